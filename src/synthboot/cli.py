@@ -1,0 +1,301 @@
+"""The verbs. The only file that prints: results to stdout, progress to stderr, `--json` for machines.
+
+Exit codes: 0 done, 1 a bug, 2 something the user can mend (one line, with what to do), 130 Ctrl-C. Text of the corpus is
+stripped of control characters before it reaches a terminal. Heavy imports happen inside the verbs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from synthboot.config import Config
+    from synthboot.pipeline import State, Unit
+
+STAGE_HELP = {
+    "corpus": "Read, clean, split and tokenize the text.",
+    "embed": "Give every document a vector.",
+    "pair": "Find related documents.",
+    "base": "Train the language model on real text.",
+    "tune": "Tune the synthesizer p(d2|d1).",
+    "synthesize": "Sample the synthetic corpus.",
+    "pretrain": "Train every arm from scratch.",
+    "evaluate": "Score every arm on the holdout.",
+    "analyze": "Measure the synthetic text beside the real.",
+    "report": "Write the report page.",
+}
+
+
+class Verb(click.Command):
+    """A command whose user errors are one line and exit code 2."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run it, turning errors into exit codes."""
+        from synthboot.errors import SynthbootError
+
+        try:
+            return super().invoke(context)
+        except SynthbootError as error:
+            click.echo(f"error: {_plain(str(error))}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("stopped; finished shards are kept, the same command goes on from there", err=True)
+            sys.exit(130)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="synthboot")
+def main() -> None:
+    """Synthetic Bootstrapped Pretraining: pair related documents, tune a synthesizer p(d2|d1), sample a corpus from it,
+    pretrain on both, and show what that bought."""
+
+
+def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
+    @click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
+    @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a setting, e.g. pair.num_neighbors=8.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @wraps(function)
+    def wrapped(config_file: Path, sets: tuple[str, ...], as_json: bool, **rest: Any) -> Any:
+        from synthboot import config
+
+        return function(config.load(config_file, set=config.parse_set(sets)), as_json, **rest)
+
+    return wrapped
+
+
+@main.command(cls=Verb)
+@_configured
+def run(cfg: Config, as_json: bool) -> None:
+    """Make every artifact that is missing or stale, then print the comparison."""
+    _execute(cfg, "report", as_json)
+
+
+def _stage_verb(stage: str) -> None:
+    @main.command(stage, cls=Verb, help=f"{STAGE_HELP[stage]} Makes what it reads first, where that is missing or stale.")
+    @_configured
+    def verb(cfg: Config, as_json: bool) -> None:
+        _execute(cfg, stage, as_json)
+
+
+for _stage in STAGE_HELP:
+    _stage_verb(_stage)
+
+
+@main.command(cls=Verb)
+@_configured
+def plan(cfg: Config, as_json: bool) -> None:
+    """Say what `run` would do and why, and what it would cost."""
+    from synthboot import estimate, pipeline
+
+    artifacts = pipeline.units(cfg)
+    states = pipeline.state(cfg, artifacts)
+    cost = estimate.estimate(cfg, artifacts, states)
+    if as_json:
+        units = {n: {"status": s.status, "reasons": list(s.reasons)} for n, s in states.items()}
+        click.echo(json.dumps({"units": units, "estimate": cost}, indent=1))
+        return
+    _print_states(artifacts, states)
+    click.echo(estimate.sentence(cost))
+
+
+@main.command(cls=Verb)
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(run_folder: Path, as_json: bool) -> None:
+    """Show where a run stands."""
+    from synthboot import inspect
+
+    rows = inspect.status(run_folder)
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    _print_table(
+        ["artifact", "status", "tokens", "seconds", "peak memory"],
+        [[r["unit"], r["status"], _count(r["tokens"]), _count(r["seconds"]), _size(r["peak_memory_bytes"])] for r in rows],
+    )
+
+
+@main.command(cls=Verb)
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("what", type=click.Choice(["pairs", "synthetic", "copies", "quarantine"]))
+@click.option("-n", "count", default=3, show_default=True, help="How many examples.")
+@click.option("--near", type=float, help="Pairs with a similarity near this.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(run_folder: Path, what: str, count: int, near: float | None, as_json: bool) -> None:
+    """Read examples in the terminal: pairs side by side, synthetic text, what was copied, what was quarantined."""
+    from synthboot import inspect
+
+    examples = inspect.examples(run_folder, what, count, near)
+    if as_json:
+        click.echo(json.dumps(examples, indent=1, ensure_ascii=False))
+        return
+    if not examples:
+        click.echo(f"no {what} in {run_folder}")
+    for example in examples:
+        _print_example(example)
+
+
+@main.command(cls=Verb)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Put the scores of several runs, and the settings they differ in, side by side."""
+    from synthboot import inspect
+
+    result = inspect.compare(list(runs))
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    rows = [
+        [run, arm, _with_interval(entry["loss"]), f"{entry['bits_per_byte'][0]:.4f}", _share(entry)]
+        for run, scores in result["scores"].items()
+        for arm, entry in scores.items()
+    ]
+    _print_table(["run", "arm", "holdout loss", "bits/byte", "oracle share"], rows)
+    if result["differences"]:
+        _print_table(["setting", *result["scores"]], [[key, *map(str, values)] for key, values in result["differences"].items()])
+
+
+def _execute(cfg: Config, target: str, as_json: bool) -> None:
+    from synthboot import pipeline
+
+    units = pipeline.needed(pipeline.units(cfg), target)
+    states = pipeline.state(cfg, units)
+    todo = {name: s for name, s in states.items() if s.status != "done"}
+    stale = {n: s for n, s in todo.items() if s.status == "stale" and not s.reasons[0].endswith((" changed", "stale", "missing", "partial"))}
+    for name, s in stale.items():
+        click.echo(f"{name}: stale ({', '.join(s.reasons)}); it and what reads it will be rebuilt", err=True)
+    with _progress(len(todo)) as tell:
+        pipeline.run(cfg, target, tell)
+    scores = units[target].folder(cfg.folder) if target in units else None
+    evaluated = pipeline.units(cfg)["evaluate"].folder(cfg.folder) / "evaluate.json"
+    if target in ("report", "evaluate"):
+        result = json.loads(evaluated.read_text("utf-8"))
+        if as_json:
+            click.echo(json.dumps(result, indent=1))
+        else:
+            _print_scores(result)
+    elif as_json:
+        click.echo(json.dumps({name: states[name].status for name in units}, indent=1))
+    else:
+        click.echo(f"{target}: done, {len(todo)} artifacts made, {len(units) - len(todo)} were there ({cfg.folder})")
+    if target == "report" and scores is not None and not as_json:
+        click.echo(f"report: {scores / 'report.html'}")
+
+
+class _progress:
+    """Progress on stderr: bars with the time left on a terminal, a line per event elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        self.live = self.console.is_terminal
+        self.total, self.done = total, 0
+        self.tasks: dict[str, Any] = {}
+        self.bars = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[words]}", markup=False),
+            console=self.console, disable=not self.live,
+        )  # fmt: skip
+
+    def __enter__(self) -> Callable[[str, str, Any], None]:
+        self.bars.start()
+        return self.tell
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def tell(self, name: str, kind: str, value: Any) -> None:
+        if kind == "start":
+            self.tasks[name] = self.bars.add_task(name, total=1.0, words="starting")
+        elif kind == "progress":
+            done, words = value
+            self.bars.update(self.tasks[name], completed=done, words=_plain(words))
+        elif kind == "done":
+            self.done += 1
+            self.bars.remove_task(self.tasks[name])
+            self.console.print(
+                f"[{self.done}/{self.total}] {name}: {value['seconds']:.1f} s, {_size(value['peak_memory_bytes'])}",
+                markup=False, highlight=False,
+            )  # fmt: skip
+
+
+def _print_states(units: dict[str, Unit], states: dict[str, State]) -> None:
+    for name in units:
+        found = states[name]
+        reasons = f" ({', '.join(found.reasons)})" if found.reasons else ""
+        click.echo(f"{name}: {found.status}{reasons}")
+
+
+def _print_scores(result: dict[str, Any]) -> None:
+    chosen = result[result["checkpoint"]]
+    other = "last" if result["checkpoint"] == "best" else "best"
+    rows = []
+    for arm, entry in chosen["arms"].items():
+        ledgers = result["ledgers"][arm]
+        ledger = next(iter(ledgers.values()))
+        rows.append(
+            [
+                arm, _with_interval(entry["loss"]), f"{result[other]['arms'][arm]['loss'][0]:.4f}",
+                f"{entry['perplexity'][0]:.2f}", f"{entry['bits_per_byte'][0]:.4f}", _share(entry),
+                f"{ledger['real_passes']:.1f} x {_count(ledger['unique_real_tokens'])}",
+                _count(ledger["synthetic_tokens"]),
+            ]
+        )  # fmt: skip
+    header = ["arm", f"holdout loss ({result['checkpoint']})", f"({other})", "perplexity", "bits/byte", "oracle share"]
+    _print_table([*header, "real text", "synthetic"], rows)
+    click.echo(result["verdict"])
+
+
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
+    widths = [max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))]
+    for row in [header, ["-" * w for w in widths], *rows]:
+        click.echo("  ".join(_plain(str(cell)).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_example(example: dict[str, Any]) -> None:
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = Console()
+    panels = []
+    for title, parts in example["texts"].items():
+        text = Text()
+        for part, mark in parts:
+            text.append(_plain(part), style=("", "bold yellow", "bold red")[mark])
+        panels.append(Panel(text, title=Text(_plain(title)), width=max(40, console.width // len(example["texts"]) - 1)))
+    console.print(Text(_plain(example["title"]), style="bold"))
+    console.print(Columns(panels))
+
+
+def _plain(text: str) -> str:
+    """Text without control characters, which could move the cursor or repaint the screen."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _with_interval(value: list[float]) -> str:
+    return f"{value[0]:.4f} [{value[1]:.4f}, {value[2]:.4f}]"
+
+
+def _share(entry: dict[str, Any]) -> str:
+    share = entry.get("oracle_share")
+    return "" if share is None else f"{share[0]:.0%} [{share[1]:.0%}, {share[2]:.0%}]"
+
+
+def _count(number: float | None) -> str:
+    return "" if number is None else f"{number:,.0f}"
+
+
+def _size(number: float | None) -> str:
+    return "" if number is None else f"{number / 2**30:.2f} GiB"

@@ -1,0 +1,385 @@
+"""Every knob on one page.
+
+Sections stand in pipeline order. The text under a field is its help text. All models are frozen, and an unknown key is
+an error that names the nearest known one. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+
+from synthboot.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, documented, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Model(Section):
+    """The language model. Source: arXiv:2509.15248, Llama 3 layout with QK-norm (`Qwen3Config` in transformers)."""
+
+    layers: PositiveInt = 4
+    """Transformer blocks."""
+    width: PositiveInt = 256
+    """Hidden size."""
+    heads: PositiveInt = 4
+    """Query heads."""
+    kv_heads: PositiveInt | None = None
+    """Key/value heads; as many as query heads unless set."""
+    ffn: PositiveInt | None = None
+    """Inner size of the gated MLP; three times the width unless set."""
+    seq_len: PositiveInt = 512
+    """Tokens in one training row, and the window that d1 and d2 share. Deviation: the paper tunes at twice its
+    pretraining length; here one length serves both, so that no position is met for the first time in tuning."""
+    rope_theta: float = Field(10_000.0, gt=0)
+    """Base of the rotary position embedding (the paper: 5e5 at 4,096 tokens)."""
+    init_from: str | None = None
+    """A Hugging Face folder or name to continue from; the sizes above are then ignored and its tokenizer is used."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Model:
+        if self.init_from is None and self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} must be a multiple of twice the heads ({2 * self.heads})")
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        return self
+
+
+class Budget(Section):
+    """What every arm may spend. Compute-matched: all arms train on exactly `train_tokens`."""
+
+    unique_tokens: PositiveInt
+    """Size of D_pretrain: the unique real tokens that everything but the oracle may use."""
+    train_tokens: PositiveInt
+    """Tokens every arm trains on, rounded down to whole batches; repetition makes train/unique passes."""
+
+
+class Optim(Section):
+    """AdamW with decoupled weight decay, warm-up then cosine, both in tokens."""
+
+    lr: float = Field(3e-3, gt=0)
+    """Peak learning rate."""
+    min_lr_fraction: float = Field(0.05, ge=0, le=1)
+    """Final learning rate as a fraction of the peak."""
+    weight_decay: float = Field(0.3, ge=0)
+    """Decoupled weight decay of matrices (norms have none). Heavy repetition wants far more than the usual 0.1.
+    Source: arXiv:2509.14786."""
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of `train_tokens` spent warming up (the paper: 5 %)."""
+    batch_tokens: PositiveInt = 8_192
+    """Tokens per optimizer step."""
+    micro_batch_tokens: PositiveInt | None = None
+    """Tokens per forward pass; gradients accumulate up to `batch_tokens`. The whole batch at once unless set."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW beta1."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW beta2."""
+    clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+    evals: PositiveInt = 20
+    """Validation losses taken over a run; each comes with a checkpoint that can be resumed."""
+
+
+class Engine(Section):
+    """Where and how the work runs. Never part of a fingerprint: it does not change what is computed."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU if there is one."""
+    jobs: int = Field(0, ge=0)
+    """Processes side by side, one thread each; 0 takes one per core (on a GPU: one)."""
+
+
+class Corpus(Section):
+    """Where the text comes from and how it is cleaned, split and tokenized."""
+
+    source: str | list[str]
+    """Files or folders: JSONL (plain, .gz, .zst), Parquet, text files, a saved Hugging Face dataset; globs work.
+    `hub:owner/name` or `hub:owner/name:split` streams a data set from the Hugging Face hub (needs the network)."""
+    id_field: str = "id"
+    """Field holding the document's id; file name and line stand in where it is absent."""
+    text_field: str = "text"
+    """Field holding the document's text."""
+    max_document_bytes: PositiveInt = 4_000_000
+    """Longer documents are quarantined."""
+    max_quarantine: float = Field(0.01, ge=0, le=1)
+    """Stop when more than this share of the records is bad."""
+    near_duplicates: Literal["remove", "flag", "off"] = "remove"
+    """Keep one of each group of near-duplicates, or keep all and mark them; either way a group is never split between
+    training and held-out text. `off` looks for exact duplicates only."""
+    near_duplicate_jaccard: float = Field(0.8, gt=0, le=1)
+    """Jaccard similarity of word 5-grams from which two documents are near-duplicates."""
+    validation_docs: PositiveInt = 500
+    """Documents for every choice: checkpoint, when to stop."""
+    holdout_docs: PositiveInt = 500
+    """Documents that only `evaluate` reads."""
+    tokenizer: str = "train"
+    """`train` fits a byte-level BPE on D_pretrain alone; anything else is a Hugging Face tokenizer's folder or name.
+    With `model.init_from` the model's own tokenizer is used."""
+    vocab_size: PositiveInt = 4_096
+    """Entries of a trained tokenizer, special tokens included."""
+    tokenizer_bytes: PositiveInt = 200_000_000
+    """At most this much of D_pretrain is read to train the tokenizer."""
+    shard_docs: PositiveInt = 8_192
+    """Documents per shard: the unit of work and of memory."""
+
+
+class Embed(Section):
+    """One unit vector per document."""
+
+    model: str = "self"
+    """`self` (TF-IDF and SVD fitted on this corpus, nothing external), `file`, or a sentence-transformers name."""
+    dim: PositiveInt = 256
+    """Dimensions of `self`."""
+    hash_features: PositiveInt = 262_144
+    """Buckets of the hashed word uni- and bigrams of `self`."""
+    fit_docs: PositiveInt = 20_000
+    """Documents the SVD is fitted on."""
+    path: str | None = None
+    """`file`: an .npy or .safetensors array (one row per document of D_pretrain then validation, in order), or Parquet
+    with `id` and `vector`, matched by id."""
+
+
+class Pair(Section):
+    """Which ordered pairs (d1, d2) the synthesizer learns from."""
+
+    num_neighbors: PositiveInt = 16
+    """Nearest neighbours looked at per document. Deviation: the paper takes 200 of 582M documents."""
+    min_similarity: float | Literal["auto"] = "auto"
+    """Alpha: keep pairs at least this similar. `auto` takes the similarity that `auto_chance` of random pairs reach."""
+    auto_chance: float = Field(0.001, gt=0, lt=1)
+    """Share of random pairs that may pass `auto`."""
+    max_overlap: float = Field(0.5, gt=0, le=1)
+    """Drop pairs sharing more than this share of the shorter one's shingles: they would teach copying."""
+    shingle_tokens: PositiveInt = 13
+    """Tokens in a shingle."""
+    heldout_share: float = Field(0.05, ge=0, lt=0.5)
+    """Share of D_pretrain's documents kept out of tuning, to measure p(d2|d1) on."""
+
+
+class Tune(Section):
+    """The synthesizer p(d2|d1), tuned from base's best-validation checkpoint."""
+
+    lr: float = Field(5e-4, gt=0)
+    """Learning rate, constant after the warm-up."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay."""
+    batch_tokens: PositiveInt = 8_192
+    """Tokens per step, padding included."""
+    max_passes: float = Field(4.0, gt=0)
+    """Most passes over the pairs."""
+    max_tokens: PositiveInt | None = None
+    """Most tokens spent, padding included; whichever of the two comes first."""
+    evals_per_pass: PositiveInt = 4
+    """Held-out losses taken per pass; each comes with a checkpoint that can be resumed."""
+    patience: PositiveInt = 3
+    """Stop after this many held-out losses without a new best; the best is kept."""
+    eval_pairs: PositiveInt = 256
+    """Held-out pairs the loss is taken on."""
+
+
+class Synthesize(Section):
+    """Sampling S_pretrain from the synthesizer. Source: arXiv:2509.15248 (temperature 1, top-p 0.9 likely)."""
+
+    temperature: float = Field(1.0, ge=0)
+    """Softmax temperature; 0 is greedy."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    """Nucleus mass."""
+    max_tokens: PositiveInt | None = None
+    """Longest d2; what the window leaves after d1 unless set."""
+    min_tokens: int = Field(16, ge=1)
+    """Shorter outputs are dropped as empty."""
+    keep_unfinished: bool = False
+    """Keep outputs that hit the length limit before their end token."""
+    max_loop_share: float = Field(0.5, gt=0, le=1)
+    """Drop an output when more than this share of its 8-grams repeat an earlier one of it."""
+    chunk: PositiveInt = 256
+    """Requests per chunk, the unit that is committed and redone."""
+    batch: PositiveInt = 64
+    """Rows decoded together."""
+
+
+class Arm(Section):
+    """A recipe: where an arm's text comes from. Arms differ in nothing else."""
+
+    synthetic: Literal["related", "random_pairs", "unconditional"] | None = None
+    """Synthetic text from a synthesizer tuned on related pairs (the method), from one tuned on random pairs, or sampled
+    from base with no d1 (both controls); none for real text alone."""
+    share: float = Field(0.0, ge=0, lt=1)
+    """Share of `train_tokens` that is synthetic."""
+    order: Literal["mixed", "synthetic_first"] = "mixed"
+    """Spread evenly over the run (the paper), or before all real text."""
+    unique_tokens: PositiveInt | Literal["all"] | None = None
+    """Unique real tokens of this arm when not `budget.unique_tokens`: makes it an oracle."""
+
+    @model_validator(mode="after")
+    def _share_with_source(self) -> Arm:
+        if (self.synthetic is None) != (self.share == 0.0):
+            raise ValueError("`synthetic` and a `share` above 0 go together")
+        return self
+
+
+class Pretrain(Section):
+    """Training every arm from scratch."""
+
+    seeds: list[int] = Field([0], min_length=1)
+    """One model per arm and seed; the seed sets the initial weights and the order of the text."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"{seeds} names a seed twice; two models of one seed are the same model")
+        return seeds
+
+
+class Evaluate(Section):
+    """Held-out scores and their intervals."""
+
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint of an arm the verdict is about: the one of best validation loss, or the last. Both are shown.
+    Deviation: the paper reads the last; `best` gives repetition the early stopping it needs when it overfits."""
+    bootstrap: PositiveInt = 2_000
+    """Resamples of documents and seeds behind every interval."""
+    confidence: float = Field(0.95, gt=0, lt=1)
+    """Mass of the intervals."""
+
+
+class Analyze(Section):
+    """Measuring the synthetic text beside the real."""
+
+    docs: PositiveInt = 2_000
+    """Documents sampled from each kind of text."""
+    copy_tokens: PositiveInt = 13
+    """A run of this many tokens in common counts as copied."""
+    examples: PositiveInt = 24
+    """Examples for the report."""
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run folder."""
+    root: str = "runs"
+    """Folder that run folders live in."""
+    seed: int = 0
+    """Seed of pairing, tuning and sampling; arms have `pretrain.seeds`."""
+    model: Model = Model()
+    budget: Budget
+    optim: Optim = Optim()
+    engine: Engine = Engine()
+    corpus: Corpus
+    embed: Embed = Embed()
+    pair: Pair = Pair()
+    tune: Tune = Tune()
+    synthesize: Synthesize = Synthesize()
+    arms: dict[str, Arm]
+    """Recipes by name; `repetition` must be among them."""
+    pretrain: Pretrain = Pretrain()
+    evaluate: Evaluate = Evaluate()
+    analyze: Analyze = Analyze()
+
+    @model_validator(mode="after")
+    def _arms(self) -> Config:
+        base = self.arms.get("repetition")
+        if base is None or base != Arm():
+            raise ValueError("`arms` needs `repetition: {}`: base, the model everything is compared with")
+        for name in self.arms:
+            if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
+                raise ValueError(f"arm name {name!r} may hold letters, digits, '_', '-' and '.' only")
+        if self.optim.batch_tokens < self.model.seq_len:
+            raise ValueError(f"optim.batch_tokens {self.optim.batch_tokens} is less than one row ({self.model.seq_len})")
+        if self.budget.train_tokens < self.optim.batch_tokens:
+            raise ValueError("budget.train_tokens is less than one optimizer step (optim.batch_tokens)")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.root) / self.name
+
+
+def load(source: str | Path | Mapping[str, Any], set: Mapping[str, Any] | None = None) -> Config:
+    """The checked configuration of a YAML file (or mapping) with `set` applied (`{"pair.num_neighbors": 8}`).
+
+    Raises ConfigError, naming the key and the nearest known one, for anything that is not a valid configuration.
+    """
+    if isinstance(source, Mapping):
+        where, raw = "config", dict(source)
+    else:
+        where = str(source)
+        try:
+            raw = yaml.safe_load(Path(source).read_text("utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{where}: no such file; the shipped ones are in configs/") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}: cannot be read: {error}") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: expected sections such as `corpus:` and `budget:`, found {type(raw).__name__}")
+    for key, value in (set or {}).items():
+        _assign(raw, key, value)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def parse_set(items: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """`section.key=value` strings as a mapping, values read as YAML."""
+    parsed: dict[str, Any] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {item}: expected section.key=value, for example --set pair.num_neighbors=8")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {item}: the value is not YAML") from None
+    return parsed
+
+
+def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        if raw.get(part) is None:
+            raw[part] = {}
+        raw = raw[part]
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{key}: {part} is not a section")
+    raw[last] = value
+
+
+def _explain(error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    where = ".".join(path) or "config"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], _fields(path[:-1]), n=1)
+        return f"{where}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    if error["type"] == "missing":
+        return f"{where}: required, and not given"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" + ("" if error["type"] == "value_error" else f" (got {error['input']!r})")
+
+
+def _fields(path: list[str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for i, part in enumerate(path):
+        if model is Config and part == "arms":
+            return list(Arm.model_fields) if len(path) > i + 1 else list(model.model_fields)
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        options = [annotation, *get_args(annotation)]
+        nested = [a for a in options if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)

@@ -1,0 +1,53 @@
+"""Ordered pairs of documents and the Parquet file they lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64
+
+from synthboot.data.artifacts import read_json, write_json
+
+TRAIN, HELDOUT, VALIDATION = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Ordered pairs, most similar first. `d1` indexes D_pretrain; `d2` does too, but for VALIDATION pairs, where it
+    indexes the validation set. `report` holds alpha and why, what was dropped, and histograms."""
+
+    d1: Int64[np.ndarray, " pair"]
+    d2: Int64[np.ndarray, " pair"]
+    similarity: Float32[np.ndarray, " pair"]
+    split: Int64[np.ndarray, " pair"]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def only(self, split: int) -> Pairs:
+        """The pairs of one split."""
+        chosen = self.split == split
+        return Pairs(self.d1[chosen], self.d2[chosen], self.similarity[chosen], self.split[chosen], self.report)
+
+    def __len__(self) -> int:
+        return len(self.d1)
+
+    def __iter__(self) -> Iterator[tuple[int, int, float]]:
+        return iter(zip(self.d1.tolist(), self.d2.tolist(), self.similarity.tolist(), strict=True))
+
+    def save(self, folder: Path) -> None:
+        """Write `pairs.parquet` and `pairs.json`."""
+        names = ("d1", "d2", "similarity", "split")
+        pq.write_table(pa.table({n: getattr(self, n) for n in names}), folder / "pairs.parquet", compression="zstd")
+        write_json(folder / "pairs.json", self.report)
+
+    @staticmethod
+    def load(folder: Path) -> Pairs:
+        """Read what `save` wrote."""
+        table = pq.read_table(folder / "pairs.parquet")
+        columns = [table[n].to_numpy() for n in ("d1", "d2", "similarity", "split")]
+        return Pairs(*columns, report=read_json(folder / "pairs.json"))

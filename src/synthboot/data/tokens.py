@@ -1,0 +1,85 @@
+"""Token shards: flat little-endian uint16 or uint32 with the document boundaries beside them.
+
+A shard folder holds `tokens.bin` and `index.npy` (int64, documents + 1, starting at 0). Both are memory-mapped, so a
+corpus costs address space, not memory; only the boundaries (8 bytes a document) are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from synthboot.errors import CorruptArtifact
+
+
+def write(folder: Path, documents: Iterable[Sequence[int]], vocab_size: int) -> int:
+    """Write the documents as one shard and return the number of tokens."""
+    dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+    bounds = [0]
+    with open(folder / "tokens.bin", "wb") as file:
+        for document in documents:
+            file.write(np.asarray(document, dtype).tobytes())
+            bounds.append(bounds[-1] + len(document))
+    np.save(folder / "index.npy", np.array(bounds, np.int64), allow_pickle=False)
+    return bounds[-1]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Documents as token arrays, across shards. `bounds[i]:bounds[i + 1]` is document i in the run of all tokens."""
+
+    shards: tuple[Integer[np.ndarray, " token"], ...]
+    first_docs: Int64[np.ndarray, " shard"]
+    bounds: Int64[np.ndarray, " doc_and_one"]
+
+    @staticmethod
+    def open(folders: Iterable[Path]) -> Tokens:
+        """Map the shards in the given order. Raises CorruptArtifact where a file does not fit its index."""
+        shards: list[np.ndarray] = []
+        bounds: list[np.ndarray] = [np.zeros(1, np.int64)]
+        first_docs, total, docs = [], 0, 0
+        for folder in folders:
+            index = np.load(folder / "index.npy", allow_pickle=False)
+            size, count = (folder / "tokens.bin").stat().st_size, int(index[-1])
+            if size not in (2 * count, 4 * count):
+                raise CorruptArtifact(f"{folder}/tokens.bin: {size} bytes do not fit {count} tokens")
+            dtype = np.dtype("<u2" if size == 2 * count else "<u4")
+            shards.append(np.memmap(folder / "tokens.bin", dtype, "r") if count else np.empty(0, dtype))
+            bounds.append(index[1:] + total)
+            first_docs.append(docs)
+            total, docs = total + count, docs + len(index) - 1
+        return Tokens(tuple(shards), np.array(first_docs, np.int64), np.concatenate(bounds))
+
+    @staticmethod
+    def of(documents: Sequence[Sequence[int]]) -> Tokens:
+        """Documents in memory, for the Python API and tests."""
+        flat = np.array([t for d in documents for t in d], np.uint32)
+        bounds = np.cumsum([0, *map(len, documents)], dtype=np.int64)
+        return Tokens((flat,), np.zeros(1, np.int64), bounds)
+
+    def head(self, docs: int) -> Tokens:
+        """The first `docs` documents: subsets of one pool are nested."""
+        return Tokens(self.shards, self.first_docs, self.bounds[: docs + 1])
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all documents together."""
+        return int(self.bounds[-1])
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " doc"]:
+        """Tokens of each document."""
+        return np.diff(self.bounds)
+
+    def __getitem__(self, doc: int) -> Integer[np.ndarray, " token"]:
+        """The tokens of one document, a view of the file."""
+        shard = int(np.searchsorted(self.first_docs, doc, side="right")) - 1
+        origin = self.bounds[self.first_docs[shard]]
+        return self.shards[shard][self.bounds[doc] - origin : self.bounds[doc + 1] - origin]

@@ -1,0 +1,168 @@
+"""Where work runs on one machine: processes side by side, one thread each.
+
+One thread a process keeps results the same whatever `engine.jobs` is, and several processes use the cores better than
+several threads do at these sizes. Workers come from a fork server that has imported torch once. A worker whose parent is
+gone, however it went, ends itself; a worker that dies is an error here, never a hang.
+
+`start`/`wait` run whole units side by side; `imap` streams items through workers and yields results in item order.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from synthboot.errors import SynthbootError
+
+_PRELOAD = ["torch", "transformers.models.qwen3.modeling_qwen3", "sklearn.feature_extraction.text", "pyarrow.parquet"]
+
+
+class WorkerDied(SynthbootError):
+    """A worker process ended without a word: killed, or out of memory."""
+
+
+class WorkerFailed(Exception):
+    """An unexpected exception in a worker, with its traceback."""
+
+
+def jobs(wanted: int) -> int:
+    """How many processes to use: `wanted`, or one per core this process may use."""
+    return wanted or len(os.sched_getaffinity(0))
+
+
+class Pool:
+    """Processes that each run one function and tell how they get on."""
+
+    def __init__(self) -> None:
+        _one_thread()
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(_PRELOAD)
+        self._running: dict[Connection, tuple[Any, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def keys(self) -> set[Any]:
+        """What still runs."""
+        return {key for key, _ in self._running.values()}
+
+    def start(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Connection:
+        """Run `function(*arguments, connection)` in a new process."""
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_main, args=(theirs, function, arguments), daemon=False)
+        process.start()
+        theirs.close()
+        self._running[ours] = (key, process)
+        return ours
+
+    def wait(self) -> list[tuple[Any, str, Any]]:
+        """What has happened since: (key, "progress" | "done" | "failed", value), at least one."""
+        events = []
+        for connection in wait(list(self._running)):
+            assert isinstance(connection, Connection)
+            key, process = self._running[connection]
+            try:
+                kind, value = connection.recv()
+            except (EOFError, OSError):
+                process.join()
+                reason = f"exit code {process.exitcode}" + (" (out of memory?)" if process.exitcode == -9 else "")
+                kind, value = "failed", WorkerDied(f"{key}: its process died, {reason}; run again to go on from there")
+            if kind != "progress":
+                del self._running[connection]
+                connection.close()
+                process.join()
+            events.append((key, kind, value))
+        return events
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        for connection, (_, process) in self._running.items():
+            process.kill()
+            process.join()
+            connection.close()
+        self._running.clear()
+
+
+def imap(
+    setup: Callable[..., Callable[[Any], Any]], arguments: Sequence[Any], items: Iterable[Any], workers: int
+) -> Iterator[Any]:
+    """`setup(*arguments)(item)` for every item, in order, computed by `workers` processes that each call setup once.
+
+    Each worker holds one item at a time; closing the generator stops the workers.
+    """
+    if workers == 1:
+        handle = setup(*arguments)
+        for item in items:
+            yield handle(item)
+        return
+    pool = Pool()
+    source = enumerate(items)
+    try:
+        names = [f"worker {i + 1}" for i in range(workers)]
+        connections = {name: pool.start(name, _serve, setup, tuple(arguments)) for name in names}
+        results: dict[int, Any] = {}
+        sent, turn = sum(_send(connection, source) for connection in connections.values()), 0
+        while turn < sent:
+            for key, kind, value in pool.wait():
+                if kind != "progress":
+                    raise value if kind == "failed" else WorkerDied(f"{key}: ended early")
+                number, result = value
+                results[number] = result
+                sent += _send(connections[key], source)
+            while turn in results:
+                yield results.pop(turn)
+                turn += 1
+    finally:
+        pool.close()
+
+
+def _send(connection: Connection, source: Iterator[tuple[int, Any]]) -> int:
+    item = next(source, None)
+    if item is None:
+        return 0
+    connection.send(item)
+    return 1
+
+
+def _serve(setup: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], connection: Connection) -> None:
+    handle = setup(*arguments)
+    while True:
+        number, item = connection.recv()
+        connection.send(("progress", (number, handle(item))))
+
+
+def _main(connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """A worker's life: no thread but ours, no Ctrl-C of its own, no life after its parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        connection.send(("done", function(*arguments, connection)))
+    except SynthbootError as error:
+        connection.send(("failed", error))
+    except EOFError:
+        pass  # the other end is gone
+    except BaseException:
+        connection.send(("failed", WorkerFailed(traceback.format_exc())))
+
+
+def _end_with(sentinel: Any) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+def _one_thread() -> None:
+    """Libraries read these when they are first imported, which is in the fork server."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

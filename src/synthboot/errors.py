@@ -1,0 +1,44 @@
+"""Every error a user can meet. Each message says where, what, and what to do about it.
+
+The command line prints these as one line and exits with 2; anything else is a bug and exits with 1.
+"""
+
+
+class SynthbootError(Exception):
+    """Base of all errors that the user, not the programmer, can mend."""
+
+
+class ConfigError(SynthbootError):
+    """The configuration asks for something that does not exist or cannot be."""
+
+
+class DataError(SynthbootError):
+    """The user's files are missing, unreadable, or hold too many bad records."""
+
+
+class BudgetError(SynthbootError):
+    """There is not enough text for the tokens that were asked for."""
+
+
+class MissingArtifact(SynthbootError):
+    """A stage was asked for before the stages it reads have run."""
+
+
+class CorruptArtifact(SynthbootError):
+    """A file on disk is not the file that its manifest describes."""
+
+
+class UnfairComparison(SynthbootError):
+    """The arms differ in more than their data, so no comparison of them would mean anything."""
+
+
+class StorageError(SynthbootError):
+    """The disk is full or the run folder cannot be written."""
+
+
+class LockedRun(SynthbootError):
+    """Another process is working on this run folder."""
+
+
+class TrainingError(SynthbootError):
+    """Training diverged, or a checkpoint does not fit the model it is loaded into."""

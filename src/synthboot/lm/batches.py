@@ -1,0 +1,221 @@
+"""Which tokens a step trains on: a pure function of (plan, step), so that resuming needs one integer.
+
+`Stream` is an endless run of a corpus' documents, shuffled anew on every pass and read from any position. `Plan` mixes a
+real and a synthetic stream row by row; which rows are synthetic follows from integer arithmetic, so the shares are exact
+at every step. `PairPlan` packs pairs for tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from synthboot.data.tokens import Tokens
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one step. `targets` is IGNORE where no loss is taken; `segments` numbers what may see each other (0 is
+    padding) and `positions` restarts with each; both are None where a row is one run of text."""
+
+    inputs: Int64[np.ndarray, "row token"]
+    targets: Int64[np.ndarray, "row token"]
+    segments: Int64[np.ndarray, "row token"] | None = None
+    positions: Int64[np.ndarray, "row token"] | None = None
+
+
+class Batches(Protocol):
+    """What the training loop needs of its data."""
+
+    steps: int
+    batch_tokens: int
+
+    def batch(self, step: int) -> Batch:
+        """The rows of a step, counted from 0."""
+        ...
+
+
+class Stream:
+    """All documents in an order shuffled per pass, end to end, for ever; position 0 is the first token of pass 0."""
+
+    def __init__(self, tokens: Tokens, seed: tuple[int, ...]) -> None:
+        self.tokens, self.seed = tokens, seed
+        self._order: Callable[[int], tuple[np.ndarray, np.ndarray]] = lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        order = np.random.default_rng([*self.seed, number]).permutation(len(self.tokens))
+        return order, np.concatenate(([0], np.cumsum(self.tokens.lengths[order])))
+
+    def read(self, start: int, count: int) -> Int64[np.ndarray, " token"]:
+        """`count` tokens from position `start` on, across documents and passes."""
+        pieces: list[np.ndarray] = []
+        total = self.tokens.num_tokens
+        while count:
+            number, place = divmod(start, total)
+            order, bounds = self._order(number)
+            slot = int(np.searchsorted(bounds, place, side="right")) - 1
+            offset = place - int(bounds[slot])
+            piece = self.tokens[int(order[slot])][offset : offset + count]
+            pieces.append(piece.astype(np.int64))
+            start, count = start + len(piece), count - len(piece)
+        return np.concatenate(pieces)
+
+
+class Plan:
+    """The rows of an arm: real text on as many passes as it takes, synthetic text once, spread evenly or put first.
+
+    `train_tokens` is rounded down to whole batches and `share` to whole rows. Row i of a mixed run is synthetic where
+    floor(i * synthetic_rows / rows) steps up.
+    """
+
+    def __init__(
+        self,
+        real: Tokens,
+        synthetic: Tokens | None = None,
+        share: float = 0.0,
+        *,
+        seq_len: int,
+        batch_tokens: int,
+        train_tokens: int,
+        seed: int,
+        end: int,
+        order: Literal["mixed", "synthetic_first"] = "mixed",
+    ) -> None:
+        self.seq_len, self.end, self.order = seq_len, end, order
+        self.rows = batch_tokens // seq_len
+        self.batch_tokens = self.rows * seq_len
+        self.steps = train_tokens // self.batch_tokens
+        self.synthetic_rows = round(share * self.rows * self.steps)
+        self.real, self.synthetic = Stream(real, (seed, 1)), Stream(synthetic or real, (seed, 2))
+
+    def batch(self, step: int) -> Batch:
+        """The rows of a step. A row's first input is the token before it, so every token is a target exactly once."""
+        tokens = np.stack([self._row(i) for i in range(step * self.rows, (step + 1) * self.rows)])
+        return Batch(tokens[:, :-1], tokens[:, 1:])
+
+    def _row(self, row: int) -> np.ndarray:
+        if self.order == "synthetic_first":
+            before, synthetic = min(row, self.synthetic_rows), row < self.synthetic_rows
+        else:
+            total = self.rows * self.steps
+            before = row * self.synthetic_rows // total
+            synthetic = (row + 1) * self.synthetic_rows // total > before
+        start = (before if synthetic else row - before) * self.seq_len
+        stream = self.synthetic if synthetic else self.real
+        if start == 0:
+            return np.concatenate(([self.end], stream.read(0, self.seq_len)))
+        return stream.read(start - 1, self.seq_len + 1)
+
+    def ledger(self) -> dict[str, float]:
+        """Tokens by source, and passes over each, over the whole run."""
+        synthetic = self.synthetic_rows * self.seq_len
+        real = self.steps * self.batch_tokens - synthetic
+        return {
+            "steps": self.steps,
+            "batch_tokens": self.batch_tokens,
+            "train_tokens": self.steps * self.batch_tokens,
+            "real_tokens": real,
+            "unique_real_tokens": self.real.tokens.num_tokens,
+            "real_passes": real / self.real.tokens.num_tokens,
+            "synthetic_tokens": synthetic,
+            "synthetic_passes": synthetic / self.synthetic.tokens.num_tokens if synthetic else 0.0,
+        }
+
+
+def cut_pair(d1: int, d2: int, window: int) -> tuple[int, int]:
+    """How many tokens of d1 and d2 (its end included) fit a window of end + d1 + separator + d2, heads kept.
+
+    Each is entitled to half of it; what one leaves, the other may use.
+    """
+    room = window - 1  # the row's targets are its inputs shifted by one: end + d1 + separator + d2 without its last
+    half = room // 2
+    first = min(d1, max(half, room - d2))
+    return first, min(d2, room - first)
+
+
+def pair_row(
+    d1: Integer[np.ndarray, " a"], d2: Integer[np.ndarray, " b"], window: int, end: int, separator: int
+) -> tuple[Int64[np.ndarray, " token"], Int64[np.ndarray, " token"]]:
+    """Inputs and targets of one pair, at most `window` long; the loss is on d2 and its end alone.
+
+    Both documents come closed by `end`; d1 loses it, and a d2 cut short keeps no end that it did not reach.
+    """
+    first, second = cut_pair(len(d1) - 1, len(d2), window)
+    tokens = np.concatenate(([end], d1[: min(first, len(d1) - 1)], [separator], d2[:second])).astype(np.int64)
+    targets = tokens[1:].copy()
+    targets[: len(tokens) - 1 - second] = IGNORE
+    return tokens[:-1], targets
+
+
+class PairPlan:
+    """Pairs packed into rows of `seq_len`, several to a row, none seeing another; shuffled anew on every pass.
+
+    Packing is first-fit by falling length within groups of 512 shuffled pairs. The last rows of a pass that do not fill a
+    batch are filled from the next.
+    """
+
+    def __init__(
+        self, first: Tokens, d1: Sequence[int], d2: Sequence[int], *, seq_len: int, batch_tokens: int,
+        tokens: int, seed: int, end: int, separator: int,
+    ) -> None:  # fmt: skip
+        self.tokens, self.d1, self.d2 = first, np.asarray(d1, np.int64), np.asarray(d2, np.int64)
+        self.seq_len, self.seed, self.end, self.separator = seq_len, seed, end, separator
+        self.rows = max(1, batch_tokens // seq_len)
+        self.batch_tokens = self.rows * seq_len
+        self.steps = max(1, tokens // self.batch_tokens)
+        lengths = first.lengths
+        cuts = [cut_pair(int(lengths[a]) - 1, int(lengths[b]), seq_len) for a, b in zip(self.d1, self.d2, strict=True)]
+        self.lengths = np.array([1 + a + b for a, b in cuts], np.int64)
+        self._packed: Callable[[int], list[list[int]]] = lru_cache(maxsize=2)(self._pack)
+
+    def rows_per_pass(self) -> int:
+        """Rows of the first pass; others differ by a few."""
+        return len(self._packed(0))
+
+    def _pack(self, number: int) -> list[list[int]]:
+        order = np.random.default_rng([self.seed, 3, number]).permutation(len(self.d1))
+        rows: list[list[int]] = []
+        for start in range(0, len(order), 512):
+            open_rows: list[tuple[int, list[int]]] = []
+            for pair in sorted(order[start : start + 512].tolist(), key=lambda p: -self.lengths[p]):
+                size = int(self.lengths[pair])
+                fit = next((i for i, (room, _) in enumerate(open_rows) if room >= size), None)
+                if fit is None:
+                    open_rows.append((self.seq_len - size, [pair]))
+                else:
+                    room, members = open_rows[fit]
+                    open_rows[fit] = (room - size, [*members, pair])
+            rows += [members for _, members in open_rows]
+        shuffle = np.random.default_rng([self.seed, 4, number]).permutation(len(rows))
+        return [rows[i] for i in shuffle]
+
+    def batch(self, step: int) -> Batch:
+        """The rows of a step."""
+        shape = (self.rows, self.seq_len)
+        inputs, targets = np.full(shape, self.end, np.int64), np.full(shape, IGNORE, np.int64)
+        segments, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for i in range(self.rows):
+            place = 0
+            for number, pair in enumerate(self._members(step * self.rows + i), 1):
+                x, y = pair_row(
+                    self.tokens[int(self.d1[pair])], self.tokens[int(self.d2[pair])],
+                    self.seq_len, self.end, self.separator,
+                )  # fmt: skip
+                part = slice(place, place + len(x))
+                inputs[i, part], targets[i, part], segments[i, part] = x, y, number
+                positions[i, part] = np.arange(len(x))
+                place += len(x)
+        return Batch(inputs, targets, segments, positions)
+
+    def _members(self, row: int) -> list[int]:
+        number = 0
+        while row >= (size := len(self._packed(number))):
+            row, number = row - size, number + 1
+        return self._packed(number)[row]

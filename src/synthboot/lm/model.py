@@ -1,0 +1,107 @@
+"""Build, load and save the language model: any Hugging Face causal LM; from scratch, the Llama layout with QK-norm.
+
+Source: arXiv:2509.15248 trains the Llama 3 architecture with QK-norm, which `transformers` calls Qwen3.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from synthboot import config
+from synthboot.data.artifacts import committed_folder
+from synthboot.data.tokenizer import Tokenizer
+from synthboot.errors import ConfigError, CorruptArtifact, TrainingError
+
+
+def device(name: str) -> torch.device:
+    """The device `engine.device` names. Raises ConfigError for a GPU that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("engine.device: cuda asked for, but torch sees no GPU; set engine.device=auto")
+    return torch.device(name)
+
+
+def build(cfg: config.Model, vocab_size: int, seed: int) -> Any:
+    """A model with fresh weights that depend on the seed alone; with `init_from`, that model with room for every token."""
+    torch.manual_seed(seed)
+    if cfg.init_from is not None:
+        model = _from_pretrained(cfg.init_from, ConfigError, "model.init_from")
+        longest = getattr(model.config, "max_position_embeddings", cfg.seq_len)
+        if cfg.seq_len > longest:
+            raise ConfigError(f"model.seq_len: {cfg.seq_len} is more than the {longest} positions of {cfg.init_from}")
+        if model.get_input_embeddings().weight.shape[0] < vocab_size:
+            model.resize_token_embeddings(vocab_size, mean_resizing=False)
+        return model
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    kv_heads = cfg.kv_heads or cfg.heads
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=vocab_size,
+            hidden_size=cfg.width,
+            num_hidden_layers=cfg.layers,
+            num_attention_heads=cfg.heads,
+            num_key_value_heads=kv_heads,
+            head_dim=cfg.width // cfg.heads,
+            intermediate_size=cfg.ffn or 3 * cfg.width,
+            max_position_embeddings=cfg.seq_len,
+            rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def load(folder: Path) -> Any:
+    """The model in a folder that `save` wrote. Raises CorruptArtifact where it cannot be read."""
+    return _from_pretrained(str(folder), CorruptArtifact, "checkpoint")
+
+
+def save(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
+    """Write a Hugging Face folder (config, safetensors, tokenizer) that appears whole or not at all."""
+    with committed_folder(folder) as temporary:
+        export(model, temporary, tokenizer)
+
+
+def export(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
+    """Write the Hugging Face files into an existing folder."""
+    model.generation_config.eos_token_id = tokenizer.end
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save(folder)
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Overwrite a model's weights with a checkpoint's. Raises TrainingError where they do not fit, naming the folder."""
+    from safetensors.torch import load_model
+
+    try:
+        load_model(model, folder / "model.safetensors")
+    except Exception as error:  # safetensors and torch raise several kinds
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"{folder}: unreadable checkpoint ({reason}); delete this folder to go on without it") from None
+
+
+def flops_per_token(model: Any, seq_len: int) -> float:
+    """Forward FLOPs of one token in rows of `seq_len`: two per weight of every matrix product, attention at its causal
+    half. A training step costs three times as much."""
+    cfg = model.config
+    embedding = model.get_input_embeddings().weight
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    head = model.get_output_embeddings().weight
+    weights = matrices if head is embedding else matrices - embedding.numel()
+    heads = cfg.num_attention_heads
+    attended = heads * (getattr(cfg, "head_dim", None) or cfg.hidden_size // heads)
+    return 2.0 * weights + 2.0 * cfg.num_hidden_layers * attended * seq_len
+
+
+def _from_pretrained(source: str, error_type: type[Exception], where: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except Exception as error:  # the library raises OSError, ValueError, SafetensorError, RuntimeError
+        reason = " ".join(str(error).split())[:300]
+        raise error_type(f"{where}: {source}: cannot be loaded: {reason}") from None

@@ -1,0 +1,270 @@
+"""The line of rooms: which artifacts a configuration needs, which are stale and why, and getting them made.
+
+`units` turns the recipes under `arms:` into artifacts and their parents; two arms that need the same thing share it. A
+unit starts once its parents are done, as many side by side as there are processes. `state` compares fingerprints.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from synthboot import config
+from synthboot.data import artifacts, documents
+from synthboot.errors import LockedRun, MissingArtifact
+
+STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
+VERSIONS = dict.fromkeys(STAGES, 1)
+PARALLEL = ("synthesize", "evaluate")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One artifact to be: its stage and variant, the units it reads by role, and the settings it reads."""
+
+    stage: str
+    variant: str
+    parents: dict[str, str]
+    reads: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """`stage` or `stage/variant`."""
+        return f"{self.stage}/{self.variant}" if self.variant else self.stage
+
+    def folder(self, root: Path) -> Path:
+        """Where its artifact lies: `NN-stage[/variant]`."""
+        place = root / f"{STAGES.index(self.stage) + 1:02d}-{self.stage}"
+        return place / self.variant if self.variant else place
+
+
+@dataclass(frozen=True)
+class State:
+    """How an artifact stands: `done`, `missing`, `partial`, or `stale` with the reasons."""
+
+    status: str
+    reasons: tuple[str, ...] = ()
+
+
+Event = Callable[[str, str, Any], None]
+"""What `run` tells: (unit name, "start" | "progress" | "done", value)."""
+
+
+def units(cfg: config.Config) -> dict[str, Unit]:
+    """Every artifact of a configuration by name, parents before children."""
+    found: dict[str, Unit] = {}
+
+    def add(stage: str, variant: str, parents: dict[str, str], reads: dict[str, Any], **options: Any) -> str:
+        unit = Unit(stage, variant, parents, reads, options)
+        found.setdefault(unit.name, unit)
+        return unit.name
+
+    dump = cfg.model_dump(mode="json")
+    budget, seed = dump["budget"], {"seed": cfg.seed}
+    model, window = {"model": dump["model"]}, {"seq_len": cfg.model.seq_len}
+    training = {**model, "optim": dump["optim"], "train_tokens": budget["train_tokens"]}
+    source = {"unique_tokens": budget["unique_tokens"], "init_from": cfg.model.init_from}
+    corpus = add("corpus", "", {}, {"corpus": dump["corpus"], **source, "files": documents.identity(cfg.corpus.source)})
+    only = {"corpus": corpus}
+    base = add("base", "", only, {**training, "seed": cfg.pretrain.seeds[0]}, seed=cfg.pretrain.seeds[0])
+
+    def synthetic(kind: str) -> str:
+        """The unit that holds synthetic text of a kind, with all it needs."""
+        synthesizer = base
+        if kind != "unconditional":
+            embed = add("embed", "", only, {"embed": dump["embed"], **seed})
+            related = add("pair", "related", {**only, "embed": embed}, {"pair": dump["pair"], **seed})
+            pairs = related
+            if kind == "random_pairs":
+                pairs = add("pair", kind, {**only, "pair": related}, seed)
+            tuning = {"tune": dump["tune"], **window, **seed}
+            synthesizer = add("tune", kind, {**only, "base": base, "pair": pairs}, tuning)
+        share = max(a.share for a in cfg.arms.values() if a.synthetic == kind)
+        tokens = math.ceil(share * cfg.budget.train_tokens) + cfg.model.seq_len
+        reads = {"synthesize": dump["synthesize"], **window, **seed, "budget_tokens": tokens}
+        return add("synthesize", kind, {**only, "synthesizer": synthesizer}, reads, budget_tokens=tokens)
+
+    models: dict[str, str] = {}
+    for name, arm in cfg.arms.items():
+        for number in cfg.pretrain.seeds:
+            if arm == config.Arm() and number == cfg.pretrain.seeds[0]:
+                models[f"{name}/{number}"] = base
+                continue
+            parents = dict(only) | ({"synthesize": synthetic(arm.synthetic)} if arm.synthetic else {})
+            reads = {**training, "arm": dump["arms"][name], "seed": number}
+            models[f"{name}/{number}"] = add("pretrain", f"{name}/seed-{number}", parents, reads, arm=name, seed=number)
+    evaluate = add("evaluate", "", {**only, **models}, {"evaluate": dump["evaluate"], **window, **seed})
+    upstream = {u.name: u.name for u in found.values() if u.stage in ("embed", "pair", "synthesize", "tune")}
+    roles = {"corpus": corpus, "base": base, "evaluate": evaluate, **models, **upstream}
+    if any(u.stage == "synthesize" for u in found.values()):
+        shown = {k: v for k, v in upstream.items() if not k.startswith("tune")}
+        roles["analyze"] = add("analyze", "", {**only, **shown}, {"analyze": dump["analyze"], **seed})
+    add("report", "", roles, {"config": {k: v for k, v in dump.items() if k not in ("engine", "root")}})
+    return dict(sorted(found.items(), key=lambda item: STAGES.index(item[1].stage)))
+
+
+def fingerprints(plan: dict[str, Unit]) -> dict[str, str]:
+    """The fingerprint every unit's artifact should have."""
+    marks: dict[str, str] = {}
+    for name, unit in plan.items():
+        parents = {role: marks[parent] for role, parent in unit.parents.items()}
+        marks[name] = artifacts.fingerprint(unit.stage, VERSIONS[unit.stage], unit.reads, parents)
+    return marks
+
+
+def state(cfg: config.Config, plan: dict[str, Unit]) -> dict[str, State]:
+    """How every unit's artifact stands now."""
+    marks, result = fingerprints(plan), {}
+    for name, unit in plan.items():
+        folder = unit.folder(cfg.folder)
+        manifest = artifacts.read_manifest(folder)
+        waiting = [p for p in unit.parents.values() if result[p].status != "done"]
+        if manifest is None:
+            status = "partial" if (folder / artifacts.PROGRESS).exists() else "missing"
+            result[name] = State(status)
+        elif manifest.fingerprint != marks[name]:
+            parents = {role: marks[parent] for role, parent in unit.parents.items()}
+            reasons = artifacts.drift(manifest, VERSIONS[unit.stage], unit.reads, parents)
+            result[name] = State("stale", tuple(reasons))
+        elif waiting:
+            result[name] = State("stale", (f"{waiting[0]} is {result[waiting[0]].status}",))
+        else:
+            result[name] = State("done")
+    return result
+
+
+def needed(plan: dict[str, Unit], target: str) -> dict[str, Unit]:
+    """The units of stage `target` and everything they read."""
+    wanted = {name for name, unit in plan.items() if unit.stage == target}
+    if not wanted:
+        raise MissingArtifact(f"{target}: no arm of this configuration needs it; add an arm with `synthetic: related`")
+    for name in reversed(plan):
+        if name in wanted:
+            wanted.update(plan[name].parents.values())
+    return {name: unit for name, unit in plan.items() if name in wanted}
+
+
+def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: None) -> dict[str, Unit]:
+    """Make every artifact up to `target` that is missing or stale, and return them all.
+
+    Raises LockedRun while another process works on the folder, and whatever error a stage meets; finished shards are kept
+    and the next run goes on from them.
+    """
+    from synthboot.engine import local
+
+    plan = needed(units(cfg), target)
+    jobs = local.jobs(cfg.engine.jobs)
+    with _lock(cfg.folder), artifacts.storage_errors(cfg.folder):
+        standing = state(cfg, plan)
+        marks = fingerprints(plan)
+        waiting = {name: unit for name, unit in plan.items() if standing[name].status != "done"}
+        if not waiting:
+            return plan
+        pool = local.Pool()
+        try:
+            while waiting or len(pool):
+                for name in _ready(plan, waiting, pool, jobs):
+                    tell(name, "start", None)
+                    del waiting[name]
+                    pool.start(name, make, cfg, plan, name, marks, jobs)
+                for name, kind, value in pool.wait():
+                    if kind == "failed":
+                        raise value
+                    tell(name, kind, value)
+                    if kind == "done" and name == "corpus":
+                        check_budgets(cfg, plan)
+        finally:
+            pool.close()
+    return plan
+
+
+def _ready(plan: dict[str, Unit], waiting: dict[str, Unit], pool: Any, jobs: int) -> list[str]:
+    """Which units start now: those whose parents are done, in pipeline order, as many as there are free processes."""
+    unfinished = set(waiting) | set(pool.keys())
+    able = [name for name, unit in waiting.items() if not unfinished.intersection(unit.parents.values())]
+    return able[: max(0, jobs - len(pool))]
+
+
+def check_budgets(cfg: config.Config, plan: dict[str, Unit]) -> None:
+    """Raise BudgetError now, not hours later, where an oracle asks for more text than the pool holds."""
+    from synthboot.data.tokens import Tokens
+    from synthboot.stages.pretrain import real_docs
+
+    folder = plan["corpus"].folder(cfg.folder)
+    pool = Tokens.open(artifacts.Shards(folder / "pool"))
+    for name, arm in cfg.arms.items():
+        real_docs(arm, pool, 0, name)
+
+
+def make(
+    cfg: config.Config, plan: dict[str, Unit], name: str, marks: dict[str, str], jobs: int, connection: Any
+) -> dict[str, float]:
+    """Make one artifact in this process: verify what it reads, run its step, write its manifest; returns its cost."""
+    from synthboot import steps
+
+    unit = plan[name]
+    folder = unit.folder(cfg.folder)
+    parents = {role: plan[parent].folder(cfg.folder) for role, parent in unit.parents.items()}
+    clock = {"told": 0.0}
+
+    def progress(done: float, words: str) -> None:
+        if time.monotonic() - clock["told"] > 0.2:
+            clock["told"] = time.monotonic()
+            connection.send(("progress", (done, words)))
+
+    with artifacts.storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder.parent, f".{folder.name}.lock", patience=30.0):
+            for parent in dict.fromkeys(parents.values()):
+                manifest = artifacts.read_manifest(parent)
+                if manifest is None:
+                    raise MissingArtifact(f"{unit.name}: {parent} is gone; run again")
+                artifacts.verify(parent, manifest)
+            artifacts.begin(folder, marks[unit.name])
+            started = time.monotonic()
+            context = steps.Context(
+                cfg, folder, parents, jobs if unit.stage in PARALLEL else 1, progress, variant=unit.variant, **unit.options
+            )
+            counts, cost = steps.STEPS[unit.stage](context)
+            usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+            cost |= {"seconds": time.monotonic() - started, "peak_memory_bytes": usage * 1024}
+            reads, known = unit.reads, {role: marks[parent] for role, parent in unit.parents.items()}
+            record = artifacts.Manifest(
+                unit.stage, VERSIONS[unit.stage], marks[unit.name], reads, known, counts=counts, cost=cost
+            )
+            artifacts.commit(folder, record)
+    return cost
+
+
+@contextmanager
+def _lock(folder: Path, name: str = ".lock", patience: float = 0.0) -> Iterator[None]:
+    """Hold the folder for this process alone. Raises LockedRun where another holds it longer than `patience` seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / name, "a+") as file:
+        give_up = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= give_up:
+                    file.seek(0)
+                    holder = file.read().strip() or "unknown"
+                    raise LockedRun(
+                        f"{folder}: process {holder} is working on this run; wait for it, or choose another `name`"
+                    ) from None
+                time.sleep(0.05)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+

@@ -1,0 +1,304 @@
+"""Read, clean, split and tokenize the user's text: files -> validation, holdout, pool.
+
+1. ingest: records in file order become spooled documents; bad ones are quarantined with file, line and reason,
+2. drop exact duplicates, remove or flag near-duplicates (MinHash),
+3. order everything by a hash of the id, groups of near-duplicates together: the first `validation_docs` are the
+   validation set, the next `holdout_docs` the holdout, the rest the pool, so that D_pretrain and the oracle's text are
+   nested heads of one pool and no held-out document has a near-copy in training,
+4. train the tokenizer on D_pretrain alone and write documents and tokens in shards.
+
+Memory is one shard of text plus about 600 bytes a document (signatures are memory-mapped).
+Source: arXiv:2509.15248 takes a fixed subset of a cleaned pool; the paper does not say how its sets were kept apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Int64, UInt64
+
+from synthboot import config
+from synthboot.data import documents, ngrams, tokenizer, tokens
+from synthboot.data.artifacts import Progress, Shards, read_json, silent, write_bytes, write_json
+from synthboot.errors import BudgetError, DataError
+
+_SETS = ("validation", "holdout", "pool")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What the corpus holds. records = documents + quarantined + dropped, summed over all of `dropped`."""
+
+    records: int
+    quarantined: int
+    dropped: dict[str, int]
+    flagged_docs: int
+    documents: dict[str, int]
+    tokens: dict[str, int]
+    pretrain_docs: int
+    pretrain_tokens: int
+    vocab_size: int
+    tokenizer_docs: int
+
+
+def corpus(
+    cfg: config.Corpus, unique_tokens: int, folder: Path, tokenizer_name: str | None = None, progress: Progress = silent
+) -> Corpus:
+    """The corpus written to `folder`; work already there is kept.
+
+    `tokenizer_name` overrides `cfg.tokenizer`. Raises DataError for unreadable files or too many bad records,
+    BudgetError where the pool holds fewer than `unique_tokens`.
+    """
+    summary = folder / "corpus.json"
+    if summary.exists():
+        return Corpus(**read_json(summary))
+    count, quarantined = _ingest(cfg, folder, progress)
+    spool = Spool(folder / "ingest")
+    kept, group, dropped = _deduplicate(spool, cfg, progress)
+    order, sets = _split(spool, kept, group, cfg)
+    pool = order[sets == 2]
+    fitted, fitted_docs, pretrain_docs = _fit_tokenizer(spool, pool, unique_tokens, cfg, tokenizer_name)
+    fitted.save(folder / "tokenizer")
+    sizes = np.bincount(group[kept], minlength=1)
+    flagged = sizes[group] > 1
+    lengths: dict[str, int] = {}
+    for number, name in enumerate(_SETS):
+        chosen = order[sets == number]
+        lengths[name] = _write_set(Shards(folder / name), spool, chosen, flagged, fitted, cfg.shard_docs, progress)
+    head = tokens.Tokens.open(Shards(folder / "pool")).head(pretrain_docs)
+    result = Corpus(
+        records=count,
+        quarantined=quarantined,
+        dropped=dropped,
+        flagged_docs=int(flagged[kept].sum()) if cfg.near_duplicates == "flag" else 0,
+        documents={name: int((sets == number).sum()) for number, name in enumerate(_SETS)},
+        tokens=lengths,
+        pretrain_docs=pretrain_docs,
+        pretrain_tokens=head.num_tokens,
+        vocab_size=fitted.vocab_size,
+        tokenizer_docs=fitted_docs,
+    )
+    write_json(summary, asdict(result))
+    shutil.rmtree(folder / "ingest")
+    return result
+
+
+def read_texts(folder: Path, name: str, docs: int | None = None) -> Iterator[documents.Document]:
+    """The first `docs` documents of a set, in order, from a corpus folder."""
+    remaining = docs if docs is not None else 1 << 62
+    for shard in Shards(folder / name):
+        for batch in pq.ParquetFile(shard / "documents.parquet").iter_batches(batch_size=1_024):
+            for row in batch.to_pylist()[:remaining]:
+                yield documents.Document(row["id"], row["text"], json.loads(row["metadata"]))
+            remaining -= min(remaining, len(batch))
+        if not remaining:
+            return
+
+
+class Spool(Sequence[str]):
+    """The ingested texts by number, memory-mapped, with their digests, id hashes and MinHash signatures."""
+
+    def __init__(self, folder: Path) -> None:
+        shards = list(Shards(folder))
+        self.tables = [pa.ipc.open_file(pa.memory_map(str(s / "documents.arrow"))).read_all() for s in shards]
+        self.first = np.cumsum([0, *(len(t) for t in self.tables)])
+        columns = [np.load(s / "hashes.npy", allow_pickle=False) for s in shards]
+        stacked = np.concatenate(columns) if columns else np.empty((0, 4), np.uint64)
+        self.ids: UInt64[np.ndarray, " doc"] = stacked[:, 0]
+        self.digests: UInt64[np.ndarray, "doc 2"] = stacked[:, 1:3]
+        self.bytes: UInt64[np.ndarray, " doc"] = stacked[:, 3]
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.row(int(index), "text")
+
+    def row(self, index: int, column: str) -> Any:
+        """One value of one document."""
+        shard = int(np.searchsorted(self.first, index, side="right")) - 1
+        return self.tables[shard][column][index - int(self.first[shard])].as_py()
+
+    def signatures(self) -> np.ndarray:
+        """All MinHash signatures, (documents, permutations)."""
+        return np.concatenate([np.load(s / "signatures.npy", allow_pickle=False) for s in self.shards])
+
+
+def _ingest(cfg: config.Corpus, folder: Path, progress: Progress) -> tuple[int, int]:
+    """Spool every record of the source; returns how many there were and how many were bad."""
+    shards, found = Shards(folder / "ingest"), documents.records(cfg)
+    count = bad = 0
+    reasons: Counter[str] = Counter()
+    for index in itertools.count():
+        batch = list(itertools.islice(found, cfg.shard_docs))
+        if not batch:
+            break
+        counts = shards.write(index, lambda out, batch=batch: _spool(batch, cfg, out))
+        count, bad = count + counts["records"], bad + counts["quarantined"]
+        reasons.update(counts["reasons"])
+        progress(0.0, f"{count:,} records read")
+    if not count:
+        raise DataError(f"corpus.source: {cfg.source}: holds no records")
+    lines = b"".join((s / "quarantine.jsonl").read_bytes() for s in shards)
+    write_bytes(folder / "quarantine.jsonl", lines)
+    if bad > cfg.max_quarantine * count:
+        first = json.loads(lines.splitlines()[0])
+        most = ", ".join(f"{n:,} x {reason}" for reason, n in reasons.most_common(3))
+        raise DataError(
+            f"{first['file']} line {first['line']}: {first['reason']}; {bad:,} of {count:,} records are bad "
+            f"(limit {cfg.max_quarantine:.1%}): {most}; see {folder / 'quarantine.jsonl'}, or raise corpus.max_quarantine"
+        )
+    return count, bad
+
+
+def _spool(batch: list[documents.Record], cfg: config.Corpus, out: Path) -> dict[str, Any]:
+    parsed = [documents.parse(record, cfg) for record in batch]
+    good = [d for d in parsed if isinstance(d, documents.Document)]
+    bad = [d for d in parsed if isinstance(d, documents.Reject)]
+    columns = {
+        "id": pa.array([d.id for d in good], pa.large_string()),
+        "text": pa.array([d.text for d in good], pa.large_string()),
+        "metadata": pa.array([json.dumps(d.metadata, default=str, sort_keys=True) for d in good], pa.large_string()),
+    }
+    table = pa.table(columns)
+    with pa.OSFile(str(out / "documents.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    hashed = np.array([_hashes(d) for d in good], np.uint64).reshape(-1, 4)
+    np.save(out / "hashes.npy", hashed, allow_pickle=False)
+    if cfg.near_duplicates != "off":
+        np.save(out / "signatures.npy", ngrams.signatures([d.text for d in good]), allow_pickle=False)
+    (out / "quarantine.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in bad), "utf-8")
+    return {"records": len(batch), "quarantined": len(bad), "reasons": dict(Counter(r.reason for r in bad))}
+
+
+def _hashes(document: documents.Document) -> tuple[int, int, int, int]:
+    text = document.text.encode()
+    digest = hashlib.blake2b(text, digest_size=16).digest()
+    identifier = hashlib.blake2b(document.id.encode(errors="surrogatepass"), digest_size=8, person=b"split").digest()
+    halves = (int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little"))
+    return int.from_bytes(identifier, "little"), *halves, len(text)
+
+
+def _deduplicate(
+    spool: Spool, cfg: config.Corpus, progress: Progress
+) -> tuple[np.ndarray, Int64[np.ndarray, " doc"], dict[str, int]]:
+    """Which documents stay, the group of each, and how many went for what reason. Of equals the least id hash stays."""
+    by_id = np.argsort(spool.ids, kind="stable")
+    kept = np.zeros(len(spool), bool)
+    first = by_id[np.concatenate(([True], np.diff(spool.ids[by_id]) != 0))] if len(by_id) else by_id
+    kept[first] = True
+    dropped = {"repeated_id": int((~kept).sum())}
+    remaining = by_id[kept[by_id]]
+    _, unique = np.unique(spool.digests[remaining], axis=0, return_index=True)
+    dropped["exact_duplicate"] = len(remaining) - len(unique)
+    kept[:] = False
+    kept[remaining[unique]] = True
+    group = np.arange(len(spool), dtype=np.int64)
+    if cfg.near_duplicates != "off":
+        progress(0.1, "looking for near-duplicates")
+        group = ngrams.near_duplicate_groups(spool.signatures(), spool, cfg.near_duplicate_jaccard)
+    if cfg.near_duplicates == "remove":
+        remaining = by_id[kept[by_id]]
+        _, unique = np.unique(group[remaining], return_index=True)
+        dropped["near_duplicate"] = len(remaining) - len(unique)
+        kept[:] = False
+        kept[remaining[unique]] = True
+    return kept, group, dropped
+
+
+def _split(
+    spool: Spool, kept: np.ndarray, group: Int64[np.ndarray, " doc"], cfg: config.Corpus
+) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " kept"]]:
+    """Kept documents by hash of their group's id, and the set (0 validation, 1 holdout, 2 pool) of each."""
+    key = np.full(int(group.max(initial=0)) + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(key, group, spool.ids)
+    alive = np.flatnonzero(kept)
+    order = alive[np.lexsort((spool.ids[alive], key[group[alive]]))]
+    starts = np.concatenate(([True], np.diff(group[order]) != 0)) if len(order) else np.zeros(0, bool)
+    start_of = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0)) if len(order) else np.zeros(0, int)
+    last = cfg.validation_docs + cfg.holdout_docs
+    if len(order) <= last:
+        raise BudgetError(
+            f"corpus: {len(order):,} documents are left after cleaning, and {last:,} are asked for as validation_docs "
+            f"and holdout_docs; lower these or add text"
+        )
+    return order, (start_of >= cfg.validation_docs).astype(np.int64) + (start_of >= last)
+
+
+def _fit_tokenizer(
+    spool: Spool, pool: Int64[np.ndarray, " doc"], unique_tokens: int, cfg: config.Corpus, name: str | None
+) -> tuple[tokenizer.Tokenizer, int, int]:
+    """The tokenizer, the documents it saw, and the size of D_pretrain in documents.
+
+    How many documents make `unique_tokens` depends on the tokenizer, and the tokenizer may see D_pretrain alone: fit on
+    a first guess, count, and fit again until the documents seen are a head of D_pretrain of at least 90 %.
+    """
+    name = name or cfg.tokenizer
+    if name != "train":
+        fitted = tokenizer.from_hugging_face(name)
+        return fitted, 0, _docs_for(spool, pool, unique_tokens, fitted)
+    size = np.cumsum(spool.bytes[pool].astype(np.int64))
+    docs = int(np.searchsorted(size, 3.5 * unique_tokens)) + 1
+    while True:
+        docs = max(1, min(docs, int(np.searchsorted(size, cfg.tokenizer_bytes)) + 1, len(pool)))
+        fitted = tokenizer.train((spool[i] for i in pool[:docs]), cfg.vocab_size)
+        cut = _docs_for(spool, pool, unique_tokens, fitted)
+        enough = docs >= 0.9 * cut or size[docs - 1] >= cfg.tokenizer_bytes
+        if docs <= cut and enough:
+            return fitted, docs, cut
+        docs = max(1, int(0.97 * cut)) if docs <= cut or int(0.97 * cut) < docs else docs - 1
+
+
+def _docs_for(
+    spool: Spool, pool: Int64[np.ndarray, " doc"], unique_tokens: int, fitted: tokenizer.Tokenizer
+) -> int:
+    """How many documents from the head of the pool hold `unique_tokens`."""
+    total = 0
+    for start in range(0, len(pool), 1_024):
+        lengths = np.cumsum([len(d) for d in fitted.documents([spool[i] for i in pool[start : start + 1_024]])])
+        if total + lengths[-1] >= unique_tokens:
+            return start + int(np.searchsorted(lengths, unique_tokens - total)) + 1
+        total += int(lengths[-1])
+    raise BudgetError(
+        f"budget.unique_tokens: {unique_tokens:,} asked for, the corpus has {total:,} after cleaning and holding out "
+        f"{len(spool) - len(pool):,} documents; lower it or add text"
+    )
+
+
+def _write_set(
+    shards: Shards,
+    spool: Spool,
+    chosen: Int64[np.ndarray, " doc"],
+    flagged: np.ndarray,
+    fitted: tokenizer.Tokenizer,
+    shard_docs: int,
+    progress: Progress,
+) -> int:
+    """Write the chosen documents in order, text and tokens side by side; returns the tokens written."""
+
+    def write(out: Path, rows: Int64[np.ndarray, " doc"]) -> dict[str, Any]:
+        texts = [spool[i] for i in rows]
+        columns = {name: [spool.row(int(i), name) for i in rows] for name in ("id", "metadata")}
+        table = pa.table({**columns, "text": texts, "near_duplicate": flagged[rows].tolist()})
+        pq.write_table(table, out / "documents.parquet", compression="zstd")
+        return {"docs": len(rows), "tokens": tokens.write(out, fitted.documents(texts), fitted.vocab_size)}
+
+    total = 0
+    starts = range(0, max(1, len(chosen)), shard_docs)
+    for index, start in enumerate(starts):
+        rows = chosen[start : start + shard_docs]
+        total += shards.write(index, lambda out, rows=rows: write(out, rows))["tokens"]
+        progress((index + 1) / len(starts), f"{shards.folder.name}: {total:,} tokens")
+    return total

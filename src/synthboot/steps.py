@@ -1,0 +1,358 @@
+"""From artifacts to values to artifacts: for every stage, what it reads, how it is called, and what it leaves.
+
+A step gets a Context, calls the stage's one function and returns (counts, cost). It runs in a process of its own; steps
+know folders, stages do not know each other.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthboot import config
+from synthboot.data import tokenizer as tokenizers
+from synthboot.data.artifacts import Progress, Shards, committed_folder, read_json, read_manifest, write_json
+from synthboot.data.pairs import TRAIN, Pairs
+from synthboot.data.tokenizer import Tokenizer
+from synthboot.data.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step works with: its folder, its parents' folders by role, and where in the recipe it stands."""
+
+    cfg: config.Config
+    folder: Path
+    parents: dict[str, Path]
+    workers: int
+    progress: Progress
+    arm: str = ""
+    seed: int = 0
+    variant: str = ""
+    budget_tokens: int = 0
+
+    def tokenizer(self) -> Tokenizer:
+        """The corpus' tokenizer."""
+        return tokenizers.load(self.parents["corpus"] / "tokenizer")
+
+    def tokens(self, name: str) -> Tokens:
+        """The tokens of a set: `pool`, `validation`, `holdout`, or `pretrain` (D_pretrain, the head of the pool)."""
+        if name == "pretrain":
+            return self.tokens("pool").head(self.pretrain_docs)
+        return Tokens.open(Shards(self.parents["corpus"] / name))
+
+    @property
+    def pretrain_docs(self) -> int:
+        """Documents in D_pretrain."""
+        return int(read_json(self.parents["corpus"] / "corpus.json")["pretrain_docs"])
+
+
+Outcome = tuple[dict[str, Any], dict[str, float]]
+Step = Callable[[Context], Outcome]
+
+
+def corpus(c: Context) -> Outcome:
+    """The user's files, cleaned, split and tokenized."""
+    from synthboot.stages.corpus import corpus as stage
+
+    result = stage(c.cfg.corpus, c.cfg.budget.unique_tokens, c.folder, c.cfg.model.init_from, c.progress)
+    return asdict(result), {"tokens": sum(result.tokens.values())}
+
+
+def embed(c: Context) -> Outcome:
+    """Vectors of D_pretrain and of the validation set."""
+    from synthboot.lm.model import device
+    from synthboot.stages import embed as stage
+
+    cfg, done = c.cfg.embed, c.folder / "vectors"
+    if not done.exists():
+        with committed_folder(done) as out:
+            sizes = (c.pretrain_docs, len(c.tokens("validation")))
+            if cfg.model == "file":
+                if cfg.path is None:
+                    raise config.ConfigError("embed.path: required with embed.model: file")
+                ids = [d.id for d in _documents(c)]
+                vectors = stage.read_vectors(cfg.path, ids)
+            else:
+                if cfg.model == "self":
+                    c.progress(0.1, "fitting")
+                    fitted = stage.fit((d.text for d in _documents(c)), cfg, c.cfg.seed)
+                    fitted.save(out / "embedder.safetensors")
+                embedder = _embedder(c.cfg, out, str(device(c.cfg.engine.device)))
+                vectors = stage.embed((d.text for d in _documents(c)), embedder, c.progress)
+            np.save(out / "pretrain.npy", vectors[: sizes[0]], allow_pickle=False)
+            np.save(out / "validation.npy", vectors[sizes[0] :], allow_pickle=False)
+    vectors = np.load(done / "pretrain.npy", mmap_mode="r", allow_pickle=False)
+    return {"docs": len(vectors), "dim": vectors.shape[1]}, {}
+
+
+def pair(c: Context) -> Outcome:
+    """Related pairs, or the random pairs of the control."""
+    from synthboot.stages.pair import pair as stage
+    from synthboot.stages.pair import random_pairs
+
+    if c.variant == "random_pairs":
+        pairs = random_pairs(Pairs.load(c.parents["pair"]), c.pretrain_docs, c.cfg.seed)
+    else:
+        validation = (_vectors(c, "validation"), c.tokens("validation"))
+        pairs = stage(_vectors(c, "pretrain"), c.tokens("pretrain"), c.cfg.pair, c.cfg.seed, validation, c.progress)
+    pairs.save(c.folder)
+    report = {k: v for k, v in pairs.report.items() if k not in ("bins", "histograms")}
+    return {**report, "kept": len(pairs), "train": len(pairs.only(TRAIN))}, {}
+
+
+def base(c: Context) -> Outcome:
+    """The LM on real text, which is also the repetition arm of its seed."""
+    from synthboot.stages.base import base as stage
+
+    trained = stage(c.cfg, c.seed, c.tokens("pretrain"), c.tokens("validation"), c.tokenizer(), c.folder, c.progress)
+    return _trained(c, trained)
+
+
+def tune(c: Context) -> Outcome:
+    """The synthesizer."""
+    from synthboot.stages.tune import tune as stage
+
+    tuned = stage(
+        c.cfg, c.parents["base"] / "best", Pairs.load(c.parents["pair"]), c.tokens("pretrain"), c.tokens("validation"),
+        c.tokenizer(), c.folder, c.progress,
+    )  # fmt: skip
+    counts = {"proof": tuned.proof, "padding_share": tuned.padding_share, "best_loss": tuned.curve.best_loss}
+    write_json(c.folder / "tune.json", {**counts, "curve": asdict(tuned.curve)})
+    return counts, {"tokens": tuned.tokens, "flops": tuned.flops}
+
+
+def synthesize(c: Context) -> Outcome:
+    """S_pretrain in chunks. The FLOPs count every prompt and sampled token once."""
+    from synthboot.lm import model as models
+    from synthboot.stages.synthesize import Job
+    from synthboot.stages.synthesize import synthesize as stage
+
+    corpus_folder, synthesizer = c.parents["corpus"], c.parents["synthesizer"] / "best"
+    job = Job(
+        c.cfg.synthesize, synthesizer, corpus_folder / "tokenizer", tuple(Shards(corpus_folder / "pool")),
+        c.pretrain_docs, c.cfg.model.seq_len, c.cfg.seed, c.variant != "unconditional", c.cfg.engine.device,
+    )  # fmt: skip
+    counts = stage(job, c.budget_tokens, c.folder, c.workers, c.progress)
+    forward = models.flops_per_token(models.load(synthesizer), c.cfg.model.seq_len)
+    prompts = counts["requests"] * c.cfg.model.seq_len / 2 if job.conditional else 0
+    return counts, {"tokens": counts["sampled_tokens"], "flops": forward * (counts["sampled_tokens"] + prompts)}
+
+
+def pretrain(c: Context) -> Outcome:
+    """One arm and seed."""
+    from synthboot.stages.pretrain import pretrain as stage
+    from synthboot.stages.pretrain import real_docs
+
+    arm, pool = c.cfg.arms[c.arm], c.tokens("pool")
+    real = pool.head(real_docs(arm, pool, c.pretrain_docs, c.arm))
+    synthetic = Tokens.open(Shards(c.parents["synthesize"] / "chunks")) if "synthesize" in c.parents else None
+    trained = stage(
+        c.cfg, arm, c.seed, real, synthetic, c.tokens("validation"), c.tokenizer(), c.folder, c.progress
+    )  # fmt: skip
+    return _trained(c, trained)
+
+
+def evaluate(c: Context) -> Outcome:
+    """Holdout losses of both checkpoints of every model, and what they show."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from synthboot.engine import local
+    from synthboot.stages.evaluate import Job, evaluate, scorer
+    from synthboot.stages.pretrain import compare_ledgers
+    from synthboot.stages.corpus import read_texts
+
+    trained = {tuple(role.rsplit("/", 1)): path for role, path in c.parents.items() if "/" in role}
+    ledgers: dict[str, dict[int, Any]] = {}
+    for (arm, seed), path in trained.items():
+        ledgers.setdefault(arm, {})[int(seed)] = read_json(path / "ledger.json")
+    compare_ledgers(ledgers)
+    corpus_folder = c.parents["corpus"]
+    job = Job(corpus_folder / "tokenizer", tuple(Shards(corpus_folder / "holdout")), c.cfg.model.seq_len, c.cfg.engine.device)
+    models = [(arm, int(seed), kind, path / kind) for (arm, seed), path in trained.items() for kind in ("best", "last")]
+    rows: list[dict[str, Any]] = []
+    scores: dict[tuple[str, str], list[np.ndarray]] = {}
+    found = local.imap(scorer, (job,), [folder for *_, folder in models], min(c.workers, len(models)))
+    for (arm, seed, kind, _), losses in zip(models, found, strict=True):
+        scores.setdefault((kind, arm), []).append(losses)
+        rows += [{"arm": arm, "seed": seed, "checkpoint": kind, "doc": i, "loss": v} for i, v in enumerate(losses.tolist())]
+        c.progress(len(scores) / len(models) * 0.9, f"{arm} seed {seed}: {losses.sum() / c.tokens('holdout').num_tokens:.4f}")
+    tokens = c.tokens("holdout").lengths
+    size = np.array([len(d.text.encode()) for d in read_texts(corpus_folder, "holdout")])
+    result: dict[str, Any] = {}
+    for kind in ("best", "last"):
+        stacked = {arm: np.stack(scores[kind, arm]) for arm in ledgers}
+        result[kind] = evaluate(stacked, tokens, size, c.cfg.evaluate, c.cfg.seed)
+    result["checkpoint"] = c.cfg.evaluate.checkpoint
+    result["ledgers"] = ledgers
+    result["verdict"] = result[c.cfg.evaluate.checkpoint]["verdict"]
+    pq.write_table(pa.Table.from_pylist(rows), c.folder / "losses.parquet", compression="zstd")
+    write_json(c.folder / "evaluate.json", result)
+    return {"models": len(trained), "docs": len(tokens)}, {"tokens": 2 * len(trained) * int(tokens.sum())}
+
+
+def analyze(c: Context) -> Outcome:
+    """Measures of real and synthetic text side by side, and examples."""
+    from synthboot.stages import analyze as stage
+
+    cfg, corpus, tokenizer = c.cfg.analyze, c.tokens("pretrain"), c.tokenizer()
+    validation = _bare(c.tokens("validation"), range(len(c.tokens("validation"))), cfg.docs)
+    chosen = _bare(corpus, range(len(corpus)), cfg.docs)
+    kinds = {
+        "unseen real": stage.analyze(validation, [tokenizer.decode(t) for t in validation], corpus, cfg),
+        "D_pretrain": stage.analyze(chosen, [tokenizer.decode(t) for t in chosen], corpus, cfg),
+    }
+    samples = {role: _sampled(c, path) for role, path in c.parents.items() if role.startswith("synthesize")}
+    for number, (role, rows) in enumerate(samples.items()):
+        c.progress((number + 1) / (len(samples) + 2), role)
+        ids = [np.array(tokenizer.encode([r["text"]])[0], np.int64) for r in rows]
+        given = None if role.endswith("unconditional") else [corpus[r["d1"]][:-1] for r in rows]
+        kinds[role.removeprefix("synthesize/")] = stage.analyze(ids, [r["text"] for r in rows], corpus, cfg, given)
+    result = {"kinds": kinds, "relevance": _relevance(c, samples), "copy_tokens": cfg.copy_tokens}
+    examples = _examples(c, samples.get("synthesize/related", []), tokenizer, corpus)
+    write_json(c.folder / "analyze.json", result)
+    write_json(c.folder / "examples.json", examples)
+    return {"kinds": list(kinds), "examples": len(examples)}, {}
+
+
+def _bare(tokens: Tokens, docs: range, count: int) -> list[np.ndarray]:
+    """The first `count` documents without their end tokens; documents lie in random order already."""
+    return [np.asarray(tokens[i][:-1], np.int64) for i in docs[:count]]
+
+
+def _sampled(c: Context, folder: Path) -> list[dict[str, Any]]:
+    """The first kept outputs of an S_pretrain."""
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = []
+    for shard in Shards(folder / "chunks"):
+        rows += [r for r in pq.read_table(shard / "synthetic.parquet").to_pylist() if r["verdict"] == "kept"]
+        if len(rows) >= c.cfg.analyze.docs:
+            break
+    return rows[: c.cfg.analyze.docs]
+
+
+def _relevance(c: Context, samples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Similarity of d1 with real d2, with sampled d2, and of random pairs; nothing for vectors from a file."""
+    from synthboot.lm.model import device
+    from synthboot.stages.analyze import relevance
+    from synthboot.stages.pair import random_similarity
+
+    if "embed" not in c.parents:
+        return {}
+    vectors, pairs = _vectors(c, "pretrain"), Pairs.load(c.parents["pair/related"])
+    alpha = pairs.report["alpha"]
+    result = {
+        "real pairs": relevance(pairs.only(TRAIN).similarity, alpha),
+        "random pairs": relevance(random_similarity(vectors, c.cfg.seed, 20_000), alpha),
+    }
+    if c.cfg.embed.model != "file":
+        embedder = _embedder(c.cfg, c.parents["embed"] / "vectors", str(device(c.cfg.engine.device)))
+        for role, rows in samples.items():
+            if rows and not role.endswith("unconditional"):
+                given = vectors[[r["d1"] for r in rows]].astype(np.float32)
+                similarity = np.einsum("ij,ij->i", given, embedder([r["text"] for r in rows]))
+                result[role.removeprefix("synthesize/")] = relevance(similarity, alpha)
+    return result
+
+
+def _examples(c: Context, rows: list[dict[str, Any]], tokenizer: Tokenizer, corpus: Tokens) -> list[dict[str, Any]]:
+    """d1, its most similar real d2 and up to two sampled d2, what is copied marked: 1 from d1, 2 from the corpus."""
+    from synthboot.stages.analyze import corpus_masks, d1_masks, segments
+
+    if not rows:
+        return []
+    n = c.cfg.analyze.copy_tokens
+    pairs = Pairs.load(c.parents["pair/related"]).only(TRAIN)
+    best: dict[int, tuple[int, float]] = {}
+    for first, second, similarity in pairs:
+        best.setdefault(first, (second, similarity))
+    by_d1: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["d1"] in best:
+            by_d1.setdefault(row["d1"], []).append(row)
+    examples = []
+    for d1 in list(by_d1)[: c.cfg.analyze.examples]:
+        second, similarity = best[d1]
+        sampled = []
+        for row in by_d1[d1][:2]:
+            ids = np.array(tokenizer.encode([row["text"]])[0], np.int64)
+            near = d1_masks([ids], [corpus[d1][:-1]], n)[0]
+            mark = np.where(near, 1, np.where(corpus_masks([ids], corpus, n)[0], 2, 0))
+            edges = [0, *(np.flatnonzero(np.diff(mark)) + 1).tolist(), len(ids)]
+            lengths = {i: len(tokenizer.decode(ids[:i])) for i in edges}
+            marked = segments(row["text"], lengths, mark)
+            sampled.append({"segments": marked, "mean_logprob": row["mean_logprob"], "finish": row["finish"]})
+        examples.append(
+            {
+                "d1": tokenizer.decode(corpus[d1]), "d2": tokenizer.decode(corpus[second]), "similarity": similarity,
+                "sampled": sampled,
+            }
+        )  # fmt: skip
+    return examples
+
+
+def report(c: Context) -> Outcome:
+    """One HTML page from the JSON of all the other stages."""
+    from synthboot.stages.report import report as stage
+
+    page = stage(gather(c.cfg, c.parents))
+    (c.folder / "report.html").write_text(page, "utf-8")
+    return {"bytes": len(page.encode())}, {}
+
+
+def gather(cfg: config.Config, parents: dict[str, Path]) -> dict[str, Any]:
+    """Everything the report shows, as plain values."""
+    manifests = {role: read_manifest(path) for role, path in parents.items()}
+    curves = {role: read_json(p / "curve.json") for role, p in parents.items() if (p / "ledger.json").exists()}
+    tuned = {role: read_json(p / "tune.json") for role, p in parents.items() if (p / "tune.json").exists()}
+    return {
+        "name": cfg.name,
+        "config": cfg.model_dump(mode="json", exclude={"engine", "root"}),
+        "corpus": read_json(parents["corpus"] / "corpus.json"),
+        "pairs": {role: read_json(p / "pairs.json") for role, p in parents.items() if (p / "pairs.json").exists()},
+        "tune": tuned,
+        "curves": curves,
+        "synthesize": {role: m.counts for role, m in manifests.items() if m and m.stage == "synthesize"},
+        "evaluate": read_json(parents["evaluate"] / "evaluate.json"),
+        "analyze": read_json(parents["analyze"] / "analyze.json") if "analyze" in parents else None,
+        "examples": read_json(parents["analyze"] / "examples.json") if "analyze" in parents else [],
+        "costs": [{"unit": role, "stage": m.stage, **m.cost} for role, m in manifests.items() if m],
+    }
+
+
+def _trained(c: Context, trained: Any) -> Outcome:
+    write_json(c.folder / "ledger.json", trained.ledger)
+    counts = {"best_loss": trained.curve.best_loss, "last_loss": trained.curve.last_loss, **trained.ledger}
+    return counts, {"tokens": trained.ledger["train_tokens"], "flops": trained.flops}
+
+
+def _documents(c: Context) -> Iterator[Any]:
+    from synthboot.stages.corpus import read_texts
+
+    pretrain = read_texts(c.parents["corpus"], "pool", c.pretrain_docs)
+    return itertools.chain(pretrain, read_texts(c.parents["corpus"], "validation"))
+
+
+def _vectors(c: Context, name: str) -> np.ndarray:
+    return np.load(c.parents["embed"] / "vectors" / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+
+def _embedder(cfg: config.Config, folder: Path, device: str) -> Any:
+    from synthboot.stages import embed as stage
+
+    if cfg.embed.model == "self":
+        return stage.SelfEmbedder.load(folder / "embedder.safetensors")
+    return stage.sentence_transformer(cfg.embed.model, device)
+
+
+STEPS: dict[str, Step] = {
+    "corpus": corpus, "embed": embed, "pair": pair, "base": base, "tune": tune, "synthesize": synthesize,
+    "pretrain": pretrain, "evaluate": evaluate, "analyze": analyze, "report": report,
+}  # fmt: skip

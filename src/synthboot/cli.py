@@ -92,17 +92,18 @@ for _stage in STAGE_HELP:
 @_configured
 def plan(cfg: Config, as_json: bool) -> None:
     """Say what `run` would do and why, and what it would cost."""
-    from synthboot import estimate, pipeline
+    from synthboot import pipeline
+    from synthboot import plan as plans
 
     artifacts = pipeline.units(cfg)
     states = pipeline.state(cfg, artifacts)
-    cost = estimate.estimate(cfg, artifacts, states)
+    cost = plans.estimate(cfg, artifacts, states)
     if as_json:
         units = {n: {"status": s.status, "reasons": list(s.reasons)} for n, s in states.items()}
         click.echo(json.dumps({"units": units, "estimate": cost}, indent=1))
         return
     _print_states(artifacts, states)
-    click.echo(estimate.sentence(cost))
+    click.echo(plans.sentence(cost))
 
 
 @main.command(cls=Verb)
@@ -110,9 +111,9 @@ def plan(cfg: Config, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(run_folder: Path, as_json: bool) -> None:
     """Show where a run stands."""
-    from synthboot import inspect
+    from synthboot import show as shown
 
-    rows = inspect.status(run_folder)
+    rows = shown.status(run_folder)
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
@@ -130,9 +131,9 @@ def status(run_folder: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(run_folder: Path, what: str, count: int, near: float | None, as_json: bool) -> None:
     """Read examples in the terminal: pairs side by side, synthetic text, what was copied, what was quarantined."""
-    from synthboot import inspect
+    from synthboot import show as shown
 
-    examples = inspect.examples(run_folder, what, count, near)
+    examples = shown.examples(run_folder, what, count, near)
     if as_json:
         click.echo(json.dumps(examples, indent=1, ensure_ascii=False))
         return
@@ -147,9 +148,9 @@ def show(run_folder: Path, what: str, count: int, near: float | None, as_json: b
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     """Put the scores of several runs, and the settings they differ in, side by side."""
-    from synthboot import inspect
+    from synthboot import show as shown
 
-    result = inspect.compare(list(runs))
+    result = shown.compare(list(runs))
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
@@ -160,7 +161,9 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     ]
     _print_table(["run", "arm", "holdout loss", "bits/byte", "oracle share"], rows)
     if result["differences"]:
-        _print_table(["setting", *result["scores"]], [[key, *map(str, values)] for key, values in result["differences"].items()])
+        _print_table(
+            ["setting", *result["scores"]], [[key, *map(str, values)] for key, values in result["differences"].items()]
+        )
 
 
 def _execute(cfg: Config, target: str, as_json: bool) -> None:
@@ -169,7 +172,11 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
     units = pipeline.needed(pipeline.units(cfg), target)
     states = pipeline.state(cfg, units)
     todo = {name: s for name, s in states.items() if s.status != "done"}
-    stale = {n: s for n, s in todo.items() if s.status == "stale" and not s.reasons[0].endswith((" changed", "stale", "missing", "partial"))}
+    stale = {
+        n: s
+        for n, s in todo.items()
+        if s.status == "stale" and not s.reasons[0].endswith((" changed", "stale", "missing", "partial"))
+    }
     for name, s in stale.items():
         click.echo(f"{name}: stale ({', '.join(s.reasons)}); it and what reads it will be rebuilt", err=True)
     with _progress(len(todo)) as tell:

@@ -153,9 +153,12 @@ class Pair(Section):
     num_neighbors: PositiveInt = 16
     """Nearest neighbours looked at per document. Deviation: the paper takes 200 of 582M documents."""
     min_similarity: float | Literal["auto"] = "auto"
-    """Alpha: keep pairs at least this similar. `auto` takes the similarity that `auto_chance` of random pairs reach."""
-    auto_chance: float = Field(0.001, gt=0, lt=1)
-    """Share of random pairs that may pass `auto`."""
+    """Alpha: keep pairs more similar than this. `auto` takes the larger of two values: the similarity that
+    `auto_pairs_per_doc` neighbours per document exceed, and the one that `auto_chance` of random pairs exceed."""
+    auto_pairs_per_doc: float = Field(4.0, gt=0)
+    """`auto`: neighbours kept per document, on average, before anything is dropped."""
+    auto_chance: float = Field(0.01, gt=0, lt=1)
+    """`auto`: largest share of random pairs that may pass."""
     max_overlap: float = Field(0.5, gt=0, le=1)
     """Drop pairs sharing more than this share of the shorter one's shingles: they would teach copying."""
     shingle_tokens: PositiveInt = 13
@@ -175,6 +178,9 @@ class Tune(Section):
     """Tokens per step, padding included."""
     max_passes: float = Field(4.0, gt=0)
     """Most passes over the pairs."""
+    d1_share: float = Field(1 / 3, gt=0, lt=1)
+    """Share of the window that d1 is entitled to, here and in synthesis; what one document leaves, the other may use.
+    Deviation: halves in the paper; d1 has only to say what d2 is about, and a cut d2 has no end to learn from."""
     max_tokens: PositiveInt | None = None
     """Most tokens spent, padding included; whichever of the two comes first."""
     evals_per_pass: PositiveInt = 4

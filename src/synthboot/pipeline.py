@@ -90,7 +90,8 @@ def units(cfg: config.Config) -> dict[str, Unit]:
             synthesizer = add("tune", kind, {**only, "base": base, "pair": pairs}, tuning)
         share = max(a.share for a in cfg.arms.values() if a.synthetic == kind)
         tokens = math.ceil(share * cfg.budget.train_tokens) + cfg.model.seq_len
-        reads = {"synthesize": dump["synthesize"], **window, **seed, "budget_tokens": tokens}
+        cut = {"d1_share": cfg.tune.d1_share}
+        reads = {"synthesize": dump["synthesize"], **window, **cut, **seed, "budget_tokens": tokens}
         return add("synthesize", kind, {**only, "synthesizer": synthesizer}, reads, budget_tokens=tokens)
 
     models: dict[str, str] = {}
@@ -123,7 +124,8 @@ def fingerprints(plan: dict[str, Unit]) -> dict[str, str]:
 
 def state(cfg: config.Config, plan: dict[str, Unit]) -> dict[str, State]:
     """How every unit's artifact stands now."""
-    marks, result = fingerprints(plan), {}
+    marks = fingerprints(plan)
+    result: dict[str, State] = {}
     for name, unit in plan.items():
         folder = unit.folder(cfg.folder)
         manifest = artifacts.read_manifest(folder)
@@ -232,7 +234,13 @@ def make(
             artifacts.begin(folder, marks[unit.name])
             started = time.monotonic()
             context = steps.Context(
-                cfg, folder, parents, jobs if unit.stage in PARALLEL else 1, progress, variant=unit.variant, **unit.options
+                cfg,
+                folder,
+                parents,
+                jobs if unit.stage in PARALLEL else 1,
+                progress,
+                variant=unit.variant,
+                **unit.options,
             )
             counts, cost = steps.STEPS[unit.stage](context)
             usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -267,4 +275,3 @@ def _lock(folder: Path, name: str = ".lock", patience: float = 0.0) -> Iterator[
         file.write(str(os.getpid()))
         file.flush()
         yield
-

@@ -136,7 +136,8 @@ def synthesize(c: Context) -> Outcome:
     corpus_folder, synthesizer = c.parents["corpus"], c.parents["synthesizer"] / "best"
     job = Job(
         c.cfg.synthesize, synthesizer, corpus_folder / "tokenizer", tuple(Shards(corpus_folder / "pool")),
-        c.pretrain_docs, c.cfg.model.seq_len, c.cfg.seed, c.variant != "unconditional", c.cfg.engine.device,
+        c.pretrain_docs, c.cfg.model.seq_len, c.cfg.tune.d1_share, c.cfg.seed,
+        c.variant != "unconditional", c.cfg.engine.device,
     )  # fmt: skip
     counts = stage(job, c.budget_tokens, c.folder, c.workers, c.progress)
     forward = models.flops_per_token(models.load(synthesizer), c.cfg.model.seq_len)
@@ -164,25 +165,31 @@ def evaluate(c: Context) -> Outcome:
     import pyarrow.parquet as pq
 
     from synthboot.engine import local
+    from synthboot.stages.corpus import read_texts
     from synthboot.stages.evaluate import Job, evaluate, scorer
     from synthboot.stages.pretrain import compare_ledgers
-    from synthboot.stages.corpus import read_texts
 
-    trained = {tuple(role.rsplit("/", 1)): path for role, path in c.parents.items() if "/" in role}
+    trained = {role: path for role, path in c.parents.items() if "/" in role}
     ledgers: dict[str, dict[int, Any]] = {}
-    for (arm, seed), path in trained.items():
+    for role, path in trained.items():
+        arm, _, seed = role.rpartition("/")
         ledgers.setdefault(arm, {})[int(seed)] = read_json(path / "ledger.json")
     compare_ledgers(ledgers)
     corpus_folder = c.parents["corpus"]
     job = Job(corpus_folder / "tokenizer", tuple(Shards(corpus_folder / "holdout")), c.cfg.model.seq_len, c.cfg.engine.device)
-    models = [(arm, int(seed), kind, path / kind) for (arm, seed), path in trained.items() for kind in ("best", "last")]
+    models = [(role, kind) for role in trained for kind in ("best", "last")]
     rows: list[dict[str, Any]] = []
     scores: dict[tuple[str, str], list[np.ndarray]] = {}
-    found = local.imap(scorer, (job,), [folder for *_, folder in models], min(c.workers, len(models)))
-    for (arm, seed, kind, _), losses in zip(models, found, strict=True):
+    folders = [trained[role] / kind for role, kind in models]
+    found = local.imap(scorer, (job,), folders, min(c.workers, len(models)))
+    for number, ((role, kind), losses) in enumerate(zip(models, found, strict=True), 1):
+        arm, _, seed = role.rpartition("/")
         scores.setdefault((kind, arm), []).append(losses)
-        rows += [{"arm": arm, "seed": seed, "checkpoint": kind, "doc": i, "loss": v} for i, v in enumerate(losses.tolist())]
-        c.progress(len(scores) / len(models) * 0.9, f"{arm} seed {seed}: {losses.sum() / c.tokens('holdout').num_tokens:.4f}")
+        rows += [
+            {"arm": arm, "seed": int(seed), "checkpoint": kind, "doc": doc, "loss": loss}
+            for doc, loss in enumerate(losses.tolist())
+        ]
+        c.progress(number / len(models), f"{arm} seed {seed}, {kind}")
     tokens = c.tokens("holdout").lengths
     size = np.array([len(d.text.encode()) for d in read_texts(corpus_folder, "holdout")])
     result: dict[str, Any] = {}
@@ -269,33 +276,28 @@ def _examples(c: Context, rows: list[dict[str, Any]], tokenizer: Tokenizer, corp
     if not rows:
         return []
     n = c.cfg.analyze.copy_tokens
-    pairs = Pairs.load(c.parents["pair/related"]).only(TRAIN)
     best: dict[int, tuple[int, float]] = {}
-    for first, second, similarity in pairs:
+    for first, second, similarity in Pairs.load(c.parents["pair/related"]).only(TRAIN):
         best.setdefault(first, (second, similarity))
     by_d1: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         if row["d1"] in best:
             by_d1.setdefault(row["d1"], []).append(row)
-    examples = []
-    for d1 in list(by_d1)[: c.cfg.analyze.examples]:
-        second, similarity = best[d1]
-        sampled = []
-        for row in by_d1[d1][:2]:
-            ids = np.array(tokenizer.encode([row["text"]])[0], np.int64)
-            near = d1_masks([ids], [corpus[d1][:-1]], n)[0]
-            mark = np.where(near, 1, np.where(corpus_masks([ids], corpus, n)[0], 2, 0))
-            edges = [0, *(np.flatnonzero(np.diff(mark)) + 1).tolist(), len(ids)]
-            lengths = {i: len(tokenizer.decode(ids[:i])) for i in edges}
-            marked = segments(row["text"], lengths, mark)
-            sampled.append({"segments": marked, "mean_logprob": row["mean_logprob"], "finish": row["finish"]})
-        examples.append(
-            {
-                "d1": tokenizer.decode(corpus[d1]), "d2": tokenizer.decode(corpus[second]), "similarity": similarity,
-                "sampled": sampled,
-            }
-        )  # fmt: skip
-    return examples
+    chosen = [row for d1 in list(by_d1)[: c.cfg.analyze.examples] for row in by_d1[d1][:2]]
+    ids = [np.array(tokenizer.encode([row["text"]])[0], np.int64) for row in chosen]
+    near = d1_masks(ids, [corpus[row["d1"]][:-1] for row in chosen], n)
+    far = corpus_masks(ids, corpus, n)
+    examples: dict[int, dict[str, Any]] = {}
+    for row, tokens, from_d1, from_corpus in zip(chosen, ids, near, far, strict=True):
+        second, similarity = best[row["d1"]]
+        texts = {"d1": tokenizer.decode(corpus[row["d1"]]), "d2": tokenizer.decode(corpus[second])}
+        example = examples.setdefault(row["d1"], {**texts, "similarity": similarity, "sampled": []})
+        mark = np.where(from_d1, 1, np.where(from_corpus, 2, 0))
+        edges = [0, *(np.flatnonzero(np.diff(mark)) + 1).tolist(), len(tokens)]
+        prefixes = {i: len(tokenizer.decode(tokens[:i])) for i in edges}
+        marked = segments(row["text"], prefixes, mark)
+        example["sampled"].append({"segments": marked, "mean_logprob": row["mean_logprob"], "finish": row["finish"]})
+    return list(examples.values())
 
 
 def report(c: Context) -> Outcome:

@@ -166,7 +166,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
 def drift(manifest: Manifest, version: int, reads: Mapping[str, Any], parents: Mapping[str, str]) -> list[str]:
     """Why a manifest's artifact is not the one wanted now, as short phrases such as `min_similarity 0.75 -> 0.8`."""
     reasons = [] if manifest.version == version else [f"stage version {manifest.version} -> {version}"]
-    before, after = _flat(manifest.reads), _flat(reads)
+    before, after = flat(manifest.reads), flat(reads)
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
             reasons.append(f"{key} {_short(before.get(key))} -> {_short(after.get(key))}")
@@ -222,10 +222,11 @@ def environment() -> dict[str, str]:
     return {**found, "python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
     if not isinstance(value, Mapping):
         return {prefix: value}
-    items = (_flat(inner, f"{prefix}.{key}" if prefix else str(key)) for key, inner in value.items())
+    items = (flat(inner, f"{prefix}.{key}" if prefix else str(key)) for key, inner in value.items())
     return {key: inner for item in items for key, inner in item.items()}
 
 

@@ -179,7 +179,7 @@ def _lines(path: Path, limit: int) -> Iterator[Record]:
         if path.suffix == ".gz":
             stream = gzip.GzipFile(fileobj=raw)
         elif path.suffix == ".zst":  # unlike the zstandard package, pyarrow reports a truncated stream
-            stream = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw), "zstd"), 1 << 20)  # type: ignore[type-var]
+            stream = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw), "zstd"), 1 << 20)
         while content := stream.readline(longest):
             line += 1
             size = len(content)

@@ -39,9 +39,7 @@ def containment(a: UInt64[np.ndarray, " x"], b: UInt64[np.ndarray, " y"]) -> flo
     return 0.0 if smaller == 0 else len(np.intersect1d(a, b, assume_unique=True)) / smaller
 
 
-def copied(
-    tokens: Integer[np.ndarray, " token"], known: UInt64[np.ndarray, " ngram"], n: int
-) -> Bool[np.ndarray, " token"]:
+def copied(tokens: Integer[np.ndarray, " token"], known: UInt64[np.ndarray, " ngram"], n: int) -> Bool[np.ndarray, " token"]:
     """True at each token that lies in a run of `n` tokens found in `known` (sorted hashes). Texts under n: all False."""
     mask = np.zeros(len(tokens) + 1, np.int64)
     if len(tokens) >= n and len(known):

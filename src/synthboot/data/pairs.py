@@ -49,5 +49,5 @@ class Pairs:
     def load(folder: Path) -> Pairs:
         """Read what `save` wrote."""
         table = pq.read_table(folder / "pairs.parquet")
-        columns = [table[n].to_numpy() for n in ("d1", "d2", "similarity", "split")]
-        return Pairs(*columns, report=read_json(folder / "pairs.json"))
+        columns = {n: table[n].to_numpy() for n in ("d1", "d2", "similarity", "split")}
+        return Pairs(**columns, report=read_json(folder / "pairs.json"))

@@ -129,26 +129,30 @@ class Plan:
         }
 
 
-def cut_pair(d1: int, d2: int, window: int) -> tuple[int, int]:
+def d1_room(window: int, share: float) -> int:
+    """The tokens of d1 that a window always has room for."""
+    return int((window - 1) * share)
+
+
+def cut_pair(d1: int, d2: int, window: int, share: float) -> tuple[int, int]:
     """How many tokens of d1 and d2 (its end included) fit a window of end + d1 + separator + d2, heads kept.
 
-    Each is entitled to half of it; what one leaves, the other may use.
+    d1 is entitled to `share` of it, d2 to the rest; what one leaves, the other may use.
     """
     room = window - 1  # the row's targets are its inputs shifted by one: end + d1 + separator + d2 without its last
-    half = room // 2
-    first = min(d1, max(half, room - d2))
+    first = min(d1, max(d1_room(window, share), room - d2))
     return first, min(d2, room - first)
 
 
 def pair_row(
-    d1: Integer[np.ndarray, " a"], d2: Integer[np.ndarray, " b"], window: int, end: int, separator: int
+    d1: Integer[np.ndarray, " a"], d2: Integer[np.ndarray, " b"], window: int, share: float, end: int, separator: int
 ) -> tuple[Int64[np.ndarray, " token"], Int64[np.ndarray, " token"]]:
     """Inputs and targets of one pair, at most `window` long; the loss is on d2 and its end alone.
 
     Both documents come closed by `end`; d1 loses it, and a d2 cut short keeps no end that it did not reach.
     """
-    first, second = cut_pair(len(d1) - 1, len(d2), window)
-    tokens = np.concatenate(([end], d1[: min(first, len(d1) - 1)], [separator], d2[:second])).astype(np.int64)
+    first, second = cut_pair(len(d1) - 1, len(d2), window, share)
+    tokens = np.concatenate(([end], d1[:first], [separator], d2[:second])).astype(np.int64)
     targets = tokens[1:].copy()
     targets[: len(tokens) - 1 - second] = IGNORE
     return tokens[:-1], targets
@@ -162,16 +166,17 @@ class PairPlan:
     """
 
     def __init__(
-        self, first: Tokens, d1: Sequence[int], d2: Sequence[int], *, seq_len: int, batch_tokens: int,
+        self, first: Tokens, d1: Sequence[int], d2: Sequence[int], *, seq_len: int, d1_share: float, batch_tokens: int,
         tokens: int, seed: int, end: int, separator: int,
     ) -> None:  # fmt: skip
         self.tokens, self.d1, self.d2 = first, np.asarray(d1, np.int64), np.asarray(d2, np.int64)
-        self.seq_len, self.seed, self.end, self.separator = seq_len, seed, end, separator
+        self.seq_len, self.d1_share, self.seed, self.end, self.separator = seq_len, d1_share, seed, end, separator
         self.rows = max(1, batch_tokens // seq_len)
         self.batch_tokens = self.rows * seq_len
         self.steps = max(1, tokens // self.batch_tokens)
         lengths = first.lengths
-        cuts = [cut_pair(int(lengths[a]) - 1, int(lengths[b]), seq_len) for a, b in zip(self.d1, self.d2, strict=True)]
+        sizes = zip(lengths[self.d1].tolist(), lengths[self.d2].tolist(), strict=True)
+        cuts = [cut_pair(a - 1, b, seq_len, d1_share) for a, b in sizes]
         self.lengths = np.array([1 + a + b for a, b in cuts], np.int64)
         self._packed: Callable[[int], list[list[int]]] = lru_cache(maxsize=2)(self._pack)
 
@@ -206,7 +211,7 @@ class PairPlan:
             for number, pair in enumerate(self._members(step * self.rows + i), 1):
                 x, y = pair_row(
                     self.tokens[int(self.d1[pair])], self.tokens[int(self.d2[pair])],
-                    self.seq_len, self.end, self.separator,
+                    self.seq_len, self.d1_share, self.end, self.separator,
                 )  # fmt: skip
                 part = slice(place, place + len(x))
                 inputs[i, part], targets[i, part], segments[i, part] = x, y, number

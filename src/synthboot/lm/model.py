@@ -51,6 +51,7 @@ def build(cfg: config.Model, vocab_size: int, seed: int) -> Any:
             max_position_embeddings=cfg.seq_len,
             rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
             tie_word_embeddings=True,
+            initializer_range=0.6 * cfg.width**-0.5,  # the usual 0.02 starves narrow models: docs/decisions.md
         )
     )
 
@@ -68,6 +69,7 @@ def save(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
 
 def export(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
     """Write the Hugging Face files into an existing folder."""
+    _quiet()
     model.generation_config.eos_token_id = tokenizer.end
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save(folder)
@@ -97,9 +99,17 @@ def flops_per_token(model: Any, seq_len: int) -> float:
     return 2.0 * weights + 2.0 * cfg.num_hidden_layers * attended * seq_len
 
 
+def _quiet() -> None:
+    """Keep transformers' own progress bars off a terminal that has ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _from_pretrained(source: str, error_type: type[Exception], where: str) -> Any:
     from transformers import AutoModelForCausalLM
 
+    _quiet()
     try:
         return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     except Exception as error:  # the library raises OSError, ValueError, SafetensorError, RuntimeError

@@ -307,7 +307,10 @@ class _Layer:
         self.output = cast(attention.o_proj.weight)
         self.gate_up = torch.cat([cast(mlp.gate_proj.weight), cast(mlp.up_proj.weight)])
         self.down = cast(mlp.down_proj.weight)
-        self.input_norm, self.post_norm = cast(layer.input_layernorm.weight), cast(layer.post_attention_layernorm.weight)
+        self.input_norm, self.post_norm = (
+            cast(layer.input_layernorm.weight),
+            cast(layer.post_attention_layernorm.weight),
+        )
 
 
 def _rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

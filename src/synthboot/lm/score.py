@@ -50,20 +50,18 @@ def documents(
 
 
 def pairs(
-    model: Any, d1: Sequence[np.ndarray], d2: Sequence[np.ndarray], seq_len: int, end: int, separator: int | None
-) -> Scores:
-    """The scores of each d2 given its d1; without `separator`, of d2 alone as a document.
-
-    A d2 is cut as it would be beside its d1, so that scores of one d2 under different conditions cover the same tokens
-    where the d1 are equally long.
-    """
+    model: Any, d1: Sequence[np.ndarray], d2: Sequence[np.ndarray], seq_len: int, share: float, end: int,
+    separator: int | None,
+) -> Scores:  # fmt: skip
+    """The scores of each d2 given its d1; without `separator`, of d2 alone as a document. Both come closed by `end`
+    unless they were cut."""
     if separator is None:
         rows = []
         for document in d2:
             kept = document[:seq_len].astype(np.int64)
             rows.append((np.concatenate(([end], kept[:-1])), kept))
     else:
-        rows = [pair_row(a, b, seq_len, end, separator) for a, b in zip(d1, d2, strict=True)]
+        rows = [pair_row(a, b, seq_len, share, end, separator) for a, b in zip(d1, d2, strict=True)]
     counts = np.array([int((targets != IGNORE).sum()) for _, targets in rows], np.int64)
     return Scores(row_losses(model, rows), counts)
 

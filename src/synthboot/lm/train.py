@@ -131,9 +131,7 @@ def _optimizer(model: Any, settings: Settings) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
 
 
-def _step(
-    model: Any, optimizer: torch.optim.Optimizer, batch: Batch, settings: Settings, lr: float
-) -> tuple[float, float]:
+def _step(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, settings: Settings, lr: float) -> tuple[float, float]:
     """One optimizer step; returns the mean loss over the batch's targets and the gradient norm before clipping."""
     model.train()
     device = next(model.parameters()).device
@@ -144,7 +142,11 @@ def _step(
     for start in range(0, rows, micro):
         part = slice(start, start + micro)
         with _autocast(device):
-            logits = model(input_ids=torch.from_numpy(batch.inputs[part]).to(device), use_cache=False, **_masks(batch, part, device)).logits
+            logits = model(
+                input_ids=torch.from_numpy(batch.inputs[part]).to(device),
+                use_cache=False,
+                **_masks(batch, part, device),
+            ).logits
         wanted = torch.from_numpy(batch.targets[part]).to(device)
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="sum") / targets
         loss.backward()

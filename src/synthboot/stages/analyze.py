@@ -63,9 +63,7 @@ def d1_masks(
     return [ngrams.copied(s, np.unique(ngrams.hashes(d1, n)), n) for s, d1 in zip(samples, given, strict=True)]
 
 
-def corpus_masks(
-    samples: Sequence[Integer[np.ndarray, " token"]], corpus: Tokens, n: int
-) -> list[Bool[np.ndarray, " token"]]:
+def corpus_masks(samples: Sequence[Integer[np.ndarray, " token"]], corpus: Tokens, n: int) -> list[Bool[np.ndarray, " token"]]:
     """Which tokens of each sample lie in a run of `n` that the corpus holds, wherever. A marked stretch longer than `n`
     may be stitched from several documents."""
     known = _found(samples, corpus, n)
@@ -94,12 +92,14 @@ def relevance(similarity: Float[np.ndarray, " pair"], alpha: float | None) -> di
     if not len(similarity):
         return {"mean": None, "above_alpha": None}
     above = None if alpha is None else float((similarity > alpha).mean())
-    return {"mean": float(similarity.mean()), "above_alpha": above, "histogram": np.histogram(similarity, np.linspace(-0.2, 1, 61))[0].tolist()}
+    return {
+        "mean": float(similarity.mean()),
+        "above_alpha": above,
+        "histogram": np.histogram(similarity, np.linspace(-0.2, 1, 61))[0].tolist(),
+    }
 
 
-def segments(
-    text: str, prefixes: Mapping[int, int], mark: Integer[np.ndarray, " token"]
-) -> list[tuple[str, int]]:
+def segments(text: str, prefixes: Mapping[int, int], mark: Integer[np.ndarray, " token"]) -> list[tuple[str, int]]:
     """The text cut where `mark` changes, with the mark of each part; `prefixes[i]` is how many characters the first i
     tokens decode to, for every i where the mark changes, 0 and the last."""
     edges = sorted(prefixes)

@@ -20,6 +20,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def _ingest(cfg: config.Corpus, folder: Path, progress: Progress) -> tuple[int, 
         batch = list(itertools.islice(found, cfg.shard_docs))
         if not batch:
             break
-        counts = shards.write(index, lambda out, batch=batch: _spool(batch, cfg, out))
+        counts = shards.write(index, partial(_spool, batch, cfg))
         count, bad = count + counts["records"], bad + counts["quarantined"]
         reasons.update(counts["reasons"])
         progress(0.0, f"{count:,} records read")
@@ -261,9 +262,7 @@ def _fit_tokenizer(
         docs = max(1, int(0.97 * cut)) if docs <= cut or int(0.97 * cut) < docs else docs - 1
 
 
-def _docs_for(
-    spool: Spool, pool: Int64[np.ndarray, " doc"], unique_tokens: int, fitted: tokenizer.Tokenizer
-) -> int:
+def _docs_for(spool: Spool, pool: Int64[np.ndarray, " doc"], unique_tokens: int, fitted: tokenizer.Tokenizer) -> int:
     """How many documents from the head of the pool hold `unique_tokens`."""
     total = 0
     for start in range(0, len(pool), 1_024):
@@ -288,7 +287,7 @@ def _write_set(
 ) -> int:
     """Write the chosen documents in order, text and tokens side by side; returns the tokens written."""
 
-    def write(out: Path, rows: Int64[np.ndarray, " doc"]) -> dict[str, Any]:
+    def write(rows: Int64[np.ndarray, " doc"], out: Path) -> dict[str, Any]:
         texts = [spool[i] for i in rows]
         columns = {name: [spool.row(int(i), name) for i in rows] for name in ("id", "metadata")}
         table = pa.table({**columns, "text": texts, "near_duplicate": flagged[rows].tolist()})
@@ -299,6 +298,6 @@ def _write_set(
     starts = range(0, max(1, len(chosen)), shard_docs)
     for index, start in enumerate(starts):
         rows = chosen[start : start + shard_docs]
-        total += shards.write(index, lambda out, rows=rows: write(out, rows))["tokens"]
+        total += shards.write(index, partial(write, rows))["tokens"]
         progress((index + 1) / len(starts), f"{shards.folder.name}: {total:,} tokens")
     return total

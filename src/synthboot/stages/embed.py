@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float, Float16, Float32
+from jaxtyping import Float, Float16, Float32, Int32
 
 from synthboot import config
 from synthboot.data.artifacts import Progress, silent
@@ -33,21 +33,26 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True)
 class SelfEmbedder:
-    """TF-IDF of hashed uni- and bigrams, projected on the leading singular vectors of the corpus it was fitted on."""
+    """TF-IDF of hashed uni- and bigrams, projected on the leading singular vectors of the corpus it was fitted on.
+
+    `column` gives each hash bucket its row in `components`, or -1 for buckets that fewer than two documents filled: what
+    one document alone holds says nothing about its neighbours.
+    """
 
     idf: Float32[np.ndarray, " feature"]
-    components: Float32[np.ndarray, "dim feature"]
+    column: Int32[np.ndarray, " bucket"]
+    components: Float32[np.ndarray, "feature dim"]
 
     def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "doc dim"]:
         """Unit vectors in the space of the fitting corpus."""
-        counts = _hasher(len(self.idf)).transform(texts)
-        return _unit(np.asarray(_weigh(counts, self.idf) @ self.components.T, np.float32))
+        counts = _hasher(len(self.column)).transform(texts)
+        return _unit(np.asarray(_weigh(counts, self.column, self.idf) @ self.components, np.float32))
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""
         from safetensors.numpy import save_file
 
-        save_file({"idf": self.idf, "components": self.components}, path)
+        save_file({"idf": self.idf, "column": self.column, "components": self.components}, path)
 
     @staticmethod
     def load(path: Path) -> SelfEmbedder:
@@ -74,10 +79,15 @@ def fit(texts: Iterable[str], cfg: config.Embed, seed: int) -> SelfEmbedder:
     if counts.shape[0] < 2 or counts.nnz == 0:
         raise DataError("embed: `self` needs at least two documents with words in them")
     frequency = np.bincount(counts.indices, minlength=counts.shape[1])
-    idf = (np.log((1 + counts.shape[0]) / (1 + frequency)) + 1).astype(np.float32)
-    dim = min(cfg.dim, counts.shape[0] - 1)
-    _, _, components = randomized_svd(_weigh(counts, idf), dim, n_iter=4, random_state=seed)
-    return SelfEmbedder(idf, np.ascontiguousarray(components, np.float32))
+    kept = np.flatnonzero(frequency >= 2)
+    if len(kept) < 2:
+        raise DataError("embed: no two documents share a word, so `self` has nothing to compare")
+    column = np.full(counts.shape[1], -1, np.int32)
+    column[kept] = np.arange(len(kept))
+    idf = (np.log((1 + counts.shape[0]) / (1 + frequency[kept])) + 1).astype(np.float32)
+    dim = min(cfg.dim, counts.shape[0] - 1, len(kept) - 1)
+    _, _, components = randomized_svd(_weigh(counts, column, idf), dim, n_iter=4, random_state=seed)
+    return SelfEmbedder(idf, column, np.ascontiguousarray(components.T, np.float32))
 
 
 def sentence_transformer(name: str, device: str) -> Embedder:
@@ -146,13 +156,16 @@ def _hasher(features: int) -> Any:
     )
 
 
-def _weigh(counts: Any, idf: Float32[np.ndarray, " feature"]) -> Any:
-    """Sublinear TF-IDF with unit rows."""
+def _weigh(counts: Any, column: Int32[np.ndarray, " bucket"], idf: Float32[np.ndarray, " feature"]) -> Any:
+    """Sublinear TF-IDF of the known features, with unit rows."""
+    from scipy.sparse import csr_matrix
     from sklearn.preprocessing import normalize
 
-    weighted = counts.astype(np.float32)
-    weighted.data = (1 + np.log(weighted.data)) * idf[weighted.indices]
-    return normalize(weighted, copy=False)
+    places = column[counts.indices]
+    known = places >= 0
+    bounds = np.concatenate(([0], np.cumsum(known)))[counts.indptr]
+    values = ((1 + np.log(counts.data[known])) * idf[places[known]]).astype(np.float32)
+    return normalize(csr_matrix((values, places[known], bounds), shape=(counts.shape[0], len(idf))), copy=False)
 
 
 def _unit(rows: Float[np.ndarray, "doc dim"]) -> Float32[np.ndarray, "doc dim"]:

@@ -104,7 +104,8 @@ def verdict(arms: Mapping[str, Any], seeds: int, confidence: float) -> str:
     if low <= 0 <= high:
         return f"No difference shown: sbp against repetition is {change} better, an interval that includes zero{caution}."
     if value > 0:
-        return f"Synthetic text hurt: sbp is {abs(value):.4f} nats per token worse than repetition ({low:+.4f} to {high:+.4f}, {about}){caution}."
+        worse = f"{abs(value):.4f} nats per token worse than repetition ({low:+.4f} to {high:+.4f}, {about})"
+        return f"Synthetic text hurt: sbp is {worse}{caution}."
     share = arms["sbp"].get("oracle_share")
     closed = f", {share[0]:.0%} of the oracle's gain ({share[1]:.0%} to {share[2]:.0%})" if share else ""
     return f"Synthetic text helped: sbp is {change} better than repetition{closed}{caution}."
@@ -114,7 +115,7 @@ def _resampled(
     losses: Float64[np.ndarray, "arm seed doc"], tokens: Int64[np.ndarray, " doc"], count: int, seed: int
 ) -> Float64[np.ndarray, "resample arm"]:
     """Nats per token of every arm in the sample (row 0) and in each resample of documents and seeds."""
-    arms, seeds, docs = losses.shape
+    _, seeds, docs = losses.shape
     rng = np.random.default_rng([seed, 7])
     weights = np.vstack((np.ones(docs), rng.multinomial(docs, np.full(docs, 1 / docs), count)))
     picks = np.vstack((np.ones(seeds), rng.multinomial(seeds, np.full(seeds, 1 / seeds), count))) / seeds

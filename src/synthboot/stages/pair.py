@@ -42,26 +42,27 @@ def pair(
     progress(0.05, "searching neighbours")
     neighbors, similarity = nearest_neighbors(vectors, vectors, cfg.num_neighbors, exclude_self=True)
     chance = random_similarity(vectors, seed)
-    alpha, why = choose_alpha(cfg, chance)
+    alpha, why = choose_alpha(cfg, similarity, chance)
     found = [_above(neighbors, similarity, alpha)]
     if validation is not None:
         d1, rank_similarity = nearest_neighbors(validation[0], vectors, cfg.num_neighbors)
         other, sources, scores = _above(d1, rank_similarity, alpha)
         found.append((sources, other, scores))
-    counts = {"considered": sum(int((s > -np.inf).sum()) for s in (similarity,)), "dropped": {}}
+    dropped: dict[str, int] = {}
+    considered = int(np.isfinite(similarity).sum())
     d1, d2, score = found[0]
-    counts["dropped"]["below_min_similarity"] = counts["considered"] - len(d1)
+    dropped["below_min_similarity"] = considered - len(d1)
     progress(0.6, "checking overlap")
     distinct = _distinct(tokens, tokens, d1, d2, cfg)
-    counts["dropped"]["overlapping"] = int((~distinct).sum())
+    dropped["overlapping"] = int((~distinct).sum())
     d1, d2, score = d1[distinct], d2[distinct], score[distinct]
     split, keep = _hold_out(d1, d2, len(tokens), cfg.heldout_share, seed)
-    counts["dropped"]["conditioned_on_heldout"] = int((~keep).sum())
+    dropped["conditioned_on_heldout"] = int((~keep).sum())
     d1, d2, score, split = d1[keep], d2[keep], score[keep], split[keep]
     if not (split == TRAIN).any():
         best = float(np.max(similarity, initial=-1.0))
         raise DataError(
-            f"pair: no pair is left above min_similarity {alpha:.3f} ({counts['dropped']}); the most similar two documents "
+            f"pair: no pair is left above min_similarity {alpha:.3f} ({dropped}); the most similar two documents "
             f"have {best:.3f}: try --set pair.min_similarity={max(0.0, best - 0.1):.2f}, or add documents"
         )
     if validation is not None:
@@ -70,7 +71,13 @@ def pair(
         d1, d2 = np.concatenate((d1, v1[distinct])), np.concatenate((d2, v2[distinct]))
         score = np.concatenate((score, v_score[distinct]))
         split = np.concatenate((split, np.full(int(distinct.sum()), VALIDATION)))
-    report = {"alpha": alpha, "why": why, **counts, **_describe(d1, split, score, similarity, chance)}
+    report = {
+        "alpha": alpha,
+        "why": why,
+        "considered": considered,
+        "dropped": dropped,
+        **_describe(d1, split, score, similarity, chance),
+    }
     order = np.lexsort((d2, d1, -score))
     return Pairs(d1[order], d2[order], score[order].astype(np.float32), split[order], report)
 
@@ -86,7 +93,7 @@ def random_pairs(like: Pairs, docs: int, seed: int) -> Pairs:
     allowed = np.array([i for i in range(docs) if i not in held], np.int64)
     if spoiled.any() and len(allowed):
         d1[spoiled] = rng.choice(allowed, int(spoiled.sum()))
-    report = {"alpha": None, "why": "d1 drawn at random", "considered": len(like), "dropped": {}}
+    report: dict[str, Any] = {"alpha": None, "why": "d1 drawn at random", "considered": len(like), "dropped": {}}
     return Pairs(d1, like.d2, np.zeros(len(like), np.float32), like.split, report)
 
 
@@ -136,14 +143,26 @@ def random_similarity(vectors: Float[np.ndarray, "doc dim"], seed: int, pairs: i
     )
 
 
-def choose_alpha(cfg: config.Pair, chance: Float[np.ndarray, " pair"]) -> tuple[float, str]:
-    """Alpha and the reason for it, in words."""
+def choose_alpha(
+    cfg: config.Pair, similarity: Float[np.ndarray, "doc k"], chance: Float[np.ndarray, " pair"]
+) -> tuple[float, str]:
+    """Alpha and the reason for it, in words, from the similarities of neighbours and of random pairs."""
     if cfg.min_similarity != "auto":
         return float(cfg.min_similarity), "set by min_similarity"
-    if not len(chance):
-        return 0.0, "too few documents for random pairs"
-    alpha = float(np.quantile(chance, 1 - cfg.auto_chance))
-    return alpha, f"{cfg.auto_chance:.2%} of {len(chance):,} random pairs are more similar"
+    ranked = np.sort(similarity[np.isfinite(similarity)])[::-1]
+    if not len(chance) or not len(ranked):
+        return 0.0, "too few documents to choose by"
+    place = min(len(ranked) - 1, round(cfg.auto_pairs_per_doc * len(similarity)))
+    enough, unlikely = float(ranked[place]), float(np.quantile(chance, 1 - cfg.auto_chance))
+    if enough >= unlikely:
+        return (
+            enough,
+            f"{cfg.auto_pairs_per_doc:g} neighbours per document are more similar (chance alone: {unlikely:.3f})",
+        )
+    return (
+        unlikely,
+        f"{cfg.auto_chance:.1%} of random pairs are more similar ({cfg.auto_pairs_per_doc:g} a document: {enough:.3f})",
+    )
 
 
 def _above(

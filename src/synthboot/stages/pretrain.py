@@ -32,8 +32,8 @@ def pretrain(
     ledger = plan.ledger()
     if ledger["synthetic_passes"] > 1:
         raise BudgetError(
-            f"pretrain: {ledger['synthetic_tokens']:,} synthetic tokens needed and {synthetic.num_tokens if synthetic else 0:,} "
-            f"there; synthetic text is never read twice"
+            f"pretrain: {ledger['synthetic_tokens']:,} synthetic tokens are needed, {ledger['synthetic_passes']:.2f} times "
+            f"what was sampled; synthetic text is never read twice"
         )
     return train_arm(cfg, plan, seed, validation, tokenizer, folder, progress)
 
@@ -69,4 +69,6 @@ def compare_ledgers(ledgers: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> N
             if ledger["real_tokens"] + ledger["synthetic_tokens"] != ledger["train_tokens"]:
                 raise UnfairComparison(f"arm {name}, seed {seed}: tokens by source do not add up to train_tokens")
             if ledger["synthetic_passes"] > 1:
-                raise UnfairComparison(f"arm {name}, seed {seed}: synthetic text was read {ledger['synthetic_passes']:.2f} times")
+                raise UnfairComparison(
+                    f"arm {name}, seed {seed}: synthetic text was read {ledger['synthetic_passes']:.2f} times"
+                )

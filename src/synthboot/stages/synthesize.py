@@ -31,6 +31,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.engine import local
 from synthboot.errors import BudgetError
 from synthboot.lm import model as models
+from synthboot.lm.batches import d1_room
 from synthboot.lm.sample import Request, Result, Sampler, sampler
 
 
@@ -45,6 +46,7 @@ class Job:
     corpus: tuple[Path, ...]
     docs: int
     window: int
+    d1_share: float
     seed: int
     conditional: bool
     device: str
@@ -89,7 +91,7 @@ def requests_of(job: Job, corpus: Tokens, tokenizer: tokenizers.Tokenizer, chunk
         d1 = int(_order(job.seed, sample, job.docs)[place])
         prompt = [tokenizer.end]
         if job.conditional:
-            prompt += [*corpus[d1][:-1][: (job.window - 1) // 2].tolist(), tokenizer.separator]
+            prompt += [*corpus[d1][:-1][: d1_room(job.window, job.d1_share)].tolist(), tokenizer.separator]
         room = job.window - len(prompt)
         seed = hashlib.blake2b(f"{job.seed} {d1} {sample}".encode(), digest_size=8).digest()
         limit = min(room, job.cfg.max_tokens or room)
@@ -109,7 +111,8 @@ def verdict(result: Result, cfg: config.Synthesize) -> str:
 
 def _chunk_writer(job: Job, folder: Path) -> Callable[[int], dict[str, Any]]:
     """A worker: chunk number -> counts of the committed chunk. The model is loaded when first needed."""
-    shards, loaded = Shards(folder), []
+    shards = Shards(folder)
+    loaded: list[Any] = []
 
     def run(chunk: int) -> dict[str, Any]:
         if shards.done(chunk):
@@ -118,9 +121,7 @@ def _chunk_writer(job: Job, folder: Path) -> Callable[[int], dict[str, Any]]:
             model = models.load(job.synthesizer).to(models.device(job.device))
             tokenizer = tokenizers.load(job.tokenizer)
             settings = job.cfg
-            engine = sampler(
-                model, tokenizer.end, temperature=settings.temperature, top_p=settings.top_p, batch=settings.batch
-            )
+            engine = sampler(model, tokenizer.end, temperature=settings.temperature, top_p=settings.top_p, batch=settings.batch)
             loaded.extend((engine, tokenizer, Tokens.open(job.corpus).head(job.docs)))
         return shards.write(chunk, lambda out: _write_chunk(job, chunk, out, *loaded))
 

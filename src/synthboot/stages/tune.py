@@ -24,7 +24,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
 from synthboot.lm import model as models
 from synthboot.lm import score
-from synthboot.lm.batches import PairPlan
+from synthboot.lm.batches import PairPlan, d1_room
 from synthboot.lm.train import Curve, Settings, train
 
 
@@ -74,7 +74,8 @@ def tune(
 def _plan(cfg: config.Config, pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer) -> tuple[Settings, PairPlan]:
     def plan(tokens: int) -> PairPlan:
         return PairPlan(
-            corpus, pairs.d1.tolist(), pairs.d2.tolist(), seq_len=cfg.model.seq_len, batch_tokens=cfg.tune.batch_tokens,
+            corpus, pairs.d1.tolist(), pairs.d2.tolist(), seq_len=cfg.model.seq_len,
+            d1_share=cfg.tune.d1_share, batch_tokens=cfg.tune.batch_tokens,
             tokens=tokens, seed=cfg.seed, end=tokenizer.end, separator=tokenizer.separator,
         )  # fmt: skip
 
@@ -96,18 +97,18 @@ def _plan(cfg: config.Config, pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer
 
 
 class _Held:
-    """Held-out pairs, one d1 for each d2, spread over the similarities; d2 cut to half a window, so that every
-    condition is scored on the same tokens."""
+    """Held-out pairs, one d1 for each d2, spread over the similarities; d2 cut to what the window always
+    has room for, so that every condition is scored on the same tokens."""
 
     def __init__(self, pairs: Pairs, first: Tokens, second: Tokens, cfg: config.Config, tokenizer: Tokenizer) -> None:
         _, once = np.unique(pairs.d2, return_index=True)
         chosen = np.sort(once)
         if len(chosen) > cfg.tune.eval_pairs:
             chosen = chosen[np.linspace(0, len(chosen) - 1, cfg.tune.eval_pairs).astype(int)]
-        half = (cfg.model.seq_len - 1) // 2
-        self.window, self.tokenizer = cfg.model.seq_len, tokenizer
+        room = cfg.model.seq_len - 1 - d1_room(cfg.model.seq_len, cfg.tune.d1_share)
+        self.window, self.share, self.tokenizer = cfg.model.seq_len, cfg.tune.d1_share, tokenizer
         self.d1 = [first[int(i)] for i in pairs.d1[chosen]]
-        self.d2 = [second[int(i)][:half] for i in pairs.d2[chosen]]
+        self.d2 = [second[int(i)][:room] for i in pairs.d2[chosen]]
         others = np.random.default_rng([cfg.seed, 5]).integers(0, len(first), len(chosen))
         self.random = [first[int(i)] for i in others]
 
@@ -121,7 +122,7 @@ class _Held:
     def proof(self, model: Any, origin: Any) -> dict[str, float]:
         """Nats per token of d2 under each condition; `base` is the model that tuning started from, without d1."""
         nothing = [np.array([self.tokenizer.end])] * len(self)
-        alone = score.pairs(origin, nothing, self.d2, self.window, self.tokenizer.end, None).mean
+        alone = score.pairs(origin, nothing, self.d2, self.window, self.share, self.tokenizer.end, None).mean
         return {
             "given_d1": self.loss(model),
             "given_random_d1": self._score(model, self.random),
@@ -131,4 +132,5 @@ class _Held:
         }
 
     def _score(self, model: Any, d1: list[np.ndarray]) -> float:
-        return score.pairs(model, d1, self.d2, self.window, self.tokenizer.end, self.tokenizer.separator).mean
+        special = (self.tokenizer.end, self.tokenizer.separator)
+        return score.pairs(model, d1, self.d2, self.window, self.share, *special).mean

@@ -1,0 +1,123 @@
+"""Looking into run folders: where they stand, examples to read, several side by side. Reads only what is on disk."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthboot.data import artifacts
+from synthboot.data.pairs import TRAIN, Pairs
+from synthboot.data.tokenizer import Tokenizer, load
+from synthboot.data.tokens import Tokens
+from synthboot.errors import MissingArtifact
+from synthboot.pipeline import STAGES
+
+_COPY = 13
+
+
+def status(run: Path) -> list[dict[str, Any]]:
+    """One row per artifact of a run folder, in pipeline order. Raises MissingArtifact where it is no run folder."""
+    rows = []
+    for folder in _artifacts(run):
+        manifest = artifacts.read_manifest(folder)
+        cost = manifest.cost if manifest else {}
+        rows.append(
+            {
+                "unit": folder.relative_to(run).as_posix(),
+                "status": "done" if manifest else "partial",
+                "tokens": cost.get("tokens"),
+                "seconds": cost.get("seconds"),
+                "peak_memory_bytes": cost.get("peak_memory_bytes"),
+                "flops": cost.get("flops"),
+            }
+        )
+    return rows
+
+
+def examples(run: Path, what: str, count: int, near: float | None = None) -> list[dict[str, Any]]:
+    """Up to `count` examples: a title and texts by name, each a list of (part, mark), mark 1 for what d1 holds too and 2
+    for what stands elsewhere in D_pretrain. Pairs with `near` are those of the nearest similarity."""
+    if what == "quarantine":
+        path = _need(run, "corpus") / "quarantine.jsonl"
+        lines = itertools.islice(path.read_text("utf-8").splitlines(), count)
+        rejects = [json.loads(line) for line in lines]
+        return [{"title": f"{r['file']} line {r['line']}", "texts": {"reason": [(r["reason"], 0)]}} for r in rejects]
+    corpus_folder = _need(run, "corpus")
+    summary = artifacts.read_json(corpus_folder / "corpus.json")
+    corpus = Tokens.open(artifacts.Shards(corpus_folder / "pool")).head(summary["pretrain_docs"])
+    tokenizer = load(corpus_folder / "tokenizer")
+    if what == "pairs":
+        return _pairs(Pairs.load(_need(run, "pair", "related")).only(TRAIN), corpus, tokenizer, count, near)
+    return _synthetic(run, corpus, tokenizer, count, copies=what == "copies")
+
+
+def compare(runs: list[Path]) -> dict[str, Any]:
+    """The evaluated scores of several runs, and every setting in which they differ."""
+    scores, settings = {}, {}
+    for run in runs:
+        result = artifacts.read_json(_need(run, "evaluate") / "evaluate.json")
+        scores[str(run)] = result[result["checkpoint"]]["arms"]
+        manifest = artifacts.read_manifest(_need(run, "report"))
+        settings[str(run)] = artifacts.flat(manifest.reads["config"] if manifest else {})
+    keys = sorted(set().union(*settings.values()))
+    values = {key: [s.get(key) for s in settings.values()] for key in keys}
+    differences = {k: v for k, v in values.items() if any(x != v[0] for x in v) and k != "name"}
+    return {"scores": scores, "differences": differences}
+
+
+def _pairs(pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer, count: int, near: float | None) -> list[dict[str, Any]]:
+    if near is not None:
+        order = np.argsort(np.abs(pairs.similarity - near), kind="stable")[:count]
+    else:
+        order = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)
+    found = []
+    for i in order:
+        d1, d2 = corpus[int(pairs.d1[i])][:-1], corpus[int(pairs.d2[i])][:-1]
+        texts = {"d1": [(tokenizer.decode(d1), 0)], "d2": marked(tokenizer, d2, d1)}
+        found.append({"title": f"similarity {pairs.similarity[i]:.3f}", "texts": texts})
+    return found
+
+
+def _synthetic(run: Path, corpus: Tokens, tokenizer: Tokenizer, count: int, copies: bool) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    found: list[dict[str, Any]] = []
+    for shard in artifacts.Shards(_need(run, "synthesize", "related") / "chunks"):
+        for row in pq.read_table(shard / "synthetic.parquet").to_pylist():
+            if row["verdict"] != "kept" or len(found) == count:
+                continue
+            d1 = corpus[row["d1"]][:-1]
+            parts = marked(tokenizer, np.array(tokenizer.encode([row["text"]])[0], np.int64), d1)
+            if not copies or any(mark for _, mark in parts):
+                title = f"d1 {row['d1']}, sample {row['sample']}, mean log-probability {row['mean_logprob']:.2f}"
+                found.append({"title": title, "texts": {"d1": [(tokenizer.decode(d1), 0)], "sampled d2": parts}})
+    return found
+
+
+def marked(tokenizer: Tokenizer, tokens: np.ndarray, d1: np.ndarray) -> list[tuple[str, int]]:
+    """A text in parts, marked where it shares a run of 13 tokens with d1."""
+    from synthboot.stages.analyze import d1_masks, segments
+
+    mark = d1_masks([tokens], [d1], _COPY)[0].astype(int)
+    edges = [0, *(np.flatnonzero(np.diff(mark)) + 1).tolist(), len(tokens)]
+    return segments(tokenizer.decode(tokens), {i: len(tokenizer.decode(tokens[:i])) for i in edges}, mark)
+
+
+def _artifacts(run: Path) -> list[Path]:
+    known = {f"{i:02d}-{stage}" for i, stage in enumerate(STAGES, 1)}
+    places = sorted(p for p in run.iterdir() if p.name in known) if run.is_dir() else []
+    if not places:
+        raise MissingArtifact(f"{run}: no run folder; `synthboot run CONFIG` makes one")
+    names = (artifacts.MANIFEST, artifacts.PROGRESS)
+    return sorted({file.parent for place in places for name in names for file in place.rglob(name)})
+
+
+def _need(run: Path, stage: str, variant: str = "") -> Path:
+    folder = run / f"{STAGES.index(stage) + 1:02d}-{stage}" / variant
+    if artifacts.read_manifest(folder) is None:
+        raise MissingArtifact(f"{run}: {stage} has not been made yet; run `synthboot {stage} CONFIG`")
+    return folder

@@ -19,6 +19,7 @@ from typing import Any
 
 from synthboot import config
 from synthboot.data import artifacts, documents
+from synthboot.data.tokens import Tokens
 from synthboot.errors import LockedRun, MissingArtifact
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
@@ -183,7 +184,7 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
                         raise value
                     tell(name, kind, value)
                     if kind == "done" and name == "corpus":
-                        check_budgets(cfg, plan)
+                        check_budgets(cfg, plan[name].folder(cfg.folder))
         finally:
             pool.close()
     return plan
@@ -196,15 +197,12 @@ def _ready(plan: dict[str, Unit], waiting: dict[str, Unit], pool: Any, jobs: int
     return able[: max(0, jobs - len(pool))]
 
 
-def check_budgets(cfg: config.Config, plan: dict[str, Unit]) -> None:
-    """Raise BudgetError now, not hours later, where an oracle asks for more text than the pool holds."""
-    from synthboot.data.tokens import Tokens
-    from synthboot.stages.pretrain import real_docs
-
-    folder = plan["corpus"].folder(cfg.folder)
+def check_budgets(cfg: config.Config, folder: Path) -> None:
+    """Raise BudgetError now, not hours later, where an oracle asks for more text than the corpus at `folder` holds."""
     pool = Tokens.open(artifacts.Shards(folder / "pool"))
     for name, arm in cfg.arms.items():
-        real_docs(arm, pool, 0, name)
+        if isinstance(arm.unique_tokens, int):
+            pool.docs_holding(arm.unique_tokens, f"arms.{name}.unique_tokens")
 
 
 def make(

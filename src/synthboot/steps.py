@@ -151,7 +151,7 @@ def pretrain(c: Context) -> Outcome:
     from synthboot.stages.pretrain import real_docs
 
     arm, pool = c.cfg.arms[c.arm], c.tokens("pool")
-    real = pool.head(real_docs(arm, pool, c.pretrain_docs, c.arm))
+    real = pool.head(real_docs(arm, c.arm, pool, c.pretrain_docs))
     synthetic = Tokens.open(Shards(c.parents["synthesize"] / "chunks")) if "synthesize" in c.parents else None
     trained = stage(
         c.cfg, arm, c.seed, real, synthetic, c.tokens("validation"), c.tokenizer(), c.folder, c.progress

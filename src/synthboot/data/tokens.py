@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Integer
 
-from synthboot.errors import CorruptArtifact
+from synthboot.errors import BudgetError, CorruptArtifact
 
 
 def write(folder: Path, documents: Iterable[Sequence[int]], vocab_size: int) -> int:
@@ -60,6 +60,16 @@ class Tokens:
         flat = np.array([t for d in documents for t in d], np.uint32)
         bounds = np.cumsum([0, *map(len, documents)], dtype=np.int64)
         return Tokens((flat,), np.zeros(1, np.int64), bounds)
+
+    def docs_holding(self, tokens: int, what: str) -> int:
+        """How many documents from the head hold `tokens`. Raises BudgetError, naming the setting `what`, where all of
+        them together hold fewer."""
+        if self.num_tokens < tokens:
+            raise BudgetError(
+                f"{what}: {tokens:,} asked for, the pool has {self.num_tokens:,} after cleaning and holding out; lower it, "
+                f"or add text"
+            )
+        return int((self.bounds >= tokens).argmax())
 
     def head(self, docs: int) -> Tokens:
         """The first `docs` documents: subsets of one pool are nested."""

@@ -1,8 +1,8 @@
 """Where work runs on one machine: processes side by side, one thread each.
 
 One thread a process keeps results the same whatever `engine.jobs` is, and several processes use the cores better than
-several threads do at these sizes. Workers come from a fork server that has imported torch once. A worker whose parent is
-gone, however it went, ends itself; a worker that dies is an error here, never a hang.
+several threads do at these sizes. Workers come from a fork server that has imported torch once, and a worker's own workers
+by forking it. A worker whose parent is gone, however it went, ends itself; a worker that dies is an error here, never a hang.
 
 `start`/`wait` run whole units side by side; `imap` streams items through workers and yields results in item order.
 """
@@ -12,10 +12,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any
 
 from synthboot.errors import SynthbootError
@@ -41,8 +45,9 @@ class Pool:
 
     def __init__(self) -> None:
         _one_thread()
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_PRELOAD)
+        self._context: Any = multiprocessing.get_context("fork" if multiprocessing.parent_process() else "forkserver")
+        if self._context.get_start_method() == "forkserver":
+            self._context.set_forkserver_preload(_PRELOAD)
         self._running: dict[Connection, tuple[Any, Any]] = {}
 
     def __len__(self) -> int:
@@ -56,7 +61,9 @@ class Pool:
         """Run `function(*arguments, connection)` in a new process."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_main, args=(theirs, function, arguments), daemon=False)
-        process.start()
+        with _without_main(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # a worker's one thread only waits for its parent's end
+            process.start()
         theirs.close()
         self._running[ours] = (key, process)
         return ours
@@ -154,6 +161,18 @@ def _main(connection: Connection, function: Callable[..., Any], arguments: tuple
         pass  # the other end is gone
     except BaseException:
         connection.send(("failed", WorkerFailed(traceback.format_exc())))
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the user's script while a process starts: workers run our functions only, and importing the script again
+    would run it again wherever it lacks a `__main__` guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _end_with(sentinel: Any) -> None:

@@ -38,18 +38,13 @@ def pretrain(
     return train_arm(cfg, plan, seed, validation, tokenizer, folder, progress)
 
 
-def real_docs(arm: config.Arm, pool: Tokens, pretrain_docs: int, name: str = "arm") -> int:
+def real_docs(arm: config.Arm, name: str, pool: Tokens, pretrain_docs: int) -> int:
     """How many documents from the head of the pool an arm may read. Raises BudgetError where the pool has too few."""
     if arm.unique_tokens is None:
         return pretrain_docs
     if arm.unique_tokens == "all":
         return len(pool)
-    if pool.num_tokens < arm.unique_tokens:
-        raise BudgetError(
-            f"arms.{name}.unique_tokens: {arm.unique_tokens:,} asked for, the pool has {pool.num_tokens:,}; "
-            f"lower it, write `all`, or add text"
-        )
-    return int((pool.bounds >= arm.unique_tokens).argmax())
+    return pool.docs_holding(arm.unique_tokens, f"arms.{name}.unique_tokens")
 
 
 def compare_ledgers(ledgers: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:

@@ -1,0 +1,47 @@
+# `make help` lists what there is. Every target makes the virtual environment it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo demo-small test test-slow lint format docs bench clean
+help:           ## this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## the whole method on the text that ships with the project, in minutes
+	$(BIN)/synthboot run configs/demo.yaml
+
+demo-small: $(STAMP)  ## the demo at a tenth of its size
+	$(BIN)/synthboot run configs/demo.yaml --set name=demo-small --set budget.train_tokens=80000 --set budget.unique_tokens=20000 \
+	  --set tune.max_tokens=40000 --set corpus.validation_docs=60 --set corpus.holdout_docs=60 --set optim.evals=2 \
+	  --set 'pretrain.seeds=[0]'
+
+test: $(STAMP)  ## the suite
+	$(BIN)/pytest -q
+
+test-slow: $(STAMP)  ## the long tests too: kill -9 across the demo
+	$(BIN)/pytest -q -m 'not gpu'
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## write docs/cli.md and docs/config.md from the code
+	$(BIN)/python -m synthboot.docs docs
+
+bench: $(STAMP)  ## speeds beside their peers, as ratios
+	$(BIN)/python benchmarks/sample.py
+
+clean:          ## the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,85 @@
+"""A small generated world: entities with attributes, told in several wordings. Related documents share an entity."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SYLLABLES = ["ba", "ko", "ri", "lu", "ten", "mar", "vi", "sha", "do", "pel", "gru", "ani"]
+COLORS = ["red", "green", "blue", "amber", "violet", "black"]
+TRADES = ["miller", "sailor", "printer", "weaver", "potter", "surgeon"]
+PLACES = ["harbor", "valley", "island", "market", "forest", "tower"]
+
+
+def world_documents(entities: int = 60, each: int = 6, seed: int = 0) -> list[dict[str, Any]]:
+    """Documents about entities, each revealing all attributes in one of several wordings."""
+    rng = random.Random(seed)
+    documents = []
+    for entity in range(entities):
+        name = "".join(rng.choice(SYLLABLES) for _ in range(3)).capitalize() + str(entity)
+        color, trade, place = rng.choice(COLORS), rng.choice(TRADES), rng.choice(PLACES)
+        for number in range(each):
+            parts = [
+                rng.choice([f"{name} wears {color} clothes", f"the clothes of {name} are {color}", f"{color} is what {name} wears"]),
+                rng.choice([f"{name} works as a {trade}", f"by trade {name} is a {trade}", f"a {trade} named {name}"]),
+                rng.choice([f"{name} lives near the {place}", f"the home of {name} is at the {place}", f"find {name} in the {place}"]),
+                f"note {rng.randrange(10**6)} by clerk {rng.randrange(10**6)}",
+            ]
+            rng.shuffle(parts)
+            documents.append({"id": f"e{entity}-{number}", "text": ". ".join(parts) + ".", "entity": entity})
+    rng.shuffle(documents)
+    return documents
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def world_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("world") / "world.jsonl", world_documents())
+
+
+def small_config(source: Path, root: Path, **changes: Any) -> dict[str, Any]:
+    """A run that takes seconds: every stage, three arms, two seeds."""
+    settings: dict[str, Any] = {
+        "name": "small",
+        "root": str(root),
+        "model": {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "seq_len": 96},
+        "budget": {"unique_tokens": 3_000, "train_tokens": 12_000},
+        "optim": {"lr": 1e-2, "batch_tokens": 384, "evals": 4},
+        "engine": {"device": "cpu", "jobs": 2},
+        "corpus": {"source": str(source), "vocab_size": 400, "validation_docs": 30, "holdout_docs": 30, "shard_docs": 64},
+        "embed": {"dim": 32, "hash_features": 4_096},
+        "pair": {"num_neighbors": 5},
+        "tune": {"batch_tokens": 384, "max_tokens": 6_000},
+        "synthesize": {"chunk": 16, "batch": 8, "keep_unfinished": True},
+        "arms": {
+            "repetition": {},
+            "sbp": {"synthetic": "related", "share": 0.5},
+            "oracle": {"unique_tokens": "all"},
+        },
+        "pretrain": {"seeds": [0, 1]},
+        "evaluate": {"bootstrap": 200},
+        "analyze": {"docs": 60, "examples": 5},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            settings[section] = {**settings[section], name: value}
+        else:
+            settings[section] = value
+    return settings
+
+
+@pytest.fixture(scope="session")
+def finished(world_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The settings of a small run that has been run to its end; tests only read it."""
+    from synthboot import api
+
+    settings = small_config(world_file, tmp_path_factory.mktemp("finished"))
+    api.Run(settings).run()
+    return settings

@@ -1,0 +1,92 @@
+import random
+
+import numpy as np
+import pytest
+
+from synthboot.data import ngrams
+
+
+def runs(tokens: list[int], n: int) -> list[tuple[int, ...]]:
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+
+
+def random_tokens(seed: int, length: int, vocab: int = 6) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, vocab, length)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_hashes_are_equal_exactly_where_runs_are(n: int) -> None:
+    tokens = random_tokens(0, 300)
+    hashed, plain = ngrams.hashes(tokens, n), runs(tokens.tolist(), n)
+    seen: dict[tuple[int, ...], int] = {}
+    for value, run in zip(hashed.tolist(), plain, strict=True):
+        assert seen.setdefault(run, value) == value
+    assert len(set(seen.values())) == len(seen)
+
+
+def test_short_texts_hash_as_a_whole_and_empty_ones_not_at_all() -> None:
+    assert len(ngrams.hashes(np.array([1, 2]), 5)) == 1
+    assert len(ngrams.hashes(np.array([], np.int64), 5)) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_containment_against_sets(seed: int) -> None:
+    a, b = random_tokens(seed, 40), random_tokens(seed + 100, 25)
+    first, second = set(runs(a.tolist(), 2)), set(runs(b.tolist(), 2))
+    expected = len(first & second) / min(len(first), len(second))
+    assert ngrams.containment(ngrams.hashes(a, 2), ngrams.hashes(b, 2)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copied_against_brute_force(seed: int) -> None:
+    sample, source, n = random_tokens(seed, 60, 3), random_tokens(seed + 50, 60, 3), 4
+    known = set(runs(source.tolist(), n))
+    expected = np.zeros(60, bool)
+    for i, run in enumerate(runs(sample.tolist(), n)):
+        if run in known:
+            expected[i : i + n] = True
+    found = ngrams.copied(sample, np.unique(ngrams.hashes(source, n)), n)
+    assert (found == expected).all()
+    longest = max((len(s) for s in "".join("x" if m else " " for m in expected).split()), default=0)
+    assert ngrams.longest_run(found) == longest
+
+
+def test_repeated_share() -> None:
+    assert ngrams.repeated_share(np.array([1, 2, 1, 2, 1, 2]), 2) == pytest.approx(3 / 5)
+    assert ngrams.repeated_share(np.arange(10), 2) == 0
+    assert ngrams.repeated_share(np.array([1]), 2) == 0
+
+
+def test_shingles_use_characters_where_words_are_not_spaced() -> None:
+    assert ngrams.shingles("One two three", 2) == ["one two", "two three"]
+    assert len(ngrams.shingles("日本語の文章はこのように書かれることが多いです", 5)) > 10
+
+
+def edited(words: list[str], changes: int, rng: random.Random) -> list[str]:
+    words = list(words)
+    for place in rng.sample(range(len(words)), changes):
+        words[place] = f"changed{rng.randrange(10**6)}"
+    return words
+
+
+def test_near_duplicates_are_exactly_those_above_the_threshold() -> None:
+    rng = random.Random(3)
+    texts = []
+    for _ in range(60):
+        words = [f"w{rng.randrange(5_000)}" for _ in range(120)]
+        texts.append(" ".join(words))
+        texts.append(" ".join(edited(words, rng.choice([1, 2, 3, 6, 10]), rng)))
+    group = ngrams.near_duplicate_groups(ngrams.signatures(texts), texts, 0.8)
+    for i in range(len(texts)):
+        for j in range(i):
+            near = ngrams.jaccard(ngrams.shingles(texts[i]), ngrams.shingles(texts[j])) >= 0.8
+            assert (group[i] == group[j]) == near
+
+
+def test_large_buckets_of_templated_text_are_joined() -> None:
+    texts = ["this is a very common template about nothing in particular at all " * 4] * 100
+    assert len(set(ngrams.near_duplicate_groups(ngrams.signatures(texts), texts, 0.8))) == 1
+
+
+def test_no_documents_no_groups() -> None:
+    assert len(ngrams.near_duplicate_groups(np.empty((0, 126), np.uint32), [], 0.8)) == 0

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from synthboot.data import tokens
+from synthboot.data.tokens import Tokens
+from synthboot.errors import BudgetError, CorruptArtifact
+
+DOCUMENTS = [[5, 6, 7], [8], [], [9, 10], [11, 12, 13, 14]]
+
+
+def shard(folder: Path, documents: list[list[int]], vocab_size: int = 1_000) -> Path:
+    folder.mkdir()
+    tokens.write(folder, documents, vocab_size)
+    return folder
+
+
+@pytest.mark.parametrize("vocab_size", [1 << 16, (1 << 16) + 1])
+def test_documents_come_back_across_shards(tmp_path: Path, vocab_size: int) -> None:
+    found = Tokens.open([shard(tmp_path / "0", DOCUMENTS[:2], vocab_size), shard(tmp_path / "1", DOCUMENTS[2:], vocab_size)])
+    assert [found[i].tolist() for i in range(len(found))] == DOCUMENTS
+    assert found.num_tokens == 10
+    assert found.shards[0].dtype.itemsize == (2 if vocab_size <= 1 << 16 else 4)
+
+
+def test_heads_are_nested(tmp_path: Path) -> None:
+    found = Tokens.open([shard(tmp_path / "0", DOCUMENTS[:2]), shard(tmp_path / "1", DOCUMENTS[2:])])
+    head = found.head(4)
+    assert len(head) == 4
+    assert head.num_tokens == 6
+    assert head[3].tolist() == DOCUMENTS[3]
+
+
+def test_docs_holding_a_number_of_tokens() -> None:
+    found = Tokens.of(DOCUMENTS)
+    assert [found.docs_holding(n, "x") for n in (1, 3, 4, 5, 6, 10)] == [1, 1, 2, 4, 4, 5]
+    with pytest.raises(BudgetError, match=r"arms\.oracle: 11 asked for, the pool has 10"):
+        found.docs_holding(11, "arms.oracle")
+
+
+def test_memory_is_mapped_not_read(tmp_path: Path) -> None:
+    found = Tokens.open([shard(tmp_path / "0", DOCUMENTS)])
+    assert isinstance(found.shards[0], np.memmap)
+
+
+def test_a_shard_that_does_not_fit_its_index_is_refused(tmp_path: Path) -> None:
+    folder = shard(tmp_path / "0", DOCUMENTS)
+    (folder / "tokens.bin").write_bytes(b"\0" * 7)
+    with pytest.raises(CorruptArtifact, match=r"tokens\.bin: 7 bytes do not fit 10 tokens"):
+        Tokens.open([folder])

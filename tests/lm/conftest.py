@@ -1,0 +1,33 @@
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from synthboot import config
+from synthboot.data import tokenizer as tokenizers
+from synthboot.data.tokenizer import Tokenizer
+from synthboot.lm import model as models
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return tokenizers.train(iter(["the cat sat on the mat and the dog on the log"] * 30), 280)
+
+
+def small_model(kv_heads: int = 1, vocab_size: int = 280, seed: int = 0) -> Any:
+    """A random model whose predictions are far from uniform."""
+    model = models.build(config.Model(layers=2, width=32, heads=4, kv_heads=kv_heads, seq_len=64), vocab_size, seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(1.5)
+    return model.eval()

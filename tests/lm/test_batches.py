@@ -1,0 +1,136 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from synthboot.data.tokens import Tokens
+from synthboot.lm.batches import IGNORE, PairPlan, Plan, Stream, cut_pair, pair_row
+
+REAL = Tokens.of([[100 + i] * (3 + i % 5) + [0] for i in range(20)])
+SYNTHETIC = Tokens.of([[500 + i] * 9 + [0] for i in range(40)])
+
+
+def plan(share: float, **changes: Any) -> Plan:
+    options = {"seq_len": 16, "batch_tokens": 64, "train_tokens": 64 * 10, "seed": 1, "end": 0} | changes
+    return Plan(REAL, SYNTHETIC if share else None, share, **options)
+
+
+def test_a_stream_reads_every_document_once_a_pass_wherever_it_is_cut() -> None:
+    stream = Stream(REAL, (7,))
+    total = REAL.num_tokens
+    whole = stream.read(0, 3 * total)
+    pieces = np.concatenate([stream.read(i, min(11, 3 * total - i)) for i in range(0, 3 * total, 11)])
+    assert (whole == pieces).all()
+    orders = []
+    for number in range(3):
+        one = whole[number * total : (number + 1) * total]
+        assert sorted(one.tolist()) == sorted(t for i in range(20) for t in REAL[i].tolist())
+        orders.append(one[np.flatnonzero(np.diff(one, prepend=0) > 0)].tolist())
+    assert orders[0] != orders[1]
+
+
+def test_every_token_of_the_stream_is_a_target_exactly_once() -> None:
+    p = plan(0.0)
+    targets = np.concatenate([p.batch(s).targets.ravel() for s in range(p.steps)])
+    assert (targets == Stream(REAL, (1, 1)).read(0, len(targets))).all()
+    inputs = np.concatenate([p.batch(s).inputs.ravel() for s in range(p.steps)])
+    assert inputs[0] == 0
+    assert (inputs[1:] == targets[:-1]).all()
+
+
+def test_a_batch_depends_on_the_step_alone() -> None:
+    p, q = plan(0.5), plan(0.5)
+    for step in reversed(range(p.steps)):
+        q.batch(step)
+    assert all((p.batch(s).inputs == plan(0.5).batch(s).inputs).all() for s in range(p.steps))
+    assert not (plan(0.5, seed=2).batch(0).inputs == p.batch(0).inputs).all()
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.33])
+def test_shares_are_exact_and_the_ledger_counts_what_is_read(share: float) -> None:
+    p = plan(share)
+    rows = np.concatenate([p.batch(s).targets for s in range(p.steps)])
+    synthetic = [bool((row >= 500).any()) for row in rows]
+    ledger = p.ledger()
+    assert sum(synthetic) == round(share * 40)
+    assert ledger["synthetic_tokens"] == sum(synthetic) * 16
+    assert ledger["real_tokens"] + ledger["synthetic_tokens"] == ledger["train_tokens"] == 640
+    assert ledger["real_passes"] == pytest.approx(ledger["real_tokens"] / REAL.num_tokens)
+    window = np.convolve(synthetic, np.ones(8), "valid")
+    assert window.max() - window.min() <= 1  # spread evenly
+
+
+def test_synthetic_first() -> None:
+    p = plan(0.5, order="synthetic_first")
+    rows = np.concatenate([p.batch(s).targets for s in range(p.steps)])
+    kinds = [bool((row >= 500).any()) for row in rows]
+    assert kinds == [True] * 20 + [False] * 20
+
+
+def test_synthetic_text_is_read_in_one_pass_without_repeats() -> None:
+    p = plan(0.5)
+    rows = np.concatenate([p.batch(s).targets for s in range(p.steps)])
+    read = np.concatenate([row for row in rows if (row >= 500).any()])
+    assert max(np.bincount(read)[500:]) <= 9
+
+
+@pytest.mark.parametrize(("d1", "d2", "expected"), [(5, 5, (5, 5)), (50, 10, (20, 10)), (5, 50, (5, 25)), (50, 50, (10, 20))])
+def test_cut_pair_gives_each_its_share_and_the_rest_to_who_needs_it(d1: int, d2: int, expected: tuple[int, int]) -> None:
+    assert cut_pair(d1, d2, 31, 1 / 3) == expected
+
+
+def test_pair_row_takes_the_loss_on_d2_and_its_end_alone() -> None:
+    inputs, targets = pair_row(np.array([11, 12, 0]), np.array([21, 22, 23, 0]), 32, 0.5, end=0, separator=1)
+    assert inputs.tolist() == [0, 11, 12, 1, 21, 22, 23]
+    assert targets.tolist() == [IGNORE, IGNORE, IGNORE, 21, 22, 23, 0]
+
+
+def test_a_cut_d2_does_not_learn_to_end() -> None:
+    inputs, targets = pair_row(np.arange(11, 31), np.array([*range(40, 60), 0]), 16, 0.5, end=0, separator=1)
+    assert len(inputs) == 16
+    assert inputs[0] == 0
+    assert 0 not in targets
+    assert targets[-1] == 40 + (targets != IGNORE).sum() - 1
+
+
+def packed(seed: int = 0) -> tuple[PairPlan, list[tuple[int, int]]]:
+    pairs = [(i, j) for i in range(20) for j in range(20) if i != j and (i + j) % 3 == 0]
+    p = PairPlan(
+        REAL, [a for a, _ in pairs], [b for _, b in pairs], seq_len=24, d1_share=0.4, batch_tokens=96, tokens=96 * 100,
+        seed=seed, end=0, separator=1,
+    )  # fmt: skip
+    return p, pairs
+
+
+def test_packing_holds_every_pair_once_a_pass_and_segments_never_mix() -> None:
+    p, pairs = packed()
+    rows = p.rows_per_pass()
+    found = []
+    for step in range(rows // p.rows):
+        batch = p.batch(step)
+        assert batch.segments is not None
+        assert batch.positions is not None
+        for inputs, targets, segments, positions in zip(
+            batch.inputs, batch.targets, batch.segments, batch.positions, strict=True
+        ):
+            for number in range(1, segments.max() + 1):
+                part = segments == number
+                x, y = inputs[part], targets[part]
+                assert positions[part].tolist() == list(range(len(x)))
+                place = x.tolist().index(1)
+                d1, d2 = x[1] - 100, y[place] - 100
+                expected = pair_row(REAL[d1], REAL[d2], 24, 0.4, 0, 1)
+                assert (x == expected[0]).all()
+                assert (y == expected[1]).all()
+                found.append((int(d1), int(d2)))
+            assert (targets[segments == 0] == IGNORE).all()
+    missing = len(pairs) - len(found)
+    assert 0 <= missing <= 3 * p.rows  # the rows of an unfinished batch
+    assert len(set(found)) == len(found)
+
+
+def test_pair_batches_depend_on_the_step_alone() -> None:
+    p, _ = packed()
+    q, _ = packed()
+    q.batch(30)
+    assert all((p.batch(s).inputs == q.batch(s).inputs).all() for s in (0, 17, 40))

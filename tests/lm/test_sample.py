@@ -1,0 +1,128 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from synthboot.lm import sample
+from synthboot.lm.sample import EmbeddedSampler, Request, TransformersSampler
+from tests.lm.conftest import small_model
+
+
+def requests(count: int, limit: int = 12, seed: int = 0) -> list[Request]:
+    rng = np.random.default_rng(seed)
+    return [Request(tuple(rng.integers(2, 280, rng.integers(1, 20)).tolist()), 1_000 + i, limit) for i in range(count)]
+
+
+def llama() -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=280, intermediate_size=64, max_position_embeddings=64, **sizes)).eval()
+
+
+@pytest.mark.parametrize("make", [lambda: small_model(1), lambda: small_model(4), llama], ids=["gqa", "mha", "llama"])
+def test_greedy_output_equals_transformers_token_for_token(make: Any) -> None:
+    model, asked = make(), requests(30)
+    results = EmbeddedSampler(model, end=0, temperature=0, top_p=1, batch=8).sample(asked)
+    for request, result in zip(asked, results, strict=True):
+        prompt = torch.tensor([request.prompt])
+        found = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=request.max_tokens, do_sample=False,
+            eos_token_id=0, pad_token_id=0,
+        )  # fmt: skip
+        expected = found[0, len(request.prompt) :].tolist()
+        ended = 0 in expected
+        assert list(result.tokens) == (expected[: expected.index(0)] if ended else expected)
+        assert result.finish == ("end" if ended else "length")
+
+
+def test_log_probability_is_the_models_own() -> None:
+    model, asked = small_model(), requests(6)
+    for temperature in (1.0, 0.7):
+        for request, result in zip(
+            asked, EmbeddedSampler(model, 0, temperature=temperature, top_p=0.9, batch=4).sample(asked), strict=True
+        ):
+            output = [*result.tokens, *([0] if result.finish == "end" else [])]
+            logits = model(input_ids=torch.tensor([[*request.prompt, *output]])).logits[0].detach().double()
+            scores = torch.log_softmax(logits[len(request.prompt) - 1 : -1], -1)
+            expected = float(scores.gather(1, torch.tensor(output)[:, None]).sum())
+            assert result.logprob == pytest.approx(expected, rel=1e-3)
+
+
+def nucleus(logits: torch.Tensor, temperature: float, top_p: float) -> np.ndarray:
+    """The exact distribution: a token counts if the mass of strictly likelier ones is below top_p."""
+    p = torch.softmax(logits.double() / temperature, -1).numpy()
+    kept = np.array([p[p > x].sum() < top_p for x in p])
+    return np.where(kept, p, 0) / p[kept].sum()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.9), (1.0, 1.0), (0.7, 0.5), (1.5, 0.95)])
+def test_draws_pass_a_chi_square_test_against_the_exact_distribution(temperature: float, top_p: float) -> None:
+    from scipy.stats import chisquare
+
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(5)) * 2
+    count = 20_000
+    seeds, steps = np.arange(count, dtype=np.uint64), np.full(count, 3, np.uint64)
+    drawn, _ = sample.draw(logits.expand(count, -1), seeds, steps, temperature, top_p)
+    expected = nucleus(logits, temperature, top_p) * count
+    observed = np.bincount(drawn, minlength=40)
+    assert observed[expected == 0].sum() == 0
+    likely = expected >= 5
+    f_exp = np.append(expected[likely], expected[~likely].sum() + 1e-9)
+    f_obs = np.append(observed[likely], observed[~likely].sum())
+    assert chisquare(f_obs, f_exp * f_obs.sum() / f_exp.sum()).pvalue > 1e-4
+
+
+def test_draws_depend_on_seed_and_step_alone() -> None:
+    logits = torch.randn(8, 50, generator=torch.Generator().manual_seed(1))
+    seeds, steps = np.arange(8, dtype=np.uint64), np.arange(8, dtype=np.uint64)
+    together, _ = sample.draw(logits, seeds, steps, 1.0, 0.9)
+    alone = [int(sample.draw(logits[i : i + 1], seeds[i : i + 1], steps[i : i + 1], 1.0, 0.9)[0][0]) for i in range(8)]
+    assert together.tolist() == alone
+
+
+def test_a_request_gets_the_same_tokens_whatever_its_neighbours() -> None:
+    model, asked = small_model(), requests(40)
+    sampler = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=16)
+    together = sampler.sample(asked)
+    backwards = sampler.sample(asked[::-1])[::-1]
+    agree = np.mean([a.tokens == b.tokens for a, b in zip(together, backwards, strict=True)])
+    assert agree >= 0.95  # a rounding difference between batch sizes may tip a draw once in a while
+
+
+def test_limits_and_empty_prompts() -> None:
+    sampler = EmbeddedSampler(small_model(), 0, temperature=1.0, top_p=0.9, batch=4)
+    results = sampler.sample([Request((5, 6), 1, 1), Request((7,), 2, 5)])
+    assert len(results[0].tokens) <= 1
+    assert len(results[1].tokens) <= 5
+    assert sampler.sample([]) == []
+    with pytest.raises(ValueError, match="at least one token"):
+        sampler.sample([Request((), 1, 5)])
+
+
+def gpt2() -> Any:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=280, n_positions=64, n_embd=32, n_layer=2, n_head=2)).eval()
+
+
+def test_other_architectures_fall_back_to_transformers_with_the_same_contract() -> None:
+    model, asked = gpt2(), requests(10)
+    greedy = sample.sampler(model, 0, temperature=0, top_p=1.0, batch=4)
+    assert isinstance(greedy, TransformersSampler)
+    for request, result in zip(asked, greedy.sample(asked), strict=True):
+        seen = list(request.prompt)
+        for token in result.tokens:
+            assert token == int(model(input_ids=torch.tensor([seen])).logits[0, -1].argmax())
+            seen.append(token)
+    drawn = sample.sampler(model, 0, temperature=1.0, top_p=0.9, batch=4)
+    assert drawn.sample(asked) == drawn.sample(asked)
+
+
+def test_uniforms_are_uniform() -> None:
+    from scipy.stats import kstest
+
+    values = sample.uniforms(np.arange(50_000, dtype=np.uint64), np.zeros(50_000, np.uint64), 0)
+    assert kstest(values, "uniform").pvalue > 1e-4
+    steps = sample.uniforms(np.zeros(50_000, np.uint64), np.arange(50_000, dtype=np.uint64), 0)
+    assert kstest(steps, "uniform").pvalue > 1e-4

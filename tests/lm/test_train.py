@@ -1,0 +1,181 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synthboot import config
+from synthboot.data.tokenizer import Tokenizer
+from synthboot.data.tokens import Tokens
+from synthboot.errors import ConfigError, CorruptArtifact, TrainingError
+from synthboot.lm import model as models
+from synthboot.lm import score
+from synthboot.lm import train as training
+from synthboot.lm.batches import PairPlan, Plan
+from synthboot.lm.train import Settings, train
+from tests.lm.conftest import small_model
+
+TEXTS = Tokens.of([[*[10 + (i * j) % 40 for j in range(12)], 0] for i in range(30)])
+
+
+def plan(steps: int = 8) -> Plan:
+    return Plan(TEXTS, seq_len=16, batch_tokens=64, train_tokens=64 * steps, seed=0, end=0)
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**{"lr": 1e-2, "weight_decay": 0.1, "warmup_steps": 2, "eval_steps": (2, 4, 6, 8), **changes})
+
+
+def validate(model: Any) -> float:
+    return score.documents(model, TEXTS, 16, 0).mean
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class Killed(BaseException):
+    """As abrupt as a signal: no handler of ours sees it."""
+
+
+def test_loss_falls_and_the_last_and_best_models_are_left_as_hugging_face_folders(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    curve = train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
+    assert curve.validation[-1][1] < curve.validation[0][1]
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["best", "curve.json", "last"]
+    best = AutoModelForCausalLM.from_pretrained(tmp_path / "m" / "best")
+    assert validate(best) == pytest.approx(curve.best_loss, abs=1e-6)
+    assert AutoTokenizer.from_pretrained(tmp_path / "m" / "last").eos_token_id == tokenizer.end
+
+
+@pytest.mark.parametrize("point", range(1, 9))
+def test_killed_at_any_step_and_resumed_gives_the_same_bytes(
+    tmp_path: Path, tokenizer: Tokenizer, point: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(small_model(), plan(), settings(), validate, tmp_path / "whole", tokenizer)
+    taken = {"steps": 0}
+    real = training._step
+
+    def dying(*arguments: Any) -> Any:
+        taken["steps"] += 1
+        if taken["steps"] == point:
+            raise Killed
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "_step", dying)
+    with pytest.raises(Killed):
+        train(small_model(), plan(), settings(), validate, tmp_path / "killed", tokenizer)
+    monkeypatch.setattr(training, "_step", real)
+    train(small_model(seed=99), plan(), settings(), validate, tmp_path / "killed", tokenizer)  # weights come from disk
+    if point > 2:
+        assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_patience_stops_and_keeps_the_best(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    losses = iter([3.0, 2.0, 2.5, 2.6, 1.0])
+    curve = train(
+        small_model(), plan(10), settings(eval_steps=(2, 4, 6, 8, 10), patience=2), lambda _: next(losses), tmp_path / "m", tokenizer
+    )
+    assert (curve.step, curve.best_step, curve.best_loss) == (8, 4, 2.0)
+
+
+def test_a_step_equals_plain_pytorch_with_and_without_accumulation() -> None:
+    batch = plan().batch(0)
+    gradients = []
+    for micro in (None, 16):
+        model = small_model()
+        optimizer = training._optimizer(model, settings())
+        loss, norm = training._step(model, optimizer, batch, settings(micro_batch_tokens=micro), 1e-2)
+        gradients.append((loss, norm, torch.cat([p.detach().flatten() for p in model.parameters()])))
+    model = small_model()
+    reference = torch.optim.AdamW(
+        [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
+         {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.95),
+    )  # fmt: skip
+    logits = model(input_ids=torch.from_numpy(batch.inputs)).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten())
+    expected.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    reference.step()
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    for loss, _, found in gradients:
+        assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+        near = torch.isclose(found, weights, atol=1e-5)  # Adam's first step is a sign: rounding flips it where it is near 0
+        assert float(near.float().mean()) > 0.999
+
+
+def test_packed_pairs_do_not_see_each_other() -> None:
+    pairs = PairPlan(
+        TEXTS, [0, 1, 2, 3], [4, 5, 6, 7], seq_len=64, d1_share=0.5, batch_tokens=128, tokens=128, seed=0, end=0, separator=1
+    )
+    model, batch = small_model(), pairs.batch(0)
+    mean, _ = training._step(model, training._optimizer(model, settings()), batch, settings(), 0.0)
+    fresh = small_model()
+    rows = [(TEXTS[a], TEXTS[b]) for a, b in ((0, 4), (1, 5), (2, 6), (3, 7))]
+    alone = score.pairs(fresh, [a for a, _ in rows], [b for _, b in rows], 64, 0.5, 0, 1)
+    assert batch.segments is not None
+    assert batch.segments.max() > 1  # several pairs share a row
+    assert mean == pytest.approx(alone.mean, rel=1e-4)
+
+
+def test_schedule_warms_up_then_falls_to_its_floor() -> None:
+    s = settings(warmup_steps=10, min_lr_fraction=0.1)
+    rates = [training._lr(i, 100, s) for i in range(101)]
+    assert rates[0] == pytest.approx(1e-3)
+    assert rates[9] == rates[10] == pytest.approx(1e-2)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(1e-3)
+    assert rates[55] == pytest.approx(1e-2 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2))))
+
+
+def test_divergence_names_the_step_and_the_checkpoint(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    model = small_model()
+
+    def poison(current: Any) -> float:
+        if (tmp_path / "m" / "checkpoint-00000002").exists():
+            with torch.no_grad():
+                next(iter(current.parameters())).fill_(math.nan)
+        return 1.0
+
+    with pytest.raises(TrainingError, match=r"loss nan at step 5 of 8; .*checkpoint-00000004"):
+        train(model, plan(), settings(), poison, tmp_path / "m", tokenizer)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "curve.json"])
+def test_an_unreadable_checkpoint_says_which_and_what_to_do(
+    tmp_path: Path, tokenizer: Tokenizer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_finish", lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
+    (tmp_path / "m" / "checkpoint-00000008" / name).write_bytes(b"{garbage")
+    with pytest.raises(TrainingError, match="checkpoint-00000008.*unreadable checkpoint.*delete"):
+        train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
+
+
+def test_init_from_continues_any_causal_lm_and_makes_room_for_the_separator(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=270, n_positions=64, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    model = models.build(config.Model(init_from=str(tmp_path), seq_len=64), 271, 0)
+    assert model.get_input_embeddings().weight.shape[0] == 271
+    with pytest.raises(ConfigError, match=r"model\.seq_len: 128 is more than the 64 positions"):
+        models.build(config.Model(init_from=str(tmp_path), seq_len=128), 271, 0)
+    with pytest.raises(ConfigError, match=r"model\.init_from: .*cannot be loaded"):
+        models.build(config.Model(init_from=str(tmp_path / "none")), 271, 0)
+    (tmp_path / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(CorruptArtifact, match="cannot be loaded"):
+        models.load(tmp_path)
+
+
+def test_flops_per_token_against_counted_matrix_products() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = small_model(kv_heads=2)
+    model.set_attn_implementation("eager")  # products the counter can see
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.zeros(1, 64, dtype=torch.int64), use_cache=False)
+    dense = 4 * 2 * 32 * 64  # attention is counted there for all 64 x 64 positions, by us for the causal half
+    assert models.flops_per_token(model, 64) == pytest.approx(counter.get_total_flops() / 64 - dense / 2, rel=0.01)

@@ -1,0 +1,81 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthboot import config
+from synthboot.errors import ConfigError
+from tests.conftest import small_config
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_shipped_config_loads_under_its_own_name(path: Path) -> None:
+    assert config.load(path).name == path.stem
+
+
+def broken(**changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.load(small_config(Path("x.jsonl"), Path("runs"), **changes))
+    return str(caught.value)
+
+
+def test_unknown_key_names_the_nearest_known_one() -> None:
+    assert "pair.min_simlarity: unknown key; did you mean min_similarity?" in broken(pair={"min_simlarity": 0.5})
+    assert "buget: unknown key; did you mean budget?" in broken(buget={})
+    assert "arms.sbp.sahre: unknown key; did you mean share?" in broken(arms={"repetition": {}, "sbp": {"sahre": 0.5}})
+
+
+def test_wrong_type_and_range_name_the_key_and_the_value() -> None:
+    assert "model.layers" in broken(model__layers="many")
+    assert "'many'" in broken(model__layers="many")
+    assert "synthesize.top_p" in broken(synthesize__top_p=1.5)
+
+
+def test_required_sections_are_asked_for() -> None:
+    settings = small_config(Path("x.jsonl"), Path("runs"))
+    del settings["budget"]
+    with pytest.raises(ConfigError, match="budget: required, and not given"):
+        config.load(settings)
+
+
+def test_an_arm_needs_both_a_share_and_a_source() -> None:
+    assert "go together" in broken(arms={"repetition": {}, "sbp": {"share": 0.5}})
+
+
+def test_repetition_cannot_be_left_out_or_changed() -> None:
+    assert "repetition" in broken(arms={"oracle": {"unique_tokens": "all"}})
+    assert "repetition" in broken(arms={"repetition": {"unique_tokens": 5}})
+
+
+def test_equal_seeds_are_refused() -> None:
+    assert "twice" in broken(pretrain={"seeds": [1, 1]})
+
+
+def test_set_overrides_and_parses_yaml(tmp_path: Path) -> None:
+    settings = small_config(Path("x.jsonl"), tmp_path)
+    loaded = config.load(settings, set=config.parse_set(["pretrain.seeds=[3, 4]", "pair.min_similarity=0.5"]))
+    assert loaded.pretrain.seeds == [3, 4]
+    assert loaded.pair.min_similarity == 0.5
+
+
+def test_set_without_value_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        config.parse_set(["pair.num_neighbors"])
+
+
+def test_missing_file_and_bad_yaml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        config.load(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="not YAML"):
+        config.load(tmp_path / "bad.yaml")
+
+
+def test_every_field_has_a_help_text() -> None:
+    for section in config.Config.model_fields.values():
+        model = section.annotation
+        if isinstance(model, type) and issubclass(model, config.Section):
+            missing = [name for name, field in model.model_fields.items() if not field.description]
+            assert not missing, f"{model.__name__}: {missing}"

@@ -71,7 +71,7 @@ def corpus(
     pool = order[sets == 2]
     fitted, fitted_docs, pretrain_docs = _fit_tokenizer(spool, pool, unique_tokens, cfg, tokenizer_name)
     fitted.save(folder / "tokenizer")
-    sizes = np.bincount(group[kept], minlength=1)
+    sizes = np.bincount(group[kept], minlength=int(group.max(initial=0)) + 1)
     flagged = sizes[group] > 1
     lengths: dict[str, int] = {}
     for number, name in enumerate(_SETS):
@@ -252,14 +252,15 @@ def _fit_tokenizer(
         return fitted, 0, _docs_for(spool, pool, unique_tokens, fitted)
     size = np.cumsum(spool.bytes[pool].astype(np.int64))
     docs = int(np.searchsorted(size, 3.5 * unique_tokens)) + 1
-    while True:
+    for attempt in itertools.count():
         docs = max(1, min(docs, int(np.searchsorted(size, cfg.tokenizer_bytes)) + 1, len(pool)))
         fitted = tokenizer.train((spool[i] for i in pool[:docs]), cfg.vocab_size)
         cut = _docs_for(spool, pool, unique_tokens, fitted)
         enough = docs >= 0.9 * cut or size[docs - 1] >= cfg.tokenizer_bytes
-        if docs <= cut and enough:
+        if docs <= cut and (enough or attempt >= 4):  # a handful of documents may never settle: fewer is allowed
             return fitted, docs, cut
-        docs = max(1, int(0.97 * cut)) if docs <= cut or int(0.97 * cut) < docs else docs - 1
+        docs = int(0.97 * cut) if docs <= cut else min(docs - 1, int(0.97 * cut))
+    raise AssertionError("docs falls until it is at most cut, which is at least 1")
 
 
 def _docs_for(spool: Spool, pool: Int64[np.ndarray, " doc"], unique_tokens: int, fitted: tokenizer.Tokenizer) -> int:

@@ -83,16 +83,12 @@ def pair(
 
 
 def random_pairs(like: Pairs, docs: int, seed: int) -> Pairs:
-    """The control: as many pairs as `like` in each split, with the same d2 and a d1 drawn at random."""
-    rng = np.random.default_rng([seed, 0xC0FFEE])
-    d1 = rng.integers(0, docs, len(like))
-    clash = (d1 == like.d2) & (like.split != VALIDATION)
-    d1[clash] = (d1[clash] + 1) % docs
-    held = set(like.d2[like.split == HELDOUT].tolist())
-    spoiled = np.array([i in held for i in d1.tolist()], bool) & (like.split == TRAIN)
-    allowed = np.array([i for i in range(docs) if i not in held], np.int64)
-    if spoiled.any() and len(allowed):
-        d1[spoiled] = rng.choice(allowed, int(spoiled.sum()))
+    """The control: as many pairs as `like` in each split, with the same d2 and a d1 drawn at random
+    from the documents that are not held out."""
+    allowed = np.setdiff1d(np.arange(docs), like.d2[like.split == HELDOUT])
+    place = np.random.default_rng([seed, 0xC0FFEE]).integers(0, len(allowed), len(like))
+    itself = (allowed[place] == like.d2) & (like.split != VALIDATION)
+    d1 = allowed[(place + itself) % len(allowed)]
     report: dict[str, Any] = {"alpha": None, "why": "d1 drawn at random", "considered": len(like), "dropped": {}}
     return Pairs(d1, like.d2, np.zeros(len(like), np.float32), like.split, report)
 

@@ -1,0 +1,161 @@
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthboot import config
+from synthboot.data import ngrams
+from synthboot.data.artifacts import Shards
+from synthboot.data.tokens import Tokens
+from synthboot.errors import BudgetError, DataError
+from synthboot.stages.corpus import corpus, read_texts
+from tests.conftest import world_documents, write_jsonl
+
+
+def make(folder: Path, rows: list[Any], unique_tokens: int = 1_000, **changes: Any) -> Any:
+    folder.mkdir(parents=True, exist_ok=True)
+    source = write_jsonl(folder / "source.jsonl", rows)
+    settings = {"vocab_size": 320, "validation_docs": 20, "holdout_docs": 20, "shard_docs": 50} | changes
+    return corpus(config.Corpus(source=str(source), **settings), unique_tokens, folder / "out")
+
+
+def texts(folder: Path, name: str) -> list[str]:
+    return [d.text for d in read_texts(folder / "out", name)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_every_record_is_accounted_for_and_sets_do_not_overlap(tmp_path: Path) -> None:
+    rows = [*world_documents(), {"id": "empty", "text": " "}, {"id": "copy", "text": world_documents()[0]["text"]}]
+    result = make(tmp_path, rows, max_quarantine=0.1)
+    assert result.records == len(rows)
+    assert result.quarantined == 1
+    assert result.dropped["exact_duplicate"] == 1
+    assert result.records == sum(result.documents.values()) + result.quarantined + sum(result.dropped.values())
+    assert (result.documents["validation"], result.documents["holdout"]) == (20, 20)
+    sets = [set(texts(tmp_path, name)) for name in ("validation", "holdout", "pool")]
+    assert sum(map(len, sets)) == len(set.union(*sets)) == sum(result.documents.values())
+
+
+def test_quarantine_names_file_line_and_reason(tmp_path: Path) -> None:
+    make(tmp_path, [*world_documents(), '{"id": "x", "text": "cut', {"id": "y"}], max_quarantine=0.1)
+    found = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert found == [
+        {"file": "source.jsonl", "line": 361, "reason": "not valid JSON (truncated?)"},
+        {"file": "source.jsonl", "line": 362, "reason": 'no "text" field'},
+    ]
+
+
+def test_too_many_bad_records_stop_the_stage(tmp_path: Path) -> None:
+    rows = [*world_documents()[:95], *[{"id": str(i)} for i in range(5)]]
+    with pytest.raises(DataError, match=r'source\.jsonl line 96: no "text" field; 5 of 100 records are bad \(limit 1\.0%\)'):
+        make(tmp_path, rows)
+
+
+def test_no_text_field_at_all_names_the_field(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match='no "text" field; 50 of 50 records are bad'):
+        make(tmp_path, [{"id": str(i), "body": "words"} for i in range(50)])
+
+
+def planted(seed: int = 1) -> list[dict[str, str]]:
+    """80 groups of three near-copies (Jaccard above 0.8) among 120 single documents."""
+    rng = random.Random(seed)
+    rows = []
+    for group in range(200):
+        words = [f"w{rng.randrange(9_000)}" for _ in range(100)]
+        for copy in range(3 if group < 80 else 1):
+            changed = list(words)
+            if copy:
+                changed[rng.randrange(100)] = f"other{rng.randrange(10**6)}"
+            rows.append({"id": f"{group}-{copy}", "text": " ".join(changed)})
+    rng.shuffle(rows)
+    return rows
+
+
+@pytest.mark.parametrize("setting", ["remove", "flag"])
+def test_no_held_out_document_has_a_near_copy_in_training(tmp_path: Path, setting: str) -> None:
+    result = make(tmp_path, planted(), near_duplicates=setting, validation_docs=60, holdout_docs=60)
+    held = [set(ngrams.shingles(t)) for name in ("validation", "holdout") for t in texts(tmp_path, name)]
+    pool = [set(ngrams.shingles(t)) for t in texts(tmp_path, "pool")]
+    assert held
+    assert pool
+    assert max(ngrams.jaccard(a, b) for a in held for b in pool) < 0.8
+    if setting == "remove":
+        assert result.dropped["near_duplicate"] == 160
+        assert sum(result.documents.values()) == 200
+    else:
+        assert sum(result.documents.values()) == 360
+        assert result.flagged_docs == 240
+
+
+def test_without_grouping_near_copies_do_cross(tmp_path: Path) -> None:
+    """The test above can fail: with near-duplicates ignored, copies land on both sides."""
+    make(tmp_path, planted(), near_duplicates="off", validation_docs=60, holdout_docs=60)
+    held = [set(ngrams.shingles(t)) for name in ("validation", "holdout") for t in texts(tmp_path, name)]
+    pool = [set(ngrams.shingles(t)) for t in texts(tmp_path, "pool")]
+    assert max(ngrams.jaccard(a, b) for a in held for b in pool) >= 0.8
+
+
+def test_a_document_keeps_its_set_when_others_come_or_the_order_changes(tmp_path: Path) -> None:
+    rows = world_documents()
+    make(tmp_path / "a", rows)
+    make(tmp_path / "b", rows[::-1])
+    for name in ("validation", "holdout", "pool"):
+        assert texts(tmp_path / "a", name) == texts(tmp_path / "b", name)
+
+
+def test_d_pretrain_is_a_nested_head_of_the_pool(tmp_path: Path) -> None:
+    small, large = make(tmp_path / "a", world_documents(), 1_000), make(tmp_path / "b", world_documents(), 3_000)
+    pool = Tokens.open(Shards(tmp_path / "a" / "out" / "pool"))
+    assert small.pretrain_tokens >= 1_000 > pool.bounds[small.pretrain_docs - 1]
+    assert small.pretrain_docs < large.pretrain_docs
+    first, second = texts(tmp_path / "a", "pool"), texts(tmp_path / "b", "pool")
+    assert first[: small.pretrain_docs] == second[: small.pretrain_docs]
+
+
+def test_the_tokenizer_sees_d_pretrain_alone(tmp_path: Path) -> None:
+    result = make(tmp_path / "a", world_documents(), 1_500)
+    assert 0.9 * result.pretrain_docs <= result.tokenizer_docs <= result.pretrain_docs
+    kept = {d.id for d in read_texts(tmp_path / "a" / "out", "pool", result.pretrain_docs)}
+    changed = [r if r["id"] in kept else {**r, "text": r["text"].upper()} for r in world_documents()]
+    make(tmp_path / "b", changed, 1_500)
+    same = [(tmp_path / x / "out" / "tokenizer" / "tokenizer.json").read_bytes() for x in "ab"]
+    assert same[0] == same[1]
+
+
+def test_asking_for_more_text_than_there_is(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"budget\.unique_tokens: 10,000,000 asked for, the corpus has [\d,]+ after cleaning"):
+        make(tmp_path / "a", world_documents(), 10_000_000)
+    with pytest.raises(BudgetError, match="25 documents are left after cleaning, and 40 are asked for"):
+        make(tmp_path / "b", world_documents()[:25])
+
+
+def test_killed_between_shards_it_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "whole", world_documents())
+    real, calls = Shards.write, {"n": 0}
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: Shards, index: int, writer: Any) -> Any:
+        calls["n"] += 1
+        if calls["n"] in (3, 9, 14):
+            raise Killed
+        return real(self, index, writer)
+
+    monkeypatch.setattr(Shards, "write", dying)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            make(tmp_path / "killed", world_documents())
+    make(tmp_path / "killed", world_documents())
+    assert files(tmp_path / "killed" / "out") == files(tmp_path / "whole" / "out")
+
+
+def test_repeated_ids_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = world_documents()
+    result = make(tmp_path, [*rows, {"id": rows[0]["id"], "text": "another text under a known id"}])
+    assert result.dropped["repeated_id"] == 1

@@ -1,0 +1,52 @@
+from typing import Any
+
+import pytest
+
+from synthboot import config
+from synthboot.data.tokens import Tokens
+from synthboot.errors import BudgetError, UnfairComparison
+from synthboot.stages.pretrain import compare_ledgers, real_docs
+
+POOL = Tokens.of([[1] * 10] * 8)
+
+
+def ledger(**changes: Any) -> dict[str, Any]:
+    base = {
+        "steps": 10, "batch_tokens": 64, "train_tokens": 640, "parameters": 5, "architecture": "qwen3", "vocab_size": 300,
+        "settings": {"lr": 1e-3}, "real_tokens": 640, "synthetic_tokens": 0, "synthetic_passes": 0.0,
+    }  # fmt: skip
+    return {**base, **changes}
+
+
+def test_arms_that_differ_in_data_alone_are_compared() -> None:
+    sbp = ledger(real_tokens=320, synthetic_tokens=320, synthetic_passes=0.9)
+    compare_ledgers({"repetition": {0: ledger(), 1: ledger()}, "sbp": {0: sbp, 1: sbp}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 11}, r"differ in steps \(10 and 11, seed 0\)"),
+        ({"parameters": 6}, "differ in parameters"),
+        ({"settings": {"lr": 2e-3}}, "differ in settings"),
+        ({"vocab_size": 301}, "differ in vocab_size"),
+        ({"real_tokens": 600}, "do not add up"),
+        ({"real_tokens": 320, "synthetic_tokens": 320, "synthetic_passes": 1.01}, "was read 1.01 times"),
+    ],
+)
+def test_any_other_difference_is_refused_with_the_reason(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnfairComparison, match=message):
+        compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: ledger(**changes)}})
+
+
+def test_arms_need_the_same_seeds() -> None:
+    with pytest.raises(UnfairComparison, match="different seeds"):
+        compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: ledger(), 1: ledger()}})
+
+
+def test_real_text_of_an_arm_is_a_head_of_the_pool() -> None:
+    assert real_docs(config.Arm(), "a", POOL, 3) == 3
+    assert real_docs(config.Arm(unique_tokens="all"), "a", POOL, 3) == 8
+    assert real_docs(config.Arm(unique_tokens=35), "a", POOL, 3) == 4
+    with pytest.raises(BudgetError, match=r"arms\.oracle\.unique_tokens: 81 asked for, the pool has 80"):
+        real_docs(config.Arm(unique_tokens=81), "oracle", POOL, 3)

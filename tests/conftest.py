@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ def world_documents(entities: int = 60, each: int = 6, seed: int = 0) -> list[di
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), "utf-8")
     return path
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in a worker: sums in one order, so that bytes can be compared."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +95,28 @@ def finished(world_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     settings = small_config(world_file, tmp_path_factory.mktemp("finished"))
     api.Run(settings).run()
     return settings
+
+
+def run_folder(settings: dict[str, Any]) -> Path:
+    return Path(settings["root"]) / settings["name"]
+
+
+def contents(settings: dict[str, Any]) -> dict[str, Any]:
+    """Every file's bytes; manifests without what a clock or a machine put there, the report without its costs."""
+    found: dict[str, Any] = {}
+    for path in sorted(run_folder(settings).rglob("*")):
+        if not path.is_file() or path.name.endswith(".lock"):
+            continue
+        name = path.relative_to(run_folder(settings)).as_posix()
+        if path.name == "manifest.json":
+            record = json.loads(path.read_text())
+            record["files"].pop("report.html", None)
+            found[name] = {k: v for k, v in record.items() if k not in ("cost", "environment")}
+            if record["stage"] == "report":
+                found[name].pop("counts")
+        elif path.name == "report.html":
+            head, _, rest = path.read_text("utf-8").partition("<!-- cost -->")
+            found[name] = head + rest.partition("<!-- /cost -->")[2]
+        else:
+            found[name] = path.read_bytes()
+    return found

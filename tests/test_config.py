@@ -58,6 +58,7 @@ def test_set_overrides_and_parses_yaml(tmp_path: Path) -> None:
     loaded = config.load(settings, set=config.parse_set(["pretrain.seeds=[3, 4]", "pair.min_similarity=0.5"]))
     assert loaded.pretrain.seeds == [3, 4]
     assert loaded.pair.min_similarity == 0.5
+    assert settings == small_config(Path("x.jsonl"), tmp_path)  # the caller's mapping stays as it was
 
 
 def test_set_without_value_is_an_error() -> None:

@@ -6,6 +6,7 @@ an error that names the nearest known one. Nothing here imports torch.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
@@ -319,7 +320,7 @@ def load(source: str | Path | Mapping[str, Any], set: Mapping[str, Any] | None =
     Raises ConfigError, naming the key and the nearest known one, for anything that is not a valid configuration.
     """
     if isinstance(source, Mapping):
-        where, raw = "config", dict(source)
+        where, raw = "config", copy.deepcopy(dict(source))
     else:
         where = str(source)
         try:

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,14 +7,6 @@ from synthboot import config
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.lm import model as models
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

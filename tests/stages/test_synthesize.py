@@ -1,0 +1,104 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from synthboot import config
+from synthboot.data import tokens
+from synthboot.data.artifacts import Shards
+from synthboot.data.tokenizer import Tokenizer
+from synthboot.data.tokenizer import train as train_tokenizer
+from synthboot.data.tokens import Tokens
+from synthboot.errors import BudgetError
+from synthboot.lm import model as models
+from synthboot.lm.sample import Result
+from synthboot.stages import synthesize as stage
+from synthboot.stages.synthesize import Job, requests_of, synthesize, verdict
+from tests.lm.conftest import small_model
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(iter(["the cat sat on the mat and the dog on the log"] * 30), 280)
+
+
+def job(folder: Path, tokenizer: Tokenizer, **changes: Any) -> Job:
+    if not (folder / "corpus").exists():
+        (folder / "corpus").mkdir(parents=True)
+        documents = [[*np.random.default_rng(i).integers(2, 270, 10 + i).tolist(), tokenizer.end] for i in range(12)]
+        tokens.write(folder / "corpus", documents, 280)
+        models.save(small_model(), folder / "model", tokenizer)
+        tokenizer.save(folder / "tokenizer")
+    settings = {"chunk": 10, "batch": 8, "max_tokens": 20, "min_tokens": 2, "keep_unfinished": True} | changes
+    cfg = config.Synthesize(**settings)
+    return Job(cfg, folder / "model", folder / "tokenizer", (folder / "corpus",), 12, 64, 1 / 3, 0, True, "cpu")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_budget_is_met_by_the_shortest_run_of_chunks(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    counts = synthesize(job(tmp_path, tokenizer), 500, tmp_path / "out")
+    found = Tokens.open(Shards(tmp_path / "out" / "chunks"))
+    assert found.num_tokens == counts["tokens"] >= 500
+    last = Shards(tmp_path / "out" / "chunks").counts(counts["chunks"] - 1)
+    assert counts["tokens"] - last["tokens"] < 500
+    assert counts["requests"] == counts["kept"] + sum(counts["dropped"].values())
+    rows = [r for s in Shards(tmp_path / "out" / "chunks") for r in pq.read_table(s / "synthetic.parquet").to_pylist()]
+    assert len(rows) == counts["requests"]
+    assert all(r["finish"] in ("end", "length") and r["mean_logprob"] < 0 for r in rows)
+
+
+def test_workers_and_interruptions_change_no_byte(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = synthesize(job(tmp_path, tokenizer), 800, tmp_path / "one")
+    assert synthesize(job(tmp_path, tokenizer), 800, tmp_path / "three", workers=3) == one
+    real = stage._write_chunk
+
+    def dying(job: Job, chunk: int, *rest: Any) -> Any:
+        if chunk == 2:
+            raise KeyboardInterrupt
+        return real(job, chunk, *rest)
+
+    monkeypatch.setattr(stage, "_write_chunk", dying)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(job(tmp_path, tokenizer), 800, tmp_path / "killed")
+    monkeypatch.setattr(stage, "_write_chunk", real)
+    synthesize(job(tmp_path, tokenizer), 800, tmp_path / "killed")
+    assert files(tmp_path / "one") == files(tmp_path / "three") == files(tmp_path / "killed")
+
+
+def test_every_document_is_drawn_equally_often_and_seeded_by_d1_and_sample(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    j = job(tmp_path, tokenizer)
+    corpus = Tokens.open(j.corpus)
+    asked = [r for chunk in range(6) for r in requests_of(j, corpus, tokenizer, chunk)]  # 60 requests, 12 documents
+    assert sorted((d1, sample) for d1, sample, _ in asked) == [(d, s) for d in range(12) for s in range(5)]
+    assert len({r.seed for *_, r in asked}) == 60
+    for d1, _, request in asked:
+        assert request.prompt == (tokenizer.end, *corpus[d1][:-1][:21].tolist(), tokenizer.separator)
+        assert len(request.prompt) + request.max_tokens <= 64
+
+
+def test_unconditional_requests_have_no_d1(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    j = Job(**{**vars(job(tmp_path, tokenizer)), "conditional": False})
+    assert {r.prompt for *_, r in requests_of(j, Tokens.open(j.corpus), tokenizer, 0)} == {(tokenizer.end,)}
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (Result((5,), "end", -1.0), "empty"),
+        (Result(tuple(range(5, 30)), "end", -1.0), "kept"),
+        (Result(tuple(range(5, 30)), "length", -1.0), "unfinished"),
+        (Result((5, 6, 7) * 20, "end", -1.0), "looping"),
+    ],
+)
+def test_why_an_output_is_dropped(result: Result, expected: str) -> None:
+    assert verdict(result, config.Synthesize()) == expected
+
+
+def test_a_synthesizer_that_never_finishes_is_an_error_not_an_endless_run(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(BudgetError, match=r"0 of 20 outputs kept .*keep_unfinished"):
+        synthesize(job(tmp_path, tokenizer, keep_unfinished=False, max_tokens=3), 500, tmp_path / "out")

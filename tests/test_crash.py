@@ -1,0 +1,135 @@
+"""kill -9 at ten points spread over the stages: the next run finishes, and every artifact has the bytes of a run that
+was never disturbed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthboot import api
+from tests.conftest import contents, run_folder, small_config
+
+DRIVER = """
+import sys, json
+from synthboot import api
+api.Run(json.loads(sys.argv[1])).run()
+"""
+
+POINTS = [
+    ("corpus, while reading", "01-corpus/ingest/000001"),
+    ("corpus, while writing", "01-corpus/pool"),
+    ("embed", "02-embed/progress.json"),
+    ("pair", "03-pair/related/progress.json"),
+    ("base, at its first checkpoint", "04-base/checkpoint-*"),
+    ("base, at its end", "04-base/last"),
+    ("tune", "05-tune/related/checkpoint-*"),
+    ("synthesize", "06-synthesize/related/chunks/000000"),
+    ("pretrain", "07-pretrain/sbp/seed-0/checkpoint-*"),
+    ("evaluate", "08-evaluate/progress.json"),
+]
+
+
+def start(settings: dict[str, Any]) -> subprocess.Popen[str]:
+    import json
+
+    command = [sys.executable, "-c", DRIVER, json.dumps(settings)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def kill_when(settings: dict[str, Any], pattern: str, seconds: float) -> bool:
+    """Start a run and kill -9 it as soon as a file appears; False where it ended first."""
+    process = start(settings)
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up and process.poll() is None:
+        if any(run_folder(settings).glob(pattern)):
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+            return True
+        time.sleep(0.001)
+    process.kill()
+    assert process.poll() is not None or time.monotonic() < give_up, f"{pattern} never came"
+    _, errors = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), errors
+    return False
+
+
+def finish(settings: dict[str, Any]) -> None:
+    process = start(settings)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def test_killed_at_ten_points_of_one_run_it_ends_with_the_same_bytes(finished: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**finished, "root": str(tmp_path)}
+    killed = [name for name, pattern in POINTS if kill_when(settings, pattern, 120)]
+    assert len(killed) == len(POINTS), killed
+    finish(settings)
+    assert contents(settings) == contents(finished)
+    assert not list(run_folder(settings).rglob("*.tmp"))
+
+
+def test_no_worker_outlives_a_killed_run(world_file: Path, tmp_path: Path) -> None:
+    settings = small_config(world_file, tmp_path)
+    assert kill_when(settings, "04-base/checkpoint-*", 120)
+    give_up = time.monotonic() + 10
+    while time.monotonic() < give_up:
+        alive = [p for p in Path("/proc").glob("[0-9]*") if str(tmp_path) in _command(p)]
+        if not alive:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"still running: {alive}")
+
+
+def _command(process: Path) -> str:
+    """What a process was started with and the files it holds open."""
+    try:
+        opened = " ".join(os.readlink(link) for link in (process / "fd").iterdir())
+        return (process / "cmdline").read_text("utf-8", "replace") + opened if process.name != str(os.getpid()) else ""
+    except OSError:
+        return ""
+
+
+def test_ctrl_c_stops_with_one_line_and_leaves_nothing_half(world_file: Path, tmp_path: Path) -> None:
+    import yaml
+
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_config(world_file, tmp_path)))
+    command = [sys.executable, "-m", "synthboot", "run", str(tmp_path / "small.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "small").glob("04-base/checkpoint-*")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "stopped; finished shards are kept, the same command goes on from there" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_demo_killed_at_ten_points_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    settings = {
+        "model": {"layers": 3, "width": 96, "heads": 3, "kv_heads": 1, "seq_len": 512},
+        "budget": {"unique_tokens": 40_000, "train_tokens": 160_000},
+        "optim": {"lr": 4e-3, "batch_tokens": 2_048, "evals": 4},
+        "engine": {"device": "cpu"},
+        "corpus": {
+            "source": str(Path(__file__).parent.parent / "examples/data/arxiv_cs_6000.jsonl.zst"), "vocab_size": 2_048,
+            "validation_docs": 60, "holdout_docs": 60, "shard_docs": 1_024,
+        },
+        "tune": {"lr": 2e-3, "batch_tokens": 4_096, "max_tokens": 80_000},
+        "synthesize": {"keep_unfinished": True, "chunk": 64},
+        "arms": {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.5}, "oracle": {"unique_tokens": "all"}},
+    }  # fmt: skip
+    whole = {**settings, "name": "whole", "root": str(tmp_path)}
+    api.Run(whole).run()
+    again = {**settings, "name": "whole", "root": str(tmp_path / "again")}
+    for _, pattern in POINTS:
+        assert kill_when(again, pattern, 900)
+    finish(again)
+    assert contents(again) == contents(whole)

@@ -1,0 +1,252 @@
+"""Whole runs of the small world: what is made, what is stale and why, what is refused."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from synthboot import api, config, pipeline
+from synthboot.data import artifacts
+from synthboot.data.tokens import Tokens
+from synthboot.errors import (
+    BudgetError,
+    ConfigError,
+    CorruptArtifact,
+    DataError,
+    LockedRun,
+    MissingArtifact,
+    StorageError,
+    UnfairComparison,
+)
+from tests.conftest import contents, run_folder, small_config
+
+
+def copy(settings: dict[str, Any], to: Path) -> dict[str, Any]:
+    """A finished run of one's own to spoil."""
+    shutil.copytree(run_folder(settings), to / "small")
+    return {**settings, "root": str(to)}
+
+
+def states(settings: dict[str, Any], **changes: Any) -> dict[str, pipeline.State]:
+    cfg = config.load(settings, set=changes)
+    return pipeline.state(cfg, pipeline.units(cfg))
+
+
+def not_done(found: dict[str, pipeline.State]) -> set[str]:
+    return {name for name, s in found.items() if s.status != "done"}
+
+
+MODELS = {f"pretrain/{a}/seed-{s}" for a in ("sbp", "oracle") for s in (0, 1)} | {"pretrain/repetition/seed-1"}
+ALL = {"corpus", "embed", "pair/related", "base", "tune/related", "synthesize/related", "evaluate", "analyze", "report"} | MODELS
+
+
+def test_every_artifact_is_made_once_and_nothing_is_trained_twice(finished: dict[str, Any]) -> None:
+    assert set(states(finished)) == ALL
+    assert not not_done(states(finished))
+    made = sorted(p.parent.relative_to(run_folder(finished)).as_posix() for p in run_folder(finished).rglob("manifest.json"))
+    assert len(made) == len(ALL)
+    assert not any("repetition/seed-0" in m for m in made)  # that is base
+
+
+def test_arms_spend_exactly_the_same_and_ledgers_match_what_was_synthesized(finished: dict[str, Any]) -> None:
+    result = artifacts.read_json(run_folder(finished) / "08-evaluate" / "evaluate.json")
+    ledgers = [ledger for seeds in result["ledgers"].values() for ledger in seeds.values()]
+    assert len(ledgers) == 6
+    assert {ledger["train_tokens"] for ledger in ledgers} == {11_904}  # 31 batches of 384
+    sbp = result["ledgers"]["sbp"]["0"]
+    found = Tokens.open(artifacts.Shards(run_folder(finished) / "06-synthesize" / "related" / "chunks"))
+    assert sbp["synthetic_tokens"] == round(0.5 * 31 * 4) * 96
+    assert sbp["synthetic_passes"] == pytest.approx(sbp["synthetic_tokens"] / found.num_tokens)
+    assert sbp["synthetic_passes"] <= 1
+
+
+def test_seeds_share_initial_weights_and_arms_differ(finished: dict[str, Any]) -> None:
+    losses = pq.read_table(run_folder(finished) / "08-evaluate" / "losses.parquet").to_pandas()
+    by_model = losses[losses.checkpoint == "last"].groupby(["arm", "seed"]).loss.sum()
+    assert len(set(by_model.round(6))) == 6
+    assert len(losses) == 3 * 2 * 2 * 30
+
+
+def test_the_synthesizer_starts_from_the_best_base(finished: dict[str, Any]) -> None:
+    tuned = artifacts.read_json(run_folder(finished) / "05-tune" / "related" / "tune.json")
+    assert tuned["curve"]["validation"][0][0] == 0
+    assert tuned["proof"]["unseen"]["given_d1"] == pytest.approx(tuned["curve"]["best_loss"], abs=1e-5)
+    assert set(tuned["proof"]["unseen"]) == {"given_d1", "given_random_d1", "given_nothing", "base", "pairs"}
+
+
+def test_counts_add_up_in_every_manifest(finished: dict[str, Any]) -> None:
+    corpus = artifacts.read_manifest(run_folder(finished) / "01-corpus")
+    assert corpus is not None
+    counts = corpus.counts
+    assert counts["records"] == sum(counts["documents"].values()) + sum(counts["dropped"].values()) + counts["quarantined"]
+    pairs = artifacts.read_manifest(run_folder(finished) / "03-pair" / "related")
+    assert pairs is not None
+    kept = pairs.counts["pairs"]["train"] + pairs.counts["pairs"]["heldout"]
+    assert pairs.counts["considered"] == kept + sum(pairs.counts["dropped"].values())
+    for path in run_folder(finished).rglob("manifest.json"):
+        cost = artifacts.read_json(path)["cost"]
+        assert cost["seconds"] > 0
+        assert cost["peak_memory_bytes"] > 10 << 20
+
+
+def test_a_second_run_does_nothing(finished: dict[str, Any]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in run_folder(finished).rglob("*") if p.is_file() and p.name != ".lock"}
+    events: list[Any] = []
+    api.Run(finished, progress=lambda *event: events.append(event)).run()
+    assert not events
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_changing_a_setting_names_what_is_stale_and_why(finished: dict[str, Any]) -> None:
+    found = states(finished, **{"pair.num_neighbors": 4})
+    assert found["pair/related"].reasons == ("pair.num_neighbors 5 -> 4",)
+    assert "pair changed" in found["tune/related"].reasons
+    affected = {"pair/related", "tune/related", "synthesize/related", "evaluate", "analyze", "report"}
+    assert not_done(found) == affected | {"pretrain/sbp/seed-0", "pretrain/sbp/seed-1"}
+
+
+def test_where_and_how_it_runs_makes_nothing_stale(finished: dict[str, Any]) -> None:
+    assert not not_done(states(finished, **{"engine.jobs": 1, "engine.device": "cpu"}))
+
+
+def test_a_changed_source_file_makes_everything_stale(finished: dict[str, Any], tmp_path: Path) -> None:
+    source = Path(finished["corpus"]["source"])
+    changed = tmp_path / source.name
+    changed.write_text(source.read_text().replace("clothes", "garments", 1))
+    found = states(finished, **{"corpus.source": str(changed)})
+    assert not_done(found) == ALL
+    assert any(reason.startswith("files") for reason in found["corpus"].reasons)
+
+
+def test_deleting_a_manifest_rebuilds_its_descendants_alone_to_the_same_bytes(finished: dict[str, Any], tmp_path: Path) -> None:
+    mine = copy(finished, tmp_path)
+    (run_folder(mine) / "05-tune" / "related" / "manifest.json").unlink()
+    affected = {"tune/related", "synthesize/related", "pretrain/sbp/seed-0", "pretrain/sbp/seed-1", "evaluate", "analyze", "report"}
+    assert not_done(states(mine)) == affected
+    made: list[str] = []
+    api.Run(mine, progress=lambda name, kind, _: made.append(name) if kind == "done" else None).run()
+    assert set(made) == affected
+    assert contents(mine) == contents(finished)
+
+
+def test_two_runs_on_one_folder_the_second_is_refused(finished: dict[str, Any]) -> None:
+    with pipeline._lock(run_folder(finished)):
+        started = time.monotonic()
+        code = f"from synthboot import api; api.Run({finished!r}).run()"
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert "LockedRun" in second.stderr
+        assert "is working on this run" in second.stderr
+        assert time.monotonic() - started < 30
+        with pytest.raises(LockedRun):
+            api.Run(finished).run()
+    api.Run(finished).run()
+
+
+def test_a_corrupt_artifact_is_refused_by_name(finished: dict[str, Any], tmp_path: Path) -> None:
+    mine = copy(finished, tmp_path)
+    path = run_folder(mine) / "05-tune" / "related" / "best" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    (run_folder(mine) / "06-synthesize" / "related" / "manifest.json").unlink()
+    with pytest.raises(CorruptArtifact, match=r"model\.safetensors: does not match its hash; delete .* and run again"):
+        api.Run(mine).run()
+
+
+def test_a_comparison_that_is_not_fair_is_refused(finished: dict[str, Any], tmp_path: Path) -> None:
+    mine = copy(finished, tmp_path)
+    path = run_folder(mine) / "07-pretrain" / "sbp" / "seed-1"
+    ledger = artifacts.read_json(path / "ledger.json")
+    ledger["steps"] += 1
+    artifacts.write_json(path / "ledger.json", ledger)
+    manifest = artifacts.read_manifest(path)
+    assert manifest is not None
+    artifacts.commit(path, manifest)
+    (run_folder(mine) / "08-evaluate" / "manifest.json").unlink()
+    with pytest.raises(UnfairComparison, match=r"repetition and sbp differ in steps \(31 and 32, seed 1\)"):
+        api.Run(mine).run()
+
+
+def test_user_errors_stop_early_with_one_line(world_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        api.Run(small_config(tmp_path / "none.jsonl", tmp_path)).run()
+    with pytest.raises(BudgetError, match=r"budget\.unique_tokens: 9,000,000"):
+        api.Run(small_config(world_file, tmp_path / "a", budget__unique_tokens=9_000_000)).run()
+    arms = {"repetition": {}, "oracle": {"unique_tokens": 8_000_000}}
+    with pytest.raises(BudgetError, match=r"arms\.oracle\.unique_tokens: 8,000,000 asked for"):
+        api.Run(small_config(world_file, tmp_path / "b", arms=arms)).run()
+    with pytest.raises(MissingArtifact, match="tune: no arm"):
+        api.Run(small_config(world_file, tmp_path / "b", arms={"repetition": {}})).run("tune")
+    with pytest.raises(ConfigError, match=r"embed\.path: required"):
+        api.Run(small_config(world_file, tmp_path / "c", embed={"model": "file"})).run("embed")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A file system of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(world_file: Path, small_disk: Path) -> None:
+    settings = small_config(world_file, small_disk)
+    with pytest.raises(StorageError, match="the disk is full; free some space and run again"):
+        api.Run(settings).run()
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    api.Run(settings).run("base")
+    assert states(settings)["base"].status == "done"
+
+
+def test_controls_are_recipes(world_file: Path, tmp_path: Path) -> None:
+    arms = {
+        "repetition": {},
+        "sbp": {"synthetic": "related", "share": 0.5},
+        "more": {"synthetic": "related", "share": 0.75, "order": "synthetic_first"},
+        "self": {"synthetic": "unconditional", "share": 0.5},
+        "random": {"synthetic": "random_pairs", "share": 0.5},
+    }
+    settings = small_config(world_file, tmp_path, arms=arms, pretrain__seeds=[0])
+    run = api.Run(settings)
+    run.run()
+    units = set(pipeline.units(run.config))
+    assert {"pair/random_pairs", "tune/random_pairs", "synthesize/unconditional", "synthesize/random_pairs"} <= units
+    assert len([u for u in units if u.startswith("synthesize")]) == 3  # sbp and more share their samples
+    assert set(run.evaluate().arms) == set(arms)
+    unconditional = run_folder(settings) / "06-synthesize" / "unconditional"
+    manifest = artifacts.read_manifest(unconditional)
+    assert manifest is not None
+    assert manifest.parents.keys() == {"corpus", "synthesizer"}
+    analyzed = artifacts.read_json(run_folder(settings) / "09-analyze" / "analyze.json")
+    assert {"related", "unconditional", "random_pairs"} <= set(analyzed["kinds"])
+
+
+def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, Any], world_file: Path, tmp_path: Path) -> None:
+    corpus = artifacts.read_json(run_folder(finished) / "01-corpus" / "corpus.json")
+    vectors = np.random.default_rng(0).normal(size=(corpus["pretrain_docs"] + 30, 8)).astype(np.float32)
+    np.save(tmp_path / "v.npy", vectors)
+    settings = small_config(
+        world_file, tmp_path, embed={"model": "file", "path": str(tmp_path / "v.npy")}, pretrain__seeds=[0],
+        arms={"repetition": {}, "sbp": {"synthetic": "related", "share": 0.25}},
+    )  # fmt: skip
+    api.Run(settings).run()
+    start = run_folder(settings) / "04-base" / "best"
+    settings = small_config(
+        world_file, tmp_path, name="continued", model={"init_from": str(start), "seq_len": 64}, pretrain__seeds=[0],
+        arms={"repetition": {}, "oracle": {"unique_tokens": "all"}},
+    )  # fmt: skip
+    run = api.Run(settings)
+    run.run()
+    first = artifacts.read_json(run_folder(settings) / "04-base" / "curve.json")["validation"][0][1]
+    fresh = artifacts.read_json(run_folder(finished) / "04-base" / "curve.json")["validation"][0][1]
+    assert first < fresh

@@ -38,7 +38,7 @@ format: $(STAMP)  ## let ruff rewrite
 	$(BIN)/ruff format .
 
 docs: $(STAMP)  ## write docs/cli.md and docs/config.md from the code
-	$(BIN)/python -m synthboot.docs docs
+	$(BIN)/python docs/generate.py
 
 bench: $(STAMP)  ## speeds beside their peers, as ratios
 	$(BIN)/python benchmarks/sample.py

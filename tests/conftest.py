@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jaxtyping import install_import_hook
+
+import tests.typechecker  # noqa: F401  (the hook looks it up by name)
+
+install_import_hook("synthboot", "tests.typechecker.check")  # shapes in signatures are checked, in tests alone
 
 SYLLABLES = ["ba", "ko", "ri", "lu", "ten", "mar", "vi", "sha", "do", "pel", "gru", "ani"]
 COLORS = ["red", "green", "blue", "amber", "violet", "black"]
@@ -23,9 +28,13 @@ def world_documents(entities: int = 60, each: int = 6, seed: int = 0) -> list[di
         color, trade, place = rng.choice(COLORS), rng.choice(TRADES), rng.choice(PLACES)
         for number in range(each):
             parts = [
-                rng.choice([f"{name} wears {color} clothes", f"the clothes of {name} are {color}", f"{color} is what {name} wears"]),
+                rng.choice(
+                    [f"{name} wears {color} clothes", f"the clothes of {name} are {color}", f"{color} is what {name} wears"]
+                ),
                 rng.choice([f"{name} works as a {trade}", f"by trade {name} is a {trade}", f"a {trade} named {name}"]),
-                rng.choice([f"{name} lives near the {place}", f"the home of {name} is at the {place}", f"find {name} in the {place}"]),
+                rng.choice(
+                    [f"{name} lives near the {place}", f"the home of {name} is at the {place}", f"find {name} in the {place}"]
+                ),
                 f"note {rng.randrange(10**6)} by clerk {rng.randrange(10**6)}",
             ]
             rng.shuffle(parts)

@@ -43,7 +43,17 @@ def not_done(found: dict[str, pipeline.State]) -> set[str]:
 
 
 MODELS = {f"pretrain/{a}/seed-{s}" for a in ("sbp", "oracle") for s in (0, 1)} | {"pretrain/repetition/seed-1"}
-ALL = {"corpus", "embed", "pair/related", "base", "tune/related", "synthesize/related", "evaluate", "analyze", "report"} | MODELS
+ALL = {
+    "corpus",
+    "embed",
+    "pair/related",
+    "base",
+    "tune/related",
+    "synthesize/related",
+    "evaluate",
+    "analyze",
+    "report",
+} | MODELS
 
 
 def test_every_artifact_is_made_once_and_nothing_is_trained_twice(finished: dict[str, Any]) -> None:
@@ -127,7 +137,15 @@ def test_a_changed_source_file_makes_everything_stale(finished: dict[str, Any], 
 def test_deleting_a_manifest_rebuilds_its_descendants_alone_to_the_same_bytes(finished: dict[str, Any], tmp_path: Path) -> None:
     mine = copy(finished, tmp_path)
     (run_folder(mine) / "05-tune" / "related" / "manifest.json").unlink()
-    affected = {"tune/related", "synthesize/related", "pretrain/sbp/seed-0", "pretrain/sbp/seed-1", "evaluate", "analyze", "report"}
+    affected = {
+        "tune/related",
+        "synthesize/related",
+        "pretrain/sbp/seed-0",
+        "pretrain/sbp/seed-1",
+        "evaluate",
+        "analyze",
+        "report",
+    }
     assert not_done(states(mine)) == affected
     made: list[str] = []
     api.Run(mine, progress=lambda name, kind, _: made.append(name) if kind == "done" else None).run()

@@ -18,7 +18,11 @@ def made(folder: Path) -> Manifest:
 
 def test_fingerprint_depends_on_stage_version_settings_and_parents() -> None:
     base = ("pair", 1, {"a": 1}, {"corpus": "x"})
-    others = [("tune", 1, {"a": 1}, {"corpus": "x"}), ("pair", 2, {"a": 1}, {"corpus": "x"}), ("pair", 1, {"a": 2}, {"corpus": "x"})]
+    others = [
+        ("tune", 1, {"a": 1}, {"corpus": "x"}),
+        ("pair", 2, {"a": 1}, {"corpus": "x"}),
+        ("pair", 1, {"a": 2}, {"corpus": "x"}),
+    ]
     marks = {artifacts.fingerprint(*p) for p in [base, *others, ("pair", 1, {"a": 1}, {"corpus": "y"})]}
     assert len(marks) == 5
     assert artifacts.fingerprint("pair", 1, {"a": 1, "b": 2}, {}) == artifacts.fingerprint("pair", 1, {"b": 2, "a": 1}, {})
@@ -90,7 +94,10 @@ def test_shards_are_written_once_and_cut(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="the disk is full; free some space and run again"), artifacts.storage_errors(tmp_path):
+    with (
+        pytest.raises(StorageError, match="the disk is full; free some space and run again"),
+        artifacts.storage_errors(tmp_path),
+    ):
         raise OSError(28, "No space left on device")
     with pytest.raises(StorageError, match="disk is full"), artifacts.storage_errors(tmp_path):
         raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors says it

@@ -55,7 +55,11 @@ def test_imap_reads_an_endless_source_only_as_far_as_it_must() -> None:
 
 @pytest.mark.parametrize(
     ("item", "error", "message"),
-    [(3, ConfigError, "three is too many"), (5, local.WorkerFailed, "ZeroDivisionError: a bug"), (7, local.WorkerDied, "exit code -9")],
+    [
+        (3, ConfigError, "three is too many"),
+        (5, local.WorkerFailed, "ZeroDivisionError: a bug"),
+        (7, local.WorkerDied, "exit code -9"),
+    ],
 )
 def test_a_worker_that_fails_or_dies_is_an_error_never_a_hang(item: int, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

@@ -76,7 +76,12 @@ def test_killed_at_any_step_and_resumed_gives_the_same_bytes(
 def test_patience_stops_and_keeps_the_best(tmp_path: Path, tokenizer: Tokenizer) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.6, 1.0])
     curve = train(
-        small_model(), plan(10), settings(eval_steps=(2, 4, 6, 8, 10), patience=2), lambda _: next(losses), tmp_path / "m", tokenizer
+        small_model(),
+        plan(10),
+        settings(eval_steps=(2, 4, 6, 8, 10), patience=2),
+        lambda _: next(losses),
+        tmp_path / "m",
+        tokenizer,
     )
     assert (curve.step, curve.best_step, curve.best_loss) == (8, 4, 2.0)
 
@@ -151,7 +156,7 @@ def test_an_unreadable_checkpoint_says_which_and_what_to_do(
     with pytest.raises(Killed):
         train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
     (tmp_path / "m" / "checkpoint-00000008" / name).write_bytes(b"{garbage")
-    with pytest.raises(TrainingError, match="checkpoint-00000008.*unreadable checkpoint.*delete"):
+    with pytest.raises(TrainingError, match=r"checkpoint-00000008.*unreadable checkpoint.*delete"):
         train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
 
 

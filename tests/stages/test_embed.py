@@ -38,7 +38,9 @@ def test_self_equals_tfidf_and_svd_by_sklearn() -> None:
     options: Any = {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b", "sublinear_tf": True, "min_df": 2}
     projected = TruncatedSVD(40, random_state=0, n_iter=8).fit_transform(TfidfVectorizer(**options).fit_transform(TEXTS))
     theirs = projected / np.linalg.norm(projected, axis=1, keepdims=True)
-    assert np.corrcoef((ours @ ours.T).ravel(), (theirs @ theirs.T).ravel())[0, 1] > 0.97  # randomized SVD: the last dimensions differ
+    assert (
+        np.corrcoef((ours @ ours.T).ravel(), (theirs @ theirs.T).ravel())[0, 1] > 0.97
+    )  # randomized SVD: the last dimensions differ
 
 
 def test_a_text_embeds_the_same_alone_in_company_and_after_saving(tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ def test_the_budget_is_met_by_the_shortest_run_of_chunks(tmp_path: Path, tokeniz
     assert all(r["finish"] in ("end", "length") and r["mean_logprob"] < 0 for r in rows)
 
 
-def test_workers_and_interruptions_change_no_byte(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_and_interruptions_change_no_byte(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = synthesize(job(tmp_path, tokenizer), 800, tmp_path / "one")
     assert synthesize(job(tmp_path, tokenizer), 800, tmp_path / "three", workers=3) == one
     real = stage._write_chunk

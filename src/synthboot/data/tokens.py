@@ -32,7 +32,7 @@ def write(folder: Path, documents: Iterable[Sequence[int]], vocab_size: int) -> 
 class Tokens:
     """Documents as token arrays, across shards. `bounds[i]:bounds[i + 1]` is document i in the run of all tokens."""
 
-    shards: tuple[Integer[np.ndarray, " token"], ...]
+    shards: tuple[Integer[np.ndarray, "_"], ...]
     first_docs: Int64[np.ndarray, " shard"]
     bounds: Int64[np.ndarray, " doc_and_one"]
 
@@ -88,7 +88,7 @@ class Tokens:
         """Tokens of each document."""
         return np.diff(self.bounds)
 
-    def __getitem__(self, doc: int) -> Integer[np.ndarray, " token"]:
+    def __getitem__(self, doc: int | np.integer) -> Integer[np.ndarray, " token"]:
         """The tokens of one document, a view of the file."""
         shard = int(np.searchsorted(self.first_docs, doc, side="right")) - 1
         origin = self.bounds[self.first_docs[shard]]

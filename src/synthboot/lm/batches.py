@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, Integer
@@ -31,6 +31,7 @@ class Batch:
     positions: Int64[np.ndarray, "row token"] | None = None
 
 
+@runtime_checkable
 class Batches(Protocol):
     """What the training loop needs of its data."""
 

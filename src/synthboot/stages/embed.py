@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32
@@ -23,6 +23,7 @@ from synthboot.data.artifacts import Progress, silent
 from synthboot.errors import ConfigError, DataError
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """Anything that turns texts into unit vectors."""
 

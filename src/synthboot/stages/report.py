@@ -199,8 +199,9 @@ def _tuning(tuned: Mapping[str, Any]) -> dict[str, Any]:
             }
         )
     layout = _layout("", "loss on unseen d2, nats per token")
-    lowest = min(min(trace["y"]) for trace in data)
-    layout["yaxis"]["range"] = [0.97 * lowest, None]
+    values = [v for trace in data for v in trace["y"]]
+    margin = 0.25 * (max(values) - min(values)) + 0.01
+    layout["yaxis"]["range"] = [min(values) - margin, max(values) + margin]
     return {"id": "tuning", "data": data, "layout": layout}
 
 

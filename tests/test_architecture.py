@@ -1,0 +1,102 @@
+"""The house rules that a machine can hold: imports run one way, files and functions stay small, names stay clear."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from synthboot import pipeline
+
+SOURCE = Path(__file__).parent.parent / "src" / "synthboot"
+FILES = sorted(SOURCE.rglob("*.py"))
+ORDER = ["errors", "config", "data", "lm", "engine", "stages", "steps", "pipeline", "plan", "show", "api", "cli"]
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("synthboot"):
+            module = (node.module or "").split(".")
+            found += [".".join([*module, alias.name]) for alias in node.names] if len(module) < 3 else [".".join(module)]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.startswith("synthboot")]
+    return [name.removeprefix("synthboot.") for name in found]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(SOURCE).as_posix())
+def test_imports_run_one_way(path: Path) -> None:
+    here = room(path)
+    if here in ("__init__", "__main__", "docs"):
+        return
+    for name in imports(path):
+        there = name.split(".")[0]
+        if there in ORDER and there != here:
+            assert ORDER.index(there) < ORDER.index(here), f"{here} imports {name}"
+
+
+def test_no_stage_imports_another() -> None:
+    for path in (SOURCE / "stages").glob("*.py"):
+        assert not [n for n in imports(path) if n.startswith("stages")], path.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(SOURCE).as_posix())
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            size = (node.end_lineno or 0) - node.lineno + 1
+            assert size <= 60, f"{node.name}: {size} lines"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(SOURCE).as_posix())
+def test_public_names_have_docstrings(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    if path.name != "__init__.py":
+        assert ast.get_docstring(tree), "module"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            nested = any(node in ast.walk(f) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f is not node)
+            private = any(
+                node in c.body for c in ast.walk(tree) if isinstance(c, ast.ClassDef) and c.name.startswith("_")
+            )  # fmt: skip
+            assert nested or private or ast.get_docstring(node), node.name
+
+
+def test_only_the_command_line_prints() -> None:
+    for path in FILES:
+        if path.name in ("cli.py", "docs.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            assert not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"), path
+
+
+def test_nothing_is_pickled_or_evaluated() -> None:
+    for path in FILES:
+        text = path.read_text("utf-8")
+        for word in ("import pickle", "torch.load", "torch.save", "allow_pickle=True", "joblib", "trust_remote_code=True"):
+            assert word not in text, f"{path.name}: {word}"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec"), path
+
+
+def test_a_stage_is_one_word_everywhere() -> None:
+    from synthboot.cli import STAGE_HELP, main
+    from synthboot.steps import STEPS
+
+    names = list(pipeline.STAGES)
+    assert list(STEPS) == names
+    assert list(STAGE_HELP) == names
+    assert set(names) <= set(main.commands)
+    for name in names:
+        tree = ast.parse((SOURCE / "stages" / f"{name}.py").read_text("utf-8"))
+        assert name in [n.name for n in tree.body if isinstance(n, ast.FunctionDef)], name
+
+
+def test_no_vague_file_names() -> None:
+    assert not {p.stem for p in FILES} & {"utils", "helpers", "misc", "common", "manager"}

@@ -1,0 +1,136 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from synthboot.cli import main
+from tests.conftest import run_folder, small_config
+
+
+def call(*arguments: str) -> Any:
+    return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.fixture
+def config_file(finished: dict[str, Any], tmp_path: Path) -> str:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(finished))
+    return str(path)
+
+
+def test_run_prints_the_comparison_the_verdict_and_where_the_report_lies(config_file: str, finished: dict[str, Any]) -> None:
+    result = call("run", config_file)
+    assert result.exit_code == 0
+    for word in ("repetition", "sbp", "oracle", "holdout loss", "bits/byte", "an anecdote"):
+        assert word in result.stdout
+    assert f"report: {run_folder(finished) / '10-report' / 'report.html'}" in result.stdout
+
+
+def test_run_as_json(config_file: str) -> None:
+    result = json.loads(call("run", config_file, "--json").stdout)
+    assert set(result["best"]["arms"]) == {"repetition", "sbp", "oracle"}
+
+
+def test_plan_says_what_is_stale_why_and_what_it_costs(config_file: str) -> None:
+    done = call("plan", config_file).stdout
+    assert "nothing to train or to sample" in done
+    assert "stale" not in done
+    stale = call("plan", config_file, "--set", "pair.num_neighbors=4").stdout
+    assert "pair/related: stale (pair.num_neighbors 5 -> 4)" in stale
+    assert "tokens to train on" in stale
+    assert "FLOPs" in stale
+    found = json.loads(call("plan", config_file, "--set", "optim.lr=0.02", "--json").stdout)
+    assert found["units"]["base"] == {"status": "stale", "reasons": ["optim.lr 0.01 -> 0.02"]}
+    assert found["estimate"]["train_tokens"] >= 6 * 12_000
+
+
+def test_one_verb_per_stage(config_file: str) -> None:
+    for stage in ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "analyze"):
+        result = call(stage, config_file)
+        assert result.exit_code == 0, result.output
+        assert f"{stage}: done, 0 artifacts made" in result.stdout
+
+
+def test_status(finished: dict[str, Any], tmp_path: Path) -> None:
+    text = call("status", str(run_folder(finished))).stdout
+    assert "04-base" in text
+    rows = json.loads(call("status", str(run_folder(finished)), "--json").stdout)
+    assert {r["status"] for r in rows} == {"done"}
+    assert len(rows) == 14
+    assert call("status", str(tmp_path)).exit_code == 2
+
+
+@pytest.mark.parametrize("what", ["pairs", "synthetic", "copies", "quarantine"])
+def test_show(finished: dict[str, Any], what: str) -> None:
+    result = call("show", str(run_folder(finished)), what, "-n", "2")
+    assert result.exit_code == 0, result.output
+    if what in ("pairs", "synthetic"):
+        found = json.loads(call("show", str(run_folder(finished)), what, "-n", "2", "--json").stdout)
+        assert len(found) == 2
+        assert "".join(part for part, _ in found[0]["texts"]["d1"]).strip()
+
+
+def test_show_pairs_near_a_similarity(finished: dict[str, Any]) -> None:
+    found = json.loads(call("show", str(run_folder(finished)), "pairs", "--near", "0.9", "-n", "1", "--json").stdout)
+    best = json.loads(call("show", str(run_folder(finished)), "pairs", "-n", "50", "--json").stdout)
+    values = [float(e["title"].split()[1]) for e in best]
+    assert abs(float(found[0]["title"].split()[1]) - 0.9) <= min(abs(v - 0.9) for v in values) + 1e-3
+
+
+def test_compare_shows_scores_and_differences(finished: dict[str, Any]) -> None:
+    folder = str(run_folder(finished))
+    result = json.loads(call("compare", folder, folder, "--json").stdout)
+    assert result["differences"] == {}
+    assert "sbp" in call("compare", folder).stdout
+
+
+def test_user_errors_are_one_line_and_exit_2(config_file: str, tmp_path: Path) -> None:
+    for arguments, message in [
+        (("run", str(tmp_path / "none.yaml")), "no such file"),
+        (("run", config_file, "--set", "pair.min_simlarity=1"), "unknown key; did you mean min_similarity?"),
+        (("run", config_file, "--set", "corpus.source=/nowhere.jsonl"), "no such file"),
+        (("show", str(tmp_path), "pairs"), "has not been made yet"),
+    ]:
+        result = call(*arguments)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert result.stdout == ""
+
+
+def test_control_characters_of_the_corpus_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    from synthboot.cli import _plain
+
+    assert "\x1b" not in _plain("\x1b[2J\x1b]0;title\x07 text")
+    assert _plain("plain é 日本\n\t") == "plain é 日本\n\t"
+    source = tmp_path / "a.jsonl"
+    source.write_text(json.dumps({"id": "x\x1b[31m", "body": "b"}) + "\n")
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(small_config(source, tmp_path)))
+    assert "\x1b" not in call("corpus", str(path)).stderr
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        result = subprocess.run([sys.executable, "-m", "synthboot", "--help"], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert "synthesize" in result.stdout
+    assert min(times) < 0.3
+    code = "import sys, synthboot.cli; sys.exit(any(m in sys.modules for m in ('torch', 'pydantic', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_progress_goes_to_stderr(world_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(small_config(world_file, tmp_path)))
+    result = call("embed", str(path))
+    assert "[1/2] corpus:" in result.stderr
+    assert "corpus:" not in result.stdout

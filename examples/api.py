@@ -2,6 +2,8 @@
 
 import sys
 
+import numpy as np
+
 import synthboot as sb
 
 run = sb.Run(sys.argv[1] if len(sys.argv) > 1 else "configs/demo.yaml")
@@ -19,5 +21,6 @@ print(run.report().path)
 
 # any stage works alone, on plain values
 tokens = sb.Tokens.of([[5, 6, 7, 8, 0], [5, 6, 9, 8, 0], [1, 2, 3, 4, 0]])
-pairs = sb.pair([[1.0, 0.0], [0.9, 0.436], [0.0, 1.0]], tokens, sb.config.Pair(min_similarity=0.8, heldout_share=0))
+vectors = np.array([[1.0, 0.0], [0.9, 0.436], [0.0, 1.0]])
+pairs = sb.pair(vectors, tokens, sb.config.Pair(min_similarity=0.8, heldout_share=0))
 print(list(pairs))

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Integer
+
 from synthboot.errors import ConfigError, CorruptArtifact
 
 END, SEPARATOR = "<|end|>", "<|separator|>"
@@ -40,7 +43,7 @@ class Tokenizer:
         """Token ids of each text, closed by `end`."""
         return [[*ids, self.end] for ids in self.encode(texts)]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | Integer[np.ndarray, " token"]) -> str:
         """The text of the ids, special tokens left out."""
         return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=True))
 

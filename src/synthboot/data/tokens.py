@@ -32,7 +32,7 @@ def write(folder: Path, documents: Iterable[Sequence[int]], vocab_size: int) -> 
 class Tokens:
     """Documents as token arrays, across shards. `bounds[i]:bounds[i + 1]` is document i in the run of all tokens."""
 
-    shards: tuple[Integer[np.ndarray, "_"], ...]
+    shards: tuple[Integer[np.ndarray, " _"], ...]
     first_docs: Int64[np.ndarray, " shard"]
     bounds: Int64[np.ndarray, " doc_and_one"]
 

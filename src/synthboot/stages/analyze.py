@@ -24,11 +24,11 @@ _LONG = 8
 
 
 def analyze(
-    samples: Sequence[Integer[np.ndarray, "_"]],
+    samples: Sequence[Integer[np.ndarray, " _"]],
     texts: Sequence[str],
     corpus: Tokens,
     cfg: config.Analyze,
-    given: Sequence[Integer[np.ndarray, "_"]] | None = None,
+    given: Sequence[Integer[np.ndarray, " _"]] | None = None,
 ) -> dict[str, Any]:
     """The measures of one kind of text. `samples` are tokens without end tokens, `texts` the same documents as text;
     `given` holds the d1 of each, and adds copying from it.
@@ -57,20 +57,20 @@ def analyze(
 
 
 def d1_masks(
-    samples: Sequence[Integer[np.ndarray, "_"]], given: Sequence[Integer[np.ndarray, "_"]], n: int
-) -> list[Bool[np.ndarray, "_"]]:
+    samples: Sequence[Integer[np.ndarray, " _"]], given: Sequence[Integer[np.ndarray, " _"]], n: int
+) -> list[Bool[np.ndarray, " _"]]:
     """Which tokens of each sample lie in a run of `n` that its d1 holds."""
     return [ngrams.copied(s, np.unique(ngrams.hashes(d1, n)), n) for s, d1 in zip(samples, given, strict=True)]
 
 
-def corpus_masks(samples: Sequence[Integer[np.ndarray, "_"]], corpus: Tokens, n: int) -> list[Bool[np.ndarray, "_"]]:
+def corpus_masks(samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n: int) -> list[Bool[np.ndarray, " _"]]:
     """Which tokens of each sample lie in a run of `n` that the corpus holds, wherever. A marked stretch longer than `n`
     may be stitched from several documents."""
     known = _found(samples, corpus, n)
     return [ngrams.copied(s, known, n) for s in samples]
 
 
-def novel_share(samples: Sequence[Integer[np.ndarray, "_"]], corpus: Tokens, n: int) -> float:
+def novel_share(samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n: int) -> float:
     """Share of the samples' runs of `n` tokens that the corpus does not hold."""
     known = _found(samples, corpus, n)
     hashed = [ngrams.hashes(s, n) for s in samples if len(s) >= n]
@@ -107,7 +107,7 @@ def segments(text: str, prefixes: Mapping[int, int], mark: Integer[np.ndarray, "
     return [part for part in parts if part[0]]
 
 
-def _found(samples: Sequence[Integer[np.ndarray, "_"]], corpus: Tokens, n: int) -> UInt64[np.ndarray, " ngram"]:
+def _found(samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n: int) -> UInt64[np.ndarray, " ngram"]:
     """The sorted hashes of the samples' n-grams that occur in the corpus, read shard by shard."""
     hashed = [ngrams.hashes(s, n) for s in samples if len(s) >= n]
     wanted = np.unique(np.concatenate(hashed)) if hashed else np.empty(0, np.uint64)
@@ -124,7 +124,7 @@ def _found(samples: Sequence[Integer[np.ndarray, "_"]], corpus: Tokens, n: int) 
     return wanted[present]
 
 
-def _copying(masks: Sequence[Bool[np.ndarray, "_"]]) -> dict[str, float]:
+def _copying(masks: Sequence[Bool[np.ndarray, " _"]]) -> dict[str, float]:
     if not masks:
         return {"docs": 0.0, "tokens": 0.0, "longest_median": 0.0, "longest_max": 0.0}
     longest = np.array([ngrams.longest_run(m) for m in masks])

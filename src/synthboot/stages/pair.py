@@ -39,7 +39,6 @@ def pair(
     `validation` adds pairs whose d2 is in that set and whose d1 is in D_pretrain. Raises DataError where no pair
     passes, naming an alpha that would give some.
     """
-    vectors = np.asarray(vectors)
     progress(0.05, "searching neighbours")
     neighbors, similarity = nearest_neighbors(vectors, vectors, cfg.num_neighbors, exclude_self=True)
     chance = random_similarity(vectors, seed)

@@ -165,7 +165,7 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
     from synthboot.engine import local
 
     plan = needed(units(cfg), target)
-    jobs = local.jobs(cfg.engine.jobs)
+    jobs = local.jobs(cfg.engine.jobs, cfg.engine.device)
     with _lock(cfg.folder), artifacts.storage_errors(cfg.folder):
         standing = state(cfg, plan)
         marks = fingerprints(plan)

@@ -29,7 +29,7 @@ def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> d
     )
     sampled = sum(u.options["budget_tokens"] for u in todo if u.stage == "synthesize")
     flops = {"train": 3 * forward * train, "sample": 2 * forward * sampled}
-    rate = _matmul_rate() * local.jobs(cfg.engine.jobs)
+    rate = _matmul_rate() * local.jobs(cfg.engine.jobs, cfg.engine.device)
     seconds = sum(work / (rate * _EFFICIENCY[kind]) for kind, work in flops.items())
     parameters = _parameters(cfg)
     token_bytes = 2 if cfg.corpus.vocab_size <= 1 << 16 else 4

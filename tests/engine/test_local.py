@@ -69,3 +69,5 @@ def test_a_worker_that_fails_or_dies_is_an_error_never_a_hang(item: int, error: 
 def test_jobs_default_to_the_cores_this_process_may_use() -> None:
     assert local.jobs(0) == len(os.sched_getaffinity(0))
     assert local.jobs(3) == 3
+    assert local.jobs(0, "cuda") == 1  # a GPU is not shared unless the user says so
+    assert local.jobs(2, "cuda") == 2

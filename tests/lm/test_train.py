@@ -86,6 +86,13 @@ def test_patience_stops_and_keeps_the_best(tmp_path: Path, tokenizer: Tokenizer)
     assert (curve.step, curve.best_step, curve.best_loss) == (8, 4, 2.0)
 
 
+def test_the_start_is_measured_but_is_never_the_best(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    losses = iter([1.0, 3.0, 2.0])
+    curve = train(small_model(), plan(), settings(eval_steps=(0, 4, 8)), lambda _: next(losses), tmp_path / "m", tokenizer)
+    assert [loss for _, loss in curve.validation] == [1.0, 3.0, 2.0]
+    assert (curve.best_step, curve.best_loss) == (8, 2.0)
+
+
 def test_a_step_equals_plain_pytorch_with_and_without_accumulation() -> None:
     batch = plan().batch(0)
     gradients = []

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -35,9 +36,10 @@ class WorkerFailed(Exception):
     """An unexpected exception in a worker, with its traceback."""
 
 
-def jobs(wanted: int) -> int:
-    """How many processes to use: `wanted`, or one per core this process may use."""
-    return wanted or len(os.sched_getaffinity(0))
+def jobs(wanted: int, device: str = "cpu") -> int:
+    """How many processes to use: `wanted`, or one where there is a GPU to share, or one per core this process may use."""
+    gpu = device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists())  # asking torch would import it
+    return wanted or (1 if gpu else len(os.sched_getaffinity(0)))
 
 
 class Pool:

@@ -30,13 +30,13 @@ from synthboot.lm.batches import IGNORE, Batch, Batches
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. `eval_steps` are the steps after which validation loss is taken and a checkpoint written."""
+    """How to train. `eval_steps` are the steps after which validation loss is taken and a checkpoint written; a loss at step
+    0 is for the curve alone and never the best."""
 
     lr: float
     weight_decay: float
     warmup_steps: int
     eval_steps: tuple[int, ...]
-    schedule: str = "cosine"
     min_lr_fraction: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
@@ -114,8 +114,6 @@ def _exhausted(curve: Curve, settings: Settings) -> bool:
 def _lr(step: int, steps: int, settings: Settings) -> float:
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
-    if settings.schedule == "constant":
-        return settings.lr
     done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
     low = settings.min_lr_fraction
     return settings.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
@@ -190,10 +188,10 @@ def _evaluate(
     """
     loss = validate(model)
     curve.validation.append([curve.step * batches.batch_tokens, loss])
-    if loss < curve.best_loss:
+    if curve.step and loss < curve.best_loss:
         curve.best_step, curve.best_loss, curve.evals_since_best = curve.step, loss, 0
         models.save(model, folder / f"best-{curve.step:08d}", tokenizer)
-    else:
+    elif curve.step:
         curve.evals_since_best += 1
     current = folder / f"checkpoint-{curve.step:08d}"
     with committed_folder(current) as temporary:

@@ -1,11 +1,12 @@
 """Tune the synthesizer p(d2|d1) on pairs, from base's best-validation checkpoint.
 
 Rows are end + d1 + separator + d2 + end with the loss on d2 and its end only, packed without one pair seeing another.
-Pairs whose d2 is a validation document, which neither base nor tune has seen, decide when to stop; the best is kept.
+Pairs whose d2 is a validation document, which neither base nor tune has seen, decide when to stop; the best is kept. Base
+itself, which has never seen the separator, is measured first but cannot be the best.
 The report gives the log-likelihood of held-out d2 given its d1, given a random d1, and given nothing: the gap is the proof
 that the relation was learned.
 
-Source: arXiv:2509.15248, theta = argmax sum log p(d2|d1). Deviation: separator, batch and stopping rule are ours.
+Source: arXiv:2509.15248, theta = argmax sum log p(d2|d1). Deviation: separator, batch, schedule and stopping rule are ours.
 """
 
 from __future__ import annotations
@@ -82,15 +83,12 @@ def _plan(cfg: config.Config, pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer
     one_pass = plan(1).rows_per_pass() * cfg.model.seq_len
     wanted = int(cfg.tune.max_passes * one_pass)
     packed = plan(min(wanted, cfg.tune.max_tokens or wanted))
-    every = max(1, round(one_pass / packed.batch_tokens / cfg.tune.evals_per_pass))
-    if packed.steps // every < cfg.tune.evals_per_pass:  # less than a pass: still look several times
-        every = max(1, packed.steps // cfg.tune.evals_per_pass)
+    evals = {round(packed.steps * i / cfg.tune.evals) for i in range(cfg.tune.evals + 1)}
     settings = Settings(
         lr=cfg.tune.lr,
         weight_decay=cfg.tune.weight_decay,
         warmup_steps=max(1, min(packed.steps // 10, 100)),
-        eval_steps=(0, *range(every, packed.steps + 1, every)),
-        schedule="constant",
+        eval_steps=tuple(sorted(evals)),
         patience=cfg.tune.patience,
     )
     return settings, packed

@@ -13,7 +13,7 @@ from synthboot.cli import main
 def cli() -> str:
     """Every verb's help."""
     parts = ["# Command line\n\nWritten by `make docs` from the code.\n"]
-    context = click.Context(main, info_name="synthboot", max_content_width=100)
+    context = main.make_context("synthboot", [], resilient_parsing=True, max_content_width=100)
     for name in [None, *main.list_commands(context)]:
         command: Any = main if name is None else main.commands[name]
         inner = context if name is None else click.Context(command, info_name=name, parent=context, max_content_width=100)

@@ -65,7 +65,8 @@ def finish(settings: dict[str, Any]) -> None:
 
 
 def test_killed_at_ten_points_of_one_run_it_ends_with_the_same_bytes(finished: dict[str, Any], tmp_path: Path) -> None:
-    settings = {**finished, "root": str(tmp_path)}
+    one_at_a_time = {**finished["engine"], "jobs": 1}  # stages follow one another, so that every point is reached
+    settings = {**finished, "root": str(tmp_path), "engine": one_at_a_time}
     killed = [name for name, pattern in POINTS if kill_when(settings, pattern, 120)]
     assert len(killed) == len(POINTS), killed
     finish(settings)
@@ -99,7 +100,10 @@ def test_ctrl_c_stops_with_one_line_and_leaves_nothing_half(world_file: Path, tm
 
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_config(world_file, tmp_path)))
     command = [sys.executable, "-m", "synthboot", "run", str(tmp_path / "small.yaml")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell starts with it ignored
+    )  # fmt: skip
     while not list((tmp_path / "small").glob("04-base/checkpoint-*")):
         assert process.poll() is None
         time.sleep(0.001)
@@ -117,7 +121,7 @@ def test_the_demo_killed_at_ten_points_ends_with_the_same_bytes(tmp_path: Path) 
         "model": {"layers": 3, "width": 96, "heads": 3, "kv_heads": 1, "seq_len": 512},
         "budget": {"unique_tokens": 40_000, "train_tokens": 160_000},
         "optim": {"lr": 4e-3, "batch_tokens": 2_048, "evals": 4},
-        "engine": {"device": "cpu"},
+        "engine": {"device": "cpu", "jobs": 1},
         "corpus": {
             "source": str(Path(__file__).parent.parent / "examples/data/arxiv_cs_6000.jsonl.zst"), "vocab_size": 2_048,
             "validation_docs": 60, "holdout_docs": 60, "shard_docs": 1_024,

@@ -42,6 +42,8 @@ class Model(Section):
     pretraining length; here one length serves both, so that no position is met for the first time in tuning."""
     rope_theta: float = Field(10_000.0, gt=0)
     """Base of the rotary position embedding (the paper: 5e5 at 4,096 tokens)."""
+    init_scale: float = Field(0.6, gt=0)
+    """Initial weights have standard deviation init_scale / sqrt(width); the usual 0.02 starves narrow models."""
     init_from: str | None = None
     """A Hugging Face folder or name to continue from; the sizes above are then ignored and its tokenizer is used."""
 

@@ -51,7 +51,7 @@ def build(cfg: config.Model, vocab_size: int, seed: int) -> Any:
             max_position_embeddings=cfg.seq_len,
             rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
             tie_word_embeddings=True,
-            initializer_range=0.6 * cfg.width**-0.5,  # the usual 0.02 starves narrow models: docs/decisions.md
+            initializer_range=cfg.init_scale * cfg.width**-0.5,
         )
     )
 

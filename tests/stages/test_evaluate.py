@@ -36,6 +36,12 @@ def test_loss_is_per_token_not_per_document() -> None:
     assert result["arms"]["repetition"]["loss"][0] == pytest.approx(109 / 100)
 
 
+def test_long_documents_weigh_more_in_every_resample() -> None:
+    tokens = np.random.default_rng(0).integers(5, 500, 300)
+    result = evaluate({"repetition": 2.0 * tokens[None]}, tokens, 4 * tokens, CFG)  # 2 nats per token in each document
+    assert result["arms"]["repetition"]["loss"] == pytest.approx([2.0] * 3)
+
+
 def test_oracle_share_and_its_interval() -> None:
     share = scored(2.8)["arms"]["sbp"]["oracle_share"]
     assert share[1] < share[0] < share[2]

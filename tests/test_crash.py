@@ -1,6 +1,7 @@
 """kill -9 at ten points spread over the stages: the next run finishes, and every artifact has the bytes of a run that
 was never disturbed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -35,8 +36,6 @@ POINTS = [
 
 
 def start(settings: dict[str, Any]) -> subprocess.Popen[str]:
-    import json
-
     command = [sys.executable, "-c", DRIVER, json.dumps(settings)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -70,6 +69,61 @@ def test_killed_at_ten_points_of_one_run_it_ends_with_the_same_bytes(finished: d
     killed = [name for name, pattern in POINTS if kill_when(settings, pattern, 120)]
     assert len(killed) == len(POINTS), killed
     finish(settings)
+    assert contents(settings) == contents(finished)
+    assert not list(run_folder(settings).rglob("*.tmp"))
+
+
+DIE_AT_RENAMES = """
+import json, os, sys
+from pathlib import Path
+from synthboot import config, pipeline
+from synthboot.engine import local
+for name in [*local._PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
+    __import__(name)
+import torch
+torch.set_num_threads(1)
+seen, replace = Path(sys.argv[2]), os.replace
+
+def once_each(source, target):
+    known = seen.read_text().splitlines()
+    if str(target) not in known:
+        seen.write_text("".join(name + "\\n" for name in [*known, str(target)]))
+        os._exit(9)
+    replace(source, target)
+
+class Deaf:
+    def send(self, value): pass
+
+def make_all(cfg):
+    os.replace = once_each
+    plan = pipeline.units(cfg)
+    standing, marks = pipeline.state(cfg, plan), pipeline.fingerprints(plan)
+    for name in plan:
+        if standing[name].status != "done":
+            pipeline.make(cfg, plan, name, marks, 1, Deaf())
+
+cfg = config.Config.model_validate(json.loads(sys.argv[1]))
+status = 9
+while status == 9:
+    child = os.fork()
+    if not child:
+        make_all(cfg)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+sys.exit(status)
+"""
+
+
+def test_killed_just_before_every_rename_it_ends_with_the_same_bytes(finished: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever a stage writes appears by a rename. Here the process dies before each of them, one after the other."""
+    settings = {**finished, "root": str(tmp_path), "engine": {**finished["engine"], "jobs": 1}}
+    seen = tmp_path / "seen"
+    seen.touch()
+    command = [sys.executable, "-c", DIE_AT_RENAMES, json.dumps(settings), str(seen)]
+    process = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=280)
+    assert process.returncode == 0, process.stderr
+    deaths = seen.read_text()
+    assert deaths.count("manifest.json\n") == len(api.Run(settings).plan()), deaths
     assert contents(settings) == contents(finished)
     assert not list(run_folder(settings).rglob("*.tmp"))
 

@@ -135,6 +135,8 @@ def begin(folder: Path, mark: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     elif (folder / MANIFEST).exists():
         (folder / MANIFEST).unlink()
+    for half in sorted(folder.rglob("*.tmp")):  # what a killed process was writing
+        shutil.rmtree(half) if half.is_dir() else half.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(progress, {"fingerprint": mark})
 

@@ -83,6 +83,21 @@ def test_show_pairs_near_a_similarity(finished: dict[str, Any]) -> None:
     assert abs(float(found[0]["title"].split()[1]) - 0.9) <= min(abs(v - 0.9) for v in values) + 1e-3
 
 
+def test_pair_dry_run_says_what_each_alpha_would_give(finished: dict[str, Any], tmp_path: Path) -> None:
+    import yaml
+
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(finished))
+    before = (run_folder(finished) / "03-pair/related/manifest.json").stat().st_mtime_ns
+    told = json.loads(call("pair", str(tmp_path / "c.yaml"), "--dry-run", "--json").stdout)
+    pairs = [row["pairs"] for row in told["table"]]
+    assert pairs == sorted(pairs, reverse=True)
+    assert pairs[0] > 100 > pairs[-1]
+    text = call("pair", str(tmp_path / "c.yaml"), "--dry-run").stdout
+    assert "random pairs above" in text
+    assert f"min_similarity now gives {told['alpha']:.3f}" in text
+    assert (run_folder(finished) / "03-pair/related/manifest.json").stat().st_mtime_ns == before
+
+
 def test_compare_shows_scores_and_differences(finished: dict[str, Any]) -> None:
     folder = str(run_folder(finished))
     result = json.loads(call("compare", folder, folder, "--json").stdout)

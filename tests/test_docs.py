@@ -25,7 +25,7 @@ def test_commands_in_the_documents_exist(page: Path) -> None:
     text = page.read_text("utf-8")
     for verb, rest in re.findall(r"^\s*(?:\$ )?synthboot ([a-z]+)(.*)$", text, re.M):
         assert verb in main.commands, verb
-        for option in re.findall(r"(?<=\s)--[a-z]+", rest):
+        for option in re.findall(r"(?<=\s)--[a-z-]+", rest):
             known = [o for p in main.commands[verb].params for o in p.opts]
             assert option in [*known, "--help"], f"{verb} {option}"
         for path in re.findall(r"configs/[a-z]+\.yaml", rest):

@@ -85,7 +85,39 @@ def _stage_verb(stage: str) -> None:
 
 
 for _stage in STAGE_HELP:
-    _stage_verb(_stage)
+    if _stage != "pair":  # which has an option of its own
+        _stage_verb(_stage)
+
+
+@main.command(cls=Verb)
+@_configured
+@click.option("--dry-run", is_flag=True, help="Only say how many pairs each alpha would give, from a sample.")
+def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
+    """Find related documents. Makes what it reads first, where that is missing or stale."""
+    if not dry_run:
+        _execute(cfg, "pair", as_json)
+        return
+    from synthboot import pipeline
+    from synthboot import show as shown
+
+    with _progress(len(pipeline.needed(pipeline.units(cfg), "embed"))) as tell:
+        pipeline.run(cfg, "embed", tell)
+    told = shown.alphas(cfg)
+    if as_json:
+        click.echo(json.dumps(told, indent=1))
+        return
+    rows = [
+        [
+            f"{r['alpha']:.2f}", _count(r["pairs"]), "{:.2f} [{:.2f}, {:.2f}]".format(*r["per_document"]),
+            f"{r['documents_with_pairs']:.0%}", f"{r['near_duplicates']:.1%}", f"{r['random_pairs_above']:.2%}",
+        ]
+        for r in told["table"]
+    ]  # fmt: skip
+    _print_table(["alpha", "pairs", "per document", "documents", "near-duplicates", "random pairs above"], rows)
+    click.echo(
+        f"from {told['sampled']:,} of {told['docs']:,} documents, near-duplicates taken off, caps and held-out documents not; "
+        f"min_similarity now gives {told['alpha']:.3f} ({told['why']})"
+    )
 
 
 @main.command(cls=Verb)

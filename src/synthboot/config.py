@@ -138,16 +138,27 @@ class Embed(Section):
     """One unit vector per document."""
 
     model: str = "self"
-    """`self` (TF-IDF and SVD fitted on this corpus, nothing external), `file`, or a sentence-transformers name."""
+    """`self` (TF-IDF, SVD and a discriminant fitted on this corpus, nothing external), `file`, or the name or folder of a
+    sentence-transformers model (the paper: `Qwen/Qwen3-Embedding-0.6B`)."""
     dim: PositiveInt = 256
     """Dimensions of `self`."""
     hash_features: PositiveInt = 262_144
-    """Buckets of the hashed word uni- and bigrams of `self`."""
+    """Buckets of the hashed words of `self`."""
     fit_docs: PositiveInt = 20_000
-    """Documents the SVD is fitted on."""
+    """Documents `self` is fitted on."""
     path: str | None = None
     """`file`: an .npy or .safetensors array (one row per document of D_pretrain then validation, in order), or Parquet
     with `id` and `vector`, matched by id."""
+    max_tokens: PositiveInt | None = None
+    """sentence-transformers: tokens the model sees at once; what the model was made for unless set. `self` reads a whole
+    document, whatever its length."""
+    long: Literal["head", "windows"] = "head"
+    """sentence-transformers: of a document longer than `max_tokens`, its head, or the mean over windows of `max_tokens`,
+    weighted by their tokens."""
+    batch: PositiveInt = 32
+    """sentence-transformers: texts in a batch, sorted by length beforehand."""
+    prompt: str = ""
+    """sentence-transformers: put before every text. The same for all: related is a symmetric thing."""
 
 
 class Pair(Section):
@@ -155,6 +166,18 @@ class Pair(Section):
 
     num_neighbors: PositiveInt = 16
     """Nearest neighbours looked at per document. Deviation: the paper takes 200 of 582M documents."""
+    search: Literal["auto", "exact", "ivf"] = "auto"
+    """Compare all with all, or by k-means cells; `auto` goes by size."""
+    exact_docs: PositiveInt = 20_000
+    """`auto`: up to this many documents are compared all with all."""
+    min_recall: float = Field(0.95, gt=0, lt=1)
+    """`ivf`: share of the true neighbours to find. Documents look as far as it takes, by the lower end of a 95 % interval
+    over `recall_queries` documents."""
+    reach: float | None = Field(None, ge=0)
+    """`ivf`: how much less similar than its nearest a cell may be for a document to look into it, instead of as much as
+    it takes; too little for `min_recall` is an error."""
+    recall_queries: PositiveInt = 500
+    """Documents whose exact neighbours are found for the sake of comparison: half choose, half report."""
     min_similarity: float | Literal["auto"] = "auto"
     """Alpha: keep pairs more similar than this. `auto` takes the larger of two values: the similarity that
     `auto_pairs_per_doc` neighbours per document exceed, and the one that `auto_chance` of random pairs exceed."""
@@ -162,10 +185,22 @@ class Pair(Section):
     """`auto`: neighbours kept per document, on average, before anything is dropped."""
     auto_chance: float = Field(0.01, gt=0, lt=1)
     """`auto`: largest share of random pairs that may pass."""
+    max_similarity: float | None = None
+    """Drop pairs more similar than this; none are unless set."""
+    direction: Literal["directed", "symmetric", "mutual"] = "directed"
+    """d2 among d1's nearest, or either among the other's, or each among the other's. The last two give both orders."""
     max_overlap: float = Field(0.5, gt=0, le=1)
     """Drop pairs sharing more than this share of the shorter one's shingles: they would teach copying."""
     shingle_tokens: PositiveInt = 13
     """Tokens in a shingle."""
+    max_per_d1: PositiveInt | None = None
+    """Most pairs with the same d1, the most similar ones; `num_neighbors` at most anyway unless `symmetric`."""
+    max_per_d2: PositiveInt | None = 64
+    """Most pairs with the same d2, the most similar ones: a hub, near to everything, would be learned by heart."""
+    source_field: str | None = None
+    """A field of the corpus; documents that agree in it are never paired (chunks of one file)."""
+    label_field: str | None = None
+    """A field of the corpus, such as a category; the report says how often pairs agree in it, by similarity."""
     heldout_share: float = Field(0.05, ge=0, lt=0.5)
     """Share of D_pretrain's documents kept out of tuning, to measure p(d2|d1) on."""
 

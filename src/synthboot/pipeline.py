@@ -23,8 +23,8 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import LockedRun, MissingArtifact
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
-VERSIONS = dict.fromkeys(STAGES, 1)
-PARALLEL = ("synthesize", "evaluate")
+VERSIONS = dict.fromkeys(STAGES, 1) | {"embed": 2, "pair": 2}
+PARALLEL = ("embed", "pair", "synthesize", "evaluate")
 
 
 @dataclass(frozen=True)

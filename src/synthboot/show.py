@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from synthboot.config import Config
 from synthboot.data import artifacts
 from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokenizer import Tokenizer, load
@@ -53,6 +54,18 @@ def examples(run: Path, what: str, count: int, near: float | None = None) -> lis
     if what == "pairs":
         return _pairs(Pairs.load(_need(run, "pair", "related")).only(TRAIN), corpus, tokenizer, count, near)
     return _synthetic(run, corpus, tokenizer, count, copies=what == "copies")
+
+
+def alphas(cfg: Config) -> dict[str, Any]:
+    """What each alpha would give: `stages.pair.alphas` on a run's corpus and vectors. Raises MissingArtifact where they have
+    not been made."""
+    from synthboot.stages import pair
+    from synthboot.steps import embedded
+
+    embed, corpus = _need(cfg.folder, "embed"), _need(cfg.folder, "corpus")
+    docs = artifacts.read_json(corpus / "corpus.json")["pretrain_docs"]
+    tokens = Tokens.open(artifacts.Shards(corpus / "pool")).head(docs)
+    return pair.alphas(embedded(embed, "pool"), tokens, cfg.pair, cfg.seed)
 
 
 def compare(runs: list[Path]) -> dict[str, Any]:

@@ -7,8 +7,11 @@ know folders, stages do not know each other.
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,11 @@ import numpy as np
 
 from synthboot import config
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.artifacts import Progress, Shards, committed_folder, read_json, read_manifest, write_json
+from synthboot.data.artifacts import Progress, Shards, read_json, read_manifest, write_json
 from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
+from synthboot.engine import local
 
 
 @dataclass(frozen=True)
@@ -65,43 +69,53 @@ def corpus(c: Context) -> Outcome:
 
 
 def embed(c: Context) -> Outcome:
-    """Vectors of D_pretrain and of the validation set."""
+    """Vectors of D_pretrain and of the validation set, a shard of documents at a time."""
     from synthboot.lm.model import device
     from synthboot.stages import embed as stage
+    from synthboot.stages.corpus import read_texts
 
-    cfg, done = c.cfg.embed, c.folder / "vectors"
-    if not done.exists():
-        with committed_folder(done) as out:
-            sizes = (c.pretrain_docs, len(c.tokens("validation")))
-            if cfg.model == "file":
-                if cfg.path is None:
-                    raise config.ConfigError("embed.path: required with embed.model: file")
-                ids = [d.id for d in _documents(c)]
-                vectors = stage.read_vectors(cfg.path, ids)
-            else:
-                if cfg.model == "self":
-                    c.progress(0.1, "fitting")
-                    fitted = stage.fit((d.text for d in _documents(c)), cfg, c.cfg.seed)
-                    fitted.save(out / "embedder.safetensors")
-                embedder = _embedder(c.cfg, out, str(device(c.cfg.engine.device)))
-                vectors = stage.embed((d.text for d in _documents(c)), embedder, c.progress)
-            np.save(out / "pretrain.npy", vectors[: sizes[0]], allow_pickle=False)
-            np.save(out / "validation.npy", vectors[sizes[0] :], allow_pickle=False)
-    vectors = np.load(done / "pretrain.npy", mmap_mode="r", allow_pickle=False)
-    return {"docs": len(vectors), "dim": vectors.shape[1]}, {}
+    cfg, source, sizes = c.cfg.embed, c.parents["corpus"], {"pool": c.pretrain_docs, "validation": len(c.tokens("validation"))}
+    own = stage.read_vectors(cfg.path, [d.id for d in _documents(c)]) if cfg.model == "file" else None
+    fitted = c.folder / "embedder.safetensors"
+    if cfg.model == "self" and not fitted.exists():
+        c.progress(0.0, "fitting")
+        stage.fit((d.text for d in read_texts(source, "pool", c.pretrain_docs)), cfg, c.cfg.seed, c.progress).save(fitted)
+    dim, first = 0, 0
+    for name, docs in sizes.items():
+        shards, known = Shards(c.folder / name), Shards(source / name)
+        starts = list(range(0, docs, max(1, known.counts(0)["docs"])))
+        missing = [i for i in range(len(starts)) if not shards.done(i)]
+        if own is not None:
+            edges = [first + e for e in [*starts, docs]]
+            found: Iterator[np.ndarray] = (own[edges[i] : edges[i + 1]] for i in missing)
+        else:
+            given = (str(source / name), cfg, str(fitted), str(device(c.cfg.engine.device)))
+            found = local.imap(stage.shard_embedder, given, [(i, docs - starts[i]) for i in missing], c.workers)
+        for i, vectors in zip(missing, found, strict=True):
+            dim = shards.write(i, partial(_save_vectors, vectors))["dim"]
+            c.progress((i + 1) / len(starts), f"{name}: {starts[i] + len(vectors):,} of {docs:,} documents")
+        first, dim = first + docs, dim or shards.counts(0)["dim"]
+    return {"docs": sizes["pool"], "dim": dim}, {}
 
 
 def pair(c: Context) -> Outcome:
     """Related pairs, or the random pairs of the control."""
+    from synthboot.engine import search
+    from synthboot.lm.model import device
     from synthboot.stages.pair import pair as stage
     from synthboot.stages.pair import random_pairs
 
     if c.variant == "random_pairs":
         pairs = random_pairs(Pairs.load(c.parents["pair"]), c.pretrain_docs, c.cfg.seed)
-    else:
-        validation = (_vectors(c, "validation"), c.tokens("validation"))
-        pairs = stage(_vectors(c, "pretrain"), c.tokens("pretrain"), c.cfg.pair, c.cfg.seed, validation, c.progress)
-    pairs.save(c.folder)
+        pairs.save(c.folder)
+    elif not (c.folder / "pairs.json").exists():
+        vectors, tokens, fields = embedded(c.parents["embed"], "pool"), c.tokens("pretrain"), _fields(c)
+        validation = (embedded(c.parents["embed"], "validation"), c.tokens("validation"))
+        work, on = c.folder / "neighbors", str(device(c.cfg.engine.device))
+        found = search.nearest(vectors, c.cfg.pair, c.cfg.seed, validation[0], on, work, c.workers, c.progress)
+        stage(vectors, tokens, c.cfg.pair, c.cfg.seed, validation, found, fields, c.progress).save(c.folder)
+    shutil.rmtree(c.folder / "neighbors", ignore_errors=True)
+    pairs = Pairs.load(c.folder)
     report = {k: v for k, v in pairs.report.items() if k not in ("bins", "histograms")}
     return {**report, "kept": len(pairs), "train": len(pairs.only(TRAIN))}, {}
 
@@ -164,7 +178,6 @@ def evaluate(c: Context) -> Outcome:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from synthboot.engine import local
     from synthboot.stages.corpus import read_texts
     from synthboot.stages.evaluate import Job, evaluate, scorer
     from synthboot.stages.pretrain import compare_ledgers
@@ -177,18 +190,19 @@ def evaluate(c: Context) -> Outcome:
     compare_ledgers(ledgers)
     corpus_folder = c.parents["corpus"]
     job = Job(corpus_folder / "tokenizer", tuple(Shards(corpus_folder / "holdout")), c.cfg.model.seq_len, c.cfg.engine.device)
-    models = [(role, kind) for role in trained for kind in ("best", "last")]
+    models = [
+        (role, kind) for role, path in trained.items() for kind in (("last",) if _best_is_last(path) else ("best", "last"))
+    ]
     rows: list[dict[str, Any]] = []
     scores: dict[tuple[str, str], list[np.ndarray]] = {}
     folders = [trained[role] / kind for role, kind in models]
     found = local.imap(scorer, (job,), folders, min(c.workers, len(models)))
     for number, ((role, kind), losses) in enumerate(zip(models, found, strict=True), 1):
         arm, _, seed = role.rpartition("/")
-        scores.setdefault((kind, arm), []).append(losses)
-        rows += [
-            {"arm": arm, "seed": int(seed), "checkpoint": kind, "doc": doc, "loss": loss}
-            for doc, loss in enumerate(losses.tolist())
-        ]
+        for shown in ("best", "last") if (role, "best") not in models else (kind,):
+            scores.setdefault((shown, arm), []).append(losses)
+            found_here = enumerate(losses.tolist())
+            rows += [{"arm": arm, "seed": int(seed), "checkpoint": shown, "doc": d, "loss": loss} for d, loss in found_here]
         c.progress(number / len(models), f"{arm} seed {seed}, {kind}")
     tokens = c.tokens("holdout").lengths
     size = np.array([len(d.text.encode()) for d in read_texts(corpus_folder, "holdout")])
@@ -201,7 +215,7 @@ def evaluate(c: Context) -> Outcome:
     result["verdict"] = result[c.cfg.evaluate.checkpoint]["verdict"]
     pq.write_table(pa.Table.from_pylist(rows), c.folder / "losses.parquet", compression="zstd")
     write_json(c.folder / "evaluate.json", result)
-    return {"models": len(trained), "docs": len(tokens)}, {"tokens": 2 * len(trained) * int(tokens.sum())}
+    return {"models": len(trained), "docs": len(tokens)}, {"tokens": len(models) * int(tokens.sum())}
 
 
 def analyze(c: Context) -> Outcome:
@@ -248,19 +262,20 @@ def _sampled(c: Context, folder: Path) -> list[dict[str, Any]]:
 def _relevance(c: Context, samples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Similarity of d1 with real d2, with sampled d2, and of random pairs; nothing for vectors from a file."""
     from synthboot.lm.model import device
+    from synthboot.stages import embed as stage
     from synthboot.stages.analyze import relevance
     from synthboot.stages.pair import random_similarity
 
     if "embed" not in c.parents:
         return {}
-    vectors, pairs = _vectors(c, "pretrain"), Pairs.load(c.parents["pair/related"])
+    vectors, pairs = embedded(c.parents["embed"], "pool"), Pairs.load(c.parents["pair/related"])
     alpha = pairs.report["alpha"]
     result = {
         "real pairs": relevance(pairs.only(TRAIN).similarity, alpha),
         "random pairs": relevance(random_similarity(vectors, c.cfg.seed, 20_000), alpha),
     }
     if c.cfg.embed.model != "file":
-        embedder = _embedder(c.cfg, c.parents["embed"] / "vectors", str(device(c.cfg.engine.device)))
+        embedder = stage.embedder(c.cfg.embed, c.parents["embed"] / "embedder.safetensors", str(device(c.cfg.engine.device)))
         for role, rows in samples.items():
             if rows and not role.endswith("unconditional"):
                 given = vectors[[r["d1"] for r in rows]].astype(np.float32)
@@ -329,6 +344,14 @@ def gather(cfg: config.Config, parents: dict[str, Path]) -> dict[str, Any]:
     }
 
 
+def _best_is_last(folder: Path) -> bool:
+    """Whether both checkpoints of a model are the same, so that one is scored for both."""
+    manifest = read_manifest(folder)
+    files = manifest.files if manifest else {}
+    weights = [{n.partition("/")[2]: f["hash"] for n, f in files.items() if n.startswith(f"{k}/")} for k in ("best", "last")]
+    return weights[0] == weights[1]
+
+
 def _trained(c: Context, trained: Any) -> Outcome:
     write_json(c.folder / "ledger.json", trained.ledger)
     counts = {"best_loss": trained.curve.best_loss, "last_loss": trained.curve.last_loss, **trained.ledger}
@@ -342,16 +365,32 @@ def _documents(c: Context) -> Iterator[Any]:
     return itertools.chain(pretrain, read_texts(c.parents["corpus"], "validation"))
 
 
-def _vectors(c: Context, name: str) -> np.ndarray:
-    return np.load(c.parents["embed"] / "vectors" / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+def embedded(folder: Path, name: str) -> np.ndarray:
+    """The float16 vectors of `pool` (the documents of D_pretrain) or `validation` in an embed artifact."""
+    return np.concatenate([np.load(shard / "vectors.npy", allow_pickle=False) for shard in Shards(folder / name)])
 
 
-def _embedder(cfg: config.Config, folder: Path, device: str) -> Any:
-    from synthboot.stages import embed as stage
+def _save_vectors(vectors: np.ndarray, folder: Path) -> dict[str, Any]:
+    np.save(folder / "vectors.npy", vectors, allow_pickle=False)
+    return {"docs": len(vectors), "dim": vectors.shape[1]}
 
-    if cfg.embed.model == "self":
-        return stage.SelfEmbedder.load(folder / "embedder.safetensors")
-    return stage.sentence_transformer(cfg.embed.model, device)
+
+def _fields(c: Context) -> Any:
+    """The fields of the corpus that pairing asks for, as numbers. Raises ConfigError where no document has one."""
+    from synthboot.stages.corpus import read_texts
+    from synthboot.stages.pair import Fields
+
+    cfg, wanted = c.cfg.pair, {}
+    for role, name in (("source", cfg.source_field), ("label", cfg.label_field)):
+        if name is None:
+            continue
+        numbers: dict[str, int] = {}
+        values = [d.metadata.get(name) for d in read_texts(c.parents["corpus"], "pool", c.pretrain_docs)]
+        if all(v is None for v in values):
+            raise config.ConfigError(f"pair.{role}_field: no document of the corpus has a field {name!r}")
+        codes = [-1 if v is None else numbers.setdefault(json.dumps(v, sort_keys=True), len(numbers)) for v in values]
+        wanted[role] = np.array(codes, np.int64)
+    return Fields(**wanted)
 
 
 STEPS: dict[str, Step] = {

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from synthboot.data import ngrams
+from synthboot.data.tokens import Tokens
 
 
 def runs(tokens: list[int], n: int) -> list[tuple[int, ...]]:
@@ -90,3 +91,18 @@ def test_large_buckets_of_templated_text_are_joined() -> None:
 
 def test_no_documents_no_groups() -> None:
     assert len(ngrams.near_duplicate_groups(np.empty((0, 126), np.uint32), [], 0.8)) == 0
+
+
+def test_containment_of_many_pairs_is_that_of_each() -> None:
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(2, 40, rng.integers(1, 60)).tolist() for _ in range(60)]
+    texts += [t[: rng.integers(1, len(t) + 1)] + rng.integers(2, 40, 5).tolist() for t in texts]
+    a, b = Tokens.of([[*t, 0] for t in texts]), Tokens.of([[*t, 0] for t in texts[::-1]])
+    d1, d2 = rng.integers(0, len(texts), (2, 3_000))
+    for one, other in ((a, a), (a, b)):
+        found = ngrams.pair_containments(one, other, d1, d2, 13)
+        for i in range(len(d1)):
+            x, y = one[int(d1[i])][:-1], other[int(d2[i])][:-1]
+            n = max(1, min(13, len(x), len(y)))
+            assert found[i] == ngrams.containment(ngrams.hashes(x, n), ngrams.hashes(y, n))
+    assert len(ngrams.pair_containments(a, a, d1[:0], d2[:0], 13)) == 0

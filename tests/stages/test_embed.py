@@ -30,17 +30,53 @@ def test_self_puts_documents_of_an_entity_together() -> None:
     assert np.mean(entity[similarity.argmax(1)] == entity) > 0.9
 
 
-def test_self_equals_tfidf_and_svd_by_sklearn() -> None:
+def test_self_is_tfidf_by_sklearn_projected_on_what_halves_of_a_document_share() -> None:
+    """The same, step by step, with scikit-learn's own TF-IDF and SVD and a discriminant solved by whitening."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    ours = embed.fit(TEXTS, config.Embed(dim=40, hash_features=1 << 20), 0)(TEXTS)
-    options: Any = {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b", "sublinear_tf": True, "min_df": 2}
-    projected = TruncatedSVD(40, random_state=0, n_iter=8).fit_transform(TfidfVectorizer(**options).fit_transform(TEXTS))
+    fitted = embed.fit(TEXTS, config.Embed(dim=60, hash_features=1 << 20), 0)
+    ours, wide_dim = fitted(TEXTS), min(120, len(fitted.idf) - 1)  # nearly all there is: truncated SVDs differ at the cut
+    words = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True, min_df=2)
+    svd = TruncatedSVD(wide_dim, random_state=0, n_iter=8)
+    wide = svd.fit_transform(words.fit_transform(TEXTS))
+    cuts = [t.find(" ", len(t) // 2) for t in TEXTS]
+    a = svd.transform(words.transform([t[:c] for t, c in zip(TEXTS, cuts, strict=True)]))
+    b = svd.transform(words.transform([t[c:] for t, c in zip(TEXTS, cuts, strict=True)]))
+    mean = (a.mean(0) + b.mean(0)) / 2
+    within = (a - b).T @ (a - b) / (2 * len(a))
+    values, axes = np.linalg.eigh(within + 2 * np.trace(within) / wide_dim * np.eye(wide_dim))
+    white = axes / np.sqrt(values)
+    shared = (a - mean).T @ (b - mean) / (2 * len(a))
+    ratio, turn = np.linalg.eigh(white.T @ (shared + shared.T) @ white)
+    projected = (wide - mean) @ white @ turn[:, ::-1][:, :60] * np.maximum(ratio[::-1][:60], 1e-6) ** 0.25
     theirs = projected / np.linalg.norm(projected, axis=1, keepdims=True)
-    assert (
-        np.corrcoef((ours @ ours.T).ravel(), (theirs @ theirs.T).ravel())[0, 1] > 0.97
-    )  # randomized SVD: the last dimensions differ
+    assert np.corrcoef((ours @ ours.T).ravel(), (theirs @ theirs.T).ravel())[0, 1] > 0.99
+
+
+def test_self_finds_a_document_by_its_other_half_better_than_the_svd_alone() -> None:
+    """What the discriminant is for, on documents that it was not fitted on."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    fitted, unseen = TEXTS[:240], TEXTS[240:]
+    halves = [embed._halved(t) for t in unseen]
+    first, second = [list(h) for h in zip(*halves, strict=True)]
+    entity = np.array([d["entity"] for d in DOCUMENTS[240:]])
+
+    def found(embedder: Any) -> float:
+        return float(np.mean(entity[(embedder(first) @ embedder(second).T).argmax(1)] == entity))
+
+    words = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True, min_df=2).fit(fitted)
+    svd = TruncatedSVD(32, random_state=0).fit(words.transform(fitted))
+    assert found(embed.fit(fitted, config.Embed(dim=32, hash_features=1 << 16), 0)) > found(
+        lambda texts: embed._unit(svd.transform(words.transform(texts)))
+    )
+
+
+def test_scripts_without_spaces_are_counted_letter_by_letter() -> None:
+    counts = embed._count(["天地玄黄天", "ภาษาไทย", "two words"], 1 << 16)
+    assert counts.sum(1).ravel().tolist() == [[5.0, 7.0, 2.0]]
 
 
 def test_a_text_embeds_the_same_alone_in_company_and_after_saving(tmp_path: Path) -> None:
@@ -115,4 +151,63 @@ def test_missing_unknown_and_pickled_vector_files(tmp_path: Path) -> None:
 def test_the_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ConfigError, match=r"pip install 'synthboot\[embed\]'"):
-        embed.sentence_transformer("some/model", "cpu")
+        embed.sentence_transformer(config.Embed(model="some/model"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def random_transformer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A sentence-transformers model made on the spot: a random BERT of one layer, mean pooling, a WordPiece of letters."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("transformer")
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789."
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)])
+    )
+    torch.manual_seed(0)
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / "bert")
+    size = {"vocab_size": 79, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(**size, max_position_embeddings=64)).save_pretrained(folder / "bert")
+    words = Transformer(str(folder / "bert"), max_seq_length=64)
+    SentenceTransformer(modules=[words, Pooling(32)], device="cpu").save(str(folder / "model"))
+    return str(folder / "model")
+
+
+def test_a_sentence_transformers_model_embeds(random_transformer: str) -> None:
+    embedder = embed.sentence_transformer(config.Embed(model=random_transformer, batch=3), "cpu")
+    texts = ["short", "a somewhat longer text", "x " * 200, "", "short"]
+    vectors = embedder(texts)
+    assert vectors.shape == (5, 32)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert np.allclose(vectors[0], vectors[4], atol=1e-5)
+    for text, vector in zip(texts, vectors, strict=True):  # batches and the order by length change nothing
+        assert np.allclose(embedder([text])[0], vector, atol=1e-5)
+
+
+def test_long_texts_by_their_head_or_by_windows(random_transformer: str) -> None:
+    head, tail = "a " * 10, "q " * 10
+    settings = {"model": random_transformer, "max_tokens": 12}  # [CLS], ten words, [SEP]
+    by_head = embed.sentence_transformer(config.Embed(**settings), "cpu")
+    assert np.allclose(by_head([head + tail]), by_head([head]), atol=1e-5)
+    windows = embed.sentence_transformer(config.Embed(**settings, long="windows"), "cpu")
+    both = by_head([head, tail]).sum(0)
+    assert np.allclose(windows([head + tail])[0], both / np.linalg.norm(both), atol=1e-4)
+    three = 10 * by_head([head])[0] + 10 * by_head([tail])[0] + 2 * by_head(["a a"])[0]
+    assert np.allclose(windows([head + tail + "a a"])[0], three / np.linalg.norm(three), atol=1e-4)
+    assert np.allclose(windows(["", head]), by_head(["", head]), atol=1e-5)
+
+
+def test_a_prompt_stands_before_every_text(random_transformer: str) -> None:
+    plain = embed.sentence_transformer(config.Embed(model=random_transformer), "cpu")
+    prompted = embed.sentence_transformer(config.Embed(model=random_transformer, prompt="find "), "cpu")
+    assert np.allclose(prompted(["this text"]), plain(["find this text"]), atol=1e-5)
+
+
+def test_a_model_that_is_not_there_and_no_room_for_text(random_transformer: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"embed\.model: .*none: cannot be loaded"):
+        embed.sentence_transformer(config.Embed(model=str(tmp_path / "none")), "cpu")
+    with pytest.raises(ConfigError, match="leaves no room for text"):
+        embed.sentence_transformer(config.Embed(model=random_transformer, max_tokens=2, long="windows"), "cpu")

@@ -5,10 +5,12 @@ import pytest
 
 from synthboot import config
 from synthboot.data import ngrams
+from synthboot.data.neighbors import exact
 from synthboot.data.pairs import HELDOUT, TRAIN, VALIDATION
 from synthboot.data.tokens import Tokens
+from synthboot.engine.search import Neighbors
 from synthboot.errors import DataError
-from synthboot.stages.pair import choose_alpha, nearest_neighbors, pair, random_pairs, random_similarity
+from synthboot.stages.pair import Fields, alphas, choose_alpha, pair, random_pairs, random_similarity
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -24,42 +26,6 @@ def clustered(docs: int = 120, groups: int = 20, seed: int = 0) -> tuple[np.ndar
 def distinct_texts(docs: int, seed: int = 0) -> Tokens:
     rng = np.random.default_rng(seed)
     return Tokens.of([[*rng.integers(2, 5_000, 30).tolist(), 0] for _ in range(docs)])
-
-
-def brute_force(queries: np.ndarray, base: np.ndarray, k: int, exclude_self: bool) -> np.ndarray:
-    similarity = queries.astype(np.float64) @ base.astype(np.float64).T
-    if exclude_self:
-        np.fill_diagonal(similarity, -np.inf)
-    return np.sort(similarity, axis=1)[:, ::-1][:, :k]
-
-
-@pytest.mark.parametrize(("docs", "exclude"), [(700, True), (700, False), (9_000, True)])
-def test_neighbours_against_brute_force_across_blocks(docs: int, exclude: bool) -> None:
-    vectors, _ = clustered(docs, 50)
-    queries = vectors if docs < 9_000 else vectors[:600]
-    index, score = nearest_neighbors(queries, vectors, 7, exclude_self=exclude)
-    assert np.allclose(score, brute_force(queries, vectors, 7, False)[:, :7], atol=1e-5) or exclude
-    if exclude:
-        full = queries.astype(np.float64) @ vectors.astype(np.float64).T
-        full[np.arange(len(queries)), np.arange(len(queries))] = -np.inf
-        assert np.allclose(score, np.sort(full, axis=1)[:, ::-1][:, :7], atol=1e-5)
-        assert (index != np.arange(len(queries))[:, None]).all()
-    assert np.allclose(np.einsum("qd,qkd->qk", queries, vectors[index]), score, atol=1e-5)
-
-
-def test_self_is_excluded_by_id_not_by_rank() -> None:
-    vectors = unit(np.array([[1.0, 0], [1, 0], [1, 0], [0, 1]]))  # three equal vectors
-    index, score = nearest_neighbors(vectors, vectors, 2, exclude_self=True)
-    assert all(i not in row for i, row in enumerate(index.tolist()))
-    assert sorted(index[0].tolist()) == [1, 2]
-    assert np.allclose(score[0], 1)
-
-
-def test_fewer_documents_than_neighbours() -> None:
-    index, score = nearest_neighbors(unit(np.eye(3)), unit(np.eye(3)), 5, exclude_self=True)
-    assert (index[:, 2:] == -1).all()
-    assert np.isneginf(score[:, 2:]).all()
-    assert nearest_neighbors(unit(np.eye(1)), unit(np.eye(1)), 2, exclude_self=True)[0].tolist() == [[-1, -1]]
 
 
 def made(**changes: Any) -> Any:
@@ -109,13 +75,104 @@ def test_validation_pairs_lead_from_d_pretrain_to_validation_documents() -> None
 def test_near_copies_are_dropped_by_shingle_containment() -> None:
     vectors, _ = clustered()
     texts = [distinct_texts(120)[i].tolist() for i in range(120)]
-    neighbor = int(nearest_neighbors(vectors, vectors, 1, exclude_self=True)[0][0, 0])
+    neighbor = int(exact(vectors, vectors, 1, np.arange(120))[0][0, 0])
     texts[0] = [*texts[neighbor][:28], 7, 8, 0]
     n = 13
     assert ngrams.containment(ngrams.hashes(np.array(texts[0][:-1]), n), ngrams.hashes(np.array(texts[neighbor][:-1]), n)) > 0.5
     pairs = pair(vectors, Tokens.of(texts), config.Pair(num_neighbors=8, min_similarity=0.5, heldout_share=0))
     assert (0, neighbor) not in {(a, b) for a, b, _ in pairs}
     assert pairs.report["dropped"]["overlapping"] >= 1
+
+
+def test_the_window_has_an_upper_end() -> None:
+    whole, _, _, _ = made(heldout_share=0.0)
+    middle = float(np.median(whole.similarity))
+    pairs, *_ = made(heldout_share=0.0, max_similarity=middle)
+    assert pairs.only(TRAIN).similarity.max() <= middle
+    assert pairs.report["dropped"]["above_max_similarity"] == (whole.only(TRAIN).similarity > middle).sum()
+
+
+def test_directions() -> None:
+    found = {}
+    for direction in ("directed", "symmetric", "mutual"):
+        pairs, *_ = made(heldout_share=0.0, direction=direction, num_neighbors=3, max_per_d2=None)
+        found[direction] = {(a, b) for a, b, _ in pairs.only(TRAIN)}
+        total = pairs.report["considered"] + pairs.report["added_by_direction"]
+        assert total == len(found[direction]) + sum(pairs.report["dropped"].values())
+    back = {(b, a) for a, b in found["directed"]}
+    assert found["symmetric"] == found["directed"] | back
+    assert found["mutual"] == found["directed"] & back
+    assert found["mutual"] < found["directed"] < found["symmetric"]
+
+
+def test_caps_keep_the_most_similar_and_hubs_are_reported() -> None:
+    """Document 0 is near to all others, which are far from one another: all want it as a neighbour."""
+    rng = np.random.default_rng(0)
+    around = unit(rng.normal(size=(40, 512)))
+    hub = unit(around.mean(0, keepdims=True) * 5 + 0.1)
+    vectors = np.concatenate((hub, unit(0.6 * hub + 0.8 * around)))
+    cfg = config.Pair(num_neighbors=1, min_similarity=-1, heldout_share=0, max_per_d2=None)
+    free = pair(vectors, distinct_texts(41), cfg)
+    assert (free.d2 == 0).sum() == 40
+    assert free.report["hubs"]["most_lists"] == free.report["hubs"]["most_pairs_per_d2"] == 40
+    assert free.report["hubs"]["never"] == pytest.approx(39 / 41)
+    assert free.report["hubs"]["skewness"] > 3
+    capped = pair(vectors, distinct_texts(41), cfg.model_copy(update={"max_per_d2": 5}))
+    assert (capped.d2 == 0).sum() == 5
+    assert capped.report["dropped"]["over_max_per_d2"] == 35
+    best = np.sort(free.similarity[free.d2 == 0])[::-1][:5]
+    assert np.allclose(np.sort(capped.similarity[capped.d2 == 0])[::-1], best)
+    several = pair(vectors, distinct_texts(41), cfg.model_copy(update={"num_neighbors": 6, "max_per_d1": 2}))
+    assert np.bincount(several.d1).max() == 2
+    assert several.report["dropped"]["over_max_per_d1"] == 41 * 4
+
+
+def test_documents_of_one_source_are_not_paired() -> None:
+    vectors, group = clustered()
+    cfg = config.Pair(num_neighbors=8, min_similarity=0.0, heldout_share=0)
+    source = np.where(np.arange(120) % 10 == 0, -1, group)  # -1: the corpus does not say, so nothing is excluded
+    pairs = pair(vectors, distinct_texts(120), cfg, fields=Fields(source=source))
+    assert len(pairs)
+    assert not ((source[pairs.d1] == source[pairs.d2]) & (source[pairs.d1] >= 0)).any()
+    assert pairs.report["dropped"]["same_source"] > 100
+    assert ((group[pairs.d1] == group[pairs.d2]) & (source[pairs.d1] < 0)).any()
+
+
+def test_agreement_by_similarity() -> None:
+    """Two documents of a group are alike, two of different groups are not: the most similar tenth agrees, the least does
+    not, and chance is one in twenty."""
+    vectors, group = clustered(600, 20)
+    cfg = config.Pair(num_neighbors=60, min_similarity=-1, heldout_share=0, max_per_d2=None)
+    told = pair(vectors, distinct_texts(600), cfg, fields=Fields(label=group)).report["agreement"]
+    assert len(told["deciles"]) == 10
+    assert told["deciles"][-1][2] > 0.99
+    assert told["deciles"][0][2] < 0.2
+    assert told["random"] == pytest.approx(0.05, abs=0.02)
+    lows = [row[0] for row in told["deciles"]]
+    assert lows == sorted(lows)
+    assert sum(row[3] for row in told["deciles"]) == 600 * 60
+
+
+def test_what_each_alpha_would_give_is_what_it_gives() -> None:
+    vectors, _ = clustered(300)
+    texts = distinct_texts(300)
+    told = alphas(vectors, texts, config.Pair(num_neighbors=8), 0)
+    assert told["sampled"] == 300
+    for row in told["table"][2:16:4]:
+        cfg = config.Pair(num_neighbors=8, min_similarity=row["alpha"], heldout_share=0, max_per_d2=None)
+        assert row["pairs"] == len(pair(vectors, texts, cfg))
+    sampled = alphas(vectors, texts, config.Pair(num_neighbors=8), 0, sample=100)
+    for some, whole in zip(sampled["table"], told["table"], strict=True):
+        _, low, high = some["per_document"]
+        assert low * 300 - 60 <= whole["pairs"] <= high * 300 + 60
+
+
+def test_known_neighbours_are_taken_as_they_are() -> None:
+    vectors, _ = clustered()
+    index, score = exact(vectors, vectors, 4, np.arange(120))
+    cfg = config.Pair(num_neighbors=8, min_similarity=-1, heldout_share=0)
+    pairs = pair(vectors, distinct_texts(120), cfg, found=Neighbors(index, score))
+    assert {(a, b) for a, b, _ in pairs} == {(i, int(j)) for i in range(120) for j in index[i]}
 
 
 def test_no_pair_above_alpha_says_which_alpha_would_give_some() -> None:
@@ -130,7 +187,7 @@ def test_one_document_has_no_pairs() -> None:
 
 def test_auto_alpha_is_the_larger_of_its_two_bounds_and_says_why() -> None:
     vectors, _ = clustered(400, 40)
-    _, similarity = nearest_neighbors(vectors, vectors, 8, exclude_self=True)
+    _, similarity = exact(vectors, vectors, 8, np.arange(400))
     chance = random_similarity(vectors, 0)
     alpha, why = choose_alpha(config.Pair(auto_pairs_per_doc=3, auto_chance=0.5), similarity, chance)
     assert (similarity > alpha).sum() == pytest.approx(3 * 400, abs=2)

@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Integer, UInt32, UInt64
+from jaxtyping import Bool, Float, Int64, Integer, UInt32, UInt64
+
+from synthboot.data.tokens import Tokens
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
@@ -37,6 +39,50 @@ def containment(a: UInt64[np.ndarray, " x"], b: UInt64[np.ndarray, " y"]) -> flo
     a, b = np.unique(a), np.unique(b)
     smaller = min(len(a), len(b))
     return 0.0 if smaller == 0 else len(np.intersect1d(a, b, assume_unique=True)) / smaller
+
+
+def pair_containments(
+    a: Tokens, b: Tokens, d1: Int64[np.ndarray, " pair"], d2: Int64[np.ndarray, " pair"], n: int
+) -> Float[np.ndarray, " pair"]:
+    """Containment of the shingles of `a[d1[i]]` and `b[d2[i]]` for every pair i, end tokens left out.
+
+    Where a document has fewer than `n` tokens, the pair is compared in runs as long as the shorter one. Pairs are taken
+    in chunks of about 2^20 shingles, all of a chunk in one sort; two different shingles of a pair are taken for the same
+    with probability 2^-43.
+    """
+    result = np.empty(len(d1))
+    la, lb = np.diff(a.bounds)[d1] - 1, np.diff(b.bounds)[d2] - 1
+    short = np.minimum(la, lb) < n
+    for i in np.flatnonzero(short):
+        first, second = a[int(d1[i])][:-1], b[int(d2[i])][:-1]
+        size = max(1, min(len(first), len(second)))
+        result[i] = containment(hashes(first, size), hashes(second, size))
+    rest = np.flatnonzero(~short)
+    chunk = np.cumsum((la + lb)[rest]) >> 20
+    for part in np.split(rest, np.flatnonzero(np.diff(chunk)) + 1) if len(rest) else ():
+        result[part] = _contained(_keys(a, d1[part], n, 0), _keys(b, d2[part], n, 1), len(part))
+    return result
+
+
+def _keys(documents: Tokens, chosen: Int64[np.ndarray, " pair"], n: int, side: int) -> UInt64[np.ndarray, " key"]:
+    """Pair number (20 bits), shingle hash (43 bits) and side (1 bit) of every shingle of every chosen document."""
+    unique, which = np.unique(chosen, return_inverse=True)
+    texts = [documents[int(i)][:-1] for i in unique]
+    values = hashes(np.concatenate(texts), n)
+    lengths = np.array([len(t) for t in texts])
+    starts, counts = (np.cumsum(lengths) - lengths)[which], (lengths - n + 1)[which]
+    pair = np.repeat(np.arange(len(chosen), dtype=np.uint64), counts)
+    place = np.arange(int(counts.sum())) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+    return (pair << np.uint64(44)) | ((values[place] >> np.uint64(21)) << np.uint64(1)) | np.uint64(side)
+
+
+def _contained(a: UInt64[np.ndarray, " x"], b: UInt64[np.ndarray, " y"], pairs: int) -> Float[np.ndarray, " pair"]:
+    keys = np.sort(np.concatenate((a, b)))
+    keys = keys[np.concatenate(([True], keys[1:] != keys[:-1]))]
+    pair, second = (keys >> np.uint64(44)).astype(np.int64), (keys & np.uint64(1)).astype(bool)
+    sizes = [np.bincount(pair[second == side], minlength=pairs) for side in (False, True)]
+    both = np.append((keys[:-1] ^ np.uint64(1)) == keys[1:], False)
+    return np.bincount(pair[both], minlength=pairs) / np.minimum(*sizes)
 
 
 def copied(tokens: Integer[np.ndarray, " token"], known: UInt64[np.ndarray, " ngram"], n: int) -> Bool[np.ndarray, " token"]:

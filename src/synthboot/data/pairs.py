@@ -40,7 +40,7 @@ class Pairs:
         return iter(zip(self.d1.tolist(), self.d2.tolist(), self.similarity.tolist(), strict=True))
 
     def save(self, folder: Path) -> None:
-        """Write `pairs.parquet` and `pairs.json`."""
+        """Write `pairs.parquet`, then `pairs.json`: where that stands, both are whole."""
         names = ("d1", "d2", "similarity", "split")
         pq.write_table(pa.table({n: getattr(self, n) for n in names}), folder / "pairs.parquet", compression="zstd")
         write_json(folder / "pairs.json", self.report)

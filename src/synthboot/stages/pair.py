@@ -1,29 +1,41 @@
 """Pair related documents: vectors + tokens -> D_ST, ordered pairs (d1, d2).
 
-1. find every document's nearest neighbours by exact inner product, block by block,
-2. keep pairs whose similarity exceeds `min_similarity` (alpha),
-3. drop near-duplicates, which would teach the synthesizer to copy,
-4. set some documents aside, and pair the validation set with D_pretrain, to measure p(d2|d1) on unseen pairs.
+1. find every document's nearest neighbours: exactly, or by k-means cells, as many as it takes for `min_recall`,
+2. keep pairs whose similarity is above `min_similarity` (alpha), and not above `max_similarity`,
+3. drop pairs of one source, and near-duplicates, which would teach the synthesizer to copy,
+4. set some documents aside, and pair the validation set with D_pretrain, to measure p(d2|d1) on unseen pairs,
+5. cap how often one document may stand on either side.
 
-Memory is one block of similarities (512 x 8,192 floats) and the running top k.
-Source: arXiv:2509.15248, nearest-neighbour pairing. Deviation: exact search, not ScaNN on quantized vectors.
+The search goes by tiles of 32,768 documents, so that several workers share it and a killed one loses a tile.
+Source: arXiv:2509.15248, nearest-neighbour pairing. Deviation: exact or k-means cells with a known recall, not ScaNN on
+quantized vectors.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from synthboot import config
-from synthboot.data import ngrams
+from synthboot.data import neighbors, ngrams
 from synthboot.data.artifacts import Progress, silent
 from synthboot.data.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
 from synthboot.data.tokens import Tokens
+from synthboot.engine.search import Neighbors, interval, nearest
 from synthboot.errors import DataError
 
 _BINS = np.linspace(-0.2, 1.0, 121)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What the corpus says of each document of D_pretrain, as numbers; -1 where it says nothing."""
+
+    source: Int64[np.ndarray, " doc"] | None = None
+    label: Int64[np.ndarray, " doc"] | None = None
 
 
 def pair(
@@ -32,54 +44,86 @@ def pair(
     cfg: config.Pair,
     seed: int = 0,
     validation: tuple[Float[np.ndarray, "other dim"], Tokens] | None = None,
+    found: Neighbors | None = None,
+    fields: Fields | None = None,
     progress: Progress = silent,
 ) -> Pairs:
     """Every ordered pair that is related but not nearly the same, most similar first.
 
-    `validation` adds pairs whose d2 is in that set and whose d1 is in D_pretrain. Raises DataError where no pair
-    passes, naming an alpha that would give some.
+    `validation` adds pairs whose d2 is in that set and whose d1 is in D_pretrain; `found` are the neighbours where they
+    are known already. Raises DataError where no pair passes, naming an alpha that would give some.
     """
-    progress(0.05, "searching neighbours")
-    neighbors, similarity = nearest_neighbors(vectors, vectors, cfg.num_neighbors, exclude_self=True)
+    if found is None:
+        found = nearest(vectors, cfg, seed, None if validation is None else validation[0])
+    fields = fields or Fields()
     chance = random_similarity(vectors, seed)
-    alpha, why = choose_alpha(cfg, similarity, chance)
-    found = [_above(neighbors, similarity, alpha)]
-    if validation is not None:
-        d1, rank_similarity = nearest_neighbors(validation[0], vectors, cfg.num_neighbors)
-        other, sources, scores = _above(d1, rank_similarity, alpha)
-        found.append((sources, other, scores))
-    dropped: dict[str, int] = {}
-    considered = int(np.isfinite(similarity).sum())
-    d1, d2, score = found[0]
-    dropped["below_min_similarity"] = considered - len(d1)
-    progress(0.6, "checking overlap")
-    distinct = _distinct(tokens, tokens, d1, d2, cfg)
-    dropped["overlapping"] = int((~distinct).sum())
-    d1, d2, score = d1[distinct], d2[distinct], score[distinct]
-    split, keep = _hold_out(d1, d2, len(tokens), cfg.heldout_share, seed)
-    dropped["conditioned_on_heldout"] = int((~keep).sum())
-    d1, d2, score, split = d1[keep], d2[keep], score[keep], split[keep]
+    alpha, why = choose_alpha(cfg, found.score, chance)
+    kept = _Kept(*_above(found.index, found.score, float("-inf")))
+    considered = len(kept.d1)
+    kept.keep("below_min_similarity", kept.score > alpha)
+    kept.keep("above_max_similarity", kept.score <= (np.inf if cfg.max_similarity is None else cfg.max_similarity))
+    added = kept.direct(cfg.direction, len(tokens))
+    if fields.source is not None:
+        one, other = fields.source[kept.d1], fields.source[kept.d2]
+        kept.keep("same_source", (one != other) | (one < 0))
+    progress(0.7, f"checking {len(kept.d1):,} pairs for overlap")
+    kept.keep("overlapping", ngrams.pair_containments(tokens, tokens, kept.d1, kept.d2, cfg.shingle_tokens) <= cfg.max_overlap)
+    held = _held_out(len(tokens), cfg.heldout_share, seed)
+    kept.keep("conditioned_on_heldout", ~held[kept.d1])
+    kept.keep("over_max_per_d1", _ranks(kept.d1, kept.score, kept.d2) < (cfg.max_per_d1 or len(tokens)))
+    kept.keep("over_max_per_d2", _ranks(kept.d2, kept.score, kept.d1) < (cfg.max_per_d2 or len(tokens)))
+    d1, d2, score, split = kept.d1, kept.d2, kept.score, np.where(held[kept.d2], HELDOUT, TRAIN)
     if not (split == TRAIN).any():
-        best = float(np.max(similarity, initial=-1.0))
+        best = float(np.max(found.score, initial=-1.0))
         raise DataError(
-            f"pair: no pair is left above min_similarity {alpha:.3f} ({dropped}); the most similar two documents "
+            f"pair: no pair is left above min_similarity {alpha:.3f} ({kept.dropped}); the most similar two documents "
             f"have {best:.3f}: try --set pair.min_similarity={max(0.0, best - 0.1):.2f}, or add documents"
         )
-    if validation is not None:
-        v1, v2, v_score = found[1]
-        distinct = _distinct(tokens, validation[1], v1, v2, cfg)
-        d1, d2 = np.concatenate((d1, v1[distinct])), np.concatenate((d2, v2[distinct]))
-        score = np.concatenate((score, v_score[distinct]))
-        split = np.concatenate((split, np.full(int(distinct.sum()), VALIDATION)))
+    if validation is not None and found.other_index is not None and found.other_score is not None:
+        v2, v1, v_score = _above(found.other_index, found.other_score, alpha)
+        near = ngrams.pair_containments(tokens, validation[1], v1, v2, cfg.shingle_tokens) > cfg.max_overlap
+        d1, d2 = np.concatenate((d1, v1[~near])), np.concatenate((d2, v2[~near]))
+        score = np.concatenate((score, v_score[~near]))
+        split = np.concatenate((split, np.full(int((~near).sum()), VALIDATION)))
     report = {
-        "alpha": alpha,
-        "why": why,
-        "considered": considered,
-        "dropped": dropped,
-        **_describe(d1, split, score, similarity, chance),
-    }
+        "alpha": alpha, "why": why, "considered": considered, "added_by_direction": added, "dropped": kept.dropped,
+        **found.search.describe(), "hubs": _hubs(found.index, d2[split == TRAIN]),
+        **_describe(d1, split, score, found.score, chance),
+    }  # fmt: skip
+    if fields.label is not None:
+        train = split == TRAIN
+        report["agreement"] = _agreement(fields.label, d1[train], d2[train], score[train], seed)
     order = np.lexsort((d2, d1, -score))
     return Pairs(d1[order], d2[order], score[order].astype(np.float32), split[order], report)
+
+
+@dataclass
+class _Kept:
+    """Candidate pairs and, by reason, how many were dropped."""
+
+    d1: Int64[np.ndarray, " pair"]
+    d2: Int64[np.ndarray, " pair"]
+    score: Float32[np.ndarray, " pair"]
+
+    def __post_init__(self) -> None:
+        self.dropped: dict[str, int] = {}
+
+    def keep(self, reason: str, good: np.ndarray) -> None:
+        self.dropped[reason] = int((~good).sum())
+        self.d1, self.d2, self.score = self.d1[good], self.d2[good], self.score[good]
+
+    def direct(self, direction: str, docs: int) -> int:
+        """Apply `direction`: mutual drops pairs, symmetric adds some; returns how many."""
+        key, back = self.d1 * docs + self.d2, self.d2 * docs + self.d1
+        returned = np.isin(back, key)
+        if direction == "mutual":
+            self.keep("not_mutual", returned)
+        if direction != "symmetric":
+            return 0
+        missing = ~returned
+        self.d1, self.d2 = np.concatenate((self.d1, self.d2[missing])), np.concatenate((self.d2, self.d1[missing]))
+        self.score = np.concatenate((self.score, self.score[missing]))
+        return int(missing.sum())
 
 
 def random_pairs(like: Pairs, docs: int, seed: int) -> Pairs:
@@ -91,38 +135,6 @@ def random_pairs(like: Pairs, docs: int, seed: int) -> Pairs:
     d1 = allowed[(place + itself) % len(allowed)]
     report: dict[str, Any] = {"alpha": None, "why": "d1 drawn at random", "considered": len(like), "dropped": {}}
     return Pairs(d1, like.d2, np.zeros(len(like), np.float32), like.split, report)
-
-
-def nearest_neighbors(
-    queries: Float[np.ndarray, "query dim"], base: Float[np.ndarray, "doc dim"], k: int, exclude_self: bool = False
-) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
-    """The `k` nearest rows of `base` for every query, best first, and their similarities.
-
-    With `exclude_self`, query i never gets row i, whatever its rank. Where there are fewer than k others, the rest is
-    -1 at similarity -inf. Ties go to the smaller number.
-    """
-    import torch
-
-    rows, columns = 512, 8_192
-    q, x = torch.from_numpy(np.asarray(queries, np.float32)), torch.from_numpy(np.asarray(base, np.float32))
-    index = torch.full((len(q), k), -1, dtype=torch.int64)
-    score = torch.full((len(q), k), float("-inf"))
-    for top in range(0, len(q), rows):
-        block = slice(top, min(top + rows, len(q)))
-        best_score, best_index = score[block], index[block]
-        for left in range(0, len(x), columns):
-            part = q[block] @ x[left : left + columns].T
-            if exclude_self:
-                diagonal = torch.arange(top, block.stop)
-                inside = (diagonal >= left) & (diagonal < left + columns)
-                part[inside, diagonal[inside] - left] = float("-inf")
-            found, place = part.topk(min(k, part.shape[1]), dim=1)
-            merged = torch.cat((best_score, found), 1)
-            numbers = torch.cat((best_index, torch.where(found > float("-inf"), place + left, -1)), 1)
-            best_score, order = merged.sort(dim=1, descending=True, stable=True)
-            best_score, best_index = best_score[:, :k], numbers.gather(1, order)[:, :k]
-        score[block], index[block] = best_score, best_index
-    return index.numpy(), score.numpy()
 
 
 def random_similarity(vectors: Float[np.ndarray, "doc dim"], seed: int, pairs: int = 100_000) -> np.ndarray:
@@ -161,30 +173,87 @@ def choose_alpha(
     )
 
 
+def alphas(
+    vectors: Float[np.ndarray, "doc dim"], tokens: Tokens, cfg: config.Pair, seed: int, sample: int = 2_000
+) -> dict[str, Any]:
+    """What each alpha would give, from the exact neighbours of up to `sample` documents: pairs in all, per document, the
+    share of documents with any, the share dropped as near-duplicates, and the share of random pairs above it."""
+    docs = len(vectors)
+    rows = np.sort(np.random.default_rng([seed, 0xD27]).permutation(docs)[:sample]).astype(np.int64)
+    index, score = neighbors.exact(vectors[rows], vectors, cfg.num_neighbors, rows)
+    chance = random_similarity(vectors, seed)
+    query, d2, similarity = _above(index, score, float("-inf"))
+    near = ngrams.pair_containments(tokens, tokens, rows[query], d2, cfg.shingle_tokens) > cfg.max_overlap
+    table = []
+    for alpha in np.arange(0.0, 1.0, 0.05).round(2):
+        above = similarity > alpha
+        good = above & ~near
+        each = np.bincount(query[good], minlength=len(rows))
+        mean, low, high = interval(each.astype(float)) if len(rows) else (0.0, 0.0, 0.0)
+        table.append(
+            {
+                "alpha": float(alpha), "pairs": round(mean * docs), "per_document": [mean, low, high],
+                "documents_with_pairs": float((each > 0).mean()) if len(rows) else 0.0,
+                "near_duplicates": float(near[above].mean()) if above.any() else 0.0,
+                "random_pairs_above": float((chance > alpha).mean()) if len(chance) else 0.0,
+            }
+        )  # fmt: skip
+    chosen, why = choose_alpha(cfg, score, chance)
+    return {"docs": docs, "sampled": len(rows), "alpha": chosen, "why": why, "table": table}
+
+
 def _above(
-    neighbors: Int64[np.ndarray, "query k"], similarity: Float32[np.ndarray, "query k"], alpha: float
+    index: Int64[np.ndarray, "query k"], score: Float32[np.ndarray, "query k"], alpha: float
 ) -> tuple[Int64[np.ndarray, " pair"], Int64[np.ndarray, " pair"], Float32[np.ndarray, " pair"]]:
-    query, rank = np.nonzero(similarity > alpha)
-    return query.astype(np.int64), neighbors[query, rank], similarity[query, rank]
+    query, rank = np.nonzero((score > alpha) & (index >= 0))
+    return query.astype(np.int64), index[query, rank], score[query, rank]
 
 
-def _distinct(a: Tokens, b: Tokens, d1: np.ndarray, d2: np.ndarray, cfg: config.Pair) -> np.ndarray:
-    """Which pairs share at most `max_overlap` of the shorter one's shingles."""
-    return np.array([_overlap(a[i], b[j], cfg.shingle_tokens) <= cfg.max_overlap for i, j in zip(d1, d2, strict=True)], bool)
-
-
-def _overlap(a: np.ndarray, b: np.ndarray, n: int) -> float:
-    """Containment of the documents' shingles, their end tokens left out."""
-    n = max(1, min(n, len(a) - 1, len(b) - 1))
-    return ngrams.containment(ngrams.hashes(a[:-1], n), ngrams.hashes(b[:-1], n))
-
-
-def _hold_out(d1: np.ndarray, d2: np.ndarray, docs: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each pair's split, and which pairs stay: none is tuned on that touches a held-out document."""
-    rng = np.random.default_rng([seed, 0x4E1D])
+def _held_out(docs: int, share: float, seed: int) -> np.ndarray:
+    """Which documents are held out: none is tuned on, on either side of a pair."""
     held = np.zeros(docs, bool)
-    held[rng.permutation(docs)[: int(share * docs)]] = True
-    return np.where(held[d2], HELDOUT, TRAIN), ~held[d1]
+    held[np.random.default_rng([seed, 0x4E1D]).permutation(docs)[: int(share * docs)]] = True
+    return held
+
+
+def _ranks(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> Int64[np.ndarray, " pair"]:
+    """Each pair's rank by similarity among those of its group, from 0."""
+    order = np.lexsort((tie, -score, group))
+    ordered = group[order]
+    first = np.concatenate(([True], ordered[1:] != ordered[:-1])) if len(order) else np.zeros(0, bool)
+    place = np.arange(len(order))
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = place - np.maximum.accumulate(np.where(first, place, 0))
+    return ranks
+
+
+def _hubs(index: Int64[np.ndarray, "doc k"], d2: Int64[np.ndarray, " pair"]) -> dict[str, float]:
+    """How unevenly documents are others' neighbours: in how many lists of k one stands, and in how many pairs after all
+    that was dropped. Skewness 0 is even; above about 3 a few hubs are near to everything.
+    Source: Radovanovic, Nanopoulos, Ivanovic 2010, k-occurrences."""
+    lists = np.bincount(index[index >= 0], minlength=len(index)).astype(float)
+    spread = float(lists.std())
+    return {
+        "most_lists": float(lists.max(initial=0)),
+        "lists_p99": float(np.quantile(lists, 0.99)) if len(lists) else 0.0,
+        "never": float((lists == 0).mean()) if len(lists) else 0.0,
+        "skewness": float((((lists - lists.mean()) / spread) ** 3).mean()) if spread else 0.0,
+        "most_pairs_per_d2": float(np.bincount(d2).max(initial=0)) if len(d2) else 0.0,
+    }
+
+
+def _agreement(label: np.ndarray, d1: np.ndarray, d2: np.ndarray, score: np.ndarray, seed: int) -> dict[str, Any]:
+    """How often the two of a pair have the same label, by tenths of the pairs from least to most similar."""
+    known = (label[d1] >= 0) & (label[d2] >= 0)
+    order = np.argsort(score[known], kind="stable")
+    same, ranked = (label[d1] == label[d2])[known][order], score[known][order]
+    tenths = [part for part in np.array_split(np.arange(len(order)), 10) if len(part)]
+    rng = np.random.default_rng([seed, 0xA62E])
+    labeled = label[label >= 0]
+    drawn = rng.integers(0, len(labeled), (2, 100_000)) if len(labeled) else np.zeros((2, 0), np.int64)
+    by_chance = float((labeled[drawn[0]] == labeled[drawn[1]]).mean()) if drawn.size else 0.0
+    rows = [[float(ranked[p[0]]), float(ranked[p[-1]]), float(same[p].mean()), len(p)] for p in tenths]
+    return {"deciles": rows, "all": float(same.mean()) if len(same) else 0.0, "random": by_chance}
 
 
 def _describe(

@@ -1,0 +1,369 @@
+"""Pairing beside its peers, in one go on one core: who finds 16 neighbours of every document first?
+
+    python benchmarks/pair.py join --docs 100000              # clustered vectors; needs benchmarks/requirements.txt
+    python benchmarks/pair.py join --vectors FOLDER           # the vectors of a run's 02-embed
+    python benchmarks/pair.py growth --sizes 25000 1000000    # this project alone: time, memory, recall
+    python benchmarks/pair.py exact --docs 50000              # all with all, as a share of the matrix-product rate
+
+Every method runs in a process of its own, pinned to the same core with one thread. Total time counts building the index,
+and for this project also measuring its recall, its temporary files and all. A peer's search effort is the least of a
+ladder that reaches the recall on 2,000 queries; finding it is not counted. Medians of `--repeat` rounds, interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS"):
+    os.environ[name] = "1"
+
+import numpy as np
+
+K, WANTED = 16, 0.95
+LADDER = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+def clustered(docs: int, dim: int = 256, seed: int = 0) -> np.ndarray:
+    """Unit vectors like those of text: clusters of 500 on average that overlap, and directions whose weight falls as the
+    square root of their number, about centers as within clusters."""
+    rng = np.random.default_rng(seed)
+    weight = (np.arange(1, dim + 1) ** -0.5).astype(np.float32)
+    centers = weight * rng.standard_normal((max(1, docs // 500), dim), np.float32)
+    share = rng.dirichlet(np.ones(len(centers)))
+    rows = np.empty((docs, dim), np.float16)
+    for start in range(0, docs, 65_536):
+        count = min(65_536, docs - start)
+        drawn = centers[rng.choice(len(centers), count, p=share)] + weight * rng.standard_normal((count, dim), np.float32)
+        rows[start : start + count] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return rows
+
+
+def effort(search: Callable[[np.ndarray, int], np.ndarray], x: np.ndarray, truth: tuple[np.ndarray, np.ndarray]) -> int:
+    """The least step of the ladder at which the recall is reached; the last where none is."""
+    for step in LADDER:
+        if recall(search(x[truth[0]], step), truth, None) >= WANTED:
+            return step
+    return LADDER[-1]
+
+
+def recall(found: np.ndarray, truth: tuple[np.ndarray, np.ndarray], rows: np.ndarray | None) -> float:
+    """Share of the true neighbours found, oneself not counted, for the queries of `truth`."""
+    found = found if rows is None else found[rows]
+    shares = []
+    for query, got, want in zip(truth[0], found, truth[1], strict=True):
+        shares.append(np.isin(want, [g for g in got if g != query][:K]).mean())
+    return float(np.mean(shares))
+
+
+# -- peers: each gets the vectors, builds, and answers all of them; settings as their documentation advises
+
+
+def synthboot(x: np.ndarray, truth: Any) -> dict[str, Any]:
+    import torch
+
+    from synthboot import config
+    from synthboot.engine import search
+
+    torch.set_num_threads(1)
+    begun = time.perf_counter()
+    found = search.nearest(x, config.Pair(num_neighbors=K, search="ivf", min_recall=WANTED))
+    told = found.search.describe()
+    looks = next(c[1] for c in told["recall_by_reach"] if c[0] == told["reach"])
+    settings = f"{told['cells']} cells, {looks:.1f} looked into on average"
+    return {"index": found.index, "build": 0.0, "search": time.perf_counter() - begun, "settings": settings}
+
+
+def _faiss(kind: str, roots: int = 4) -> Callable[[np.ndarray, Any], dict[str, Any]]:
+    def run(x: np.ndarray, truth: Any) -> dict[str, Any]:
+        import faiss
+
+        faiss.omp_set_num_threads(1)
+        begun = time.perf_counter()
+        x = x.astype(np.float32)
+        lists = int(roots * len(x) ** 0.5)
+        name = {"flat": f"IVF{lists},Flat", "sq8": f"IVF{lists},SQ8", "hnsw": "HNSW32"}[kind]
+        index = faiss.index_factory(x.shape[1], name, faiss.METRIC_INNER_PRODUCT)
+        if kind == "hnsw":
+            index.hnsw.efConstruction = 64
+        else:
+            index.cp.niter, index.cp.max_points_per_centroid = 5, 40  # 39 is the least it takes without a warning
+            index.train(x)
+        index.add(x)
+        build = time.perf_counter() - begun
+
+        def search(queries: np.ndarray, step: int) -> np.ndarray:
+            if kind == "hnsw":
+                index.hnsw.efSearch = step
+            else:
+                index.nprobe = step
+            return index.search(queries.astype(np.float32), K + 1)[1]
+
+        step = effort(search, x, truth)
+        begun = time.perf_counter()
+        found = search(x, step)
+        named = {"hnsw": "M 32, efConstruction 64, efSearch"}.get(kind, f"{lists} lists, nprobe")
+        return {"index": found, "build": build, "search": time.perf_counter() - begun, "settings": f"{named} {step}"}
+
+    return run
+
+
+def hnswlib(x: np.ndarray, truth: Any) -> dict[str, Any]:
+    import hnswlib as library
+
+    begun = time.perf_counter()
+    index = library.Index("ip", x.shape[1])
+    index.init_index(len(x), M=16, ef_construction=100)
+    index.set_num_threads(1)
+    index.add_items(x.astype(np.float32))
+    build = time.perf_counter() - begun
+
+    def search(queries: np.ndarray, step: int) -> np.ndarray:
+        index.set_ef(max(step, K + 1))
+        return index.knn_query(queries.astype(np.float32), K + 1)[0].astype(np.int64)
+
+    step = effort(search, x, truth)
+    begun = time.perf_counter()
+    found = search(x, step)
+    settings = f"M 16, ef_construction 100, ef {max(step, K + 1)}"
+    return {"index": found, "build": build, "search": time.perf_counter() - begun, "settings": settings}
+
+
+def usearch(x: np.ndarray, truth: Any) -> dict[str, Any]:
+    from usearch.index import Index
+
+    begun = time.perf_counter()
+    index = Index(ndim=x.shape[1], metric="ip", dtype="bf16", connectivity=16, expansion_add=100)
+    index.add(np.arange(len(x)), x.astype(np.float32), threads=1)
+    build = time.perf_counter() - begun
+
+    def search(queries: np.ndarray, step: int) -> np.ndarray:
+        index.expansion_search = step
+        return np.asarray(index.search(queries.astype(np.float32), K + 1, threads=1).keys).astype(np.int64)
+
+    step = effort(search, x, truth)
+    begun = time.perf_counter()
+    found = search(x, step)
+    settings = f"bf16, connectivity 16, expansion_add 100, expansion_search {step}"
+    return {"index": found, "build": build, "search": time.perf_counter() - begun, "settings": settings}
+
+
+def scann(x: np.ndarray, truth: Any) -> dict[str, Any]:
+    import scann as library
+
+    begun = time.perf_counter()
+    x = x.astype(np.float32)
+    leaves = int(2 * len(x) ** 0.5)
+    builder = library.scann_ops_pybind.builder(x, K + 1, "dot_product").set_n_training_threads(1)
+    built = builder.tree(leaves, 32, training_sample_size=min(len(x), 64 * leaves))
+    index = built.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(8 * K).build()
+    build = time.perf_counter() - begun
+
+    def search(queries: np.ndarray, step: int) -> np.ndarray:
+        return index.search_batched(queries.astype(np.float32), leaves_to_search=step)[0].astype(np.int64)
+
+    step = effort(search, x, truth)
+    begun = time.perf_counter()
+    found = search(x, step)
+    settings = f"{leaves} leaves, AH 2 dimensions a block, {step} searched, {8 * K} reordered"
+    return {"index": found, "build": build, "search": time.perf_counter() - begun, "settings": settings}
+
+
+def pynndescent(x: np.ndarray, truth: Any) -> dict[str, Any]:
+    from pynndescent import NNDescent
+
+    NNDescent(x[:2_000].astype(np.float32), metric="dot", n_neighbors=K + 1, n_jobs=1)  # compile, not counted
+    begun = time.perf_counter()
+    index = NNDescent(x.astype(np.float32), metric="dot", n_neighbors=30, n_jobs=1, random_state=0)
+    found = index.neighbor_graph[0][:, : K + 1]
+    return {"index": found, "build": 0.0, "search": time.perf_counter() - begun, "settings": "graph of 30 neighbours"}
+
+
+METHODS: dict[str, Callable[[np.ndarray, Any], dict[str, Any]]] = {
+    "synthboot": synthboot,
+    "faiss IVF-Flat": _faiss("flat", 2),
+    "faiss IVF-SQ8": _faiss("sq8", 2),
+    "faiss IVF-SQ8, more lists": _faiss("sq8", 4),
+    "faiss HNSW": _faiss("hnsw"),
+    "hnswlib": hnswlib,
+    "usearch": usearch,
+    "scann": scann,
+    "pynndescent": pynndescent,
+}
+
+
+def child(folder: str, method: str) -> None:
+    """One method in this process; prints JSON."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    place = Path(folder)
+    x = np.load(place / "vectors.npy", mmap_mode="r" if method == "synthboot" else None)
+    truth = (np.load(place / "queries.npy"), np.load(place / "truth.npy"))
+    result = METHODS[method](x, truth)
+    index = result.pop("index")
+    result["recall"] = recall(index, truth, truth[0])
+    result["total"] = result["build"] + result["search"]
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    result["memory_bytes"] = int(peak.split()[1]) * 1024
+    print(json.dumps(result))
+
+
+def one(folder: str, method: str) -> dict[str, Any]:
+    """A method in a process of its own; what went wrong where something did."""
+    command = [sys.executable, __file__, "child", folder, method]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:200]}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def lay_out(folder: str, x: np.ndarray, queries: int = 2_000) -> None:
+    """Vectors, sampled queries and their true neighbours, by plain numpy."""
+    place, rng = Path(folder), np.random.default_rng(7)
+    np.save(place / "vectors.npy", x)
+    chosen = rng.permutation(len(x))[:queries]
+    best = np.full((len(chosen), K), -np.inf, np.float32)
+    index = np.full((len(chosen), K), -1)
+    given = x[chosen].astype(np.float32)
+    for start in range(0, len(x), 16_384):
+        scores = given @ x[start : start + 16_384].astype(np.float32).T
+        inside = (chosen >= start) & (chosen < start + 16_384)
+        scores[inside, chosen[inside] - start] = -np.inf
+        numbers = np.arange(start, start + scores.shape[1])[None].repeat(len(chosen), 0)
+        scores, numbers = np.hstack((best, scores)), np.hstack((index, numbers))
+        top = np.argpartition(-scores, K - 1, 1)[:, :K]
+        best, index = np.take_along_axis(scores, top, 1), np.take_along_axis(numbers, top, 1)
+    np.save(place / "queries.npy", chosen)
+    np.save(place / "truth.npy", index)
+
+
+def join(args: argparse.Namespace) -> dict[str, Any]:
+    """All methods, interleaved over rounds; ratios to this project."""
+    x = clustered(args.docs) if args.vectors is None else read(args.vectors)
+    if args.vectors is not None and args.docs:
+        x = x[: args.docs]
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in args.methods}
+    with tempfile.TemporaryDirectory() as folder:
+        lay_out(folder, x)
+        for turn in range(args.repeat):
+            for name in args.methods:
+                if turn and "error" in rounds[name][0]:
+                    continue
+                rounds[name].append(one(folder, name))
+                print(f"round {turn + 1}: {name}: {rounds[name][-1]}", file=sys.stderr, flush=True)
+    rows = {}
+    for name, results in rounds.items():
+        if "error" in results[0]:
+            rows[name] = results[0]
+            continue
+        keys = ("build", "search", "total", "recall", "memory_bytes")
+        middle = {key: statistics.median(r[key] for r in results) for key in keys}
+        rows[name] = middle | {"settings": results[0]["settings"], "rounds": [r["total"] for r in results]}
+    ours = rows["synthboot"]["total"]
+    print(f"{len(x):,} vectors of {x.shape[1]} dimensions, {K} neighbours, one core, medians of {args.repeat}\n")
+    print("| method | settings | seconds | index | recall | GiB | times synthboot's |\n|---|---|---|---|---|---|---|")
+    for name, row in sorted(rows.items(), key=lambda item: item[1].get("total", 1e9)):
+        if "error" in row:
+            print(f"| {name} | failed: {row['error']} | | | | | |")
+            continue
+        print(
+            f"| {name} | {row['settings']} | {row['total']:.1f} | {row['build']:.1f} | {row['recall']:.3f} "
+            f"| {row['memory_bytes'] / 2**30:.2f} | {row['total'] / ours:.2f} |"
+        )
+    reached = [r["total"] / ours for n, r in rows.items() if n != "synthboot" and r.get("recall", 0) >= WANTED - 0.005]
+    if reached:
+        print(f"\nthe best peer that reaches the recall takes {min(reached):.2f} times as long")
+    return {"docs": len(x), "dim": x.shape[1], "k": K, "methods": rows}
+
+
+def growth(args: argparse.Namespace) -> dict[str, Any]:
+    """This project alone over sizes; the exponent of time by least squares in logarithms."""
+    rows = []
+    for docs in args.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            lay_out(folder, clustered(docs), 1_000)
+            results = [one(folder, "synthboot") for _ in range(args.repeat if docs < 500_000 else 1)]
+        middle = {key: statistics.median(r[key] for r in results) for key in ("total", "recall", "memory_bytes")}
+        rows.append({"docs": docs, **middle, "settings": results[0]["settings"]})
+        print(f"{rows[-1]}", file=sys.stderr, flush=True)
+    print("| vectors | seconds | recall | GiB | settings |\n|---|---|---|---|---|")
+    for r in rows:
+        print(f"| {r['docs']:,} | {r['total']:.1f} | {r['recall']:.3f} | {r['memory_bytes'] / 2**30:.2f} | {r['settings']} |")
+    docs, seconds = np.log([r["docs"] for r in rows]), np.log([r["total"] for r in rows])
+    slope = float(np.polyfit(docs, seconds, 1)[0])
+    print(f"\ntime grows as documents to the power {slope:.2f}")
+    return {"rows": rows, "exponent": slope}
+
+
+def exact(args: argparse.Namespace) -> dict[str, Any]:
+    """All with all: the rate of its matrix products, top 16 included, beside that of bare products of the same blocks."""
+    import torch
+
+    from synthboot.data import neighbors
+
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    x = clustered(args.docs)
+    a, b = torch.randn(512, x.shape[1]), torch.randn(8_192, x.shape[1])
+    shares = []
+    for _ in range(args.repeat):
+        begun = time.perf_counter()
+        for _ in range(40):
+            a @ b.T
+        bare = 40 * 2 * a.shape[0] * b.numel() / (time.perf_counter() - begun)
+        begun = time.perf_counter()
+        for start in range(0, len(x), neighbors.TILE):
+            rows = np.arange(start, min(start + neighbors.TILE, len(x)))
+            neighbors.exact(x[rows], x, K, rows)
+        rate = 2 * len(x) ** 2 * x.shape[1] / (time.perf_counter() - begun)
+        shares.append((rate / bare, rate / 1e9, bare / 1e9))
+        print(f"{rate / 1e9:.0f} of {bare / 1e9:.0f} GFLOP/s", file=sys.stderr, flush=True)
+    share, rate, bare = sorted(shares)[len(shares) // 2]
+    print(f"exact, {len(x):,} vectors: {share:.0%} of the float32 matrix-product rate ({rate:.0f} of {bare:.0f} GFLOP/s)")
+    return {"docs": len(x), "share": share, "gflops": rate, "product_gflops": bare, "all": shares}
+
+
+def read(folder: str) -> np.ndarray:
+    """The vectors of an embed artifact."""
+    from synthboot.steps import embedded
+
+    return embedded(Path(folder), "pool")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--repeat", type=int, default=3)
+    shared.add_argument("--json", help="where to write the figures")
+    joined = verbs.add_parser("join", parents=[shared])
+    joined.add_argument("--docs", type=int, default=None)
+    joined.add_argument("--vectors")
+    joined.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    grown = verbs.add_parser("growth", parents=[shared])
+    grown.add_argument("--sizes", type=int, nargs="+", default=[25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000])
+    verbs.add_parser("exact", parents=[shared]).add_argument("--docs", type=int, default=50_000)
+    hidden = verbs.add_parser("child")
+    hidden.add_argument("folder")
+    hidden.add_argument("method")
+    args = parser.parse_args()
+    if args.verb == "child":
+        return child(args.folder, args.method)
+    if args.verb == "join" and args.vectors is None:
+        args.docs = args.docs or 100_000
+    result = {"join": join, "growth": growth, "exact": exact}[args.verb](args)
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,369 @@
+"""The k nearest rows by inner product: exactly, or by cells at a known recall.
+
+`exact` multiplies blocks and keeps a running top k. `Cells` is for large sets: rows are sorted by their nearest k-means
+centroid, and a query looks into every cell whose centroid is at most `reach` less similar to it than the nearest one: into
+many where it lies between cells, into one where it does not. Queries are taken a tile at a time and turned around, so that
+each cell is one matrix product with all of the tile's queries that look into it; cells near each other stand next to each
+other, so that a tile meets few. Only what beats a query's k-th best so far is looked at again.
+
+Why not an index: this is a self-join. All queries are known beforehand, so the product has many rows, which is what a CPU
+or a GPU is fast at; an index answers them one by one. `benchmarks/pair.py` has the figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Float16, Float32, Int32, Int64
+
+from synthboot.data.artifacts import Progress, silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TILE = 32_768
+"""Queries in a tile: what one worker does at a time, and what a killed run redoes."""
+
+_ROWS, _COLUMNS, _GROUP = 512, 8_192, 16
+
+
+def exact(
+    queries: Float[np.ndarray, "query dim"],
+    base: Float[np.ndarray, "doc dim"],
+    k: int,
+    own: Int64[np.ndarray, " query"] | None = None,
+    device: str = "cpu",
+) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+    """The `k` most similar rows of `base` for every query, best first, and their similarities.
+
+    `own` is each query's row in `base`, never returned for it. Where there are fewer than k others the rest is -1 at
+    -inf. Equal similarities come by number. Memory is the queries, 8,192 rows and 512 x 8,192 products.
+    """
+    import torch
+
+    x = _rows(queries, device)
+    best = _Best(len(x), k, device)
+    mine = None if own is None else torch.from_numpy(np.array(own)).to(device)
+    for left in range(0, len(base), _COLUMNS):
+        block = _rows(base[left : left + _COLUMNS], device)
+        for top in range(0, len(x), _ROWS):
+            rows = torch.arange(top, min(top + _ROWS, len(x)), device=device)
+            scores = x[top : top + _ROWS] @ block.T
+            if mine is not None:
+                _hide(scores, mine[top : top + _ROWS] - left)
+            best.offer(rows, scores, left, fresh=left == 0)
+        best.settle()
+    return best.result()
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Rows sorted by their nearest centroid.
+
+    `order[i]` is the number of the row at place i, `bounds[c]:bounds[c + 1]` the places of cell c, `vectors` the rows by
+    place. Place i looks into the cells `near[edges[i]:edges[i + 1]]`, its own first.
+    """
+
+    centroids: Float32[np.ndarray, "cell dim"]
+    order: Int64[np.ndarray, " doc"]
+    bounds: Int64[np.ndarray, " cell_and_one"]
+    near: Int32[np.ndarray, " look"]
+    edges: Int64[np.ndarray, " doc_and_one"]
+    vectors: Float16[np.ndarray, "doc dim"]
+
+    @staticmethod
+    def build(
+        vectors: Float16[np.ndarray, "doc dim"],
+        centroids: Float32[np.ndarray, "cell dim"],
+        reach: float,
+        device: str = "cpu",
+        progress: Progress = silent,
+    ) -> Cells:
+        """Sort `vectors` into cells, each to look as far as `reach`."""
+        near, counts = [], []
+        for start in range(0, len(vectors), TILE):
+            cells, count = within_reach(vectors[start : start + TILE], centroids, reach, device)
+            near.append(cells)
+            counts.append(count)
+            progress(min(1.0, (start + TILE) / len(vectors)), "sorting documents into cells")
+        looks, count = np.concatenate(near), np.concatenate(counts)
+        first = np.cumsum(count) - count
+        home = looks[first]
+        order = np.argsort(home, kind="stable")
+        bounds = np.concatenate(([0], np.cumsum(np.bincount(home, minlength=len(centroids)))))
+        edges = np.concatenate(([0], np.cumsum(count[order])))
+        place = np.arange(len(looks)) + np.repeat(first[order] - edges[:-1], count[order])
+        return Cells(
+            centroids, order, bounds.astype(np.int64), looks[place], edges.astype(np.int64), np.asarray(vectors)[order]
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write one array per file."""
+        for name, array in vars(self).items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+    @staticmethod
+    def load(folder: Path) -> Cells:
+        """Map what `save` wrote."""
+        names = ("centroids", "order", "bounds", "near", "edges", "vectors")
+        return Cells(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names))
+
+    def join(
+        self, start: int, stop: int, k: int, device: str = "cpu"
+    ) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+        """For the rows at places `start:stop`: the numbers of their `k` most similar others, and the similarities."""
+        near = self.near[self.edges[start] : self.edges[stop]]
+        return self._search(self.vectors[start:stop], near, np.diff(self.edges[start : stop + 1]), k, start, device)
+
+    def search(
+        self, queries: Float16[np.ndarray, "query dim"], k: int, reach: float, device: str = "cpu"
+    ) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+        """The same for rows that are not in the cells."""
+        return self._search(queries, *within_reach(queries, self.centroids, reach, device), k, None, device)
+
+    def _search(
+        self, queries: np.ndarray, near: np.ndarray, counts: np.ndarray, k: int, first_place: int | None, device: str
+    ) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+        import torch
+
+        x = _rows(queries, device)
+        best = _Best(len(x), k, device)
+        row, home = np.repeat(np.arange(len(x)), counts), np.zeros(len(near), bool)
+        home[np.cumsum(counts) - counts] = True
+        edges = self.bounds.tolist()
+        for fresh in (True, False):
+            for cell, rows in _turned(near[home == fresh], row[home == fresh]):
+                left, right = edges[cell], edges[cell + 1]
+                if left == right:
+                    continue
+                members = _rows(self.vectors[left:right], device)
+                for part in torch.from_numpy(rows).to(device).split(max(1, _ROWS * _COLUMNS // len(members))):
+                    scores = x[part] @ members.T
+                    if fresh and first_place is not None:
+                        _hide(scores, part + (first_place - left))
+                    best.offer(part, scores, left, fresh)
+            best.settle()
+        places, similarity = best.result()
+        return np.where(places >= 0, self.order[places], -1), similarity
+
+
+def fit_centroids(
+    vectors: Float16[np.ndarray, "doc dim"], cells: int, seed: int, device: str = "cpu", iterations: int = 4
+) -> Float32[np.ndarray, "cell dim"]:
+    """Unit centroids by spherical k-means on a sample of 16 rows a cell, in an order that puts near ones together."""
+    import torch
+
+    rng = np.random.default_rng([seed, 0xCE11])
+    chosen = np.sort(rng.choice(len(vectors), min(len(vectors), 16 * cells), replace=False))
+    sample = _rows(vectors[chosen], device)
+    start = torch.from_numpy(rng.permutation(len(sample))[:cells])
+    centroids = sample[start.to(device)].clone()
+    for _ in range(iterations):
+        home = torch.cat([(part @ centroids.T).argmax(1) for part in sample.split(4_096)])
+        total = torch.zeros_like(centroids).index_add_(0, home, sample)
+        filled = torch.bincount(home, minlength=len(centroids)) > 0
+        centroids = torch.where(filled[:, None], torch.nn.functional.normalize(total, dim=1), centroids)
+    placed = centroids.cpu().numpy()
+    return placed[_lined_up(placed)]
+
+
+def within_reach(
+    vectors: Float[np.ndarray, "doc dim"], centroids: Float32[np.ndarray, "cell dim"], reach: float, device: str = "cpu"
+) -> tuple[Int32[np.ndarray, " look"], Int64[np.ndarray, " doc"]]:
+    """The cells of every row, its nearest first and the others by number, row after row; and how many each row has."""
+    import torch
+
+    c = _rows(centroids, device)
+    cells, counts = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
+    for start in range(0, len(vectors), 2_048):
+        scores = _rows(vectors[start : start + 2_048], device) @ c.T
+        best, home = scores.max(1)
+        scores[torch.arange(len(scores), device=scores.device), home] = float("inf")  # one's own is never lost
+        row, cell = (scores >= (best - reach)[:, None]).nonzero(as_tuple=True)
+        count = torch.bincount(row, minlength=len(scores))
+        first = (count.cumsum(0) - count)[row]
+        own = cell == home[row]
+        place = torch.arange(len(cell), device=cell.device)
+        moved = torch.where(own, first, place + (place < place[own][row]))  # those before one's own make room for it
+        cells.append(torch.empty_like(cell).index_copy_(0, moved, cell).to(torch.int32).cpu().numpy())
+        counts.append(count.cpu().numpy())
+    return np.concatenate(cells), np.concatenate(counts)
+
+
+def reach_needed(
+    vectors: Float16[np.ndarray, "doc dim"],
+    centroids: Float32[np.ndarray, "cell dim"],
+    queries: Int64[np.ndarray, " query"],
+    neighbors: Int64[np.ndarray, "query k"],
+    device: str = "cpu",
+) -> Float32[np.ndarray, "query k"]:
+    """How far each query must reach to find each of its true `neighbors`; 0 where there is none.
+
+    A neighbour is found if its own nearest cell is looked into, so the recall of any reach is known without a join.
+    """
+    known = np.unique(neighbors[neighbors >= 0])
+    home = np.zeros(len(vectors), np.int64)
+    home[known] = within_reach(vectors[known], centroids, -1.0, device)[0]
+    scores = (_rows(vectors[queries], device) @ _rows(centroids, device).T).cpu().numpy()
+    gaps = scores.max(1, keepdims=True) - np.take_along_axis(scores, home[neighbors], 1)
+    return np.where(neighbors >= 0, gaps, 0).astype(np.float32)
+
+
+def recall(found: Int64[np.ndarray, "query k"], truth: Int64[np.ndarray, "query k"]) -> Float[np.ndarray, " query"]:
+    """For every query, the share of its true neighbours that were found."""
+    return np.array([np.isin(t[t >= 0], f).mean() if (t >= 0).any() else 1.0 for f, t in zip(found, truth, strict=True)])
+
+
+class _Best:
+    """The running k best of a tile of queries. Offers collect until there are many, then one merge settles them."""
+
+    def __init__(self, queries: int, k: int, device: str) -> None:
+        import torch
+
+        self.index = torch.full((queries, k), -1, dtype=torch.int64, device=device)
+        self.score = torch.full((queries, k), float("-inf"), device=device)
+        self.bar = torch.full((queries,), float("-inf"), device=device)
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._count = 0
+
+    def offer(self, rows: Tensor, scores: Tensor, first: int, fresh: bool = False) -> None:
+        """`scores[i, j]` is how similar query `rows[i]` is to row `first + j`. `fresh`: these queries have nothing yet."""
+        if fresh:
+            k = min(self.index.shape[1], scores.shape[1])
+            value, place = _top(scores, k)
+            self.score[rows, :k] = value
+            self.index[rows, :k] = (place + first).masked_fill(value == float("-inf"), -1)
+            self.bar[rows] = self.score[rows, -1]
+            return
+        i, j, value = _above(scores, self.bar[rows])
+        self._waiting.append((rows[i], j + first, value))
+        self._count += len(i)
+        if self._count > 16 * len(self.bar):
+            self.settle()
+
+    def settle(self) -> None:
+        """Merge what waits into the k best."""
+        import torch
+
+        if not self._count:
+            return
+        row, index, score = (torch.cat(column) for column in zip(*self._waiting, strict=True))
+        self._waiting, self._count = [], 0
+        good = score > self.bar[row]
+        row, index, score = row[good], index[good], score[good]
+        if not len(row):
+            return
+        order = _by_row(row)
+        row, index, score = row[order], index[order], score[order]
+        size = torch.bincount(row, minlength=len(self.bar))
+        first = size.cumsum(0) - size
+        place = torch.arange(len(row), device=row.device) - first[row]
+        start, k = 0, self.index.shape[1]
+        while start < (most := int(size.max())):
+            stop = min(most, start + (64 if start == 0 else 1_024))  # few queries have more than 64
+            some = (size > start).nonzero()[:, 0]
+            slot = torch.zeros_like(size).index_copy_(0, some, torch.arange(len(some), device=row.device))
+            now = (place >= start) & (place < stop)
+            scores = torch.full((len(some), k + stop - start), float("-inf"), device=row.device)
+            scores[:, :k] = self.score[some]
+            scores[slot[row[now]], place[now] + (k - start)] = score[now]
+            top, which = scores.topk(k, 1)
+            new = index[(first[some][:, None] + start + which - k).clamp(0, len(index) - 1)]
+            self.index[some] = torch.where(which < k, self.index[some].gather(1, which.clamp(max=k - 1)), new)
+            self.index[some] = self.index[some].masked_fill(top == float("-inf"), -1)
+            self.score[some] = top
+            start = stop
+        self.bar = self.score[:, -1].clone()
+
+    def result(self) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+        """Numbers and similarities, best first, equal ones by number."""
+        self.settle()
+        index, score = self.index.cpu().numpy(), self.score.cpu().numpy()
+        order = np.lexsort((index, -score), axis=1)
+        return np.take_along_axis(index, order, 1), np.take_along_axis(score, order, 1)
+
+
+def _rows(array: np.ndarray, device: str) -> Tensor:
+    """Float32 rows on the device; torch turns half precision into single much faster than numpy does."""
+    import torch
+
+    return torch.from_numpy(np.array(array)).to(device).float()
+
+
+def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of every row and their places, best first; group maxima first, where that is less work."""
+    import torch
+
+    rows, columns = scores.shape
+    width = columns // _GROUP
+    if width < 2 * k or not scores.is_contiguous():
+        value, place = scores.topk(k, 1)
+        return value, place
+    grouped = scores[:, : width * _GROUP].reshape(rows, _GROUP, width)
+    group = grouped.amax(1).topk(k, 1).indices
+    steps = torch.arange(_GROUP, device=scores.device) * width
+    candidates = (group[:, :, None] + steps).reshape(rows, -1)
+    rest = torch.arange(width * _GROUP, columns, device=scores.device).expand(rows, -1)
+    candidates = torch.cat((candidates, rest), 1)
+    value, which = scores.gather(1, candidates).topk(k, 1)
+    return value, candidates.gather(1, which)
+
+
+def _above(scores: Tensor, bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, columns and values of all scores above their row's bar."""
+    rows, columns = scores.shape
+    if columns < 2_048 or columns % _GROUP:
+        i, j = (scores > bar[:, None]).nonzero(as_tuple=True)
+        return i, j, scores[i, j]
+    grouped = scores.view(rows, _GROUP, columns // _GROUP)
+    i, g = (grouped.amax(1) > bar[:, None]).nonzero(as_tuple=True)
+    values = grouped[i, :, g]
+    which, step = (values > bar[i][:, None]).nonzero(as_tuple=True)
+    return i[which], step * (columns // _GROUP) + g[which], values[which, step]
+
+
+def _hide(scores: Tensor, own: Tensor) -> None:
+    """Make every query's own column, where it is among these, less similar than anything."""
+    inside = ((own >= 0) & (own < scores.shape[1])).nonzero()[:, 0]
+    scores[inside, own[inside]] = float("-inf")
+
+
+def _turned(cells: np.ndarray, rows: np.ndarray) -> list[tuple[int, Int64[np.ndarray, " row"]]]:
+    """Cell -> the rows that look into it, for all cells that any looks into, in order."""
+    if not len(cells):
+        return []
+    order = np.argsort(cells.astype(np.uint16) if cells.max() < 1 << 16 else cells, kind="stable")  # by radix
+    ordered = cells[order]
+    edges = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    starts = np.concatenate(([0], edges))
+    return list(zip(ordered[starts].tolist(), np.split(rows[order], edges), strict=True))
+
+
+def _by_row(row: Tensor) -> Tensor:
+    """A stable order by row. On a CPU numpy's radix sort of 16-bit numbers, several times faster than a comparison sort."""
+    import torch
+
+    if row.device.type == "cpu":
+        small: Any = np.uint16 if len(row) and int(row.max()) < 1 << 16 else np.int64
+        return torch.from_numpy(np.argsort(row.numpy().astype(small), kind="stable"))
+    return torch.argsort(row, stable=True)
+
+
+def _lined_up(points: Float32[np.ndarray, "point dim"]) -> Int64[np.ndarray, " point"]:
+    """An order in which near points stand near each other: halved again and again between two that are far apart."""
+    order = np.arange(len(points))
+    pieces = [(0, len(points))]
+    while pieces:
+        start, stop = pieces.pop()
+        if stop - start < 3:
+            continue
+        some = points[order[start:stop]]
+        one = some[np.argmin(some @ some.mean(0))]
+        other = some[np.argmin(some @ one)]
+        order[start:stop] = order[start:stop][np.argsort(some @ (one - other), kind="stable")]
+        middle = (start + stop) // 2
+        pieces += [(start, middle), (middle, stop)]
+    return order.astype(np.int64)

@@ -1,0 +1,183 @@
+"""The neighbour search of `pair`: how to search, and the search itself by tiles, in processes, kept as they are done.
+
+A tile is 32,768 documents: what one worker does at a time and what a killed run does again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64
+
+from synthboot import config
+from synthboot.data import neighbors
+from synthboot.data.artifacts import Progress, Shards, committed_folder, read_json, silent, write_json
+from synthboot.data.neighbors import TILE, Cells
+from synthboot.engine import local
+from synthboot.errors import DataError
+
+
+@dataclass(frozen=True)
+class Search:
+    """How neighbours are looked for. `centroids` and `reach` belong to `ivf`; `recall` is (mean, low, high), the 95 %
+    interval over queries that had no say in the choice; `curve` is (reach, cells looked into, recall)."""
+
+    kind: str
+    recall: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    reach: float = 0.0
+    curve: tuple[tuple[float, float, float], ...] = ()
+    centroids: Float32[np.ndarray, "cell dim"] | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write all but the centroids, which lie with the cells."""
+        write_json(folder / "search.json", {k: v for k, v in vars(self).items() if k != "centroids"})
+
+    @staticmethod
+    def load(folder: Path) -> Search:
+        """Read what `save` wrote."""
+        told = read_json(folder / "search.json")
+        curve = tuple((float(a), float(b), float(c)) for a, b, c in told["curve"])
+        centroids = folder / "centroids.npy"
+        known = np.load(centroids, allow_pickle=False) if centroids.exists() else None
+        return Search(told["kind"], tuple(told["recall"]), told["reach"], curve, known)
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest and the report say of it."""
+        known = {"search": self.kind, "recall": [round(r, 4) for r in self.recall]}
+        if self.centroids is None:
+            return known
+        return known | {"cells": len(self.centroids), "reach": round(self.reach, 4), "recall_by_reach": self.curve}
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Every document's nearest others, best first, -1 at -inf where there are fewer; and, for every validation document,
+    its nearest in D_pretrain."""
+
+    index: Int64[np.ndarray, "doc k"]
+    score: Float32[np.ndarray, "doc k"]
+    search: Search = Search("exact")
+    other_index: Int64[np.ndarray, "other k"] | None = None
+    other_score: Float32[np.ndarray, "other k"] | None = None
+
+
+def choose_search(
+    vectors: Float[np.ndarray, "doc dim"], cfg: config.Pair, seed: int, device: str = "cpu", progress: Progress = silent
+) -> Search:
+    """Exact or by cells, and how far each document looks.
+
+    The exact neighbours of `recall_queries` documents say what any reach would find; half of them choose, half report.
+    Raises DataError where `reach` is set and falls short of `min_recall`.
+    """
+    docs = len(vectors)
+    if cfg.search == "exact" or (cfg.search == "auto" and docs <= cfg.exact_docs) or docs < 4:
+        return Search("exact")
+    rng = np.random.default_rng([seed, 0x2ECA])
+    queries = rng.permutation(docs)[: max(4, cfg.recall_queries)].astype(np.int64)
+    progress(0.0, f"exact neighbours of {len(queries):,} documents")
+    truth, _ = neighbors.exact(vectors[queries], vectors, cfg.num_neighbors, queries, device)
+    progress(0.05, "fitting cells")
+    centroids = neighbors.fit_centroids(vectors, cells(docs), seed, device)
+    needed = neighbors.reach_needed(vectors, centroids, queries, truth, device)
+    half = len(queries) // 2
+    steps = np.unique(np.quantile(needed[:half], np.linspace(0.5, 1, 251))) + 1e-6
+    lows = np.array([interval((needed[:half] <= step).mean(1))[1] for step in steps])
+    enough = float(steps[np.argmax(lows >= min(cfg.min_recall, lows.max()))])
+    reach = enough if cfg.reach is None else cfg.reach
+    reported = interval((needed[half:] <= reach).mean(1))
+    if cfg.reach is not None and reported[0] < cfg.min_recall:
+        raise DataError(
+            f"pair.reach: {cfg.reach} finds {reported[0]:.3f} of the neighbours, less than pair.min_recall "
+            f"{cfg.min_recall}; {enough:.4f} would do, or leave it unset"
+        )
+    curve = []
+    for step in sorted({0.0, reach / 2, reach, 1.5 * reach, 2 * reach}):
+        looks = neighbors.within_reach(vectors[queries[half:]], centroids, step, device)[1].mean()
+        curve.append((round(step, 4), round(float(looks), 2), round(float((needed[half:] <= step).mean()), 4)))
+    return Search("ivf", reported, reach, tuple(curve), centroids)
+
+
+def cells(docs: int) -> int:
+    """How many cells: sorting into c cells costs docs x c products, looking into p of them docs x p x docs / c; the sum is
+    least at the root of p x docs, here for p = 4: fitting the cells has its price too."""
+    return max(2, min(docs // 8, round(2 * docs**0.5)))
+
+
+def nearest(
+    vectors: Float[np.ndarray, "doc dim"],
+    cfg: config.Pair,
+    seed: int = 0,
+    validation: Float[np.ndarray, "other dim"] | None = None,
+    device: str = "cpu",
+    folder: Path | None = None,
+    workers: int = 1,
+    progress: Progress = silent,
+) -> Neighbors:
+    """All neighbours. `folder` holds the cells and the finished tiles, and what is there already is not done again; it
+    is no longer needed afterwards. Memory is the vectors once, the result, and a tile for each worker."""
+    with nullcontext(folder) if folder is not None else TemporaryDirectory() as place:
+        chosen, k = Path(place) / "search", cfg.num_neighbors
+        if not chosen.exists():
+            search = choose_search(vectors, cfg, seed, device, progress)
+            with committed_folder(chosen) as out:
+                search.save(out)
+                if search.centroids is not None:
+                    Cells.build(vectors.astype(np.float16), search.centroids, search.reach, device).save(out)
+                else:
+                    np.save(out / "vectors.npy", vectors, allow_pickle=False)
+        tiles, starts = Shards(Path(place) / "tiles"), range(0, len(vectors), TILE)
+        missing = [i for i in range(len(starts)) if not tiles.done(i)]
+        found = local.imap(_tiler, (str(chosen), k, device), [starts[i] for i in missing], workers)
+        for i, arrays in zip(missing, found, strict=True):
+            tiles.write(i, partial(_save, arrays))
+            progress(0.1 + 0.5 * (i + 1) / len(starts), f"neighbours of {min(len(vectors), starts[i] + TILE):,} documents")
+        index, score = np.empty((len(vectors), k), np.int64), np.empty((len(vectors), k), np.float32)
+        for shard in tiles:
+            rows = np.load(shard / "rows.npy", allow_pickle=False)
+            index[rows] = np.load(shard / "index.npy", allow_pickle=False)
+            score[rows] = np.load(shard / "score.npy", allow_pickle=False)
+        result = Neighbors(index, score, Search.load(chosen))
+        if validation is None:
+            return result
+        if result.search.centroids is not None:
+            unseen = Cells.load(chosen).search(np.asarray(validation, np.float16), k, result.search.reach, device)
+        else:
+            unseen = neighbors.exact(validation, vectors, k, None, device)
+        return Neighbors(index, score, result.search, *unseen)
+
+
+def interval(values: Float[np.ndarray, " value"]) -> tuple[float, float, float]:
+    """The mean of many values and its 95 % interval, by its standard error."""
+    mean = float(values.mean())
+    error = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return mean, mean - error, mean + error
+
+
+def _tiler(folder: str, k: int, device: str) -> Callable[[int], tuple[np.ndarray, ...]]:
+    """In a worker: from a tile's first place to its documents, their neighbours and the similarities."""
+    if (Path(folder) / "centroids.npy").exists():
+        cells = Cells.load(Path(folder))
+        docs = len(cells.order)
+        return lambda start: (
+            np.asarray(cells.order[start : start + TILE]), *cells.join(start, min(start + TILE, docs), k, device)
+        )  # fmt: skip
+    vectors = np.load(Path(folder) / "vectors.npy", mmap_mode="r", allow_pickle=False)
+
+    def exact(start: int) -> tuple[np.ndarray, ...]:
+        rows = np.arange(start, min(start + TILE, len(vectors)))
+        return rows, *neighbors.exact(np.asarray(vectors[rows]), vectors, k, rows, device)
+
+    return exact
+
+
+def _save(arrays: tuple[np.ndarray, ...], folder: Path) -> dict[str, Any]:
+    for name, array in zip(("rows", "index", "score"), arrays, strict=True):
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    return {"docs": len(arrays[0])}

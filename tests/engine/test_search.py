@@ -6,7 +6,7 @@ import pytest
 
 from synthboot import config
 from synthboot.data import neighbors
-from synthboot.engine import search
+from synthboot.engine import local, search
 from synthboot.errors import DataError
 from tests.data.test_neighbors import clustered
 
@@ -59,7 +59,17 @@ def test_workers_and_finished_tiles_do_not_change_the_result(tmp_path: Path, mon
         assert len(tiles) == 4
         stamp = (tiles[0] / "index.npy").stat().st_mtime_ns
         (tiles[3] / "counts.json").unlink()  # as if killed before it was whole
-        again = search.nearest(vectors, cfg(search=kind), 0, others, folder=folder)
+        asked: list[int] = []
+        whole_imap = local.imap
+
+        def counting(setup: Any, given: Any, items: list[int], workers: int, imap: Any = whole_imap) -> Any:
+            asked.extend(items)  # noqa: B023
+            return imap(setup, given, items, workers)
+
+        monkeypatch.setattr(local, "imap", counting)
+        again = search.nearest(vectors, cfg(search=kind), 0, others, folder=folder, workers=2)
+        monkeypatch.setattr(local, "imap", whole_imap)
+        assert asked == [3 * 512]
         assert (tiles[0] / "index.npy").stat().st_mtime_ns == stamp
         for other in (first, again):
             assert np.array_equal(whole.index, other.index)

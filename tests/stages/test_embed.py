@@ -54,6 +54,16 @@ def test_self_is_tfidf_by_sklearn_projected_on_what_halves_of_a_document_share()
     assert np.corrcoef((ours @ ours.T).ravel(), (theirs @ theirs.T).ravel())[0, 1] > 0.99
 
 
+def test_self_is_centered_on_the_mean_half() -> None:
+    fitted = embed.fit(TEXTS, SMALL, 0)
+    halves = [half for text in TEXTS for half in embed._halved(text)]
+    weights = embed._weigh(embed._count(halves, len(fitted.column)), fitted.column, fitted.idf)
+    assert np.allclose((weights @ fitted.components).mean(0), fitted.shift, atol=1e-4)
+    assert np.abs(fitted.shift).max() > 0.05
+    moved = weights @ fitted.components - fitted.shift
+    assert np.allclose(fitted(halves), moved / np.linalg.norm(moved, axis=1, keepdims=True), atol=1e-4)
+
+
 def test_self_finds_a_document_by_its_other_half_better_than_the_svd_alone() -> None:
     """What the discriminant is for, on documents that it was not fitted on."""
     from sklearn.decomposition import TruncatedSVD

@@ -130,12 +130,13 @@ def test_caps_keep_the_most_similar_and_hubs_are_reported() -> None:
 def test_documents_of_one_source_are_not_paired() -> None:
     vectors, group = clustered()
     cfg = config.Pair(num_neighbors=8, min_similarity=0.0, heldout_share=0)
-    source = np.where(np.arange(120) % 10 == 0, -1, group)  # -1: the corpus does not say, so nothing is excluded
+    source = np.where(np.arange(120) % 2 == 0, -1, group)  # -1: the corpus does not say, so nothing is excluded
     pairs = pair(vectors, distinct_texts(120), cfg, fields=Fields(source=source))
     assert len(pairs)
     assert not ((source[pairs.d1] == source[pairs.d2]) & (source[pairs.d1] >= 0)).any()
-    assert pairs.report["dropped"]["same_source"] > 100
-    assert ((group[pairs.d1] == group[pairs.d2]) & (source[pairs.d1] < 0)).any()
+    assert pairs.report["dropped"]["same_source"] > 50
+    unknown = (source[pairs.d1] < 0) & (source[pairs.d2] < 0)
+    assert ((group[pairs.d1] == group[pairs.d2]) & unknown).any()
 
 
 def test_agreement_by_similarity() -> None:

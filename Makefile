@@ -42,6 +42,7 @@ docs: $(STAMP)  ## write docs/cli.md and docs/config.md from the code
 
 bench: $(STAMP)  ## speeds beside their peers, as ratios
 	$(BIN)/python benchmarks/sample.py --requests 96 --tokens 96
+	$(BIN)/python benchmarks/pair.py exact --docs 20000
 
 clean:          ## the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -105,9 +105,11 @@ def choose_search(
 
 
 def cells(docs: int) -> int:
-    """How many cells: sorting into c cells costs docs x c products, looking into p of them docs x p x docs / c; the sum is
-    least at the root of p x docs, here for p = 4: fitting the cells has its price too."""
-    return max(2, min(docs // 8, round(2 * docs**0.5)))
+    """How many cells: sorting into c cells costs docs x c products, looking into p of them docs x p x docs / c, which is
+    least at the root of p x docs. Few do for a small set, where fitting them is what costs; a large one wants cells no
+    larger than the groups its documents fall into, here 250, or p grows."""
+    root = docs**0.5
+    return max(2, min(docs // 8, round(min(max(2 * root, docs / 250), 4 * root))))
 
 
 def nearest(

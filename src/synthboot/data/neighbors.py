@@ -212,11 +212,6 @@ def reach_needed(
     return np.where(neighbors >= 0, gaps, 0).astype(np.float32)
 
 
-def recall(found: Int64[np.ndarray, "query k"], truth: Int64[np.ndarray, "query k"]) -> Float[np.ndarray, " query"]:
-    """For every query, the share of its true neighbours that were found."""
-    return np.array([np.isin(t[t >= 0], f).mean() if (t >= 0).any() else 1.0 for f, t in zip(found, truth, strict=True)])
-
-
 class _Best:
     """The running k best of a tile of queries. Offers collect until there are many, then one merge settles them."""
 

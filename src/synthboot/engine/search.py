@@ -131,7 +131,8 @@ def nearest(
             with committed_folder(chosen) as out:
                 search.save(out)
                 if search.centroids is not None:
-                    Cells.build(vectors.astype(np.float16), search.centroids, search.reach, device).save(out)
+                    sorting = partial(_part, progress, 0.05, 0.1)
+                    Cells.build(vectors.astype(np.float16), search.centroids, search.reach, device, sorting).save(out)
                 else:
                     np.save(out / "vectors.npy", vectors, allow_pickle=False)
         tiles, starts = Shards(Path(place) / "tiles"), range(0, len(vectors), TILE)
@@ -160,6 +161,11 @@ def interval(values: Float[np.ndarray, " value"]) -> tuple[float, float, float]:
     mean = float(values.mean())
     error = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
     return mean, mean - error, mean + error
+
+
+def _part(progress: Progress, start: float, stop: float, done: float, words: str) -> None:
+    """Progress of a part of the work, between two shares of the whole."""
+    progress(start + (stop - start) * done, words)
 
 
 def _tiler(folder: str, k: int, device: str) -> Callable[[int], tuple[np.ndarray, ...]]:

@@ -9,7 +9,7 @@ from synthboot import pipeline
 
 SOURCE = Path(__file__).parent.parent / "src" / "synthboot"
 FILES = sorted(SOURCE.rglob("*.py"))
-ORDER = ["errors", "config", "data", "lm", "engine", "stages", "steps", "pipeline", "plan", "show", "api", "cli"]
+ORDER = ["errors", "kernels", "config", "data", "lm", "engine", "stages", "steps", "pipeline", "plan", "show", "api", "cli"]
 
 
 def room(path: Path) -> str:

@@ -24,6 +24,7 @@ from synthboot.errors import (
     StorageError,
     UnfairComparison,
 )
+from synthboot.stages.corpus import read_texts
 from tests.conftest import contents, run_folder, small_config
 
 
@@ -251,13 +252,18 @@ def test_controls_are_recipes(world_file: Path, tmp_path: Path) -> None:
 
 def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, Any], world_file: Path, tmp_path: Path) -> None:
     corpus = artifacts.read_json(run_folder(finished) / "01-corpus" / "corpus.json")
-    vectors = np.random.default_rng(0).normal(size=(corpus["pretrain_docs"] + 30, 8)).astype(np.float32)
+    folder = run_folder(finished) / "01-corpus"
+    ids = [d.id for d in (*read_texts(folder, "pool", corpus["pretrain_docs"]), *read_texts(folder, "validation"))]
+    vectors = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)
     np.save(tmp_path / "v.npy", vectors)
+    (tmp_path / "v.ids").write_text("\n".join(ids))
     settings = small_config(
         world_file, tmp_path, embed={"model": "file", "path": str(tmp_path / "v.npy")}, pretrain__seeds=[0],
         arms={"repetition": {}, "sbp": {"synthetic": "related", "share": 0.25}},
     )  # fmt: skip
     api.Run(settings).run()
+    np.save(tmp_path / "v.npy", -vectors)
+    assert any(reason.startswith("given_files") for reason in states(settings)["embed"].reasons)
     start = run_folder(settings) / "04-base" / "best"
     settings = small_config(
         world_file, tmp_path, name="continued", model={"init_from": str(start), "seq_len": 64}, pretrain__seeds=[0],

@@ -147,8 +147,11 @@ class Embed(Section):
     fit_docs: PositiveInt = 20_000
     """Documents `self` is fitted on."""
     path: str | None = None
-    """`file`: an .npy or .safetensors array (one row per document of D_pretrain then validation, in order), or Parquet
-    with `id` and `vector`, matched by id."""
+    """`file`: Parquet with `id` and `vector`; or an .npy or .safetensors array with the ids of its rows beside it, one a
+    line, in a file of the same name and the suffix .ids. Matched by id."""
+    unknown_ids: Literal["error", "ignore"] = "error"
+    """`file`: what to do with vectors of documents that are neither in D_pretrain nor in validation, such as those that the
+    corpus stage dropped or the holdout's."""
     max_tokens: PositiveInt | None = None
     """sentence-transformers: tokens the model sees at once; what the model was made for unless set. `self` reads a whole
     document, whatever its length."""

@@ -23,7 +23,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import LockedRun, MissingArtifact
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
-VERSIONS = dict.fromkeys(STAGES, 1) | {"embed": 2, "pair": 2}
+VERSIONS = dict.fromkeys(STAGES, 1) | {"embed": 2, "pair": 2, "analyze": 2}
 PARALLEL = ("embed", "pair", "synthesize", "evaluate")
 
 
@@ -73,7 +73,7 @@ def units(cfg: config.Config) -> dict[str, Unit]:
     budget, seed = dump["budget"], {"seed": cfg.seed}
     model, window = {"model": dump["model"]}, {"seq_len": cfg.model.seq_len}
     training = {**model, "optim": dump["optim"], "train_tokens": budget["train_tokens"]}
-    source = {"unique_tokens": budget["unique_tokens"], "init_from": cfg.model.init_from}
+    source = {"unique_tokens": budget["unique_tokens"], **_outside("init_from", cfg.model.init_from)}
     corpus = add("corpus", "", {}, {"corpus": dump["corpus"], **source, "files": documents.identity(cfg.corpus.source)})
     only = {"corpus": corpus}
     base = add("base", "", only, {**training, "seed": cfg.pretrain.seeds[0]}, seed=cfg.pretrain.seeds[0])
@@ -82,7 +82,8 @@ def units(cfg: config.Config) -> dict[str, Unit]:
         """The unit that holds synthetic text of a kind, with all it needs."""
         synthesizer = base
         if kind != "unconditional":
-            embed = add("embed", "", only, {"embed": dump["embed"], **seed})
+            given = _outside("given", cfg.embed.path if cfg.embed.model == "file" else cfg.embed.model)
+            embed = add("embed", "", only, {"embed": dump["embed"], **given, **seed})
             related = add("pair", "related", {**only, "embed": embed}, {"pair": dump["pair"], **seed})
             pairs = related
             if kind == "random_pairs":
@@ -112,6 +113,13 @@ def units(cfg: config.Config) -> dict[str, Unit]:
         roles["analyze"] = add("analyze", "", {**only, **shown}, {"analyze": dump["analyze"], **seed})
     add("report", "", roles, {"config": {k: v for k, v in dump.items() if k not in ("engine", "root")}})
     return dict(sorted(found.items(), key=lambda item: STAGES.index(item[1].stage)))
+
+
+def _outside(name: str, given: str | None) -> dict[str, Any]:
+    """A model or file from outside the run: what it is called and, where it lies on this machine, what is in it."""
+    path = Path(given or "")
+    files = [str(p) for p in (path, path.with_suffix(".ids")) if p.exists()] if given else []
+    return {name: given, **({f"{name}_files": documents.identity(files)} if files else {})}
 
 
 def fingerprints(plan: dict[str, Unit]) -> dict[str, str]:

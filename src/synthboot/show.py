@@ -83,20 +83,20 @@ def compare(runs: list[Path]) -> dict[str, Any]:
 
 
 def _pairs(pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer, count: int, near: float | None) -> list[dict[str, Any]]:
+    from synthboot.stages import analyze
+
     if near is not None:
         order = np.argsort(np.abs(pairs.similarity - near), kind="stable")[:count]
     else:
         order = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)
-    found = []
-    for i in order:
-        d1, d2 = corpus[int(pairs.d1[i])][:-1], corpus[int(pairs.d2[i])][:-1]
-        texts = {"d1": [(tokenizer.decode(d1), 0)], "d2": marked(tokenizer, d2, d1)}
-        found.append({"title": f"similarity {pairs.similarity[i]:.3f}", "texts": texts})
-    return found
+    found = [analyze.shown(pairs, int(i), tokenizer, corpus, _COPY) for i in order]
+    return [{"title": f"similarity {p['similarity']:.3f}", "texts": {"d1": [(p["d1"], 0)], "d2": p["d2"]}} for p in found]
 
 
 def _synthetic(run: Path, corpus: Tokens, tokenizer: Tokenizer, count: int, copies: bool) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
+
+    from synthboot.stages import analyze
 
     found: list[dict[str, Any]] = []
     for shard in artifacts.Shards(_need(run, "synthesize", "related") / "chunks"):
@@ -104,20 +104,12 @@ def _synthetic(run: Path, corpus: Tokens, tokenizer: Tokenizer, count: int, copi
             if row["verdict"] != "kept" or len(found) == count:
                 continue
             d1 = corpus[row["d1"]][:-1]
-            parts = marked(tokenizer, np.array(tokenizer.encode([row["text"]])[0], np.int64), d1)
+            tokens = np.array(tokenizer.encode([row["text"]])[0], np.int64)
+            parts = analyze.segments(tokenizer, tokens, analyze.d1_masks([tokens], [d1], _COPY)[0].astype(int))
             if not copies or any(mark for _, mark in parts):
                 title = f"d1 {row['d1']}, sample {row['sample']}, mean log-probability {row['mean_logprob']:.2f}"
                 found.append({"title": title, "texts": {"d1": [(tokenizer.decode(d1), 0)], "sampled d2": parts}})
     return found
-
-
-def marked(tokenizer: Tokenizer, tokens: np.ndarray, d1: np.ndarray) -> list[tuple[str, int]]:
-    """A text in parts, marked where it shares a run of 13 tokens with d1."""
-    from synthboot.stages.analyze import d1_masks, segments
-
-    mark = d1_masks([tokens], [d1], _COPY)[0].astype(int)
-    edges = [0, *(np.flatnonzero(np.diff(mark)) + 1).tolist(), len(tokens)]
-    return segments(tokenizer.decode(tokens), {i: len(tokenizer.decode(tokens[:i])) for i in edges}, mark)
 
 
 def _artifacts(run: Path) -> list[Path]:

@@ -75,7 +75,7 @@ def embed(c: Context) -> Outcome:
     from synthboot.stages.corpus import read_texts
 
     cfg, source, sizes = c.cfg.embed, c.parents["corpus"], {"pool": c.pretrain_docs, "validation": len(c.tokens("validation"))}
-    own = stage.read_vectors(cfg.path, [d.id for d in _documents(c)]) if cfg.model == "file" else None
+    own = stage.read_vectors(cfg.path, [d.id for d in _documents(c)], cfg.unknown_ids) if cfg.model == "file" else None
     fitted = c.folder / "embedder.safetensors"
     if cfg.model == "self" and not fitted.exists():
         c.progress(0.0, "fitting")
@@ -236,9 +236,12 @@ def analyze(c: Context) -> Outcome:
         given = None if role.endswith("unconditional") else [corpus[r["d1"]][:-1] for r in rows]
         kinds[role.removeprefix("synthesize/")] = stage.analyze(ids, [r["text"] for r in rows], corpus, cfg, given)
     result = {"kinds": kinds, "relevance": _relevance(c, samples), "copy_tokens": cfg.copy_tokens}
-    examples = _examples(c, samples.get("synthesize/related", []), tokenizer, corpus)
+    pairs = Pairs.load(c.parents["pair/related"]).only(TRAIN) if "pair/related" in c.parents else None
+    related = samples.get("synthesize/related", [])
+    examples = stage.examples(related, pairs, tokenizer, corpus, cfg) if pairs and related else []
     write_json(c.folder / "analyze.json", result)
     write_json(c.folder / "examples.json", examples)
+    write_json(c.folder / "spread.json", stage.spread(pairs, tokenizer, corpus, cfg) if pairs else [])
     return {"kinds": list(kinds), "examples": len(examples)}, {}
 
 
@@ -284,37 +287,6 @@ def _relevance(c: Context, samples: dict[str, list[dict[str, Any]]]) -> dict[str
     return result
 
 
-def _examples(c: Context, rows: list[dict[str, Any]], tokenizer: Tokenizer, corpus: Tokens) -> list[dict[str, Any]]:
-    """d1, its most similar real d2 and up to two sampled d2, what is copied marked: 1 from d1, 2 from the corpus."""
-    from synthboot.stages.analyze import corpus_masks, d1_masks, segments
-
-    if not rows:
-        return []
-    n = c.cfg.analyze.copy_tokens
-    best: dict[int, tuple[int, float]] = {}
-    for first, second, similarity in Pairs.load(c.parents["pair/related"]).only(TRAIN):
-        best.setdefault(first, (second, similarity))
-    by_d1: dict[int, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["d1"] in best:
-            by_d1.setdefault(row["d1"], []).append(row)
-    chosen = [row for d1 in list(by_d1)[: c.cfg.analyze.examples] for row in by_d1[d1][:2]]
-    ids = [np.array(tokenizer.encode([row["text"]])[0], np.int64) for row in chosen]
-    near = d1_masks(ids, [corpus[row["d1"]][:-1] for row in chosen], n)
-    far = corpus_masks(ids, corpus, n)
-    examples: dict[int, dict[str, Any]] = {}
-    for row, tokens, from_d1, from_corpus in zip(chosen, ids, near, far, strict=True):
-        second, similarity = best[row["d1"]]
-        texts = {"d1": tokenizer.decode(corpus[row["d1"]]), "d2": tokenizer.decode(corpus[second])}
-        example = examples.setdefault(row["d1"], {**texts, "similarity": similarity, "sampled": []})
-        mark = np.where(from_d1, 1, np.where(from_corpus, 2, 0))
-        edges = [0, *(np.flatnonzero(np.diff(mark)) + 1).tolist(), len(tokens)]
-        prefixes = {i: len(tokenizer.decode(tokens[:i])) for i in edges}
-        marked = segments(row["text"], prefixes, mark)
-        example["sampled"].append({"segments": marked, "mean_logprob": row["mean_logprob"], "finish": row["finish"]})
-    return list(examples.values())
-
-
 def report(c: Context) -> Outcome:
     """One HTML page from the JSON of all the other stages."""
     from synthboot.stages.report import report as stage
@@ -340,6 +312,7 @@ def gather(cfg: config.Config, parents: dict[str, Path]) -> dict[str, Any]:
         "evaluate": read_json(parents["evaluate"] / "evaluate.json"),
         "analyze": read_json(parents["analyze"] / "analyze.json") if "analyze" in parents else None,
         "examples": read_json(parents["analyze"] / "examples.json") if "analyze" in parents else [],
+        "pair_examples": read_json(parents["analyze"] / "spread.json") if "analyze" in parents else [],
         "costs": [{"unit": role, "stage": m.stage, **m.cost} for role, m in manifests.items() if m],
     }
 

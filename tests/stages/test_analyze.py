@@ -67,5 +67,5 @@ def test_an_empty_sample_is_measured_as_nothing() -> None:
 
 
 def test_segments_follow_the_mark() -> None:
-    found = analyze.segments("abcdefgh", {0: 0, 2: 3, 3: 5, 5: 8}, np.array([0, 0, 2, 1, 1]))
+    found = analyze._cut("abcdefgh", {0: 0, 2: 3, 3: 5, 5: 8}, np.array([0, 0, 2, 1, 1]))
     assert found == [("abc", 0), ("de", 2), ("fgh", 1)]

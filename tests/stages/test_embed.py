@@ -118,6 +118,8 @@ def stored(path: Path, vectors: np.ndarray, ids: list[str]) -> str:
         save_file({"vectors": vectors}, path)
     else:
         pq.write_table(pa.table({"id": ids, "vector": vectors.tolist()}), path)
+    if path.suffix != ".parquet":
+        path.with_suffix(".ids").write_text("\n".join(ids))
     return str(path)
 
 
@@ -127,11 +129,24 @@ def test_the_users_own_vectors_are_read_and_made_unit_length(tmp_path: Path, nam
     assert np.allclose(found, [[0.6, 0.8], [0, 1], [1, 0]], atol=1e-3)
 
 
-def test_parquet_is_matched_by_id(tmp_path: Path) -> None:
-    found = embed.read_vectors(stored(tmp_path / "v.parquet", VECTORS[::-1].copy(), IDS[::-1]), IDS)
-    assert np.allclose(found[0], [0.6, 0.8], atol=1e-3)
+@pytest.mark.parametrize("name", ["v.npy", "v.safetensors", "v.parquet"])
+def test_vectors_are_matched_by_id(tmp_path: Path, name: str) -> None:
+    path = stored(tmp_path / name, VECTORS[::-1].copy(), IDS[::-1])
+    found = embed.read_vectors(path, IDS)
+    assert np.allclose(found, [[0.6, 0.8], [0, 1], [1, 0]], atol=1e-3)
     with pytest.raises(DataError, match="1 documents have no vector, the first is 'd'"):
-        embed.read_vectors(str(tmp_path / "v.parquet"), ["a", "d"])
+        embed.read_vectors(path, ["a", "d"])
+    with pytest.raises(DataError, match=r"1 ids belong to no document .* 'b'.*embed.unknown_ids=ignore"):
+        embed.read_vectors(path, ["a", "c"])
+    assert np.array_equal(embed.read_vectors(path, ["c", "a"], "ignore"), found[[2, 0]])
+
+
+def test_an_id_that_comes_twice_and_ids_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 ids come more than once, the first is 'a'"):
+        embed.read_vectors(stored(tmp_path / "v.npy", VECTORS, ["a", "a", "c"]), ["a", "c"])
+    (tmp_path / "v.ids").unlink()
+    with pytest.raises(DataError, match=r"v\.ids: no such file; it says which document each row"):
+        embed.read_vectors(str(tmp_path / "v.npy"), IDS)
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,15 @@ addEventListener("load", () => setTimeout(() => {
   const cards = () => [...document.querySelectorAll("#cards .card p")].map(p => p.textContent).join("|");
   const before = cards(); document.getElementById("next").click(); const after = cards();
   document.getElementById("previous").click();
+  const near = document.getElementById("near"), pair = () => document.getElementById("pair").textContent;
+  const least = [document.getElementById("similarity").textContent, pair()];
+  near.value = near.max; near.dispatchEvent(new Event("input"));
+  const most = [document.getElementById("similarity").textContent, pair()];
   const charts = [...document.querySelectorAll(".js-plotly-plot")].map(c => [c.id, c.querySelectorAll("svg .trace").length]);
   const out = document.createElement("pre"); out.id = "probe";
-  out.textContent = JSON.stringify({problems, charts, turned: before !== after, back: cards() === before,
-    marks: document.querySelectorAll("#cards mark").length, pwned: !!window.pwned,
-    images: document.querySelectorAll("#cards img").length,
+  out.textContent = JSON.stringify({problems, charts, least, most, turned: before !== after, back: cards() === before,
+    marks: document.querySelectorAll(".card mark").length, pwned: !!window.pwned,
+    images: document.querySelectorAll(".card img").length,
     verdict: document.getElementById("verdict").textContent, wide: document.documentElement.scrollWidth - innerWidth});
   document.body.append(out);
 }, 500));
@@ -68,6 +72,8 @@ def test_the_page_works_in_a_browser(finished: dict[str, Any], tmp_path: Path) -
     assert {name for name, traces in found["charts"] if traces} == {"scores", "curves", "similarities", "tuning", "lengths"}
     assert found["turned"]
     assert found["back"]
+    assert float(found["least"][0]) < float(found["most"][0])
+    assert found["least"][1] != found["most"][1]
     assert "anecdote" in found["verdict"]
     assert found["wide"] <= 0
 
@@ -78,13 +84,15 @@ def test_corpus_text_is_inert(finished: dict[str, Any], tmp_path: Path) -> None:
     for example in results["examples"]:
         example["d1"] = example["d2"] = attack
         example["sampled"] = [{"segments": [[attack, 1]], "mean_logprob": -1.0, "finish": "end"}]
+    for pair in results["pair_examples"]:
+        pair["d1"], pair["d2"] = attack, [[attack, 1]]
     results["name"] = attack
     results["pairs"]["pair/related"]["why"] = attack
     found = probe(report(results), tmp_path)
     assert not found["pwned"]
     assert found["images"] == 0
     assert found["problems"] == []
-    assert found["marks"] == 1
+    assert found["marks"] == 2
 
 
 def test_the_page_asks_nothing_of_the_network(finished: dict[str, Any]) -> None:
@@ -103,5 +111,12 @@ def test_the_figures_on_the_page_are_those_of_evaluate(finished: dict[str, Any])
 
 
 def test_a_run_without_synthetic_text_has_a_page_too(finished: dict[str, Any]) -> None:
-    results = gathered(finished) | {"analyze": None, "examples": [], "pairs": {}, "tune": {}, "synthesize": {}}
+    results = gathered(finished) | {
+        "analyze": None,
+        "examples": [],
+        "pair_examples": [],
+        "pairs": {},
+        "tune": {},
+        "synthesize": {},
+    }
     assert "Arms" in report(results)

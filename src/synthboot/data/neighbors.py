@@ -12,22 +12,27 @@ or a GPU is fast at; an index answers them one by one. `benchmarks/pair.py` has 
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32, Int64
 
+from synthboot import kernels
 from synthboot.data.artifacts import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TILE = 32_768
+TILE = 65_536
 """Queries in a tile: what one worker does at a time, and what a killed run redoes."""
 
-_ROWS, _COLUMNS, _GROUP = 512, 8_192, 16
+_ROWS, _COLUMNS = 512, 8_192
+_EPSILON, _EPSILON_HALF = 2.0**-16, 2.0**-8 + 2.0**-9 + 2.0**-12
+"""How far a product of unit rows can be off: in float32; of rows rounded to bfloat16, and itself rounded to it."""
 
 
 def exact(
@@ -44,17 +49,9 @@ def exact(
     """
     import torch
 
-    x = _rows(queries, device)
-    best = _Best(len(x), k, device)
-    mine = None if own is None else torch.from_numpy(np.array(own)).to(device)
+    best = _Best(queries, k, own, device)
     for left in range(0, len(base), _COLUMNS):
-        block = _rows(base[left : left + _COLUMNS], device)
-        for top in range(0, len(x), _ROWS):
-            rows = torch.arange(top, min(top + _ROWS, len(x)), device=device)
-            scores = x[top : top + _ROWS] @ block.T
-            if mine is not None:
-                _hide(scores, mine[top : top + _ROWS] - left)
-            best.offer(rows, scores, left, fresh=left == 0)
+        best.meet(torch.arange(len(queries), device=device), base[left : left + _COLUMNS], left, fresh=left == 0)
         best.settle()
     return best.result()
 
@@ -129,22 +126,16 @@ class Cells:
     ) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
         import torch
 
-        x = _rows(queries, device)
-        best = _Best(len(x), k, device)
-        row, home = np.repeat(np.arange(len(x)), counts), np.zeros(len(near), bool)
+        own = None if first_place is None else np.arange(first_place, first_place + len(queries))
+        best = _Best(queries, k, own, device)
+        row, home = np.repeat(np.arange(len(queries)), counts), np.zeros(len(near), bool)
         home[np.cumsum(counts) - counts] = True
         edges = self.bounds.tolist()
         for fresh in (True, False):
             for cell, rows in _turned(near[home == fresh], row[home == fresh]):
                 left, right = edges[cell], edges[cell + 1]
-                if left == right:
-                    continue
-                members = _rows(self.vectors[left:right], device)
-                for part in torch.from_numpy(rows).to(device).split(max(1, _ROWS * _COLUMNS // len(members))):
-                    scores = x[part] @ members.T
-                    if fresh and first_place is not None:
-                        _hide(scores, part + (first_place - left))
-                    best.offer(part, scores, left, fresh)
+                if left < right:
+                    best.meet(torch.from_numpy(rows).to(device), self.vectors[left:right], left, fresh)
             best.settle()
         places, similarity = best.result()
         return np.where(places >= 0, self.order[places], -1), similarity
@@ -177,19 +168,22 @@ def within_reach(
     import torch
 
     c = _rows(centroids, device)
+    product = _Product(c) if kernels.available(device) else None
     cells, counts = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
     for start in range(0, len(vectors), 2_048):
-        scores = _rows(vectors[start : start + 2_048], device) @ c.T
+        rows = _rows(vectors[start : start + 2_048], device)
+        if product is not None:
+            found = kernels.within(product(rows), reach)
+            cells.append(found[0])
+            counts.append(found[1])
+            continue
+        scores = rows @ c.T
         best, home = scores.max(1)
-        scores[torch.arange(len(scores), device=scores.device), home] = float("inf")  # one's own is never lost
-        row, cell = (scores >= (best - reach)[:, None]).nonzero(as_tuple=True)
-        count = torch.bincount(row, minlength=len(scores))
-        first = (count.cumsum(0) - count)[row]
-        own = cell == home[row]
-        place = torch.arange(len(cell), device=cell.device)
-        moved = torch.where(own, first, place + (place < place[own][row]))  # those before one's own make room for it
-        cells.append(torch.empty_like(cell).index_copy_(0, moved, cell).to(torch.int32).cpu().numpy())
-        counts.append(count.cpu().numpy())
+        own = home[:, None] == torch.arange(len(c), device=scores.device)
+        row, cell = ((scores >= (best - reach)[:, None]) | own).nonzero(as_tuple=True)  # one's own is never lost
+        order = torch.argsort(2 * row + (cell != home[row]), stable=True)
+        cells.append(cell[order].to(torch.int32).cpu().numpy())
+        counts.append(torch.bincount(row, minlength=len(scores)).cpu().numpy())
     return np.concatenate(cells), np.concatenate(counts)
 
 
@@ -213,28 +207,47 @@ def reach_needed(
 
 
 class _Best:
-    """The running k best of a tile of queries. Offers collect until there are many, then one merge settles them."""
+    """The running k best of a tile of queries.
 
-    def __init__(self, queries: int, k: int, device: str) -> None:
+    With the compiled loops every block of products is gone through at once. Without them, and on a GPU, what beats a
+    query's k-th best collects until there is much of it, then one merge settles it.
+    """
+
+    def __init__(self, queries: np.ndarray, k: int, own: np.ndarray | None, device: str) -> None:
         import torch
 
-        self.index = torch.full((queries, k), -1, dtype=torch.int64, device=device)
-        self.score = torch.full((queries, k), float("-inf"), device=device)
-        self.bar = torch.full((queries,), float("-inf"), device=device)
+        self.x, self.device, count = _rows(queries, device), device, len(queries)
+        self.own = torch.from_numpy(np.full(count, -1) if own is None else np.array(own, np.int64)).to(device)
+        self.index = torch.full((count, k), -1, dtype=torch.int64, device=device)
+        self.score = torch.full((count, k), float("-inf"), device=device)
+        self.bar = torch.full((count,), float("-inf"), device=device)
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._count = 0
+        self._product = _Product(self.x) if kernels.available(device) else None
 
-    def offer(self, rows: Tensor, scores: Tensor, first: int, fresh: bool = False) -> None:
-        """`scores[i, j]` is how similar query `rows[i]` is to row `first + j`. `fresh`: these queries have nothing yet."""
+    def meet(self, rows: Tensor, vectors: np.ndarray, first: int, fresh: bool) -> None:
+        """Compare the queries `rows` with `vectors`, rows `first` and on. `fresh`: these queries have met nothing yet."""
+        members = _rows(vectors, self.device)
+        if self._product is not None:
+            product = _Product(members)
+            for part in rows.split(_ROWS):
+                kernels.offer(product.with_(self._product, part), part, self.own, first, self.index, self.score)
+            return
+        for part in rows.split(max(1, _ROWS * _COLUMNS // len(members))):
+            scores = self.x[part] @ members.T
+            _hide(scores, self.own[part] - first)
+            self._offer(part, scores, first, fresh)
+
+    def _offer(self, rows: Tensor, scores: Tensor, first: int, fresh: bool = False) -> None:
         if fresh:
             k = min(self.index.shape[1], scores.shape[1])
-            value, place = _top(scores, k)
+            value, place = scores.topk(k, 1)
             self.score[rows, :k] = value
             self.index[rows, :k] = (place + first).masked_fill(value == float("-inf"), -1)
             self.bar[rows] = self.score[rows, -1]
             return
-        i, j, value = _above(scores, self.bar[rows])
-        self._waiting.append((rows[i], j + first, value))
+        i, j = (scores > self.bar[rows][:, None]).nonzero(as_tuple=True)
+        self._waiting.append((rows[i], j + first, scores[i, j]))
         self._count += len(i)
         if self._count > 16 * len(self.bar):
             self.settle()
@@ -277,8 +290,49 @@ class _Best:
         """Numbers and similarities, best first, equal ones by number."""
         self.settle()
         index, score = self.index.cpu().numpy(), self.score.cpu().numpy()
+        if self._product is not None:
+            return index, score  # they are in order already
         order = np.lexsort((index, -score), axis=1)
         return np.take_along_axis(index, order, 1), np.take_along_axis(score, order, 1)
+
+
+class _Product:
+    """Rows ready to be multiplied with others: in bfloat16 where that is faster, with the margin that this takes."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows, self.half = rows, _faster_in_half()
+        self.other = _padded(rows.bfloat16()) if self.half else rows
+        self.longest = float(rows.norm(dim=1).max()) if len(rows) else 0.0
+
+    def __call__(self, queries: Tensor) -> kernels.Scored:
+        """All of `queries` with these rows."""
+        import torch
+
+        return self.with_(_Product(queries), torch.arange(len(queries)))
+
+    def with_(self, queries: _Product, chosen: Tensor) -> kernels.Scored:
+        """Some of the queries with these rows."""
+        some = queries.other.index_select(0, chosen)
+        scores = (_padded(some) if self.half else some) @ self.other.T
+        margin = (_EPSILON_HALF if self.half else _EPSILON) * self.longest * queries.longest
+        return kernels.Scored(scores, queries.rows, self.rows, margin)
+
+
+@cache
+def _faster_in_half() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32: two and a half times on some, half as fast on others."""
+    import torch
+
+    def seconds(x: Tensor, y: Tensor) -> float:
+        taken = []
+        for _ in range(4):
+            begun = time.perf_counter()
+            x @ y.T
+            taken.append(time.perf_counter() - begun)
+        return min(taken)
+
+    x, y = torch.ones(512, 256), torch.ones(2_048, 256)
+    return seconds(x.bfloat16(), y.bfloat16()) < 0.8 * seconds(x, y)
 
 
 def _rows(array: np.ndarray, device: str) -> Tensor:
@@ -288,36 +342,11 @@ def _rows(array: np.ndarray, device: str) -> Tensor:
     return torch.from_numpy(np.array(array)).to(device).float()
 
 
-def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of every row and their places, best first; group maxima first, where that is less work."""
+def _padded(rows: Tensor) -> Tensor:
+    """With zero rows to a multiple of 64: a bfloat16 product of a shape not seen before costs a millisecond to set up."""
     import torch
 
-    rows, columns = scores.shape
-    width = columns // _GROUP
-    if width < 2 * k or not scores.is_contiguous():
-        value, place = scores.topk(k, 1)
-        return value, place
-    grouped = scores[:, : width * _GROUP].reshape(rows, _GROUP, width)
-    group = grouped.amax(1).topk(k, 1).indices
-    steps = torch.arange(_GROUP, device=scores.device) * width
-    candidates = (group[:, :, None] + steps).reshape(rows, -1)
-    rest = torch.arange(width * _GROUP, columns, device=scores.device).expand(rows, -1)
-    candidates = torch.cat((candidates, rest), 1)
-    value, which = scores.gather(1, candidates).topk(k, 1)
-    return value, candidates.gather(1, which)
-
-
-def _above(scores: Tensor, bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, columns and values of all scores above their row's bar."""
-    rows, columns = scores.shape
-    if columns < 2_048 or columns % _GROUP:
-        i, j = (scores > bar[:, None]).nonzero(as_tuple=True)
-        return i, j, scores[i, j]
-    grouped = scores.view(rows, _GROUP, columns // _GROUP)
-    i, g = (grouped.amax(1) > bar[:, None]).nonzero(as_tuple=True)
-    values = grouped[i, :, g]
-    which, step = (values > bar[i][:, None]).nonzero(as_tuple=True)
-    return i[which], step * (columns // _GROUP) + g[which], values[which, step]
+    return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % 64))
 
 
 def _hide(scores: Tensor, own: Tensor) -> None:

@@ -7,7 +7,8 @@ Runs are hashed to 64 bits by one multiply-add per position, so that a whole cor
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer, UInt32, UInt64
@@ -46,9 +47,10 @@ def pair_containments(
 ) -> Float[np.ndarray, " pair"]:
     """Containment of the shingles of `a[d1[i]]` and `b[d2[i]]` for every pair i, end tokens left out.
 
-    Where a document has fewer than `n` tokens, the pair is compared in runs as long as the shorter one. Pairs are taken
-    in chunks of about 2^20 shingles, all of a chunk in one sort; two different shingles of a pair are taken for the same
-    with probability 2^-43.
+    Where a document has fewer than `n` tokens, the pair is compared in runs as long as the shorter one. Most shingles stand
+    in one document only, so each document is read twice: once to mark what comes up more than once, once to keep that.
+    Pairs then compare what was kept. Memory is at most 256 MiB of marks, what was kept, and chunks of a million shingles;
+    two different shingles of a pair are taken for the same with probability 2^-44.
     """
     result = np.empty(len(d1))
     la, lb = np.diff(a.bounds)[d1] - 1, np.diff(b.bounds)[d2] - 1
@@ -58,31 +60,81 @@ def pair_containments(
         size = max(1, min(len(first), len(second)))
         result[i] = containment(hashes(first, size), hashes(second, size))
     rest = np.flatnonzero(~short)
-    chunk = np.cumsum((la + lb)[rest]) >> 20
-    for part in np.split(rest, np.flatnonzero(np.diff(chunk)) + 1) if len(rest) else ():
-        result[part] = _contained(_keys(a, d1[part], n, 0), _keys(b, d2[part], n, 1), len(part))
+    if len(rest):
+        one_set = a is b  # a document that stands on both sides is read as one
+        docs, place = np.unique(np.concatenate((d1[rest], d2[rest] + (0 if one_set else len(a)))), return_inverse=True)
+        chosen = [(a, docs)] if one_set else [(a, docs[docs < len(a)]), (b, docs[docs >= len(a)] - len(a))]
+        result[rest] = _Shared.of(chosen, n).containments(*np.split(place, 2))
     return result
 
 
-def _keys(documents: Tokens, chosen: Int64[np.ndarray, " pair"], n: int, side: int) -> UInt64[np.ndarray, " key"]:
-    """Pair number (20 bits), shingle hash (43 bits) and side (1 bit) of every shingle of every chosen document."""
-    unique, which = np.unique(chosen, return_inverse=True)
-    texts = [documents[int(i)][:-1] for i in unique]
-    values = hashes(np.concatenate(texts), n)
-    lengths = np.array([len(t) for t in texts])
-    starts, counts = (np.cumsum(lengths) - lengths)[which], (lengths - n + 1)[which]
-    pair = np.repeat(np.arange(len(chosen), dtype=np.uint64), counts)
-    place = np.arange(int(counts.sum())) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
-    return (pair << np.uint64(44)) | ((values[place] >> np.uint64(21)) << np.uint64(1)) | np.uint64(side)
+@dataclass(frozen=True)
+class _Shared:
+    """Documents by the shingles that others may share. `values[bounds[i]:bounds[i + 1]]` are those of document i, sorted, 44
+    bits each; `sizes[i]` counts all its different shingles."""
+
+    values: UInt64[np.ndarray, " shingle"]
+    bounds: Int64[np.ndarray, " doc_and_one"]
+    sizes: Int64[np.ndarray, " doc"]
+
+    @staticmethod
+    def of(chosen: Sequence[tuple[Tokens, Int64[np.ndarray, " doc"]]], n: int) -> _Shared:
+        """The shingles of `n` tokens of the chosen documents, one set after the other."""
+        total = sum(int((np.diff(tokens.bounds)[docs]).sum()) for tokens, docs in chosen)
+        shift = np.uint64(64 - min(27, max(10, (8 * total).bit_length())))
+        once, twice = np.zeros((2, 1 << int(64 - shift)), bool)
+        for values, _, _ in _shingled(chosen, n):
+            slots = np.sort(values >> shift)
+            twice[slots[1:][slots[1:] == slots[:-1]]] = True
+            twice[slots[once[slots]]] = True
+            once[slots] = True
+        kept, counts, sizes = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for values, doc, docs in _shingled(chosen, n):
+            repeated = twice[values >> shift]
+            keys = np.sort((doc[repeated].astype(np.uint64) << np.uint64(44)) | (values[repeated] >> np.uint64(20)))
+            keys = keys[np.concatenate(([True], keys[1:] != keys[:-1]))] if len(keys) else keys
+            counts.append(np.bincount((keys >> np.uint64(44)).astype(np.int64), minlength=docs))
+            sizes.append(counts[-1] + np.bincount(doc[~repeated], minlength=docs))
+            kept.append(keys & np.uint64((1 << 44) - 1))
+        return _Shared(np.concatenate(kept), np.concatenate(([0], *counts)).cumsum(), np.concatenate(sizes))
+
+    def containments(self, x: Int64[np.ndarray, " pair"], y: Int64[np.ndarray, " pair"]) -> Float[np.ndarray, " pair"]:
+        """The share of the smaller document's shingles that the other also holds, for documents x[i] and y[i]."""
+        both = np.empty(len(x), np.int64)
+        counts = np.diff(self.bounds)
+        for part in _chunks(counts[x] + counts[y]):
+            keys = np.sort(np.concatenate((self._keys(x[part]), self._keys(y[part]))))
+            pair = (keys[1:][keys[1:] == keys[:-1]] >> np.uint64(44)).astype(np.int64)
+            both[part] = np.bincount(pair, minlength=part.stop - part.start)
+        return np.where(x == y, 1.0, both / np.minimum(self.sizes[x], self.sizes[y]))
+
+    def _keys(self, docs: Int64[np.ndarray, " pair"]) -> UInt64[np.ndarray, " key"]:
+        """Place in `docs` (20 bits) and shingle (44 bits), for all shingles of all of `docs`."""
+        counts = np.diff(self.bounds)[docs]
+        place = np.arange(int(counts.sum())) + np.repeat(self.bounds[docs] - (np.cumsum(counts) - counts), counts)
+        return (np.repeat(np.arange(len(docs), dtype=np.uint64), counts) << np.uint64(44)) | self.values[place]
 
 
-def _contained(a: UInt64[np.ndarray, " x"], b: UInt64[np.ndarray, " y"], pairs: int) -> Float[np.ndarray, " pair"]:
-    keys = np.sort(np.concatenate((a, b)))
-    keys = keys[np.concatenate(([True], keys[1:] != keys[:-1]))]
-    pair, second = (keys >> np.uint64(44)).astype(np.int64), (keys & np.uint64(1)).astype(bool)
-    sizes = [np.bincount(pair[second == side], minlength=pairs) for side in (False, True)]
-    both = np.append((keys[:-1] ^ np.uint64(1)) == keys[1:], False)
-    return np.bincount(pair[both], minlength=pairs) / np.minimum(*sizes)
+def _shingled(
+    chosen: Sequence[tuple[Tokens, Int64[np.ndarray, " doc"]]], n: int
+) -> Iterator[tuple[UInt64[np.ndarray, " shingle"], Int64[np.ndarray, " shingle"], int]]:
+    """By chunks of documents: the hashes of all their shingles, the place of each one's document in the chunk, and how many
+    documents the chunk has."""
+    for tokens, docs in chosen:
+        for part in _chunks(np.diff(tokens.bounds)[docs]):
+            texts = [tokens[int(i)][:-1] for i in docs[part]]
+            lengths = np.array([len(t) for t in texts])
+            counts = lengths - n + 1
+            doc = np.repeat(np.arange(len(texts)), counts)
+            place = np.arange(int(counts.sum())) + (np.cumsum(lengths) - lengths - (np.cumsum(counts) - counts))[doc]
+            yield hashes(np.concatenate(texts), n)[place], doc, len(texts)
+
+
+def _chunks(sizes: Int64[np.ndarray, " item"]) -> Iterator[slice]:
+    """Runs of items of about a million in all, and of no more than a million items."""
+    chunk = (np.cumsum(sizes) >> 20) + (np.arange(len(sizes)) >> 20)
+    edges = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(sizes)]
+    return (slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if start < stop)
 
 
 def copied(tokens: Integer[np.ndarray, " token"], known: UInt64[np.ndarray, " ngram"], n: int) -> Bool[np.ndarray, " token"]:

@@ -109,7 +109,7 @@ def cells(docs: int) -> int:
     least at the root of p x docs. Few do for a small set, where fitting them is what costs; a large one wants cells no
     larger than the groups its documents fall into, here 250, or p grows."""
     root = docs**0.5
-    return max(2, min(docs // 8, round(min(max(2 * root, docs / 250), 4 * root))))
+    return max(2, min(docs // 8, round(min(max(1.25 * root, docs / 250), 4 * root))))
 
 
 def nearest(

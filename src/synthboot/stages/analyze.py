@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Integer, UInt64
 
 from synthboot import config
 from synthboot.data import ngrams
+from synthboot.data.pairs import Pairs
+from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 
 NOVEL_SIZES = (2, 3, 4, 5)
@@ -99,7 +101,57 @@ def relevance(similarity: Float[np.ndarray, " pair"], alpha: float | None) -> di
     }
 
 
-def segments(text: str, prefixes: Mapping[int, int], mark: Integer[np.ndarray, " token"]) -> list[tuple[str, int]]:
+def examples(
+    rows: Sequence[Mapping[str, Any]], pairs: Pairs, tokenizer: Tokenizer, corpus: Tokens, cfg: config.Analyze
+) -> list[dict[str, Any]]:
+    """d1, its most similar real d2 and up to two sampled d2 (`rows` of S_pretrain), what is copied marked: 1 from d1, 2 from
+    the corpus. As many d1 as `cfg.examples`."""
+    best: dict[int, tuple[int, float]] = {}
+    for first, second, similarity in pairs:
+        best.setdefault(first, (second, similarity))
+    by_d1: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["d1"] in best:
+            by_d1.setdefault(row["d1"], []).append(row)
+    chosen = [row for d1 in list(by_d1)[: cfg.examples] for row in by_d1[d1][:2]]
+    ids = [np.array(tokenizer.encode([row["text"]])[0], np.int64) for row in chosen]
+    near = d1_masks(ids, [corpus[row["d1"]][:-1] for row in chosen], cfg.copy_tokens)
+    far = corpus_masks(ids, corpus, cfg.copy_tokens)
+    found: dict[int, dict[str, Any]] = {}
+    for row, tokens, from_d1, from_corpus in zip(chosen, ids, near, far, strict=True):
+        second, similarity = best[row["d1"]]
+        texts = {"d1": tokenizer.decode(corpus[row["d1"]]), "d2": tokenizer.decode(corpus[second])}
+        example = found.setdefault(row["d1"], {**texts, "similarity": similarity, "sampled": []})
+        marked = segments(tokenizer, tokens, np.where(from_d1, 1, np.where(from_corpus, 2, 0)), row["text"])
+        example["sampled"].append({"segments": marked, "mean_logprob": row["mean_logprob"], "finish": row["finish"]})
+    return list(found.values())
+
+
+def spread(pairs: Pairs, tokenizer: Tokenizer, corpus: Tokens, cfg: config.Analyze, count: int = 60) -> list[dict[str, Any]]:
+    """Up to `count` pairs, least similar first, spread evenly over the range of similarity."""
+    wanted = np.linspace(pairs.similarity.min(), pairs.similarity.max(), count)
+    order = np.argsort(pairs.similarity, kind="stable")
+    places = np.minimum(np.searchsorted(pairs.similarity[order], wanted), len(order) - 1)
+    return [shown(pairs, int(i), tokenizer, corpus, cfg.copy_tokens) for i in order[np.unique(places)]]
+
+
+def shown(pairs: Pairs, number: int, tokenizer: Tokenizer, corpus: Tokens, n: int) -> dict[str, Any]:
+    """A pair to look at: its similarity, d1, and d2 in segments, marked 1 where it shares a run of `n` tokens with d1."""
+    d1, d2 = corpus[int(pairs.d1[number])][:-1], corpus[int(pairs.d2[number])][:-1]
+    parts = segments(tokenizer, d2, d1_masks([d2], [d1], n)[0].astype(int))
+    return {"similarity": float(pairs.similarity[number]), "d1": tokenizer.decode(d1), "d2": parts}
+
+
+def segments(
+    tokenizer: Tokenizer, tokens: Integer[np.ndarray, " token"], mark: Integer[np.ndarray, " token"], text: str | None = None
+) -> list[tuple[str, int]]:
+    """A text (what its tokens decode to, unless given) cut where `mark` changes, with the mark of each part."""
+    edges = [0, *(np.flatnonzero(np.diff(mark)) + 1).tolist(), len(tokens)]
+    text = tokenizer.decode(tokens) if text is None else text
+    return _cut(text, {i: len(tokenizer.decode(tokens[:i])) for i in edges}, mark)
+
+
+def _cut(text: str, prefixes: Mapping[int, int], mark: Integer[np.ndarray, " token"]) -> list[tuple[str, int]]:
     """The text cut where `mark` changes, with the mark of each part; `prefixes[i]` is how many characters the first i
     tokens decode to, for every i where the mark changes, 0 and the last."""
     edges = sorted(prefixes)

@@ -204,45 +204,63 @@ def sentence_transformer(cfg: config.Embed, device: str) -> Embedder:
     return encode_windows
 
 
-def read_vectors(path: str | None, ids: Sequence[str]) -> Float16[np.ndarray, "doc dim"]:
-    """The user's own vectors, one per id, made unit length.
+def read_vectors(path: str | None, ids: Sequence[str], unknown: str = "error") -> Float16[np.ndarray, "doc dim"]:
+    """The user's own vectors, one per id, made unit length, matched by id.
 
-    Arrays (.npy, .safetensors) are matched by order, Parquet (`id`, `vector`) by id. Raises DataError for a wrong count,
-    an id without a vector, a value that is not finite, or a zero row.
+    Parquet holds `id` and `vector`; beside an array (.npy, .safetensors) lies a file of the same name and the suffix .ids,
+    an id a line. Raises DataError for a wrong count, ids that come twice, that have no vector, or (unless `unknown` is
+    `ignore`) that belong to no document; for a value that is not finite, or a zero row.
     """
     if path is None:
         raise ConfigError("embed.path: required with embed.model: file")
     if not Path(path).exists():
         raise DataError(f"embed.path: {path}: no such file")
     try:
-        vectors = np.asarray(_read_array(path, ids), np.float32)
-    except (OSError, ValueError) as error:
+        known, vectors = _read_rows(path)
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(f"embed.path: {path}: cannot be read: {error}") from None
-    if vectors.ndim != 2 or len(vectors) != len(ids):
-        raise DataError(f"embed.path: {path}: has shape {vectors.shape}, expected one row for each of {len(ids):,} documents")
+    if vectors.ndim != 2 or len(vectors) != len(known):
+        raise DataError(f"embed.path: {path}: has shape {vectors.shape}, expected one row for each of {len(known):,} ids")
+    place = {name: row for row, name in enumerate(known)}
+    if len(place) < len(known):
+        twice = next(name for row, name in enumerate(known) if place[name] != row)
+        raise DataError(f"embed.path: {path}: {len(known) - len(place):,} ids come more than once, the first is {twice!r}")
+    missing = [name for name in ids if name not in place]
+    if missing:
+        raise DataError(f"embed.path: {path}: {len(missing):,} documents have no vector, the first is {missing[0]!r}")
+    stray = place.keys() - set(ids)
+    if stray and unknown == "error":
+        raise DataError(
+            f"embed.path: {path}: {len(stray):,} ids belong to no document of D_pretrain or validation, the first is "
+            f"{min(stray)!r}; where that is as it should be: --set embed.unknown_ids=ignore"
+        )
+    rows = np.array([place[name] for name in ids], np.int64)
+    vectors = np.asarray(vectors[rows], np.float32)
     bad = np.flatnonzero(~np.isfinite(vectors).all(1) | ~vectors.any(1))
     if len(bad):
-        raise DataError(f"embed.path: {path}: row {bad[0]} ({ids[bad[0]]}) is zero or not finite; {len(bad):,} such rows")
+        raise DataError(f"embed.path: {path}: row {rows[bad[0]]} ({ids[bad[0]]}) is zero or not finite; {len(bad):,} such rows")
     return _unit(vectors).astype(np.float16)
 
 
-def _read_array(path: str, ids: Sequence[str]) -> Any:
-    if path.endswith(".npy"):
-        return np.load(path, allow_pickle=False)
-    if path.endswith(".safetensors"):
-        from safetensors.numpy import load_file
-
-        return next(iter(load_file(path).values()))
+def _read_rows(path: str) -> tuple[list[str], np.ndarray]:
+    """The ids and vectors of a file, row by row."""
     if path.endswith(".parquet"):
         import pyarrow.parquet as pq
 
         table = pq.read_table(path, columns=["id", "vector"])
-        known = dict(zip(table["id"].to_pylist(), range(len(table)), strict=True))
-        missing = [i for i in ids if i not in known]
-        if missing:
-            raise DataError(f"embed.path: {path}: {len(missing):,} documents have no vector, the first is {missing[0]!r}")
-        return np.stack(table["vector"].take([known[i] for i in ids]).to_numpy())
-    raise DataError(f"embed.path: {path}: unknown kind of file; known are .npy, .safetensors and .parquet")
+        return [str(i) for i in table["id"].to_pylist()], np.stack(table["vector"].to_numpy())
+    if path.endswith(".npy"):
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    elif path.endswith(".safetensors"):
+        from safetensors.numpy import load_file
+
+        vectors = next(iter(load_file(path).values()))
+    else:
+        raise DataError(f"embed.path: {path}: unknown kind of file; known are .npy, .safetensors and .parquet")
+    names = Path(path).with_suffix(".ids")
+    if not names.exists():
+        raise DataError(f"embed.path: {names}: no such file; it says which document each row of {path} is of, an id a line")
+    return names.read_text("utf-8").splitlines(), vectors
 
 
 def _count(texts: Iterable[str], features: int) -> Any:

@@ -48,6 +48,7 @@ def report(results: Mapping[str, Any]) -> str:
         paper=PAPER,
         charts=Markup(_script(charts(results))),
         examples=Markup(_script(results["examples"])),
+        spread=Markup(_script(results["pair_examples"])),
         plotly=Markup(get_plotlyjs()),
     )
     return page + "\n"

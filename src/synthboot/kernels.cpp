@@ -185,6 +185,263 @@ FAST static void within_bfloat(const Block& b, float reach, const uint16_t* scor
   within(b, reach, scores, counts, found);
 }
 
+// ---- half precision made ready for products
+
+struct Widen {
+  int64_t rows, padded, dim;
+  const uint16_t* source;  // IEEE half
+  float* wide;
+  uint16_t* narrow;  // bfloat16, rows of zeros up to `padded`; or none
+};
+
+typedef _Float16 h16 __attribute__((vector_size(32), aligned(2)));
+
+INLINE void put(uint16_t* p, float value) {  // to the nearest bfloat16, ties to even
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  *p = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+INLINE void put(float* p, float value) { *p = value; }
+
+// Returns the squared length of the longest row.
+INLINE float widen_rows(const Widen& w) {
+  float longest = 0;
+  for (int64_t r = 0; r < w.rows; r++) {
+    const uint16_t* from = w.source + r * w.dim;
+    float* wide = w.wide + r * w.dim;
+    int64_t d = 0;
+    for (; d + 16 <= w.dim; d += 16) {
+      const f16 x = __builtin_convertvector(*(const h16*)(from + d), f16);
+      *(f16*)(wide + d) = x;
+      if (w.narrow) {
+        const i16 bits = (i16)x;
+        const i16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        *(u16*)(w.narrow + r * w.dim + d) = __builtin_convertvector(rounded, u16);
+      }
+    }
+    for (; d < w.dim; d++) {
+      _Float16 x;
+      memcpy(&x, from + d, 2);
+      wide[d] = (float)x;
+      if (w.narrow) put(w.narrow + r * w.dim + d, wide[d]);
+    }
+    const float length = dot(wide, wide, w.dim);
+    if (length > longest) longest = length;
+  }
+  if (w.narrow) memset(w.narrow + w.rows * w.dim, 0, (w.padded - w.rows) * w.dim * 2);
+  return longest;
+}
+
+FAST static float widen_all(const Widen& w) { return widen_rows(w); }
+
+// ---- one token of attention for every row of a batch
+
+// The cache of a layer: keys in blocks of sixteen positions, (row, head, block, dim, 16), so that sixteen scores come from
+// contiguous loads; values as (row, head, position, dim). T is float, or uint16_t for bfloat16.
+template <class T>
+struct Attention {
+  int64_t rows, heads, kv_heads, dim, window;
+  float eps;
+  const float *qkv, *q_norm, *k_norm, *cosine, *sine;  // (row, heads + 2 kv_heads, dim), (dim), (dim), (row, dim), (row, dim)
+  const int64_t* position;
+  T *keys, *values;
+  float *out, *work;  // (row, heads, dim), and 4 * (window + dim) floats of room
+};
+
+// Normalised (where there is a weight), rotated, scaled.
+INLINE void turn(const float* x, const float* weight, float eps, const float* cosine, const float* sine, int64_t dim, float scale,
+                 float* out) {
+  float r = scale;
+  if (weight) r = scale / std::sqrt(dot(x, x, dim) / dim + eps);
+  const int64_t half = dim / 2;
+  for (int64_t d = 0; d < half; d++) {
+    const float a = x[d] * r * (weight ? weight[d] : 1), b = x[d + half] * r * (weight ? weight[d + half] : 1);
+    out[d] = a * cosine[d] - b * sine[d];
+    out[d + half] = b * cosine[d + half] + a * sine[d + half];
+  }
+}
+
+INLINE f16 exponential(f16 x) {  // relative error below 2e-7 between -87 and 0; 0 below that
+  const i16 gone = x < splat(-87.0f);
+  const f16 scaled = x * 1.44269504f;
+  const f16 magic = splat(12582912.0f);
+  const f16 n = (scaled + magic) - magic;  // rounded
+  const f16 f = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+  f16 p = splat(1.9875691500e-4f);
+  p = p * f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  const i16 power = (__builtin_convertvector(n, i16) + 127) << 23;
+  const f16 value = p * (f16)power;
+  return gone ? splat(0.0f) : value;
+}
+
+// G query heads that share a key head, V vectors of sixteen in a head.
+template <int G, int V, class T>
+INLINE void attend_heads(const T* keys, const T* values, int64_t count, int64_t window, const float* q, float* weights, float* out) {
+  const int64_t dim = 16 * V;
+  float most[G];
+  for (int g = 0; g < G; g++) most[g] = -INFINITY;
+  for (int64_t start = 0; start < count; start += 16) {
+    const T* block = keys + start * dim;
+    f16 score[G] = {};
+    for (int64_t d = 0; d < dim; d++) {
+      const f16 key = load(block + d * 16);
+      for (int g = 0; g < G; g++) score[g] += q[g * dim + d] * key;
+    }
+    for (int g = 0; g < G; g++) {
+      for (int l = 0; l < 16; l++)
+        if (start + l >= count) score[g][l] = -INFINITY;
+      *(f16*)(weights + g * window + start) = score[g];
+      for (int l = 0; l < 16; l++)
+        if (score[g][l] > most[g]) most[g] = score[g][l];
+    }
+  }
+  float sum[G];
+  for (int g = 0; g < G; g++) {
+    f16 sums = {};
+    for (int64_t start = 0; start < count; start += 16) {
+      f16* place = (f16*)(weights + g * window + start);
+      *place = exponential(*place - most[g]);
+      sums += *place;
+    }
+    sum[g] = total(sums);
+  }
+  f16 mixed[G][V] = {};
+  for (int64_t p = 0; p < count; p++)
+    for (int v = 0; v < V; v++) {
+      const f16 value = load(values + p * dim + 16 * v);
+      for (int g = 0; g < G; g++) mixed[g][v] += weights[g * window + p] * value;
+    }
+  for (int g = 0; g < G; g++)
+    for (int v = 0; v < V; v++) *(f16*)(out + g * dim + 16 * v) = mixed[g][v] * (1 / sum[g]);
+}
+
+template <int V, class T>
+INLINE void attend(const Attention<T>& a) {
+  const int64_t dim = 16 * V, group = a.heads / a.kv_heads, joined = (a.heads + 2 * a.kv_heads) * dim;
+  const float scale = 1 / std::sqrt((float)dim);
+  float *weights = a.work, *q = a.work + 4 * a.window;
+  for (int64_t r = 0; r < a.rows; r++) {
+    const int64_t at = a.position[r];
+    const float *cosine = a.cosine + r * dim, *sine = a.sine + r * dim;
+    for (int64_t h = 0; h < a.kv_heads; h++) {
+      T* keys = a.keys + (r * a.kv_heads + h) * a.window * dim;
+      T* values = a.values + (r * a.kv_heads + h) * a.window * dim;
+      const float* k = a.qkv + r * joined + (a.heads + h) * dim;
+      const float* v = k + a.kv_heads * dim;
+      turn(k, a.k_norm, a.eps, cosine, sine, dim, 1, q);
+      for (int64_t d = 0; d < dim; d++) put(keys + (at / 16) * 16 * dim + d * 16 + at % 16, q[d]);
+      for (int64_t d = 0; d < dim; d++) put(values + at * dim + d, v[d]);
+      for (int64_t g = 0; g < group;) {
+        const int64_t head = h * group + g, left = group - g;
+        const int together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        for (int n = 0; n < together; n++)
+          turn(a.qkv + r * joined + (head + n) * dim, a.q_norm, a.eps, cosine, sine, dim, scale, q + n * dim);
+        float* out = a.out + (r * a.heads + head) * dim;
+        if (together == 4)
+          attend_heads<4, V>(keys, values, at + 1, a.window, q, weights, out);
+        else if (together == 2)
+          attend_heads<2, V>(keys, values, at + 1, a.window, q, weights, out);
+        else
+          attend_heads<1, V>(keys, values, at + 1, a.window, q, weights, out);
+        g += together;
+      }
+    }
+  }
+}
+
+template <class T>
+INLINE void attend_any(const Attention<T>& a) {
+  if (a.dim == 16) attend<1>(a);
+  if (a.dim == 32) attend<2>(a);
+  if (a.dim == 64) attend<4>(a);
+  if (a.dim == 128) attend<8>(a);
+}
+
+FAST static void attend_float(const Attention<float>& a) { attend_any(a); }
+FAST static void attend_bfloat(const Attention<uint16_t>& a) { attend_any(a); }
+
+// ---- a token for every row
+
+struct Draw {
+  int64_t rows, vocab;
+  float temperature, top_p;
+  const float* logits;
+  const uint64_t *seeds, *steps;
+  int64_t* token;
+  float *logprob, *work;  // (row) each, and room for `vocab` floats rounded up to sixteen
+};
+
+// 24 bits in [0, 1) by splitmix64 of (seed, step, attempt): `lm.sample.uniforms`.
+INLINE float uniform(uint64_t seed, uint64_t step, uint64_t attempt) {
+  uint64_t x = seed + (step * 64 + attempt + 1) * 0x9E3779B97F4A7C15u;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  x ^= x >> 31;
+  return (float)(x >> 40) * 0x1p-24f;
+}
+
+INLINE void draw_rows(const Draw& d) {
+  const int64_t whole = d.vocab / 16 * 16;
+  for (int64_t r = 0; r < d.rows; r++) {
+    const float* logits = d.logits + r * d.vocab;
+    f16 tops = splat(-INFINITY);
+    int64_t j = 0;
+    for (; j < whole; j += 16) tops = tops > load(logits + j) ? tops : load(logits + j);
+    float top = -INFINITY;
+    for (int l = 0; l < 16; l++) top = tops[l] > top ? tops[l] : top;
+    for (; j < d.vocab; j++) top = logits[j] > top ? logits[j] : top;
+    const float sharp = d.temperature > 0 ? 1 / d.temperature : 1;
+    double mass = 0, plain = 0;
+    for (j = 0; j < d.vocab; j += 16) {  // the last sixteen are filled up with nothing
+      f16 x = splat(-INFINITY);
+      if (j < whole)
+        x = load(logits + j);
+      else
+        for (int64_t l = j; l < d.vocab; l++) x[l - j] = logits[l];
+      const f16 e = exponential((x - top) * sharp);
+      *(f16*)(d.work + j) = e;
+      mass += total(e);
+      if (sharp != 1) plain += total(exponential(x - top));
+    }
+    if (sharp == 1) plain = mass;
+    int64_t chosen = -1;
+    if (d.temperature > 0)
+      for (int attempt = 0; attempt < 64 && chosen < 0; attempt++) {
+        const double wanted = uniform(d.seeds[r], d.steps[r], attempt) * mass;
+        double sum = 0;
+        int64_t place = 0;
+        for (; place + 16 < d.vocab; place += 16) {
+          const double next = sum + total(*(const f16*)(d.work + place));
+          if (next > wanted) break;
+          sum = next;
+        }
+        for (; place + 1 < d.vocab; place++) {
+          sum += d.work[place];
+          if (sum > wanted) break;
+        }
+        const float own = d.work[place];
+        double likelier = 0;
+        for (j = 0; j < d.vocab; j += 16) {
+          const f16 e = *(const f16*)(d.work + j);
+          likelier += total(e > splat(own) ? e : splat(0.0f));
+        }
+        if (likelier < d.top_p * mass) chosen = place;
+      }
+    for (j = 0; chosen < 0; j++)  // the likeliest: greedy, or a top_p below one in 2^64
+      if (logits[j] == top) chosen = j;
+    d.token[r] = chosen;
+    d.logprob[r] = (float)(logits[chosen] - top - std::log(plain));
+  }
+}
+
+FAST static void draw_all(const Draw& d) { draw_rows(d); }
+
 // ---- Python
 
 struct Buffer {
@@ -272,9 +529,98 @@ static PyObject* py_within(PyObject*, PyObject* args) {
   return PyByteArray_FromStringAndSize((const char*)found.data(), (Py_ssize_t)(found.size() * 4));
 }
 
+static PyObject* py_widen(PyObject*, PyObject* args) {
+  PyObject *source, *wide, *narrow;
+  long long rows, padded, dim;
+  if (!PyArg_ParseTuple(args, "LLLOOO", &rows, &padded, &dim, &source, &wide, &narrow)) return nullptr;
+  Buffer s, w, n;
+  if (!s.take(source, rows * dim * 2, false, "source") || !w.take(wide, rows * dim * 4, true, "wide") ||
+      (narrow != Py_None && !n.take(narrow, padded * dim * 2, true, "narrow")))
+    return nullptr;
+  const Widen all = {rows, padded, dim, s.as<uint16_t>(), w.as<float>(), narrow == Py_None ? nullptr : n.as<uint16_t>()};
+  float longest;
+  Py_BEGIN_ALLOW_THREADS;
+  longest = widen_all(all);
+  Py_END_ALLOW_THREADS;
+  return PyFloat_FromDouble(std::sqrt(longest));
+}
+
+template <class T>
+static void run_attention(Attention<T> a, Buffer& keys, Buffer& values, void (*run)(const Attention<T>&)) {
+  std::vector<float> work(4 * (a.window + a.dim) + 16);
+  a.keys = keys.as<T>(), a.values = values.as<T>(), a.work = work.data();
+  Py_BEGIN_ALLOW_THREADS;
+  run(a);
+  Py_END_ALLOW_THREADS;
+}
+
+static PyObject* py_attend(PyObject*, PyObject* args) {
+  PyObject *qkv, *q_norm, *k_norm, *cosine, *sine, *position, *keys, *values, *out;
+  long long rows, heads, kv_heads, dim, window;
+  int half;
+  float eps;
+  if (!PyArg_ParseTuple(args, "LLLLLpfOOOOOOOOO", &rows, &heads, &kv_heads, &dim, &window, &half, &eps, &qkv, &q_norm, &k_norm,
+                        &cosine, &sine, &position, &keys, &values, &out))
+    return nullptr;
+  if ((dim != 16 && dim != 32 && dim != 64 && dim != 128) || window % 16 || kv_heads < 1 || heads % kv_heads) {
+    PyErr_SetString(PyExc_ValueError, "heads of 16, 32, 64 or 128 dimensions, windows in sixteens, whole groups of heads");
+    return nullptr;
+  }
+  Buffer b[9];
+  const int64_t cache = rows * kv_heads * window * dim * (half ? 2 : 4);
+  const bool normed = q_norm != Py_None;
+  if (!b[0].take(qkv, rows * (heads + 2 * kv_heads) * dim * 4, false, "qkv") ||
+      (normed && (!b[1].take(q_norm, dim * 4, false, "q_norm") || !b[2].take(k_norm, dim * 4, false, "k_norm"))) ||
+      !b[3].take(cosine, rows * dim * 4, false, "cosine") || !b[4].take(sine, rows * dim * 4, false, "sine") ||
+      !b[5].take(position, rows * 8, false, "position") || !b[6].take(keys, cache, true, "keys") ||
+      !b[7].take(values, cache, true, "values") || !b[8].take(out, rows * heads * dim * 4, true, "out"))
+    return nullptr;
+  for (int64_t r = 0; r < rows; r++)
+    if (b[5].as<int64_t>()[r] < 0 || b[5].as<int64_t>()[r] >= window) {
+      PyErr_SetString(PyExc_IndexError, "a position lies outside the window");
+      return nullptr;
+    }
+  const float *qn = normed ? b[1].as<float>() : nullptr, *kn = normed ? b[2].as<float>() : nullptr;
+  if (half)
+    run_attention<uint16_t>({rows, heads, kv_heads, dim, window, eps, b[0].as<float>(), qn, kn, b[3].as<float>(), b[4].as<float>(),
+                             b[5].as<int64_t>(), nullptr, nullptr, b[8].as<float>(), nullptr}, b[6], b[7], attend_bfloat);
+  else
+    run_attention<float>({rows, heads, kv_heads, dim, window, eps, b[0].as<float>(), qn, kn, b[3].as<float>(), b[4].as<float>(),
+                          b[5].as<int64_t>(), nullptr, nullptr, b[8].as<float>(), nullptr}, b[6], b[7], attend_float);
+  Py_RETURN_NONE;
+}
+
+static PyObject* py_draw(PyObject*, PyObject* args) {
+  PyObject *logits, *seeds, *steps, *token, *logprob;
+  long long rows, vocab;
+  float temperature, top_p;
+  if (!PyArg_ParseTuple(args, "LLffOOOOO", &rows, &vocab, &temperature, &top_p, &logits, &seeds, &steps, &token, &logprob))
+    return nullptr;
+  Buffer l, s, t, c, p;
+  if (!l.take(logits, rows * vocab * 4, false, "logits") || !s.take(seeds, rows * 8, false, "seeds") ||
+      !t.take(steps, rows * 8, false, "steps") || !c.take(token, rows * 8, true, "token") ||
+      !p.take(logprob, rows * 4, true, "logprob"))
+    return nullptr;
+  std::vector<float> work(vocab + 16);
+  const Draw d = {rows, vocab, temperature, top_p, l.as<float>(), s.as<uint64_t>(), t.as<uint64_t>(), c.as<int64_t>(),
+                  p.as<float>(), work.data()};
+  for (int64_t n = 0; n < rows * vocab; n++)
+    if (!(d.logits[n] <= 3e38f)) {
+      PyErr_SetString(PyExc_FloatingPointError, "a logit is not a number");
+      return nullptr;
+    }
+  Py_BEGIN_ALLOW_THREADS;
+  draw_all(d);
+  Py_END_ALLOW_THREADS;
+  Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"offer", py_offer, METH_VARARGS, nullptr},
     {"within", py_within, METH_VARARGS, nullptr},
+    {"widen", py_widen, METH_VARARGS, nullptr},
+    {"attend", py_attend, METH_VARARGS, nullptr},
+    {"draw", py_draw, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

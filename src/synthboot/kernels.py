@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Float16, Float32, Int32, Int64
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +65,17 @@ class Scored:
         return scores, half, *scores.shape, columns, self.margin, queries, total, members, dim
 
 
+def widen(rows: Float16[np.ndarray, "row dim"], height: int | None) -> tuple[Tensor, Tensor | None, float]:
+    """The rows in float32; with `height`, also in bfloat16, with rows of zeros up to that many; and the longest's length."""
+    import torch
+
+    count, dim = rows.shape
+    wide = torch.empty(count, dim)
+    narrow = None if height is None else torch.empty(height, dim, dtype=torch.bfloat16)
+    place = None if narrow is None else narrow.view(torch.int16).numpy()
+    return wide, narrow, _loaded().widen(count, height or 0, dim, np.ascontiguousarray(rows), wide.numpy(), place)
+
+
 def offer(scored: Scored, rows: Tensor, own: Tensor, first: int, index: Tensor, score: Tensor) -> None:
     """Put what is new into the running k best of some queries.
 
@@ -82,6 +93,45 @@ def within(scored: Scored, reach: float) -> tuple[Int32[np.ndarray, " look"], In
     counts = np.empty(len(scored.queries), np.int64)
     found = _loaded().within(scored._arguments(), reach, counts)
     return np.frombuffer(found, np.int32), counts
+
+
+HEADS = (16, 32, 64, 128)
+"""Dimensions of a head that `attend` knows."""
+
+
+def attend(
+    joined: Tensor, norms: tuple[Tensor, Tensor] | None, eps: float, cosine: Tensor, sine: Tensor, position: Tensor,
+    keys: Tensor, values: Tensor,
+) -> Tensor:  # fmt: skip
+    """One token of attention for every row: normalise and rotate queries and keys, append to the cache, attend.
+
+    `joined` (row, head + 2 x key/value head, dim) holds queries, keys and values; `norms` the weights (dim) for queries and
+    keys; `cosine`, `sine` (row, dim); `position` (row) where each row's token goes. `keys` (row, head, block, dim, 16) and
+    `values` (row, head, window, dim) are float32 or bfloat16, window 16 x block. Returns (row, head x dim).
+    """
+    import torch
+
+    half = keys.dtype == torch.bfloat16
+    cache = [(c.view(torch.int16) if half else c).numpy() for c in (keys, values)]
+    (rows, kv_heads, window, dim), heads = values.shape, joined.shape[1] - 2 * values.shape[1]
+    q_norm, k_norm = (None, None) if norms is None else (n.numpy() for n in norms)
+    out = torch.empty(rows, heads * dim)
+    _loaded().attend(
+        rows, heads, kv_heads, dim, window, half, eps, joined.numpy(), q_norm, k_norm, cosine.numpy(), sine.numpy(),
+        position.numpy(), *cache, out.numpy(),
+    )  # fmt: skip
+    return out
+
+
+def draw(
+    logits: Tensor, seeds: np.ndarray, steps: np.ndarray, temperature: float, top_p: float
+) -> tuple[Int64[np.ndarray, " row"], Float32[np.ndarray, " row"]]:
+    """`lm.sample.draw`: a token per row of `logits` (row, vocab) and its log-probability."""
+    rows, vocab = logits.shape
+    token, logprob = np.empty(rows, np.int64), np.empty(rows, np.float32)
+    seeds, steps = seeds.astype(np.uint64), steps.astype(np.uint64)
+    _loaded().draw(rows, vocab, temperature, top_p, logits.contiguous().numpy(), seeds, steps, token, logprob)
+    return token, logprob
 
 
 def _loaded() -> ModuleType:

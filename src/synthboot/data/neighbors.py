@@ -168,16 +168,15 @@ def within_reach(
     import torch
 
     c = _rows(centroids, device)
-    product = _Product(c) if kernels.available(device) else None
+    compiled = _Product(centroids) if kernels.available(device) else None
     cells, counts = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
     for start in range(0, len(vectors), 2_048):
-        rows = _rows(vectors[start : start + 2_048], device)
-        if product is not None:
-            found = kernels.within(product(rows), reach)
+        if compiled is not None:
+            found = kernels.within(_Product(vectors[start : start + 2_048]).meets(compiled), reach)
             cells.append(found[0])
             counts.append(found[1])
             continue
-        scores = rows @ c.T
+        scores = _rows(vectors[start : start + 2_048], device) @ c.T
         best, home = scores.max(1)
         own = home[:, None] == torch.arange(len(c), device=scores.device)
         row, cell = ((scores >= (best - reach)[:, None]) | own).nonzero(as_tuple=True)  # one's own is never lost
@@ -216,23 +215,27 @@ class _Best:
     def __init__(self, queries: np.ndarray, k: int, own: np.ndarray | None, device: str) -> None:
         import torch
 
-        self.x, self.device, count = _rows(queries, device), device, len(queries)
+        self.device, count = device, len(queries)
+        self._product = _Product(queries) if kernels.available(device) else None
+        self.x = _rows(queries, device) if self._product is None else self._product.rows
         self.own = torch.from_numpy(np.full(count, -1) if own is None else np.array(own, np.int64)).to(device)
         self.index = torch.full((count, k), -1, dtype=torch.int64, device=device)
         self.score = torch.full((count, k), float("-inf"), device=device)
         self.bar = torch.full((count,), float("-inf"), device=device)
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._count = 0
-        self._product = _Product(self.x) if kernels.available(device) else None
+        if self._product is not None:
+            self._room = torch.zeros(_ROWS, queries.shape[1], dtype=self._product.factor.dtype)
 
     def meet(self, rows: Tensor, vectors: np.ndarray, first: int, fresh: bool) -> None:
         """Compare the queries `rows` with `vectors`, rows `first` and on. `fresh`: these queries have met nothing yet."""
-        members = _rows(vectors, self.device)
         if self._product is not None:
-            product = _Product(members)
+            product = _Product(vectors)
             for part in rows.split(_ROWS):
-                kernels.offer(product.with_(self._product, part), part, self.own, first, self.index, self.score)
+                scored = self._product.meets(product, part, self._room)
+                kernels.offer(scored, part, self.own, first, self.index, self.score)
             return
+        members = _rows(vectors, self.device)
         for part in rows.split(max(1, _ROWS * _COLUMNS // len(members))):
             scores = self.x[part] @ members.T
             _hide(scores, self.own[part] - first)
@@ -297,25 +300,32 @@ class _Best:
 
 
 class _Product:
-    """Rows ready to be multiplied with others: in bfloat16 where that is faster, with the margin that this takes."""
+    """Rows ready to be multiplied with others: in bfloat16 where that is faster, with the margin that this takes. Rows are
+    filled up to a multiple of 64, since a bfloat16 product of a shape not seen before costs a millisecond to set up."""
 
-    def __init__(self, rows: Tensor) -> None:
-        self.rows, self.half = rows, _faster_in_half()
-        self.other = _padded(rows.bfloat16()) if self.half else rows
-        self.longest = float(rows.norm(dim=1).max()) if len(rows) else 0.0
-
-    def __call__(self, queries: Tensor) -> kernels.Scored:
-        """All of `queries` with these rows."""
+    def __init__(self, vectors: np.ndarray) -> None:
         import torch
 
-        return self.with_(_Product(queries), torch.arange(len(queries)))
+        self.half, self.height = _faster_in_half(), -(-len(vectors) // 64) * 64
+        if vectors.dtype == np.float16:
+            self.rows, narrow, self.longest = kernels.widen(vectors, self.height if self.half else None)
+            self.factor = self.rows if narrow is None else narrow
+            return
+        self.rows = _rows(vectors, "cpu")
+        filled = torch.nn.functional.pad(self.rows, (0, 0, 0, self.height - len(vectors)))
+        self.factor = filled.bfloat16() if self.half else self.rows
+        self.longest = float(self.rows.norm(dim=1).max()) if len(vectors) else 0.0
 
-    def with_(self, queries: _Product, chosen: Tensor) -> kernels.Scored:
-        """Some of the queries with these rows."""
-        some = queries.other.index_select(0, chosen)
-        scores = (_padded(some) if self.half else some) @ self.other.T
-        margin = (_EPSILON_HALF if self.half else _EPSILON) * self.longest * queries.longest
-        return kernels.Scored(scores, queries.rows, self.rows, margin)
+    def meets(self, members: _Product, chosen: Tensor | None = None, room: Tensor | None = None) -> kernels.Scored:
+        """These rows, or some of them put together in `room`, with others."""
+        import torch
+
+        some = self.factor
+        if chosen is not None and room is not None:
+            torch.index_select(self.factor, 0, chosen, out=room[: len(chosen)])
+            some = room[: -(-len(chosen) // 64) * 64]  # what lies behind the chosen is not looked at
+        margin = (_EPSILON_HALF if self.half else _EPSILON) * self.longest * members.longest
+        return kernels.Scored(some @ members.factor.T, self.rows, members.rows, margin)
 
 
 @cache
@@ -331,7 +341,7 @@ def _faster_in_half() -> bool:
             taken.append(time.perf_counter() - begun)
         return min(taken)
 
-    x, y = torch.ones(512, 256), torch.ones(2_048, 256)
+    x, y = torch.ones(256, 256), torch.ones(1_024, 256)
     return seconds(x.bfloat16(), y.bfloat16()) < 0.8 * seconds(x, y)
 
 
@@ -340,13 +350,6 @@ def _rows(array: np.ndarray, device: str) -> Tensor:
     import torch
 
     return torch.from_numpy(np.array(array)).to(device).float()
-
-
-def _padded(rows: Tensor) -> Tensor:
-    """With zero rows to a multiple of 64: a bfloat16 product of a shape not seen before costs a millisecond to set up."""
-    import torch
-
-    return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % 64))
 
 
 def _hide(scores: Tensor, own: Tensor) -> None:

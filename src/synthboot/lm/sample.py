@@ -18,7 +18,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
+from synthboot import kernels
+
 _NATIVE = ("qwen3", "llama")
+_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 _GOLDEN, _M1, _M2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
@@ -50,21 +53,21 @@ class Sampler(Protocol):
         ...
 
 
-def sampler(model: Any, end: int, *, temperature: float, top_p: float, batch: int) -> Sampler:
+def sampler(model: Any, end: int, *, temperature: float, top_p: float, batch: int, dtype: str = "auto") -> Sampler:
     """The embedded engine where it knows the layout, else `transformers.generate`."""
     kind = model.config.model_type
     plain = not getattr(model.config, "attention_bias", False) and not getattr(model.config, "mlp_bias", False)
     rope = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
     if kind in _NATIVE and plain and rope == "default" and not getattr(model.config, "use_sliding_window", False):
-        return EmbeddedSampler(model, end, temperature=temperature, top_p=top_p, batch=batch)
+        return EmbeddedSampler(model, end, temperature=temperature, top_p=top_p, batch=batch, dtype=dtype)
     return TransformersSampler(model, end, temperature=temperature, top_p=top_p, batch=batch)
 
 
 class EmbeddedSampler:
     """Continuous batching over `batch` rows of a fixed cache. Memory: 2 x layers x batch x window x key/value width."""
 
-    def __init__(self, model: Any, end: int, *, temperature: float, top_p: float, batch: int) -> None:
-        self.decoder = Decoder(model)
+    def __init__(self, model: Any, end: int, *, temperature: float, top_p: float, batch: int, dtype: str = "auto") -> None:
+        self.decoder = Decoder(model, dtype)
         self.end, self.temperature, self.top_p, self.batch = end, temperature, top_p, batch
 
     @torch.inference_mode()
@@ -168,6 +171,8 @@ def draw(
     and step alone.
     """
     logits = logits.float()
+    if kernels.available(logits.device.type):
+        return kernels.draw(logits, seeds, steps, temperature, top_p)
     if temperature == 0:
         chosen = logits.argmax(1)
         return chosen.cpu().numpy(), torch.log_softmax(logits, 1).gather(1, chosen[:, None])[:, 0].cpu().numpy()
@@ -209,16 +214,18 @@ Cache = list[tuple[torch.Tensor, torch.Tensor]]
 class Decoder:
     """A Llama or Qwen3 model as two pure functions over its weights and a cache: prefill and step."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, dtype: str = "auto") -> None:
         cfg, inner = model.config, model.model
         self.device = next(model.parameters()).device
-        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.matrices = _DTYPES[dtype] or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        self.dtype = torch.float32 if self.device.type == "cpu" else self.matrices
         self.vocab_size, self.eps = cfg.vocab_size, cfg.rms_norm_eps
         self.heads, self.kv_heads = cfg.num_attention_heads, cfg.num_key_value_heads
         self.head_dim = getattr(cfg, "head_dim", None) or cfg.hidden_size // cfg.num_attention_heads
+        self.compiled = kernels.available(self.device.type) and self.head_dim in kernels.HEADS
 
         def cast(weight: Any) -> torch.Tensor:
-            return torch.as_tensor(weight.detach()).to(self.dtype).contiguous()
+            return torch.as_tensor(weight.detach()).to(self.matrices if weight.dim() > 1 else self.dtype).contiguous()
 
         self.embedding, self.head = cast(inner.embed_tokens.weight), cast(model.lm_head.weight)
         self.norm = cast(inner.norm.weight)
@@ -228,10 +235,13 @@ class Decoder:
         self.layers = [_Layer(layer, cast) for layer in inner.layers]
 
     def cache(self, rows: int, window: int) -> Cache:
-        """An empty cache: keys and values of every layer, (row, head, position, dim)."""
+        """An empty cache: keys and values of every layer, (row, head, position, dim); for the compiled loops keys are
+        (row, head, block, dim, 16), sixteen positions side by side."""
+        window = -(-window // 16) * 16
         shape = (rows, self.kv_heads, window, self.head_dim)
-        options: Any = {"dtype": self.dtype, "device": self.device}
-        return [(torch.zeros(shape, **options), torch.zeros(shape, **options)) for _ in self.layers]
+        blocks = (rows, self.kv_heads, window // 16, self.head_dim, 16) if self.compiled else shape
+        options: Any = {"dtype": self.matrices if self.compiled else self.dtype, "device": self.device}
+        return [(torch.zeros(blocks, **options), torch.zeros(shape, **options)) for _ in self.layers]
 
     def prefill(
         self, tokens: Int64[torch.Tensor, "row token"], lengths: Int64[torch.Tensor, " row"],
@@ -240,14 +250,15 @@ class Decoder:
         """Fill cache rows `rows` with right-padded prompts; returns the logits after each prompt's last token."""
         width = tokens.shape[1]
         cos, sin = self._rope(torch.arange(width, device=self.device))
-        hidden = self.embedding[tokens]
+        hidden = self.embedding[tokens].to(self.dtype)
         for layer, (keys, values) in zip(self.layers, cache, strict=True):
             q, k, v = self._qkv(layer, hidden, cos, sin)
-            keys[rows, :, :width], values[rows, :, :width] = k, v
+            self._store(keys, rows, k)
+            values[rows, :, :width] = v.to(values.dtype)
             attended = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads
             )
-            hidden = self._rest(layer, hidden, attended)
+            hidden = self._rest(layer, hidden, attended.transpose(1, 2).flatten(2))
         last = hidden[torch.arange(len(rows), device=self.device), lengths - 1]
         return self._logits(last)
 
@@ -255,20 +266,42 @@ class Decoder:
         self, tokens: Int64[torch.Tensor, " row"], position: Int64[torch.Tensor, " row"], cache: Cache
     ) -> Float[torch.Tensor, "row vocab"]:
         """Append one token per row at its position; returns the logits of the next."""
+        if self.compiled:
+            return self._compiled_step(tokens, position, cache)
         span = int(position.max()) + 1
         cos, sin = self._rope(position[:, None])
         cos, sin = cos[:, None], sin[:, None]
         mask = (torch.arange(span, device=self.device) <= position[:, None])[:, None, None, :]
         rows = torch.arange(len(tokens), device=self.device)
-        hidden = self.embedding[tokens][:, None]
+        hidden = self.embedding[tokens].to(self.dtype)[:, None]
         for layer, (keys, values) in zip(self.layers, cache, strict=True):
             q, k, v = self._qkv(layer, hidden, cos, sin)
             keys[rows, :, position], values[rows, :, position] = k[:, :, 0], v[:, :, 0]
             attended = torch.nn.functional.scaled_dot_product_attention(
                 q, keys[:, :, :span], values[:, :, :span], attn_mask=mask, enable_gqa=self.heads != self.kv_heads
             )
-            hidden = self._rest(layer, hidden, attended)
+            hidden = self._rest(layer, hidden, attended.transpose(1, 2).flatten(2))
         return self._logits(hidden[:, 0])
+
+    def _compiled_step(self, tokens: torch.Tensor, position: torch.Tensor, cache: Cache) -> torch.Tensor:
+        cos, sin = self._rope(position)
+        hidden = self.embedding[tokens].to(self.dtype)
+        for layer, (keys, values) in zip(self.layers, cache, strict=True):
+            joined = _linear(_rms(hidden, layer.input_norm, self.eps), layer.qkv)
+            joined = joined.view(len(tokens), self.heads + 2 * self.kv_heads, self.head_dim)
+            norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
+            attended = kernels.attend(joined, norms, self.eps, cos, sin, position, keys, values)
+            hidden = self._rest(layer, hidden, attended)
+        return self._logits(hidden)
+
+    def _store(self, keys: torch.Tensor, rows: torch.Tensor, k: torch.Tensor) -> None:
+        """Put the keys (row, head, token, dim) of prompts into cache rows."""
+        width = k.shape[2]
+        if not self.compiled:
+            keys[rows, :, :width] = k
+            return
+        blocks = torch.nn.functional.pad(k, (0, 0, 0, -width % 16)).unflatten(2, (-1, 16)).transpose(3, 4)
+        keys[rows, :, : blocks.shape[2]] = blocks.to(keys.dtype)
 
     def _rope(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         angle = position[..., None].float() * self.frequency
@@ -278,7 +311,7 @@ class Decoder:
         self, layer: _Layer, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows, width, _ = hidden.shape
-        joined = torch.nn.functional.linear(_rms(hidden, layer.input_norm, self.eps), layer.qkv)
+        joined = _linear(_rms(hidden, layer.input_norm, self.eps), layer.qkv)
         heads = joined.view(rows, width, self.heads + 2 * self.kv_heads, self.head_dim)
         q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         if layer.q_norm is not None and layer.k_norm is not None:
@@ -287,14 +320,13 @@ class Decoder:
         return _rotate(q, cos, sin), _rotate(k, cos, sin), v.transpose(1, 2)
 
     def _rest(self, layer: _Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        rows, _, width, _ = attended.shape
-        hidden = hidden + torch.nn.functional.linear(attended.transpose(1, 2).reshape(rows, width, -1), layer.output)
-        joined = torch.nn.functional.linear(_rms(hidden, layer.post_norm, self.eps), layer.gate_up)
+        hidden = hidden + _linear(attended, layer.output)
+        joined = _linear(_rms(hidden, layer.post_norm, self.eps), layer.gate_up)
         gate, up = joined.chunk(2, dim=-1)
-        return hidden + torch.nn.functional.linear(torch.nn.functional.silu(gate) * up, layer.down)
+        return hidden + _linear(torch.nn.functional.silu(gate) * up, layer.down)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(_rms(hidden, self.norm, self.eps), self.head).float()
+        return _linear(_rms(hidden, self.norm, self.eps), self.head).float()
 
 
 class _Layer:
@@ -312,6 +344,11 @@ class _Layer:
             cast(layer.input_layernorm.weight),
             cast(layer.post_attention_layernorm.weight),
         )
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A product in the weight's precision, the result in that of `x`."""
+    return torch.nn.functional.linear(x.to(weight.dtype), weight).to(x.dtype)
 
 
 def _rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +129,17 @@ def contents(settings: dict[str, Any]) -> dict[str, Any]:
         else:
             found[name] = path.read_bytes()
     return found
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Takes the compiled loops away, when called, until the test ends."""
+    from synthboot import kernels
+
+    def take() -> None:
+        monkeypatch.setenv("SYNTHBOOT_KERNELS", "0")
+        kernels._module.cache_clear()
+
+    yield take
+    monkeypatch.undo()
+    kernels._module.cache_clear()

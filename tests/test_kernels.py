@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,21 +11,9 @@ import torch
 
 from synthboot import kernels
 from synthboot.data import neighbors
+from synthboot.lm import sample
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="the package was installed without a compiler")
-
-
-@pytest.fixture
-def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Takes the compiled loops away until the test ends."""
-
-    def take() -> None:
-        monkeypatch.setenv("SYNTHBOOT_KERNELS", "0")
-        kernels._module.cache_clear()
-
-    yield take
-    monkeypatch.undo()
-    kernels._module.cache_clear()
 
 
 def rows(count: int, dim: int, seed: int) -> np.ndarray:
@@ -35,10 +23,10 @@ def rows(count: int, dim: int, seed: int) -> np.ndarray:
 
 @compiled
 @pytest.mark.parametrize(("docs", "dim", "k"), [(3_000, 256, 16), (1_001, 40, 3), (300, 7, 50), (20, 16, 30), (9_000, 24, 1)])
-def test_neighbours_are_those_of_the_python_path(without: Callable[[], None], docs: int, dim: int, k: int) -> None:
+def test_neighbours_are_those_of_the_python_path(without_kernels: Callable[[], None], docs: int, dim: int, k: int) -> None:
     vectors, own = rows(docs, dim, 0), np.arange(docs)
     index, score = neighbors.exact(vectors, vectors, k, own)
-    without()
+    without_kernels()
     slow_index, slow_score = neighbors.exact(vectors, vectors, k, own)
     there = np.isfinite(slow_score)
     assert np.array_equal(np.isfinite(score), there)
@@ -67,14 +55,88 @@ def test_how_the_products_are_taken_does_not_show_in_the_result(monkeypatch: pyt
 
 @compiled
 @pytest.mark.parametrize("reach", [-1.0, 0.0, 0.03, 2.0])
-def test_cells_within_reach_are_those_of_the_python_path(without: Callable[[], None], reach: float) -> None:
+def test_cells_within_reach_are_those_of_the_python_path(without_kernels: Callable[[], None], reach: float) -> None:
     vectors, centroids = rows(3_000, 48, 3), rows(70, 48, 4).astype(np.float32)
     cells, counts = neighbors.within_reach(vectors, centroids, reach)
-    without()
+    without_kernels()
     slow_cells, slow_counts = neighbors.within_reach(vectors, centroids, reach)
     assert (counts != slow_counts).mean() < 0.001  # at the very edge of the reach rounding decides
     if np.array_equal(counts, slow_counts):
         assert (cells != slow_cells).mean() < 0.001
+
+
+@compiled
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 200])
+def test_widened_rows_are_torchs(count: int) -> None:
+    vectors = np.concatenate((rows(count, 37, 5), np.zeros((0, 37), np.float16)))
+    vectors[: count // 2] *= np.float16(1e-6)  # among them halves too small to be normal
+    wide, narrow, longest = kernels.widen(vectors, 256)
+    assert torch.equal(wide, torch.from_numpy(vectors).float())
+    assert narrow is not None
+    assert torch.equal(narrow[:count], wide.bfloat16())
+    assert not narrow[count:].any()
+    assert longest == pytest.approx(float(wide.norm(dim=1).max()) if count else 0.0, rel=1e-5)
+
+
+@compiled
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 16), (4, 1, 32), (6, 2, 64), (7, 1, 128)])
+@pytest.mark.parametrize("normed", [True, False])
+def test_one_token_of_attention_is_torchs(heads: int, kv_heads: int, dim: int, normed: bool) -> None:
+    torch.manual_seed(heads)
+    count, window = 5, 48
+    position = torch.tensor([0, 1, 15, 16, 47])
+    joined = torch.randn(count, heads + 2 * kv_heads, dim)
+    norms = (torch.rand(dim) + 0.5, torch.rand(dim) + 0.5) if normed else None
+    angle = torch.rand(count, dim // 2) * 6
+    cos, sin = (torch.cat((f(angle), f(angle)), 1) for f in (torch.cos, torch.sin))
+    before = torch.randn(2, count, kv_heads, window, dim)
+    keys = before[0].unflatten(2, (-1, 16)).transpose(3, 4).contiguous()
+    values = before[1].clone()
+    out = kernels.attend(joined, norms, 1e-6, cos, sin, position, keys, values)
+
+    q, k, v = joined.split((heads, kv_heads, kv_heads), 1)
+    if norms is not None:
+        q, k = (torch.nn.functional.rms_norm(x, (dim,), w, 1e-6) for x, w in zip((q, k), norms, strict=True))
+    turned = [x * cos[:, None] + torch.cat((-x[..., dim // 2 :], x[..., : dim // 2]), -1) * sin[:, None] for x in (q, k)]
+    for row in range(count):
+        before[0, row, :, position[row]], before[1, row, :, position[row]] = turned[1][row], v[row]
+        upto = int(position[row]) + 1
+        k_all, v_all = (x[row, :, :upto].repeat_interleave(heads // kv_heads, 0) for x in before)
+        weights = torch.softmax(torch.einsum("hd,hpd->hp", turned[0][row], k_all) / dim**0.5, 1)
+        assert torch.allclose(out[row].view(heads, dim), torch.einsum("hp,hpd->hd", weights, v_all), atol=2e-5)
+    assert torch.allclose(keys.transpose(3, 4).flatten(2, 3), before[0], atol=2e-6)
+    assert torch.equal(values, before[1])
+
+
+@compiled
+def test_attention_refuses_what_does_not_fit() -> None:
+    joined, cos = torch.zeros(2, 3, 16), torch.zeros(2, 16)
+    keys, values = torch.zeros(2, 1, 1, 16, 16), torch.zeros(2, 1, 16, 16)
+    with pytest.raises(IndexError, match="outside the window"):
+        kernels.attend(joined, None, 1e-6, cos, cos, torch.tensor([0, 16]), keys, values)
+    with pytest.raises(ValueError, match="whole groups"):
+        kernels.attend(torch.zeros(2, 3, 24), None, 1e-6, cos, cos, torch.tensor([0, 1]), keys, torch.zeros(2, 1, 16, 24))
+
+
+@compiled
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.9), (0.6, 0.5), (1.7, 1.0), (0.0, 1.0), (1.0, 1e-30)])
+def test_draws_are_those_of_the_python_path(without_kernels: Callable[[], None], temperature: float, top_p: float) -> None:
+    logits = 3 * torch.randn(4_000, 203, generator=torch.Generator().manual_seed(0))
+    seeds, steps = np.arange(4_000, dtype=np.uint64) * np.uint64(2**60 + 1), np.arange(4_000, dtype=np.uint64)
+    tokens, logprob = sample.draw(logits, seeds, steps, temperature, top_p)
+    without_kernels()
+    slow_tokens, slow_logprob = sample.draw(logits, seeds, steps, temperature, top_p)
+    same = tokens == slow_tokens
+    assert same.mean() > 0.998  # where the uniform number falls next to an edge rounding decides
+    assert np.allclose(logprob[same], slow_logprob[same], atol=2e-5)
+
+
+@compiled
+def test_a_logit_that_is_not_a_number_is_an_error() -> None:
+    logits = torch.zeros(3, 20)
+    logits[1, 7] = float("nan")
+    with pytest.raises(FloatingPointError):
+        sample.draw(logits, np.zeros(3, np.uint64), np.zeros(3, np.uint64), 1.0, 0.9)
 
 
 @compiled

@@ -233,6 +233,22 @@ class Tune(Section):
     """Held-out pairs the loss is taken on."""
 
 
+class Server(Section):
+    """An OpenAI-compatible completions endpoint: vLLM, SGLang, llama.cpp. Its key, if it wants one, is read from the
+    environment variable SYNTHBOOT_API_KEY."""
+
+    url: str = "http://127.0.0.1:8000/v1"
+    """The address before `/completions`."""
+    model: str = "synthesizer"
+    """The name that the server gave the model."""
+    concurrency: PositiveInt = 32
+    """Requests under way at once."""
+    retries: int = Field(5, ge=0)
+    """Times that a request is tried again, after 1, 2, 4, ... seconds, where the server is busy, broken or gone."""
+    timeout: float = Field(600, gt=0)
+    """Seconds that a request may take."""
+
+
 class Synthesize(Section):
     """Sampling S_pretrain from the synthesizer. Source: arXiv:2509.15248 (temperature 1, top-p 0.9 likely)."""
 
@@ -250,8 +266,16 @@ class Synthesize(Section):
     """Drop an output when more than this share of its 8-grams repeat an earlier one of it."""
     chunk: PositiveInt = 256
     """Requests per chunk, the unit that is committed and redone."""
-    batch: PositiveInt = 64
-    """Rows decoded together."""
+    batch: PositiveInt | None = None
+    """Rows decoded together; chosen from memory and a quick measurement unless set. Does not change what is sampled."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights and of the key-value cache while sampling; `auto`: bfloat16 on a GPU, float32 on a CPU, where
+    bfloat16 is faster on some machines."""
+    sampler: Literal["embedded", "vllm", "server"] = "embedded"
+    """What samples: the built-in engine, vLLM in this process (pip install vllm), or a server that speaks OpenAI's
+    completions, with the synthesizer already loaded."""
+    server: Server = Server()
+    """Where the server is, for `sampler: server`."""
 
 
 class Arm(Section):

@@ -42,3 +42,7 @@ class LockedRun(SynthbootError):
 
 class TrainingError(SynthbootError):
     """Training diverged, or a checkpoint does not fit the model it is loaded into."""
+
+
+class SamplingError(SynthbootError):
+    """The engine or the server that samples has failed."""

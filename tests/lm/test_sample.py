@@ -6,6 +6,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from synthboot.lm import sample
+from synthboot.lm.decode import Decoder
 from synthboot.lm.sample import EmbeddedSampler, Request, TransformersSampler
 from tests.lm.conftest import small_model
 
@@ -15,13 +16,20 @@ def requests(count: int, limit: int = 12, seed: int = 0) -> list[Request]:
     return [Request(tuple(rng.integers(2, 280, rng.integers(1, 20)).tolist()), 1_000 + i, limit) for i in range(count)]
 
 
-def llama() -> Any:
+def llama(width: int = 32) -> Any:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     return LlamaForCausalLM(LlamaConfig(vocab_size=280, intermediate_size=64, max_position_embeddings=64, **sizes)).eval()
 
 
-@pytest.mark.parametrize("make", [lambda: small_model(1), lambda: small_model(4), llama], ids=["gqa", "mha", "llama"])
+MODELS = {
+    "gqa": lambda: small_model(1), "mha": lambda: small_model(4), "llama": llama,
+    "gqa, compiled": lambda: small_model(1, width=64), "mha, compiled": lambda: small_model(4, width=128),
+    "llama, compiled": lambda: llama(128),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
 def test_greedy_output_equals_transformers_token_for_token(make: Any) -> None:
     model, asked = make(), requests(30)
     results = EmbeddedSampler(model, end=0, temperature=0, top_p=1, batch=8).sample(asked)
@@ -37,8 +45,9 @@ def test_greedy_output_equals_transformers_token_for_token(make: Any) -> None:
         assert result.finish == ("end" if ended else "length")
 
 
-def test_log_probability_is_the_models_own() -> None:
-    model, asked = small_model(), requests(6)
+@pytest.mark.parametrize("width", [32, 64])
+def test_log_probability_is_the_models_own(width: int) -> None:
+    model, asked = small_model(width=width), requests(6)
     for temperature in (1.0, 0.7):
         for request, result in zip(
             asked, EmbeddedSampler(model, 0, temperature=temperature, top_p=0.9, batch=4).sample(asked), strict=True
@@ -82,13 +91,59 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
     assert together.tolist() == alone
 
 
-def test_a_request_gets_the_same_tokens_whatever_its_neighbours() -> None:
-    model, asked = small_model(), requests(40)
-    sampler = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=16)
+@pytest.mark.parametrize(("width", "dtype"), [(32, "float32"), (64, "float32"), (64, "bfloat16")])
+def test_a_request_gets_the_same_tokens_whatever_its_neighbours(width: int, dtype: str) -> None:
+    model, asked = small_model(width=width), requests(80)
+    sampler = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=48, dtype=dtype)
     together = sampler.sample(asked)
     backwards = sampler.sample(asked[::-1])[::-1]
-    agree = np.mean([a.tokens == b.tokens for a, b in zip(together, backwards, strict=True)])
-    assert agree >= 0.95  # a rounding difference between batch sizes may tip a draw once in a while
+    alone = [sampler.sample([r])[0] for r in asked]
+    for others in (backwards, alone):
+        agree = np.mean([a.tokens == b.tokens for a, b in zip(together, others, strict=True)])
+        assert agree >= 0.95  # a rounding difference between batch sizes may tip a draw once in a while
+
+
+@pytest.mark.parametrize("width", [32, 64])
+def test_a_prompt_that_many_share_is_read_once(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = small_model(width=width), []
+    prompts = [tuple(range(5, 17)), tuple(range(40, 60)), (9,)]
+    asked = [Request(prompts[i % 3], i, 10) for i in range(24)]
+    plain = [EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample([r])[0] for r in asked]
+    whole = Decoder.prefill
+
+    def counting(self: Decoder, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
+        read.append(len(tokens))
+        return whole(self, tokens, *rest)
+
+    monkeypatch.setattr(Decoder, "prefill", counting)
+    together = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample(asked)
+    assert sum(read) <= 6  # of 24: eight rows are filled at a time
+    assert np.mean([a.tokens == b.tokens for a, b in zip(together, plain, strict=True)]) >= 0.95
+
+
+def test_bfloat16_predicts_nearly_the_same() -> None:
+    model = small_model(width=64)
+    prompt, rows = torch.randint(2, 280, (24, 9)), torch.arange(24)
+    predicted = []
+    for dtype in ("float32", "bfloat16"):
+        decoder = Decoder(model, dtype)
+        cache = decoder.cache(24, 32)
+        first = decoder.prefill(prompt, torch.full((24,), 9), rows, cache)
+        second = decoder.step(prompt[:, 0], torch.full((24,), 9), cache)
+        predicted.append(torch.log_softmax(torch.cat((first, second)), 1))
+    exact, rough = predicted
+    assert 0 < float((exact.exp() * (exact - rough)).sum(1).max()) < 2e-3  # nats
+
+
+def test_the_batch_is_chosen_from_memory_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(small_model(width=64))
+    assert sample.best_batch(decoder, 64) in (32, 64, 128, 256, 512)
+    monkeypatch.setattr(Decoder, "free_memory", lambda self: 4 * decoder.cache_bytes(70, 64))
+    assert sample.best_batch(decoder, 64) in (32, 64)
+    monkeypatch.setattr(Decoder, "free_memory", lambda self: 0)
+    assert sample.best_batch(decoder, 64) == sample.LEAST_ROWS
+    keys, values = decoder.cache(3, 50)[0]
+    assert decoder.cache_bytes(3, 50) == len(decoder.layers) * (keys.nbytes + values.nbytes)
 
 
 def test_limits_and_empty_prompts() -> None:

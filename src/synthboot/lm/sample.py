@@ -6,22 +6,30 @@ top-p without sorting: from the full softmax by inverse CDF, accepted if the mas
 which gives exactly the truncated distribution. A request's random numbers depend on its seed and position alone.
 
 It decodes Llama and Qwen3 layouts; other architectures go through `transformers.generate`, slower but the same contract.
+`lm.vllm` and `lm.server` hand the work to other engines.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
-from synthboot import kernels
+from synthboot import config, kernels
+from synthboot.lm import model as models
+from synthboot.lm.decode import Decoder
 
 _NATIVE = ("qwen3", "llama")
-_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+LEAST_ROWS = 24
+"""Rows decoded at the least, some of them empty: with fewer, products round differently, and a request's tokens would depend
+on how many others there are."""
+
 _GOLDEN, _M1, _M2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
@@ -53,20 +61,38 @@ class Sampler(Protocol):
         ...
 
 
-def sampler(model: Any, end: int, *, temperature: float, top_p: float, batch: int, dtype: str = "auto") -> Sampler:
+def open_sampler(cfg: config.Synthesize, folder: Path, end: int, device: str) -> Sampler:
+    """The sampler that `synthesize.sampler` names, over the model in `folder`."""
+    if cfg.sampler == "vllm":
+        from synthboot.lm.vllm import VllmSampler
+
+        return VllmSampler(folder, end, cfg)
+    if cfg.sampler == "server":
+        from synthboot.lm.server import ServerSampler
+
+        return ServerSampler(folder, end, cfg)
+    model = models.load(folder).to(models.device(device))
+    return sampler(model, end, temperature=cfg.temperature, top_p=cfg.top_p, batch=cfg.batch, dtype=cfg.dtype)
+
+
+def sampler(
+    model: Any, end: int, *, temperature: float, top_p: float, batch: int | None = None, dtype: str = "auto"
+) -> Sampler:
     """The embedded engine where it knows the layout, else `transformers.generate`."""
     kind = model.config.model_type
     plain = not getattr(model.config, "attention_bias", False) and not getattr(model.config, "mlp_bias", False)
     rope = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
     if kind in _NATIVE and plain and rope == "default" and not getattr(model.config, "use_sliding_window", False):
         return EmbeddedSampler(model, end, temperature=temperature, top_p=top_p, batch=batch, dtype=dtype)
-    return TransformersSampler(model, end, temperature=temperature, top_p=top_p, batch=batch)
+    return TransformersSampler(model, end, temperature=temperature, top_p=top_p, batch=batch or 32)
 
 
 class EmbeddedSampler:
     """Continuous batching over `batch` rows of a fixed cache. Memory: 2 x layers x batch x window x key/value width."""
 
-    def __init__(self, model: Any, end: int, *, temperature: float, top_p: float, batch: int, dtype: str = "auto") -> None:
+    def __init__(
+        self, model: Any, end: int, *, temperature: float, top_p: float, batch: int | None = None, dtype: str = "auto"
+    ) -> None:
         self.decoder = Decoder(model, dtype)
         self.end, self.temperature, self.top_p, self.batch = end, temperature, top_p, batch
 
@@ -75,22 +101,45 @@ class EmbeddedSampler:
         """One result per request, in order. Raises ValueError where a prompt is empty."""
         if any(not r.prompt for r in requests):
             raise ValueError("a prompt needs at least one token")
-        state = _State(self, requests)
+        window = max((len(r.prompt) + r.max_tokens for r in requests), default=1)
+        if self.batch is None:
+            self.batch = best_batch(self.decoder, window)
+        state = _State(self, requests, window, self.batch)
         while state.waiting or state.live():
             state.refill()
             state.advance()
         return [r for r in state.results if r is not None]
 
 
+def best_batch(decoder: Decoder, window: int) -> int:
+    """How many rows to decode together: the fewest that come within 5 % of the most tokens per second, by a few steps of
+    each size at half the window, as far as a quarter of the memory that is free for this process goes."""
+    room = decoder.free_memory() // 4 // max(1, decoder.cache_bytes(1, window))
+    sizes = [n for n in (32, 64, 128, 256, 512) if n <= room] or [LEAST_ROWS]
+    rates: dict[int, float] = {}
+    for rows in sizes:
+        cache = decoder.cache(rows, window)
+        tokens, position = (torch.full((rows,), v, device=decoder.device) for v in (0, window // 2))
+        taken = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            decoder.step(tokens, position, cache)[0, 0].item()
+            taken.append(time.perf_counter() - begun)
+        rates[rows] = rows / min(taken)
+        if rates[rows] < 1.05 * max((r for n, r in rates.items() if n < rows), default=0.0):
+            break
+    return min(n for n, r in rates.items() if r >= 0.95 * max(rates.values()))
+
+
 class _State:
     """The rows in flight: which request each decodes, how far it is, and the logits of its next token."""
 
-    def __init__(self, owner: EmbeddedSampler, requests: Sequence[Request]) -> None:
+    def __init__(self, owner: EmbeddedSampler, requests: Sequence[Request], window: int, batch: int) -> None:
         self.owner, self.requests, self.decoder = owner, requests, owner.decoder
         self.results: list[Result | None] = [None] * len(requests)
-        self.waiting = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), i))  # popped from the end
-        window = max((len(r.prompt) + r.max_tokens for r in requests), default=1)
-        rows = min(owner.batch, max(1, len(requests)))
+        # popped from the end; equal prompts stand together
+        self.waiting = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt, i))
+        rows = max(LEAST_ROWS, min(batch, len(requests)))
         self.cache = self.decoder.cache(rows, window)
         self.request = np.full(rows, -1)
         self.position = torch.zeros(rows, dtype=torch.int64, device=self.decoder.device)
@@ -111,23 +160,30 @@ class _State:
                 group = free[start : start + 8][: len(self.waiting)]
                 if len(group):
                     self._prefill(group)
-        elif not self.waiting and rows > 8 and len(free) >= rows // 2:
-            self._keep(np.flatnonzero(self.request >= 0))
+        elif not self.waiting and rows > LEAST_ROWS and len(free) >= rows // 2:
+            live = np.flatnonzero(self.request >= 0)
+            self._keep(np.sort(np.concatenate((live, free[: max(0, LEAST_ROWS - len(live))]))))
 
     def _prefill(self, group: np.ndarray) -> None:
+        """Put the next requests into free rows. A prompt that several of them share is read once."""
         numbers = [self.waiting.pop() for _ in group]
         prompts = [self.requests[i].prompt for i in numbers]
-        width = max(map(len, prompts))
-        tokens = np.zeros((len(group), width), np.int64)
-        for i, prompt in enumerate(prompts):
+        first = dict(zip(reversed(prompts), reversed(group.tolist()), strict=True))
+        tokens = np.zeros((len(first), max(map(len, prompts))), np.int64)
+        for i, prompt in enumerate(first):
             tokens[i, : len(prompt)] = prompt
-        rows = torch.from_numpy(group).to(self.decoder.device)
-        lengths = torch.tensor([len(p) for p in prompts], device=self.decoder.device)
-        self.logits[rows] = self.decoder.prefill(torch.from_numpy(tokens).to(self.decoder.device), lengths, rows, self.cache)
-        self.position[rows] = lengths
-        for row, number in zip(group.tolist(), numbers, strict=True):
+        device = self.decoder.device
+        rows, lengths = torch.tensor(list(first.values()), device=device), torch.tensor(list(map(len, first)), device=device)
+        self.logits[rows] = self.decoder.prefill(torch.from_numpy(tokens).to(device), lengths, rows, self.cache)
+        copies = [(row, first[p]) for row, p in zip(group.tolist(), prompts, strict=True) if first[p] != row]
+        if copies:
+            to, source = (torch.tensor(column, device=device) for column in zip(*copies, strict=True))
+            self.logits[to] = self.logits[source]
+            for keys, values in self.cache:
+                keys[to], values[to] = keys[source], values[source]
+        for row, number, prompt in zip(group.tolist(), numbers, prompts, strict=True):
             self.request[row], self.seeds[row] = number, np.uint64(self.requests[number].seed & (2**64 - 1))
-            self.output[row], self.logprob[row] = [], 0.0
+            self.output[row], self.logprob[row], self.position[row] = [], 0.0, len(prompt)
 
     def _keep(self, rows: np.ndarray) -> None:
         index = torch.from_numpy(rows).to(self.decoder.device)
@@ -206,158 +262,6 @@ def uniforms(seeds: np.ndarray, steps: np.ndarray, attempt: int) -> Float[np.nda
     x = (x ^ (x >> np.uint64(27))) * np.uint64(_M2)
     x = x ^ (x >> np.uint64(31))
     return ((x >> np.uint64(40)).astype(np.float32)) * np.float32(2**-24)
-
-
-Cache = list[tuple[torch.Tensor, torch.Tensor]]
-
-
-class Decoder:
-    """A Llama or Qwen3 model as two pure functions over its weights and a cache: prefill and step."""
-
-    def __init__(self, model: Any, dtype: str = "auto") -> None:
-        cfg, inner = model.config, model.model
-        self.device = next(model.parameters()).device
-        self.matrices = _DTYPES[dtype] or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
-        self.dtype = torch.float32 if self.device.type == "cpu" else self.matrices
-        self.vocab_size, self.eps = cfg.vocab_size, cfg.rms_norm_eps
-        self.heads, self.kv_heads = cfg.num_attention_heads, cfg.num_key_value_heads
-        self.head_dim = getattr(cfg, "head_dim", None) or cfg.hidden_size // cfg.num_attention_heads
-        self.compiled = kernels.available(self.device.type) and self.head_dim in kernels.HEADS
-
-        def cast(weight: Any) -> torch.Tensor:
-            return torch.as_tensor(weight.detach()).to(self.matrices if weight.dim() > 1 else self.dtype).contiguous()
-
-        self.embedding, self.head = cast(inner.embed_tokens.weight), cast(model.lm_head.weight)
-        self.norm = cast(inner.norm.weight)
-        theta = cfg.rope_parameters["rope_theta"]
-        frequency = 1.0 / theta ** (torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim)
-        self.frequency = torch.cat((frequency, frequency)).to(self.device)
-        self.layers = [_Layer(layer, cast) for layer in inner.layers]
-
-    def cache(self, rows: int, window: int) -> Cache:
-        """An empty cache: keys and values of every layer, (row, head, position, dim); for the compiled loops keys are
-        (row, head, block, dim, 16), sixteen positions side by side."""
-        window = -(-window // 16) * 16
-        shape = (rows, self.kv_heads, window, self.head_dim)
-        blocks = (rows, self.kv_heads, window // 16, self.head_dim, 16) if self.compiled else shape
-        options: Any = {"dtype": self.matrices if self.compiled else self.dtype, "device": self.device}
-        return [(torch.zeros(blocks, **options), torch.zeros(shape, **options)) for _ in self.layers]
-
-    def prefill(
-        self, tokens: Int64[torch.Tensor, "row token"], lengths: Int64[torch.Tensor, " row"],
-        rows: Int64[torch.Tensor, " row"], cache: Cache,
-    ) -> Float[torch.Tensor, "row vocab"]:  # fmt: skip
-        """Fill cache rows `rows` with right-padded prompts; returns the logits after each prompt's last token."""
-        width = tokens.shape[1]
-        cos, sin = self._rope(torch.arange(width, device=self.device))
-        hidden = self.embedding[tokens].to(self.dtype)
-        for layer, (keys, values) in zip(self.layers, cache, strict=True):
-            q, k, v = self._qkv(layer, hidden, cos, sin)
-            self._store(keys, rows, k)
-            values[rows, :, :width] = v.to(values.dtype)
-            attended = torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads
-            )
-            hidden = self._rest(layer, hidden, attended.transpose(1, 2).flatten(2))
-        last = hidden[torch.arange(len(rows), device=self.device), lengths - 1]
-        return self._logits(last)
-
-    def step(
-        self, tokens: Int64[torch.Tensor, " row"], position: Int64[torch.Tensor, " row"], cache: Cache
-    ) -> Float[torch.Tensor, "row vocab"]:
-        """Append one token per row at its position; returns the logits of the next."""
-        if self.compiled:
-            return self._compiled_step(tokens, position, cache)
-        span = int(position.max()) + 1
-        cos, sin = self._rope(position[:, None])
-        cos, sin = cos[:, None], sin[:, None]
-        mask = (torch.arange(span, device=self.device) <= position[:, None])[:, None, None, :]
-        rows = torch.arange(len(tokens), device=self.device)
-        hidden = self.embedding[tokens].to(self.dtype)[:, None]
-        for layer, (keys, values) in zip(self.layers, cache, strict=True):
-            q, k, v = self._qkv(layer, hidden, cos, sin)
-            keys[rows, :, position], values[rows, :, position] = k[:, :, 0], v[:, :, 0]
-            attended = torch.nn.functional.scaled_dot_product_attention(
-                q, keys[:, :, :span], values[:, :, :span], attn_mask=mask, enable_gqa=self.heads != self.kv_heads
-            )
-            hidden = self._rest(layer, hidden, attended.transpose(1, 2).flatten(2))
-        return self._logits(hidden[:, 0])
-
-    def _compiled_step(self, tokens: torch.Tensor, position: torch.Tensor, cache: Cache) -> torch.Tensor:
-        cos, sin = self._rope(position)
-        hidden = self.embedding[tokens].to(self.dtype)
-        for layer, (keys, values) in zip(self.layers, cache, strict=True):
-            joined = _linear(_rms(hidden, layer.input_norm, self.eps), layer.qkv)
-            joined = joined.view(len(tokens), self.heads + 2 * self.kv_heads, self.head_dim)
-            norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
-            attended = kernels.attend(joined, norms, self.eps, cos, sin, position, keys, values)
-            hidden = self._rest(layer, hidden, attended)
-        return self._logits(hidden)
-
-    def _store(self, keys: torch.Tensor, rows: torch.Tensor, k: torch.Tensor) -> None:
-        """Put the keys (row, head, token, dim) of prompts into cache rows."""
-        width = k.shape[2]
-        if not self.compiled:
-            keys[rows, :, :width] = k
-            return
-        blocks = torch.nn.functional.pad(k, (0, 0, 0, -width % 16)).unflatten(2, (-1, 16)).transpose(3, 4)
-        keys[rows, :, : blocks.shape[2]] = blocks.to(keys.dtype)
-
-    def _rope(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        angle = position[..., None].float() * self.frequency
-        return angle.cos().to(self.dtype), angle.sin().to(self.dtype)
-
-    def _qkv(
-        self, layer: _Layer, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rows, width, _ = hidden.shape
-        joined = _linear(_rms(hidden, layer.input_norm, self.eps), layer.qkv)
-        heads = joined.view(rows, width, self.heads + 2 * self.kv_heads, self.head_dim)
-        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = _rms(q, layer.q_norm, self.eps), _rms(k, layer.k_norm, self.eps)
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-        return _rotate(q, cos, sin), _rotate(k, cos, sin), v.transpose(1, 2)
-
-    def _rest(self, layer: _Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        hidden = hidden + _linear(attended, layer.output)
-        joined = _linear(_rms(hidden, layer.post_norm, self.eps), layer.gate_up)
-        gate, up = joined.chunk(2, dim=-1)
-        return hidden + _linear(torch.nn.functional.silu(gate) * up, layer.down)
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return _linear(_rms(hidden, self.norm, self.eps), self.head).float()
-
-
-class _Layer:
-    """One block's weights, the products that share an input joined into one."""
-
-    def __init__(self, layer: Any, cast: Any) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = torch.cat([cast(p.weight) for p in (attention.q_proj, attention.k_proj, attention.v_proj)])
-        self.q_norm = cast(attention.q_norm.weight) if hasattr(attention, "q_norm") else None
-        self.k_norm = cast(attention.k_norm.weight) if hasattr(attention, "k_norm") else None
-        self.output = cast(attention.o_proj.weight)
-        self.gate_up = torch.cat([cast(mlp.gate_proj.weight), cast(mlp.up_proj.weight)])
-        self.down = cast(mlp.down_proj.weight)
-        self.input_norm, self.post_norm = (
-            cast(layer.input_layernorm.weight),
-            cast(layer.post_attention_layernorm.weight),
-        )
-
-
-def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A product in the weight's precision, the result in that of `x`."""
-    return torch.nn.functional.linear(x.to(weight.dtype), weight).to(x.dtype)
-
-
-def _rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
 
 
 class TransformersSampler:

@@ -30,9 +30,8 @@ from synthboot.data.artifacts import Progress, Shards, silent
 from synthboot.data.tokens import Tokens
 from synthboot.engine import local
 from synthboot.errors import BudgetError
-from synthboot.lm import model as models
 from synthboot.lm.batches import d1_room
-from synthboot.lm.sample import Request, Result, Sampler, sampler
+from synthboot.lm.sample import Request, Result, Sampler, open_sampler
 
 
 @dataclass(frozen=True)
@@ -118,10 +117,8 @@ def _chunk_writer(job: Job, folder: Path) -> Callable[[int], dict[str, Any]]:
         if shards.done(chunk):
             return shards.counts(chunk)
         if not loaded:
-            model = models.load(job.synthesizer).to(models.device(job.device))
             tokenizer = tokenizers.load(job.tokenizer)
-            settings = job.cfg
-            engine = sampler(model, tokenizer.end, temperature=settings.temperature, top_p=settings.top_p, batch=settings.batch)
+            engine = open_sampler(job.cfg, job.synthesizer, tokenizer.end, job.device)
             loaded.extend((engine, tokenizer, Tokens.open(job.corpus).head(job.docs)))
         return shards.write(chunk, lambda out: _write_chunk(job, chunk, out, *loaded))
 

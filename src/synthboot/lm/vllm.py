@@ -1,0 +1,62 @@
+"""Sampling by vLLM in this process: the Sampler protocol over its offline engine, one engine for each worker and GPU.
+
+vLLM keeps its own key-value cache, shares the prefill of equal prompts, and batches by itself. It comes from its own
+environment (`pip install vllm`); nothing here is imported unless `synthesize.sampler` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from synthboot import config
+from synthboot.errors import ConfigError, SamplingError
+from synthboot.lm.sample import Request, Result
+
+
+class VllmSampler:
+    """A vLLM engine over the model in a folder. Seeds are per request, so results repeat on the same GPU and version."""
+
+    def __init__(self, folder: Path, end: int, cfg: config.Synthesize) -> None:
+        try:
+            import vllm
+        except ImportError:
+            raise ConfigError("synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`") from None
+        self._vllm: Any = vllm
+        self.folder, self.end, self.cfg = folder, end, cfg
+        self._engine: Any = None
+
+    def sample(self, requests: Sequence[Request]) -> list[Result]:
+        """One result per request, in order. The engine is rebuilt once where it fails; then SamplingError, with its reason."""
+        prompts = [{"prompt_token_ids": list(r.prompt)} for r in requests]
+        settings = [
+            self._vllm.SamplingParams(
+                temperature=self.cfg.temperature, top_p=self.cfg.top_p, max_tokens=r.max_tokens, seed=r.seed & (2**63 - 1),
+                stop_token_ids=[self.end], logprobs=0, detokenize=False,
+            )
+            for r in requests
+        ]  # fmt: skip
+        for attempt in range(2):
+            try:
+                if self._engine is None:
+                    self._engine = self._vllm.LLM(
+                        model=str(self.folder), dtype=self.cfg.dtype, enable_prefix_caching=True, skip_tokenizer_init=True,
+                        max_num_seqs=self.cfg.batch or 256,
+                    )  # fmt: skip
+                outputs = self._engine.generate(prompts, settings, use_tqdm=False)
+                break
+            except Exception as error:  # whatever the engine died of
+                self._engine = None
+                if attempt:
+                    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                    raise SamplingError(
+                        f"synthesize: vLLM failed twice on these {len(requests):,} requests ({reason}); "
+                        f"what is done is kept: run again, with fewer rows (synthesize.batch) if memory ran out"
+                    ) from None
+        return [self._result(found.outputs[0]) for found in outputs]
+
+    def _result(self, output: Any) -> Result:
+        tokens = tuple(output.token_ids)
+        ended = bool(tokens) and tokens[-1] == self.end
+        return Result(tokens[:-1] if ended else tokens, "end" if ended else "length", float(output.cumulative_logprob))

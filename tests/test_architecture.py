@@ -9,7 +9,7 @@ from synthboot import pipeline
 
 SOURCE = Path(__file__).parent.parent / "src" / "synthboot"
 FILES = sorted(SOURCE.rglob("*.py"))
-ORDER = ["errors", "kernels", "config", "data", "lm", "engine", "stages", "steps", "pipeline", "plan", "show", "api", "cli"]
+ORDER = "errors kernels config data lm engine stages steps pipeline ranks plan show api cli".split()
 
 
 def room(path: Path) -> str:

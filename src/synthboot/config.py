@@ -66,10 +66,25 @@ class Budget(Section):
 
 
 class Optim(Section):
-    """AdamW with decoupled weight decay, warm-up then cosine, both in tokens."""
+    """AdamW with decoupled weight decay; a schedule in tokens."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` updates the matrices of the blocks by Muon (torch's, its rate scaled to AdamW's), the rest by AdamW."""
     lr: float = Field(3e-3, gt=0)
     """Peak learning rate."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """After warm-up: a cosine down to the final rate, or constant (`wsd`) and down to it in a line at the end."""
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    """`wsd`: share of `train_tokens` spent going down."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of products and activations; weights and gradients stay float32. `auto`: bfloat16 on a GPU, float32 on a CPU, where
+    bfloat16 is faster on some machines."""
+    z_loss: float = Field(0.0, ge=0)
+    """Weight of the squared log of the softmax's denominator, which keeps logits from drifting."""
+    max_spike: float = Field(3.0, gt=0)
+    """Stop where the loss is this many nats above its mean over the 50 steps before."""
+    document_mask: bool = False
+    """Keep a row's documents from seeing each other; costs speed, see docs/decisions.md."""
     min_lr_fraction: float = Field(0.05, ge=0, le=1)
     """Final learning rate as a fraction of the peak."""
     weight_decay: float = Field(0.3, ge=0)
@@ -97,7 +112,15 @@ class Engine(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU if there is one."""
     jobs: int = Field(0, ge=0)
-    """Processes side by side, one thread each; 0 takes one per core (on a GPU: one)."""
+    """Processes side by side, one thread each; 0 takes one per core, or one per GPU."""
+    processes: PositiveInt = 1
+    """Processes that train one model together, started by torchrun: one per GPU, each with a share of every step's rows."""
+    shard: bool = False
+    """With `processes`: every process holds a shard of the weights (FSDP2) rather than a copy (DDP)."""
+    checkpoint_activations: bool = False
+    """Compute activations again in the backward pass rather than keep them: less memory, a third more time."""
+    track: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Where figures go while a model trains, besides the report; each has to be installed."""
 
 
 class Corpus(Section):

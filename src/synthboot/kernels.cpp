@@ -442,6 +442,52 @@ INLINE void draw_rows(const Draw& d) {
 
 FAST static void draw_all(const Draw& d) { draw_rows(d); }
 
+// ---- softmax turned into the gradient of its cross-entropy
+
+struct Softmax {
+  int64_t rows, vocab;
+  float scale, z_loss;
+  float* logits;
+  const int64_t* targets;
+  double sums[2];  // of the cross-entropy, of the squared log of the partition function
+};
+
+INLINE void softmax_rows(Softmax& s) {
+  const int64_t whole = s.vocab / 16 * 16;
+  for (int64_t r = 0; r < s.rows; r++) {
+    float* x = s.logits + r * s.vocab;
+    f16 tops = splat(-INFINITY);
+    int64_t j = 0;
+    for (; j < whole; j += 16) tops = tops > load(x + j) ? tops : load(x + j);
+    float top = -INFINITY;
+    for (int l = 0; l < 16; l++) top = tops[l] > top ? tops[l] : top;
+    for (; j < s.vocab; j++) top = x[j] > top ? x[j] : top;
+    const float picked = x[s.targets[r]];
+    double mass = 0;
+    f16 sum = {};
+    for (j = 0; j < whole; j += 16) {
+      const f16 e = exponential(load(x + j) - top);
+      *(f16*)(x + j) = e;
+      sum += e;
+      if (j % 4096 == 4080) mass += total(sum), sum = f16{};
+    }
+    mass += total(sum);
+    for (; j < s.vocab; j++) {
+      x[j] = std::exp(x[j] - top);
+      mass += x[j];
+    }
+    const double lse = std::log(mass) + top;
+    const float factor = (float)(s.scale * (1 + 2 * s.z_loss * lse) / mass);
+    for (j = 0; j < whole; j += 16) *(f16*)(x + j) = load(x + j) * factor;
+    for (; j < s.vocab; j++) x[j] *= factor;
+    x[s.targets[r]] -= s.scale;
+    s.sums[0] += lse - picked;
+    s.sums[1] += lse * lse;
+  }
+}
+
+FAST static void softmax_all(Softmax& s) { softmax_rows(s); }
+
 // ---- Python
 
 struct Buffer {
@@ -615,10 +661,30 @@ static PyObject* py_draw(PyObject*, PyObject* args) {
   Py_RETURN_NONE;
 }
 
+static PyObject* py_softmax_gradient(PyObject*, PyObject* args) {
+  PyObject *logits, *targets;
+  long long rows, vocab;
+  Softmax s{};
+  if (!PyArg_ParseTuple(args, "LLffOO", &rows, &vocab, &s.scale, &s.z_loss, &logits, &targets)) return nullptr;
+  Buffer l, t;
+  if (!l.take(logits, rows * vocab * 4, true, "logits") || !t.take(targets, rows * 8, false, "targets")) return nullptr;
+  s.rows = rows, s.vocab = vocab, s.logits = l.as<float>(), s.targets = t.as<int64_t>();
+  for (int64_t r = 0; r < rows; r++)
+    if (s.targets[r] < 0 || s.targets[r] >= vocab) {
+      PyErr_SetString(PyExc_IndexError, "a target lies outside the vocabulary");
+      return nullptr;
+    }
+  Py_BEGIN_ALLOW_THREADS;
+  softmax_all(s);
+  Py_END_ALLOW_THREADS;
+  return Py_BuildValue("dd", s.sums[0], s.sums[1]);
+}
+
 static PyMethodDef methods[] = {
     {"offer", py_offer, METH_VARARGS, nullptr},
     {"within", py_within, METH_VARARGS, nullptr},
     {"widen", py_widen, METH_VARARGS, nullptr},
+    {"softmax_gradient", py_softmax_gradient, METH_VARARGS, nullptr},
     {"attend", py_attend, METH_VARARGS, nullptr},
     {"draw", py_draw, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},

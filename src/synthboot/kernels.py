@@ -134,6 +134,15 @@ def draw(
     return token, logprob
 
 
+def softmax_gradient(logits: Tensor, targets: Tensor, scale: float, z_loss: float) -> Tensor:
+    """`lm.loss.softmax_gradient`."""
+    import torch
+
+    rows, vocab = logits.shape
+    sums = _loaded().softmax_gradient(rows, vocab, scale, z_loss, logits.numpy(), targets.numpy())
+    return torch.tensor(sums, dtype=torch.float64)
+
+
 def _loaded() -> ModuleType:
     module = _module()
     assert module is not None, "callers ask `available` first"

@@ -6,10 +6,15 @@ unit starts once its parents are done, as many side by side as there are process
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
 import math
 import os
 import resource
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +25,11 @@ from typing import Any
 from synthboot import config
 from synthboot.data import artifacts, documents
 from synthboot.data.tokens import Tokens
-from synthboot.errors import LockedRun, MissingArtifact
+from synthboot.errors import LockedRun, MissingArtifact, TrainingError
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
-VERSIONS = dict.fromkeys(STAGES, 1) | {"embed": 2, "pair": 2, "analyze": 2}
+VERSIONS = dict.fromkeys(STAGES, 1) | {"embed": 2, "pair": 2, "base": 2, "tune": 2, "pretrain": 2, "analyze": 2}
+TOGETHER = ("base", "tune", "pretrain")
 PARALLEL = ("embed", "pair", "synthesize", "evaluate")
 
 
@@ -183,7 +189,7 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
         pool = local.Pool()
         try:
             while waiting or len(pool):
-                for name in _ready(plan, waiting, pool, jobs):
+                for name in _ready(plan, waiting, pool, max(1, jobs // cfg.engine.processes)):
                     tell(name, "start", None)
                     del waiting[name]
                     pool.start(name, make, cfg, plan, name, marks, jobs)
@@ -239,16 +245,10 @@ def make(
                 artifacts.verify(parent, manifest)
             artifacts.begin(folder, marks[unit.name])
             started = time.monotonic()
-            context = steps.Context(
-                cfg,
-                folder,
-                parents,
-                jobs if unit.stage in PARALLEL else 1,
-                progress,
-                variant=unit.variant,
-                **unit.options,
-            )
-            counts, cost = steps.STEPS[unit.stage](context)
+            if cfg.engine.processes > 1 and unit.stage in TOGETHER:
+                counts, cost = _together(cfg, unit, progress)
+            else:
+                counts, cost = steps.STEPS[unit.stage](context(cfg, plan, unit, jobs, progress))
             usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
             cost |= {"seconds": time.monotonic() - started, "peak_memory_bytes": usage * 1024}
             reads, known = unit.reads, {role: marks[parent] for role, parent in unit.parents.items()}
@@ -257,6 +257,43 @@ def make(
             )
             artifacts.commit(folder, record)
     return cost
+
+
+def context(cfg: config.Config, plan: dict[str, Unit], unit: Unit, jobs: int, progress: artifacts.Progress) -> Any:
+    """What a unit's step is given."""
+    from synthboot import steps
+
+    parents = {role: plan[parent].folder(cfg.folder) for role, parent in unit.parents.items()}
+    workers = jobs if unit.stage in PARALLEL else 1
+    return steps.Context(cfg, unit.folder(cfg.folder), parents, workers, progress, variant=unit.variant, **unit.options)
+
+
+def _together(cfg: config.Config, unit: Unit, progress: artifacts.Progress) -> tuple[dict[str, Any], dict[str, float]]:
+    """A unit's step in `engine.processes` processes, by torchrun. Raises TrainingError where one of them fails or dies."""
+    with tempfile.TemporaryDirectory() as place:
+        job, said = Path(place) / "job.json", Path(place) / "stderr"
+        artifacts.write_json(job, {"config": cfg.model_dump(mode="json"), "unit": unit.name})
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cfg.engine.processes),
+            "-m", "synthboot.ranks", str(job),
+        ]  # fmt: skip
+        with open(said, "wb") as stderr:
+            ranks = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+            try:
+                assert ranks.stdout is not None
+                for line in ranks.stdout:
+                    with contextlib.suppress(ValueError):  # a library may print too
+                        progress(*json.loads(line))
+                code = ranks.wait()
+            finally:
+                ranks.kill()
+        outcome = job.with_name("outcome.json")
+        found = artifacts.read_json(outcome) if outcome.exists() else {}
+        if code or "counts" not in found:
+            lines = said.read_text("utf-8", "replace").strip().splitlines()[-12:]
+            reason = found.get("error") or f"one of {cfg.engine.processes} processes died; torchrun said: " + " / ".join(lines)
+            raise TrainingError(f"{unit.name}: {reason}; run again to go on from the last checkpoint")
+        return found["counts"], found["cost"]
 
 
 @contextmanager

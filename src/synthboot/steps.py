@@ -130,6 +130,7 @@ def base(c: Context) -> Outcome:
 
 def tune(c: Context) -> Outcome:
     """The synthesizer."""
+    from synthboot.lm import parallel
     from synthboot.stages.tune import tune as stage
 
     tuned = stage(
@@ -137,7 +138,8 @@ def tune(c: Context) -> Outcome:
         c.tokenizer(), c.folder, c.progress,
     )  # fmt: skip
     counts = {"proof": tuned.proof, "padding_share": tuned.padding_share, "best_loss": tuned.curve.best_loss}
-    write_json(c.folder / "tune.json", {**counts, "curve": asdict(tuned.curve)})
+    if parallel.rank() == 0:
+        write_json(c.folder / "tune.json", {**counts, "curve": asdict(tuned.curve)})
     return counts, {"tokens": tuned.tokens, "flops": tuned.flops}
 
 
@@ -326,7 +328,10 @@ def _best_is_last(folder: Path) -> bool:
 
 
 def _trained(c: Context, trained: Any) -> Outcome:
-    write_json(c.folder / "ledger.json", trained.ledger)
+    from synthboot.lm import parallel
+
+    if parallel.rank() == 0:
+        write_json(c.folder / "ledger.json", trained.ledger)
     counts = {"best_loss": trained.curve.best_loss, "last_loss": trained.curve.last_loss, **trained.ledger}
     return counts, {"tokens": trained.ledger["train_tokens"], "flops": trained.flops}
 

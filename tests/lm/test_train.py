@@ -1,7 +1,12 @@
 import math
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,11 +14,12 @@ from synthboot import config
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, CorruptArtifact, TrainingError
+from synthboot.lm import loss, parallel, score, track
 from synthboot.lm import model as models
-from synthboot.lm import score
 from synthboot.lm import train as training
-from synthboot.lm.batches import PairPlan, Plan
-from synthboot.lm.train import Settings, train
+from synthboot.lm.batches import IGNORE, Batch, PairPlan, Plan
+from synthboot.lm.loss import Loss
+from synthboot.lm.train import Place, Settings, train
 from tests.lm.conftest import small_model
 
 TEXTS = Tokens.of([[*[10 + (i * j) % 40 for j in range(12)], 0] for i in range(30)])
@@ -93,13 +99,20 @@ def test_the_start_is_measured_but_is_never_the_best(tmp_path: Path, tokenizer: 
     assert (curve.best_step, curve.best_loss) == (8, 2.0)
 
 
+def one_step(model: Any, batch: Batch, how: Settings) -> tuple[float, float]:
+    """A step as the training loop takes it, at the full rate."""
+    [optimizer] = training._optimizers(model, how)
+    found = training._step(Loss(model, z_loss=how.z_loss), [optimizer], batch, how, parallel.ALONE, torch.device("cpu"))
+    optimizer.step()
+    return found
+
+
 def test_a_step_equals_plain_pytorch_with_and_without_accumulation() -> None:
     batch = plan().batch(0)
     gradients = []
     for micro in (None, 16):
         model = small_model()
-        optimizer = training._optimizer(model, settings())
-        loss, norm = training._step(model, optimizer, batch, settings(micro_batch_tokens=micro), 1e-2)
+        loss, norm = one_step(model, batch, settings(micro_batch_tokens=micro))
         gradients.append((loss, norm, torch.cat([p.detach().flatten() for p in model.parameters()])))
     model = small_model()
     reference = torch.optim.AdamW(
@@ -123,7 +136,7 @@ def test_packed_pairs_do_not_see_each_other() -> None:
         TEXTS, [0, 1, 2, 3], [4, 5, 6, 7], seq_len=64, d1_share=0.5, batch_tokens=128, tokens=128, seed=0, end=0, separator=1
     )
     model, batch = small_model(), pairs.batch(0)
-    mean, _ = training._step(model, training._optimizer(model, settings()), batch, settings(), 0.0)
+    mean, _ = one_step(model, batch, settings())
     fresh = small_model()
     rows = [(TEXTS[a], TEXTS[b]) for a, b in ((0, 4), (1, 5), (2, 6), (3, 7))]
     alone = score.pairs(fresh, [a for a, _ in rows], [b for _, b in rows], 64, 0.5, 0, 1)
@@ -142,6 +155,123 @@ def test_schedule_warms_up_then_falls_to_its_floor() -> None:
     assert rates[55] == pytest.approx(1e-2 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2))))
 
 
+def test_wsd_is_flat_and_then_falls_in_a_line() -> None:
+    s = settings(warmup_steps=10, min_lr_fraction=0.1, schedule="wsd", decay_fraction=0.2)
+    rates = np.array([training._lr(i, 100, s) for i in range(101)])
+    assert np.allclose(rates[10:81], 1e-2)
+    assert np.allclose(np.diff(rates[80:], 2), 0, atol=1e-9)
+    assert rates[100] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+@pytest.mark.parametrize("vocab", [280, 37])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_chunked_loss_and_its_gradients_are_plain_pytorchs(
+    z_loss: float, vocab: int, compiled: bool, without_kernels: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK", 13)
+    if not compiled:
+        without_kernels()
+    inputs, targets = torch.randint(0, vocab, (4, 16)), torch.randint(0, vocab, (4, 16))
+    targets[1, :9] = IGNORE
+    found = []
+    for kind in ("chunked", "plain"):
+        module = Loss(small_model(vocab_size=vocab), z_loss=z_loss)
+        assert module.chunked
+        module.chunked = kind == "chunked"
+        whole, plain = module(inputs, targets, 30.0)
+        whole.backward()
+        found.append([whole.detach(), plain, *(p.grad for p in module.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_bfloat16_products_leave_float32_weights_and_nearly_the_same_loss() -> None:
+    batch, model = plan().batch(0), small_model()
+    exact, _ = one_step(small_model(), batch, settings())
+    module = Loss(model, torch.bfloat16)
+    rough, _ = module(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets), float(batch.targets.size))
+    rough.backward()
+    assert 0 < abs(float(rough.detach()) - exact) < 0.02
+    assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_muon_trains_and_resumes_to_the_same_bytes(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = settings(optimizer="muon")
+    curve = train(small_model(), plan(), how, validate, tmp_path / "a", tokenizer)
+    assert curve.last_loss < curve.validation[0][1]
+    whole = training._Trainer.step
+
+    def dies(self: Any) -> tuple[float, float]:
+        if self.curve.step == 5:
+            raise Killed
+        return whole(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Trainer, "step", dies)
+        with pytest.raises(Killed):
+            train(small_model(), plan(), how, validate, tmp_path / "b", tokenizer)
+    train(small_model(), plan(), how, validate, tmp_path / "b", tokenizer)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_a_leap_of_the_loss_stops_the_run(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, steps = training._step, iter(range(1_000))
+
+    def leaping(*arguments: Any) -> tuple[float, float]:
+        found, norm = whole(*arguments)
+        return found + (5.0 if next(steps) == 60 else 0.0), norm
+
+    monkeypatch.setattr(training, "_step", leaping)
+    how = settings(eval_steps=(40, 80))
+    with pytest.raises(TrainingError, match=r"loss \d.*after a mean of .* at step 61 of 80, on real documents"):
+        train(small_model(), plan(80), how, validate, tmp_path / "m", tokenizer)
+
+
+def test_masked_documents_do_not_see_each_other() -> None:
+    masked = Plan(TEXTS, seq_len=16, batch_tokens=64, train_tokens=512, seed=0, end=0, document_mask=True)
+    batch, model = masked.batch(3), small_model()
+    module = Loss(model)
+    mean, _ = module(
+        torch.from_numpy(batch.inputs.copy()), torch.from_numpy(batch.targets.copy()), float(batch.targets.size),
+        training._masks(batch, slice(None), slice(None), torch.device("cpu")),
+    )  # fmt: skip
+    rows = []
+    assert batch.segments is not None
+    for row in range(len(batch.inputs)):
+        for number in np.unique(batch.segments[row]):
+            part = batch.segments[row] == number
+            rows.append((batch.inputs[row][part], batch.targets[row][part]))
+    assert len(rows) > len(batch.inputs)
+    assert float(mean.detach()) == pytest.approx(score.row_losses(model, rows).sum() / batch.targets.size, rel=1e-4)
+
+
+def test_what_a_step_reads_is_told() -> None:
+    mixed = Plan(TEXTS, TEXTS, 0.5, seq_len=16, batch_tokens=64, train_tokens=256, seed=0, end=0)
+    words = mixed.describe(0)
+    assert re.fullmatch(r"real documents [\d, ]+ and synthetic documents [\d, ]+", words)
+    named = {int(n) for n in re.findall(r"\d+", words)}
+    read = {int(n) for row in mixed.batch(0).targets for n in row[row != 0]}
+    assert read <= {int(t) for n in named for t in TEXTS[n]}
+
+
+def test_figures_go_where_they_are_sent(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[dict[str, float]] = []
+    module: Any = ModuleType("trackio")
+    module.init = lambda **options: SimpleNamespace(log=lambda values: logged.append({**values, **options}))
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    watch = track.watch(["trackio"], tmp_path, "run", "base")
+    train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer, place=Place(watch=watch))
+    assert [v["tokens"] for v in logged if "loss" in v] == [64 * i for i in range(1, 9)]
+    assert len([v for v in logged if "validation_loss" in v]) == 4
+    assert {"gradient_norm", "lr", "tokens_per_second", "project", "name"} <= logged[0].keys()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        track.watch(["wandb"], tmp_path, "run", "base")
+
+
 def test_divergence_names_the_step_and_the_checkpoint(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model = small_model()
 
@@ -151,7 +281,7 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path: Path, tokenizer:
                 next(iter(current.parameters())).fill_(math.nan)
         return 1.0
 
-    with pytest.raises(TrainingError, match=r"loss nan at step 5 of 8; .*checkpoint-00000004"):
+    with pytest.raises(TrainingError, match=r"loss nan.* at step 5 of 8, on real documents \d.*checkpoint-00000004"):
         train(model, plan(), settings(), poison, tmp_path / "m", tokenizer)
 
 
@@ -159,7 +289,7 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path: Path, tokenizer:
 def test_an_unreadable_checkpoint_says_which_and_what_to_do(
     tmp_path: Path, tokenizer: Tokenizer, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_finish", lambda *_: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(training._Trainer, "finish", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
     (tmp_path / "m" / "checkpoint-00000008" / name).write_bytes(b"{garbage")

@@ -15,9 +15,9 @@ from synthboot.data.artifacts import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.lm import model as models
-from synthboot.lm import score
+from synthboot.lm import parallel, score, track
 from synthboot.lm.batches import Plan
-from synthboot.lm.train import Curve, Settings, train
+from synthboot.lm.train import Curve, Place, Settings, train
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,17 @@ def plan_of(
     return Plan(
         real, synthetic, arm.share, seq_len=cfg.model.seq_len, batch_tokens=cfg.optim.batch_tokens,
         train_tokens=cfg.budget.train_tokens, seed=seed, end=tokenizer.end, order=arm.order,
+        document_mask=cfg.optim.document_mask,
     )  # fmt: skip
+
+
+def place_of(cfg: config.Config, folder: Path) -> Place:
+    """Where a model trains: alone or with other processes, watched or not."""
+    engine, device = cfg.engine, models.device(cfg.engine.device)
+    group = parallel.join(device, engine.shard)
+    name = "-".join(folder.relative_to(cfg.folder).parts) if folder.is_relative_to(cfg.folder) else folder.name
+    watch = track.watch(engine.track if group.main else [], cfg.folder / "track", cfg.name, name)
+    return Place(group, engine.checkpoint_activations, watch)
 
 
 def train_arm(
@@ -59,13 +69,19 @@ def train_arm(
         beta2=optim.beta2,
         clip=optim.clip,
         micro_batch_tokens=optim.micro_batch_tokens,
+        optimizer=optim.optimizer,
+        schedule=optim.schedule,
+        decay_fraction=optim.decay_fraction,
+        precision=optim.precision,
+        z_loss=optim.z_loss,
+        max_spike=optim.max_spike,
     )
     window = cfg.model.seq_len
 
     def validate(current: Any) -> float:
         return score.documents(current, validation, window, tokenizer.end).mean
 
-    curve = train(model, plan, settings, validate, folder, tokenizer, progress)
+    curve = train(model, plan, settings, validate, folder, tokenizer, progress, place_of(cfg, folder))
     ledger = {
         **plan.ledger(),
         "seed": seed,

@@ -42,6 +42,10 @@ class Batches(Protocol):
         """The rows of a step, counted from 0."""
         ...
 
+    def describe(self, step: int) -> str:
+        """What a step reads, in words."""
+        ...
+
 
 class Stream:
     """All documents in an order shuffled per pass, end to end, for ever; position 0 is the first token of pass 0."""
@@ -68,6 +72,18 @@ class Stream:
             start, count = start + len(piece), count - len(piece)
         return np.concatenate(pieces)
 
+    def documents(self, start: int, count: int) -> list[int]:
+        """The numbers of the documents in which the tokens `start` to `start + count` lie."""
+        found = []
+        while count > 0:
+            number, place = divmod(start, self.tokens.num_tokens)
+            order, bounds = self._order(number)
+            slot = int(np.searchsorted(bounds, place, side="right")) - 1
+            step = int(bounds[slot + 1]) - place
+            found.append(int(order[slot]))
+            start, count = start + step, count - step
+        return found
+
 
 class Plan:
     """The rows of an arm: real text on as many passes as it takes, synthetic text once, spread evenly or put first.
@@ -88,8 +104,9 @@ class Plan:
         seed: int,
         end: int,
         order: Literal["mixed", "synthetic_first"] = "mixed",
+        document_mask: bool = False,
     ) -> None:
-        self.seq_len, self.end, self.order = seq_len, end, order
+        self.seq_len, self.end, self.order, self.document_mask = seq_len, end, order, document_mask
         self.rows = batch_tokens // seq_len
         self.batch_tokens = self.rows * seq_len
         self.steps = train_tokens // self.batch_tokens
@@ -99,17 +116,36 @@ class Plan:
     def batch(self, step: int) -> Batch:
         """The rows of a step. A row's first input is the token before it, so every token is a target exactly once."""
         tokens = np.stack([self._row(i) for i in range(step * self.rows, (step + 1) * self.rows)])
-        return Batch(tokens[:, :-1], tokens[:, 1:])
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        if not self.document_mask:
+            return Batch(inputs, targets)
+        starts = inputs == self.end  # a document is read after the end of the one before it
+        places = np.broadcast_to(np.arange(self.seq_len), inputs.shape)
+        positions = places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)
+        return Batch(inputs, targets, 1 + np.cumsum(starts, axis=1), positions)
 
-    def _row(self, row: int) -> np.ndarray:
+    def describe(self, step: int) -> str:
+        """The documents that a step reads."""
+        found: dict[str, list[int]] = {"real": [], "synthetic": []}
+        for row in range(step * self.rows, (step + 1) * self.rows):
+            kind, start = self._place(row)
+            found[kind] += (self.synthetic if kind == "synthetic" else self.real).documents(start, self.seq_len)
+        parts = [f"{kind} documents {', '.join(map(str, sorted(set(docs))))}" for kind, docs in found.items() if docs]
+        return " and ".join(parts)
+
+    def _place(self, row: int) -> tuple[str, int]:
+        """Which stream a row is from, and where in it its first target lies."""
         if self.order == "synthetic_first":
             before, synthetic = min(row, self.synthetic_rows), row < self.synthetic_rows
         else:
             total = self.rows * self.steps
             before = row * self.synthetic_rows // total
             synthetic = (row + 1) * self.synthetic_rows // total > before
-        start = (before if synthetic else row - before) * self.seq_len
-        stream = self.synthetic if synthetic else self.real
+        return ("synthetic", before * self.seq_len) if synthetic else ("real", (row - before) * self.seq_len)
+
+    def _row(self, row: int) -> np.ndarray:
+        kind, start = self._place(row)
+        stream = self.synthetic if kind == "synthetic" else self.real
         if start == 0:
             return np.concatenate(([self.end], stream.read(0, self.seq_len)))
         return stream.read(start - 1, self.seq_len + 1)
@@ -162,7 +198,7 @@ def pair_row(
 class PairPlan:
     """Pairs packed into rows of `seq_len`, several to a row, none seeing another; shuffled anew on every pass.
 
-    Packing is first-fit by falling length within groups of 512 shuffled pairs. The last rows of a pass that do not fill a
+    Packing is best-fit by falling length within groups of 512 shuffled pairs. The last rows of a pass that do not fill a
     batch are filled from the next.
     """
 
@@ -192,7 +228,8 @@ class PairPlan:
             open_rows: list[tuple[int, list[int]]] = []
             for pair in sorted(order[start : start + 512].tolist(), key=lambda p: -self.lengths[p]):
                 size = int(self.lengths[pair])
-                fit = next((i for i, (room, _) in enumerate(open_rows) if room >= size), None)
+                able = [(room, i) for i, (room, _) in enumerate(open_rows) if room >= size]
+                fit = min(able)[1] if able else None
                 if fit is None:
                     open_rows.append((self.seq_len - size, [pair]))
                 else:
@@ -219,6 +256,11 @@ class PairPlan:
                 positions[i, part] = np.arange(len(x))
                 place += len(x)
         return Batch(inputs, targets, segments, positions)
+
+    def describe(self, step: int) -> str:
+        """The pairs that a step reads, as d1 > d2."""
+        pairs = [p for i in range(self.rows) for p in self._members(step * self.rows + i)]
+        return "pairs " + ", ".join(f"{self.d1[p]} > {self.d2[p]}" for p in pairs)
 
     def _members(self, row: int) -> list[int]:
         number = 0

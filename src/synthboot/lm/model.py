@@ -5,6 +5,7 @@ Source: arXiv:2509.15248 trains the Llama 3 architecture with QK-norm, which `tr
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("engine.device: cuda asked for, but torch sees no GPU; set engine.device=auto")
-    return torch.device(name)
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
 
 
 def build(cfg: config.Model, vocab_size: int, seed: int) -> Any:

@@ -66,7 +66,7 @@ def pairs(
     return Scores(row_losses(model, rows), counts)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def row_losses(
     model: Any,
     rows: Sequence[tuple[np.ndarray, np.ndarray]],

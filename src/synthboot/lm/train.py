@@ -2,30 +2,37 @@
 
 Killed at any step, it resumes from its last checkpoint and ends with the same bytes on a CPU: batches are a pure function
 of the step, and a checkpoint holds the weights, the optimizer and the curve so far. Every checkpoint is a Hugging Face
-folder. Left in the end: `last/`, `best/` (least validation loss) and `curve.json`.
+folder. Left in the end: `last/`, `best/` (least validation loss) and `curve.json`. Under torchrun every process calls
+`train`, and the first one writes.
 
 Source: arXiv:2509.15248, AdamW, warm-up then cosine. Deviation: the peak rate is a plain one, not a muP-scaled 1e-2.
 """
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from synthboot.data.artifacts import Progress, committed_folder, read_json, silent, write_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import TrainingError
 from synthboot.lm import model as models
+from synthboot.lm import parallel
 from synthboot.lm.batches import IGNORE, Batch, Batches
+from synthboot.lm.loss import Loss
+from synthboot.lm.parallel import ALONE, Group
+from synthboot.lm.track import Watch, unwatched
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,21 @@ class Settings:
     clip: float = 1.0
     micro_batch_tokens: int | None = None
     patience: int | None = None
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    decay_fraction: float = 0.2
+    precision: str = "auto"
+    z_loss: float = 0.0
+    max_spike: float = 3.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model trains, which does not change what it learns but for rounding."""
+
+    group: Group = ALONE
+    checkpoint_activations: bool = False
+    watch: Watch = unwatched
 
 
 @dataclass
@@ -71,40 +93,144 @@ def train(
     folder: Path,
     tokenizer: Tokenizer,
     progress: Progress = silent,
+    place: Place = Place(),
 ) -> Curve:
     """Train `model` in place, from where `folder` left off; returns the curve.
 
-    Raises TrainingError where the loss is not finite, naming the step and the checkpoint to go back to.
+    Raises TrainingError where the loss is not finite or leaps, naming the step, what it read, and the checkpoint to go back
+    to.
     """
     finished = folder / "curve.json"
     if finished.exists():
         return Curve(**read_json(finished))
     folder.mkdir(parents=True, exist_ok=True)
-    optimizer = _optimizer(model, settings)
-    curve = _resume(model, optimizer, folder)
-    if curve is None:
-        curve = Curve()
-        if 0 in settings.eval_steps:
-            _evaluate(model, optimizer, batches, validate, curve, folder, tokenizer)
-    losses: list[float] = []
+    trainer = _Trainer(model, batches, settings, validate, folder, tokenizer, place)
+    curve = trainer.curve
+    if not curve.step and not curve.validation and 0 in settings.eval_steps:
+        trainer.evaluate()
     started, first = time.monotonic(), curve.step
+    losses: list[float] = []
+    before: deque[float] = deque(maxlen=50)
     while curve.step < batches.steps and not _exhausted(curve, settings):
-        loss, norm = _step(model, optimizer, batches.batch(curve.step), settings, _lr(curve.step, batches.steps, settings))
+        loss, norm = trainer.step()
         losses.append(loss)
+        _check(loss, norm, before, curve.step, batches, settings, folder)
+        before.append(loss)
         curve.step += 1
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainingError(
-                f"{folder}: loss {loss} at step {curve.step} of {batches.steps}; lower the learning rate; "
-                f"the last good checkpoint is {_latest(folder) or 'none'}"
-            )
+        tokens, lr = curve.step * batches.batch_tokens, _lr(curve.step - 1, batches.steps, settings)
         rate = (curve.step - first) * batches.batch_tokens / max(1e-9, time.monotonic() - started)
-        progress(curve.step / batches.steps, f"loss {loss:.3f}, {rate:,.0f} tokens/s")
+        progress(curve.step / batches.steps, f"loss {loss:.3f}, gradient {norm:.2f}, {rate:,.0f} tokens/s")
+        place.watch(tokens, {"loss": loss, "gradient_norm": norm, "lr": lr, "tokens_per_second": rate})
         if curve.step in settings.eval_steps or curve.step == batches.steps:
-            tokens = curve.step * batches.batch_tokens
-            curve.train.append([tokens, sum(losses) / len(losses), norm, _lr(curve.step - 1, batches.steps, settings)])
+            curve.train.append([tokens, sum(losses) / len(losses), norm, lr])
             losses = []
-            _evaluate(model, optimizer, batches, validate, curve, folder, tokenizer)
-    return _finish(model, curve, folder, tokenizer)
+            trainer.evaluate()
+            place.watch(tokens, {"validation_loss": curve.validation[-1][1]})
+    return trainer.finish()
+
+
+class _Trainer:
+    """The model, its optimizers and its curve, as far as they have come."""
+
+    def __init__(
+        self, model: Any, batches: Batches, settings: Settings, validate: Callable[[Any], float], folder: Path,
+        tokenizer: Tokenizer, place: Place,
+    ) -> None:  # fmt: skip
+        self.model, self.batches, self.settings, self.validate = model, batches, settings, validate
+        self.folder, self.tokenizer, self.group = folder, tokenizer, place.group
+        self.device = next(model.parameters()).device
+        latest = _latest(folder)
+        if latest is not None:
+            models.load_weights(model, latest)
+        if place.checkpoint_activations:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.written = copy.deepcopy(model).cpu() if self.group.shard and self.group.main else model
+        loss = Loss(model, _precision(settings.precision, self.device), settings.z_loss)
+        self.module = parallel.wrap(loss, self.group)
+        self.optimizers = _optimizers(model, settings)
+        self.curve = Curve()
+        if latest is not None:
+            _load_optimizer(model, self.optimizers, latest / "optimizer.safetensors")
+            self.curve = _read_curve(latest)
+        self.group.wait()
+
+    def step(self) -> tuple[float, float]:
+        """One optimizer step; returns the mean loss over the batch's targets and the gradient norm before clipping."""
+        batch = self.batches.batch(self.curve.step)
+        loss, norm = _step(self.module, self.optimizers, batch, self.settings, self.group, self.device)
+        lr = _lr(self.curve.step, self.batches.steps, self.settings)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss, norm
+
+    def evaluate(self) -> None:
+        """Take the validation loss, keep the model if it is the best, and write a checkpoint that can be resumed.
+
+        The older best and the older checkpoint go only once the new checkpoint, which names its best, is in place.
+        """
+        curve, folder = self.curve, self.folder
+        loss = self.validate(parallel.Whole(self.module) if self.group.shard else self.model)
+        curve.validation.append([curve.step * self.batches.batch_tokens, loss])
+        best = bool(curve.step) and loss < curve.best_loss
+        if best:
+            curve.best_step, curve.best_loss, curve.evals_since_best = curve.step, loss, 0
+        elif curve.step:
+            curve.evals_since_best += 1
+        self._gather()
+        state = _optimizer_state(self.model, self.optimizers)
+        if self.group.main:
+            if best:
+                models.save(self.written, folder / f"best-{curve.step:08d}", self.tokenizer)
+            current = folder / f"checkpoint-{curve.step:08d}"
+            with committed_folder(current) as temporary:
+                models.export(self.written, temporary, self.tokenizer)
+                _save(state, temporary / "optimizer.safetensors")
+                write_json(temporary / "curve.json", vars(curve))
+            for old in folder.iterdir():
+                stale_best = old.name.startswith("best-") and old.name != f"best-{curve.best_step:08d}"
+                if stale_best or old.name.endswith(".tmp") or (old.name.startswith("checkpoint-") and old != current):
+                    shutil.rmtree(old)
+        self.group.wait()
+
+    def finish(self) -> Curve:
+        """Leave `last`, `best` and `curve.json`, in an order that a kill between any two cannot spoil."""
+        self._gather()
+        if self.group.main:
+            models.save(self.written, self.folder / "last", self.tokenizer)
+            best = self.folder / f"best-{self.curve.best_step:08d}"
+            if best.exists():
+                shutil.rmtree(self.folder / "best", ignore_errors=True)
+                best.rename(self.folder / "best")
+            write_json(self.folder / "curve.json", vars(self.curve))
+            for old in self.folder.glob("checkpoint-*"):
+                shutil.rmtree(old)
+        self.group.wait()
+        return self.curve
+
+    def _gather(self) -> None:
+        """Bring the model that is written up to date, where this process trains but a shard of it."""
+        if self.group.shard:
+            weights = {name: parallel.whole(value) for name, value in self.model.state_dict().items()}
+            if self.group.main:
+                self.written.load_state_dict(weights)
+
+
+def _check(
+    loss: float, norm: float, before: deque[float], step: int, batches: Batches, settings: Settings, folder: Path
+) -> None:
+    """Raise TrainingError where a step has gone wrong."""
+    usual = sum(before) / len(before) if before else math.inf
+    leapt = len(before) == before.maxlen and loss > usual + settings.max_spike
+    if math.isfinite(loss) and math.isfinite(norm) and not leapt:
+        return
+    what = f"loss {loss:.3f} after a mean of {usual:.3f}" if leapt else f"loss {loss}"
+    raise TrainingError(
+        f"{folder}: {what}, gradient norm {norm:.3g} at step {step + 1} of {batches.steps}, on {batches.describe(step)}; "
+        f"lower the learning rate (or raise optim.max_spike); the last good checkpoint is {_latest(folder) or 'none'}"
+    )
 
 
 def _exhausted(curve: Curve, settings: Settings) -> bool:
@@ -114,94 +240,76 @@ def _exhausted(curve: Curve, settings: Settings) -> bool:
 def _lr(step: int, steps: int, settings: Settings) -> float:
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
     low = settings.min_lr_fraction
+    if settings.schedule == "wsd":
+        down = max(1, round(settings.decay_fraction * steps))
+        return settings.lr * (low + (1 - low) * min(1.0, (steps - step) / down))
+    done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
     return settings.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def _optimizer(model: Any, settings: Settings) -> torch.optim.AdamW:
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimizer]:
+    """AdamW, with decay for matrices alone; before it Muon for the matrices of the blocks, where that is asked for."""
+    tables = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
     matrices = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
+    found: list[torch.optim.Optimizer] = []
+    if settings.optimizer == "muon":
+        hidden = [p for p in matrices if p.dim() == 2 and id(p) not in tables]
+        found.append(
+            torch.optim.Muon(hidden, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+        matrices = [p for p in matrices if all(p is not h for h in hidden)]
     groups = [
         {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
+    fused = not any(hasattr(p, "device_mesh") for p in model.parameters())
+    return [*found, torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=fused)]
 
 
-def _step(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, settings: Settings, lr: float) -> tuple[float, float]:
-    """One optimizer step; returns the mean loss over the batch's targets and the gradient norm before clipping."""
-    model.train()
-    device = next(model.parameters()).device
-    rows, width = batch.inputs.shape
-    micro = max(1, (settings.micro_batch_tokens or rows * width) // width)
+def _step(
+    module: torch.nn.Module, optimizers: Iterable[torch.optim.Optimizer], batch: Batch, settings: Settings, group: Group,
+    device: torch.device,
+) -> tuple[float, float]:  # fmt: skip
+    """Gradients of a step, clipped; returns the mean loss over the batch's targets and the gradient norm before clipping."""
+    module.train()
+    mine = parallel.share(len(batch.inputs), group)
     targets = int((batch.targets != IGNORE).sum())
+    inputs, wanted = batch.inputs[mine], batch.targets[mine]
+    rows, width = inputs.shape
+    micro = max(1, (settings.micro_batch_tokens or rows * width) // width)
     total = 0.0
     for start in range(0, rows, micro):
         part = slice(start, start + micro)
-        with _autocast(device):
-            logits = model(
-                input_ids=torch.from_numpy(batch.inputs[part]).to(device),
-                use_cache=False,
-                **_masks(batch, part, device),
-            ).logits
-        wanted = torch.from_numpy(batch.targets[part]).to(device)
-        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="sum") / targets
-        loss.backward()
-        total += float(loss.detach())
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total, norm
+        with parallel.accumulating(module, last=start + micro >= rows):
+            loss, plain = module(
+                torch.from_numpy(np.ascontiguousarray(inputs[part])).to(device),
+                torch.from_numpy(np.ascontiguousarray(wanted[part])).to(device),
+                targets / group.size,  # gradients are averaged over processes
+                _masks(batch, mine, part, device),
+            )
+            loss.backward()
+        total += float(plain) / group.size
+    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
+    return group.sum(total), float(parallel.whole(norm))
 
 
-def _masks(batch: Batch, part: slice, device: torch.device) -> dict[str, Any]:
+def _masks(batch: Batch, mine: slice, part: slice, device: torch.device) -> dict[str, Any]:
     """The attention mask and positions of packed rows; nothing for rows that are one run of text."""
     if batch.segments is None or batch.positions is None:
         return {}
-    segments = torch.from_numpy(batch.segments[part]).to(device)
+    segments = torch.from_numpy(np.ascontiguousarray(batch.segments[mine][part])).to(device)
+    positions = torch.from_numpy(np.ascontiguousarray(batch.positions[mine][part])).to(device)
     width = segments.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     mask = (segments[:, None, :, None] == segments[:, None, None, :]) & causal
-    return {"attention_mask": mask, "position_ids": torch.from_numpy(batch.positions[part]).to(device)}
-
-
-def _autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bf16 on a GPU; on a CPU without matrix units it is slower than fp32."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _evaluate(
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    batches: Batches,
-    validate: Callable[[Any], float],
-    curve: Curve,
-    folder: Path,
-    tokenizer: Tokenizer,
-) -> None:
-    """Take the validation loss, keep the model if it is the best, and write a checkpoint that can be resumed.
-
-    The older best and the older checkpoint go only once the new checkpoint, which names its best, is in place.
-    """
-    loss = validate(model)
-    curve.validation.append([curve.step * batches.batch_tokens, loss])
-    if curve.step and loss < curve.best_loss:
-        curve.best_step, curve.best_loss, curve.evals_since_best = curve.step, loss, 0
-        models.save(model, folder / f"best-{curve.step:08d}", tokenizer)
-    elif curve.step:
-        curve.evals_since_best += 1
-    current = folder / f"checkpoint-{curve.step:08d}"
-    with committed_folder(current) as temporary:
-        models.export(model, temporary, tokenizer)
-        _save_optimizer(model, optimizer, temporary / "optimizer.safetensors")
-        write_json(temporary / "curve.json", vars(curve))
-    for old in folder.iterdir():
-        stale_best = old.name.startswith("best-") and old.name != f"best-{curve.best_step:08d}"
-        if stale_best or old.name.endswith(".tmp") or (old.name.startswith("checkpoint-") and old != current):
-            shutil.rmtree(old)
+    return {"attention_mask": mask, "position_ids": positions}
 
 
 def _latest(folder: Path) -> Path | None:
@@ -209,29 +317,30 @@ def _latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def _resume(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> Curve | None:
-    latest = _latest(folder)
-    if latest is None:
-        return None
-    models.load_weights(model, latest)
-    _load_optimizer(model, optimizer, latest / "optimizer.safetensors")
+def _read_curve(checkpoint: Path) -> Curve:
     try:
-        return Curve(**json.loads((latest / "curve.json").read_text("utf-8")))
+        return Curve(**json.loads((checkpoint / "curve.json").read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise TrainingError(f"{latest}: unreadable checkpoint ({error}); delete this folder to go on without it") from None
+        raise TrainingError(f"{checkpoint}: unreadable checkpoint ({error}); delete this folder to go on without it") from None
 
 
-def _save_optimizer(model: Any, optimizer: torch.optim.Optimizer, path: Path) -> None:
+def _optimizer_state(model: Any, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    """Whole states by parameter and key."""
+    return {
+        f"{name}/{key}": parallel.whole(value)
+        for name, parameter in model.named_parameters()
+        for optimizer in optimizers
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _save(state: dict[str, torch.Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
-    state: dict[str, torch.Tensor] = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            state[f"{name}/{key}"] = value.detach().cpu().contiguous()
     save_file(state, path)
 
 
-def _load_optimizer(model: Any, optimizer: torch.optim.Optimizer, path: Path) -> None:
+def _load_optimizer(model: Any, optimizers: Iterable[torch.optim.Optimizer], path: Path) -> None:
     from safetensors.torch import load_file
 
     try:
@@ -240,18 +349,6 @@ def _load_optimizer(model: Any, optimizer: torch.optim.Optimizer, path: Path) ->
         raise TrainingError(f"{path}: unreadable checkpoint ({error}); delete {path.parent} to go on without it") from None
     for name, parameter in model.named_parameters():
         found = {key.rpartition("/")[2]: value for key, value in state.items() if key.rpartition("/")[0] == name}
-        if found:
-            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in found.items()}
-
-
-def _finish(model: Any, curve: Curve, folder: Path, tokenizer: Tokenizer) -> Curve:
-    """Leave `last`, `best` and `curve.json`, in an order that a kill between any two cannot spoil."""
-    models.save(model, folder / "last", tokenizer)
-    best = folder / f"best-{curve.best_step:08d}"
-    if best.exists():
-        shutil.rmtree(folder / "best", ignore_errors=True)
-        best.rename(folder / "best")
-    write_json(folder / "curve.json", vars(curve))
-    for old in folder.glob("checkpoint-*"):
-        shutil.rmtree(old)
-    return curve
+        for optimizer in optimizers:
+            if found and any(p is parameter for group in optimizer.param_groups for p in group["params"]):
+                optimizer.state[parameter] = {key: parallel.like(value, parameter) for key, value in found.items()}

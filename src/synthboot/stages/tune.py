@@ -25,6 +25,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
 from synthboot.lm import model as models
 from synthboot.lm import score
+from synthboot.lm.arm import place_of
 from synthboot.lm.batches import PairPlan, d1_room
 from synthboot.lm.train import Curve, Settings, train
 
@@ -57,7 +58,7 @@ def tune(
         )
     settings, plan = _plan(cfg, train_pairs, corpus, tokenizer)
     model = models.load(start).to(models.device(cfg.engine.device))
-    curve = train(model, plan, settings, lambda m: stopping.loss(m), folder, tokenizer, progress)
+    curve = train(model, plan, settings, lambda m: stopping.loss(m), folder, tokenizer, progress, place_of(cfg, folder))
     progress(1.0, "measuring held-out pairs")
     seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer)
     best = models.load(folder / "best").to(next(model.parameters()).device)
@@ -90,6 +91,7 @@ def _plan(cfg: config.Config, pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer
         warmup_steps=max(1, min(packed.steps // 10, 100)),
         eval_steps=tuple(sorted(evals)),
         patience=cfg.tune.patience,
+        precision=cfg.optim.precision,
     )
     return settings, packed
 

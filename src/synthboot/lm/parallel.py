@@ -1,0 +1,140 @@
+"""Several processes that train one model, started by torchrun: copies of it (DDP), or its weights in shards (FSDP2).
+
+A step's rows are dealt out over the processes and its loss is that of one process up to rounding. Checkpoints hold whole
+weights and whole optimizer states, gathered when they are written, so a run goes on with any number of processes, sharded or
+not, and every save is a Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from synthboot.errors import ConfigError
+from synthboot.lm.loss import Loss
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that train together, and which of them this is."""
+
+    rank: int = 0
+    size: int = 1
+    shard: bool = False
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Return once all processes are here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def sum(self, value: float) -> float:
+        """The sum over all processes."""
+        if self.size == 1:
+            return value
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        total = torch.tensor(value, dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(total)
+        return float(total)
+
+
+ALONE = Group()
+
+
+def rank() -> int:
+    """This process' number among those that torchrun started; 0 where it did not."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def join(device: torch.device, shard: bool) -> Group:
+    """Join the other processes, where torchrun started this one."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ALONE
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=timedelta(minutes=10))
+    return Group(rank(), size, shard)
+
+
+def share(rows: int, group: Group) -> slice:
+    """Which rows of a step are this process'. Raises ConfigError where they cannot be dealt out evenly."""
+    if rows % group.size:
+        raise ConfigError(
+            f"engine.processes: a step of {rows} rows cannot be shared by {group.size} processes; make batch_tokens / "
+            f"model.seq_len a multiple of {group.size}"
+        )
+    return slice(group.rank, None, group.size)
+
+
+def wrap(loss: Loss, group: Group) -> torch.nn.Module:
+    """The module to call: the loss itself, a copy in step with the others', or one that holds a shard of the weights."""
+    if group.size == 1:
+        return loss
+    if not group.shard:
+        return torch.nn.parallel.DistributedDataParallel(loss)
+    from torch.distributed.fsdp import fully_shard
+
+    for block in _blocks(loss.model):
+        fully_shard(block)
+    fully_shard(loss)
+    return loss
+
+
+def accumulating(module: torch.nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+    """Gradients are exchanged once a step, with its last forward and backward pass."""
+    if isinstance(module, torch.nn.parallel.DistributedDataParallel) and not last:
+        return module.no_sync()
+    if hasattr(module, "set_requires_gradient_sync"):
+        module.set_requires_gradient_sync(last)
+    return contextlib.nullcontext()
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """A tensor put together from its shards, on the CPU; all processes have to ask."""
+    if isinstance(value, DTensor):
+        value = cast(Any, value).full_tensor()
+    return value.detach().cpu().contiguous()
+
+
+def like(value: torch.Tensor, parameter: Any) -> torch.Tensor:
+    """A whole tensor cut and placed as `parameter` is."""
+    value = value.to(parameter.device)
+    if not isinstance(parameter, DTensor) or value.dim() == 0:
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+
+
+class Whole:
+    """A sharded model as scoring wants it: called with tokens, it gives logits."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+        self.parameters, self.eval, self.train = module.parameters, module.eval, module.train
+
+    @property
+    def training(self) -> bool:
+        """Whether it is in training mode."""
+        return self._module.training
+
+    def __call__(self, input_ids: torch.Tensor, use_cache: bool = False) -> Any:
+        """The model's output; all processes have to call."""
+        return self._module(input_ids)
+
+
+def _blocks(model: Any) -> list[torch.nn.Module]:
+    """The repeated blocks of a causal LM: the longest list of modules in it."""
+    lists: list[list[torch.nn.Module]] = [list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    if not lists:
+        raise ConfigError(f"engine.shard: {model.config.model_type} has no list of blocks to shard; set engine.shard=false")
+    return max(lists, key=len)

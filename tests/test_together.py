@@ -1,0 +1,132 @@
+"""One model trained by several processes: the same loss as by one, also sharded; killed, resumed, at another number."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from synthboot import api
+from synthboot.data import artifacts
+from synthboot.errors import ConfigError, TrainingError
+from synthboot.lm import parallel
+from tests.conftest import run_folder, small_config
+
+ARMS = {"repetition": {}}
+
+
+def base(settings: dict[str, Any]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The validation curve and the last weights of base."""
+    api.Run(settings).run("base")
+    folder = run_folder(settings) / "04-base"
+    curve = np.array(artifacts.read_json(folder / "curve.json")["validation"])
+    return curve, load_file(folder / "last" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(world_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    return base(small_config(world_file, tmp_path_factory.mktemp("alone"), arms=ARMS))
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"processes": 2},
+        {"processes": 4},
+        {"processes": 2, "shard": True},
+        {"processes": 2, "shard": True, "checkpoint_activations": True},
+    ],
+    ids=["2 copies", "4 copies", "2 shards", "2 shards, activations computed again"],
+)
+def test_the_loss_is_that_of_one_process(
+    alone: tuple[np.ndarray, dict[str, np.ndarray]], world_file: Path, tmp_path: Path, engine: dict[str, Any]
+) -> None:
+    curve, weights = base(small_config(world_file, tmp_path, arms=ARMS, engine=engine))
+    assert np.allclose(curve, alone[0], atol=1e-4)
+    assert weights.keys() == alone[1].keys()
+    for name, value in weights.items():
+        assert value.shape == alone[1][name].shape
+
+
+def job(settings: dict[str, Any], tmp_path: Path, processes: int) -> tuple[subprocess.Popen[bytes], Path]:
+    """Base's step under torchrun, as the pipeline starts it, where the corpus is there already."""
+    cfg = api.Run(settings).config
+    (run_folder(settings) / "04-base").mkdir(parents=True, exist_ok=True)
+    place = tmp_path / "job.json"
+    place.write_text(json.dumps({"config": cfg.model_dump(mode="json"), "unit": "base"}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["-m", "synthboot.ranks", str(place)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    ), place
+
+
+def ranks(of: Path) -> list[int]:
+    """The processes that train on a job."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(of).encode() in words and b"torch.distributed.run" not in words:
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def test_a_killed_rank_ends_the_job_and_it_resumes_at_any_number(
+    alone: tuple[np.ndarray, dict[str, np.ndarray]], world_file: Path, tmp_path: Path
+) -> None:
+    settings = small_config(world_file, tmp_path, arms=ARMS, budget__train_tokens=24_576, optim__evals=12)
+    whole, _ = base({**settings, "name": "whole"})
+    api.Run(settings).run("corpus")
+    process, place = job(settings, tmp_path, 2)
+    folder, patience = run_folder(settings) / "04-base", time.monotonic() + 120
+    while not list(folder.glob("checkpoint-*[0-9]")):
+        assert time.monotonic() < patience
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(ranks(place)[-1], signal.SIGKILL)
+    killed = time.monotonic()
+    assert process.wait(timeout=30) != 0
+    assert time.monotonic() - killed < 30
+    assert process.stdin is not None
+    process.stdin.close()
+    assert not ranks(place)
+    assert not (folder / "curve.json").exists()
+    process, place = job(settings, tmp_path, 4)
+    assert process.wait(timeout=120) == 0
+    assert process.stdin is not None
+    process.stdin.close()
+    curve = np.array(artifacts.read_json(folder / "curve.json")["validation"])
+    assert np.allclose(curve, whole, atol=1e-4)
+
+
+def test_the_ranks_end_with_who_started_them(world_file: Path, tmp_path: Path) -> None:
+    settings = small_config(world_file, tmp_path, arms=ARMS, budget__train_tokens=409_600)
+    api.Run(settings).run("corpus")
+    process, place = job(settings, tmp_path, 2)
+    patience = time.monotonic() + 60
+    while len(ranks(place)) < 2:
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(timeout=60) != 0
+    assert not ranks(place)
+
+
+def test_rows_that_cannot_be_shared_are_an_error_in_one_line(world_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a step of 4 rows cannot be shared by 3 processes; make batch_tokens"):
+        parallel.share(4, parallel.Group(0, 3))
+    settings = small_config(world_file, tmp_path, arms=ARMS, engine={"processes": 3})
+    with pytest.raises(TrainingError, match=r"base: engine.processes: a step of \d+ rows cannot be shared by 3"):
+        api.Run(settings).run("base")

@@ -9,7 +9,8 @@ from synthboot import pipeline
 
 SOURCE = Path(__file__).parent.parent / "src" / "synthboot"
 FILES = sorted(SOURCE.rglob("*.py"))
-ORDER = "errors kernels config data lm engine stages steps pipeline ranks plan show api cli".split()
+ORDER = ["errors", "kernels", "config", "data", "lm", "engine", "stages", "steps", "pipeline"]
+ORDER += ["ranks", "plan", "show", "api", "cli"]
 
 
 def room(path: Path) -> str:

@@ -96,7 +96,7 @@ def accumulating(module: torch.nn.Module, last: bool) -> contextlib.AbstractCont
     if isinstance(module, torch.nn.parallel.DistributedDataParallel) and not last:
         return module.no_sync()
     if hasattr(module, "set_requires_gradient_sync"):
-        module.set_requires_gradient_sync(last)
+        cast(Any, module).set_requires_gradient_sync(last)
     return contextlib.nullcontext()
 
 

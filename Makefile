@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-small test test-slow lint format docs bench clean
+.PHONY: help demo demo-small test test-slow lint format docs bench gpu clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -43,6 +43,10 @@ docs: $(STAMP)  ## write docs/cli.md and docs/config.md from the code
 bench: $(STAMP)  ## speeds beside their peers, as ratios
 	$(BIN)/python benchmarks/sample.py --requests 96 --tokens 96
 	$(BIN)/python benchmarks/pair.py exact --docs 20000
+	$(BIN)/python benchmarks/train.py --sizes demo --rounds 3 --steps 8
+
+gpu: $(STAMP)   ## on a machine with CUDA: is it right, how fast is it, one small run; nine minutes, no network
+	$(BIN)/python benchmarks/gpu.py
 
 clean:          ## the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

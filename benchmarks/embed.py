@@ -102,7 +102,7 @@ def static(texts: list[str], dim: int, steps: int = 3_000, batch: int = 512) -> 
 
 
 def hidden(texts: list[str], dim: int) -> Vectors:
-    """The mean of `base`'s last hidden states, without the corpus' mean: a model of `dim` / 2 trained for four passes."""
+    """The mean of `base`'s last hidden states, without the corpus' mean: a model of width `dim` / 2 trained on 1.2M tokens."""
     import torch
 
     from synthboot.data import tokenizer
@@ -114,10 +114,12 @@ def hidden(texts: list[str], dim: int) -> Vectors:
     held = len(texts) // 20
     tokens, validation = (Tokens.of(made.documents(part)) for part in (texts[held:], texts[:held]))
     model = {"layers": 4, "width": dim // 2, "heads": 4, "kv_heads": 2, "seq_len": 256}
-    budget = {"unique_tokens": tokens.num_tokens, "train_tokens": 4 * tokens.num_tokens}
+    budget = {"unique_tokens": tokens.num_tokens, "train_tokens": 1_200_000}
     optim = {"lr": 3e-3, "batch_tokens": 4_096, "evals": 4, "weight_decay": 0.3}
     corpus = {"source": "-", "vocab_size": made.vocab_size}
-    cfg = config.load({"name": "b", "model": model, "budget": budget, "optim": optim, "corpus": corpus, "arms": {"r": {}}})
+    cfg = config.load(
+        {"name": "b", "model": model, "budget": budget, "optim": optim, "corpus": corpus, "arms": {"repetition": {}}}
+    )
     with tempfile.TemporaryDirectory() as folder:
         base(cfg, 0, tokens, validation, made, Path(folder))
         trained = models.load(Path(folder) / "best").model.eval()

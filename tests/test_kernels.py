@@ -140,6 +140,26 @@ def test_a_logit_that_is_not_a_number_is_an_error() -> None:
 
 
 @compiled
+@pytest.mark.parametrize("shape", [(5, 3, 16), (7, 40), (2, 2, 37), (1, 4)])
+def test_norms_and_gates_are_torchs_both_ways(shape: tuple[int, ...]) -> None:
+    from synthboot.lm.loss import _Gate, _Norm
+
+    torch.manual_seed(0)
+    inputs = [4 * torch.randn(shape, requires_grad=True), torch.rand(shape[-1], requires_grad=True)]
+    given, value = (torch.randn(shape, requires_grad=True) for _ in range(2))
+    found, upwards = [], torch.randn(shape)
+    for ours in (True, False):
+        x, weight, gate = (t.detach().clone().requires_grad_() for t in (*inputs, 5 * given))
+        other = value.detach().clone().requires_grad_()
+        normed = _Norm.apply(x, weight, 1e-6) if ours else torch.nn.functional.rms_norm(x, (shape[-1],), weight, 1e-6)
+        gated = _Gate.apply(gate, other) if ours else torch.nn.functional.silu(gate) * other
+        torch.autograd.backward([normed, gated], [upwards, upwards])
+        found.append([normed, gated, x.grad, weight.grad, gate.grad, other.grad])
+    for one, expected in zip(*found, strict=True):
+        assert torch.allclose(one, expected, atol=2e-5, rtol=1e-5)
+
+
+@compiled
 def test_buffers_of_the_wrong_size_are_refused() -> None:
     queries, members = torch.randn(5, 8), torch.randn(7, 8)
     index, score = torch.full((5, 2), -1), torch.full((5, 2), float("-inf"))

@@ -488,6 +488,82 @@ INLINE void softmax_rows(Softmax& s) {
 
 FAST static void softmax_all(Softmax& s) { softmax_rows(s); }
 
+// ---- norms and gates of training, forwards and backwards, one pass over memory each
+
+struct Norm {
+  int64_t rows, dim;
+  float eps;
+  const float *x, *weight, *up;  // up: the gradient of the result; none on the way forwards
+  float *out, *scale, *into_weight;  // result or gradient of x; 1 / root mean square of every row; gradient of the weight
+};
+
+INLINE void norm_forward(const Norm& n) {
+  for (int64_t r = 0; r < n.rows; r++) {
+    const float* x = n.x + r * n.dim;
+    const float scale = 1 / std::sqrt(dot(x, x, n.dim) / n.dim + n.eps);
+    n.scale[r] = scale;
+    for (int64_t d = 0; d < n.dim; d++) n.out[r * n.dim + d] = x[d] * scale * n.weight[d];
+  }
+}
+
+INLINE void norm_backward(const Norm& n) {
+  for (int64_t r = 0; r < n.rows; r++) {
+    const float *x = n.x + r * n.dim, *up = n.up + r * n.dim;
+    const float scale = n.scale[r];
+    f16 sums = {};
+    float along = 0;
+    int64_t d = 0;
+    for (; d + 16 <= n.dim; d += 16) {
+      const f16 part = load(up + d) * load(x + d);
+      sums += part * load(n.weight + d);
+      *(f16*)(n.into_weight + d) = load(n.into_weight + d) + part * scale;
+    }
+    for (; d < n.dim; d++) {
+      along += up[d] * x[d] * n.weight[d];
+      n.into_weight[d] += up[d] * x[d] * scale;
+    }
+    along = (along + total(sums)) * scale * scale / n.dim;
+    for (d = 0; d < n.dim; d++) n.out[r * n.dim + d] = scale * (up[d] * n.weight[d] - x[d] * along);
+  }
+}
+
+FAST static void norm_all(const Norm& n) { n.up ? norm_backward(n) : norm_forward(n); }
+
+INLINE f16 sigmoid(f16 x) {
+  const f16 e = exponential(x > splat(0.0f) ? -x : x);
+  return (x > splat(0.0f) ? splat(1.0f) : e) / (1.0f + e);
+}
+
+struct Gate {
+  int64_t count;
+  const float *gate, *value, *up;
+  float *out, *into_value;  // result, or gradients of gate and value
+};
+
+INLINE void gate_some(const Gate& g, const float* gate, const float* value, const float* up, float* out, float* into_value) {
+  const f16 x = load(gate), s = sigmoid(x);
+  if (!g.up) {
+    *(f16*)out = x * s * load(value);
+    return;
+  }
+  *(f16*)into_value = load(up) * x * s;
+  *(f16*)out = load(up) * load(value) * s * (1.0f + x * (1.0f - s));
+}
+
+FAST static void gate_all(const Gate& g) {
+  int64_t i = 0;
+  for (; i + 16 <= g.count; i += 16)
+    gate_some(g, g.gate + i, g.value + i, g.up ? g.up + i : nullptr, g.out + i, g.into_value ? g.into_value + i : nullptr);
+  if (i == g.count) return;
+  float room[5][16] = {};
+  const int64_t left = (g.count - i) * 4;
+  memcpy(room[0], g.gate + i, left), memcpy(room[1], g.value + i, left);
+  if (g.up) memcpy(room[2], g.up + i, left);
+  gate_some(g, room[0], room[1], room[2], room[3], room[4]);
+  memcpy(g.out + i, room[3], left);
+  if (g.up) memcpy(g.into_value + i, room[4], left);
+}
+
 // ---- Python
 
 struct Buffer {
@@ -680,11 +756,52 @@ static PyObject* py_softmax_gradient(PyObject*, PyObject* args) {
   return Py_BuildValue("dd", s.sums[0], s.sums[1]);
 }
 
+static PyObject* py_norm(PyObject*, PyObject* args) {
+  PyObject *x, *weight, *up, *out, *scale, *into_weight;
+  Norm n{};
+  long long rows, dim;
+  if (!PyArg_ParseTuple(args, "LLfOOOOOO", &rows, &dim, &n.eps, &x, &weight, &up, &out, &scale, &into_weight)) return nullptr;
+  Buffer b[6];
+  const bool back = up != Py_None;
+  if (!b[0].take(x, rows * dim * 4, false, "x") || !b[1].take(weight, dim * 4, false, "weight") ||
+      (back && (!b[2].take(up, rows * dim * 4, false, "gradient") || !b[5].take(into_weight, dim * 4, true, "into_weight"))) ||
+      !b[3].take(out, rows * dim * 4, true, "out") || !b[4].take(scale, rows * 4, true, "scale"))
+    return nullptr;
+  n.rows = rows, n.dim = dim, n.x = b[0].as<float>(), n.weight = b[1].as<float>(), n.out = b[3].as<float>();
+  n.scale = b[4].as<float>();
+  if (back) n.up = b[2].as<float>(), n.into_weight = b[5].as<float>();
+  Py_BEGIN_ALLOW_THREADS;
+  norm_all(n);
+  Py_END_ALLOW_THREADS;
+  Py_RETURN_NONE;
+}
+
+static PyObject* py_gate(PyObject*, PyObject* args) {
+  PyObject *gate, *value, *up, *out, *into_value;
+  Gate g{};
+  long long count;
+  if (!PyArg_ParseTuple(args, "LOOOOO", &count, &gate, &value, &up, &out, &into_value)) return nullptr;
+  Buffer b[5];
+  const bool back = up != Py_None;
+  if (!b[0].take(gate, count * 4, false, "gate") || !b[1].take(value, count * 4, false, "value") ||
+      (back && (!b[2].take(up, count * 4, false, "gradient") || !b[4].take(into_value, count * 4, true, "into_value"))) ||
+      !b[3].take(out, count * 4, true, "out"))
+    return nullptr;
+  g.count = count, g.gate = b[0].as<float>(), g.value = b[1].as<float>(), g.out = b[3].as<float>();
+  if (back) g.up = b[2].as<float>(), g.into_value = b[4].as<float>();
+  Py_BEGIN_ALLOW_THREADS;
+  gate_all(g);
+  Py_END_ALLOW_THREADS;
+  Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"offer", py_offer, METH_VARARGS, nullptr},
     {"within", py_within, METH_VARARGS, nullptr},
     {"widen", py_widen, METH_VARARGS, nullptr},
     {"softmax_gradient", py_softmax_gradient, METH_VARARGS, nullptr},
+    {"norm", py_norm, METH_VARARGS, nullptr},
+    {"gate", py_gate, METH_VARARGS, nullptr},
     {"attend", py_attend, METH_VARARGS, nullptr},
     {"draw", py_draw, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},

@@ -143,6 +143,37 @@ def softmax_gradient(logits: Tensor, targets: Tensor, scale: float, z_loss: floa
     return torch.tensor(sums, dtype=torch.float64)
 
 
+def norm(
+    x: Tensor, weight: Tensor, eps: float, gradient: Tensor | None = None, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Rows (row, dim) over their root mean square, times `weight`, and the factor of each row. With the `gradient` of that
+    result and the factors: the gradients of `x` and of `weight`."""
+    import torch
+
+    rows, dim = x.shape
+    out = torch.empty_like(x)
+    scale = torch.empty(rows) if scale is None else scale
+    into_weight = None if gradient is None else torch.zeros(dim)
+    _loaded().norm(
+        rows, dim, eps, x.numpy(), weight.numpy(), None if gradient is None else gradient.numpy(), out.numpy(), scale.numpy(),
+        None if into_weight is None else into_weight.numpy(),
+    )  # fmt: skip
+    return out, scale if into_weight is None else into_weight
+
+
+def gate(gate: Tensor, value: Tensor, gradient: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """silu(gate) x value, all of one shape. With the `gradient` of that: the gradients of `gate` and of `value`."""
+    import torch
+
+    out = torch.empty_like(gate)
+    other = None if gradient is None else torch.empty_like(value)
+    _loaded().gate(
+        gate.numel(), gate.numpy(), value.numpy(), None if gradient is None else gradient.numpy(), out.numpy(),
+        None if other is None else other.numpy(),
+    )  # fmt: skip
+    return out, other
+
+
 def _loaded() -> ModuleType:
     module = _module()
     assert module is not None, "callers ask `available` first"

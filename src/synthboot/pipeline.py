@@ -192,7 +192,8 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
                 for name in _ready(plan, waiting, pool, max(1, jobs // cfg.engine.processes)):
                     tell(name, "start", None)
                     del waiting[name]
-                    pool.start(name, make, cfg, plan, name, marks, jobs)
+                    own_gpu = plan[name].stage not in PARALLEL and cfg.engine.processes == 1
+                    pool.start(name, make, cfg, plan, name, marks, jobs, own_gpu=own_gpu)
                 for name, kind, value in pool.wait():
                     if kind == "failed":
                         raise value

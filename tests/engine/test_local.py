@@ -71,3 +71,25 @@ def test_jobs_default_to_the_cores_this_process_may_use() -> None:
     assert local.jobs(3) == 3
     assert local.jobs(0, "cuda") == 1  # a GPU is not shared unless the user says so
     assert local.jobs(2, "cuda") == 2
+
+
+def _seen(_: Any) -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def _setup() -> Any:
+    return _seen
+
+
+def test_workers_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert local.gpus() == ["3", "5"]
+    assert local.jobs(0, "cuda") == 2
+    assert set(local.imap(_setup, (), range(40), 2)) <= {"3", "5"}
+    pool = local.Pool()
+    try:
+        for number in range(4):
+            pool.start(number, time.sleep, own_gpu=True)
+        assert sorted(str(gpu) for *_, gpu in pool._running.values()) == ["3", "3", "5", "5"]
+    finally:
+        pool.close()

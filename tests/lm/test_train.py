@@ -267,6 +267,9 @@ def test_figures_go_where_they_are_sent(tmp_path: Path, tokenizer: Tokenizer, mo
     assert [v["tokens"] for v in logged if "loss" in v] == [64 * i for i in range(1, 9)]
     assert len([v for v in logged if "validation_loss" in v]) == 4
     assert {"gradient_norm", "lr", "tokens_per_second", "project", "name"} <= logged[0].keys()
+    watch = track.watch(["tensorboard"], tmp_path / "track", "run", "base")
+    watch(64, {"loss": 1.5})
+    assert list((tmp_path / "track" / "base").glob("events.out.tfevents*"))
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"):
         track.watch(["wandb"], tmp_path, "run", "base")

@@ -37,9 +37,16 @@ class WorkerFailed(Exception):
 
 
 def jobs(wanted: int, device: str = "cpu") -> int:
-    """How many processes to use: `wanted`, or one where there is a GPU to share, or one per core this process may use."""
+    """How many processes to use: `wanted`, or one per GPU, or one per core this process may use."""
     gpu = device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists())  # asking torch would import it
-    return wanted or (1 if gpu else len(os.sched_getaffinity(0)))
+    return wanted or (max(1, len(gpus())) if gpu else len(os.sched_getaffinity(0)))
+
+
+def gpus() -> list[str]:
+    """The names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    known = sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return known if allowed is None else [name for name in allowed.split(",") if name]
 
 
 class Pool:
@@ -50,24 +57,27 @@ class Pool:
         self._context: Any = multiprocessing.get_context("fork" if multiprocessing.parent_process() else "forkserver")
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload(_PRELOAD)
-        self._running: dict[Connection, tuple[Any, Any]] = {}
+        self._running: dict[Connection, tuple[Any, Any, str | None]] = {}
 
     def __len__(self) -> int:
         return len(self._running)
 
     def keys(self) -> set[Any]:
         """What still runs."""
-        return {key for key, _ in self._running.values()}
+        return {key for key, *_ in self._running.values()}
 
-    def start(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Connection:
-        """Run `function(*arguments, connection)` in a new process."""
+    def start(self, key: Any, function: Callable[..., Any], *arguments: Any, own_gpu: bool = False) -> Connection:
+        """Run `function(*arguments, connection)` in a new process; with `own_gpu` it sees one GPU, and its neighbours
+        others."""
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_main, args=(theirs, function, arguments), daemon=False)
+        taken, there = [gpu for *_, gpu in self._running.values()], gpus() if own_gpu else []
+        gpu = min(there, key=taken.count) if len(there) > 1 else None
+        process = self._context.Process(target=_main, args=(theirs, function, arguments, gpu), daemon=False)
         with _without_main(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # a worker's one thread only waits for its parent's end
             process.start()
         theirs.close()
-        self._running[ours] = (key, process)
+        self._running[ours] = (key, process, gpu)
         return ours
 
     def wait(self) -> list[tuple[Any, str, Any]]:
@@ -75,7 +85,7 @@ class Pool:
         events = []
         for connection in wait(list(self._running)):
             assert isinstance(connection, Connection)
-            key, process = self._running[connection]
+            key, process, _ = self._running[connection]
             try:
                 kind, value = connection.recv()
             except (EOFError, OSError):
@@ -91,7 +101,7 @@ class Pool:
 
     def close(self) -> None:
         """Kill what still runs."""
-        for connection, (_, process) in self._running.items():
+        for connection, (_, process, _) in self._running.items():
             process.kill()
             process.join()
             connection.close()
@@ -114,7 +124,7 @@ def imap(
     source = enumerate(items)
     try:
         names = [f"worker {i + 1}" for i in range(workers)]
-        connections = {name: pool.start(name, _serve, setup, tuple(arguments)) for name in names}
+        connections = {name: pool.start(name, _serve, setup, tuple(arguments), own_gpu=True) for name in names}
         results: dict[int, Any] = {}
         sent, turn = sum(_send(connection, source) for connection in connections.values()), 0
         while turn < sent:
@@ -146,8 +156,10 @@ def _serve(setup: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...
         connection.send(("progress", (number, handle(item))))
 
 
-def _main(connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _main(connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], gpu: str | None) -> None:
     """A worker's life: no thread but ours, no Ctrl-C of its own, no life after its parent's."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,0 +1,203 @@
+r"""One GPU, no network, nine minutes: is it right, is it fast, and one small run of the whole method.
+
+    make gpu                                  # on a machine with CUDA
+    python benchmarks/gpu.py --device cpu     # the same script, small, to see that it runs
+
+Right: greedy decoding equals transformers', losses on the GPU are those on the CPU. Fast: training tokens per second and share
+of the peak (MFU, dense bfloat16) and sampling beside `transformers.generate`, and vLLM where it is installed, for models of
+30M, 125M and 350M parameters. Each part ends when its time is up and says so; what was measured until then is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from synthboot import api, config
+from synthboot.data import tokenizer as tokenizers
+from synthboot.data.tokens import Tokens
+from synthboot.lm import model as models
+from synthboot.lm.batches import Plan
+from synthboot.lm.sample import EmbeddedSampler, Request
+from synthboot.lm.train import Place, Settings, train
+
+SIZES = {
+    "30M": config.Model(layers=8, width=512, heads=8, kv_heads=4, seq_len=1_024),
+    "125M": config.Model(layers=12, width=768, heads=12, kv_heads=6, seq_len=1_024),
+    "350M": config.Model(layers=24, width=1_024, heads=16, kv_heads=8, seq_len=1_024),
+}
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "A10": 125e12, "4090": 165e12}
+VOCAB = 16_384
+SAMPLE = Path(__file__).parent.parent / "examples" / "data" / "arxiv_cs_6000.jsonl.zst"
+
+
+def right(device: torch.device) -> dict[str, Any]:
+    """Greedy decoding beside transformers', and the loss beside the CPU's."""
+    model = models.build(SIZES["30M"].model_copy(update={"layers": 2}), 2_048, 0).eval()
+    tokens = torch.randint(2, 2_048, (8, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = torch.nn.functional.cross_entropy(model(input_ids=tokens).logits.flatten(0, 1), tokens.flatten())
+        model = model.to(device)
+        there = tokens.to(device)
+        found = torch.nn.functional.cross_entropy(model(input_ids=there).logits.flatten(0, 1), there.flatten())
+    asked = [Request(tuple(row), i, 32) for i, row in enumerate(tokens.tolist())]
+    same = []
+    for request, result in zip(
+        asked, EmbeddedSampler(model, 0, temperature=0, top_p=1, batch=32, dtype="float32").sample(asked), strict=True
+    ):
+        prompt = torch.tensor([request.prompt], device=device)
+        told = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=32, do_sample=False, eos_token_id=0, pad_token_id=0
+        )[0, 64:].tolist()
+        same.append(list(result.tokens) == (told[: told.index(0)] if 0 in told else told))
+    return {"greedy_equal": float(np.mean(same)), "loss_difference": abs(float(found) - float(expected))}
+
+
+def training(name: str, device: torch.device, peak: float | None, seconds: float) -> dict[str, Any]:
+    """Tokens per second of the training loop, validation and checkpoints left out."""
+    size, rows = SIZES[name], {"30M": 32, "125M": 16, "350M": 8}[name] if device.type == "cuda" else 1
+    rng = np.random.default_rng(0)
+    docs = Tokens.of([[*rng.integers(2, VOCAB, 700).tolist(), 0] for _ in range(400)])
+    plan = Plan(docs, seq_len=size.seq_len, batch_tokens=rows * size.seq_len, train_tokens=10**10, seed=0, end=0)
+    stamps: list[float] = []
+
+    class Enough(Exception):
+        pass
+
+    def watch(_: int, values: Any) -> None:
+        stamps.append(time.perf_counter())
+        if len(stamps) > 3 and stamps[-1] - stamps[0] > seconds:
+            raise Enough
+
+    model = models.build(size, VOCAB, 0).to(device)
+    flops = 3 * models.flops_per_token(model, size.seq_len)
+    how = Settings(lr=1e-4, weight_decay=0.1, warmup_steps=1, eval_steps=(), max_spike=1e9)
+    made = tokenizers.train(iter(["a few words"] * 10), 280)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
+        train(model, plan, how, lambda _: 0.0, Path(folder), made, place=Place(watch=watch))
+    rate = rows * size.seq_len / statistics.median(np.diff(stamps[2:]) if len(stamps) > 4 else np.diff(stamps))
+    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()), "tokens_per_second": rate, "gib": memory,
+        "mfu": rate * flops / peak if peak else None,
+    }  # fmt: skip
+
+
+def sampling(name: str, device: torch.device, requests: int, tokens: int) -> dict[str, Any]:
+    """Tokens per second of the embedded engine and of its peers on the same prompts."""
+    size = SIZES[name]
+    model = models.build(size, VOCAB, 0).to(device).eval()
+    rng = np.random.default_rng(0)
+    prompts = [tuple(rng.integers(2, VOCAB, rng.integers(60, 170)).tolist()) for _ in range(requests)]
+    asked = [Request(p, i, tokens) for i, p in enumerate(prompts)]
+    figures: dict[str, Any] = {}
+
+    def timed(engine: Any) -> float:
+        engine()  # warm
+        begun = time.perf_counter()
+        count = engine()
+        return float(count / (time.perf_counter() - begun))
+
+    ours = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9)
+    figures["synthboot"] = timed(lambda: sum(len(r.tokens) for r in ours.sample(asked)))
+    half = model.to(torch.bfloat16) if device.type == "cuda" else model
+
+    @torch.inference_mode()
+    def generate() -> int:
+        count = 0
+        for start in range(0, len(asked), 128):
+            part = sorted(asked, key=lambda r: len(r.prompt))[start : start + 128]
+            width = max(len(r.prompt) for r in part)
+            ids = torch.zeros(len(part), width, dtype=torch.int64)
+            mask = torch.zeros_like(ids)
+            for row, request in enumerate(part):
+                ids[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
+                mask[row, width - len(request.prompt) :] = 1
+            found = half.generate(
+                ids.to(device), attention_mask=mask.to(device), max_new_tokens=tokens, do_sample=True, top_p=0.9, top_k=0,
+                eos_token_id=0, pad_token_id=0,
+            )  # fmt: skip
+            count += int((found[:, width:] != 0).sum())
+        return count
+
+    figures["generate"] = timed(generate)
+    figures["ratio"] = figures["synthboot"] / figures["generate"]
+    try:
+        import vllm  # noqa: F401
+    except ImportError:
+        figures["vllm"] = "not installed"
+        return figures
+    from synthboot.lm.vllm import VllmSampler
+
+    with tempfile.TemporaryDirectory() as folder:
+        models.save(models.build(size, VOCAB, 0), Path(folder) / "m", tokenizers.train(iter(["a few words"] * 10), 280))
+        engine = VllmSampler(Path(folder) / "m", 0, config.Synthesize(sampler="vllm", batch=256))
+        figures["vllm"] = timed(lambda: sum(len(r.tokens) for r in engine.sample(asked)))
+    return figures
+
+
+def method(device: torch.device, folder: Path) -> dict[str, Any]:
+    """The whole method once, at a size that takes minutes: the abstracts that ship with the project."""
+    large = device.type == "cuda"
+    settings = {
+        "name": "gpu", "root": str(folder),
+        "model": {"layers": 6, "width": 384, "heads": 6, "kv_heads": 3} if large else {"layers": 2, "width": 64, "heads": 2},
+        "budget": {"unique_tokens": 300_000, "train_tokens": 3_000_000} if large
+        else {"unique_tokens": 20_000, "train_tokens": 40_000},
+        "optim": {"lr": 2e-3, "weight_decay": 0.5, "batch_tokens": 8_192 if large else 2_048, "evals": 6},
+        "corpus": {"source": str(SAMPLE), "vocab_size": 2_048, "validation_docs": 100, "holdout_docs": 300},
+        "tune": {"max_tokens": 1_000_000 if large else 20_000}, "synthesize": {"keep_unfinished": True},
+        "arms": {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.5}, "oracle": {"unique_tokens": "all"}},
+        "pretrain": {"seeds": [0]}, "engine": {"device": device.type},
+    }  # fmt: skip
+    begun = time.perf_counter()
+    scores = api.Run(settings).evaluate()
+    return {"seconds": time.perf_counter() - begun, "verdict": scores.result["verdict"]}
+
+
+def main() -> None:
+    """Run all parts, printing as they end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--seconds", type=float, default=520, help="stop beginning new parts after this many")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"))
+    args = parser.parse_args()
+    began = time.perf_counter()
+    device = models.device(args.device)
+    named = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    peak = next((v for k, v in PEAK.items() if k in named), None)
+    figures: dict[str, Any] = {"device": named, "torch": torch.__version__}
+    quick = device.type == "cpu"
+    sizes = ["30M"] if quick else list(SIZES)
+    parts: list[tuple[str, Any]] = [("right", lambda: right(device))]
+    parts += [(f"training {n}", lambda n=n: training(n, device, peak, 2 if quick else 20)) for n in sizes]
+    parts += [(f"sampling {n}", lambda n=n: sampling(n, device, 8 if quick else 512, 8 if quick else 256)) for n in sizes]
+    parts += [("method", lambda: method(device, args.out.parent / "gpu"))]
+    for name, part in parts:
+        if time.perf_counter() - began > args.seconds:
+            figures[name] = "left out: no time"
+        else:
+            try:
+                figures[name] = part()
+            except Exception as error:  # one part's failure leaves the others their turn
+                figures[name] = f"failed: {type(error).__name__}: {error}"
+        print(f"{name}: {json.dumps(figures[name])}", flush=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    print(f"{time.perf_counter() - began:.0f} s in all; figures in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -300,7 +301,33 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
     docs, seconds = np.log([r["docs"] for r in rows]), np.log([r["total"] for r in rows])
     slope = float(np.polyfit(docs, seconds, 1)[0])
     print(f"\ntime grows as documents to the power {slope:.2f}")
+    if args.plot:
+        Path(args.plot).write_text(drawn(rows))
     return {"rows": rows, "exponent": slope}
+
+
+def drawn(rows: list[dict[str, Any]]) -> str:
+    """Seconds, memory and recall over the number of documents, as SVG; the first two on logarithmic scales."""
+    panels = [
+        ("seconds", [math.log10(r["total"]) for r in rows], [f"{r['total']:.1f}" for r in rows]),
+        ("GiB", [math.log10(r["memory_bytes"]) for r in rows], [f"{r['memory_bytes'] / 2**30:.2f}" for r in rows]),
+        ("recall", [min(r["recall"], 1) for r in rows], [f"{r['recall']:.3f}" for r in rows]),
+    ]
+    x = np.log10([r["docs"] for r in rows])
+    x = 30 + 230 * (x - x.min()) / max(1e-9, float(np.ptp(x)))
+    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 930 230" font-family="sans-serif" font-size="11">']
+    for number, (name, values, labels) in enumerate(panels):
+        low, high = (0.9, 1.0) if name == "recall" else (min(values), max(values))
+        y = [185 - 140 * (v - low) / max(1e-9, high - low) for v in values]
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+        parts.append(f'<g transform="translate({310 * number + 5} 0)"><text x="30" y="18" font-size="13">{name}</text>')
+        parts.append(f'<polyline points="{points}" fill="none" stroke="#2563eb" stroke-width="2"/>')
+        for a, b, label, row in zip(x, y, labels, rows, strict=True):
+            parts.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="#2563eb"/>')
+            parts.append(f'<text x="{a:.1f}" y="{b - 9:.1f}" text-anchor="middle">{label}</text>')
+            parts.append(f'<text x="{a:.1f}" y="212" text-anchor="middle" fill="#6b7280">{row["docs"] // 1000}k</text>')
+        parts.append("</g>")
+    return "\n".join([*parts, "</svg>", ""])
 
 
 def exact(args: argparse.Namespace) -> dict[str, Any]:
@@ -350,6 +377,7 @@ def main() -> None:
     joined.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     grown = verbs.add_parser("growth", parents=[shared])
     grown.add_argument("--sizes", type=int, nargs="+", default=[25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000])
+    grown.add_argument("--plot", help="where to draw it, as SVG")
     verbs.add_parser("exact", parents=[shared]).add_argument("--docs", type=int, default=50_000)
     hidden = verbs.add_parser("child")
     hidden.add_argument("folder")

@@ -1,14 +1,15 @@
 """Sampling speed of the embedded engine beside transformers.generate, on one core, in one run.
 
-The two take turns; each figure is the median of the rounds, and the claim is their ratio. `generate` runs at the better
-of two batch sizes, on prompts sorted by length, with its own key-value cache. Prints a table and writes JSON.
+Engines take turns; each figure is the median of the rounds, and the claim is the ratio to `generate` at the better of two
+batch sizes, on prompts sorted by length, with its own key-value cache, in the same precision. The limit is what the products
+and the reading of the key-value cache would take at the rates measured in the same run. Prints a table and writes JSON.
 """
 
 import argparse
+import copy
 import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,9 @@ from synthboot.lm.sample import EmbeddedSampler, Request
 SIZES = {
     "demo": config.Model(layers=3, width=96, heads=3, kv_heads=1, seq_len=512),
     "tiny": config.Model(layers=4, width=256, heads=4, seq_len=512),
+    "small": config.Model(layers=8, width=512, heads=8, seq_len=512),
 }
+VOCABULARY = {"demo": 2_048, "tiny": 4_096, "small": 16_384}
 
 
 class Generate:
@@ -65,9 +68,34 @@ def rate(engine: Any, asked: list[Request]) -> float:
     return sum(len(r.tokens) for r in results) / (time.perf_counter() - start)
 
 
+def limit(model: Any, asked: list[Request], results: list[Any], rows: int = 64) -> float:
+    """Tokens per second if nothing were done but the products, at the rate of a product of `rows` rows, and reading the
+    float32 cache, at the rate of reading memory."""
+    cfg = model.config
+    x, w = torch.randn(rows, cfg.hidden_size), torch.randn(4 * cfg.hidden_size, cfg.hidden_size)
+    memory = torch.randn(32 << 20)
+
+    def best(work: Any) -> float:
+        taken = []
+        for _ in range(8):
+            begun = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - begun)
+        return min(taken)
+
+    flops_per_second = 2 * x.numel() * len(w) / best(lambda: x @ w.T)
+    bytes_per_second = memory.nbytes / best(lambda: memory.sum())
+    lengths = [(len(r.prompt), len(f.tokens)) for r, f in zip(asked, results, strict=True)]
+    flops = models.flops_per_token(model, 0) * sum(a + b for a, b in lengths)
+    heads = cfg.num_key_value_heads * cfg.head_dim
+    read = sum(8 * cfg.num_hidden_layers * heads * (a * b + b * b / 2) for a, b in lengths)
+    return float(sum(b for _, b in lengths) / (flops / flops_per_second + read / bytes_per_second))
+
+
 def main() -> None:
     """Run the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["demo", "tiny"], choices=list(SIZES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=128)
@@ -75,24 +103,35 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures = {}
-    for name, size in SIZES.items():
-        vocab = 2_048 if name == "demo" else 4_096
-        model = models.build(size, vocab, 0).eval()
+    print("| model | engine | tokens a second | times generate's | of the limit |\n|---|---|---|---|---|")
+    for name in options.sizes:
+        vocab = VOCABULARY[name]
+        model = models.build(SIZES[name], vocab, 0).eval()
+        half = copy.deepcopy(model).to(torch.bfloat16)
         rng = np.random.default_rng(0)
         prompts = [tuple(rng.integers(2, vocab, rng.integers(60, 170)).tolist()) for _ in range(options.requests)]
         asked = [Request(p, i, options.tokens) for i, p in enumerate(prompts)]
-        engines: dict[str, Any] = {"synthboot": EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=64)}
-        engines |= {f"generate, batch {b}": Generate(model, b) for b in (32, 64)}
+        engines: dict[str, Any] = {
+            f"synthboot, {dtype}": EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, dtype=dtype)
+            for dtype in ("float32", "bfloat16")
+        }
+        engines |= {f"generate, float32, batch {b}": Generate(model, b) for b in (32, 64)}
+        engines |= {f"generate, bfloat16, batch {b}": Generate(half, b) for b in (32, 64)}
         rates: dict[str, list[float]] = {key: [] for key in engines}
+        engines["synthboot, float32"].sample(asked[:8])  # chooses its batch
+        engines["synthboot, bfloat16"].sample(asked[:8])
         for _ in range(options.rounds):
             for key, engine in engines.items():
                 rates[key].append(rate(engine, asked))
         medians = {key: statistics.median(values) for key, values in rates.items()}
-        peer = max(v for k, v in medians.items() if k != "synthboot")
-        figures[name] = {"tokens_per_second": medians, "ratio": medians["synthboot"] / peer, "rounds": rates}
+        top = limit(model, asked, engines["synthboot, float32"].sample(asked))
+        peers = {d: max(v for k, v in medians.items() if k.startswith(f"generate, {d}")) for d in ("float32", "bfloat16")}
+        figures[name] = {"tokens_per_second": medians, "limit": top, "rounds": rates}
         for key, value in medians.items():
-            sys.stdout.write(f"{name:6} {key:20} {value:8,.0f} tokens/s\n")
-        sys.stdout.write(f"{name:6} ratio to the better  {medians['synthboot'] / peer:8.2f}\n")
+            ratio = value / peers["float32" if "float32" in key else "bfloat16"]
+            share = f"{value / top:.0%}" if key == "synthboot, float32" else ""
+            print(f"| {name} | {key} | {value:,.0f} | {ratio:.2f} | {share} |", flush=True)
+            figures[name].setdefault("ratio", {})[key] = ratio
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(figures, indent=1))
 

@@ -11,6 +11,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -291,8 +292,12 @@ def _together(cfg: config.Config, unit: Unit, progress: artifacts.Progress) -> t
         outcome = job.with_name("outcome.json")
         found = artifacts.read_json(outcome) if outcome.exists() else {}
         if code or "counts" not in found:
-            lines = said.read_text("utf-8", "replace").strip().splitlines()[-12:]
-            reason = found.get("error") or f"one of {cfg.engine.processes} processes died; torchrun said: " + " / ".join(lines)
+            lines = said.read_text("utf-8", "replace").splitlines()
+            raised = [line for line in lines if re.search(r"\w(Error|Exception): ", line) and "elastic" not in line]
+            why = (
+                raised[0] if raised else next((line.strip() for line in reversed(lines) if "exitcode" in line), f"exit {code}")
+            )
+            reason = found.get("error") or f"one of {cfg.engine.processes} processes died ({why})"
             raise TrainingError(f"{unit.name}: {reason}; run again to go on from the last checkpoint")
         return found["counts"], found["cost"]
 

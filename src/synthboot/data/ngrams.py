@@ -78,7 +78,7 @@ class _Shared:
     sizes: Int64[np.ndarray, " doc"]
 
     @staticmethod
-    def of(chosen: Sequence[tuple[Tokens, Int64[np.ndarray, " doc"]]], n: int) -> _Shared:
+    def of(chosen: Sequence[tuple[Tokens, Int64[np.ndarray, " _"]]], n: int) -> _Shared:
         """The shingles of `n` tokens of the chosen documents, one set after the other."""
         total = sum(int((np.diff(tokens.bounds)[docs]).sum()) for tokens, docs in chosen)
         shift = np.uint64(64 - min(27, max(10, (8 * total).bit_length())))
@@ -116,7 +116,7 @@ class _Shared:
 
 
 def _shingled(
-    chosen: Sequence[tuple[Tokens, Int64[np.ndarray, " doc"]]], n: int
+    chosen: Sequence[tuple[Tokens, Int64[np.ndarray, " _"]]], n: int
 ) -> Iterator[tuple[UInt64[np.ndarray, " shingle"], Int64[np.ndarray, " shingle"], int]]:
     """By chunks of documents: the hashes of all their shingles, the place of each one's document in the chunk, and how many
     documents the chunk has."""

@@ -28,12 +28,13 @@ class Loss(torch.nn.Module):
     `precision` is that of products and activations; weights, gradients and the loss itself stay float32.
     """
 
-    def __init__(self, model: Any, precision: torch.dtype = torch.float32, z_loss: float = 0.0) -> None:
+    def __init__(self, model: Any, precision: torch.dtype = torch.float32, z_loss: float = 0.0, sharded: bool = False) -> None:
         super().__init__()
         self.model, self.precision, self.z_loss = model, precision, z_loss
         head = model.get_output_embeddings()
         self.chunked = model.config.model_type in _PLAIN and getattr(head, "bias", None) is None
-        if self.chunked and precision == torch.float32 and kernels.available(head.weight.device.type):
+        # weights that are put together and taken apart again cannot be lent to the compiled loops
+        if self.chunked and not sharded and precision == torch.float32 and kernels.available(head.weight.device.type):
             _shorten(model)
 
     def forward(

@@ -145,7 +145,7 @@ class _Trainer:
         if place.checkpoint_activations:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.written = copy.deepcopy(model).cpu() if self.group.shard and self.group.main else model
-        loss = Loss(model, _precision(settings.precision, self.device), settings.z_loss)
+        loss = Loss(model, _precision(settings.precision, self.device), settings.z_loss, self.group.shard)
         self.module = parallel.wrap(loss, self.group)
         self.optimizers = _optimizers(model, settings)
         self.curve = Curve()

@@ -52,6 +52,16 @@ INLINE float one(const uint16_t* p) {
   return value;
 }
 
+INLINE float largest(const float* x, int64_t n) {
+  f16 tops = splat(-INFINITY);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) tops = tops > load(x + i) ? tops : load(x + i);
+  float top = -INFINITY;
+  for (int l = 0; l < 16; l++) top = tops[l] > top ? tops[l] : top;
+  for (; i < n; i++) top = x[i] > top ? x[i] : top;
+  return top;
+}
+
 INLINE float dot(const float* a, const float* b, int64_t n) {
   f16 sum0 = {}, sum1 = {};
   int64_t i = 0;
@@ -390,12 +400,8 @@ INLINE void draw_rows(const Draw& d) {
   const int64_t whole = d.vocab / 16 * 16;
   for (int64_t r = 0; r < d.rows; r++) {
     const float* logits = d.logits + r * d.vocab;
-    f16 tops = splat(-INFINITY);
-    int64_t j = 0;
-    for (; j < whole; j += 16) tops = tops > load(logits + j) ? tops : load(logits + j);
-    float top = -INFINITY;
-    for (int l = 0; l < 16; l++) top = tops[l] > top ? tops[l] : top;
-    for (; j < d.vocab; j++) top = logits[j] > top ? logits[j] : top;
+    const float top = largest(logits, d.vocab);
+    int64_t j;
     const float sharp = d.temperature > 0 ? 1 / d.temperature : 1;
     double mass = 0, plain = 0;
     for (j = 0; j < d.vocab; j += 16) {  // the last sixteen are filled up with nothing
@@ -456,12 +462,8 @@ INLINE void softmax_rows(Softmax& s) {
   const int64_t whole = s.vocab / 16 * 16;
   for (int64_t r = 0; r < s.rows; r++) {
     float* x = s.logits + r * s.vocab;
-    f16 tops = splat(-INFINITY);
-    int64_t j = 0;
-    for (; j < whole; j += 16) tops = tops > load(x + j) ? tops : load(x + j);
-    float top = -INFINITY;
-    for (int l = 0; l < 16; l++) top = tops[l] > top ? tops[l] : top;
-    for (; j < s.vocab; j++) top = x[j] > top ? x[j] : top;
+    const float top = largest(x, s.vocab);
+    int64_t j;
     const float picked = x[s.targets[r]];
     double mass = 0;
     f16 sum = {};

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sample import Generate
 
 from synthboot import api, config
 from synthboot.data import tokenizer as tokenizers
@@ -111,25 +112,8 @@ def sampling(name: str, device: torch.device, requests: int, tokens: int) -> dic
     figures["synthboot"] = timed(lambda: sum(len(r.tokens) for r in ours.sample(asked)))
     half = model.to(torch.bfloat16) if device.type == "cuda" else model
 
-    @torch.inference_mode()
-    def generate() -> int:
-        count = 0
-        for start in range(0, len(asked), 128):
-            part = sorted(asked, key=lambda r: len(r.prompt))[start : start + 128]
-            width = max(len(r.prompt) for r in part)
-            ids = torch.zeros(len(part), width, dtype=torch.int64)
-            mask = torch.zeros_like(ids)
-            for row, request in enumerate(part):
-                ids[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
-                mask[row, width - len(request.prompt) :] = 1
-            found = half.generate(
-                ids.to(device), attention_mask=mask.to(device), max_new_tokens=tokens, do_sample=True, top_p=0.9, top_k=0,
-                eos_token_id=0, pad_token_id=0,
-            )  # fmt: skip
-            count += int((found[:, width:] != 0).sum())
-        return count
-
-    figures["generate"] = timed(generate)
+    peer = Generate(half, 128)
+    figures["generate"] = timed(lambda: sum(len(r.tokens) for r in peer.sample(asked)))
     figures["ratio"] = figures["synthboot"] / figures["generate"]
     try:
         import vllm  # noqa: F401

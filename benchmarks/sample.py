@@ -15,8 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+if __name__ == "__main__":  # before torch starts its threads; benchmarks/gpu.py takes `Generate` from here, unpinned
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Generate:
     @torch.inference_mode()
     def sample(self, asked: list[Request]) -> list[Any]:
         """Continuations of left-padded prompts, batches of like length."""
-        results = []
+        results, device = [], self.model.device
         order = sorted(asked, key=lambda r: len(r.prompt))
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]
@@ -53,8 +54,8 @@ class Generate:
                 tokens[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
                 mask[row, width - len(request.prompt) :] = 1
             found = self.model.generate(
-                tokens, attention_mask=mask, max_new_tokens=chosen[0].max_tokens, do_sample=True, temperature=1.0,
-                top_p=0.9, top_k=0, eos_token_id=0, pad_token_id=0,
+                tokens.to(device), attention_mask=mask.to(device), max_new_tokens=chosen[0].max_tokens, do_sample=True,
+                temperature=1.0, top_p=0.9, top_k=0, eos_token_id=0, pad_token_id=0,
             )  # fmt: skip
             for output in found[:, width:].tolist():
                 results.append(SimpleNamespace(tokens=output[: output.index(0)] if 0 in output else output))

@@ -29,7 +29,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import numpy as np
 
-from synthboot import config
+from synthboot import config, loading
 from synthboot.data import documents
 from synthboot.data.worlds import World
 from synthboot.stages import embed
@@ -117,7 +117,7 @@ def hidden(texts: list[str], dim: int) -> Vectors:
     budget = {"unique_tokens": tokens.num_tokens, "train_tokens": 1_200_000}
     optim = {"lr": 3e-3, "batch_tokens": 4_096, "evals": 4, "weight_decay": 0.3}
     corpus = {"source": "-", "vocab_size": made.vocab_size}
-    cfg = config.load(
+    cfg = loading.load(
         {"name": "b", "model": model, "budget": budget, "optim": optim, "corpus": corpus, "arms": {"repetition": {}}}
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +173,7 @@ def read(place: str, docs: int) -> tuple[list[str], np.ndarray]:
     """Texts and label numbers of twice as many documents as are fitted on, in the file's order."""
     path, _, field = place.rpartition(":")
     if path == "world":
-        world = World(entities=docs // 10, many_share=1.0, many_docs=20)
+        world = World(config.World(entities=docs // 10, many_share=1.0, many_docs=20))
         told = list(world.documents())
         return [d["text"] for d in told], np.array([d["entity"] for d in told])
     texts, labels = [], []

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from synthboot import pipeline
+from synthboot import recipes
 
 SOURCE = Path(__file__).parent.parent / "src" / "synthboot"
 FILES = sorted(SOURCE.rglob("*.py"))
-ORDER = ["errors", "kernels", "config", "data", "lm", "engine", "stages", "steps", "pipeline"]
+ORDER = ["errors", "kernels", "config", "loading", "data", "lm", "engine", "stages", "steps", "recipes", "pipeline"]
 ORDER += ["ranks", "plan", "show", "api", "cli"]
 
 
@@ -90,7 +90,7 @@ def test_a_stage_is_one_word_everywhere() -> None:
     from synthboot.cli import STAGE_HELP, main
     from synthboot.steps import STEPS
 
-    names = list(pipeline.STAGES)
+    names = list(recipes.STAGES)
     assert list(STEPS) == names
     assert list(STAGE_HELP) == names
     assert set(names) <= set(main.commands)

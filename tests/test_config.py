@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from synthboot import config
+from synthboot import config, loading
 from synthboot.errors import ConfigError
 from tests.conftest import small_config
 
@@ -12,12 +12,12 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_config_loads_under_its_own_name(path: Path) -> None:
-    assert config.load(path).name == path.stem
+    assert loading.load(path).name == path.stem
 
 
 def broken(**changes: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        config.load(small_config(Path("x.jsonl"), Path("runs"), **changes))
+        loading.load(small_config(Path("x.jsonl"), Path("runs"), **changes))
     return str(caught.value)
 
 
@@ -37,7 +37,7 @@ def test_required_sections_are_asked_for() -> None:
     settings = small_config(Path("x.jsonl"), Path("runs"))
     del settings["budget"]
     with pytest.raises(ConfigError, match="budget: required, and not given"):
-        config.load(settings)
+        loading.load(settings)
 
 
 def test_an_arm_needs_both_a_share_and_a_source() -> None:
@@ -55,7 +55,7 @@ def test_equal_seeds_are_refused() -> None:
 
 def test_set_overrides_and_parses_yaml(tmp_path: Path) -> None:
     settings = small_config(Path("x.jsonl"), tmp_path)
-    loaded = config.load(settings, set=config.parse_set(["pretrain.seeds=[3, 4]", "pair.min_similarity=0.5"]))
+    loaded = loading.load(settings, set=loading.parse_set(["pretrain.seeds=[3, 4]", "pair.min_similarity=0.5"]))
     assert loaded.pretrain.seeds == [3, 4]
     assert loaded.pair.min_similarity == 0.5
     assert settings == small_config(Path("x.jsonl"), tmp_path)  # the caller's mapping stays as it was
@@ -63,15 +63,15 @@ def test_set_overrides_and_parses_yaml(tmp_path: Path) -> None:
 
 def test_set_without_value_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"section\.key=value"):
-        config.parse_set(["pair.num_neighbors"])
+        loading.parse_set(["pair.num_neighbors"])
 
 
 def test_missing_file_and_bad_yaml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        config.load(tmp_path / "none.yaml")
+        loading.load(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match="not YAML"):
-        config.load(tmp_path / "bad.yaml")
+        loading.load(tmp_path / "bad.yaml")
 
 
 def test_every_field_has_a_help_text() -> None:

@@ -76,7 +76,7 @@ def test_killed_at_ten_points_of_one_run_it_ends_with_the_same_bytes(finished: d
 DIE_AT_RENAMES = """
 import json, os, sys
 from pathlib import Path
-from synthboot import config, pipeline
+from synthboot import config, pipeline, recipes
 from synthboot.engine import local
 for name in [*local._PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
     __import__(name)
@@ -96,7 +96,7 @@ class Deaf:
 
 def make_all(cfg):
     os.replace = once_each
-    plan = pipeline.units(cfg)
+    plan = recipes.units(cfg)
     standing, marks = pipeline.state(cfg, plan), pipeline.fingerprints(plan)
     for name in plan:
         if standing[name].status != "done":

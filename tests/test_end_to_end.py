@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from synthboot import api, config, pipeline
+from synthboot import api, loading, pipeline, recipes
 from synthboot.data import artifacts
 from synthboot.data.tokens import Tokens
 from synthboot.errors import (
@@ -35,8 +35,8 @@ def copy(settings: dict[str, Any], to: Path) -> dict[str, Any]:
 
 
 def states(settings: dict[str, Any], **changes: Any) -> dict[str, pipeline.State]:
-    cfg = config.load(settings, set=changes)
-    return pipeline.state(cfg, pipeline.units(cfg))
+    cfg = loading.load(settings, set=changes)
+    return pipeline.state(cfg, recipes.units(cfg))
 
 
 def not_done(found: dict[str, pipeline.State]) -> set[str]:
@@ -238,7 +238,7 @@ def test_controls_are_recipes(world_file: Path, tmp_path: Path) -> None:
     settings = small_config(world_file, tmp_path, arms=arms, pretrain__seeds=[0])
     run = api.Run(settings)
     run.run()
-    units = set(pipeline.units(run.config))
+    units = set(recipes.units(run.config))
     assert {"pair/random_pairs", "tune/random_pairs", "synthesize/unconditional", "synthesize/random_pairs"} <= units
     assert len([u for u in units if u.startswith("synthesize")]) == 3  # sbp and more share their samples
     assert set(run.evaluate().arms) == set(arms)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from synthboot import config, pipeline
+from synthboot import config, loading, pipeline, recipes
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.artifacts import Shards, read_json
 from synthboot.data.pairs import TRAIN, Pairs
@@ -28,7 +28,7 @@ class Run:
         set: Mapping[str, Any] | None = None,
         progress: pipeline.Event | None = None,
     ) -> None:
-        self.config = config.load(source, set=set)
+        self.config = loading.load(source, set=set)
         self._tell = progress or (lambda *_: None)
 
     def run(self, stage: str = "report") -> None:
@@ -37,7 +37,7 @@ class Run:
 
     def plan(self) -> dict[str, pipeline.State]:
         """How every artifact stands: done, missing, partial, or stale and why."""
-        return pipeline.state(self.config, pipeline.units(self.config))
+        return pipeline.state(self.config, recipes.units(self.config))
 
     def corpus(self) -> Texts:
         """D_pretrain."""
@@ -65,7 +65,7 @@ class Run:
         return Report(self._folder("report") / "report.html")
 
     def _folder(self, name: str) -> Path:
-        units = pipeline.units(self.config)
+        units = recipes.units(self.config)
         if name not in units:
             raise MissingArtifact(f"{name}: no arm of this configuration needs it")
         return units[name].folder(self.config.folder)

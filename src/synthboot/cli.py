@@ -17,7 +17,8 @@ import click
 
 if TYPE_CHECKING:
     from synthboot.config import Config
-    from synthboot.pipeline import State, Unit
+    from synthboot.pipeline import State
+    from synthboot.recipes import Unit
 
 STAGE_HELP = {
     "corpus": "Read, clean, split and tokenize the text.",
@@ -63,9 +64,9 @@ def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     @wraps(function)
     def wrapped(config_file: Path, sets: tuple[str, ...], as_json: bool, **rest: Any) -> Any:
-        from synthboot import config
+        from synthboot import loading
 
-        return function(config.load(config_file, set=config.parse_set(sets)), as_json, **rest)
+        return function(loading.load(config_file, set=loading.parse_set(sets)), as_json, **rest)
 
     return wrapped
 
@@ -97,10 +98,10 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
     if not dry_run:
         _execute(cfg, "pair", as_json)
         return
-    from synthboot import pipeline
+    from synthboot import pipeline, recipes
     from synthboot import show as shown
 
-    with _progress(len(pipeline.needed(pipeline.units(cfg), "embed"))) as tell:
+    with _progress(len(pipeline.needed(recipes.units(cfg), "embed"))) as tell:
         pipeline.run(cfg, "embed", tell)
     told = shown.alphas(cfg)
     if as_json:
@@ -124,10 +125,10 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
 @_configured
 def plan(cfg: Config, as_json: bool) -> None:
     """Say what `run` would do and why, and what it would cost."""
-    from synthboot import pipeline
+    from synthboot import pipeline, recipes
     from synthboot import plan as plans
 
-    artifacts = pipeline.units(cfg)
+    artifacts = recipes.units(cfg)
     states = pipeline.state(cfg, artifacts)
     cost = plans.estimate(cfg, artifacts, states)
     if as_json:
@@ -199,9 +200,9 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
 
 
 def _execute(cfg: Config, target: str, as_json: bool) -> None:
-    from synthboot import pipeline
+    from synthboot import pipeline, recipes
 
-    units = pipeline.needed(pipeline.units(cfg), target)
+    units = pipeline.needed(recipes.units(cfg), target)
     states = pipeline.state(cfg, units)
     todo = {name: s for name, s in states.items() if s.status != "done"}
     stale = {
@@ -214,7 +215,7 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
     with _progress(len(todo)) as tell:
         pipeline.run(cfg, target, tell)
     scores = units[target].folder(cfg.folder) if target in units else None
-    evaluated = pipeline.units(cfg)["evaluate"].folder(cfg.folder) / "evaluate.json"
+    evaluated = recipes.units(cfg)["evaluate"].folder(cfg.folder) / "evaluate.json"
     if target in ("report", "evaluate"):
         result = json.loads(evaluated.read_text("utf-8"))
         if as_json:

@@ -1,21 +1,16 @@
 """Every knob on one page.
 
 Sections stand in pipeline order. The text under a field is its help text. All models are frozen, and an unknown key is
-an error that names the nearest known one. Nothing here imports torch.
+an error that names the nearest known one (`loading.py`). Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import copy
-import difflib
-from collections.abc import Mapping
+import itertools
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
-
-from synthboot.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -59,8 +54,9 @@ class Model(Section):
 class Budget(Section):
     """What every arm may spend. Compute-matched: all arms train on exactly `train_tokens`."""
 
-    unique_tokens: PositiveInt
-    """Size of D_pretrain: the unique real tokens that everything but the oracle may use."""
+    unique_tokens: PositiveInt | Literal["all"]
+    """Size of D_pretrain: the unique real tokens that everything but the oracle may use. `all`: whatever is not held out, and
+    with `corpus.split_field` what is marked `pretrain`."""
     train_tokens: PositiveInt
     """Tokens every arm trains on, rounded down to whole batches; repetition makes train/unique passes."""
 
@@ -123,12 +119,49 @@ class Engine(Section):
     """Where figures go while a model trains, besides the report; each has to be installed."""
 
 
+class World(Section):
+    """A generated corpus of which everything is known: entities, and documents that tell some of their attributes."""
+
+    entities: int = Field(600, ge=1, le=100_000)
+    """Entities, each with a value for every attribute."""
+    many_share: float = Field(0.5, ge=0, le=1)
+    """Share of the entities that have `many_docs` documents; the others have one."""
+    many_docs: int = Field(4, ge=1, le=10_000)
+    """Documents of an entity that has many."""
+    attributes: int = Field(8, ge=1, le=16)
+    """Attributes of every entity."""
+    values: int = Field(24, ge=2, le=1_000)
+    """Different values of each attribute."""
+    revealed: int = Field(5, ge=1, le=16)
+    """Attributes that a document tells."""
+    wordings: int = Field(6, ge=1, le=8)
+    """Ways to say an attribute."""
+    distractors: int = Field(1, ge=0, le=100)
+    """Sentences of a document that say nothing about its entity."""
+    oracle_docs: int = Field(0, ge=0)
+    """Documents beside D_pretrain's, for oracles: about any entity, each as likely."""
+    seed: int = 0
+    """Another seed is another world."""
+
+    @model_validator(mode="after")
+    def _told(self) -> World:
+        if self.revealed > self.attributes:
+            raise ValueError(f"revealed {self.revealed} must lie between 1 and the {self.attributes} attributes")
+        return self
+
+
 class Corpus(Section):
     """Where the text comes from and how it is cleaned, split and tokenized."""
 
     source: str | list[str]
     """Files or folders: JSONL (plain, .gz, .zst), Parquet, text files, a saved Hugging Face dataset; globs work.
-    `hub:owner/name` or `hub:owner/name:split` streams a data set from the Hugging Face hub (needs the network)."""
+    `hub:owner/name` or `hub:owner/name:split` streams a data set from the Hugging Face hub (needs the network). `world` is
+    the generated corpus that `corpus.world` describes."""
+    world: World = World()
+    """The generated corpus, for `source: world`."""
+    split_field: str | None = None
+    """A field that says where a document goes: `validation`, `holdout`, `pretrain` or `oracle` (real text for oracles alone).
+    Unless set, documents are drawn by a hash of their id."""
     id_field: str = "id"
     """Field holding the document's id; file name and line stand in where it is absent."""
     text_field: str = "text"
@@ -302,23 +335,65 @@ class Synthesize(Section):
 
 
 class Arm(Section):
-    """A recipe: where an arm's text comes from. Arms differ in nothing else."""
+    """A recipe: where an arm's text comes from and how it is laid out. Arms differ in nothing else."""
 
-    synthetic: Literal["related", "random_pairs", "unconditional"] | None = None
-    """Synthetic text from a synthesizer tuned on related pairs (the method), from one tuned on random pairs, or sampled
-    from base with no d1 (both controls); none for real text alone."""
+    synthetic: Literal["related", "random_pairs", "scratch", "unconditional"] | None = None
+    """Synthetic text from a synthesizer tuned on related pairs (the method), from one tuned on random pairs, from one tuned
+    on related pairs but not started from base, or sampled from base with no d1 (three controls); none for real text alone."""
     share: float = Field(0.0, ge=0, lt=1)
     """Share of `train_tokens` that is synthetic."""
     order: Literal["mixed", "synthetic_first"] = "mixed"
     """Spread evenly over the run (the paper), or before all real text."""
+    layout: Literal["shuffled", "packed_pairs", "megadoc"] = "shuffled"
+    """Documents in random order (the paper); or `packed_pairs`: real text alone, each document followed by its most similar
+    one not yet read (in-context pretraining, arXiv:2310.10638); or `megadoc`: the synthetic documents of a d1 right before
+    it, as many as fit a window with it (arXiv:2603.18534)."""
+    noise: float = Field(0.0, ge=0, lt=1)
+    """Share of the input tokens that are replaced by random ones, anew at every step (arXiv:2606.16246); targets stay."""
+    rounds: PositiveInt = 1
+    """Rounds of bootstrapping: in round 2 the synthesizer starts from the model of the arm with the same recipe and
+    `rounds: 1`, not from base, and so on; that arm has to be there too. Pairs and real text stay those of D_pretrain."""
+    match: Literal["tokens", "flops"] = "tokens"
+    """What is equal to repetition: tokens trained on (the paper); or FLOPs, with embedding, pairing, tuning and synthesis
+    paid out of `train_tokens`, so that the arm trains on fewer."""
     unique_tokens: PositiveInt | Literal["all"] | None = None
     """Unique real tokens of this arm when not `budget.unique_tokens`: makes it an oracle."""
+    passes: float | None = Field(None, gt=0)
+    """Real text alone: passes over it, where fewer than fill `train_tokens` are better. Set by `sweep`."""
+    weight_decay: float | None = Field(None, ge=0)
+    """In the place of `optim.weight_decay`. Set by `sweep`: arms that differ in it by hand are not compared."""
+    lr: float | None = Field(None, gt=0)
+    """In the place of `optim.lr`. Set by `sweep`."""
+    sweep: dict[Literal["share", "noise", "passes", "weight_decay", "lr"], Annotated[list[float], Field(min_length=1)]] = {}
+    """Values to try, every combination, one model each with the first seed; the one of least validation loss is the arm, and
+    the report shows them all."""
 
     @model_validator(mode="after")
-    def _share_with_source(self) -> Arm:
-        if (self.synthetic is None) != (self.share == 0.0):
+    def _recipe(self) -> Arm:
+        if (self.synthetic is None) != (self.share == 0.0 and "share" not in self.sweep):
             raise ValueError("`synthetic` and a `share` above 0 go together")
+        if self.synthetic is None and (self.rounds > 1 or self.match == "flops" or self.order != "mixed"):
+            raise ValueError("`rounds`, `order` and `match: flops` are about synthetic text, and this arm has none")
+        if self.layout == "packed_pairs" and (self.synthetic is not None or self.unique_tokens is not None):
+            raise ValueError("`layout: packed_pairs` is about D_pretrain alone; drop `synthetic` and `unique_tokens`")
+        if self.layout == "megadoc" and self.synthetic in (None, "unconditional"):
+            raise ValueError("`layout: megadoc` needs synthetic text that has a d1")
+        if self.synthetic is not None and (self.passes is not None or "passes" in self.sweep):
+            raise ValueError("`passes` is about real text alone")
         return self
+
+    def cells(self) -> dict[str, Arm]:
+        """Every combination of the sweep by name; the arm itself under no name where there is no sweep."""
+        plain, found = self.model_dump(exclude={"sweep"}), {}
+        for values in itertools.product(*self.sweep.values()):
+            chosen = dict(zip(self.sweep, values, strict=True))
+            found[",".join(f"{name}={value:g}" for name, value in chosen.items())] = Arm(**plain | chosen)
+        return found
+
+    @property
+    def most_share(self) -> float:
+        """The largest share in any combination."""
+        return max([self.share, *self.sweep.get("share", [])])
 
 
 class Pretrain(Section):
@@ -341,6 +416,15 @@ class Evaluate(Section):
     checkpoint: Literal["best", "last"] = "best"
     """Which checkpoint of an arm the verdict is about: the one of best validation loss, or the last. Both are shown.
     Deviation: the paper reads the last; `best` gives repetition the early stopping it needs when it overfits."""
+    tasks: list[str] = []
+    """Questions to ask every model: JSON-lines files of one's own, names of known tasks (files in `task_folder`), the groups
+    `paper` and `small`, `world` (a world's facts), or `lm-eval:NAME` for a task of lm-eval (pip install lm-eval)."""
+    task_folder: str = "."
+    """Folder with the files of known tasks, such as blimp.jsonl.zst."""
+    task_items: PositiveInt | None = None
+    """At most so many items of a task, drawn at random; all unless set."""
+    group_field: str | None = None
+    """A field of the corpus; holdout losses are also given by its values."""
     bootstrap: PositiveInt = 2_000
     """Resamples of documents and seeds behind every interval."""
     confidence: float = Field(0.95, gt=0, lt=1)
@@ -385,96 +469,31 @@ class Config(Section):
     @model_validator(mode="after")
     def _arms(self) -> Config:
         base = self.arms.get("repetition")
-        if base is None or base != Arm():
-            raise ValueError("`arms` needs `repetition: {}`: base, the model everything is compared with")
-        for name in self.arms:
+        if base is None or base.model_copy(update={"sweep": {}}) != Arm():
+            raise ValueError("`arms` needs `repetition: {}`, or with a `sweep`: base, which everything is compared with")
+        for name, arm in self.arms.items():
             if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
                 raise ValueError(f"arm name {name!r} may hold letters, digits, '_', '-' and '.' only")
+            for key in ("weight_decay", "lr", "passes"):
+                if getattr(arm, key) is not None:
+                    raise ValueError(
+                        f"arms.{name}.{key}: arms may differ in their data alone; set optim.{key} for all, or "
+                        f"`sweep: {{{key}: [...]}}` to have it chosen by validation loss"
+                    )
+            if arm.rounds > 1 and self.before(arm) is None:
+                raise ValueError(f"arms.{name}: needs an arm with the same recipe and `rounds: {arm.rounds - 1}` to go on from")
         if self.optim.batch_tokens < self.model.seq_len:
             raise ValueError(f"optim.batch_tokens {self.optim.batch_tokens} is less than one row ({self.model.seq_len})")
         if self.budget.train_tokens < self.optim.batch_tokens:
             raise ValueError("budget.train_tokens is less than one optimizer step (optim.batch_tokens)")
         return self
 
+    def before(self, arm: Arm) -> str | None:
+        """The name of the arm of the round before; None in the first."""
+        wanted = arm.model_copy(update={"rounds": arm.rounds - 1})
+        return next((name for name, other in self.arms.items() if other == wanted), None)
+
     @property
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.root) / self.name
-
-
-def load(source: str | Path | Mapping[str, Any], set: Mapping[str, Any] | None = None) -> Config:
-    """The checked configuration of a YAML file (or mapping) with `set` applied (`{"pair.num_neighbors": 8}`).
-
-    Raises ConfigError, naming the key and the nearest known one, for anything that is not a valid configuration.
-    """
-    if isinstance(source, Mapping):
-        where, raw = "config", copy.deepcopy(dict(source))
-    else:
-        where = str(source)
-        try:
-            raw = yaml.safe_load(Path(source).read_text("utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{where}: no such file; the shipped ones are in configs/") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where}: cannot be read: {error}") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{where}: expected sections such as `corpus:` and `budget:`, found {type(raw).__name__}")
-    for key, value in (set or {}).items():
-        _assign(raw, key, value)
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
-
-
-def parse_set(items: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """`section.key=value` strings as a mapping, values read as YAML."""
-    parsed: dict[str, Any] = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {item}: expected section.key=value, for example --set pair.num_neighbors=8")
-        try:
-            parsed[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {item}: the value is not YAML") from None
-    return parsed
-
-
-def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    for part in path:
-        if raw.get(part) is None:
-            raw[part] = {}
-        raw = raw[part]
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{key}: {part} is not a section")
-    raw[last] = value
-
-
-def _explain(error: Any) -> str:
-    path = [str(part) for part in error["loc"]]
-    where = ".".join(path) or "config"
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], _fields(path[:-1]), n=1)
-        return f"{where}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
-    if error["type"] == "missing":
-        return f"{where}: required, and not given"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" + ("" if error["type"] == "value_error" else f" (got {error['input']!r})")
-
-
-def _fields(path: list[str]) -> list[str]:
-    model: type[BaseModel] = Config
-    for i, part in enumerate(path):
-        if model is Config and part == "arms":
-            return list(Arm.model_fields) if len(path) > i + 1 else list(model.model_fields)
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        options = [annotation, *get_args(annotation)]
-        nested = [a for a in options if isinstance(a, type) and issubclass(a, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)

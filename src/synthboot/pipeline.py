@@ -1,7 +1,6 @@
-"""The line of rooms: which artifacts a configuration needs, which are stale and why, and getting them made.
+"""The line of rooms: which artifacts are stale and why, and getting them made.
 
-`units` turns the recipes under `arms:` into artifacts and their parents; two arms that need the same thing share it. A
-unit starts once its parents are done, as many side by side as there are processes. `state` compares fingerprints.
+A unit starts once its parents are done, as many side by side as there are processes. `state` compares fingerprints.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import re
 import resource
@@ -19,40 +17,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from synthboot import config
-from synthboot.data import artifacts, documents
+from synthboot.data import artifacts
 from synthboot.data.tokens import Tokens
 from synthboot.errors import LockedRun, MissingArtifact, TrainingError
+from synthboot.recipes import VERSIONS, Unit, units
 
-STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
-VERSIONS = dict.fromkeys(STAGES, 1) | {"embed": 2, "pair": 2, "base": 2, "tune": 2, "pretrain": 2, "analyze": 2}
 TOGETHER = ("base", "tune", "pretrain")
 PARALLEL = ("embed", "pair", "synthesize", "evaluate")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One artifact to be: its stage and variant, the units it reads by role, and the settings it reads."""
-
-    stage: str
-    variant: str
-    parents: dict[str, str]
-    reads: dict[str, Any]
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """`stage` or `stage/variant`."""
-        return f"{self.stage}/{self.variant}" if self.variant else self.stage
-
-    def folder(self, root: Path) -> Path:
-        """Where its artifact lies: `NN-stage[/variant]`."""
-        place = root / f"{STAGES.index(self.stage) + 1:02d}-{self.stage}"
-        return place / self.variant if self.variant else place
 
 
 @dataclass(frozen=True)
@@ -65,68 +41,6 @@ class State:
 
 Event = Callable[[str, str, Any], None]
 """What `run` tells: (unit name, "start" | "progress" | "done", value)."""
-
-
-def units(cfg: config.Config) -> dict[str, Unit]:
-    """Every artifact of a configuration by name, parents before children."""
-    found: dict[str, Unit] = {}
-
-    def add(stage: str, variant: str, parents: dict[str, str], reads: dict[str, Any], **options: Any) -> str:
-        unit = Unit(stage, variant, parents, reads, options)
-        found.setdefault(unit.name, unit)
-        return unit.name
-
-    dump = cfg.model_dump(mode="json")
-    budget, seed = dump["budget"], {"seed": cfg.seed}
-    model, window = {"model": dump["model"]}, {"seq_len": cfg.model.seq_len}
-    training = {**model, "optim": dump["optim"], "train_tokens": budget["train_tokens"]}
-    source = {"unique_tokens": budget["unique_tokens"], **_outside("init_from", cfg.model.init_from)}
-    corpus = add("corpus", "", {}, {"corpus": dump["corpus"], **source, "files": documents.identity(cfg.corpus.source)})
-    only = {"corpus": corpus}
-    base = add("base", "", only, {**training, "seed": cfg.pretrain.seeds[0]}, seed=cfg.pretrain.seeds[0])
-
-    def synthetic(kind: str) -> str:
-        """The unit that holds synthetic text of a kind, with all it needs."""
-        synthesizer = base
-        if kind != "unconditional":
-            given = _outside("given", cfg.embed.path if cfg.embed.model == "file" else cfg.embed.model)
-            embed = add("embed", "", only, {"embed": dump["embed"], **given, **seed})
-            related = add("pair", "related", {**only, "embed": embed}, {"pair": dump["pair"], **seed})
-            pairs = related
-            if kind == "random_pairs":
-                pairs = add("pair", kind, {**only, "pair": related}, seed)
-            tuning = {"tune": dump["tune"], **window, **seed}
-            synthesizer = add("tune", kind, {**only, "base": base, "pair": pairs}, tuning)
-        share = max(a.share for a in cfg.arms.values() if a.synthetic == kind)
-        tokens = math.ceil(share * cfg.budget.train_tokens) + cfg.model.seq_len
-        cut = {"d1_share": cfg.tune.d1_share}
-        reads = {"synthesize": dump["synthesize"], **window, **cut, **seed, "budget_tokens": tokens}
-        return add("synthesize", kind, {**only, "synthesizer": synthesizer}, reads, budget_tokens=tokens)
-
-    models: dict[str, str] = {}
-    for name, arm in cfg.arms.items():
-        for number in cfg.pretrain.seeds:
-            if arm == config.Arm() and number == cfg.pretrain.seeds[0]:
-                models[f"{name}/{number}"] = base
-                continue
-            parents = dict(only) | ({"synthesize": synthetic(arm.synthetic)} if arm.synthetic else {})
-            reads = {**training, "arm": dump["arms"][name], "seed": number}
-            models[f"{name}/{number}"] = add("pretrain", f"{name}/seed-{number}", parents, reads, arm=name, seed=number)
-    evaluate = add("evaluate", "", {**only, **models}, {"evaluate": dump["evaluate"], **window, **seed})
-    upstream = {u.name: u.name for u in found.values() if u.stage in ("embed", "pair", "synthesize", "tune")}
-    roles = {"corpus": corpus, "base": base, "evaluate": evaluate, **models, **upstream}
-    if any(u.stage == "synthesize" for u in found.values()):
-        shown = {k: v for k, v in upstream.items() if not k.startswith("tune")}
-        roles["analyze"] = add("analyze", "", {**only, **shown}, {"analyze": dump["analyze"], **seed})
-    add("report", "", roles, {"config": {k: v for k, v in dump.items() if k not in ("engine", "root")}})
-    return dict(sorted(found.items(), key=lambda item: STAGES.index(item[1].stage)))
-
-
-def _outside(name: str, given: str | None) -> dict[str, Any]:
-    """A model or file from outside the run: what it is called and, where it lies on this machine, what is in it."""
-    path = Path(given or "")
-    files = [str(p) for p in (path, path.with_suffix(".ids")) if p.exists()] if given else []
-    return {name: given, **({f"{name}_files": documents.identity(files)} if files else {})}
 
 
 def fingerprints(plan: dict[str, Unit]) -> dict[str, str]:

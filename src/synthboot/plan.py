@@ -12,8 +12,10 @@ import time
 import numpy as np
 
 from synthboot.config import Config
+from synthboot.data.artifacts import read_json
 from synthboot.engine import local
-from synthboot.pipeline import State, Unit
+from synthboot.pipeline import State
+from synthboot.recipes import Unit
 
 _EFFICIENCY = {"train": 0.4, "sample": 0.12}
 
@@ -22,11 +24,9 @@ def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> d
     """Totals over what is not done: `train_tokens`, `sampled_tokens`, `flops`, `hours`, `bytes`."""
     todo = [u for name, u in units.items() if states[name].status != "done"]
     forward = _forward_flops(cfg)
-    models = sum(u.stage in ("base", "pretrain") for u in todo)
+    models = sum(u.stage in ("base", "pretrain") and not _copy(cfg, u) for u in todo)
     train = models * cfg.budget.train_tokens
-    train += sum(u.stage == "tune" for u in todo) * (
-        cfg.tune.max_tokens or int(2 * cfg.budget.unique_tokens * cfg.tune.max_passes)
-    )
+    train += sum(u.stage == "tune" for u in todo) * (cfg.tune.max_tokens or int(2 * _unique_tokens(cfg) * cfg.tune.max_passes))
     sampled = sum(u.options["budget_tokens"] for u in todo if u.stage == "synthesize")
     flops = {"train": 3 * forward * train, "sample": 2 * forward * sampled}
     rate = _matmul_rate() * local.jobs(cfg.engine.jobs, cfg.engine.device)
@@ -49,6 +49,19 @@ def sentence(cost: dict[str, float]) -> str:
         f"{cost['flops']:.2g} FLOPs; on this machine about {cost['hours']:.1f} hours (to a factor of two) and "
         f"{cost['bytes'] / 2**20:,.0f} MiB"
     )
+
+
+def _copy(cfg: Config, unit: Unit) -> bool:
+    """Whether a model is one of its sweep's, trained already."""
+    return unit.options["seed"] == cfg.pretrain.seeds[0] and any(role.startswith("cell/") for role in unit.parents)
+
+
+def _unique_tokens(cfg: Config) -> int:
+    """Tokens in D_pretrain; where all of the corpus is meant and it has not been read, at most what is trained on."""
+    if cfg.budget.unique_tokens != "all":
+        return cfg.budget.unique_tokens
+    summary = cfg.folder / "01-corpus" / "corpus.json"
+    return int(read_json(summary)["pretrain_tokens"]) if summary.exists() else cfg.budget.train_tokens
 
 
 def _parameters(cfg: Config) -> float:

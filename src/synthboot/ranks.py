@@ -12,7 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
-from synthboot import config, pipeline, steps
+from synthboot import config, pipeline, recipes, steps
 from synthboot.data.artifacts import read_json, write_json
 from synthboot.errors import SynthbootError
 
@@ -27,7 +27,7 @@ def main(job: Path) -> int:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     asked = read_json(job)
     cfg = config.Config.model_validate(asked["config"])
-    plan = pipeline.units(cfg)
+    plan = recipes.units(cfg)
     first = parallel.rank() == 0
 
     def progress(done: float, words: str) -> None:

@@ -15,7 +15,7 @@ from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokenizer import Tokenizer, load
 from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
-from synthboot.pipeline import STAGES
+from synthboot.recipes import STAGES
 
 _COPY = 13
 
@@ -60,7 +60,7 @@ def alphas(cfg: Config) -> dict[str, Any]:
     """What each alpha would give: `stages.pair.alphas` on a run's corpus and vectors. Raises MissingArtifact where they have
     not been made."""
     from synthboot.stages import pair
-    from synthboot.steps import embedded
+    from synthboot.steps.context import embedded
 
     embed, corpus = _need(cfg.folder, "embed"), _need(cfg.folder, "corpus")
     docs = artifacts.read_json(corpus / "corpus.json")["pretrain_docs"]

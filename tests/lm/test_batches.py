@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from synthboot.data.tokens import Tokens
-from synthboot.lm.batches import IGNORE, PairPlan, Plan, Stream, cut_pair, pair_row
+from synthboot.lm.batches import IGNORE, PairPlan, Plan, Stream, cut_pair, megadocs, pair_row, shuffled, walk
 
 REAL = Tokens.of([[100 + i] * (3 + i % 5) + [0] for i in range(20)])
 SYNTHETIC = Tokens.of([[500 + i] * 9 + [0] for i in range(40)])
@@ -16,7 +16,7 @@ def plan(share: float, **changes: Any) -> Plan:
 
 
 def test_a_stream_reads_every_document_once_a_pass_wherever_it_is_cut() -> None:
-    stream = Stream(REAL, (7,))
+    stream = Stream(REAL, shuffled(len(REAL), (7,)))
     total = REAL.num_tokens
     whole = stream.read(0, 3 * total)
     pieces = np.concatenate([stream.read(i, min(11, 3 * total - i)) for i in range(0, 3 * total, 11)])
@@ -32,7 +32,7 @@ def test_a_stream_reads_every_document_once_a_pass_wherever_it_is_cut() -> None:
 def test_every_token_of_the_stream_is_a_target_exactly_once() -> None:
     p = plan(0.0)
     targets = np.concatenate([p.batch(s).targets.ravel() for s in range(p.steps)])
-    assert (targets == Stream(REAL, (1, 1)).read(0, len(targets))).all()
+    assert (targets == Stream(REAL, shuffled(len(REAL), (1, 1))).read(0, len(targets))).all()
     inputs = np.concatenate([p.batch(s).inputs.ravel() for s in range(p.steps)])
     assert inputs[0] == 0
     assert (inputs[1:] == targets[:-1]).all()

@@ -13,7 +13,9 @@ POOL = Tokens.of([[1] * 10] * 8)
 def ledger(**changes: Any) -> dict[str, Any]:
     base = {
         "steps": 10, "batch_tokens": 64, "train_tokens": 640, "parameters": 5, "architecture": "qwen3", "vocab_size": 300,
-        "settings": {"lr": 1e-3}, "real_tokens": 640, "synthetic_tokens": 0, "synthetic_passes": 0.0,
+        "settings": {"lr": 1e-3, "warmup_steps": 1, "eval_steps": [5, 10], "weight_decay": 0.3},
+        "real_tokens": 640, "synthetic_tokens": 0, "synthetic_passes": 0.0,
+        "recipe": config.Arm().model_dump(), "train_flops": 1e6, "spent_flops": 0.0,
     }  # fmt: skip
     return {**base, **changes}
 
@@ -28,7 +30,7 @@ def test_arms_that_differ_in_data_alone_are_compared() -> None:
     [
         ({"steps": 11}, r"differ in steps \(10 and 11, seed 0\)"),
         ({"parameters": 6}, "differ in parameters"),
-        ({"settings": {"lr": 2e-3}}, "differ in settings"),
+        ({"settings": {"lr": 2e-3, "warmup_steps": 1, "eval_steps": [5, 10], "weight_decay": 0.3}}, "differ in lr"),
         ({"vocab_size": 301}, "differ in vocab_size"),
         ({"real_tokens": 600}, "do not add up"),
         ({"real_tokens": 320, "synthetic_tokens": 320, "synthetic_passes": 1.01}, "was read 1.01 times"),
@@ -37,6 +39,24 @@ def test_arms_that_differ_in_data_alone_are_compared() -> None:
 def test_any_other_difference_is_refused_with_the_reason(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnfairComparison, match=message):
         compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: ledger(**changes)}})
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    return config.Arm().model_copy(update=changes).model_dump()
+
+
+def test_what_a_sweep_or_a_budget_of_flops_chose_may_differ_and_nothing_else() -> None:
+    settings = {**ledger()["settings"], "weight_decay": 1.0}
+    tuned = ledger(settings=settings, recipe=recipe(weight_decay=1.0))
+    compare_ledgers({"repetition": {0: tuned}, "sbp": {0: ledger()}})
+    with pytest.raises(UnfairComparison, match="differ in lr"):
+        compare_ledgers({"repetition": {0: tuned}, "sbp": {0: ledger(settings={**settings, "lr": 2e-3})}})
+    shorter = {"steps": 8, "train_tokens": 512, "real_tokens": 512, "train_flops": 8e5}
+    compare_ledgers({"repetition": {0: ledger(**shorter, recipe=recipe(passes=4.0))}, "sbp": {0: ledger()}})
+    paid = ledger(**shorter, recipe=recipe(match="flops"), spent_flops=2e5)
+    compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: paid}})
+    with pytest.raises(UnfairComparison, match="FLOPs, the budget is 1e"):
+        compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: {**paid, "spent_flops": 2.1e5}}})
 
 
 def test_arms_need_the_same_seeds() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from synthboot import config, pipeline, steps
+from synthboot import loading, recipes, steps
 from synthboot.stages.report import report
 from tests.conftest import run_folder
 
@@ -42,8 +42,8 @@ addEventListener("load", () => setTimeout(() => {
 
 
 def gathered(settings: dict[str, Any]) -> dict[str, Any]:
-    cfg = config.load(settings)
-    plan = pipeline.units(cfg)
+    cfg = loading.load(settings)
+    plan = recipes.units(cfg)
     return steps.gather(cfg, {role: plan[name].folder(cfg.folder) for role, name in plan["report"].parents.items()})
 
 

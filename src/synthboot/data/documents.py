@@ -19,6 +19,7 @@ from typing import Any
 from synthboot import config
 from synthboot.errors import DataError
 
+WORLD = "world"
 TEXT_SUFFIXES = (".txt", ".md")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
 
@@ -69,7 +70,7 @@ def files(source: str | list[str]) -> list[Path]:
 
 def identity(source: str | list[str]) -> list[str]:
     """What tells whether the source has changed: name, size and hash of each file; a hub name as it is."""
-    if isinstance(source, str) and source.startswith("hub:"):
+    if isinstance(source, str) and (source == WORLD or source.startswith("hub:")):
         return [source]
     result = []
     for path in files(source):
@@ -82,6 +83,12 @@ def identity(source: str | list[str]) -> list[str]:
 
 def records(cfg: config.Corpus) -> Iterator[Record]:
     """Every record of `cfg.source`, in file order."""
+    if cfg.source == WORLD:
+        from synthboot.data.worlds import World
+
+        splits = World(cfg.world).splits(cfg.validation_docs, cfg.holdout_docs)
+        yield from (Record(WORLD, line, document) for line, document in enumerate(splits, 1))
+        return
     if isinstance(cfg.source, str) and cfg.source.startswith("hub:"):
         yield from _hub(cfg.source.removeprefix("hub:"))
         return
@@ -154,7 +161,7 @@ def _file(path: Path, limit: int) -> Iterator[Record]:
     if path.is_dir():
         yield from _saved_dataset(path)
     elif kind == "json":
-        yield from _lines(path, limit)
+        yield from lines(path, limit)
     elif kind == "parquet":
         import pyarrow.parquet as pq
 
@@ -170,7 +177,8 @@ def _file(path: Path, limit: int) -> Iterator[Record]:
         raise DataError(f"{path}: unknown kind of file; known are {known}")
 
 
-def _lines(path: Path, limit: int) -> Iterator[Record]:
+def lines(path: Path, limit: int = 4_000_000) -> Iterator[Record]:
+    """The lines of a JSON-lines file, plain, .gz or .zst; of one too long, its size."""
     import pyarrow as pa
 
     line, longest = 0, 8 * limit + 4_096  # escapes and other fields may make a line longer than its text

@@ -75,6 +75,13 @@ class Tokens:
         """The first `docs` documents: subsets of one pool are nested."""
         return Tokens(self.shards, self.first_docs, self.bounds[: docs + 1])
 
+    def joined(self, others: Tokens) -> Tokens:
+        """These documents, then the others'."""
+        count = int(np.searchsorted(self.first_docs, len(self)))  # a head may end before its last shards begin
+        first_docs = np.concatenate((self.first_docs[:count], others.first_docs + len(self)))
+        bounds = np.concatenate((self.bounds, others.bounds[1:] + self.bounds[-1]))
+        return Tokens((*self.shards[:count], *others.shards), first_docs, bounds)
+
     def __len__(self) -> int:
         return len(self.bounds) - 1
 

@@ -5,7 +5,7 @@ A tile is 32,768 documents: what one worker does at a time and what a killed run
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -110,6 +110,14 @@ def cells(docs: int) -> int:
     larger than the groups its documents fall into, here 250, or p grows."""
     root = docs**0.5
     return max(2, min(docs // 8, round(min(max(1.25 * root, docs / 250), 4 * root))))
+
+
+def flops(found: Mapping[str, Any], docs: int, dim: int) -> float:
+    """FLOPs of finding everyone's neighbours, by the report of the pairs."""
+    if found.get("search") != "ivf":
+        return 2.0 * docs**2 * dim
+    looks = next(looks for reach, looks, _ in found["recall_by_reach"] if reach >= round(found["reach"], 4))
+    return 2.0 * docs * dim * (found["cells"] + looks * docs / found["cells"])
 
 
 def nearest(

@@ -10,10 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from synthboot import config
 from synthboot.data.artifacts import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
+from synthboot.errors import BudgetError
 from synthboot.lm import model as models
 from synthboot.lm import parallel, score, track
 from synthboot.lm.batches import Plan
@@ -29,17 +32,42 @@ class Trained:
     flops: float
 
 
-def plan_of(
-    cfg: config.Config, seed: int, tokenizer: Tokenizer, real: Tokens, synthetic: Tokens | None = None,
-    arm: config.Arm | None = None,
-) -> Plan:  # fmt: skip
-    """The plan of an arm (of repetition without one)."""
-    arm = arm or config.Arm()
+@dataclass(frozen=True)
+class Sources:
+    """The text of an arm: real tokens; synthetic ones with the d1 of each document; related pairs, most similar first, for
+    the layout that packs them; and `spent_flops`, what the synthetic text cost where that is paid out of the budget."""
+
+    real: Tokens
+    synthetic: Tokens | None = None
+    owners: np.ndarray | None = None
+    pairs: tuple[np.ndarray, np.ndarray] | None = None
+    spent_flops: float = 0.0
+
+
+def plan_of(cfg: config.Config, arm: config.Arm, seed: int, tokenizer: Tokenizer, text: Sources, tokens: int) -> Plan:
+    """The plan of an arm that trains on `tokens`."""
     return Plan(
-        real, synthetic, arm.share, seq_len=cfg.model.seq_len, batch_tokens=cfg.optim.batch_tokens,
-        train_tokens=cfg.budget.train_tokens, seed=seed, end=tokenizer.end, order=arm.order,
-        document_mask=cfg.optim.document_mask,
+        text.real, text.synthetic, arm.share, seq_len=cfg.model.seq_len, batch_tokens=cfg.optim.batch_tokens,
+        train_tokens=tokens, seed=seed, end=tokenizer.end, order=arm.order, document_mask=cfg.optim.document_mask,
+        owners=text.owners if arm.layout == "megadoc" else None, pairs=text.pairs, noise=arm.noise,
+        vocab_size=tokenizer.vocab_size,
     )  # fmt: skip
+
+
+def tokens_of(cfg: config.Config, arm: config.Arm, text: Sources, flops_per_token: float) -> int:
+    """How many tokens an arm trains on: the budget's, those of its passes, or what is left of the budget's FLOPs. Raises
+    BudgetError where that is less than one step. `flops_per_token` is a forward pass's."""
+    tokens = cfg.budget.train_tokens
+    if arm.passes is not None:
+        tokens = min(tokens, int(arm.passes * text.real.num_tokens))
+    elif arm.match == "flops":
+        tokens = int(tokens - text.spent_flops / (3 * flops_per_token))
+    if tokens < cfg.optim.batch_tokens:
+        raise BudgetError(
+            f"pretrain: {max(0, tokens):,} tokens are left to train on, less than a step ({cfg.optim.batch_tokens:,}): "
+            + (f"{arm.passes:g} passes are too few" if arm.passes else "the synthetic text costs more than the budget")
+        )
+    return tokens
 
 
 def place_of(cfg: config.Config, folder: Path) -> Place:
@@ -52,16 +80,25 @@ def place_of(cfg: config.Config, folder: Path) -> Place:
 
 
 def train_arm(
-    cfg: config.Config, plan: Plan, seed: int, validation: Tokens, tokenizer: Tokenizer, folder: Path,
+    cfg: config.Config, arm: config.Arm, seed: int, text: Sources, validation: Tokens, tokenizer: Tokenizer, folder: Path,
     progress: Progress = silent,
 ) -> Trained:  # fmt: skip
-    """A model with fresh weights (or `init_from`) trained on a plan, with its ledger."""
-    optim = cfg.optim
+    """A model with fresh weights (or `init_from`) trained on an arm's text, with its ledger. Raises BudgetError where
+    synthetic text would have to be read twice."""
+    optim, window = cfg.optim, cfg.model.seq_len
     model = models.build(cfg.model, tokenizer.vocab_size, seed).to(models.device(cfg.engine.device))
+    forward = models.flops_per_token(model, window)
+    plan = plan_of(cfg, arm, seed, tokenizer, text, tokens_of(cfg, arm, text, forward))
+    ledger: dict[str, Any] = dict(plan.ledger())
+    if ledger["synthetic_passes"] > 1:
+        raise BudgetError(
+            f"pretrain: {ledger['synthetic_tokens']:,} synthetic tokens are needed, {ledger['synthetic_passes']:.2f} times "
+            f"what was sampled; synthetic text is never read twice"
+        )
     evals = tuple(sorted({round(plan.steps * i / optim.evals) for i in range(1, optim.evals + 1)} - {0}))
     settings = Settings(
-        lr=optim.lr,
-        weight_decay=optim.weight_decay,
+        lr=optim.lr if arm.lr is None else arm.lr,
+        weight_decay=optim.weight_decay if arm.weight_decay is None else arm.weight_decay,
         warmup_steps=max(1, round(optim.warmup_fraction * plan.steps)),
         eval_steps=evals,
         min_lr_fraction=optim.min_lr_fraction,
@@ -76,21 +113,21 @@ def train_arm(
         z_loss=optim.z_loss,
         max_spike=optim.max_spike,
     )
-    window = cfg.model.seq_len
 
     def validate(current: Any) -> float:
         return score.documents(current, validation, window, tokenizer.end).mean
 
     curve = train(model, plan, settings, validate, folder, tokenizer, progress, place_of(cfg, folder))
-    ledger = {
-        **plan.ledger(),
+    ledger |= {
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "architecture": model.config.model_type,
         "vocab_size": tokenizer.vocab_size,
         "settings": asdict(settings),
+        "recipe": arm.model_dump(mode="json"),
         "best_step": curve.best_step,
+        "train_flops": 3 * forward * ledger["train_tokens"],
+        "spent_flops": text.spent_flops,
     }
-    forward = models.flops_per_token(model, window)
-    flops = 3 * forward * ledger["train_tokens"] + forward * validation.num_tokens * len(curve.validation)
+    flops = ledger["train_flops"] + forward * validation.num_tokens * len(curve.validation)
     return Trained(curve, ledger, flops)

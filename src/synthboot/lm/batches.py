@@ -1,12 +1,13 @@
 """Which tokens a step trains on: a pure function of (plan, step), so that resuming needs one integer.
 
-`Stream` is an endless run of a corpus' documents, shuffled anew on every pass and read from any position. `Plan` mixes a
-real and a synthetic stream row by row; which rows are synthetic follows from integer arithmetic, so the shares are exact
-at every step. `PairPlan` packs pairs for tuning.
+`Stream` is an endless run of a corpus' documents, ordered anew on every pass and read from any position: shuffled, or as
+`walk` and `megadocs` say. `Plan` mixes a real and a synthetic stream row by row; which rows are synthetic follows from
+integer arithmetic, so the shares are exact at every step. `PairPlan` packs pairs for tuning.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 
 from synthboot.data.tokens import Tokens
+from synthboot.errors import BudgetError
 
 IGNORE = -100
 
@@ -47,21 +49,78 @@ class Batches(Protocol):
         ...
 
 
+Order = Callable[[int], Int64[np.ndarray, " place"]]
+"""Which documents a pass reads, in order: a pure function of its number. All passes have as many tokens."""
+
+
+def shuffled(docs: int, seed: tuple[int, ...]) -> Order:
+    """All documents, in another random order on every pass."""
+    return lambda number: np.random.default_rng([*seed, number]).permutation(docs)
+
+
+def walk(d1: Integer[np.ndarray, " pair"], d2: Integer[np.ndarray, " pair"], docs: int, seed: tuple[int, ...]) -> Order:
+    """All documents, each followed by the first of its `d2` not yet read (pairs come most similar first), or where there is
+    none by the next in a random order, another on every pass.
+
+    Source: arXiv:2310.10638. Deviation: a walk starts at random, not where neighbours are fewest, so that passes differ.
+    """
+    by_d1 = np.argsort(d1, kind="stable")
+    bounds = np.searchsorted(d1[by_d1], np.arange(docs + 1))
+    near = d2[by_d1]
+
+    def order(number: int) -> np.ndarray:
+        read, found = np.zeros(docs, bool), []
+        for start in np.random.default_rng([*seed, number]).permutation(docs).tolist():
+            doc = start
+            while not read[doc]:
+                read[doc] = True
+                found.append(doc)
+                doc = next((int(n) for n in near[bounds[doc] : bounds[doc + 1]] if not read[n]), doc)
+        return np.array(found, np.int64)
+
+    return order
+
+
+def megadocs(
+    owners: Integer[np.ndarray, " synthetic"], lengths: Int64[np.ndarray, " doc"], window: int, seed: tuple[int, ...]
+) -> Order:
+    """Every synthetic document once, as many of one d1 as fit a window with it right before it; the runs in random order.
+
+    Documents are numbered real ones first, as `lengths` has them; `owners` names the d1 of each synthetic one.
+    Source: arXiv:2603.18534, the real document last. Deviation: end tokens stay between the documents.
+    """
+    real = len(lengths) - len(owners)
+    runs: list[list[int]] = []
+    room, before = 0, -1
+    for place in np.argsort(owners, kind="stable").tolist():
+        d1, doc = int(owners[place]), real + place
+        if d1 != before or lengths[doc] > room:
+            runs.append([d1])
+            room, before = window - int(lengths[d1]), d1
+        runs[-1].insert(-1, doc)
+        room -= int(lengths[doc])
+    return lambda number: np.array(
+        [doc for run in np.random.default_rng([*seed, number]).permutation(len(runs)).tolist() for doc in runs[run]], np.int64
+    )
+
+
 class Stream:
-    """All documents in an order shuffled per pass, end to end, for ever; position 0 is the first token of pass 0."""
+    """All documents in the order of each pass, end to end, for ever; position 0 is the first token of pass 0, and
+    `num_tokens` are in a pass."""
 
-    def __init__(self, tokens: Tokens, seed: tuple[int, ...]) -> None:
-        self.tokens, self.seed = tokens, seed
-        self._order: Callable[[int], tuple[np.ndarray, np.ndarray]] = lru_cache(maxsize=2)(self._shuffle)
+    def __init__(self, tokens: Tokens, order: Order) -> None:
+        self.tokens, self._documents = tokens, order
+        self._order: Callable[[int], tuple[np.ndarray, np.ndarray]] = lru_cache(maxsize=2)(self._laid)
+        self.num_tokens = int(self._order(0)[1][-1])
 
-    def _shuffle(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        order = np.random.default_rng([*self.seed, number]).permutation(len(self.tokens))
+    def _laid(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        order = self._documents(number)
         return order, np.concatenate(([0], np.cumsum(self.tokens.lengths[order])))
 
     def read(self, start: int, count: int) -> Int64[np.ndarray, " token"]:
         """`count` tokens from position `start` on, across documents and passes."""
         pieces: list[np.ndarray] = []
-        total = self.tokens.num_tokens
+        total = self.num_tokens
         while count:
             number, place = divmod(start, total)
             order, bounds = self._order(number)
@@ -76,7 +135,7 @@ class Stream:
         """The numbers of the documents in which the tokens `start` to `start + count` lie."""
         found = []
         while count > 0:
-            number, place = divmod(start, self.tokens.num_tokens)
+            number, place = divmod(start, self.num_tokens)
             order, bounds = self._order(number)
             slot = int(np.searchsorted(bounds, place, side="right")) - 1
             step = int(bounds[slot + 1]) - place
@@ -84,12 +143,21 @@ class Stream:
             start, count = start + step, count - step
         return found
 
+    def of(self, docs: range, tokens: int) -> int:
+        """How many of the first `tokens` tokens of pass 0 lie in these documents."""
+        order, bounds = self._order(0)
+        inside = (order >= docs.start) & (order < docs.stop)
+        return int((np.clip(tokens - bounds[:-1], 0, np.diff(bounds)) * inside).sum())
+
 
 class Plan:
     """The rows of an arm: real text on as many passes as it takes, synthetic text once, spread evenly or put first.
 
-    `train_tokens` is rounded down to whole batches and `share` to whole rows. Row i of a mixed run is synthetic where
-    floor(i * synthetic_rows / rows) steps up.
+    `train_tokens` is rounded down to whole batches and `share` to whole rows. Row i of a mixed run is from the synthetic
+    stream where floor(i * synthetic_rows / rows) steps up. With `owners`, the d1 of each synthetic document, that stream is
+    one of megadocs, whose real text counts as real: it gets as many rows as hold `share` of synthetic text. With `pairs`
+    (d1, d2, most similar first) real documents follow each other as `walk` says. `noise` is the share of input tokens that
+    are replaced by random ones of the first `vocab_size`, but for `end`.
     """
 
     def __init__(
@@ -105,21 +173,53 @@ class Plan:
         end: int,
         order: Literal["mixed", "synthetic_first"] = "mixed",
         document_mask: bool = False,
+        owners: np.ndarray | None = None,
+        pairs: tuple[np.ndarray, np.ndarray] | None = None,
+        noise: float = 0.0,
+        vocab_size: int = 0,
     ) -> None:
         self.seq_len, self.end, self.order, self.document_mask = seq_len, end, order, document_mask
+        self.noise, self.vocab_size, self.seed = noise, vocab_size, seed
         self.rows = batch_tokens // seq_len
         self.batch_tokens = self.rows * seq_len
         self.steps = train_tokens // self.batch_tokens
-        self.synthetic_rows = round(share * self.rows * self.steps)
-        self.real, self.synthetic = Stream(real, (seed, 1)), Stream(synthetic or real, (seed, 2))
+        docs = len(real)
+        self.real = Stream(real, shuffled(docs, (seed, 1)) if pairs is None else walk(*pairs, docs, (seed, 1)))
+        wanted = round(share * self.rows * self.steps)
+        if owners is None or synthetic is None:
+            written = synthetic or real
+            self.synthetic = Stream(written, shuffled(len(written), (seed, 2)))
+            self.synthetic_rows, self.real_inside = wanted, range(0)
+        else:
+            both = real.joined(synthetic)
+            self.synthetic = Stream(both, megadocs(owners, both.lengths, seq_len, (seed, 2)))
+            self.synthetic_rows, self.real_inside = self._rows_holding(wanted * seq_len, docs), range(docs)
+
+    def _rows_holding(self, tokens: int, docs: int) -> int:
+        """The fewest rows of the megadocs that hold so many synthetic tokens. Raises BudgetError where none do."""
+        longest, synthetic = self.synthetic.num_tokens // self.seq_len, range(docs, len(self.synthetic.tokens))
+        most = min(longest, self.rows * self.steps)
+        found = bisect.bisect_left(range(most), tokens, key=lambda n: self.synthetic.of(synthetic, n * self.seq_len))
+        held = self.synthetic.of(synthetic, most * self.seq_len)
+        if held < tokens - self.seq_len:
+            raise BudgetError(
+                f"pretrain: megadocs hold {held:,} synthetic tokens in the {most:,} rows there are, {tokens:,} are asked for; "
+                f"lower the arm's share: every run of synthetic documents brings its real one along"
+            )
+        return found
 
     def batch(self, step: int) -> Batch:
         """The rows of a step. A row's first input is the token before it, so every token is a target exactly once."""
         tokens = np.stack([self._row(i) for i in range(step * self.rows, (step + 1) * self.rows)])
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        starts = inputs == self.end  # a document is read after the end of the one before it
+        if self.noise:
+            rng = np.random.default_rng([self.seed, 8, step])
+            struck = (rng.random(inputs.shape) < self.noise) & ~starts
+            others = rng.integers(self.vocab_size - 1, size=inputs.shape)
+            inputs = np.where(struck, others + (others >= self.end), inputs)
         if not self.document_mask:
             return Batch(inputs, targets)
-        starts = inputs == self.end  # a document is read after the end of the one before it
         places = np.broadcast_to(np.arange(self.seq_len), inputs.shape)
         positions = places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)
         return Batch(inputs, targets, 1 + np.cumsum(starts, axis=1), positions)
@@ -129,7 +229,11 @@ class Plan:
         found: dict[str, list[int]] = {"real": [], "synthetic": []}
         for row in range(step * self.rows, (step + 1) * self.rows):
             kind, start = self._place(row)
-            found[kind] += (self.synthetic if kind == "synthetic" else self.real).documents(start, self.seq_len)
+            read = (self.synthetic if kind == "synthetic" else self.real).documents(start, self.seq_len)
+            if kind == "synthetic" and self.real_inside:
+                found["real"] += [doc for doc in read if doc in self.real_inside]
+                read = [doc - self.real_inside.stop for doc in read if doc not in self.real_inside]
+            found[kind] += read
         parts = [f"{kind} documents {', '.join(map(str, sorted(set(docs))))}" for kind, docs in found.items() if docs]
         return " and ".join(parts)
 
@@ -152,8 +256,9 @@ class Plan:
 
     def ledger(self) -> dict[str, float]:
         """Tokens by source, and passes over each, over the whole run."""
-        synthetic = self.synthetic_rows * self.seq_len
-        real = self.steps * self.batch_tokens - synthetic
+        read = self.synthetic_rows * self.seq_len
+        inside = self.synthetic.of(self.real_inside, read) if self.real_inside else 0
+        synthetic, real = read - inside, self.steps * self.batch_tokens - read + inside
         return {
             "steps": self.steps,
             "batch_tokens": self.batch_tokens,
@@ -162,7 +267,7 @@ class Plan:
             "unique_real_tokens": self.real.tokens.num_tokens,
             "real_passes": real / self.real.tokens.num_tokens,
             "synthetic_tokens": synthetic,
-            "synthetic_passes": synthetic / self.synthetic.tokens.num_tokens if synthetic else 0.0,
+            "synthetic_passes": read / self.synthetic.num_tokens if read else 0.0,
         }
 
 

@@ -6,13 +6,13 @@ row length; a window after the first starts without context.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from synthboot.data.tokens import Tokens
 from synthboot.lm.batches import IGNORE, pair_row
@@ -66,7 +66,6 @@ def pairs(
     return Scores(row_losses(model, rows), counts)
 
 
-@torch.no_grad()
 def row_losses(
     model: Any,
     rows: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -74,10 +73,32 @@ def row_losses(
     progress: Callable[[float, str], None] | None = None,
 ) -> Float64[np.ndarray, " row"]:
     """The summed loss of each (inputs, targets) row, in nats. Rows of like length share a batch."""
+    losses = np.zeros(len(rows))
+    for numbers, loss, _ in _batches(model, rows, batch_tokens, progress):
+        losses[numbers] = loss.double().sum(1).cpu().numpy()
+    return losses
+
+
+def row_choices(
+    model: Any, rows: Sequence[tuple[np.ndarray, np.ndarray]], batch_tokens: int = 8_192
+) -> tuple[Float64[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
+    """The summed loss of each row, and whether every target is the model's first choice."""
+    losses, first = np.zeros(len(rows)), np.zeros(len(rows), bool)
+    for numbers, loss, greedy in _batches(model, rows, batch_tokens, None, True):
+        losses[numbers] = loss.double().sum(1).cpu().numpy()
+        first[numbers] = greedy.all(1).cpu().numpy()
+    return losses, first
+
+
+@torch.no_grad()
+def _batches(
+    model: Any, rows: Sequence[tuple[np.ndarray, np.ndarray]], batch_tokens: int,
+    progress: Callable[[float, str], None] | None, choose: bool = False,
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:  # fmt: skip
+    """Numbers of rows, the loss of each of their targets and, to `choose`, whether it is the likeliest token."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    losses = np.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     done = 0
     while done < len(order):
@@ -92,10 +113,9 @@ def row_losses(
             inputs[i, : len(x)], targets[i, : len(y)] = x, y
         logits = model(input_ids=torch.from_numpy(inputs).to(device), use_cache=False).logits.float()
         wanted = torch.from_numpy(targets).to(device)
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
-        losses[chosen] = loss.view(wanted.shape).double().sum(1).cpu().numpy()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
+        yield chosen, loss, (logits.argmax(-1) == wanted) | (wanted == IGNORE) if choose else loss
         done += count
         if progress is not None:
             progress(done / len(order), f"{done:,} of {len(order):,} rows scored")
     model.train(was_training)
-    return losses

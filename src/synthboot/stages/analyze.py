@@ -52,6 +52,7 @@ def analyze(
     }
     masks = corpus_masks(samples, corpus, cfg.copy_tokens)
     result["copied_from_corpus"] = _copying(masks)
+    result["distinct_ngrams"] = {str(n): distinct_share(samples, n) for n in NOVEL_SIZES}
     result["novel_ngrams"] = {str(n): novel_share(samples, corpus, n) for n in NOVEL_SIZES}
     if given is not None:
         result["copied_from_d1"] = _copying(d1_masks(samples, given, cfg.copy_tokens))
@@ -79,6 +80,13 @@ def novel_share(samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n:
     if not hashed:
         return 0.0
     return float(1 - np.mean(ngrams.contains(known, np.concatenate(hashed))))
+
+
+def distinct_share(samples: Sequence[Integer[np.ndarray, " _"]], n: int) -> float:
+    """Share of the samples' runs of `n` tokens that are different; depends on how many samples there are."""
+    hashed = [ngrams.hashes(s, n) for s in samples if len(s) >= n]
+    together = np.concatenate(hashed) if hashed else np.empty(0, np.uint64)
+    return len(np.unique(together)) / max(1, len(together))
 
 
 def duplicate_share(texts: Sequence[str], threshold: float = 0.8) -> float:

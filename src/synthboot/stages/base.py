@@ -15,12 +15,12 @@ from synthboot import config
 from synthboot.data.artifacts import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
-from synthboot.lm.arm import Trained, plan_of, train_arm
+from synthboot.lm.arm import Sources, Trained, train_arm
 
 
 def base(
     cfg: config.Config, seed: int, corpus: Tokens, validation: Tokens, tokenizer: Tokenizer, folder: Path,
-    progress: Progress = silent,
+    progress: Progress = silent, recipe: config.Arm | None = None,
 ) -> Trained:  # fmt: skip
-    """The LM trained on D_pretrain alone for `budget.train_tokens`."""
-    return train_arm(cfg, plan_of(cfg, seed, tokenizer, corpus), seed, validation, tokenizer, folder, progress)
+    """The LM trained on D_pretrain alone for `budget.train_tokens`, or as `recipe`, one cell of repetition's sweep, says."""
+    return train_arm(cfg, recipe or config.Arm(), seed, Sources(corpus), validation, tokenizer, folder, progress)

@@ -4,7 +4,8 @@
 2. drop exact duplicates, remove or flag near-duplicates (MinHash),
 3. order everything by a hash of the id, groups of near-duplicates together: the first `validation_docs` are the
    validation set, the next `holdout_docs` the holdout, the rest the pool, so that D_pretrain and the oracle's text are
-   nested heads of one pool and no held-out document has a near-copy in training,
+   nested heads of one pool and no held-out document has a near-copy in training; with `split_field` documents say
+   themselves where they go,
 4. train the tokenizer on D_pretrain alone and write documents and tokens in shards.
 
 Memory is one shard of text plus about 600 bytes a document (signatures are memory-mapped).
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,7 @@ from synthboot.data.artifacts import Progress, Shards, read_json, silent, write_
 from synthboot.errors import BudgetError, DataError
 
 _SETS = ("validation", "holdout", "pool")
+_SPLITS = {"validation": 0, "holdout": 1, "pretrain": 2, "oracle": 3}
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,11 @@ class Corpus:
 
 
 def corpus(
-    cfg: config.Corpus, unique_tokens: int, folder: Path, tokenizer_name: str | None = None, progress: Progress = silent
+    cfg: config.Corpus,
+    unique_tokens: int | Literal["all"],
+    folder: Path,
+    tokenizer_name: str | None = None,
+    progress: Progress = silent,
 ) -> Corpus:
     """The corpus written to `folder`; work already there is kept.
 
@@ -67,9 +73,10 @@ def corpus(
     count, quarantined = _ingest(cfg, folder, progress)
     spool = Spool(folder / "ingest")
     kept, group, dropped = _deduplicate(spool, cfg, progress)
-    order, sets = _split(spool, kept, group, cfg)
+    order, sets, oracle_docs = _marked(spool, kept, cfg) if cfg.split_field else (*_split(spool, kept, group, cfg), 0)
     pool = order[sets == 2]
-    fitted, fitted_docs, pretrain_docs = _fit_tokenizer(spool, pool, unique_tokens, cfg, tokenizer_name)
+    open_pool = pool[: len(pool) - oracle_docs]
+    fitted, fitted_docs, pretrain_docs = _fit_tokenizer(spool, open_pool, unique_tokens, cfg, tokenizer_name)
     fitted.save(folder / "tokenizer")
     sizes = np.bincount(group[kept], minlength=int(group.max(initial=0)) + 1)
     flagged = sizes[group] > 1
@@ -238,8 +245,29 @@ def _split(
     return order, (start_of >= cfg.validation_docs).astype(np.int64) + (start_of >= last)
 
 
+def _marked(
+    spool: Spool, kept: np.ndarray, cfg: config.Corpus
+) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " kept"], int]:
+    """Kept documents by hash of their id, the set of each as its `split_field` says, and how many of the pool, which come
+    last, are for oracles alone."""
+    alive = np.flatnonzero(kept)
+    marks = np.array([_SPLITS.get(json.loads(spool.row(int(i), "metadata")).get(cfg.split_field), -1) for i in alive], np.int64)
+    if (marks < 0).any():
+        wrong = int(alive[int((marks < 0).argmax())])
+        found = json.loads(spool.row(wrong, "metadata")).get(cfg.split_field)
+        raise DataError(
+            f"corpus.split_field: document {spool.row(wrong, 'id')!r} has {cfg.split_field} {found!r}; "
+            f"{', '.join(_SPLITS)} are known"
+        )
+    for name in ("validation", "holdout", "pretrain"):
+        if not (marks == _SPLITS[name]).any():
+            raise DataError(f"corpus.split_field: no document is marked {name}")
+    by_set = np.lexsort((spool.ids[alive], marks))
+    return alive[by_set], np.minimum(marks[by_set], 2), int((marks == _SPLITS["oracle"]).sum())
+
+
 def _fit_tokenizer(
-    spool: Spool, pool: Int64[np.ndarray, " doc"], unique_tokens: int, cfg: config.Corpus, name: str | None
+    spool: Spool, pool: Int64[np.ndarray, " doc"], unique_tokens: int | Literal["all"], cfg: config.Corpus, name: str | None
 ) -> tuple[tokenizer.Tokenizer, int, int]:
     """The tokenizer, the documents it saw, and the size of D_pretrain in documents.
 
@@ -249,8 +277,11 @@ def _fit_tokenizer(
     name = name or cfg.tokenizer
     if name != "train":
         fitted = tokenizer.from_hugging_face(name)
-        return fitted, 0, _docs_for(spool, pool, unique_tokens, fitted)
+        return fitted, 0, len(pool) if unique_tokens == "all" else _docs_for(spool, pool, unique_tokens, fitted)
     size = np.cumsum(spool.bytes[pool].astype(np.int64))
+    if unique_tokens == "all":
+        docs = max(1, min(len(pool), int(np.searchsorted(size, cfg.tokenizer_bytes)) + 1))
+        return tokenizer.train((spool[i] for i in pool[:docs]), cfg.vocab_size), docs, len(pool)
     docs = int(np.searchsorted(size, 3.5 * unique_tokens)) + 1
     for attempt in itertools.count():
         docs = max(1, min(docs, int(np.searchsorted(size, cfg.tokenizer_bytes)) + 1, len(pool)))

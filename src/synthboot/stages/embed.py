@@ -119,6 +119,19 @@ def fit(texts: Iterable[str], cfg: config.Embed, seed: int, progress: Progress =
     return SelfEmbedder(idf, column, np.ascontiguousarray(basis.T @ turn, np.float32), (mean @ turn).astype(np.float32))
 
 
+def flops(cfg: config.Embed, docs: int, tokens: int) -> float:
+    """FLOPs of the vectors of `docs` documents of `tokens` in all, fitting included; a document's words are at most its
+    tokens, so for `self` this is an upper bound. Nothing for vectors that come from a file."""
+    if cfg.model == "file":
+        return 0.0
+    if cfg.model != "self":
+        return 2.0 * tokens * sum(p.numel() for p in _load(cfg, "cpu").parameters())
+    wide, fitted = 2 * cfg.dim, min(1.0, cfg.fit_docs / max(1, docs))
+    svd = 8 * 2 * (wide + 10) * tokens * fitted  # n_iter = 3: eight products with the sparse matrix
+    discriminant = 2 * wide * tokens * fitted + 4 * wide**2 * docs * fitted
+    return svd + discriminant + 2.0 * cfg.dim * tokens
+
+
 def _discriminant(
     a: Float[np.ndarray, "doc wide"], b: Float[np.ndarray, "doc wide"], dim: int
 ) -> tuple[Float[np.ndarray, "wide dim"], Float[np.ndarray, " wide"]]:
@@ -146,9 +159,8 @@ def _halved(text: str) -> tuple[str, str]:
     return text[:middle], text[middle:]
 
 
-def sentence_transformer(cfg: config.Embed, device: str) -> Embedder:
-    """A sentence-transformers model as an embedder; bfloat16 on a GPU, all GPUs there are. Raises ConfigError where it
-    cannot be had."""
+def _load(cfg: config.Embed, device: str) -> Any:
+    """A sentence-transformers model. Raises ConfigError where it cannot be had."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
@@ -157,16 +169,22 @@ def sentence_transformer(cfg: config.Embed, device: str) -> Embedder:
         ) from None
     import torch
 
-    on_gpu = device.startswith("cuda")
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     try:
-        model: Any = SentenceTransformer(
-            cfg.model, device=device, model_kwargs={"torch_dtype": torch.bfloat16 if on_gpu else torch.float32}
-        )
+        return SentenceTransformer(cfg.model, device=device, model_kwargs={"torch_dtype": dtype})
     except (OSError, ValueError) as error:
         raise ConfigError(f"embed.model: {cfg.model}: cannot be loaded: {' '.join(str(error).split())}") from None
+
+
+def sentence_transformer(cfg: config.Embed, device: str) -> Embedder:
+    """A sentence-transformers model as an embedder; bfloat16 on a GPU, all GPUs there are. Raises ConfigError where it
+    cannot be had."""
+    import torch
+
+    model = _load(cfg, device)
     if cfg.max_tokens is not None:
         model.max_seq_length = cfg.max_tokens
-    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if on_gpu else []
+    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device.startswith("cuda") else []
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         several = {"device": devices} if len(devices) > 1 else {}

@@ -1,8 +1,9 @@
 """Train one arm from scratch on its mix of real and synthetic text: the experiment itself.
 
-Every arm and seed trains on exactly `budget.train_tokens`, with the same steps, batch, schedule and initial weights;
-real text is repeated to fill the budget, synthetic text is read at most once. `compare_ledgers` refuses a comparison in
-which anything but the data differs.
+Every arm and seed trains with the same batch, schedule and initial weights, on exactly `budget.train_tokens`; real text is
+repeated to fill the budget, synthetic text is read at most once. Two exceptions, each asked for by name: `match: flops`
+takes what the synthetic text cost out of the budget, and a `sweep` may choose fewer passes or another weight decay or rate
+for its arm. `compare_ledgers` refuses a comparison in which anything else but the data differs.
 
 Source: arXiv:2509.15248, joint pretraining from scratch.
 """
@@ -17,25 +18,21 @@ from synthboot import config
 from synthboot.data.artifacts import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
-from synthboot.errors import BudgetError, UnfairComparison
-from synthboot.lm.arm import Trained, plan_of, train_arm
+from synthboot.errors import UnfairComparison
+from synthboot.lm.arm import Sources, Trained, train_arm
 
-_EQUAL = ("steps", "batch_tokens", "train_tokens", "parameters", "architecture", "vocab_size", "settings")
+_EQUAL = ("batch_tokens", "parameters", "architecture", "vocab_size")
+_BY_LENGTH = ("steps", "train_tokens")
+_SET_BY_LENGTH = ("warmup_steps", "eval_steps")
 
 
 def pretrain(
-    cfg: config.Config, arm: config.Arm, seed: int, real: Tokens, synthetic: Tokens | None, validation: Tokens,
-    tokenizer: Tokenizer, folder: Path, progress: Progress = silent,
+    cfg: config.Config, arm: config.Arm, seed: int, text: Sources, validation: Tokens, tokenizer: Tokenizer, folder: Path,
+    progress: Progress = silent,
 ) -> Trained:  # fmt: skip
-    """The model of one arm and seed. Raises BudgetError where synthetic text would have to be read twice."""
-    plan = plan_of(cfg, seed, tokenizer, real, synthetic, arm)
-    ledger = plan.ledger()
-    if ledger["synthetic_passes"] > 1:
-        raise BudgetError(
-            f"pretrain: {ledger['synthetic_tokens']:,} synthetic tokens are needed, {ledger['synthetic_passes']:.2f} times "
-            f"what was sampled; synthetic text is never read twice"
-        )
-    return train_arm(cfg, plan, seed, validation, tokenizer, folder, progress)
+    """The model of one arm and seed. Raises BudgetError where synthetic text would have to be read twice, or where a FLOPs
+    budget leaves nothing to train on."""
+    return train_arm(cfg, arm, seed, text, validation, tokenizer, folder, progress)
 
 
 def real_docs(arm: config.Arm, name: str, pool: Tokens, pretrain_docs: int) -> int:
@@ -48,17 +45,20 @@ def real_docs(arm: config.Arm, name: str, pool: Tokens, pretrain_docs: int) -> i
 
 
 def compare_ledgers(ledgers: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
-    """Raise UnfairComparison, naming what differs, unless arms (name -> seed -> ledger) differ only in their data."""
+    """Raise UnfairComparison, naming what differs, unless arms (name -> seed -> ledger) differ only in their data, and in
+    what their recipes had a sweep or a budget of FLOPs choose."""
     first = next(iter(ledgers))
     for name, seeds in ledgers.items():
         if set(seeds) != set(ledgers[first]):
             raise UnfairComparison(f"arms {first} and {name} have different seeds: {sorted(ledgers[first])}, {sorted(seeds)}")
         for seed, ledger in seeds.items():
             reference = ledgers[first][seed]
-            for key in _EQUAL:
-                if ledger[key] != reference[key]:
+            free = _free(ledger["recipe"]) | _free(reference["recipe"])
+            here, there = _flat(ledger), _flat(reference)
+            for key, value in here.items():
+                if key not in free and value != there[key]:
                     raise UnfairComparison(
-                        f"arms {first} and {name} differ in {key} ({reference[key]} and {ledger[key]}, seed {seed}); "
+                        f"arms {first} and {name} differ in {key} ({there[key]} and {value}, seed {seed}); "
                         f"arms may differ in their data alone"
                     )
             if ledger["real_tokens"] + ledger["synthetic_tokens"] != ledger["train_tokens"]:
@@ -67,3 +67,20 @@ def compare_ledgers(ledgers: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> N
                 raise UnfairComparison(
                     f"arm {name}, seed {seed}: synthetic text was read {ledger['synthetic_passes']:.2f} times"
                 )
+            if ledger["recipe"]["match"] == "flops" and reference["recipe"]["passes"] is None:
+                spent, budget = ledger["train_flops"] + ledger["spent_flops"], reference["train_flops"]
+                if reference["recipe"]["match"] == "tokens" and spent > budget:
+                    raise UnfairComparison(f"arm {name}, seed {seed}: {spent:.3g} FLOPs, the budget is {budget:.3g}")
+
+
+def _flat(ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be equal between arms."""
+    return {key: ledger[key] for key in (*_EQUAL, *_BY_LENGTH)} | dict(ledger["settings"])
+
+
+def _free(recipe: Mapping[str, Any]) -> set[str]:
+    """What a recipe lets differ."""
+    found = {key for key in ("weight_decay", "lr") if recipe[key] is not None}
+    if recipe["match"] == "flops" or recipe["passes"] is not None:
+        found |= {*_BY_LENGTH, *_SET_BY_LENGTH}
+    return found

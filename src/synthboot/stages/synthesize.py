@@ -58,7 +58,7 @@ def synthesize(job: Job, budget_tokens: int, folder: Path, workers: int = 1, pro
     """
     shards = Shards(folder / "chunks")
     requests: Counter[str] = Counter()
-    kept_tokens = kept = sampled_tokens = chunks = 0
+    kept_tokens = kept = sampled_tokens = prompt_tokens = chunks = 0
     results = local.imap(_chunk_writer, (job, shards.folder), count(), workers)
     for chunk, counts in enumerate(results):
         chunks = chunk + 1
@@ -66,6 +66,7 @@ def synthesize(job: Job, budget_tokens: int, folder: Path, workers: int = 1, pro
         kept += counts["kept"]
         kept_tokens += counts["tokens"]
         sampled_tokens += counts["sampled_tokens"]
+        prompt_tokens += counts["prompt_tokens"]
         progress(min(1.0, kept_tokens / budget_tokens), f"{kept_tokens:,} of {budget_tokens:,} tokens")
         if kept_tokens >= budget_tokens:
             break
@@ -79,7 +80,7 @@ def synthesize(job: Job, budget_tokens: int, folder: Path, workers: int = 1, pro
     dropped = {reason: n for reason, n in sorted(requests.items()) if reason != "kept"}
     return {
         "requests": sum(requests.values()), "kept": kept, "dropped": dropped, "tokens": kept_tokens,
-        "sampled_tokens": sampled_tokens, "chunks": chunks,
+        "sampled_tokens": sampled_tokens, "prompt_tokens": prompt_tokens, "chunks": chunks,
     }  # fmt: skip
 
 
@@ -145,7 +146,10 @@ def _write_chunk(
     written = tokens.write(out, kept, tokenizer.vocab_size)
     sampled = sum(len(r.tokens) for r in results)
     outputs = dict(Counter(reasons))
-    return {"outputs": outputs, "kept": len(kept), "tokens": written, "sampled_tokens": sampled}
+    read = sum(len(request.prompt) for _, _, request in asked)
+    return {
+        "outputs": outputs, "kept": len(kept), "tokens": written, "sampled_tokens": sampled, "prompt_tokens": read,
+    }  # fmt: skip
 
 
 @lru_cache(maxsize=2)

@@ -6,6 +6,8 @@ itself, which has never seen the separator, is measured first but cannot be the 
 The report gives the log-likelihood of held-out d2 given its d1, given a random d1, and given nothing: the gap is the proof
 that the relation was learned.
 
+Without `start` it is tuned from fresh weights: the control that asks what base is worth.
+
 Source: arXiv:2509.15248, theta = argmax sum log p(d2|d1). Deviation: separator, batch, schedule and stopping rule are ours.
 """
 
@@ -26,26 +28,28 @@ from synthboot.errors import DataError
 from synthboot.lm import model as models
 from synthboot.lm import score
 from synthboot.lm.arm import place_of
-from synthboot.lm.batches import PairPlan, d1_room
+from synthboot.lm.batches import PairPlan, cut_pair, d1_room
 from synthboot.lm.train import Curve, Settings, train
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The tuning curve, the proof (nats per token of held-out d2 by condition) and the cost."""
+    """The tuning curve, the proof (nats per token of held-out d2 by condition), the cost, and the pairs whose loss the
+    curve has: d1, validation document d2, tokens of it that are scored."""
 
     curve: Curve
     proof: dict[str, dict[str, float]]
     tokens: int
     padding_share: float
     flops: float
+    stopped_by: list[tuple[int, int, int]]
 
 
 def tune(
-    cfg: config.Config, start: Path, pairs: Pairs, corpus: Tokens, validation: Tokens, tokenizer: Tokenizer,
+    cfg: config.Config, start: Path | None, pairs: Pairs, corpus: Tokens, validation: Tokens, tokenizer: Tokenizer,
     folder: Path, progress: Progress = silent,
 ) -> Tuned:  # fmt: skip
-    """The synthesizer, its best checkpoint in `folder/best`. `start` is base's best checkpoint.
+    """The synthesizer, its best checkpoint in `folder/best`. `start` is base's best checkpoint, if any.
 
     Raises DataError where there are no pairs to stop by.
     """
@@ -57,20 +61,24 @@ def tune(
             "pair.min_similarity or raise corpus.validation_docs"
         )
     settings, plan = _plan(cfg, train_pairs, corpus, tokenizer)
-    model = models.load(start).to(models.device(cfg.engine.device))
+
+    def origin() -> Any:
+        found = models.build(cfg.model, tokenizer.vocab_size, cfg.seed) if start is None else models.load(start)
+        return found.to(models.device(cfg.engine.device))
+
+    model = origin()
     curve = train(model, plan, settings, lambda m: stopping.loss(m), folder, tokenizer, progress, place_of(cfg, folder))
     progress(1.0, "measuring held-out pairs")
     seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer)
     best = models.load(folder / "best").to(next(model.parameters()).device)
-    origin = models.load(start).to(next(model.parameters()).device)
     held = {"unseen": stopping, "seen_by_base": seen}
-    proof = {name: h.proof(best, origin) for name, h in held.items() if len(h)}
+    proof = {name: h.proof(best, origin()) for name, h in held.items() if len(h)}
     tokens = curve.step * plan.batch_tokens
     forward = models.flops_per_token(model, cfg.model.seq_len)
     rows = plan.rows_per_pass()
     padding = 1 - float(plan.lengths.sum()) / (rows * plan.seq_len)
-    flops = 3 * forward * tokens + forward * cfg.tune.eval_pairs * cfg.model.seq_len * len(curve.validation)
-    return Tuned(curve, proof, tokens, padding, flops)
+    flops = 3 * forward * tokens + forward * stopping.num_tokens * len(curve.validation)
+    return Tuned(curve, proof, tokens, padding, flops, stopping.numbers)
 
 
 def _plan(cfg: config.Config, pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer) -> tuple[Settings, PairPlan]:
@@ -109,6 +117,10 @@ class _Held:
         self.window, self.share, self.tokenizer = cfg.model.seq_len, cfg.tune.d1_share, tokenizer
         self.d1 = [first[int(i)] for i in pairs.d1[chosen]]
         self.d2 = [second[int(i)][:room] for i in pairs.d2[chosen]]
+        sizes = [len(d) for d in self.d2]
+        self.numbers = list(zip(pairs.d1[chosen].tolist(), pairs.d2[chosen].tolist(), sizes, strict=True))
+        cut = [cut_pair(len(a) - 1, len(b), self.window, self.share) for a, b in zip(self.d1, self.d2, strict=True)]
+        self.num_tokens = sum(1 + a + b for a, b in cut)  # fed to the model for one loss
         others = np.random.default_rng([cfg.seed, 5]).integers(0, len(first), len(chosen))
         self.random = [first[int(i)] for i in others]
 

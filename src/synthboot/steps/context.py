@@ -1,0 +1,56 @@
+"""What every step is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthboot import config
+from synthboot.data import tokenizer as tokenizers
+from synthboot.data.artifacts import Progress, Shards, read_json
+from synthboot.data.tokenizer import Tokenizer
+from synthboot.data.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step works with: its folder, its parents' folders by role, and where in the recipe it stands."""
+
+    cfg: config.Config
+    folder: Path
+    parents: dict[str, Path]
+    workers: int
+    progress: Progress
+    arm: str = ""
+    seed: int = 0
+    cell: str = ""
+    variant: str = ""
+    budget_tokens: int = 0
+
+    def tokenizer(self) -> Tokenizer:
+        """The corpus' tokenizer."""
+        return tokenizers.load(self.parents["corpus"] / "tokenizer")
+
+    def tokens(self, name: str) -> Tokens:
+        """The tokens of a set: `pool`, `validation`, `holdout`, or `pretrain` (D_pretrain, the head of the pool)."""
+        if name == "pretrain":
+            return self.tokens("pool").head(self.pretrain_docs)
+        return Tokens.open(Shards(self.parents["corpus"] / name))
+
+    @property
+    def pretrain_docs(self) -> int:
+        """Documents in D_pretrain."""
+        return int(read_json(self.parents["corpus"] / "corpus.json")["pretrain_docs"])
+
+
+Outcome = tuple[dict[str, Any], dict[str, float]]
+Step = Callable[[Context], Outcome]
+
+
+def embedded(folder: Path, name: str) -> np.ndarray:
+    """The float16 vectors of `pool` (the documents of D_pretrain) or `validation` in an embed artifact."""
+    return np.concatenate([np.load(shard / "vectors.npy", allow_pickle=False) for shard in Shards(folder / name)])

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-small test test-slow lint format docs bench gpu clean
+.PHONY: help demo demo-small world test test-slow lint format docs bench gpu clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -21,6 +21,9 @@ demo-small: $(STAMP)  ## the demo at a tenth of its size
 	$(BIN)/synthboot run configs/demo.yaml --set name=demo-small --set budget.train_tokens=80000 --set budget.unique_tokens=20000 \
 	  --set tune.max_tokens=40000 --set corpus.validation_docs=60 --set corpus.holdout_docs=60 --set optim.evals=2 \
 	  --set 'pretrain.seeds=[0]'
+
+world: $(STAMP) ## the experiment with all its controls on a known world: three seeds, 100 minutes on two cores
+	$(BIN)/synthboot run configs/world.yaml
 
 test: $(STAMP)  ## the suite
 	$(BIN)/pytest -q

@@ -390,11 +390,6 @@ class Arm(Section):
             found[",".join(f"{name}={value:g}" for name, value in chosen.items())] = Arm(**plain | chosen)
         return found
 
-    @property
-    def most_share(self) -> float:
-        """The largest share in any combination."""
-        return max([self.share, *self.sweep.get("share", [])])
-
 
 class Pretrain(Section):
     """Training every arm from scratch."""
@@ -482,6 +477,10 @@ class Config(Section):
                     )
             if arm.rounds > 1 and self.before(arm) is None:
                 raise ValueError(f"arms.{name}: needs an arm with the same recipe and `rounds: {arm.rounds - 1}` to go on from")
+        if self.model.init_from and self.corpus.tokenizer not in ("train", self.model.init_from):
+            raise ValueError(
+                f"corpus.tokenizer: {self.model.init_from} (model.init_from) has its own tokenizer; leave this out"
+            )
         if self.optim.batch_tokens < self.model.seq_len:
             raise ValueError(f"optim.batch_tokens {self.optim.batch_tokens} is less than one row ({self.model.seq_len})")
         if self.budget.train_tokens < self.optim.batch_tokens:

@@ -109,8 +109,7 @@ class _Recipes:
         found = dict(self.corpus)
         if arm.synthetic:
             found["synthesize"] = self.synthesize(arm)
-            if arm.match == "flops":
-                found |= {f"cost/{unit}": unit for unit in self.above(found["synthesize"])}
+            found |= {f"cost/{unit}": unit for unit in self.above(found["synthesize"])}
         if arm.layout == "packed_pairs":
             found["pair"] = self.related()
         return found
@@ -140,7 +139,9 @@ class _Recipes:
             synthesizer = self.tune(variant, pairs, synthesizer)
         elif kind == "related":
             synthesizer = self.tune(variant, self.related(), synthesizer)
-        share = max(a.most_share for a in cfg.arms.values() if a.synthetic == kind and cfg.before(a) == before)
+        share = max(
+            c.share for a in cfg.arms.values() for c in a.cells().values() if a.synthetic == kind and cfg.before(a) == before
+        )
         tokens = math.ceil(share * cfg.budget.train_tokens) + cfg.model.seq_len
         cut = {"d1_share": cfg.tune.d1_share, "budget_tokens": tokens}
         reads = {"synthesize": self.dump["synthesize"], **self.window, **cut, **self.seed}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from synthboot.data.tokens import Tokens
+from synthboot.errors import BudgetError
 from synthboot.lm.batches import IGNORE, PairPlan, Plan, Stream, cut_pair, megadocs, pair_row, shuffled, walk
 
 REAL = Tokens.of([[100 + i] * (3 + i % 5) + [0] for i in range(20)])
@@ -134,3 +135,75 @@ def test_pair_batches_depend_on_the_step_alone() -> None:
     q, _ = packed()
     q.batch(30)
     assert all((p.batch(s).inputs == q.batch(s).inputs).all() for s in (0, 17, 40))
+
+
+def test_a_walk_reads_every_document_once_and_goes_to_the_most_similar_one_not_yet_read() -> None:
+    d1, d2 = np.array([0, 0, 1, 2, 5]), np.array([1, 3, 2, 0, 5 - 1])  # most similar first for each d1
+    order = walk(d1, d2, 6, (3,))
+    passes = [order(n).tolist() for n in range(40)]
+    near = {0: [1, 3], 1: [2], 2: [0], 5: [4]}
+    for found in passes:
+        assert sorted(found) == list(range(6))
+        for place, doc in enumerate(found[:-1]):
+            unread = [d for d in near.get(doc, []) if d not in found[: place + 1]]
+            assert not unread or found[place + 1] == unread[0]
+    assert passes[0] == order(0).tolist()
+    assert len({tuple(p) for p in passes}) > 3
+
+
+def test_related_documents_lie_next_to_each_other_in_a_packed_plan() -> None:
+    pairs = (np.arange(0, 20, 2), np.arange(1, 20, 2))
+    laid = plan(0.0, pairs=pairs)
+    docs = laid.real.documents(0, REAL.num_tokens)
+    beside = sum(docs[i + 1] == doc + 1 for i, doc in enumerate(docs[:-1]) if doc % 2 == 0)
+    assert beside >= 5  # the others were begun in their middle: the second of a pair had been read
+    assert sorted(docs) == list(range(20))
+
+
+def test_megadocs_put_what_was_written_from_a_document_right_before_it() -> None:
+    owners, window = np.array([3, 0, 3, 3, 1, 0]), 26
+    lengths = np.concatenate((REAL.lengths, np.full(6, 10)))
+    order = megadocs(owners, lengths, window, (1,))
+    found = order(0).tolist()
+    assert sorted(d for d in found if d >= 20) == list(range(20, 26))  # each synthetic document once
+    run: list[int] = []
+    for doc in found:
+        run.append(doc)
+        if doc < 20:
+            assert {int(owners[d - 20]) for d in run[:-1]} == {doc}
+            assert sum(lengths[d] for d in run) <= window or len(run) == 2
+            run = []
+    assert not run
+    assert order(0).tolist() == found
+
+
+def test_a_megadoc_plan_counts_the_real_text_inside_as_real() -> None:
+    owners = np.arange(40) % 20
+    laid = plan(0.4, owners=owners)
+    ledger = laid.ledger()
+    tokens = np.concatenate([laid.batch(s).targets.ravel() for s in range(laid.steps)])
+    where = {doc: kind for kind, docs in (("real", range(100, 120)), ("synthetic", range(500, 540))) for doc in docs}
+    rows = [[where[t] for t in row if t != 0] for step in range(laid.steps) for row in laid.batch(step).targets.tolist()]
+    synthetic = sum(kind == "synthetic" for row in rows for kind in row)
+    assert abs(ledger["synthetic_tokens"] - 0.4 * len(tokens)) <= 16
+    assert abs(synthetic * 10 / 9 - ledger["synthetic_tokens"]) < 20  # end tokens, which look alike, are one in ten
+    assert ledger["real_tokens"] + ledger["synthetic_tokens"] == len(tokens)
+
+
+def test_megadocs_that_cannot_hold_the_share_are_an_error() -> None:
+    with pytest.raises(BudgetError, match=r"megadocs hold .* lower the arm's share"):
+        plan(0.9, owners=np.arange(40) % 20)
+
+
+def test_noise_replaces_inputs_and_leaves_targets_and_document_ends() -> None:
+    clean, noisy = plan(0.5), plan(0.5, noise=0.15, vocab_size=1_000)
+    struck = total = 0
+    for step in range(clean.steps):
+        a, b = clean.batch(step), noisy.batch(step)
+        assert (a.targets == b.targets).all()
+        assert ((a.inputs == 0) == (b.inputs == 0)).all()
+        assert b.inputs.max() < 1_000
+        struck, total = struck + int((a.inputs != b.inputs).sum()), total + int((a.inputs != 0).sum())
+        assert (noisy.batch(step).inputs == b.inputs).all()
+    assert 0.1 < struck / total < 0.2
+    assert (noisy.batch(0).inputs != noisy.batch(1).inputs).any()

@@ -102,7 +102,7 @@ def test_the_start_is_measured_but_is_never_the_best(tmp_path: Path, tokenizer: 
 def one_step(model: Any, batch: Batch, how: Settings) -> tuple[float, float]:
     """A step as the training loop takes it, at the full rate."""
     [optimizer] = training._optimizers(model, how)
-    found = training._step(Loss(model, z_loss=how.z_loss), [optimizer], batch, how, parallel.ALONE, torch.device("cpu"))
+    found = training._step(Loss(model, z_loss=how.z_loss), batch, how, parallel.ALONE, torch.device("cpu"))
     optimizer.step()
     return found
 
@@ -320,7 +320,27 @@ def test_flops_per_token_against_counted_matrix_products() -> None:
 
     model = small_model(kv_heads=2)
     model.set_attn_implementation("eager")  # products the counter can see
-    with FlopCounterMode(display=False) as counter:
-        model(input_ids=torch.zeros(1, 64, dtype=torch.int64), use_cache=False)
+    with FlopCounterMode(display=False) as forward:
+        logits = model(input_ids=torch.zeros(1, 64, dtype=torch.int64), use_cache=False).logits
+    with FlopCounterMode(display=False) as backward:
+        logits.sum().backward()
     dense = 4 * 2 * 32 * 64  # attention is counted there for all 64 x 64 positions, by us for the causal half
-    assert models.flops_per_token(model, 64) == pytest.approx(counter.get_total_flops() / 64 - dense / 2, rel=0.01)
+    assert models.flops_per_token(model, 64) == pytest.approx(forward.get_total_flops() / 64 - dense / 2, rel=0.01)
+    assert backward.get_total_flops() == pytest.approx(2 * forward.get_total_flops(), rel=0.01)
+
+
+def test_a_batch_that_does_not_fit_names_the_largest_that_would(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model()
+    forward = type(model.model).forward
+
+    def small(self: Any, input_ids: torch.Tensor | None = None, **rest: Any) -> Any:
+        if input_ids is not None and input_ids.shape[0] > 3:
+            raise torch.OutOfMemoryError("no room")
+        return forward(self, input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(type(model.model), "forward", small)
+    with pytest.raises(TrainingError, match=r"64 tokens at once do not fit .* 32 do: set optim\.micro_batch_tokens=32"):
+        train(model, plan(), settings(), validate, tmp_path / "m", tokenizer)
+    train(model, plan(1), settings(micro_batch_tokens=32, eval_steps=()), lambda m: 0.0, tmp_path / "n", tokenizer)

@@ -113,7 +113,12 @@ def _with_specials(backend: Any, end: str, separator: str = SEPARATOR) -> Tokeni
     backend.encode_special_tokens = True  # untrusted text must not be able to end a document
     backend.no_padding()
     backend.no_truncation()
-    return Tokenizer(backend, backend.token_to_id(end), backend.token_to_id(separator))
+    ids = [backend.token_to_id(token) for token in (end, separator)]
+    if None in ids:
+        raise ConfigError(
+            f"corpus.tokenizer: it has no token {(end, separator)[ids.index(None)]!r}, which it says ends a document"
+        )
+    return Tokenizer(backend, *ids)
 
 
 def _special_names(folder: Path) -> tuple[str, str]:

@@ -35,7 +35,7 @@ class Trained:
 @dataclass(frozen=True)
 class Sources:
     """The text of an arm: real tokens; synthetic ones with the d1 of each document; related pairs, most similar first, for
-    the layout that packs them; and `spent_flops`, what the synthetic text cost where that is paid out of the budget."""
+    the layout that packs them; and `spent_flops`, what the synthetic text cost, base not counted."""
 
     real: Tokens
     synthetic: Tokens | None = None

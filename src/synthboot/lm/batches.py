@@ -48,6 +48,10 @@ class Batches(Protocol):
         """What a step reads, in words."""
         ...
 
+    def sources(self, steps: int) -> dict[str, float]:
+        """Tokens read by source in the first `steps` steps."""
+        ...
+
 
 Order = Callable[[int], Int64[np.ndarray, " place"]]
 """Which documents a pass reads, in order: a pure function of its number. All passes have as many tokens."""
@@ -254,6 +258,15 @@ class Plan:
             return np.concatenate(([self.end], stream.read(0, self.seq_len)))
         return stream.read(start - 1, self.seq_len + 1)
 
+    def sources(self, steps: int) -> dict[str, float]:
+        """Tokens of the real and of the synthetic stream in the first `steps` steps; megadocs count as synthetic here."""
+        rows = steps * self.rows
+        if self.order == "synthetic_first":
+            synthetic = min(rows, self.synthetic_rows)
+        else:
+            synthetic = rows * self.synthetic_rows // (self.rows * self.steps)
+        return {"real_tokens": (rows - synthetic) * self.seq_len, "synthetic_tokens": synthetic * self.seq_len}
+
     def ledger(self) -> dict[str, float]:
         """Tokens by source, and passes over each, over the whole run."""
         read = self.synthetic_rows * self.seq_len
@@ -366,6 +379,10 @@ class PairPlan:
         """The pairs that a step reads, as d1 > d2."""
         pairs = [p for i in range(self.rows) for p in self._members(step * self.rows + i)]
         return "pairs " + ", ".join(f"{self.d1[p]} > {self.d2[p]}" for p in pairs)
+
+    def sources(self, steps: int) -> dict[str, float]:
+        """Tokens of packed pairs, padding included."""
+        return {"pair_tokens": steps * self.batch_tokens}
 
     def _members(self, row: int) -> list[int]:
         number = 0

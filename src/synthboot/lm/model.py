@@ -6,6 +6,7 @@ Source: arXiv:2509.15248 trains the Llama 3 architecture with QK-norm, which `tr
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,22 @@ def flops_per_token(model: Any, seq_len: int) -> float:
     heads = cfg.num_attention_heads
     attended = heads * (getattr(cfg, "head_dim", None) or cfg.hidden_size // heads)
     return 2.0 * weights + 2.0 * cfg.num_hidden_layers * attended * seq_len
+
+
+def product_rate(where: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of one large matrix product here, the best of a few: the peak that a fraction of is said. Ten milliseconds."""
+    size = 8_192 if where.type == "cuda" else 512
+    a, b = (torch.ones(size, size, dtype=dtype, device=where) for _ in range(2))
+    taken = []
+    for _ in range(5):
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+        begun = time.perf_counter()
+        a @ b
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+        taken.append(time.perf_counter() - begun)
+    return 2 * size**3 / min(taken)
 
 
 def _quiet() -> None:

@@ -90,7 +90,6 @@ def row_choices(
     return losses, first
 
 
-@torch.no_grad()
 def _batches(
     model: Any, rows: Sequence[tuple[np.ndarray, np.ndarray]], batch_tokens: int,
     progress: Callable[[float, str], None] | None, choose: bool = False,
@@ -111,9 +110,11 @@ def _batches(
         for i, number in enumerate(chosen):
             x, y = rows[number]
             inputs[i, : len(x)], targets[i, : len(y)] = x, y
-        logits = model(input_ids=torch.from_numpy(inputs).to(device), use_cache=False).logits.float()
-        wanted = torch.from_numpy(targets).to(device)
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
+        with torch.no_grad():
+            logits = model(input_ids=torch.from_numpy(inputs).to(device), use_cache=False).logits.float()
+            wanted = torch.from_numpy(targets).to(device)
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+        loss = loss.view(wanted.shape)
         yield chosen, loss, (logits.argmax(-1) == wanted) | (wanted == IGNORE) if choose else loss
         done += count
         if progress is not None:

@@ -10,6 +10,7 @@ Source: arXiv:2509.15248, AdamW, warm-up then cosine. Deviation: the peak rate i
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -108,6 +109,8 @@ def train(
     curve = trainer.curve
     if not curve.step and not curve.validation and 0 in settings.eval_steps:
         trainer.evaluate()
+    peak = models.product_rate(trainer.device, _precision(settings.precision, trainer.device)) * place.group.size
+    cost = 3 * models.flops_per_token(model, batches.batch(0).inputs.shape[1]) / peak
     started, first = time.monotonic(), curve.step
     losses: list[float] = []
     before: deque[float] = deque(maxlen=50)
@@ -119,8 +122,10 @@ def train(
         curve.step += 1
         tokens, lr = curve.step * batches.batch_tokens, _lr(curve.step - 1, batches.steps, settings)
         rate = (curve.step - first) * batches.batch_tokens / max(1e-9, time.monotonic() - started)
-        progress(curve.step / batches.steps, f"loss {loss:.3f}, gradient {norm:.2f}, {rate:,.0f} tokens/s")
-        place.watch(tokens, {"loss": loss, "gradient_norm": norm, "lr": lr, "tokens_per_second": rate})
+        words = f"loss {loss:.3f}, gradient {norm:.2f}, {rate:,.0f} tokens/s, {rate * cost:.0%} of the peak"
+        progress(curve.step / batches.steps, words)
+        figures = {"loss": loss, "gradient_norm": norm, "lr": lr, "tokens_per_second": rate, "fraction_of_peak": rate * cost}
+        place.watch(tokens, figures | batches.sources(curve.step))
         if curve.step in settings.eval_steps or curve.step == batches.steps:
             curve.train.append([tokens, sum(losses) / len(losses), norm, lr])
             losses = []
@@ -157,7 +162,10 @@ class _Trainer:
     def step(self) -> tuple[float, float]:
         """One optimizer step; returns the mean loss over the batch's targets and the gradient norm before clipping."""
         batch = self.batches.batch(self.curve.step)
-        loss, norm = _step(self.module, self.optimizers, batch, self.settings, self.group, self.device)
+        try:
+            loss, norm = _step(self.module, batch, self.settings, self.group, self.device)
+        except torch.OutOfMemoryError:
+            raise TrainingError(_too_large(self.module, batch, self.settings, self.group, self.device)) from None
         lr = _lr(self.curve.step, self.batches.steps, self.settings)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -273,10 +281,24 @@ def _optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimizer]:
     return [*found, torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=fused)]
 
 
-def _step(
-    module: torch.nn.Module, optimizers: Iterable[torch.optim.Optimizer], batch: Batch, settings: Settings, group: Group,
-    device: torch.device,
-) -> tuple[float, float]:  # fmt: skip
+def _too_large(module: torch.nn.Module, batch: Batch, settings: Settings, group: Group, device: torch.device) -> str:
+    """What to say of a forward pass that does not fit: the most tokens at once that do, found by halving."""
+    width = batch.inputs.shape[1]
+    asked = min(settings.micro_batch_tokens or batch.inputs.size, batch.inputs.size // group.size)
+    rows = max(1, asked // width)
+    where = f"{asked:,} tokens at once do not fit the memory of {device}"
+    while group.size == 1 and rows > 1:  # one rank alone cannot try: the others would wait
+        rows //= 2
+        module.zero_grad(set_to_none=True)
+        cut = (None if a is None else a[:rows] for a in (batch.segments, batch.positions))
+        part = Batch(batch.inputs[:rows], batch.targets[:rows], *cut)
+        with contextlib.suppress(torch.OutOfMemoryError):
+            _step(module, part, settings, group, device)
+            return f"{where}; {rows * width:,} do: set optim.micro_batch_tokens={rows * width}, which changes nothing else"
+    return f"{where}; lower optim.micro_batch_tokens (a row is {width:,}), or set engine.checkpoint_activations=true"
+
+
+def _step(module: torch.nn.Module, batch: Batch, settings: Settings, group: Group, device: torch.device) -> tuple[float, float]:
     """Gradients of a step, clipped; returns the mean loss over the batch's targets and the gradient norm before clipping."""
     module.train()
     mine = parallel.share(len(batch.inputs), group)

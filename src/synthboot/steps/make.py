@@ -172,7 +172,7 @@ def _copied(c: Context, ready: Path) -> Outcome:
 
 
 def _sources(c: Context, arm: config.Arm) -> Any:
-    """The text of an arm, and what its synthetic part cost where that counts."""
+    """The text of an arm, and what its synthetic part cost."""
     from synthboot.lm.arm import Sources
     from synthboot.stages.pretrain import real_docs
 

@@ -1,0 +1,127 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthboot import config
+from synthboot.data import tasks
+from synthboot.errors import ConfigError, DataError
+from tests.conftest import write_jsonl
+
+CHOICE = {"query": "What is warm?", "choices": ["ice", "fire"], "gold": 1}
+
+
+def asked(tmp_path: Path, rows: list[Any], **changes: Any) -> list[tasks.Item]:
+    path = write_jsonl(tmp_path / "own.jsonl", rows)
+    return tasks.read(str(path), config.Evaluate(tasks=[str(path)], **changes))
+
+
+def test_fields_decide_what_kind_of_question_a_line_is(tmp_path: Path) -> None:
+    rows = [
+        CHOICE,
+        {"context_options": ["the cat", "the dog"], "continuation": "meows", "gold": 0},
+        {"good": "They go.", "bad": "They goes."},
+        {"context": "The capital of France is", "target": "Paris"},
+        {"query": "Who?", "answers": ["Ann", "Anna"]},
+    ]  # fmt: skip
+    items = asked(tmp_path, rows)
+    assert [i.kind for i in items] == ["choice", "context", "pair", "cloze", "open"]
+    assert items[0].contexts == ("What is warm?",)
+    assert items[0].continuations == (" ice", " fire")
+    assert items[1].contexts == ("the cat", "the dog")
+    assert items[2].contexts == ("",)
+    assert items[3].continuations == (" Paris",)
+    assert items[4].answers == ("Ann", "Anna")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"query": "q", "choices": ["a"]}, 'line 1: no "gold" field'),
+        ({"query": "q", "choices": ["a"], "gold": 1}, 'line 1: "gold" is 1, and there are 1 choices'),
+        ({"query": "q"}, "line 1: these fields make no question: query; needed are query, choices, gold; or"),
+        ({"query": "q", "answers": []}, 'line 1: "answers" is empty'),
+        ("not json", "line 1: not valid JSON"),
+        ("[1]", "line 1: not a JSON object"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, row: Any, message: str) -> None:
+    with pytest.raises(DataError, match="own.jsonl " + message.replace('"', '"')):
+        asked(tmp_path, [row])
+
+
+def test_an_unknown_task_is_an_error_that_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="blimpp: neither a file nor a known task; known are arc_challenge"):
+        tasks.names(config.Evaluate(tasks=["blimpp"]))
+    with pytest.raises(ConfigError, match=r"blimp: no blimp\.jsonl\.zst in evaluate\.task_folder"):
+        tasks.files(config.Evaluate(tasks=["small"], task_folder=str(tmp_path)))
+
+
+def test_groups_are_their_tasks() -> None:
+    assert tasks.names(config.Evaluate(tasks=["small", "blimp", "world", "lm-eval:piqa"])) == [
+        "blimp", "lambada", "sciq", "supported_wikidata_cloze", "world", "lm-eval:piqa",
+    ]  # fmt: skip
+
+
+def test_items_are_drawn_at_random_and_the_same_for_a_seed(tmp_path: Path) -> None:
+    rows = [{"context": f"c{i}", "target": "t", "id": i} for i in range(50)]
+    first = asked(tmp_path, rows, task_items=10)
+    assert [i.id for i in first] == [i.id for i in asked(tmp_path, rows, task_items=10)]
+    assert [i.id for i in first] != [str(i) for i in range(10)]
+    assert len({i.id for i in first}) == 10
+
+
+def test_worked_examples_stand_before_a_question_and_never_give_it_away(tmp_path: Path) -> None:
+    rows = [{"query": f"question {i}?", "answers": [f"answer {i}"]} for i in range(6)]
+    write_jsonl(tmp_path / "triviaqa_sm_sub.jsonl", rows)
+    cfg = config.Evaluate(tasks=["triviaqa"], task_folder=str(tmp_path))
+    for number, item in enumerate(tasks.read("triviaqa", cfg)):
+        example, question = item.contexts[0].split("\n\n")
+        assert question == f"Question: question {number}?\nAnswer:"
+        assert f"answer {number}" not in example
+        assert example.startswith("Question: question ")
+        assert "\nAnswer: answer " in example
+
+
+def test_examples_of_a_subject_come_first_and_choices_become_letters(tmp_path: Path) -> None:
+    def row(subject: str, number: int) -> dict[str, Any]:
+        return {"subject": subject, "query": f"{subject} {number}", "choices": ["x", "y"], "gold": number % 2}
+
+    write_jsonl(tmp_path / "mmlu_test.jsonl", [row("art", 100)])
+    write_jsonl(tmp_path / "mmlu_dev.jsonl", [row("art", i) for i in range(7)] + [row("law", i) for i in range(7)])
+    (item,) = tasks.read("mmlu", config.Evaluate(tasks=["mmlu"], task_folder=str(tmp_path)))
+    head, *examples, question = item.contexts[0].split("\n\n")
+    assert head == "The following are multiple choice questions (with answers) about art."
+    assert examples == [f"art {i}\nA. x\nB. y\nAnswer: {'AB'[i % 2]}" for i in range(5)]
+    assert question == "art 100\nA. x\nB. y\nAnswer:"
+    assert item.continuations == (" A", " B")
+
+
+def test_items_that_the_training_text_holds_are_found(tmp_path: Path) -> None:
+    long = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+    rows = [
+        {"context": long, "target": "end"},
+        {"context": long.replace("seven", "SEVEN,").replace("one", "uno"), "target": "end"},
+        {"context": "other " + long.replace(" eight", " ate"), "target": "end"},
+        {"context": "a b c d e f g h", "target": "i"},  # nine words: looked for whole
+        {"context": "a b c d e f g x", "target": "i"},
+        {"context": "too short", "target": "to tell"},
+    ]  # fmt: skip
+    items = asked(tmp_path, rows)
+    texts = [f"And then: {long}; the end.", "so A b, c d e f g h i j", "too short to tell"]
+    seen, short = tasks.seen(items, texts)
+    assert seen.tolist() == [True, True, False, True, False, False]
+    assert short == 1
+
+
+def test_known_tasks_with_files_on_this_machine_can_be_read() -> None:
+    folder = Path(__file__).parents[3] / "shared" / "data" / "eval"
+    if not folder.exists():
+        pytest.skip("shared/data/eval is not here")
+    cfg = config.Evaluate(tasks=["paper", "small"], task_folder=str(folder), task_items=20)
+    for name in tasks.names(cfg):
+        items = tasks.read(name, cfg)
+        assert len(items) == 20, name
+        assert json.dumps([i.contexts for i in items])
+        assert all(0 <= i.gold < max(1, len(i.continuations)) for i in items)

@@ -1,0 +1,188 @@
+"""Our answers beside those of lm-eval, and beside sums done by hand."""
+
+import json
+import math
+import random
+import string
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from synthboot import config
+from synthboot.data import tasks
+from synthboot.data import tokenizer as tokenizers
+from synthboot.data.tokenizer import Tokenizer
+from synthboot.errors import ConfigError
+from synthboot.lm import model as models
+from synthboot.lm import questions
+from tests.conftest import write_jsonl
+from tests.lm.conftest import small_model
+
+WORDS = (
+    "red", "green", "blue", "cold", "warm", "small", "round", "old", "new", "the", "a", "cat", "dog", "house", "river",
+    "stone", "says", "sees", "makes", "finds",
+)  # fmt: skip
+ITEMS, WINDOW = 200, 64
+
+
+def sentence(rng: random.Random, low: int = 2, high: int = 9) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(rng.randrange(low, high)))
+
+
+def rows(kind: str) -> list[dict[str, Any]]:
+    rng = random.Random(kind)
+    found: list[dict[str, Any]] = []
+    for number in range(ITEMS):
+        long = sentence(rng, 3, 90 if number % 10 == 0 else 12)  # some do not fit the window
+        if kind == "choice":
+            row: dict[str, Any] = {"query": long, "choices": [sentence(rng, 1, 7) for _ in range(4)], "gold": rng.randrange(4)}
+        elif kind == "pair":
+            row = {"good": sentence(rng), "bad": sentence(rng)}
+        elif kind == "cloze":
+            row = {"context": long, "target": rng.choice(WORDS)}
+        elif kind == "context":
+            row = {"context_options": [long, sentence(rng)], "continuation": sentence(rng), "gold": rng.randrange(2)}
+        else:
+            row = {"query": sentence(rng, 3, 10), "answers": [sentence(rng, 1, 3), rng.choice(WORDS)]}
+        found.append({"id": str(number), **row})
+    return found
+
+
+# What each kind is in lm-eval's own words.
+HARNESS: dict[str, dict[str, Any]] = {
+    "choice": {
+        "output_type": "multiple_choice", "doc_to_text": "{{query}}", "doc_to_choice": "{{choices}}",
+        "doc_to_target": "gold",
+    },
+    "pair": {
+        "output_type": "multiple_choice", "doc_to_text": "", "doc_to_choice": "{{[good, bad]}}", "doc_to_target": 0,
+        "target_delimiter": "",
+    },
+    "cloze": {"output_type": "loglikelihood", "doc_to_text": "{{context}}", "doc_to_target": "{{' ' + target}}"},
+    "open": {
+        "output_type": "generate_until", "doc_to_text": "{{query}}", "doc_to_target": "{{answers}}",
+        "generation_kwargs": {"until": ["\n", ".", ","], "do_sample": False, "max_gen_toks": questions.ANSWER_TOKENS},
+        "metric_list": [
+            {"metric": "exact_match", "aggregation": "mean", "ignore_case": True, "ignore_punctuation": True}
+        ],
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Tokenizer]:
+    """A tiny random model with a tokenizer that knows the words, in a Hugging Face folder."""
+    rng = random.Random(0)
+    tokenizer = tokenizers.train(iter([sentence(rng, 5, 30) for _ in range(200)]), 330)
+    model = small_model(vocab_size=330)
+    folder = tmp_path_factory.mktemp("model") / "m"
+    models.save(model, folder, tokenizer)
+    return folder, model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def both(
+    saved: tuple[Path, Any, Tokenizer], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[list[questions.Answer], np.ndarray]]:
+    """By kind of question: our answers and lm-eval's, to the same file."""
+    pytest.importorskip("lm_eval")
+    yaml = pytest.importorskip("yaml")
+    folder, model, tokenizer = saved
+    place = tmp_path_factory.mktemp("tasks")
+    ours = {}
+    for kind, words in HARNESS.items():
+        path = write_jsonl(place / f"{kind}.jsonl", made_right(kind, rows(kind), model, tokenizer))
+        names = {"choice": ("acc", "acc_norm"), "pair": ("acc", "acc_norm"), "cloze": ("perplexity", "acc")}.get(kind, ())
+        metrics = {"metric_list": [{"metric": name} for name in names]} if names else {}
+        task = {
+            "task": f"own_{kind}", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}},
+            "test_split": "test", "num_fewshot": 0, **metrics, **words,
+        }  # fmt: skip
+        (place / f"{kind}.yaml").write_text(yaml.safe_dump(task))
+        ours[kind] = questions.ask(model, tokenizer, tasks.read(str(path), config.Evaluate(tasks=[str(path)])), WINDOW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(place / "cache"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        theirs = questions.harness(folder, [f"own_{kind}" for kind in HARNESS], str(place), "cpu")
+    return {kind: (ours[kind], theirs[f"own_{kind}"]) for kind in HARNESS}
+
+
+def made_right(kind: str, some: list[dict[str, Any]], model: Any, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The rows, some with what the model would say: a random model is never right by chance on an open question."""
+    if kind not in ("cloze", "open"):
+        return some
+    said = questions._said(model, tokenizer, [r.get("query", r.get("context")) for r in some], WINDOW)
+    for number, row in enumerate(some):
+        words = said[number].split()
+        if kind == "open" and number % 3 == 0 and words:
+            row["answers"] = [said[number].upper() + "!"]
+        elif kind == "cloze" and words and said[number].startswith(" "):
+            row["target"] = words[0][:8]
+    return some
+
+
+@pytest.mark.parametrize("kind", list(HARNESS))
+def test_we_agree_with_lm_eval_on_every_item(kind: str, both: dict[str, tuple[list[questions.Answer], np.ndarray]]) -> None:
+    ours, theirs = both[kind]
+    assert len(ours) == len(theirs) == ITEMS
+    assert [float(a.right) for a in ours] == theirs[:, 0].tolist()
+    if kind in ("choice", "pair"):
+        assert [float(a.right_per_char) for a in ours] == theirs[:, 1].tolist()
+    assert 0 < sum(a.right for a in ours) < ITEMS  # a figure that could have come out otherwise
+
+
+def test_a_choice_is_the_sum_of_its_tokens(saved: tuple[Path, Any, Tokenizer]) -> None:
+    _, model, tokenizer = saved
+    row = {"query": "the cat sees", "choices": ["a dog", "the old river stone"], "gold": 1}
+    (item,) = tasks.of([row], "here")
+    (answer,) = questions.ask(model, tokenizer, [item], WINDOW)
+    nats = []
+    for choice in row["choices"]:
+        context, both = tokenizer.encode([row["query"], row["query"] + " " + choice])
+        logits = model(torch.tensor([both])).logits[0].log_softmax(-1)
+        nats.append(-sum(float(logits[i - 1, both[i]].detach()) for i in range(len(context), len(both))))
+    assert answer.nats == pytest.approx(nats[1], rel=1e-5)
+    assert answer.right == (nats[1] < nats[0])
+    assert answer.right_per_char == (nats[1] / len(row["choices"][1]) < nats[0] / len(row["choices"][0]))
+
+
+def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(saved: tuple[Path, Any, Tokenizer]) -> None:
+    _, _, tokenizer = saved
+    (one,) = questions._rows(tokenizer, ["the cat "], ["sees"], WINDOW)
+    (two,) = questions._rows(tokenizer, ["the cat"], [" sees"], WINDOW)
+    assert all((a == b).all() for a, b in zip(one, two, strict=True))
+
+
+def test_what_is_too_long_loses_its_beginning(saved: tuple[Path, Any, Tokenizer]) -> None:
+    _, _, tokenizer = saved
+    (inputs, targets) = questions._rows(tokenizer, ["cat " * 200], ["dog"], 16)[0]
+    assert len(inputs) == len(targets) == 16
+    assert tokenizer.decode(targets[targets >= 0]).strip() == "dog"
+
+
+def test_open_answers_are_compared_without_case_and_punctuation() -> None:
+    assert questions._plain(" The U.S.! ") == "the us"
+    assert questions._STOPS.split("Paris, France", maxsplit=1)[0] == "Paris"
+
+
+def test_an_unknown_lm_eval_task_is_an_error(saved: tuple[Path, Any, Tokenizer], tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    with pytest.raises(ConfigError, match="lm-eval knows no task 'no_such_task'"):
+        questions.harness(saved[0], ["no_such_task"], str(tmp_path), "cpu")
+
+
+def test_chance_is_chance() -> None:
+    """A model that knows nothing answers a quarter of four-way questions."""
+    rng = random.Random(1)
+    tokenizer = tokenizers.train(iter([string.ascii_lowercase] * 5), 280)
+    some = [
+        {"query": sentence(rng), "choices": [sentence(rng, 2, 3) for _ in range(4)], "gold": rng.randrange(4)}
+        for _ in range(400)
+    ]
+    answers = questions.ask(small_model(), tokenizer, tasks.of(some, "here"), WINDOW)
+    share = np.mean([a.right for a in answers])
+    assert abs(share - 0.25) < 3 * math.sqrt(0.25 * 0.75 / 400)
+    assert json.dumps([a.nats for a in answers])

@@ -1,0 +1,198 @@
+"""Every arm is a recipe: what it shares, what it refuses, and one run of all of them on a tiny world."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthboot import api, loading, recipes
+from synthboot.data.artifacts import read_json, read_manifest
+from synthboot.errors import ConfigError
+from tests.conftest import run_folder, small_config
+
+ARMS: dict[str, Any] = {
+    "repetition": {"sweep": {"weight_decay": [0.1, 1.0], "passes": [2, 100]}},
+    "sbp": {"synthetic": "related", "share": 0.5},
+    "sbp-25": {"synthetic": "related", "share": 0.25},
+    "sbp-tuned": {"synthetic": "related", "sweep": {"share": [0.3, 0.4]}},
+    "sbp-megadoc": {"synthetic": "related", "share": 0.4, "layout": "megadoc"},
+    "sbp-first": {"synthetic": "related", "share": 0.5, "order": "synthetic_first"},
+    "sbp-flops": {"synthetic": "related", "share": 0.1, "match": "flops"},
+    "sbp-2": {"synthetic": "related", "share": 0.5, "rounds": 2},
+    "self": {"synthetic": "unconditional", "share": 0.5},
+    "random_pairs": {"synthetic": "random_pairs", "share": 0.5},
+    "scratch": {"synthetic": "scratch", "share": 0.5},
+    "packed_pairs": {"layout": "packed_pairs"},
+    "token_noise": {"noise": 0.15},
+    "oracle-half": {"unique_tokens": 6_000},
+    "oracle": {"unique_tokens": "all"},
+}
+WORLD = {
+    "source": "world", "split_field": "split", "near_duplicates": "off", "vocab_size": 400, "validation_docs": 30,
+    "holdout_docs": 30, "shard_docs": 64,
+    "world": {"entities": 30, "many_docs": 4, "attributes": 4, "values": 6, "revealed": 3, "oracle_docs": 500},
+}  # fmt: skip
+
+
+def world_config(root: Path, **changes: Any) -> dict[str, Any]:
+    settings = {
+        "budget": {"unique_tokens": "all", "train_tokens": 60_000}, "corpus": WORLD, "arms": ARMS,
+        "model": {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "seq_len": 128},
+        "optim": {"lr": 1e-2, "batch_tokens": 1_024, "evals": 3}, "pretrain": {"seeds": [0]},
+        "tune": {"batch_tokens": 1_024, "max_tokens": 6_000}, "pair": {"num_neighbors": 5, "max_overlap": 1.0},
+        "evaluate": {"bootstrap": 200, "tasks": ["world"], "task_items": 40, "group_field": "group"},
+    }  # fmt: skip
+    return small_config(Path("world"), root, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    settings = world_config(tmp_path_factory.mktemp("world"))
+    api.Run(settings).run()
+    return settings
+
+
+@pytest.fixture(scope="module")
+def evaluated(ran: dict[str, Any]) -> dict[str, Any]:
+    return read_json(run_folder(ran) / "08-evaluate" / "evaluate.json")
+
+
+def refused(arms: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        loading.load(small_config(Path("x.jsonl"), Path("runs"), arms={"repetition": {}, **arms}))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"synthetic": "related", "share": 0.5, "rounds": 2}, "needs an arm with the same recipe and `rounds: 1`"),
+        ({"weight_decay": 0.1}, "arms may differ in their data alone; set optim.weight_decay for all, or `sweep:"),
+        ({"lr": 0.1}, "arms may differ in their data alone"),
+        ({"passes": 3}, "arms may differ in their data alone"),
+        ({"match": "flops"}, "are about synthetic text, and this arm has none"),
+        ({"order": "synthetic_first"}, "are about synthetic text"),
+        ({"layout": "megadoc"}, "`layout: megadoc` needs synthetic text that has a d1"),
+        ({"layout": "megadoc", "synthetic": "unconditional", "share": 0.5}, "needs synthetic text that has a d1"),
+        ({"layout": "packed_pairs", "synthetic": "related", "share": 0.5}, "is about D_pretrain alone"),
+        ({"synthetic": "related", "share": 0.5, "sweep": {"passes": [1]}}, "`passes` is about real text alone"),
+        ({"sweep": {"noise": []}}, "arms.odd.sweep.noise"),
+        ({"sweep": {"nois": [1]}}, "arms.odd.sweep.nois"),
+        ({"share": 0.5}, "go together"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused_in_one_line(arm: dict[str, Any], message: str) -> None:
+    said = refused({"odd": arm})
+    assert message in said
+    assert "\n" not in said
+
+
+def test_arms_that_need_the_same_thing_share_it(tmp_path: Path) -> None:
+    found = recipes.units(loading.load(world_config(tmp_path)))
+    assert [n for n in found if n.startswith("tune")] == [
+        "tune/related", "tune/random_pairs", "tune/scratch", "tune/related-after-sbp",
+    ]  # fmt: skip
+    assert len([n for n in found if n.startswith("synthesize")]) == 5
+    related = {
+        a for a in ARMS if found.get(f"pretrain/{a}/seed-0", found["corpus"]).parents.get("synthesize") == "synthesize/related"
+    }
+    assert related == {"sbp", "sbp-25", "sbp-megadoc", "sbp-first", "sbp-flops"}
+    assert found["synthesize/related"].options["budget_tokens"] == 30_000 + 128  # the largest share
+    assert found["tune/related"].parents["base"] == "base/chosen"
+    assert found["tune/related-after-sbp"].parents["base"] == "pretrain/sbp/seed-0"
+    assert "base" not in found["tune/scratch"].parents
+    assert found["synthesize/unconditional"].parents["synthesizer"] == "base/chosen"
+    order = list(found)
+    assert all(order.index(p) < order.index(n) for n, u in found.items() for p in u.parents.values())
+
+
+def test_another_recipe_leaves_what_it_does_not_read_alone(tmp_path: Path) -> None:
+    from synthboot.pipeline import fingerprints
+
+    plain = recipes.units(loading.load(world_config(tmp_path)))
+    more = recipes.units(loading.load(world_config(tmp_path, arms={**ARMS, "noisier": {"noise": 0.3}})))
+    before, after = fingerprints(plain), fingerprints(more)
+    assert {n for n in before if before[n] != after[n]} == {"evaluate", "report"}
+
+
+def test_all_arms_run_and_are_compared(ran: dict[str, Any], evaluated: dict[str, Any]) -> None:
+    arms = evaluated["best"]["arms"]
+    assert list(arms) == list(ARMS)
+    ledgers = {arm: seeds["0"] for arm, seeds in evaluated["ledgers"].items()}
+    full = ledgers["sbp"]["train_tokens"]
+    assert all(ledgers[a]["train_tokens"] == full for a in ARMS if a not in ("sbp-flops", "repetition"))
+    assert ledgers["sbp"]["synthetic_tokens"] == pytest.approx(0.5 * full, abs=128)
+    assert ledgers["sbp-25"]["synthetic_tokens"] == pytest.approx(0.25 * full, abs=128)
+    assert ledgers["sbp-megadoc"]["synthetic_tokens"] == pytest.approx(0.4 * full, abs=256)
+    paid = ledgers["sbp-flops"]
+    assert paid["train_tokens"] < full
+    assert paid["train_flops"] + paid["spent_flops"] <= ledgers["token_noise"]["train_flops"]
+    one_step = ledgers["token_noise"]["train_flops"] / ledgers["token_noise"]["steps"]
+    assert paid["train_flops"] + paid["spent_flops"] > ledgers["token_noise"]["train_flops"] - 2.2 * one_step
+    assert set(arms["sbp"]["against"]) == set(ARMS) - {"sbp"}
+    assert arms["self"]["against"]["sbp"][0] == pytest.approx(-arms["sbp"]["against"]["self"][0])
+    assert "Beside its controls it is" in evaluated["verdict"]
+
+
+def test_a_sweep_takes_the_least_validation_loss_for_every_seed(tmp_path: Path) -> None:
+    arms = {"repetition": {"sweep": {"weight_decay": [0.1, 1.0], "passes": [2, 100]}}}
+    settings = world_config(
+        tmp_path, arms=arms, pretrain={"seeds": [0, 1]}, budget={"unique_tokens": "all", "train_tokens": 20_000}
+    )
+    run = api.Run(settings)
+    run.run("evaluate")
+    base = run_folder(settings) / "04-base"
+    sweep = run.evaluate().result["sweeps"]["repetition"]
+    cells = {cell: read_json(base / cell / "curve.json")["best_loss"] for cell in sweep["losses"]}
+    assert sweep["losses"] == cells
+    assert len(cells) == 4
+    assert sweep["chosen"] == min(cells, key=lambda c: cells[c])
+    weights = "best/model.safetensors"
+    assert (base / "chosen" / weights).read_bytes() == (base / sweep["chosen"] / weights).read_bytes()
+    chosen = sweep["settings"][sweep["chosen"]]
+    other = run.evaluate().result["ledgers"]["repetition"]["1"]
+    assert other["settings"]["weight_decay"] == chosen["weight_decay"]
+    assert other["recipe"]["passes"] == chosen["passes"]
+
+
+def test_a_known_world_says_how_far_everything_is_from_the_truth(ran: dict[str, Any], evaluated: dict[str, Any]) -> None:
+    world = read_json(run_folder(ran) / "09-analyze" / "analyze.json")["world"]
+    points = world["excess"]["related"]["points"]
+    assert points[-1][2] < points[0][2]  # it falls as tuning goes on
+    assert all(read <= knows for _, knows, read in points)  # who has read D_pretrain alone needs more nats himself
+    bounds = evaluated["world"]
+    for group, losses in evaluated["best"]["groups"].items():
+        assert bounds[group]["knows_world"] <= bounds[group]["read_corpus"] < min(v[0] for v in losses.values())
+    for kind, groups in world["facts"].items():
+        for shares in groups.values():
+            told = [shares[k] for k in ("kept", "known", "contradicted", "invented")]
+            assert told == [None] * 4 or sum(told) == pytest.approx(1), kind
+    questions = evaluated["questions"]["world"]
+    assert questions["items"] == 40
+    assert sum(g["sbp"]["items"] for n, g in questions["groups"].items() if n != "all") == 40
+
+
+def test_the_page_shows_it_all(ran: dict[str, Any]) -> None:
+    page = (run_folder(ran) / "10-report" / "report.html").read_text("utf-8")
+    for place in ("scores", "curves", "shares", "flops", "efficiency", "rounds", "questions", "excess", "against"):
+        assert f'id="{place}"' in page, place
+    charts = json.loads(page.split("const charts = ", 1)[1].split(";\n", 1)[0])
+    assert {c["id"] for c in charts} >= {"scores", "shares", "flops", "efficiency", "rounds", "questions", "excess"}
+
+
+def test_every_stage_that_computes_says_its_flops(ran: dict[str, Any]) -> None:
+    for name, unit in recipes.units(loading.load(ran)).items():
+        manifest = read_manifest(unit.folder(run_folder(ran)))
+        assert manifest is not None
+        copied = any(role.startswith("cell/") for role in unit.parents) and unit.options["seed"] == 0
+        if unit.stage in ("embed", "base", "tune", "synthesize", "pretrain") and not copied:
+            assert manifest.cost["flops"] > 0, name
+
+
+def test_pairing_flops_are_counted_products() -> None:
+    from synthboot.engine import search
+
+    assert search.flops({"search": "exact"}, 100, 8) == 2 * 100 * 100 * 8
+    found = {"search": "ivf", "cells": 10, "reach": 0.1, "recall_by_reach": [[0.0, 1.0, 0.5], [0.1, 2.5, 0.97]]}
+    assert search.flops(found, 1_000, 8) == 2 * 8 * (1_000 * 10 + 1_000 * 2.5 * 100)

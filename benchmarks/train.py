@@ -108,7 +108,9 @@ class Trainer:
                 bf16=self.precision == "bfloat16", logging_nan_inf_filter=False,
             )  # fmt: skip
             model = models.build(wider(size), vocab, 0)
-            InOrder(model=model, args=arguments, train_dataset=examples, callbacks=[Clock()]).train()
+            trainer = InOrder(model=model, args=arguments, train_dataset=examples, callbacks=[Clock()])
+            trainer.remove_callback(transformers.PrinterCallback)
+            trainer.train()
         return np.diff(stamps).tolist(), losses
 
 

@@ -88,6 +88,13 @@ def test_a_recipe_that_makes_no_sense_is_refused_in_one_line(arm: dict[str, Any]
     assert "\n" not in said
 
 
+def test_world_questions_need_a_world(tmp_path: Path) -> None:
+    source = tmp_path / "x.jsonl"
+    source.write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"it needs corpus\.source=world"):
+        recipes.units(loading.load(small_config(source, tmp_path, evaluate={"tasks": ["world"]})))
+
+
 def test_arms_that_need_the_same_thing_share_it(tmp_path: Path) -> None:
     found = recipes.units(loading.load(world_config(tmp_path)))
     assert [n for n in found if n.startswith("tune")] == [

@@ -12,6 +12,7 @@ from typing import Any
 
 from synthboot import config
 from synthboot.data import documents, tasks
+from synthboot.errors import ConfigError
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
 VERSIONS = dict.fromkeys(STAGES, 1) | {"embed": 2, "pair": 2, "base": 2, "tune": 2, "pretrain": 2, "analyze": 2}
@@ -72,6 +73,8 @@ class _Recipes:
         """All units."""
         cfg, dump = self.cfg, self.dump
         models = {f"{name}/{seed}": self.model(name, seed) for name in cfg.arms for seed in cfg.pretrain.seeds}
+        if tasks.WORLD in tasks.names(cfg.evaluate) and cfg.corpus.source != documents.WORLD:
+            raise ConfigError("evaluate.tasks: `world` asks about a generated world; it needs corpus.source=world")
         asked = {"questions": documents.identity([str(p) for p in tasks.files(cfg.evaluate)])}
         upstream = {u.name: u.name for u in self.found.values() if u.stage in ("embed", "pair", "synthesize", "tune")}
         written = {name: name for name in upstream if self.found[name].stage == "synthesize"}

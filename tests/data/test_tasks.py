@@ -58,6 +58,12 @@ def test_an_unknown_task_is_an_error_that_names_the_known_ones(tmp_path: Path) -
         tasks.files(config.Evaluate(tasks=["small"], task_folder=str(tmp_path)))
 
 
+def test_lm_eval_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'synthboot\[eval\]'"):
+        tasks.names(config.Evaluate(tasks=["lm-eval:piqa"]))
+
+
 def test_groups_are_their_tasks() -> None:
     assert tasks.names(config.Evaluate(tasks=["small", "blimp", "world", "lm-eval:piqa"])) == [
         "blimp", "lambada", "sciq", "supported_wikidata_cloze", "world", "lm-eval:piqa",

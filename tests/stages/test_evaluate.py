@@ -5,7 +5,7 @@ import pytest
 
 from synthboot import config
 from synthboot.errors import ConfigError
-from synthboot.stages.evaluate import evaluate, verdict
+from synthboot.stages.evaluate import answered, efficiency, evaluate, verdict
 
 TOKENS = np.full(400, 50)
 BYTES = np.full(400, 200)
@@ -91,3 +91,72 @@ def test_three_seeds_need_no_caution_and_one_does() -> None:
 def test_without_repetition_there_is_nothing_to_compare_with() -> None:
     with pytest.raises(ConfigError, match="repetition is missing"):
         evaluate({"sbp": losses(2.8)}, TOKENS, BYTES, CFG)
+
+
+def test_every_arm_is_compared_with_every_other_and_the_verdict_says_what_controls_show() -> None:
+    arms = {
+        "repetition": losses(3.0, seed=1), "sbp": losses(2.8, seed=2), "oracle": losses(2.6, seed=3),
+        "self": losses(2.9, seed=4), "random_pairs": losses(2.8, seed=5), "packed_pairs": losses(2.7, seed=6),
+        "sbp-75": losses(2.75, seed=7),
+    }  # fmt: skip
+    result = evaluate(arms, TOKENS, BYTES, CFG)
+    against = result["arms"]["sbp"]["against"]
+    assert set(against) == set(arms) - {"sbp"}
+    assert against["repetition"] == [*result["arms"]["sbp"]["difference"], result["arms"]["sbp"]["p"]]
+    assert against["self"][0] == pytest.approx(-0.1, abs=0.03)
+    assert against["self"][3] < 0.01 < against["random_pairs"][3]
+    assert result["arms"]["self"]["against"]["sbp"][0] == pytest.approx(-against["self"][0])
+    said = result["verdict"]
+    assert "better than self (p = " in said
+    assert "not shown to differ from random_pairs" in said
+    assert "worse than packed_pairs" in said
+    assert "sbp-75" not in said  # a variant of the method is no control
+    assert "oracle (p" not in said
+
+
+def test_the_verdict_says_worse_where_it_is_worse_but_not_shown() -> None:
+    entry = {"difference": [0.01, -0.02, 0.04], "against": {}}
+    said = verdict({"sbp": entry}, 3, 0.95)
+    assert said.startswith("No difference shown: sbp against repetition is 0.0100 nats per token (-0.0400 to +0.0200")
+    assert "worse, an interval that includes zero" in said
+
+
+def test_losses_by_group_are_those_of_its_documents() -> None:
+    groups = ["many" if i % 4 else "one" for i in range(400)]
+    rows = {"repetition": np.array([[100.0 if g == "many" else 150.0 for g in groups]])}
+    found = evaluate(rows, TOKENS, BYTES, CFG, groups=groups)["groups"]
+    assert found["many"]["repetition"] == pytest.approx([2.0] * 3)
+    assert found["one"]["repetition"] == pytest.approx([3.0] * 3)
+
+
+def test_data_efficiency_is_read_off_the_curve_of_real_text() -> None:
+    points = [(100, 3.0), (10_000, 2.0), (1_000, 2.5)]
+    assert efficiency(points, 2.5) == pytest.approx(1_000)
+    assert efficiency(points, 2.75) == pytest.approx(10**2.5)
+    assert efficiency(points, 3.1) is None  # beyond what was measured
+    assert efficiency(points, 1.9) is None
+    assert efficiency([(100, 3.0)], 3.0) is None
+    assert efficiency([(100, 3.0), (200, 3.2), (400, 2.0)], 3.2) is None  # a point that rose is left out
+
+
+def test_answers_by_task_and_group() -> None:
+    rng = np.random.default_rng(0)
+
+    def answers(share: float) -> np.ndarray:
+        right = (rng.random((3, 300, 1)) < share).astype(float)
+        return np.concatenate((right, 1 - right, 2 * np.ones((3, 300, 1))), 2)
+
+    tasks = ["cloze"] * 100 + ["world"] * 200
+    groups = [""] * 100 + ["many", "one"] * 100
+    arms = {"repetition": answers(0.3), "sbp": answers(0.6)}
+    found = answered(arms, tasks, groups, CFG)
+    assert found["cloze"]["items"] == 100
+    assert list(found["cloze"]["groups"]) == ["all"]
+    assert list(found["world"]["groups"]) == ["all", "many", "one"]
+    entry = found["world"]["groups"]["all"]["sbp"]
+    assert entry["right"][0] == pytest.approx(arms["sbp"][:, 100:, 0].mean())
+    assert entry["right_per_char"][0] == pytest.approx(1 - entry["right"][0])
+    assert entry["nats"] == pytest.approx([2.0] * 3)
+    assert entry["difference"][0] == pytest.approx(0.3, abs=0.06)
+    assert entry["difference"][3] < 0.01
+    assert found["world"]["groups"]["one"]["sbp"]["items"] == 100

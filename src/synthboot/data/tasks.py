@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ def names(cfg: config.Evaluate) -> list[str]:
         if name not in KNOWN and name != WORLD and not name.startswith(LM_EVAL) and not Path(name).is_file():
             known = ", ".join([*KNOWN, *GROUPS, WORLD, f"{LM_EVAL}NAME"])
             raise ConfigError(f"evaluate.tasks: {name}: neither a file nor a known task; known are {known}")
+    if any(name.startswith(LM_EVAL) for name in found) and find_spec("lm_eval") is None:
+        raise ConfigError("evaluate.tasks: lm-eval is not installed: pip install 'synthboot[eval]'")
     return list(dict.fromkeys(found))
 
 

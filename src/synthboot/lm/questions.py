@@ -67,12 +67,10 @@ def ask(model: Any, tokenizer: Tokenizer, items: Sequence[Item], window: int) ->
 
 def harness(folder: Path, tasks: Sequence[str], include: str, device: str) -> dict[str, Float64[np.ndarray, "item 3"]]:
     """The same by lm-eval, for tasks it knows or that `include`, a folder, describes: right, right per character, and 0, for
-    every item. Raises ConfigError where lm-eval is not installed or does not know a task."""
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise ConfigError("evaluate.tasks: lm-eval is not installed: pip install 'synthboot[eval]'") from None
+    every item. Raises ConfigError where lm-eval does not know a task."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
     manager = TaskManager(include_path=include)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:

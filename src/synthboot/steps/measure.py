@@ -17,6 +17,7 @@ from synthboot.data.artifacts import Shards, read_json, read_manifest, write_jso
 from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokens import Tokens
 from synthboot.engine import local
+from synthboot.errors import ConfigError
 from synthboot.steps import worlds
 from synthboot.steps.context import Context, Outcome, embedded
 
@@ -52,6 +53,8 @@ def evaluate(c: Context) -> Outcome:
     texts = list(read_texts(corpus, "holdout"))
     size = np.array([len(d.text.encode()) for d in texts])
     groups = [str(d.metadata.get(cfg.group_field, "")) for d in texts] if cfg.group_field else []
+    if groups and not any(groups):
+        raise ConfigError(f"evaluate.group_field: no holdout document has a field {cfg.group_field!r}")
     tokens = c.tokens("holdout").lengths
     result: dict[str, Any] = {"checkpoint": cfg.checkpoint, "ledgers": ledgers, "asked": told}
     for kind in ("best", "last"):

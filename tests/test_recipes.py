@@ -68,6 +68,7 @@ def refused(arms: dict[str, Any]) -> str:
     ("arm", "message"),
     [
         ({"synthetic": "related", "share": 0.5, "rounds": 2}, "needs an arm with the same recipe and `rounds: 1`"),
+        ({"synthetic": "scratch", "share": 0.5, "rounds": 2}, "starts from fresh weights in every round"),
         ({"weight_decay": 0.1}, "arms may differ in their data alone; set optim.weight_decay for all, or `sweep:"),
         ({"lr": 0.1}, "arms may differ in their data alone"),
         ({"passes": 3}, "arms may differ in their data alone"),

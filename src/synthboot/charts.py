@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 COLORS = {"repetition": "#6b7280", "sbp": "#2563eb", "oracle": "#d97706"}
-_PALETTE = ("#059669", "#9333ea", "#db2777", "#0891b2", "#65a30d")
+_PALETTE = (
+    "#059669", "#9333ea", "#db2777", "#0891b2", "#65a30d", "#b91c1c", "#4338ca", "#a16207", "#0f766e", "#be185d", "#1e3a8a",
+    "#7c2d12",
+)  # fmt: skip
 
 
 def charts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -54,7 +57,10 @@ def _scores(evaluated: Mapping[str, Any]) -> dict[str, Any]:
         "type": "scatter", "mode": "markers", "x": [v for v, _ in seeds], "y": [n for _, n in seeds], "name": "one seed",
         "marker": {"symbol": "line-ns-open", "size": 14, "color": "#111827"},
     }  # fmt: skip
-    return {"id": "scores", "data": [bars, dots], "layout": _layout("holdout loss, nats per token", "")}
+    layout = _layout("holdout loss, nats per token", "")
+    layout["height"] = max(layout["height"], 90 + 28 * len(names))
+    layout["yaxis"]["autorange"] = "reversed"
+    return {"id": "scores", "data": [bars, dots], "layout": layout}
 
 
 def _curves(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def _curves(results: Mapping[str, Any]) -> dict[str, Any]:
             }
         )  # fmt: skip
         seen.add(arm)
-    layout = _layout("tokens trained on", "validation loss, nats per token")
+    layout = _beside(_layout("tokens trained on", "validation loss, nats per token"), len(names))
     cross = crossing(results)
     if cross is not None:
         line = {"type": "line", "x0": cross, "x1": cross, "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dot"}}
@@ -154,9 +160,10 @@ def _flops(evaluated: Mapping[str, Any]) -> dict[str, Any] | None:
     for name, seeds in evaluated["ledgers"].items():
         ledger = next(iter(seeds.values()))
         paid = [ledger["train_flops"] + ledger["spent_flops"]]
-        data.append(_with_intervals(paid, [arms[name]["loss"]], name) | {"marker": {"size": 10, "color": _color(name, names)}})
+        point = _with_intervals(paid, [arms[name]["loss"]], name)
+        data.append(point | {"mode": "markers", "marker": {"size": 10, "color": _color(name, names)}})
     layout = _layout("FLOPs: training, embedding, pairing, tuning, synthesis", "holdout loss, nats per token")
-    return {"id": "flops", "data": data, "layout": layout}
+    return {"id": "flops", "data": data, "layout": _beside(layout, len(names))}
 
 
 def _rounds(results: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -208,7 +215,7 @@ def _questions(asked: Mapping[str, Any]) -> dict[str, Any]:
             _with_intervals(x, [c["right"] for *_, c in cells], name)
             | {"type": "bar", "marker": {"color": _color(name, names)}}
         )  # fmt: skip
-    layout = _layout("", "answered right")
+    layout = _beside(_layout("", "answered right"), len(names))
     layout["barmode"] = "group"
     return {"id": "questions", "data": data, "layout": layout}
 
@@ -302,6 +309,13 @@ def _area(name: str, x: Sequence[float], counts: Sequence[float]) -> dict[str, A
         "y": [c / total for c in counts],
         "name": name,
     }
+
+
+def _beside(layout: dict[str, Any], entries: int) -> dict[str, Any]:
+    """With a legend of many entries at the right, where it covers nothing."""
+    if entries > 5:
+        layout["legend"], layout["height"] = {"orientation": "v", "x": 1.02, "y": 1}, max(360, 60 + 26 * entries)
+    return layout
 
 
 def _layout(x: str, y: str) -> dict[str, Any]:

@@ -374,6 +374,8 @@ class Arm(Section):
             raise ValueError("`synthetic` and a `share` above 0 go together")
         if self.synthetic is None and (self.rounds > 1 or self.match == "flops" or self.order != "mixed"):
             raise ValueError("`rounds`, `order` and `match: flops` are about synthetic text, and this arm has none")
+        if self.synthetic == "scratch" and self.rounds > 1:
+            raise ValueError("`synthetic: scratch` starts from fresh weights in every round; drop `rounds`")
         if self.layout == "packed_pairs" and (self.synthetic is not None or self.unique_tokens is not None):
             raise ValueError("`layout: packed_pairs` is about D_pretrain alone; drop `synthetic` and `unique_tokens`")
         if self.layout == "megadoc" and self.synthetic in (None, "unconditional"):

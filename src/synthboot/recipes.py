@@ -124,6 +124,8 @@ class _Recipes:
 
     def related(self) -> str:
         """The related pairs."""
+        if "pair/related" in self.found:
+            return "pair/related"  # files from outside are hashed once
         cfg = self.cfg.embed
         given = _outside("given", cfg.path if cfg.model == "file" else cfg.model)
         embed = self.add("embed", "", self.corpus, {"embed": self.dump["embed"], **given, **self.seed})

@@ -188,8 +188,10 @@ def _item(row: dict[str, Any], where: str, known: Known, number: str) -> Item:
     return Item(identifier, kind, contexts, tuple(said), gold, answers, group, bare)
 
 
-def seen(items: Sequence[Item], texts: Iterable[str], n: int = SHARED_WORDS) -> tuple[Bool[np.ndarray, " item"], int]:
-    """Which items share a run of `n` words with a text, letters and digits alone counting; and how many are too short to
+def seen(
+    items: Sequence[Item], texts: Iterable[str], n: int = SHARED_WORDS
+) -> tuple[Bool[np.ndarray, " item"], Bool[np.ndarray, " item"]]:
+    """Which items share a run of `n` words with a text, letters and digits alone counting; and which are too short to
     tell. An item of fewer than `n` words, but `LEAST_WORDS`, is looked for whole.
 
     Source: 13-gram decontamination, arXiv:2005.14165 (appendix C).
@@ -217,7 +219,7 @@ def seen(items: Sequence[Item], texts: Iterable[str], n: int = SHARED_WORDS) -> 
         shared = np.unique(np.concatenate([np.empty(0, np.uint64), *hits]))
         for i in np.flatnonzero(sizes == size):
             found[i] = ngrams.contains(shared, ngrams.hashes(asked[i], size)).any() if len(shared) else False
-    return found, int((sizes < LEAST_WORDS).sum())
+    return found, sizes < LEAST_WORDS
 
 
 def _file(cfg: config.Evaluate, task: str, stem: str) -> Path:

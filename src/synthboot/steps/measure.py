@@ -114,21 +114,20 @@ def _questions(c: Context) -> tuple[list[tuple[str, tasks.Item]], dict[str, dict
     and are too short to tell."""
     from synthboot.stages.corpus import read_texts
 
-    cfg, found, told = c.cfg.evaluate, [], {}
-    for name in tasks.names(cfg):
-        if name.startswith(tasks.LM_EVAL):
-            continue
-        if name == tasks.WORLD:
-            items = worlds.questions(c)
-            told[name] = {"items": len(items), "seen": 0, "short": 0}
-        else:
-            items = tasks.read(name, cfg, c.cfg.seed)
-            pool = (d.text for d in read_texts(c.parents["corpus"], "pool"))
-            seen, short = tasks.seen(items, itertools.chain(pool, _written(c)))
-            told[name] = {"items": len(items), "seen": int(seen.sum()), "short": short}
-            items = [item for item, out in zip(items, seen, strict=True) if not out]
-        found += [(name, item) for item in items]
-    return found, told
+    cfg = c.cfg.evaluate
+    own = [name for name in tasks.names(cfg) if not name.startswith(tasks.LM_EVAL)]
+    asked = [(n, i) for n in own for i in (worlds.questions(c) if n == tasks.WORLD else tasks.read(n, cfg, c.cfg.seed))]
+    checked = [number for number, (name, _) in enumerate(asked) if name != tasks.WORLD]
+    seen, short = np.zeros(len(asked), bool), np.zeros(len(asked), bool)
+    if checked:
+        c.progress(0.0, "looking for the questions in the training text")
+        pool = (d.text for d in read_texts(c.parents["corpus"], "pool"))
+        seen[checked], short[checked] = tasks.seen([asked[i][1] for i in checked], itertools.chain(pool, _written(c)))
+    told = {}
+    for name in own:
+        mine = np.array([task == name for task, _ in asked])
+        told[name] = {"items": int(mine.sum()), "seen": int(seen[mine].sum()), "short": int(short[mine].sum())}
+    return [item for item, out in zip(asked, seen, strict=True) if not out], told
 
 
 def _written(c: Context) -> Iterator[str]:

@@ -204,3 +204,17 @@ def test_pairing_flops_are_counted_products() -> None:
     assert search.flops({"search": "exact"}, 100, 8) == 2 * 100 * 100 * 8
     found = {"search": "ivf", "cells": 10, "reach": 0.1, "recall_by_reach": [[0.0, 1.0, 0.5], [0.1, 2.5, 0.97]]}
     assert search.flops(found, 1_000, 8) == 2 * 8 * (1_000 * 10 + 1_000 * 2.5 * 100)
+
+
+def test_runs_are_compared_with_p_values_and_answers(ran: dict[str, Any]) -> None:
+    from click.testing import CliRunner
+
+    from synthboot.cli import main
+
+    said = CliRunner().invoke(main, ["compare", str(run_folder(ran))]).stdout
+    head = said.splitlines()[0]
+    assert "against repetition" in head
+    assert head.rstrip().endswith("world")
+    (row,) = [line for line in said.splitlines() if " sbp " in line]
+    assert "(p = " in row
+    assert row.count("%") >= 3

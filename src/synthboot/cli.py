@@ -187,12 +187,16 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
+    entries = [(run, arm, entry) for run, scores in result["scores"].items() for arm, entry in scores.items()]
+    tasks = list(dict.fromkeys(task for *_, entry in entries for task in entry.get("questions", {})))
     rows = [
-        [run, arm, _with_interval(entry["loss"]), f"{entry['bits_per_byte'][0]:.4f}", _share(entry)]
-        for run, scores in result["scores"].items()
-        for arm, entry in scores.items()
-    ]
-    _print_table(["run", "arm", "holdout loss", "bits/byte", "oracle share"], rows)
+        [
+            run, arm, _with_interval(e["loss"]), f"{e['bits_per_byte'][0]:.4f}", _share(e), _against_repetition(e),
+            *(_right(e.get("questions", {}).get(task)) for task in tasks),
+        ]
+        for run, arm, e in entries
+    ]  # fmt: skip
+    _print_table(["run", "arm", "holdout loss", "bits/byte", "oracle share", "against repetition", *tasks], rows)
     if result["differences"]:
         _print_table(
             ["setting", *result["scores"]], [[key, *map(str, values)] for key, values in result["differences"].items()]
@@ -293,6 +297,10 @@ def _print_scores(result: dict[str, Any]) -> None:
         )  # fmt: skip
     header = ["arm", f"holdout loss ({result['checkpoint']})", f"({other})", "perplexity", "bits/byte", "oracle share"]
     _print_table([*header, "real text", "synthetic"], rows)
+    if result["questions"]:
+        asked = {task: found["groups"]["all"] for task, found in result["questions"].items()}
+        answered = [[arm, *(_right(by_arm[arm]) for by_arm in asked.values())] for arm in chosen["arms"]]
+        _print_table(["answered right", *asked], answered)
     click.echo(result["verdict"])
 
 
@@ -331,6 +339,14 @@ def _with_interval(value: list[float]) -> str:
 def _share(entry: dict[str, Any]) -> str:
     share = entry.get("oracle_share")
     return "" if share is None else f"{share[0]:.0%} [{share[1]:.0%}, {share[2]:.0%}]"
+
+
+def _against_repetition(entry: dict[str, Any]) -> str:
+    return f"{entry['difference'][0]:+.4f} (p = {entry['p']:.2g})" if "p" in entry else ""
+
+
+def _right(answers: dict[str, Any] | None) -> str:
+    return "" if answers is None else "{:.1%} [{:.1%}, {:.1%}]".format(*answers["right"])
 
 
 def _count(number: float | None) -> str:

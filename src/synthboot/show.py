@@ -74,6 +74,9 @@ def compare(runs: list[Path]) -> dict[str, Any]:
     for run in runs:
         result = artifacts.read_json(_need(run, "evaluate") / "evaluate.json")
         scores[str(run)] = result[result["checkpoint"]]["arms"]
+        for task, found in result["questions"].items():
+            for arm, answers in found["groups"]["all"].items():
+                scores[str(run)][arm].setdefault("questions", {})[task] = answers
         manifest = artifacts.read_manifest(_need(run, "report"))
         settings[str(run)] = artifacts.flat(manifest.reads["config"] if manifest else {})
     keys = sorted(set().union(*settings.values()))

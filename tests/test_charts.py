@@ -36,7 +36,8 @@ def recipe(**changes: Any) -> dict[str, Any]:
 
 def test_the_share_sweep_joins_arms_that_differ_in_share_alone() -> None:
     arms = {
-        "repetition": recipe(), "sbp": recipe(synthetic="related", share=0.5), "sbp-25": recipe(synthetic="related", share=0.25),
+        "repetition": recipe(), "sbp": recipe(synthetic="related", share=0.5),
+        "sbp-25": recipe(synthetic="related", share=0.25),
         "mega": recipe(synthetic="related", share=0.4, layout="megadoc"),
     }  # fmt: skip
     found = charts._shares(

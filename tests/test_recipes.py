@@ -11,6 +11,8 @@ from synthboot.data.artifacts import read_json, read_manifest
 from synthboot.errors import ConfigError
 from tests.conftest import run_folder, small_config
 
+pytestmark = pytest.mark.timeout(900)  # a run of all arms takes two minutes, longer beside other work
+
 ARMS: dict[str, Any] = {
     "repetition": {"sweep": {"weight_decay": [0.1, 1.0], "passes": [2, 100]}},
     "sbp": {"synthetic": "related", "share": 0.5},

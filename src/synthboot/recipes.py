@@ -15,7 +15,7 @@ from synthboot.data import documents, tasks
 from synthboot.errors import ConfigError
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
-VERSIONS = dict.fromkeys(STAGES, 1) | {"embed": 2, "pair": 2, "base": 2, "tune": 2, "pretrain": 2, "analyze": 2}
+VERSIONS = dict.fromkeys(STAGES, 3) | {"corpus": 1, "synthesize": 2, "evaluate": 2, "report": 2}
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,9 @@ class _Recipes:
         found = dict(self.corpus)
         if arm.synthetic:
             found["synthesize"] = self.synthesize(arm)
-            found |= {f"cost/{unit}": unit for unit in self.above(found["synthesize"])}
         if arm.layout == "packed_pairs":
             found["pair"] = self.related()
         return found
-
-    def above(self, name: str) -> list[str]:
-        """What synthetic text costs: its unit and those above it, but for the model that the synthesizer starts from."""
-        parents = [p for p in self.found[name].parents.values() if self.found[p].stage in ("embed", "pair", "tune")]
-        return [*dict.fromkeys(unit for parent in parents for unit in self.above(parent)), name]
 
     def related(self) -> str:
         """The related pairs."""

@@ -57,7 +57,8 @@ def plan_of(cfg: config.Config, arm: config.Arm, seed: int, tokenizer: Tokenizer
 def tokens_of(cfg: config.Config, arm: config.Arm, text: Sources, flops_per_token: float) -> int:
     """How many tokens an arm trains on: the budget's, those of its passes, or what is left of the budget's FLOPs. Raises
     BudgetError where that is less than one step. `flops_per_token` is a forward pass's."""
-    tokens = cfg.budget.train_tokens
+    step = cfg.optim.batch_tokens // cfg.model.seq_len * cfg.model.seq_len
+    tokens = cfg.budget.train_tokens // step * step  # what an arm that is matched by tokens trains on
     if arm.passes is not None:
         tokens = min(tokens, int(arm.passes * text.real.num_tokens))
     elif arm.match == "flops":

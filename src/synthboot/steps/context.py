@@ -11,7 +11,7 @@ import numpy as np
 
 from synthboot import config
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.artifacts import Progress, Shards, read_json
+from synthboot.data.artifacts import Progress, Shards, read_json, read_manifest
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 
@@ -49,6 +49,14 @@ class Context:
 
 Outcome = tuple[dict[str, Any], dict[str, float]]
 Step = Callable[[Context], Outcome]
+
+
+def upstream_flops(c: Context) -> float:
+    """What the units that this one reads have cost, and those above them, but for corpus and base: what an arm of
+    `match: flops` pays for beside its own training."""
+    found = [read_manifest(folder) for folder in c.parents.values()]
+    paid = [m for m in found if m is not None and m.stage in ("embed", "pair", "tune")]
+    return float(sum(m.cost.get("flops", 0.0) + m.counts.get("upstream_flops", 0.0) for m in paid))
 
 
 def embedded(folder: Path, name: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokens import Tokens
 from synthboot.engine import local
 from synthboot.errors import ConfigError
-from synthboot.steps.context import Context, Outcome, embedded
+from synthboot.steps.context import Context, Outcome, embedded, upstream_flops
 
 
 def corpus(c: Context) -> Outcome:
@@ -80,12 +80,10 @@ def pair(c: Context) -> Outcome:
     shutil.rmtree(c.folder / "neighbors", ignore_errors=True)
     pairs = Pairs.load(c.folder)
     report = {k: v for k, v in pairs.report.items() if k not in ("bins", "histograms")}
-    spent = (
-        search.flops(pairs.report, c.pretrain_docs, embedded(c.parents["embed"], "pool").shape[1])
-        if "embed" in c.parents
-        else 0
-    )
-    return {**report, "kept": len(pairs), "train": len(pairs.only(TRAIN))}, {"flops": float(spent)}
+    embed = read_manifest(c.parents["embed"]) if "embed" in c.parents else None
+    flops = search.flops(pairs.report, c.pretrain_docs, embed.counts["dim"]) if embed else 0.0
+    counts = {**report, "kept": len(pairs), "train": len(pairs.only(TRAIN)), "upstream_flops": upstream_flops(c)}
+    return counts, {"flops": flops}
 
 
 def base(c: Context) -> Outcome:
@@ -110,6 +108,7 @@ def tune(c: Context) -> Outcome:
         c.tokenizer(), c.folder, c.progress,
     )  # fmt: skip
     counts = {"proof": tuned.proof, "padding_share": tuned.padding_share, "best_loss": tuned.curve.best_loss}
+    counts["upstream_flops"] = upstream_flops(c)
     if parallel.rank() == 0:
         write_json(c.folder / "tune.json", {**counts, "curve": asdict(tuned.curve), "stopped_by": tuned.stopped_by})
     return counts, {"tokens": tuned.tokens, "flops": tuned.flops}
@@ -131,6 +130,7 @@ def synthesize(c: Context) -> Outcome:
     prompts = counts["prompt_tokens"]
     row = (prompts + counts["sampled_tokens"]) / max(1, counts["requests"])
     forward = models.flops_per_token(models.load(synthesizer), round(row))
+    counts["upstream_flops"] = upstream_flops(c)
     return counts, {"tokens": counts["sampled_tokens"], "flops": forward * (counts["sampled_tokens"] + prompts)}
 
 
@@ -185,14 +185,10 @@ def _sources(c: Context, arm: config.Arm) -> Any:
         return Sources(real)
     chunks = list(Shards(c.parents["synthesize"] / "chunks"))
     synthetic = Tokens.open(chunks)
-    spent = 0.0
-    for role, folder in c.parents.items():
-        manifest = read_manifest(folder) if role.startswith("cost/") else None
-        if manifest is not None and manifest.stage != "synthesize":
-            spent += manifest.cost.get("flops", 0.0)
-        elif manifest is not None:  # no more was needed than is read
-            used = arm.share * c.cfg.budget.train_tokens / synthetic.num_tokens
-            spent += manifest.cost.get("flops", 0.0) * min(1.0, used)
+    made = read_manifest(c.parents["synthesize"])
+    assert made is not None  # it was verified before this step began
+    used = min(1.0, arm.share * c.cfg.budget.train_tokens / synthetic.num_tokens)  # no more was needed than is read
+    spent = made.counts["upstream_flops"] + used * made.cost["flops"]
     return Sources(real, synthetic, _owners(chunks), spent_flops=spent)
 
 

@@ -159,3 +159,52 @@ def test_repeated_ids_are_dropped_and_counted(tmp_path: Path) -> None:
     rows = world_documents()
     result = make(tmp_path, [*rows, {"id": rows[0]["id"], "text": "another text under a known id"}])
     assert result.dropped["repeated_id"] == 1
+
+
+def marked(splits: list[Any]) -> list[dict[str, Any]]:
+    return [{"id": f"m{i}", "text": f"document {i} says {i * 37} and {i * 91}", "split": s} for i, s in enumerate(splits)]
+
+
+def split_config(path: Path) -> config.Corpus:
+    return config.Corpus(source=str(path), split_field="split", near_duplicates="off", vocab_size=300, shard_docs=16)
+
+
+def test_documents_go_where_their_mark_says_and_the_oracles_come_last(tmp_path: Path) -> None:
+    splits = ["pretrain"] * 20 + ["oracle"] * 30 + ["holdout"] * 7 + ["validation"] * 5
+    path = write_jsonl(tmp_path / "marked.jsonl", marked(splits))
+    result = corpus(split_config(path), "all", tmp_path / "c")
+    assert result.documents == {"validation": 5, "holdout": 7, "pool": 50}
+    assert result.pretrain_docs == 20
+    read = {name: [d.metadata["split"] for d in read_texts(tmp_path / "c", name)] for name in ("validation", "holdout", "pool")}
+    assert read == {"validation": ["validation"] * 5, "holdout": ["holdout"] * 7, "pool": ["pretrain"] * 20 + ["oracle"] * 30}
+    assert result.tokenizer_docs <= 20  # the tokenizer sees D_pretrain alone
+    few = corpus(split_config(path), 100, tmp_path / "few")
+    assert few.pretrain_docs < 20
+    with pytest.raises(BudgetError, match="100,000 asked for"):  # the oracle's text does not count
+        corpus(split_config(path), 100_000, tmp_path / "many")
+
+
+def test_of_equal_documents_the_held_out_one_stays_then_d_pretrains(tmp_path: Path) -> None:
+    rows = marked(["oracle"] * 20 + ["pretrain"] * 12 + ["holdout"] * 4 + ["validation"] * 4)
+    for number in range(12):  # every document of D_pretrain is the oracle's too, and two are held out
+        rows[20 + number]["text"] = rows[number]["text"]
+    rows[32]["text"], rows[36]["text"] = rows[0]["text"], rows[1]["text"]
+    result = corpus(split_config(write_jsonl(tmp_path / "m.jsonl", rows)), "all", tmp_path / "c")
+    assert result.documents == {"validation": 4, "holdout": 4, "pool": 18}
+    assert result.pretrain_docs == 10
+    assert result.dropped["exact_duplicate"] == 14
+
+
+def test_a_wrong_or_missing_mark_is_named(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", marked(["pretrain"] * 5 + ["holdout"] * 2 + ["validation"] * 2 + ["test"]))
+    with pytest.raises(DataError, match="document 'm9' has split 'test'; validation, holdout, pretrain, oracle are known"):
+        corpus(split_config(path), "all", tmp_path / "a")
+    path = write_jsonl(tmp_path / "b.jsonl", marked(["pretrain"] * 5 + ["validation"] * 2))
+    with pytest.raises(DataError, match=r"corpus\.split_field: no document is marked holdout"):
+        corpus(split_config(path), "all", tmp_path / "b")
+
+
+def test_all_takes_what_is_not_held_out(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "all.jsonl", marked([None] * 40))
+    cfg = config.Corpus(source=str(path), vocab_size=300, validation_docs=5, holdout_docs=5, near_duplicates="off")
+    assert corpus(cfg, "all", tmp_path / "c").pretrain_docs == 30

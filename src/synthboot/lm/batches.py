@@ -334,6 +334,7 @@ class PairPlan:
         cuts = [cut_pair(a - 1, b, seq_len, d1_share) for a, b in sizes]
         self.lengths = np.array([1 + a + b for a, b in cuts], np.int64)
         self._packed: Callable[[int], list[list[int]]] = lru_cache(maxsize=2)(self._pack)
+        self._starts = [0]
 
     def rows_per_pass(self) -> int:
         """Rows of the first pass; others differ by a few."""
@@ -343,17 +344,17 @@ class PairPlan:
         order = np.random.default_rng([self.seed, 3, number]).permutation(len(self.d1))
         rows: list[list[int]] = []
         for start in range(0, len(order), 512):
-            open_rows: list[tuple[int, list[int]]] = []
+            members: list[list[int]] = []
+            rooms: list[tuple[int, int]] = []  # what each open row has room for and its number, least room first
             for pair in sorted(order[start : start + 512].tolist(), key=lambda p: -self.lengths[p]):
                 size = int(self.lengths[pair])
-                able = [(room, i) for i, (room, _) in enumerate(open_rows) if room >= size]
-                fit = min(able)[1] if able else None
-                if fit is None:
-                    open_rows.append((self.seq_len - size, [pair]))
-                else:
-                    room, members = open_rows[fit]
-                    open_rows[fit] = (room - size, [*members, pair])
-            rows += [members for _, members in open_rows]
+                fit = bisect.bisect_left(rooms, (size, -1))
+                room, row = rooms.pop(fit) if fit < len(rooms) else (self.seq_len, len(members))
+                if row == len(members):
+                    members.append([])
+                members[row].append(pair)
+                bisect.insort(rooms, (room - size, row))
+            rows += members
         shuffle = np.random.default_rng([self.seed, 4, number]).permutation(len(rows))
         return [rows[i] for i in shuffle]
 
@@ -385,7 +386,8 @@ class PairPlan:
         return {"pair_tokens": steps * self.batch_tokens}
 
     def _members(self, row: int) -> list[int]:
-        number = 0
-        while row >= (size := len(self._packed(number))):
-            row, number = row - size, number + 1
-        return self._packed(number)[row]
+        """The pairs of a row, counted over all passes."""
+        while row >= self._starts[-1]:  # how many rows the passes before have is found once
+            self._starts.append(self._starts[-1] + len(self._packed(len(self._starts) - 1)))
+        number = bisect.bisect_right(self._starts, row) - 1
+        return self._packed(number)[row - self._starts[number]]

@@ -72,8 +72,9 @@ def corpus(
         return Corpus(**read_json(summary))
     count, quarantined = _ingest(cfg, folder, progress)
     spool = Spool(folder / "ingest")
-    kept, group, dropped = _deduplicate(spool, cfg, progress)
-    order, sets, oracle_docs = _marked(spool, kept, cfg) if cfg.split_field else (*_split(spool, kept, group, cfg), 0)
+    marks = _marks(spool, cfg)
+    kept, group, dropped = _deduplicate(spool, marks, cfg, progress)
+    order, sets, oracle_docs = _as_marked(spool, kept, marks) if cfg.split_field else (*_split(spool, kept, group, cfg), 0)
     pool = order[sets == 2]
     open_pool = pool[: len(pool) - oracle_docs]
     fitted, fitted_docs, pretrain_docs = _fit_tokenizer(spool, open_pool, unique_tokens, cfg, tokenizer_name)
@@ -200,13 +201,14 @@ def _hashes(document: documents.Document) -> tuple[int, int, int, int]:
 
 
 def _deduplicate(
-    spool: Spool, cfg: config.Corpus, progress: Progress
+    spool: Spool, marks: Int64[np.ndarray, " doc"], cfg: config.Corpus, progress: Progress
 ) -> tuple[np.ndarray, Int64[np.ndarray, " doc"], dict[str, int]]:
-    """Which documents stay, the group of each, and how many went for what reason. Of equals the least id hash stays."""
-    by_id = np.argsort(spool.ids, kind="stable")
+    """Which documents stay, the group of each, and how many went for what reason. Of equals the least id hash stays, or
+    with marks a held-out one, then one of D_pretrain."""
+    by_id = np.lexsort((spool.ids, marks))
     kept = np.zeros(len(spool), bool)
-    first = by_id[np.concatenate(([True], np.diff(spool.ids[by_id]) != 0))] if len(by_id) else by_id
-    kept[first] = True
+    _, first = np.unique(spool.ids[by_id], return_index=True)
+    kept[by_id[first]] = True
     dropped = {"repeated_id": int((~kept).sum())}
     remaining = by_id[kept[by_id]]
     _, unique = np.unique(spool.digests[remaining], axis=0, return_index=True)
@@ -245,25 +247,31 @@ def _split(
     return order, (start_of >= cfg.validation_docs).astype(np.int64) + (start_of >= last)
 
 
-def _marked(
-    spool: Spool, kept: np.ndarray, cfg: config.Corpus
+def _marks(spool: Spool, cfg: config.Corpus) -> Int64[np.ndarray, " doc"]:
+    """Where each document says it goes, as `_SPLITS` counts; 0 for all without `split_field`."""
+    if cfg.split_field is None:
+        return np.zeros(len(spool), np.int64)
+    said = [json.loads(spool.row(i, "metadata")).get(cfg.split_field) for i in range(len(spool))]
+    for number, name in enumerate(said):
+        if name not in _SPLITS:
+            raise DataError(
+                f"corpus.split_field: document {spool.row(number, 'id')!r} has {cfg.split_field} {name!r}; "
+                f"{', '.join(_SPLITS)} are known"
+            )
+    return np.array([_SPLITS[name] for name in said], np.int64)
+
+
+def _as_marked(
+    spool: Spool, kept: np.ndarray, marks: Int64[np.ndarray, " doc"]
 ) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " kept"], int]:
-    """Kept documents by hash of their id, the set of each as its `split_field` says, and how many of the pool, which come
-    last, are for oracles alone."""
+    """Kept documents by hash of their id, the set of each as its mark says, and how many of the pool, which come last, are
+    for oracles alone. Raises DataError where a set is empty."""
     alive = np.flatnonzero(kept)
-    marks = np.array([_SPLITS.get(json.loads(spool.row(int(i), "metadata")).get(cfg.split_field), -1) for i in alive], np.int64)
-    if (marks < 0).any():
-        wrong = int(alive[int((marks < 0).argmax())])
-        found = json.loads(spool.row(wrong, "metadata")).get(cfg.split_field)
-        raise DataError(
-            f"corpus.split_field: document {spool.row(wrong, 'id')!r} has {cfg.split_field} {found!r}; "
-            f"{', '.join(_SPLITS)} are known"
-        )
     for name in ("validation", "holdout", "pretrain"):
-        if not (marks == _SPLITS[name]).any():
+        if not (marks[alive] == _SPLITS[name]).any():
             raise DataError(f"corpus.split_field: no document is marked {name}")
-    by_set = np.lexsort((spool.ids[alive], marks))
-    return alive[by_set], np.minimum(marks[by_set], 2), int((marks == _SPLITS["oracle"]).sum())
+    order = alive[np.lexsort((spool.ids[alive], marks[alive]))]
+    return order, np.minimum(marks[order], 2), int((marks[order] == _SPLITS["oracle"]).sum())
 
 
 def _fit_tokenizer(

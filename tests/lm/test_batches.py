@@ -211,9 +211,9 @@ def test_noise_replaces_inputs_and_leaves_targets_and_document_ends() -> None:
 
 def test_late_passes_of_pairs_are_not_packed_over_and_over(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
+    d1, d2 = rng.integers(0, 20, (2, 60)).tolist()
     laid = PairPlan(
-        REAL, rng.integers(0, 20, 60).tolist(), rng.integers(0, 20, 60).tolist(), seq_len=32, d1_share=0.4, batch_tokens=64, tokens=32 * 400,
-        seed=0, end=0, separator=1,
+        REAL, d1, d2, seq_len=32, d1_share=0.4, batch_tokens=64, tokens=32 * 400, seed=0, end=0, separator=1
     )  # fmt: skip
     packed: list[int] = []
     pack = laid._packed

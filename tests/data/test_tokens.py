@@ -49,3 +49,14 @@ def test_a_shard_that_does_not_fit_its_index_is_refused(tmp_path: Path) -> None:
     (folder / "tokens.bin").write_bytes(b"\0" * 7)
     with pytest.raises(CorruptArtifact, match=r"tokens\.bin: 7 bytes do not fit 10 tokens"):
         Tokens.open([folder])
+
+
+def test_joined_documents_are_the_first_ones_then_the_others(tmp_path: Path) -> None:
+    first = Tokens.open([shard(tmp_path / "0", [[1, 2], [3]]), shard(tmp_path / "1", [[4, 5, 6], [7]])])
+    others = Tokens.of([[70_000], [8, 9]])  # of another width
+    for head in range(1, 5):  # a head may end inside a shard, at its edge, or before a shard begins
+        both = first.head(head).joined(others)
+        expected = [first[i].tolist() for i in range(head)] + [[70_000], [8, 9]]
+        assert [both[i].tolist() for i in range(len(both))] == expected
+        assert both.num_tokens == sum(map(len, expected))
+        assert both.lengths.tolist() == list(map(len, expected))

@@ -4,14 +4,16 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from synthboot import kernels
+from synthboot import config, kernels
 from synthboot.data import neighbors
-from synthboot.lm import sample
+from synthboot.lm import loss, sample
+from synthboot.lm import model as models
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="the package was installed without a compiler")
 
@@ -188,3 +190,37 @@ def test_without_them_it_is_said_once_and_goes_on(monkeypatch: pytest.MonkeyPatc
         assert neighbors.exact(vectors, vectors, 3, np.arange(50))[0].shape == (50, 3)
     finally:
         kernels._module.cache_clear()
+
+
+@compiled
+@pytest.mark.parametrize(("kv_heads", "masked"), [(2, False), (1, True)])
+def test_attention_while_training_is_the_librarys_both_ways(kv_heads: int, masked: bool) -> None:
+    size = config.Model(layers=2, width=64, heads=2, kv_heads=kv_heads, seq_len=24)
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 300, (3, 24)))
+    extra: dict[str, Any] = {}
+    if masked:  # two documents in a row, each with positions of its own
+        inside = torch.arange(24) < 10
+        mask = (inside[:, None] == inside[None, :]) & torch.ones(24, 24, dtype=torch.bool).tril()
+        extra = {"attention_mask": mask.expand(3, 1, 24, 24), "position_ids": (torch.arange(24) % 10).expand(3, 24)}
+    found = []
+    for ours in (False, True):
+        model = models.build(size, 300, 0).train()
+        if ours:
+            loss._shorten(model)
+            attention = model.model.layers[0].self_attn
+            assert "forward" in vars(attention)
+        hidden = model.model(input_ids=tokens, use_cache=False, **extra).last_hidden_state
+        hidden.square().sum().backward()
+        found.append([hidden, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 10
+    for plain, short in zip(*found, strict=True):
+        torch.testing.assert_close(short, plain, rtol=1e-4, atol=1e-5 * float(plain.detach().abs().max()))
+
+
+@compiled
+def test_a_model_that_was_shortened_still_decodes_with_a_cache() -> None:
+    model = models.build(config.Model(layers=2, width=64, heads=2, seq_len=24), 300, 0).eval()
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(1, 300, (2, 6)))
+    plain = model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=0)
+    loss._shorten(model)
+    assert (model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=0) == plain).all()

@@ -210,7 +210,7 @@ def test_attention_while_training_is_the_librarys_both_ways(kv_heads: int, maske
             attention = model.model.layers[0].self_attn
             assert "forward" in vars(attention)
         hidden = model.model(input_ids=tokens, use_cache=False, **extra).last_hidden_state
-        hidden.square().sum().backward()
+        (hidden * torch.linspace(-1, 1, hidden.numel()).view(hidden.shape)).sum().backward()
         found.append([hidden, *(p.grad for p in model.parameters() if p.grad is not None)])
     assert len(found[0]) == len(found[1]) > 10
     for plain, short in zip(*found, strict=True):

@@ -130,7 +130,7 @@ class World(Section):
     """Documents of an entity that has many."""
     attributes: int = Field(8, ge=1, le=16)
     """Attributes of every entity."""
-    values: int = Field(24, ge=2, le=1_000)
+    values: int = Field(24, ge=2, le=500)
     """Different values of each attribute."""
     revealed: int = Field(5, ge=1, le=16)
     """Attributes that a document tells."""

@@ -92,3 +92,8 @@ def test_another_seed_is_another_world() -> None:
     one, two = (World(config.World(seed=s)) for s in (0, 1))
     assert one.names != two.names
     assert (one.truth != two.truth).any()
+
+
+def test_the_largest_vocabulary_is_found() -> None:
+    words = World(config.World(attributes=16, values=500, revealed=1)).vocabulary
+    assert len({word for column in words for word in column}) == 8_000

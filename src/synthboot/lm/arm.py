@@ -35,13 +35,15 @@ class Trained:
 @dataclass(frozen=True)
 class Sources:
     """The text of an arm: real tokens; synthetic ones with the d1 of each document; related pairs, most similar first, for
-    the layout that packs them; and `spent_flops`, what the synthetic text cost, base not counted."""
+    the layout that packs them; and what the synthetic text cost: `upstream_flops` for embedding, pairing and tuning, and
+    `sample_flops` for each token of it."""
 
     real: Tokens
     synthetic: Tokens | None = None
     owners: np.ndarray | None = None
     pairs: tuple[np.ndarray, np.ndarray] | None = None
-    spent_flops: float = 0.0
+    upstream_flops: float = 0.0
+    sample_flops: float = 0.0
 
 
 def plan_of(cfg: config.Config, arm: config.Arm, seed: int, tokenizer: Tokenizer, text: Sources, tokens: int) -> Plan:
@@ -62,7 +64,8 @@ def tokens_of(cfg: config.Config, arm: config.Arm, text: Sources, flops_per_toke
     if arm.passes is not None:
         tokens = min(tokens, int(arm.passes * text.real.num_tokens))
     elif arm.match == "flops":
-        tokens = int(tokens - text.spent_flops / (3 * flops_per_token))
+        each = 3 * flops_per_token
+        tokens = int((tokens * each - text.upstream_flops) / (each + arm.share * text.sample_flops))
     if tokens < cfg.optim.batch_tokens:
         raise BudgetError(
             f"pretrain: {max(0, tokens):,} tokens are left to train on, less than a step ({cfg.optim.batch_tokens:,}): "
@@ -128,7 +131,7 @@ def train_arm(
         "recipe": arm.model_dump(mode="json"),
         "best_step": curve.best_step,
         "train_flops": 3 * forward * ledger["train_tokens"],
-        "spent_flops": text.spent_flops,
+        "spent_flops": text.upstream_flops + text.sample_flops * ledger["synthetic_tokens"],
     }
     flops = ledger["train_flops"] + forward * validation.num_tokens * len(curve.validation)
     return Trained(curve, ledger, flops)

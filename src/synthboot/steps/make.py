@@ -187,9 +187,8 @@ def _sources(c: Context, arm: config.Arm) -> Any:
     synthetic = Tokens.open(chunks)
     made = read_manifest(c.parents["synthesize"])
     assert made is not None  # it was verified before this step began
-    used = min(1.0, arm.share * c.cfg.budget.train_tokens / synthetic.num_tokens)  # no more was needed than is read
-    spent = made.counts["upstream_flops"] + used * made.cost["flops"]
-    return Sources(real, synthetic, _owners(chunks), spent_flops=spent)
+    each = made.cost["flops"] / synthetic.num_tokens  # what was dropped is paid for, what is not read is not
+    return Sources(real, synthetic, _owners(chunks), upstream_flops=made.counts["upstream_flops"], sample_flops=each)
 
 
 def _owners(chunks: list[Path]) -> np.ndarray:

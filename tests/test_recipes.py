@@ -200,6 +200,21 @@ def test_every_stage_that_computes_says_its_flops(ran: dict[str, Any]) -> None:
             assert manifest.cost["flops"] > 0, name
 
 
+def test_samples_without_d1_have_none_in_later_rounds_either(tmp_path: Path) -> None:
+    from synthboot.steps.context import conditional
+
+    arms = {
+        "repetition": {}, "unconditional": {"synthetic": "unconditional", "share": 0.5},
+        "again": {"synthetic": "unconditional", "share": 0.5, "rounds": 2}, "sbp": {"synthetic": "related", "share": 0.5},
+    }  # fmt: skip
+    found = recipes.units(loading.load(world_config(tmp_path, arms=arms)))
+    kinds = {name: conditional(unit.variant) for name, unit in found.items() if unit.stage == "synthesize"}
+    assert kinds == {
+        "synthesize/unconditional": False, "synthesize/unconditional-after-unconditional": False, "synthesize/related": True,
+    }  # fmt: skip
+    assert conditional("synthesize/related-after-unconditional")
+
+
 def test_pairing_flops_are_counted_products() -> None:
     from synthboot.engine import search
 

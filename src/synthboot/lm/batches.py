@@ -39,6 +39,7 @@ class Batches(Protocol):
 
     steps: int
     batch_tokens: int
+    seq_len: int
 
     def batch(self, step: int) -> Batch:
         """The rows of a step, counted from 0."""

@@ -110,7 +110,7 @@ def train(
     if not curve.step and not curve.validation and 0 in settings.eval_steps:
         trainer.evaluate()
     peak = models.product_rate(trainer.device, _precision(settings.precision, trainer.device)) * place.group.size
-    cost = 3 * models.flops_per_token(model, batches.batch(0).inputs.shape[1]) / peak
+    cost = 3 * models.flops_per_token(model, batches.seq_len) / peak
     started, first = time.monotonic(), curve.step
     losses: list[float] = []
     before: deque[float] = deque(maxlen=50)

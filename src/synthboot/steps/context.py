@@ -51,6 +51,11 @@ Outcome = tuple[dict[str, Any], dict[str, float]]
 Step = Callable[[Context], Outcome]
 
 
+def conditional(role: str) -> bool:
+    """Whether an S_pretrain, by its variant or `synthesize/VARIANT`, was written from d1; in later rounds too."""
+    return not role.rpartition("/")[2].startswith("unconditional")
+
+
 def upstream_flops(c: Context) -> float:
     """What the units that this one reads have cost, and those above them, but for corpus and base: what an arm of
     `match: flops` pays for beside its own training."""

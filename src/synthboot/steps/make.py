@@ -19,7 +19,7 @@ from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokens import Tokens
 from synthboot.engine import local
 from synthboot.errors import ConfigError
-from synthboot.steps.context import Context, Outcome, embedded, upstream_flops
+from synthboot.steps.context import Context, Outcome, conditional, embedded, upstream_flops
 
 
 def corpus(c: Context) -> Outcome:
@@ -124,7 +124,7 @@ def synthesize(c: Context) -> Outcome:
     job = Job(
         c.cfg.synthesize, synthesizer, corpus_folder / "tokenizer", tuple(Shards(corpus_folder / "pool")),
         c.pretrain_docs, c.cfg.model.seq_len, c.cfg.tune.d1_share, c.cfg.seed,
-        c.variant != "unconditional", c.cfg.engine.device,
+        conditional(c.variant), c.cfg.engine.device,
     )  # fmt: skip
     counts = stage(job, c.budget_tokens, c.folder, c.workers, c.progress)
     prompts = counts["prompt_tokens"]

@@ -19,7 +19,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.engine import local
 from synthboot.errors import ConfigError
 from synthboot.steps import worlds
-from synthboot.steps.context import Context, Outcome, embedded
+from synthboot.steps.context import Context, Outcome, conditional, embedded
 
 Losses = dict[tuple[str, str], list[np.ndarray]]
 Answers = dict[str, dict[str, list[np.ndarray]]]
@@ -166,7 +166,7 @@ def analyze(c: Context) -> Outcome:
     for number, (role, rows) in enumerate(samples.items()):
         c.progress((number + 1) / (len(samples) + 2), role)
         ids = [np.array(tokenizer.encode([r["text"]])[0], np.int64) for r in rows]
-        given = None if "unconditional" in role else [corpus[r["d1"]][:-1] for r in rows]
+        given = None if not conditional(role) else [corpus[r["d1"]][:-1] for r in rows]
         kind = stage.analyze(ids, [r["text"] for r in rows], corpus, cfg, given)
         sizes = [r["tokens"] + (r["finish"] == "end") for r in rows]
         kind["entropy"] = -sum(r["mean_logprob"] * n for r, n in zip(rows, sizes, strict=True)) / max(1, sum(sizes))
@@ -213,7 +213,7 @@ def _relevance(c: Context, samples: dict[str, list[dict[str, Any]]]) -> dict[str
     if c.cfg.embed.model != "file":
         embedder = stage.embedder(c.cfg.embed, c.parents["embed"] / "embedder.safetensors", str(device(c.cfg.engine.device)))
         for role, rows in samples.items():
-            if rows and "unconditional" not in role:
+            if rows and conditional(role):
                 given = vectors[[r["d1"] for r in rows]].astype(np.float32)
                 similarity = np.einsum("ij,ij->i", given, embedder([r["text"] for r in rows]))
                 result[role.removeprefix("synthesize/")] = relevance(similarity, alpha)

@@ -12,7 +12,7 @@ from synthboot.data import tasks
 from synthboot.data.artifacts import read_json
 from synthboot.data.documents import Document
 from synthboot.data.worlds import Told, World
-from synthboot.steps.context import Context
+from synthboot.steps.context import Context, conditional
 
 
 def bounds(c: Context, holdout: Sequence[Document], tokens: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def measured(c: Context, samples: dict[str, list[dict[str, Any]]]) -> dict[str, 
     facts: dict[str, Any] = {}
     for role, rows in samples.items():
         kind = role.removeprefix("synthesize/")
-        given = [corpus[r["d1"]] if "unconditional" not in kind else None for r in rows]
+        given = [corpus[r["d1"]] if conditional(kind) else None for r in rows]
         said = [world.read(r["text"]) for r in rows]
         for group in ("many", "one"):
             chosen = [

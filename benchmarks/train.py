@@ -4,14 +4,13 @@ r"""Training speed of the one loop beside the Hugging Face Trainer, on one core,
     python benchmarks/train.py --growth              # tokens per second by length, batch and model; memory; save and resume
     python benchmarks/train.py --threads 2           # one process with two threads, beside two with one
 
-The same Qwen3 model from the same weights, the same rows in the same order, AdamW, one rate. Engines take turns; a figure is
-the median over rounds of the median step. The losses of both, step by step, have to agree to 1e-4 in float32.
+The same Qwen3 model from the same weights, the same rows in the same order, AdamW, one rate. Engines take turns, a process a
+turn; a figure is the median over rounds of the median step. The losses of both, step by step, have to agree to 1e-4 in float32.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import resource
@@ -33,6 +32,7 @@ import torch
 from synthboot import config
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
+from synthboot.engine import local
 from synthboot.lm import model as models
 from synthboot.lm.batches import Plan
 from synthboot.lm.train import Place, Settings, train
@@ -127,22 +127,28 @@ def data(vocab: int, seq_len: int, rows: int, steps: int) -> Plan:
     return Plan(Tokens.of(docs), seq_len=seq_len, batch_tokens=tokens, train_tokens=tokens * steps, seed=0, end=0)
 
 
+ENGINES: dict[str, tuple[type[Ours] | type[Trainer], str, bool]] = {
+    "Trainer": (Trainer, "float32", False),
+    "Trainer, memory kept": (Trainer, "float32", True),
+    "synthboot": (Ours, "float32", True),
+    "Trainer, bfloat16": (Trainer, "bfloat16", False),
+    "synthboot, bfloat16": (Ours, "bfloat16", True),
+}
+
+
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Ours and the Trainer, taking turns."""
-    engines = {"Trainer": Trainer("float32"), "synthboot": Ours("float32"), "Trainer, bfloat16": Trainer("bfloat16")}
-    engines |= {"synthboot, bfloat16": Ours("bfloat16")}
+    """Ours and the Trainer, taking turns, a process a turn; ours in the environment that its workers have."""
     figures: dict[str, Any] = {}
     print(f"{args.rows} rows of 256 tokens, {THREADS} thread(s)\n")
     print("| model | engine | tokens a second | times the Trainer's | largest loss difference |\n|---|---|---|---|---|")
     for name in args.sizes:
-        vocab, size = SIZES[name]
-        rates: dict[str, list[float]] = {e: [] for e in engines}
+        rates: dict[str, list[float]] = {e: [] for e in ENGINES}
         losses: dict[str, list[float]] = {}
         for _ in range(args.rounds):
-            for engine, runs in engines.items():
-                seconds, losses[engine] = runs.run(size, vocab, args.rows, args.steps)
-                rates[engine].append(args.rows * size.seq_len / statistics.median(seconds[2:]))
-                gc.collect()
+            for engine, (_, _, kept) in ENGINES.items():
+                found = alone("--turn", engine, name, args.rows, args.steps, kept=kept)
+                losses[engine] = found["losses"]
+                rates[engine].append(args.rows * 256 / statistics.median(found["seconds"][2:]))
         figures[name] = {}
         for engine, values in rates.items():
             ratio = statistics.median(values) / statistics.median(rates["Trainer"])
@@ -150,6 +156,22 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             figures[name][engine] = {"tokens_per_second": values, "ratio": ratio, "loss_gap": gap}
             print(f"| {name} | {engine} | {statistics.median(values):,.0f} | {ratio:.2f} | {gap:.1e} |", flush=True)
     return figures
+
+
+def alone(*arguments: Any, kept: bool = True) -> Any:
+    """The JSON that this script prints last when it is run with these arguments."""
+    command = [sys.executable, __file__, "--threads", str(THREADS), *map(str, arguments)]
+    environment = os.environ | ({} if not kept else {k: v for k, v in local.ENVIRONMENT.items() if k.startswith("MALLOC")})
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def turn(engine: str, name: str, rows: int, steps: int) -> None:
+    """One turn of an engine; prints JSON."""
+    runs, precision, _ = ENGINES[engine]
+    vocab, size = SIZES[name]
+    seconds, losses = runs(precision).run(size, vocab, rows, steps)
+    print(json.dumps({"seconds": seconds, "losses": losses}))
 
 
 def growth(args: argparse.Namespace) -> dict[str, Any]:
@@ -160,9 +182,7 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
     rows = []
     print("| varied | at | parameters | tokens a second | GiB | save, s | resume, s |\n|---|---|---|---|---|---|---|")
     for varied, at, (name, length, count) in points:
-        command = [sys.executable, __file__, "--point", name, str(length), str(count)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        row = {"varied": varied, "at": at, **json.loads(done.stdout.splitlines()[-1])}
+        row = {"varied": varied, "at": at, **alone("--point", name, length, count)}
         rows.append(row)
         print(
             f"| {varied} | {at} | {row['parameters'] / 1e6:.1f}M | {row['rate']:,.0f} | {row['gib']:.2f} "
@@ -201,11 +221,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--turn", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--json", help="where to write the figures")
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
     if args.point:
         return point(args.point[0], int(args.point[1]), int(args.point[2]))
+    if args.turn:
+        return turn(args.turn[0], args.turn[1], int(args.turn[2]), int(args.turn[3]))
     result = growth(args) if args.growth else compare(args)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")

@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import time
 from typing import Any
@@ -79,6 +80,22 @@ def _seen(_: Any) -> str | None:
 
 def _setup() -> Any:
     return _seen
+
+
+def _refilled() -> Any:
+    def faults(_: Any) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytearray(2**24).find(b"x")  # made, read through, and freed
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    return faults
+
+
+def test_a_worker_keeps_the_memory_it_frees() -> None:
+    first, *later = local.imap(_refilled, (), range(4), 2)  # two workers: each has its first
+    pages = 2**24 // os.sysconf("SC_PAGESIZE")
+    assert first > pages / 2
+    assert max(later[1:]) < pages / 8
 
 
 def test_workers_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,14 +186,25 @@ def test_the_chunked_loss_and_its_gradients_are_plain_pytorchs(
         assert torch.allclose(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_bfloat16_products_leave_float32_weights_and_nearly_the_same_loss() -> None:
-    batch, model = plan().batch(0), small_model()
-    exact, _ = one_step(small_model(), batch, settings())
-    module = Loss(model, torch.bfloat16)
-    rough, _ = module(torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets), float(batch.targets.size))
-    rough.backward()
-    assert 0 < abs(float(rough.detach()) - exact) < 0.02
-    assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}
+@pytest.mark.parametrize("compiled", [True, False])
+def test_bfloat16_products_leave_float32_weights_and_nearly_the_same_gradients(
+    compiled: bool, without_kernels: Callable[[], None]
+) -> None:
+    if not compiled:
+        without_kernels()
+    batch = plan().batch(0)
+    losses, gradients = [], []
+    for precision in (torch.float32, torch.bfloat16):
+        model = small_model()
+        found, _ = Loss(model, precision)(
+            torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets), float(batch.targets.size)
+        )
+        found.backward()
+        losses.append(float(found.detach()))
+        assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert 0 < abs(losses[0] - losses[1]) < 0.02
+    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.999
 
 
 def test_muon_trains_and_resumes_to_the_same_bytes(

@@ -25,6 +25,14 @@ from typing import Any
 
 from synthboot.errors import SynthbootError
 
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "true",
+    # Keep freed memory: glibc gives large blocks back and gets them again, page by page, at every step of a loop
+    # (EXPERIMENTS.md has what that costs). A worker ends with its unit, and its memory with it.
+    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26),
+}  # fmt: skip
+"""What workers find in their environment unless the user has set it: libraries and libc read it as they start."""
+
 _PRELOAD = ["torch", "transformers.models.qwen3.modeling_qwen3", "sklearn.feature_extraction.text", "pyarrow.parquet"]
 
 
@@ -53,7 +61,8 @@ class Pool:
     """Processes that each run one function and tell how they get on."""
 
     def __init__(self) -> None:
-        _one_thread()
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         self._context: Any = multiprocessing.get_context("fork" if multiprocessing.parent_process() else "forkserver")
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload(_PRELOAD)
@@ -192,10 +201,3 @@ def _without_main() -> Iterator[None]:
 def _end_with(sentinel: Any) -> None:
     wait([sentinel])
     os._exit(1)
-
-
-def _one_thread() -> None:
-    """Libraries read these when they are first imported, which is in the fork server."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -28,6 +28,7 @@ from typing import Any
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ[name] = "1"
 
+import draw
 import numpy as np
 
 K, WANTED = 16, 0.95
@@ -308,26 +309,16 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
 
 def drawn(rows: list[dict[str, Any]]) -> str:
     """Seconds, memory and recall over the number of documents, as SVG; the first two on logarithmic scales."""
-    panels = [
-        ("seconds", [math.log10(r["total"]) for r in rows], [f"{r['total']:.1f}" for r in rows]),
-        ("GiB", [math.log10(r["memory_bytes"]) for r in rows], [f"{r['memory_bytes'] / 2**30:.2f}" for r in rows]),
-        ("recall", [min(r["recall"], 1) for r in rows], [f"{r['recall']:.3f}" for r in rows]),
-    ]
-    x = np.log10([r["docs"] for r in rows])
-    x = 30 + 230 * (x - x.min()) / max(1e-9, float(np.ptp(x)))
-    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 930 230" font-family="sans-serif" font-size="11">']
-    for number, (name, values, labels) in enumerate(panels):
-        low, high = (0.9, 1.0) if name == "recall" else (min(values), max(values))
-        y = [185 - 140 * (v - low) / max(1e-9, high - low) for v in values]
-        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-        parts.append(f'<g transform="translate({310 * number + 5} 0)"><text x="30" y="18" font-size="13">{name}</text>')
-        parts.append(f'<polyline points="{points}" fill="none" stroke="#2563eb" stroke-width="2"/>')
-        for a, b, label, row in zip(x, y, labels, rows, strict=True):
-            parts.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="#2563eb"/>')
-            parts.append(f'<text x="{a:.1f}" y="{b - 9:.1f}" text-anchor="middle">{label}</text>')
-            parts.append(f'<text x="{a:.1f}" y="212" text-anchor="middle" fill="#6b7280">{row["docs"] // 1000}k</text>')
-        parts.append("</g>")
-    return "\n".join([*parts, "</svg>", ""])
+    x, ticks = [math.log10(r["docs"]) for r in rows], [f"{r['docs'] // 1000}k" for r in rows]
+    seconds, gib = [r["total"] for r in rows], [r["memory_bytes"] / 2**30 for r in rows]
+    recall = [min(r["recall"], 1.0) for r in rows]
+    return draw.svg(
+        [
+            draw.Line("seconds", x, [math.log10(s) for s in seconds], ticks, [f"{s:.1f}" for s in seconds]),
+            draw.Line("GiB", x, [math.log10(g) for g in gib], ticks, [f"{g:.2f}" for g in gib]),
+            draw.Line("recall", x, recall, ticks, [f"{r:.3f}" for r in recall], low=0.9, high=1.0),
+        ]
+    )
 
 
 def exact(args: argparse.Namespace) -> dict[str, Any]:

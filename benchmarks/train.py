@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -26,6 +27,7 @@ THREADS = int(sys.argv[sys.argv.index("--threads") + 1]) if "--threads" in sys.a
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[-THREADS:]))
 
+import draw
 import numpy as np
 import torch
 
@@ -188,7 +190,23 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
             f"| {varied} | {at} | {row['parameters'] / 1e6:.1f}M | {row['rate']:,.0f} | {row['gib']:.2f} "
             f"| {row['save']:.2f} | {row['resume']:.2f} |", flush=True,
         )  # fmt: skip
+    if args.plot:
+        Path(args.plot).write_text(drawn(rows))
     return {"growth": rows}
+
+
+def drawn(rows: list[dict[str, Any]]) -> str:
+    """Tokens a second, and under each the memory, over length, rows and model, as SVG."""
+    panels = []
+    for name, key in (("tokens a second", "rate"), ("GiB", "gib")):
+        for varied in ("length", "rows", "model"):
+            points = [r for r in rows if r["varied"] == varied]
+            x = [math.log2(r["parameters"] if varied == "model" else r["at"]) for r in points]
+            y = [r[key] if varied != "model" else math.log2(r[key]) for r in points]
+            labels = [f"{r[key]:,.0f}" if key == "rate" else f"{r[key]:.2f}" for r in points]
+            low = 0.0 if varied != "model" else None
+            panels.append(draw.Line(f"{name} over {varied}", x, y, [str(r["at"]) for r in points], labels, low=low))
+    return draw.svg(panels)
 
 
 def point(name: str, length: int, count: int) -> None:
@@ -222,6 +240,7 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--turn", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--plot", help="where to draw the growth, as SVG")
     parser.add_argument("--json", help="where to write the figures")
     args = parser.parse_args()
     torch.set_num_threads(THREADS)

@@ -40,6 +40,12 @@ def test_required_sections_are_asked_for() -> None:
         loading.load(settings)
 
 
+def test_text_to_replay_needs_a_share_and_a_model_that_knows_something() -> None:
+    assert "go together" in broken(corpus__replay="old.jsonl")
+    assert "go together" in broken(budget__replay_share=0.1)
+    assert "starts from nothing; drop it" in broken(corpus__replay="old.jsonl", budget__replay_share=0.1)
+
+
 def test_an_arm_needs_both_a_share_and_a_source() -> None:
     assert "go together" in broken(arms={"repetition": {}, "sbp": {"share": 0.5}})
 

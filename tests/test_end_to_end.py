@@ -25,7 +25,7 @@ from synthboot.errors import (
     UnfairComparison,
 )
 from synthboot.stages.corpus import read_texts
-from tests.conftest import contents, run_folder, small_config
+from tests.conftest import contents, run_folder, small_config, write_jsonl
 
 
 def copy(settings: dict[str, Any], to: Path) -> dict[str, Any]:
@@ -265,12 +265,19 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     np.save(tmp_path / "v.npy", -vectors)
     assert any(reason.startswith("given_files") for reason in states(settings)["embed"].reasons)
     start = run_folder(settings) / "04-base" / "best"
+    old = write_jsonl(tmp_path / "old.jsonl", [{"text": f"Before this there was a year {n} of no note."} for n in range(60)])
     settings = small_config(
         world_file, tmp_path, name="continued", model={"init_from": str(start), "seq_len": 64}, pretrain__seeds=[0],
-        arms={"repetition": {}, "oracle": {"unique_tokens": "all"}},
+        arms={"repetition": {}, "oracle": {"unique_tokens": "all"}}, corpus__replay=str(old), budget__replay_share=0.2,
     )  # fmt: skip
     run = api.Run(settings)
     run.run()
+    ledgers = [artifacts.read_json(p) for p in run_folder(settings).rglob("ledger.json")]
+    assert len(ledgers) == 2
+    for ledger in ledgers:
+        assert ledger["replayed_tokens"] == pytest.approx(0.2 * ledger["train_tokens"], abs=64)
+    write_jsonl(old, [{"text": "Another past."}] * 9)
+    assert any(reason.startswith("replay_files") for reason in states(settings)["corpus"].reasons)
     first = artifacts.read_json(run_folder(settings) / "04-base" / "curve.json")["validation"][0][1]
     fresh = artifacts.read_json(run_folder(finished) / "04-base" / "curve.json")["validation"][0][1]
     assert first < fresh

@@ -57,6 +57,8 @@ class Budget(Section):
     unique_tokens: PositiveInt | Literal["all"]
     """Size of D_pretrain: the unique real tokens that everything but the oracle may use. `all`: whatever is not held out, and
     with `corpus.split_field` what is marked `pretrain`."""
+    replay_share: float = Field(0.0, ge=0, lt=1)
+    """Share of `train_tokens` that every arm reads from `corpus.replay`; what an arm says of shares is about the rest."""
     train_tokens: PositiveInt
     """Tokens every arm trains on, rounded down to whole batches; repetition makes train/unique passes."""
 
@@ -159,6 +161,9 @@ class Corpus(Section):
     the generated corpus that `corpus.world` describes."""
     world: World = World()
     """The generated corpus, for `source: world`."""
+    replay: str | list[str] | None = None
+    """Files as in `source` with text of the kind that `model.init_from` was trained on, mixed into all training so that it is
+    not forgotten: see `budget.replay_share`. It is neither paired nor held out, and what equals the corpus is dropped."""
     split_field: str | None = None
     """A field that says where a document goes: `validation`, `holdout`, `pretrain` or `oracle` (real text for oracles alone).
     Unless set, documents are drawn by a hash of their id."""
@@ -483,6 +488,10 @@ class Config(Section):
             raise ValueError(
                 f"corpus.tokenizer: {self.model.init_from} (model.init_from) has its own tokenizer; leave this out"
             )
+        if (self.corpus.replay is None) != (self.budget.replay_share == 0):
+            raise ValueError("`corpus.replay`, the text, and a `budget.replay_share` above 0 go together")
+        if self.corpus.replay is not None and self.model.init_from is None:
+            raise ValueError("`corpus.replay` keeps what a model already knows, and this one starts from nothing; drop it")
         if self.optim.batch_tokens < self.model.seq_len:
             raise ValueError(f"optim.batch_tokens {self.optim.batch_tokens} is less than one row ({self.model.seq_len})")
         if self.budget.train_tokens < self.optim.batch_tokens:

@@ -58,9 +58,11 @@ class _Recipes:
         dump = cfg.model_dump(mode="json")
         self.dump, self.seed, self.window = dump, {"seed": cfg.seed}, {"seq_len": cfg.model.seq_len}
         self.training = {"model": dump["model"], "optim": dump["optim"], "train_tokens": cfg.budget.train_tokens}
+        self.training["replay_share"] = cfg.budget.replay_share
         self.first = cfg.pretrain.seeds[0]
         source = {"unique_tokens": cfg.budget.unique_tokens, **_outside("init_from", cfg.model.init_from)}
         source["files"] = documents.identity(cfg.corpus.source)
+        source["replay_files"] = documents.identity(cfg.corpus.replay or [])
         self.corpus = {"corpus": self.add("corpus", "", {}, {"corpus": dump["corpus"], **source})}
 
     def add(self, stage: str, variant: str, parents: dict[str, str], reads: dict[str, Any], **options: Any) -> str:

@@ -5,8 +5,10 @@ import pytest
 
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
-from synthboot.lm.batches import IGNORE, PairPlan, Plan, Stream, cut_pair, megadocs, pair_row, shuffled, walk
+from synthboot.lm.batches import IGNORE, PairPlan, Plan, cut_pair, pair_row
+from synthboot.lm.streams import Stream, megadocs, shuffled, walk
 
+REPLAY = Tokens.of([[900 + i] * 7 + [0] for i in range(5)])
 REAL = Tokens.of([[100 + i] * (3 + i % 5) + [0] for i in range(20)])
 SYNTHETIC = Tokens.of([[500 + i] * 9 + [0] for i in range(40)])
 
@@ -59,6 +61,26 @@ def test_shares_are_exact_and_the_ledger_counts_what_is_read(share: float) -> No
     assert ledger["real_passes"] == pytest.approx(ledger["real_tokens"] / REAL.num_tokens)
     window = np.convolve(synthetic, np.ones(8), "valid")
     assert window.max() - window.min() <= 1  # spread evenly
+
+
+@pytest.mark.parametrize("order", ["mixed", "synthetic_first"])
+def test_replayed_rows_are_spread_evenly_and_other_shares_are_of_the_rest(order: str) -> None:
+    p = plan(0.5, replay=REPLAY, replay_share=0.25, order=order)
+    rows = np.concatenate([p.batch(s).targets for s in range(p.steps)])
+    replayed, synthetic = ((rows >= 900).any(1), ((rows >= 500) & (rows < 900)).any(1))
+    ledger = p.ledger()
+    assert (replayed.sum(), synthetic.sum()) == (10, 15)
+    assert not (replayed & synthetic).any()
+    assert (ledger["real_tokens"], ledger["synthetic_tokens"], ledger["replayed_tokens"]) == (15 * 16, 15 * 16, 10 * 16)
+    assert ledger["replayed_passes"] == pytest.approx(160 / REPLAY.num_tokens)
+    window = np.convolve(replayed, np.ones(8), "valid")
+    assert window.min() == window.max() == 2
+    assert (synthetic[~replayed][:15].all()) == (order == "synthetic_first")
+    assert np.concatenate(rows[replayed]).tolist() == p.replay.read(0, 160).tolist()
+    for steps in range(p.steps + 1):
+        read = {"replayed_tokens": replayed, "synthetic_tokens": synthetic, "real_tokens": ~replayed & ~synthetic}
+        assert p.sources(steps) == {name: int(kind[: 4 * steps].sum()) * 16 for name, kind in read.items()}
+    assert "replayed documents" in p.describe(0) or "replayed documents" in p.describe(1)
 
 
 def test_synthetic_first() -> None:

@@ -208,3 +208,29 @@ def test_all_takes_what_is_not_held_out(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "all.jsonl", marked([None] * 40))
     cfg = config.Corpus(source=str(path), vocab_size=300, validation_docs=5, holdout_docs=5, near_duplicates="off")
     assert corpus(cfg, "all", tmp_path / "c").pretrain_docs == 30
+
+
+@pytest.mark.parametrize("near_duplicates", ["remove", "flag", "off"])
+def test_text_to_replay_is_kept_apart_and_never_resembles_the_corpus(tmp_path: Path, near_duplicates: str) -> None:
+    known = world_documents()
+    near = known[5]["text"] + " And then."
+    other = "Quite another thing, told at some length and by somebody else."
+    rows = [{"id": known[0]["id"], "text": other}, {"id": "same", "text": known[3]["text"]}, {"id": "near", "text": near}]
+    replay = write_jsonl(tmp_path / "replay.jsonl", [*rows, '{"id": 5'])
+    result = make(tmp_path, known, replay=str(replay), near_duplicates=near_duplicates, max_quarantine=0.1)
+    kept = texts(tmp_path, "replay")
+    assert kept == [other] if near_duplicates != "off" else set(kept) == {other, near}
+    assert result.documents["replay"] == len(kept)
+    assert result.quarantined == 1
+    assert result.records == sum(result.documents.values()) + result.quarantined + sum(result.dropped.values())
+    assert Tokens.open(Shards(tmp_path / "out" / "replay")).num_tokens == result.tokens["replay"] > 0
+    without = make(tmp_path / "without", known, near_duplicates=near_duplicates)
+    for name in ("validation", "holdout", "pool"):
+        assert texts(tmp_path, name) == texts(tmp_path / "without", name)
+    assert without.pretrain_tokens == result.pretrain_tokens
+    assert "replay" not in without.documents
+
+
+def test_text_to_replay_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"corpus\.replay: .*nowhere\.jsonl: no such file"):
+        make(tmp_path, world_documents(), replay=str(tmp_path / "nowhere.jsonl"))

@@ -14,7 +14,7 @@ def ledger(**changes: Any) -> dict[str, Any]:
     base = {
         "steps": 10, "batch_tokens": 64, "train_tokens": 640, "parameters": 5, "architecture": "qwen3", "vocab_size": 300,
         "settings": {"lr": 1e-3, "warmup_steps": 1, "eval_steps": [5, 10], "weight_decay": 0.3},
-        "real_tokens": 640, "synthetic_tokens": 0, "synthetic_passes": 0.0,
+        "real_tokens": 640, "synthetic_tokens": 0, "synthetic_passes": 0.0, "replayed_tokens": 0,
         "recipe": config.Arm().model_dump(), "train_flops": 1e6, "spent_flops": 0.0,
     }  # fmt: skip
     return {**base, **changes}
@@ -33,6 +33,7 @@ def test_arms_that_differ_in_data_alone_are_compared() -> None:
         ({"settings": {"lr": 2e-3, "warmup_steps": 1, "eval_steps": [5, 10], "weight_decay": 0.3}}, "differ in lr"),
         ({"vocab_size": 301}, "differ in vocab_size"),
         ({"real_tokens": 600}, "do not add up"),
+        ({"real_tokens": 600, "replayed_tokens": 40}, "differ in replayed_tokens"),
         ({"real_tokens": 320, "synthetic_tokens": 320, "synthetic_passes": 1.01}, "was read 1.01 times"),
     ],
 )

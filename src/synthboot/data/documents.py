@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from synthboot import config
 from synthboot.errors import DataError
@@ -52,8 +52,8 @@ class Record:
     content: Any
 
 
-def files(source: str | list[str]) -> list[Path]:
-    """The files a source names, in sorted order. Raises DataError where one matches nothing."""
+def files(source: str | list[str], setting: str = "corpus.source") -> list[Path]:
+    """The files that a source, given by `setting`, names, in sorted order. Raises DataError where one matches nothing."""
     found: list[Path] = []
     for item in [source] if isinstance(source, str) else source:
         path = Path(item)
@@ -63,7 +63,7 @@ def files(source: str | list[str]) -> list[Path]:
         else:
             kept = [path] if path.exists() else sorted(Path(p) for p in glob(item, recursive=True))
         if not kept:
-            raise DataError(f"corpus.source: {item}: no such file, or nothing in it that can be read")
+            raise DataError(f"{setting}: {item}: no such file, or nothing in it that can be read")
         found += kept
     return found
 
@@ -81,18 +81,19 @@ def identity(source: str | list[str]) -> list[str]:
     return result
 
 
-def records(cfg: config.Corpus) -> Iterator[Record]:
-    """Every record of `cfg.source`, in file order."""
-    if cfg.source == WORLD:
+def records(cfg: config.Corpus, setting: Literal["source", "replay"] = "source") -> Iterator[Record]:
+    """Every record of `cfg.source`, or of `cfg.replay`, in file order."""
+    source = getattr(cfg, setting) or []
+    if source == WORLD:
         from synthboot.data.worlds import World
 
         splits = World(cfg.world).splits(cfg.validation_docs, cfg.holdout_docs)
         yield from (Record(WORLD, line, document) for line, document in enumerate(splits, 1))
         return
-    if isinstance(cfg.source, str) and cfg.source.startswith("hub:"):
-        yield from _hub(cfg.source.removeprefix("hub:"))
+    if isinstance(source, str) and source.startswith("hub:"):
+        yield from _hub(source.removeprefix("hub:"))
         return
-    for path in files(cfg.source):
+    for path in files(source, f"corpus.{setting}"):
         try:
             yield from _file(path, cfg.max_document_bytes)
         except (OSError, EOFError, ValueError) as error:

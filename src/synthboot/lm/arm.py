@@ -35,13 +35,14 @@ class Trained:
 @dataclass(frozen=True)
 class Sources:
     """The text of an arm: real tokens; synthetic ones with the d1 of each document; related pairs, most similar first, for
-    the layout that packs them; and what the synthetic text cost: `upstream_flops` for embedding, pairing and tuning, and
-    `sample_flops` for each token of it."""
+    the layout that packs them; tokens to replay; and what the synthetic text cost: `upstream_flops` for embedding, pairing
+    and tuning, and `sample_flops` for each token of it."""
 
     real: Tokens
     synthetic: Tokens | None = None
     owners: np.ndarray | None = None
     pairs: tuple[np.ndarray, np.ndarray] | None = None
+    replay: Tokens | None = None
     upstream_flops: float = 0.0
     sample_flops: float = 0.0
 
@@ -52,7 +53,7 @@ def plan_of(cfg: config.Config, arm: config.Arm, seed: int, tokenizer: Tokenizer
         text.real, text.synthetic, arm.share, seq_len=cfg.model.seq_len, batch_tokens=cfg.optim.batch_tokens,
         train_tokens=tokens, seed=seed, end=tokenizer.end, order=arm.order, document_mask=cfg.optim.document_mask,
         owners=text.owners if arm.layout == "megadoc" else None, pairs=text.pairs, noise=arm.noise,
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=tokenizer.vocab_size, replay=text.replay, replay_share=cfg.budget.replay_share,
     )  # fmt: skip
 
 
@@ -62,10 +63,11 @@ def tokens_of(cfg: config.Config, arm: config.Arm, text: Sources, flops_per_toke
     step = cfg.optim.batch_tokens // cfg.model.seq_len * cfg.model.seq_len
     tokens = cfg.budget.train_tokens // step * step  # what an arm that is matched by tokens trains on
     if arm.passes is not None:
-        tokens = min(tokens, int(arm.passes * text.real.num_tokens))
+        tokens = min(tokens, int(arm.passes * text.real.num_tokens / (1 - cfg.budget.replay_share)))
     elif arm.match == "flops":
         each = 3 * flops_per_token
-        tokens = int((tokens * each - text.upstream_flops) / (each + arm.share * text.sample_flops))
+        sampled = arm.share * (1 - cfg.budget.replay_share)
+        tokens = int((tokens * each - text.upstream_flops) / (each + sampled * text.sample_flops))
     if tokens < cfg.optim.batch_tokens:
         raise BudgetError(
             f"pretrain: {max(0, tokens):,} tokens are left to train on, less than a step ({cfg.optim.batch_tokens:,}): "

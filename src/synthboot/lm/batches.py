@@ -1,7 +1,6 @@
 """Which tokens a step trains on: a pure function of (plan, step), so that resuming needs one integer.
 
-`Stream` is an endless run of a corpus' documents, ordered anew on every pass and read from any position: shuffled, or as
-`walk` and `megadocs` say. `Plan` mixes a real and a synthetic stream row by row; which rows are synthetic follows from
+`Plan` mixes a real and a synthetic stream row by row, and one of text to replay; which rows are from which follows from
 integer arithmetic, so the shares are exact at every step. `PairPlan` packs pairs for tuning.
 """
 
@@ -18,6 +17,7 @@ from jaxtyping import Int64, Integer
 
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
+from synthboot.lm.streams import Stream, megadocs, shuffled, walk
 
 IGNORE = -100
 
@@ -54,115 +54,15 @@ class Batches(Protocol):
         ...
 
 
-Order = Callable[[int], Int64[np.ndarray, " place"]]
-"""Which documents a pass reads, in order: a pure function of its number. All passes have as many tokens."""
-
-
-def shuffled(docs: int, seed: tuple[int, ...]) -> Order:
-    """All documents, in another random order on every pass."""
-    return lambda number: np.random.default_rng([*seed, number]).permutation(docs)
-
-
-def walk(d1: Integer[np.ndarray, " pair"], d2: Integer[np.ndarray, " pair"], docs: int, seed: tuple[int, ...]) -> Order:
-    """All documents, each followed by the first of its `d2` not yet read (pairs come most similar first), or where there is
-    none by the next in a random order, another on every pass.
-
-    Source: arXiv:2310.10638. Deviation: a walk starts at random, not where neighbours are fewest, so that passes differ.
-    """
-    by_d1 = np.argsort(d1, kind="stable")
-    bounds = np.searchsorted(d1[by_d1], np.arange(docs + 1))
-    near = d2[by_d1]
-
-    def order(number: int) -> np.ndarray:
-        read, found = np.zeros(docs, bool), []
-        for start in np.random.default_rng([*seed, number]).permutation(docs).tolist():
-            doc = start
-            while not read[doc]:
-                read[doc] = True
-                found.append(doc)
-                doc = next((int(n) for n in near[bounds[doc] : bounds[doc + 1]] if not read[n]), doc)
-        return np.array(found, np.int64)
-
-    return order
-
-
-def megadocs(
-    owners: Integer[np.ndarray, " synthetic"], lengths: Int64[np.ndarray, " doc"], window: int, seed: tuple[int, ...]
-) -> Order:
-    """Every synthetic document once, as many of one d1 as fit a window with it right before it; the runs in random order.
-
-    Documents are numbered real ones first, as `lengths` has them; `owners` names the d1 of each synthetic one.
-    Source: arXiv:2603.18534, the real document last. Deviation: end tokens stay between the documents.
-    """
-    real = len(lengths) - len(owners)
-    runs: list[list[int]] = []
-    room, before = 0, -1
-    for place in np.argsort(owners, kind="stable").tolist():
-        d1, doc = int(owners[place]), real + place
-        if d1 != before or lengths[doc] > room:
-            runs.append([d1])
-            room, before = window - int(lengths[d1]), d1
-        runs[-1].insert(-1, doc)
-        room -= int(lengths[doc])
-    return lambda number: np.array(
-        [doc for run in np.random.default_rng([*seed, number]).permutation(len(runs)).tolist() for doc in runs[run]], np.int64
-    )
-
-
-class Stream:
-    """All documents in the order of each pass, end to end, for ever; position 0 is the first token of pass 0, and
-    `num_tokens` are in a pass."""
-
-    def __init__(self, tokens: Tokens, order: Order) -> None:
-        self.tokens, self._documents = tokens, order
-        self._order: Callable[[int], tuple[np.ndarray, np.ndarray]] = lru_cache(maxsize=2)(self._laid)
-        self.num_tokens = int(self._order(0)[1][-1])
-
-    def _laid(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        order = self._documents(number)
-        return order, np.concatenate(([0], np.cumsum(self.tokens.lengths[order])))
-
-    def read(self, start: int, count: int) -> Int64[np.ndarray, " token"]:
-        """`count` tokens from position `start` on, across documents and passes."""
-        pieces: list[np.ndarray] = []
-        total = self.num_tokens
-        while count:
-            number, place = divmod(start, total)
-            order, bounds = self._order(number)
-            slot = int(np.searchsorted(bounds, place, side="right")) - 1
-            offset = place - int(bounds[slot])
-            piece = self.tokens[int(order[slot])][offset : offset + count]
-            pieces.append(piece.astype(np.int64))
-            start, count = start + len(piece), count - len(piece)
-        return np.concatenate(pieces)
-
-    def documents(self, start: int, count: int) -> list[int]:
-        """The numbers of the documents in which the tokens `start` to `start + count` lie."""
-        found = []
-        while count > 0:
-            number, place = divmod(start, self.num_tokens)
-            order, bounds = self._order(number)
-            slot = int(np.searchsorted(bounds, place, side="right")) - 1
-            step = int(bounds[slot + 1]) - place
-            found.append(int(order[slot]))
-            start, count = start + step, count - step
-        return found
-
-    def of(self, docs: range, tokens: int) -> int:
-        """How many of the first `tokens` tokens of pass 0 lie in these documents."""
-        order, bounds = self._order(0)
-        inside = (order >= docs.start) & (order < docs.stop)
-        return int((np.clip(tokens - bounds[:-1], 0, np.diff(bounds)) * inside).sum())
-
-
 class Plan:
     """The rows of an arm: real text on as many passes as it takes, synthetic text once, spread evenly or put first.
 
-    `train_tokens` is rounded down to whole batches and `share` to whole rows. Row i of a mixed run is from the synthetic
-    stream where floor(i * synthetic_rows / rows) steps up. With `owners`, the d1 of each synthetic document, that stream is
-    one of megadocs, whose real text counts as real: it gets as many rows as hold `share` of synthetic text. With `pairs`
-    (d1, d2, most similar first) real documents follow each other as `walk` says. `noise` is the share of input tokens that
-    are replaced by random ones of the first `vocab_size`, but for `end`.
+    `train_tokens` is rounded down to whole batches and shares to whole rows. Row i of a mixed run is from the synthetic
+    stream where floor(i * synthetic_rows / rows) steps up. A `replay_share` of all rows is taken from `replay` in the same
+    way, on as many passes as it takes, and `share` is one of the others. With `owners`, the d1 of each synthetic document,
+    the synthetic stream is one of megadocs, whose real text counts as real: it gets as many rows as hold `share` of synthetic
+    text. With `pairs` (d1, d2, most similar first) real documents follow each other as `walk` says. `noise` is the share of
+    input tokens that are replaced by random ones of the first `vocab_size`, but for `end`.
     """
 
     def __init__(
@@ -182,6 +82,8 @@ class Plan:
         pairs: tuple[np.ndarray, np.ndarray] | None = None,
         noise: float = 0.0,
         vocab_size: int = 0,
+        replay: Tokens | None = None,
+        replay_share: float = 0.0,
     ) -> None:
         self.seq_len, self.end, self.order, self.document_mask = seq_len, end, order, document_mask
         self.noise, self.vocab_size, self.seed = noise, vocab_size, seed
@@ -190,7 +92,11 @@ class Plan:
         self.steps = train_tokens // self.batch_tokens
         docs = len(real)
         self.real = Stream(real, shuffled(docs, (seed, 1)) if pairs is None else walk(*pairs, docs, (seed, 1)))
-        wanted = round(share * self.rows * self.steps)
+        again = replay or real
+        self.replay = Stream(again, shuffled(len(again), (seed, 3)))
+        self.replay_rows = round(replay_share * self.rows * self.steps)
+        self.own_rows = self.rows * self.steps - self.replay_rows
+        wanted = round(share * self.own_rows)
         if owners is None or synthetic is None:
             written = synthetic or real
             self.synthetic = Stream(written, shuffled(len(written), (seed, 2)))
@@ -203,7 +109,7 @@ class Plan:
     def _rows_holding(self, tokens: int, docs: int) -> int:
         """The fewest rows of the megadocs that hold so many synthetic tokens. Raises BudgetError where none do."""
         longest, synthetic = self.synthetic.num_tokens // self.seq_len, range(docs, len(self.synthetic.tokens))
-        most = min(longest, self.rows * self.steps)
+        most = min(longest, self.own_rows)
         found = bisect.bisect_left(range(most), tokens, key=lambda n: self.synthetic.of(synthetic, n * self.seq_len))
         held = self.synthetic.of(synthetic, most * self.seq_len)
         if held < tokens - self.seq_len:
@@ -231,10 +137,10 @@ class Plan:
 
     def describe(self, step: int) -> str:
         """The documents that a step reads."""
-        found: dict[str, list[int]] = {"real": [], "synthetic": []}
+        found: dict[str, list[int]] = {"real": [], "synthetic": [], "replayed": []}
         for row in range(step * self.rows, (step + 1) * self.rows):
             kind, start = self._place(row)
-            read = (self.synthetic if kind == "synthetic" else self.real).documents(start, self.seq_len)
+            read = self._stream(kind).documents(start, self.seq_len)
             if kind == "synthetic" and self.real_inside:
                 found["real"] += [doc for doc in read if doc in self.real_inside]
                 read = [doc - self.real_inside.stop for doc in read if doc not in self.real_inside]
@@ -244,35 +150,44 @@ class Plan:
 
     def _place(self, row: int) -> tuple[str, int]:
         """Which stream a row is from, and where in it its first target lies."""
+        replayed, replay = _taken(row, self.replay_rows, self.rows * self.steps)
+        if replay:
+            return "replayed", replayed * self.seq_len
+        row -= replayed
         if self.order == "synthetic_first":
             before, synthetic = min(row, self.synthetic_rows), row < self.synthetic_rows
         else:
-            total = self.rows * self.steps
-            before = row * self.synthetic_rows // total
-            synthetic = (row + 1) * self.synthetic_rows // total > before
+            before, synthetic = _taken(row, self.synthetic_rows, self.own_rows)
         return ("synthetic", before * self.seq_len) if synthetic else ("real", (row - before) * self.seq_len)
 
     def _row(self, row: int) -> np.ndarray:
         kind, start = self._place(row)
-        stream = self.synthetic if kind == "synthetic" else self.real
+        stream = self._stream(kind)
         if start == 0:
             return np.concatenate(([self.end], stream.read(0, self.seq_len)))
         return stream.read(start - 1, self.seq_len + 1)
 
+    def _stream(self, kind: str) -> Stream:
+        return {"real": self.real, "synthetic": self.synthetic, "replayed": self.replay}[kind]
+
     def sources(self, steps: int) -> dict[str, float]:
-        """Tokens of the real and of the synthetic stream in the first `steps` steps; megadocs count as synthetic here."""
+        """Tokens of each stream in the first `steps` steps; megadocs count as synthetic here."""
         rows = steps * self.rows
+        replayed = _taken(rows, self.replay_rows, self.rows * self.steps)[0]
+        own = rows - replayed
         if self.order == "synthetic_first":
-            synthetic = min(rows, self.synthetic_rows)
+            synthetic = min(own, self.synthetic_rows)
         else:
-            synthetic = rows * self.synthetic_rows // (self.rows * self.steps)
-        return {"real_tokens": (rows - synthetic) * self.seq_len, "synthetic_tokens": synthetic * self.seq_len}
+            synthetic = _taken(own, self.synthetic_rows, self.own_rows)[0]
+        found = {"real": own - synthetic, "synthetic": synthetic, "replayed": replayed}
+        return {f"{kind}_tokens": count * self.seq_len for kind, count in found.items()}
 
     def ledger(self) -> dict[str, float]:
         """Tokens by source, and passes over each, over the whole run."""
         read = self.synthetic_rows * self.seq_len
         inside = self.synthetic.of(self.real_inside, read) if self.real_inside else 0
-        synthetic, real = read - inside, self.steps * self.batch_tokens - read + inside
+        replayed = self.replay_rows * self.seq_len
+        synthetic, real = read - inside, self.own_rows * self.seq_len - read + inside
         return {
             "steps": self.steps,
             "batch_tokens": self.batch_tokens,
@@ -282,7 +197,15 @@ class Plan:
             "real_passes": real / self.real.tokens.num_tokens,
             "synthetic_tokens": synthetic,
             "synthetic_passes": read / self.synthetic.num_tokens if read else 0.0,
+            "replayed_tokens": replayed,
+            "replayed_passes": replayed / self.replay.num_tokens,
         }
+
+
+def _taken(row: int, some: int, rows: int) -> tuple[int, bool]:
+    """With `some` of `rows` spread evenly: how many come before a row, and whether it is one of them."""
+    before = row * some // rows
+    return before, (row + 1) * some // rows > before
 
 
 def d1_room(window: int, share: float) -> int:

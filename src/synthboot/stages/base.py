@@ -19,8 +19,9 @@ from synthboot.lm.arm import Sources, Trained, train_arm
 
 
 def base(
-    cfg: config.Config, seed: int, corpus: Tokens, validation: Tokens, tokenizer: Tokenizer, folder: Path,
+    cfg: config.Config, seed: int, text: Sources, validation: Tokens, tokenizer: Tokenizer, folder: Path,
     progress: Progress = silent, recipe: config.Arm | None = None,
 ) -> Trained:  # fmt: skip
-    """The LM trained on D_pretrain alone for `budget.train_tokens`, or as `recipe`, one cell of repetition's sweep, says."""
-    return train_arm(cfg, recipe or config.Arm(), seed, Sources(corpus), validation, tokenizer, folder, progress)
+    """The LM trained on D_pretrain alone (and what is to be replayed) for `budget.train_tokens`, or as `recipe`, one cell of
+    repetition's sweep, says."""
+    return train_arm(cfg, recipe or config.Arm(), seed, text, validation, tokenizer, folder, progress)

@@ -1,4 +1,4 @@
-"""Read, clean, split and tokenize the user's text: files -> validation, holdout, pool.
+"""Read, clean, split and tokenize the user's text: files -> validation, holdout, pool, and replay where there is such text.
 
 1. ingest: records in file order become spooled documents; bad ones are quarantined with file, line and reason,
 2. drop exact duplicates, remove or flag near-duplicates (MinHash),
@@ -20,7 +20,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,15 +28,16 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int64, UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 from synthboot import config
 from synthboot.data import documents, ngrams, tokenizer, tokens
 from synthboot.data.artifacts import Progress, Shards, read_json, silent, write_bytes, write_json
 from synthboot.errors import BudgetError, DataError
 
-_SETS = ("validation", "holdout", "pool")
+_SETS = ("validation", "holdout", "pool", "replay")
 _SPLITS = {"validation": 0, "holdout": 1, "pretrain": 2, "oracle": 3}
+_REPLAY = len(_SPLITS)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def corpus(
     spool = Spool(folder / "ingest")
     marks = _marks(spool, cfg)
     kept, group, dropped = _deduplicate(spool, marks, cfg, progress)
+    kept, replay = kept & (marks != _REPLAY), np.flatnonzero(kept & (marks == _REPLAY))
     order, sets, oracle_docs = _as_marked(spool, kept, marks) if cfg.split_field else (*_split(spool, kept, group, cfg), 0)
+    order, sets = np.concatenate((order, replay)), np.concatenate((sets, np.full(len(replay), 3)))
     pool = order[sets == 2]
     open_pool = pool[: len(pool) - oracle_docs]
     fitted, fitted_docs, pretrain_docs = _fit_tokenizer(spool, open_pool, unique_tokens, cfg, tokenizer_name)
@@ -82,7 +85,8 @@ def corpus(
     sizes = np.bincount(group[kept], minlength=int(group.max(initial=0)) + 1)
     flagged = sizes[group] > 1
     lengths: dict[str, int] = {}
-    for number, name in enumerate(_SETS):
+    names = _SETS if cfg.replay is not None else _SETS[:3]
+    for number, name in enumerate(names):
         chosen = order[sets == number]
         lengths[name] = _write_set(Shards(folder / name), spool, chosen, flagged, fitted, cfg.shard_docs, progress)
     head = tokens.Tokens.open(Shards(folder / "pool")).head(pretrain_docs)
@@ -91,7 +95,7 @@ def corpus(
         quarantined=quarantined,
         dropped=dropped,
         flagged_docs=int(flagged[kept].sum()) if cfg.near_duplicates == "flag" else 0,
-        documents={name: int((sets == number).sum()) for number, name in enumerate(_SETS)},
+        documents={name: int((sets == number).sum()) for number, name in enumerate(names)},
         tokens=lengths,
         pretrain_docs=pretrain_docs,
         pretrain_tokens=head.num_tokens,
@@ -128,6 +132,8 @@ class Spool(Sequence[str]):
         self.digests: UInt64[np.ndarray, "doc 2"] = stacked[:, 1:3]
         self.bytes: UInt64[np.ndarray, " doc"] = stacked[:, 3]
         self.shards = shards
+        replay = [read_json(s / "counts.json")["replay"] for s in shards]
+        self.replay: Bool[np.ndarray, " doc"] = np.repeat(np.array(replay, bool), np.diff(self.first))
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -147,14 +153,11 @@ class Spool(Sequence[str]):
 
 def _ingest(cfg: config.Corpus, folder: Path, progress: Progress) -> tuple[int, int]:
     """Spool every record of the source; returns how many there were and how many were bad."""
-    shards, found = Shards(folder / "ingest"), documents.records(cfg)
+    shards = Shards(folder / "ingest")
     count = bad = 0
     reasons: Counter[str] = Counter()
-    for index in itertools.count():
-        batch = list(itertools.islice(found, cfg.shard_docs))
-        if not batch:
-            break
-        counts = shards.write(index, partial(_spool, batch, cfg))
+    for index, (batch, replay) in enumerate(_batches(cfg)):
+        counts = shards.write(index, partial(_spool, batch, replay, cfg))
         count, bad = count + counts["records"], bad + counts["quarantined"]
         reasons.update(counts["reasons"])
         progress(0.0, f"{count:,} records read")
@@ -172,9 +175,18 @@ def _ingest(cfg: config.Corpus, folder: Path, progress: Progress) -> tuple[int, 
     return count, bad
 
 
-def _spool(batch: list[documents.Record], cfg: config.Corpus, out: Path) -> dict[str, Any]:
+def _batches(cfg: config.Corpus) -> Iterator[tuple[list[documents.Record], bool]]:
+    """The records a shard at a time, the source's before those to replay; which of the two they are."""
+    for found, replay in ((documents.records(cfg), False), (documents.records(cfg, "replay"), True)):
+        while batch := list(itertools.islice(found, cfg.shard_docs)):
+            yield batch, replay
+
+
+def _spool(batch: Sequence[documents.Record], replay: bool, cfg: config.Corpus, out: Path) -> dict[str, Any]:
     parsed = [documents.parse(record, cfg) for record in batch]
     good = [d for d in parsed if isinstance(d, documents.Document)]
+    if replay:  # an id may be that of one of the corpus' documents
+        good = [replace(d, id=f"replay:{d.id}") for d in good]
     bad = [d for d in parsed if isinstance(d, documents.Reject)]
     columns = {
         "id": pa.array([d.id for d in good], pa.large_string()),
@@ -189,7 +201,7 @@ def _spool(batch: list[documents.Record], cfg: config.Corpus, out: Path) -> dict
     if cfg.near_duplicates != "off":
         np.save(out / "signatures.npy", ngrams.signatures([d.text for d in good]), allow_pickle=False)
     (out / "quarantine.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in bad), "utf-8")
-    return {"records": len(batch), "quarantined": len(bad), "reasons": dict(Counter(r.reason for r in bad))}
+    return {"records": len(batch), "quarantined": len(bad), "replay": replay, "reasons": dict(Counter(r.reason for r in bad))}
 
 
 def _hashes(document: documents.Document) -> tuple[int, int, int, int]:
@@ -219,12 +231,14 @@ def _deduplicate(
     if cfg.near_duplicates != "off":
         progress(0.1, "looking for near-duplicates")
         group = ngrams.near_duplicate_groups(spool.signatures(), spool, cfg.near_duplicate_jaccard)
-    if cfg.near_duplicates == "remove":
         remaining = by_id[kept[by_id]]
-        _, unique = np.unique(group[remaining], return_index=True)
-        dropped["near_duplicate"] = len(remaining) - len(unique)
+        first = np.unique(group[remaining], return_index=True)[1]
+        alone = np.isin(np.arange(len(remaining)), first)
+        if cfg.near_duplicates == "flag":  # text to replay never stays beside what it resembles, which may be held out
+            alone |= marks[remaining] != _REPLAY
+        dropped["near_duplicate"] = int((~alone).sum())
         kept[:] = False
-        kept[remaining[unique]] = True
+        kept[remaining[alone]] = True
     return kept, group, dropped
 
 
@@ -233,7 +247,7 @@ def _split(
 ) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " kept"]]:
     """Kept documents by hash of their group's id, and the set (0 validation, 1 holdout, 2 pool) of each."""
     key = np.full(int(group.max(initial=0)) + 1, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(key, group, spool.ids)
+    np.minimum.at(key, group[~spool.replay], spool.ids[~spool.replay])
     alive = np.flatnonzero(kept)
     order = alive[np.lexsort((spool.ids[alive], key[group[alive]]))]
     starts = np.concatenate(([True], np.diff(group[order]) != 0)) if len(order) else np.zeros(0, bool)
@@ -248,17 +262,17 @@ def _split(
 
 
 def _marks(spool: Spool, cfg: config.Corpus) -> Int64[np.ndarray, " doc"]:
-    """Where each document says it goes, as `_SPLITS` counts; 0 for all without `split_field`."""
+    """Where each document says it goes, as `_SPLITS` counts, 0 for all without `split_field`; text to replay is `_REPLAY`."""
     if cfg.split_field is None:
-        return np.zeros(len(spool), np.int64)
+        return np.where(spool.replay, _REPLAY, 0)
     said = [json.loads(spool.row(i, "metadata")).get(cfg.split_field) for i in range(len(spool))]
     for number, name in enumerate(said):
-        if name not in _SPLITS:
+        if name not in _SPLITS and not spool.replay[number]:
             raise DataError(
                 f"corpus.split_field: document {spool.row(number, 'id')!r} has {cfg.split_field} {name!r}; "
                 f"{', '.join(_SPLITS)} are known"
             )
-    return np.array([_SPLITS[name] for name in said], np.int64)
+    return np.where(spool.replay, _REPLAY, np.array([_SPLITS.get(str(name), 0) for name in said], np.int64))
 
 
 def _as_marked(

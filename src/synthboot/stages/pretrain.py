@@ -22,7 +22,7 @@ from synthboot.errors import UnfairComparison
 from synthboot.lm.arm import Sources, Trained, train_arm
 
 _EQUAL = ("batch_tokens", "parameters", "architecture", "vocab_size")
-_BY_LENGTH = ("steps", "train_tokens")
+_BY_LENGTH = ("steps", "train_tokens", "replayed_tokens")
 _SET_BY_LENGTH = ("warmup_steps", "eval_steps")
 
 
@@ -61,7 +61,7 @@ def compare_ledgers(ledgers: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> N
                         f"arms {first} and {name} differ in {key} ({there[key]} and {value}, seed {seed}); "
                         f"arms may differ in their data alone"
                     )
-            if ledger["real_tokens"] + ledger["synthetic_tokens"] != ledger["train_tokens"]:
+            if sum(ledger[f"{kind}_tokens"] for kind in ("real", "synthetic", "replayed")) != ledger["train_tokens"]:
                 raise UnfairComparison(f"arm {name}, seed {seed}: tokens by source do not add up to train_tokens")
             if ledger["synthetic_passes"] > 1:
                 raise UnfairComparison(

@@ -93,8 +93,8 @@ def base(c: Context) -> Outcome:
     recipe, ready = _recipe(c)
     if ready is not None:
         return _copied(c, ready)
-    corpus, validation = c.tokens("pretrain"), c.tokens("validation")
-    return _trained(c, stage(c.cfg, c.seed, corpus, validation, c.tokenizer(), c.folder, c.progress, recipe))
+    text, validation = _sources(c, recipe), c.tokens("validation")
+    return _trained(c, stage(c.cfg, c.seed, text, validation, c.tokenizer(), c.folder, c.progress, recipe))
 
 
 def tune(c: Context) -> Outcome:
@@ -178,17 +178,19 @@ def _sources(c: Context, arm: config.Arm) -> Any:
 
     pool = c.tokens("pool")
     real = pool.head(real_docs(arm, c.arm, pool, c.pretrain_docs))
+    replay = c.tokens("replay") if c.cfg.corpus.replay is not None else None
     if arm.layout == "packed_pairs":
         pairs = Pairs.load(c.parents["pair"]).only(TRAIN)
-        return Sources(real, pairs=(pairs.d1, pairs.d2))
+        return Sources(real, pairs=(pairs.d1, pairs.d2), replay=replay)
     if "synthesize" not in c.parents:
-        return Sources(real)
+        return Sources(real, replay=replay)
     chunks = list(Shards(c.parents["synthesize"] / "chunks"))
     synthetic = Tokens.open(chunks)
     made = read_manifest(c.parents["synthesize"])
     assert made is not None  # it was verified before this step began
     each = made.cost["flops"] / synthetic.num_tokens  # what was dropped is paid for, what is not read is not
-    return Sources(real, synthetic, _owners(chunks), upstream_flops=made.counts["upstream_flops"], sample_flops=each)
+    paid = {"upstream_flops": made.counts["upstream_flops"], "sample_flops": each}
+    return Sources(real, synthetic, _owners(chunks), replay=replay, **paid)
 
 
 def _owners(chunks: list[Path]) -> np.ndarray:

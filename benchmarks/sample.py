@@ -10,6 +10,8 @@ import copy
 import json
 import os
 import statistics
+import subprocess
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ import numpy as np
 import torch
 
 from synthboot import config
+from synthboot.data import tokenizer as tokenizers
 from synthboot.lm import model as models
 from synthboot.lm.sample import EmbeddedSampler, Request
 
@@ -60,6 +63,27 @@ class Generate:
             for output in found[:, width:].tolist():
                 results.append(SimpleNamespace(tokens=output[: output.index(0)] if 0 in output else output))
         return results
+
+
+class OpenVino:
+    """openvino-genai with continuous batching, in a process and an environment of its own (sample_openvino.py)."""
+
+    def __init__(self, python: str, model: Any, asked: list[Request], folder: Path) -> None:
+        folder.mkdir(parents=True)
+        models.save(model, folder / "model", tokenizers.train(iter(["a few words to make a tokenizer of"] * 20), 280))
+        job = {"model": str(folder / "model"), "rows": 64, "tokens": asked[0].max_tokens, "precision": "f32"}
+        (folder / "job.json").write_text(json.dumps(job | {"prompts": [r.prompt for r in asked]}))
+        command = [python, str(Path(__file__).with_name("sample_openvino.py")), str(folder / "job.json")]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def sample(self, _: list[Request]) -> list[Any]:
+        """A run of the job that it was made with; one result that stands for all."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(file=self.process.stdin, flush=True)
+        return [SimpleNamespace(tokens=range(json.loads(self.process.stdout.readline())[1]))]
 
 
 def rate(engine: Any, asked: list[Request]) -> float:
@@ -100,6 +124,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--openvino", help="the Python of an environment with openvino-genai and optimum-intel")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-sample.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -118,6 +143,10 @@ def main() -> None:
         }
         engines |= {f"generate, float32, batch {b}": Generate(model, b) for b in (32, 64)}
         engines |= {f"generate, bfloat16, batch {b}": Generate(half, b) for b in (32, 64)}
+        if options.openvino:
+            peer = OpenVino(options.openvino, model, asked, Path(tempfile.mkdtemp()) / name)
+            peer.sample(asked)  # converts and compiles
+            engines["openvino-genai, float32, 64 at once"] = peer
         rates: dict[str, list[float]] = {key: [] for key in engines}
         engines["synthboot, float32"].sample(asked[:8])  # chooses its batch
         engines["synthboot, bfloat16"].sample(asked[:8])

@@ -2,7 +2,7 @@ r"""Training speed of the one loop beside the Hugging Face Trainer, on one core,
 
     python benchmarks/train.py                       # needs accelerate, which the Trainer asks for
     python benchmarks/train.py --growth              # tokens per second by length, batch and model; memory; save and resume
-    python benchmarks/train.py --threads 2           # one process with two threads, beside two with one
+    python benchmarks/train.py --cores               # two cores: one process with two threads, or two processes with one
 
 The same Qwen3 model from the same weights, the same rows in the same order, AdamW, one rate. Engines take turns, a process a
 turn; a figure is the median over rounds of the median step. The losses of both, step by step, have to agree to 1e-4 in float32.
@@ -23,9 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-THREADS = int(sys.argv[sys.argv.index("--threads") + 1]) if "--threads" in sys.argv else 1
-os.environ["OMP_NUM_THREADS"] = str(THREADS)
-os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[-THREADS:]))
+CORES = sorted(os.sched_getaffinity(0)) if "--cores" in sys.argv else [max(os.sched_getaffinity(0))]
+os.environ["OMP_NUM_THREADS"] = str(len(CORES))
+os.sched_setaffinity(0, CORES)
 
 import draw
 import numpy as np
@@ -141,7 +141,7 @@ ENGINES: dict[str, tuple[type[Ours] | type[Trainer], str, bool]] = {
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Ours and the Trainer, taking turns, a process a turn; ours in the environment that its workers have."""
     figures: dict[str, Any] = {}
-    print(f"{args.rows} rows of 256 tokens, {THREADS} thread(s)\n")
+    print(f"{args.rows} rows of 256 tokens\n")
     print("| model | engine | tokens a second | times the Trainer's | largest loss difference |\n|---|---|---|---|---|")
     for name in args.sizes:
         rates: dict[str, list[float]] = {e: [] for e in ENGINES}
@@ -162,10 +162,45 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 def alone(*arguments: Any, kept: bool = True) -> Any:
     """The JSON that this script prints last when it is run with these arguments."""
-    command = [sys.executable, __file__, "--threads", str(THREADS), *map(str, arguments)]
+    return ended(begun(*arguments, kept=kept))
+
+
+def begun(*arguments: Any, kept: bool = True, core: int | None = None) -> subprocess.Popen[str]:
+    """This script with these arguments, in the environment of our workers or not, on one core or on ours."""
+    command = [sys.executable, __file__, *map(str, arguments)]
     environment = os.environ | ({} if not kept else {k: v for k, v in local.ENVIRONMENT.items() if k.startswith("MALLOC")})
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    if core is not None:
+        command = ["taskset", "-c", str(core), *command]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def ended(process: subprocess.Popen[str]) -> Any:
+    """The JSON that it printed last."""
+    said, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return json.loads(said.splitlines()[-1])
+
+
+def cores(args: argparse.Namespace) -> dict[str, Any]:
+    """What two cores do together, in tokens a second: one process with a thread on each, or a process on each."""
+    print("| model | one process, one thread | one process, two threads | two processes, one thread each |\n|---|---|---|---|")
+    figures: dict[str, Any] = {}
+    for name in args.sizes:
+        rates: dict[str, list[float]] = {"one": [], "threads": [], "processes": []}
+
+        def rate(found: Any) -> float:
+            return args.rows * 256 / statistics.median(found["seconds"][2:])
+
+        for _ in range(args.rounds):
+            turn = ("--turn", "synthboot", name, args.rows, args.steps)
+            rates["one"].append(rate(ended(begun(*turn, core=CORES[0]))))
+            rates["threads"].append(rate(ended(begun(*turn, "--cores"))))
+            both = [begun(*turn, core=core) for core in CORES]
+            rates["processes"].append(sum(rate(ended(process)) for process in both))
+        figures[name] = rates
+        print("| " + " | ".join([name, *(f"{statistics.median(r):,.0f}" for r in rates.values())]) + " |", flush=True)
+    return figures
 
 
 def turn(engine: str, name: str, rows: int, steps: int) -> None:
@@ -236,19 +271,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cores", action="store_true")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--turn", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--plot", help="where to draw the growth, as SVG")
     parser.add_argument("--json", help="where to write the figures")
     args = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(len(CORES))
     if args.point:
         return point(args.point[0], int(args.point[1]), int(args.point[2]))
     if args.turn:
         return turn(args.turn[0], args.turn[1], int(args.turn[2]), int(args.turn[3]))
-    result = growth(args) if args.growth else compare(args)
+    result = growth(args) if args.growth else cores(args) if args.cores else compare(args)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     return None

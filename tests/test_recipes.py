@@ -166,6 +166,27 @@ def test_a_sweep_takes_the_least_validation_loss_for_every_seed(tmp_path: Path) 
     assert other["recipe"]["passes"] == chosen["passes"]
 
 
+def test_a_sweep_of_tuning_takes_the_synthesizer_of_least_loss_on_held_out_pairs(tmp_path: Path) -> None:
+    arms = {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.1}}
+    tune = {"batch_tokens": 1_024, "max_tokens": 6_000, "sweep": {"lr": [1e-4, 1e-2]}}
+    settings = world_config(
+        tmp_path, arms=arms, tune=tune, budget={"unique_tokens": "all", "train_tokens": 20_000}, evaluate={"bootstrap": 200}
+    )
+    assert list(loading.load(settings).tune.cells()) == ["lr=0.0001", "lr=0.01"]
+    api.Run(settings).run("synthesize")
+    place = run_folder(settings) / "05-tune"
+    sweep = read_json(place / "related" / "sweep.json")
+    losses = {cell: read_json(place / f"related,{cell}" / "tune.json")["best_loss"] for cell in sweep["losses"]}
+    assert sweep["losses"] == losses
+    assert sweep["chosen"] == min(losses, key=lambda c: losses[c]) == "lr=0.01"
+    weights = "best/model.safetensors"
+    assert (place / "related" / weights).read_bytes() == (place / "related,lr=0.01" / weights).read_bytes()
+    chosen, made = read_manifest(place / "related,lr=0.01"), read_manifest(run_folder(settings) / "06-synthesize" / "related")
+    assert chosen is not None
+    assert made is not None
+    assert made.counts["upstream_flops"] == chosen.counts["upstream_flops"] + chosen.cost["flops"]
+
+
 def test_a_known_world_says_how_far_everything_is_from_the_truth(ran: dict[str, Any], evaluated: dict[str, Any]) -> None:
     world = read_json(run_folder(ran) / "09-analyze" / "analyze.json")["world"]
     points = world["excess"]["related"]["points"]

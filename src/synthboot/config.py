@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
@@ -292,6 +292,13 @@ class Tune(Section):
     """Stop after this many held-out losses without a new best; the best is kept."""
     eval_pairs: PositiveInt = 256
     """Held-out pairs the loss is taken on."""
+    sweep: dict[Literal["lr", "weight_decay"], Annotated[list[float], Field(min_length=1)]] = {}
+    """Values to try, every combination, one synthesizer each; the one of least loss on held-out pairs writes. The rate decides
+    whether a small synthesizer copies from d1 or answers from memory (EXPERIMENTS.md)."""
+
+    def cells(self) -> dict[str, Tune]:
+        """Every combination of the sweep by name; these settings themselves under no name where there is no sweep."""
+        return _cells(self)
 
 
 class Server(Section):
@@ -391,11 +398,18 @@ class Arm(Section):
 
     def cells(self) -> dict[str, Arm]:
         """Every combination of the sweep by name; the arm itself under no name where there is no sweep."""
-        plain, found = self.model_dump(exclude={"sweep"}), {}
-        for values in itertools.product(*self.sweep.values()):
-            chosen = dict(zip(self.sweep, values, strict=True))
-            found[",".join(f"{name}={value:g}" for name, value in chosen.items())] = Arm(**plain | chosen)
-        return found
+        return _cells(self)
+
+
+Swept = TypeVar("Swept", Tune, Arm)
+
+
+def _cells(section: Swept) -> dict[str, Swept]:
+    plain, found = section.model_dump(exclude={"sweep"}), {}
+    for values in itertools.product(*section.sweep.values()):
+        chosen = dict(zip(section.sweep, values, strict=True))
+        found[",".join(f"{name}={value:g}" for name, value in chosen.items())] = type(section)(**plain | chosen)
+    return found
 
 
 class Pretrain(Section):

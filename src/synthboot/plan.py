@@ -26,7 +26,8 @@ def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> d
     forward = _forward_flops(cfg)
     models = sum(u.stage in ("base", "pretrain") and not _copy(cfg, u) for u in todo)
     train = models * cfg.budget.train_tokens
-    train += sum(u.stage == "tune" for u in todo) * (cfg.tune.max_tokens or int(2 * _unique_tokens(cfg) * cfg.tune.max_passes))
+    tuned = sum(u.stage == "tune" and not any(role.startswith("cell/") for role in u.parents) for u in todo)
+    train += tuned * (cfg.tune.max_tokens or int(2 * _unique_tokens(cfg) * cfg.tune.max_passes))
     sampled = sum(u.options["budget_tokens"] for u in todo if u.stage == "synthesize")
     flops = {"train": 3 * forward * train, "sample": 2 * forward * sampled}
     rate = _matmul_rate() * local.jobs(cfg.engine.jobs, cfg.engine.device)

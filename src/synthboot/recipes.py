@@ -78,7 +78,8 @@ class _Recipes:
         if tasks.WORLD in tasks.names(cfg.evaluate) and cfg.corpus.source != documents.WORLD:
             raise ConfigError("evaluate.tasks: `world` asks about a generated world; it needs corpus.source=world")
         asked = {"questions": documents.identity([str(p) for p in tasks.files(cfg.evaluate)])}
-        upstream = {u.name: u.name for u in self.found.values() if u.stage in ("embed", "pair", "synthesize", "tune")}
+        makes = [u for u in self.found.values() if u.stage in ("embed", "pair", "synthesize", "tune")]
+        upstream = {u.name: u.name for u in makes if not u.options.get("cell")}
         written = {name: name for name in upstream if self.found[name].stage == "synthesize"}
         reads = {"evaluate": dump["evaluate"], **asked, **self.window, **self.seed}
         evaluate = self.add("evaluate", "", {**self.corpus, **models, **written}, reads)
@@ -149,10 +150,14 @@ class _Recipes:
         return self.add("synthesize", variant, {**self.corpus, "synthesizer": synthesizer}, reads, budget_tokens=tokens)
 
     def tune(self, variant: str, pairs: str, start: str | None) -> str:
-        """The synthesizer, tuned from a model or, without one, from fresh weights."""
+        """The synthesizer, tuned from a model or, without one, from fresh weights; with a sweep, the best of its cells."""
         parents = {**self.corpus, **({"base": start} if start else {}), "pair": pairs}
-        reads = {"tune": self.dump["tune"], **self.window, **self.seed, **({} if start else {"model": self.dump["model"]})}
-        return self.add("tune", variant, parents, reads)
+        reads = {**self.window, **self.seed, **({} if start else {"model": self.dump["model"]})}
+        cells = {}
+        for cell, setting in self.cfg.tune.cells().items() if self.cfg.tune.sweep else ():
+            read = {"tune": setting.model_dump(mode="json"), **reads}
+            cells[f"cell/{cell}"] = self.add("tune", f"{variant},{cell}", parents, read, cell=cell)
+        return self.add("tune", variant, {**parents, **cells}, {"tune": self.dump["tune"], **reads})
 
 
 def _outside(name: str, given: str | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -102,9 +102,17 @@ def tune(c: Context) -> Outcome:
     from synthboot.lm import parallel
     from synthboot.stages.tune import tune as stage
 
+    cells = c.cfg.tune.cells()
+    if c.cfg.tune.sweep and not c.cell:
+        ready = c.parents[f"cell/{_least(c, cells, c.cfg.tune.sweep)}"]
+        made = read_manifest(ready)
+        assert made is not None  # it was verified before this step began
+        _copy(c, ready, "best", "last", "curve.json", "tune.json")
+        return made.counts | {"upstream_flops": made.counts["upstream_flops"] + made.cost["flops"]}, {}
+    cfg = c.cfg.model_copy(update={"tune": cells[c.cell]})
     start = c.parents["base"] / "best" if "base" in c.parents else None
     tuned = stage(
-        c.cfg, start, Pairs.load(c.parents["pair"]), c.tokens("pretrain"), c.tokens("validation"),
+        cfg, start, Pairs.load(c.parents["pair"]), c.tokens("pretrain"), c.tokens("validation"),
         c.tokenizer(), c.folder, c.progress,
     )  # fmt: skip
     counts = {"proof": tuned.proof, "padding_share": tuned.padding_share, "best_loss": tuned.curve.best_loss}
@@ -147,26 +155,35 @@ def pretrain(c: Context) -> Outcome:
 
 def _recipe(c: Context) -> tuple[config.Arm, Path | None]:
     """The recipe of this model and, where a sweep has trained it already, where it lies: of the cells, that of the least
-    validation loss. What all of them reached goes to `sweep.json`."""
+    validation loss."""
     cells = c.cfg.arms[c.arm].cells()
     if c.cell or list(cells) == [""]:
         return cells[c.cell], None
-    folders = {cell: c.parents[f"cell/{cell}"] for cell in cells}
-    losses = {cell: read_json(folder / "curve.json")["best_loss"] for cell, folder in folders.items()}
+    best = _least(c, cells, c.cfg.arms[c.arm].sweep)
+    return cells[best], c.parents[f"cell/{best}"] if c.seed == c.cfg.pretrain.seeds[0] else None
+
+
+def _least(c: Context, cells: Mapping[str, Any], swept: Iterable[str]) -> str:
+    """The cell of the least validation loss; what all of them reached goes to `sweep.json`."""
+    losses = {cell: read_json(c.parents[f"cell/{cell}"] / "curve.json")["best_loss"] for cell in cells}
+    settings = {cell: {key: getattr(cells[cell], key) for key in swept} for cell in cells}
     best = min(losses, key=lambda cell: losses[cell])
-    settings = {cell: {key: getattr(cells[cell], key) for key in c.cfg.arms[c.arm].sweep} for cell in cells}
     c.folder.mkdir(parents=True, exist_ok=True)
     write_json(c.folder / "sweep.json", {"losses": losses, "settings": settings, "chosen": best})
-    return cells[best], folders[best] if c.seed == c.cfg.pretrain.seeds[0] else None
+    return best
 
 
-def _copied(c: Context, ready: Path) -> Outcome:
-    """A model that is there already, under this unit's name."""
-    for name in ("best", "last", "curve.json", "ledger.json"):
+def _copy(c: Context, ready: Path, *names: str) -> None:
+    for name in names:
         if (ready / name).is_dir():
             shutil.copytree(ready / name, c.folder / name, dirs_exist_ok=True)
         elif (ready / name).exists():
             shutil.copy2(ready / name, c.folder / name)
+
+
+def _copied(c: Context, ready: Path) -> Outcome:
+    """A model that is there already, under this unit's name."""
+    _copy(c, ready, "best", "last", "curve.json", "ledger.json")
     curve, ledger = read_json(c.folder / "curve.json"), read_json(c.folder / "ledger.json")
     return {"best_loss": curve["best_loss"], "last_loss": curve["validation"][-1][1], **ledger}, {}
 

@@ -243,6 +243,9 @@ def gather(cfg: config.Config, parents: dict[str, Path]) -> dict[str, Any]:
         "curves": curves,
         "synthesize": {role: m.counts for role, m in manifests.items() if m and m.stage == "synthesize"},
         "evaluate": read_json(parents["evaluate"] / "evaluate.json"),
+        "sweeps": {
+            role: read_json(p / "sweep.json") for role, p in parents.items() if role in tuned and (p / "sweep.json").exists()
+        },
         "analyze": read_json(parents["analyze"] / "analyze.json") if "analyze" in parents else None,
         "examples": read_json(parents["analyze"] / "examples.json") if "analyze" in parents else [],
         "pair_examples": read_json(parents["analyze"] / "spread.json") if "analyze" in parents else [],

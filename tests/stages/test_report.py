@@ -125,7 +125,7 @@ def test_a_run_without_synthetic_text_has_a_page_too(finished: dict[str, Any]) -
 
 def test_what_a_sweep_of_tuning_reached_is_shown(finished: dict[str, Any]) -> None:
     results = gathered(finished)
-    assert "held-out pairs</th>" not in report(results)
+    assert "loss on held-out pairs" not in report(results)
     sweep = {"losses": {"lr=0.01": 1.5, "lr=0.001": 2.5}, "settings": {}, "chosen": "lr=0.01"}
     page = report(results | {"sweeps": {"tune/related": sweep}})
     assert "tune/related</th><th>best validation loss on held-out pairs</th>" in page

@@ -265,9 +265,13 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     np.save(tmp_path / "v.npy", -vectors)
     assert any(reason.startswith("given_files") for reason in states(settings)["embed"].reasons)
     start = run_folder(settings) / "04-base" / "best"
-    old = write_jsonl(tmp_path / "old.jsonl", [{"text": f"Before this there was a year {n} of no note."} for n in range(60)])
+    told = [f"Before {n} came {7 * n}, and {11 * n} followed after {13 * n} had left for {17 * n}." for n in range(60)]
+    old = write_jsonl(tmp_path / "old.jsonl", [{"text": text} for text in told])
+    asked = [{"context": text.rpartition(" ")[0], "target": text.rpartition(" ")[2]} for text in (told[8], told[8][::-1])]
+    questions = write_jsonl(tmp_path / "questions.jsonl", asked)
     settings = small_config(
-        world_file, tmp_path, name="continued", model={"init_from": str(start), "seq_len": 64}, pretrain__seeds=[0],
+        world_file, tmp_path, name="continued", evaluate={"bootstrap": 200, "tasks": [str(questions)]},
+        model={"init_from": str(start), "seq_len": 64}, pretrain__seeds=[0],
         arms={"repetition": {}, "oracle": {"unique_tokens": "all"}}, corpus__replay=str(old), budget__replay_share=0.2,
     )  # fmt: skip
     run = api.Run(settings)
@@ -276,6 +280,7 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     assert len(ledgers) == 2
     for ledger in ledgers:
         assert ledger["replayed_tokens"] == pytest.approx(0.2 * ledger["train_tokens"], abs=64)
+    assert next(iter(run.evaluate().result["asked"].values())) == {"items": 2, "seen": 1, "short": 0}
     write_jsonl(old, [{"text": "Another past."}] * 9)
     assert any(reason.startswith("replay_files") for reason in states(settings)["corpus"].reasons)
     first = artifacts.read_json(run_folder(settings) / "04-base" / "curve.json")["validation"][0][1]

@@ -121,8 +121,8 @@ def _questions(c: Context) -> tuple[list[tuple[str, tasks.Item]], dict[str, dict
     seen, short = np.zeros(len(asked), bool), np.zeros(len(asked), bool)
     if checked:
         c.progress(0.0, "looking for the questions in the training text")
-        pool = (d.text for d in read_texts(c.parents["corpus"], "pool"))
-        seen[checked], short[checked] = tasks.seen([asked[i][1] for i in checked], itertools.chain(pool, _written(c)))
+        real = (d.text for name in ("pool", "replay") for d in read_texts(c.parents["corpus"], name))
+        seen[checked], short[checked] = tasks.seen([asked[i][1] for i in checked], itertools.chain(real, _written(c)))
     told = {}
     for name in own:
         mine = np.array([task == name for task, _ in asked])

@@ -22,7 +22,7 @@ demo-small: $(STAMP)  ## the demo at a tenth of its size
 	  --set tune.max_tokens=40000 --set corpus.validation_docs=60 --set corpus.holdout_docs=60 --set optim.evals=2 \
 	  --set 'pretrain.seeds=[0]'
 
-world: $(STAMP) ## the experiment with all its controls on a known world: three seeds, 100 minutes on two cores
+world: $(STAMP) ## the experiment with all its controls on a known world: three seeds, 90 minutes on two cores
 	$(BIN)/synthboot run configs/world.yaml
 
 test: $(STAMP)  ## the suite

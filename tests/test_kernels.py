@@ -206,7 +206,7 @@ def test_attention_while_training_is_the_librarys_both_ways(kv_heads: int, maske
     for ours in (False, True):
         model = models.build(size, 300, 0).train()
         if ours:
-            loss._shorten(model)
+            loss._shorten(model, gates=True)
             attention = model.model.layers[0].self_attn
             assert "forward" in vars(attention)
         hidden = model.model(input_ids=tokens, use_cache=False, **extra).last_hidden_state
@@ -222,5 +222,5 @@ def test_a_model_that_was_shortened_still_decodes_with_a_cache() -> None:
     model = models.build(config.Model(layers=2, width=64, heads=2, seq_len=24), 300, 0).eval()
     tokens = torch.from_numpy(np.random.default_rng(0).integers(1, 300, (2, 6)))
     plain = model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=0)
-    loss._shorten(model)
+    loss._shorten(model, gates=True)
     assert (model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=0) == plain).all()

@@ -1,7 +1,7 @@
 """openvino-genai as a peer of benchmarks/sample.py, which runs this in an environment of its own: it wants another torch.
 
-    python -m venv /tmp/ov && /tmp/ov/bin/pip install openvino-genai optimum-intel
-    python benchmarks/sample.py --openvino /tmp/ov/bin/python
+    python -m venv ov && ov/bin/pip install openvino-genai optimum-intel
+    python benchmarks/sample.py --openvino ov/bin/python
 
 Reads a job (a model's folder, prompts as token ids, tokens to sample) from its first argument, converts the model, and for
 every line on standard input runs the job once with continuous batching and prints the seconds and the tokens sampled.

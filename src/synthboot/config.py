@@ -293,8 +293,8 @@ class Tune(Section):
     eval_pairs: PositiveInt = 256
     """Held-out pairs the loss is taken on."""
     sweep: dict[Literal["lr", "weight_decay"], Annotated[list[float], Field(min_length=1)]] = {}
-    """Values to try, every combination, one synthesizer each; the one of least loss on held-out pairs writes. The rate decides
-    whether a small synthesizer copies from d1 or answers from memory (EXPERIMENTS.md)."""
+    """Values to try, every combination, one synthesizer each; the one of least loss on held-out pairs writes. The rate may
+    decide whether a small synthesizer copies from d1 or answers from memory (EXPERIMENTS.md)."""
 
     def cells(self) -> dict[str, Tune]:
         """Every combination of the sweep by name; these settings themselves under no name where there is no sweep."""

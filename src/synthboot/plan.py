@@ -26,7 +26,7 @@ def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> d
     forward = _forward_flops(cfg)
     models = sum(u.stage in ("base", "pretrain") and not _copy(cfg, u) for u in todo)
     train = models * cfg.budget.train_tokens
-    tuned = sum(u.stage == "tune" and not any(role.startswith("cell/") for role in u.parents) for u in todo)
+    tuned = sum(u.stage == "tune" and not _copy(cfg, u) for u in todo)
     train += tuned * (cfg.tune.max_tokens or int(2 * _unique_tokens(cfg) * cfg.tune.max_passes))
     sampled = sum(u.options["budget_tokens"] for u in todo if u.stage == "synthesize")
     flops = {"train": 3 * forward * train, "sample": 2 * forward * sampled}
@@ -54,7 +54,8 @@ def sentence(cost: dict[str, float]) -> str:
 
 def _copy(cfg: Config, unit: Unit) -> bool:
     """Whether a model is one of its sweep's, trained already."""
-    return unit.options["seed"] == cfg.pretrain.seeds[0] and any(role.startswith("cell/") for role in unit.parents)
+    first = cfg.pretrain.seeds[0]
+    return unit.options.get("seed", first) == first and any(role.startswith("cell/") for role in unit.parents)
 
 
 def _unique_tokens(cfg: Config) -> int:

@@ -62,7 +62,7 @@ class _Recipes:
         self.first = cfg.pretrain.seeds[0]
         source = {"unique_tokens": cfg.budget.unique_tokens, **_outside("init_from", cfg.model.init_from)}
         source["files"] = documents.identity(cfg.corpus.source)
-        source["replay_files"] = documents.identity(cfg.corpus.replay or [])
+        source["replay_files"] = documents.identity(cfg.corpus.replay or [], "corpus.replay")
         self.corpus = {"corpus": self.add("corpus", "", {}, {"corpus": dump["corpus"], **source})}
 
     def add(self, stage: str, variant: str, parents: dict[str, str], reads: dict[str, Any], **options: Any) -> str:

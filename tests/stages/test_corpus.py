@@ -231,6 +231,12 @@ def test_text_to_replay_is_kept_apart_and_never_resembles_the_corpus(tmp_path: P
     assert "replay" not in without.documents
 
 
+def test_text_to_replay_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
+    copies = write_jsonl(tmp_path / "copies.jsonl", world_documents()[:3])
+    with pytest.raises(DataError, match=r"corpus\.replay: .*copies\.jsonl: nothing is left of it beside the corpus"):
+        make(tmp_path, world_documents(), replay=str(copies))
+
+
 def test_text_to_replay_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"corpus\.replay: .*nowhere\.jsonl: no such file"):
         make(tmp_path, world_documents(), replay=str(tmp_path / "nowhere.jsonl"))

@@ -68,12 +68,12 @@ def files(source: str | list[str], setting: str = "corpus.source") -> list[Path]
     return found
 
 
-def identity(source: str | list[str]) -> list[str]:
+def identity(source: str | list[str], setting: str = "corpus.source") -> list[str]:
     """What tells whether the source has changed: name, size and hash of each file; a hub name as it is."""
     if isinstance(source, str) and (source == WORLD or source.startswith("hub:")):
         return [source]
     result = []
-    for path in files(source):
+    for path in files(source, setting):
         for part in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
             with open(part, "rb") as file:
                 digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()

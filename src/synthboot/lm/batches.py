@@ -92,8 +92,7 @@ class Plan:
         self.steps = train_tokens // self.batch_tokens
         docs = len(real)
         self.real = Stream(real, shuffled(docs, (seed, 1)) if pairs is None else walk(*pairs, docs, (seed, 1)))
-        again = replay or real
-        self.replay = Stream(again, shuffled(len(again), (seed, 3)))
+        self.replay = Stream(replay, shuffled(len(replay), (seed, 3))) if replay else self.real
         self.replay_rows = round(replay_share * self.rows * self.steps)
         self.own_rows = self.rows * self.steps - self.replay_rows
         wanted = round(share * self.own_rows)

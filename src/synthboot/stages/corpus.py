@@ -77,6 +77,8 @@ def corpus(
     kept, group, dropped = _deduplicate(spool, marks, cfg, progress)
     kept, replay = kept & (marks != _REPLAY), np.flatnonzero(kept & (marks == _REPLAY))
     order, sets, oracle_docs = _as_marked(spool, kept, marks) if cfg.split_field else (*_split(spool, kept, group, cfg), 0)
+    if cfg.replay is not None and not len(replay):
+        raise DataError(f"corpus.replay: {cfg.replay}: nothing is left of it beside the corpus; dropped: {dropped}")
     order, sets = np.concatenate((order, replay)), np.concatenate((sets, np.full(len(replay), 3)))
     pool = order[sets == 2]
     open_pool = pool[: len(pool) - oracle_docs]

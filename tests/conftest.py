@@ -1,6 +1,7 @@
 """A small generated world: entities with attributes, told in several wordings. Related documents share an entity."""
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads wait for each other for ages beside other work
 
 import tests.typechecker  # noqa: F401  (the hook looks it up by name)
 

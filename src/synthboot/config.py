@@ -434,7 +434,8 @@ class Evaluate(Section):
     Deviation: the paper reads the last; `best` gives repetition the early stopping it needs when it overfits."""
     tasks: list[str] = []
     """Questions to ask every model: JSON-lines files of one's own, names of known tasks (files in `task_folder`), the groups
-    `paper` and `small`, `world` (a world's facts), or `lm-eval:NAME` for a task of lm-eval (pip install lm-eval)."""
+    `paper` and `small`, `world` (a world's facts), or `lm-eval:NAME` for a task of lm-eval (pip install lm-eval). `NAME@5`
+    puts five worked examples before every question."""
     task_folder: str = "."
     """Folder with the files of known tasks, such as blimp.jsonl.zst."""
     task_items: PositiveInt | None = None

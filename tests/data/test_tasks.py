@@ -90,6 +90,24 @@ def test_worked_examples_stand_before_a_question_and_never_give_it_away(tmp_path
         assert "\nAnswer: answer " in example
 
 
+def test_worked_examples_are_asked_for_after_an_at_sign(tmp_path: Path) -> None:
+    rows = [{"query": f"question {i}?", "choices": ["yes", "no"], "gold": i % 2} for i in range(8)]
+    own = str(write_jsonl(tmp_path / "mine@3.jsonl", rows))  # an @ in a file's name is the name's
+    write_jsonl(tmp_path / "arc_easy_test.jsonl", rows[:2])
+    write_jsonl(tmp_path / "arc_easy_train.jsonl", rows[2:])
+    cfg = config.Evaluate(tasks=[own, f"{own}@2", "arc_easy@5"], task_folder=str(tmp_path))
+    assert tasks.names(cfg) == cfg.tasks
+    assert [p.name for p in tasks.files(cfg)] == ["mine@3.jsonl", "arc_easy_test.jsonl", "arc_easy_train.jsonl"]
+    by_name = {name: [item.contexts[0].count("question") for item in tasks.read(name, cfg)] for name in cfg.tasks}
+    assert by_name == {own: [1] * 8, f"{own}@2": [3] * 8, "arc_easy@5": [6] * 2}
+
+
+@pytest.mark.parametrize("name", ["small@5", "world@1", "lm-eval:arc_easy@5"])
+def test_worked_examples_for_what_takes_none_are_an_error(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: worked examples go with single tasks of ours; drop @"):
+        tasks.names(config.Evaluate(tasks=[name]))
+
+
 def test_examples_of_a_subject_come_first_and_choices_become_letters(tmp_path: Path) -> None:
     def row(subject: str, number: int) -> dict[str, Any]:
         return {"subject": subject, "query": f"{subject} {number}", "choices": ["x", "y"], "gold": number % 2}

@@ -134,6 +134,31 @@ def test_we_agree_with_lm_eval_on_every_item(kind: str, both: dict[str, tuple[li
     assert 0 < sum(a.right for a in ours) < ITEMS  # a figure that could have come out otherwise
 
 
+def test_we_agree_with_lm_eval_on_worked_examples(
+    saved: tuple[Path, Any, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    yaml = pytest.importorskip("yaml")
+    folder, model, tokenizer = saved
+    some = [row | {"query": " ".join(row["query"].split()[:6])} for row in rows("choice")]
+    parts = {"train": some[:9], "test": some[9:]}
+    files = {name: str(write_jsonl(tmp_path / f"own_{name}.jsonl", part)) for name, part in parts.items()}
+    task = {
+        "task": "own_shots", "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test",
+        "fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}, "num_fewshot": 2,
+        "metric_list": [{"metric": name} for name in ("acc", "acc_norm")], **HARNESS["choice"],
+    }  # fmt: skip
+    (tmp_path / "own_shots.yaml").write_text(yaml.safe_dump(task))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setitem(tasks.KNOWN, "own", tasks.Known("own_test", "{query}", shots_file="own_train"))
+    theirs = questions.harness(folder, ["own_shots"], str(tmp_path), "cpu")["own_shots"]
+    asked = {shots: tasks.read(f"own@{shots}", config.Evaluate(task_folder=str(tmp_path))) for shots in (0, 2)}
+    ours, none = (questions.ask(model, tokenizer, asked[shots], WINDOW) for shots in (2, 0))
+    assert [[float(a.right), float(a.right_per_char)] for a in ours] == theirs[:, :2].tolist()
+    assert [a.right for a in ours] != [a.right for a in none]  # the examples made a difference
+
+
 def test_a_choice_is_the_sum_of_its_tokens(saved: tuple[Path, Any, Tokenizer]) -> None:
     _, model, tokenizer = saved
     row = {"query": "the cat sees", "choices": ["a dog", "the old river stone"], "gold": 1}
@@ -147,6 +172,7 @@ def test_a_choice_is_the_sum_of_its_tokens(saved: tuple[Path, Any, Tokenizer]) -
     assert answer.nats == pytest.approx(nats[1], rel=1e-5)
     assert answer.right == (nats[1] < nats[0])
     assert answer.right_per_char == (nats[1] / len(row["choices"][1]) < nats[0] / len(row["choices"][0]))
+    assert answer.choice_nats == pytest.approx(math.log(1 + math.exp(nats[1] - nats[0])), rel=1e-4)
 
 
 def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(saved: tuple[Path, Any, Tokenizer]) -> None:

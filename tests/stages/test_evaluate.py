@@ -144,7 +144,8 @@ def test_answers_by_task_and_group() -> None:
 
     def answers(share: float) -> np.ndarray:
         right = (rng.random((3, 300, 1)) < share).astype(float)
-        return np.concatenate((right, 1 - right, 2 * np.ones((3, 300, 1))), 2)
+        among = np.where(np.arange(300) < 100, 0.0, 0.5)[None, :, None].repeat(3, 0)  # a cloze has nothing to choose
+        return np.concatenate((right, 1 - right, 2 * np.ones((3, 300, 1)), among), 2)
 
     tasks = ["cloze"] * 100 + ["world"] * 200
     groups = [""] * 100 + ["many", "one"] * 100
@@ -157,6 +158,8 @@ def test_answers_by_task_and_group() -> None:
     assert entry["right"][0] == pytest.approx(arms["sbp"][:, 100:, 0].mean())
     assert entry["right_per_char"][0] == pytest.approx(1 - entry["right"][0])
     assert entry["nats"] == pytest.approx([2.0] * 3)
+    assert entry["choice_nats"] == pytest.approx([0.5] * 3)
+    assert found["cloze"]["groups"]["all"]["sbp"]["choice_nats"] is None
     assert entry["difference"][0] == pytest.approx(0.3, abs=0.06)
     assert entry["difference"][3] < 0.01
     assert found["world"]["groups"]["one"]["sbp"]["items"] == 100

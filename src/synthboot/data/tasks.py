@@ -3,7 +3,7 @@
 Fields of a line decide what kind of question it is: `query, choices, gold` (multiple choice), `context_options, continuation,
 gold` (one continuation of several contexts, as winogrande has), `good, bad` (minimal pairs), `context, target` (last-word
 cloze), `query, answers` (open, by exact match). Known tasks name a file in `task_folder`, a prompt and how many worked
-examples stand before a question. Prompts follow lm-eval's.
+examples stand before a question; `NAME@5` puts five there. Prompts follow lm-eval's.
 
 Source: arXiv:2509.15248 asks ARC, SciQ, WinoGrande (0-shot), TriviaQA, WebQuestions (1-shot), and takes perplexities on
 LAMBADA and on 5-shot MMLU answers. Deviation: SciQ without its support text, since the file at hand has none for most items.
@@ -87,7 +87,10 @@ def names(cfg: config.Evaluate) -> list[str]:
     """The tasks asked for, groups resolved. Raises ConfigError for one that is neither known nor a file."""
     found = [task for name in cfg.tasks for task in GROUPS.get(name, (name,))]
     for name in found:
-        if name not in KNOWN and name != WORLD and not name.startswith(LM_EVAL) and not Path(name).is_file():
+        stem, shots = _split(name)
+        if shots is not None and (stem in GROUPS or stem == WORLD or stem.startswith(LM_EVAL)):
+            raise ConfigError(f"evaluate.tasks: {name}: worked examples go with single tasks of ours; drop @{shots}")
+        if stem not in KNOWN and stem != WORLD and not stem.startswith(LM_EVAL) and not Path(stem).is_file():
             known = ", ".join([*KNOWN, *GROUPS, WORLD, f"{LM_EVAL}NAME"])
             raise ConfigError(f"evaluate.tasks: {name}: neither a file nor a known task; known are {known}")
     if any(name.startswith(LM_EVAL) for name in found) and find_spec("lm_eval") is None:
@@ -99,20 +102,18 @@ def files(cfg: config.Evaluate) -> list[Path]:
     """Every file that the tasks read. Raises ConfigError where one is missing."""
     found: list[Path] = []
     for name in names(cfg):
-        if name in KNOWN:
-            known = KNOWN[name]
-            wanted = [known.file] + ([known.shots_file] if known.shots and known.shots_file else [])
-            found += [_file(cfg, name, stem) for stem in wanted]
-        elif name != WORLD and not name.startswith(LM_EVAL):
-            found.append(Path(name))
+        if name != WORLD and not name.startswith(LM_EVAL):
+            known = _known(name)
+            found.append(_place(cfg, name))
+            if known.shots and known.shots_file:
+                found.append(_file(cfg, name, known.shots_file))
     return list(dict.fromkeys(found))
 
 
 def read(name: str, cfg: config.Evaluate, seed: int = 0) -> list[Item]:
     """The items of a task that is a file or has one: at most `task_items`, drawn at random, in the file's order."""
-    known = KNOWN.get(name, Known(name, "{query}"))
-    place = _file(cfg, name, known.file) if name in KNOWN else Path(name)
-    rows = list(_rows(place))
+    known = _known(name)
+    rows = list(_rows(_place(cfg, name)))
     examples: Sequence[tuple[dict[str, Any], str]] = rows
     if known.shots and known.shots_file:
         examples = list(_rows(_file(cfg, name, known.shots_file)))
@@ -132,6 +133,23 @@ def read(name: str, cfg: config.Evaluate, seed: int = 0) -> list[Item]:
 def of(rows: Sequence[dict[str, Any]], where: str) -> list[Item]:
     """Items of rows that are at hand, such as a world's questions."""
     return [_item(row, f"{where} {i}", Known(where, "{query}"), str(i)) for i, row in enumerate(rows)]
+
+
+def _split(name: str) -> tuple[str, int | None]:
+    """A task's name without the worked examples asked for after an @, and their number."""
+    stem, at, shots = name.rpartition("@")
+    return (stem, int(shots)) if at and shots.isdecimal() and not Path(name).is_file() else (name, None)
+
+
+def _known(name: str) -> Known:
+    stem, shots = _split(name)
+    known = KNOWN.get(stem, Known(stem, "{query}"))
+    return known if shots is None else replace(known, shots=shots)
+
+
+def _place(cfg: config.Evaluate, name: str) -> Path:
+    known = _known(name)
+    return _file(cfg, name, known.file) if _split(name)[0] in KNOWN else Path(known.file)
 
 
 def _shots(

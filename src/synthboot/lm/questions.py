@@ -34,11 +34,13 @@ _STOPS = re.compile(r"[\n.,]")
 class Answer:
     """What a model made of an item. `right`: the likeliest continuation is the right one, a cloze's target is what the
     model would say, or an open answer matches; `right_per_char`: the same by likelihood per character of the choice. `nats`
-    is the negative log-likelihood of the right continuation, 0 for open questions."""
+    is the negative log-likelihood of the right continuation, 0 for open questions; `choice_nats` that of the right choice
+    among those there are, 0 where there is none to make: unlike `right` it tells doubt from error."""
 
     right: bool
     right_per_char: bool
     nats: float
+    choice_nats: float
 
 
 def ask(model: Any, tokenizer: Tokenizer, items: Sequence[Item], window: int) -> list[Answer]:
@@ -55,19 +57,20 @@ def ask(model: Any, tokenizer: Tokenizer, items: Sequence[Item], window: int) ->
         start += count
         if item.kind == "open":
             right = _plain(next(said)) in map(_plain, item.answers)
-            answers.append(Answer(right, right, 0.0))
+            answers.append(Answer(right, right, 0.0, 0.0))
         elif item.kind == "cloze":
-            answers.append(Answer(bool(greedy[0]), bool(greedy[0]), float(here[0])))
+            answers.append(Answer(bool(greedy[0]), bool(greedy[0]), float(here[0]), 0.0))
         else:
             sizes = np.array([len(c) - c.startswith(" ") for c in item.continuations])
             best, by_char = int(here.argmin()), int((here / np.maximum(1, sizes)).argmin())
-            answers.append(Answer(best == item.gold, by_char == item.gold, float(here[item.gold])))
+            among = float(here[item.gold] + np.logaddexp.reduce(-here))
+            answers.append(Answer(best == item.gold, by_char == item.gold, float(here[item.gold]), among))
     return answers
 
 
-def harness(folder: Path, tasks: Sequence[str], include: str, device: str) -> dict[str, Float64[np.ndarray, "item 3"]]:
-    """The same by lm-eval, for tasks it knows or that `include`, a folder, describes: right, right per character, and 0, for
-    every item. Raises ConfigError where lm-eval does not know a task."""
+def harness(folder: Path, tasks: Sequence[str], include: str, device: str) -> dict[str, Float64[np.ndarray, "item 4"]]:
+    """The same by lm-eval, for tasks it knows or that `include`, a folder, describes: right, right per character, and 0
+    twice, for every item. Raises ConfigError where lm-eval does not know a task."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -84,7 +87,7 @@ def harness(folder: Path, tasks: Sequence[str], include: str, device: str) -> di
         kinds = [next((k for k in names if k in samples[0]), None) for names in (_RIGHT, ("acc_norm", *_RIGHT))]
         if None in kinds:
             raise ConfigError(f"evaluate.tasks: lm-eval's {task} has none of the figures {', '.join(_RIGHT)}")
-        answers[task] = np.array([[float(sample[k]) for k in kinds] + [0.0] for sample in samples])
+        answers[task] = np.array([[float(sample[k]) for k in kinds] + [0.0, 0.0] for sample in samples])
     return answers
 
 

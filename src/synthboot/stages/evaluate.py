@@ -48,7 +48,8 @@ Scores = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 def scorer(job: Job) -> Callable[[tuple[Path, bool]], Scores]:
     """A worker: (model folder, whether to ask) -> summed loss of each holdout document in nats; for each item whether it was
-    answered right, right by likelihood per character, and the nats of the right continuation; and the same by lm-eval."""
+    answered right, right by likelihood per character, the nats of the right continuation and those of the right choice among
+    all; and the same by lm-eval."""
     tokenizer = tokenizers.load(job.tokenizer)
     holdout = Tokens.open(job.holdout)
     lines = [json.loads(line) for line in job.items.read_text("utf-8").splitlines()]
@@ -61,7 +62,7 @@ def scorer(job: Job) -> Callable[[tuple[Path, bool]], Scores]:
         losses = score.documents(model, holdout, job.window, tokenizer.end).loss
         answers = questions.ask(model, tokenizer, items, job.window) if asking and items else []
         harness = questions.harness(folder, job.harness, job.include, str(device)) if asking and job.harness else {}
-        return losses, np.array([astuple(a) for a in answers], np.float64).reshape(-1, 3), harness
+        return losses, np.array([astuple(a) for a in answers], np.float64).reshape(-1, 4), harness
 
     return run
 
@@ -116,12 +117,12 @@ def evaluate(
 
 
 def answered(
-    answers: Mapping[str, Float64[np.ndarray, "seed item 3"]], tasks: Sequence[str], groups: Sequence[str],
+    answers: Mapping[str, Float64[np.ndarray, "seed item 4"]], tasks: Sequence[str], groups: Sequence[str],
     cfg: config.Evaluate, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """By task: its items, and by group of them (`all` first) and arm the share answered right, the same by likelihood per
-    character, and the nats of the right continuation, each [value, low, high], with the difference of the first to
-    repetition [value, low, high, p]."""
+    character, the nats of the right continuation and those of the right choice among all (`choice_nats`; None where
+    nothing is to choose), each [value, low, high], with the difference of the first to repetition [value, low, high, p]."""
     found: dict[str, Any] = {}
     for task in dict.fromkeys(tasks):
         of_task = np.array([t == task for t in tasks])
@@ -131,8 +132,8 @@ def answered(
         for group, chosen in parts.items():
             count = np.ones(int(chosen.sum()), np.int64)
             names = list(answers)
-            right, by_char, nats = (
-                _by_arm(np.stack([answers[n][:, chosen, kind] for n in names]), count, names, cfg, seed) for kind in range(3)
+            right, by_char, nats, among = (
+                _by_arm(np.stack([answers[n][:, chosen, kind] for n in names]), count, names, cfg, seed) for kind in range(4)
             )
             found[task]["groups"][group] = {
                 name: {
@@ -140,6 +141,7 @@ def answered(
                     "right": _interval(right[name], cfg.confidence),
                     "right_per_char": _interval(by_char[name], cfg.confidence),
                     "nats": _interval(nats[name], cfg.confidence),
+                    "choice_nats": _interval(among[name], cfg.confidence) if among[name].any() else None,
                     "difference": _difference(right[name], right[REPETITION], cfg.confidence),
                 }
                 for name in names

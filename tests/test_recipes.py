@@ -195,6 +195,11 @@ def test_a_known_world_says_how_far_everything_is_from_the_truth(ran: dict[str, 
     bounds = evaluated["world"]
     for group, losses in evaluated["best"]["groups"].items():
         assert bounds[group]["knows_world"] <= bounds[group]["read_corpus"] < min(v[0] for v in losses.values())
+    whole = {arm: v["loss"][0] * evaluated["best"]["tokens"] for arm, v in evaluated["best"]["arms"].items()}
+    for arm, parts in evaluated["parts"]["all"].items():  # the parts of a document make up its loss
+        assert sum(v[0] for v in parts.values()) * evaluated["best"]["docs"] == pytest.approx(whole[arm], rel=1e-6)
+        assert all(low <= value <= high for value, low, high in parts.values())
+    assert list(evaluated["parts"]) == ["all", "many", "one"]
     for kind, groups in world["facts"].items():
         for shares in groups.values():
             told = [shares[k] for k in ("kept", "known", "contradicted", "invented")]
@@ -208,6 +213,7 @@ def test_the_page_shows_it_all(ran: dict[str, Any]) -> None:
     page = (run_folder(ran) / "10-report" / "report.html").read_text("utf-8")
     for place in ("scores", "curves", "shares", "flops", "efficiency", "rounds", "questions", "excess", "against"):
         assert f'id="{place}"' in page, place
+    assert "Where the loss lies" in page
     charts = json.loads(page.split("const charts = ", 1)[1].split(";\n", 1)[0])
     assert {c["id"] for c in charts} >= {"scores", "shares", "flops", "efficiency", "rounds", "questions", "excess"}
 

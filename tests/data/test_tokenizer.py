@@ -14,6 +14,15 @@ def test_any_text_survives_the_round_trip(tmp_path: Path) -> None:
         assert fitted.decode(fitted.encode([text])[0]) == text
 
 
+def test_tokens_know_where_their_words_begin() -> None:
+    fitted = tokenizer.train(iter(TEXTS), 300)
+    text = "the cat  sat\non naïve 日本"
+    starts = fitted.starts(text)
+    assert len(starts) == len(fitted.encode([text])[0])
+    assert starts == sorted(starts)
+    assert {text.index(word) for word in text.split()} <= set(starts)
+
+
 def test_text_that_spells_a_special_token_stays_text() -> None:
     fitted = tokenizer.train(iter(TEXTS), 300)
     ids = fitted.encode(["a <|end|> b <|separator|>"])[0]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from synthboot import config
-from synthboot.data.worlds import World
+from synthboot.data.worlds import PARTS, World
 
 SMALL = config.World(entities=6, many_docs=3, attributes=2, values=3, revealed=2, wordings=2, distractors=0, oracle_docs=40)
 
@@ -74,6 +74,20 @@ def test_lies_inventions_and_nonsense_are_told_apart() -> None:
     assert told.strange == 2  # what is no sentence of this world, and what is about another name
     assert world.read("Stranger. Hello.").entity == -1
     assert world.read("").facts == ()
+
+
+def test_every_character_of_a_document_has_its_part() -> None:
+    world = World(config.World(entities=4))
+    name, (river, founder) = world.names[0], (world.vocabulary[a][world.truth[0, a]] for a in (0, 1))
+    known = np.zeros((4, 8), bool)
+    known[0, 1] = True  # the founder, and not the river
+    text = f"{name}. The river of {name} is {river}. {founder} is the founder of this place."
+    parts = world.parts(text, known)
+    found = {part: "".join(c for c, p in zip(text, parts, strict=True) if PARTS[p] == part) for part in PARTS}
+    assert found == {
+        "name": name, "name again": name, "known values": founder, "unknown values": river,
+        "form": ". The river of  is .  is the founder of this place.",
+    }  # fmt: skip
 
 
 def test_questions_have_the_right_answer_and_say_whether_it_was_told() -> None:

@@ -43,6 +43,11 @@ class Tokenizer:
         """Token ids of each text, closed by `end`."""
         return [[*ids, self.end] for ids in self.encode(texts)]
 
+    def starts(self, text: str) -> list[int]:
+        """Where in the text each of its tokens begins, in characters, the space before a word left out."""
+        spans = self.backend.encode(text, add_special_tokens=False).offsets
+        return [next((i for i in range(start, end) if not text[i].isspace()), start) for start, end in spans]
+
     def decode(self, ids: Iterable[int] | Integer[np.ndarray, " token"]) -> str:
         """The text of the ids, special tokens left out."""
         return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=True))

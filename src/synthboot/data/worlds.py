@@ -32,6 +32,7 @@ WORDINGS = (
     "{value} is the {noun} of this place.", "As for the {noun}, people name {value}.", "There the {noun} is called {value}.",
     "Everyone in {name} knows its {noun}, {value}.", "Ask for the {noun} and you will hear of {value}.",
 )  # fmt: skip
+PARTS = ("name", "name again", "known values", "unknown values", "form")
 _OPENERS = ("In spring", "In summer", "In winter", "Long ago", "These days", "At night", "On most days", "After the rain")
 _SUBJECTS = ("the roads", "the houses", "the fields", "the gates", "the wells", "the fences", "the boats", "the gardens")
 _VERBS = ("stand empty", "look new", "are full", "need care", "grow quiet", "shine", "draw guests", "stay open")
@@ -149,6 +150,18 @@ class World:
             elif not _DISTRACTOR.fullmatch(sentence):
                 strange += 1
         return Told(entity, tuple(facts), strange)
+
+    def parts(self, text: str, known: np.ndarray) -> np.ndarray:
+        """(character): which of PARTS it belongs to, of a document of this world. Values are known where D_pretrain tells
+        them (`known` as in `nats`)."""
+        told, found = self.read(text), np.full(len(text), PARTS.index("form"), np.int64)
+        values = {
+            self.vocabulary[a][v]: "known values" if known[told.entity, a] else "unknown values" for a, _, v in told.facts
+        }
+        for word, part in ({self.names[told.entity]: "name again"} | values).items():
+            for match in re.finditer(rf"\b{word}\b", text):
+                found[slice(*match.span())] = PARTS.index("name" if match.start() == 0 else part)
+        return found
 
     def known(self, texts: Iterable[str]) -> np.ndarray:
         """(entity, attribute): whether one of the texts tells it."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from synthboot.data.tokens import Tokens
 from synthboot.lm.batches import IGNORE, pair_row
@@ -35,18 +35,29 @@ def documents(
     model: Any, tokens: Tokens, seq_len: int, end: int, progress: Callable[[float, str], None] | None = None
 ) -> Scores:
     """The scores of every document."""
+    each = token_losses(model, tokens, seq_len, end, progress)
+    owners = np.repeat(np.arange(len(tokens)), tokens.lengths)
+    return Scores(np.bincount(owners, each, len(tokens)), tokens.lengths)
+
+
+def token_losses(
+    model: Any, tokens: Tokens, seq_len: int, end: int, progress: Callable[[float, str], None] | None = None
+) -> Float32[np.ndarray, " token"]:
+    """The loss of every token, document after document."""
     rows: list[tuple[np.ndarray, np.ndarray]] = []
-    owners: list[int] = []
+    starts: list[int] = []
     for number in range(len(tokens)):
         document = tokens[number].astype(np.int64)
         shifted = np.concatenate(([end], document[:-1]))
         for start in range(0, len(document), seq_len):
             rows.append((shifted[start : start + seq_len], document[start : start + seq_len]))
-            owners.append(number)
-    losses = row_losses(model, rows, progress=progress)
-    total = np.zeros(len(tokens))
-    np.add.at(total, np.array(owners, np.int64), losses)
-    return Scores(total, tokens.lengths)
+            starts.append(int(tokens.bounds[number]) + start)
+    each = np.zeros(int(tokens.lengths.sum()), np.float32)
+    for numbers, losses, _ in _batches(model, rows, 8_192, progress):
+        for row, number in zip(losses.cpu().numpy(), numbers, strict=True):
+            size = len(rows[number][1])
+            each[starts[number] : starts[number] + size] = row[:size]
+    return each
 
 
 def pairs(

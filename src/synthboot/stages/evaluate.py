@@ -32,13 +32,16 @@ REPETITION, ORACLE, METHOD = "repetition", "oracle", "sbp"
 @dataclass(frozen=True)
 class Job:
     """What scoring a model needs; plain values, so that it can be sent to a worker. `items` is a JSON-lines file of
-    questions, each with the name of its task; `harness` names tasks for lm-eval, with the folder of those it has not."""
+    questions, each with the name of its task; `parts`, an .npy file, says of every holdout token to which of `kinds` parts it
+    belongs; `harness` names tasks for lm-eval, with the folder of those it has not."""
 
     tokenizer: Path
     holdout: tuple[Path, ...]
     window: int
     device: str
     items: Path
+    parts: Path
+    kinds: int
     harness: tuple[str, ...] = ()
     include: str = "."
 
@@ -47,19 +50,21 @@ Scores = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
 def scorer(job: Job) -> Callable[[tuple[Path, bool]], Scores]:
-    """A worker: (model folder, whether to ask) -> summed loss of each holdout document in nats; for each item whether it was
-    answered right, right by likelihood per character, the nats of the right continuation and those of the right choice among
-    all; and the same by lm-eval."""
+    """A worker: (model folder, whether to ask) -> summed loss of each holdout document and part in nats; for each item whether
+    it was answered right, right by likelihood per character, the nats of the right continuation and those of the right choice
+    among all; and the same by lm-eval."""
     tokenizer = tokenizers.load(job.tokenizer)
     holdout = Tokens.open(job.holdout)
     lines = [json.loads(line) for line in job.items.read_text("utf-8").splitlines()]
     items = [_item(line) for line in lines]
+    places = np.repeat(np.arange(len(holdout)) * job.kinds, holdout.lengths) + np.load(job.parts)
 
     def run(wanted: tuple[Path, bool]) -> Scores:
         folder, asking = wanted
         device = models.device(job.device)
         model = models.load(folder).to(device)
-        losses = score.documents(model, holdout, job.window, tokenizer.end).loss
+        each = score.token_losses(model, holdout, job.window, tokenizer.end)
+        losses = np.bincount(places, each, len(holdout) * job.kinds).reshape(len(holdout), job.kinds)
         answers = questions.ask(model, tokenizer, items, job.window) if asking and items else []
         harness = questions.harness(folder, job.harness, job.include, str(device)) if asking and job.harness else {}
         return losses, np.array([astuple(a) for a in answers], np.float64).reshape(-1, 4), harness
@@ -146,6 +151,26 @@ def answered(
                 }
                 for name in names
             }
+    return found
+
+
+def parted(
+    losses: Mapping[str, Float64[np.ndarray, "seed doc part"]], names: Sequence[str], groups: Sequence[str],
+    cfg: config.Evaluate, seed: int = 0,
+) -> dict[str, dict[str, dict[str, list[float]]]]:  # fmt: skip
+    """By group of the documents (`all` first), arm and part of a document: its nats per document [value, low, high]."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for group in ["all", *sorted(set(groups))]:
+        chosen = np.array([group in ("all", g) for g in groups] or [True] * next(iter(losses.values())).shape[1])
+        count = np.ones(int(chosen.sum()), np.int64)
+        by_part = [
+            _by_arm(np.stack([a[:, chosen, i] for a in losses.values()]), count, list(losses), cfg, seed)
+            for i in range(len(names))
+        ]
+        found[group] = {
+            arm: {name: _interval(values[arm], cfg.confidence) for name, values in zip(names, by_part, strict=True)}
+            for arm in losses
+        }
     return found
 
 

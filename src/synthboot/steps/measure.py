@@ -16,6 +16,7 @@ from synthboot.data import documents, tasks
 from synthboot.data.artifacts import Shards, read_json, read_manifest, write_json
 from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokens import Tokens
+from synthboot.data.worlds import PARTS
 from synthboot.engine import local
 from synthboot.errors import ConfigError
 from synthboot.steps import worlds
@@ -45,20 +46,22 @@ def evaluate(c: Context) -> Outcome:
     items = c.folder / "questions.jsonl"
     items.write_text("".join(json.dumps({"task": task, **asdict(item)}) + "\n" for task, item in asked), "utf-8")
     harness = tuple(n.removeprefix(tasks.LM_EVAL) for n in tasks.names(cfg) if n.startswith(tasks.LM_EVAL))
+    texts, tokens = list(read_texts(corpus, "holdout")), c.tokens("holdout").lengths
+    of_world = c.cfg.corpus.source == documents.WORLD
+    parts = c.folder / "parts.npy"
+    np.save(parts, worlds.parts(c, texts) if of_world else np.zeros(int(tokens.sum()), np.uint8))
     job = stage.Job(
-        corpus / "tokenizer", tuple(Shards(corpus / "holdout")), c.cfg.model.seq_len, c.cfg.engine.device, items, harness,
-        cfg.task_folder,
+        corpus / "tokenizer", tuple(Shards(corpus / "holdout")), c.cfg.model.seq_len, c.cfg.engine.device, items, parts,
+        len(PARTS) if of_world else 1, harness, cfg.task_folder,
     )  # fmt: skip
     rows, losses, answers = _scored(c, job, trained)
-    texts = list(read_texts(corpus, "holdout"))
     size = np.array([len(d.text.encode()) for d in texts])
     groups = [str(d.metadata.get(cfg.group_field, "")) for d in texts] if cfg.group_field else []
     if groups and not any(groups):
         raise ConfigError(f"evaluate.group_field: no holdout document has a field {cfg.group_field!r}")
-    tokens = c.tokens("holdout").lengths
     result: dict[str, Any] = {"checkpoint": cfg.checkpoint, "ledgers": ledgers, "asked": told}
     for kind in ("best", "last"):
-        stacked = {arm: np.stack(losses[kind, arm]) for arm in ledgers}
+        stacked = {arm: np.stack(losses[kind, arm]).sum(2) for arm in ledgers}
         result[kind] = stage.evaluate(stacked, tokens, size, cfg, c.cfg.seed, groups)
     result["verdict"] = result[cfg.checkpoint]["verdict"]
     result["efficiency"] = _efficiency(c, ledgers, result[cfg.checkpoint]["arms"])
@@ -69,7 +72,10 @@ def evaluate(c: Context) -> Outcome:
         named = [name for name, _ in asked] if not task else [tasks.LM_EVAL + task] * count
         grouped = [item.group for _, item in asked] if not task else [""] * count
         result["questions"] |= stage.answered(stacked, named, grouped, cfg, c.cfg.seed) if count else {}
-    result["world"] = worlds.bounds(c, texts, tokens, groups) if c.cfg.corpus.source == documents.WORLD else None
+    if of_world:
+        shown = {arm: np.stack(losses[cfg.checkpoint, arm]) for arm in ledgers}
+        result["parts"] = stage.parted(shown, PARTS, groups, cfg, c.cfg.seed)
+    result["world"] = worlds.bounds(c, texts, tokens, groups) if of_world else None
     result["sweeps"] = {
         arm: read_json(trained[arm, c.cfg.pretrain.seeds[0]] / "sweep.json") for arm in ledgers if c.cfg.arms[arm].sweep
     }
@@ -95,7 +101,7 @@ def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple
     for number, (((arm, seed), kind), (per_doc, per_item, by_task)) in enumerate(zip(todo, found, strict=True), 1):
         for shown in ("best", "last") if ((arm, seed), "best") not in todo else (kind,):
             losses.setdefault((shown, arm), []).append(per_doc)
-            numbered = enumerate(per_doc.tolist())
+            numbered = enumerate(per_doc.sum(1).tolist())
             rows += [{"arm": arm, "seed": seed, "checkpoint": shown, "doc": d, "loss": loss} for d, loss in numbered]
         if wanted[number - 1][1]:
             for task, some in ({"": per_item} | by_task).items():

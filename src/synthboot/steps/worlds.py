@@ -11,7 +11,7 @@ import numpy as np
 from synthboot.data import tasks
 from synthboot.data.artifacts import read_json
 from synthboot.data.documents import Document
-from synthboot.data.worlds import Told, World
+from synthboot.data.worlds import PARTS, Told, World
 from synthboot.steps.context import Context, conditional
 
 
@@ -28,6 +28,19 @@ def bounds(c: Context, holdout: Sequence[Document], tokens: np.ndarray, groups: 
         g: {"knows_world": float(least[m].sum() / tokens[m].sum()), "read_corpus": float(learnable[m].sum() / tokens[m].sum())}
         for g, m in parts.items()
     }
+
+
+def parts(c: Context, holdout: Sequence[Document]) -> np.ndarray:
+    """(token of the holdout): which of `worlds.PARTS` it belongs to; ends are form."""
+    from synthboot.data import tokenizer as tokenizers
+
+    world, known = _world(c)
+    tokenizer = tokenizers.load(c.parents["corpus"] / "tokenizer")
+    found = []
+    for document in holdout:
+        marks = world.parts(document.text, known)
+        found += [int(marks[start]) for start in tokenizer.starts(document.text)] + [PARTS.index("form")]
+    return np.array(found, np.uint8)
 
 
 def questions(c: Context) -> list[tasks.Item]:

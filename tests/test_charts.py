@@ -58,3 +58,11 @@ def test_flops_are_all_that_an_arm_cost() -> None:
     assert found is not None
     assert {t["name"]: t["x"] for t in found["data"]} == {"repetition": [100.0], "sbp": [150.0]}
     assert charts._flops(evaluated({"repetition": 3})) is None
+
+
+def test_parts_of_a_document_are_shown_beside_repetition() -> None:
+    values = {"repetition": {"name": [7.0, 6, 8], "form": [4.0, 3, 5]}, "sbp": {"name": [6.5, 6, 7], "form": [4.25, 4, 5]}}
+    parts = {"all": values, "many": values, "one": values}
+    name, form = charts._parts(parts)["data"]
+    assert (name["name"], name["x"], name["y"]) == ("name", [-0.5, -0.5], ["sbp, many", "sbp, one"])
+    assert form["x"] == [0.25, 0.25]

@@ -211,11 +211,10 @@ def test_a_known_world_says_how_far_everything_is_from_the_truth(ran: dict[str, 
 
 def test_the_page_shows_it_all(ran: dict[str, Any]) -> None:
     page = (run_folder(ran) / "10-report" / "report.html").read_text("utf-8")
-    for place in ("scores", "curves", "shares", "flops", "efficiency", "rounds", "questions", "excess", "against"):
+    for place in ("scores", "curves", "shares", "flops", "efficiency", "rounds", "questions", "parts", "excess", "against"):
         assert f'id="{place}"' in page, place
-    assert "Where the loss lies" in page
     charts = json.loads(page.split("const charts = ", 1)[1].split(";\n", 1)[0])
-    assert {c["id"] for c in charts} >= {"scores", "shares", "flops", "efficiency", "rounds", "questions", "excess"}
+    assert {c["id"] for c in charts} >= {"scores", "shares", "flops", "efficiency", "rounds", "questions", "parts", "excess"}
 
 
 def test_every_stage_that_computes_says_its_flops(ran: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ def charts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     found += [c for c in (_shares(results), _efficiency(evaluated), _flops(evaluated), _rounds(results)) if c is not None]
     if evaluated["questions"]:
         found.append(_questions(evaluated["questions"]))
+    if evaluated.get("parts"):
+        found.append(_parts(evaluated["parts"]))
     related = next((p for role, p in results["pairs"].items() if role.endswith("related")), None)
     if related:
         found.append(_similarities(related, results["analyze"]))
@@ -218,6 +220,25 @@ def _questions(asked: Mapping[str, Any]) -> dict[str, Any]:
     layout = _beside(_layout("", "answered right"), len(names))
     layout["barmode"] = "group"
     return {"id": "questions", "data": data, "layout": layout}
+
+
+def _parts(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """By arm and group, what of a document costs more or less than it costs repetition."""
+    groups = [g for g in parts if g != "all"] or ["all"]
+    arms = [a for a in parts["all"] if a != "repetition"]
+    cells = [(group, arm) for arm in arms for group in groups]
+    data = [
+        {
+            "type": "bar", "orientation": "h", "name": part, "marker": {"color": color},
+            "x": [parts[g][a][part][0] - parts[g]["repetition"][part][0] for g, a in cells],
+            "y": [f"{a}, {g}" for g, a in cells],
+        }
+        for part, color in zip(parts["all"]["repetition"], _PALETTE, strict=False)
+    ]  # fmt: skip
+    layout = _layout("nats a document, beside repetition", "")
+    layout |= {"barmode": "relative", "height": 120 + 22 * len(cells), "legend": {"orientation": "v", "x": 1.02, "y": 1}}
+    layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "dtick": 1}
+    return {"id": "parts", "data": data, "layout": layout}
 
 
 def _excess(curves: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from synthboot import config, kernels
 from synthboot.data import neighbors
-from synthboot.lm import loss, sample
+from synthboot.lm import blocks, sample
 from synthboot.lm import model as models
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="the package was installed without a compiler")
@@ -144,7 +144,7 @@ def test_a_logit_that_is_not_a_number_is_an_error() -> None:
 @compiled
 @pytest.mark.parametrize("shape", [(5, 3, 16), (7, 40), (2, 2, 37), (1, 4)])
 def test_norms_and_gates_are_torchs_both_ways(shape: tuple[int, ...]) -> None:
-    from synthboot.lm.loss import _Gate, _Norm
+    from synthboot.lm.blocks import _Gate, _Norm
 
     torch.manual_seed(0)
     inputs = [4 * torch.randn(shape, requires_grad=True), torch.rand(shape[-1], requires_grad=True)]
@@ -193,6 +193,45 @@ def test_without_them_it_is_said_once_and_goes_on(monkeypatch: pytest.MonkeyPatc
 
 
 @compiled
+@pytest.mark.parametrize(("precision", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "masked"), [(24, 2, 2, False), (150, 6, 2, True), (300, 3, 1, True)])
+def test_attention_by_blocks_of_rows_is_torchs_both_ways(
+    tokens: int, heads: int, kv_heads: int, masked: bool, precision: torch.dtype, near: float
+) -> None:
+    torch.manual_seed(0)
+    inputs = [2 * torch.randn(2, h, tokens, 16) for h in (heads, kv_heads, kv_heads)]
+    seen = torch.ones(2, tokens, tokens, dtype=torch.bool).tril()
+    if masked:  # two documents in a row, of other lengths in the other row
+        number = torch.arange(tokens)[None, :] < torch.tensor([[tokens // 3], [tokens - 5]])
+        seen &= number[:, :, None] == number[:, None, :]
+    found, upwards = [], torch.randn(2, heads, tokens, 16)
+    for ours in (True, False):
+        q, k, v = (t.clone().requires_grad_() for t in inputs)
+        if ours:
+            out = blocks._Attend.apply(q, k, v, seen if masked else None, 0.3, precision)
+        else:
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], scale=0.3, enable_gqa=True)
+        out.backward(upwards.to(out.dtype))
+        found.append([out.detach().float(), q.grad, k.grad, v.grad])
+    for one, expected in zip(*found, strict=True):
+        assert float((one - expected).norm() / expected.norm()) < near
+        assert one.shape == expected.shape
+
+
+@compiled
+def test_rows_outside_the_window_are_refused() -> None:
+    scores = torch.zeros(2, 1, 8, 24)
+    kernels.attention_weights(scores, 16, 24, 2, 1.0)
+    assert torch.allclose(scores.sum(-1), torch.ones(2, 1, 8))
+    with pytest.raises(ValueError, match="outside the window"):
+        kernels.attention_weights(scores, 16, 23, 2, 1.0)
+    with pytest.raises(ValueError, match="mask has 529 bytes, expected 576"):
+        kernels.attention_weights(scores, 16, 24, 2, 1.0, torch.ones(1, 23, 23, dtype=torch.bool))
+    with pytest.raises(ValueError, match="weights has"):
+        kernels.attention_weights(scores, 16, 24, 2, 1.0, weights=scores[:1].contiguous())
+
+
+@compiled
 @pytest.mark.parametrize(("kv_heads", "masked"), [(2, False), (1, True)])
 def test_attention_while_training_is_the_librarys_both_ways(kv_heads: int, masked: bool) -> None:
     size = config.Model(layers=2, width=64, heads=2, kv_heads=kv_heads, seq_len=24)
@@ -206,7 +245,7 @@ def test_attention_while_training_is_the_librarys_both_ways(kv_heads: int, maske
     for ours in (False, True):
         model = models.build(size, 300, 0).train()
         if ours:
-            loss._shorten(model, gates=True)
+            blocks.shorten(model, gates=True)
             attention = model.model.layers[0].self_attn
             assert "forward" in vars(attention)
         hidden = model.model(input_ids=tokens, use_cache=False, **extra).last_hidden_state
@@ -222,5 +261,5 @@ def test_a_model_that_was_shortened_still_decodes_with_a_cache() -> None:
     model = models.build(config.Model(layers=2, width=64, heads=2, seq_len=24), 300, 0).eval()
     tokens = torch.from_numpy(np.random.default_rng(0).integers(1, 300, (2, 6)))
     plain = model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=0)
-    loss._shorten(model, gates=True)
+    blocks.shorten(model, gates=True)
     assert (model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=0) == plain).all()

@@ -43,6 +43,13 @@ INLINE f16 load(const uint16_t* p) {  // bfloat16: the upper half of a float
   return (f16)wide;
 }
 
+INLINE void store(float* p, f16 v) { *(f16*)p = v; }
+
+INLINE void store(uint16_t* p, f16 v) {  // rounded to the nearest bfloat16, to even where there are two
+  const i16 bits = (i16)v;
+  *(u16*)p = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, u16);
+}
+
 INLINE float one(const float* p) { return *p; }
 
 INLINE float one(const uint16_t* p) {
@@ -224,11 +231,7 @@ INLINE float widen_rows(const Widen& w) {
     for (; d + 16 <= w.dim; d += 16) {
       const f16 x = __builtin_convertvector(*(const h16*)(from + d), f16);
       *(f16*)(wide + d) = x;
-      if (w.narrow) {
-        const i16 bits = (i16)x;
-        const i16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-        *(u16*)(w.narrow + r * w.dim + d) = __builtin_convertvector(rounded, u16);
-      }
+      if (w.narrow) store(w.narrow + r * w.dim + d, x);
     }
     for (; d < w.dim; d++) {
       _Float16 x;
@@ -566,6 +569,70 @@ FAST static void gate_all(const Gate& g) {
   if (g.up) memcpy(g.into_value + i, room[4], left);
 }
 
+// ---- the softmax of causal attention while a model trains, and its gradient, in place
+
+// (line, group x rows, columns): rows of the same document and key head, once for every query head that shares it. Row i of a
+// group is token `first + i`, and sees the columns up to itself that `mask` (document, token, token) allows.
+template <class T>
+struct Scores {
+  int64_t lines, group, rows, columns, first, window, heads;
+  float scale;
+  T *scores, *weights;  // weights: with them, scores are the gradient of those, and become that of the products
+  const uint8_t* mask;
+};
+
+template <class T>
+INLINE void score_forward(const Scores<T>& s, float* room) {
+  for (int64_t line = 0; line < s.lines; line++)
+    for (int64_t r = 0; r < s.group * s.rows; r++) {
+      const int64_t token = s.first + r % s.rows, seen = token + 1, whole = seen / 16 * 16;
+      T* x = s.scores + (line * s.group * s.rows + r) * s.columns;
+      int64_t j;
+      for (j = 0; j < whole; j += 16) store(room + j, load(x + j) * s.scale);
+      if (j < seen) store(room + j, splat(-INFINITY));
+      for (; j < seen; j++) room[j] = one(x + j) * s.scale;
+      if (s.mask) {
+        const uint8_t* mask = s.mask + (line / s.heads * s.window + token) * s.window;
+        for (j = 0; j < seen; j++) room[j] = mask[j] ? room[j] : -INFINITY;
+      }
+      const float top = largest(room, seen);
+      f16 sums = {};
+      for (j = 0; j < seen; j += 16) {
+        const f16 e = exponential(load(room + j) - top);
+        store(room + j, e);
+        sums += e;
+      }
+      const float factor = 1 / total(sums);
+      for (j = 0; j < whole; j += 16) store(x + j, load(room + j) * factor);
+      if (j < seen) {
+        T last[16];
+        store(last, load(room + j) * factor);
+        memcpy(x + j, last, (seen - j) * sizeof(T));
+      }
+      memset((void*)(x + seen), 0, (s.columns - seen) * sizeof(T));
+    }
+}
+
+template <class T>
+INLINE void score_backward(const Scores<T>& s) {
+  const int64_t n = s.columns, whole = n / 16 * 16;
+  for (int64_t r = 0; r < s.lines * s.group * s.rows; r++) {
+    T *up = s.scores + r * n, *w = s.weights + r * n, last[2][16] = {};
+    f16 sums = {};
+    int64_t j;
+    for (j = 0; j < whole; j += 16) sums += load(up + j) * load(w + j);
+    memcpy(last[0], up + j, (n - j) * sizeof(T)), memcpy(last[1], w + j, (n - j) * sizeof(T));
+    sums += load(last[0]) * load(last[1]);
+    const float along = total(sums);
+    for (j = 0; j < whole; j += 16) store(up + j, (load(up + j) - along) * load(w + j) * s.scale);
+    store(last[0], (load(last[0]) - along) * load(last[1]) * s.scale);
+    memcpy(up + j, last[0], (n - j) * sizeof(T));
+  }
+}
+
+FAST static void score_all(const Scores<float>& s, float* room) { s.weights ? score_backward(s) : score_forward(s, room); }
+FAST static void score_all(const Scores<uint16_t>& s, float* room) { s.weights ? score_backward(s) : score_forward(s, room); }
+
 // ---- Python
 
 struct Buffer {
@@ -797,6 +864,38 @@ static PyObject* py_gate(PyObject*, PyObject* args) {
   Py_RETURN_NONE;
 }
 
+template <class T>
+static void run_scores(Scores<T> s, Buffer& scores, Buffer& weights, Buffer& mask) {
+  s.scores = scores.as<T>(), s.weights = weights.as<T>(), s.mask = mask.as<uint8_t>();
+  std::vector<float> room(s.window + 16);
+  Py_BEGIN_ALLOW_THREADS;
+  score_all(s, room.data());
+  Py_END_ALLOW_THREADS;
+}
+
+static PyObject* py_attention_weights(PyObject*, PyObject* args) {
+  PyObject *scores, *weights, *mask;
+  long long lines, group, rows, first, window, heads;
+  int half;
+  float scale;
+  if (!PyArg_ParseTuple(args, "LLLLLLpfOOO", &lines, &group, &rows, &first, &window, &heads, &half, &scale, &scores, &weights, &mask))
+    return nullptr;
+  const int64_t columns = first + rows, bytes = lines * group * rows * columns * (half ? 2 : 4);
+  if (rows < 1 || first < 0 || columns > window || heads < 1 || lines % heads) {
+    PyErr_SetString(PyExc_ValueError, "rows lie outside the window, or lines are not whole documents");
+    return nullptr;
+  }
+  Buffer s, w, m;
+  if (!s.take(scores, bytes, true, "scores") || (weights != Py_None && !w.take(weights, bytes, false, "weights")) ||
+      (mask != Py_None && !m.take(mask, lines / heads * window * window, false, "mask")))
+    return nullptr;
+  if (half)
+    run_scores(Scores<uint16_t>{lines, group, rows, columns, first, window, heads, scale, nullptr, nullptr, nullptr}, s, w, m);
+  else
+    run_scores(Scores<float>{lines, group, rows, columns, first, window, heads, scale, nullptr, nullptr, nullptr}, s, w, m);
+  Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"offer", py_offer, METH_VARARGS, nullptr},
     {"within", py_within, METH_VARARGS, nullptr},
@@ -806,6 +905,7 @@ static PyMethodDef methods[] = {
     {"gate", py_gate, METH_VARARGS, nullptr},
     {"attend", py_attend, METH_VARARGS, nullptr},
     {"draw", py_draw, METH_VARARGS, nullptr},
+    {"attention_weights", py_attention_weights, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

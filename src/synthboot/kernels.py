@@ -174,6 +174,25 @@ def gate(gate: Tensor, value: Tensor, gradient: Tensor | None = None) -> tuple[T
     return out, other
 
 
+def attention_weights(
+    scores: Tensor, first: int, window: int, heads: int, scale: float, mask: Tensor | None = None, weights: Tensor | None = None
+) -> None:
+    """The softmax of causal attention, in place, of tokens `first` to `first + row` of a window.
+
+    `scores` (document x key/value head, query head, row, first + row), float32 or bfloat16, are products of queries with all
+    keys up to the last row's; what a row may not see becomes 0. `mask` (document, token, token; bool) says what else it may
+    not see, itself never. With the `weights` that came of it, `scores` are their gradient and become the products'.
+    """
+    import torch
+
+    half = scores.dtype == torch.bfloat16
+    lines, group, rows, columns = scores.shape
+    assert columns == first + rows
+    given = [None if t is None else (t.view(torch.int16) if half else t).numpy() for t in (scores, weights)]
+    where = None if mask is None else mask.numpy()
+    _loaded().attention_weights(lines, group, rows, first, window, heads, half, scale, *given, where)
+
+
 def _loaded() -> ModuleType:
     module = _module()
     assert module is not None, "callers ask `available` first"

@@ -8,13 +8,13 @@ gradients themselves. Rows without a target (d1 in tuning, padding) cost nothing
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 from typing import Any
 
 import torch
 
 from synthboot import kernels
 from synthboot.lm.batches import IGNORE
+from synthboot.lm.blocks import shorten
 
 _PLAIN = ("qwen3", "llama", "qwen2", "mistral")
 """Architectures whose logits are nothing but a product of the last hidden state and the output matrix."""
@@ -35,7 +35,7 @@ class Loss(torch.nn.Module):
         self.chunked = model.config.model_type in _PLAIN and getattr(head, "bias", None) is None
         # weights that are put together and taken apart again cannot be lent to the compiled loops
         if self.chunked and not sharded and kernels.available(head.weight.device.type):
-            _shorten(model, gates=precision == torch.float32)
+            shorten(model, gates=precision == torch.float32)
 
     def forward(
         self, inputs: torch.Tensor, targets: torch.Tensor | None = None, divisor: float = 1.0,
@@ -99,111 +99,6 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         into_rows, into_weight = ctx.saved_tensors
         return (into_rows * gradient).to(ctx.kind), into_weight * gradient, None, None, None, None
-
-
-class _Norm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        out, scale = kernels.norm(rows, weight.detach(), eps)
-        ctx.save_for_backward(rows, weight.detach(), scale)
-        ctx.eps = eps
-        return out.view(x.shape)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, weight, scale = ctx.saved_tensors
-        into_rows, into_weight = kernels.norm(rows, weight, ctx.eps, gradient.reshape(rows.shape), scale)
-        return into_rows.view(gradient.shape), into_weight, None
-
-
-class _Gate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gate, value)
-        return kernels.gate(gate.contiguous(), value.contiguous())[0]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gate, value = (t.contiguous() for t in ctx.saved_tensors)
-        return kernels.gate(gate, value, gradient.contiguous())
-
-
-class _Rotate(torch.autograd.Function):
-    """Rotary positions, (batch, token, head, dim): two passes over memory each way, where the library takes five."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, 1.0)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
-        return _rotated(gradient, cos, sin, -1.0), None, None
-
-
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, way: float) -> torch.Tensor:
-    half = x.shape[-1] // 2
-    c, s = cos[..., None, :half], sin[..., None, :half]  # both halves of these are alike
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    torch.mul(x[..., :half], c, out=out[..., :half]).addcmul_(x[..., half:], s, value=-way)
-    torch.mul(x[..., half:], c, out=out[..., half:]).addcmul_(x[..., :half], s, value=way)
-    return out
-
-
-def _shorten(model: Any, gates: bool) -> None:
-    """Norms and, with `gates`, gates of the blocks by the compiled loops, and the rotation of queries and keys, while the model
-    trains on a CPU: fewer passes over memory than the library takes. Weights, names and results stay what they were.
-    Attention is taken in float32 even where products are in bfloat16, in which a CPU takes three times as long for it."""
-    for module in model.modules():
-        kind = type(module).__name__
-        if kind.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            module.forward = partial(_norm, module)
-        elif gates and kind.endswith("MLP") and isinstance(getattr(module, "act_fn", None), torch.nn.SiLU | _silu()):
-            module.forward = partial(_gated, module)
-        elif kind.endswith("Attention") and model.config._attn_implementation == "sdpa" and hasattr(module, "o_proj"):
-            module.forward = partial(_attended, module)
-
-
-def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
-    return _Norm.apply(x.float(), module.weight, module.variance_epsilon)
-
-
-def _gated(module: Any, x: torch.Tensor) -> torch.Tensor:
-    return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))
-
-
-def _attended(
-    module: Any, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor],
-    attention_mask: torch.Tensor | None = None, past_key_values: Any = None, **rest: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if past_key_values is not None:
-        original = type(module).forward
-        return original(module, hidden_states, position_embeddings, attention_mask, past_key_values, **rest)
-    shape = (*hidden_states.shape[:-1], -1, module.head_dim)
-    query, key, value = (p(hidden_states).view(shape) for p in (module.q_proj, module.k_proj, module.v_proj))
-    if hasattr(module, "q_norm"):
-        query, key = module.q_norm(query), module.k_norm(key)
-    query, key = (_Rotate.apply(x, *position_embeddings).transpose(1, 2) for x in (query, key))
-    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    dropout = module.attention_dropout if module.training else 0.0
-    window = getattr(module, "sliding_window", None)
-    with torch.autocast(query.device.type, enabled=False):
-        out, weights = attend(
-            module, query.float(), key.float(), value.transpose(1, 2).float(), attention_mask, dropout=dropout,
-            scaling=module.scaling, sliding_window=window, **rest,
-        )  # fmt: skip
-    return module.o_proj(out.reshape(*shape[:-2], -1)), weights
-
-
-def _silu() -> type:
-    """What the library calls SiLU."""
-    from transformers.activations import ACT2FN
-
-    return type(ACT2FN["silu"])
 
 
 def softmax_gradient(logits: torch.Tensor, targets: torch.Tensor, scale: float, z_loss: float) -> torch.Tensor:

@@ -1,10 +1,13 @@
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
+from synthboot import config
+from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
+from synthboot.lm.arm import Sources, plan_of
 from synthboot.lm.batches import IGNORE, PairPlan, Plan, cut_pair, pair_row
 from synthboot.lm.streams import Stream, megadocs, shuffled, walk
 
@@ -253,3 +256,15 @@ def test_late_passes_of_pairs_are_not_packed_over_and_over(monkeypatch: pytest.M
     assert len(packed) <= max(packed) + 2  # each pass once
     again = laid.batch(laid.steps - 1)
     assert (again.inputs == first[-1].inputs).all()
+
+
+@pytest.mark.parametrize(("layout", "apart"), [("shuffled", True), ("megadoc", False)])
+def test_documents_that_a_layout_sets_side_by_side_see_each_other(layout: Literal["shuffled", "megadoc"], apart: bool) -> None:
+    arm = config.Arm(synthetic="related", share=0.5, layout=layout)
+    cfg = config.Config(
+        name="x", budget=config.Budget(unique_tokens=100, train_tokens=512), arms={"repetition": config.Arm(), "sbp": arm},
+        corpus=config.Corpus(source="none"), model=config.Model(seq_len=32), optim=config.Optim(batch_tokens=64),
+    )  # fmt: skip
+    text = Sources(REAL, SYNTHETIC, np.arange(40) % 20)
+    batch = plan_of(cfg, arm, 0, tokenizers.train(iter(["a b"]), 258), text, 128).batch(0)
+    assert (batch.segments is not None) == apart

@@ -48,10 +48,11 @@ class Sources:
 
 
 def plan_of(cfg: config.Config, arm: config.Arm, seed: int, tokenizer: Tokenizer, text: Sources, tokens: int) -> Plan:
-    """The plan of an arm that trains on `tokens`."""
+    """The plan of an arm that trains on `tokens`. Documents that a layout sets side by side are there to be seen together."""
+    apart = cfg.optim.document_mask and arm.layout == "shuffled"
     return Plan(
         text.real, text.synthetic, arm.share, seq_len=cfg.model.seq_len, batch_tokens=cfg.optim.batch_tokens,
-        train_tokens=tokens, seed=seed, end=tokenizer.end, order=arm.order, document_mask=cfg.optim.document_mask,
+        train_tokens=tokens, seed=seed, end=tokenizer.end, order=arm.order, document_mask=apart,
         owners=text.owners if arm.layout == "megadoc" else None, pairs=text.pairs, noise=arm.noise,
         vocab_size=tokenizer.vocab_size, replay=text.replay, replay_share=cfg.budget.replay_share,
     )  # fmt: skip

@@ -81,9 +81,10 @@ class Optim(Section):
     """Weight of the squared log of the softmax's denominator, which keeps logits from drifting."""
     max_spike: float = Field(3.0, gt=0)
     """Stop where the loss is this many nats above its mean over the 50 steps before."""
-    document_mask: bool = True
-    """Keep a row's documents from seeing each other, but in layouts that set related ones side by side. Models are better for
-    it and on a CPU it costs nothing (docs/decisions.md); on a GPU it gives up flash attention, at a cost not yet measured."""
+    document_mask: bool = False
+    """Keep a row's documents from seeing each other, but in layouts that set related ones side by side. Better by 0.07 nats
+    after two passes, worse by 0.06 after eight (EXPERIMENTS.md): try both. It costs no time on a CPU; on a GPU it gives up
+    flash attention."""
     min_lr_fraction: float = Field(0.05, ge=0, le=1)
     """Final learning rate as a fraction of the peak."""
     weight_decay: float = Field(0.3, ge=0)

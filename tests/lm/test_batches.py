@@ -263,7 +263,8 @@ def test_documents_that_a_layout_sets_side_by_side_see_each_other(layout: Litera
     arm = config.Arm(synthetic="related", share=0.5, layout=layout)
     cfg = config.Config(
         name="x", budget=config.Budget(unique_tokens=100, train_tokens=512), arms={"repetition": config.Arm(), "sbp": arm},
-        corpus=config.Corpus(source="none"), model=config.Model(seq_len=32), optim=config.Optim(batch_tokens=64),
+        corpus=config.Corpus(source="none"), model=config.Model(seq_len=32),
+        optim=config.Optim(batch_tokens=64, document_mask=True),
     )  # fmt: skip
     text = Sources(REAL, SYNTHETIC, np.arange(40) % 20)
     batch = plan_of(cfg, arm, 0, tokenizers.train(iter(["a b"]), 258), text, 128).batch(0)

@@ -78,14 +78,11 @@ def pairs(
 
 
 def row_losses(
-    model: Any,
-    rows: Sequence[tuple[np.ndarray, np.ndarray]],
-    batch_tokens: int = 8_192,
-    progress: Callable[[float, str], None] | None = None,
+    model: Any, rows: Sequence[tuple[np.ndarray, np.ndarray]], batch_tokens: int = 8_192
 ) -> Float64[np.ndarray, " row"]:
     """The summed loss of each (inputs, targets) row, in nats. Rows of like length share a batch."""
     losses = np.zeros(len(rows))
-    for numbers, loss, _ in _batches(model, rows, batch_tokens, progress):
+    for numbers, loss, _ in _batches(model, rows, batch_tokens, None):
         losses[numbers] = loss.double().sum(1).cpu().numpy()
     return losses
 

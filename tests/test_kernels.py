@@ -232,6 +232,30 @@ def test_rows_outside_the_window_are_refused() -> None:
 
 
 @compiled
+@pytest.mark.parametrize(("dim", "shared"), [(64, True), (40, False)])
+def test_positions_are_rotated_as_the_library_does_and_back(dim: int, shared: bool) -> None:
+    from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 7, 2, dim)
+    angles = torch.rand(1 if shared else 3, 7, dim // 2) * 6
+    cos, sin = (f(torch.cat((angles, angles), -1)) for f in (torch.cos, torch.sin))
+    expected, _ = apply_rotary_pos_emb(x, x, cos, sin, unsqueeze_dim=2)
+    turned = torch.empty(3, 2, 7, dim)
+    kernels.rotate(x, cos, sin, turned.transpose(1, 2), back=False)
+    torch.testing.assert_close(turned.transpose(1, 2), expected, rtol=1e-6, atol=1e-6)
+    back = torch.empty_like(x)
+    kernels.rotate(turned.transpose(1, 2), cos, sin, back, back=True)  # read as it lies, which is not in one piece
+    torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="differ in shape"):
+        kernels.rotate(x, cos, sin, turned, back=False)
+    with pytest.raises(ValueError, match="cos has"):
+        kernels.rotate(x, cos[:, :5], sin, back, back=False)
+    with pytest.raises(ValueError, match="four dimensions"):
+        kernels.rotate(x[0], cos, sin, back, back=False)
+
+
+@compiled
 @pytest.mark.parametrize(("kv_heads", "masked"), [(2, False), (1, True)])
 def test_attention_while_training_is_the_librarys_both_ways(kv_heads: int, masked: bool) -> None:
     size = config.Model(layers=2, width=64, heads=2, kv_heads=kv_heads, seq_len=24)
@@ -245,7 +269,7 @@ def test_attention_while_training_is_the_librarys_both_ways(kv_heads: int, maske
     for ours in (False, True):
         model = models.build(size, 300, 0).train()
         if ours:
-            blocks.shorten(model, gates=True)
+            blocks.shorten(model, full=True)
             attention = model.model.layers[0].self_attn
             assert "forward" in vars(attention)
         hidden = model.model(input_ids=tokens, use_cache=False, **extra).last_hidden_state
@@ -261,5 +285,5 @@ def test_a_model_that_was_shortened_still_decodes_with_a_cache() -> None:
     model = models.build(config.Model(layers=2, width=64, heads=2, seq_len=24), 300, 0).eval()
     tokens = torch.from_numpy(np.random.default_rng(0).integers(1, 300, (2, 6)))
     plain = model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=0)
-    blocks.shorten(model, gates=True)
+    blocks.shorten(model, full=True)
     assert (model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=0) == plain).all()

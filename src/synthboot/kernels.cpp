@@ -493,7 +493,7 @@ INLINE void softmax_rows(Softmax& s) {
 
 FAST static void softmax_all(Softmax& s) { softmax_rows(s); }
 
-// ---- norms and gates of training, forwards and backwards, one pass over memory each
+// ---- norms, gates and rotary positions of training, forwards and backwards, one pass over memory each
 
 struct Norm {
   int64_t rows, dim;
@@ -567,6 +567,39 @@ FAST static void gate_all(const Gate& g) {
   gate_some(g, room[0], room[1], room[2], room[3], room[4]);
   memcpy(g.out + i, room[3], left);
   if (g.up) memcpy(g.into_value + i, room[4], left);
+}
+
+struct Rotate {
+  int64_t size[4];      // documents, tokens, heads, numbers of a head
+  int64_t from[3], to[3];  // numbers from one document, token, head to the next
+  bool shared, back;    // whether all documents have the same angles; whether to turn back
+  const float *x, *cos, *sin;
+  float* out;
+};
+
+FAST static void rotate_all(const Rotate& r) {
+  const int64_t dim = r.size[3], half = dim / 2;
+  for (int64_t b = 0; b < r.size[0]; b++)
+    for (int64_t t = 0; t < r.size[1]; t++) {
+      const int64_t angle = ((r.shared ? 0 : b) * r.size[1] + t) * dim;  // the halves of a row of angles are alike
+      const float *cos = r.cos + angle, *sin = r.sin + angle;
+      for (int64_t h = 0; h < r.size[2]; h++) {
+        const float* x = r.x + b * r.from[0] + t * r.from[1] + h * r.from[2];
+        float* out = r.out + b * r.to[0] + t * r.to[1] + h * r.to[2];
+        int64_t i = 0;
+        for (; i + 16 <= half; i += 16) {
+          const f16 low = load(x + i), high = load(x + half + i), c = load(cos + i);
+          const f16 s = r.back ? -load(sin + i) : load(sin + i);
+          store(out + i, low * c - high * s);
+          store(out + half + i, high * c + low * s);
+        }
+        for (; i < half; i++) {
+          const float s = r.back ? -sin[i] : sin[i];
+          out[i] = x[i] * cos[i] - x[half + i] * s;
+          out[half + i] = x[half + i] * cos[i] + x[i] * s;
+        }
+      }
+    }
 }
 
 // ---- the softmax of causal attention while a model trains, and its gradient, in place
@@ -646,6 +679,14 @@ struct Buffer {
     held = true;
     if (view.len == bytes) return true;
     PyErr_Format(PyExc_ValueError, "%s has %zd bytes, expected %lld", name, view.len, (long long)bytes);
+    return false;
+  }
+  // Floats of four dimensions, whose last lies in one piece and whose others may lie anyhow.
+  bool take_four(PyObject* object, bool writable, const char* name) {
+    if (PyObject_GetBuffer(object, &view, writable ? PyBUF_STRIDED : PyBUF_STRIDED_RO) != 0) return false;
+    held = true;
+    if (view.ndim == 4 && view.itemsize == 4 && (view.strides[3] == 4 || view.shape[3] == 1)) return true;
+    PyErr_Format(PyExc_ValueError, "%s is not made of floats in four dimensions, the last in one piece", name);
     return false;
   }
   template <class T>
@@ -864,6 +905,31 @@ static PyObject* py_gate(PyObject*, PyObject* args) {
   Py_RETURN_NONE;
 }
 
+static PyObject* py_rotate(PyObject*, PyObject* args) {
+  PyObject *x, *cos, *sin, *out;
+  int shared, back;
+  if (!PyArg_ParseTuple(args, "OOOppO", &x, &cos, &sin, &shared, &back, &out)) return nullptr;
+  Buffer b[4];
+  if (!b[0].take_four(x, false, "x") || !b[3].take_four(out, true, "out")) return nullptr;
+  Rotate r{};
+  r.shared = shared, r.back = back;
+  for (int i = 0; i < 4; i++) {
+    if (b[0].view.shape[i] != b[3].view.shape[i]) {
+      PyErr_SetString(PyExc_ValueError, "x and out differ in shape");
+      return nullptr;
+    }
+    r.size[i] = b[0].view.shape[i];
+    if (i < 3) r.from[i] = b[0].view.strides[i] / 4, r.to[i] = b[3].view.strides[i] / 4;
+  }
+  const int64_t angles = (shared ? 1 : r.size[0]) * r.size[1] * r.size[3] * 4;
+  if (!b[1].take(cos, angles, false, "cos") || !b[2].take(sin, angles, false, "sin")) return nullptr;
+  r.x = b[0].as<float>(), r.cos = b[1].as<float>(), r.sin = b[2].as<float>(), r.out = b[3].as<float>();
+  Py_BEGIN_ALLOW_THREADS;
+  rotate_all(r);
+  Py_END_ALLOW_THREADS;
+  Py_RETURN_NONE;
+}
+
 template <class T>
 static void run_scores(Scores<T> s, Buffer& scores, Buffer& weights, Buffer& mask) {
   s.scores = scores.as<T>(), s.weights = weights.as<T>(), s.mask = mask.as<uint8_t>();
@@ -903,6 +969,7 @@ static PyMethodDef methods[] = {
     {"softmax_gradient", py_softmax_gradient, METH_VARARGS, nullptr},
     {"norm", py_norm, METH_VARARGS, nullptr},
     {"gate", py_gate, METH_VARARGS, nullptr},
+    {"rotate", py_rotate, METH_VARARGS, nullptr},
     {"attend", py_attend, METH_VARARGS, nullptr},
     {"draw", py_draw, METH_VARARGS, nullptr},
     {"attention_weights", py_attention_weights, METH_VARARGS, nullptr},

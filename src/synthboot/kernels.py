@@ -174,6 +174,13 @@ def gate(gate: Tensor, value: Tensor, gradient: Tensor | None = None) -> tuple[T
     return out, other
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None:
+    """Rotary positions of `x` (document, token, head, dim) into `out`, both float32 and laid out anyhow but for the last
+    dimension. Angles (1 or document, token, dim) have two halves alike; `back` turns by their negative, the gradient."""
+    angles = [a.contiguous().numpy() for a in (cos, sin)]
+    _loaded().rotate(x.numpy(), *angles, len(cos) == 1, back, out.numpy())
+
+
 def attention_weights(
     scores: Tensor, first: int, window: int, heads: int, scale: float, mask: Tensor | None = None, weights: Tensor | None = None
 ) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from synthboot import kernels
 from synthboot.lm.batches import IGNORE
-from synthboot.lm.blocks import shorten
+from synthboot.lm.blocks import shorten, times
 
 _PLAIN = ("qwen3", "llama", "qwen2", "mistral")
 """Architectures whose logits are nothing but a product of the last hidden state and the output matrix."""
@@ -35,7 +35,7 @@ class Loss(torch.nn.Module):
         self.chunked = model.config.model_type in _PLAIN and getattr(head, "bias", None) is None
         # weights that are put together and taken apart again cannot be lent to the compiled loops
         if self.chunked and not sharded and kernels.available(head.weight.device.type):
-            shorten(model, gates=precision == torch.float32)
+            shorten(model, full=precision == torch.float32)
 
     def forward(
         self, inputs: torch.Tensor, targets: torch.Tensor | None = None, divisor: float = 1.0,
@@ -81,10 +81,10 @@ class _Chunked(torch.autograd.Function):
         total = torch.zeros(2, device=hidden.device, dtype=torch.float64)
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK]
-            logits = (part @ matrix.T).float()
+            logits = times(part, matrix).float()
             total += softmax_gradient(logits, targets[start : start + CHUNK], 1 / divisor, z_loss)
             gradient = logits.to(precision)
-            torch.mm(gradient, matrix, out=into_rows[start : start + CHUNK])
+            into_rows[start : start + CHUNK] = times(gradient, matrix.T)
             if precision == torch.float32:
                 into_weight.addmm_(gradient.T, part)
             else:

@@ -1,10 +1,10 @@
 """The blocks of a model while it trains on a CPU, by the compiled loops: fewer passes over memory than the library takes.
 
-Weights, names and results stay what they were. Products in float32 go to oneDNN, which takes two thirds to nine tenths of the
-time of the library's MKL on a CPU that is not Intel's. Attention works through the queries a block of rows at a time, against the keys
-up to the block's end: two matrix products with a softmax in place between them, in the precision of training, and no work for
-most of what causality hides. The library's is as fast in float32 without a mask, and is kept there, for windows longer than
-`LONGEST`, whose weights would take more memory than time saved, and by processes of several threads.
+Weights, names and results stay what they were. Products in float32 go to oneDNN, which takes two thirds to nine tenths of MKL's
+time on a CPU that is not Intel's. Attention works through the queries a block of rows at a time, against the keys up to the
+block's end: two matrix products with a softmax in place between them, in the precision of training, and no work for most of
+what causality hides. The library's is as fast in float32 without a mask, and is kept there, for windows longer than `LONGEST`,
+whose weights would take more memory than time saved, and by processes of several threads.
 """
 
 from __future__ import annotations

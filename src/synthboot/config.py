@@ -119,6 +119,10 @@ class Engine(Section):
     """With `processes`: every process holds a shard of the weights (FSDP2) rather than a copy (DDP)."""
     checkpoint_activations: bool = False
     """Compute activations again in the backward pass rather than keep them: less memory, a third more time."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Let torch compile the blocks of a model that trains. It costs a minute or two before the first step, less when torch
+    finds them in its cache; `auto`: on a GPU, where a run would take ten minutes or more. On a CPU the compiled
+    loops that come with the package are faster (docs/decisions.md)."""
     track: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Where figures go while a model trains, besides the report; each has to be installed."""
 

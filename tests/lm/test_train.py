@@ -1,7 +1,9 @@
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -275,6 +277,7 @@ def test_what_a_step_reads_is_told() -> None:
 def test_figures_go_where_they_are_sent(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[dict[str, float]] = []
     module: Any = ModuleType("trackio")
+    module.__spec__ = ModuleSpec("trackio", None)
     module.init = lambda **options: SimpleNamespace(log=lambda values: logged.append({**values, **options}))
     monkeypatch.setitem(sys.modules, "trackio", module)
     watch = track.watch(["trackio"], tmp_path, "run", "base")
@@ -288,6 +291,23 @@ def test_figures_go_where_they_are_sent(tmp_path: Path, tokenizer: Tokenizer, mo
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"):
         track.watch(["wandb"], tmp_path, "run", "base")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU")
+def test_compiled_blocks_learn_the_same_and_say_that_they_compile(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    curves, told = [], []
+    for compile in ("off", "on"):
+        words: list[str] = []
+        curve = train(
+            small_model(), plan(), settings(precision="float32"), validate, tmp_path / compile, tokenizer,
+            progress=lambda _, w="", words=words: words.append(w), place=Place(compile=compile),
+        )  # fmt: skip
+        curves.append([v for _, v in curve.validation])
+        told.append(any("compiling" in w for w in words))
+    assert told == [False, True]
+    assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+    assert curves[0][0] - curves[0][-1] > 0.05  # it did learn
 
 
 def test_divergence_names_the_step_and_the_checkpoint(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -83,7 +83,7 @@ def place_of(cfg: config.Config, folder: Path) -> Place:
     group = parallel.join(device, engine.shard)
     name = "-".join(folder.relative_to(cfg.folder).parts) if folder.is_relative_to(cfg.folder) else folder.name
     watch = track.watch(engine.track if group.main else [], cfg.folder / "track", cfg.name, name)
-    return Place(group, engine.checkpoint_activations, watch)
+    return Place(group, engine.checkpoint_activations, engine.compile, watch)
 
 
 def train_arm(

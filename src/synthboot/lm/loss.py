@@ -25,16 +25,16 @@ CHUNK = 1_024
 class Loss(torch.nn.Module):
     """A causal LM with its loss as one module, so that wrappers for several processes see one forward pass.
 
-    `precision` is that of products and activations; weights, gradients and the loss itself stay float32.
+    `precision` is that of products and activations; weights, gradients and the loss itself stay float32. `plain` leaves the
+    blocks as the library has them.
     """
 
-    def __init__(self, model: Any, precision: torch.dtype = torch.float32, z_loss: float = 0.0, sharded: bool = False) -> None:
+    def __init__(self, model: Any, precision: torch.dtype = torch.float32, z_loss: float = 0.0, plain: bool = False) -> None:
         super().__init__()
         self.model, self.precision, self.z_loss = model, precision, z_loss
         head = model.get_output_embeddings()
         self.chunked = model.config.model_type in _PLAIN and getattr(head, "bias", None) is None
-        # weights that are put together and taken apart again cannot be lent to the compiled loops
-        if self.chunked and not sharded and kernels.available(head.weight.device.type):
+        if self.chunked and not plain and kernels.available(head.weight.device.type):
             shorten(model, full=precision == torch.float32)
 
     def forward(

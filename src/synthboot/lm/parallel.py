@@ -85,7 +85,7 @@ def wrap(loss: Loss, group: Group) -> torch.nn.Module:
         return torch.nn.parallel.DistributedDataParallel(loss)
     from torch.distributed.fsdp import fully_shard
 
-    for block in _blocks(loss.model):
+    for block in blocks(loss.model):
         fully_shard(block)
     fully_shard(loss)
     return loss
@@ -132,9 +132,10 @@ class Whole:
         return self._module(input_ids)
 
 
-def _blocks(model: Any) -> list[torch.nn.Module]:
-    """The repeated blocks of a causal LM: the longest list of modules in it."""
+def blocks(model: Any) -> list[torch.nn.Module]:
+    """The repeated blocks of a causal LM: the longest list of modules in it. Raises ConfigError where there is none."""
     lists: list[list[torch.nn.Module]] = [list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
     if not lists:
-        raise ConfigError(f"engine.shard: {model.config.model_type} has no list of blocks to shard; set engine.shard=false")
+        kind = model.config.model_type
+        raise ConfigError(f"engine: {kind} has no list of blocks; set engine.shard=false and engine.compile=off")
     return max(lists, key=len)

@@ -35,6 +35,9 @@ from synthboot.lm.loss import Loss
 from synthboot.lm.parallel import ALONE, Group
 from synthboot.lm.track import Watch, unwatched
 
+COMPILE_FROM = 600.0
+"""Seconds that a run takes for which compiling pays."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -65,6 +68,7 @@ class Place:
 
     group: Group = ALONE
     checkpoint_activations: bool = False
+    compile: str = "off"
     watch: Watch = unwatched
 
 
@@ -109,9 +113,9 @@ def train(
     curve = trainer.curve
     if not curve.step and not curve.validation and 0 in settings.eval_steps:
         trainer.evaluate()
-    peak = models.product_rate(trainer.device, _precision(settings.precision, trainer.device)) * place.group.size
-    cost = 3 * models.flops_per_token(model, batches.seq_len) / peak
     started, first = time.monotonic(), curve.step
+    if trainer.compiled and curve.step < batches.steps:
+        progress(curve.step / batches.steps, "compiling the blocks, a minute or two (engine.compile)")
     losses: list[float] = []
     before: deque[float] = deque(maxlen=50)
     while curve.step < batches.steps and not _exhausted(curve, settings):
@@ -122,9 +126,10 @@ def train(
         curve.step += 1
         tokens, lr = curve.step * batches.batch_tokens, _lr(curve.step - 1, batches.steps, settings)
         rate = (curve.step - first) * batches.batch_tokens / max(1e-9, time.monotonic() - started)
-        words = f"loss {loss:.3f}, gradient {norm:.2f}, {rate:,.0f} tokens/s, {rate * cost:.0%} of the peak"
+        share = rate * trainer.cost
+        words = f"loss {loss:.3f}, gradient {norm:.2f}, {rate:,.0f} tokens/s, {share:.0%} of the peak"
         progress(curve.step / batches.steps, words)
-        figures = {"loss": loss, "gradient_norm": norm, "lr": lr, "tokens_per_second": rate, "fraction_of_peak": rate * cost}
+        figures = {"loss": loss, "gradient_norm": norm, "lr": lr, "tokens_per_second": rate, "fraction_of_peak": share}
         place.watch(tokens, figures | batches.sources(curve.step))
         if curve.step in settings.eval_steps or curve.step == batches.steps:
             curve.train.append([tokens, sum(losses) / len(losses), norm, lr])
@@ -150,7 +155,18 @@ class _Trainer:
         if place.checkpoint_activations:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.written = copy.deepcopy(model).cpu() if self.group.shard and self.group.main else model
-        loss = Loss(model, _precision(settings.precision, self.device), settings.z_loss, self.group.shard)
+        precision = _precision(settings.precision, self.device)
+        peak = models.product_rate(self.device, precision) * self.group.size
+        self.cost = 3 * models.flops_per_token(model, batches.seq_len) / peak  # seconds a token at the peak
+        seconds = self.cost * batches.steps * batches.batch_tokens / 0.4  # of the whole run, so that going on decides alike
+        long = self.device.type == "cuda" and seconds >= COMPILE_FROM
+        self.compiled = place.compile == "on" or (place.compile == "auto" and long)
+        # neither weights that are put together and taken apart again nor torch's compiler go with the compiled loops
+        plain = self.group.shard or self.compiled
+        loss = Loss(model, precision, settings.z_loss, plain)
+        if self.compiled:  # the blocks are alike, so that one is compiled for all
+            for block in parallel.blocks(model):
+                block.compile(dynamic=False)
         self.module = parallel.wrap(loss, self.group)
         self.optimizers = _optimizers(model, settings)
         self.curve = Curve()
@@ -180,7 +196,8 @@ class _Trainer:
         The older best and the older checkpoint go only once the new checkpoint, which names its best, is in place.
         """
         curve, folder = self.curve, self.folder
-        loss = self.validate(parallel.Whole(self.module) if self.group.shard else self.model)
+        with torch.compiler.set_stance("force_eager"):  # rows of other lengths, which would all be compiled anew
+            loss = self.validate(parallel.Whole(self.module) if self.group.shard else self.model)
         curve.validation.append([curve.step * self.batches.batch_tokens, loss])
         best = bool(curve.step) and loss < curve.best_loss
         if best:

@@ -42,8 +42,9 @@ def alone(world_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[n
         {"processes": 4},
         {"processes": 2, "shard": True},
         {"processes": 2, "shard": True, "checkpoint_activations": True},
+        {"processes": 2, "shard": True, "checkpoint_activations": True, "compile": "on"},
     ],
-    ids=["2 copies", "4 copies", "2 shards", "2 shards, activations computed again"],
+    ids=["2 copies", "4 copies", "2 shards", "2 shards, activations computed again", "the same, compiled"],
 )
 def test_the_loss_is_that_of_one_process(
     alone: tuple[np.ndarray, dict[str, np.ndarray]], world_file: Path, tmp_path: Path, engine: dict[str, Any]

@@ -7,17 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from synthboot import api
+from synthboot.steps import Context
 from tests.conftest import contents, run_folder, small_config
 
 DRIVER = """
 import sys, json
 from synthboot import api
+from synthboot.steps import Context
 api.Run(json.loads(sys.argv[1])).run()
 """
 
@@ -31,7 +35,7 @@ POINTS = [
     ("tune", "05-tune/related/checkpoint-*"),
     ("synthesize", "06-synthesize/related/chunks/000000"),
     ("pretrain", "07-pretrain/sbp/seed-0/checkpoint-*"),
-    ("evaluate", "08-evaluate/progress.json"),
+    ("evaluate, between two models", "08-evaluate/scores/000000"),
 ]
 
 
@@ -71,6 +75,35 @@ def test_killed_at_ten_points_of_one_run_it_ends_with_the_same_bytes(finished: d
     finish(settings)
     assert contents(settings) == contents(finished)
     assert not list(run_folder(settings).rglob("*.tmp"))
+
+
+def test_a_model_that_was_scored_is_not_scored_again(
+    finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from synthboot.engine import local
+    from synthboot.steps import measure
+
+    run = api.Run(finished)
+    trained = {("sbp", seed): run_folder(finished) / f"07-pretrain/sbp/seed-{seed}" for seed in run.config.pretrain.seeds}
+    c = Context(run.config, tmp_path, {}, 1, lambda *_: None)
+    calls: list[list[tuple[Path, bool]]] = []
+
+    def imap(_: Any, __: Any, wanted: list[tuple[Path, bool]], ___: int) -> Iterator[Any]:
+        calls.append(wanted)
+        for number, _wanted in enumerate(wanted):
+            if len(calls) == 1 and number == 1:
+                raise KeyboardInterrupt  # between the first model and the second
+            yield np.full((3, 1), float(len(calls))), np.zeros((0, 4)), {"of the harness": np.ones((2, 4))}
+
+    monkeypatch.setattr(local, "imap", imap)
+    with pytest.raises(KeyboardInterrupt):
+        measure._scored(c, None, trained)
+    rows, losses, answers = measure._scored(c, None, trained)
+    assert len(calls[0]) > 1
+    assert calls[1] == calls[0][1:]
+    assert {(r["seed"], r["loss"]) for r in rows} >= {(0, 1.0), (1, 2.0)}
+    assert losses["last", "sbp"][1].tolist() == [[2.0]] * 3
+    assert answers["of the harness"]["sbp"][0].tolist() == np.ones((2, 4)).tolist()
 
 
 DIE_AT_RENAMES = """

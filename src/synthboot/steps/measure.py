@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from synthboot.steps.context import Context, Outcome, conditional, embedded
 
 Losses = dict[tuple[str, str], list[np.ndarray]]
 Answers = dict[str, dict[str, list[np.ndarray]]]
+_SCORES, _ASKED = "scores", "asked "
 
 
 def evaluate(c: Context) -> Outcome:
@@ -81,6 +84,7 @@ def evaluate(c: Context) -> Outcome:
     }
     pq.write_table(pa.Table.from_pylist(rows), c.folder / "losses.parquet", compression="zstd")
     write_json(c.folder / "evaluate.json", result)
+    shutil.rmtree(c.folder / _SCORES)
     return {"models": len(trained), "docs": len(tokens), "items": len(asked)}, {
         "tokens": len(rows) // len(tokens) * int(tokens.sum())
     }
@@ -94,20 +98,34 @@ def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple
     cfg = c.cfg.evaluate
     todo = [(key, kind) for key, path in trained.items() for kind in (("last",) if _best_is_last(path) else ("best", "last"))]
     wanted = [(trained[key] / kind, kind == cfg.checkpoint or (key, cfg.checkpoint) not in todo) for key, kind in todo]
+    shards = Shards(c.folder / _SCORES)  # what was scored before the run was killed stays scored
+    missing = [number for number in range(len(todo)) if not shards.done(number)]
+    found = local.imap(scorer, (job,), [wanted[number] for number in missing], max(1, min(c.workers, len(missing))))
+    for number, scores in zip(missing, found, strict=True):
+        shards.write(number, partial(_keep, scores))
+        (arm, seed), kind = todo[number]
+        c.progress(len(list(shards)) / len(todo), f"{arm} seed {seed}, {kind}")
     rows: list[dict[str, Any]] = []
     losses: Losses = {}
     answers: Answers = {}
-    found = local.imap(scorer, (job,), wanted, min(c.workers, len(todo)))
-    for number, (((arm, seed), kind), (per_doc, per_item, by_task)) in enumerate(zip(todo, found, strict=True), 1):
+    for ((arm, seed), kind), (_, asking), place in zip(todo, wanted, shards, strict=True):
+        with np.load(place / "scores.npz") as kept:
+            per_doc, by_task = kept["losses"], {name.removeprefix(_ASKED): kept[name] for name in kept if name != "losses"}
         for shown in ("best", "last") if ((arm, seed), "best") not in todo else (kind,):
             losses.setdefault((shown, arm), []).append(per_doc)
             numbered = enumerate(per_doc.sum(1).tolist())
             rows += [{"arm": arm, "seed": seed, "checkpoint": shown, "doc": d, "loss": loss} for d, loss in numbered]
-        if wanted[number - 1][1]:
-            for task, some in ({"": per_item} | by_task).items():
-                answers.setdefault(task, {}).setdefault(arm, []).append(some)
-        c.progress(number / len(todo), f"{arm} seed {seed}, {kind}")
+        for task, some in by_task.items() if asking else ():
+            answers.setdefault(task, {}).setdefault(arm, []).append(some)
     return rows, losses, answers
+
+
+def _keep(scores: Any, folder: Path) -> dict[str, Any]:
+    per_doc, per_item, by_task = scores
+    np.savez(
+        folder / "scores.npz", losses=per_doc, **{_ASKED + task: some for task, some in ({"": per_item} | by_task).items()}
+    )
+    return {"docs": len(per_doc), "items": len(per_item)}
 
 
 def _arm_seed(role: str) -> tuple[str, int]:

@@ -88,6 +88,14 @@ def test_three_seeds_need_no_caution_and_one_does() -> None:
     assert "No sbp arm" in verdict({"repetition": {}}, 3, 0.95)
 
 
+def test_without_an_sbp_arm_the_verdict_is_about_the_first_variant() -> None:
+    entry = {"difference": [-0.1, -0.2, -0.05], "against": {"self-25": [0.01, 0.002, 0.02, 0.03]}}
+    arms = {"repetition": {}, "self-25": {}, "sbp-25": entry, "sbp-10": {"difference": [-0.3, -0.4, -0.2], "against": {}}}
+    said = verdict(arms, 3, 0.95)
+    assert said.startswith("Synthetic text helped: sbp-25 is 0.1000 nats per token")
+    assert "worse than self-25" in said
+
+
 def test_without_repetition_there_is_nothing_to_compare_with() -> None:
     with pytest.raises(ConfigError, match="repetition is missing"):
         evaluate({"sbp": losses(2.8)}, TOKENS, BYTES, CFG)

@@ -188,29 +188,33 @@ def efficiency(points: Sequence[tuple[int, float]], loss: float) -> float | None
 
 
 def verdict(arms: Mapping[str, Any], seeds: int, confidence: float) -> str:
-    """What the figures show, no more than they show: `sbp` against repetition, and against every control."""
+    """What the figures show, no more than they show: `sbp` (or, where there is none, the first arm named like it) against
+    repetition, and against every control."""
     about = f"{confidence:.0%} interval over holdout documents" + (f" and {seeds} seeds" if seeds > 1 else "")
     caution = "" if seeds >= 3 else f" ({seeds} seed{'s' * (seeds > 1)}: an anecdote, not a result; use three or more)"
-    if METHOD not in arms:
+    subject = METHOD if METHOD in arms else next((name for name in arms if name.startswith(METHOD)), None)
+    if subject is None:
         return f"No sbp arm was run{caution}."
-    controls = _controls(arms)
-    value, low, high = arms[METHOD]["difference"]
+    controls = _controls(arms, subject)
+    value, low, high = arms[subject]["difference"]
     change = f"{abs(value):.4f} nats per token ({-high:+.4f} to {-low:+.4f}, {about})"
     if low <= 0 <= high:
         better = f"{change} {'better' if value <= 0 else 'worse'}"
-        return f"No difference shown: sbp against repetition is {better}, an interval that includes zero{caution}.{controls}"
+        return (
+            f"No difference shown: {subject} against repetition is {better}, an interval that includes zero{caution}.{controls}"
+        )
     if value > 0:
         worse = f"{abs(value):.4f} nats per token worse than repetition ({low:+.4f} to {high:+.4f}, {about})"
-        return f"Synthetic text hurt: sbp is {worse}{caution}.{controls}"
-    share = arms[METHOD].get("oracle_share")
+        return f"Synthetic text hurt: {subject} is {worse}{caution}.{controls}"
+    share = arms[subject].get("oracle_share")
     closed = f", {share[0]:.0%} of the oracle's gain ({share[1]:.0%} to {share[2]:.0%})" if share else ""
-    return f"Synthetic text helped: sbp is {change} better than repetition{closed}{caution}.{controls}"
+    return f"Synthetic text helped: {subject} is {change} better than repetition{closed}{caution}.{controls}"
 
 
-def _controls(arms: Mapping[str, Any]) -> str:
-    """A sentence on sbp against the arms that are neither sbp in another setting nor real text beyond the budget."""
+def _controls(arms: Mapping[str, Any], subject: str) -> str:
+    """A sentence on an arm against those that are neither sbp in another setting nor real text beyond the budget."""
     told: dict[str, list[str]] = {"better than": [], "not shown to differ from": [], "worse than": []}
-    for name, (value, low, high, p) in arms[METHOD].get("against", {}).items():
+    for name, (value, low, high, p) in arms[subject].get("against", {}).items():
         if name != REPETITION and not name.startswith((METHOD, ORACLE)):
             kind = "not shown to differ from" if low <= 0 <= high else "better than" if value < 0 else "worse than"
             told[kind].append(f"{name} (p = {p:.2g})")

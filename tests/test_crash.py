@@ -21,7 +21,6 @@ from tests.conftest import contents, run_folder, small_config
 DRIVER = """
 import sys, json
 from synthboot import api
-from synthboot.steps import Context
 api.Run(json.loads(sys.argv[1])).run()
 """
 

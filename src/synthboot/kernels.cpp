@@ -570,9 +570,9 @@ FAST static void gate_all(const Gate& g) {
 }
 
 struct Rotate {
-  int64_t size[4];      // documents, tokens, heads, numbers of a head
+  int64_t size[4];  // documents, tokens, heads, numbers of a head
   int64_t from[3], to[3];  // numbers from one document, token, head to the next
-  bool shared, back;    // whether all documents have the same angles; whether to turn back
+  bool shared, back;  // whether all documents have the same angles; whether to turn back
   const float *x, *cos, *sin;
   float* out;
 };

@@ -297,16 +297,19 @@ def test_figures_go_where_they_are_sent(tmp_path: Path, tokenizer: Tokenizer, mo
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU")
 def test_compiled_blocks_learn_the_same_and_say_that_they_compile(tmp_path: Path, tokenizer: Tokenizer) -> None:
     curves, told = [], []
-    for compile in ("off", "on"):
+    for compile in ("off", "auto", "on"):  # auto does not, on a CPU
         words: list[str] = []
+        model = small_model()
         curve = train(
-            small_model(), plan(), settings(precision="float32"), validate, tmp_path / compile, tokenizer,
+            model, plan(), settings(precision="float32"), validate, tmp_path / compile, tokenizer,
             progress=lambda _, w="", words=words: words.append(w), place=Place(compile=compile),
         )  # fmt: skip
         curves.append([v for _, v in curve.validation])
-        told.append(any("compiling" in w for w in words))
-    assert told == [False, True]
-    assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+        done = [block._compiled_call_impl is not None for block in model.model.layers]
+        told.append((any("compiling" in w for w in words), all(done), any(done)))
+    assert told == [(False, False, False), (False, False, False), (True, True, True)]
+    assert curves[1] == curves[0]
+    assert curves[2] == pytest.approx(curves[0], abs=1e-4)
     assert curves[0][0] - curves[0][-1] > 0.05  # it did learn
 
 

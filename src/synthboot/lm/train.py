@@ -196,7 +196,9 @@ class _Trainer:
         The older best and the older checkpoint go only once the new checkpoint, which names its best, is in place.
         """
         curve, folder = self.curve, self.folder
-        with torch.compiler.set_stance("force_eager"):  # rows of other lengths, which would all be compiled anew
+        # rows have other lengths here, and would all be compiled anew
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
+        with eager:
             loss = self.validate(parallel.Whole(self.module) if self.group.shard else self.model)
         curve.validation.append([curve.step * self.batches.batch_tokens, loss])
         best = bool(curve.step) and loss < curve.best_loss

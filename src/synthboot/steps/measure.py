@@ -99,12 +99,12 @@ def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple
     todo = [(key, kind) for key, path in trained.items() for kind in (("last",) if _best_is_last(path) else ("best", "last"))]
     wanted = [(trained[key] / kind, kind == cfg.checkpoint or (key, cfg.checkpoint) not in todo) for key, kind in todo]
     shards = Shards(c.folder / _SCORES)  # what was scored before the run was killed stays scored
-    missing = [number for number in range(len(todo)) if not shards.done(number)]
-    found = local.imap(scorer, (job,), [wanted[number] for number in missing], max(1, min(c.workers, len(missing))))
-    for number, scores in zip(missing, found, strict=True):
+    first = len(list(shards))
+    found = local.imap(scorer, (job,), wanted[first:], max(1, min(c.workers, len(todo) - first)))
+    for number, scores in enumerate(found, first):
         shards.write(number, partial(_keep, scores))
         (arm, seed), kind = todo[number]
-        c.progress(len(list(shards)) / len(todo), f"{arm} seed {seed}, {kind}")
+        c.progress((number + 1) / len(todo), f"{arm} seed {seed}, {kind}")
     rows: list[dict[str, Any]] = []
     losses: Losses = {}
     answers: Answers = {}
@@ -122,9 +122,8 @@ def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple
 
 def _keep(scores: Any, folder: Path) -> dict[str, Any]:
     per_doc, per_item, by_task = scores
-    np.savez(
-        folder / "scores.npz", losses=per_doc, **{_ASKED + task: some for task, some in ({"": per_item} | by_task).items()}
-    )
+    asked = {_ASKED + task: some for task, some in ({"": per_item} | by_task).items()}
+    np.savez(folder / "scores.npz", losses=per_doc, **asked)
     return {"docs": len(per_doc), "items": len(per_item)}
 
 

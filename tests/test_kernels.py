@@ -12,8 +12,9 @@ import torch
 
 from synthboot import config, kernels
 from synthboot.data import neighbors
-from synthboot.lm import blocks, sample
+from synthboot.lm import blocks
 from synthboot.lm import model as models
+from tests.lm.conftest import draw
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="the package was installed without a compiler")
 
@@ -124,10 +125,10 @@ def test_attention_refuses_what_does_not_fit() -> None:
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.9), (0.6, 0.5), (1.7, 1.0), (0.0, 1.0), (1.0, 1e-30)])
 def test_draws_are_those_of_the_python_path(without_kernels: Callable[[], None], temperature: float, top_p: float) -> None:
     logits = 3 * torch.randn(4_000, 203, generator=torch.Generator().manual_seed(0))
-    seeds, steps = np.arange(4_000, dtype=np.uint64) * np.uint64(2**60 + 1), np.arange(4_000, dtype=np.uint64)
-    tokens, logprob = sample.draw(logits, seeds, steps, temperature, top_p)
+    seeds, steps = torch.arange(4_000) * (2**60 + 1), torch.arange(4_000)
+    tokens, logprob = draw(logits, seeds, steps, temperature, top_p)
     without_kernels()
-    slow_tokens, slow_logprob = sample.draw(logits, seeds, steps, temperature, top_p)
+    slow_tokens, slow_logprob = draw(logits, seeds, steps, temperature, top_p)
     same = tokens == slow_tokens
     assert same.mean() > 0.998  # where the uniform number falls next to an edge rounding decides
     assert np.allclose(logprob[same], slow_logprob[same], atol=2e-5)
@@ -138,7 +139,7 @@ def test_a_logit_that_is_not_a_number_is_an_error() -> None:
     logits = torch.zeros(3, 20)
     logits[1, 7] = float("nan")
     with pytest.raises(FloatingPointError):
-        sample.draw(logits, np.zeros(3, np.uint64), np.zeros(3, np.uint64), 1.0, 0.9)
+        draw(logits, torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 1.0, 0.9)
 
 
 @compiled

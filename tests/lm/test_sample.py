@@ -1,14 +1,17 @@
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.utils._pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from synthboot.lm import sample
 from synthboot.lm.decode import Decoder
 from synthboot.lm.sample import EmbeddedSampler, Request, TransformersSampler
-from tests.lm.conftest import small_model
+from tests.lm.conftest import draw, small_model
 
 
 def requests(count: int, limit: int = 12, seed: int = 0) -> list[Request]:
@@ -66,14 +69,18 @@ def nucleus(logits: torch.Tensor, temperature: float, top_p: float) -> np.ndarra
     return np.where(kept, p, 0) / p[kept].sum()
 
 
+@pytest.mark.parametrize("loops", ["compiled where there are", "torch"])
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.9), (1.0, 1.0), (0.7, 0.5), (1.5, 0.95)])
-def test_draws_pass_a_chi_square_test_against_the_exact_distribution(temperature: float, top_p: float) -> None:
+def test_draws_pass_a_chi_square_test_against_the_exact_distribution(
+    temperature: float, top_p: float, loops: str, without_kernels: Callable[[], None]
+) -> None:
     from scipy.stats import chisquare
 
+    if loops == "torch":
+        without_kernels()
     logits = torch.randn(40, generator=torch.Generator().manual_seed(5)) * 2
     count = 20_000
-    seeds, steps = np.arange(count, dtype=np.uint64), np.full(count, 3, np.uint64)
-    drawn, _ = sample.draw(logits.expand(count, -1), seeds, steps, temperature, top_p)
+    drawn, _ = draw(logits.expand(count, -1), torch.arange(count), torch.full((count,), 3), temperature, top_p)
     expected = nucleus(logits, temperature, top_p) * count
     observed = np.bincount(drawn, minlength=40)
     assert observed[expected == 0].sum() == 0
@@ -85,9 +92,9 @@ def test_draws_pass_a_chi_square_test_against_the_exact_distribution(temperature
 
 def test_draws_depend_on_seed_and_step_alone() -> None:
     logits = torch.randn(8, 50, generator=torch.Generator().manual_seed(1))
-    seeds, steps = np.arange(8, dtype=np.uint64), np.arange(8, dtype=np.uint64)
-    together, _ = sample.draw(logits, seeds, steps, 1.0, 0.9)
-    alone = [int(sample.draw(logits[i : i + 1], seeds[i : i + 1], steps[i : i + 1], 1.0, 0.9)[0][0]) for i in range(8)]
+    seeds = steps = torch.arange(8)
+    together, _ = draw(logits, seeds, steps, 1.0, 0.9)
+    alone = [int(draw(logits[i : i + 1], seeds[i : i + 1], steps[i : i + 1], 1.0, 0.9)[0][0]) for i in range(8)]
     assert together.tolist() == alone
 
 
@@ -128,8 +135,9 @@ def test_bfloat16_predicts_nearly_the_same() -> None:
     for dtype in ("float32", "bfloat16"):
         decoder = Decoder(model, dtype)
         cache = decoder.cache(24, 32)
-        first = decoder.prefill(prompt, torch.full((24,), 9), rows, cache)
-        second = decoder.step(prompt[:, 0], torch.full((24,), 9), cache)
+        decoder.prefill(prompt[:, :-1], rows, cache)
+        first = decoder.step(prompt[:, -1], torch.full((24,), 8), cache, 9)
+        second = decoder.step(prompt[:, 0], torch.full((24,), 9), cache, 10)
         predicted.append(torch.log_softmax(torch.cat((first, second)), 1))
     exact, rough = predicted
     assert 0 < float((exact.exp() * (exact - rough)).sum(1).max()) < 2e-3  # nats
@@ -137,13 +145,22 @@ def test_bfloat16_predicts_nearly_the_same() -> None:
 
 def test_the_batch_is_chosen_from_memory_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(small_model(width=64))
-    assert sample.best_batch(decoder, 64) in (32, 64, 128, 256, 512)
+    assert sample.best_batch(decoder, 64) in (32, 64, 128, 256, 512, 1_024, 2_048)
     monkeypatch.setattr(Decoder, "free_memory", lambda self: 4 * decoder.cache_bytes(70, 64))
     assert sample.best_batch(decoder, 64) in (32, 64)
     monkeypatch.setattr(Decoder, "free_memory", lambda self: 0)
     assert sample.best_batch(decoder, 64) == sample.LEAST_ROWS
     keys, values = decoder.cache(3, 50)[0]
     assert decoder.cache_bytes(3, 50) == len(decoder.layers) * (keys.nbytes + values.nbytes)
+
+
+def test_a_model_whose_logits_are_not_numbers_is_an_error(without_kernels: Callable[[], None]) -> None:
+    without_kernels()
+    model = small_model()
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    with pytest.raises(FloatingPointError, match="not numbers"):
+        EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample(requests(3))
 
 
 def test_limits_and_empty_prompts() -> None:
@@ -154,6 +171,73 @@ def test_limits_and_empty_prompts() -> None:
     assert sampler.sample([]) == []
     with pytest.raises(ValueError, match="at least one token"):
         sampler.sample([Request((), 1, 5)])
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [t.untyped_storage() for t in pytree.tree_leaves(values) if isinstance(t, torch.Tensor)]
+
+
+class Recording(TorchDispatchMode):
+    """What torch.cuda.graph and CUDAGraph do, on a CPU: what is called while recording is kept, with the tensors that it was
+    called on, and leaves nothing behind; `replay` calls it again on the same tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self.made: set[int] = set()
+        self.replayed = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), "a GPU would wait"
+        for storage in _storages(args):
+            if storage.data_ptr() not in self.made and storage.data_ptr() not in self.before:
+                self.before[storage.data_ptr()] = (storage, storage.clone())
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        self.made |= {s.data_ptr() for s in _storages(out)} - set(self.before)
+        return out
+
+    def __exit__(self, *told: Any) -> None:
+        super().__exit__(*told)
+        for storage, value in self.before.values():
+            storage.copy_(value)
+
+    def replay(self) -> None:
+        self.replayed += 1
+        for func, args, kwargs, out in self.calls:
+            again = func(*args, **kwargs)
+            for old, new in zip(pytree.tree_leaves(out), pytree.tree_leaves(again), strict=True):
+                if old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+                    old.copy_(new)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.9), (0.8, 0.3), (0.0, 1.0)])
+def test_steps_that_were_recorded_sample_the_same(
+    temperature: float, top_p: float, without_kernels: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_kernels()
+    model, made = small_model(), []
+    asked = requests(90, limit=25) + [Request((5, 6, 7), i, 25) for i in range(10)]
+    plain = EmbeddedSampler(model, 0, temperature=temperature, top_p=top_p, batch=32)
+    expected = plain.sample(asked)
+
+    def recording() -> Recording:
+        made.append(Recording())
+        return made[-1]
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", recording)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    monkeypatch.setattr(sample, "SPAN", 16)
+    far = EmbeddedSampler(model, 0, temperature=temperature, top_p=top_p, batch=32)
+    far.far = True
+    found = far.sample(asked)
+    assert np.mean([a.tokens == b.tokens for a, b in zip(found, expected, strict=True)]) >= 0.95
+    assert [a.finish for a in found] == [b.finish for b in expected]
+    assert np.allclose([a.logprob for a in found], [b.logprob for b in expected], atol=1e-3)
+    replayed = [graph.replayed for graph in made]
+    assert len(replayed) >= 2  # more than one span, or number of rows
+    assert all(n and n % sample.STRIDE == 0 for n in replayed)
 
 
 def gpt2() -> Any:
@@ -177,7 +261,6 @@ def test_other_architectures_fall_back_to_transformers_with_the_same_contract() 
 def test_uniforms_are_uniform() -> None:
     from scipy.stats import kstest
 
-    values = sample.uniforms(np.arange(50_000, dtype=np.uint64), np.zeros(50_000, np.uint64), 0)
-    assert kstest(values, "uniform").pvalue > 1e-4
-    steps = sample.uniforms(np.zeros(50_000, np.uint64), np.arange(50_000, dtype=np.uint64), 0)
-    assert kstest(steps, "uniform").pvalue > 1e-4
+    many, none = torch.arange(50_000), torch.zeros(50_000, dtype=torch.int64)
+    for varied in ((many, none, none), (none, many, none), (many // 64, none, many % 64)):
+        assert kstest(sample.uniforms(*varied).numpy(), "uniform").pvalue > 1e-4

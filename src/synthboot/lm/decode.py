@@ -61,11 +61,8 @@ class Decoder:
             return int(torch.cuda.mem_get_info(self.device)[0])
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // max(1, os.cpu_count() or 1)
 
-    def prefill(
-        self, tokens: Int64[torch.Tensor, "row token"], lengths: Int64[torch.Tensor, " row"],
-        rows: Int64[torch.Tensor, " row"], cache: Cache,
-    ) -> Float[torch.Tensor, "row vocab"]:  # fmt: skip
-        """Fill cache rows `rows` with right-padded prompts; returns the logits after each prompt's last token."""
+    def prefill(self, tokens: Int64[torch.Tensor, "row token"], rows: Int64[torch.Tensor, " row"], cache: Cache) -> None:
+        """Fill cache rows `rows` with right-padded prompts."""
         width = tokens.shape[1]
         cos, sin = self._rope(torch.arange(width, device=self.device))
         hidden = self.embedding[tokens].to(self.dtype)
@@ -73,20 +70,20 @@ class Decoder:
             q, k, v = self._qkv(layer, hidden, cos, sin)
             self._store(keys, rows, k)
             values[rows, :, :width] = v.to(values.dtype)
+            if layer is self.layers[-1]:
+                return  # nothing asks what these tokens predict
             attended = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads
             )
             hidden = self._rest(layer, hidden, attended.transpose(1, 2).flatten(2))
-        last = hidden[torch.arange(len(rows), device=self.device), lengths - 1]
-        return self._logits(last)
 
     def step(
-        self, tokens: Int64[torch.Tensor, " row"], position: Int64[torch.Tensor, " row"], cache: Cache
+        self, tokens: Int64[torch.Tensor, " row"], position: Int64[torch.Tensor, " row"], cache: Cache, span: int
     ) -> Float[torch.Tensor, "row vocab"]:
-        """Append one token per row at its position; returns the logits of the next."""
+        """Append one token per row at its position, which is below `span`; returns the logits of the next. A query's heads
+        that share keys are taken as queries of one head."""
         if self.compiled:
             return self._compiled_step(tokens, position, cache)
-        span = int(position.max()) + 1
         cos, sin = self._rope(position[:, None])
         cos, sin = cos[:, None], sin[:, None]
         mask = (torch.arange(span, device=self.device) <= position[:, None])[:, None, None, :]
@@ -96,9 +93,9 @@ class Decoder:
             q, k, v = self._qkv(layer, hidden, cos, sin)
             keys[rows, :, position], values[rows, :, position] = k[:, :, 0], v[:, :, 0]
             attended = torch.nn.functional.scaled_dot_product_attention(
-                q, keys[:, :, :span], values[:, :, :span], attn_mask=mask, enable_gqa=self.heads != self.kv_heads
+                q[:, :, 0].unflatten(1, (self.kv_heads, -1)), keys[:, :, :span], values[:, :, :span], attn_mask=mask
             )
-            hidden = self._rest(layer, hidden, attended.transpose(1, 2).flatten(2))
+            hidden = self._rest(layer, hidden, attended.flatten(1)[:, None])
         return self._logits(hidden[:, 0])
 
     def _compiled_step(self, tokens: torch.Tensor, position: torch.Tensor, cache: Cache) -> torch.Tensor:

@@ -39,10 +39,11 @@ class Loss(torch.nn.Module):
 
     def forward(
         self, inputs: torch.Tensor, targets: torch.Tensor | None = None, divisor: float = 1.0,
-        masks: dict[str, torch.Tensor] | None = None,
+        masks: dict[str, torch.Tensor] | None = None, kept: torch.Tensor | None = None,
     ) -> Any:  # fmt: skip
-        """What to differentiate, and the cross-entropy in it: both sums over the targets divided by `divisor`. Without
-        targets the model's own output."""
+        """What to differentiate, and the cross-entropy in it: both sums over the targets divided by `divisor`. `kept` are
+        the places of the targets that count, row after row; told by who has them in the host's memory, they need not be
+        waited for. Without targets the model's own output."""
         if targets is None:
             return self.model(input_ids=inputs, use_cache=False)
         masks = masks or {}
@@ -53,7 +54,7 @@ class Loss(torch.nn.Module):
             else:
                 logits = self.model(input_ids=inputs, use_cache=False, **masks).logits.flatten(0, 1)
         if self.chunked:
-            kept = (wanted != IGNORE).nonzero()[:, 0]
+            kept = (wanted != IGNORE).nonzero()[:, 0] if kept is None else kept
             if len(kept) < len(wanted):
                 hidden, wanted = hidden[kept], wanted[kept]
             weight = self.model.get_output_embeddings().weight

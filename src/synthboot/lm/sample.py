@@ -3,7 +3,8 @@
 requests (prompt, seed, limit) -> results (tokens, finish reason, log-probability). The embedded engine keeps a
 preallocated key-value cache, replaces finished rows by new requests, prefills prompts in groups of like length, and draws
 top-p without sorting: from the full softmax by inverse CDF, accepted if the mass of strictly likelier tokens is below p,
-which gives exactly the truncated distribution. A request's random numbers depend on its seed and position alone.
+which gives exactly the truncated distribution. A request's random numbers depend on its seed and position alone. All that
+a step reads and writes lies on the device, so that a GPU runs it as one recorded graph and is seldom waited for.
 
 It decodes Llama and Qwen3 layouts; other architectures go through `transformers.generate`, slower but the same contract.
 `lm.vllm` and `lm.server` hand the work to other engines.
@@ -11,15 +12,17 @@ It decodes Llama and Qwen3 layouts; other architectures go through `transformers
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
 from synthboot import config, kernels
 from synthboot.lm import model as models
@@ -30,7 +33,14 @@ LEAST_ROWS = 24
 """Rows decoded at the least, some of them empty: with fewer, products round differently, and a request's tokens would depend
 on how many others there are."""
 
-_GOLDEN, _M1, _M2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+STRIDE = 16
+"""Steps of a GPU between two looks at what is done; a row that is done early idles until then."""
+
+SPAN = 256
+"""On a GPU attention goes over the cache up to a multiple of so many positions, a recorded step for each."""
+
+TRIES = 2
+"""Draws that one step may reject before the row waits for the next step."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +101,17 @@ class EmbeddedSampler:
     """Continuous batching over `batch` rows of a fixed cache. Memory: 2 x layers x batch x window x key/value width."""
 
     def __init__(
-        self, model: Any, end: int, *, temperature: float, top_p: float, batch: int | None = None, dtype: str = "auto"
-    ) -> None:
+        self, model: Any, end: int, *, temperature: float, top_p: float, batch: int | None = None, dtype: str = "auto",
+        graphs: bool = True,
+    ) -> None:  # fmt: skip
         self.decoder = Decoder(model, dtype)
-        self.end, self.temperature, self.top_p, self.batch = end, temperature, top_p, batch
+        self.end, self.temperature, self.top_p, self.batch, self.graphs = end, temperature, top_p, batch, graphs
+        self.far = self.decoder.device.type != "cpu"  # to look at the rows is to wait for them
 
     @torch.inference_mode()
     def sample(self, requests: Sequence[Request]) -> list[Result]:
-        """One result per request, in order. Raises ValueError where a prompt is empty."""
+        """One result per request, in order. Raises ValueError where a prompt is empty, FloatingPointError where the model's
+        logits are not numbers."""
         if any(not r.prompt for r in requests):
             raise ValueError("a prompt needs at least one token")
         window = max((len(r.prompt) + r.max_tokens for r in requests), default=1)
@@ -108,6 +121,7 @@ class EmbeddedSampler:
         while state.waiting or state.live():
             state.refill()
             state.advance()
+            state.retire()
         return [r for r in state.results if r is not None]
 
 
@@ -115,7 +129,7 @@ def best_batch(decoder: Decoder, window: int) -> int:
     """How many rows to decode together: the fewest that come within 5 % of the most tokens per second, by a few steps of
     each size at half the window, as far as a quarter of the memory that is free for this process goes."""
     room = decoder.free_memory() // 4 // max(1, decoder.cache_bytes(1, window))
-    sizes = [n for n in (32, 64, 128, 256, 512) if n <= room] or [LEAST_ROWS]
+    sizes = [n for n in (32, 64, 128, 256, 512, 1_024, 2_048) if n <= room] or [LEAST_ROWS]
     rates: dict[int, float] = {}
     for rows in sizes:
         cache = decoder.cache(rows, window)
@@ -123,7 +137,7 @@ def best_batch(decoder: Decoder, window: int) -> int:
         taken = []
         for _ in range(3):
             begun = time.perf_counter()
-            decoder.step(tokens, position, cache)[0, 0].item()
+            decoder.step(tokens, position, cache, window // 2 + 1)[0, 0].item()
             taken.append(time.perf_counter() - begun)
         rates[rows] = rows / min(taken)
         if rates[rows] < 1.05 * max((r for n, r in rates.items() if n < rows), default=0.0):
@@ -131,8 +145,54 @@ def best_batch(decoder: Decoder, window: int) -> int:
     return min(n for n, r in rates.items() if r >= 0.95 * max(rates.values()))
 
 
+class _Rows:
+    """The rows in flight as the device knows them, a tensor each: the token to decode and its position, the request's seed
+    and limit, the tokens drawn so far, how often the next one was tried, and whether the row is done, and by its end token.
+
+    Tensors are changed in place, so that a step can be recorded once and replayed.
+    """
+
+    def __init__(self, rows: int, longest: int, device: torch.device) -> None:
+        integers = torch.zeros(6, rows, dtype=torch.int64, device=device)
+        self.token, self.position, self.seed, self.limit, self.count, self.tries = integers
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.done = torch.ones_like(self.ended)
+        self.logprob = torch.zeros(rows, dtype=torch.float64, device=device)
+        self.output = torch.zeros(rows, longest + 1, dtype=torch.int64, device=device)
+
+    def put(self, rows: torch.Tensor, requests: Sequence[Request]) -> None:
+        """Begin requests: the last token of a prompt is decoded first, and what follows it drawn."""
+        values = [(r.prompt[-1], len(r.prompt) - 1, _signed(r.seed), r.max_tokens) for r in requests]
+        told = torch.tensor(values).to(rows.device)
+        self.token[rows], self.position[rows], self.seed[rows], self.limit[rows] = told.unbind(1)
+        for column in (self.count, self.tries, self.logprob, self.ended, self.done):
+            column[rows] = 0
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Give up all rows but these."""
+        for name, column in vars(self).items():
+            setattr(self, name, column[rows])
+
+    def advance(self, logits: torch.Tensor, end: int, temperature: float, top_p: float) -> None:
+        """Draw a token for each row that is not done; one whose draw was rejected decodes its last token once more."""
+        token, logprob, drawn = draw(logits, self.seed, self.count, self.tries, temperature, top_p)
+        drawn = drawn & ~self.done
+        ends = drawn & (token == end)
+        self.output.scatter_(1, self.count[:, None], token[:, None])  # counts only once `count` says so
+        self.count += drawn & ~ends
+        self.tries.add_(TRIES).masked_fill_(drawn, 0)
+        self.logprob += torch.where(drawn, logprob, 0.0)
+        self.ended |= ends
+        self.done |= ends | (drawn & (self.count >= self.limit))
+        self.token.copy_(torch.where(drawn, token, self.token))
+        self.position.add_(drawn).masked_fill_(self.done, 0)
+
+
 class _State:
-    """The rows in flight: which request each decodes, how far it is, and the logits of its next token."""
+    """Which request each row decodes, what it has given so far, and what is still waiting.
+
+    On a GPU the rows run `STRIDE` steps before the host looks, each step one launch of a CUDA graph.
+    """
 
     def __init__(self, owner: EmbeddedSampler, requests: Sequence[Request], window: int, batch: int) -> None:
         self.owner, self.requests, self.decoder = owner, requests, owner.decoder
@@ -141,12 +201,12 @@ class _State:
         self.waiting = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt, i))
         rows = max(LEAST_ROWS, min(batch, len(requests)))
         self.cache = self.decoder.cache(rows, window)
+        self.window, self.device = window, self.decoder.device
+        self.rows = _Rows(rows, max((r.max_tokens for r in requests), default=0), self.device)
         self.request = np.full(rows, -1)
-        self.position = torch.zeros(rows, dtype=torch.int64, device=self.decoder.device)
-        self.logits = torch.zeros(rows, self.decoder.vocab_size, device=self.decoder.device)
-        self.seeds = np.zeros(rows, np.uint64)
-        self.output: list[list[int]] = [[] for _ in range(rows)]
-        self.logprob = np.zeros(rows)
+        self.reach = np.zeros(rows, np.int64)  # no position is beyond
+        self.stride, self.group = (STRIDE, 64) if owner.far else (1, 8)
+        self.graphs: dict[int, Any] = {}
 
     def live(self) -> bool:
         return bool((self.request >= 0).any())
@@ -156,8 +216,8 @@ class _State:
         free = np.flatnonzero(self.request < 0)
         rows = len(self.request)
         if self.waiting and len(free) >= max(1, rows // 8):
-            for start in range(0, len(free), 8):
-                group = free[start : start + 8][: len(self.waiting)]
+            for start in range(0, len(free), self.group):
+                group = free[start : start + self.group][: len(self.waiting)]
                 if len(group):
                     self._prefill(group)
         elif not self.waiting and rows > LEAST_ROWS and len(free) >= rows // 2:
@@ -167,101 +227,126 @@ class _State:
     def _prefill(self, group: np.ndarray) -> None:
         """Put the next requests into free rows. A prompt that several of them share is read once."""
         numbers = [self.waiting.pop() for _ in group]
-        prompts = [self.requests[i].prompt for i in numbers]
-        first = dict(zip(reversed(prompts), reversed(group.tolist()), strict=True))
-        tokens = np.zeros((len(first), max(map(len, prompts))), np.int64)
-        for i, prompt in enumerate(first):
-            tokens[i, : len(prompt)] = prompt
-        device = self.decoder.device
-        rows, lengths = torch.tensor(list(first.values()), device=device), torch.tensor(list(map(len, first)), device=device)
-        self.logits[rows] = self.decoder.prefill(torch.from_numpy(tokens).to(device), lengths, rows, self.cache)
-        copies = [(row, first[p]) for row, p in zip(group.tolist(), prompts, strict=True) if first[p] != row]
-        if copies:
-            to, source = (torch.tensor(column, device=device) for column in zip(*copies, strict=True))
-            self.logits[to] = self.logits[source]
+        chosen = [self.requests[i] for i in numbers]
+        first = {r.prompt: row for row, r in zip(group[::-1].tolist(), chosen[::-1], strict=True)}
+        width = max(map(len, first)) - 1  # the last token is decoded
+        if width:
+            tokens = np.zeros((len(first), width), np.int64)
+            for i, prompt in enumerate(first):
+                tokens[i, : len(prompt) - 1] = prompt[:-1]
+            self.decoder.prefill(torch.from_numpy(tokens).to(self.device), self._index(list(first.values())), self.cache)
+        copies = [(row, first[r.prompt]) for row, r in zip(group.tolist(), chosen, strict=True) if first[r.prompt] != row]
+        if copies and width:
+            to, source = (self._index(column) for column in zip(*copies, strict=True))
             for keys, values in self.cache:
                 keys[to], values[to] = keys[source], values[source]
-        for row, number, prompt in zip(group.tolist(), numbers, prompts, strict=True):
-            self.request[row], self.seeds[row] = number, np.uint64(self.requests[number].seed & (2**64 - 1))
-            self.output[row], self.logprob[row], self.position[row] = [], 0.0, len(prompt)
+        self.rows.put(self._index(group), chosen)
+        self.request[group], self.reach[group] = numbers, [len(r.prompt) - 1 for r in chosen]
 
     def _keep(self, rows: np.ndarray) -> None:
-        index = torch.from_numpy(rows).to(self.decoder.device)
+        index = self._index(rows)
         self.cache = [(k[index], v[index]) for k, v in self.cache]
-        self.position, self.logits = self.position[index], self.logits[index]
-        self.request, self.seeds, self.logprob = self.request[rows], self.seeds[rows], self.logprob[rows]
-        self.output = [self.output[i] for i in rows]
+        self.rows.keep(index)
+        self.request, self.reach = self.request[rows], self.reach[rows]
+        self.graphs.clear()
+
+    def _index(self, rows: Any) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(rows, np.int64)).to(self.device)
 
     def advance(self) -> None:
-        """Draw one token per live row, retire those that end, and decode the rest."""
-        alive = np.flatnonzero(self.request >= 0)
-        steps = np.array([len(self.output[i]) for i in alive], np.uint64)
-        drawn, logprob = draw(
-            self.logits[torch.from_numpy(alive).to(self.decoder.device)],
-            self.seeds[alive], steps, self.owner.temperature, self.owner.top_p,
-        )  # fmt: skip
-        tokens = np.zeros(len(self.request), np.int64)
-        for row, token, value in zip(alive.tolist(), drawn.tolist(), logprob.tolist(), strict=True):
-            request = self.requests[self.request[row]]
-            self.logprob[row] += value
-            tokens[row] = token
-            if token != self.owner.end:
-                self.output[row].append(token)
-            if token == self.owner.end or len(self.output[row]) >= request.max_tokens:
-                finish: Literal["end", "length"] = "end" if token == self.owner.end else "length"
-                self.results[self.request[row]] = Result(tuple(self.output[row]), finish, float(self.logprob[row]))
-                self.request[row] = -1
-        if (self.request >= 0).any():
-            free = torch.from_numpy(self.request < 0).to(self.decoder.device)
-            self.position[free] = 0
-            self.logits = self.decoder.step(torch.from_numpy(tokens).to(self.decoder.device), self.position, self.cache)
-            self.position += 1
+        """A stride: that many steps of all rows."""
+        span = min(int(self.reach.max()) + self.stride, self.window)
+        step: Callable[[], None] = partial(self._step, span)
+        if self.owner.far:
+            step = self._recorded(min(-(-span // SPAN) * SPAN, self.window))
+        for _ in range(self.stride):
+            step()
+        self.reach += self.stride
+
+    def _step(self, span: int) -> None:
+        logits = self.decoder.step(self.rows.token, self.rows.position, self.cache, span)
+        self.rows.advance(logits, self.owner.end, self.owner.temperature, self.owner.top_p)
+
+    def _recorded(self, span: int) -> Callable[[], None]:
+        """A step as a CUDA graph: the first stride runs as it is, which makes ready what a recording must find ready."""
+        plain = partial(self._step, span)
+        if not self.owner.graphs:
+            return plain
+        if span not in self.graphs:
+            self.graphs[span] = None
+            return plain
+        if self.graphs[span] is None:
+            self.graphs[span] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graphs[span]):
+                plain()
+        replay: Callable[[], None] = self.graphs[span].replay
+        return replay
+
+    def retire(self) -> None:
+        """Take the results of rows that are done."""
+        rows = np.flatnonzero(self.rows.done.cpu().numpy() & (self.request >= 0))
+        if not len(rows):
+            return
+        index, told = self._index(rows), self.rows
+        columns = [c[index].tolist() for c in (told.output, told.count, told.ended, told.logprob)]
+        for row, tokens, count, ended, logprob in zip(rows.tolist(), *columns, strict=True):
+            if math.isnan(logprob):
+                raise FloatingPointError("the model's logits are not numbers")
+            self.results[self.request[row]] = Result(tuple(tokens[:count]), "end" if ended else "length", logprob)
+        self.request[rows], self.reach[rows] = -1, 0
 
 
 def draw(
-    logits: Float[torch.Tensor, "row vocab"], seeds: np.ndarray, steps: np.ndarray, temperature: float, top_p: float
-) -> tuple[Int64[np.ndarray, " row"], Float[np.ndarray, " row"]]:
-    """One token per row and its log-probability at temperature 1.
+    logits: Float[torch.Tensor, "row vocab"], seeds: Int64[torch.Tensor, " row"], steps: Int64[torch.Tensor, " row"],
+    tries: Int64[torch.Tensor, " row"], temperature: float, top_p: float,
+) -> tuple[Int64[torch.Tensor, " row"], Float[torch.Tensor, " row"], Bool[torch.Tensor, " row"]]:  # fmt: skip
+    """A token per row, its log-probability at temperature 1, and whether it was accepted; where not, ask again with `tries`
+    larger by `TRIES`.
 
-    Exactly the top-p distribution at `temperature` (0: the likeliest token), from uniforms that depend on the row's seed
-    and step alone.
+    What is accepted has exactly the top-p distribution at `temperature` (0: the likeliest token), from uniforms that depend
+    on the row's seed, step and try alone. Nothing here waits for a GPU.
     """
     logits = logits.float()
     if kernels.available(logits.device.type):
-        return kernels.draw(logits, seeds, steps, temperature, top_p)
+        token, logprob = map(torch.from_numpy, kernels.draw(logits, seeds.numpy(), steps.numpy(), temperature, top_p))
+        return token, logprob, torch.ones_like(token, dtype=torch.bool)
+    likeliest = logits.argmax(1)
     if temperature == 0:
-        chosen = logits.argmax(1)
-        return chosen.cpu().numpy(), torch.log_softmax(logits, 1).gather(1, chosen[:, None])[:, 0].cpu().numpy()
+        logprob = torch.log_softmax(logits, 1).gather(1, likeliest[:, None])[:, 0]
+        return likeliest, logprob, torch.ones_like(likeliest, dtype=torch.bool)
     probabilities = torch.softmax(logits / temperature, 1)
     cumulative = probabilities.cumsum(1)
-    chosen = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-    left = torch.arange(len(logits), device=logits.device)
-    for attempt in range(64):
-        index = left.cpu().numpy()
-        u = torch.from_numpy(uniforms(seeds[index], steps[index], attempt)).to(logits.device)
-        part, total = probabilities[left], cumulative[left]
-        token = torch.searchsorted(total, (u * total[:, -1])[:, None], right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
-        likelier = torch.where(part > part.gather(1, token[:, None]), part, 0.0).sum(1)
-        accepted = likelier < top_p
-        chosen[left[accepted]] = token[accepted]
-        left = left[~accepted]
-        if not len(left):
-            break
-    else:  # top_p below one in 2^64: the nucleus is the likeliest token
-        chosen[left] = probabilities[left].argmax(1)
+    accepted = tries >= 64  # the nucleus is the likeliest token, or hardly more
+    chosen = likeliest
+    for more in range(TRIES):
+        u = uniforms(seeds, steps, tries + more)[:, None] * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, u, right=True).clamp_(max=logits.shape[1] - 1)
+        likelier = torch.where(probabilities > probabilities.gather(1, token), probabilities, 0.0).sum(1)
+        chosen = torch.where(accepted, chosen, token[:, 0])
+        accepted = accepted | (likelier < top_p)
     picked = (logits if temperature != 1.0 else probabilities).gather(1, chosen[:, None])[:, 0]
     logprob = picked.log() if temperature == 1.0 else picked - torch.logsumexp(logits, 1)
-    return chosen.cpu().numpy(), logprob.cpu().numpy()
+    return chosen, logprob, accepted
 
 
-def uniforms(seeds: np.ndarray, steps: np.ndarray, attempt: int) -> Float[np.ndarray, " row"]:
-    """Uniform numbers in [0, 1), 24 bits each, by splitmix64 of (seed, step, attempt)."""
-    counter = steps.astype(np.uint64) * np.uint64(64) + np.uint64(attempt + 1)
-    x = seeds.astype(np.uint64) + counter * np.uint64(_GOLDEN)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(_M1)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(_M2)
-    x = x ^ (x >> np.uint64(31))
-    return ((x >> np.uint64(40)).astype(np.float32)) * np.float32(2**-24)
+def uniforms(
+    seeds: Int64[torch.Tensor, " row"], steps: Int64[torch.Tensor, " row"], tries: Int64[torch.Tensor, " row"]
+) -> Float[torch.Tensor, " row"]:
+    """Uniform numbers in [0, 1), 24 bits each, by splitmix64 of (seed, step, try); sums and products modulo 2^64."""
+    x = seeds + (steps * 64 + tries + 1) * _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    x = x ^ _shifted(x, 31)
+    return _shifted(x, 40).float() * 2**-24
+
+
+def _signed(x: int) -> int:
+    """The 64-bit integer of the same bits, as torch has it."""
+    return (x + 2**63) % 2**64 - 2**63
+
+
+def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
+    return (x >> bits) & (2 ** (64 - bits) - 1)
 
 
 class TransformersSampler:

@@ -188,7 +188,7 @@ class _Trainer:
                 group["lr"] = lr
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return loss, norm
+        return self.group.sum(float(loss)), float(parallel.whole(norm))
 
     def evaluate(self) -> None:
         """Take the validation loss, keep the model if it is the best, and write a checkpoint that can be resumed.
@@ -317,36 +317,41 @@ def _too_large(module: torch.nn.Module, batch: Batch, settings: Settings, group:
     return f"{where}; lower optim.micro_batch_tokens (a row is {width:,}), or set engine.checkpoint_activations=true"
 
 
-def _step(module: torch.nn.Module, batch: Batch, settings: Settings, group: Group, device: torch.device) -> tuple[float, float]:
-    """Gradients of a step, clipped; returns the mean loss over the batch's targets and the gradient norm before clipping."""
+def _step(
+    module: torch.nn.Module, batch: Batch, settings: Settings, group: Group, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of a step, clipped; returns this process' share of the mean loss over the batch's targets, and the gradient
+    norm before clipping. Nothing here waits for a GPU."""
     module.train()
     mine = parallel.share(len(batch.inputs), group)
     targets = int((batch.targets != IGNORE).sum())
     inputs, wanted = batch.inputs[mine], batch.targets[mine]
     rows, width = inputs.shape
     micro = max(1, (settings.micro_batch_tokens or rows * width) // width)
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for start in range(0, rows, micro):
         part = slice(start, start + micro)
         with parallel.accumulating(module, last=start + micro >= rows):
             loss, plain = module(
-                torch.from_numpy(np.ascontiguousarray(inputs[part])).to(device),
-                torch.from_numpy(np.ascontiguousarray(wanted[part])).to(device),
+                _there(inputs[part], device), _there(wanted[part], device),
                 targets / group.size,  # gradients are averaged over processes
                 _masks(batch, mine, part, device),
-            )
+                _there(np.flatnonzero(wanted[part] != IGNORE), device),
+            )  # fmt: skip
             loss.backward()
-        total += float(plain) / group.size
-    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
-    return group.sum(total), float(parallel.whole(norm))
+        total += plain / group.size
+    return total, torch.nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
+
+
+def _there(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 def _masks(batch: Batch, mine: slice, part: slice, device: torch.device) -> dict[str, Any]:
     """The attention mask and positions of packed rows; nothing for rows that are one run of text."""
     if batch.segments is None or batch.positions is None:
         return {}
-    segments = torch.from_numpy(np.ascontiguousarray(batch.segments[mine][part])).to(device)
-    positions = torch.from_numpy(np.ascontiguousarray(batch.positions[mine][part])).to(device)
+    segments, positions = (_there(a[mine][part], device) for a in (batch.segments, batch.positions))
     width = segments.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     mask = (segments[:, None, :, None] == segments[:, None, None, :]) & causal

@@ -4,8 +4,9 @@ r"""One GPU, no network, nine minutes: is it right, is it fast, and one small ru
     python benchmarks/gpu.py --device cpu     # the same script, small, to see that it runs
 
 Right: greedy decoding equals transformers', losses on the GPU are those on the CPU. Fast: training tokens per second and share
-of the peak (MFU, dense bfloat16) and sampling beside `transformers.generate`, and vLLM where it is installed, for models of
-30M, 125M and 350M parameters. Each part ends when its time is up and says so; what was measured until then is printed.
+of the peak (MFU, dense bfloat16), blocks compiled or not; sampling, steps recorded as CUDA graphs or not, beside
+`transformers.generate` and `generate_batch`, and vLLM where it is installed; for models of 30M, 125M and 350M parameters. Each
+part ends when its time is up and says so; what was measured until then is printed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from sample import Generate
+from transformers import GenerationConfig
 
 from synthboot import api, config
 from synthboot.data import tokenizer as tokenizers
@@ -38,6 +41,7 @@ SIZES = {
 }
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "A10": 125e12, "4090": 165e12}
 VOCAB = 16_384
+HOW = ("off", "on")
 SAMPLE = Path(__file__).parent.parent / "examples" / "data" / "arxiv_cs_6000.jsonl.zst"
 
 
@@ -94,8 +98,20 @@ def training(name: str, device: torch.device, peak: float | None, seconds: float
     }  # fmt: skip
 
 
+def batched(model: Any, asked: list[Request]) -> int:
+    """transformers' own continuous batching; returns the number of tokens."""
+    how = GenerationConfig(
+        max_new_tokens=asked[0].max_tokens, do_sample=True, temperature=1.0, top_p=0.9, top_k=0, eos_token_id=0, pad_token_id=0
+    )
+    told = model.generate_batch(
+        inputs=[list(r.prompt) for r in asked], generation_config=how, progress_bar=False, warmup=model.device.type == "cuda"
+    )
+    return sum(len(r.generated_tokens) for r in told.values())
+
+
 def sampling(name: str, device: torch.device, requests: int, tokens: int) -> dict[str, Any]:
-    """Tokens per second of the embedded engine and of its peers on the same prompts."""
+    """Tokens per second of the embedded engine, its steps recorded as CUDA graphs or not, and of its peers on the same
+    prompts."""
     size = SIZES[name]
     model = models.build(size, VOCAB, 0).to(device).eval()
     rng = np.random.default_rng(0)
@@ -104,18 +120,27 @@ def sampling(name: str, device: torch.device, requests: int, tokens: int) -> dic
     figures: dict[str, Any] = {}
 
     def timed(engine: Any) -> float:
-        engine()  # warm
+        engine([Request(r.prompt, r.seed, min(16, tokens)) for r in asked])  # warm
         begun = time.perf_counter()
-        count = engine()
+        count = engine(asked)
         return float(count / (time.perf_counter() - begun))
 
-    ours = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9)
-    figures["synthboot"] = timed(lambda: sum(len(r.tokens) for r in ours.sample(asked)))
-    half = model.to(torch.bfloat16) if device.type == "cuda" else model
+    def counted(engine: Any) -> Any:
+        return lambda wanted: sum(len(r.tokens) for r in engine.sample(wanted))
 
-    peer = Generate(half, 128)
-    figures["generate"] = timed(lambda: sum(len(r.tokens) for r in peer.sample(asked)))
-    figures["ratio"] = figures["synthboot"] / figures["generate"]
+    for label, graphs in (("synthboot", True), ("synthboot, no graphs", False)):
+        ours = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, graphs=graphs)
+        figures[label] = timed(counted(ours))
+        figures["rows"] = ours.batch
+    half = model.to(torch.bfloat16) if device.type == "cuda" else model
+    for rows in (128, 512):
+        figures[f"generate, batch {rows}"] = timed(counted(Generate(half, rows)))
+    try:
+        figures["generate_batch"] = timed(lambda wanted: batched(half, wanted))
+    except Exception as error:  # it is young, and leaves the others their turn
+        figures["generate_batch"] = f"failed: {type(error).__name__}: {error}"
+    peers = [v for k, v in figures.items() if k.startswith("generate") and not isinstance(v, str)]
+    figures["ratio"] = figures["synthboot"] / max(peers)
     try:
         import vllm  # noqa: F401
     except ImportError:
@@ -126,7 +151,7 @@ def sampling(name: str, device: torch.device, requests: int, tokens: int) -> dic
     with tempfile.TemporaryDirectory() as folder:
         models.save(models.build(size, VOCAB, 0), Path(folder) / "m", tokenizers.train(iter(["a few words"] * 10), 280))
         engine = VllmSampler(Path(folder) / "m", 0, config.Synthesize(sampler="vllm", batch=256))
-        figures["vllm"] = timed(lambda: sum(len(r.tokens) for r in engine.sample(asked)))
+        figures["vllm"] = timed(counted(engine))
     return figures
 
 
@@ -144,6 +169,7 @@ def method(device: torch.device, folder: Path) -> dict[str, Any]:
         "arms": {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.5}, "oracle": {"unique_tokens": "all"}},
         "pretrain": {"seeds": [0]}, "engine": {"device": device.type},
     }  # fmt: skip
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
     begun = time.perf_counter()
     scores = api.Run(settings).evaluate()
     return {"seconds": time.perf_counter() - begun, "verdict": scores.result["verdict"]}
@@ -164,11 +190,11 @@ def main() -> None:
     quick = device.type == "cpu"
     sizes = ["30M"] if quick else list(SIZES)
     parts: list[tuple[str, Any]] = [("right", lambda: right(device))]
-    for how in ("off", "on"):
-        title = "training" if how == "off" else "training, blocks compiled,"
-        parts += [(f"{title} {n}", lambda n=n, how=how: training(n, device, peak, 2 if quick else 15, how)) for n in sizes]
+    trained = [(n, how, lambda n=n, how=how: training(n, device, peak, 2 if quick else 15, how)) for how in HOW for n in sizes]
+    parts += [(f"training {n}", part) for n, how, part in trained if how == "off"]
     parts += [(f"sampling {n}", lambda n=n: sampling(n, device, 8 if quick else 512, 8 if quick else 256)) for n in sizes]
     parts += [("method", lambda: method(device, args.out.parent / "gpu"))]
+    parts += [(f"training, blocks compiled, {n}", part) for n, how, part in trained if how == "on"]  # the longest to start
     for name, part in parts:
         if time.perf_counter() - began > args.seconds:
             figures[name] = "left out: no time"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from synthboot import api
 from synthboot.data import artifacts
 from synthboot.errors import ConfigError, TrainingError
+from synthboot.lm import model as models
 from synthboot.lm import parallel
 from tests.conftest import run_folder, small_config
 
@@ -58,7 +61,7 @@ def test_the_loss_is_that_of_one_process(
 
 def job(settings: dict[str, Any], tmp_path: Path, processes: int) -> tuple[subprocess.Popen[bytes], Path]:
     """Base's step under torchrun, as the pipeline starts it, where the corpus is there already."""
-    cfg = api.Run(settings).config
+    cfg = api.Run({**settings, "engine": {"processes": processes}}).config
     (run_folder(settings) / "04-base").mkdir(parents=True, exist_ok=True)
     place = tmp_path / "job.json"
     place.write_text(json.dumps({"config": cfg.model_dump(mode="json"), "unit": "base"}))
@@ -123,6 +126,86 @@ def test_the_ranks_end_with_who_started_them(world_file: Path, tmp_path: Path) -
     process.stdin.close()
     assert process.wait(timeout=60) != 0
     assert not ranks(place)
+
+
+SRUN = """
+import os, subprocess, sys, threading
+nodes = [subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE) for _ in range(int(sys.argv[1]))]
+def end():
+    while os.read(0, 1):
+        pass
+    for node in nodes:
+        node.stdin.close()
+threading.Thread(target=end, daemon=True).start()
+sys.exit(max(abs(node.wait()) for node in nodes))
+"""
+"""What srun does, on one machine: the same command on each node, whose input ends with ours."""
+
+
+def launcher(tmp_path: Path, nodes: int, each: int) -> str:
+    """A command that starts torchrun on `nodes` nodes, which find each other as they would in a cluster."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "srun.py").write_text(SRUN)
+    meeting = f"--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:{port} --rdzv-id {port}"
+    torchrun = f"{sys.executable} -m torch.distributed.run --nnodes {nodes} --nproc-per-node {each} {meeting}"
+    return f"{sys.executable} {tmp_path / 'srun.py'} {nodes} {torchrun}"
+
+
+@pytest.mark.parametrize(("each", "shard"), [(2, False), (1, True)], ids=["4 copies", "2 shards"])
+def test_two_nodes_train_as_one_process(
+    alone: tuple[np.ndarray, dict[str, np.ndarray]], world_file: Path, tmp_path: Path, each: int, shard: bool
+) -> None:
+    engine = {"processes": 2 * each, "launch": launcher(tmp_path, 2, each), "shard": shard}
+    curve, _ = base(small_config(world_file, tmp_path, arms=ARMS, engine=engine))
+    assert np.allclose(curve, alone[0], atol=1e-4)
+
+
+def test_a_launch_that_starts_another_number_or_does_not_start_is_an_error(world_file: Path, tmp_path: Path) -> None:
+    engine = {"processes": 4, "launch": launcher(tmp_path, 1, 2)}
+    settings = small_config(world_file, tmp_path, arms=ARMS, engine=engine)
+    with pytest.raises(TrainingError, match=r"engine.processes is 4, but engine.launch started 2"):
+        api.Run(settings).run("base")
+    settings["engine"]["launch"] = "no-such-launcher --nodes 2"
+    with pytest.raises(ConfigError, match=r"engine.launch: no-such-launcher does not start"):
+        api.Run(settings).run("base")
+
+
+def test_a_killed_rank_ends_all_nodes(world_file: Path, tmp_path: Path) -> None:
+    settings = small_config(world_file, tmp_path, arms=ARMS, budget__train_tokens=409_600)
+    settings["engine"] = {"processes": 2, "launch": launcher(tmp_path, 2, 1)}
+    command = [
+        sys.executable,
+        "-c",
+        "import json, sys; from synthboot import api; api.Run(json.loads(sys.argv[1])).run('base')",
+    ]
+    process = subprocess.Popen([*command, json.dumps(settings)], stderr=subprocess.PIPE, text=True)
+    place, patience = run_folder(settings), time.monotonic() + 120
+    while not list((place / "04-base").glob("checkpoint-*[0-9]")):
+        assert time.monotonic() < patience
+        assert process.poll() is None
+        time.sleep(0.05)
+    [job] = place.glob(".together-*/job.json")
+    os.kill(ranks(job)[-1], signal.SIGKILL)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "one of 2 processes died" in said
+    assert not ranks(job)
+    assert not list(place.glob(".together-*"))
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: told.update(current=device))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **how: told.update(how, backend=backend))
+    for name, value in {"WORLD_SIZE": "16", "RANK": "13", "LOCAL_RANK": "5"}.items():
+        monkeypatch.setenv(name, value)
+    group = parallel.join(models.device("cuda"), shard=True)
+    assert (group.rank, group.size, group.shard) == (13, 16, True)
+    assert told["current"] == told["device_id"] == torch.device("cuda", 5)
+    assert told["backend"] == "nccl"
 
 
 def test_rows_that_cannot_be_shared_are_an_error_in_one_line(world_file: Path, tmp_path: Path) -> None:

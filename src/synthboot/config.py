@@ -115,6 +115,9 @@ class Engine(Section):
     """Processes side by side, one thread each; 0 takes one per core, or one per GPU."""
     processes: PositiveInt = 1
     """Processes that train one model together, started by torchrun: one per GPU, each with a share of every step's rows."""
+    launch: str | None = None
+    """The command that starts the `processes` where they are on several machines, say `srun torchrun --nnodes 4 ...`
+    (docs/scaling-out.md); `-m synthboot.ranks JOB` is added to it. torchrun on this machine unless set."""
     shard: bool = False
     """With `processes`: every process holds a shard of the weights (FSDP2) rather than a copy (DDP)."""
     checkpoint_activations: bool = False

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from typing import Any
 from synthboot import config
 from synthboot.data import artifacts
 from synthboot.data.tokens import Tokens
-from synthboot.errors import LockedRun, MissingArtifact, TrainingError
+from synthboot.errors import ConfigError, LockedRun, MissingArtifact, TrainingError
 from synthboot.recipes import VERSIONS, Unit, units
 
 TOGETHER = ("base", "tune", "pretrain")
@@ -185,16 +186,20 @@ def context(cfg: config.Config, plan: dict[str, Unit], unit: Unit, jobs: int, pr
 
 
 def _together(cfg: config.Config, unit: Unit, progress: artifacts.Progress) -> tuple[dict[str, Any], dict[str, float]]:
-    """A unit's step in `engine.processes` processes, by torchrun. Raises TrainingError where one of them fails or dies."""
-    with tempfile.TemporaryDirectory() as place:
+    """A unit's step in `engine.processes` processes, by torchrun or what `engine.launch` names. Raises TrainingError where
+    one of them fails or dies, ConfigError where they cannot be started."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cfg.engine.processes)]
+    if cfg.engine.launch:
+        command = shlex.split(cfg.engine.launch)
+    with tempfile.TemporaryDirectory(prefix=".together-", dir=cfg.folder) as place:  # where all machines see it
         job, said = Path(place) / "job.json", Path(place) / "stderr"
         artifacts.write_json(job, {"config": cfg.model_dump(mode="json"), "unit": unit.name})
-        command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cfg.engine.processes),
-            "-m", "synthboot.ranks", str(job),
-        ]  # fmt: skip
+        command += ["-m", "synthboot.ranks", str(job)]
         with open(said, "wb") as stderr:
-            ranks = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+            try:
+                ranks = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+            except OSError as error:
+                raise ConfigError(f"engine.launch: {command[0]} does not start ({error.strerror})") from None
             try:
                 assert ranks.stdout is not None
                 for line in ranks.stdout:

@@ -35,6 +35,12 @@ def main(job: Path) -> int:
             sys.stdout.write(json.dumps([done, words]) + "\n")
             sys.stdout.flush()
 
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != cfg.engine.processes:
+        what = f"engine.processes is {cfg.engine.processes}, but engine.launch started {started}; let both say the same"
+        if first:
+            write_json(job.with_name("outcome.json"), {"error": what})
+        return 2
     context = pipeline.context(cfg, plan, plan[asked["unit"]], 1, progress)
     try:
         counts, cost = steps.STEPS[plan[asked["unit"]].stage](context)

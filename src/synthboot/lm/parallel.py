@@ -62,8 +62,12 @@ def join(device: torch.device, shard: bool) -> Group:
     if size == 1:
         return ALONE
     if not torch.distributed.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, timeout=timedelta(minutes=10))
+        patience = timedelta(minutes=10)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # or collectives of all processes would meet on the first
+            torch.distributed.init_process_group("nccl", timeout=patience, device_id=device)
+        else:
+            torch.distributed.init_process_group("gloo", timeout=patience)
     return Group(rank(), size, shard)
 
 
@@ -83,11 +87,13 @@ def wrap(loss: Loss, group: Group) -> torch.nn.Module:
         return loss
     if not group.shard:
         return torch.nn.parallel.DistributedDataParallel(loss)
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    mesh = init_device_mesh(next(loss.parameters()).device.type, (group.size,))
     for block in blocks(loss.model):
-        fully_shard(block)
-    fully_shard(loss)
+        fully_shard(block, mesh=mesh)
+    fully_shard(loss, mesh=mesh)
     return loss
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,20 @@ def svg(panels: Sequence[Line], across: int = 3) -> str:
             parts.append(f'<text x="{a:.1f}" y="212" text-anchor="middle" fill="#6b7280">{tick}</text>')
         parts.append("</g>")
     return "\n".join([*parts, "</svg>", ""])
+
+
+def grown(rows: Sequence[dict[str, Any]]) -> str:
+    """Tokens a second (`rate`), and under each the memory (`gib`), over what was `varied`, as SVG."""
+    panels = []
+    for name, key in (("tokens a second", "rate"), ("GiB", "gib")):
+        for varied in dict.fromkeys(r["varied"] for r in rows):
+            points = [r for r in rows if r["varied"] == varied]
+            x = [math.log2(r["parameters"] if varied == "model" else r["at"]) for r in points]
+            y = [r[key] if varied != "model" else math.log2(r[key]) for r in points]
+            labels = [f"{r[key]:,.0f}" if key == "rate" else f"{r[key]:.2f}" for r in points]
+            low = 0.0 if varied != "model" else None
+            panels.append(Line(f"{name} over {varied}", x, y, [str(r["at"]) for r in points], labels, low=low))
+    return svg(panels)
 
 
 def _scaled(values: Sequence[float], start: float, end: float, low: float | None, high: float | None) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Sampling speed of the embedded engine beside transformers.generate, on one core, in one run.
+r"""Sampling speed of the embedded engine beside transformers.generate, on one core, in one run.
+
+    python benchmarks/sample.py                      # beside its peers
+    python benchmarks/sample.py --growth             # tokens per second by rows, length and model; memory
 
 Engines take turns; each figure is the median of the rounds, and the claim is the ratio to `generate` at the better of two
 batch sizes, on prompts sorted by length, with its own key-value cache, in the same precision. The limit is what the products
@@ -9,8 +12,10 @@ import argparse
 import copy
 import json
 import os
+import resource
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,11 +26,13 @@ if __name__ == "__main__":  # before torch starts its threads; benchmarks/gpu.py
     os.environ["OMP_NUM_THREADS"] = "1"
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
+import draw
 import numpy as np
 import torch
 
 from synthboot import config
 from synthboot.data import tokenizer as tokenizers
+from synthboot.engine import local
 from synthboot.lm import model as models
 from synthboot.lm.sample import EmbeddedSampler, Request
 
@@ -117,8 +124,42 @@ def limit(model: Any, asked: list[Request], results: list[Any], rows: int = 64) 
     return float(sum(b for _, b in lengths) / (flops / flops_per_second + read / bytes_per_second))
 
 
+def growth(options: argparse.Namespace) -> dict[str, Any]:
+    """Ours alone, float32, each point in a process of its own, as workers are: speed, cache, peak memory."""
+    points = [("rows", n, ("tiny", n, 128)) for n in (32, 64, 128, 256)]
+    points += [("length", n, ("tiny", 64, n)) for n in (64, 128, 256, 512)]
+    points += [("model", n, (n, 64, 128)) for n in SIZES]
+    rows = []
+    print("| varied | at | parameters | tokens a second | cache, MiB | GiB |\n|---|---|---|---|---|---|")
+    for varied, at, point in points:
+        command = [sys.executable, __file__, "--rounds", str(options.rounds), "--point", *map(str, point)]
+        found = subprocess.run(command, env=os.environ | local.ENVIRONMENT, capture_output=True, text=True, check=True)
+        row = {"varied": varied, "at": at, **json.loads(found.stdout)}
+        rows.append(row)
+        print(
+            f"| {varied} | {at} | {row['parameters'] / 1e6:.1f}M | {row['rate']:,.0f} | {row['cache']:.0f} | {row['gib']:.2f} |",
+            flush=True,
+        )
+    if options.plot:
+        Path(options.plot).write_text(draw.grown(rows))
+    return {"growth": rows}
+
+
+def point(name: str, rows: int, length: int, rounds: int) -> dict[str, float]:
+    """One point of the growth table: prompts and continuations of `length` tokens each, three requests to a row."""
+    vocab, rng = VOCABULARY[name], np.random.default_rng(0)
+    model = models.build(SIZES[name].model_copy(update={"seq_len": 2 * length}), vocab, 0).eval()
+    asked = [Request(tuple(rng.integers(2, vocab, length).tolist()), i, length) for i in range(3 * rows)]
+    engine = EmbeddedSampler(model, vocab, temperature=1.0, top_p=0.9, batch=rows)  # no token ends a document
+    engine.sample(asked[:4])
+    found = statistics.median(rate(engine, asked) for _ in range(rounds))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    cache = engine.decoder.cache_bytes(rows, 2 * length) / 2**20
+    return {"parameters": sum(p.numel() for p in model.parameters()), "rate": found, "cache": cache, "gib": memory}
+
+
 def main() -> None:
-    """Run the comparison."""
+    """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["demo", "tiny"], choices=list(SIZES))
     parser.add_argument("--rounds", type=int, default=3)
@@ -126,9 +167,22 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--openvino", help="the Python of an environment with openvino-genai and optimum-intel")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-sample.json"))
+    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--plot", help="where to draw the growth, as SVG")
+    parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    figures = {}
+    if options.point:
+        print(json.dumps(point(options.point[0], int(options.point[1]), int(options.point[2]), options.rounds)))
+        return
+    figures = growth(options) if options.growth else compare(options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(figures, indent=1))
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Engines in turns, and the limit."""
+    figures: dict[str, Any] = {}
     print("| model | engine | tokens a second | times generate's | of the limit |\n|---|---|---|---|---|")
     for name in options.sizes:
         vocab = VOCABULARY[name]
@@ -162,8 +216,7 @@ def main() -> None:
             share = f"{value / top:.0%}" if key == "synthboot, float32" else ""
             print(f"| {name} | {key} | {value:,.0f} | {ratio:.2f} | {share} |", flush=True)
             figures[name].setdefault("ratio", {})[key] = ratio
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(figures, indent=1))
+    return figures
 
 
 if __name__ == "__main__":

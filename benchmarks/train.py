@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import resource
 import statistics
@@ -226,22 +225,8 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
             f"| {row['save']:.2f} | {row['resume']:.2f} |", flush=True,
         )  # fmt: skip
     if args.plot:
-        Path(args.plot).write_text(drawn(rows))
+        Path(args.plot).write_text(draw.grown(rows))
     return {"growth": rows}
-
-
-def drawn(rows: list[dict[str, Any]]) -> str:
-    """Tokens a second, and under each the memory, over length, rows and model, as SVG."""
-    panels = []
-    for name, key in (("tokens a second", "rate"), ("GiB", "gib")):
-        for varied in ("length", "rows", "model"):
-            points = [r for r in rows if r["varied"] == varied]
-            x = [math.log2(r["parameters"] if varied == "model" else r["at"]) for r in points]
-            y = [r[key] if varied != "model" else math.log2(r[key]) for r in points]
-            labels = [f"{r[key]:,.0f}" if key == "rate" else f"{r[key]:.2f}" for r in points]
-            low = 0.0 if varied != "model" else None
-            panels.append(draw.Line(f"{name} over {varied}", x, y, [str(r["at"]) for r in points], labels, low=low))
-    return draw.svg(panels)
 
 
 def point(name: str, length: int, count: int) -> None:

@@ -3,8 +3,8 @@
 Weights, names and results stay what they were. Products in float32 go to oneDNN, which takes two thirds to nine tenths of MKL's
 time on a CPU that is not Intel's. Attention works through the queries a block of rows at a time, against the keys up to the
 block's end: two matrix products with a softmax in place between them, in the precision of training, and no work for most of
-what causality hides. The library's is as fast in float32 without a mask, and is kept there, for windows longer than `LONGEST`,
-whose weights would take more memory than time saved, and by processes of several threads.
+what causality hides. The library's is kept for windows longer than `LONGEST`, whose weights would take more memory than time
+saved, and by processes of several threads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from synthboot import kernels
 
-LONGEST, ROWS = 512, 128
+LONGEST, ROWS = 512, 96
 
 
 def times(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -139,12 +139,12 @@ def _mixed(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, rest: dict[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Values weighted by attention, (batch, token, head, dim), in the precision of `value`, a product. The library's is taken
-    in float32 even so, since a CPU takes three times as long for it in bfloat16."""
+    in float32 whatever that is, since a CPU takes three times as long for it in bfloat16."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     dropout = module.attention_dropout if module.training else 0.0
     window = getattr(module, "sliding_window", None)
-    known = value.dtype == torch.bfloat16 if mask is None else mask.dtype == torch.bool and mask.shape[1] == 1
+    known = mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1)
     if known and not dropout and not window and query.shape[2] <= LONGEST and torch.get_num_threads() == 1:
         seen = None if mask is None else mask.expand(len(query), -1, -1, -1)[:, 0].contiguous()
         return _Attend.apply(query, key, value, seen, module.scaling, value.dtype).transpose(1, 2), None

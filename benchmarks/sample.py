@@ -136,10 +136,8 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
         found = subprocess.run(command, env=os.environ | local.ENVIRONMENT, capture_output=True, text=True, check=True)
         row = {"varied": varied, "at": at, **json.loads(found.stdout)}
         rows.append(row)
-        print(
-            f"| {varied} | {at} | {row['parameters'] / 1e6:.1f}M | {row['rate']:,.0f} | {row['cache']:.0f} | {row['gib']:.2f} |",
-            flush=True,
-        )
+        told = f"{row['parameters'] / 1e6:.1f}M | {row['rate']:,.0f} | {row['cache']:.0f} | {row['gib']:.2f}"
+        print(f"| {varied} | {at} | {told} |", flush=True)
     if options.plot:
         Path(options.plot).write_text(draw.grown(rows))
     return {"growth": rows}

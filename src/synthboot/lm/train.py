@@ -91,15 +91,9 @@ class Curve:
 
 
 def train(
-    model: Any,
-    batches: Batches,
-    settings: Settings,
-    validate: Callable[[Any], float],
-    folder: Path,
-    tokenizer: Tokenizer,
-    progress: Progress = silent,
-    place: Place = Place(),
-) -> Curve:
+    model: Any, batches: Batches, settings: Settings, validate: Callable[[Any], float], folder: Path, tokenizer: Tokenizer,
+    progress: Progress = silent, place: Place = Place(),
+) -> Curve:  # fmt: skip
     """Train `model` in place, from where `folder` left off; returns the curve.
 
     Raises TrainingError where the loss is not finite or leaps, naming the step, what it read, and the checkpoint to go back
@@ -162,14 +156,14 @@ class _Trainer:
         long = self.device.type == "cuda" and seconds >= COMPILE_FROM
         self.compiled = place.compile == "on" or (place.compile == "auto" and long)
         # neither weights that are put together and taken apart again nor torch's compiler go with the compiled loops
-        plain = self.group.shard or self.compiled
-        loss = Loss(model, precision, settings.z_loss, plain)
+        loss = Loss(model, precision, settings.z_loss, plain=self.group.shard or self.compiled)
         if self.compiled:  # the blocks are alike, so that one is compiled for all
             for block in parallel.blocks(model):
                 block.compile(dynamic=False)
         self.module = parallel.wrap(loss, self.group)
         self.optimizers = _optimizers(model, settings)
         self.curve = Curve()
+        self.ahead: Batch | None = None
         if latest is not None:
             _load_optimizer(model, self.optimizers, latest / "optimizer.safetensors")
             self.curve = _read_curve(latest)
@@ -177,17 +171,19 @@ class _Trainer:
 
     def step(self) -> tuple[float, float]:
         """One optimizer step; returns the mean loss over the batch's targets and the gradient norm before clipping."""
-        batch = self.batches.batch(self.curve.step)
+        number = self.curve.step
+        batch = self.ahead or self.batches.batch(number)
         try:
             loss, norm = _step(self.module, batch, self.settings, self.group, self.device)
         except torch.OutOfMemoryError:
             raise TrainingError(_too_large(self.module, batch, self.settings, self.group, self.device)) from None
-        lr = _lr(self.curve.step, self.batches.steps, self.settings)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = _lr(number, self.batches.steps, self.settings)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        # made while a GPU works on this one
+        self.ahead = self.batches.batch(number + 1) if number + 1 < self.batches.steps else None
         return self.group.sum(float(loss)), float(parallel.whole(norm))
 
     def evaluate(self) -> None:

@@ -163,6 +163,24 @@ def test_a_model_whose_logits_are_not_numbers_is_an_error(without_kernels: Calla
         EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample(requests(3))
 
 
+def test_attention_goes_no_further_than_the_rows_have_come(
+    without_kernels: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_kernels()
+    spans, whole = [], Decoder.step
+
+    def watched(self: Decoder, tokens: torch.Tensor, position: torch.Tensor, cache: Any, span: int) -> torch.Tensor:
+        assert int(position.max()) < span
+        spans.append(span)
+        return whole(self, tokens, position, cache, span)
+
+    monkeypatch.setattr(Decoder, "step", watched)
+    asked = [Request(tuple(range(5, 45)), 1, 2), Request((7, 8), 2, 12)]
+    results = EmbeddedSampler(small_model(), 300, temperature=1.0, top_p=1.0, batch=24).sample(asked)  # no token ends
+    assert [len(r.tokens) for r in results] == [2, 12]
+    assert spans == [40, 41, *range(4, 14)]
+
+
 def test_limits_and_empty_prompts() -> None:
     sampler = EmbeddedSampler(small_model(), 0, temperature=1.0, top_p=0.9, batch=4)
     results = sampler.sample([Request((5, 6), 1, 1), Request((7,), 2, 5)])

@@ -261,7 +261,7 @@ class _State:
             step = self._recorded(min(-(-span // SPAN) * SPAN, self.window))
         for _ in range(self.stride):
             step()
-        self.reach += self.stride
+        self.reach[self.request >= 0] += self.stride
 
     def _step(self, span: int) -> None:
         logits = self.decoder.step(self.rows.token, self.rows.position, self.cache, span)

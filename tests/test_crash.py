@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from synthboot import api
+from synthboot.stages.evaluate import Job
 from synthboot.steps import Context
 from tests.conftest import contents, run_folder, small_config
 
@@ -34,7 +35,7 @@ POINTS = [
     ("tune", "05-tune/related/checkpoint-*"),
     ("synthesize", "06-synthesize/related/chunks/000000"),
     ("pretrain", "07-pretrain/sbp/seed-0/checkpoint-*"),
-    ("evaluate, between two models", "08-evaluate/scores/000000"),
+    ("evaluate, between two models", ".scores/*[0-9a-f]"),
 ]
 
 
@@ -82,9 +83,14 @@ def test_a_model_that_was_scored_is_not_scored_again(
     from synthboot.engine import local
     from synthboot.steps import measure
 
-    run = api.Run(finished)
-    trained = {("sbp", seed): run_folder(finished) / f"07-pretrain/sbp/seed-{seed}" for seed in run.config.pretrain.seeds}
-    c = Context(run.config, tmp_path, {}, 1, lambda *_: None)
+    run, made = api.Run(finished), run_folder(finished)
+    (tmp_path / "items").write_text("a question")
+    (tmp_path / "parts").write_text("")
+    job = Job(made / "01-corpus/tokenizer", (), 96, "cpu", tmp_path / "items", tmp_path / "parts", 1)
+    sbp = {("sbp", seed): made / f"07-pretrain/sbp/seed-{seed}" for seed in run.config.pretrain.seeds}
+    first = run.config.pretrain.seeds[0]
+    more = {**sbp, ("oracle", first): made / f"07-pretrain/oracle/seed-{first}"}
+    c = Context(run.config, tmp_path / "08-evaluate", {"corpus": made / "01-corpus"}, 1, lambda *_: None)
     calls: list[list[tuple[Path, bool]]] = []
 
     def imap(_: Any, __: Any, wanted: list[tuple[Path, bool]], ___: int) -> Iterator[Any]:
@@ -96,13 +102,20 @@ def test_a_model_that_was_scored_is_not_scored_again(
 
     monkeypatch.setattr(local, "imap", imap)
     with pytest.raises(KeyboardInterrupt):
-        measure._scored(c, None, trained)
-    rows, losses, answers = measure._scored(c, None, trained)
+        measure._scored(c, job, sbp)
+    rows, losses, answers = measure._scored(c, job, sbp)
     assert len(calls[0]) > 1
     assert calls[1] == calls[0][1:]
     assert {(r["seed"], r["loss"]) for r in rows} >= {(0, 1.0), (1, 2.0)}
     assert losses["last", "sbp"][1].tolist() == [[2.0]] * 3
     assert answers["of the harness"]["sbp"][0].tolist() == np.ones((2, 4)).tolist()
+    measure._scored(c, job, more)  # an arm joins
+    assert {path.parent for path, _ in calls[2]} == {more["oracle", first]}
+    (tmp_path / "items").write_text("another question")
+    measure._scored(c, job, sbp)
+    assert {path for path, _ in calls[3]} == {path for path, asking in calls[0] if asking}
+    measure._scored(c, job, more)  # what nothing asked for has gone
+    assert {path.parent for path, _ in calls[4]} == {more["oracle", first]}
 
 
 DIE_AT_RENAMES = """

@@ -144,7 +144,7 @@ def begin(folder: Path, mark: str) -> None:
 def commit(folder: Path, manifest: Manifest) -> None:
     """Record every file of the folder with its hash and write the manifest: from here on the artifact is done."""
     names = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and p.name not in _VOLATILE)
-    manifest.files = {n.as_posix(): {"bytes": (folder / n).stat().st_size, "hash": _hash(folder / n)} for n in names}
+    manifest.files = {n.as_posix(): {"bytes": (folder / n).stat().st_size, "hash": hash_file(folder / n)} for n in names}
     manifest.environment = environment()
     write_json(folder / MANIFEST, asdict(manifest))
     (folder / PROGRESS).unlink(missing_ok=True)
@@ -158,7 +158,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
             problem = "is missing"
         elif path.stat().st_size != recorded["bytes"]:
             problem = f"has {path.stat().st_size} bytes, not {recorded['bytes']}"
-        elif _hash(path) != recorded["hash"]:
+        elif hash_file(path) != recorded["hash"]:
             problem = "does not match its hash"
         else:
             continue
@@ -237,7 +237,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """32 hex digits of what is in a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from synthboot import config
 from synthboot.data import documents, tasks
-from synthboot.data.artifacts import Shards, read_json, read_manifest, write_json
+from synthboot.data.artifacts import Shards, committed_folder, fingerprint, hash_file, read_json, read_manifest, write_json
 from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokens import Tokens
 from synthboot.data.worlds import PARTS
@@ -26,7 +25,7 @@ from synthboot.steps.context import Context, Outcome, conditional, embedded
 
 Losses = dict[tuple[str, str], list[np.ndarray]]
 Answers = dict[str, dict[str, list[np.ndarray]]]
-_SCORES, _ASKED = "scores", "asked "
+_SCORES, _ASKED, _SCORING = ".scores", "asked ", 1  # the last changes when scoring does
 
 
 def evaluate(c: Context) -> Outcome:
@@ -84,7 +83,6 @@ def evaluate(c: Context) -> Outcome:
     }
     pq.write_table(pa.Table.from_pylist(rows), c.folder / "losses.parquet", compression="zstd")
     write_json(c.folder / "evaluate.json", result)
-    shutil.rmtree(c.folder / _SCORES)
     return {"models": len(trained), "docs": len(tokens), "items": len(asked)}, {
         "tokens": len(rows) // len(tokens) * int(tokens.sum())
     }
@@ -98,17 +96,19 @@ def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple
     cfg = c.cfg.evaluate
     todo = [(key, kind) for key, path in trained.items() for kind in (("last",) if _best_is_last(path) else ("best", "last"))]
     wanted = [(trained[key] / kind, kind == cfg.checkpoint or (key, cfg.checkpoint) not in todo) for key, kind in todo]
-    shards = Shards(c.folder / _SCORES)  # what was scored before the run was killed stays scored
-    first = len(list(shards))
-    found = local.imap(scorer, (job,), wanted[first:], max(1, min(c.workers, len(todo) - first)))
-    for number, scores in enumerate(found, first):
-        shards.write(number, partial(_keep, scores))
+    places = [c.folder.parent / _SCORES / _named(c, job, trained[key], kind, asking) for (key, kind), (_, asking) in
+              zip(todo, wanted, strict=True)]  # fmt: skip
+    missing = [n for n, place in enumerate(places) if not place.exists()]
+    found = local.imap(scorer, (job,), [wanted[n] for n in missing], max(1, min(c.workers, len(missing))))
+    for scored, (number, scores) in enumerate(zip(missing, found, strict=True)):
+        with committed_folder(places[number]) as folder:
+            _keep(scores, folder)
         (arm, seed), kind = todo[number]
-        c.progress((number + 1) / len(todo), f"{arm} seed {seed}, {kind}")
+        c.progress((scored + 1) / len(missing), f"{arm} seed {seed}, {kind}")
     rows: list[dict[str, Any]] = []
     losses: Losses = {}
     answers: Answers = {}
-    for ((arm, seed), kind), (_, asking), place in zip(todo, wanted, shards, strict=True):
+    for ((arm, seed), kind), (_, asking), place in zip(todo, wanted, places, strict=True):
         with np.load(place / "scores.npz") as kept:
             per_doc, by_task = kept["losses"], {name.removeprefix(_ASKED): kept[name] for name in kept if name != "losses"}
         for shown in ("best", "last") if ((arm, seed), "best") not in todo else (kind,):
@@ -117,14 +117,31 @@ def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple
             rows += [{"arm": arm, "seed": seed, "checkpoint": shown, "doc": d, "loss": loss} for d, loss in numbered]
         for task, some in by_task.items() if asking else ():
             answers.setdefault(task, {}).setdefault(arm, []).append(some)
+    for old in set((c.folder.parent / _SCORES).iterdir()) - set(places):
+        shutil.rmtree(old)
     return rows, losses, answers
 
 
-def _keep(scores: Any, folder: Path) -> dict[str, Any]:
+def _keep(scores: Any, folder: Path) -> None:
     per_doc, per_item, by_task = scores
     asked = {_ASKED + task: some for task, some in ({"": per_item} | by_task).items()}
     np.savez(folder / "scores.npz", losses=per_doc, **asked)
-    return {"docs": len(per_doc), "items": len(per_item)}
+
+
+def _named(c: Context, job: Any, model: Path, kind: str, asking: bool) -> str:
+    """What a model's scores are kept by: the hash of its files and of all that it is scored on, so that arms that were there
+    already are not scored again when another joins them, nor those scored before a run was killed."""
+    made, corpus = read_manifest(model), read_manifest(c.parents["corpus"])
+    assert made is not None
+    assert corpus is not None
+    reads = {
+        "weights": {name: file["hash"] for name, file in made.files.items() if name.startswith(f"{kind}/")},
+        "window": job.window, "parts": [hash_file(job.parts), job.kinds], "device": job.device,
+    }  # fmt: skip
+    if asking:
+        files = documents.identity([str(p) for p in tasks.files(c.cfg.evaluate)])
+        reads["asked"] = [hash_file(job.items), job.harness, files]
+    return fingerprint("scores", _SCORING, reads, {"corpus": corpus.fingerprint})
 
 
 def _arm_seed(role: str) -> tuple[str, int]:

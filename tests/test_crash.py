@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from synthboot import api
+from synthboot.errors import CorruptArtifact
 from synthboot.stages.evaluate import Job
 from synthboot.steps import Context
 from tests.conftest import contents, run_folder, small_config
@@ -116,6 +117,9 @@ def test_a_model_that_was_scored_is_not_scored_again(
     assert {path for path, _ in calls[3]} == {path for path, asking in calls[0] if asking}
     measure._scored(c, job, more)  # what nothing asked for has gone
     assert {path.parent for path, _ in calls[4]} == {more["oracle", first]}
+    next(tmp_path.glob(".scores/*/scores.npz")).write_bytes(b"PK half")
+    with pytest.raises(CorruptArtifact, match=r"scores.npz: unreadable .*; delete .* and run again"):
+        measure._scored(c, job, more)
 
 
 DIE_AT_RENAMES = """

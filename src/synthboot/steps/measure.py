@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokens import Tokens
 from synthboot.data.worlds import PARTS
 from synthboot.engine import local
-from synthboot.errors import ConfigError
+from synthboot.errors import ConfigError, CorruptArtifact
 from synthboot.steps import worlds
 from synthboot.steps.context import Context, Outcome, conditional, embedded
 
@@ -109,8 +110,7 @@ def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple
     losses: Losses = {}
     answers: Answers = {}
     for ((arm, seed), kind), (_, asking), place in zip(todo, wanted, places, strict=True):
-        with np.load(place / "scores.npz") as kept:
-            per_doc, by_task = kept["losses"], {name.removeprefix(_ASKED): kept[name] for name in kept if name != "losses"}
+        per_doc, by_task = _kept(place / "scores.npz")
         for shown in ("best", "last") if ((arm, seed), "best") not in todo else (kind,):
             losses.setdefault((shown, arm), []).append(per_doc)
             numbered = enumerate(per_doc.sum(1).tolist())
@@ -126,6 +126,14 @@ def _keep(scores: Any, folder: Path) -> None:
     per_doc, per_item, by_task = scores
     asked = {_ASKED + task: some for task, some in ({"": per_item} | by_task).items()}
     np.savez(folder / "scores.npz", losses=per_doc, **asked)
+
+
+def _kept(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    try:
+        with np.load(path) as kept:
+            return kept["losses"], {name.removeprefix(_ASKED): kept[name] for name in kept if name != "losses"}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CorruptArtifact(f"{path}: unreadable ({error}); delete {path.parent} and run again") from None
 
 
 def _named(c: Context, job: Any, model: Path, kind: str, asking: bool) -> str:

@@ -179,10 +179,15 @@ def test_attention_goes_no_further_than_the_rows_have_come(
         return whole(self, tokens, position, cache, span)
 
     monkeypatch.setattr(Decoder, "step", watched)
-    asked = [Request(tuple(range(5, 45)), 1, 2), Request((7, 8), 2, 12)]
-    results = EmbeddedSampler(small_model(), 300, temperature=1.0, top_p=1.0, batch=24).sample(asked)  # no token ends
+    engine = EmbeddedSampler(small_model(), 300, temperature=1.0, top_p=1.0, batch=24)  # no token ends
+    results = engine.sample([Request(tuple(range(5, 45)), 1, 2), Request((7, 8), 2, 12)])
     assert [len(r.tokens) for r in results] == [2, 12]
     assert spans == [40, 41, *range(4, 14)]
+    spans.clear()  # two rows are long done when the last request takes a third
+    engine.sample(
+        [Request((30 + i if i > 1 else i, 5, 6), i, 20 if i > 1 else 2) for i in range(24)] + [Request((7, 8), 30, 3)]
+    )
+    assert spans == [*range(3, 23), 2, 3, 4]
 
 
 def test_limits_and_empty_prompts() -> None:

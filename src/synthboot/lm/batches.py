@@ -32,6 +32,23 @@ class Batch:
     segments: Int64[np.ndarray, "row token"] | None = None
     positions: Int64[np.ndarray, "row token"] | None = None
 
+    def apart(self, multiple: int) -> Batch:
+        """The same targets, every segment in a row of its own, longest first, for models that cannot keep the segments of
+        one row apart. Rows are filled up on the right, where no causal model looks, their number to a multiple."""
+        if self.segments is None:
+            return self
+        parts = [
+            (self.inputs[row, segment == number], self.targets[row, segment == number])
+            for row, segment in enumerate(self.segments)
+            for number in np.unique(segment[segment > 0])
+        ]
+        parts.sort(key=lambda part: -len(part[0]))
+        shape = (-(-len(parts) // multiple) * multiple, len(parts[0][0]))
+        inputs, targets = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
+        for row, (x, y) in enumerate(parts):
+            inputs[row, : len(x)], targets[row, : len(y)] = x, y
+        return Batch(inputs, targets)
+
 
 @runtime_checkable
 class Batches(Protocol):
@@ -40,6 +57,8 @@ class Batches(Protocol):
     steps: int
     batch_tokens: int
     seq_len: int
+    packed: bool
+    """Whether rows hold segments that must not see each other."""
 
     def batch(self, step: int) -> Batch:
         """The rows of a step, counted from 0."""
@@ -85,7 +104,7 @@ class Plan:
         replay: Tokens | None = None,
         replay_share: float = 0.0,
     ) -> None:
-        self.seq_len, self.end, self.order, self.document_mask = seq_len, end, order, document_mask
+        self.seq_len, self.end, self.order, self.packed = seq_len, end, order, document_mask
         self.noise, self.vocab_size, self.seed = noise, vocab_size, seed
         self.rows = batch_tokens // seq_len
         self.batch_tokens = self.rows * seq_len
@@ -128,7 +147,7 @@ class Plan:
             struck = (rng.random(inputs.shape) < self.noise) & ~starts
             others = rng.integers(self.vocab_size - 1, size=inputs.shape)
             inputs = np.where(struck, others + (others >= self.end), inputs)
-        if not self.document_mask:
+        if not self.packed:
             return Batch(inputs, targets)
         places = np.broadcast_to(np.arange(self.seq_len), inputs.shape)
         positions = places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)
@@ -242,6 +261,8 @@ class PairPlan:
     Packing is best-fit by falling length within groups of 512 shuffled pairs. The last rows of a pass that do not fill a
     batch are filled from the next.
     """
+
+    packed = True
 
     def __init__(
         self, first: Tokens, d1: Sequence[int], d2: Sequence[int], *, seq_len: int, d1_share: float, batch_tokens: int,

@@ -39,20 +39,22 @@ class Loss(torch.nn.Module):
 
     def forward(
         self, inputs: torch.Tensor, targets: torch.Tensor | None = None, divisor: float = 1.0,
-        masks: dict[str, torch.Tensor] | None = None, kept: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None, kept: torch.Tensor | None = None,
     ) -> Any:  # fmt: skip
-        """What to differentiate, and the cross-entropy in it: both sums over the targets divided by `divisor`. `kept` are
-        the places of the targets that count, row after row; told by who has them in the host's memory, they need not be
-        waited for. Without targets the model's own output."""
+        """What to differentiate, and the cross-entropy in it: both sums over the targets divided by `divisor`. `positions`
+        start again where what follows must not see what was before. `kept` are the places of the targets that count, row
+        after row; told by who has them in the host's memory, they need not be waited for. Without targets the model's own
+        output."""
         if targets is None:
             return self.model(input_ids=inputs, use_cache=False)
-        masks = masks or {}
+        # the layout's own masks follow from positions; a mask made here would switch its windows off, or be added as 0 and 1
+        options = {"use_cache": False} if positions is None else {"use_cache": False, "position_ids": positions}
         wanted = targets.flatten()
         with self._autocast(inputs.device):
             if self.chunked:
-                hidden = self.model.model(input_ids=inputs, use_cache=False, **masks).last_hidden_state.flatten(0, 1)
+                hidden = self.model.model(input_ids=inputs, **options).last_hidden_state.flatten(0, 1)
             else:
-                logits = self.model(input_ids=inputs, use_cache=False, **masks).logits.flatten(0, 1)
+                logits = self.model(input_ids=inputs, **options).logits.flatten(0, 1)
         if self.chunked:
             kept = (wanted != IGNORE).nonzero()[:, 0] if kept is None else kept
             if len(kept) < len(wanted):

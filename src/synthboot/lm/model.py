@@ -16,6 +16,7 @@ from synthboot import config
 from synthboot.data.artifacts import committed_folder
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import ConfigError, CorruptArtifact, TrainingError
+from synthboot.lm import layouts
 
 
 def device(name: str) -> torch.device:
@@ -28,13 +29,17 @@ def device(name: str) -> torch.device:
 
 
 def build(cfg: config.Model, vocab_size: int, seed: int) -> Any:
-    """A model with fresh weights that depend on the seed alone; with `init_from`, that model with room for every token."""
+    """A model with fresh weights that depend on the seed alone; with `init_from`, that model with room for every token.
+
+    Raises ConfigError where `init_from` cannot be loaded, is too short, or has a layout that does not train right.
+    """
     torch.manual_seed(seed)
     if cfg.init_from is not None:
         model = _from_pretrained(cfg.init_from, ConfigError, "model.init_from")
-        longest = getattr(model.config, "max_position_embeddings", cfg.seq_len)
-        if cfg.seq_len > longest:
+        longest = _longest(model)
+        if longest is not None and cfg.seq_len > longest:
             raise ConfigError(f"model.seq_len: {cfg.seq_len} is more than the {longest} positions of {cfg.init_from}")
+        layouts.require_causal(model, cfg.seq_len, f"model.init_from: {cfg.init_from}")
         if model.get_input_embeddings().weight.shape[0] < vocab_size:
             model.resize_token_embeddings(vocab_size, mean_resizing=False)
         return model
@@ -90,15 +95,23 @@ def load_weights(model: Any, folder: Path) -> None:
 
 def flops_per_token(model: Any, seq_len: int) -> float:
     """Forward FLOPs of one token in rows of `seq_len`: two per weight of every matrix product, attention at its causal
-    half. A training step costs three times as much."""
-    cfg = model.config
+    half in every layer, if there is any. A training step costs three times as much."""
+    cfg = model.config.get_text_config()
     embedding = model.get_input_embeddings().weight
     matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)
-    head = model.get_output_embeddings().weight
-    weights = matrices if head is embedding else matrices - embedding.numel()
-    heads = cfg.num_attention_heads
-    attended = heads * (getattr(cfg, "head_dim", None) or cfg.hidden_size // heads)
-    return 2.0 * weights + 2.0 * cfg.num_hidden_layers * attended * seq_len
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding
+    weights = matrices if tied else matrices - embedding.numel()
+    heads = getattr(cfg, "num_attention_heads", None) or 0  # state-space layouts have none
+    width = getattr(cfg, "head_dim", None) or cfg.hidden_size // max(1, heads)
+    return 2.0 * weights + 2.0 * cfg.num_hidden_layers * heads * width * seq_len
+
+
+def _longest(model: Any) -> int | None:
+    """How many positions a model has, where they end."""
+    cfg = model.config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+    return next((n for n in (getattr(cfg, name, None) for name in names) if isinstance(n, int)), None)
 
 
 def product_rate(where: torch.device, dtype: torch.dtype) -> float:

@@ -18,7 +18,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ import torch
 from synthboot.data.artifacts import Progress, committed_folder, read_json, silent, write_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import TrainingError
+from synthboot.lm import layouts, parallel
 from synthboot.lm import model as models
-from synthboot.lm import parallel
 from synthboot.lm.batches import IGNORE, Batch, Batches
 from synthboot.lm.loss import Loss
 from synthboot.lm.parallel import ALONE, Group
@@ -110,6 +110,9 @@ def train(
     started, first = time.monotonic(), curve.step
     if trainer.compiled and curve.step < batches.steps:
         progress(curve.step / batches.steps, "compiling the blocks, a minute or two (engine.compile)")
+    if trainer.apart and curve.step < batches.steps:
+        kind = model.config.model_type
+        progress(curve.step / batches.steps, f"{kind} cannot keep texts of one row apart: each has a row of its own")
     losses: list[float] = []
     before: deque[float] = deque(maxlen=50)
     while curve.step < batches.steps and not _exhausted(curve, settings):
@@ -148,13 +151,17 @@ class _Trainer:
             models.load_weights(model, latest)
         if place.checkpoint_activations:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.apart = batches.packed and not layouts.packs(model, batches.seq_len)
+        if self.apart and settings.micro_batch_tokens is None:  # rows of their own are longer than they are filled
+            self.settings = replace(settings, micro_batch_tokens=batches.batch_tokens // self.group.size)
         self.written = copy.deepcopy(model).cpu() if self.group.shard and self.group.main else model
         precision = _precision(settings.precision, self.device)
         peak = models.product_rate(self.device, precision) * self.group.size
         self.cost = 3 * models.flops_per_token(model, batches.seq_len) / peak  # seconds a token at the peak
         seconds = self.cost * batches.steps * batches.batch_tokens / 0.4  # of the whole run, so that going on decides alike
         long = self.device.type == "cuda" and seconds >= COMPILE_FROM
-        self.compiled = place.compile == "on" or (place.compile == "auto" and long)
+        wished = place.compile == "on" or (place.compile == "auto" and long)
+        self.compiled = wished and not self.apart  # rows of many lengths would each be compiled for
         # neither weights that are put together and taken apart again nor torch's compiler go with the compiled loops
         loss = Loss(model, precision, settings.z_loss, plain=self.group.shard or self.compiled)
         if self.compiled:  # the blocks are alike, so that one is compiled for all
@@ -173,6 +180,7 @@ class _Trainer:
         """One optimizer step; returns the mean loss over the batch's targets and the gradient norm before clipping."""
         number = self.curve.step
         batch = self.ahead or self.batches.batch(number)
+        batch = batch.apart(self.group.size) if self.apart else batch
         try:
             loss, norm = _step(self.module, batch, self.settings, self.group, self.device)
         except torch.OutOfMemoryError:
@@ -317,7 +325,7 @@ def _step(
     module: torch.nn.Module, batch: Batch, settings: Settings, group: Group, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of a step, clipped; returns this process' share of the mean loss over the batch's targets, and the gradient
-    norm before clipping. Nothing here waits for a GPU."""
+    norm before clipping. Nothing here waits for a GPU, but for the library's look at the positions of packed rows."""
     module.train()
     mine = parallel.share(len(batch.inputs), group)
     targets = int((batch.targets != IGNORE).sum())
@@ -327,12 +335,14 @@ def _step(
     total = torch.zeros((), dtype=torch.float64, device=device)
     for start in range(0, rows, micro):
         part = slice(start, start + micro)
+        # rows of one run of text end with their targets: what fills them up to the longest of all is not computed
+        end = width if batch.positions is not None else 1 + int((wanted[part] != IGNORE).any(0).nonzero()[0].max(initial=0))
         with parallel.accumulating(module, last=start + micro >= rows):
             loss, plain = module(
-                _there(inputs[part], device), _there(wanted[part], device),
+                _there(inputs[part, :end], device), _there(wanted[part, :end], device),
                 targets / group.size,  # gradients are averaged over processes
-                _masks(batch, mine, part, device),
-                _there(np.flatnonzero(wanted[part] != IGNORE), device),
+                _positions(batch, mine, part, device),
+                _there(np.flatnonzero(wanted[part, :end] != IGNORE), device),
             )  # fmt: skip
             loss.backward()
         total += plain / group.size
@@ -343,15 +353,8 @@ def _there(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
-def _masks(batch: Batch, mine: slice, part: slice, device: torch.device) -> dict[str, Any]:
-    """The attention mask and positions of packed rows; nothing for rows that are one run of text."""
-    if batch.segments is None or batch.positions is None:
-        return {}
-    segments, positions = (_there(a[mine][part], device) for a in (batch.segments, batch.positions))
-    width = segments.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    mask = (segments[:, None, :, None] == segments[:, None, None, :]) & causal
-    return {"attention_mask": mask, "position_ids": positions}
+def _positions(batch: Batch, mine: slice, part: slice, device: torch.device) -> torch.Tensor | None:
+    return None if batch.positions is None else _there(batch.positions[mine][part], device)
 
 
 def _latest(folder: Path) -> Path | None:

@@ -57,7 +57,9 @@ class _Recipes:
         self.cfg, self.found = cfg, dict[str, Unit]()
         dump = cfg.model_dump(mode="json")
         self.dump, self.seed, self.window = dump, {"seed": cfg.seed}, {"seq_len": cfg.model.seq_len}
-        self.training = {"model": dump["model"], "optim": dump["optim"], "train_tokens": cfg.budget.train_tokens}
+        # 2: a layout's masks are its own; before, a mask that some layouts do not understand let tuning see ahead
+        self.layout = dump["model"] | ({"packing": 2} if cfg.model.init_from else {})
+        self.training = {"model": self.layout, "optim": dump["optim"], "train_tokens": cfg.budget.train_tokens}
         self.training["replay_share"] = cfg.budget.replay_share
         self.first = cfg.pretrain.seeds[0]
         source = {"unique_tokens": cfg.budget.unique_tokens, **_outside("init_from", cfg.model.init_from)}
@@ -152,7 +154,7 @@ class _Recipes:
     def tune(self, variant: str, pairs: str, start: str | None) -> str:
         """The synthesizer, tuned from a model or, without one, from fresh weights; with a sweep, the best of its cells."""
         parents = {**self.corpus, **({"base": start} if start else {}), "pair": pairs}
-        reads = {**self.window, **self.seed, **({} if start else {"model": self.dump["model"]})}
+        reads = {**self.window, **self.seed, **({} if start else {"model": self.layout})}
         cells = {}
         for cell, setting in self.cfg.tune.cells().items() if self.cfg.tune.sweep else ():
             read = {"tune": setting.model_dump(mode="json"), **reads}

@@ -12,6 +12,7 @@ docs/layouts.md says what every layout of `transformers` came to.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -45,7 +46,9 @@ def require_causal(model: Any, seq_len: int, where: str) -> None:
     except Exception as error:  # whatever a layout raises that wants more than tokens
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{where}: {kind} does not run on rows of tokens ({reason}); {todo}") from None
-    if not difference <= SAME:  # which nan is not
+    if math.isnan(difference):
+        raise ConfigError(f"{where}: {kind} gives logits that are not numbers; its weights are damaged or not all there")
+    if difference > SAME:
         raise ConfigError(
             f"{where}: {kind} looks ahead: later tokens change the logits of earlier ones "
             f"by {difference:.2g} of their standard deviation; {todo}"
@@ -66,11 +69,19 @@ def packs(model: Any, seq_len: int) -> bool:
     return _difference(packed, alone) <= ALIKE
 
 
+def setting(model: Any, name: str) -> Any:
+    """What a model's configuration says of its text, under the library's usual name; None where it says nothing, or
+    something else for every layer."""
+    try:
+        return getattr(model.config.get_text_config(), name, None)
+    except RuntimeError:  # the library's word for the latter
+        return None
+
+
 def _row(model: Any, seq_len: int, seed: int = 0) -> torch.Tensor:
     """A row of random tokens, no longer than training's, of which half is longer than any window of the model's own."""
     weight = model.get_input_embeddings().weight
-    cfg = model.config.get_text_config()
-    reaches = [getattr(cfg, name, None) for name in _REACHES]
+    reaches = [setting(model, name) for name in _REACHES]
     reach = max((n for n in reaches if isinstance(n, int) and n < seq_len), default=0)
     size = min(seq_len, max(LEAST, 2 * reach + 2))
     dice = torch.Generator().manual_seed(seed)

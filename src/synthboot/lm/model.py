@@ -96,22 +96,23 @@ def load_weights(model: Any, folder: Path) -> None:
 def flops_per_token(model: Any, seq_len: int) -> float:
     """Forward FLOPs of one token in rows of `seq_len`: two per weight of every matrix product, attention at its causal
     half in every layer, if there is any. A training step costs three times as much."""
-    cfg = model.config.get_text_config()
     embedding = model.get_input_embeddings().weight
     matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is embedding
     weights = matrices if tied else matrices - embedding.numel()
-    heads = getattr(cfg, "num_attention_heads", None) or 0  # state-space layouts have none
-    width = getattr(cfg, "head_dim", None) or cfg.hidden_size // max(1, heads)
-    return 2.0 * weights + 2.0 * cfg.num_hidden_layers * heads * width * seq_len
+    layers, heads, head_dim, width = (
+        layouts.setting(model, name) or 0 for name in ("num_hidden_layers", "num_attention_heads", "head_dim", "hidden_size")
+    )  # state-space layouts have no heads
+    attended = heads * (head_dim or width // max(1, heads))
+    return 2.0 * weights + 2.0 * layers * attended * seq_len
 
 
 def _longest(model: Any) -> int | None:
     """How many positions a model has, where they end."""
-    cfg = model.config.get_text_config()
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-    return next((n for n in (getattr(cfg, name, None) for name in names) if isinstance(n, int)), None)
+    found = (layouts.setting(model, name) for name in names)
+    return next((n for n in found if isinstance(n, int) and n > 0), None)
 
 
 def product_rate(where: torch.device, dtype: torch.dtype) -> float:

@@ -64,13 +64,15 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCAB),
     **dict.fromkeys(("bos_token_id", "eos_token_id"), 0),
     "num_experts_per_tok": 2, "index_topk": 1_000, "num_kv_shared_layers": 0, "pad_token_id": None,
-    **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0),
 }  # fmt: skip
 
 ALL_HEADS: dict[str, Any] = {"num_key_value_heads": 4}
 PADDED: dict[str, Any] = {"pad_token_id": 1, "max_position_embeddings": WINDOW + 2}
 MIXED = ["linear_attention", "full_attention"]
 MIXES: dict[str, Any] = {"layer_types": MIXED}
+ZAMBA = ALL_HEADS | {
+    "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "attention_hidden_size": 64,
+}  # fmt: skip
 OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2},
@@ -91,8 +93,8 @@ OWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
-    "zamba": {"layers_block_type": ["mamba", "hybrid"], "num_key_value_heads": 4},
-    "zamba2": {"layers_block_type": ["mamba", "hybrid"], "num_key_value_heads": 4, "n_mamba_heads": 8, "adapter_rank": 4},
+    "zamba": ZAMBA,
+    "zamba2": ZAMBA | {"adapter_rank": 4},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
     "ernie4_5_moe": {"moe_k": 2},
     "kimi_linear": ALL_HEADS | {"layer_types": MIXED, "linear_head_dim": 8, "linear_num_heads": 4},
@@ -114,7 +116,8 @@ def shrunk(kind: type[Any], own: dict[str, Any]) -> Any:
     usual = kind()
     known = usual.to_dict()
     sizes = {key: value for key, value in SMALL.items() if key in known and not isinstance(known[key], dict | list)}
-    sizes |= {key: 0.0 for key, value in known.items() if "drop" in key and isinstance(value, float)}
+    rates = {key: value for key, value in known.items() if "drop" in key and type(value) in (int, float)}
+    sizes |= {key: type(rate)(0) for key, rate in rates.items()}
     parts = {key: part for key, part in vars(usual).items() if isinstance(part, PreTrainedConfig)}
     sizes |= {key: shrunk(type(part), OWN.get(part.model_type, {})) for key, part in parts.items()}
     return kind(**(sizes | own))
@@ -156,7 +159,7 @@ def verdict(name: str) -> tuple[str, str]:
         try:
             model = models.build(config.Model(init_from=place, seq_len=WINDOW), VOCAB, 0)
         except ConfigError as error:
-            return "refused", str(error).partition(f"{place}: ")[2].partition("; name a")[0]
+            return "refused", str(error).partition(f"{place}: ")[2].partition("; name a")[0].removeprefix(f"{name} ")
         try:
             return _tuned(model, Path(place) / "tuned")
         except Slow:

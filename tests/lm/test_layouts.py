@@ -191,6 +191,9 @@ def test_trying_a_layout_leaves_no_trace() -> None:
     layouts.require_causal(model.train(), WINDOW, "here")
     layouts.packs(model, WINDOW)
     assert model.training
+    dropping = AutoModelForCausalLM.from_config(CONFIG_MAPPING["gpt2"](vocab_size=VOCAB, **GPT | {"embd_pdrop": 0.5}))
+    torch.manual_seed(7)
+    layouts.require_causal(dropping.train(), WINDOW, "here")
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

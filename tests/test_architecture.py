@@ -9,7 +9,7 @@ from synthboot import recipes
 
 SOURCE = Path(__file__).parent.parent / "src" / "synthboot"
 FILES = sorted(SOURCE.rglob("*.py"))
-ORDER = ["errors", "kernels", "config", "loading", "data", "lm", "engine", "charts", "stages", "steps", "recipes", "pipeline"]
+ORDER = ["errors", "kernels", "config", "settings", "loading", "data", "lm", "engine", "charts", "stages", "steps", "recipes", "pipeline"]
 ORDER += ["ranks", "plan", "show", "api", "cli"]
 
 

@@ -7,16 +7,33 @@ an error that names the nearest known one (`loading.py`). Nothing here imports t
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+from synthboot.errors import UndeclaredSetting
 
 
 class Section(BaseModel):
     """Base of all sections: frozen, documented, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def holding(self, values: Mapping[str, Any]) -> Self:
+        """A section of this kind with these settings alone; to read another one is an UndeclaredSetting."""
+        partial = self.model_construct()
+        partial.__dict__.clear()
+        partial.__dict__.update(values)
+        return partial
+
+    if not TYPE_CHECKING:  # a type checker would take this for leave to read any name
+
+        def __getattr__(self, name: str) -> Any:
+            if name in type(self).model_fields:
+                raise UndeclaredSetting(f"{type(self).__name__.lower()}.{name}: read by a stage that does not declare it")
+            return super().__getattr__(name)
 
 
 class Model(Section):
@@ -107,7 +124,8 @@ class Optim(Section):
 
 
 class Engine(Section):
-    """Where and how the work runs. Never part of a fingerprint: it does not change what is computed."""
+    """Where and how the work runs. Never part of a fingerprint: it does not change what is computed, but for the order in which
+    numbers are rounded."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU if there is one."""

@@ -80,7 +80,7 @@ def evaluate(c: Context) -> Outcome:
         result["parts"] = stage.parted(shown, PARTS, groups, cfg, c.cfg.seed)
     result["world"] = worlds.bounds(c, texts, tokens, groups) if of_world else None
     result["sweeps"] = {
-        arm: read_json(trained[arm, c.cfg.pretrain.seeds[0]] / "sweep.json") for arm in ledgers if c.cfg.arms[arm].sweep
+        arm: read_json(trained[arm, next(iter(ledgers[arm]))] / "sweep.json") for arm in ledgers if c.cfg.arms[arm].sweep
     }
     pq.write_table(pa.Table.from_pylist(rows), c.folder / "losses.parquet", compression="zstd")
     write_json(c.folder / "evaluate.json", result)

@@ -26,9 +26,7 @@ INTERACTION = (0.3, 1.0, 3.0)
 """Standard deviation of what seed and document make together, beside that of documents."""
 
 
-def differences(
-    rng: np.random.Generator, seeds: int, docs: int, noise: float, both: float, truth: float
-) -> np.ndarray:
+def differences(rng: np.random.Generator, seeds: int, docs: int, noise: float, both: float, truth: float) -> np.ndarray:
     """One simulated run: (seed, document)."""
     of_seed = noise * np.sqrt(seeds / docs) * rng.standard_normal((seeds, 1))
     of_doc = rng.standard_normal((1, docs))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
@@ -21,9 +21,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    def holding(self, values: Mapping[str, Any]) -> Self:
+    def holding(self, values: Mapping[str, Any]) -> Any:
         """A section of this kind with these settings alone; to read another one is an UndeclaredSetting."""
-        partial = self.model_construct()
+        partial = type(self).model_construct()
         partial.__dict__.clear()
         partial.__dict__.update(values)
         return partial
@@ -423,6 +423,17 @@ class Arm(Section):
             raise ValueError("`passes` is about real text alone")
         return self
 
+    @property
+    def kind(self) -> Literal["repetition", "method", "control", "oracle"]:
+        """What the arm is for, by its recipe: an oracle has more real text than the others; the method is synthetic text
+        from related pairs; repetition is D_pretrain as it is; everything else is a control."""
+        if self.unique_tokens is not None:
+            return "oracle"
+        if self.synthetic == "related":
+            return "method"
+        plain = self.model_copy(update={"sweep": {}, "passes": None, "weight_decay": None, "lr": None})
+        return "repetition" if plain == Arm() and not {"share", "noise"} & set(self.sweep) else "control"
+
     def cells(self) -> dict[str, Arm]:
         """Every combination of the sweep by name; the arm itself under no name where there is no sweep."""
         return _cells(self)
@@ -469,8 +480,6 @@ class Evaluate(Section):
     """At most so many items of a task, drawn at random; all unless set."""
     group_field: str | None = None
     """A field of the corpus; holdout losses are also given by its values."""
-    bootstrap: PositiveInt = 2_000
-    """Resamples of documents and seeds behind every interval."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Mass of the intervals."""
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Real
 from scipy import optimize, special
 
 POWER = 0.8
@@ -92,8 +92,8 @@ class _Spread:
 
 
 def estimate(
-    values: Float[np.ndarray, "seed item"],
-    weights: Float[np.ndarray, " item"] | None = None,
+    values: Real[np.ndarray, "seed item"],
+    weights: Real[np.ndarray, " item"] | None = None,
     confidence: float = 0.95,
 ) -> Estimate:
     """The weighted mean of `values` with what is known of it.
@@ -119,9 +119,9 @@ def estimate(
 
 
 def difference(
-    first: Float[np.ndarray, "seed item"],
-    second: Float[np.ndarray, "seed item"],
-    weights: Float[np.ndarray, " item"] | None = None,
+    first: Real[np.ndarray, "seed item"],
+    second: Real[np.ndarray, "seed item"],
+    weights: Real[np.ndarray, " item"] | None = None,
     confidence: float = 0.95,
 ) -> Estimate:
     """The mean of `first` less that of `second`, paired by seed and item: `estimate` of what they differ by."""
@@ -129,9 +129,9 @@ def difference(
 
 
 def ratio(
-    numerator: Float[np.ndarray, "seed item"],
-    denominator: Float[np.ndarray, "seed item"],
-    weights: Float[np.ndarray, " item"] | None = None,
+    numerator: Real[np.ndarray, "seed item"],
+    denominator: Real[np.ndarray, "seed item"],
+    weights: Real[np.ndarray, " item"] | None = None,
     confidence: float = 0.95,
 ) -> Interval | None:
     """Mean of `numerator` over mean of `denominator`: every value r for which numerator - r * denominator is not shown to
@@ -167,9 +167,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def components(
-    values: Float[np.ndarray, "seed item"], weights: Float[np.ndarray, " item"] | None = None
-) -> Components:
+def components(values: Real[np.ndarray, "seed item"], weights: Real[np.ndarray, " item"] | None = None) -> Components:
     """The variance of seeds, of items and of their interaction in a difference; none is below zero. With one seed, that of
     items holds the interaction too, and nothing is known of seeds (0)."""
     values, sizes = _checked(values, weights)
@@ -209,7 +207,7 @@ def seeds_for(wanted: float, noise: Components, items: int, confidence: float = 
 
 
 def _checked(
-    values: Float[np.ndarray, "seed item"], weights: Float[np.ndarray, " item"] | Sequence[float] | None
+    values: Real[np.ndarray, "seed item"], weights: Real[np.ndarray, " item"] | Sequence[float] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     array = np.asarray(values, np.float64)
     sizes = np.ones(array.shape[1]) if weights is None else np.asarray(weights, np.float64)
@@ -224,7 +222,7 @@ def _mean(values: np.ndarray, sizes: np.ndarray) -> tuple[float, _Spread]:
     return mean, _spread((values - mean * sizes) / sizes.mean())
 
 
-def _spread(residual: Float[np.ndarray, "seed item"]) -> _Spread:
+def _spread(residual: Real[np.ndarray, "seed item"]) -> _Spread:
     """The mean squares of residuals whose weighted mean is zero."""
     seeds, items = residual.shape
     cells = seeds * items

@@ -26,7 +26,7 @@ from synthboot.steps.context import Context, Outcome, conditional, embedded
 
 Losses = dict[tuple[str, str], list[np.ndarray]]
 Answers = dict[str, dict[str, list[np.ndarray]]]
-_SCORES, _ASKED, _SCORING = ".scores", "asked ", 1  # the last changes when scoring does
+_SCORES, _LOOKS, _ASKED, _SCORING = ".scores", "looks.json", "asked ", 1  # the last changes when scoring does
 
 
 def evaluate(c: Context) -> Outcome:
@@ -63,9 +63,11 @@ def evaluate(c: Context) -> Outcome:
     if groups and not any(groups):
         raise ConfigError(f"evaluate.group_field: no holdout document has a field {cfg.group_field!r}")
     result: dict[str, Any] = {"checkpoint": cfg.checkpoint, "ledgers": ledgers, "asked": told}
+    seeds = list(ledgers["repetition"])
+    looks = _looks(c, trained["repetition", seeds[0]], len(seeds))
     for kind in ("best", "last"):
         stacked = {arm: np.stack(losses[kind, arm]).sum(2) for arm in ledgers}
-        result[kind] = stage.evaluate(stacked, tokens, size, cfg, c.cfg.seed, groups)
+        result[kind] = stage.evaluate(stacked, tokens, size, c.cfg.arms, cfg, groups, looks)
     result["verdict"] = result[cfg.checkpoint]["verdict"]
     result["efficiency"] = _efficiency(c, ledgers, result[cfg.checkpoint]["arms"])
     result["questions"] = {}
@@ -74,10 +76,10 @@ def evaluate(c: Context) -> Outcome:
         count = next(iter(stacked.values())).shape[1]
         named = [name for name, _ in asked] if not task else [tasks.LM_EVAL + task] * count
         grouped = [item.group for _, item in asked] if not task else [""] * count
-        result["questions"] |= stage.answered(stacked, named, grouped, cfg, c.cfg.seed) if count else {}
+        result["questions"] |= stage.answered(stacked, named, grouped, cfg) if count else {}
     if of_world:
         shown = {arm: np.stack(losses[cfg.checkpoint, arm]) for arm in ledgers}
-        result["parts"] = stage.parted(shown, PARTS, groups, cfg, c.cfg.seed)
+        result["parts"] = stage.parted(shown, PARTS, groups, cfg)
     result["world"] = worlds.bounds(c, texts, tokens, groups) if of_world else None
     result["sweeps"] = {
         arm: read_json(trained[arm, next(iter(ledgers[arm]))] / "sweep.json") for arm in ledgers if c.cfg.arms[arm].sweep
@@ -87,6 +89,18 @@ def evaluate(c: Context) -> Outcome:
     return {"models": len(trained), "docs": len(tokens), "items": len(asked)}, {
         "tokens": len(rows) // len(tokens) * int(tokens.sum())
     }
+
+
+def _looks(c: Context, first_model: Path, seeds: int) -> list[int]:
+    """The numbers of seeds at which this experiment has been evaluated, this one last; kept beside the artifacts, since
+    to look again is to try again, whatever became of the first look. Another base is another experiment."""
+    kept = c.folder.parent / _LOOKS
+    base = read_manifest(first_model)
+    assert base is not None
+    known = read_json(kept) if kept.exists() else {}
+    mine = sorted({*known.get(base.fingerprint, []), seeds})
+    write_json(kept, {**known, base.fingerprint: mine})
+    return [n for n in mine if n < seeds] + [seeds]
 
 
 def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple[list[dict[str, Any]], Losses, Answers]:

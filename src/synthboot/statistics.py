@@ -182,9 +182,9 @@ def components(values: Real[np.ndarray, "seed item"], weights: Real[np.ndarray, 
 
 def detectable(noise: Components, seeds: int, items: int, confidence: float = 0.95) -> float:
     """The smallest true difference that a run of so many seeds and items shows four times in five (`POWER`), from the noise
-    of a run like it. Raises ValueError for fewer than two seeds or items."""
-    if seeds < 2 or items < 2:
-        raise ValueError("two seeds and two items are the least that say anything of both")
+    of a run like it. With one seed it is about other items alone. Raises ValueError for fewer than two items."""
+    if items < 2:
+        raise ValueError("one item has no spread: at least two are needed")
     both = noise.both / (seeds * items)
     spread = _Spread(
         seed=noise.seed / seeds + both,
@@ -193,7 +193,8 @@ def detectable(noise: Components, seeds: int, items: int, confidence: float = 0.
         seed_df=seeds - 1,
         item_df=items - 1,
     )
-    error = np.sqrt(noise.seed / seeds + noise.item / items + both)
+    of_seeds = noise.seed / seeds if seeds > 1 else 0.0
+    error = np.sqrt(of_seeds + noise.item / items + both)
     return spread.half_width(1 - confidence) + float(special.ndtri(POWER)) * float(error)
 
 
@@ -204,6 +205,21 @@ def seeds_for(wanted: float, noise: Components, items: int, confidence: float = 
         if detectable(noise, seeds, items, confidence) <= wanted:
             return seeds
     return None
+
+
+def items_for(wanted: float, noise: Components, seeds: int, confidence: float = 0.95, most: int = 10**9) -> int | None:
+    """How many items show a true difference of `wanted` four times in five, with so many seeds; None where `most` do not:
+    then the seeds' noise is too large, whatever the items."""
+    if detectable(noise, seeds, most, confidence) > wanted:
+        return None
+    low, high = 1, most  # `high` items are enough, `low` are not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if middle >= 2 and detectable(noise, seeds, middle, confidence) <= wanted:
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def _checked(

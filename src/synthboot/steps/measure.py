@@ -121,6 +121,7 @@ def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple
         (arm, seed), kind = todo[number]
         c.progress((scored + 1) / len(missing), f"{arm} seed {seed}, {kind}")
     rows: list[dict[str, Any]] = []
+    sizes = c.tokens("holdout").lengths.tolist()
     losses: Losses = {}
     answers: Answers = {}
     for ((arm, seed), kind), (_, asking), place in zip(todo, wanted, places, strict=True):
@@ -128,7 +129,10 @@ def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple
         for shown in ("best", "last") if ((arm, seed), "best") not in todo else (kind,):
             losses.setdefault((shown, arm), []).append(per_doc)
             numbered = enumerate(per_doc.sum(1).tolist())
-            rows += [{"arm": arm, "seed": seed, "checkpoint": shown, "doc": d, "loss": loss} for d, loss in numbered]
+            rows += [
+                {"arm": arm, "seed": seed, "checkpoint": shown, "doc": d, "loss": loss, "tokens": sizes[d]}
+                for d, loss in numbered
+            ]
         for task, some in by_task.items() if asking else ():
             answers.setdefault(task, {}).setdefault(arm, []).append(some)
     for old in set((c.folder.parent / _SCORES).iterdir()) - set(places):

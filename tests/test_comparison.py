@@ -138,9 +138,8 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_it_works_without_torch(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x,1\ny,2\nz,4\n")
-    script = (
-        "import sys; sys.modules['torch'] = None\n"
-        f"from synthboot import comparison; print(comparison.compare([{str(tmp_path / 'a.csv')!r}], [{str(tmp_path / 'a.csv')!r}]))"
-    )
+    path = str(tmp_path / "a.csv")
+    script = "import sys; sys.modules['torch'] = None\n"
+    script += f"from synthboot import comparison; print(comparison.compare([{path!r}], [{path!r}]))"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert "p=1.0" in said

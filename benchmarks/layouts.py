@@ -37,7 +37,7 @@ from synthboot.lm.train import Settings, train
 PAGE = Path(__file__).parent.parent / "docs" / "layouts.md"
 VOCAB, WINDOW = 280, 64
 LARGEST = 8_000_000
-SECONDS = 30
+SECONDS = 120
 
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "embed_dim", "out_hidden_size", "n_embd", "d_model", "dim_model"), 32),

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from synthboot import config
-from synthboot.data import documents, tasks
+from synthboot.data import documents, files, tasks
 from synthboot.errors import ConfigError
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
-VERSIONS = dict.fromkeys(STAGES, 3) | {"corpus": 2, "synthesize": 2, "evaluate": 3, "report": 2}
+VERSIONS = dict.fromkeys(STAGES, 3) | {"synthesize": 2, "evaluate": 3, "report": 2}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class _Recipes:
         models = {f"{name}/{seed}": self.model(name, seed) for name in cfg.arms for seed in cfg.pretrain.seeds}
         if tasks.WORLD in tasks.names(cfg.evaluate) and cfg.corpus.source != documents.WORLD:
             raise ConfigError("evaluate.tasks: `world` asks about a generated world; it needs corpus.source=world")
-        asked = {"questions": documents.identity([str(p) for p in tasks.files(cfg.evaluate)])}
+        asked = {"questions": [line for path in tasks.files(cfg.evaluate) for line in files.contents(path)]}
         makes = [u for u in self.found.values() if u.stage in ("embed", "pair", "synthesize", "tune")]
         upstream = {u.name: u.name for u in makes if not u.options.get("cell")}
         written = {name: name for name in upstream if self.found[name].stage == "synthesize"}
@@ -163,5 +163,6 @@ class _Recipes:
 def _outside(name: str, given: str | None) -> dict[str, Any]:
     """A model or file from outside the run: what it is called and, where it lies on this machine, what is in it."""
     path = Path(given or "")
-    files = [str(p) for p in (path, path.with_suffix(".ids")) if p.exists()] if given else []
-    return {name: given, **({f"{name}_files": documents.identity(files)} if files else {})}
+    there = [p for p in (path, path.with_suffix(".ids")) if p.exists()] if given else []
+    held = [line for p in there for line in files.contents(p)]
+    return {name: given, **({f"{name}_files": held} if held else {})}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from synthboot.data.tokens import Tokens
 
 @dataclass(frozen=True)
 class Context:
-    """What a step works with: its folder, its parents' folders by role, and where in the recipe it stands."""
+    """What a step works with: its folder, its parents' folders by role, what its artifact is recorded to have read, and
+    where in the recipe it stands."""
 
     cfg: config.Config
     folder: Path
     parents: dict[str, Path]
     workers: int
     progress: Progress
+    reads: Mapping[str, Any] = field(default_factory=dict)
     arm: str = ""
     seed: int = 0
     cell: str = ""

@@ -267,7 +267,7 @@ def _lines(name: str, path: Path, stream: io.BufferedReader, limit: int, too_lon
             while (more := stream.readline(1 << 20)) and not more.endswith(b"\n"):
                 pass
             yield Record(name, line, None, too_long)
-        elif content.strip():
+        elif content.strip(b"\xef\xbb\xbf \t\r\n\v\f"):
             yield Record(name, line, content)
 
 
@@ -276,7 +276,7 @@ def _parquet(file: files.Found, raw: files.HashedFile, cfg: config.Corpus, ignor
 
     table = pq.ParquetFile(io.BufferedReader(raw, files.BLOCK), page_checksum_verification=True)
     groups = (table.metadata.row_group(i) for i in range(table.num_row_groups))
-    files.require_plausible(raw, sum(group.total_byte_size for group in groups))
+    files.require_plausible(file.path, sum(group.total_byte_size for group in groups), raw.size)
 
     def column(name: str) -> Iterator[pa.Array]:
         for batch in table.iter_batches(batch_size=1_024, columns=[name], use_threads=False):

@@ -42,9 +42,12 @@ KNOWN = (
 BLOCK = 1 << 20
 """Bytes that are read and hashed at a time."""
 MOST_EXPANSION = 100
-"""Times its size that a compressed file may open to; text is compressed three to thirty times."""
-FREE_EXPANSION = 16 << 20
-"""Bytes that any compressed file may open to, however small it is."""
+"""Times what was read of it that a compressed file may open to; text is compressed three to thirty times."""
+FREE_EXPANSION = 4 << 20
+"""Bytes that any compressed file may open to, however little was read of it."""
+
+
+_SPECIAL = "broken link, pipe or device"
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ def find(source: str | Sequence[str], setting: str = "corpus.source") -> tuple[l
 def kind_of(path: Path) -> Kind | None:
     """What a file or folder holds, by its name; None where it is not known."""
     if path.is_dir():
-        saved = (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
-        return "dataset" if saved else None
+        marks = ("dataset_info.json", "dataset_dict.json")
+        return "dataset" if any(os.path.exists(path / mark) for mark in marks) else None
     name = path.name.lower()
     if name.endswith(".parquet"):
         return "parquet"
@@ -154,7 +157,7 @@ class HashedFile(io.RawIOBase):
         """Where the next read begins."""
         return self._position
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         """At most the rest of a block."""
         number, offset = divmod(self._position, BLOCK)
         piece = memoryview(self._read(number))[offset : offset + len(buffer)]
@@ -207,7 +210,7 @@ def opened(path: Path) -> Iterator[HashedFile]:
 
 def decompressed(file: HashedFile) -> io.BufferedReader:
     """What a file holds, opened if its name ends in .gz or .zst. Raises DataError, once it is read that far, where it opens
-    to more than `MOST_EXPANSION` times its size."""
+    to more than `MOST_EXPANSION` times as much."""
     import pyarrow as pa
 
     stored = io.BufferedReader(file, BLOCK)
@@ -217,34 +220,35 @@ def decompressed(file: HashedFile) -> io.BufferedReader:
     if not file.size:
         raise DataError(f"{file.path}: is empty, which no whole {suffix} file is; make or download it again")
     if suffix == ".gz":
-        return io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=stored).readinto, file), BLOCK)
+        return io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=stored).readinto, stored, file.path), BLOCK)
     # unlike the zstandard package, pyarrow reports a truncated stream
     stream = pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), "zstd")
-    return io.BufferedReader(_Bounded(stream.readinto, file), BLOCK)
+    return io.BufferedReader(_Bounded(stream.readinto, stored, file.path), BLOCK)
 
 
 class _Bounded(io.RawIOBase):
     """What a compressed file opens to, up to a bound: a bomb of a megabyte holds ten gigabytes and more."""
 
-    def __init__(self, read: Callable[[memoryview], int], file: HashedFile) -> None:
-        self._read, self._file, self._size = read, file, 0
+    def __init__(self, read: Callable[[bytearray | memoryview], int], stored: io.BufferedReader, path: Path) -> None:
+        self._read, self._stored, self._path = read, stored, path
+        self._size = 0
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         size = self._read(buffer)
         self._size += size
-        require_plausible(self._file, self._size)
+        require_plausible(self._path, self._size, self._stored.tell())
         return size
 
 
-def require_plausible(file: HashedFile, size: int) -> None:
-    """Raise DataError where a compressed file opens to `size` bytes and text would not."""
-    if size > MOST_EXPANSION * file.size + FREE_EXPANSION:
+def require_plausible(path: Path, size: int, stored: int) -> None:
+    """Raise DataError where `stored` bytes of a compressed file open to `size` and text would not."""
+    if size > MOST_EXPANSION * stored + FREE_EXPANSION:
         raise DataError(
-            f"{file.path}: opens to more than {MOST_EXPANSION} times its size, which text does not "
-            f"(a compression bomb?); unpack it yourself if it is meant"
+            f"{path}: opens to more than {MOST_EXPANSION} times its size, which text does not (a compression bomb?); "
+            f"unpack it yourself if it is meant"
         )
 
 
@@ -285,12 +289,14 @@ def _matches(pattern: Path, ignored: Counter[str]) -> Iterator[tuple[Path, int]]
     for found in sorted(glob(str(Path(*parts[:deep])))):
         path = Path(found)
         below = len(path.parts) - fixed
-        if not path.is_dir() or kind_of(path):
+        if path.is_dir() and kind_of(path) is None:
+            for inside, depth in _below(path, ignored):
+                if _fits(inside.parts[-depth:], parts[deep:]):
+                    yield inside, below + depth
+        elif path.is_dir() or path.is_file():
             yield path, max(1, below)
-            continue
-        for inside, depth in _below(path, ignored):
-            if _fits(inside.parts[-depth:], parts[deep:]):
-                yield inside, below + depth
+        else:
+            ignored[_SPECIAL] += 1
 
 
 def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
@@ -323,7 +329,7 @@ def _below(folder: Path, ignored: Counter[str]) -> list[tuple[Path, int]]:
                 elif stat.S_ISDIR(mode) or stat.S_ISREG(mode):
                     found.append(path)
                 else:
-                    ignored["broken link, pipe or device"] += 1
+                    ignored[_SPECIAL] += 1
         except OSError as error:
             raise DataError(f"{here}: cannot be listed: {error.strerror}") from None
     return [(path, len(path.parts) - len(folder.parts)) for path in sorted(found)]

@@ -24,6 +24,7 @@ from synthboot.data import documents, files, ngrams
 from synthboot.data.artifacts import Progress, Shards, read_json, write_bytes
 from synthboot.errors import DataError
 
+_HOPELESS = 100_000  # bad records after which those to come are not waited for, where most are bad
 _SHARD_BYTES = 256 << 20  # of records at most, so that long documents do not take a machine's memory
 
 
@@ -57,7 +58,10 @@ def ingest(cfg: config.Corpus, folder: Path, progress: Progress, expected: Mappi
         bad += counts["quarantined"]
         reasons.update(counts["reasons"])
         progress(0.0, f"{count:,} records read")
-    shards.truncate(index + 1)
+        if bad > _HOPELESS and bad > (1 + cfg.max_quarantine) / 2 * count:
+            break  # a wrong field name is told at once, not after a night
+    else:
+        shards.truncate(index + 1)
     if not count:
         raise DataError(f"corpus.source: {cfg.source}: holds no records")
     lines = b"".join((s / "quarantine.jsonl").read_bytes() for s in shards)

@@ -123,9 +123,9 @@ def _account(found: Ingested, renamed: int, dropped: dict[str, int]) -> str:
     kept = found.records - found.quarantined - sum(dropped.values())
     why = f" ({counted(found.reasons)})" if found.quarantined else ""
     said = [f"{found.records:,} records: {kept:,} kept", f"{found.quarantined:,} quarantined{why}"]
-    said += [f"{count:,} {what.replace('_', ' ')}s dropped" for what, count in dropped.items() if count]
+    said += [f"{count:,} x {what.replace('_', ' ')} dropped" for what, count in dropped.items() if count]
     if renamed:
-        said.append(f"{renamed:,} repeated ids of different texts renamed")
+        said.append(f"{renamed:,} x repeated id of another text renamed")
     for what, ignored in (("files", found.ignored_files), ("values", found.ignored_values)):
         if ignored:
             said.append(f"{sum(ignored.values()):,} {what} ignored ({counted(ignored)})")

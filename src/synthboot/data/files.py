@@ -213,7 +213,7 @@ def decompressed(file: HashedFile) -> io.BufferedReader:
     to more than `MOST_EXPANSION` times as much."""
     import pyarrow as pa
 
-    stored = io.BufferedReader(file, BLOCK)
+    stored: io.BufferedReader = io.BufferedReader(file, BLOCK)
     suffix = file.path.suffix.lower()
     if suffix not in COMPRESSED:
         return stored

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -135,17 +135,18 @@ def _batches(
     cfg: config.Corpus, expected: Mapping[str, Sequence[str]], ignored: documents.Ignored
 ) -> Iterator[tuple[list[documents.Record], bool]]:
     """The records a shard at a time, the source's before those to replay; which of the two they are."""
-    for setting, replay in (("source", False), ("replay", True)):
+    settings: tuple[Literal["source", "replay"], ...] = ("source", "replay")
+    for setting in settings:
         batch: list[documents.Record] = []
         size = 0
         for record in documents.records(cfg, setting, expected.get(setting), ignored):
             batch.append(record)
             size += documents.size_of(record)
             if len(batch) == cfg.shard_docs or size >= _SHARD_BYTES:
-                yield batch, replay
+                yield batch, setting == "replay"
                 batch, size = [], 0
         if batch:
-            yield batch, replay
+            yield batch, setting == "replay"
 
 
 def _spool(batch: Sequence[documents.Record], read: str, replay: bool, cfg: config.Corpus, out: Path) -> dict[str, Any]:

@@ -184,7 +184,15 @@ def context(cfg: config.Config, plan: dict[str, Unit], unit: Unit, jobs: int, pr
     parents = {role: plan[parent].folder(cfg.folder) for role, parent in unit.parents.items()}
     workers = jobs if unit.stage in PARALLEL else 1
     return steps.Context(
-        cfg, unit.folder(cfg.folder), parents, workers, progress, unit.reads, variant=unit.variant, **unit.options
+        unit.settings,
+        unit.folder(cfg.folder),
+        parents,
+        workers,
+        progress,
+        unit.outside,
+        variant=unit.variant,
+        recipe=unit.recipe,
+        **unit.options,
     )
 
 

@@ -218,5 +218,5 @@ def test_weights_from_outside_are_part_of_what_the_corpus_reads(tmp_path: Path, 
     seen = []
     for content in (b"one", b"two"):
         weights.write_bytes(content)
-        seen.append(recipes.units(config.Config(**given))["corpus"].reads)
+        seen.append(recipes.units(config.Config(**given))["corpus"].outside)
     assert seen[0] != seen[1]

@@ -18,18 +18,21 @@ from synthboot.data.tokens import Tokens
 
 @dataclass(frozen=True)
 class Context:
-    """What a step works with: its folder, its parents' folders by role, what its artifact is recorded to have read, and
-    where in the recipe it stands."""
+    """What a step works with: the settings that its stage declares, its folder, its parents' folders by role, the files from
+    outside that its artifact is known by, and where in the recipe it stands. `ready`: a trial of its sweep is this model
+    already."""
 
     cfg: config.Config
     folder: Path
     parents: dict[str, Path]
     workers: int
     progress: Progress
-    reads: Mapping[str, Any] = field(default_factory=dict)
+    outside: Mapping[str, Any] = field(default_factory=dict)
     arm: str = ""
     seed: int = 0
     cell: str = ""
+    recipe: config.Arm | None = None
+    ready: bool = False
     variant: str = ""
     budget_tokens: int = 0
 

@@ -148,4 +148,5 @@ def test_progress_goes_to_stderr(world_file: Path, tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(small_config(world_file, tmp_path)))
     result = call("embed", str(path))
     assert "[1/2] corpus:" in result.stderr
+    assert " GiB; 360 records: 360 kept, 0 quarantined" in result.stderr
     assert "corpus:" not in result.stdout

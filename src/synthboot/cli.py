@@ -267,9 +267,10 @@ class _progress:
         elif kind == "done":
             self.done += 1
             self.bars.remove_task(self.tasks[name])
+            account = f"; {_plain(value['account'])}" if value["account"] else ""
             self.console.print(
-                f"[{self.done}/{self.total}] {name}: {value['seconds']:.1f} s, {_size(value['peak_memory_bytes'])}",
-                markup=False, highlight=False,
+                f"[{self.done}/{self.total}] {name}: {value['seconds']:.1f} s, {_size(value['peak_memory_bytes'])}{account}",
+                markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
 
 

@@ -183,7 +183,8 @@ class Corpus(Section):
     """Where the text comes from and how it is cleaned, split and tokenized."""
 
     source: str | list[str]
-    """Files or folders: JSONL (plain, .gz, .zst), Parquet, text files, a saved Hugging Face dataset; globs work.
+    """Files or folders: JSONL and text (plain, .gz, .zst), Parquet, a saved Hugging Face dataset; globs work
+    (docs/formats.md has the rules).
     `hub:owner/name` or `hub:owner/name:split` streams a data set from the Hugging Face hub (needs the network). `world` is
     the generated corpus that `corpus.world` describes."""
     world: World = World()
@@ -195,7 +196,7 @@ class Corpus(Section):
     """A field that says where a document goes: `validation`, `holdout`, `pretrain` or `oracle` (real text for oracles alone).
     Unless set, documents are drawn by a hash of their id."""
     id_field: str = "id"
-    """Field holding the document's id; file name and line stand in where it is absent."""
+    """Field holding the document's id; the path below the source, and the line, stand in where it is absent."""
     text_field: str = "text"
     """Field holding the document's text."""
     max_document_bytes: PositiveInt = 4_000_000
@@ -219,7 +220,7 @@ class Corpus(Section):
     tokenizer_bytes: PositiveInt = 200_000_000
     """At most this much of D_pretrain is read to train the tokenizer."""
     shard_docs: PositiveInt = 8_192
-    """Documents per shard: the unit of work and of memory."""
+    """Documents per shard: the unit of work and of memory. Fewer where they are long: 256 MiB are read at most."""
 
 
 class Embed(Section):

@@ -138,8 +138,9 @@ def check_budgets(cfg: config.Config, folder: Path) -> None:
 
 def make(
     cfg: config.Config, plan: dict[str, Unit], name: str, marks: dict[str, str], jobs: int, connection: Any
-) -> dict[str, float]:
-    """Make one artifact in this process: verify what it reads, run its step, write its manifest; returns its cost."""
+) -> dict[str, Any]:
+    """Make one artifact in this process: verify what it reads, run its step, write its manifest; returns its cost, and an
+    `account` in words where the step gives one."""
     from synthboot import steps
 
     unit = plan[name]
@@ -173,7 +174,7 @@ def make(
                 unit.stage, VERSIONS[unit.stage], marks[unit.name], reads, known, counts=counts, cost=cost
             )
             artifacts.commit(folder, record)
-    return cost
+    return {**cost, "account": counts.get("account", "")}
 
 
 def context(cfg: config.Config, plan: dict[str, Unit], unit: Unit, jobs: int, progress: artifacts.Progress) -> Any:
@@ -188,6 +189,7 @@ def context(cfg: config.Config, plan: dict[str, Unit], unit: Unit, jobs: int, pr
         parents,
         workers,
         progress,
+        unit.outside,
         variant=unit.variant,
         recipe=unit.recipe,
         **unit.options,

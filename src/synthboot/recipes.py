@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from synthboot import config
-from synthboot.data import documents, tasks
+from synthboot.data import documents, files, tasks
 from synthboot.errors import ConfigError
 from synthboot.settings import READS, changed, view
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
-VERSIONS = dict.fromkeys(STAGES, 3) | {"corpus": 2, "synthesize": 2, "evaluate": 3, "report": 2}
+VERSIONS = dict.fromkeys(STAGES, 3) | {"synthesize": 2, "evaluate": 3, "report": 2}
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class _Recipes:
         self.cfg = cfg
         self.found: dict[str, Unit] = {}
         self.first = cfg.pretrain.seeds[0]
-        files = _outside("model.init_from", cfg.model.init_from)
-        files["files"] = documents.identity(cfg.corpus.source)
+        given = _outside("model.init_from", cfg.model.init_from)
+        given["files"] = documents.identity(cfg.corpus.source)
         if cfg.corpus.replay is not None:
-            files["replay_files"] = documents.identity(cfg.corpus.replay, "corpus.replay")
-        self.corpus = {"corpus": self.add("corpus", "", {}, outside=files)}
+            given["replay_files"] = documents.identity(cfg.corpus.replay, "corpus.replay")
+        self.corpus = {"corpus": self.add("corpus", "", {}, outside=given)}
 
     def add(
         self,
@@ -108,7 +108,7 @@ class _Recipes:
         makes = [u for u in self.found.values() if u.stage in ("embed", "pair", "synthesize", "tune")]
         upstream = {u.name: u.name for u in makes if not u.options.get("cell")}
         written = {name: name for name in upstream if self.found[name].stage == "synthesize"}
-        asked = {"questions": documents.identity([str(p) for p in tasks.files(cfg.evaluate)])}
+        asked = {"questions": [line for path in tasks.files(cfg.evaluate) for line in files.contents(path)]}
         evaluate = self.add("evaluate", "", {**self.corpus, **models, **written}, outside=asked)
         base = self.model("repetition", self.first)
         roles = {**self.corpus, "base": base, "evaluate": evaluate, **models, **upstream}
@@ -194,5 +194,5 @@ def _outside(name: str, given: str | None) -> dict[str, Any]:
     if not given:
         return {}
     path = Path(given)
-    files = [str(p) for p in (path, path.with_suffix(".ids")) if p.exists()]
-    return {f"{name}_files": documents.identity(files)} if files else {}
+    there = [p for p in (path, path.with_suffix(".ids")) if p.exists()]
+    return {f"{name}_files": [line for p in there for line in files.contents(p)]} if there else {}

@@ -155,12 +155,6 @@ def test_killed_between_shards_it_ends_with_the_same_bytes(tmp_path: Path, monke
     assert files(tmp_path / "killed" / "out") == files(tmp_path / "whole" / "out")
 
 
-def test_repeated_ids_are_dropped_and_counted(tmp_path: Path) -> None:
-    rows = world_documents()
-    result = make(tmp_path, [*rows, {"id": rows[0]["id"], "text": "another text under a known id"}])
-    assert result.dropped["repeated_id"] == 1
-
-
 def marked(splits: list[Any]) -> list[dict[str, Any]]:
     return [{"id": f"m{i}", "text": f"document {i} says {i * 37} and {i * 91}", "split": s} for i, s in enumerate(splits)]
 

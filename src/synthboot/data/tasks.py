@@ -253,8 +253,8 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     for record in documents.lines(path):
         where = f"{path} line {record.line}"
         try:
-            row = json.loads(record.content)
-        except (ValueError, TypeError):
+            row = json.loads(record.content if isinstance(record.content, bytes) else b"")
+        except ValueError:
             raise DataError(f"{where}: not valid JSON") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: not a JSON object")

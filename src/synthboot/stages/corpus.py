@@ -14,13 +14,11 @@ Source: arXiv:2509.15248 takes a fixed subset of a cleaned pool; the paper does 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,11 +26,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Int64
 
 from synthboot import config
 from synthboot.data import documents, ngrams, tokenizer, tokens
-from synthboot.data.artifacts import Progress, Shards, read_json, silent, write_bytes, write_json
+from synthboot.data.artifacts import Progress, Shards, read_json, silent, write_json
+from synthboot.data.files import counted
+from synthboot.data.spool import Ingested, Spool, ingest
 from synthboot.errors import BudgetError, DataError
 
 _SETS = ("validation", "holdout", "pool", "replay")
@@ -42,10 +42,15 @@ _REPLAY = len(_SPLITS)
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the corpus holds. records = documents + quarantined + dropped, summed over all of `dropped`."""
+    """What the corpus holds. records = documents + quarantined + dropped, summed over all of `dropped`. `account` says in
+    one line what was not kept as it came."""
 
     records: int
     quarantined: int
+    reasons: dict[str, int]
+    renamed_ids: int
+    ignored_files: dict[str, int]
+    ignored_values: dict[str, int]
     dropped: dict[str, int]
     flagged_docs: int
     documents: dict[str, int]
@@ -54,6 +59,7 @@ class Corpus:
     pretrain_tokens: int
     vocab_size: int
     tokenizer_docs: int
+    account: str
 
 
 def corpus(
@@ -62,16 +68,18 @@ def corpus(
     folder: Path,
     tokenizer_name: str | None = None,
     progress: Progress = silent,
+    expected: Mapping[str, Sequence[str]] | None = None,
 ) -> Corpus:
     """The corpus written to `folder`; work already there is kept.
 
-    `tokenizer_name` overrides `cfg.tokenizer`. Raises DataError for unreadable files or too many bad records,
-    BudgetError where the pool holds fewer than `unique_tokens`.
+    `tokenizer_name` overrides `cfg.tokenizer`; `expected` has the identities of `source` and `replay` that the artifact is
+    recorded under. Raises DataError for unreadable files, for files that are not what was expected, and for too many bad
+    records, BudgetError where the pool holds fewer than `unique_tokens`.
     """
     summary = folder / "corpus.json"
     if summary.exists():
         return Corpus(**read_json(summary))
-    count, quarantined = _ingest(cfg, folder, progress)
+    ingested = ingest(cfg, folder, progress, expected or {})
     spool = Spool(folder / "ingest")
     marks = _marks(spool, cfg)
     kept, group, dropped = _deduplicate(spool, marks, cfg, progress)
@@ -93,9 +101,10 @@ def corpus(
         lengths[name] = _write_set(Shards(folder / name), spool, chosen, flagged, fitted, cfg.shard_docs, progress)
     head = tokens.Tokens.open(Shards(folder / "pool")).head(pretrain_docs)
     result = Corpus(
-        records=count,
-        quarantined=quarantined,
+        **asdict(ingested),
+        renamed_ids=len(spool.renamed),
         dropped=dropped,
+        account=_account(ingested, len(spool.renamed), dropped),
         flagged_docs=int(flagged[kept].sum()) if cfg.near_duplicates == "flag" else 0,
         documents={name: int((sets == number).sum()) for number, name in enumerate(names)},
         tokens=lengths,
@@ -107,6 +116,20 @@ def corpus(
     write_json(summary, asdict(result))
     shutil.rmtree(folder / "ingest")
     return result
+
+
+def _account(found: Ingested, renamed: int, dropped: dict[str, int]) -> str:
+    """What was not kept as it came, and why, in one line."""
+    kept = found.records - found.quarantined - sum(dropped.values())
+    why = f" ({counted(found.reasons)})" if found.quarantined else ""
+    said = [f"{found.records:,} records: {kept:,} kept", f"{found.quarantined:,} quarantined{why}"]
+    said += [f"{count:,} x {what.replace('_', ' ')} dropped" for what, count in dropped.items() if count]
+    if renamed:
+        said.append(f"{renamed:,} x repeated id of another text renamed")
+    for what, ignored in (("files", found.ignored_files), ("values", found.ignored_values)):
+        if ignored:
+            said.append(f"{sum(ignored.values()):,} {what} ignored ({counted(ignored)})")
+    return ", ".join(said)
 
 
 def read_texts(folder: Path, name: str, docs: int | None = None) -> Iterator[documents.Document]:
@@ -121,99 +144,6 @@ def read_texts(folder: Path, name: str, docs: int | None = None) -> Iterator[doc
             return
 
 
-class Spool(Sequence[str]):
-    """The ingested texts by number, memory-mapped, with their digests, id hashes and MinHash signatures."""
-
-    def __init__(self, folder: Path) -> None:
-        shards = list(Shards(folder))
-        self.tables = [pa.ipc.open_file(pa.memory_map(str(s / "documents.arrow"))).read_all() for s in shards]
-        self.first = np.cumsum([0, *(len(t) for t in self.tables)])
-        columns = [np.load(s / "hashes.npy", allow_pickle=False) for s in shards]
-        stacked = np.concatenate(columns) if columns else np.empty((0, 4), np.uint64)
-        self.ids: UInt64[np.ndarray, " doc"] = stacked[:, 0]
-        self.digests: UInt64[np.ndarray, "doc 2"] = stacked[:, 1:3]
-        self.bytes: UInt64[np.ndarray, " doc"] = stacked[:, 3]
-        self.shards = shards
-        replay = [read_json(s / "counts.json")["replay"] for s in shards]
-        self.replay: Bool[np.ndarray, " doc"] = np.repeat(np.array(replay, bool), np.diff(self.first))
-
-    def __len__(self) -> int:
-        return int(self.first[-1])
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.row(int(index), "text")
-
-    def row(self, index: int, column: str) -> Any:
-        """One value of one document."""
-        shard = int(np.searchsorted(self.first, index, side="right")) - 1
-        return self.tables[shard][column][index - int(self.first[shard])].as_py()
-
-    def signatures(self) -> np.ndarray:
-        """All MinHash signatures, (documents, permutations)."""
-        return np.concatenate([np.load(s / "signatures.npy", allow_pickle=False) for s in self.shards])
-
-
-def _ingest(cfg: config.Corpus, folder: Path, progress: Progress) -> tuple[int, int]:
-    """Spool every record of the source; returns how many there were and how many were bad."""
-    shards = Shards(folder / "ingest")
-    count = bad = 0
-    reasons: Counter[str] = Counter()
-    for index, (batch, replay) in enumerate(_batches(cfg)):
-        counts = shards.write(index, partial(_spool, batch, replay, cfg))
-        count, bad = count + counts["records"], bad + counts["quarantined"]
-        reasons.update(counts["reasons"])
-        progress(0.0, f"{count:,} records read")
-    if not count:
-        raise DataError(f"corpus.source: {cfg.source}: holds no records")
-    lines = b"".join((s / "quarantine.jsonl").read_bytes() for s in shards)
-    write_bytes(folder / "quarantine.jsonl", lines)
-    if bad > cfg.max_quarantine * count:
-        first = json.loads(lines.splitlines()[0])
-        most = ", ".join(f"{n:,} x {reason}" for reason, n in reasons.most_common(3))
-        raise DataError(
-            f"{first['file']} line {first['line']}: {first['reason']}; {bad:,} of {count:,} records are bad "
-            f"(limit {cfg.max_quarantine:.1%}): {most}; see {folder / 'quarantine.jsonl'}, or raise corpus.max_quarantine"
-        )
-    return count, bad
-
-
-def _batches(cfg: config.Corpus) -> Iterator[tuple[list[documents.Record], bool]]:
-    """The records a shard at a time, the source's before those to replay; which of the two they are."""
-    for found, replay in ((documents.records(cfg), False), (documents.records(cfg, "replay"), True)):
-        while batch := list(itertools.islice(found, cfg.shard_docs)):
-            yield batch, replay
-
-
-def _spool(batch: Sequence[documents.Record], replay: bool, cfg: config.Corpus, out: Path) -> dict[str, Any]:
-    parsed = [documents.parse(record, cfg) for record in batch]
-    good = [d for d in parsed if isinstance(d, documents.Document)]
-    if replay:  # an id may be that of one of the corpus' documents
-        good = [replace(d, id=f"replay:{d.id}") for d in good]
-    bad = [d for d in parsed if isinstance(d, documents.Reject)]
-    columns = {
-        "id": pa.array([d.id for d in good], pa.large_string()),
-        "text": pa.array([d.text for d in good], pa.large_string()),
-        "metadata": pa.array([json.dumps(d.metadata, default=str, sort_keys=True) for d in good], pa.large_string()),
-    }
-    table = pa.table(columns)
-    with pa.OSFile(str(out / "documents.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    hashed = np.array([_hashes(d) for d in good], np.uint64).reshape(-1, 4)
-    np.save(out / "hashes.npy", hashed, allow_pickle=False)
-    if cfg.near_duplicates != "off":
-        np.save(out / "signatures.npy", ngrams.signatures([d.text for d in good]), allow_pickle=False)
-    (out / "quarantine.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in bad), "utf-8")
-    return {"records": len(batch), "quarantined": len(bad), "replay": replay, "reasons": dict(Counter(r.reason for r in bad))}
-
-
-def _hashes(document: documents.Document) -> tuple[int, int, int, int]:
-    text = document.text.encode()
-    digest = hashlib.blake2b(text, digest_size=16).digest()
-    identifier = hashlib.blake2b(document.id.encode(errors="surrogatepass"), digest_size=8, person=b"split").digest()
-    halves = (int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little"))
-    return int.from_bytes(identifier, "little"), *halves, len(text)
-
-
 def _deduplicate(
     spool: Spool, marks: Int64[np.ndarray, " doc"], cfg: config.Corpus, progress: Progress
 ) -> tuple[np.ndarray, Int64[np.ndarray, " doc"], dict[str, int]]:
@@ -221,14 +151,9 @@ def _deduplicate(
     with marks a held-out one, then one of D_pretrain."""
     by_id = np.lexsort((spool.ids, marks))
     kept = np.zeros(len(spool), bool)
-    _, first = np.unique(spool.ids[by_id], return_index=True)
-    kept[by_id[first]] = True
-    dropped = {"repeated_id": int((~kept).sum())}
-    remaining = by_id[kept[by_id]]
-    _, unique = np.unique(spool.digests[remaining], axis=0, return_index=True)
-    dropped["exact_duplicate"] = len(remaining) - len(unique)
-    kept[:] = False
-    kept[remaining[unique]] = True
+    _, unique = np.unique(spool.digests[by_id], axis=0, return_index=True)
+    kept[by_id[unique]] = True
+    dropped = {"exact_duplicate": int((~kept).sum())}
     group = np.arange(len(spool), dtype=np.int64)
     if cfg.near_duplicates != "off":
         progress(0.1, "looking for near-duplicates")

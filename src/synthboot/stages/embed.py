@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32
 
 from synthboot import config
+from synthboot.data import documents
 from synthboot.data.artifacts import Progress, Shards, silent, write_bytes
 from synthboot.errors import ConfigError, DataError
 
@@ -266,7 +267,7 @@ def _read_rows(path: str) -> tuple[list[str], np.ndarray]:
         import pyarrow.parquet as pq
 
         table = pq.read_table(path, columns=["id", "vector"])
-        return [str(i) for i in table["id"].to_pylist()], np.stack(table["vector"].to_numpy())
+        return [documents.id_of(i) or "" for i in table["id"].to_pylist()], np.stack(table["vector"].to_numpy())
     if path.endswith(".npy"):
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     elif path.endswith(".safetensors"):
@@ -278,7 +279,7 @@ def _read_rows(path: str) -> tuple[list[str], np.ndarray]:
     names = Path(path).with_suffix(".ids")
     if not names.exists():
         raise DataError(f"embed.path: {names}: no such file; it says which document each row of {path} is of, an id a line")
-    return names.read_text("utf-8").splitlines(), vectors
+    return names.read_text("utf-8-sig").removesuffix("\n").split("\n"), vectors
 
 
 def _count(texts: Iterable[str], features: int) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ from synthboot.data.tokens import Tokens
 
 @dataclass(frozen=True)
 class Context:
-    """What a step works with: the settings that its stage declares, its folder, its parents' folders by role, and where in
-    the recipe it stands. `ready`: a trial of its sweep is this model already."""
+    """What a step works with: the settings that its stage declares, its folder, its parents' folders by role, the files from
+    outside that its artifact is known by, and where in the recipe it stands. `ready`: a trial of its sweep is this model
+    already."""
 
     cfg: config.Config
     folder: Path
     parents: dict[str, Path]
     workers: int
     progress: Progress
+    outside: Mapping[str, Any] = field(default_factory=dict)
     arm: str = ""
     seed: int = 0
     cell: str = ""

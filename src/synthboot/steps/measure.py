@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from synthboot import config
-from synthboot.data import documents, tasks
+from synthboot.data import documents, files, tasks
 from synthboot.data.artifacts import Shards, committed_folder, fingerprint, hash_file, read_json, read_manifest, write_json
 from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokens import Tokens
@@ -165,8 +165,8 @@ def _named(c: Context, job: Any, model: Path, kind: str, asking: bool) -> str:
         "window": job.window, "parts": [hash_file(job.parts), job.kinds], "device": job.device,
     }  # fmt: skip
     if asking:
-        files = documents.identity([str(p) for p in tasks.files(c.cfg.evaluate)])
-        reads["asked"] = [hash_file(job.items), job.harness, files]
+        given = [line for path in tasks.files(c.cfg.evaluate) for line in files.contents(path)]
+        reads["asked"] = [hash_file(job.items), job.harness, given]
     return fingerprint("scores", _SCORING, reads, {"corpus": corpus.fingerprint})
 
 

@@ -123,7 +123,7 @@ def contents(settings: dict[str, Any]) -> dict[str, Any]:
         if path.name == "manifest.json":
             record = json.loads(path.read_text())
             record["files"].pop("report.html", None)
-            found[name] = {k: v for k, v in record.items() if k not in ("cost", "environment")}
+            found[name] = {k: v for k, v in record.items() if k not in ("cost", "environment", "hash")}
             if record["stage"] == "report":
                 found[name].pop("counts")
         elif path.name == "report.html":

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +31,8 @@ from jaxtyping import Bool, Int64, UInt64
 
 from synthboot import config
 from synthboot.data import documents, ngrams, tokenizer, tokens
-from synthboot.data.artifacts import Progress, Shards, read_json, silent, write_bytes, write_json
+from synthboot.data.artifacts import WORK, Progress, Shards, silent
+from synthboot.data.disk import save_array, write_bytes, write_json
 from synthboot.errors import BudgetError, DataError
 
 _SETS = ("validation", "holdout", "pool", "replay")
@@ -68,11 +68,8 @@ def corpus(
     `tokenizer_name` overrides `cfg.tokenizer`. Raises DataError for unreadable files or too many bad records,
     BudgetError where the pool holds fewer than `unique_tokens`.
     """
-    summary = folder / "corpus.json"
-    if summary.exists():
-        return Corpus(**read_json(summary))
     count, quarantined = _ingest(cfg, folder, progress)
-    spool = Spool(folder / "ingest")
+    spool = Spool(Shards(folder / WORK / "ingest"))
     marks = _marks(spool, cfg)
     kept, group, dropped = _deduplicate(spool, marks, cfg, progress)
     kept, replay = kept & (marks != _REPLAY), np.flatnonzero(kept & (marks == _REPLAY))
@@ -104,8 +101,7 @@ def corpus(
         vocab_size=fitted.vocab_size,
         tokenizer_docs=fitted_docs,
     )
-    write_json(summary, asdict(result))
-    shutil.rmtree(folder / "ingest")
+    write_json(folder / "corpus.json", asdict(result))
     return result
 
 
@@ -124,8 +120,8 @@ def read_texts(folder: Path, name: str, docs: int | None = None) -> Iterator[doc
 class Spool(Sequence[str]):
     """The ingested texts by number, memory-mapped, with their digests, id hashes and MinHash signatures."""
 
-    def __init__(self, folder: Path) -> None:
-        shards = list(Shards(folder))
+    def __init__(self, ingested: Shards) -> None:
+        shards = list(ingested)
         self.tables = [pa.ipc.open_file(pa.memory_map(str(s / "documents.arrow"))).read_all() for s in shards]
         self.first = np.cumsum([0, *(len(t) for t in self.tables)])
         columns = [np.load(s / "hashes.npy", allow_pickle=False) for s in shards]
@@ -134,7 +130,7 @@ class Spool(Sequence[str]):
         self.digests: UInt64[np.ndarray, "doc 2"] = stacked[:, 1:3]
         self.bytes: UInt64[np.ndarray, " doc"] = stacked[:, 3]
         self.shards = shards
-        replay = [read_json(s / "counts.json")["replay"] for s in shards]
+        replay = [ingested.counts(i)["replay"] for i in range(len(shards))]
         self.replay: Bool[np.ndarray, " doc"] = np.repeat(np.array(replay, bool), np.diff(self.first))
 
     def __len__(self) -> int:
@@ -155,14 +151,15 @@ class Spool(Sequence[str]):
 
 def _ingest(cfg: config.Corpus, folder: Path, progress: Progress) -> tuple[int, int]:
     """Spool every record of the source; returns how many there were and how many were bad."""
-    shards = Shards(folder / "ingest")
-    count = bad = 0
+    shards = Shards(folder / WORK / "ingest")
+    count = bad = index = 0
     reasons: Counter[str] = Counter()
-    for index, (batch, replay) in enumerate(_batches(cfg)):
-        counts = shards.write(index, partial(_spool, batch, replay, cfg))
+    for index, (batch, replay) in enumerate(_batches(cfg), 1):
+        counts = shards.write(index - 1, partial(_spool, batch, replay, cfg))
         count, bad = count + counts["records"], bad + counts["quarantined"]
         reasons.update(counts["reasons"])
         progress(0.0, f"{count:,} records read")
+    shards.close(index)
     if not count:
         raise DataError(f"corpus.source: {cfg.source}: holds no records")
     lines = b"".join((s / "quarantine.jsonl").read_bytes() for s in shards)
@@ -199,9 +196,9 @@ def _spool(batch: Sequence[documents.Record], replay: bool, cfg: config.Corpus, 
     with pa.OSFile(str(out / "documents.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     hashed = np.array([_hashes(d) for d in good], np.uint64).reshape(-1, 4)
-    np.save(out / "hashes.npy", hashed, allow_pickle=False)
+    save_array(out / "hashes.npy", hashed)
     if cfg.near_duplicates != "off":
-        np.save(out / "signatures.npy", ngrams.signatures([d.text for d in good]), allow_pickle=False)
+        save_array(out / "signatures.npy", ngrams.signatures([d.text for d in good]))
     (out / "quarantine.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in bad), "utf-8")
     return {"records": len(batch), "quarantined": len(bad), "replay": replay, "reasons": dict(Counter(r.reason for r in bad))}
 
@@ -356,4 +353,5 @@ def _write_set(
         rows = chosen[start : start + shard_docs]
         total += shards.write(index, partial(write, rows))["tokens"]
         progress((index + 1) / len(starts), f"{shards.folder.name}: {total:,} tokens")
+    shards.close(len(starts))
     return total

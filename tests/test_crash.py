@@ -18,7 +18,7 @@ import pytest
 from synthboot import api
 from synthboot.stages.evaluate import Job
 from synthboot.steps import Context
-from tests.conftest import contents, run_folder, small_config
+from tests.conftest import contents, run_folder, small_config, tiny_config
 
 DRIVER = """
 import sys, json
@@ -124,8 +124,8 @@ def test_a_model_that_was_scored_is_not_scored_again(
     assert "scores.npz: has 7 bytes" in said[0]
 
 
-DIE_AT_RENAMES = """
-import json, os, sys
+DIE_AT_EVERY_STEP = """
+import json, os, re, sys
 from pathlib import Path
 from synthboot import config, pipeline, recipes
 from synthboot.engine import local
@@ -133,22 +133,37 @@ for name in [*local._PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2
     __import__(name)
 import torch
 torch.set_num_threads(1)
-seen, replace = Path(sys.argv[2]), os.replace
+seen = Path(sys.argv[2])
+ALIKE = [
+    (r"\\d+", "#"), ("validation|holdout|pool", "set"), ("(base|tune|pretrain)/.*(work|best|last)", r"model/\\2"),
+    (r".*/([^/]*)\\.tmp(/.*)?$", r"\\1.tmp"),  # what goes, goes the same way in every stage
+]
 
-def once_each(source, target):
-    known = seen.read_text().splitlines()
-    if str(target) not in known:
-        seen.write_text("".join(name + "\\n" for name in [*known, str(target)]))
-        os._exit(9)
-    replace(source, target)
+def deadly(name, real):
+    def once_each(*paths, **named):
+        at = os.readlink("/proc/self/fd/%d" % named["dir_fd"]) + "/" if named.get("dir_fd") is not None else ""
+        target = at + str(paths[-1])
+        if name in ("unlink", "remove") and not os.path.lexists(target):
+            return real(*paths, **named)
+        for pattern, kind in ALIKE:
+            target = re.sub(pattern, kind, target)
+        known = seen.read_text().splitlines()
+        if name + " " + target not in known:
+            with open(seen, "a") as file:
+                file.write(name + " " + target + "\\n")
+            os._exit(9)
+        return real(*paths, **named)
+    return once_each
 
 class Deaf:
     def send(self, value): pass
 
 def make_all(cfg):
-    os.replace = once_each
+    for step in ("replace", "rename", "unlink", "remove", "rmdir"):
+        setattr(os, step, deadly(step, getattr(os, step)))
     plan = recipes.units(cfg)
     standing, marks = pipeline.state(cfg, plan), pipeline.fingerprints(plan)
+    pipeline._tidy(cfg, {name: unit for name, unit in plan.items() if standing[name].status == "done"})
     for name in plan:
         if standing[name].status != "done":
             pipeline.make(cfg, plan, name, marks, 1, Deaf())
@@ -165,18 +180,29 @@ sys.exit(status)
 """
 
 
-def test_killed_just_before_every_rename_it_ends_with_the_same_bytes(finished: dict[str, Any], tmp_path: Path) -> None:
-    """Whatever a stage writes appears by a rename. Here the process dies before each of them, one after the other."""
-    settings = {**finished, "root": str(tmp_path), "engine": {**finished["engine"], "jobs": 1}}
+def listed(settings: dict[str, Any]) -> list[str]:
+    """Every file and folder of a run but its locks."""
+    place = run_folder(settings)
+    return sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if not p.name.endswith(".lock"))
+
+
+def test_killed_just_before_every_rename_and_removal_it_ends_with_the_same_files(tmp_path: Path) -> None:
+    """Whatever a stage writes appears by a rename, and whatever goes does so by a removal. Here the process dies before each
+    kind of them, one after the other."""
+    settings = tiny_config(tmp_path)
+    undisturbed = {**settings, "root": str(tmp_path / "undisturbed")}
+    api.Run(undisturbed).run()
     seen = tmp_path / "seen"
     seen.touch()
-    command = [sys.executable, "-c", DIE_AT_RENAMES, json.dumps(settings), str(seen)]
+    command = [sys.executable, "-c", DIE_AT_EVERY_STEP, json.dumps(settings), str(seen)]
     process = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=280)
     assert process.returncode == 0, process.stderr
     deaths = seen.read_text()
-    assert deaths.count("manifest.json\n") == len(api.Run(settings).plan()), deaths
-    assert contents(settings) == contents(finished)
-    assert not list(run_folder(settings).rglob("*.tmp"))
+    assert deaths.count("manifest.json\n") >= len(api.Run(settings).plan()), deaths
+    for step in ("replace", "rename", "unlink", "rmdir"):
+        assert f"\n{step} " in deaths
+    assert contents(settings) == contents(undisturbed)
+    assert listed(settings) == listed(undisturbed)
 
 
 def test_no_worker_outlives_a_killed_run(world_file: Path, tmp_path: Path) -> None:

@@ -216,11 +216,14 @@ def _names(folder: Path) -> list[str]:
     found = []
     for place, folders, files in os.walk(folder):
         here, top = Path(place), Path(place) == folder
-        inner = {f for f in folders if any((here / f / record).exists() for record in (MANIFEST, PROGRESS))}
-        folders[:] = [f for f in folders if not f.startswith(".") and f not in inner and not (top and f == WORK)]
+        folders[:] = [f for f in folders if not f.startswith(".") and not _is_artifact(here / f) and not (top and f == WORK)]
         records = (MANIFEST, PROGRESS) if top else ()
         found += [(here / f).relative_to(folder).as_posix() for f in files if not f.startswith(".") and f not in records]
     return sorted(found)
+
+
+def _is_artifact(folder: Path) -> bool:
+    return not folder.is_symlink() and any((folder / record).exists() for record in (MANIFEST, PROGRESS))
 
 
 def _records(folder: Path) -> dict[str, FileRecord]:
@@ -249,10 +252,7 @@ def _clear(folder: Path) -> None:
     """Empty the folder, but for artifacts inside it and what is nobody's; the folder itself, which may be a mount, stays.
     Raises StorageError where it is a link: it may be another run's."""
     there = sorted(folder.iterdir()) if folder.exists() else []
-    mine = [
-        path for path in there
-        if not path.name.startswith(".") and not (path / MANIFEST).exists() and not (path / PROGRESS).exists()
-    ]  # fmt: skip
+    mine = [path for path in there if not path.name.startswith(".") and not _is_artifact(path)]
     if mine and folder.is_symlink():
         raise StorageError(
             f"{folder}: is a link to {folder.resolve()}, which holds something else; remove the link and run again"

@@ -134,7 +134,7 @@ def read_record(path: Path) -> dict[str, Any]:
 def save_array(path: Path, array: np.ndarray) -> None:
     """`np.save`, which itself leaves a short file on a full disk and says nothing: it does not look at what closing said."""
     with open(path, "wb") as file:
-        np.lib.format.write_array(SimpleNamespace(write=file.write), array, allow_pickle=False)  # type: ignore[arg-type]
+        np.lib.format.write_array(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def remove(path: Path) -> None:

@@ -212,7 +212,15 @@ def context(
     parents = {role: plan[parent].folder(cfg.folder) for role, parent in unit.parents.items()}
     workers = jobs if unit.stage in PARALLEL else 1
     return steps.Context(
-        cfg, unit.folder(cfg.folder), parents, workers, progress, note=note, variant=unit.variant, **unit.options
+        unit.settings,
+        unit.folder(cfg.folder),
+        parents,
+        workers,
+        progress,
+        note=note,
+        variant=unit.variant,
+        recipe=unit.recipe,
+        **unit.options,
     )
 
 

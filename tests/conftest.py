@@ -99,6 +99,30 @@ def small_config(source: Path, root: Path, **changes: Any) -> dict[str, Any]:
     return settings
 
 
+def tiny_config(root: Path) -> dict[str, Any]:
+    """A run for tests that make it many times over: every stage, one arm beside repetition, one seed."""
+    source = write_jsonl(root / "world.jsonl", world_documents(entities=24, each=5))
+    return small_config(
+        source,
+        root,
+        name="tiny",
+        budget={"unique_tokens": 1_500, "train_tokens": 3_000},
+        optim={"lr": 1e-2, "batch_tokens": 384, "evals": 3},
+        corpus__vocab_size=300,
+        corpus__validation_docs=12,
+        corpus__holdout_docs=8,
+        corpus__shard_docs=40,
+        embed={"dim": 16, "hash_features": 2_048},
+        pair={"num_neighbors": 4, "min_similarity": 0.5},
+        tune={"batch_tokens": 384, "max_tokens": 1_500, "evals": 2},
+        synthesize={"chunk": 8, "batch": 8, "max_tokens": 40, "keep_unfinished": True},
+        arms={"repetition": {}, "sbp": {"synthetic": "related", "share": 0.2}},
+        pretrain={"seeds": [0]},
+        evaluate={"bootstrap": 20},
+        analyze={"docs": 10, "examples": 2},
+    )
+
+
 @pytest.fixture(scope="session")
 def finished(world_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The settings of a small run that has been run to its end; tests only read it."""
@@ -123,7 +147,7 @@ def contents(settings: dict[str, Any]) -> dict[str, Any]:
         if path.name == "manifest.json":
             record = json.loads(path.read_text())
             record["files"].pop("report.html", None)
-            found[name] = {k: v for k, v in record.items() if k not in ("cost", "environment")}
+            found[name] = {k: v for k, v in record.items() if k not in ("cost", "environment", "hash")}
             if record["stage"] == "report":
                 found[name].pop("counts")
         elif path.name == "report.html":

@@ -94,7 +94,7 @@ def test_a_killed_rank_ends_the_job_and_it_resumes_at_any_number(
     api.Run(settings).run("corpus")
     process, place = job(settings, tmp_path, 2)
     folder, patience = run_folder(settings) / "04-base", time.monotonic() + 120
-    while not list(folder.glob("checkpoint-*[0-9]")):
+    while not list(folder.glob("work/checkpoint-*[0-9]")):
         assert time.monotonic() < patience
         assert process.poll() is None
         time.sleep(0.05)
@@ -181,7 +181,7 @@ def test_a_killed_rank_ends_all_nodes(world_file: Path, tmp_path: Path) -> None:
     ]
     process = subprocess.Popen([*command, json.dumps(settings)], stderr=subprocess.PIPE, text=True)
     place, patience = run_folder(settings), time.monotonic() + 120
-    while not list((place / "04-base").glob("checkpoint-*[0-9]")):
+    while not list((place / "04-base").glob("work/checkpoint-*[0-9]")):
         assert time.monotonic() < patience
         assert process.poll() is None
         time.sleep(0.05)

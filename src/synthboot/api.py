@@ -13,7 +13,7 @@ import numpy as np
 
 from synthboot import config, loading, pipeline, recipes
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.artifacts import Shards, read_json
+from synthboot.data.artifacts import Shards, read_listed
 from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
@@ -57,7 +57,7 @@ class Run:
     def evaluate(self) -> Evaluation:
         """The scores of every arm."""
         self.run("evaluate")
-        return Evaluation(read_json(self._folder("evaluate") / "evaluate.json"))
+        return Evaluation(read_listed(self._folder("evaluate"), "evaluate.json"))
 
     def report(self) -> Report:
         """The report page."""
@@ -76,7 +76,7 @@ class Texts:
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = tokenizers.load(folder / "tokenizer")
-        self.summary = read_json(folder / "corpus.json")
+        self.summary = read_listed(folder, "corpus.json")
         self.tokens = Tokens.open(Shards(folder / "pool")).head(self.summary["pretrain_docs"])
 
     def __len__(self) -> int:

@@ -39,10 +39,12 @@ class Verb(click.Command):
 
     def invoke(self, context: click.Context) -> Any:
         """Run it, turning errors into exit codes."""
+        from synthboot.data.disk import storage_errors
         from synthboot.errors import SynthbootError
 
         try:
-            return super().invoke(context)
+            with storage_errors(Path.cwd()):
+                return super().invoke(context)
         except SynthbootError as error:
             click.echo(f"error: {_plain(str(error))}", err=True)
             sys.exit(2)
@@ -205,6 +207,7 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
 
 def _execute(cfg: Config, target: str, as_json: bool) -> None:
     from synthboot import pipeline, recipes
+    from synthboot.data.artifacts import read_listed
 
     units = pipeline.needed(recipes.units(cfg), target)
     states = pipeline.state(cfg, units)
@@ -219,9 +222,9 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
     with _progress(len(todo)) as tell:
         pipeline.run(cfg, target, tell)
     scores = units[target].folder(cfg.folder) if target in units else None
-    evaluated = recipes.units(cfg)["evaluate"].folder(cfg.folder) / "evaluate.json"
+    evaluated = recipes.units(cfg)["evaluate"].folder(cfg.folder)
     if target in ("report", "evaluate"):
-        result = json.loads(evaluated.read_text("utf-8"))
+        result = read_listed(evaluated, "evaluate.json")
         if as_json:
             click.echo(json.dumps(result, indent=1))
         else:
@@ -264,6 +267,8 @@ class _progress:
         elif kind == "progress":
             done, words = value
             self.bars.update(self.tasks[name], completed=done, words=_plain(words))
+        elif kind == "note":
+            self.console.print(f"{name}: {_plain(value)}", markup=False, highlight=False)
         elif kind == "done":
             self.done += 1
             self.bars.remove_task(self.tasks[name])

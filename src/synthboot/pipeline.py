@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from synthboot import config
-from synthboot.data import artifacts
+from synthboot.data import artifacts, disk
 from synthboot.data.tokens import Tokens
-from synthboot.errors import ConfigError, LockedRun, MissingArtifact, TrainingError
+from synthboot.errors import ConfigError, CorruptArtifact, LockedRun, MissingArtifact, TrainingError
 from synthboot.recipes import VERSIONS, Unit, units
 
 TOGETHER = ("base", "tune", "pretrain")
@@ -41,7 +41,7 @@ class State:
 
 
 Event = Callable[[str, str, Any], None]
-"""What `run` tells: (unit name, "start" | "progress" | "done", value)."""
+"""What `run` tells: (unit name, "start" | "progress" | "note" | "done", value)."""
 
 
 def fingerprints(plan: dict[str, Unit]) -> dict[str, str]:
@@ -54,12 +54,19 @@ def fingerprints(plan: dict[str, Unit]) -> dict[str, str]:
 
 
 def state(cfg: config.Config, plan: dict[str, Unit]) -> dict[str, State]:
-    """How every unit's artifact stands now."""
+    """How every unit's artifact stands now. Raises CorruptArtifact for a manifest that cannot be read, or that a newer
+    synthboot wrote, and StorageError where the disk does not let one look."""
     marks = fingerprints(plan)
     result: dict[str, State] = {}
     for name, unit in plan.items():
         folder = unit.folder(cfg.folder)
-        manifest = artifacts.read_manifest(folder)
+        with disk.storage_errors(folder):
+            manifest = artifacts.read_manifest(folder)
+        if manifest is not None and manifest.version > VERSIONS[unit.stage]:
+            raise CorruptArtifact(
+                f"{folder}: a newer synthboot made it (stage version {manifest.version}, here {VERSIONS[unit.stage]}); "
+                f"update synthboot, or delete {folder} to make it again"
+            )
         waiting = [p for p in unit.parents.values() if result[p].status != "done"]
         if manifest is None:
             status = "partial" if (folder / artifacts.PROGRESS).exists() else "missing"
@@ -96,8 +103,9 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
 
     plan = needed(units(cfg), target)
     jobs = local.jobs(cfg.engine.jobs, cfg.engine.device)
-    with _lock(cfg.folder), artifacts.storage_errors(cfg.folder):
+    with disk.storage_errors(cfg.folder), _lock(cfg.folder):
         standing = state(cfg, plan)
+        _tidy(cfg, {name: unit for name, unit in plan.items() if standing[name].status == "done"})
         marks = fingerprints(plan)
         waiting = {name: unit for name, unit in plan.items() if standing[name].status != "done"}
         if not waiting:
@@ -119,6 +127,20 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
         finally:
             pool.close()
     return plan
+
+
+def _tidy(cfg: config.Config, done: dict[str, Unit]) -> None:
+    """Look whether the files of finished artifacts are there, and remove what a killed run had no time to."""
+    for left in cfg.folder.glob(".together-*"):
+        disk.remove(left)
+    for unit in done.values():
+        folder = unit.folder(cfg.folder)
+        if (folder / artifacts.PROGRESS).exists():
+            with _lock(folder.parent, f".{folder.name}.lock", patience=30.0):
+                artifacts.finish(folder)
+        manifest = artifacts.read_manifest(folder)
+        if manifest is not None:
+            artifacts.verify(folder, manifest, contents=False)
 
 
 def _ready(plan: dict[str, Unit], waiting: dict[str, Unit], pool: Any, jobs: int) -> list[str]:
@@ -153,7 +175,10 @@ def make(
             clock["told"] = time.monotonic()
             connection.send(("progress", (done, words)))
 
-    with artifacts.storage_errors(folder):
+    def note(words: str) -> None:
+        connection.send(("note", words))
+
+    with disk.storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.parent, f".{folder.name}.lock", patience=30.0):
             for parent in dict.fromkeys(parents.values()):
@@ -161,12 +186,13 @@ def make(
                 if manifest is None:
                     raise MissingArtifact(f"{unit.name}: {parent} is gone; run again")
                 artifacts.verify(parent, manifest)
-            artifacts.begin(folder, marks[unit.name])
+            for lost in artifacts.begin(folder, marks[unit.name]):
+                note(lost)
             started = time.monotonic()
             if cfg.engine.processes > 1 and unit.stage in TOGETHER:
                 counts, cost = _together(cfg, unit, progress)
             else:
-                counts, cost = steps.STEPS[unit.stage](context(cfg, plan, unit, jobs, progress))
+                counts, cost = steps.STEPS[unit.stage](context(cfg, plan, unit, jobs, progress, note))
             usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
             cost |= {"seconds": time.monotonic() - started, "peak_memory_bytes": usage * 1024}
             reads, known = unit.reads, {role: marks[parent] for role, parent in unit.parents.items()}
@@ -177,7 +203,10 @@ def make(
     return {**cost, "account": counts.get("account", "")}
 
 
-def context(cfg: config.Config, plan: dict[str, Unit], unit: Unit, jobs: int, progress: artifacts.Progress) -> Any:
+def context(
+    cfg: config.Config, plan: dict[str, Unit], unit: Unit, jobs: int, progress: artifacts.Progress,
+    note: Callable[[str], None] = lambda _: None,
+) -> Any:  # fmt: skip
     """What a unit's step is given."""
     from synthboot import steps
 
@@ -189,7 +218,8 @@ def context(cfg: config.Config, plan: dict[str, Unit], unit: Unit, jobs: int, pr
         parents,
         workers,
         progress,
-        unit.outside,
+        note=note,
+        outside=unit.outside,
         variant=unit.variant,
         recipe=unit.recipe,
         **unit.options,
@@ -204,7 +234,7 @@ def _together(cfg: config.Config, unit: Unit, progress: artifacts.Progress) -> t
         command = shlex.split(cfg.engine.launch)
     with tempfile.TemporaryDirectory(prefix=".together-", dir=cfg.folder) as place:  # where all machines see it
         job, said = Path(place) / "job.json", Path(place) / "stderr"
-        artifacts.write_json(job, {"config": cfg.model_dump(mode="json"), "unit": unit.name})
+        disk.write_json(job, {"config": cfg.model_dump(mode="json"), "unit": unit.name})
         command += ["-m", "synthboot.ranks", str(job)]
         with open(said, "wb") as stderr:
             try:
@@ -220,7 +250,7 @@ def _together(cfg: config.Config, unit: Unit, progress: artifacts.Progress) -> t
             finally:
                 ranks.kill()
         outcome = job.with_name("outcome.json")
-        found = artifacts.read_json(outcome) if outcome.exists() else {}
+        found = disk.read_json(outcome) if outcome.exists() else {}
         if code or "counts" not in found:
             lines = said.read_text("utf-8", "replace").splitlines()
             raised = [line for line in lines if re.search(r"\w(Error|Exception): ", line) and "elastic" not in line]
@@ -242,7 +272,7 @@ def _lock(folder: Path, name: str = ".lock", patience: float = 0.0) -> Iterator[
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except BlockingIOError:
                 if time.monotonic() >= give_up:
                     file.seek(0)
                     holder = file.read().strip() or "unknown"

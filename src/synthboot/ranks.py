@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from synthboot import config, pipeline, recipes, steps
-from synthboot.data.artifacts import read_json, write_json
+from synthboot.data.disk import read_json, write_json
 from synthboot.errors import SynthbootError
 
 

@@ -48,7 +48,7 @@ def examples(run: Path, what: str, count: int, near: float | None = None) -> lis
         rejects = [json.loads(line) for line in lines]
         return [{"title": f"{r['file']} line {r['line']}", "texts": {"reason": [(r["reason"], 0)]}} for r in rejects]
     corpus_folder = _need(run, "corpus")
-    summary = artifacts.read_json(corpus_folder / "corpus.json")
+    summary = artifacts.read_listed(corpus_folder, "corpus.json")
     corpus = Tokens.open(artifacts.Shards(corpus_folder / "pool")).head(summary["pretrain_docs"])
     tokenizer = load(corpus_folder / "tokenizer")
     if what == "pairs":
@@ -63,7 +63,7 @@ def alphas(cfg: Config) -> dict[str, Any]:
     from synthboot.steps.context import embedded
 
     embed, corpus = _need(cfg.folder, "embed"), _need(cfg.folder, "corpus")
-    docs = artifacts.read_json(corpus / "corpus.json")["pretrain_docs"]
+    docs = artifacts.read_listed(corpus, "corpus.json")["pretrain_docs"]
     tokens = Tokens.open(artifacts.Shards(corpus / "pool")).head(docs)
     return pair.alphas(embedded(embed, "pool"), tokens, cfg.pair, cfg.seed)
 
@@ -72,7 +72,7 @@ def compare(runs: list[Path]) -> dict[str, Any]:
     """The evaluated scores of several runs, and every setting in which they differ."""
     scores, settings = {}, {}
     for run in runs:
-        result = artifacts.read_json(_need(run, "evaluate") / "evaluate.json")
+        result = artifacts.read_listed(_need(run, "evaluate"), "evaluate.json")
         scores[str(run)] = result[result["checkpoint"]]["arms"]
         for task, found in result["questions"].items():
             for arm, answers in found["groups"]["all"].items():

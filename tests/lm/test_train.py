@@ -52,7 +52,7 @@ def test_loss_falls_and_the_last_and_best_models_are_left_as_hugging_face_folder
 
     curve = train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
     assert curve.validation[-1][1] < curve.validation[0][1]
-    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["best", "curve.json", "last"]
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["best", "curve.json", "last", "work"]
     best = AutoModelForCausalLM.from_pretrained(tmp_path / "m" / "best")
     assert validate(best) == pytest.approx(curve.best_loss, abs=1e-6)
     assert AutoTokenizer.from_pretrained(tmp_path / "m" / "last").eos_token_id == tokenizer.end
@@ -317,7 +317,7 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path: Path, tokenizer:
     model = small_model()
 
     def poison(current: Any) -> float:
-        if (tmp_path / "m" / "checkpoint-00000002").exists():
+        if (tmp_path / "m" / "work" / "checkpoint-00000002").exists():
             with torch.no_grad():
                 next(iter(current.parameters())).fill_(math.nan)
         return 1.0
@@ -333,7 +333,7 @@ def test_an_unreadable_checkpoint_says_which_and_what_to_do(
     monkeypatch.setattr(training._Trainer, "finish", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
-    (tmp_path / "m" / "checkpoint-00000008" / name).write_bytes(b"{garbage")
+    (tmp_path / "m" / "work" / "checkpoint-00000008" / name).write_bytes(b"{garbage")
     with pytest.raises(TrainingError, match=r"checkpoint-00000008.*unreadable checkpoint.*delete"):
         train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
 

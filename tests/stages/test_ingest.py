@@ -11,7 +11,8 @@ import pytest
 
 from synthboot import config, recipes
 from synthboot.data import documents, files, spool
-from synthboot.data.artifacts import read_json, silent
+from synthboot.data.artifacts import WORK, Shards, silent
+from synthboot.data.disk import read_json
 from synthboot.errors import DataError
 from synthboot.stages.corpus import corpus
 from tests.conftest import small_config, world_documents, write_jsonl
@@ -26,7 +27,7 @@ def ingested(cfg: config.Corpus, folder: Path, expected: dict[str, list[str]] | 
     """Texts by id."""
     folder.mkdir(exist_ok=True)
     spool.ingest(cfg, folder, silent, expected or {})
-    found = spool.Spool(folder / "ingest")
+    found = spool.Spool(Shards(folder / WORK / "ingest"))
     ids = [found.row(i, "id") for i in range(len(found))]
     assert len(set(zip(ids, found, strict=True))) == len(set(found))
     return dict(zip(ids, found, strict=True))
@@ -162,7 +163,7 @@ def test_fields_that_no_file_can_hold_do_not_stop_the_run(tmp_path: Path) -> Non
     path = write_jsonl(tmp_path / "a.jsonl", ['{"text": "half", "\\ud800": "\\udfff and \\ud83d\\ude00"}', deep])
     cfg = settings(path, max_quarantine=0.5)
     assert "half" in ingested(cfg, tmp_path / "out").values()
-    fields = json.loads(spool.Spool(tmp_path / "out" / "ingest").row(0, "metadata"))
+    fields = json.loads(spool.Spool(Shards(tmp_path / "out" / WORK / "ingest")).row(0, "metadata"))
     assert fields == {"?": "? and \N{GRINNING FACE}"}
 
 
@@ -187,7 +188,7 @@ def test_a_shard_ends_where_its_records_take_too_much_memory(tmp_path: Path, mon
     monkeypatch.setattr(spool, "_SHARD_BYTES", 100)
     cfg = settings(write_jsonl(tmp_path / "a.jsonl", [{"text": "long " * 50 + str(i)} for i in range(4)]))
     assert len(ingested(cfg, tmp_path / "out")) == 4
-    assert len(list((tmp_path / "out" / "ingest").iterdir())) == 4
+    assert len(list((tmp_path / "out" / WORK / "ingest").iterdir())) == 4
 
 
 def test_an_account_says_what_was_not_kept_as_it_came(tmp_path: Path) -> None:

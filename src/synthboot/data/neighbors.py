@@ -23,6 +23,7 @@ from jaxtyping import Float, Float16, Float32, Int32, Int64
 
 from synthboot import kernels
 from synthboot.data.artifacts import Progress, silent
+from synthboot.data.disk import save_array
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +101,7 @@ class Cells:
     def save(self, folder: Path) -> None:
         """Write one array per file."""
         for name, array in vars(self).items():
-            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+            save_array(folder / f"{name}.npy", array)
 
     @staticmethod
     def load(folder: Path) -> Cells:

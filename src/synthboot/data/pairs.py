@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
-from synthboot.data.artifacts import read_json, write_json
+from synthboot.data.disk import read_json, write_json
 
 TRAIN, HELDOUT, VALIDATION = 0, 1, 2
 

@@ -21,7 +21,8 @@ from jaxtyping import Bool, UInt64
 
 from synthboot import config
 from synthboot.data import documents, files, ngrams
-from synthboot.data.artifacts import Progress, Shards, read_json, write_bytes
+from synthboot.data.artifacts import WORK, Progress, Shards
+from synthboot.data.disk import save_array, write_bytes
 from synthboot.errors import DataError
 
 _HOPELESS = 100_000  # bad records after which those to come are not waited for, where most are bad
@@ -40,11 +41,11 @@ class Ingested:
 
 
 def ingest(cfg: config.Corpus, folder: Path, progress: Progress, expected: Mapping[str, Sequence[str]]) -> Ingested:
-    """Spool every record of the source in `folder`/ingest, and write quarantine.jsonl.
+    """Spool every record of the source in `folder`/work/ingest, and write quarantine.jsonl.
 
     Raises DataError where a file is not what `expected` says, where there are no records, or where too many are bad.
     """
-    shards = Shards(folder / "ingest")
+    shards = Shards(folder / WORK / "ingest")
     ignored = documents.Ignored()
     count = bad = 0
     index = -1
@@ -52,7 +53,7 @@ def ingest(cfg: config.Corpus, folder: Path, progress: Progress, expected: Mappi
     for index, (batch, replay) in enumerate(_batches(cfg, expected, ignored)):
         read = documents.digest(batch)
         if shards.done(index) and shards.counts(index)["read"] != read:
-            shards.truncate(index)
+            shards.close(index)
         counts = shards.write(index, partial(_spool, batch, read, replay, cfg))
         count += counts["records"]
         bad += counts["quarantined"]
@@ -60,8 +61,7 @@ def ingest(cfg: config.Corpus, folder: Path, progress: Progress, expected: Mappi
         progress(0.0, f"{count:,} records read")
         if bad > _HOPELESS and bad > (1 + cfg.max_quarantine) / 2 * count:
             break  # a wrong field name is told at once, not after a night
-    else:
-        shards.truncate(index + 1)
+    shards.close(index + 1)
     if not count:
         raise DataError(f"corpus.source: {cfg.source}: holds no records")
     lines = b"".join((s / "quarantine.jsonl").read_bytes() for s in shards)
@@ -83,8 +83,8 @@ class Spool(Sequence[str]):
     others, which are `renamed`, have theirs after it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        shards = list(Shards(folder))
+    def __init__(self, ingested: Shards) -> None:
+        shards = list(ingested)
         self.tables = [pa.ipc.open_file(pa.memory_map(str(s / "documents.arrow"))).read_all() for s in shards]
         self.first = np.cumsum([0, *(len(t) for t in self.tables)])
         columns = [np.load(s / "hashes.npy", allow_pickle=False) for s in shards]
@@ -93,7 +93,7 @@ class Spool(Sequence[str]):
         self.digests: UInt64[np.ndarray, "doc 2"] = stacked[:, 1:3]
         self.bytes: UInt64[np.ndarray, " doc"] = stacked[:, 3]
         self.shards = shards
-        replay = [read_json(s / "counts.json")["replay"] for s in shards]
+        replay = [ingested.counts(index)["replay"] for index in range(len(shards))]
         self.replay: Bool[np.ndarray, " doc"] = np.repeat(np.array(replay, bool), np.diff(self.first))
         self.renamed: dict[int, str] = {}
         self._tell_apart()
@@ -169,9 +169,9 @@ def _spool(batch: Sequence[documents.Record], read: str, replay: bool, cfg: conf
     with pa.OSFile(str(out / "documents.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     hashed = np.array([_hashes(d) for d in good], np.uint64).reshape(-1, 4)
-    np.save(out / "hashes.npy", hashed, allow_pickle=False)
+    save_array(out / "hashes.npy", hashed)
     if cfg.near_duplicates != "off":
-        np.save(out / "signatures.npy", ngrams.signatures([d.text for d in good]), allow_pickle=False)
+        save_array(out / "signatures.npy", ngrams.signatures([d.text for d in good]))
     (out / "quarantine.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in bad), "utf-8")
     reasons = dict(Counter(r.reason for r in bad))
     return {"records": len(batch), "quarantined": len(bad), "replay": replay, "reasons": reasons, "read": read}

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from synthboot.data.disk import save_array
 from synthboot.errors import BudgetError, CorruptArtifact
 
 
@@ -24,7 +25,7 @@ def write(folder: Path, documents: Iterable[Sequence[int]], vocab_size: int) -> 
         for document in documents:
             file.write(np.asarray(document, dtype).tobytes())
             bounds.append(bounds[-1] + len(document))
-    np.save(folder / "index.npy", np.array(bounds, np.int64), allow_pickle=False)
+    save_array(folder / "index.npy", np.array(bounds, np.int64))
     return bounds[-1]
 
 

@@ -90,7 +90,7 @@ class Pool:
         return ours
 
     def wait(self) -> list[tuple[Any, str, Any]]:
-        """What has happened since: (key, "progress" | "done" | "failed", value), at least one."""
+        """What has happened since: (key, "progress" | "note" | "done" | "failed", value), at least one."""
         events = []
         for connection in wait(list(self._running)):
             assert isinstance(connection, Connection)
@@ -101,7 +101,7 @@ class Pool:
                 process.join()
                 reason = f"exit code {process.exitcode}" + (" (out of memory?)" if process.exitcode == -9 else "")
                 kind, value = "failed", WorkerDied(f"{key}: its process died, {reason}; run again to go on from there")
-            if kind != "progress":
+            if kind in ("done", "failed"):
                 del self._running[connection]
                 connection.close()
                 process.join()

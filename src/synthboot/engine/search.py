@@ -18,7 +18,8 @@ from jaxtyping import Float, Float32, Int64
 
 from synthboot import config
 from synthboot.data import neighbors
-from synthboot.data.artifacts import Progress, Shards, committed_folder, read_json, silent, write_json
+from synthboot.data.artifacts import Progress, Shards, silent
+from synthboot.data.disk import committed_folder, damage, read_json, save_array, write_json
 from synthboot.data.neighbors import TILE, Cells
 from synthboot.engine import local
 from synthboot.errors import DataError
@@ -134,7 +135,7 @@ def nearest(
     is no longer needed afterwards. Memory is the vectors once, the result, and a tile for each worker."""
     with nullcontext(folder) if folder is not None else TemporaryDirectory() as place:
         chosen, k = Path(place) / "search", cfg.num_neighbors
-        if not chosen.exists():
+        if damage(chosen):  # or not there yet; the tiles hang on it alone, which comes out the same
             search = choose_search(vectors, cfg, seed, device, progress)
             with committed_folder(chosen) as out:
                 search.save(out)
@@ -142,13 +143,14 @@ def nearest(
                     sorting = partial(_part, progress, 0.05, 0.1)
                     Cells.build(vectors.astype(np.float16), search.centroids, search.reach, device, sorting).save(out)
                 else:
-                    np.save(out / "vectors.npy", vectors, allow_pickle=False)
+                    save_array(out / "vectors.npy", vectors)
         tiles, starts = Shards(Path(place) / "tiles"), range(0, len(vectors), TILE)
         missing = [i for i in range(len(starts)) if not tiles.done(i)]
         found = local.imap(_tiler, (str(chosen), k, device), [starts[i] for i in missing], workers)
         for i, arrays in zip(missing, found, strict=True):
             tiles.write(i, partial(_save, arrays))
             progress(0.1 + 0.5 * (i + 1) / len(starts), f"neighbours of {min(len(vectors), starts[i] + TILE):,} documents")
+        tiles.close(len(starts))
         index, score = np.empty((len(vectors), k), np.int64), np.empty((len(vectors), k), np.float32)
         for shard in tiles:
             rows = np.load(shard / "rows.npy", allow_pickle=False)
@@ -195,5 +197,5 @@ def _tiler(folder: str, k: int, device: str) -> Callable[[int], tuple[np.ndarray
 
 def _save(arrays: tuple[np.ndarray, ...], folder: Path) -> dict[str, Any]:
     for name, array in zip(("rows", "index", "score"), arrays, strict=True):
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        save_array(folder / f"{name}.npy", array)
     return {"docs": len(arrays[0])}

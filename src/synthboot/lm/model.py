@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from synthboot import config
-from synthboot.data.artifacts import committed_folder
+from synthboot.data.disk import committed_folder
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import ConfigError, CorruptArtifact, TrainingError
 from synthboot.lm import layouts

@@ -2,8 +2,8 @@
 
 Killed at any step, it resumes from its last checkpoint and ends with the same bytes on a CPU: batches are a pure function
 of the step, and a checkpoint holds the weights, the optimizer and the curve so far. Every checkpoint is a Hugging Face
-folder. Left in the end: `last/`, `best/` (least validation loss) and `curve.json`. Under torchrun every process calls
-`train`, and the first one writes.
+folder in `work/`, which goes once the artifact is done. Left in the end: `last/`, `best/` (least validation loss) and
+`curve.json`. Under torchrun every process calls `train`, and the first one writes.
 
 Source: arXiv:2509.15248, AdamW, warm-up then cosine. Deviation: the peak rate is a plain one, not a muP-scaled 1e-2.
 """
@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
-import shutil
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -25,7 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from synthboot.data.artifacts import Progress, committed_folder, read_json, silent, write_json
+from synthboot.data.artifacts import WORK, Progress, silent
+from synthboot.data.disk import committed_folder, damage, read_json, remove, write_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import TrainingError
 from synthboot.lm import layouts, parallel
@@ -99,10 +99,6 @@ def train(
     Raises TrainingError where the loss is not finite or leaps, naming the step, what it read, and the checkpoint to go back
     to.
     """
-    finished = folder / "curve.json"
-    if finished.exists():
-        return Curve(**read_json(finished))
-    folder.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(model, batches, settings, validate, folder, tokenizer, place)
     curve = trainer.curve
     if not curve.step and not curve.validation and 0 in settings.eval_steps:
@@ -144,10 +140,11 @@ class _Trainer:
         tokenizer: Tokenizer, place: Place,
     ) -> None:  # fmt: skip
         self.model, self.batches, self.settings, self.validate = model, batches, settings, validate
-        self.folder, self.tokenizer, self.group = folder, tokenizer, place.group
+        self.folder, self.work, self.tokenizer, self.group = folder, folder / WORK, tokenizer, place.group
         self.device = next(model.parameters()).device
         latest = _latest(folder)
         if latest is not None:
+            _whole(latest)
             models.load_weights(model, latest)
         if place.checkpoint_activations:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -173,7 +170,7 @@ class _Trainer:
         self.ahead: Batch | None = None
         if latest is not None:
             _load_optimizer(model, self.optimizers, latest / "optimizer.safetensors")
-            self.curve = _read_curve(latest)
+            self.curve = Curve(**read_json(latest / "curve.json"))
         self.group.wait()
 
     def step(self) -> tuple[float, float]:
@@ -199,7 +196,7 @@ class _Trainer:
 
         The older best and the older checkpoint go only once the new checkpoint, which names its best, is in place.
         """
-        curve, folder = self.curve, self.folder
+        curve = self.curve
         # rows have other lengths here, and would all be compiled anew
         eager = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
         with eager:
@@ -214,16 +211,16 @@ class _Trainer:
         state = _optimizer_state(self.model, self.optimizers)
         if self.group.main:
             if best:
-                models.save(self.written, folder / f"best-{curve.step:08d}", self.tokenizer)
-            current = folder / f"checkpoint-{curve.step:08d}"
+                models.save(self.written, self.work / f"best-{curve.step:08d}", self.tokenizer)
+            current = self.work / f"checkpoint-{curve.step:08d}"
             with committed_folder(current) as temporary:
                 models.export(self.written, temporary, self.tokenizer)
                 _save(state, temporary / "optimizer.safetensors")
                 write_json(temporary / "curve.json", vars(curve))
-            for old in folder.iterdir():
-                stale_best = old.name.startswith("best-") and old.name != f"best-{curve.best_step:08d}"
-                if stale_best or old.name.endswith(".tmp") or (old.name.startswith("checkpoint-") and old != current):
-                    shutil.rmtree(old)
+            needed = {current.name, f"best-{curve.best_step:08d}"}
+            for old in sorted(self.work.iterdir()):
+                if old.name.startswith(("best-", "checkpoint-")) and old.name not in needed:
+                    remove(old)
         self.group.wait()
 
     def finish(self) -> Curve:
@@ -231,13 +228,14 @@ class _Trainer:
         self._gather()
         if self.group.main:
             models.save(self.written, self.folder / "last", self.tokenizer)
-            best = self.folder / f"best-{self.curve.best_step:08d}"
-            if best.exists():
-                shutil.rmtree(self.folder / "best", ignore_errors=True)
-                best.rename(self.folder / "best")
+            best, kept = self.folder / "best", self.work / f"best-{self.curve.best_step:08d}"
+            if kept.exists():
+                _whole(kept)
+                remove(best)
+                os.rename(kept, best)
+            elif self.curve.best_step >= 0:  # a run that was killed here has moved it already
+                _whole(best)
             write_json(self.folder / "curve.json", vars(self.curve))
-            for old in self.folder.glob("checkpoint-*"):
-                shutil.rmtree(old)
         self.group.wait()
         return self.curve
 
@@ -358,15 +356,19 @@ def _positions(batch: Batch, mine: slice, part: slice, device: torch.device) -> 
 
 
 def _latest(folder: Path) -> Path | None:
-    found = sorted(p for p in folder.glob("checkpoint-*") if not p.name.endswith(".tmp"))
+    """The checkpoint to go on from, if there is one."""
+    found = sorted(p for p in (folder / WORK).glob("checkpoint-*") if p.suffix != ".tmp")
     return found[-1] if found else None
 
 
-def _read_curve(checkpoint: Path) -> Curve:
-    try:
-        return Curve(**json.loads((checkpoint / "curve.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise TrainingError(f"{checkpoint}: unreadable checkpoint ({error}); delete this folder to go on without it") from None
+def _whole(checkpoint: Path) -> None:
+    """Raise TrainingError where a folder is not what was written: what is trained from it would be wrong without a word."""
+    problem = damage(checkpoint)
+    if problem:
+        raise TrainingError(
+            f"{checkpoint}: unreadable checkpoint ({problem}); put it back from a copy, or delete "
+            f"{checkpoint.parent} to train from the start"
+        )
 
 
 def _optimizer_state(model: Any, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
@@ -388,10 +390,7 @@ def _save(state: dict[str, torch.Tensor], path: Path) -> None:
 def _load_optimizer(model: Any, optimizers: Iterable[torch.optim.Optimizer], path: Path) -> None:
     from safetensors.torch import load_file
 
-    try:
-        state = load_file(path)
-    except Exception as error:  # safetensors raises its own kind
-        raise TrainingError(f"{path}: unreadable checkpoint ({error}); delete {path.parent} to go on without it") from None
+    state = load_file(path)
     for name, parameter in model.named_parameters():
         found = {key.rpartition("/")[2]: value for key, value in state.items() if key.rpartition("/")[0] == name}
         for optimizer in optimizers:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,7 +29,8 @@ from jaxtyping import Int64
 
 from synthboot import config
 from synthboot.data import documents, ngrams, tokenizer, tokens
-from synthboot.data.artifacts import Progress, Shards, read_json, silent, write_json
+from synthboot.data.artifacts import WORK, Progress, Shards, silent
+from synthboot.data.disk import write_json
 from synthboot.data.files import counted
 from synthboot.data.spool import Ingested, Spool, ingest
 from synthboot.errors import BudgetError, DataError
@@ -76,11 +76,8 @@ def corpus(
     recorded under. Raises DataError for unreadable files, for files that are not what was expected, and for too many bad
     records, BudgetError where the pool holds fewer than `unique_tokens`.
     """
-    summary = folder / "corpus.json"
-    if summary.exists():
-        return Corpus(**read_json(summary))
     ingested = ingest(cfg, folder, progress, expected or {})
-    spool = Spool(folder / "ingest")
+    spool = Spool(Shards(folder / WORK / "ingest"))
     marks = _marks(spool, cfg)
     kept, group, dropped = _deduplicate(spool, marks, cfg, progress)
     kept, replay = kept & (marks != _REPLAY), np.flatnonzero(kept & (marks == _REPLAY))
@@ -113,8 +110,7 @@ def corpus(
         vocab_size=fitted.vocab_size,
         tokenizer_docs=fitted_docs,
     )
-    write_json(summary, asdict(result))
-    shutil.rmtree(folder / "ingest")
+    write_json(folder / "corpus.json", asdict(result))
     return result
 
 
@@ -281,4 +277,5 @@ def _write_set(
         rows = chosen[start : start + shard_docs]
         total += shards.write(index, partial(write, rows))["tokens"]
         progress((index + 1) / len(starts), f"{shards.folder.name}: {total:,} tokens")
+    shards.close(len(starts))
     return total

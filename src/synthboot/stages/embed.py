@@ -22,7 +22,8 @@ from jaxtyping import Float, Float16, Float32, Int32
 
 from synthboot import config
 from synthboot.data import documents
-from synthboot.data.artifacts import Progress, Shards, silent, write_bytes
+from synthboot.data.artifacts import Progress, Shards, silent
+from synthboot.data.disk import write_bytes
 from synthboot.errors import ConfigError, DataError
 
 

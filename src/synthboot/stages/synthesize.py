@@ -76,7 +76,7 @@ def synthesize(job: Job, budget_tokens: int, folder: Path, workers: int = 1, pro
                 f"good enough for these rules: train base longer, or set synthesize.keep_unfinished=true"
             )
     results.close()  # type: ignore[attr-defined]
-    shards.truncate(chunks)
+    shards.close(chunks)
     dropped = {reason: n for reason, n in sorted(requests.items()) if reason != "kept"}
     return {
         "requests": sum(requests.values()), "kept": kept, "dropped": dropped, "tokens": kept_tokens,

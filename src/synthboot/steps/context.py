@@ -11,7 +11,8 @@ import numpy as np
 
 from synthboot import config
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.artifacts import Progress, Shards, read_json, read_manifest
+from synthboot.data.artifacts import Progress, Shards, read_manifest
+from synthboot.data.disk import read_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 
@@ -27,6 +28,7 @@ class Context:
     parents: dict[str, Path]
     workers: int
     progress: Progress
+    note: Callable[[str], None] = lambda _: None
     outside: Mapping[str, Any] = field(default_factory=dict)
     arm: str = ""
     seed: int = 0

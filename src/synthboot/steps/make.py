@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from synthboot import config
-from synthboot.data.artifacts import Shards, read_json, read_manifest, write_json
+from synthboot.data.artifacts import WORK, Shards, read_manifest
+from synthboot.data.disk import committed_folder, damage, read_json, save_array, write_json
 from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokens import Tokens
 from synthboot.engine import local
@@ -39,10 +40,12 @@ def embed(c: Context) -> Outcome:
 
     cfg, source, sizes = c.cfg.embed, c.parents["corpus"], {"pool": c.pretrain_docs, "validation": len(c.tokens("validation"))}
     own = stage.read_vectors(cfg.path, [d.id for d in _documents(c)], cfg.unknown_ids) if cfg.model == "file" else None
-    fitted = c.folder / "embedder.safetensors"
-    if cfg.model == "self" and not fitted.exists():
+    fitted = c.folder / "embedder" / "embedder.safetensors"
+    if cfg.model == "self" and damage(fitted.parent):  # or not there yet
         c.progress(0.0, "fitting")
-        stage.fit((d.text for d in read_texts(source, "pool", c.pretrain_docs)), cfg, c.cfg.seed, c.progress).save(fitted)
+        texts = (d.text for d in read_texts(source, "pool", c.pretrain_docs))
+        with committed_folder(fitted.parent) as folder:
+            stage.fit(texts, cfg, c.cfg.seed, c.progress).save(folder / fitted.name)
     dim, first = 0, 0
     for name, docs in sizes.items():
         shards, known = Shards(c.folder / name), Shards(source / name)
@@ -57,6 +60,7 @@ def embed(c: Context) -> Outcome:
         for i, vectors in zip(missing, found, strict=True):
             dim = shards.write(i, partial(_save_vectors, vectors))["dim"]
             c.progress((i + 1) / len(starts), f"{name}: {starts[i] + len(vectors):,} of {docs:,} documents")
+        shards.close(len(starts))
         first, dim = first + docs, dim or shards.counts(0)["dim"]
     tokens = c.tokens("pretrain").num_tokens + c.tokens("validation").num_tokens
     return {"docs": sizes["pool"], "dim": dim}, {"flops": stage.flops(cfg, sum(sizes.values()), tokens)}
@@ -72,13 +76,12 @@ def pair(c: Context) -> Outcome:
     if c.variant == "random_pairs":
         pairs = random_pairs(Pairs.load(c.parents["pair"]), c.pretrain_docs, c.cfg.seed)
         pairs.save(c.folder)
-    elif not (c.folder / "pairs.json").exists():
+    else:
         vectors, tokens, fields = embedded(c.parents["embed"], "pool"), c.tokens("pretrain"), _fields(c)
         validation = (embedded(c.parents["embed"], "validation"), c.tokens("validation"))
-        work, on = c.folder / "neighbors", str(device(c.cfg.engine.device))
+        work, on = c.folder / WORK / "neighbors", str(device(c.cfg.engine.device))
         found = search.nearest(vectors, c.cfg.pair, c.cfg.seed, validation[0], on, work, c.workers, c.progress)
         stage(vectors, tokens, c.cfg.pair, c.cfg.seed, validation, found, fields, c.progress).save(c.folder)
-    shutil.rmtree(c.folder / "neighbors", ignore_errors=True)
     pairs = Pairs.load(c.folder)
     report = {k: v for k, v in pairs.report.items() if k not in ("bins", "histograms")}
     embed = read_manifest(c.parents["embed"]) if "embed" in c.parents else None
@@ -238,7 +241,7 @@ def _documents(c: Context) -> Iterator[Any]:
 
 
 def _save_vectors(vectors: np.ndarray, folder: Path) -> dict[str, Any]:
-    np.save(folder / "vectors.npy", vectors, allow_pickle=False)
+    save_array(folder / "vectors.npy", vectors)
     return {"docs": len(vectors), "dim": vectors.shape[1]}
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
-import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +13,13 @@ import numpy as np
 
 from synthboot import config
 from synthboot.data import documents, files, tasks
-from synthboot.data.artifacts import Shards, committed_folder, fingerprint, hash_file, read_json, read_manifest, write_json
+from synthboot.data.artifacts import Shards, fingerprint, read_manifest
+from synthboot.data.disk import committed_folder, damage, hash_file, read_json, remove, save_array, write_json
 from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokens import Tokens
 from synthboot.data.worlds import PARTS
 from synthboot.engine import local
-from synthboot.errors import ConfigError, CorruptArtifact
+from synthboot.errors import ConfigError
 from synthboot.steps import worlds
 from synthboot.steps.context import Context, Outcome, conditional, embedded
 
@@ -52,7 +51,7 @@ def evaluate(c: Context) -> Outcome:
     texts, tokens = list(read_texts(corpus, "holdout")), c.tokens("holdout").lengths
     of_world = c.cfg.corpus.source == documents.WORLD
     parts = c.folder / "parts.npy"
-    np.save(parts, worlds.parts(c, texts) if of_world else np.zeros(int(tokens.sum()), np.uint8))
+    save_array(parts, worlds.parts(c, texts) if of_world else np.zeros(int(tokens.sum()), np.uint8))
     job = stage.Job(
         corpus / "tokenizer", tuple(Shards(corpus / "holdout")), c.cfg.model.seq_len, c.cfg.engine.device, items, parts,
         len(PARTS) if of_world else 1, harness, cfg.task_folder,
@@ -113,7 +112,9 @@ def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple
     wanted = [(trained[key] / kind, kind == cfg.checkpoint or (key, cfg.checkpoint) not in todo) for key, kind in todo]
     places = [c.folder.parent / _SCORES / _named(c, job, trained[key], kind, asking) for (key, kind), (_, asking) in
               zip(todo, wanted, strict=True)]  # fmt: skip
-    missing = [n for n, place in enumerate(places) if not place.exists()]
+    missing = [n for n, place in enumerate(places) if damage(place)]  # or never scored
+    for place in (places[n] for n in missing if places[n].exists()):
+        c.note(f"{place}: {damage(place)}; made again")
     found = local.imap(scorer, (job,), [wanted[n] for n in missing], max(1, min(c.workers, len(missing))))
     for scored, (number, scores) in enumerate(zip(missing, found, strict=True)):
         with committed_folder(places[number]) as folder:
@@ -136,7 +137,7 @@ def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple
         for task, some in by_task.items() if asking else ():
             answers.setdefault(task, {}).setdefault(arm, []).append(some)
     for old in set((c.folder.parent / _SCORES).iterdir()) - set(places):
-        shutil.rmtree(old)
+        remove(old)
     return rows, losses, answers
 
 
@@ -147,11 +148,8 @@ def _keep(scores: Any, folder: Path) -> None:
 
 
 def _kept(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    try:
-        with np.load(path) as kept:
-            return kept["losses"], {name.removeprefix(_ASKED): kept[name] for name in kept if name != "losses"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise CorruptArtifact(f"{path}: unreadable ({error}); delete {path.parent} and run again") from None
+    with np.load(path) as kept:
+        return kept["losses"], {name.removeprefix(_ASKED): kept[name] for name in kept if name != "losses"}
 
 
 def _named(c: Context, job: Any, model: Path, kind: str, asking: bool) -> str:
@@ -277,7 +275,9 @@ def _relevance(c: Context, samples: dict[str, list[dict[str, Any]]]) -> dict[str
         "random pairs": relevance(random_similarity(vectors, c.cfg.seed, 20_000), alpha),
     }
     if c.cfg.embed.model != "file":
-        embedder = stage.embedder(c.cfg.embed, c.parents["embed"] / "embedder.safetensors", str(device(c.cfg.engine.device)))
+        embedder = stage.embedder(
+            c.cfg.embed, c.parents["embed"] / "embedder/embedder.safetensors", str(device(c.cfg.engine.device))
+        )
         for role, rows in samples.items():
             if rows and conditional(role):
                 given = vectors[[r["d1"] for r in rows]].astype(np.float32)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from synthboot.data import tasks
-from synthboot.data.artifacts import read_json
+from synthboot.data.disk import read_json
 from synthboot.data.documents import Document
 from synthboot.data.worlds import PARTS, Told, World
 from synthboot.steps.context import Context, conditional

@@ -1,14 +1,18 @@
 """The verbs. The only file that prints: results to stdout, progress to stderr, `--json` for machines.
 
-Exit codes: 0 done, 1 a bug, 2 something the user can mend (one line, with what to do), 130 Ctrl-C. Text of the corpus is
+Exit codes: 0 done, 1 a bug, 2 something the user can mend (one line, with what to do), 130 Ctrl-C, 143 and 129 for a
+SIGTERM and a terminal that closed. Text of the corpus is
 stripped of control characters before it reaches a terminal. Heavy imports happen inside the verbs.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,13 +46,39 @@ class Verb(click.Command):
         from synthboot.errors import SynthbootError
 
         try:
-            return super().invoke(context)
+            with _stoppable():
+                return super().invoke(context)
         except SynthbootError as error:
             click.echo(f"error: {_plain(str(error))}", err=True)
             sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo("stopped; finished shards are kept, the same command goes on from there", err=True)
-            sys.exit(130)
+        except KeyboardInterrupt as stop:
+            number = stop.args[0] if stop.args else signal.SIGINT
+            with suppress(OSError):  # the terminal may be what went away
+                click.echo("stopped; finished shards are kept, the same command goes on from there", err=True)
+            sys.exit(128 + number)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP stop as Ctrl-C does, unless they are ignored (`nohup`). Once is enough: what comes while
+    things are put in order does not interrupt that."""
+    stops = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = {s: signal.getsignal(s) for s in stops if signal.getsignal(s) is not signal.SIG_IGN}
+
+    def stop(number: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():  # who calls from elsewhere sees to it
+        before = {}
+    for each in before:
+        signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,11 +8,9 @@ stripped of control characters before it reaches a terminal. Heavy imports happe
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,42 +41,19 @@ class Verb(click.Command):
 
     def invoke(self, context: click.Context) -> Any:
         """Run it, turning errors into exit codes."""
+        from synthboot.engine.local import stoppable
         from synthboot.errors import SynthbootError
 
-        try:
-            with _stoppable():
+        with stoppable():
+            try:
                 return super().invoke(context)
-        except SynthbootError as error:
-            click.echo(f"error: {_plain(str(error))}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt as stop:
-            number = stop.args[0] if stop.args else signal.SIGINT
-            with suppress(OSError):  # the terminal may be what went away
-                click.echo("stopped; finished shards are kept, the same command goes on from there", err=True)
-            sys.exit(128 + number)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP stop as Ctrl-C does, unless they are ignored (`nohup`). Once is enough: what comes while
-    things are put in order does not interrupt that."""
-    stops = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    before = {s: signal.getsignal(s) for s in stops if signal.getsignal(s) is not signal.SIG_IGN}
-
-    def stop(number: int, _: object) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt(number)
-
-    if threading.current_thread() is not threading.main_thread():  # who calls from elsewhere sees to it
-        before = {}
-    for each in before:
-        signal.signal(each, stop)
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+            except SynthbootError as error:
+                click.echo(f"error: {_plain(str(error))}", err=True)
+                sys.exit(2)
+            except KeyboardInterrupt as stop:
+                with suppress(OSError):  # the terminal may be what went away
+                    click.echo("stopped; finished shards are kept, the same command goes on from there", err=True)
+                sys.exit(128 + stop.args[0] if stop.args else 130)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

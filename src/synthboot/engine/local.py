@@ -42,7 +42,14 @@ PATIENCE = 5.0
 
 _PARENT_ONLY = {signal.SIGINT, signal.SIGHUP}
 _PR_SET_PDEATHSIG = 1
-_PRELOAD = ["torch", "transformers.models.qwen3.modeling_qwen3", "sklearn.feature_extraction.text", "pyarrow.parquet"]
+_PRELOAD = [
+    "synthboot.engine.forked",
+    "torch",
+    "transformers.models.qwen3.modeling_qwen3",
+    "sklearn.feature_extraction.text",
+    "pyarrow.parquet",
+]
+_REASONS = {-9: " (out of memory?)", 255: " (with the fork server that it came from)"}
 
 
 class WorkerDied(SynthbootError):
@@ -119,8 +126,7 @@ class Pool:
                 kind, value = _hear(key, process, connection)
                 if kind in ("done", "failed"):
                     del self._running[connection]
-                    connection.close()
-                    _end(process)
+                    _bury(process, connection)
                 events.append((key, kind, value))
         return events
 
@@ -129,8 +135,7 @@ class Pool:
         for _, process, _ in self._running.values():
             process.kill()
         for connection, (_, process, _) in self._running.items():
-            connection.close()
-            _end(process)
+            _bury(process, connection)
         self._running.clear()
 
 
@@ -144,8 +149,8 @@ def _hear(key: Any, process: Any, connection: Connection) -> tuple[str, Any]:
                 raise
             except Exception as error:  # an object that was taken apart there cannot be put together here
                 return "failed", WorkerFailed(f"{key}: what it sent cannot be read ({_words(error)})")
-    process.join(PATIENCE)
-    reason = f"exit code {process.exitcode}" + (" (out of memory?)" if process.exitcode == -9 else "")
+    _end(process)
+    reason = f"exit code {process.exitcode}{_REASONS.get(process.exitcode, '')}"
     return "failed", WorkerDied(f"{key}: its process died, {reason}; run again to go on from there")
 
 
@@ -154,9 +159,15 @@ def _end(process: Any) -> None:
     process.join(PATIENCE)
     if process.exitcode is None:
         process.kill()
-        process.join(PATIENCE)
-    with suppress(ValueError):  # a process that not even the kernel can end now, for it waits for a disk
-        process.close()  # lets go of what a worker watches that its fork server has lost
+        process.join(PATIENCE)  # not for ever: what waits for a disk cannot be killed
+
+
+def _bury(process: Any, connection: Connection) -> None:
+    """Let go of all that ties a process to this one, so that it ends even where its fork server is gone."""
+    connection.close()
+    _end(process)
+    with suppress(ValueError):  # it still waits for its disk
+        process.close()
 
 
 def _words(error: BaseException) -> str:
@@ -260,6 +271,29 @@ def _fork_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP stop as Ctrl-C does, by a KeyboardInterrupt with the signal's number, unless they are ignored
+    (`nohup`). Once is enough: what comes while things are put in order does not interrupt that."""
+    stops = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = {s: signal.getsignal(s) for s in stops if signal.getsignal(s) is not signal.SIG_IGN}
+
+    def stop(number: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():  # who calls from elsewhere sees to it
+        before = {}
+    for each in before:
+        signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -290,7 +289,7 @@ def test_a_fork_server_that_is_killed_is_an_error_and_then_there_is_another() ->
     assert not alive(worker)
     os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)  # type: ignore[attr-defined]
     soon(lambda: not alive(resource_tracker._resource_tracker._pid))  # type: ignore[attr-defined]
-    with warnings.catch_warnings(record=True):
+    with pytest.warns(UserWarning, match="resource_tracker"):
         local._fork_server()  # which is busy for a while, importing
     os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
     try:

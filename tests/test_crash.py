@@ -226,23 +226,43 @@ def _command(process: Path) -> str:
         return ""
 
 
-def test_ctrl_c_stops_with_one_line_and_leaves_nothing_half(world_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "once"),
+    [
+        (signal.SIGINT, 130, "04-base/work/checkpoint-*"),
+        (signal.SIGINT, 130, ".lock"),  # while the fork server starts
+        (signal.SIGTERM, 143, ".lock"),
+        (signal.SIGHUP, 129, ".lock"),
+    ],
+    ids=["Ctrl-C", "Ctrl-C at once", "TERM", "HUP"],
+)
+def test_a_signal_stops_with_one_line_and_leaves_nothing(
+    world_file: Path, tmp_path: Path, number: int, code: int, once: str
+) -> None:
     import yaml
 
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_config(world_file, tmp_path)))
+    (tmp_path / "tmp").mkdir()
     command = [sys.executable, "-m", "synthboot", "run", str(tmp_path / "small.yaml")]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell starts with it ignored
     )  # fmt: skip
-    while not list((tmp_path / "small").glob("04-base/work/checkpoint-*")):
+    while not list((tmp_path / "small").glob(once)):
         assert process.poll() is None
         time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal does
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    assert "stopped; finished shards are kept, the same command goes on from there" in errors
+    assert process.returncode == code
+    *told, last = errors.splitlines()
+    assert last == "stopped; finished shards are kept, the same command goes on from there"
+    assert all(line.startswith("[") for line in told)  # what was done by then
+    give_up = time.monotonic() + 10
+    while [p for p in Path("/proc").glob("[0-9]*") if str(tmp_path) in _command(p)]:
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    assert not list((tmp_path / "tmp").glob("pymp-*"))  # the socket of the fork server
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The verbs. The only file that prints: results to stdout, progress to stderr, `--json` for machines.
 
-Exit codes: 0 done, 1 a bug, 2 something the user can mend (one line, with what to do), 130 Ctrl-C. Text of the corpus is
+Exit codes: 0 done, 1 a bug, 2 something the user can mend (one line, with what to do), 130 Ctrl-C, 143 and 129 for a
+SIGTERM and a terminal that closed. Text of the corpus is
 stripped of control characters before it reaches a terminal. Heavy imports happen inside the verbs.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,17 +42,20 @@ class Verb(click.Command):
     def invoke(self, context: click.Context) -> Any:
         """Run it, turning errors into exit codes."""
         from synthboot.data.disk import storage_errors
+        from synthboot.engine.local import stoppable
         from synthboot.errors import SynthbootError
 
-        try:
-            with storage_errors(Path.cwd()):
-                return super().invoke(context)
-        except SynthbootError as error:
-            click.echo(f"error: {_plain(str(error))}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo("stopped; finished shards are kept, the same command goes on from there", err=True)
-            sys.exit(130)
+        with stoppable():
+            try:
+                with storage_errors(Path.cwd()):
+                    return super().invoke(context)
+            except SynthbootError as error:
+                click.echo(f"error: {_plain(str(error))}", err=True)
+                sys.exit(2)
+            except KeyboardInterrupt as stop:
+                with suppress(OSError):  # the terminal may be what went away
+                    click.echo("stopped; finished shards are kept, the same command goes on from there", err=True)
+                sys.exit(128 + stop.args[0] if stop.args else 130)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
@@ -342,7 +343,25 @@ class Server(Section):
     retries: int = Field(5, ge=0)
     """Times that a request is tried again, after 1, 2, 4, ... seconds, where the server is busy, broken or gone."""
     timeout: float = Field(600, gt=0)
-    """Seconds that a request may take."""
+    """Seconds that a request may take, from the connection to the last byte of its answer."""
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _address(cls, url: object) -> object:
+        """Nothing of the address is told: where it is wrong it may hold a password."""
+        try:
+            parts = urlsplit(url) if isinstance(url, str) else None
+            known = parts is None or bool(parts.scheme in ("http", "https") and parts.hostname)
+            port = parts and parts.port
+        except ValueError:  # half of an IPv6 address, a port that is no number
+            known, port = False, None
+        if not known or port == 0 or any(c.isspace() or not c.isprintable() for c in str(url)):
+            raise ValueError("needs the form http://host:port/v1 or https://...")
+        if parts and (parts.username is not None or parts.password is not None):
+            raise ValueError("has a name or password in it; put the key into SYNTHBOOT_API_KEY")
+        if set("?#") & set(str(url)):
+            raise ValueError("ends in a query; only what stands before /completions is wanted")
+        return url
 
 
 class Synthesize(Section):

@@ -12,15 +12,17 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from synthboot import config
 from synthboot.data import artifacts, disk
@@ -126,6 +128,9 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
                         check_budgets(cfg, plan[name].folder(cfg.folder))
         finally:
             pool.close()
+            for left in cfg.folder.glob(".together-*"):  # of a unit that was killed just now
+                with contextlib.suppress(OSError):  # the next run tries again
+                    shutil.rmtree(left)
     return plan
 
 
@@ -229,6 +234,8 @@ def context(
 def _together(cfg: config.Config, unit: Unit, progress: artifacts.Progress) -> tuple[dict[str, Any], dict[str, float]]:
     """A unit's step in `engine.processes` processes, by torchrun or what `engine.launch` names. Raises TrainingError where
     one of them fails or dies, ConfigError where they cannot be started."""
+    from synthboot.engine import local
+
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cfg.engine.processes)]
     if cfg.engine.launch:
         command = shlex.split(cfg.engine.launch)
@@ -241,14 +248,17 @@ def _together(cfg: config.Config, unit: Unit, progress: artifacts.Progress) -> t
                 ranks = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
             except OSError as error:
                 raise ConfigError(f"engine.launch: {command[0]} does not start ({error.strerror})") from None
-            try:
-                assert ranks.stdout is not None
-                for line in ranks.stdout:
-                    with contextlib.suppress(ValueError):  # a library may print too
-                        progress(*json.loads(line))
-                code = ranks.wait()
-            finally:
-                ranks.kill()
+            with ranks:
+                assert ranks.stdin is not None
+                threading.Thread(target=_release, args=(ranks,), daemon=True).start()
+                try:
+                    _listen(ranks.stdout, progress)
+                    code = ranks.wait()
+                finally:
+                    ranks.stdin.close()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        ranks.wait(local.PATIENCE)
+                    ranks.kill()
         outcome = job.with_name("outcome.json")
         found = disk.read_json(outcome) if outcome.exists() else {}
         if code or "counts" not in found:
@@ -260,6 +270,25 @@ def _together(cfg: config.Config, unit: Unit, progress: artifacts.Progress) -> t
             reason = found.get("error") or f"one of {cfg.engine.processes} processes died ({why})"
             raise TrainingError(f"{unit.name}: {reason}; run again to go on from the last checkpoint")
         return found["counts"], found["cost"]
+
+
+def _release(ranks: subprocess.Popen[bytes]) -> None:
+    """Let the ranks go once what started them is gone: they hold its output open, and would train on to the end unheard.
+    They live as long as their input is open."""
+    ranks.wait()
+    assert ranks.stdin is not None
+    ranks.stdin.close()
+
+
+def _listen(output: IO[bytes] | None, progress: artifacts.Progress) -> None:
+    """Hand on the progress that ranks print, a JSON list a line, until the last of them is gone."""
+    assert output is not None
+    for line in output:
+        try:
+            done, words = json.loads(line)
+        except (ValueError, TypeError):  # a library may print too
+            continue
+        progress(done, words)
 
 
 @contextmanager

@@ -68,7 +68,8 @@ def server(tokenizer: Tokenizer) -> Iterator[Any]:
     made: Any = ThreadingHTTPServer(("127.0.0.1", 0), Completions)
     made.daemon_threads = True
     made.lock, made.seen, made.answered, made.together, made.faults, made.ids = threading.Lock(), [], 0, 0, [], True
-    made.engine = EmbeddedSampler(small_model(), 0, temperature=1.0, top_p=0.9, batch=4)
+    known = tokenizer.vocab_size  # a server that draws what no token stands for is refused (test_server.py)
+    made.engine = EmbeddedSampler(small_model(vocab_size=known), 0, temperature=1.0, top_p=0.9, batch=4)
     made.tokenizer = tokenizer
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
@@ -92,7 +93,11 @@ def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
-    monkeypatch.setattr("synthboot.lm.server.time.sleep", waits.append)
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("synthboot.lm.server.sleep", sleep)
     return waits
 
 

@@ -9,8 +9,8 @@ from synthboot import recipes
 
 SOURCE = Path(__file__).parent.parent / "src" / "synthboot"
 FILES = sorted(SOURCE.rglob("*.py"))
-ORDER = ["errors", "kernels", "config", "loading", "data", "lm", "engine", "charts", "stages", "steps", "recipes", "pipeline"]
-ORDER += ["ranks", "plan", "show", "api", "cli"]
+ORDER = ["errors", "kernels", "schema", "config", "strict_yaml", "loading", "data", "lm", "engine", "charts", "stages", "steps"]
+ORDER += ["recipes", "pipeline", "ranks", "plan", "show", "api", "cli"]
 
 
 def room(path: Path) -> str:

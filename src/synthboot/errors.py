@@ -53,3 +53,11 @@ class TrainingError(SynthbootError):
 
 class SamplingError(SynthbootError):
     """The engine or the server that samples has failed."""
+
+
+def unloadable(error: Exception) -> str:
+    """Why a library could not load a model or a tokenizer, in a line: its own code is never run (`trust_remote_code`)."""
+    reason = " ".join(str(error).split())
+    if "trust_remote_code" in reason or "custom code" in reason:
+        return "it wants to run code of its own, which synthboot never does; choose a model that its library knows"
+    return f"cannot be loaded: {reason[:300]}"

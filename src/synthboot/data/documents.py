@@ -212,7 +212,7 @@ def _saved_dataset(path: Path) -> Iterator[Record]:
 def _hub(name: str) -> Iterator[Record]:
     name, _, split = name.partition(":")
     try:
-        rows = _datasets().load_dataset(name, split=split or "train", streaming=True)
+        rows = _datasets().load_dataset(name, split=split or "train", streaming=True, trust_remote_code=False)
         for line, row in enumerate(rows, 1):
             yield Record(name, line, dict(row))
     except (OSError, ValueError) as error:

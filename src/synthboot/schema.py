@@ -107,9 +107,9 @@ def _words(kind: Any, limits: list[Any]) -> str:
 def _range(limits: list[Any]) -> str:
     above, least, below, most = (_limit(limits, name) for name in ("gt", "ge", "lt", "le"))
     if least is not None and most is not None:
-        return f" from {least:,} to {most:,}"
+        return f" from {least:,.16g} to {most:,.16g}"
     words = {"above": above, "at least": least, "below": below, "at most": most}
-    found = [f"{word} {limit:,}" for word, limit in words.items() if limit is not None]
+    found = [f"{word} {limit:,.16g}" for word, limit in words.items() if limit is not None]
     return f" {' and '.join(found)}" if found else ""
 
 

@@ -88,12 +88,13 @@ class _Parser:
         return value, self.lines
 
     def value(self, event: yaml.Event, place: Place) -> Value:
-        self.lines[place] = event.start_mark.line + 1
+        self.lines[place] = _line(event)
         self.spend(event, 1)
         if len(place) > MAX_DEPTH:
             raise self.error(event, f"nested more than {MAX_DEPTH} deep")
         if isinstance(event, yaml.AliasEvent):
             return self.alias(event)
+        assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
         if event.tag is not None:
             raise self.error(event, f"tag {event.tag}: tags are not read; write the value itself")
         before = self.count
@@ -124,7 +125,7 @@ class _Parser:
             if key in found:
                 raise self.error(event, f"{dotted(inner)} stands twice, first on line {self.lines[inner]}; keep one")
             found[key] = self.value(next(self.events), inner)
-            self.lines[inner] = event.start_mark.line + 1
+            self.lines[inner] = _line(event)
         for mapping in merged:
             assert isinstance(mapping, dict)
             found = {**mapping, **found}
@@ -162,7 +163,11 @@ class _Parser:
             raise self.error(event, f"more than {MAX_VALUES:,} values, aliases counted as what they stand for")
 
     def error(self, event: yaml.Event, what: str) -> ConfigError:
-        return ConfigError(f"{self.where} line {event.start_mark.line + 1}: {what}")
+        return ConfigError(f"{self.where} line {_line(event)}: {what}")
+
+
+def _line(event: yaml.Event) -> int:
+    return 1 if event.start_mark is None else event.start_mark.line + 1
 
 
 def dotted(place: Place) -> str:

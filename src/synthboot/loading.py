@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from synthboot import schema, strict_yaml
@@ -124,7 +124,7 @@ def _explain(error: Any, raw: dict[str, Any], lines: dict[Place, int]) -> str:
 def _setting(loc: tuple[str | int, ...]) -> tuple[Place, FieldInfo | None, list[str]]:
     """Where an error lies: the place of the setting, its field if it is one, and the keys that are known there. What
     follows in `loc` lies inside the setting's value."""
-    model: type[schema.Section] = Config
+    model: type[BaseModel] = Config
     field: FieldInfo | None = None
     for depth, part in enumerate(loc):
         if field is not None:  # a name of `arms`: what follows are the fields of an arm

@@ -120,10 +120,6 @@ def test_user_errors_are_one_line_and_exit_2(config_file: str, tmp_path: Path) -
 
 
 def test_control_characters_of_the_corpus_do_not_reach_the_terminal(tmp_path: Path) -> None:
-    from synthboot.cli import _plain
-
-    assert "\x1b" not in _plain("\x1b[2J\x1b]0;title\x07 text")
-    assert _plain("plain é 日本\n\t") == "plain é 日本\n\t"
     source = tmp_path / "a.jsonl"
     source.write_text(json.dumps({"id": "x\x1b[31m", "body": "b"}) + "\n")
     path = tmp_path / "small.yaml"

@@ -1,13 +1,15 @@
 """The verbs. The only file that prints: results to stdout, progress to stderr, `--json` for machines.
 
 Exit codes: 0 done, 1 a bug, 2 something the user can mend (one line, with what to do), 130 Ctrl-C, 143 and 129 for a
-SIGTERM and a terminal that closed. Text of the corpus is
-stripped of control characters before it reaches a terminal. Heavy imports happen inside the verbs.
+SIGTERM and a terminal that closed, 141 nobody reads on (`| head`). Nothing printed acts on a terminal (`_say`). Heavy imports
+happen inside the verbs.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from synthboot.terminal import one_line, safe
 
 if TYPE_CHECKING:
     from synthboot.config import Config
@@ -50,15 +54,26 @@ class Verb(click.Command):
                 with storage_errors(Path.cwd()):
                     return super().invoke(context)
             except SynthbootError as error:
-                click.echo(f"error: {_plain(str(error))}", err=True)
+                _say(f"error: {one_line(str(error))}", err=True)
                 sys.exit(2)
             except KeyboardInterrupt as stop:
                 with suppress(OSError):  # the terminal may be what went away
-                    click.echo("stopped; finished shards are kept, the same command goes on from there", err=True)
+                    _say("stopped; finished shards are kept, the same command goes on from there", err=True)
                 sys.exit(128 + stop.args[0] if stop.args else 130)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Verbs(click.Group):
+    """The command line itself, on terminals of any encoding."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run it; characters that a stream's encoding lacks are written as escapes."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **options)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="synthboot")
 def main() -> None:
     """Synthetic Bootstrapped Pretraining: pair related documents, tune a synthesizer p(d2|d1), sample a corpus from it,
@@ -112,7 +127,7 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
         pipeline.run(cfg, "embed", tell)
     told = shown.alphas(cfg)
     if as_json:
-        click.echo(json.dumps(told, indent=1))
+        _say_json(told)
         return
     rows = [
         [
@@ -122,7 +137,7 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
         for r in told["table"]
     ]  # fmt: skip
     _print_table(["alpha", "pairs", "per document", "documents", "near-duplicates", "random pairs above"], rows)
-    click.echo(
+    _say(
         f"from {told['sampled']:,} of {told['docs']:,} documents, near-duplicates taken off, caps and held-out documents not; "
         f"min_similarity now gives {told['alpha']:.3f} ({told['why']})"
     )
@@ -132,18 +147,19 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
 @_configured
 def plan(cfg: Config, as_json: bool) -> None:
     """Say what `run` would do and why, and what it would cost."""
-    from synthboot import pipeline, recipes
+    from synthboot import pipeline, preflight, recipes
     from synthboot import plan as plans
 
+    preflight.check(cfg)
     artifacts = recipes.units(cfg)
     states = pipeline.state(cfg, artifacts)
     cost = plans.estimate(cfg, artifacts, states)
     if as_json:
         units = {n: {"status": s.status, "reasons": list(s.reasons)} for n, s in states.items()}
-        click.echo(json.dumps({"units": units, "estimate": cost}, indent=1))
+        _say_json({"units": units, "estimate": cost})
         return
     _print_states(artifacts, states)
-    click.echo(plans.sentence(cost))
+    _say(plans.sentence(cost))
 
 
 @main.command(cls=Verb)
@@ -155,7 +171,7 @@ def status(run_folder: Path, as_json: bool) -> None:
 
     rows = shown.status(run_folder)
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        _say_json(rows)
         return
     _print_table(
         ["artifact", "status", "tokens", "seconds", "peak memory"],
@@ -175,10 +191,10 @@ def show(run_folder: Path, what: str, count: int, near: float | None, as_json: b
 
     examples = shown.examples(run_folder, what, count, near)
     if as_json:
-        click.echo(json.dumps(examples, indent=1, ensure_ascii=False))
+        _say_json(examples)
         return
     if not examples:
-        click.echo(f"no {what} in {run_folder}")
+        _say(f"no {what} in {run_folder}")
     for example in examples:
         _print_example(example)
 
@@ -192,7 +208,7 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
 
     result = shown.compare(list(runs))
     if as_json:
-        click.echo(json.dumps(result, indent=1))
+        _say_json(result)
         return
     entries = [(run, arm, entry) for run, scores in result["scores"].items() for arm, entry in scores.items()]
     tasks = list(dict.fromkeys(task for *_, entry in entries for task in entry.get("questions", {})))
@@ -223,7 +239,7 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
         if s.status == "stale" and not s.reasons[0].endswith((" changed", "stale", "missing", "partial"))
     }
     for name, s in stale.items():
-        click.echo(f"{name}: stale ({', '.join(s.reasons)}); it and what reads it will be rebuilt", err=True)
+        _say(f"{name}: stale ({', '.join(s.reasons)}); it and what reads it will be rebuilt", err=True)
     with _progress(len(todo)) as tell:
         pipeline.run(cfg, target, tell)
     scores = units[target].folder(cfg.folder) if target in units else None
@@ -231,15 +247,15 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
     if target in ("report", "evaluate"):
         result = read_listed(evaluated, "evaluate.json")
         if as_json:
-            click.echo(json.dumps(result, indent=1))
+            _say_json(result)
         else:
             _print_scores(result)
     elif as_json:
-        click.echo(json.dumps({name: states[name].status for name in units}, indent=1))
+        _say_json({name: states[name].status for name in units})
     else:
-        click.echo(f"{target}: done, {len(todo)} artifacts made, {len(units) - len(todo)} were there ({cfg.folder})")
+        _say(f"{target}: done, {len(todo)} artifacts made, {len(units) - len(todo)} were there ({cfg.folder})")
     if target == "report" and scores is not None and not as_json:
-        click.echo(f"report: {scores / 'report.html'}")
+        _say(f"report: {scores / 'report.html'}")
 
 
 class _progress:
@@ -271,15 +287,17 @@ class _progress:
             self.tasks[name] = self.bars.add_task(name, total=1.0, words="starting")
         elif kind == "progress":
             done, words = value
-            self.bars.update(self.tasks[name], completed=done, words=_plain(words))
+            self.bars.update(self.tasks[name], completed=done, words=one_line(words))
         elif kind == "note":
-            self.console.print(f"{name}: {_plain(value)}", markup=False, highlight=False)
+            self.console.print(one_line(f"{name}: {value}"), markup=False, highlight=False)
         elif kind == "done":
             self.done += 1
             self.bars.remove_task(self.tasks[name])
-            account = f"; {_plain(value['account'])}" if value["account"] else ""
+            account = f"; {value['account']}" if value["account"] else ""
             self.console.print(
-                f"[{self.done}/{self.total}] {name}: {value['seconds']:.1f} s, {_size(value['peak_memory_bytes'])}{account}",
+                one_line(
+                    f"[{self.done}/{self.total}] {name}: {value['seconds']:.1f} s, {_size(value['peak_memory_bytes'])}{account}"
+                ),
                 markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
 
@@ -288,7 +306,7 @@ def _print_states(units: dict[str, Unit], states: dict[str, State]) -> None:
     for name in units:
         found = states[name]
         reasons = f" ({', '.join(found.reasons)})" if found.reasons else ""
-        click.echo(f"{name}: {found.status}{reasons}")
+        _say(f"{name}: {found.status}{reasons}")
 
 
 def _print_scores(result: dict[str, Any]) -> None:
@@ -312,35 +330,62 @@ def _print_scores(result: dict[str, Any]) -> None:
         asked = {task: found["groups"]["all"] for task, found in result["questions"].items()}
         answered = [[arm, *(_right(by_arm[arm]) for by_arm in asked.values())] for arm in chosen["arms"]]
         _print_table(["answered right", *asked], answered)
-    click.echo(result["verdict"])
+    _say(result["verdict"])
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))]
-    for row in [header, ["-" * w for w in widths], *rows]:
-        click.echo("  ".join(_plain(str(cell)).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    from rich.cells import cell_len  # a Chinese character is two columns wide
+
+    cells = [[one_line(str(cell)) for cell in row] for row in (header, *rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    for row in [cells[0], ["-" * width for width in widths], *cells[1:]]:
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        _say("  ".join(padded).rstrip(" "))
 
 
 def _print_example(example: dict[str, Any]) -> None:
-    from rich.columns import Columns
+    """An example's texts side by side, one below the other where there is little room."""
     from rich.console import Console
     from rich.panel import Panel
+    from rich.table import Table
     from rich.text import Text
 
     console = Console()
     panels = []
     for title, parts in example["texts"].items():
-        text = Text()
+        text = Text(overflow="fold")  # lines without spaces go on in the next, rather than end in dots
         for part, mark in parts:
-            text.append(_plain(part), style=("", "bold yellow", "bold red")[mark])
-        panels.append(Panel(text, title=Text(_plain(title)), width=max(40, console.width // len(example["texts"]) - 1)))
-    console.print(Text(_plain(example["title"]), style="bold"))
-    console.print(Columns(panels))
+            text.append(safe(part), style=("", "bold yellow", "bold red")[mark])
+        panels.append(Panel(text, title=Text(one_line(title))))
+    beside = console.width >= 40 * len(panels)
+    grid = Table.grid(expand=True)
+    for _ in panels if beside else panels[:1]:
+        grid.add_column(ratio=1, overflow="fold")
+    for row in [panels] if beside else [[panel] for panel in panels]:
+        grid.add_row(*row)
+    with console.capture() as drawn:
+        console.print(Text(one_line(example["title"]), style="bold", overflow="fold"))
+        console.print(grid)
+    _write(drawn.get())
 
 
-def _plain(text: str) -> str:
-    """Text without control characters, which could move the cursor or repaint the screen."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+def _say(text: str, err: bool = False) -> None:
+    _write(safe(text) + "\n", err)
+
+
+def _say_json(value: Any) -> None:
+    _say(json.dumps(value, indent=1, ensure_ascii="utf" not in (sys.stdout.encoding or "").lower()))
+
+
+def _write(text: str, err: bool = False) -> None:
+    """Print what is safe to print; where nobody reads on, end without a word."""
+    stream = sys.stderr if err else sys.stdout
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(141)
 
 
 def _with_interval(value: list[float]) -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from synthboot import config
+from synthboot import config, preflight
 from synthboot.data import artifacts, disk
 from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, CorruptArtifact, LockedRun, MissingArtifact, TrainingError
@@ -112,6 +112,9 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
         waiting = {name: unit for name, unit in plan.items() if standing[name].status != "done"}
         if not waiting:
             return plan
+        preflight.check(cfg)
+        if "corpus" not in waiting:
+            _check_against_corpus(cfg, plan["corpus"].folder(cfg.folder))
         pool = local.Pool()
         try:
             while waiting or len(pool):
@@ -125,7 +128,7 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
                         raise value
                     tell(name, kind, value)
                     if kind == "done" and name == "corpus":
-                        check_budgets(cfg, plan[name].folder(cfg.folder))
+                        _check_against_corpus(cfg, plan[name].folder(cfg.folder))
         finally:
             pool.close()
             for left in cfg.folder.glob(".together-*"):  # of a unit that was killed just now
@@ -153,6 +156,12 @@ def _ready(plan: dict[str, Unit], waiting: dict[str, Unit], pool: Any, jobs: int
     unfinished = set(waiting) | set(pool.keys())
     able = [name for name, unit in waiting.items() if not unfinished.intersection(unit.parents.values())]
     return able[: max(0, jobs - len(pool))]
+
+
+def _check_against_corpus(cfg: config.Config, folder: Path) -> None:
+    """What can be known to be wrong once the corpus at `folder` is there, hours before it would be met."""
+    check_budgets(cfg, folder)
+    preflight.check_questions_fit(cfg, folder)
 
 
 def check_budgets(cfg: config.Config, folder: Path) -> None:

@@ -16,7 +16,7 @@ from synthboot.errors import ConfigError
 from synthboot.settings import READS, changed, view
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
-VERSIONS = dict.fromkeys(STAGES, 4) | {"corpus": 4, "synthesize": 3, "report": 3}
+VERSIONS = dict.fromkeys(STAGES, 4) | {"corpus": 4, "synthesize": 3, "evaluate": 5, "report": 3}
 
 
 @dataclass(frozen=True)

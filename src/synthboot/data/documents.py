@@ -359,7 +359,7 @@ def _converted_value(value: pa.Scalar) -> Any:
 def _hub(name: str) -> Iterator[Record]:
     name, _, split = name.partition(":")
     try:
-        rows = _datasets().load_dataset(name, split=split or "train", streaming=True)
+        rows = _datasets().load_dataset(name, split=split or "train", streaming=True, trust_remote_code=False)
         for line, row in enumerate(rows, 1):
             yield Record(name, line, dict(row))
     except (OSError, ValueError) as error:

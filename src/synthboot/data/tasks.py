@@ -1,9 +1,9 @@
 """Questions from JSON lines: what `evaluate.tasks` names, as items that a model can be scored on.
 
-Fields of a line decide what kind of question it is: `query, choices, gold` (multiple choice), `context_options, continuation,
-gold` (one continuation of several contexts, as winogrande has), `good, bad` (minimal pairs), `context, target` (last-word
-cloze), `query, answers` (open, by exact match). Known tasks name a file in `task_folder`, a prompt and how many worked
-examples stand before a question; `NAME@5` puts five there. Prompts follow lm-eval's.
+Fields of a line (`items.py`) decide what kind of question it is: `query, choices, gold` (multiple choice),
+`context_options, continuation, gold` (one continuation of several contexts, as winogrande has), `good, bad` (minimal pairs),
+`context, target` (last-word cloze), `query, answers` (open, by exact match). Known tasks name a file in `task_folder`, a
+prompt and how many worked examples stand before a question; `NAME@5` puts five there. Prompts follow lm-eval's.
 
 Source: arXiv:2509.15248 asks ARC, SciQ, WinoGrande (0-shot), TriviaQA, WebQuestions (1-shot), and takes perplexities on
 LAMBADA and on 5-shot MMLU answers. Deviation: SciQ without its support text, since the file at hand has none for most items.
@@ -11,8 +11,10 @@ LAMBADA and on 5-shot MMLU answers. Deviation: SciQ without its support text, si
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -23,17 +25,13 @@ import numpy as np
 from jaxtyping import Bool
 
 from synthboot import config
-from synthboot.data import documents, ngrams
+from synthboot.data import documents, items, ngrams
+from synthboot.data.items import Item
 from synthboot.errors import ConfigError, DataError
 
 WORLD, LM_EVAL = "world", "lm-eval:"
 SHARED_WORDS, LEAST_WORDS = 13, 8
-_LETTERS = "ABCDEFGHIJ"
 _SUFFIXES = (".jsonl.zst", ".jsonl.gz", ".jsonl")
-_FIELDS = {
-    "choice": ("query", "choices", "gold"), "context": ("context_options", "continuation", "gold"), "pair": ("good", "bad"),
-    "cloze": ("context", "target"), "open": ("query", "answers"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,22 +65,6 @@ GROUPS = {
 }
 
 
-@dataclass(frozen=True)
-class Item:
-    """One question: a model chooses among (context, continuation) or, for an open one, goes on from the only context.
-    `gold` counts the right continuation, `group` is what the report groups items by, and `bare` is the question and its right
-    answer without prompt and worked examples."""
-
-    id: str
-    kind: str
-    contexts: tuple[str, ...]
-    continuations: tuple[str, ...]
-    gold: int
-    answers: tuple[str, ...] = ()
-    group: str = ""
-    bare: str = ""
-
-
 def names(cfg: config.Evaluate) -> list[str]:
     """The tasks asked for, groups resolved. Raises ConfigError for one that is neither known nor a file."""
     found = [task for name in cfg.tasks for task in GROUPS.get(name, (name,))]
@@ -91,8 +73,9 @@ def names(cfg: config.Evaluate) -> list[str]:
         if shots is not None and (stem in GROUPS or stem == WORLD or stem.startswith(LM_EVAL)):
             raise ConfigError(f"evaluate.tasks: {name}: worked examples go with single tasks of ours; drop @{shots}")
         if stem not in KNOWN and stem != WORLD and not stem.startswith(LM_EVAL) and not Path(stem).is_file():
-            known = ", ".join([*KNOWN, *GROUPS, WORLD, f"{LM_EVAL}NAME"])
-            raise ConfigError(f"evaluate.tasks: {name}: neither a file nor a known task; known are {known}")
+            known = [*KNOWN, *GROUPS, WORLD, f"{LM_EVAL}NAME"]
+            near = "".join(f"; did you mean {n}?" for n in difflib.get_close_matches(stem, known, n=1))
+            raise ConfigError(f"evaluate.tasks: {name}: neither a file nor a known task; known are {', '.join(known)}{near}")
     if any(name.startswith(LM_EVAL) for name in found) and find_spec("lm_eval") is None:
         raise ConfigError("evaluate.tasks: lm-eval is not installed: pip install 'synthboot[eval]'")
     return list(dict.fromkeys(found))
@@ -111,28 +94,38 @@ def files(cfg: config.Evaluate) -> list[Path]:
 
 
 def read(name: str, cfg: config.Evaluate, seed: int = 0) -> list[Item]:
-    """The items of a task that is a file or has one: at most `task_items`, drawn at random, in the file's order."""
+    """The items of a task that is a file or has one: at most `task_items`, drawn at random, in the file's order. Raises
+    DataError, naming the first, where a line is no question: a test set that shrinks unseen is none."""
     known = _known(name)
-    rows = list(_rows(_place(cfg, name)))
-    examples: Sequence[tuple[dict[str, Any], str]] = rows
+    asked = examples = _questions(_place(cfg, name), known)
     if known.shots and known.shots_file:
-        examples = list(_rows(_file(cfg, name, known.shots_file)))
+        examples = _questions(_file(cfg, name, known.shots_file), known)
+    subjects: dict[str | None, list[int]] = {}
+    for number, example in enumerate(examples):
+        subjects.setdefault(example.subject, []).append(number)
     rng = np.random.default_rng([seed, 9])
-    chosen = sorted(rng.permutation(len(rows))[: cfg.task_items].tolist())
-    items = []
+    chosen = sorted(rng.permutation(len(asked))[: cfg.task_items].tolist())
+    found = []
     for number in chosen:
-        row, where = rows[number]
-        item = _item(row, where, known, f"{number}")
+        item = asked[number].item
         if known.shots:
-            worked = _shots(examples, number if examples is rows else -1, row, known, rng)
+            same = subjects.get(asked[number].subject, [])
+            others = [i for i in same if i != number] if examples is asked else same
+            if len(others) < known.shots:
+                what = f"{known.shots} worked examples are asked for, and there are {len(others)}"
+                raise DataError(f"{asked[number].where}: {what}; evaluate.tasks: {name}")
+            picked = others if examples is not asked else rng.permutation(others).tolist()
+            worked = _worked([examples[i].item for i in picked[: known.shots]], asked[number].subject, known)
             item = replace(item, contexts=tuple(worked + context for context in item.contexts))
-        items.append(item)
-    return items
+        found.append(item)
+    return found
 
 
 def of(rows: Sequence[dict[str, Any]], where: str) -> list[Item]:
     """Items of rows that are at hand, such as a world's questions."""
-    return [_item(row, f"{where} {i}", Known(where, "{query}"), str(i)) for i, row in enumerate(rows)]
+    return [
+        question.item for question in _checked(((row, f"{where} {i}") for i, row in enumerate(rows)), Known(where, "{query}"))
+    ]
 
 
 def _split(name: str) -> tuple[str, int | None]:
@@ -152,58 +145,51 @@ def _place(cfg: config.Evaluate, name: str) -> Path:
     return _file(cfg, name, known.file) if _split(name)[0] in KNOWN else Path(known.file)
 
 
-def _shots(
-    examples: Sequence[tuple[dict[str, Any], str]], itself: int, row: dict[str, Any], known: Known, rng: np.random.Generator
-) -> str:
-    """Worked examples, of the same subject where there are subjects: the first ones, or drawn at random from the task's own
-    items where it has no others."""
-    same = [i for i, (e, _) in enumerate(examples) if e.get("subject") == row.get("subject") and i != itself]
-    picked = same[: known.shots] if itself < 0 else rng.permutation(same)[: known.shots]
+@dataclass(frozen=True)
+class _Question:
+    """An item, where it stands, and its subject where it has one."""
+
+    item: Item
+    where: str
+    subject: str | None
+
+
+def _worked(examples: Sequence[Item], subject: str | None, known: Known) -> str:
+    """Worked examples as they stand before a question."""
     text = ""
     if known.letters:
-        subject = str(row.get("subject", "many things")).replace("_", " ")
-        text = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
-    for number in picked:
-        shown = _item(*examples[int(number)], known, "")
+        about = (subject or "many things").replace("_", " ")
+        text = f"The following are multiple choice questions (with answers) about {about}.\n\n"
+    for shown in examples:
         said = f" {shown.answers[0]}" if shown.answers else shown.continuations[shown.gold]
         text += shown.contexts[0] + said + "\n\n"
     return text
 
 
-def _item(row: dict[str, Any], where: str, known: Known, number: str) -> Item:
-    kind = next((k for k, fields in _FIELDS.items() if fields[0] in row and fields[1] in row), None)
-    if kind is None:
-        wanted = "; or ".join(", ".join(fields) for fields in _FIELDS.values())
-        raise DataError(f"{where}: these fields make no question: {', '.join(row)}; needed are {wanted}")
-    missing = [f for f in _FIELDS[kind] if f not in row]
-    if missing:
-        raise DataError(f'{where}: no "{missing[0]}" field')
-    identifier, group = str(row.get("id", number)), str(row.get("group", row.get("uid", "")))
-    gold, answers, contexts = 0, tuple[str, ...](), tuple[str, ...]()
-    if kind == "pair":
-        contexts, said, bare = ("",), [row["good"], row["bad"]], row["good"]
-    elif kind == "cloze":
-        contexts, said, bare = (row["context"],), [" " + row["target"]], f"{row['context']} {row['target']}"
-    elif kind == "open":
-        if not row["answers"]:
-            raise DataError(f'{where}: "answers" is empty')
-        contexts, said, answers = (known.prompt.format(query=row["query"]),), [], tuple(map(str, row["answers"]))
-        bare = f"{row['query']} {answers[0]}"
-    else:
-        options, gold = [str(o) for o in (row["context_options"] if kind == "context" else row["choices"])], row["gold"]
-        if not isinstance(gold, int) or not 0 <= gold < len(options):
-            raise DataError(f'{where}: "gold" is {gold!r}, and there are {len(options)} choices')
-        if kind == "context":
-            contexts, said = tuple(options), [" " + row["continuation"]] * len(options)
-            bare = f"{options[gold]} {row['continuation']}"
-        else:
-            prompt, bare = known.prompt.format(query=row["query"]), f"{row['query']} {options[gold]}"
-            if known.letters:
-                marks = _LETTERS[: len(options)]
-                prompt = "\n".join([prompt, *(f"{m}. {o}" for m, o in zip(marks, options, strict=True)), "Answer:"])
-                options = list(marks)
-            contexts, said = (prompt,), [" " + option for option in options]
-    return Item(identifier, kind, contexts, tuple(said), gold, answers, group, bare)
+def _questions(path: Path, known: Known) -> list[_Question]:
+    found = _checked(_rows(path), known)
+    if not found:
+        raise DataError(f"{path}: holds no questions")
+    return found
+
+
+def _checked(rows: Iterable[tuple[Any, str]], known: Known) -> list[_Question]:
+    """All rows as questions. Raises DataError that says what is wrong with the first that is none, and how many there are."""
+    found: list[_Question] = []
+    bad: list[str] = []
+    for number, (row, where) in enumerate(rows):
+        try:
+            if not isinstance(row, dict):
+                raise items.NoItem(row if isinstance(row, str) else "not a JSON object")
+            item = items.item(row, str(number), known.prompt, known.letters)
+        except items.NoItem as error:
+            bad.append(f"{where}: {error}")
+            continue
+        subject = row.get("subject")
+        found.append(_Question(item, where, None if subject is None else str(subject)))
+    if bad:
+        raise DataError(bad[0] + (f"; {len(bad):,} of {len(bad) + len(found):,} are no questions" if len(bad) > 1 else ""))
+    return found
 
 
 def seen(
@@ -248,14 +234,19 @@ def _file(cfg: config.Evaluate, task: str, stem: str) -> Path:
     raise ConfigError(f"evaluate.tasks: {task}: no {stem}{_SUFFIXES[0]} in evaluate.task_folder ({cfg.task_folder})")
 
 
-def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """(fields, where) of every line."""
-    for record in documents.lines(path):
-        where = f"{path} line {record.line}"
-        try:
-            row = json.loads(record.content if isinstance(record.content, bytes) else b"")
-        except ValueError:
-            raise DataError(f"{where}: not valid JSON") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: not a JSON object")
-        yield row, where
+def _rows(path: Path) -> Iterator[tuple[Any, str]]:
+    """What every line holds, or text that says why it holds nothing; and where it stands."""
+    try:
+        for record in documents.lines(path):
+            where = f"{path} line {record.line}"
+            if not isinstance(record.content, bytes):
+                yield record.problem, where
+                continue
+            try:
+                row = json.loads(record.content.decode("utf-8-sig" if record.line == 1 else "utf-8"))
+            except (ValueError, RecursionError):
+                yield "not valid JSON", where
+                continue
+            yield (row if isinstance(row, dict) else "not a JSON object"), where
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read to its end: {error}") from None

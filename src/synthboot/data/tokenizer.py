@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from synthboot.errors import ConfigError, CorruptArtifact
+from synthboot.errors import ConfigError, CorruptArtifact, unloadable
 
 END, SEPARATOR = "<|end|>", "<|separator|>"
 FILE = "tokenizer.json"
@@ -105,9 +105,9 @@ def from_hugging_face(source: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"corpus.tokenizer: {source}: cannot be loaded: {' '.join(str(error).split())}") from None
+        found = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # OSError, ValueError, ImportError, and what tokenizers raises
+        raise ConfigError(f"corpus.tokenizer: {source}: {unloadable(error)}") from None
     if not found.is_fast or found.eos_token is None:
         raise ConfigError(f"corpus.tokenizer: {source}: needs a fast tokenizer with an end-of-text token")
     found.add_special_tokens({"sep_token": SEPARATOR})

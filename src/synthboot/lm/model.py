@@ -15,7 +15,7 @@ import torch
 from synthboot import config
 from synthboot.data.disk import committed_folder
 from synthboot.data.tokenizer import Tokenizer
-from synthboot.errors import ConfigError, CorruptArtifact, TrainingError
+from synthboot.errors import ConfigError, CorruptArtifact, TrainingError, unloadable
 from synthboot.lm import layouts
 
 
@@ -143,7 +143,6 @@ def _from_pretrained(source: str, error_type: type[Exception], where: str) -> An
 
     _quiet()
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # the library raises OSError, ValueError, SafetensorError, RuntimeError
-        reason = " ".join(str(error).split())[:300]
-        raise error_type(f"{where}: {source}: cannot be loaded: {reason}") from None
+        raise error_type(f"{where}: {source}: {unloadable(error)}") from None

@@ -68,18 +68,26 @@ def ask(model: Any, tokenizer: Tokenizer, items: Sequence[Item], window: int) ->
     return answers
 
 
-def harness(folder: Path, tasks: Sequence[str], include: str, device: str) -> dict[str, Float64[np.ndarray, "item 4"]]:
-    """The same by lm-eval, for tasks it knows or that `include`, a folder, describes: right, right per character, and 0
-    twice, for every item. Raises ConfigError where lm-eval does not know a task."""
-    from lm_eval import simple_evaluate
+def known_to_harness(tasks: Sequence[str], include: str) -> Any:
+    """lm-eval's task manager. Raises ConfigError where it does not know a task."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=include)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise ConfigError(f"evaluate.tasks: lm-eval knows no task {unknown[0]!r}")
+    return manager
+
+
+def harness(folder: Path, tasks: Sequence[str], include: str, device: str) -> dict[str, Float64[np.ndarray, "item 4"]]:
+    """The same by lm-eval, for tasks it knows or that `include`, a folder, describes: right, right per character, and 0
+    twice, for every item. Raises ConfigError where lm-eval does not know a task."""
+    from lm_eval import simple_evaluate
+
+    manager = known_to_harness(tasks, include)
     found = simple_evaluate(
-        model="hf", model_args={"pretrained": str(folder), "dtype": "float32"}, tasks=list(tasks), device=device,
+        model="hf", model_args={"pretrained": str(folder), "dtype": "float32", "trust_remote_code": False},
+        tasks=list(tasks), device=device, confirm_run_unsafe_code=False,
         task_manager=manager, log_samples=True, bootstrap_iters=0, verbosity="ERROR",
     )  # fmt: skip
     answers = {}

@@ -42,7 +42,7 @@ class VllmSampler:
                 if self._engine is None:
                     self._engine = self._vllm.LLM(
                         model=str(self.folder), dtype=self.cfg.dtype, enable_prefix_caching=True, skip_tokenizer_init=True,
-                        max_num_seqs=self.cfg.batch or 256,
+                        max_num_seqs=self.cfg.batch or 256, trust_remote_code=False,
                     )  # fmt: skip
                 outputs = self._engine.generate(prompts, settings, use_tqdm=False)
                 break

@@ -24,7 +24,7 @@ from synthboot import config
 from synthboot.data import documents
 from synthboot.data.artifacts import Progress, Shards, silent
 from synthboot.data.disk import write_bytes
-from synthboot.errors import ConfigError, DataError
+from synthboot.errors import ConfigError, DataError, unloadable
 
 
 @runtime_checkable
@@ -173,9 +173,9 @@ def _load(cfg: config.Embed, device: str) -> Any:
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     try:
-        return SentenceTransformer(cfg.model, device=device, model_kwargs={"torch_dtype": dtype})
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"embed.model: {cfg.model}: cannot be loaded: {' '.join(str(error).split())}") from None
+        return SentenceTransformer(cfg.model, device=device, trust_remote_code=False, model_kwargs={"torch_dtype": dtype})
+    except Exception as error:  # OSError, ValueError, ImportError, KeyError, by what the folder lacks
+        raise ConfigError(f"embed.model: {cfg.model}: {unloadable(error)}") from None
 
 
 def sentence_transformer(cfg: config.Embed, device: str) -> Embedder:

@@ -127,16 +127,21 @@ def plan(cfg: Config, as_json: bool) -> None:
     """Say what `run` would do and why, and what it would cost."""
     from synthboot import pipeline, recipes
     from synthboot import plan as plans
+    from synthboot.lm import precision
 
     artifacts = recipes.units(cfg)
     states = pipeline.state(cfg, artifacts)
     cost = plans.estimate(cfg, artifacts, states)
+    speeds = precision.measure(cfg) if precision.undecided(cfg) else {}
     if as_json:
         units = {n: {"status": s.status, "reasons": list(s.reasons)} for n, s in states.items()}
-        click.echo(json.dumps({"units": units, "estimate": cost}, indent=1))
+        chosen = {kind: precision.choice(cfg, speed) for kind, speed in speeds.items()}
+        click.echo(json.dumps({"units": units, "estimate": cost, "precision": chosen}, indent=1))
         return
     _print_states(artifacts, states)
     click.echo(plans.sentence(cost))
+    if speeds:
+        click.echo(precision.sentence(cfg, speeds, ahead=True))
 
 
 @main.command(cls=Verb)
@@ -264,6 +269,8 @@ class _progress:
         elif kind == "progress":
             done, words = value
             self.bars.update(self.tasks[name], completed=done, words=_plain(words))
+        elif kind == "note":
+            self.console.print(_plain(value), markup=False, highlight=False, soft_wrap=True)
         elif kind == "done":
             self.done += 1
             self.bars.remove_task(self.tasks[name])

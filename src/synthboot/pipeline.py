@@ -26,9 +26,11 @@ from synthboot import config
 from synthboot.data import artifacts
 from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, LockedRun, MissingArtifact, TrainingError
+from synthboot.lm import precision
 from synthboot.recipes import VERSIONS, Unit, units
 
 TOGETHER = ("base", "tune", "pretrain")
+MODELS = (*TOGETHER, "synthesize")
 PARALLEL = ("embed", "pair", "synthesize", "evaluate")
 
 
@@ -41,7 +43,7 @@ class State:
 
 
 Event = Callable[[str, str, Any], None]
-"""What `run` tells: (unit name, "start" | "progress" | "done", value)."""
+"""What `run` tells: (unit name, "start" | "progress" | "done", value), and what else there is to say, as a "note"."""
 
 
 def fingerprints(plan: dict[str, Unit]) -> dict[str, str]:
@@ -97,6 +99,9 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
     plan = needed(units(cfg), target)
     jobs = local.jobs(cfg.engine.jobs, cfg.engine.device)
     with _lock(cfg.folder), artifacts.storage_errors(cfg.folder):
+        if any(unit.stage in MODELS for unit in plan.values()):
+            cfg = _decided(cfg, tell)
+            plan = needed(units(cfg), target)
         standing = state(cfg, plan)
         marks = fingerprints(plan)
         waiting = {name: unit for name, unit in plan.items() if standing[name].status != "done"}
@@ -119,6 +124,24 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
         finally:
             pool.close()
     return plan
+
+
+def _decided(cfg: config.Config, tell: Event) -> config.Config:
+    """The configuration with a precision where it says `auto`: the run's, or what is faster here, which then is the run's."""
+    from synthboot.engine import local
+
+    if precision.undecided(cfg):
+        pool = local.Pool()
+        try:
+            pool.start("precision", precision.measure, cfg)
+            [(_, kind, value)] = pool.wait()
+        finally:
+            pool.close()
+        if kind == "failed":
+            raise value
+        precision.decide(cfg, value)
+        tell("precision", "note", precision.sentence(cfg, value))
+    return precision.recorded(cfg)
 
 
 def _ready(plan: dict[str, Unit], waiting: dict[str, Unit], pool: Any, jobs: int) -> list[str]:

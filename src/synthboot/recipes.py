@@ -13,6 +13,7 @@ from typing import Any
 from synthboot import config
 from synthboot.data import documents, tasks
 from synthboot.errors import ConfigError
+from synthboot.lm import precision
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
 VERSIONS = dict.fromkeys(STAGES, 3) | {"corpus": 2, "synthesize": 2, "evaluate": 3, "report": 2}
@@ -41,8 +42,8 @@ class Unit:
 
 def units(cfg: config.Config) -> dict[str, Unit]:
     """Every artifact of a configuration by name, parents before children, in pipeline order, a later round of
-    bootstrapping after an earlier one."""
-    found = _Recipes(cfg).all()
+    bootstrapping after an earlier one. What was left to `auto` and is decided counts as what it is."""
+    found = _Recipes(precision.recorded(cfg)).all()
     rounds: dict[str, int] = {}
     for name, unit in found.items():
         here = STAGES.index(unit.stage)

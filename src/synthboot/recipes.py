@@ -16,7 +16,7 @@ from synthboot.errors import ConfigError
 from synthboot.lm import precision
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
-VERSIONS = dict.fromkeys(STAGES, 3) | {"corpus": 2, "synthesize": 2, "evaluate": 3, "report": 2}
+VERSIONS = dict.fromkeys(STAGES, 3) | {"corpus": 3, "synthesize": 3, "evaluate": 3, "report": 2}
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
+from synthboot import config
 from synthboot.data import tokenizer
-from synthboot.errors import ConfigError, CorruptArtifact
+from synthboot.errors import ConfigError, CorruptArtifact, DataError
+from synthboot.stages.corpus import corpus
+from tests.conftest import write_jsonl
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "naïve café, 日本語 🙂"] * 20
 
@@ -186,3 +189,20 @@ def test_ids_that_stand_for_nothing(tmp_path: Path) -> None:
     fitted.save(tmp_path / "whole")
     (tmp_path / "tokenizer_config.json").write_bytes((tmp_path / "whole" / "tokenizer_config.json").read_bytes())
     assert 280 in tokenizer.load(tmp_path).absent(fitted.vocab_size)
+
+
+def test_the_corpus_counts_what_its_tokenizer_does_not_know_or_refuses_it(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "text": f"the cat sat on the mat and the zebra{i} </s>"} for i in range(40)]
+    settings = {
+        "source": str(write_jsonl(tmp_path / "in.jsonl", rows)), "validation_docs": 5, "holdout_docs": 5,
+        "near_duplicates": "off",
+        "tokenizer": made("WordLevel", "</s>", tmp_path / "words"),
+    }  # fmt: skip
+    found = corpus(config.Corpus(**settings), "all", tmp_path / "out")
+    assert found.unknown_tokens == 40 * 4  # and, zebra, < and /s>
+    assert sum(found.documents.values()) == 40
+    for row in rows:
+        row["text"] = f"zebra{row['id']} quagga okapi"
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    with pytest.raises(DataError, match=r"corpus.tokenizer: .*: 120 of 160 tokens stand for text that it does not know"):
+        corpus(config.Corpus(**settings), "all", tmp_path / "other")

@@ -42,7 +42,8 @@ _REPLAY = len(_SPLITS)
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the corpus holds. records = documents + quarantined + dropped, summed over all of `dropped`."""
+    """What the corpus holds. records = documents + quarantined + dropped, summed over all of `dropped`. `unknown_tokens` stand
+    for text that the tokenizer has no token for, which is lost."""
 
     records: int
     quarantined: int
@@ -54,6 +55,7 @@ class Corpus:
     pretrain_tokens: int
     vocab_size: int
     tokenizer_docs: int
+    unknown_tokens: int
 
 
 def corpus(
@@ -103,10 +105,22 @@ def corpus(
         pretrain_tokens=head.num_tokens,
         vocab_size=fitted.vocab_size,
         tokenizer_docs=fitted_docs,
+        unknown_tokens=_unknown(folder, names),
     )
+    if result.unknown_tokens > sum(lengths.values()) / 2:
+        raise DataError(
+            f"corpus.tokenizer: {tokenizer_name or cfg.tokenizer}: {result.unknown_tokens:,} of {sum(lengths.values()):,} tokens "
+            f"stand for text that it does not know; choose another, or `train`"
+        )
     write_json(summary, asdict(result))
     shutil.rmtree(folder / "ingest")
     return result
+
+
+def _unknown(folder: Path, names: Sequence[str]) -> int:
+    """Unknown tokens in these sets."""
+    sets = [Shards(folder / name) for name in names]
+    return sum(shards.counts(number)["unknown"] for shards in sets for number, _ in enumerate(shards))
 
 
 def read_texts(folder: Path, name: str, docs: int | None = None) -> Iterator[documents.Document]:
@@ -348,7 +362,9 @@ def _write_set(
         columns = {name: [spool.row(int(i), name) for i in rows] for name in ("id", "metadata")}
         table = pa.table({**columns, "text": texts, "near_duplicate": flagged[rows].tolist()})
         pq.write_table(table, out / "documents.parquet", compression="zstd")
-        return {"docs": len(rows), "tokens": tokens.write(out, fitted.documents(texts), fitted.vocab_size)}
+        ids = fitted.documents(texts)
+        unknown = 0 if fitted.unknown is None else sum(found.count(fitted.unknown) for found in ids)
+        return {"docs": len(rows), "tokens": tokens.write(out, ids, fitted.vocab_size), "unknown": unknown}
 
     total = 0
     starts = range(0, max(1, len(chosen)), shard_docs)

@@ -107,10 +107,11 @@ def corpus(
         tokenizer_docs=fitted_docs,
         unknown_tokens=_unknown(folder, names),
     )
-    if result.unknown_tokens > sum(lengths.values()) / 2:
+    total = sum(lengths.values())
+    if result.unknown_tokens > total / 2:
         raise DataError(
-            f"corpus.tokenizer: {tokenizer_name or cfg.tokenizer}: {result.unknown_tokens:,} of {sum(lengths.values()):,} tokens "
-            f"stand for text that it does not know; choose another, or `train`"
+            f"corpus.tokenizer: {tokenizer_name or cfg.tokenizer}: {result.unknown_tokens:,} of {total:,} tokens stand for text "
+            f"that it does not know; choose another, or `train`"
         )
     write_json(summary, asdict(result))
     shutil.rmtree(folder / "ingest")

@@ -110,8 +110,8 @@ def corpus(
     total = sum(lengths.values())
     if result.unknown_tokens > total / 2:
         raise DataError(
-            f"corpus.tokenizer: {tokenizer_name or cfg.tokenizer}: {result.unknown_tokens:,} of {total:,} tokens stand for text "
-            f"that it does not know; choose another, or `train`"
+            f"corpus.tokenizer: {tokenizer_name or cfg.tokenizer}: {result.unknown_tokens:,} of {total:,} tokens stand for "
+            f"text that it does not know; choose another, or `train`"
         )
     write_json(summary, asdict(result))
     shutil.rmtree(folder / "ingest")

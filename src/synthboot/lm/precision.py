@@ -2,7 +2,7 @@
 
 A run's first model decides for the run: the choice goes to `precision.json` in its folder before anything is trained, and from
 there into every configuration that is read beside it, so that arms agree, processes agree, and a run that is moved or killed
-goes on as it began. A folder whose models were made by a version or a setting that chose otherwise keeps what they have.
+goes on as it began. Where models were made with a precision that was named, and `auto` comes later, theirs is the choice.
 
 Only products are timed, the bulk of both kinds of work, at the model's own sizes: in turns, so that what else the machine does
 slows both alike, and by medians. bfloat16 rounds, and has to be clearly faster for that; on a GPU, where it also opens faster
@@ -32,7 +32,7 @@ MARGIN = {"cpu": 1.3, "cuda": 0.9}
 SECONDS = 0.3
 """How long each kind of work is timed, where three rounds take no longer."""
 
-_CHOICES = ("float32", "bfloat16", "auto")  # auto: as a version before this one made it, by the device alone
+_CHOICES = ("float32", "bfloat16")
 _WORK = {"cpu": 3e8, "cuda": 3e11}  # FLOPs of a round: a few milliseconds in float32
 
 
@@ -150,7 +150,7 @@ def _made(folder: Path, stage: str, section: str, name: str) -> str | None:
     """What a finished artifact of this stage was made with."""
     for path in sorted(folder.glob(f"*-{stage}/**/{MANIFEST}")):
         manifest = read_manifest(path.parent)
-        found = manifest and (manifest.reads.get(section) or {}).get(name)
+        found = manifest and manifest.reads.get(f"{section}.{name}")
         if found in _CHOICES:
             return str(found)
     return None

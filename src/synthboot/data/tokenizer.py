@@ -191,7 +191,7 @@ def _with_specials(backend: Any, end: str, separator: str = SEPARATOR) -> Tokeni
         )
     unknown = _unknown(backend)
     special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special} - {unknown}
-    return Tokenizer(backend, *ids, frozenset({*ids, *special}), unknown)
+    return Tokenizer(backend, ids[0], ids[1], frozenset({*ids, *special}), unknown)
 
 
 def _unknown(backend: Any) -> int | None:

@@ -41,7 +41,7 @@ def world_config(root: Path, **changes: Any) -> dict[str, Any]:
     settings = {
         "budget": {"unique_tokens": "all", "train_tokens": 60_000}, "corpus": WORLD, "arms": ARMS,
         "model": {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "seq_len": 128},
-        "optim": {"lr": 1e-2, "batch_tokens": 1_024, "evals": 3}, "pretrain": {"seeds": [0]},
+        "optim": {"lr": 1e-2, "batch_tokens": 1_024, "evals": 3, "precision": "float32"}, "pretrain": {"seeds": [0]},
         "tune": {"batch_tokens": 1_024, "max_tokens": 6_000}, "pair": {"num_neighbors": 5, "max_overlap": 1.0},
         "evaluate": {"tasks": ["world"], "task_items": 40, "group_field": "group"},
     }  # fmt: skip

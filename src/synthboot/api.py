@@ -125,7 +125,12 @@ class Synthesizer:
         d1 = self.tokenizer.encode([given])[0][: d1_room(window, self.config.tune.d1_share)]
         prompt = (self.tokenizer.end, *d1, self.tokenizer.separator)
         engine = sampler(
-            self.model, self.tokenizer.end, temperature=settings.temperature, top_p=settings.top_p, batch=settings.batch
+            self.model,
+            self.tokenizer.end,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            batch=settings.batch,
+            absent=self.tokenizer.absent(self.model.config.get_text_config().vocab_size),
         )
         room = min(window - len(prompt), settings.max_tokens or window)
         results = engine.sample([Request(prompt, seed * 1_000_003 + i, room) for i in range(n)])

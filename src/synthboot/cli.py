@@ -149,17 +149,22 @@ def plan(cfg: Config, as_json: bool) -> None:
     """Say what `run` would do and why, and what it would cost."""
     from synthboot import pipeline, preflight, recipes
     from synthboot import plan as plans
+    from synthboot.lm import precision
 
     preflight.check(cfg)
     artifacts = recipes.units(cfg)
     states = pipeline.state(cfg, artifacts)
     cost = plans.estimate(cfg, artifacts, states)
+    speeds = precision.measure(cfg) if precision.undecided(cfg) else {}
     if as_json:
         units = {n: {"status": s.status, "reasons": list(s.reasons)} for n, s in states.items()}
-        _say_json({"units": units, "estimate": cost})
+        chosen = {kind: precision.choice(cfg, speed) for kind, speed in speeds.items()}
+        _say_json({"units": units, "estimate": cost, "precision": chosen})
         return
     _print_states(artifacts, states)
     _say(plans.sentence(cost))
+    if speeds:
+        _say(f"precision: {precision.sentence(cfg, speeds, ahead=True)}")
 
 
 @main.command(cls=Verb)
@@ -289,7 +294,7 @@ class _progress:
             done, words = value
             self.bars.update(self.tasks[name], completed=done, words=one_line(words))
         elif kind == "note":
-            self.console.print(one_line(f"{name}: {value}"), markup=False, highlight=False)
+            self.console.print(one_line(f"{name}: {value}"), markup=False, highlight=False, soft_wrap=True)
         elif kind == "done":
             self.done += 1
             self.bars.remove_task(self.tasks[name])

@@ -94,8 +94,9 @@ class Optim(Section):
     decay_fraction: float = Field(0.2, gt=0, le=1)
     """`wsd`: share of `train_tokens` spent going down."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of products and activations; weights and gradients stay float32. `auto`: bfloat16 on a GPU, float32 on a CPU, where
-    bfloat16 is faster on some machines."""
+    """Of products and activations; weights and gradients stay float32. `auto`: bfloat16 where a measurement of a second
+    at this model's sizes finds it clearly faster (on a GPU: not slower), else float32. Decided once for a run, before its
+    first model is trained."""
     z_loss: float = Field(0.0, ge=0, le=1)
     """Weight of the squared log of the softmax's denominator, which keeps logits from drifting."""
     max_spike: float = Field(3.0, gt=0, le=1e9)
@@ -409,8 +410,7 @@ class Synthesize(Section):
     batch: Size | None = None
     """Rows decoded together; chosen from memory and a quick measurement unless set. Does not change what is sampled."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the weights and of the key-value cache while sampling; `auto`: bfloat16 on a GPU, float32 on a CPU, where
-    bfloat16 is faster on some machines."""
+    """Precision of the weights and of the key-value cache while sampling; `auto`: as `optim.precision` chooses."""
     sampler: Literal["embedded", "vllm", "server"] = "embedded"
     """What samples: the built-in engine, vLLM in this process (pip install vllm), or a server that speaks OpenAI's
     completions, with the synthesizer already loaded."""

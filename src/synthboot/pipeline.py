@@ -28,9 +28,11 @@ from synthboot import config, preflight
 from synthboot.data import artifacts, disk
 from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, CorruptArtifact, LockedRun, MissingArtifact, TrainingError
+from synthboot.lm import precision
 from synthboot.recipes import VERSIONS, Unit, units
 
 TOGETHER = ("base", "tune", "pretrain")
+MODELS = (*TOGETHER, "synthesize")
 PARALLEL = ("embed", "pair", "synthesize", "evaluate")
 
 
@@ -43,7 +45,7 @@ class State:
 
 
 Event = Callable[[str, str, Any], None]
-"""What `run` tells: (unit name, "start" | "progress" | "note" | "done", value)."""
+"""What `run` tells: (unit name, "start" | "progress" | "note" | "done", value); a note is a line for the user."""
 
 
 def fingerprints(plan: dict[str, Unit]) -> dict[str, str]:
@@ -106,6 +108,9 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
     plan = needed(units(cfg), target)
     jobs = local.jobs(cfg.engine.jobs, cfg.engine.device)
     with disk.storage_errors(cfg.folder), _lock(cfg.folder):
+        if any(unit.stage in MODELS for unit in plan.values()):
+            cfg = _decided(cfg, tell)
+            plan = needed(units(cfg), target)
         standing = state(cfg, plan)
         _tidy(cfg, {name: unit for name, unit in plan.items() if standing[name].status == "done"})
         marks = fingerprints(plan)
@@ -149,6 +154,24 @@ def _tidy(cfg: config.Config, done: dict[str, Unit]) -> None:
         manifest = artifacts.read_manifest(folder)
         if manifest is not None:
             artifacts.verify(folder, manifest, contents=False)
+
+
+def _decided(cfg: config.Config, tell: Event) -> config.Config:
+    """The configuration with a precision where it says `auto`: the run's, or what is faster here, which then is the run's."""
+    from synthboot.engine import local
+
+    if precision.undecided(cfg):
+        pool = local.Pool()
+        try:
+            pool.start("precision", precision.measure, cfg)
+            [(_, kind, value)] = pool.wait()
+        finally:
+            pool.close()
+        if kind == "failed":
+            raise value
+        precision.decide(cfg, value)
+        tell("precision", "note", precision.sentence(cfg, value))
+    return precision.recorded(cfg)
 
 
 def _ready(plan: dict[str, Unit], waiting: dict[str, Unit], pool: Any, jobs: int) -> list[str]:

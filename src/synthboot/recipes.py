@@ -13,10 +13,11 @@ from typing import Any
 from synthboot import config
 from synthboot.data import documents, files, tasks
 from synthboot.errors import ConfigError
+from synthboot.lm import precision
 from synthboot.settings import READS, changed, view
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
-VERSIONS = dict.fromkeys(STAGES, 4) | {"corpus": 4, "synthesize": 3, "evaluate": 5, "report": 3}
+VERSIONS = dict.fromkeys(STAGES, 4) | {"corpus": 4, "synthesize": 4, "evaluate": 5, "report": 3}
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Unit:
 
 def units(cfg: config.Config) -> dict[str, Unit]:
     """Every artifact of a configuration by name, parents before children, in pipeline order, a later round of
-    bootstrapping after an earlier one."""
-    found = _Recipes(cfg).all()
+    bootstrapping after an earlier one. What was left to `auto` and is decided counts as what it is."""
+    found = _Recipes(precision.recorded(cfg)).all()
     rounds: dict[str, int] = {}
     for name, unit in found.items():
         here = STAGES.index(unit.stage)

@@ -188,6 +188,21 @@ def test_vllm_is_rebuilt_once_and_then_gives_up(folder: Path, monkeypatch: pytes
     assert module.options["enable_prefix_caching"]
 
 
+def test_vllm_takes_nothing_from_the_models_own_settings(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.save(small_model(vocab_size=tokenizer.vocab_size + 2), tmp_path / "padded", tokenizer)
+    module, seen = stand_in(0), []
+    monkeypatch.setattr(module, "SamplingParams", lambda **options: seen.append(options) or SimpleNamespace(**options))
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    sample.open_sampler(config.Synthesize(sampler="vllm", top_p=0.8), tmp_path / "padded", 0, "cpu").sample(ASKED[:1])
+    asked = {**seen[0], "logit_bias": sorted(seen[0]["logit_bias"].items())}
+    assert module.options["generation_config"] == "vllm"
+    assert asked["logit_bias"] == [(tokenizer.vocab_size, -100.0), (tokenizer.vocab_size + 1, -100.0)]
+    plain = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    assert asked.items() >= {**plain, "ignore_eos": True, "stop_token_ids": [0], "top_p": 0.8}.items()
+
+
 def test_vllm_that_is_not_installed_is_an_error_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match="pip install vllm"):

@@ -1,13 +1,16 @@
 """The tokenizer: a byte-level BPE trained on D_pretrain alone, or any Hugging Face tokenizer.
 
 Two tokens have a meaning of their own: `end` closes every document (and stands before the first, so that a document
-always follows an end), and `separator` stands between d1 and d2.
+always follows an end), and `separator` stands between d1 and d2. No text becomes one of them, or another control token: added
+tokens are not looked for in text, and where a vocabulary holds their spelling too, it is cut in two before it is looked up.
 
 Deviation: the paper's separator is not known; a token of its own cannot be confused with text.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +19,49 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from synthboot.errors import ConfigError, CorruptArtifact, unloadable
+from synthboot.errors import ConfigError, CorruptArtifact, DataError, unloadable
 
 END, SEPARATOR = "<|end|>", "<|separator|>"
 FILE = "tokenizer.json"
+_CONTROL, _BYTE = re.compile(r"<\|.*\|>"), re.compile(r"<0x[0-9A-F]{2}>")
+_LETTERS = ["é", "ж", "字", "ア", "ह", "ع", "🙂"]
+"""What any text may hold."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A `tokenizers.Tokenizer` and the ids of its two special tokens."""
+    """A `tokenizers.Tokenizer`, the ids of its two special tokens, of all tokens that no text may become, and of the one
+    that stands for what it does not know, if it has one."""
 
     backend: Any
     end: int
     separator: int
+    control: frozenset[int]
+    unknown: int | None
 
     @property
     def vocab_size(self) -> int:
         """Entries, special tokens included: one more than the largest id."""
-        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self.ids()) + 1
+
+    def ids(self) -> set[int]:
+        """The ids that stand for something."""
+        return set(self.backend.get_vocab(with_added_tokens=True).values())
+
+    def absent(self, size: int) -> list[int]:
+        """The ids below `size`, a model's vocabulary, that stand for nothing: room that was left, or holes."""
+        return sorted(set(range(size)) - self.ids())
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens: text that spells `<|end|>` stays text."""
-        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        found = [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        for text, ids in zip(texts, found, strict=True):
+            if not self.control.isdisjoint(ids):
+                token = self.backend.id_to_token(next(i for i in ids if i in self.control))
+                raise DataError(
+                    f"corpus.tokenizer: {text[:60]!r} becomes the control token {token!r}; choose another tokenizer"
+                )
+        return found
 
     def documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, closed by `end`."""
@@ -111,7 +135,49 @@ def from_hugging_face(source: str) -> Tokenizer:
     if not found.is_fast or found.eos_token is None:
         raise ConfigError(f"corpus.tokenizer: {source}: needs a fast tokenizer with an end-of-text token")
     found.add_special_tokens({"sep_token": SEPARATOR})
-    return _with_specials(found.backend_tokenizer, found.eos_token)
+    fitted = _with_specials(_guarded(found.backend_tokenizer, found.all_special_tokens), found.eos_token)
+    if fault := _fault(fitted):
+        kind = type(fitted.backend.model).__name__
+        raise ConfigError(f"corpus.tokenizer: {source}: its {kind} {fault}; choose another, or `train`")
+    return fitted
+
+
+def _guarded(backend: Any, named: Sequence[str]) -> Any:
+    """The same tokenizer, with nothing in it that turns text into a control token: those `named` and added as special, and
+    `<|...|>` by whatever flag. Its bytes, `<0x0A>`, are text."""
+    from tokenizers import Regex, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    settings, unknown = json.loads(backend.to_str()), _unknown(backend)
+    named = [*named, *([] if unknown is None else [backend.id_to_token(unknown)])]
+    added = [t for t in settings["added_tokens"] if not _BYTE.fullmatch(t["content"])]  # bytes are text
+    for token in added:
+        if token["special"] or token["content"] in named or _CONTROL.fullmatch(token["content"]):
+            token |= {"special": True, "normalized": False}  # what is not special is looked for in text
+    guarded = Backend.from_str(json.dumps(settings | {"added_tokens": added}))
+    guarded.add_special_tokens([name for name in named if name not in {t["content"] for t in added}])
+    control = {*named, *(t["content"] for t in settings["added_tokens"] if t["special"])}
+    # last, so that what a vocabulary looks up never holds a whole spelling, however the text was normalized before
+    first = "|".join(f"{re.escape(c[0])}(?={re.escape(c[1:])})" for c in sorted(control) if len(c) > 1)
+    cut = pre_tokenizers.Split(Regex(first), "isolated")
+    before = [guarded.pre_tokenizer] if guarded.pre_tokenizer else []
+    guarded.pre_tokenizer = pre_tokenizers.Sequence([*before, cut])
+    return guarded
+
+
+def _fault(fitted: Tokenizer) -> str:
+    """What is wrong with a tokenizer for documents of any kind, by trying it; nothing where all is well."""
+    names = [fitted.backend.id_to_token(i) for i in fitted.control]
+    forms = "{}", "a{}b", " {} ", "{0}{0}"
+    spelled = [form.format(name) for name in names for form in forms]
+    try:
+        fitted.encode([*spelled, *(text.swapcase() for text in spelled)])
+    except DataError as error:
+        return str(error).removeprefix("corpus.tokenizer: ").partition(";")[0].join(("lets text end documents: ", ""))
+    except Exception as error:  # the library raises bare Exception
+        return f"cannot encode what it does not know ({error})"
+    silent = [text for text, ids in zip(_LETTERS, fitted.encode(_LETTERS), strict=True) if not ids]
+    return f"drops what it does not know without a word, such as {silent[0]!r}" if silent else ""
 
 
 def _with_specials(backend: Any, end: str, separator: str = SEPARATOR) -> Tokenizer:
@@ -123,12 +189,19 @@ def _with_specials(backend: Any, end: str, separator: str = SEPARATOR) -> Tokeni
         raise ConfigError(
             f"corpus.tokenizer: it has no token {(end, separator)[ids.index(None)]!r}, which it says ends a document"
         )
-    return Tokenizer(backend, *ids)
+    unknown = _unknown(backend)
+    special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special} - {unknown}
+    return Tokenizer(backend, ids[0], ids[1], frozenset({*ids, *special}), unknown)
+
+
+def _unknown(backend: Any) -> int | None:
+    """The id of what a vocabulary does not hold."""
+    model = json.loads(backend.to_str())["model"]
+    found = model.get("unk_id") if model["type"] == "Unigram" else backend.token_to_id(model.get("unk_token") or "")
+    return None if found is None else int(found)
 
 
 def _special_names(folder: Path) -> tuple[str, str]:
-    import json
-
     try:
         settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
         return settings["eos_token"], settings["sep_token"]

@@ -75,9 +75,12 @@ def save(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def export(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
-    """Write the Hugging Face files into an existing folder."""
+    """Write the Hugging Face files into an existing folder. Of what a model came with for generation (penalties, top-k, other
+    end tokens) nothing is handed on: whoever samples from the folder shall get the model's own distribution."""
+    from transformers import GenerationConfig
+
     _quiet()
-    model.generation_config.eos_token_id = tokenizer.end
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.end)
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save(folder)
 

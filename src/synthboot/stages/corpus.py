@@ -42,8 +42,8 @@ _REPLAY = len(_SPLITS)
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the corpus holds. records = documents + quarantined + dropped, summed over all of `dropped`. `account` says in
-    one line what was not kept as it came."""
+    """What the corpus holds. records = documents + quarantined + dropped, summed over all of `dropped`. `unknown_tokens` stand
+    for text that the tokenizer has no token for, which is lost. `account` says in one line what was not kept as it came."""
 
     records: int
     quarantined: int
@@ -59,6 +59,7 @@ class Corpus:
     pretrain_tokens: int
     vocab_size: int
     tokenizer_docs: int
+    unknown_tokens: int
     account: str
 
 
@@ -97,11 +98,12 @@ def corpus(
         chosen = order[sets == number]
         lengths[name] = _write_set(Shards(folder / name), spool, chosen, flagged, fitted, cfg.shard_docs, progress)
     head = tokens.Tokens.open(Shards(folder / "pool")).head(pretrain_docs)
+    unknown = _unknown(folder, names)
     result = Corpus(
         **asdict(ingested),
         renamed_ids=len(spool.renamed),
         dropped=dropped,
-        account=_account(ingested, len(spool.renamed), dropped),
+        account=_account(ingested, len(spool.renamed), dropped, unknown),
         flagged_docs=int(flagged[kept].sum()) if cfg.near_duplicates == "flag" else 0,
         documents={name: int((sets == number).sum()) for number, name in enumerate(names)},
         tokens=lengths,
@@ -109,12 +111,19 @@ def corpus(
         pretrain_tokens=head.num_tokens,
         vocab_size=fitted.vocab_size,
         tokenizer_docs=fitted_docs,
+        unknown_tokens=unknown,
     )
+    total = sum(lengths.values())
+    if result.unknown_tokens > total / 2:
+        raise DataError(
+            f"corpus.tokenizer: {tokenizer_name or cfg.tokenizer}: {result.unknown_tokens:,} of {total:,} tokens stand for "
+            f"text that it does not know; choose another, or `train`"
+        )
     write_json(folder / "corpus.json", asdict(result))
     return result
 
 
-def _account(found: Ingested, renamed: int, dropped: dict[str, int]) -> str:
+def _account(found: Ingested, renamed: int, dropped: dict[str, int], unknown: int) -> str:
     """What was not kept as it came, and why, in one line."""
     kept = found.records - found.quarantined - sum(dropped.values())
     why = f" ({counted(found.reasons)})" if found.quarantined else ""
@@ -125,7 +134,15 @@ def _account(found: Ingested, renamed: int, dropped: dict[str, int]) -> str:
     for what, ignored in (("files", found.ignored_files), ("values", found.ignored_values)):
         if ignored:
             said.append(f"{sum(ignored.values()):,} {what} ignored ({counted(ignored)})")
+    if unknown:
+        said.append(f"{unknown:,} tokens stand for text that the tokenizer does not know")
     return ", ".join(said)
+
+
+def _unknown(folder: Path, names: Sequence[str]) -> int:
+    """Unknown tokens in these sets."""
+    sets = [Shards(folder / name) for name in names]
+    return sum(shards.counts(number)["unknown"] for shards in sets for number, _ in enumerate(shards))
 
 
 def read_texts(folder: Path, name: str, docs: int | None = None) -> Iterator[documents.Document]:
@@ -269,7 +286,9 @@ def _write_set(
         columns = {name: [spool.row(int(i), name) for i in rows] for name in ("id", "metadata")}
         table = pa.table({**columns, "text": texts, "near_duplicate": flagged[rows].tolist()})
         pq.write_table(table, out / "documents.parquet", compression="zstd")
-        return {"docs": len(rows), "tokens": tokens.write(out, fitted.documents(texts), fitted.vocab_size)}
+        ids = fitted.documents(texts)
+        unknown = 0 if fitted.unknown is None else sum(found.count(fitted.unknown) for found in ids)
+        return {"docs": len(rows), "tokens": tokens.write(out, ids, fitted.vocab_size), "unknown": unknown}
 
     total = 0
     starts = range(0, max(1, len(chosen)), shard_docs)

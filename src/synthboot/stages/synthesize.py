@@ -29,7 +29,7 @@ from synthboot.data import tokenizer as tokenizers
 from synthboot.data.artifacts import Progress, Shards, silent
 from synthboot.data.tokens import Tokens
 from synthboot.engine import local
-from synthboot.errors import BudgetError
+from synthboot.errors import BudgetError, SamplingError
 from synthboot.lm.batches import d1_room
 from synthboot.lm.sample import Request, Result, Sampler, open_sampler
 
@@ -131,6 +131,11 @@ def _write_chunk(
 ) -> dict[str, Any]:
     asked = list(requests_of(job, corpus, tokenizer, chunk))
     results = engine.sample([request for _, _, request in asked])
+    if strange := {t for r in results for t in r.tokens} - (tokenizer.ids() - {tokenizer.end}):
+        raise SamplingError(
+            f"synthesize: the sampler gave token {min(strange)}, which cannot stand in a document of this tokenizer; does "
+            f"it run this synthesizer ({job.synthesizer})?"
+        )
     reasons = [verdict(r, job.cfg) for r in results]
     rows = {
         "d1": [d1 for d1, _, _ in asked],

@@ -12,7 +12,6 @@ LAMBADA and on 5-shot MMLU answers. Deviation: SciQ without its support text, si
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -23,11 +22,12 @@ import numpy as np
 from jaxtyping import Bool
 
 from synthboot import config
-from synthboot.data import documents, ngrams
+from synthboot.data import documents, ngrams, words
 from synthboot.errors import ConfigError, DataError
 
 WORLD, LM_EVAL = "world", "lm-eval:"
-SHARED_WORDS, LEAST_WORDS = 13, 8
+SHARED_WORDS, SHARED_LETTERS = 13, 20
+LEAST_WORDS, LEAST_LETTERS = 8, 24
 _LETTERS = "ABCDEFGHIJ"
 _SUFFIXES = (".jsonl.zst", ".jsonl.gz", ".jsonl")
 _FIELDS = {
@@ -70,8 +70,8 @@ GROUPS = {
 @dataclass(frozen=True)
 class Item:
     """One question: a model chooses among (context, continuation) or, for an open one, goes on from the only context.
-    `gold` counts the right continuation, `group` is what the report groups items by, and `bare` is the question and its right
-    answer without prompt and worked examples."""
+    `gold` counts the right continuation, `group` is what the report groups items by, and `bare` is the question without
+    prompt and worked examples, and its right answer where that stands after it."""
 
     id: str
     kind: str
@@ -80,7 +80,7 @@ class Item:
     gold: int
     answers: tuple[str, ...] = ()
     group: str = ""
-    bare: str = ""
+    bare: tuple[str, ...] = ("",)
 
 
 def names(cfg: config.Evaluate) -> list[str]:
@@ -181,23 +181,23 @@ def _item(row: dict[str, Any], where: str, known: Known, number: str) -> Item:
     identifier, group = str(row.get("id", number)), str(row.get("group", row.get("uid", "")))
     gold, answers, contexts = 0, tuple[str, ...](), tuple[str, ...]()
     if kind == "pair":
-        contexts, said, bare = ("",), [row["good"], row["bad"]], row["good"]
+        contexts, said, bare = ("",), [row["good"], row["bad"]], (row["good"],)
     elif kind == "cloze":
-        contexts, said, bare = (row["context"],), [" " + row["target"]], f"{row['context']} {row['target']}"
+        contexts, said, bare = (row["context"],), [" " + row["target"]], (f"{row['context']} {row['target']}",)
     elif kind == "open":
         if not row["answers"]:
             raise DataError(f'{where}: "answers" is empty')
         contexts, said, answers = (known.prompt.format(query=row["query"]),), [], tuple(map(str, row["answers"]))
-        bare = f"{row['query']} {answers[0]}"
+        bare = (row["query"], answers[0])
     else:
         options, gold = [str(o) for o in (row["context_options"] if kind == "context" else row["choices"])], row["gold"]
         if not isinstance(gold, int) or not 0 <= gold < len(options):
             raise DataError(f'{where}: "gold" is {gold!r}, and there are {len(options)} choices')
         if kind == "context":
             contexts, said = tuple(options), [" " + row["continuation"]] * len(options)
-            bare = f"{options[gold]} {row['continuation']}"
+            bare = (f"{options[gold]} {row['continuation']}",)
         else:
-            prompt, bare = known.prompt.format(query=row["query"]), f"{row['query']} {options[gold]}"
+            prompt, bare = known.prompt.format(query=row["query"]), (row["query"], options[gold])
             if known.letters:
                 marks = _LETTERS[: len(options)]
                 prompt = "\n".join([prompt, *(f"{m}. {o}" for m, o in zip(marks, options, strict=True)), "Answer:"])
@@ -209,35 +209,54 @@ def _item(row: dict[str, Any], where: str, known: Known, number: str) -> Item:
 def seen(
     items: Sequence[Item], texts: Iterable[str], n: int = SHARED_WORDS
 ) -> tuple[Bool[np.ndarray, " item"], Bool[np.ndarray, " item"]]:
-    """Which items share a run of `n` words with a text, letters and digits alone counting; and which are too short to
-    tell. An item of fewer than `n` words, but `LEAST_WORDS`, is looked for whole.
+    """Which items share a run of `n` words with a text; and which are too short to tell.
+
+    A word is what `data/words.py` calls one. Letters of scripts without spaces are less than a word, so that a run has
+    `SHARED_LETTERS` of them. An item with fewer is looked for whole, its question without the answer where that is enough: at
+    least `LEAST_WORDS` words, or words of `LEAST_LETTERS` letters in all. Symbols count where there are too few words without.
 
     Source: 13-gram decontamination, arXiv:2005.14165 (appendix C).
     """
     numbers: dict[str, int] = {}
 
-    def ids(text: str) -> np.ndarray:
-        return np.array([numbers.setdefault(w, len(numbers)) for w in re.findall(r"\w+", text.lower())], np.int64)
+    def ids(found: Sequence[str]) -> np.ndarray:
+        return np.array([numbers.setdefault(w, len(numbers)) for w in found], np.int64)
 
-    asked = [ids(item.bare) for item in items]
-    sizes = np.array([min(n, len(words)) for words in asked], np.int64)
     found = np.zeros(len(items), bool)
-    wanted = {
-        int(size): np.unique(np.concatenate([ngrams.hashes(asked[i], int(size)) for i in np.flatnonzero(sizes == size)]))
-        for size in np.unique(sizes[sizes >= LEAST_WORDS])
-    }
-    met: dict[int, list[np.ndarray]] = {size: [] for size in wanted}
+    wanted: dict[tuple[bool, int], dict[int, np.ndarray]] = {}
+    for number, item in enumerate(items):
+        looked_for = _needle(item, n)
+        if looked_for is not None:
+            symbols, size, run = looked_for
+            wanted.setdefault((symbols, size), {})[number] = ngrams.hashes(ids(run), size)
+    hashed = {key: np.unique(np.concatenate(list(group.values()))) for key, group in wanted.items()}
+    met: dict[tuple[bool, int], list[np.ndarray]] = {key: [] for key in wanted}
     for text in texts:
-        words = ids(text)
-        for size, hashed in wanted.items():
-            if len(words) >= size:
-                here = ngrams.hashes(words, size)
-                met[size].append(here[ngrams.contains(hashed, here)])
-    for size, hits in met.items():
-        shared = np.unique(np.concatenate([np.empty(0, np.uint64), *hits]))
-        for i in np.flatnonzero(sizes == size):
-            found[i] = ngrams.contains(shared, ngrams.hashes(asked[i], size)).any() if len(shared) else False
-    return found, sizes < LEAST_WORDS
+        for symbols in {symbols for symbols, _ in wanted}:
+            cut = ids(words.words(text, symbols))
+            for key in (key for key in wanted if key[0] == symbols and key[1] <= len(cut)):
+                here = ngrams.hashes(cut, key[1])
+                met[key].append(here[ngrams.contains(hashed[key], here)])
+    for key, group in wanted.items():
+        shared = np.unique(np.concatenate([np.empty(0, np.uint64), *met[key]]))
+        for number, runs in group.items():
+            found[number] = ngrams.contains(shared, runs).any()
+    told = {number for group in wanted.values() for number in group}
+    return found, np.array([number not in told for number in range(len(items))], bool)
+
+
+def _needle(item: Item, n: int) -> tuple[bool, int, list[str]] | None:
+    """What of an item to look for: whether symbols count, how many words make a run, and the words. None if it is too short."""
+    question, whole = item.bare[0], " ".join(item.bare)
+    for symbols in (False, True):
+        run = words.words(whole, symbols)
+        size = n if sum(map(len, run)) >= 2 * len(run) else max(n, SHARED_LETTERS)
+        if len(run) > size:
+            return symbols, size, run
+        for run in (words.words(question, symbols), run):
+            if len(run) >= LEAST_WORDS or sum(map(len, run)) >= LEAST_LETTERS:
+                return symbols, len(run), run
+    return None
 
 
 def _file(cfg: config.Evaluate, task: str, stem: str) -> Path:

@@ -15,7 +15,7 @@ from synthboot.data import documents, tasks
 from synthboot.errors import ConfigError
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
-VERSIONS = dict.fromkeys(STAGES, 3) | {"corpus": 2, "synthesize": 2, "evaluate": 3, "report": 2}
+VERSIONS = dict.fromkeys(STAGES, 3) | {"corpus": 3, "embed": 4, "synthesize": 2, "evaluate": 4, "analyze": 4, "report": 2}
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,5 @@
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,18 @@ def test_too_small_missing_and_corrupt(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CorruptArtifact, match="not a tokenizer"):
         tokenizer.load(tmp_path)
+
+
+def test_strings_without_spaces_take_time_in_proportion_and_ordinary_text_is_cut_as_ever() -> None:
+    from tokenizers import pre_tokenizers
+
+    rng = random.Random(0)
+    long = ["".join(rng.choice("ACGTXYZQ") for _ in range(20_000)) for _ in range(10)]
+    begun = time.process_time()
+    fitted = tokenizer.train(iter(long), 600)
+    (ids,) = fitted.encode(["".join(long)])
+    assert time.process_time() - begun < 6  # 0.7 s; without a bound about 16
+    assert fitted.decode(ids) == "".join(long)
+    ours, theirs = fitted.backend.pre_tokenizer, pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for text in [*TEXTS[:3], "don't  we'll\t\n x", "if x:\n        y += 1  # …", " " * 90 + "z", "हिन्दी 12,345.6", "a" * 128]:
+        assert ours.pre_tokenize_str(text) == theirs.pre_tokenize_str(text)

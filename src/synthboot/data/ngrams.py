@@ -170,14 +170,15 @@ def repeated_share(tokens: Integer[np.ndarray, " token"], n: int) -> float:
     return 1.0 - len(np.unique(values)) / len(values)
 
 
-def shingles(text: str) -> list[str]:
+def shingles(text: str, symbols: bool | None = None) -> list[str]:
     """The runs of words by which a text is compared: five words, more where a word tells little; of a shorter text all of
-    it; of a text without words none, and it is like no other.
+    it; of a text without words none, and it is like no other. `symbols` says whether symbols are words; unless given, they
+    are in a text that has more of them than letters.
 
     Where most runs come again and again, only the first four of a kind are one and the same and the others are numbered, so
     that texts of a few runs are alike only when they have about as many.
     """
-    found = words.words(text)
+    found = words.words(text, words.in_symbols(text) if symbols is None else symbols)
     runs = words.runs(found, words.run_length(found))
     if len(found) <= 4 * len(set(found)) or len(runs) <= 4 * len(set(runs)):  # the first is sooner known
         return runs
@@ -193,6 +194,14 @@ def jaccard(a: Iterable[str], b: Iterable[str]) -> float:
     first, second = set(a), set(b)
     union = len(first | second)
     return len(first & second) / union if union else 0.0
+
+
+def alike(a: str, b: str) -> float:
+    """The Jaccard similarity of two texts' shingles; where both say something by symbols, of those with symbols if it is less."""
+    plain = jaccard(shingles(a), shingles(b))
+    if not plain or not (words.with_symbols(a) and words.with_symbols(b)):
+        return plain
+    return min(plain, jaccard(shingles(a, True), shingles(b, True)))
 
 
 def signatures(texts: Sequence[str]) -> UInt32[np.ndarray, "doc perm"]:
@@ -235,7 +244,7 @@ def near_duplicate_groups(
     for a, b in sorted(found):
         if float(np.mean(signatures[a] == signatures[b])) < threshold - 0.15:
             continue
-        if jaccard(shingles(texts[a]), shingles(texts[b])) >= threshold:
+        if alike(texts[a], texts[b]) >= threshold:
             joined.append((a, b))
     pairs = np.array(joined, np.int64).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))

@@ -11,8 +11,9 @@ A word is a run of letters, marks and digits, and of everything that Unicode doe
 - a script without spaces between words, and Hangul, whose spaces are a matter of taste, is cut into letters with their marks,
 - so is a run of more than `LONGEST` letters: no language has such words, but sequences and encoded bytes do,
 - an emoji or another picture is a word, a Braille cell is a letter,
-- other symbols and punctuation are words where there is one to two words or more: that is not prose, and they are what it
-  says (code, formulas, tables). Prose with other commas stays the same words.
+- other symbols and punctuation are words on request, for texts that say something by them: `in_symbols` where there are more
+  of them than letters, `with_symbols` where there is one to two words or more, as in code and formulas. Prose with other
+  commas stays the same words.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ _WORD = rf"[{_LETTER}&&[{_SOLID}]]\p{{M}}*|[{_LETTER}--[{_SOLID}]]+"
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
 _OF_SOLID = regex.compile(rf"(?V1)[{_SOLID}]")
 _CLUSTER = regex.compile(r".\p{M}*", regex.DOTALL)
-# Each three ways: words, symbols, both. Most text needs no more than `re`, which is eight times as fast.
+# Each two ways: words, and words and symbols. Most text needs no more than `re`, which is eight times as fast.
 _PLAIN = r"\x00-\u02b8\u0370-\u0481\u048a-\u0587\u1e00-\u1fff\u2010-\u2027\u2030-\u205e\u20ac"
 _OTHER = re.compile(rf"[^{_PLAIN}]+")
-_SIGN = r"[^\w\s\x00-\x1f\x7f-\x9f]"
-_OF_PLAIN = [re.compile(p) for p in (r"\w+|[\xa6\xa9\xae\xb0]", _SIGN, rf"\w+|{_SIGN}")]
+_OF_PLAIN = [re.compile(p) for p in (r"\w+|[\xa6\xa9\xae\xb0]", r"\w+|[^\w\s\x00-\x1f\x7f-\x9f]")]
 _PICTURE = rf"[\p{{So}}--[{_CELL}{_GAP}]]"
-_OF_ANY = [regex.compile(f"(?V1){p}") for p in (rf"{_WORD}|{_PICTURE}", _MARK, rf"{_WORD}|{_MARK}")]
+_OF_ANY = [regex.compile(f"(?V1){p}") for p in (rf"{_WORD}|{_PICTURE}", rf"{_WORD}|{_MARK}")]
+_MARKS, _BYTE = regex.compile(f"(?V1){_MARK}"), re.compile(r"[\x00-\x7f]+")
 _SYMBOLS = string.punctuation.replace("_", "").encode()
 
 
@@ -59,44 +60,50 @@ def normal(text: str) -> str:
     return unicodedata.normalize("NFKC", text)  # folding can take a letter apart
 
 
-def words(text: str, symbols: bool | None = None) -> list[str]:
-    """The words of a text as it is compared. `symbols` says whether all symbols are words too, for a search whose answer
-    must not depend on what else the text holds; otherwise their number decides."""
-    text = normal(text)
-    found = _cut(text, 0)
-    if symbols or (symbols is None and 2 * _symbols(text) >= len(found)):
-        found = _cut(text, 2)
+def words(text: str, symbols: bool = False) -> list[str]:
+    """The words of a text as it is compared; all symbols too if so asked."""
+    found = _cut(normal(text), symbols)
     if found and max(map(len, found)) > LONGEST:
         found = [part for w in found for part in (_CLUSTER.findall(w) if len(w) > LONGEST else (w,))]
     return found
 
 
-def _cut(text: str, way: int) -> list[str]:
+def in_symbols(text: str) -> bool:
+    """Whether a text has more symbols than letters."""
+    return 2 * _symbols(text) > len(text) - text.count(" ") - text.count("\n")
+
+
+def with_symbols(text: str) -> bool:
+    """Whether a text has a symbol to two words or more."""
+    return 2 * _symbols(text) >= len(words(text))
+
+
+def _cut(text: str, symbols: bool) -> list[str]:
     if text.isascii():
-        return _OF_PLAIN[way].findall(text)
+        return _OF_PLAIN[symbols].findall(text)
     found: list[str] = []
     end = 0
     for other in _OTHER.finditer(text):
         if other.start() >= end:  # from the space before to the space after, for a word may be of both kinds
             start = text.rfind(" ", end, other.start()) + 1 or end
-            found += _OF_PLAIN[way].findall(text, end, start)
+            found += _OF_PLAIN[symbols].findall(text, end, start)
             end = text.find(" ", other.end())
             end = len(text) if end < 0 else end
-            found += _OF_ANY[way].findall(text, start, end)
-    return found + _OF_PLAIN[way].findall(text, end)
+            found += _OF_ANY[symbols].findall(text, start, end)
+    return found + _OF_PLAIN[symbols].findall(text, end)
 
 
 def _symbols(text: str) -> int:
     """How many symbols and punctuation marks a text has."""
-    if not text.isascii():
-        return len(_cut(text, 1))
-    return len(text) - len(text.encode().translate(None, _SYMBOLS))
+    ascii_ = text.encode("ascii", "ignore")
+    count = len(ascii_) - len(ascii_.translate(None, _SYMBOLS))
+    return count if text.isascii() else count + len(_MARKS.findall(_BYTE.sub("", text)))
 
 
 def terms(text: str) -> list[str]:
     """What a text is about, for a bag of words: its words; neighbouring letters of scripts without spaces as well; and runs
     of words where a word alone says little."""
-    found = words(text)
+    found = words(text, in_symbols(text))
     more: list[str] = []
     if not text.isascii():
         solid = [_OF_SOLID.match(w) is not None for w in found]

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """Near-copies, copied questions and neighbours in many scripts, by `data/words.py` and by the `\\w+` that was there before.
 
     for l in de ru ja zh_CN ko uk; do
@@ -112,7 +113,7 @@ def copies(texts: list[str], rng: random.Random) -> dict[str, float]:
 def questions(texts: list[str], rng: random.Random) -> dict[str, float]:
     """Recall and precision of the search for questions, and the share that is too short."""
     sentences = [s.strip() for t in texts for s in regex.split(r"[.!?。！？।۔؟։።།។\n]+", t)]
-    sentences = list(dict.fromkeys(s for s in sentences if 12 <= len(s) and len(s.encode()) >= 36 and len(s) <= 150))
+    sentences = list(dict.fromkeys(s for s in sentences if len(s) >= 12 and len(s.encode()) >= 36 and len(s) <= 150))
     sentences = [s for s in sentences if sum(s in t for t in texts) == 1]
     rng.shuffle(sentences)
     count = min(100, len(sentences) // 2)
@@ -167,7 +168,8 @@ def plain_terms(text: str) -> list[str]:
 def before() -> Iterator[None]:
     """Everything cuts words as it did."""
     with (
-        mock.patch.object(words, "words", plain), mock.patch.object(words, "with_symbols", lambda text: False), mock.patch.object(ngrams, "shingles", plain_shingles),
+        mock.patch.object(words, "words", plain), mock.patch.object(words, "with_symbols", return_value=False),
+        mock.patch.object(ngrams, "shingles", plain_shingles),
         mock.patch.object(embed, "terms", plain_terms), mock.patch.object(tasks, "SHARED_LETTERS", 13),
         mock.patch.object(tasks, "LEAST_LETTERS", 1 << 30),
     ):  # fmt: skip

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """Every script: near-copies are found, different texts kept, copied questions found, twins neighbours. Texts are made from a
 few sentences of each language; `benchmarks/languages.py` does it with real text."""
 

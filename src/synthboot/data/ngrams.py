@@ -197,7 +197,7 @@ def jaccard(a: Iterable[str], b: Iterable[str]) -> float:
 
 
 def alike(a: str, b: str) -> float:
-    """The Jaccard similarity of two texts' shingles; where both say something by symbols, of those with symbols if it is less."""
+    """The Jaccard similarity of two texts' shingles; with symbols if both say something by them and it is less."""
     plain = jaccard(shingles(a), shingles(b))
     if not plain or not (words.with_symbols(a) and words.with_symbols(b)):
         return plain

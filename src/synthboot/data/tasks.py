@@ -253,9 +253,9 @@ def _needle(item: Item, n: int) -> tuple[bool, int, list[str]] | None:
         size = n if sum(map(len, run)) >= 2 * len(run) else max(n, SHARED_LETTERS)
         if len(run) > size:
             return symbols, size, run
-        for run in (words.words(question, symbols), run):
-            if len(run) >= LEAST_WORDS or sum(map(len, run)) >= LEAST_LETTERS:
-                return symbols, len(run), run
+        for part in (words.words(question, symbols), run):
+            if len(part) >= LEAST_WORDS or sum(map(len, part)) >= LEAST_LETTERS:
+                return symbols, len(part), part
     return None
 
 

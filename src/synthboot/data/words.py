@@ -32,7 +32,29 @@ LONGEST = 40
 SHINGLE = 5
 """Words in a run by which texts are compared, where words tell enough."""
 _BITS = 3.7  # a word: five have 18.5 bits, more values than most texts have words
-_SCRIPTS = "Han Hira Kana Bopo Hang Yiii Nshu Tang Thai Laoo Khmr Mymr Tale Talu Lana Tavt Java Bali Xsux Egyp Hluw".split()
+_SCRIPTS = [
+    "Han",
+    "Hira",
+    "Kana",
+    "Bopo",
+    "Hang",
+    "Yiii",
+    "Nshu",
+    "Tang",
+    "Thai",
+    "Laoo",
+    "Khmr",
+    "Mymr",
+    "Tale",
+    "Talu",
+    "Lana",
+    "Tavt",
+    "Java",
+    "Bali",
+    "Xsux",
+    "Egyp",
+    "Hluw",
+]
 _SOLID = "".join(rf"\p{{scx={script}}}" for script in _SCRIPTS)
 _CELL = r"\u2801-\u28ff"  # Braille but for its blank
 _GAP = r"\u2800\u0f0b\u0f0c\u1361\U00010100\U0001039f\U000103d0\U0001091f"  # what is written for a space, Tibetan's above all

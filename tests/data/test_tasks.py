@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 import json
 from pathlib import Path
 from typing import Any

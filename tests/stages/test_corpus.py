@@ -128,6 +128,7 @@ def test_large_groups_are_held_out_no_more_often_than_others() -> None:
     rng, first = np.random.default_rng(0), 0
     for _ in range(300):  # one group of 50 among 50 single documents
         spool = object.__new__(stage.Spool)
+        spool.first = np.array([0, 100])
         spool.ids, spool.replay = rng.integers(0, 1 << 64, 100, np.uint64), np.zeros(100, bool)
         group = np.concatenate((np.zeros(50, np.int64), np.arange(1, 51)))
         cfg = config.Corpus(source="x", validation_docs=49, holdout_docs=1)

@@ -268,8 +268,8 @@ def _split(
         chosen = _filling(sizes[free].tolist(), docs)
         if chosen is None:
             raise BudgetError(
-                f"corpus.{name}: no groups of near-duplicates, which stay together, have {docs:,} documents in all; the largest "
-                f"of {len(sizes):,} has {sizes.max():,}; ask for another number, or --set corpus.near_duplicates=remove"
+                f"corpus.{name}: no groups of near-duplicates, which stay together, have {docs:,} documents in all; the "
+                f"largest of {len(sizes):,} has {sizes.max():,}; ask for another number, or --set corpus.near_duplicates=remove"
             )
         place[free[chosen]] = number
     sets = np.repeat(place, sizes)

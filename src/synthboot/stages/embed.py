@@ -1,6 +1,7 @@
 """One unit vector per document: text -> float16 vectors.
 
-`self` learns nothing from outside. Hashed words (`data/words.py` says of every script what one is), TF-IDF, a truncated SVD to twice the dimensions, and in that space a
+`self` learns nothing from outside. Hashed words (what one is, `data/words.py` says for every script), TF-IDF,
+a truncated SVD to twice the dimensions, and in that space a
 linear discriminant whose classes are the documents and whose samples are a document's two halves: directions in which the
 halves of one document agree and different documents do not. All of it is one matrix in the end, so that a document costs
 one sparse product. Memory is the fitting sample plus one batch.

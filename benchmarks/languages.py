@@ -91,7 +91,7 @@ def documents(place: Path, script: str, rng: random.Random) -> list[str]:
 
 def changed(text: str, rng: random.Random) -> str:
     """The text with one word in 80 replaced by another of its own, or one letter where it has few spaces."""
-    gap = " " if len(text) < 20 * text.count(" ") else ""
+    gap = next((g for g in " ་" if len(text) < 20 * text.count(g)), "")
     parts = text.split(" ") if gap else regex.findall(r"\X", text)
     for place in rng.sample(range(len(parts)), max(1, len(parts) // 80)):
         parts[place] = rng.choice(parts)
@@ -187,11 +187,13 @@ def measured(texts: list[str], seed: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", nargs="*", choices=NAMES, default=list(NAMES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="where to write the figures")
     args = parser.parse_args()
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for name, (language, script) in NAMES.items():
+    for name in args.only:
+        language, script = NAMES[name]
         place = args.folder / f"{name}.bz2"
         place = place if place.exists() else args.folder / name
         texts = documents(place, script, random.Random(args.seed)) if place.exists() else []

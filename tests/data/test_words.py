@@ -106,15 +106,16 @@ def test_symbols_are_words_on_request() -> None:
 
 def different(name: str, rng: random.Random, size: int) -> str:
     alphabet = {
-        "DNA": "ACGT", "bits": "01", "digits": "0123456789", "brainfuck": "+-<>[].,", "emoji": "😀😡👍👎🎉🔥💧🌍", "morse": ".- ",
-        "braille": "⠁⠃⠉⠙⠑⠋⠛⠓", "one letter": "aaaaaaaaaaab", "spaced bits": ["0 ", "1 "], "arrows": "←↑→↓", "hexagrams": "䷀䷁䷂䷃",
+        "DNA": "ACGT", "bits": "01", "digits": "0123456789", "brainfuck": "+-<>[].,", "emoji": "😀😡👍👎🎉🔥💧🌍",
+        "morse": ".- ", "braille": "⠁⠃⠉⠙⠑⠋⠛⠓", "spaced bits": ["0 ", "1 "], "arrows": "←↑→↓", "hexagrams": "䷀䷁䷂䷃",
         "protein": "ACDEFGHIKLMNPQRSTVWY", "brackets": "(.)",
     }[name]  # fmt: skip
     return "".join(rng.choice(alphabet) for _ in range(size))
 
 
 KINDS = [
-    "DNA", "bits", "digits", "brainfuck", "emoji", "morse", "braille", "spaced bits", "arrows", "hexagrams", "protein", "brackets"
+    "DNA", "bits", "digits", "brainfuck", "emoji", "morse", "braille", "spaced bits", "arrows", "hexagrams", "protein",
+    "brackets",
 ]  # fmt: skip
 
 

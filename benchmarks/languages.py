@@ -170,7 +170,7 @@ def before() -> Iterator[None]:
     with (
         mock.patch.object(words, "words", plain), mock.patch.object(words, "with_symbols", return_value=False),
         mock.patch.object(ngrams, "shingles", plain_shingles),
-        mock.patch.object(embed, "terms", plain_terms), mock.patch.object(tasks, "SHARED_LETTERS", 13),
+        mock.patch.object(embed, "terms", plain_terms), mock.patch.object(words, "weight", return_value=1.0),
         mock.patch.object(tasks, "LEAST_LETTERS", 1 << 30),
     ):  # fmt: skip
         yield

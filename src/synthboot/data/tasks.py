@@ -26,7 +26,7 @@ from synthboot.data import documents, ngrams, words
 from synthboot.errors import ConfigError, DataError
 
 WORLD, LM_EVAL = "world", "lm-eval:"
-SHARED_WORDS, SHARED_LETTERS = 13, 20
+SHARED_WORDS = 13
 LEAST_WORDS, LEAST_LETTERS = 8, 24
 _LETTERS = "ABCDEFGHIJ"
 _SUFFIXES = (".jsonl.zst", ".jsonl.gz", ".jsonl")
@@ -179,7 +179,7 @@ def _item(row: dict[str, Any], where: str, known: Known, number: str) -> Item:
     if missing:
         raise DataError(f'{where}: no "{missing[0]}" field')
     identifier, group = str(row.get("id", number)), str(row.get("group", row.get("uid", "")))
-    gold, answers, contexts = 0, tuple[str, ...](), tuple[str, ...]()
+    gold, answers, contexts, bare = 0, tuple[str, ...](), tuple[str, ...](), tuple[str, ...]()
     if kind == "pair":
         contexts, said, bare = ("",), [row["good"], row["bad"]], (row["good"],)
     elif kind == "cloze":
@@ -211,8 +211,8 @@ def seen(
 ) -> tuple[Bool[np.ndarray, " item"], Bool[np.ndarray, " item"]]:
     """Which items share a run of `n` words with a text; and which are too short to tell.
 
-    A word is what `data/words.py` calls one. Letters of scripts without spaces are less than a word, so that a run has
-    `SHARED_LETTERS` of them. An item with fewer is looked for whole, its question without the answer where that is enough: at
+    A word is what `data/words.py` calls one. Letters of scripts without spaces are less than a word, and a run has as many
+    more of them. An item with fewer is looked for whole, its question without the answer where that is enough: at
     least `LEAST_WORDS` words, or words of `LEAST_LETTERS` letters in all. Symbols count where there are too few words without.
 
     Source: 13-gram decontamination, arXiv:2005.14165 (appendix C).
@@ -250,7 +250,7 @@ def _needle(item: Item, n: int) -> tuple[bool, int, list[str]] | None:
     question, whole = item.bare[0], " ".join(item.bare)
     for symbols in (False, True):
         run = words.words(whole, symbols)
-        size = n if sum(map(len, run)) >= 2 * len(run) else max(n, SHARED_LETTERS)
+        size = round(n / words.weight(run))
         if len(run) > size:
             return symbols, size, run
         for part in (words.words(question, symbols), run):

@@ -63,6 +63,7 @@ _MARK = rf"[[\p{{P}}\p{{S}}]--[_{_CELL}{_GAP}]]"
 _WORD = rf"[{_LETTER}&&[{_SOLID}]]\p{{M}}*|[{_LETTER}--[{_SOLID}]]+"
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
 _OF_SOLID = regex.compile(rf"(?V1)[{_SOLID}]")
+_SYLLABLE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
 _CLUSTER = regex.compile(r".\p{M}*", regex.DOTALL)
 # Each two ways: words, and words and symbols. Most text needs no more than `re`, which is eight times as fast.
 _PLAIN = r"\x00-\u02b8\u0370-\u0481\u048a-\u0587\u1e00-\u1fff\u2010-\u2027\u2030-\u205e\u20ac"
@@ -98,6 +99,14 @@ def in_symbols(text: str) -> bool:
 def with_symbols(text: str) -> bool:
     """Whether a text has a symbol to two words or more."""
     return 2 * _symbols(text) >= len(words(text))
+
+
+def weight(found: Sequence[str]) -> float:
+    """How much of a word each of these is, about: 1; of single letters 2/3 (Han, kana, Hangul), 1/3 in scripts that spell
+    words out (Thai, Khmer, strings without spaces)."""
+    if sum(map(len, found)) >= 2 * len(found):
+        return 1.0
+    return 2 / 3 if 2 * sum(_SYLLABLE.match(w) is not None for w in found) > len(found) else 1 / 3
 
 
 def _cut(text: str, symbols: bool) -> list[str]:

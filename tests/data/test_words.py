@@ -57,11 +57,20 @@ def test_near_copies_are_found_and_different_texts_kept_in(language: str) -> Non
     assert len(set(group.tolist())) == 8
 
 
+def test_a_letter_is_less_than_a_word() -> None:
+    by_letter = {"Chinese": 2 / 3, "Japanese": 2 / 3, "Korean": 2 / 3} | dict.fromkeys(
+        ["Thai", "Lao", "Khmer", "Burmese"], 1 / 3
+    )
+    for language, sentence in SENTENCES.items():
+        assert words.weight(words.words(sentence)) == by_letter.get(language, 1), language
+    assert words.weight(words.words("ACGT" * 20)) == 1 / 3
+
+
 @pytest.mark.parametrize("language", SENTENCES)
 def test_a_copied_question_is_found_however_it_is_composed_in(language: str) -> None:
     question, *others = SENTENCES[language], *made(language, 3)
-    parts = words._CLUSTER.findall(question) if language in SOLID else re.findall("[^ ⠀]+[ ⠀]?", question)
-    short = "".join(parts[: len(parts) // 2])
+    parts = words._CLUSTER.findall(question) if language in SOLID else re.findall("[^ ⠀་]+[ ⠀་]?", question)
+    short = "".join(parts[: 2 * len(parts) // 3])
     asked = [tasks.Item(str(n), "open", ("",), (), 0, bare=(q, "42")) for n, q in enumerate([question, short, others[0]])]
     for form in ("NFC", "NFD", "NFKD"):
         text = f"{others[1]} {unicodedata.normalize(form, question)} 43 {others[2]}"

@@ -104,7 +104,7 @@ def with_symbols(text: str) -> bool:
 def weight(found: Sequence[str]) -> float:
     """How much of a word each of these is, about: 1; of single letters 2/3 (Han, kana, Hangul), 1/3 in scripts that spell
     words out (Thai, Khmer, strings without spaces)."""
-    if sum(map(len, found)) >= 2 * len(found):
+    if 2 * sum(_CLUSTER.fullmatch(w) is not None for w in found) <= len(found):
         return 1.0
     return 2 / 3 if 2 * sum(_SYLLABLE.match(w) is not None for w in found) > len(found) else 1 / 3
 

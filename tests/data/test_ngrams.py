@@ -78,9 +78,10 @@ def test_near_duplicates_are_exactly_those_above_the_threshold() -> None:
         texts.append(" ".join(words))
         texts.append(" ".join(edited(words, rng.choice([1, 2, 3, 6, 10]), rng)))
     group = ngrams.near_duplicate_groups(ngrams.signatures(texts), texts, 0.8)
+    shingles = [ngrams.shingles(t) for t in texts]
     for i in range(len(texts)):
         for j in range(i):
-            near = ngrams.jaccard(ngrams.shingles(texts[i]), ngrams.shingles(texts[j])) >= 0.8
+            near = ngrams.jaccard(shingles[i], shingles[j]) >= 0.8
             assert (group[i] == group[j]) == near
 
 

@@ -125,11 +125,18 @@ def test_no_groups_of_the_size_asked_for_is_an_error_at_once(tmp_path: Path) -> 
 def test_large_groups_are_held_out_no_more_often_than_others() -> None:
     from synthboot.stages import corpus as stage
 
+    class Hashed(stage.Spool):
+        """Documents of which only the hashes of their ids matter."""
+
+        def __init__(self, ids: np.ndarray) -> None:
+            self.ids, self.replay, self.first = ids, np.zeros(len(ids), bool), np.array([0, len(ids)])
+
+        def __getitem__(self, index: Any) -> Any:
+            return ""
+
     rng, first = np.random.default_rng(0), 0
     for _ in range(300):  # one group of 50 among 50 single documents
-        spool = object.__new__(stage.Spool)
-        spool.first = np.array([0, 100])
-        spool.ids, spool.replay = rng.integers(0, 1 << 64, 100, np.uint64), np.zeros(100, bool)
+        spool = Hashed(rng.integers(0, 1 << 64, 100, np.uint64))
         group = np.concatenate((np.zeros(50, np.int64), np.arange(1, 51)))
         cfg = config.Corpus(source="x", validation_docs=49, holdout_docs=1)
         kept = np.concatenate(([True], np.zeros(49, bool), np.ones(50, bool)))  # one of each

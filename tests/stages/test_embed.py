@@ -90,7 +90,7 @@ def test_scripts_without_spaces_are_counted_by_letters_and_their_neighbours() ->
 
 
 def test_halves_are_cut_in_the_middle_where_spaces_are_rare() -> None:
-    assert embed._halved("天地玄黄" * 40 + " 天") == ("天地玄黄" * 20, "天地玄黄" * 20 + " 天")
+    assert embed._halved("天地玄黄" * 40 + " 天黄") == ("天地玄黄" * 20 + "天", "地玄黄" + "天地玄黄" * 19 + " 天黄")
     assert embed._halved("one two three four") == ("one two three", " four")
 
 

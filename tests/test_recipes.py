@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from synthboot import api, loading, recipes
-from synthboot.data.artifacts import read_json, read_manifest
+from synthboot.data.artifacts import read_manifest
+from synthboot.data.disk import read_json
 from synthboot.errors import ConfigError
 from tests.conftest import run_folder, small_config
 

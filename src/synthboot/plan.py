@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from synthboot.config import Config
-from synthboot.data.artifacts import read_json
+from synthboot.data.disk import read_json
 from synthboot.engine import local
 from synthboot.pipeline import State
 from synthboot.recipes import Unit

@@ -17,7 +17,7 @@ from synthboot.lm import precision
 from synthboot.settings import READS, changed, view
 
 STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
-VERSIONS = dict.fromkeys(STAGES, 4) | {"corpus": 4, "synthesize": 4, "evaluate": 5, "report": 3}
+VERSIONS = dict.fromkeys(STAGES, 4) | {"corpus": 5, "embed": 5, "synthesize": 4, "evaluate": 6, "analyze": 5, "report": 3}
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 import gzip
 import json
 from pathlib import Path
@@ -178,3 +179,24 @@ def test_known_tasks_with_files_on_this_machine_can_be_read() -> None:
         assert len(items) == 20, name
         assert json.dumps([i.contexts for i in items])
         assert all(0 <= i.gold < max(1, len(i.continuations)) for i in items)
+
+
+def test_a_short_question_is_found_without_its_answer_and_by_symbols_where_it_has_few_words(tmp_path: Path) -> None:
+    rows = [
+        {"query": "中国的首都是哪座城市？", "choices": ["上海", "北京"], "gold": 1},
+        {"query": "日本で一番高い山は何ですか", "answers": ["富士山"]},
+        {"query": "대한민국의 수도는 어디입니까?", "answers": ["서울"]},
+        {"query": "Türkiye'nin başkenti neresidir?", "answers": ["Ankara"]},
+        {"query": "∫ x² dx = x³ / 3 + C", "answers": ["?"]},
+        {"query": "中国的首都在哪里", "answers": ["北京"]},  # another question
+    ]
+    items = asked(tmp_path, rows)
+    texts = ["问：中国的首都是哪座城市？答：北京。", "Q: 日本で一番高い山は何ですか。", "물음 대한민국의 수도는 어디입니까?"]
+    seen, short = tasks.seen(items, [*texts, "TÜRKİYE’nin başkenti neresidir".replace("İ", "i"), "so ∫ x² dx = x³/3 + C, and"])
+    assert seen.tolist() == [True] * 5 + [False]
+    assert not short.any()
+
+
+def test_a_run_that_chinese_questions_share_by_chance_is_longer_than_a_name(tmp_path: Path) -> None:
+    rows = [{"query": "中华人民共和国全国人民代表大会的常设机关是什么，它由多少人组成", "answers": ["常务委员会"]}]
+    assert not tasks.seen(asked(tmp_path, rows), ["他在中华人民共和国全国人民代表大会上讲话"])[0].any()

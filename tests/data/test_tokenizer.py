@@ -1,4 +1,6 @@
 import json
+import random
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -206,3 +208,18 @@ def test_the_corpus_counts_what_its_tokenizer_does_not_know_or_refuses_it(tmp_pa
     write_jsonl(tmp_path / "in.jsonl", rows)
     with pytest.raises(DataError, match=r"corpus.tokenizer: .*: 120 of 160 tokens stand for text that it does not know"):
         corpus(config.Corpus(**settings), "all", tmp_path / "other")
+
+
+def test_strings_without_spaces_take_time_in_proportion_and_ordinary_text_is_cut_as_ever() -> None:
+    from tokenizers import pre_tokenizers
+
+    rng = random.Random(0)
+    long = ["".join(rng.choice("ACGTXYZQ") for _ in range(20_000)) for _ in range(10)]
+    begun = time.process_time()
+    fitted = tokenizer.train(iter(long), 600)
+    (ids,) = fitted.encode(["".join(long)])
+    assert time.process_time() - begun < 6  # 0.7 s; without a bound about 16
+    assert fitted.decode(ids) == "".join(long)
+    ours, theirs = fitted.backend.pre_tokenizer, pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for text in [*TEXTS[:3], "don't  we'll\t\n x", "if x:\n        y += 1  # …", " " * 90 + "z", "हिन्दी 12,345.6", "a" * 128]:
+        assert ours.pre_tokenize_str(text) == theirs.pre_tokenize_str(text)

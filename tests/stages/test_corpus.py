@@ -3,6 +3,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from synthboot import config
@@ -90,6 +91,58 @@ def test_no_held_out_document_has_a_near_copy_in_training(tmp_path: Path, settin
     else:
         assert sum(result.documents.values()) == 360
         assert result.flagged_docs == 240
+
+
+def clusters(*sizes: int) -> list[dict[str, str]]:
+    """Groups of near-copies of these sizes."""
+    rng, rows = random.Random(7), []
+    for group, size in enumerate(sizes):
+        words = [f"w{rng.randrange(9_000)}" for _ in range(60)]
+        rows += [{"id": f"{group}-{n}", "text": " ".join([*words, f"end{n}"])} for n in range(size)]
+    return rows
+
+
+def split(folder: Path, rows: list[dict[str, str]], validation: int, holdout: int) -> list[list[str]]:
+    settings: dict[str, Any] = {"near_duplicates": "flag", "validation_docs": validation, "holdout_docs": holdout}
+    make(folder, rows, 100, **settings)
+    return [[d.id for d in read_texts(folder / "out", name)] for name in ("validation", "holdout", "pool")]
+
+
+@pytest.mark.parametrize("sizes", [(40, *[1] * 30), (20, 20, *[1] * 12), (6, 6, 6, 6, *[1] * 5), (2,) * 5 + (5,) * 3])
+def test_held_out_sets_have_the_size_asked_for_whatever_the_groups(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    sets = split(tmp_path, clusters(*sizes), 5, 6)
+    assert [len(s) for s in sets] == [5, 6, sum(sizes) - 11]
+    groups = [{name.split("-")[0] for name in s} for s in sets]
+    assert not groups[0] & groups[1]
+    assert not groups[2] & (groups[0] | groups[1])
+
+
+def test_no_groups_of_the_size_asked_for_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"corpus\.holdout_docs: no groups of near-duplicates, which stay together, have 7 "):
+        split(tmp_path, clusters(*[2] * 20), 4, 7)
+
+
+def test_large_groups_are_held_out_no_more_often_than_others() -> None:
+    from synthboot.stages import corpus as stage
+
+    class Hashed(stage.Spool):
+        """Documents of which only the hashes of their ids matter."""
+
+        def __init__(self, ids: np.ndarray) -> None:
+            self.ids, self.replay, self.first = ids, np.zeros(len(ids), bool), np.array([0, len(ids)])
+
+        def __getitem__(self, index: Any) -> Any:
+            return ""
+
+    rng, first = np.random.default_rng(0), 0
+    for _ in range(300):  # one group of 50 among 50 single documents
+        spool = Hashed(rng.integers(0, 1 << 64, 100, np.uint64))
+        group = np.concatenate((np.zeros(50, np.int64), np.arange(1, 51)))
+        cfg = config.Corpus(source="x", validation_docs=49, holdout_docs=1)
+        kept = np.concatenate(([True], np.zeros(49, bool), np.ones(50, bool)))  # one of each
+        order, _ = stage._split(spool, kept, group, cfg)
+        first += int(np.flatnonzero(order == 0)[0] < 25)
+    assert 110 < first < 185  # a half, by chance; nearly always where the least hash decides
 
 
 def test_without_grouping_near_copies_do_cross(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ Row = Mapping[str, object]
 @dataclass(frozen=True)
 class Item:
     """One question: a model chooses among (context, continuation) or, for an open one, goes on from the only context.
-    `gold` counts the right continuation, `group` is what the report groups items by, and `bare` is the question and its right
-    answer without prompt and worked examples."""
+    `gold` counts the right continuation, `group` is what the report groups items by, and `bare` is the question without
+    prompt and worked examples, and its right answer where that stands after it."""
 
     id: str
     kind: str
@@ -33,7 +33,7 @@ class Item:
     gold: int
     answers: tuple[str, ...] = ()
     group: str = ""
-    bare: str = ""
+    bare: tuple[str, ...] = ("",)
 
 
 class NoItem(ValueError):
@@ -47,21 +47,21 @@ def item(row: Row, number: str, prompt: str = "{query}", letters: bool = False) 
     said: list[str] = []
     if kind == "pair":
         contexts, said = ("",), [_text(row, "good"), _text(row, "bad")]  # the same in 7 of BLiMP's 67,000
-        bare = said[0]
+        bare: tuple[str, ...] = (said[0],)
     elif kind == "cloze":
         contexts, said = (_text(row, "context"),), [_text(row, "target")]
-        bare = contexts[0] + _after(contexts[0], said[0])
+        bare = (contexts[0] + _after(contexts[0], said[0]),)
     elif kind == "open":
         query, answers = _text(row, "query"), _answers(row)
-        contexts, bare = (prompt.format(query=query),), f"{query} {answers[0]}"
+        contexts, bare = (prompt.format(query=query),), (query, answers[0])
     elif kind == "context":
         contexts = tuple(_texts(row, "context_options"))
         said, gold = [_text(row, "continuation")] * len(contexts), _gold(row, contexts, "context_options")
-        bare = contexts[gold] + _after(contexts[gold], said[gold])
+        bare = (contexts[gold] + _after(contexts[gold], said[gold]),)
     else:
         query, options = _text(row, "query"), _texts(row, "choices")
         gold = _gold(row, options, "choices")
-        asked, bare, said = prompt.format(query=query), f"{query} {options[gold]}", options
+        asked, bare, said = prompt.format(query=query), (query, options[gold]), options
         if letters:
             if len(options) > len(LETTERS):
                 raise NoItem(f"{len(options)} choices, and there are {len(LETTERS)} letters")

@@ -6,19 +6,19 @@ Runs are hashed to 64 bits by one multiply-add per position, so that a whole cor
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer, UInt32, UInt64
 
+from synthboot.data import words
 from synthboot.data.tokens import Tokens
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 PERMUTATIONS = 126
-_WORD = re.compile(r"\w+")
 
 
 def hashes(tokens: Integer[np.ndarray, " token"], n: int) -> UInt64[np.ndarray, " ngram"]:
@@ -170,12 +170,23 @@ def repeated_share(tokens: Integer[np.ndarray, " token"], n: int) -> float:
     return 1.0 - len(np.unique(values)) / len(values)
 
 
-def shingles(text: str, n: int = 5) -> list[str]:
-    """The word n-grams of a text, lower case; of characters where the script does not put spaces between words."""
-    words = _WORD.findall(text.lower())
-    if words and sum(map(len, words)) > 15 * len(words):
-        words = list("".join(words))
-    return [" ".join(words[i : i + n]) for i in range(max(1, len(words) - n + 1))]
+def shingles(text: str, symbols: bool | None = None) -> list[str]:
+    """The runs of words by which a text is compared: five words, more where a word tells little; of a shorter text all of
+    it; of a text without words none, and it is like no other. `symbols` says whether symbols are words; unless given, they
+    are in a text that has more of them than letters.
+
+    Where most runs come again and again, only the first four of a kind are one and the same and the others are numbered, so
+    that texts of a few runs are alike only when they have about as many.
+    """
+    found = words.words(text, words.in_symbols(text) if symbols is None else symbols)
+    runs = words.runs(found, words.run_length(found))
+    if len(found) <= 4 * len(set(found)) or len(runs) <= 4 * len(set(runs)):  # the first is sooner known
+        return runs
+    times: Counter[str] = Counter()
+    for i, run in enumerate(runs):
+        times[run] += 1
+        runs[i] = run if times[run] <= 4 else f"{run} {times[run]}"
+    return runs
 
 
 def jaccard(a: Iterable[str], b: Iterable[str]) -> float:
@@ -183,6 +194,14 @@ def jaccard(a: Iterable[str], b: Iterable[str]) -> float:
     first, second = set(a), set(b)
     union = len(first | second)
     return len(first & second) / union if union else 0.0
+
+
+def alike(a: str, b: str) -> float:
+    """The Jaccard similarity of two texts' shingles; with symbols if both say something by them and it is less."""
+    plain = jaccard(shingles(a), shingles(b))
+    if not plain or not (words.with_symbols(a) and words.with_symbols(b)):
+        return plain
+    return min(plain, jaccard(shingles(a, True), shingles(b, True)))
 
 
 def signatures(texts: Sequence[str]) -> UInt32[np.ndarray, "doc perm"]:
@@ -225,7 +244,7 @@ def near_duplicate_groups(
     for a, b in sorted(found):
         if float(np.mean(signatures[a] == signatures[b])) < threshold - 0.15:
             continue
-        if jaccard(shingles(texts[a]), shingles(texts[b])) >= threshold:
+        if alike(texts[a], texts[b]) >= threshold:
             joined.append((a, b))
     pairs = np.array(joined, np.int64).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))

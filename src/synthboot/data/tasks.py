@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,12 +24,13 @@ import numpy as np
 from jaxtyping import Bool
 
 from synthboot import config
-from synthboot.data import documents, items, ngrams
+from synthboot.data import documents, items, ngrams, words
 from synthboot.data.items import Item
 from synthboot.errors import ConfigError, DataError
 
 WORLD, LM_EVAL = "world", "lm-eval:"
-SHARED_WORDS, LEAST_WORDS = 13, 8
+SHARED_WORDS = 13
+LEAST_WORDS, LEAST_LETTERS = 8, 24
 _SUFFIXES = (".jsonl.zst", ".jsonl.gz", ".jsonl")
 
 
@@ -195,35 +195,54 @@ def _checked(rows: Iterable[tuple[Any, str]], known: Known) -> list[_Question]:
 def seen(
     items: Sequence[Item], texts: Iterable[str], n: int = SHARED_WORDS
 ) -> tuple[Bool[np.ndarray, " item"], Bool[np.ndarray, " item"]]:
-    """Which items share a run of `n` words with a text, letters and digits alone counting; and which are too short to
-    tell. An item of fewer than `n` words, but `LEAST_WORDS`, is looked for whole.
+    """Which items share a run of `n` words with a text; and which are too short to tell.
+
+    A word is what `data/words.py` calls one. Letters of scripts without spaces are less than a word, and a run has as many
+    more of them. An item with fewer is looked for whole, its question without the answer where that is enough: at
+    least `LEAST_WORDS` words, or words of `LEAST_LETTERS` letters in all. Symbols count where there are too few words without.
 
     Source: 13-gram decontamination, arXiv:2005.14165 (appendix C).
     """
     numbers: dict[str, int] = {}
 
-    def ids(text: str) -> np.ndarray:
-        return np.array([numbers.setdefault(w, len(numbers)) for w in re.findall(r"\w+", text.lower())], np.int64)
+    def ids(found: Sequence[str]) -> np.ndarray:
+        return np.array([numbers.setdefault(w, len(numbers)) for w in found], np.int64)
 
-    asked = [ids(item.bare) for item in items]
-    sizes = np.array([min(n, len(words)) for words in asked], np.int64)
     found = np.zeros(len(items), bool)
-    wanted = {
-        int(size): np.unique(np.concatenate([ngrams.hashes(asked[i], int(size)) for i in np.flatnonzero(sizes == size)]))
-        for size in np.unique(sizes[sizes >= LEAST_WORDS])
-    }
-    met: dict[int, list[np.ndarray]] = {size: [] for size in wanted}
+    wanted: dict[tuple[bool, int], dict[int, np.ndarray]] = {}
+    for number, item in enumerate(items):
+        looked_for = _needle(item, n)
+        if looked_for is not None:
+            symbols, size, run = looked_for
+            wanted.setdefault((symbols, size), {})[number] = ngrams.hashes(ids(run), size)
+    hashed = {key: np.unique(np.concatenate(list(group.values()))) for key, group in wanted.items()}
+    met: dict[tuple[bool, int], list[np.ndarray]] = {key: [] for key in wanted}
     for text in texts:
-        words = ids(text)
-        for size, hashed in wanted.items():
-            if len(words) >= size:
-                here = ngrams.hashes(words, size)
-                met[size].append(here[ngrams.contains(hashed, here)])
-    for size, hits in met.items():
-        shared = np.unique(np.concatenate([np.empty(0, np.uint64), *hits]))
-        for i in np.flatnonzero(sizes == size):
-            found[i] = ngrams.contains(shared, ngrams.hashes(asked[i], size)).any() if len(shared) else False
-    return found, sizes < LEAST_WORDS
+        for symbols in {symbols for symbols, _ in wanted}:
+            cut = ids(words.words(text, symbols))
+            for key in (key for key in wanted if key[0] == symbols and key[1] <= len(cut)):
+                here = ngrams.hashes(cut, key[1])
+                met[key].append(here[ngrams.contains(hashed[key], here)])
+    for key, group in wanted.items():
+        shared = np.unique(np.concatenate([np.empty(0, np.uint64), *met[key]]))
+        for number, runs in group.items():
+            found[number] = ngrams.contains(shared, runs).any()
+    told = {number for group in wanted.values() for number in group}
+    return found, np.array([number not in told for number in range(len(items))], bool)
+
+
+def _needle(item: Item, n: int) -> tuple[bool, int, list[str]] | None:
+    """What of an item to look for: whether symbols count, how many words make a run, and the words. None if it is too short."""
+    question, whole = item.bare[0], " ".join(item.bare)
+    for symbols in (False, True):
+        run = words.words(whole, symbols)
+        size = round(n / words.weight(run))
+        if len(run) > size:
+            return symbols, size, run
+        for part in (words.words(question, symbols), run):
+            if len(part) >= LEAST_WORDS or sum(map(len, part)) >= LEAST_LETTERS:
+                return symbols, len(part), part
+    return None
 
 
 def _file(cfg: config.Evaluate, task: str, stem: str) -> Path:

@@ -26,6 +26,12 @@ FILE = "tokenizer.json"
 _CONTROL, _BYTE = re.compile(r"<\|.*\|>"), re.compile(r"<0x[0-9A-F]{2}>")
 _LETTERS = ["é", "ж", "字", "ア", "ह", "ع", "🙂"]
 """What any text may hold."""
+LONGEST = 128
+"""Characters in the longest piece that is merged as one. Training and encoding take the square of a piece's length."""
+_MANY = f"{{1,{LONGEST}}}"
+_PIECE = (  # GPT-2's, but for the bound
+    rf"'(?:[sdmt]|ll|ve|re)| ?\p{{L}}{_MANY}| ?\p{{N}}{_MANY}| ?[^\s\p{{L}}\p{{N}}]{_MANY}|\s{_MANY}(?!\S)|\s{_MANY}"
+)
 
 
 @dataclass(frozen=True)
@@ -93,13 +99,14 @@ class Tokenizer:
 
 def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE of at most `vocab_size` entries, the same for the same texts."""
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     if vocab_size < 258:
         raise ConfigError(f"corpus.vocab_size: {vocab_size} is too small; 256 bytes and 2 special tokens need 258")
     backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    split = pre_tokenizers.Split(Regex(_PIECE), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -12,7 +12,7 @@ from typing import Any
 
 from synthboot import config
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.artifacts import read_json
+from synthboot.data.disk import read_json
 from synthboot.errors import ConfigError, SamplingError
 from synthboot.lm.sample import Request, Result
 

@@ -2,10 +2,10 @@
 
 1. ingest: records in file order become spooled documents; bad ones are quarantined with file, line and reason,
 2. drop exact duplicates, remove or flag near-duplicates (MinHash),
-3. order everything by a hash of the id, groups of near-duplicates together: the first `validation_docs` are the
-   validation set, the next `holdout_docs` the holdout, the rest the pool, so that D_pretrain and the oracle's text are
-   nested heads of one pool and no held-out document has a near-copy in training; with `split_field` documents say
-   themselves where they go,
+3. order everything by a hash of the id, groups of near-duplicates together: the first groups that have `validation_docs`
+   are the validation set, then those that have `holdout_docs` the holdout, the rest the pool, so that D_pretrain and the
+   oracle's text are nested heads of one pool and no held-out document has a near-copy in training; with `split_field`
+   documents say themselves where they go,
 4. train the tokenizer on D_pretrain alone and write documents and tokens in shards.
 
 Memory is one shard of text plus about 600 bytes a document (signatures are memory-mapped).
@@ -185,20 +185,51 @@ def _deduplicate(
 def _split(
     spool: Spool, kept: np.ndarray, group: Int64[np.ndarray, " doc"], cfg: config.Corpus
 ) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " kept"]]:
-    """Kept documents by hash of their group's id, and the set (0 validation, 1 holdout, 2 pool) of each."""
-    key = np.full(int(group.max(initial=0)) + 1, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(key, group[~spool.replay], spool.ids[~spool.replay])
+    """Kept documents, groups in the order of a hash, and the set (0 validation, 1 holdout, 2 pool) of each. A set takes the
+    first groups that fill it; one that is too large for what is left comes later. Raises BudgetError where none fill it."""
     alive = np.flatnonzero(kept)
-    order = alive[np.lexsort((spool.ids[alive], key[group[alive]]))]
-    starts = np.concatenate(([True], np.diff(group[order]) != 0)) if len(order) else np.zeros(0, bool)
-    start_of = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0)) if len(order) else np.zeros(0, int)
-    last = cfg.validation_docs + cfg.holdout_docs
-    if len(order) <= last:
+    wanted = {"validation_docs": cfg.validation_docs, "holdout_docs": cfg.holdout_docs}
+    last = sum(wanted.values())
+    if len(alive) <= last:
         raise BudgetError(
-            f"corpus: {len(order):,} documents are left after cleaning, and {last:,} are asked for as validation_docs "
+            f"corpus: {len(alive):,} documents are left after cleaning, and {last:,} are asked for as validation_docs "
             f"and holdout_docs; lower these or add text"
         )
-    return order, (start_of >= cfg.validation_docs).astype(np.int64) + (start_of >= last)
+    key = np.zeros(int(group.max(initial=0)) + 1, np.uint64)  # a sum of hashes favours no size, as the least of them would
+    np.add.at(key, group[~spool.replay], spool.ids[~spool.replay])
+    order = alive[np.lexsort((spool.ids[alive], group[alive], key[group[alive]]))]
+    starts = np.flatnonzero(np.concatenate(([True], np.diff(group[order]) != 0)))
+    sizes = np.diff(np.append(starts, len(order)))
+    place = np.full(len(sizes), len(wanted))
+    for number, (name, docs) in enumerate(wanted.items()):
+        free = np.flatnonzero(place == len(wanted))
+        chosen = _filling(sizes[free].tolist(), docs)
+        if chosen is None:
+            raise BudgetError(
+                f"corpus.{name}: no groups of near-duplicates, which stay together, have {docs:,} documents in all; the "
+                f"largest of {len(sizes):,} has {sizes.max():,}; ask for another number, or --set corpus.near_duplicates=remove"
+            )
+        place[free[chosen]] = number
+    sets = np.repeat(place, sizes)
+    by_set = np.argsort(sets, kind="stable")
+    return order[by_set], sets[by_set]
+
+
+def _filling(sizes: Sequence[int], wanted: int) -> list[int] | None:
+    """Places of groups that have `wanted` documents in all, the first ones that do; None where there are none."""
+    reachable = [1]  # bit n: the groups from here to the last can have n documents in all
+    full = (1 << (wanted + 1)) - 1
+    for size in reversed(sizes):
+        more = reachable[-1] | (reachable[-1] << size) & full if size <= wanted else reachable[-1]
+        reachable.append(reachable[-1] if more == reachable[-1] else more)
+    if not reachable.pop() >> wanted & 1:
+        return None
+    chosen = []
+    for place, (size, after) in enumerate(zip(sizes, reversed(reachable), strict=True)):
+        if size <= wanted and after >> (wanted - size) & 1:
+            chosen.append(place)
+            wanted -= size
+    return chosen
 
 
 def _marks(spool: Spool, cfg: config.Corpus) -> Int64[np.ndarray, " doc"]:

@@ -1,6 +1,7 @@
 """One unit vector per document: text -> float16 vectors.
 
-`self` learns nothing from outside. Hashed words, TF-IDF, a truncated SVD to twice the dimensions, and in that space a
+`self` learns nothing from outside. Hashed words (what one is, `data/words.py` says for every script), TF-IDF,
+a truncated SVD to twice the dimensions, and in that space a
 linear discriminant whose classes are the documents and whose samples are a document's two halves: directions in which the
 halves of one document agree and different documents do not. All of it is one matrix in the end, so that a document costs
 one sparse product. Memory is the fitting sample plus one batch.
@@ -24,6 +25,7 @@ from synthboot import config
 from synthboot.data import documents
 from synthboot.data.artifacts import Progress, Shards, silent
 from synthboot.data.disk import write_bytes
+from synthboot.data.words import LONGEST, terms
 from synthboot.errors import ConfigError, DataError, unloadable
 
 
@@ -155,9 +157,10 @@ def _discriminant(
 
 
 def _halved(text: str) -> tuple[str, str]:
-    """A text's two halves, cut at a space where there is one."""
-    middle = text.find(" ", len(text) // 2)
-    middle = len(text) // 2 if middle < 0 else middle
+    """A text's two halves, cut at a space where one is near: the next may be far in a script that needs none."""
+    middle = len(text) // 2
+    space = text.find(" ", middle, middle + LONGEST)
+    middle = middle if space < 0 else space
     return text[:middle], text[middle:]
 
 
@@ -284,13 +287,10 @@ def _read_rows(path: str) -> tuple[list[str], np.ndarray]:
 
 
 def _count(texts: Iterable[str], features: int) -> Any:
-    """How often each hashed word stands in each text, a sparse matrix. A word is a run of letters; where a script puts no
-    spaces between words (Han, Kana, Thai, Lao, Khmer, Burmese), every letter is one."""
+    """How often each hashed term stands in each text, a sparse matrix."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    unspaced = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-    pattern = rf"(?u)[{unspaced}]|[^\W{unspaced}]+"
-    hasher = HashingVectorizer(n_features=features, norm=None, alternate_sign=False, token_pattern=pattern, dtype=np.float32)
+    hasher = HashingVectorizer(n_features=features, norm=None, alternate_sign=False, analyzer=terms, dtype=np.float32)
     return hasher.transform(texts)
 
 

@@ -118,7 +118,6 @@ def tiny_config(root: Path) -> dict[str, Any]:
         synthesize={"chunk": 8, "batch": 8, "max_tokens": 40, "keep_unfinished": True},
         arms={"repetition": {}, "sbp": {"synthetic": "related", "share": 0.2}},
         pretrain={"seeds": [0]},
-        evaluate={"bootstrap": 20},
         analyze={"docs": 10, "examples": 2},
     )
 

@@ -64,10 +64,16 @@ APART: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def tiny(kind: str, sizes: dict[str, Any], folder: Path) -> Any:
-    """A model of that layout with random weights, saved and continued from."""
+def fresh(kind: str, sizes: dict[str, Any]) -> Any:
+    """A model of that layout with random weights."""
+    layout: Any = CONFIG_MAPPING[kind]  # its fields are the layout's own
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](vocab_size=VOCAB, **sizes)).save_pretrained(folder)
+    return AutoModelForCausalLM.from_config(layout(vocab_size=VOCAB, **sizes))
+
+
+def tiny(kind: str, sizes: dict[str, Any], folder: Path) -> Any:
+    """The same, saved and continued from."""
+    fresh(kind, sizes).save_pretrained(folder)
     return models.build(config.Model(init_from=str(folder), seq_len=WINDOW), VOCAB, 0)
 
 
@@ -166,8 +172,7 @@ def test_a_broken_mask_is_caught() -> None:
 def test_windows_of_any_length_are_tried(window: int) -> None:
     """A window that the mask of packed rows does not hold, shorter than the rows of training."""
     sizes = LLAMA | {"max_position_embeddings": 512, "sliding_window": window}
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["mistral"](vocab_size=VOCAB, **sizes))
+    model = fresh("mistral", sizes)
     assert layouts.packs(model, 512)
     forward = model.forward
 
@@ -191,7 +196,7 @@ def test_trying_a_layout_leaves_no_trace() -> None:
     layouts.require_causal(model.train(), WINDOW, "here")
     layouts.packs(model, WINDOW)
     assert model.training
-    dropping = AutoModelForCausalLM.from_config(CONFIG_MAPPING["gpt2"](vocab_size=VOCAB, **GPT | {"embd_pdrop": 0.5}))
+    dropping = fresh("gpt2", GPT | {"embd_pdrop": 0.5})
     torch.manual_seed(7)
     layouts.require_causal(dropping.train(), WINDOW, "here")
     assert torch.equal(torch.rand(3), expected)

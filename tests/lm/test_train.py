@@ -251,6 +251,7 @@ def test_masked_documents_do_not_see_each_other(precision: torch.dtype) -> None:
         for weight in model.parameters():
             weight *= 3  # what stands before then matters
     inputs, targets = (torch.from_numpy(a.copy()) for a in (batch.inputs, batch.targets))
+    assert batch.positions is not None
     positions, module = torch.from_numpy(batch.positions), Loss(model, precision)
     mean, seeing = (float(module(inputs, targets, float(targets.numel()), m)[0].detach()) for m in (positions, None))
     rows = []

@@ -150,7 +150,7 @@ def sampling(name: str, device: torch.device, requests: int, tokens: int) -> dic
 
     with tempfile.TemporaryDirectory() as folder:
         models.save(models.build(size, VOCAB, 0), Path(folder) / "m", tokenizers.train(iter(["a few words"] * 10), 280))
-        engine = VllmSampler(Path(folder) / "m", 0, config.Synthesize(sampler="vllm", batch=256))
+        engine = VllmSampler(Path(folder) / "m", 0, config.Synthesize(sampler="vllm"), 256)
         figures["vllm"] = timed(counted(engine))
     return figures
 

@@ -75,12 +75,12 @@ def small_config(source: Path, root: Path, **changes: Any) -> dict[str, Any]:
         "model": {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "seq_len": 96},
         "budget": {"unique_tokens": 3_000, "train_tokens": 12_000},
         "optim": {"lr": 1e-2, "batch_tokens": 384, "evals": 4, "precision": "float32"},  # two runs must not measure apart
-        "engine": {"device": "cpu", "jobs": 2},
+        "engine": {"device": "cpu", "jobs": 2, "sample_batch": 8},
         "corpus": {"source": str(source), "vocab_size": 400, "validation_docs": 30, "holdout_docs": 30, "shard_docs": 64},
         "embed": {"dim": 32, "hash_features": 4_096},
         "pair": {"num_neighbors": 5},
         "tune": {"batch_tokens": 384, "max_tokens": 6_000},
-        "synthesize": {"chunk": 16, "batch": 8, "keep_unfinished": True, "dtype": "float32"},
+        "synthesize": {"chunk": 16, "keep_unfinished": True, "dtype": "float32"},
         "arms": {
             "repetition": {},
             "sbp": {"synthetic": "related", "share": 0.5},
@@ -115,7 +115,7 @@ def tiny_config(root: Path) -> dict[str, Any]:
         embed={"dim": 16, "hash_features": 2_048},
         pair={"num_neighbors": 4, "min_similarity": 0.5},
         tune={"batch_tokens": 384, "max_tokens": 1_500, "evals": 2},
-        synthesize={"chunk": 8, "batch": 8, "max_tokens": 40, "keep_unfinished": True},
+        synthesize={"chunk": 8, "max_tokens": 40, "keep_unfinished": True},
         arms={"repetition": {}, "sbp": {"synthetic": "related", "share": 0.2}},
         pretrain={"seeds": [0]},
         analyze={"docs": 10, "examples": 2},

@@ -96,7 +96,7 @@ def test_what_is_given_and_what_may_be_are_said_in_words(tmp_path: Path) -> None
         ("engine: {shard: maybe}", "line 7: engine.shard: got 'maybe'; it takes true or false"),
         ("evaluate: {group_field: 7}", "got 7; it takes text that is not empty, or nothing (null); in quotes it is text"),
         ("embed: {model: file}", "line 7: embed: `model: file` needs `path`, the file of vectors"),
-        ("synthesize: {server: {url: 'localhost'}}", "server.url: needs the form http://host:port/v1"),
+        ("engine: {server: {url: 'localhost'}}", "server.url: needs the form http://host:port/v1"),
         ("engine: {launch: \"srun 'x\"}", "engine.launch: no command line: No closing quotation"),
         ("pair: {min_similarity: 0.5, max_similarity: 0.4}", "pair: min_similarity 0.5 is not below max_similarity 0.4"),
         ("pretrain: {seeds: [1, -2]}", "seeds: got [1, -2]; it takes a list of a whole number from 0 to 4,294,967,295"),

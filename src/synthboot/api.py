@@ -129,7 +129,7 @@ class Synthesizer:
             self.tokenizer.end,
             temperature=settings.temperature,
             top_p=settings.top_p,
-            batch=settings.batch,
+            batch=self.config.engine.sample_batch,
             absent=self.tokenizer.absent(self.model.config.get_text_config().vocab_size),
         )
         room = min(window - len(prompt), settings.max_tokens or window)

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,13 +206,57 @@ def show(run_folder: Path, what: str, count: int, near: float | None, as_json: b
 
 
 @main.command(cls=Verb)
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("names", metavar="A [B ...]", nargs=-1, required=True)
+@click.option("--metric", help="Field of lm-eval's samples to compare; the first of each task unless given.")
+@click.option("--wanted", type=float, help="The difference to plan items and seeds for; the one found unless given.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def compare(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Put the scores of several runs, and the settings they differ in, side by side."""
+def compare(names: tuple[str, ...], metric: str | None, wanted: float | None, as_json: bool) -> None:
+    """Is A better than B? Or, of run folders: their scores, and the settings they differ in, side by side.
+
+    A and B are folders of lm-eval's --log_samples output, arms (RUN:ARM), or files with an item and a number a line. Several
+    seeds of each are joined by commas: A1,A2,A3 B1,B2,B3."""
+    if any(not (Path(name) / "01-corpus").is_dir() for name in names):
+        _compare_scores(names, metric, wanted, as_json)
+    else:
+        _compare_runs([Path(name) for name in names], as_json)
+
+
+def _compare_scores(names: tuple[str, ...], metric: str | None, wanted: float | None, as_json: bool) -> None:
+    from synthboot import comparison
+    from synthboot.errors import DataError
+
+    if len(names) != 2:
+        raise DataError(f"compare: two sides are compared, A and B, and {len(names)} were given; commas join seeds")
+    first, second = (name.split(",") for name in names)
+    found = comparison.compare(first, second, metric, wanted)
+    if as_json:
+        _say_json([asdict(row) for row in found])
+        return
+    rows = [
+        [
+            row.task,
+            f"{row.first:.4f}",
+            f"{row.second:.4f}",
+            f"{row.difference.value:+.4f} [{row.difference.low:+.4f}, {row.difference.high:+.4f}]",
+            f"{row.difference.p:.2g}",
+            f"{row.items:,}" + (f" ({row.unmatched:,} unmatched)" if row.unmatched else ""),
+            str(row.seeds),
+            f"{row.detectable:.4f}",
+            "-" if row.items_needed is None else f"{row.items_needed:,}",
+            "-" if row.seeds_needed is None else str(row.seeds_needed),
+        ]
+        for row in found
+    ]
+    header = ["task", "A", "B", "A - B", "p", "items", "seeds", "detectable", "items needed", "seeds needed"]
+    _print_table(header, rows)
+    if all(row.seeds == 1 for row in found):
+        _say("One seed of each: this is about these two models, and says nothing of how others trained alike would differ.")
+
+
+def _compare_runs(runs: list[Path], as_json: bool) -> None:
     from synthboot import show as shown
 
-    result = shown.compare(list(runs))
+    result = shown.compare(runs)
     if as_json:
         _say_json(result)
         return

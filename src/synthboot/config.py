@@ -114,8 +114,6 @@ class Optim(Section):
     """Share of `train_tokens` spent warming up (the paper: 5 %)."""
     batch_tokens: Count = 8_192
     """Tokens per optimizer step."""
-    micro_batch_tokens: Count | None = None
-    """Tokens per forward pass; gradients accumulate up to `batch_tokens`. The whole batch at once unless set."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """AdamW beta1."""
     beta2: float = Field(0.95, ge=0, lt=1)
@@ -124,6 +122,40 @@ class Optim(Section):
     """Largest gradient norm."""
     evals: Size = 20
     """Validation losses taken over a run; each comes with a checkpoint that can be resumed."""
+
+
+class Server(Section):
+    """An OpenAI-compatible completions endpoint: vLLM, SGLang, llama.cpp. Its key, if it wants one, is read from the
+    environment variable SYNTHBOOT_API_KEY."""
+
+    url: Url = "http://127.0.0.1:8000/v1"
+    """The address before `/completions`, with http:// or https://."""
+    model: Text = "synthesizer"
+    """The name that the server gave the model."""
+    concurrency: int = Field(32, ge=1, le=10_000)
+    """Requests under way at once."""
+    retries: int = Field(5, ge=0, le=20)
+    """Times that a request is tried again, after 1, 2, 4, ... seconds, where the server is busy, broken or gone."""
+    timeout: float = Field(600, gt=0, le=86_400)
+    """Seconds that a request may take, from the connection to the last byte of its answer."""
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _address(cls, url: object) -> object:
+        """Nothing of the address is told: where it is wrong it may hold a password."""
+        try:
+            parts = urlsplit(url) if isinstance(url, str) else None
+            known = parts is None or bool(parts.scheme in ("http", "https") and parts.hostname)
+            port = parts and parts.port
+        except ValueError:  # half of an IPv6 address, a port that is no number
+            known, port = False, None
+        if not known or port == 0 or any(c.isspace() or not c.isprintable() for c in str(url)):
+            raise ValueError("needs the form http://host:port/v1 or https://...")
+        if parts and (parts.username is not None or parts.password is not None):
+            raise ValueError("has a name or password in it; put the key into SYNTHBOOT_API_KEY")
+        if set("?#") & set(str(url)):
+            raise ValueError("ends in a query; only what stands before /completions is wanted")
+        return url
 
 
 class Engine(Section):
@@ -143,6 +175,15 @@ class Engine(Section):
     """With `processes`: every process holds a shard of the weights (FSDP2) rather than a copy (DDP)."""
     checkpoint_activations: Switch = False
     """Compute activations again in the backward pass rather than keep them: less memory, a third more time."""
+    micro_batch_tokens: Count | None = None
+    """Tokens per forward pass of training; gradients accumulate up to `optim.batch_tokens`. The whole batch at once unless
+    set."""
+    embed_batch: Size = 32
+    """sentence-transformers: texts in a batch, sorted by length beforehand."""
+    sample_batch: Size | None = None
+    """Rows decoded together; chosen from memory and a quick measurement unless set."""
+    server: Server = Server()
+    """Where the server is, for `synthesize.sampler: server`."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Let torch compile the blocks of a model that trains. It costs a minute or two before the first step, less when torch
     finds them in its cache; `auto`: on a GPU, where a run would take ten minutes or more. On a CPU the compiled
@@ -256,8 +297,6 @@ class Embed(Section):
     long: Literal["head", "windows"] = "head"
     """sentence-transformers: of a document longer than `max_tokens`, its head, or the mean over windows of `max_tokens`,
     weighted by their tokens."""
-    batch: Size = 32
-    """sentence-transformers: texts in a batch, sorted by length beforehand."""
     prompt: Annotated[str, Field(max_length=10_000)] = ""
     """sentence-transformers: put before every text. The same for all: related is a symmetric thing."""
 
@@ -356,40 +395,6 @@ class Tune(Section):
         return cells(self)
 
 
-class Server(Section):
-    """An OpenAI-compatible completions endpoint: vLLM, SGLang, llama.cpp. Its key, if it wants one, is read from the
-    environment variable SYNTHBOOT_API_KEY."""
-
-    url: Url = "http://127.0.0.1:8000/v1"
-    """The address before `/completions`, with http:// or https://."""
-    model: Text = "synthesizer"
-    """The name that the server gave the model."""
-    concurrency: int = Field(32, ge=1, le=10_000)
-    """Requests under way at once."""
-    retries: int = Field(5, ge=0, le=20)
-    """Times that a request is tried again, after 1, 2, 4, ... seconds, where the server is busy, broken or gone."""
-    timeout: float = Field(600, gt=0, le=86_400)
-    """Seconds that a request may take, from the connection to the last byte of its answer."""
-
-    @field_validator("url", mode="before")
-    @classmethod
-    def _address(cls, url: object) -> object:
-        """Nothing of the address is told: where it is wrong it may hold a password."""
-        try:
-            parts = urlsplit(url) if isinstance(url, str) else None
-            known = parts is None or bool(parts.scheme in ("http", "https") and parts.hostname)
-            port = parts and parts.port
-        except ValueError:  # half of an IPv6 address, a port that is no number
-            known, port = False, None
-        if not known or port == 0 or any(c.isspace() or not c.isprintable() for c in str(url)):
-            raise ValueError("needs the form http://host:port/v1 or https://...")
-        if parts and (parts.username is not None or parts.password is not None):
-            raise ValueError("has a name or password in it; put the key into SYNTHBOOT_API_KEY")
-        if set("?#") & set(str(url)):
-            raise ValueError("ends in a query; only what stands before /completions is wanted")
-        return url
-
-
 class Synthesize(Section):
     """Sampling S_pretrain from the synthesizer. Source: arXiv:2509.15248 (temperature 1, top-p 0.9 likely)."""
 
@@ -407,15 +412,11 @@ class Synthesize(Section):
     """Drop an output when more than this share of its 8-grams repeat an earlier one of it."""
     chunk: Size = 256
     """Requests per chunk, the unit that is committed and redone."""
-    batch: Size | None = None
-    """Rows decoded together; chosen from memory and a quick measurement unless set. Does not change what is sampled."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the weights and of the key-value cache while sampling; `auto`: as `optim.precision` chooses."""
     sampler: Literal["embedded", "vllm", "server"] = "embedded"
     """What samples: the built-in engine, vLLM in this process (pip install vllm), or a server that speaks OpenAI's
     completions, with the synthesizer already loaded."""
-    server: Server = Server()
-    """Where the server is, for `sampler: server`."""
 
     @model_validator(mode="after")
     def _room(self) -> Synthesize:

@@ -16,6 +16,7 @@ from synthboot.data.tokenizer import Tokenizer, load
 from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
 from synthboot.recipes import STAGES
+from synthboot.settings import default
 
 _COPY = 13
 
@@ -78,9 +79,9 @@ def compare(runs: list[Path]) -> dict[str, Any]:
             for arm, answers in found["groups"]["all"].items():
                 scores[str(run)][arm].setdefault("questions", {})[task] = answers
         manifest = artifacts.read_manifest(_need(run, "report"))
-        settings[str(run)] = artifacts.flat(manifest.reads["config"] if manifest else {})
+        settings[str(run)] = manifest.reads if manifest else {}
     keys = sorted(set().union(*settings.values()))
-    values = {key: [s.get(key) for s in settings.values()] for key in keys}
+    values = {key: [s.get(key, default(key)) for s in settings.values()] for key in keys}
     differences = {k: v for k, v in values.items() if any(x != v[0] for x in v) and k != "name"}
     return {"scores": scores, "differences": differences}
 

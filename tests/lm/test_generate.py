@@ -141,7 +141,7 @@ def test_a_saved_model_hands_on_no_way_of_generating(tmp_path: Path, tokenizer: 
     models.save(larger, tmp_path / "model", tokenizer)
     kept = GenerationConfig.from_pretrained(tmp_path / "model").to_diff_dict()
     assert set(kept) - {"transformers_version"} == {"eos_token_id"}
-    engine = sample.open_sampler(config.Synthesize(top_p=1.0), tmp_path / "model", tokenizer.end, "cpu")
+    engine = sample.open_sampler(config.Synthesize(top_p=1.0), config.Engine(device="cpu"), tmp_path / "model", tokenizer.end)
     drawn = engine.sample([Request((5, 6), i, 20) for i in range(40)])
     assert max(t for r in drawn for t in r.tokens) < tokenizer.vocab_size
 

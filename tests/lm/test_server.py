@@ -181,8 +181,8 @@ def start(folder: Path) -> Iterator[Callable[..., tuple[ServerSampler, Hostile]]
         servers.append(server)
         name = f"[{host}]" if ":" in host else host
         place = {"url": f"{scheme}://{name}:{server.port}/v1", "retries": 1, "timeout": TIMEOUT, **more}
-        cfg = config.Synthesize(sampler="server", server=config.Server(**place))
-        return ServerSampler(folder, 0, cfg), server
+        cfg = config.Synthesize(sampler="server")
+        return ServerSampler(folder, 0, cfg, config.Server(**place)), server
 
     yield make
     for server in servers:
@@ -330,7 +330,11 @@ def test_an_address_of_the_sixth_version_of_ip(start: Any) -> None:
 def test_an_address_that_is_none_is_refused_before_anything_runs(url: str) -> None:
     from synthboot import loading
 
-    raw = {"synthesize": {"sampler": "server", "server": {"url": url}}, "budget": {"unique_tokens": 1, "train_tokens": 1}}
-    with pytest.raises(ConfigError, match=r"synthesize.server.url: (needs the form|has a name|ends in)") as error:
+    raw = {
+        "synthesize": {"sampler": "server"},
+        "engine": {"server": {"url": url}},
+        "budget": {"unique_tokens": 1, "train_tokens": 1},
+    }
+    with pytest.raises(ConfigError, match=r"engine.server.url: (needs the form|has a name|ends in)") as error:
         loading.load({**raw, "name": "x", "corpus": {"source": "x"}})
     assert "pass" not in str(error.value).replace("password", "")

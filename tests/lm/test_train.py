@@ -380,6 +380,6 @@ def test_a_batch_that_does_not_fit_names_the_largest_that_would(
         return forward(self, input_ids=input_ids, **rest)
 
     monkeypatch.setattr(type(model.model), "forward", small)
-    with pytest.raises(TrainingError, match=r"64 tokens at once do not fit .* 32 do: set optim\.micro_batch_tokens=32"):
+    with pytest.raises(TrainingError, match=r"64 tokens at once do not fit .* 32 do: set engine\.micro_batch_tokens=32"):
         train(model, plan(), settings(), validate, tmp_path / "m", tokenizer)
     train(model, plan(1), settings(micro_batch_tokens=32, eval_steps=()), lambda m: 0.0, tmp_path / "n", tokenizer)

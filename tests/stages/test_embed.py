@@ -207,7 +207,7 @@ def random_transformer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_sentence_transformers_model_embeds(random_transformer: str) -> None:
-    embedder = embed.sentence_transformer(config.Embed(model=random_transformer, batch=3), "cpu")
+    embedder = embed.sentence_transformer(config.Embed(model=random_transformer), "cpu", batch=3)
     texts = ["short", "a somewhat longer text", "x " * 200, "", "short"]
     vectors = embedder(texts)
     assert vectors.shape == (5, 32)

@@ -31,9 +31,20 @@ def job(folder: Path, tokenizer: Tokenizer, **changes: Any) -> Job:
         tokens.write(folder / "corpus", documents, 280)
         models.save(small_model(), folder / "model", tokenizer)
         tokenizer.save(folder / "tokenizer")
-    settings = {"chunk": 10, "batch": 8, "max_tokens": 20, "min_tokens": 2, "keep_unfinished": True} | changes
+    settings = {"chunk": 10, "max_tokens": 20, "min_tokens": 2, "keep_unfinished": True} | changes
     cfg = config.Synthesize(**settings)
-    return Job(cfg, folder / "model", folder / "tokenizer", (folder / "corpus",), 12, 64, 1 / 3, 0, True, "cpu")
+    return Job(
+        cfg,
+        folder / "model",
+        folder / "tokenizer",
+        (folder / "corpus",),
+        12,
+        64,
+        1 / 3,
+        0,
+        True,
+        config.Engine(device="cpu", sample_batch=8),
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:

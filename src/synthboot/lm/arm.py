@@ -112,7 +112,7 @@ def train_arm(
         beta1=optim.beta1,
         beta2=optim.beta2,
         clip=optim.clip,
-        micro_batch_tokens=optim.micro_batch_tokens,
+        micro_batch_tokens=cfg.engine.micro_batch_tokens,
         optimizer=optim.optimizer,
         schedule=optim.schedule,
         decay_fraction=optim.decay_fraction,

@@ -81,7 +81,7 @@ def measure(cfg: config.Config, *_: object) -> dict[str, float]:
 
     device = models.device(cfg.engine.device)
     width, inner = _sizes(cfg.model)
-    rows = {"training": cfg.optim.micro_batch_tokens or cfg.optim.batch_tokens, "sampling": cfg.synthesize.batch or 64}
+    rows = {"training": cfg.engine.micro_batch_tokens or cfg.optim.batch_tokens, "sampling": cfg.engine.sample_batch or 64}
     found = {}
     for kind in undecided(cfg):
         most = int(_WORK[device.type] / (6 * width * inner))

@@ -74,19 +74,19 @@ class Sampler(Protocol):
         ...
 
 
-def open_sampler(cfg: config.Synthesize, folder: Path, end: int, device: str) -> Sampler:
-    """The sampler that `synthesize.sampler` names, over the model in `folder`."""
+def open_sampler(cfg: config.Synthesize, engine: config.Engine, folder: Path, end: int) -> Sampler:
+    """The sampler that `synthesize.sampler` names, over the model in `folder`; `engine` says where and how it works."""
     if cfg.sampler == "vllm":
         from synthboot.lm.vllm import VllmSampler
 
-        return VllmSampler(folder, end, cfg)
+        return VllmSampler(folder, end, cfg, engine.sample_batch)
     if cfg.sampler == "server":
         from synthboot.lm.server import ServerSampler
 
-        return ServerSampler(folder, end, cfg)
-    model = models.load(folder).to(models.device(device))
+        return ServerSampler(folder, end, cfg, engine.server)
+    model = models.load(folder).to(models.device(engine.device))
     absent = tokenizers.load(folder).absent(model.config.get_text_config().vocab_size)
-    options: Any = {"temperature": cfg.temperature, "top_p": cfg.top_p, "batch": cfg.batch, "dtype": cfg.dtype}
+    options: Any = {"temperature": cfg.temperature, "top_p": cfg.top_p, "batch": engine.sample_batch, "dtype": cfg.dtype}
     return sampler(model, end, **options, absent=absent)
 
 

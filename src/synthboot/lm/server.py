@@ -6,7 +6,7 @@ is tried again by itself, what the server did finish is kept meanwhile.
 
 The server is not trusted: an answer has a limit in time and in size, redirects are not followed, and
 what does not fit the request is an error rather than text of the corpus. The key goes to the host in
-`synthesize.server.url` and nowhere else: proxies and passwords that the environment names are not used.
+`engine.server.url` and nowhere else: proxies and passwords that the environment names are not used.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class _Refused(Exception):
 class ServerSampler:
     """A completions endpoint as a sampler. `folder` holds the tokenizer of the model that the server runs."""
 
-    def __init__(self, folder: Path, end: int, cfg: config.Synthesize) -> None:
-        self.end, self.cfg, self.server = end, cfg, cfg.server
+    def __init__(self, folder: Path, end: int, cfg: config.Synthesize, server: config.Server) -> None:
+        self.end, self.cfg, self.server = end, cfg, server
         self._tokenizer = tokenizers.load(folder)
-        self._address = f"{cfg.server.url.rstrip('/')}/completions"
+        self._address = f"{server.url.rstrip('/')}/completions"
         self._key = _key()
 
     def sample(self, requests: Sequence[Request]) -> list[Result]:
@@ -102,7 +102,7 @@ class ServerSampler:
                 await sleep(min(2.0 ** min(attempt, 10) if asked is None else asked, LONGEST_WAIT))
         reason = " ".join((reason.replace(self._key, "[key]") if self._key else reason).split())[:300]
         raise SamplingError(
-            f"synthesize.server: {self.server.url}: {reason} (tried {attempt + 1} times); "
+            f"engine.server: {self.server.url}: {reason} (tried {attempt + 1} times); "
             f"what is done is kept: run again when the server is well"
         )
 

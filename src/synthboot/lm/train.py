@@ -315,8 +315,8 @@ def _too_large(module: torch.nn.Module, batch: Batch, settings: Settings, group:
         part = Batch(batch.inputs[:rows], batch.targets[:rows], *cut)
         with contextlib.suppress(torch.OutOfMemoryError):
             _step(module, part, settings, group, device)
-            return f"{where}; {rows * width:,} do: set optim.micro_batch_tokens={rows * width}, which changes nothing else"
-    return f"{where}; lower optim.micro_batch_tokens (a row is {width:,}), or set engine.checkpoint_activations=true"
+            return f"{where}; {rows * width:,} do: set engine.micro_batch_tokens={rows * width}, which changes nothing else"
+    return f"{where}; lower engine.micro_batch_tokens (a row is {width:,}), or set engine.checkpoint_activations=true"
 
 
 def _step(

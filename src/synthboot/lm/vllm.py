@@ -20,13 +20,13 @@ from synthboot.lm.sample import Request, Result
 class VllmSampler:
     """A vLLM engine over the model in a folder. Seeds are per request, so results repeat on the same GPU and version."""
 
-    def __init__(self, folder: Path, end: int, cfg: config.Synthesize) -> None:
+    def __init__(self, folder: Path, end: int, cfg: config.Synthesize, batch: int | None = None) -> None:
         try:
             import vllm
         except ImportError:
             raise ConfigError("synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`") from None
         self._vllm: Any = vllm
-        self.folder, self.end, self.cfg = folder, end, cfg
+        self.folder, self.end, self.cfg, self.batch = folder, end, cfg, batch
         absent = tokenizers.load(folder).absent(int(read_json(folder / "config.json").get("vocab_size", 0)))
         self._bias = dict.fromkeys(absent, -100.0) or None  # the least that it takes
         self._engine: Any = None
@@ -48,7 +48,7 @@ class VllmSampler:
                 if self._engine is None:
                     self._engine = self._vllm.LLM(
                         model=str(self.folder), dtype=self.cfg.dtype, enable_prefix_caching=True, skip_tokenizer_init=True,
-                        max_num_seqs=self.cfg.batch or 256, trust_remote_code=False,
+                        max_num_seqs=self.batch or 256, trust_remote_code=False,
                         generation_config="vllm",  # not the model's own
                     )  # fmt: skip
                 outputs = self._engine.generate(prompts, settings, use_tqdm=False)
@@ -59,7 +59,7 @@ class VllmSampler:
                     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                     raise SamplingError(
                         f"synthesize: vLLM failed twice on these {len(requests):,} requests ({reason}); "
-                        f"what is done is kept: run again, with fewer rows (synthesize.batch) if memory ran out"
+                        f"what is done is kept: run again, with fewer rows (engine.sample_batch) if memory ran out"
                     ) from None
         return [self._result(found.outputs[0]) for found in outputs]
 

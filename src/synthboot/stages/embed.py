@@ -79,16 +79,18 @@ def embed(texts: Iterable[str], embedder: Embedder, progress: Progress = silent)
     return np.concatenate(rows) if rows else np.empty((0, 0), np.float16)
 
 
-def embedder(cfg: config.Embed, fitted: Path, device: str) -> Embedder:
+def embedder(cfg: config.Embed, fitted: Path, device: str, batch: int = 32) -> Embedder:
     """The configured embedder; `fitted` is where `self` was saved."""
-    return SelfEmbedder.load(fitted) if cfg.model == "self" else sentence_transformer(cfg, device)
+    return SelfEmbedder.load(fitted) if cfg.model == "self" else sentence_transformer(cfg, device, batch)
 
 
-def shard_embedder(folder: str, cfg: config.Embed, fitted: str, device: str) -> Callable[[tuple[int, int]], np.ndarray]:
+def shard_embedder(
+    folder: str, cfg: config.Embed, fitted: str, device: str, batch: int = 32
+) -> Callable[[tuple[int, int]], np.ndarray]:
     """In a worker: from (shard, at most so many documents) to the vectors of a shard of documents."""
     import pyarrow.parquet as pq
 
-    made = embedder(cfg, Path(fitted), device)
+    made = embedder(cfg, Path(fitted), device, batch)
 
     def vectors(wanted: tuple[int, int]) -> np.ndarray:
         shard, docs = wanted
@@ -181,7 +183,7 @@ def _load(cfg: config.Embed, device: str) -> Any:
         raise ConfigError(f"embed.model: {cfg.model}: {unloadable(error)}") from None
 
 
-def sentence_transformer(cfg: config.Embed, device: str) -> Embedder:
+def sentence_transformer(cfg: config.Embed, device: str, batch: int = 32) -> Embedder:
     """A sentence-transformers model as an embedder; bfloat16 on a GPU, all GPUs there are. Raises ConfigError where it
     cannot be had."""
     import torch
@@ -195,7 +197,7 @@ def sentence_transformer(cfg: config.Embed, device: str) -> Embedder:
         several = {"device": devices} if len(devices) > 1 else {}
         return np.asarray(
             model.encode(
-                list(texts), prompt=cfg.prompt or None, batch_size=cfg.batch, show_progress_bar=False,
+                list(texts), prompt=cfg.prompt or None, batch_size=batch, show_progress_bar=False,
                 normalize_embeddings=True, **several,
             ),
             np.float32,

@@ -48,7 +48,7 @@ class Job:
     d1_share: float
     seed: int
     conditional: bool
-    device: str
+    engine: config.Engine
 
 
 def synthesize(job: Job, budget_tokens: int, folder: Path, workers: int = 1, progress: Progress = silent) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _chunk_writer(job: Job, folder: Path) -> Callable[[int], dict[str, Any]]:
             return shards.counts(chunk)
         if not loaded:
             tokenizer = tokenizers.load(job.tokenizer)
-            engine = open_sampler(job.cfg, job.synthesizer, tokenizer.end, job.device)
+            engine = open_sampler(job.cfg, job.engine, job.synthesizer, tokenizer.end)
             loaded.extend((engine, tokenizer, Tokens.open(job.corpus).head(job.docs)))
         return shards.write(chunk, lambda out: _write_chunk(job, chunk, out, *loaded))
 

@@ -55,7 +55,7 @@ def embed(c: Context) -> Outcome:
             edges = [first + e for e in [*starts, docs]]
             found: Iterator[np.ndarray] = (own[edges[i] : edges[i + 1]] for i in missing)
         else:
-            given = (str(source / name), cfg, str(fitted), str(device(c.cfg.engine.device)))
+            given = (str(source / name), cfg, str(fitted), str(device(c.cfg.engine.device)), c.cfg.engine.embed_batch)
             found = local.imap(stage.shard_embedder, given, [(i, docs - starts[i]) for i in missing], c.workers)
         for i, vectors in zip(missing, found, strict=True):
             dim = shards.write(i, partial(_save_vectors, vectors))["dim"]
@@ -134,7 +134,7 @@ def synthesize(c: Context) -> Outcome:
     job = Job(
         c.cfg.synthesize, synthesizer, corpus_folder / "tokenizer", tuple(Shards(corpus_folder / "pool")),
         c.pretrain_docs, c.cfg.model.seq_len, c.cfg.tune.d1_share, c.cfg.seed,
-        conditional(c.variant), c.cfg.engine.device,
+        conditional(c.variant), c.cfg.engine,
     )  # fmt: skip
     counts = stage(job, c.budget_tokens, c.folder, c.workers, c.progress)
     prompts = counts["prompt_tokens"]

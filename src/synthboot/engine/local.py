@@ -191,16 +191,22 @@ def imap(
     try:
         names = [f"worker {i + 1}" for i in range(workers)]
         connections = {name: pool.start(name, _serve, setup, tuple(arguments), own_gpu=True) for name in names}
+        idle = list(connections.values())
         results: dict[int, Any] = {}
-        sent = sum(_send(connection, source) for connection in connections.values())
-        turn = 0
-        while turn < sent:
+        sent = turn = 0
+        while True:
+            # One slow worker must not let the others run ahead without end: their results are kept until its own is there.
+            while idle and sent - turn < 3 * workers and (item := next(source, None)):
+                _send(idle.pop(), item)
+                sent += 1
+            if turn == sent:
+                return
             for key, kind, value in pool.wait():
                 if kind != "progress":
                     raise value if kind == "failed" else WorkerDied(f"{key}: ended early")
                 number, result = value
                 results[number] = result
-                sent += _send(connections[key], source)
+                idle.append(connections[key])
             while turn in results:
                 yield results.pop(turn)
                 turn += 1
@@ -208,13 +214,9 @@ def imap(
         pool.close()
 
 
-def _send(connection: Connection, source: Iterator[tuple[int, Any]]) -> int:
-    item = next(source, None)
-    if item is None:
-        return 0
+def _send(connection: Connection, item: tuple[int, Any]) -> None:
     with suppress(BrokenPipeError, ConnectionResetError):  # it is dead, which `wait` tells with the reason
         connection.send(item)
-    return 1
 
 
 def _serve(setup: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], connection: Connection) -> None:

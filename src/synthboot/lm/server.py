@@ -72,7 +72,8 @@ class ServerSampler:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         # Nothing packed: a small answer could unpack to one of any size.
         headers["Accept-Encoding"] = "identity"
-        patience = httpx.Timeout(self.server.timeout, connect=min(_CONNECT, self.server.timeout))
+        # Well before the limit on the whole, which leaves a connection open that is half made.
+        patience = httpx.Timeout(self.server.timeout, connect=min(_CONNECT, self.server.timeout / 2))
         async with httpx.AsyncClient(
             headers=headers, timeout=patience, follow_redirects=False, trust_env=False,
             verify=ssl.create_default_context(), limits=httpx.Limits(max_connections=self.server.concurrency),

@@ -76,7 +76,7 @@ def small_config(source: Path, root: Path, **changes: Any) -> dict[str, Any]:
         "budget": {"unique_tokens": 3_000, "train_tokens": 12_000},
         "optim": {"lr": 1e-2, "batch_tokens": 384, "evals": 4, "precision": "float32"},  # two runs must not measure apart
         "engine": {"device": "cpu", "jobs": 2, "sample_batch": 8},
-        "corpus": {"source": str(source), "vocab_size": 400, "validation_docs": 30, "holdout_docs": 30, "shard_docs": 64},
+        "corpus": {"source": str(source), "vocab_size": 400, "validation_docs": 30, "test_docs": 30, "shard_docs": 64},
         "embed": {"dim": 32, "hash_features": 4_096},
         "pair": {"num_neighbors": 5},
         "tune": {"batch_tokens": 384, "max_tokens": 6_000},
@@ -110,7 +110,7 @@ def tiny_config(root: Path) -> dict[str, Any]:
         optim={"lr": 1e-2, "batch_tokens": 384, "evals": 3},
         corpus__vocab_size=300,
         corpus__validation_docs=12,
-        corpus__holdout_docs=8,
+        corpus__test_docs=8,
         corpus__shard_docs=40,
         embed={"dim": 16, "hash_features": 2_048},
         pair={"num_neighbors": 4, "min_similarity": 0.5},

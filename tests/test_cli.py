@@ -27,7 +27,7 @@ def config_file(finished: dict[str, Any], tmp_path: Path) -> str:
 def test_run_prints_the_comparison_the_verdict_and_where_the_report_lies(config_file: str, finished: dict[str, Any]) -> None:
     result = call("run", config_file)
     assert result.exit_code == 0
-    for word in ("repetition", "sbp", "oracle", "holdout loss", "bits/byte", "an anecdote"):
+    for word in ("repetition", "sbp", "oracle", "test loss", "bits/byte", "an anecdote"):
         assert word in result.stdout
     assert f"report: {run_folder(finished) / '10-report' / 'report.html'}" in result.stdout
 

@@ -135,7 +135,7 @@ import torch
 torch.set_num_threads(1)
 seen = Path(sys.argv[2])
 ALIKE = [
-    (r"\\d+", "#"), ("validation|holdout|pool", "set"), ("(base|tune|pretrain)/.*(work|best|last)", r"model/\\2"),
+    (r"\\d+", "#"), ("validation|test|pool", "set"), ("(base|tune|pretrain)/.*(work|best|last)", r"model/\\2"),
     (r".*/([^/]*)\\.tmp(/.*)?$", r"\\1.tmp"),  # what goes, goes the same way in every stage
 ]
 
@@ -275,7 +275,7 @@ def test_the_demo_killed_at_ten_points_ends_with_the_same_bytes(tmp_path: Path) 
         "engine": {"device": "cpu", "jobs": 1},
         "corpus": {
             "source": str(Path(__file__).parent.parent / "examples/data/arxiv_cs_6000.jsonl.zst"), "vocab_size": 2_048,
-            "validation_docs": 60, "holdout_docs": 60, "shard_docs": 1_024,
+            "validation_docs": 60, "test_docs": 60, "shard_docs": 1_024,
         },
         "tune": {"lr": 2e-3, "batch_tokens": 4_096, "max_tokens": 80_000},
         "synthesize": {"keep_unfinished": True, "chunk": 64},

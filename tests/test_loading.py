@@ -115,7 +115,7 @@ def test_what_is_given_and_what_may_be_are_said_in_words(tmp_path: Path) -> None
         ("- a\n- b\n", 'found ["a", "b"]'),
         ("just words", "found 'just words'"),
         ("name: a\nname: b\n", " line 2: name stands twice, first on line 1; keep one"),
-        ("pair:\n  reach: 1\n  search: ivf\n  reach: 1\n", " line 4: pair.reach stands twice, first on line 2"),
+        ("pair:\n  reach: 1\n  search: ivf\n  reach: 1\n", " line 4: pair.probe_radius stands twice, first on line 2"),
         ("a: &x {b: 1}\nc: {<<: *x, d: 1, d: 2}\n", " line 2: c.d stands twice"),
         ("a: !!python/object/apply:os.system [ls]\n", "os.system: tags are not read; write the value itself"),
         ("a: !!binary aGk=\n", " line 1: tag"),
@@ -207,7 +207,7 @@ def test_names_that_no_folder_should_have_are_refused(name: Any) -> None:
 
 MANY = [float(i + 1) for i in range(40)]
 SWEEPS: list[Any] = [{"share": [1.5]}, {"share": [0.5, 0.5]}, {"share": []}, {"lr": [float("nan")]}, {"x": [1]}, {"lr": [True]}]
-SWEEPS += [{"lr": ["1"]}, {"lr": 3}, {"passes": [1]}, {"lr": MANY, "weight_decay": MANY}, {"share": [1e-7, 1.0000001e-7]}]
+SWEEPS += [{"lr": ["1"]}, {"lr": 3}, {"epochs": [1]}, {"lr": MANY, "weight_decay": MANY}, {"share": [1e-7, 1.0000001e-7]}]
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)

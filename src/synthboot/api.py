@@ -99,7 +99,10 @@ class TextPairs:
         """`n` training pairs drawn at random: (d1, d2, similarity)."""
         train = self.pairs.only(TRAIN)
         chosen = np.random.default_rng(seed).permutation(len(train))[:n]
-        return [(self.texts[int(train.d1[i])], self.texts[int(train.d2[i])], float(train.similarity[i])) for i in chosen]
+        return [
+            (self.texts[int(train.d1[i])], self.texts[int(train.d2[i])], float(train.similarity[i]))
+            for i in chosen
+        ]
 
 
 class Synthesizer:
@@ -142,7 +145,9 @@ class Synthesizer:
 
         d1, d2 = (np.array(d) for d in self.tokenizer.documents([given, text]))
         special = (self.tokenizer.end, self.tokenizer.separator)
-        scores = score.pairs(self.model, [d1], [d2], self.config.model.seq_len, self.config.tune.d1_share, *special)
+        scores = score.pairs(
+            self.model, [d1], [d2], self.config.model.seq_len, self.config.tune.d1_share, *special
+        )
         return -float(scores.loss[0])
 
 
@@ -160,7 +165,8 @@ class Evaluation:
     def summary(self) -> str:
         """A line per arm and the verdict."""
         lines = [
-            f"{arm}: holdout loss {s['loss'][0]:.4f} [{s['loss'][1]:.4f}, {s['loss'][2]:.4f}]" for arm, s in self.arms.items()
+            f"{arm}: test loss {s['loss'][0]:.4f} [{s['loss'][1]:.4f}, {s['loss'][2]:.4f}]"
+            for arm, s in self.arms.items()
         ]
         return "\n".join([*lines, self.result["verdict"]])
 

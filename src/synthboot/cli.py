@@ -35,7 +35,7 @@ STAGE_HELP = {
     "tune": "Tune the synthesizer p(d2|d1).",
     "synthesize": "Sample the synthetic corpus.",
     "pretrain": "Train every arm from scratch.",
-    "evaluate": "Score every arm on the holdout.",
+    "evaluate": "Score every arm on the test set.",
     "analyze": "Measure the synthetic text beside the real.",
     "report": "Write the report page.",
 }
@@ -59,7 +59,10 @@ class Verb(click.Command):
                 sys.exit(2)
             except KeyboardInterrupt as stop:
                 with suppress(OSError):  # the terminal may be what went away
-                    _say("stopped; finished shards are kept, the same command goes on from there", err=True)
+                    _say(
+                        "stopped; finished shards are kept, the same command goes on from there",
+                        err=True,
+                    )
                 sys.exit(128 + stop.args[0] if stop.args else 130)
 
 
@@ -83,7 +86,13 @@ def main() -> None:
 
 def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
-    @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a setting, e.g. pair.num_neighbors=8.")
+    @click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a setting, e.g. pair.num_neighbors=8.",
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     @wraps(function)
     def wrapped(config_file: Path, sets: tuple[str, ...], as_json: bool, **rest: Any) -> Any:
@@ -102,7 +111,11 @@ def run(cfg: Config, as_json: bool) -> None:
 
 
 def _stage_verb(stage: str) -> None:
-    @main.command(stage, cls=Verb, help=f"{STAGE_HELP[stage]} Makes what it reads first, where that is missing or stale.")
+    @main.command(
+        stage,
+        cls=Verb,
+        help=f"{STAGE_HELP[stage]} Makes what it reads first, where that is missing or stale.",
+    )
     @_configured
     def verb(cfg: Config, as_json: bool) -> None:
         _execute(cfg, stage, as_json)
@@ -115,7 +128,9 @@ for _stage in STAGE_HELP:
 
 @main.command(cls=Verb)
 @_configured
-@click.option("--dry-run", is_flag=True, help="Only say how many pairs each alpha would give, from a sample.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only say how many pairs each alpha would give, from a sample."
+)
 def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
     """Find related documents. Makes what it reads first, where that is missing or stale."""
     if not dry_run:
@@ -137,7 +152,10 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
         ]
         for r in told["table"]
     ]  # fmt: skip
-    _print_table(["alpha", "pairs", "per document", "documents", "near-duplicates", "random pairs above"], rows)
+    _print_table(
+        ["alpha", "pairs", "per document", "documents", "near-duplicates", "random pairs above"],
+        rows,
+    )
     _say(
         f"from {told['sampled']:,} of {told['docs']:,} documents, near-duplicates taken off, caps and held-out documents not; "
         f"min_similarity now gives {told['alpha']:.3f} ({told['why']})"
@@ -181,7 +199,16 @@ def status(run_folder: Path, as_json: bool) -> None:
         return
     _print_table(
         ["artifact", "status", "tokens", "seconds", "peak memory"],
-        [[r["unit"], r["status"], _count(r["tokens"]), _count(r["seconds"]), _size(r["peak_memory_bytes"])] for r in rows],
+        [
+            [
+                r["unit"],
+                r["status"],
+                _count(r["tokens"]),
+                _count(r["seconds"]),
+                _size(r["peak_memory_bytes"]),
+            ]
+            for r in rows
+        ],
     )
 
 
@@ -207,10 +234,18 @@ def show(run_folder: Path, what: str, count: int, near: float | None, as_json: b
 
 @main.command(cls=Verb)
 @click.argument("names", metavar="A [B ...]", nargs=-1, required=True)
-@click.option("--metric", help="Field of lm-eval's samples to compare; the first of each task unless given.")
-@click.option("--wanted", type=float, help="The difference to plan items and seeds for; the one found unless given.")
+@click.option(
+    "--metric", help="Field of lm-eval's samples to compare; the first of each task unless given."
+)
+@click.option(
+    "--wanted",
+    type=float,
+    help="The difference to plan items and seeds for; the one found unless given.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def compare(names: tuple[str, ...], metric: str | None, wanted: float | None, as_json: bool) -> None:
+def compare(
+    names: tuple[str, ...], metric: str | None, wanted: float | None, as_json: bool
+) -> None:
     """Is A better than B? Or, of run folders: their scores, and the settings they differ in, side by side.
 
     A and B are folders of lm-eval's --log_samples output, arms (RUN:ARM), or files with an item and a number a line. Several
@@ -221,12 +256,16 @@ def compare(names: tuple[str, ...], metric: str | None, wanted: float | None, as
         _compare_runs([Path(name) for name in names], as_json)
 
 
-def _compare_scores(names: tuple[str, ...], metric: str | None, wanted: float | None, as_json: bool) -> None:
+def _compare_scores(
+    names: tuple[str, ...], metric: str | None, wanted: float | None, as_json: bool
+) -> None:
     from synthboot import comparison
     from synthboot.errors import DataError
 
     if len(names) != 2:
-        raise DataError(f"compare: two sides are compared, A and B, and {len(names)} were given; commas join seeds")
+        raise DataError(
+            f"compare: two sides are compared, A and B, and {len(names)} were given; commas join seeds"
+        )
     first, second = (name.split(",") for name in names)
     found = comparison.compare(first, second, metric, wanted)
     if as_json:
@@ -247,10 +286,23 @@ def _compare_scores(names: tuple[str, ...], metric: str | None, wanted: float | 
         ]
         for row in found
     ]
-    header = ["task", "A", "B", "A - B", "p", "items", "seeds", "detectable", "items needed", "seeds needed"]
+    header = [
+        "task",
+        "A",
+        "B",
+        "A - B",
+        "p",
+        "items",
+        "seeds",
+        "detectable",
+        "items needed",
+        "seeds needed",
+    ]
     _print_table(header, rows)
     if all(row.seeds == 1 for row in found):
-        _say("One seed of each: this is about these two models, and says nothing of how others trained alike would differ.")
+        _say(
+            "One seed of each: this is about these two models, and says nothing of how others trained alike would differ."
+        )
 
 
 def _compare_runs(runs: list[Path], as_json: bool) -> None:
@@ -260,8 +312,14 @@ def _compare_runs(runs: list[Path], as_json: bool) -> None:
     if as_json:
         _say_json(result)
         return
-    entries = [(run, arm, entry) for run, scores in result["scores"].items() for arm, entry in scores.items()]
-    tasks = list(dict.fromkeys(task for *_, entry in entries for task in entry.get("questions", {})))
+    entries = [
+        (run, arm, entry)
+        for run, scores in result["scores"].items()
+        for arm, entry in scores.items()
+    ]
+    tasks = list(
+        dict.fromkeys(task for *_, entry in entries for task in entry.get("questions", {}))
+    )
     rows = [
         [
             run, arm, _with_interval(e["loss"]), f"{e['bits_per_byte'][0]:.4f}", _share(e), _against_repetition(e),
@@ -269,10 +327,13 @@ def _compare_runs(runs: list[Path], as_json: bool) -> None:
         ]
         for run, arm, e in entries
     ]  # fmt: skip
-    _print_table(["run", "arm", "holdout loss", "bits/byte", "oracle share", "against repetition", *tasks], rows)
+    _print_table(
+        ["run", "arm", "test loss", "bits/byte", "oracle share", "against repetition", *tasks], rows
+    )
     if result["differences"]:
         _print_table(
-            ["setting", *result["scores"]], [[key, *map(str, values)] for key, values in result["differences"].items()]
+            ["setting", *result["scores"]],
+            [[key, *map(str, values)] for key, values in result["differences"].items()],
         )
 
 
@@ -286,10 +347,14 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
     stale = {
         n: s
         for n, s in todo.items()
-        if s.status == "stale" and not s.reasons[0].endswith((" changed", "stale", "missing", "partial"))
+        if s.status == "stale"
+        and not s.reasons[0].endswith((" changed", "stale", "missing", "partial"))
     }
     for name, s in stale.items():
-        _say(f"{name}: stale ({', '.join(s.reasons)}); it and what reads it will be rebuilt", err=True)
+        _say(
+            f"{name}: stale ({', '.join(s.reasons)}); it and what reads it will be rebuilt",
+            err=True,
+        )
     with _progress(len(todo)) as tell:
         pipeline.run(cfg, target, tell)
     scores = units[target].folder(cfg.folder) if target in units else None
@@ -303,7 +368,9 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
     elif as_json:
         _say_json({name: states[name].status for name in units})
     else:
-        _say(f"{target}: done, {len(todo)} artifacts made, {len(units) - len(todo)} were there ({cfg.folder})")
+        _say(
+            f"{target}: done, {len(todo)} artifacts made, {len(units) - len(todo)} were there ({cfg.folder})"
+        )
     if target == "report" and scores is not None and not as_json:
         _say(f"report: {scores / 'report.html'}")
 
@@ -313,7 +380,13 @@ class _progress:
 
     def __init__(self, total: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal
@@ -339,7 +412,9 @@ class _progress:
             done, words = value
             self.bars.update(self.tasks[name], completed=done, words=one_line(words))
         elif kind == "note":
-            self.console.print(one_line(f"{name}: {value}"), markup=False, highlight=False, soft_wrap=True)
+            self.console.print(
+                one_line(f"{name}: {value}"), markup=False, highlight=False, soft_wrap=True
+            )
         elif kind == "done":
             self.done += 1
             self.bars.remove_task(self.tasks[name])
@@ -370,15 +445,24 @@ def _print_scores(result: dict[str, Any]) -> None:
             [
                 arm, _with_interval(entry["loss"]), f"{result[other]['arms'][arm]['loss'][0]:.4f}",
                 f"{entry['perplexity'][0]:.2f}", f"{entry['bits_per_byte'][0]:.4f}", _share(entry),
-                f"{ledger['real_passes']:.1f} x {_count(ledger['unique_real_tokens'])}",
+                f"{ledger['real_epochs']:.1f} x {_count(ledger['unique_real_tokens'])}",
                 _count(ledger["synthetic_tokens"]),
             ]
         )  # fmt: skip
-    header = ["arm", f"holdout loss ({result['checkpoint']})", f"({other})", "perplexity", "bits/byte", "oracle share"]
+    header = [
+        "arm",
+        f"test loss ({result['checkpoint']})",
+        f"({other})",
+        "perplexity",
+        "bits/byte",
+        "oracle share",
+    ]
     _print_table([*header, "real text", "synthetic"], rows)
     if result["questions"]:
         asked = {task: found["groups"]["all"] for task, found in result["questions"].items()}
-        answered = [[arm, *(_right(by_arm[arm]) for by_arm in asked.values())] for arm in chosen["arms"]]
+        answered = [
+            [arm, *(_right(by_arm[arm]) for by_arm in asked.values())] for arm in chosen["arms"]
+        ]
         _print_table(["answered right", *asked], answered)
     _say(result["verdict"])
 
@@ -389,7 +473,9 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     cells = [[one_line(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     for row in [cells[0], ["-" * width for width in widths], *cells[1:]]:
-        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        padded = (
+            cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)
+        )
         _say("  ".join(padded).rstrip(" "))
 
 
@@ -403,7 +489,9 @@ def _print_example(example: dict[str, Any]) -> None:
     console = Console()
     panels = []
     for title, parts in example["texts"].items():
-        text = Text(overflow="fold")  # lines without spaces go on in the next, rather than end in dots
+        text = Text(
+            overflow="fold"
+        )  # lines without spaces go on in the next, rather than end in dots
         for part, mark in parts:
             text.append(safe(part), style=("", "bold yellow", "bold red")[mark])
         panels.append(Panel(text, title=Text(one_line(title))))
@@ -452,7 +540,7 @@ def _against_repetition(entry: dict[str, Any]) -> str:
 
 
 def _right(answers: dict[str, Any] | None) -> str:
-    return "" if answers is None else "{:.1%} [{:.1%}, {:.1%}]".format(*answers["right"])
+    return "" if answers is None else "{:.1%} [{:.1%}, {:.1%}]".format(*answers["acc"])
 
 
 def _count(number: float | None) -> str:

@@ -14,13 +14,27 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from synthboot.errors import UndeclaredSetting
-from synthboot.schema import Command, Count, Name, Seed, Size, Sources, Switch, Text, Url, cells, given
+from synthboot.schema import (
+    Command,
+    Count,
+    Name,
+    Seed,
+    Size,
+    Sources,
+    Switch,
+    Text,
+    Url,
+    given,
+    trials,
+)
 
 
 class Section(BaseModel):
     """Base of all sections: frozen, documented, no unknown keys, nothing taken for what it is not (`true` for 1)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
     _given = model_validator(mode="before")(given)
 
     def holding(self, values: Mapping[str, Any]) -> Any:
@@ -34,7 +48,9 @@ class Section(BaseModel):
 
         def __getattr__(self, name: str) -> Any:
             if name in type(self).model_fields:
-                raise UndeclaredSetting(f"{type(self).__name__.lower()}.{name}: read by a stage that does not declare it")
+                raise UndeclaredSetting(
+                    f"{type(self).__name__.lower()}.{name}: read by a stage that does not declare it"
+                )
             return super().__getattr__(name)
 
 
@@ -64,7 +80,9 @@ class Model(Section):
     @model_validator(mode="after")
     def _divisible(self) -> Model:
         if self.init_from is None and self.width % (2 * self.heads):
-            raise ValueError(f"width {self.width} must be a multiple of twice the heads ({2 * self.heads})")
+            raise ValueError(
+                f"width {self.width} must be a multiple of twice the heads ({2 * self.heads})"
+            )
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
         return self
@@ -219,7 +237,9 @@ class World(Section):
     @model_validator(mode="after")
     def _told(self) -> World:
         if self.revealed > self.attributes:
-            raise ValueError(f"revealed {self.revealed} must lie between 1 and the {self.attributes} attributes")
+            raise ValueError(
+                f"revealed {self.revealed} must lie between 1 and the {self.attributes} attributes"
+            )
         return self
 
 
@@ -237,7 +257,7 @@ class Corpus(Section):
     """Files as in `source` with text of the kind that `model.init_from` was trained on, mixed into all training so that it is
     not forgotten: see `budget.replay_share`. It is neither paired nor held out, and what equals the corpus is dropped."""
     split_field: Text | None = None
-    """A field that says where a document goes: `validation`, `holdout`, `pretrain` or `oracle` (real text for oracles alone).
+    """A field that says where a document goes: `validation`, `test`, `pretrain` or `oracle` (real text for oracles alone).
     Unless set, documents are drawn by a hash of their id."""
     id_field: Text = "id"
     """Field holding the document's id; the path below the source, and the line, stand in where it is absent."""
@@ -254,7 +274,7 @@ class Corpus(Section):
     """Jaccard similarity of word 5-grams from which two documents are near-duplicates."""
     validation_docs: Count = 500
     """Documents for every choice: checkpoint, when to stop."""
-    holdout_docs: Count = 500
+    test_docs: Count = 500
     """Documents that only `evaluate` reads."""
     tokenizer: Text = "train"
     """`train` fits a byte-level BPE on D_pretrain alone; anything else is a Hugging Face tokenizer's folder or name.
@@ -290,7 +310,7 @@ class Embed(Section):
     line, in a file of the same name and the suffix .ids. Matched by id."""
     unknown_ids: Literal["error", "ignore"] = "error"
     """`file`: what to do with vectors of documents that are neither in D_pretrain nor in validation, such as those that the
-    corpus stage dropped or the holdout's."""
+    corpus stage dropped or the test set's."""
     max_tokens: Count | None = None
     """sentence-transformers: tokens the model sees at once; what the model was made for unless set. `self` reads a whole
     document, whatever its length."""
@@ -313,14 +333,14 @@ class Pair(Section):
     num_neighbors: Size = 16
     """Nearest neighbours looked at per document. Deviation: the paper takes 200 of 582M documents."""
     search: Literal["auto", "exact", "ivf"] = "auto"
-    """Compare all with all, or by k-means cells; `auto` goes by size."""
+    """Compare all with all, or by k-means clusters; `auto` goes by size."""
     exact_docs: Count = 20_000
     """`auto`: up to this many documents are compared all with all."""
     min_recall: float = Field(0.95, gt=0, lt=1)
     """`ivf`: share of the true neighbours to find. Documents look as far as it takes, by the lower end of a 95 % interval
     over `recall_queries` documents."""
-    reach: float | None = Field(None, ge=0, le=2)
-    """`ivf`: how much less similar than its nearest a cell may be for a document to look into it, instead of as much as
+    probe_radius: float | None = Field(None, ge=0, le=2)
+    """`ivf`: how much less similar than its nearest a trial may be for a document to look into it, instead of as much as
     it takes; too little for `min_recall` is an error."""
     recall_queries: Count = 500
     """Documents whose exact neighbours are found for the sake of comparison: half choose, half report."""
@@ -354,7 +374,9 @@ class Pair(Section):
     def _window(self) -> Pair:
         low, high = self.min_similarity, self.max_similarity
         if high is not None and low != "auto" and low >= high:
-            raise ValueError(f"min_similarity {low} is not below max_similarity {high}: no pair could pass")
+            raise ValueError(
+                f"min_similarity {low} is not below max_similarity {high}: no pair could pass"
+            )
         return self
 
 
@@ -368,7 +390,7 @@ class Tune(Section):
     """Decoupled weight decay."""
     batch_tokens: Count = 8_192
     """Tokens per step, padding included."""
-    max_passes: float = Field(4.0, gt=0, le=1e6)
+    max_epochs: float = Field(4.0, gt=0, le=1e6)
     """Most passes over the pairs."""
     d1_share: float = Field(1 / 3, gt=0, lt=1)
     """Share of the window that d1 is entitled to, here and in synthesis; what one document leaves, the other may use.
@@ -387,12 +409,12 @@ class Tune(Section):
 
     @model_validator(mode="after")
     def _sweep(self) -> Tune:
-        cells(self)
+        trials(self)
         return self
 
-    def cells(self) -> dict[str, Tune]:
+    def trials(self) -> dict[str, Tune]:
         """Every combination of the sweep by name; these settings themselves under no name where there is no sweep."""
-        return cells(self)
+        return trials(self)
 
 
 class Synthesize(Section):
@@ -421,7 +443,9 @@ class Synthesize(Section):
     @model_validator(mode="after")
     def _room(self) -> Synthesize:
         if self.max_tokens is not None and self.max_tokens < self.min_tokens:
-            raise ValueError(f"max_tokens {self.max_tokens} is below min_tokens {self.min_tokens}: all would be dropped")
+            raise ValueError(
+                f"max_tokens {self.max_tokens} is below min_tokens {self.min_tokens}: all would be dropped"
+            )
         return self
 
 
@@ -449,13 +473,16 @@ class Arm(Section):
     paid out of `train_tokens`, so that the arm trains on fewer."""
     unique_tokens: Count | Literal["all"] | None = None
     """Unique real tokens of this arm when not `budget.unique_tokens`: makes it an oracle."""
-    passes: float | None = Field(None, gt=0, le=1e6)
+    epochs: float | None = Field(None, gt=0, le=1e6)
     """Real text alone: passes over it, where fewer than fill `train_tokens` are better. Set by `sweep`."""
     weight_decay: float | None = Field(None, ge=0, le=1e4)
     """In the place of `optim.weight_decay`. Set by `sweep`: arms that differ in it by hand are not compared."""
     lr: float | None = Field(None, gt=0, le=100)
     """In the place of `optim.lr`. Set by `sweep`."""
-    sweep: dict[Literal["share", "noise", "passes", "weight_decay", "lr"], Annotated[list[float], Field(min_length=1)]] = {}
+    sweep: dict[
+        Literal["share", "noise", "epochs", "weight_decay", "lr"],
+        Annotated[list[float], Field(min_length=1)],
+    ] = {}
     """Values to try, every combination, one model each with the first seed; the one of least validation loss is the arm, and
     the report shows them all."""
 
@@ -463,17 +490,27 @@ class Arm(Section):
     def _recipe(self) -> Arm:
         if (self.synthetic is None) != (self.share == 0.0 and "share" not in self.sweep):
             raise ValueError("`synthetic` and a `share` above 0 go together")
-        if self.synthetic is None and (self.rounds > 1 or self.match == "flops" or self.order != "mixed"):
-            raise ValueError("`rounds`, `order` and `match: flops` are about synthetic text, and this arm has none")
+        if self.synthetic is None and (
+            self.rounds > 1 or self.match == "flops" or self.order != "mixed"
+        ):
+            raise ValueError(
+                "`rounds`, `order` and `match: flops` are about synthetic text, and this arm has none"
+            )
         if self.synthetic == "scratch" and self.rounds > 1:
-            raise ValueError("`synthetic: scratch` starts from fresh weights in every round; drop `rounds`")
-        if self.layout == "packed_pairs" and (self.synthetic is not None or self.unique_tokens is not None):
-            raise ValueError("`layout: packed_pairs` is about D_pretrain alone; drop `synthetic` and `unique_tokens`")
+            raise ValueError(
+                "`synthetic: scratch` starts from fresh weights in every round; drop `rounds`"
+            )
+        if self.layout == "packed_pairs" and (
+            self.synthetic is not None or self.unique_tokens is not None
+        ):
+            raise ValueError(
+                "`layout: packed_pairs` is about D_pretrain alone; drop `synthetic` and `unique_tokens`"
+            )
         if self.layout == "megadoc" and self.synthetic in (None, "unconditional"):
             raise ValueError("`layout: megadoc` needs synthetic text that has a d1")
-        if self.synthetic is not None and (self.passes is not None or "passes" in self.sweep):
-            raise ValueError("`passes` is about real text alone")
-        cells(self)
+        if self.synthetic is not None and (self.epochs is not None or "epochs" in self.sweep):
+            raise ValueError("`epochs` is about real text alone")
+        trials(self)
         return self
 
     @property
@@ -484,12 +521,18 @@ class Arm(Section):
             return "oracle"
         if self.synthetic == "related":
             return "method"
-        plain = self.model_copy(update={"sweep": {}, "passes": None, "weight_decay": None, "lr": None})
-        return "repetition" if plain == Arm() and not {"share", "noise"} & set(self.sweep) else "control"
+        plain = self.model_copy(
+            update={"sweep": {}, "epochs": None, "weight_decay": None, "lr": None}
+        )
+        return (
+            "repetition"
+            if plain == Arm() and not {"share", "noise"} & set(self.sweep)
+            else "control"
+        )
 
-    def cells(self) -> dict[str, Arm]:
+    def trials(self) -> dict[str, Arm]:
         """Every combination of the sweep by name; the arm itself under no name where there is no sweep."""
-        return cells(self)
+        return trials(self)
 
 
 class Pretrain(Section):
@@ -502,7 +545,9 @@ class Pretrain(Section):
     @classmethod
     def _distinct(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) != len(seeds):
-            raise ValueError(f"{seeds} names a seed twice; two models of one seed are the same model")
+            raise ValueError(
+                f"{seeds} names a seed twice; two models of one seed are the same model"
+            )
         return seeds
 
 
@@ -521,7 +566,7 @@ class Evaluate(Section):
     task_items: Count | None = None
     """At most so many items of a task, drawn at random; all unless set."""
     group_field: Text | None = None
-    """A field of the corpus; holdout losses are also given by its values."""
+    """A field of the corpus; test losses are also given by its values."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Mass of the intervals."""
 
@@ -565,24 +610,40 @@ class Config(Section):
     def _arms(self) -> Config:
         base = self.arms.get("repetition")
         if base is None or base.model_copy(update={"sweep": {}}) != Arm():
-            raise ValueError("`arms` needs `repetition: {}`, or with a `sweep`: base, which everything is compared with")
+            raise ValueError(
+                "`arms` needs `repetition: {}`, or with a `sweep`: base, which everything is compared with"
+            )
         for name, arm in self.arms.items():
-            for key in ("weight_decay", "lr", "passes"):
+            for key in ("weight_decay", "lr", "epochs"):
                 if getattr(arm, key) is not None:
                     told = f"set optim.{key} for all, or `sweep: {{{key}: [...]}}` to have it chosen by validation loss"
-                    raise ValueError(f"arms.{name}.{key}: arms may differ in their data alone; {told}")
+                    raise ValueError(
+                        f"arms.{name}.{key}: arms may differ in their data alone; {told}"
+                    )
             if arm.rounds > 1 and self.before(arm) is None:
-                raise ValueError(f"arms.{name}: needs an arm with the same recipe and `rounds: {arm.rounds - 1}` to go on from")
+                raise ValueError(
+                    f"arms.{name}: needs an arm with the same recipe and `rounds: {arm.rounds - 1}` to go on from"
+                )
         if self.model.init_from and self.corpus.tokenizer not in ("train", self.model.init_from):
-            raise ValueError("corpus.tokenizer: model.init_from has a tokenizer of its own; leave this out")
+            raise ValueError(
+                "corpus.tokenizer: model.init_from has a tokenizer of its own; leave this out"
+            )
         if (self.corpus.replay is None) != (self.budget.replay_share == 0):
-            raise ValueError("`corpus.replay`, the text, and a `budget.replay_share` above 0 go together")
+            raise ValueError(
+                "`corpus.replay`, the text, and a `budget.replay_share` above 0 go together"
+            )
         if self.corpus.replay is not None and self.model.init_from is None:
-            raise ValueError("`corpus.replay` keeps what a model already knows, and this one starts from nothing; drop it")
+            raise ValueError(
+                "`corpus.replay` keeps what a model already knows, and this one starts from nothing; drop it"
+            )
         if self.optim.batch_tokens < self.model.seq_len:
-            raise ValueError(f"optim.batch_tokens {self.optim.batch_tokens} is less than one row ({self.model.seq_len})")
+            raise ValueError(
+                f"optim.batch_tokens {self.optim.batch_tokens} is less than one row ({self.model.seq_len})"
+            )
         if self.budget.train_tokens < self.optim.batch_tokens:
-            raise ValueError("budget.train_tokens is less than one optimizer step (optim.batch_tokens)")
+            raise ValueError(
+                "budget.train_tokens is less than one optimizer step (optim.batch_tokens)"
+            )
         return self
 
     def before(self, arm: Arm) -> str | None:

@@ -34,7 +34,9 @@ def load(source: str | Path | Mapping[str, Any], set: Mapping[str, Any] | None =
     raw = _plain(raw, (), where)
     if not isinstance(raw, dict):
         found = "nothing" if raw is None else _said(raw)
-        raise ConfigError(f"{where}: expected sections such as `corpus:` and `budget:`, found {found}")
+        raise ConfigError(
+            f"{where}: expected sections such as `corpus:` and `budget:`, found {found}"
+        )
     for key, value in (set or {}).items():
         place = _assign(raw, key, _plain(value, (), f"--set {key}"))
         lines = {known: line for known, line in lines.items() if known[: len(place)] != place}
@@ -52,7 +54,9 @@ def parse_set(items: list[str] | tuple[str, ...]) -> dict[str, Any]:
     for item in items:
         key, equals, value = item.partition("=")
         if not equals or not all(key.split(".")):
-            raise ConfigError(f"--set {_cut(item)}: expected section.key=value, for example --set pair.num_neighbors=8")
+            raise ConfigError(
+                f"--set {_cut(item)}: expected section.key=value, for example --set pair.num_neighbors=8"
+            )
         if key in parsed:
             raise ConfigError(f"--set {_cut(key)}: given twice; keep one")
         parsed[key], _ = strict_yaml.parse(value, f"--set {_cut(item)}")
@@ -73,7 +77,9 @@ def _plain(value: Any, place: Place, where: str) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner, (*place, i), where) for i, inner in enumerate(value)]
     if isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
-        raise ConfigError(f"{here}: {_said(value)} holds a character that text cannot (NUL, or half of a pair)")
+        raise ConfigError(
+            f"{here}: {_said(value)} holds a character that text cannot (NUL, or half of a pair)"
+        )
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     if isinstance(value, float):
@@ -110,7 +116,11 @@ def _explain(error: Any, raw: dict[str, Any], lines: dict[Place, int]) -> str:
     given: Any = raw
     for part in place:
         given = given.get(part) if isinstance(given, dict) else None
-    if error["loc"][-1:] == ("[key]",) and field is not None and schema.section(field.annotation) is not None:
+    if (
+        error["loc"][-1:] == ("[key]",)
+        and field is not None
+        and schema.section(field.annotation) is not None
+    ):
         return f"{where.rpartition('.')[0]}: {_said(place[-1])} is no name: {schema.takes(field)}"
     inner = error["loc"][len(place) : len(place) + 1]
     if isinstance(given, dict) and inner and inner[0] in given:  # a key of `sweep`

@@ -90,14 +90,18 @@ def needed(plan: dict[str, Unit], target: str) -> dict[str, Unit]:
     """The units of stage `target` and everything they read."""
     wanted = {name for name, unit in plan.items() if unit.stage == target}
     if not wanted:
-        raise MissingArtifact(f"{target}: no arm of this configuration needs it; add an arm with `synthetic: related`")
+        raise MissingArtifact(
+            f"{target}: no arm of this configuration needs it; add an arm with `synthetic: related`"
+        )
     for name in reversed(plan):
         if name in wanted:
             wanted.update(plan[name].parents.values())
     return {name: unit for name, unit in plan.items() if name in wanted}
 
 
-def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: None) -> dict[str, Unit]:
+def run(
+    cfg: config.Config, target: str = "report", tell: Event = lambda *_: None
+) -> dict[str, Unit]:
     """Make every artifact up to `target` that is missing or stale, and return them all.
 
     Raises LockedRun while another process works on the folder, and whatever error a stage meets; finished shards are kept
@@ -177,7 +181,9 @@ def _decided(cfg: config.Config, tell: Event) -> config.Config:
 def _ready(plan: dict[str, Unit], waiting: dict[str, Unit], pool: Any, jobs: int) -> list[str]:
     """Which units start now: those whose parents are done, in pipeline order, as many as there are free processes."""
     unfinished = set(waiting) | set(pool.keys())
-    able = [name for name, unit in waiting.items() if not unfinished.intersection(unit.parents.values())]
+    able = [
+        name for name, unit in waiting.items() if not unfinished.intersection(unit.parents.values())
+    ]
     return able[: max(0, jobs - len(pool))]
 
 
@@ -196,7 +202,12 @@ def check_budgets(cfg: config.Config, folder: Path) -> None:
 
 
 def make(
-    cfg: config.Config, plan: dict[str, Unit], name: str, marks: dict[str, str], jobs: int, connection: Any
+    cfg: config.Config,
+    plan: dict[str, Unit],
+    name: str,
+    marks: dict[str, str],
+    jobs: int,
+    connection: Any,
 ) -> dict[str, Any]:
     """Make one artifact in this process: verify what it reads, run its step, write its manifest; returns its cost, and an
     `account` in words where the step gives one."""
@@ -229,12 +240,26 @@ def make(
             if cfg.engine.processes > 1 and unit.stage in TOGETHER:
                 counts, cost = _together(cfg, unit, progress)
             else:
-                counts, cost = steps.STEPS[unit.stage](context(cfg, plan, unit, jobs, progress, note))
-            usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+                counts, cost = steps.STEPS[unit.stage](
+                    context(cfg, plan, unit, jobs, progress, note)
+                )
+            usage = max(
+                resource.getrusage(who).ru_maxrss
+                for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+            )
             cost |= {"seconds": time.monotonic() - started, "peak_memory_bytes": usage * 1024}
-            reads, known = unit.reads, {role: marks[parent] for role, parent in unit.parents.items()}
+            reads, known = (
+                unit.reads,
+                {role: marks[parent] for role, parent in unit.parents.items()},
+            )
             record = artifacts.Manifest(
-                unit.stage, VERSIONS[unit.stage], marks[unit.name], reads, known, counts=counts, cost=cost
+                unit.stage,
+                VERSIONS[unit.stage],
+                marks[unit.name],
+                reads,
+                known,
+                counts=counts,
+                cost=cost,
             )
             artifacts.commit(folder, record)
     return {**cost, "account": counts.get("account", "")}
@@ -263,23 +288,38 @@ def context(
     )
 
 
-def _together(cfg: config.Config, unit: Unit, progress: artifacts.Progress) -> tuple[dict[str, Any], dict[str, float]]:
+def _together(
+    cfg: config.Config, unit: Unit, progress: artifacts.Progress
+) -> tuple[dict[str, Any], dict[str, float]]:
     """A unit's step in `engine.processes` processes, by torchrun or what `engine.launch` names. Raises TrainingError where
     one of them fails or dies, ConfigError where they cannot be started."""
     from synthboot.engine import local
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cfg.engine.processes)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(cfg.engine.processes),
+    ]
     if cfg.engine.launch:
         command = shlex.split(cfg.engine.launch)
-    with tempfile.TemporaryDirectory(prefix=".together-", dir=cfg.folder) as place:  # where all machines see it
+    with tempfile.TemporaryDirectory(
+        prefix=".together-", dir=cfg.folder
+    ) as place:  # where all machines see it
         job, said = Path(place) / "job.json", Path(place) / "stderr"
         disk.write_json(job, {"config": cfg.model_dump(mode="json"), "unit": unit.name})
         command += ["-m", "synthboot.ranks", str(job)]
         with open(said, "wb") as stderr:
             try:
-                ranks = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+                ranks = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+                )
             except OSError as error:
-                raise ConfigError(f"engine.launch: {command[0]} does not start ({error.strerror})") from None
+                raise ConfigError(
+                    f"engine.launch: {command[0]} does not start ({error.strerror})"
+                ) from None
             with ranks:
                 assert ranks.stdin is not None
                 threading.Thread(target=_release, args=(ranks,), daemon=True).start()
@@ -295,12 +335,22 @@ def _together(cfg: config.Config, unit: Unit, progress: artifacts.Progress) -> t
         found = disk.read_json(outcome) if outcome.exists() else {}
         if code or "counts" not in found:
             lines = said.read_text("utf-8", "replace").splitlines()
-            raised = [line for line in lines if re.search(r"\w(Error|Exception): ", line) and "elastic" not in line]
+            raised = [
+                line
+                for line in lines
+                if re.search(r"\w(Error|Exception): ", line) and "elastic" not in line
+            ]
             why = (
-                raised[0] if raised else next((line.strip() for line in reversed(lines) if "exitcode" in line), f"exit {code}")
+                raised[0]
+                if raised
+                else next(
+                    (line.strip() for line in reversed(lines) if "exitcode" in line), f"exit {code}"
+                )
             )
             reason = found.get("error") or f"one of {cfg.engine.processes} processes died ({why})"
-            raise TrainingError(f"{unit.name}: {reason}; run again to go on from the last checkpoint")
+            raise TrainingError(
+                f"{unit.name}: {reason}; run again to go on from the last checkpoint"
+            )
         return found["counts"], found["cost"]
 
 

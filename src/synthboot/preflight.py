@@ -24,7 +24,9 @@ def check(cfg: config.Config) -> None:
             tasks.read(name, cfg.evaluate, cfg.seed)
     for package in cfg.engine.track:
         if find_spec(package) is None:
-            raise ConfigError(f"engine.track: {package}: is not installed: pip install {package}, or leave it out")
+            raise ConfigError(
+                f"engine.track: {package}: is not installed: pip install {package}, or leave it out"
+            )
     if cfg.engine.device == "cuda":
         from synthboot.lm.model import device
 
@@ -39,7 +41,9 @@ def check(cfg: config.Config) -> None:
     if cfg.embed.model == "file" and not Path(cfg.embed.path or "").is_file():
         raise ConfigError(f"embed.path: {cfg.embed.path}: no such file")
     if cfg.synthesize.sampler == "vllm" and find_spec("vllm") is None:
-        raise ConfigError("synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`")
+        raise ConfigError(
+            "synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`"
+        )
 
 
 def check_questions_fit(cfg: config.Config, corpus: Path) -> None:
@@ -49,9 +53,17 @@ def check_questions_fit(cfg: config.Config, corpus: Path) -> None:
     for name in tasks.names(cfg.evaluate):
         if name == tasks.WORLD or name.startswith(tasks.LM_EVAL):
             continue
-        said = [(item.id, text) for item in tasks.read(name, cfg.evaluate, cfg.seed) for text in item.continuations]
-        long = [(identifier, text) for identifier, text in said if len(text.encode()) > window]  # a token has a byte
-        for (identifier, _), tokens in zip(long, known.encode([text for _, text in long]), strict=True):
+        said = [
+            (item.id, text)
+            for item in tasks.read(name, cfg.evaluate, cfg.seed)
+            for text in item.continuations
+        ]
+        long = [
+            (identifier, text) for identifier, text in said if len(text.encode()) > window
+        ]  # a token has a byte
+        for (identifier, _), tokens in zip(
+            long, known.encode([text for _, text in long]), strict=True
+        ):
             if len(tokens) > window:
                 what = f"question {identifier} has a choice of {len(tokens):,} tokens, and model.seq_len is {window:,}"
                 raise DataError(f"evaluate.tasks: {name}: {what}; shorten it or leave it out")
@@ -68,17 +80,29 @@ def _model(source: str) -> None:
 
 def _embedder(source: str) -> None:
     if find_spec("sentence_transformers") is None:
-        raise ConfigError(f"embed.model: {source}: needs sentence-transformers: pip install 'synthboot[embed]', or use `self`")
+        raise ConfigError(
+            f"embed.model: {source}: needs sentence-transformers: pip install 'synthboot[embed]', or use `self`"
+        )
     if not Path(source).exists():
-        if source.startswith((".", "/", "~")) or source.count("/") > 1:  # no name on the hub looks like this
+        if (
+            source.startswith((".", "/", "~")) or source.count("/") > 1
+        ):  # no name on the hub looks like this
             raise ConfigError(f"embed.model: {source}: no such folder")
         return
     modules = Path(source) / "modules.json"
     if not modules.exists() and not (Path(source) / "config.json").exists():
-        raise ConfigError(f"embed.model: {source}: holds no model (neither modules.json nor config.json)")
+        raise ConfigError(
+            f"embed.model: {source}: holds no model (neither modules.json nor config.json)"
+        )
     try:
-        kinds = [str(module["type"]) for module in json.loads(modules.read_text("utf-8"))] if modules.exists() else []
+        kinds = (
+            [str(module["type"]) for module in json.loads(modules.read_text("utf-8"))]
+            if modules.exists()
+            else []
+        )
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"embed.model: {modules}: unreadable ({error})") from None
     if foreign := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
-        raise ConfigError(f"embed.model: {source}: {foreign[0]}: {unloadable(ValueError('custom code'))}")
+        raise ConfigError(
+            f"embed.model: {source}: {foreign[0]}: {unloadable(ValueError('custom code'))}"
+        )

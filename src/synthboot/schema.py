@@ -17,7 +17,7 @@ _PATTERNS = {
     _NAME: "a name of at most 100 letters, digits, '.', '_' and '-', a letter or digit first",
     _URL: "an address that begins with http:// or https://",
 }
-MAX_CELLS = 1_000
+MAX_TRIALS = 1_000
 
 
 def _splits(command: str) -> str:
@@ -36,7 +36,9 @@ Name = Annotated[str, Field(pattern=_NAME, max_length=100)]
 Sources = Text | Annotated[list[Text], Field(min_length=1)]
 Url = Annotated[str, Field(pattern=_URL, max_length=2_000)]
 Command = Annotated[Text, AfterValidator(_splits)]
-Switch = Annotated[bool, BeforeValidator(lambda v: _SWITCH.get(v.lower(), v) if isinstance(v, str) else v)]
+Switch = Annotated[
+    bool, BeforeValidator(lambda v: _SWITCH.get(v.lower(), v) if isinstance(v, str) else v)
+]
 
 
 def given(value: Any) -> Any:
@@ -47,13 +49,13 @@ def given(value: Any) -> Any:
 Swept = TypeVar("Swept", bound=BaseModel)
 
 
-def cells(swept: Swept) -> dict[str, Swept]:
+def trials(swept: Swept) -> dict[str, Swept]:
     """Every combination of a section's `sweep` by name; the section itself under no name where there is none. Raises
     ValueError for a value that its setting does not take."""
     sweep: dict[str, list[float]] = getattr(swept, "sweep")  # noqa: B009
     plain, found = swept.model_dump(exclude={"sweep"}), dict[str, Swept]()
-    if math.prod(map(len, sweep.values())) > MAX_CELLS:
-        raise ValueError(f"`sweep` has more than {MAX_CELLS:,} combinations, a model each")
+    if math.prod(map(len, sweep.values())) > MAX_TRIALS:
+        raise ValueError(f"`sweep` has more than {MAX_TRIALS:,} combinations, a model each")
     for values in itertools.product(*sweep.values()) if sweep else ():
         chosen = dict(zip(sweep, values, strict=True))
         name = ",".join(f"{key}={value:g}" for key, value in chosen.items())
@@ -83,7 +85,11 @@ def section(annotation: Any) -> type[BaseModel] | None:
 def _words(kind: Any, limits: list[Any]) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        flat = [m for given in inner[1:] for m in (given.metadata if isinstance(given, FieldInfo) else [given])]
+        flat = [
+            m
+            for given in inner[1:]
+            for m in (given.metadata if isinstance(given, FieldInfo) else [given])
+        ]
         return _words(inner[0], [*flat, *limits])
     if origin in (Union, types.UnionType):
         return ", or ".join(_words(option, limits) for option in inner)
@@ -91,7 +97,9 @@ def _words(kind: Any, limits: list[Any]) -> str:
         *most, last = inner
         return f"{', '.join(most)} or {last}" if most else str(last)
     if origin is list:
-        return f"a list of {_words(inner[0], [])}" + ("" if _limit(limits, "min_length") is None else ", one at least")
+        return f"a list of {_words(inner[0], [])}" + (
+            "" if _limit(limits, "min_length") is None else ", one at least"
+        )
     if origin is dict:
         return f"values by name ({_words(inner[0], [])}), each {_words(inner[1], [])}"
     if kind in (int, float):

@@ -85,7 +85,11 @@ def default(path: str) -> Any:
         if not (isinstance(section, type) and issubclass(section, Section)):
             return None
     field = section.model_fields.get(name)
-    return None if field is None or field.is_required() else field.get_default(call_default_factory=True)
+    return (
+        None
+        if field is None or field.is_required()
+        else field.get_default(call_default_factory=True)
+    )
 
 
 def _only(section: Section, paths: Collection[str], prefix: str) -> Any:

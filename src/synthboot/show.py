@@ -47,13 +47,18 @@ def examples(run: Path, what: str, count: int, near: float | None = None) -> lis
         path = _need(run, "corpus") / "quarantine.jsonl"
         lines = itertools.islice(path.read_text("utf-8").splitlines(), count)
         rejects = [json.loads(line) for line in lines]
-        return [{"title": f"{r['file']} line {r['line']}", "texts": {"reason": [(r["reason"], 0)]}} for r in rejects]
+        return [
+            {"title": f"{r['file']} line {r['line']}", "texts": {"reason": [(r["reason"], 0)]}}
+            for r in rejects
+        ]
     corpus_folder = _need(run, "corpus")
     summary = artifacts.read_listed(corpus_folder, "corpus.json")
     corpus = Tokens.open(artifacts.Shards(corpus_folder / "pool")).head(summary["pretrain_docs"])
     tokenizer = load(corpus_folder / "tokenizer")
     if what == "pairs":
-        return _pairs(Pairs.load(_need(run, "pair", "related")).only(TRAIN), corpus, tokenizer, count, near)
+        return _pairs(
+            Pairs.load(_need(run, "pair", "related")).only(TRAIN), corpus, tokenizer, count, near
+        )
     return _synthetic(run, corpus, tokenizer, count, copies=what == "copies")
 
 
@@ -86,7 +91,9 @@ def compare(runs: list[Path]) -> dict[str, Any]:
     return {"scores": scores, "differences": differences}
 
 
-def _pairs(pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer, count: int, near: float | None) -> list[dict[str, Any]]:
+def _pairs(
+    pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer, count: int, near: float | None
+) -> list[dict[str, Any]]:
     from synthboot.stages import analyze
 
     if near is not None:
@@ -94,10 +101,18 @@ def _pairs(pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer, count: int, near:
     else:
         order = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)
     found = [analyze.shown(pairs, int(i), tokenizer, corpus, _COPY) for i in order]
-    return [{"title": f"similarity {p['similarity']:.3f}", "texts": {"d1": [(p["d1"], 0)], "d2": p["d2"]}} for p in found]
+    return [
+        {
+            "title": f"similarity {p['similarity']:.3f}",
+            "texts": {"d1": [(p["d1"], 0)], "d2": p["d2"]},
+        }
+        for p in found
+    ]
 
 
-def _synthetic(run: Path, corpus: Tokens, tokenizer: Tokenizer, count: int, copies: bool) -> list[dict[str, Any]]:
+def _synthetic(
+    run: Path, corpus: Tokens, tokenizer: Tokenizer, count: int, copies: bool
+) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     from synthboot.stages import analyze
@@ -109,10 +124,17 @@ def _synthetic(run: Path, corpus: Tokens, tokenizer: Tokenizer, count: int, copi
                 continue
             d1 = corpus[row["d1"]][:-1]
             tokens = np.array(tokenizer.encode([row["text"]])[0], np.int64)
-            parts = analyze.segments(tokenizer, tokens, analyze.d1_masks([tokens], [d1], _COPY)[0].astype(int))
+            parts = analyze.segments(
+                tokenizer, tokens, analyze.d1_masks([tokens], [d1], _COPY)[0].astype(int)
+            )
             if not copies or any(mark for _, mark in parts):
                 title = f"d1 {row['d1']}, sample {row['sample']}, mean log-probability {row['mean_logprob']:.2f}"
-                found.append({"title": title, "texts": {"d1": [(tokenizer.decode(d1), 0)], "sampled d2": parts}})
+                found.append(
+                    {
+                        "title": title,
+                        "texts": {"d1": [(tokenizer.decode(d1), 0)], "sampled d2": parts},
+                    }
+                )
     return found
 
 
@@ -128,5 +150,7 @@ def _artifacts(run: Path) -> list[Path]:
 def _need(run: Path, stage: str, variant: str = "") -> Path:
     folder = run / f"{STAGES.index(stage) + 1:02d}-{stage}" / variant
     if artifacts.read_manifest(folder) is None:
-        raise MissingArtifact(f"{run}: {stage} has not been made yet; run `synthboot {stage} CONFIG`")
+        raise MissingArtifact(
+            f"{run}: {stage} has not been made yet; run `synthboot {stage} CONFIG`"
+        )
     return folder

@@ -23,7 +23,9 @@ Place = tuple[str | int, ...]
 MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_DIGITS = 128 * 1024, 50_000, 20, 400
 _WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None, "true": True, "false": False}
 _DIGITS = r"[0-9]+(?:_[0-9]+)*"
-_NUMBER = re.compile(rf"[-+]?(?:(?:0|(?!0){_DIGITS})(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][-+]?[0-9]+)?")
+_NUMBER = re.compile(
+    rf"[-+]?(?:(?:0|(?!0){_DIGITS})(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][-+]?[0-9]+)?"
+)
 _ENDLESS = re.compile(r"([-+]?)\.(inf|nan)", re.IGNORECASE)
 
 
@@ -31,20 +33,30 @@ def read(path: str | Path) -> tuple[Value, dict[Place, int]]:
     """What a file holds, and the line of every value by its place. Raises ConfigError, naming the line, for anything odd."""
     try:
         if not Path(path).is_file():
-            what = "is not a file" if Path(path).exists() else "no such file; the shipped ones are in configs/"
+            what = (
+                "is not a file"
+                if Path(path).exists()
+                else "no such file; the shipped ones are in configs/"
+            )
             raise ConfigError(f"{path}: {what}")
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # a name may be too long, or hold what no name can
-        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path}: more than {MAX_BYTES:,} bytes; a configuration is a page of settings")
+        raise ConfigError(
+            f"{path}: more than {MAX_BYTES:,} bytes; a configuration is a page of settings"
+        )
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = 1 + content.count(b"\n", 0, error.start)
-        raise ConfigError(f"{path} line {line}: not text in UTF-8; save the file as UTF-8") from None
+        raise ConfigError(
+            f"{path} line {line}: not text in UTF-8; save the file as UTF-8"
+        ) from None
     return parse(text, str(path))
 
 
@@ -60,8 +72,14 @@ def parse(text: str, where: str) -> tuple[Value, dict[Place, int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         told = error.problem or error.context
-        raise ConfigError(f"{where} line {mark.line + 1 if mark else 1}: not YAML: {told}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as an escape for a character that is none
+        raise ConfigError(
+            f"{where} line {mark.line + 1 if mark else 1}: not YAML: {told}"
+        ) from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        OverflowError,
+    ) as error:  # such as an escape for a character that is none
         raise ConfigError(f"{where}: not YAML: {error}") from None
 
 
@@ -101,7 +119,10 @@ class _Parser:
         if isinstance(event, yaml.ScalarEvent):
             value = self.scalar(event)
         elif isinstance(event, yaml.SequenceStartEvent):
-            value = [self.value(item, (*place, i)) for i, item in enumerate(self.until(yaml.SequenceEndEvent))]
+            value = [
+                self.value(item, (*place, i))
+                for i, item in enumerate(self.until(yaml.SequenceEndEvent))
+            ]
         else:
             value = self.mapping(place)
         if event.anchor is not None:
@@ -123,7 +144,10 @@ class _Parser:
                 continue
             inner = (*place, key)
             if key in found:
-                raise self.error(event, f"{dotted(inner)} stands twice, first on line {self.lines[inner]}; keep one")
+                raise self.error(
+                    event,
+                    f"{dotted(inner)} stands twice, first on line {self.lines[inner]}; keep one",
+                )
             found[key] = self.value(next(self.events), inner)
             self.lines[inner] = _line(event)
         for mapping in merged:
@@ -160,7 +184,9 @@ class _Parser:
     def spend(self, event: yaml.Event, values: int) -> None:
         self.count += values
         if self.count > MAX_VALUES:
-            raise self.error(event, f"more than {MAX_VALUES:,} values, aliases counted as what they stand for")
+            raise self.error(
+                event, f"more than {MAX_VALUES:,} values, aliases counted as what they stand for"
+            )
 
     def error(self, event: yaml.Event, what: str) -> ConfigError:
         return ConfigError(f"{self.where} line {_line(event)}: {what}")

@@ -196,7 +196,7 @@ def test_ids_that_stand_for_nothing(tmp_path: Path) -> None:
 def test_the_corpus_counts_what_its_tokenizer_does_not_know_or_refuses_it(tmp_path: Path) -> None:
     rows = [{"id": str(i), "text": f"the cat sat on the mat and the zebra{i} </s>"} for i in range(40)]
     settings = {
-        "source": str(write_jsonl(tmp_path / "in.jsonl", rows)), "validation_docs": 5, "holdout_docs": 5,
+        "source": str(write_jsonl(tmp_path / "in.jsonl", rows)), "validation_docs": 5, "test_docs": 5,
         "near_duplicates": "off",
         "tokenizer": made("WordLevel", "</s>", tmp_path / "words"),
     }  # fmt: skip

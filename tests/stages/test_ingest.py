@@ -200,7 +200,7 @@ def test_an_account_says_what_was_not_kept_as_it_came(tmp_path: Path) -> None:
     write_jsonl(data / "a.jsonl", [*texts, again, copy, {"text": " "}, {"id": "y"}])
     (data / "b.csv").write_text("id,text")
     (data / ".c.txt").write_text("hidden")
-    cfg = settings(data, vocab_size=300, validation_docs=5, holdout_docs=5, max_quarantine=0.1, shard_docs=64)
+    cfg = settings(data, vocab_size=300, validation_docs=5, test_docs=5, max_quarantine=0.1, shard_docs=64)
     result = corpus(cfg, "all", tmp_path / "out", expected=identities(cfg))
     assert result.account == (
         '104 records: 101 kept, 2 quarantined (1 x empty text, 1 x no "text" field), 1 x exact duplicate dropped, '

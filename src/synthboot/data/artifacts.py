@@ -67,7 +67,9 @@ class Manifest:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def fingerprint(stage: str, version: int, reads: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+def fingerprint(
+    stage: str, version: int, reads: Mapping[str, Any], parents: Mapping[str, str]
+) -> str:
     """32 hex digits that change whenever the artifact's content would."""
     text = json.dumps([stage, version, reads, parents], sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -79,7 +81,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.exists():
         return None
     found = read_json(path)
-    if isinstance(found, dict) and "hash" in found:  # before synthboot had it, versions were others: stale, not damaged
+    if (
+        isinstance(found, dict) and "hash" in found
+    ):  # before synthboot had it, versions were others: stale, not damaged
         found = read_record(path)
     try:
         if not isinstance(found, dict):
@@ -88,10 +92,14 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (TypeError, ValidationError) as error:
         reason = error if isinstance(error, TypeError) else _first(error)
         what = f"{path}: not a manifest of this version of synthboot ({reason})"
-        raise CorruptArtifact(f"{what}; update synthboot, or delete {folder} and run again") from None
+        raise CorruptArtifact(
+            f"{what}; update synthboot, or delete {folder} and run again"
+        ) from None
     for name in manifest.files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise CorruptArtifact(f"{path}: names {name}, outside of it; delete {folder} and run again")
+            raise CorruptArtifact(
+                f"{path}: names {name}, outside of it; delete {folder} and run again"
+            )
     return manifest
 
 
@@ -113,7 +121,9 @@ def begin(folder: Path, mark: str) -> list[str]:
     current = None
     if progress.exists():
         found = read_json(progress)
-        older = isinstance(found, dict) and "hash" not in found  # of a synthboot whose parts had no hashes
+        older = (
+            isinstance(found, dict) and "hash" not in found
+        )  # of a synthboot whose parts had no hashes
         current = None if older else read_record(progress).get("fingerprint")
     remove(folder / MANIFEST)  # first: what is half wiped must not look finished
     if current != mark:
@@ -154,12 +164,18 @@ def verify(folder: Path, manifest: Manifest, contents: bool = True) -> None:
         raise CorruptArtifact(f"{folder}/{problem}; delete {folder} and run again to rebuild it")
     strange = sorted(set(_names(folder)) - set(manifest.files))
     if strange:
-        raise CorruptArtifact(f"{folder / strange[0]}: does not belong to this artifact; move it away and run again")
+        raise CorruptArtifact(
+            f"{folder / strange[0]}: does not belong to this artifact; move it away and run again"
+        )
 
 
-def drift(manifest: Manifest, version: int, reads: Mapping[str, Any], parents: Mapping[str, str]) -> list[str]:
+def drift(
+    manifest: Manifest, version: int, reads: Mapping[str, Any], parents: Mapping[str, str]
+) -> list[str]:
     """Why a manifest's artifact is not the one wanted now, as short phrases such as `min_similarity 0.75 -> 0.8`."""
-    reasons = [] if manifest.version == version else [f"stage version {manifest.version} -> {version}"]
+    reasons = (
+        [] if manifest.version == version else [f"stage version {manifest.version} -> {version}"]
+    )
     before, after = flat(manifest.reads), flat(reads)
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
@@ -216,14 +232,24 @@ def _names(folder: Path) -> list[str]:
     found = []
     for place, folders, files in os.walk(folder):
         here, top = Path(place), Path(place) == folder
-        folders[:] = [f for f in folders if not f.startswith(".") and not _is_artifact(here / f) and not (top and f == WORK)]
+        folders[:] = [
+            f
+            for f in folders
+            if not f.startswith(".") and not _is_artifact(here / f) and not (top and f == WORK)
+        ]
         records = (MANIFEST, PROGRESS) if top else ()
-        found += [(here / f).relative_to(folder).as_posix() for f in files if not f.startswith(".") and f not in records]
+        found += [
+            (here / f).relative_to(folder).as_posix()
+            for f in files
+            if not f.startswith(".") and f not in records
+        ]
     return sorted(found)
 
 
 def _is_artifact(folder: Path) -> bool:
-    return not folder.is_symlink() and any((folder / record).exists() for record in (MANIFEST, PROGRESS))
+    return not folder.is_symlink() and any(
+        (folder / record).exists() for record in (MANIFEST, PROGRESS)
+    )
 
 
 def _records(folder: Path) -> dict[str, FileRecord]:
@@ -232,7 +258,9 @@ def _records(folder: Path) -> dict[str, FileRecord]:
     names = _names(folder)
     known: dict[str, FileRecord] = {}
     for seal in (PurePosixPath(n) for n in names if PurePosixPath(n).name == SEAL):
-        listed = {(seal.parent / n).as_posix(): r for n, r in read_record(folder / seal)["files"].items()}
+        listed = {
+            (seal.parent / n).as_posix(): r for n, r in read_record(folder / seal)["files"].items()
+        }
         there = {n for n in names if seal.parent in PurePosixPath(n).parents} - {seal.as_posix()}
         if there != set(listed):
             odd = min(there ^ set(listed))
@@ -270,7 +298,11 @@ def environment() -> dict[str, str]:
     """The versions and the machine an artifact was made with."""
     names = ("synthboot", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "scikit-learn")
     found = {name: metadata.version(name) for name in names}
-    return {**found, "python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    return {
+        **found,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

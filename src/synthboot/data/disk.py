@@ -35,22 +35,43 @@ class FileRecord(TypedDict):
 
 _ADVICE = {
     errno.ENOSPC: ("the disk is full", "free some space and run again, finished shards are kept"),
-    errno.EDQUOT: ("the quota is used up", "free some space and run again, finished shards are kept"),
-    errno.EFBIG: ("the file is larger than may be", "raise the limit (`ulimit -f`), or choose another `root`"),
+    errno.EDQUOT: (
+        "the quota is used up",
+        "free some space and run again, finished shards are kept",
+    ),
+    errno.EFBIG: (
+        "the file is larger than may be",
+        "raise the limit (`ulimit -f`), or choose another `root`",
+    ),
     errno.EROFS: ("the file system is read-only", "mount it for writing, or choose another `root`"),
-    errno.EACCES: ("cannot be written or read (permission denied)", "mend the rights, or choose another `root`"),
+    errno.EACCES: (
+        "cannot be written or read (permission denied)",
+        "mend the rights, or choose another `root`",
+    ),
     errno.EPERM: ("may not be changed", "mend the rights, or choose another `root`"),
-    errno.ENOTDIR: ("a file stands where a folder has to be", "move it away, or choose another `root` or `name`"),
-    errno.EEXIST: ("something stands where a folder has to be", "move it away, or choose another `root` or `name`"),
+    errno.ENOTDIR: (
+        "a file stands where a folder has to be",
+        "move it away, or choose another `root` or `name`",
+    ),
+    errno.EEXIST: (
+        "something stands where a folder has to be",
+        "move it away, or choose another `root` or `name`",
+    ),
     errno.EISDIR: ("a folder stands where a file has to be", "move it away and run again"),
     errno.ENOTEMPTY: ("another process writes here", "end it and run again"),
-    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter `root`, `name`, or name of an arm"),
+    errno.ENAMETOOLONG: (
+        "the name is too long",
+        "choose a shorter `root`, `name`, or name of an arm",
+    ),
     errno.ELOOP: ("symbolic links lead in a circle", "mend them, or choose another `root`"),
     errno.EMFILE: ("too many files are open", "raise the limit (`ulimit -n`) and run again"),
     errno.ENFILE: ("too many files are open on this machine", "end something and run again"),
     errno.EBUSY: ("is in use, perhaps as a mount point", "unmount it, or choose another `root`"),
     errno.EXDEV: ("lies on another file system", "keep an artifact on one file system"),
-    errno.EIO: ("the disk reports an error", "see the system's log, and keep a copy of what is left"),
+    errno.EIO: (
+        "the disk reports an error",
+        "see the system's log, and keep a copy of what is left",
+    ),
     errno.ESTALE: ("the network disk has lost it", "mount it again and run again"),
     errno.ENXIO: ("the device is gone", "mount it again and run again"),
     errno.ENODEV: ("the device is gone", "mount it again and run again"),
@@ -58,7 +79,9 @@ _ADVICE = {
     errno.EOPNOTSUPP: ("this file system lacks what is needed", "choose another `root`"),
     errno.ENOENT: ("is gone", "run again; what is missing is made anew"),
 }
-_IN_WORDS = re.compile(r"\[?\b(?:os error|errno) (\d+)", re.IGNORECASE)  # as Rust and Arrow write it
+_IN_WORDS = re.compile(
+    r"\[?\b(?:os error|errno) (\d+)", re.IGNORECASE
+)  # as Rust and Arrow write it
 _SHORT = re.compile(r"\d+ requested and \d+ written")  # numpy, which does not say why
 
 
@@ -115,7 +138,9 @@ def read_json(path: Path) -> Any:
         raise CorruptArtifact(f"{path}: missing; delete {path.parent} and run again") from None
     except (ValueError, OSError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CorruptArtifact(f"{path}: unreadable ({reason}); delete {path.parent} and run again") from None
+        raise CorruptArtifact(
+            f"{path}: unreadable ({reason}); delete {path.parent} and run again"
+        ) from None
 
 
 def write_record(path: Path, value: Mapping[str, Any]) -> None:
@@ -127,7 +152,9 @@ def read_record(path: Path) -> dict[str, Any]:
     """The object in a file that `write_record` wrote, without its hash. Raises CorruptArtifact where it is another."""
     value = read_json(path)
     if not isinstance(value, dict) or value.pop("hash", None) != _hash_of(value):
-        raise CorruptArtifact(f"{path}: edited or damaged; put it back, or delete {path.parent} and run again")
+        raise CorruptArtifact(
+            f"{path}: edited or damaged; put it back, or delete {path.parent} and run again"
+        )
     return value
 
 
@@ -166,15 +193,21 @@ def committed_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        names = sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
-        write_record(temporary / SEAL, {"files": {name: record(temporary / name) for name in names}})
+        names = sorted(
+            p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file()
+        )
+        write_record(
+            temporary / SEAL, {"files": {name: record(temporary / name) for name in names}}
+        )
         for name in names:
             _flush(temporary / name)
         remove(path)
         os.replace(temporary, path)
         _flush(path.parent)
     except BaseException:
-        with suppress(StorageError):  # the first error is the one to tell; `begin` removes what is left
+        with suppress(
+            StorageError
+        ):  # the first error is the one to tell; `begin` removes what is left
             remove(temporary)
         raise
 

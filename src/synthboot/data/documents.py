@@ -34,9 +34,18 @@ _NO_RECORD_A_LINE = (
     (rb"\x1f\x8b", "compressed by gzip, which its name does not say; add .gz to it"),
     (rb"\x28\xb5\x2f\xfd", "compressed by zstd, which its name does not say; add .zst to it"),
     (rb"PAR1", "Parquet, which its name does not say; call it .parquet"),
-    (rb"\xff\xfe|\xfe\xff|\0\0\xfe\xff|[\[{]\0|\0(\0\0)?[\[{]", "UTF-16 or UTF-32; make it UTF-8: iconv -t UTF-8"),
-    (rb"(\xef\xbb\xbf)?\s*\[\s*([\[{]|\Z)", "a JSON array, not a record a line; jq -c '.[]' makes lines of it"),
-    (rb"(\xef\xbb\xbf)?\s*\{[ \t]*\r?\n", "JSON over several lines, not a record a line; jq -c . makes lines of it"),
+    (
+        rb"\xff\xfe|\xfe\xff|\0\0\xfe\xff|[\[{]\0|\0(\0\0)?[\[{]",
+        "UTF-16 or UTF-32; make it UTF-8: iconv -t UTF-8",
+    ),
+    (
+        rb"(\xef\xbb\xbf)?\s*\[\s*([\[{]|\Z)",
+        "a JSON array, not a record a line; jq -c '.[]' makes lines of it",
+    ),
+    (
+        rb"(\xef\xbb\xbf)?\s*\{[ \t]*\r?\n",
+        "JSON over several lines, not a record a line; jq -c . makes lines of it",
+    ),
 )
 """What the head of a file may look like whose lines are no records, and what to do about it."""
 _OLD_MAC = "in lines that end in carriage returns alone; tr '\\r' '\\n' mends them"
@@ -102,7 +111,7 @@ def records(
     if source == WORLD:
         from synthboot.data.worlds import World
 
-        splits = World(cfg.world).splits(cfg.validation_docs, cfg.holdout_docs)
+        splits = World(cfg.world).splits(cfg.validation_docs, cfg.test_docs)
         yield from (Record(WORLD, line, document) for line, document in enumerate(splits, 1))
         return
     if isinstance(source, str) and source.startswith("hub:"):
@@ -115,11 +124,15 @@ def records(
         read: list[str] = []
         yield from _file(file, cfg, ignored, read)
         if expected is not None and read != remaining[: len(read)]:
-            raise DataError(f"{file.path}: has changed since this run began to look at it; run again")
+            raise DataError(
+                f"{file.path}: has changed since this run began to look at it; run again"
+            )
         del remaining[: len(read)]
     if remaining:
         gone = remaining[0].rsplit(" ", 2)[0]
-        raise DataError(f"corpus.{setting}: {gone} is gone since this run began to look at it; run again")
+        raise DataError(
+            f"corpus.{setting}: {gone} is gone since this run began to look at it; run again"
+        )
 
 
 def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
@@ -184,7 +197,9 @@ def digest(batch: Iterable[Record]) -> str:
     hashed = hashlib.blake2b(digest_size=16)
     for record in batch:
         content = record.content
-        raw = content if isinstance(content, bytes) else repr(content).encode(errors="surrogatepass")
+        raw = (
+            content if isinstance(content, bytes) else repr(content).encode(errors="surrogatepass")
+        )
         head = f"{record.file}\0{record.line}\0{record.problem}\0{type(content).__name__}\0{len(raw)}\0"
         hashed.update(head.encode())
         hashed.update(raw)
@@ -202,7 +217,9 @@ def size_of(record: Record) -> int:
 def lines(path: Path, limit: int = 4_000_000) -> Iterator[Record]:
     """The lines of a JSON-lines file, plain, .gz or .zst; of one too long, the problem."""
     with files.opened(path) as file:
-        yield from _lines(path.name, path, files.decompressed(file), limit, f"longer than {limit} bytes")
+        yield from _lines(
+            path.name, path, files.decompressed(file), limit, f"longer than {limit} bytes"
+        )
 
 
 def _string(value: Any) -> str | None:
@@ -224,7 +241,9 @@ def _too_long(cfg: config.Corpus) -> str:
     return f"longer than {cfg.max_document_bytes} bytes"
 
 
-def _file(file: files.Found, cfg: config.Corpus, ignored: Ignored, read: list[str]) -> Iterator[Record]:
+def _file(
+    file: files.Found, cfg: config.Corpus, ignored: Ignored, read: list[str]
+) -> Iterator[Record]:
     """The records of a file; its name, size and hash, as they were read, are added to `read`."""
     if file.kind == "dataset":
         yield from _saved_dataset(file, cfg, ignored)
@@ -238,7 +257,9 @@ def _file(file: files.Found, cfg: config.Corpus, ignored: Ignored, read: list[st
             if file.kind == "text":
                 yield _text(file.name, stream, cfg)
             else:
-                yield from _lines(file.name, file.path, stream, cfg.max_document_bytes, _too_long(cfg))
+                yield from _lines(
+                    file.name, file.path, stream, cfg.max_document_bytes, _too_long(cfg)
+                )
         read.append(files.described(file.name, *raw.hashed()))
 
 
@@ -253,14 +274,19 @@ def _text(name: str, stream: io.BufferedReader, cfg: config.Corpus) -> Record:
         return Record(name, 1, None, "UTF-16, not UTF-8" if wide else "invalid UTF-8")
 
 
-def _lines(name: str, path: Path, stream: io.BufferedReader, limit: int, too_long: str) -> Iterator[Record]:
+def _lines(
+    name: str, path: Path, stream: io.BufferedReader, limit: int, too_long: str
+) -> Iterator[Record]:
     head = stream.peek(1 << 16)[: 1 << 16]
     for pattern, what in _NO_RECORD_A_LINE:
         if re.match(pattern, head):
             raise DataError(f"{path}: is {what}")
     if b"\n" not in head and b"\r" in head.strip():
         raise DataError(f"{path}: is {_OLD_MAC}")
-    line, longest = 0, 8 * limit + 4_096  # escapes and other fields may make a line longer than its text
+    line, longest = (
+        0,
+        8 * limit + 4_096,
+    )  # escapes and other fields may make a line longer than its text
     while content := stream.readline(longest):
         line += 1
         if len(content) == longest and not content.endswith(b"\n"):
@@ -271,7 +297,9 @@ def _lines(name: str, path: Path, stream: io.BufferedReader, limit: int, too_lon
             yield Record(name, line, content)
 
 
-def _parquet(file: files.Found, raw: files.HashedFile, cfg: config.Corpus, ignored: Ignored) -> Iterator[Record]:
+def _parquet(
+    file: files.Found, raw: files.HashedFile, cfg: config.Corpus, ignored: Ignored
+) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     table = pq.ParquetFile(io.BufferedReader(raw, files.BLOCK), page_checksum_verification=True)
@@ -306,18 +334,26 @@ def _saved_dataset(file: files.Found, cfg: config.Corpus, ignored: Ignored) -> I
         raise DataError(f"{file.path}: cannot be read as a saved dataset: {reason}") from None
 
 
-def _rows(names: Sequence[str], count: int, column: Any, cfg: config.Corpus, ignored: Ignored) -> Iterator[dict[str, Any]]:
+def _rows(
+    names: Sequence[str], count: int, column: Any, cfg: config.Corpus, ignored: Ignored
+) -> Iterator[dict[str, Any]]:
     """Rows from columns that are read apart, so that what is wrong with one that nobody asked for does not matter."""
     asked = (cfg.text_field, cfg.id_field, cfg.split_field)
     columns = {name: _values(name, column(name), count, name in asked, ignored) for name in names}
     for values in zip(*columns.values(), strict=True):
-        yield {name: value for name, value in zip(columns, values, strict=True) if value is not _UNREADABLE}
+        yield {
+            name: value
+            for name, value in zip(columns, values, strict=True)
+            if value is not _UNREADABLE
+        }
 
 
 _UNREADABLE = object()
 
 
-def _values(name: str, arrays: Iterator[pa.Array], count: int, asked: bool, ignored: Ignored) -> Iterator[Any]:
+def _values(
+    name: str, arrays: Iterator[pa.Array], count: int, asked: bool, ignored: Ignored
+) -> Iterator[Any]:
     """A column's values, strings as bytes that may be no UTF-8 if they are asked for; what cannot be told is counted."""
     done = 0
     try:
@@ -342,10 +378,14 @@ def _converted(array: pa.Array, asked: bool) -> list[Any]:
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
         if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-            array = array.cast(pa.large_binary())  # as it lies there: one bad string would cost the whole batch
+            array = array.cast(
+                pa.large_binary()
+            )  # as it lies there: one bad string would cost the whole batch
     try:
         return list(array.to_pylist())
-    except Exception:  # years after 9999, bytes that are no text, nanoseconds, unknown time zones, ...
+    except (
+        Exception
+    ):  # years after 9999, bytes that are no text, nanoseconds, unknown time zones, ...
         return [_converted_value(value) for value in array]
 
 
@@ -359,17 +399,23 @@ def _converted_value(value: pa.Scalar) -> Any:
 def _hub(name: str) -> Iterator[Record]:
     name, _, split = name.partition(":")
     try:
-        rows = _datasets().load_dataset(name, split=split or "train", streaming=True, trust_remote_code=False)
+        rows = _datasets().load_dataset(
+            name, split=split or "train", streaming=True, trust_remote_code=False
+        )
         for line, row in enumerate(rows, 1):
             yield Record(name, line, dict(row))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"hub:{name}: cannot be streamed: {reason}; is there a network, and does it exist?") from None
+        raise DataError(
+            f"hub:{name}: cannot be streamed: {reason}; is there a network, and does it exist?"
+        ) from None
 
 
 def _datasets() -> Any:
     try:
         import datasets
     except ImportError:
-        raise DataError("this source needs the `datasets` package: pip install 'synthboot[datasets]'") from None
+        raise DataError(
+            "this source needs the `datasets` package: pip install 'synthboot[datasets]'"
+        ) from None
     return datasets

@@ -59,7 +59,9 @@ class Found:
     kind: Kind
 
 
-def find(source: str | Sequence[str], setting: str = "corpus.source") -> tuple[list[Found], Counter[str]]:
+def find(
+    source: str | Sequence[str], setting: str = "corpus.source"
+) -> tuple[list[Found], Counter[str]]:
     """The files that a source, given by `setting`, names, in sorted order, and how many were passed over, by what they are.
 
     Raises DataError where an item names nothing that can be read.
@@ -79,10 +81,14 @@ def find(source: str | Sequence[str], setting: str = "corpus.source") -> tuple[l
         if not any_here:
             there = counted(ignored - before)
             holds = f"; it holds {there}" if there else ""
-            raise DataError(f"{setting}: {item}: no such file, or nothing in it that can be read{holds}; known are {KNOWN}")
+            raise DataError(
+                f"{setting}: {item}: no such file, or nothing in it that can be read{holds}; known are {KNOWN}"
+            )
     found = list(known.values())
     names = _names([(path, own_parts) for path, own_parts, _ in found])
-    return [Found(path, name, kind) for (path, _, kind), name in zip(found, names, strict=True)], ignored
+    return [
+        Found(path, name, kind) for (path, _, kind), name in zip(found, names, strict=True)
+    ], ignored
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -218,9 +224,13 @@ def decompressed(file: HashedFile) -> io.BufferedReader:
     if suffix not in COMPRESSED:
         return stored
     if not file.size:
-        raise DataError(f"{file.path}: is empty, which no whole {suffix} file is; make or download it again")
+        raise DataError(
+            f"{file.path}: is empty, which no whole {suffix} file is; make or download it again"
+        )
     if suffix == ".gz":
-        return io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=stored).readinto, stored, file.path), BLOCK)
+        return io.BufferedReader(
+            _Bounded(gzip.GzipFile(fileobj=stored).readinto, stored, file.path), BLOCK
+        )
     # unlike the zstandard package, pyarrow reports a truncated stream
     stream = pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), "zstd")
     return io.BufferedReader(_Bounded(stream.readinto, stored, file.path), BLOCK)
@@ -229,7 +239,9 @@ def decompressed(file: HashedFile) -> io.BufferedReader:
 class _Bounded(io.RawIOBase):
     """What a compressed file opens to, up to a bound: a bomb of a megabyte holds ten gigabytes and more."""
 
-    def __init__(self, read: Callable[[bytearray | memoryview], int], stored: io.BufferedReader, path: Path) -> None:
+    def __init__(
+        self, read: Callable[[bytearray | memoryview], int], stored: io.BufferedReader, path: Path
+    ) -> None:
         self._read, self._stored, self._path = read, stored, path
         self._size = 0
 
@@ -352,7 +364,8 @@ def _names(places: list[tuple[Path, int]]) -> list[str]:
         names = [_shown(Path(*path.parts[-parts:]).as_posix()) for path, parts in places]
         times = Counter(names)
         longer = [
-            (path, min(parts + (times[name] > 1), len(path.parts))) for (path, parts), name in zip(places, names, strict=True)
+            (path, min(parts + (times[name] > 1), len(path.parts)))
+            for (path, parts), name in zip(places, names, strict=True)
         ]
         if longer == places:
             return names

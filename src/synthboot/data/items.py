@@ -46,7 +46,10 @@ def item(row: Row, number: str, prompt: str = "{query}", letters: bool = False) 
     gold, answers, contexts = 0, tuple[str, ...](), tuple[str, ...]()
     said: list[str] = []
     if kind == "pair":
-        contexts, said = ("",), [_text(row, "good"), _text(row, "bad")]  # the same in 7 of BLiMP's 67,000
+        contexts, said = (
+            ("",),
+            [_text(row, "good"), _text(row, "bad")],
+        )  # the same in 7 of BLiMP's 67,000
         bare: tuple[str, ...] = (said[0],)
     elif kind == "cloze":
         contexts, said = (_text(row, "context"),), [_text(row, "target")]
@@ -56,7 +59,10 @@ def item(row: Row, number: str, prompt: str = "{query}", letters: bool = False) 
         contexts, bare = (prompt.format(query=query),), (query, answers[0])
     elif kind == "context":
         contexts = tuple(_texts(row, "context_options"))
-        said, gold = [_text(row, "continuation")] * len(contexts), _gold(row, contexts, "context_options")
+        said, gold = (
+            [_text(row, "continuation")] * len(contexts),
+            _gold(row, contexts, "context_options"),
+        )
         bare = (contexts[gold] + _after(contexts[gold], said[gold]),)
     else:
         query, options = _text(row, "query"), _texts(row, "choices")
@@ -66,7 +72,9 @@ def item(row: Row, number: str, prompt: str = "{query}", letters: bool = False) 
             if len(options) > len(LETTERS):
                 raise NoItem(f"{len(options)} choices, and there are {len(LETTERS)} letters")
             said = list(LETTERS[: len(options)])
-            asked = "\n".join([asked, *(f"{m}. {o}" for m, o in zip(said, options, strict=True)), "Answer:"])
+            asked = "\n".join(
+                [asked, *(f"{m}. {o}" for m, o in zip(said, options, strict=True)), "Answer:"]
+            )
         contexts = (asked,)
     if kind != "pair":
         said = [_after(contexts[min(i, len(contexts) - 1)], text) for i, text in enumerate(said)]
@@ -82,7 +90,9 @@ def _kind(row: Row) -> str:
     kind = next((k for k, fields in _FIELDS.items() if fields[0] in row and fields[1] in row), None)
     if kind is None:
         wanted = "; or ".join(", ".join(fields) for fields in _FIELDS.values())
-        raise NoItem(f"these fields make no question: {', '.join(row) or 'none'}; needed are {wanted}")
+        raise NoItem(
+            f"these fields make no question: {', '.join(row) or 'none'}; needed are {wanted}"
+        )
     if missing := [f for f in _FIELDS[kind] if f not in row]:
         raise NoItem(f'no "{missing[0]}" field')
     return kind
@@ -115,7 +125,9 @@ def _texts(row: Row, name: str) -> list[str]:
     if isinstance(found, Mapping):
         found = found.get("text")
     if not isinstance(found, Sequence) or isinstance(found, str):
-        raise NoItem(f'"{name}" is {_said(row[name])}; it takes a list, or {{"text": [...], "label": [...]}}')
+        raise NoItem(
+            f'"{name}" is {_said(row[name])}; it takes a list, or {{"text": [...], "label": [...]}}'
+        )
     if len(found) < 2:
         raise NoItem(f'"{name}" has {len(found)} to choose from; there have to be two')
     return [_checked(value, f'"{name}" {i + 1}') for i, value in enumerate(found)]
@@ -129,7 +141,10 @@ def _answers(row: Row) -> tuple[str, ...]:
         found = found.get("text")
     several = isinstance(found, Sequence) and not isinstance(found, str)
     given = list(found) if several and isinstance(found, Sequence) else [found]
-    texts = [_checked(value, '"answers"' + (f" {i + 1}" if several else "")) for i, value in enumerate(given)]
+    texts = [
+        _checked(value, '"answers"' + (f" {i + 1}" if several else ""))
+        for i, value in enumerate(given)
+    ]
     kept = tuple(text for text in texts if text.strip().strip(string.punctuation + " "))
     if not kept:
         raise NoItem('"answers" is empty' + (", punctuation apart" if texts else ""))
@@ -152,12 +167,18 @@ def _gold(row: Row, options: Sequence[str], name: str) -> int:
             meant.add(int(text[:9]))
         if isinstance(gold, str) and labels is None:
             meant |= {i for i, option in enumerate(options) if option.strip() == text}
-            meant |= {LETTERS.index(text.upper())} if len(text) == 1 and text.upper() in LETTERS else set()
+            meant |= (
+                {LETTERS.index(text.upper())}
+                if len(text) == 1 and text.upper() in LETTERS
+                else set()
+            )
     meant = {i for i in meant if i < len(options)}
     if not meant:
         raise NoItem(f'"gold" is {_said(gold)}, and there are {len(options)} choices')
     if len(meant) > 1:
-        raise NoItem(f'"gold" is {_said(gold)}, which may mean any of the choices {", ".join(map(str, sorted(meant)))}')
+        raise NoItem(
+            f'"gold" is {_said(gold)}, which may mean any of the choices {", ".join(map(str, sorted(meant)))}'
+        )
     return meant.pop()
 
 

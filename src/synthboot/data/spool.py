@@ -26,7 +26,9 @@ from synthboot.data.disk import save_array, write_bytes
 from synthboot.errors import DataError
 
 _HOPELESS = 100_000  # bad records after which those to come are not waited for, where most are bad
-_SHARD_BYTES = 256 << 20  # of records at most, so that long documents do not take a machine's memory
+_SHARD_BYTES = (
+    256 << 20
+)  # of records at most, so that long documents do not take a machine's memory
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Ingested:
     ignored_values: dict[str, int]
 
 
-def ingest(cfg: config.Corpus, folder: Path, progress: Progress, expected: Mapping[str, Sequence[str]]) -> Ingested:
+def ingest(
+    cfg: config.Corpus, folder: Path, progress: Progress, expected: Mapping[str, Sequence[str]]
+) -> Ingested:
     """Spool every record of the source in `folder`/work/ingest, and write quarantine.jsonl.
 
     Raises DataError where a file is not what `expected` says, where there are no records, or where too many are bad.
@@ -85,7 +89,9 @@ class Spool(Sequence[str]):
 
     def __init__(self, ingested: Shards) -> None:
         shards = list(ingested)
-        self.tables = [pa.ipc.open_file(pa.memory_map(str(s / "documents.arrow"))).read_all() for s in shards]
+        self.tables = [
+            pa.ipc.open_file(pa.memory_map(str(s / "documents.arrow"))).read_all() for s in shards
+        ]
         self.first = np.cumsum([0, *(len(t) for t in self.tables)])
         columns = [np.load(s / "hashes.npy", allow_pickle=False) for s in shards]
         stacked = np.concatenate(columns) if columns else np.empty((0, 4), np.uint64)
@@ -94,7 +100,9 @@ class Spool(Sequence[str]):
         self.bytes: UInt64[np.ndarray, " doc"] = stacked[:, 3]
         self.shards = shards
         replay = [ingested.counts(index)["replay"] for index in range(len(shards))]
-        self.replay: Bool[np.ndarray, " doc"] = np.repeat(np.array(replay, bool), np.diff(self.first))
+        self.replay: Bool[np.ndarray, " doc"] = np.repeat(
+            np.array(replay, bool), np.diff(self.first)
+        )
         self.renamed: dict[int, str] = {}
         self._tell_apart()
 
@@ -113,14 +121,20 @@ class Spool(Sequence[str]):
 
     def signatures(self) -> np.ndarray:
         """All MinHash signatures, (documents, permutations)."""
-        return np.concatenate([np.load(s / "signatures.npy", allow_pickle=False) for s in self.shards])
+        return np.concatenate(
+            [np.load(s / "signatures.npy", allow_pickle=False) for s in self.shards]
+        )
 
     def _tell_apart(self) -> None:
         """Rename until no id is that of two texts. A name depends on the text alone, not on which file comes first."""
         while True:
             order = np.lexsort((self.digests[:, 1], self.digests[:, 0], self.ids))
             ids, digests = self.ids[order], self.digests[order]
-            starts = np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1]))) if len(ids) else np.zeros(0, int)
+            starts = (
+                np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1])))
+                if len(ids)
+                else np.zeros(0, int)
+            )
             keeper = np.repeat(starts, np.diff(np.append(starts, len(ids))))
             others = np.flatnonzero((digests != digests[keeper]).any(1))
             if not len(others):
@@ -149,7 +163,9 @@ def _batches(
             yield batch, setting == "replay"
 
 
-def _spool(batch: Sequence[documents.Record], read: str, replay: bool, cfg: config.Corpus, out: Path) -> dict[str, Any]:
+def _spool(
+    batch: Sequence[documents.Record], read: str, replay: bool, cfg: config.Corpus, out: Path
+) -> dict[str, Any]:
     good: list[documents.Document] = []
     metadata: list[str] = []
     bad: list[documents.Reject] = []
@@ -165,16 +181,29 @@ def _spool(batch: Sequence[documents.Record], read: str, replay: bool, cfg: conf
             good.append(replace(parsed, id=f"replay:{parsed.id}") if replay else parsed)
             metadata.append(fields)
     columns = {"id": [d.id for d in good], "text": [d.text for d in good], "metadata": metadata}
-    table = pa.table({name: pa.array(values, pa.large_string()) for name, values in columns.items()})
-    with pa.OSFile(str(out / "documents.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    table = pa.table(
+        {name: pa.array(values, pa.large_string()) for name, values in columns.items()}
+    )
+    with (
+        pa.OSFile(str(out / "documents.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
     hashed = np.array([_hashes(d) for d in good], np.uint64).reshape(-1, 4)
     save_array(out / "hashes.npy", hashed)
     if cfg.near_duplicates != "off":
         save_array(out / "signatures.npy", ngrams.signatures([d.text for d in good]))
-    (out / "quarantine.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in bad), "utf-8")
+    (out / "quarantine.jsonl").write_text(
+        "".join(json.dumps(asdict(r)) + "\n" for r in bad), "utf-8"
+    )
     reasons = dict(Counter(r.reason for r in bad))
-    return {"records": len(batch), "quarantined": len(bad), "replay": replay, "reasons": reasons, "read": read}
+    return {
+        "records": len(batch),
+        "quarantined": len(bad),
+        "replay": replay,
+        "reasons": reasons,
+        "read": read,
+    }
 
 
 def _json(metadata: Mapping[str, Any]) -> str:

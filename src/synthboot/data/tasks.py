@@ -60,7 +60,16 @@ KNOWN = {
     "supported_wikidata_cloze": Known("supported_wikidata_cloze"),
 }
 GROUPS = {
-    "paper": ("arc_challenge", "arc_easy", "sciq", "winogrande", "triviaqa", "webqs", "lambada", "mmlu"),
+    "paper": (
+        "arc_challenge",
+        "arc_easy",
+        "sciq",
+        "winogrande",
+        "triviaqa",
+        "webqs",
+        "lambada",
+        "mmlu",
+    ),
     "small": ("blimp", "lambada", "sciq", "supported_wikidata_cloze"),
 }
 
@@ -71,11 +80,22 @@ def names(cfg: config.Evaluate) -> list[str]:
     for name in found:
         stem, shots = _split(name)
         if shots is not None and (stem in GROUPS or stem == WORLD or stem.startswith(LM_EVAL)):
-            raise ConfigError(f"evaluate.tasks: {name}: worked examples go with single tasks of ours; drop @{shots}")
-        if stem not in KNOWN and stem != WORLD and not stem.startswith(LM_EVAL) and not Path(stem).is_file():
+            raise ConfigError(
+                f"evaluate.tasks: {name}: worked examples go with single tasks of ours; drop @{shots}"
+            )
+        if (
+            stem not in KNOWN
+            and stem != WORLD
+            and not stem.startswith(LM_EVAL)
+            and not Path(stem).is_file()
+        ):
             known = [*KNOWN, *GROUPS, WORLD, f"{LM_EVAL}NAME"]
-            near = "".join(f"; did you mean {n}?" for n in difflib.get_close_matches(stem, known, n=1))
-            raise ConfigError(f"evaluate.tasks: {name}: neither a file nor a known task; known are {', '.join(known)}{near}")
+            near = "".join(
+                f"; did you mean {n}?" for n in difflib.get_close_matches(stem, known, n=1)
+            )
+            raise ConfigError(
+                f"evaluate.tasks: {name}: neither a file nor a known task; known are {', '.join(known)}{near}"
+            )
     if any(name.startswith(LM_EVAL) for name in found) and find_spec("lm_eval") is None:
         raise ConfigError("evaluate.tasks: lm-eval is not installed: pip install 'synthboot[eval]'")
     return list(dict.fromkeys(found))
@@ -115,7 +135,9 @@ def read(name: str, cfg: config.Evaluate, seed: int = 0) -> list[Item]:
                 what = f"{known.shots} worked examples are asked for, and there are {len(others)}"
                 raise DataError(f"{asked[number].where}: {what}; evaluate.tasks: {name}")
             picked = others if examples is not asked else rng.permutation(others).tolist()
-            worked = _worked([examples[i].item for i in picked[: known.shots]], asked[number].subject, known)
+            worked = _worked(
+                [examples[i].item for i in picked[: known.shots]], asked[number].subject, known
+            )
             item = replace(item, contexts=tuple(worked + context for context in item.contexts))
         found.append(item)
     return found
@@ -124,14 +146,21 @@ def read(name: str, cfg: config.Evaluate, seed: int = 0) -> list[Item]:
 def of(rows: Sequence[dict[str, Any]], where: str) -> list[Item]:
     """Items of rows that are at hand, such as a world's questions."""
     return [
-        question.item for question in _checked(((row, f"{where} {i}") for i, row in enumerate(rows)), Known(where, "{query}"))
+        question.item
+        for question in _checked(
+            ((row, f"{where} {i}") for i, row in enumerate(rows)), Known(where, "{query}")
+        )
     ]
 
 
 def _split(name: str) -> tuple[str, int | None]:
     """A task's name without the worked examples asked for after an @, and their number."""
     stem, at, shots = name.rpartition("@")
-    return (stem, int(shots)) if at and shots.isdecimal() and not Path(name).is_file() else (name, None)
+    return (
+        (stem, int(shots))
+        if at and shots.isdecimal() and not Path(name).is_file()
+        else (name, None)
+    )
 
 
 def _known(name: str) -> Known:
@@ -188,7 +217,14 @@ def _checked(rows: Iterable[tuple[Any, str]], known: Known) -> list[_Question]:
         subject = row.get("subject")
         found.append(_Question(item, where, None if subject is None else str(subject)))
     if bad:
-        raise DataError(bad[0] + (f"; {len(bad):,} of {len(bad) + len(found):,} are no questions" if len(bad) > 1 else ""))
+        raise DataError(
+            bad[0]
+            + (
+                f"; {len(bad):,} of {len(bad) + len(found):,} are no questions"
+                if len(bad) > 1
+                else ""
+            )
+        )
     return found
 
 
@@ -250,7 +286,9 @@ def _file(cfg: config.Evaluate, task: str, stem: str) -> Path:
         path = Path(cfg.task_folder) / (stem + suffix)
         if path.exists():
             return path
-    raise ConfigError(f"evaluate.tasks: {task}: no {stem}{_SUFFIXES[0]} in evaluate.task_folder ({cfg.task_folder})")
+    raise ConfigError(
+        f"evaluate.tasks: {task}: no {stem}{_SUFFIXES[0]} in evaluate.task_folder ({cfg.task_folder})"
+    )
 
 
 def _rows(path: Path) -> Iterator[tuple[Any, str]]:
@@ -262,7 +300,9 @@ def _rows(path: Path) -> Iterator[tuple[Any, str]]:
                 yield record.problem, where
                 continue
             try:
-                row = json.loads(record.content.decode("utf-8-sig" if record.line == 1 else "utf-8"))
+                row = json.loads(
+                    record.content.decode("utf-8-sig" if record.line == 1 else "utf-8")
+                )
             except (ValueError, RecursionError):
                 yield "not valid JSON", where
                 continue

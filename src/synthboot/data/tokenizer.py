@@ -60,7 +60,9 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens: text that spells `<|end|>` stays text."""
-        found = [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        found = [
+            e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
         for text, ids in zip(texts, found, strict=True):
             if not self.control.isdisjoint(ids):
                 token = self.backend.id_to_token(next(i for i in ids if i in self.control))
@@ -76,7 +78,10 @@ class Tokenizer:
     def starts(self, text: str) -> list[int]:
         """Where in the text each of its tokens begins, in characters, the space before a word left out."""
         spans = self.backend.encode(text, add_special_tokens=False).offsets
-        return [next((i for i in range(start, end) if not text[i].isspace()), start) for start, end in spans]
+        return [
+            next((i for i in range(start, end) if not text[i].isspace()), start)
+            for start, end in spans
+        ]
 
     def decode(self, ids: Iterable[int] | Integer[np.ndarray, " token"]) -> str:
         """The text of the ids, special tokens left out."""
@@ -91,9 +96,16 @@ class Tokenizer:
         """The same tokenizer as a transformers object."""
         from transformers import PreTrainedTokenizerFast
 
-        end, separator = self.backend.id_to_token(self.end), self.backend.id_to_token(self.separator)
+        end, separator = (
+            self.backend.id_to_token(self.end),
+            self.backend.id_to_token(self.separator),
+        )
         return PreTrainedTokenizerFast(
-            tokenizer_object=self.backend, eos_token=end, bos_token=end, pad_token=end, sep_token=separator
+            tokenizer_object=self.backend,
+            eos_token=end,
+            bos_token=end,
+            pad_token=end,
+            sep_token=separator,
         )
 
 
@@ -103,10 +115,14 @@ def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     if vocab_size < 258:
-        raise ConfigError(f"corpus.vocab_size: {vocab_size} is too small; 256 bytes and 2 special tokens need 258")
+        raise ConfigError(
+            f"corpus.vocab_size: {vocab_size} is too small; 256 bytes and 2 special tokens need 258"
+        )
     backend = Backend(models.BPE())
     split = pre_tokenizers.Split(Regex(_PIECE), "isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -126,7 +142,9 @@ def load(source: str | Path) -> Tokenizer:
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise CorruptArtifact(f"{path}: not a tokenizer ({error}); delete its folder and run again") from None
+        raise CorruptArtifact(
+            f"{path}: not a tokenizer ({error}); delete its folder and run again"
+        ) from None
     names = _special_names(Path(source))
     return _with_specials(backend, names[0], names[1])
 
@@ -140,12 +158,18 @@ def from_hugging_face(source: str) -> Tokenizer:
     except Exception as error:  # OSError, ValueError, ImportError, and what tokenizers raises
         raise ConfigError(f"corpus.tokenizer: {source}: {unloadable(error)}") from None
     if not found.is_fast or found.eos_token is None:
-        raise ConfigError(f"corpus.tokenizer: {source}: needs a fast tokenizer with an end-of-text token")
+        raise ConfigError(
+            f"corpus.tokenizer: {source}: needs a fast tokenizer with an end-of-text token"
+        )
     found.add_special_tokens({"sep_token": SEPARATOR})
-    fitted = _with_specials(_guarded(found.backend_tokenizer, found.all_special_tokens), found.eos_token)
+    fitted = _with_specials(
+        _guarded(found.backend_tokenizer, found.all_special_tokens), found.eos_token
+    )
     if fault := _fault(fitted):
         kind = type(fitted.backend.model).__name__
-        raise ConfigError(f"corpus.tokenizer: {source}: its {kind} {fault}; choose another, or `train`")
+        raise ConfigError(
+            f"corpus.tokenizer: {source}: its {kind} {fault}; choose another, or `train`"
+        )
     return fitted
 
 
@@ -157,15 +181,24 @@ def _guarded(backend: Any, named: Sequence[str]) -> Any:
 
     settings, unknown = json.loads(backend.to_str()), _unknown(backend)
     named = [*named, *([] if unknown is None else [backend.id_to_token(unknown)])]
-    added = [t for t in settings["added_tokens"] if not _BYTE.fullmatch(t["content"])]  # bytes are text
+    added = [
+        t for t in settings["added_tokens"] if not _BYTE.fullmatch(t["content"])
+    ]  # bytes are text
     for token in added:
         if token["special"] or token["content"] in named or _CONTROL.fullmatch(token["content"]):
-            token |= {"special": True, "normalized": False}  # what is not special is looked for in text
+            token |= {
+                "special": True,
+                "normalized": False,
+            }  # what is not special is looked for in text
     guarded = Backend.from_str(json.dumps(settings | {"added_tokens": added}))
-    guarded.add_special_tokens([name for name in named if name not in {t["content"] for t in added}])
+    guarded.add_special_tokens(
+        [name for name in named if name not in {t["content"] for t in added}]
+    )
     control = {*named, *(t["content"] for t in settings["added_tokens"] if t["special"])}
     # last, so that what a vocabulary looks up never holds a whole spelling, however the text was normalized before
-    first = "|".join(f"{re.escape(c[0])}(?={re.escape(c[1:])})" for c in sorted(control) if len(c) > 1)
+    first = "|".join(
+        f"{re.escape(c[0])}(?={re.escape(c[1:])})" for c in sorted(control) if len(c) > 1
+    )
     cut = pre_tokenizers.Split(Regex(first), "isolated")
     before = [guarded.pre_tokenizer] if guarded.pre_tokenizer else []
     guarded.pre_tokenizer = pre_tokenizers.Sequence([*before, cut])
@@ -180,7 +213,12 @@ def _fault(fitted: Tokenizer) -> str:
     try:
         fitted.encode([*spelled, *(text.swapcase() for text in spelled)])
     except DataError as error:
-        return str(error).removeprefix("corpus.tokenizer: ").partition(";")[0].join(("lets text end documents: ", ""))
+        return (
+            str(error)
+            .removeprefix("corpus.tokenizer: ")
+            .partition(";")[0]
+            .join(("lets text end documents: ", ""))
+        )
     except Exception as error:  # the library raises bare Exception
         return f"cannot encode what it does not know ({error})"
     silent = [text for text, ids in zip(_LETTERS, fitted.encode(_LETTERS), strict=True) if not ids]
@@ -197,14 +235,20 @@ def _with_specials(backend: Any, end: str, separator: str = SEPARATOR) -> Tokeni
             f"corpus.tokenizer: it has no token {(end, separator)[ids.index(None)]!r}, which it says ends a document"
         )
     unknown = _unknown(backend)
-    special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special} - {unknown}
+    special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special} - {
+        unknown
+    }
     return Tokenizer(backend, ids[0], ids[1], frozenset({*ids, *special}), unknown)
 
 
 def _unknown(backend: Any) -> int | None:
     """The id of what a vocabulary does not hold."""
     model = json.loads(backend.to_str())["model"]
-    found = model.get("unk_id") if model["type"] == "Unigram" else backend.token_to_id(model.get("unk_token") or "")
+    found = (
+        model.get("unk_id")
+        if model["type"] == "Unigram"
+        else backend.token_to_id(model.get("unk_token") or "")
+    )
     return None if found is None else int(found)
 
 
@@ -213,4 +257,6 @@ def _special_names(folder: Path) -> tuple[str, str]:
         settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
         return settings["eos_token"], settings["sep_token"]
     except (OSError, ValueError, KeyError) as error:
-        raise CorruptArtifact(f"{folder}/tokenizer_config.json: unreadable ({error}); run again to rebuild") from None
+        raise CorruptArtifact(
+            f"{folder}/tokenizer_config.json: unreadable ({error}); run again to rebuild"
+        ) from None

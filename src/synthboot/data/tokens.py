@@ -47,9 +47,13 @@ class Tokens:
             index = np.load(folder / "index.npy", allow_pickle=False)
             size, count = (folder / "tokens.bin").stat().st_size, int(index[-1])
             if size not in (2 * count, 4 * count):
-                raise CorruptArtifact(f"{folder}/tokens.bin: {size} bytes do not fit {count} tokens")
+                raise CorruptArtifact(
+                    f"{folder}/tokens.bin: {size} bytes do not fit {count} tokens"
+                )
             dtype = np.dtype("<u2" if size == 2 * count else "<u4")
-            shards.append(np.memmap(folder / "tokens.bin", dtype, "r") if count else np.empty(0, dtype))
+            shards.append(
+                np.memmap(folder / "tokens.bin", dtype, "r") if count else np.empty(0, dtype)
+            )
             bounds.append(index[1:] + total)
             first_docs.append(docs)
             total, docs = total + count, docs + len(index) - 1
@@ -78,7 +82,9 @@ class Tokens:
 
     def joined(self, others: Tokens) -> Tokens:
         """These documents, then the others'."""
-        count = int(np.searchsorted(self.first_docs, len(self)))  # a head may end before its last shards begin
+        count = int(
+            np.searchsorted(self.first_docs, len(self))
+        )  # a head may end before its last shards begin
         first_docs = np.concatenate((self.first_docs[:count], others.first_docs + len(self)))
         bounds = np.concatenate((self.bounds, others.bounds[1:] + self.bounds[-1]))
         return Tokens((*self.shards[:count], *others.shards), first_docs, bounds)

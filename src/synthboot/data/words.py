@@ -87,7 +87,9 @@ def words(text: str, symbols: bool = False) -> list[str]:
     """The words of a text as it is compared; all symbols too if so asked."""
     found = _cut(normal(text), symbols)
     if found and max(map(len, found)) > LONGEST:
-        found = [part for w in found for part in (_CLUSTER.findall(w) if len(w) > LONGEST else (w,))]
+        found = [
+            part for w in found for part in (_CLUSTER.findall(w) if len(w) > LONGEST else (w,))
+        ]
     return found
 
 
@@ -115,7 +117,9 @@ def _cut(text: str, symbols: bool) -> list[str]:
     found: list[str] = []
     end = 0
     for other in _OTHER.finditer(text):
-        if other.start() >= end:  # from the space before to the space after, for a word may be of both kinds
+        if (
+            other.start() >= end
+        ):  # from the space before to the space after, for a word may be of both kinds
             start = text.rfind(" ", end, other.start()) + 1 or end
             found += _OF_PLAIN[symbols].findall(text, end, start)
             end = text.find(" ", other.end())
@@ -138,7 +142,11 @@ def terms(text: str) -> list[str]:
     more: list[str] = []
     if not text.isascii():
         solid = [_OF_SOLID.match(w) is not None for w in found]
-        more = [a + b for (a, b), both in zip(pairwise(found), map(all, pairwise(solid)), strict=True) if both]
+        more = [
+            a + b
+            for (a, b), both in zip(pairwise(found), map(all, pairwise(solid)), strict=True)
+            if both
+        ]
     longer = run_length(found)
     return found + more + (runs(found, longer) if longer > SHINGLE else [])
 
@@ -157,7 +165,9 @@ def run_length(found: Sequence[str]) -> int:
     step, so that near-copies hardly ever fall on two sides of one.
     """
     count, kinds = len(found), len(set(found))
-    if count <= 2 * kinds or kinds * log2(count) >= _BITS * count:  # most texts: bits cannot be fewer
+    if (
+        count <= 2 * kinds or kinds * log2(count) >= _BITS * count
+    ):  # most texts: bits cannot be fewer
         return SHINGLE
     bits = sum(c * log2(count / c) for c in Counter(found).values()) / count
     bits += (kinds - 1) / (2 * count * log(2))

@@ -62,7 +62,9 @@ class WorkerFailed(Exception):
 
 def jobs(wanted: int, device: str = "cpu") -> int:
     """How many processes to use: `wanted`, or one per GPU, or one per core this process may use."""
-    gpu = device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists())  # asking torch would import it
+    gpu = device == "cuda" or (
+        device == "auto" and Path("/dev/nvidiactl").exists()
+    )  # asking torch would import it
     return wanted or (max(1, len(gpus())) if gpu else len(os.sched_getaffinity(0)))
 
 
@@ -79,7 +81,9 @@ class Pool:
     def __init__(self) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        self._context: Any = multiprocessing.get_context("fork" if multiprocessing.parent_process() else "forkserver")
+        self._context: Any = multiprocessing.get_context(
+            "fork" if multiprocessing.parent_process() else "forkserver"
+        )
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload(_PRELOAD)
         self._running: dict[Connection, tuple[Any, Any, str | None]] = {}
@@ -91,7 +95,9 @@ class Pool:
         """What still runs."""
         return {key for key, *_ in self._running.values()}
 
-    def start(self, key: Any, function: Callable[..., Any], *arguments: Any, own_gpu: bool = False) -> Connection:
+    def start(
+        self, key: Any, function: Callable[..., Any], *arguments: Any, own_gpu: bool = False
+    ) -> Connection:
         """Run `function(*arguments, connection)` in a new process; with `own_gpu` it sees one GPU, and its neighbours
         others."""
         taken, there = [gpu for *_, gpu in self._running.values()], gpus() if own_gpu else []
@@ -106,9 +112,14 @@ class Pool:
                 if self._context.get_start_method() == "forkserver":
                     _fork_server()
                 process.start()
-        except (OSError, EOFError) as error:  # the fork server died, or there is no room for another process
+        except (
+            OSError,
+            EOFError,
+        ) as error:  # the fork server died, or there is no room for another process
             ours.close()
-            raise WorkerDied(f"{key}: its process did not start ({_words(error)}); run again") from None
+            raise WorkerDied(
+                f"{key}: its process did not start ({_words(error)}); run again"
+            ) from None
         except BaseException:  # Ctrl-C: a worker that was on its way finds nobody at the other end
             ours.close()
             raise
@@ -147,8 +158,12 @@ def _hear(key: Any, process: Any, connection: Connection) -> tuple[str, Any]:
                 return connection.recv()
             except (EOFError, OSError):
                 raise
-            except Exception as error:  # an object that was taken apart there cannot be put together here
-                return "failed", WorkerFailed(f"{key}: what it sent cannot be read ({_words(error)})")
+            except (
+                Exception
+            ) as error:  # an object that was taken apart there cannot be put together here
+                return "failed", WorkerFailed(
+                    f"{key}: what it sent cannot be read ({_words(error)})"
+                )
     _end(process)
     reason = f"exit code {process.exitcode}{_REASONS.get(process.exitcode, '')}"
     return "failed", WorkerDied(f"{key}: its process died, {reason}; run again to go on from there")
@@ -175,7 +190,10 @@ def _words(error: BaseException) -> str:
 
 
 def imap(
-    setup: Callable[..., Callable[[Any], Any]], arguments: Sequence[Any], items: Iterable[Any], workers: int
+    setup: Callable[..., Callable[[Any], Any]],
+    arguments: Sequence[Any],
+    items: Iterable[Any],
+    workers: int,
 ) -> Iterator[Any]:
     """`setup(*arguments)(item)` for every item, in order, computed by `workers` processes that each call setup once.
 
@@ -190,7 +208,9 @@ def imap(
     source = enumerate(items)
     try:
         names = [f"worker {i + 1}" for i in range(workers)]
-        connections = {name: pool.start(name, _serve, setup, tuple(arguments), own_gpu=True) for name in names}
+        connections = {
+            name: pool.start(name, _serve, setup, tuple(arguments), own_gpu=True) for name in names
+        }
         idle = list(connections.values())
         results: dict[int, Any] = {}
         sent = turn = 0
@@ -215,18 +235,27 @@ def imap(
 
 
 def _send(connection: Connection, item: tuple[int, Any]) -> None:
-    with suppress(BrokenPipeError, ConnectionResetError):  # it is dead, which `wait` tells with the reason
+    with suppress(
+        BrokenPipeError, ConnectionResetError
+    ):  # it is dead, which `wait` tells with the reason
         connection.send(item)
 
 
-def _serve(setup: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], connection: Connection) -> None:
+def _serve(
+    setup: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], connection: Connection
+) -> None:
     handle = setup(*arguments)
     while True:
         number, item = connection.recv()
         connection.send(("progress", (number, handle(item))))
 
 
-def _main(connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], gpu: str | None) -> None:
+def _main(
+    connection: Connection,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    gpu: str | None,
+) -> None:
     """A worker's life: no thread but ours, no Ctrl-C of its own, no life after its parent's."""
     end_with_parent()
     signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_ONLY)
@@ -287,7 +316,9 @@ def stoppable() -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
-    if threading.current_thread() is not threading.main_thread():  # who calls from elsewhere sees to it
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # who calls from elsewhere sees to it
         before = {}
     for each in before:
         signal.signal(each, stop)

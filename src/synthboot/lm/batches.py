@@ -110,7 +110,9 @@ class Plan:
         self.batch_tokens = self.rows * seq_len
         self.steps = train_tokens // self.batch_tokens
         docs = len(real)
-        self.real = Stream(real, shuffled(docs, (seed, 1)) if pairs is None else walk(*pairs, docs, (seed, 1)))
+        self.real = Stream(
+            real, shuffled(docs, (seed, 1)) if pairs is None else walk(*pairs, docs, (seed, 1))
+        )
         self.replay = Stream(replay, shuffled(len(replay), (seed, 3))) if replay else self.real
         self.replay_rows = round(replay_share * self.rows * self.steps)
         self.own_rows = self.rows * self.steps - self.replay_rows
@@ -122,13 +124,21 @@ class Plan:
         else:
             both = real.joined(synthetic)
             self.synthetic = Stream(both, megadocs(owners, both.lengths, seq_len, (seed, 2)))
-            self.synthetic_rows, self.real_inside = self._rows_holding(wanted * seq_len, docs), range(docs)
+            self.synthetic_rows, self.real_inside = (
+                self._rows_holding(wanted * seq_len, docs),
+                range(docs),
+            )
 
     def _rows_holding(self, tokens: int, docs: int) -> int:
         """The fewest rows of the megadocs that hold so many synthetic tokens. Raises BudgetError where none do."""
-        longest, synthetic = self.synthetic.num_tokens // self.seq_len, range(docs, len(self.synthetic.tokens))
+        longest, synthetic = (
+            self.synthetic.num_tokens // self.seq_len,
+            range(docs, len(self.synthetic.tokens)),
+        )
         most = min(longest, self.own_rows)
-        found = bisect.bisect_left(range(most), tokens, key=lambda n: self.synthetic.of(synthetic, n * self.seq_len))
+        found = bisect.bisect_left(
+            range(most), tokens, key=lambda n: self.synthetic.of(synthetic, n * self.seq_len)
+        )
         held = self.synthetic.of(synthetic, most * self.seq_len)
         if held < tokens - self.seq_len:
             raise BudgetError(
@@ -163,7 +173,11 @@ class Plan:
                 found["real"] += [doc for doc in read if doc in self.real_inside]
                 read = [doc - self.real_inside.stop for doc in read if doc not in self.real_inside]
             found[kind] += read
-        parts = [f"{kind} documents {', '.join(map(str, sorted(set(docs))))}" for kind, docs in found.items() if docs]
+        parts = [
+            f"{kind} documents {', '.join(map(str, sorted(set(docs))))}"
+            for kind, docs in found.items()
+            if docs
+        ]
         return " and ".join(parts)
 
     def _place(self, row: int) -> tuple[str, int]:
@@ -176,7 +190,11 @@ class Plan:
             before, synthetic = min(row, self.synthetic_rows), row < self.synthetic_rows
         else:
             before, synthetic = _taken(row, self.synthetic_rows, self.own_rows)
-        return ("synthetic", before * self.seq_len) if synthetic else ("real", (row - before) * self.seq_len)
+        return (
+            ("synthetic", before * self.seq_len)
+            if synthetic
+            else ("real", (row - before) * self.seq_len)
+        )
 
     def _row(self, row: int) -> np.ndarray:
         kind, start = self._place(row)
@@ -212,11 +230,11 @@ class Plan:
             "train_tokens": self.steps * self.batch_tokens,
             "real_tokens": real,
             "unique_real_tokens": self.real.tokens.num_tokens,
-            "real_passes": real / self.real.tokens.num_tokens,
+            "real_epochs": real / self.real.tokens.num_tokens,
             "synthetic_tokens": synthetic,
-            "synthetic_passes": read / self.synthetic.num_tokens if read else 0.0,
+            "synthetic_epochs": read / self.synthetic.num_tokens if read else 0.0,
             "replayed_tokens": replayed,
-            "replayed_passes": replayed / self.replay.num_tokens,
+            "replayed_epochs": replayed / self.replay.num_tokens,
         }
 
 
@@ -236,13 +254,20 @@ def cut_pair(d1: int, d2: int, window: int, share: float) -> tuple[int, int]:
 
     d1 is entitled to `share` of it, d2 to the rest; what one leaves, the other may use.
     """
-    room = window - 1  # the row's targets are its inputs shifted by one: end + d1 + separator + d2 without its last
+    room = (
+        window - 1
+    )  # the row's targets are its inputs shifted by one: end + d1 + separator + d2 without its last
     first = min(d1, max(d1_room(window, share), room - d2))
     return first, min(d2, room - first)
 
 
 def pair_row(
-    d1: Integer[np.ndarray, " a"], d2: Integer[np.ndarray, " b"], window: int, share: float, end: int, separator: int
+    d1: Integer[np.ndarray, " a"],
+    d2: Integer[np.ndarray, " b"],
+    window: int,
+    share: float,
+    end: int,
+    separator: int,
 ) -> tuple[Int64[np.ndarray, " token"], Int64[np.ndarray, " token"]]:
     """Inputs and targets of one pair, at most `window` long; the loss is on d2 and its end alone.
 
@@ -269,7 +294,13 @@ class PairPlan:
         tokens: int, seed: int, end: int, separator: int,
     ) -> None:  # fmt: skip
         self.tokens, self.d1, self.d2 = first, np.asarray(d1, np.int64), np.asarray(d2, np.int64)
-        self.seq_len, self.d1_share, self.seed, self.end, self.separator = seq_len, d1_share, seed, end, separator
+        self.seq_len, self.d1_share, self.seed, self.end, self.separator = (
+            seq_len,
+            d1_share,
+            seed,
+            end,
+            separator,
+        )
         self.rows = max(1, batch_tokens // seq_len)
         self.batch_tokens = self.rows * seq_len
         self.steps = max(1, tokens // self.batch_tokens)
@@ -280,7 +311,7 @@ class PairPlan:
         self._packed: Callable[[int], list[list[int]]] = lru_cache(maxsize=2)(self._pack)
         self._starts = [0]
 
-    def rows_per_pass(self) -> int:
+    def rows_per_epoch(self) -> int:
         """Rows of the first pass; others differ by a few."""
         return len(self._packed(0))
 
@@ -289,7 +320,9 @@ class PairPlan:
         rows: list[list[int]] = []
         for start in range(0, len(order), 512):
             members: list[list[int]] = []
-            rooms: list[tuple[int, int]] = []  # what each open row has room for and its number, least room first
+            rooms: list[
+                tuple[int, int]
+            ] = []  # what each open row has room for and its number, least room first
             for pair in sorted(order[start : start + 512].tolist(), key=lambda p: -self.lengths[p]):
                 size = int(self.lengths[pair])
                 fit = bisect.bisect_left(rooms, (size, -1))

@@ -33,7 +33,9 @@ class TransformersSampler:
         self.device = next(model.parameters()).device
         self.half = DTYPES[dtype] == torch.bfloat16
         self.absent = torch.tensor(absent, device=self.device) if absent else None
-        self.positions = max(0, getattr(model.config, "max_position_embeddings", None) or 0) or math.inf
+        self.positions = (
+            max(0, getattr(model.config, "max_position_embeddings", None) or 0) or math.inf
+        )
         # `generate` takes what it is not told from here: penalties, top-k, other end tokens that the model came with
         model.generation_config = GenerationConfig()
         self.cached = True
@@ -41,7 +43,9 @@ class TransformersSampler:
             self.cached = False  # slower: every step reads all that came before
             if fault := self._fault():
                 kind = model.config.model_type
-                raise SamplingError(f"synthesize: a {kind} model cannot be sampled ({fault}); choose another model.init_from")
+                raise SamplingError(
+                    f"synthesize: a {kind} model cannot be sampled ({fault}); choose another model.init_from"
+                )
 
     @torch.inference_mode()
     def _fault(self) -> str:
@@ -52,12 +56,21 @@ class TransformersSampler:
                 off = abs(self._whole(request, result) - result.logprob) / (1 + len(result.tokens))
                 if not off < (0.1 if self.half else 1e-3):
                     return f"step by step it says other things than at once: {off:.2g} nats a token"
-        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            IndexError,
+            NotImplementedError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return ""
 
     def _whole(self, request: Request, result: Result) -> float:
-        tokens = torch.tensor([*request.prompt, *result.tokens, *([self.end] if result.finish == "end" else [])])
+        tokens = torch.tensor(
+            [*request.prompt, *result.tokens, *([self.end] if result.finish == "end" else [])]
+        )
         tokens = tokens.to(self.device)
         logits = self.model(input_ids=tokens[None, :-1], use_cache=False).logits[0].double()
         scores = logits.log_softmax(1).gather(1, tokens[1:, None])
@@ -68,12 +81,16 @@ class TransformersSampler:
         """One result per request, in order; a row stops where the model's positions end. Raises ValueError where a prompt is
         empty or has no position left after it, FloatingPointError where the model's logits are not numbers."""
         if any(not 0 < len(r.prompt) < self.positions for r in requests):
-            raise ValueError(f"a prompt needs at least one token, and fewer than the model's {self.positions} positions")
+            raise ValueError(
+                f"a prompt needs at least one token, and fewer than the model's {self.positions} positions"
+            )
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
         results: dict[int, Result] = {}
         for start in range(0, len(order), self.batch):
             numbers = order[start : start + self.batch]
-            results.update(zip(numbers, self._together([requests[i] for i in numbers]), strict=True))
+            results.update(
+                zip(numbers, self._together([requests[i] for i in numbers]), strict=True)
+            )
         return [results[i] for i in range(len(requests))]
 
     def _together(self, requests: list[Request]) -> list[Result]:
@@ -122,13 +139,22 @@ class _Rows:
         """Which rows are done."""
         return self.done
 
-    def _drawn(self, logits: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _drawn(
+        self, logits: torch.Tensor, steps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         owner, tries = self.owner, torch.zeros_like(steps)
-        token, logprob, accepted = draw(logits, self.seeds, steps, tries, owner.temperature, owner.top_p, owner.absent)
+        token, logprob, accepted = draw(
+            logits, self.seeds, steps, tries, owner.temperature, owner.top_p, owner.absent
+        )
         while not accepted.all():
             tries += TRIES
-            more = draw(logits, self.seeds, steps, tries, owner.temperature, owner.top_p, owner.absent)
-            token, logprob = torch.where(accepted, token, more[0]), torch.where(accepted, logprob, more[1])
+            more = draw(
+                logits, self.seeds, steps, tries, owner.temperature, owner.top_p, owner.absent
+            )
+            token, logprob = (
+                torch.where(accepted, token, more[0]),
+                torch.where(accepted, logprob, more[1]),
+            )
             accepted = accepted | more[2]
         return token, logprob
 

@@ -28,7 +28,13 @@ ALIKE = 1e-3
 LEAST = 128
 """Tokens to try it on, at the least."""
 
-_REACHES = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size", "chunk_size")
+_REACHES = (
+    "sliding_window",
+    "window_size",
+    "attention_window_size",
+    "attention_chunk_size",
+    "chunk_size",
+)
 _COMPARED = 1_000
 
 
@@ -45,9 +51,13 @@ def require_causal(model: Any, seq_len: int, where: str) -> None:
         _train_mode(model, row[:, :LEAST])
     except Exception as error:  # whatever a layout raises that wants more than tokens
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{where}: {kind} does not run on rows of tokens ({reason}); {todo}") from None
+        raise ConfigError(
+            f"{where}: {kind} does not run on rows of tokens ({reason}); {todo}"
+        ) from None
     if math.isnan(difference):
-        raise ConfigError(f"{where}: {kind} gives logits that are not numbers; its weights are damaged or not all there")
+        raise ConfigError(
+            f"{where}: {kind} gives logits that are not numbers; its weights are damaged or not all there"
+        )
     if difference > SAME:
         raise ConfigError(
             f"{where}: {kind} looks ahead: later tokens change the logits of earlier ones "
@@ -94,7 +104,9 @@ def _logits(model: Any, row: torch.Tensor, **options: torch.Tensor) -> torch.Ten
     was_training = model.training
     model.eval()
     try:
-        return model(input_ids=row, use_cache=False, **options).logits[..., :_COMPARED].float().clone()
+        return (
+            model(input_ids=row, use_cache=False, **options).logits[..., :_COMPARED].float().clone()
+        )
     finally:
         model.train(was_training)
 

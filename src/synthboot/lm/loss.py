@@ -29,7 +29,13 @@ class Loss(torch.nn.Module):
     blocks as the library has them.
     """
 
-    def __init__(self, model: Any, precision: torch.dtype = torch.float32, z_loss: float = 0.0, plain: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        precision: torch.dtype = torch.float32,
+        z_loss: float = 0.0,
+        plain: bool = False,
+    ) -> None:
         super().__init__()
         self.model, self.precision, self.z_loss = model, precision, z_loss
         head = model.get_output_embeddings()
@@ -48,11 +54,17 @@ class Loss(torch.nn.Module):
         if targets is None:
             return self.model(input_ids=inputs, use_cache=False)
         # the layout's own masks follow from positions; a mask made here would switch its windows off, or be added as 0 and 1
-        options = {"use_cache": False} if positions is None else {"use_cache": False, "position_ids": positions}
+        options = (
+            {"use_cache": False}
+            if positions is None
+            else {"use_cache": False, "position_ids": positions}
+        )
         wanted = targets.flatten()
         with self._autocast(inputs.device):
             if self.chunked:
-                hidden = self.model.model(input_ids=inputs, **options).last_hidden_state.flatten(0, 1)
+                hidden = self.model.model(input_ids=inputs, **options).last_hidden_state.flatten(
+                    0, 1
+                )
             else:
                 logits = self.model(input_ids=inputs, **options).logits.flatten(0, 1)
         if self.chunked:
@@ -61,7 +73,12 @@ class Loss(torch.nn.Module):
                 hidden, wanted = hidden[kept], wanted[kept]
             weight = self.model.get_output_embeddings().weight
             return _Chunked.apply(hidden, weight, wanted, divisor, self.z_loss, self.precision)
-        plain = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum", ignore_index=IGNORE) / divisor
+        plain = (
+            torch.nn.functional.cross_entropy(
+                logits.float(), wanted, reduction="sum", ignore_index=IGNORE
+            )
+            / divisor
+        )
         if not self.z_loss:
             return plain, plain.detach()
         square = torch.logsumexp(logits.float(), 1)[wanted != IGNORE].square().sum()
@@ -99,12 +116,16 @@ class _Chunked(torch.autograd.Function):
         return loss + z_loss * square, loss
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(
+        ctx: Any, gradient: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         into_rows, into_weight = ctx.saved_tensors
         return (into_rows * gradient).to(ctx.kind), into_weight * gradient, None, None, None, None
 
 
-def softmax_gradient(logits: torch.Tensor, targets: torch.Tensor, scale: float, z_loss: float) -> torch.Tensor:
+def softmax_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, scale: float, z_loss: float
+) -> torch.Tensor:
     """Turn logits (row, vocab; float32) in place into the gradient of scale x (cross-entropy + z_loss x logsumexp squared);
     returns the sums of cross-entropy and of squared logsumexp, in nats, float64."""
     if kernels.available(logits.device.type):

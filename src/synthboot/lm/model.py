@@ -24,8 +24,14 @@ def device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("engine.device: cuda asked for, but torch sees no GPU; set engine.device=auto")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
+        raise ConfigError(
+            "engine.device: cuda asked for, but torch sees no GPU; set engine.device=auto"
+        )
+    return (
+        torch.device(name, int(os.environ.get("LOCAL_RANK", "0")))
+        if name == "cuda"
+        else torch.device(name)
+    )
 
 
 def build(cfg: config.Model, vocab_size: int, seed: int) -> Any:
@@ -38,7 +44,9 @@ def build(cfg: config.Model, vocab_size: int, seed: int) -> Any:
         model = _from_pretrained(cfg.init_from, ConfigError, "model.init_from")
         longest = _longest(model)
         if longest is not None and cfg.seq_len > longest:
-            raise ConfigError(f"model.seq_len: {cfg.seq_len} is more than the {longest} positions of {cfg.init_from}")
+            raise ConfigError(
+                f"model.seq_len: {cfg.seq_len} is more than the {longest} positions of {cfg.init_from}"
+            )
         layouts.require_causal(model, cfg.seq_len, f"model.init_from: {cfg.init_from}")
         if model.get_input_embeddings().weight.shape[0] < vocab_size:
             model.resize_token_embeddings(vocab_size, mean_resizing=False)
@@ -93,7 +101,9 @@ def load_weights(model: Any, folder: Path) -> None:
         load_model(model, folder / "model.safetensors")
     except Exception as error:  # safetensors and torch raise several kinds
         reason = " ".join(str(error).split())[:200]
-        raise TrainingError(f"{folder}: unreadable checkpoint ({reason}); delete this folder to go on without it") from None
+        raise TrainingError(
+            f"{folder}: unreadable checkpoint ({reason}); delete this folder to go on without it"
+        ) from None
 
 
 def flops_per_token(model: Any, seq_len: int) -> float:
@@ -105,7 +115,8 @@ def flops_per_token(model: Any, seq_len: int) -> float:
     tied = head is not None and head.weight is embedding
     weights = matrices if tied else matrices - embedding.numel()
     layers, heads, head_dim, width = (
-        layouts.setting(model, name) or 0 for name in ("num_hidden_layers", "num_attention_heads", "head_dim", "hidden_size")
+        layouts.setting(model, name) or 0
+        for name in ("num_hidden_layers", "num_attention_heads", "head_dim", "hidden_size")
     )  # state-space layouts have no heads
     attended = heads * (head_dim or width // max(1, heads))
     return 2.0 * weights + 2.0 * layers * attended * seq_len
@@ -146,6 +157,10 @@ def _from_pretrained(source: str, error_type: type[Exception], where: str) -> An
 
     _quiet()
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
-    except Exception as error:  # the library raises OSError, ValueError, SafetensorError, RuntimeError
+        return AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, trust_remote_code=False
+        )
+    except (
+        Exception
+    ) as error:  # the library raises OSError, ValueError, SafetensorError, RuntimeError
         raise error_type(f"{where}: {source}: {unloadable(error)}") from None

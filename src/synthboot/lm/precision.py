@@ -50,12 +50,18 @@ def recorded(cfg: config.Config) -> config.Config:
 def undecided(cfg: config.Config) -> list[str]:
     """The kinds of work, of `training` and `sampling`, that are left to `auto` and that the run has not decided."""
     known = _record(cfg)
-    return [k for k, (section, name) in SETTINGS.items() if getattr(getattr(cfg, section), name) == "auto" and k not in known]
+    return [
+        k
+        for k, (section, name) in SETTINGS.items()
+        if getattr(getattr(cfg, section), name) == "auto" and k not in known
+    ]
 
 
 def decide(cfg: config.Config, speeds: Mapping[str, float]) -> None:
     """Record what these speeds, as of `measure`, choose; what is decided already stays."""
-    write_json(cfg.folder / FILE, {k: choice(cfg, speed) for k, speed in speeds.items()} | _record(cfg))
+    write_json(
+        cfg.folder / FILE, {k: choice(cfg, speed) for k, speed in speeds.items()} | _record(cfg)
+    )
 
 
 def choice(cfg: config.Config, speed: float) -> str:
@@ -67,7 +73,10 @@ def choice(cfg: config.Config, speed: float) -> str:
 
 def sentence(cfg: config.Config, speeds: Mapping[str, float], ahead: bool = False) -> str:
     """The choice in words, made or, `ahead` of a run, to be made."""
-    parts = [f"{choice(cfg, s)} for {kind} (bfloat16 is {s:.2g} times as fast)" for kind, s in speeds.items()]
+    parts = [
+        f"{choice(cfg, s)} for {kind} (bfloat16 is {s:.2g} times as fast)"
+        for kind, s in speeds.items()
+    ]
     way = "would choose" if ahead else "chose"
     kept = "" if ahead else f"; the run keeps it ({cfg.folder / FILE})"
     return f"auto {way} {', '.join(parts)}{kept}"
@@ -81,13 +90,18 @@ def measure(cfg: config.Config, *_: object) -> dict[str, float]:
 
     device = models.device(cfg.engine.device)
     width, inner = _sizes(cfg.model)
-    rows = {"training": cfg.engine.micro_batch_tokens or cfg.optim.batch_tokens, "sampling": cfg.engine.sample_batch or 64}
+    rows = {
+        "training": cfg.engine.micro_batch_tokens or cfg.optim.batch_tokens,
+        "sampling": cfg.engine.sample_batch or 64,
+    }
     found = {}
     for kind in undecided(cfg):
         most = int(_WORK[device.type] / (6 * width * inner))
         shape = (max(16, min(rows[kind], most)), width, inner)
         trained = kind == "training"
-        single, half = (_products(shape, d, device, trained) for d in (torch.float32, torch.bfloat16))
+        single, half = (
+            _products(shape, d, device, trained) for d in (torch.float32, torch.bfloat16)
+        )
         found[kind] = _ratio(single, half)
     return found
 
@@ -99,18 +113,25 @@ def _sizes(model: config.Model) -> tuple[int, int]:
     from transformers import AutoConfig
 
     try:
-        layout = AutoConfig.from_pretrained(model.init_from, trust_remote_code=False).get_text_config()
+        layout = AutoConfig.from_pretrained(
+            model.init_from, trust_remote_code=False
+        ).get_text_config()
     except (OSError, ValueError):
         return model.width, 3 * model.width  # base will say what is wrong with it
     return layout.hidden_size, getattr(layout, "intermediate_size", None) or 4 * layout.hidden_size
 
 
-def _products(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, trained: bool) -> Callable[[], None]:
+def _products(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, trained: bool
+) -> Callable[[], None]:
     """The products of a linear layer: forwards, and where it is trained for both gradients."""
     import torch
 
     rows, width, inner = shape
-    x, weight, up = (torch.ones(size, dtype=dtype, device=device) for size in ((rows, width), (inner, width), (rows, inner)))
+    x, weight, up = (
+        torch.ones(size, dtype=dtype, device=device)
+        for size in ((rows, width), (inner, width), (rows, inner))
+    )
 
     def run() -> None:
         torch.nn.functional.linear(x, weight)
@@ -132,15 +153,21 @@ def _ratio(single: Callable[[], None], half: Callable[[], None]) -> float:
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)
-    return statistics.median(taken[0][1:]) / statistics.median(taken[1][1:])  # the first round makes ready
+    return statistics.median(taken[0][1:]) / statistics.median(
+        taken[1][1:]
+    )  # the first round makes ready
 
 
 def _record(cfg: config.Config) -> dict[str, str]:
     """What the run has decided of what is left to `auto`, by kind of work: as recorded, or as its models were made."""
     path = cfg.folder / FILE
     known = read_json(path) if path.exists() else {}
-    if not isinstance(known, dict) or not all(k in SETTINGS and v in _CHOICES for k, v in known.items()):
-        raise CorruptArtifact(f"{path}: not a choice of precision; put back the one that was there, or delete the run")
+    if not isinstance(known, dict) or not all(
+        k in SETTINGS and v in _CHOICES for k, v in known.items()
+    ):
+        raise CorruptArtifact(
+            f"{path}: not a choice of precision; put back the one that was there, or delete the run"
+        )
     for kind, stage in (("training", "base"), ("sampling", "synthesize")):
         if kind not in known and (made := _made(cfg.folder, stage, *SETTINGS[kind])):
             known[kind] = made

@@ -86,7 +86,12 @@ def open_sampler(cfg: config.Synthesize, engine: config.Engine, folder: Path, en
         return ServerSampler(folder, end, cfg, engine.server)
     model = models.load(folder).to(models.device(engine.device))
     absent = tokenizers.load(folder).absent(model.config.get_text_config().vocab_size)
-    options: Any = {"temperature": cfg.temperature, "top_p": cfg.top_p, "batch": engine.sample_batch, "dtype": cfg.dtype}
+    options: Any = {
+        "temperature": cfg.temperature,
+        "top_p": cfg.top_p,
+        "batch": engine.sample_batch,
+        "dtype": cfg.dtype,
+    }
     return sampler(model, end, **options, absent=absent)
 
 
@@ -98,7 +103,9 @@ def sampler(
     from synthboot.lm.generate import TransformersSampler
 
     engine = EmbeddedSampler if _embeds(model.config) else TransformersSampler
-    return engine(model, end, temperature=temperature, top_p=top_p, batch=batch, dtype=dtype, absent=absent)
+    return engine(
+        model, end, temperature=temperature, top_p=top_p, batch=batch, dtype=dtype, absent=absent
+    )
 
 
 def _embeds(layout: Any) -> bool:
@@ -123,7 +130,13 @@ class EmbeddedSampler:
     ) -> None:  # fmt: skip
         self.decoder = Decoder(model, dtype)
         self.absent = torch.tensor(absent, device=self.decoder.device) if absent else None
-        self.end, self.temperature, self.top_p, self.batch, self.graphs = end, temperature, top_p, batch, graphs
+        self.end, self.temperature, self.top_p, self.batch, self.graphs = (
+            end,
+            temperature,
+            top_p,
+            batch,
+            graphs,
+        )
         self.far = self.decoder.device.type != "cpu"  # to look at the rows is to wait for them
 
     @torch.inference_mode()
@@ -197,7 +210,9 @@ class _Rows:
         token, logprob, drawn = draw(logits, self.seed, self.count, self.tries, *shape)
         drawn = drawn & ~self.done
         ends = drawn & (token == owner.end)
-        self.output.scatter_(1, self.count[:, None], token[:, None])  # counts only once `count` says so
+        self.output.scatter_(
+            1, self.count[:, None], token[:, None]
+        )  # counts only once `count` says so
         self.count += drawn & ~ends
         self.tries.add_(TRIES).masked_fill_(drawn, 0)
         self.logprob += torch.where(drawn, logprob, 0.0)
@@ -213,17 +228,21 @@ class _State:
     On a GPU the rows run `STRIDE` steps before the host looks, each step one launch of a CUDA graph.
     """
 
-    def __init__(self, owner: EmbeddedSampler, requests: Sequence[Request], window: int, batch: int) -> None:
+    def __init__(
+        self, owner: EmbeddedSampler, requests: Sequence[Request], window: int, batch: int
+    ) -> None:
         self.owner, self.requests, self.decoder = owner, requests, owner.decoder
         self.results: list[Result | None] = [None] * len(requests)
         # popped from the end; equal prompts stand together
-        self.waiting = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt, i))
+        self.waiting = sorted(
+            range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt, i)
+        )
         rows = max(LEAST_ROWS, min(batch, len(requests)))
         self.cache = self.decoder.cache(rows, window)
         self.window, self.device = window, self.decoder.device
         self.rows = _Rows(rows, max((r.max_tokens for r in requests), default=0), self.device)
         self.request = np.full(rows, -1)
-        self.reach = np.zeros(rows, np.int64)  # no position is beyond
+        self.probe_radius = np.zeros(rows, np.int64)  # no position is beyond
         self.stride, self.group = (STRIDE, 64) if owner.far else (1, 8)
         self.graphs: dict[int, Any] = {}
 
@@ -253,20 +272,28 @@ class _State:
             tokens = np.zeros((len(first), width), np.int64)
             for i, prompt in enumerate(first):
                 tokens[i, : len(prompt) - 1] = prompt[:-1]
-            self.decoder.prefill(torch.from_numpy(tokens).to(self.device), self._index(list(first.values())), self.cache)
-        copies = [(row, first[r.prompt]) for row, r in zip(group.tolist(), chosen, strict=True) if first[r.prompt] != row]
+            self.decoder.prefill(
+                torch.from_numpy(tokens).to(self.device),
+                self._index(list(first.values())),
+                self.cache,
+            )
+        copies = [
+            (row, first[r.prompt])
+            for row, r in zip(group.tolist(), chosen, strict=True)
+            if first[r.prompt] != row
+        ]
         if copies and width:
             to, source = (self._index(column) for column in zip(*copies, strict=True))
             for keys, values in self.cache:
                 keys[to], values[to] = keys[source], values[source]
         self.rows.put(self._index(group), chosen)
-        self.request[group], self.reach[group] = numbers, [len(r.prompt) - 1 for r in chosen]
+        self.request[group], self.probe_radius[group] = numbers, [len(r.prompt) - 1 for r in chosen]
 
     def _keep(self, rows: np.ndarray) -> None:
         index = self._index(rows)
         self.cache = [(k[index], v[index]) for k, v in self.cache]
         self.rows.keep(index)
-        self.request, self.reach = self.request[rows], self.reach[rows]
+        self.request, self.probe_radius = self.request[rows], self.probe_radius[rows]
         self.graphs.clear()
 
     def _index(self, rows: Any) -> torch.Tensor:
@@ -274,13 +301,13 @@ class _State:
 
     def advance(self) -> None:
         """A stride: that many steps of all rows."""
-        span = min(int(self.reach.max()) + self.stride, self.window)
+        span = min(int(self.probe_radius.max()) + self.stride, self.window)
         step: Callable[[], None] = partial(self._step, span)
         if self.owner.far:
             step = self._recorded(min(-(-span // SPAN) * SPAN, self.window))
         for _ in range(self.stride):
             step()
-        self.reach[self.request >= 0] += self.stride
+        self.probe_radius[self.request >= 0] += self.stride
 
     def _step(self, span: int) -> None:
         logits = self.decoder.step(self.rows.token, self.rows.position, self.cache, span)
@@ -311,8 +338,10 @@ class _State:
         for row, tokens, count, ended, logprob in zip(rows.tolist(), *columns, strict=True):
             if math.isnan(logprob):
                 raise FloatingPointError("the model's logits are not numbers")
-            self.results[self.request[row]] = Result(tuple(tokens[:count]), "end" if ended else "length", logprob)
-        self.request[rows], self.reach[rows] = -1, 0
+            self.results[self.request[row]] = Result(
+                tuple(tokens[:count]), "end" if ended else "length", logprob
+            )
+        self.request[rows], self.probe_radius[rows] = -1, 0
 
 
 def draw(
@@ -332,7 +361,9 @@ def draw(
         token, logprob, accepted = draw(known, seeds, steps, tries, temperature, top_p)
         return token, logprob + (known.logsumexp(1) - logits.logsumexp(1)), accepted
     if kernels.available(logits.device.type):
-        token, logprob = map(torch.from_numpy, kernels.draw(logits, seeds.numpy(), steps.numpy(), temperature, top_p))
+        token, logprob = map(
+            torch.from_numpy, kernels.draw(logits, seeds.numpy(), steps.numpy(), temperature, top_p)
+        )
         return token, logprob, torch.ones_like(token, dtype=torch.bool)
     likeliest = logits.argmax(1)
     if temperature == 0:
@@ -355,7 +386,9 @@ def draw(
 
 
 def uniforms(
-    seeds: Int64[torch.Tensor, " row"], steps: Int64[torch.Tensor, " row"], tries: Int64[torch.Tensor, " row"]
+    seeds: Int64[torch.Tensor, " row"],
+    steps: Int64[torch.Tensor, " row"],
+    tries: Int64[torch.Tensor, " row"],
 ) -> Float[torch.Tensor, " row"]:
     """Uniform numbers in [0, 1), 24 bits each, by splitmix64 of (seed, step, try); sums and products modulo 2^64."""
     x = seeds + (steps * 64 + tries + 1) * signed(0x9E3779B97F4A7C15)

@@ -57,7 +57,9 @@ class _Refused(Exception):
 class ServerSampler:
     """A completions endpoint as a sampler. `folder` holds the tokenizer of the model that the server runs."""
 
-    def __init__(self, folder: Path, end: int, cfg: config.Synthesize, server: config.Server) -> None:
+    def __init__(
+        self, folder: Path, end: int, cfg: config.Synthesize, server: config.Server
+    ) -> None:
         self.end, self.cfg, self.server = end, cfg, server
         self._tokenizer = tokenizers.load(folder)
         self._address = f"{server.url.rstrip('/')}/completions"
@@ -73,7 +75,9 @@ class ServerSampler:
         # Nothing packed: a small answer could unpack to one of any size.
         headers["Accept-Encoding"] = "identity"
         # Well before the limit on the whole, which leaves a connection open that is half made.
-        patience = httpx.Timeout(self.server.timeout, connect=min(_CONNECT, self.server.timeout / 2))
+        patience = httpx.Timeout(
+            self.server.timeout, connect=min(_CONNECT, self.server.timeout / 2)
+        )
         async with httpx.AsyncClient(
             headers=headers, timeout=patience, follow_redirects=False, trust_env=False,
             verify=ssl.create_default_context(), limits=httpx.Limits(max_connections=self.server.concurrency),
@@ -85,7 +89,9 @@ class ServerSampler:
                 raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _one(self, client: httpx.AsyncClient, free: asyncio.Semaphore, request: Request) -> Result:
+    async def _one(
+        self, client: httpx.AsyncClient, free: asyncio.Semaphore, request: Request
+    ) -> Result:
         async with free:
             for attempt in range(self.server.retries + 1):
                 try:
@@ -101,7 +107,9 @@ class ServerSampler:
                 if not again or attempt == self.server.retries:
                     break
                 await sleep(min(2.0 ** min(attempt, 10) if asked is None else asked, LONGEST_WAIT))
-        reason = " ".join((reason.replace(self._key, "[key]") if self._key else reason).split())[:300]
+        reason = " ".join((reason.replace(self._key, "[key]") if self._key else reason).split())[
+            :300
+        ]
         raise SamplingError(
             f"engine.server: {self.server.url}: {reason} (tried {attempt + 1} times); "
             f"what is done is kept: run again when the server is well"
@@ -118,7 +126,9 @@ class ServerSampler:
         room = _ROOM + _TOKEN_ROOM * (len(request.prompt) + request.max_tokens)
         async with client.stream("POST", self._address, json=asked) as response:
             if response.is_redirect:
-                raise _Refused(f"{response.status_code}: it sends on to another address, which is not followed")
+                raise _Refused(
+                    f"{response.status_code}: it sends on to another address, which is not followed"
+                )
             good = response.status_code == httpx.codes.OK
             body = bytearray()
             async for piece in response.aiter_raw():
@@ -128,7 +138,11 @@ class ServerSampler:
         if not good:
             words = body[:_WORDS].decode(errors="replace")
             later = response.status_code in _LATER
-            raise _Refused(f"{response.status_code} {words}", later, _seconds(response.headers.get("Retry-After", "")))
+            raise _Refused(
+                f"{response.status_code} {words}",
+                later,
+                _seconds(response.headers.get("Retry-After", "")),
+            )
         if len(body) > room:
             raise _Refused(f"an answer of more than {room:,} bytes")
         try:
@@ -141,7 +155,9 @@ class ServerSampler:
         choice = _choice(answer)
         finish = choice.get("finish_reason")
         if finish not in ("stop", "length"):
-            raise _Refused(f"finish_reason is {_shown(finish)}, neither stop nor length", again=True)
+            raise _Refused(
+                f"finish_reason is {_shown(finish)}, neither stop nor length", again=True
+            )
         ids = choice.get("token_ids")
         if ids is None:
             tokens = self._encoded(choice.get("text"), finish == "stop", request.max_tokens)
@@ -222,7 +238,9 @@ def _seconds(value: str) -> float | None:
 
 
 def _shown(value: object) -> str:
-    text = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    text = (
+        repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    )
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

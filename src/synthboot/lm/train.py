@@ -105,10 +105,15 @@ def train(
         trainer.evaluate()
     started, first = time.monotonic(), curve.step
     if trainer.compiled and curve.step < batches.steps:
-        progress(curve.step / batches.steps, "compiling the blocks, a minute or two (engine.compile)")
+        progress(
+            curve.step / batches.steps, "compiling the blocks, a minute or two (engine.compile)"
+        )
     if trainer.apart and curve.step < batches.steps:
         kind = model.config.model_type
-        progress(curve.step / batches.steps, f"{kind} cannot keep texts of one row apart: each has a row of its own")
+        progress(
+            curve.step / batches.steps,
+            f"{kind} cannot keep texts of one row apart: each has a row of its own",
+        )
     losses: list[float] = []
     before: deque[float] = deque(maxlen=50)
     while curve.step < batches.steps and not _exhausted(curve, settings):
@@ -120,9 +125,17 @@ def train(
         tokens, lr = curve.step * batches.batch_tokens, _lr(curve.step - 1, batches.steps, settings)
         rate = (curve.step - first) * batches.batch_tokens / max(1e-9, time.monotonic() - started)
         share = rate * trainer.cost
-        words = f"loss {loss:.3f}, gradient {norm:.2f}, {rate:,.0f} tokens/s, {share:.0%} of the peak"
+        words = (
+            f"loss {loss:.3f}, gradient {norm:.2f}, {rate:,.0f} tokens/s, {share:.0%} of the peak"
+        )
         progress(curve.step / batches.steps, words)
-        figures = {"loss": loss, "gradient_norm": norm, "lr": lr, "tokens_per_second": rate, "fraction_of_peak": share}
+        figures = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "lr": lr,
+            "tokens_per_second": rate,
+            "fraction_of_peak": share,
+        }
         place.watch(tokens, figures | batches.sources(curve.step))
         if curve.step in settings.eval_steps or curve.step == batches.steps:
             curve.train.append([tokens, sum(losses) / len(losses), norm, lr])
@@ -140,22 +153,37 @@ class _Trainer:
         tokenizer: Tokenizer, place: Place,
     ) -> None:  # fmt: skip
         self.model, self.batches, self.settings, self.validate = model, batches, settings, validate
-        self.folder, self.work, self.tokenizer, self.group = folder, folder / WORK, tokenizer, place.group
+        self.folder, self.work, self.tokenizer, self.group = (
+            folder,
+            folder / WORK,
+            tokenizer,
+            place.group,
+        )
         self.device = next(model.parameters()).device
         latest = _latest(folder)
         if latest is not None:
             _whole(latest)
             models.load_weights(model, latest)
         if place.checkpoint_activations:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
         self.apart = batches.packed and not layouts.packs(model, batches.seq_len)
-        if self.apart and settings.micro_batch_tokens is None:  # rows of their own are longer than they are filled
-            self.settings = replace(settings, micro_batch_tokens=batches.batch_tokens // self.group.size)
+        if (
+            self.apart and settings.micro_batch_tokens is None
+        ):  # rows of their own are longer than they are filled
+            self.settings = replace(
+                settings, micro_batch_tokens=batches.batch_tokens // self.group.size
+            )
         self.written = copy.deepcopy(model).cpu() if self.group.shard and self.group.main else model
         precision = _precision(settings.precision, self.device)
         peak = models.product_rate(self.device, precision) * self.group.size
-        self.cost = 3 * models.flops_per_token(model, batches.seq_len) / peak  # seconds a token at the peak
-        seconds = self.cost * batches.steps * batches.batch_tokens / 0.4  # of the whole run, so that going on decides alike
+        self.cost = (
+            3 * models.flops_per_token(model, batches.seq_len) / peak
+        )  # seconds a token at the peak
+        seconds = (
+            self.cost * batches.steps * batches.batch_tokens / 0.4
+        )  # of the whole run, so that going on decides alike
         long = self.device.type == "cuda" and seconds >= COMPILE_FROM
         wished = place.compile == "on" or (place.compile == "auto" and long)
         self.compiled = wished and not self.apart  # rows of many lengths would each be compiled for
@@ -181,7 +209,9 @@ class _Trainer:
         try:
             loss, norm = _step(self.module, batch, self.settings, self.group, self.device)
         except torch.OutOfMemoryError:
-            raise TrainingError(_too_large(self.module, batch, self.settings, self.group, self.device)) from None
+            raise TrainingError(
+                _too_large(self.module, batch, self.settings, self.group, self.device)
+            ) from None
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = _lr(number, self.batches.steps, self.settings)
@@ -198,7 +228,9 @@ class _Trainer:
         """
         curve = self.curve
         # rows have other lengths here, and would all be compiled anew
-        eager = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
+        eager = (
+            torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
+        )
         with eager:
             loss = self.validate(parallel.Whole(self.module) if self.group.shard else self.model)
         curve.validation.append([curve.step * self.batches.batch_tokens, loss])
@@ -242,13 +274,21 @@ class _Trainer:
     def _gather(self) -> None:
         """Bring the model that is written up to date, where this process trains but a shard of it."""
         if self.group.shard:
-            weights = {name: parallel.whole(value) for name, value in self.model.state_dict().items()}
+            weights = {
+                name: parallel.whole(value) for name, value in self.model.state_dict().items()
+            }
             if self.group.main:
                 self.written.load_state_dict(weights)
 
 
 def _check(
-    loss: float, norm: float, before: deque[float], step: int, batches: Batches, settings: Settings, folder: Path
+    loss: float,
+    norm: float,
+    before: deque[float],
+    step: int,
+    batches: Batches,
+    settings: Settings,
+    folder: Path,
 ) -> None:
     """Raise TrainingError where a step has gone wrong."""
     usual = sum(before) / len(before) if before else math.inf
@@ -285,13 +325,22 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
 
 def _optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimizer]:
     """AdamW, with decay for matrices alone; before it Muon for the matrices of the blocks, where that is asked for."""
-    tables = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
+    tables = {
+        id(m.weight)
+        for m in (model.get_input_embeddings(), model.get_output_embeddings())
+        if m is not None
+    }
     matrices = [p for p in model.parameters() if p.dim() > 1]
     found: list[torch.optim.Optimizer] = []
     if settings.optimizer == "muon":
         hidden = [p for p in matrices if p.dim() == 2 and id(p) not in tables]
         found.append(
-            torch.optim.Muon(hidden, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
+            torch.optim.Muon(
+                hidden,
+                lr=settings.lr,
+                weight_decay=settings.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
         )
         matrices = [p for p in matrices if all(p is not h for h in hidden)]
     groups = [
@@ -299,10 +348,17 @@ def _optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimizer]:
         {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
     ]
     fused = not any(hasattr(p, "device_mesh") for p in model.parameters())
-    return [*found, torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=fused)]
+    return [
+        *found,
+        torch.optim.AdamW(
+            groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=fused
+        ),
+    ]
 
 
-def _too_large(module: torch.nn.Module, batch: Batch, settings: Settings, group: Group, device: torch.device) -> str:
+def _too_large(
+    module: torch.nn.Module, batch: Batch, settings: Settings, group: Group, device: torch.device
+) -> str:
     """What to say of a forward pass that does not fit: the most tokens at once that do, found by halving."""
     width = batch.inputs.shape[1]
     asked = min(settings.micro_batch_tokens or batch.inputs.size, batch.inputs.size // group.size)
@@ -334,7 +390,11 @@ def _step(
     for start in range(0, rows, micro):
         part = slice(start, start + micro)
         # rows of one run of text end with their targets: what fills them up to the longest of all is not computed
-        end = width if batch.positions is not None else 1 + int((wanted[part] != IGNORE).any(0).nonzero()[0].max(initial=0))
+        end = (
+            width
+            if batch.positions is not None
+            else 1 + int((wanted[part] != IGNORE).any(0).nonzero()[0].max(initial=0))
+        )
         with parallel.accumulating(module, last=start + micro >= rows):
             loss, plain = module(
                 _there(inputs[part, :end], device), _there(wanted[part, :end], device),
@@ -371,7 +431,9 @@ def _whole(checkpoint: Path) -> None:
         )
 
 
-def _optimizer_state(model: Any, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+def _optimizer_state(
+    model: Any, optimizers: Iterable[torch.optim.Optimizer]
+) -> dict[str, torch.Tensor]:
     """Whole states by parameter and key."""
     return {
         f"{name}/{key}": parallel.whole(value)
@@ -392,7 +454,15 @@ def _load_optimizer(model: Any, optimizers: Iterable[torch.optim.Optimizer], pat
 
     state = load_file(path)
     for name, parameter in model.named_parameters():
-        found = {key.rpartition("/")[2]: value for key, value in state.items() if key.rpartition("/")[0] == name}
+        found = {
+            key.rpartition("/")[2]: value
+            for key, value in state.items()
+            if key.rpartition("/")[0] == name
+        }
         for optimizer in optimizers:
-            if found and any(p is parameter for group in optimizer.param_groups for p in group["params"]):
-                optimizer.state[parameter] = {key: parallel.like(value, parameter) for key, value in found.items()}
+            if found and any(
+                p is parameter for group in optimizer.param_groups for p in group["params"]
+            ):
+                optimizer.state[parameter] = {
+                    key: parallel.like(value, parameter) for key, value in found.items()
+                }

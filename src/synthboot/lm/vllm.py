@@ -20,14 +20,20 @@ from synthboot.lm.sample import Request, Result
 class VllmSampler:
     """A vLLM engine over the model in a folder. Seeds are per request, so results repeat on the same GPU and version."""
 
-    def __init__(self, folder: Path, end: int, cfg: config.Synthesize, batch: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, end: int, cfg: config.Synthesize, batch: int | None = None
+    ) -> None:
         try:
             import vllm
         except ImportError:
-            raise ConfigError("synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`") from None
+            raise ConfigError(
+                "synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`"
+            ) from None
         self._vllm: Any = vllm
         self.folder, self.end, self.cfg, self.batch = folder, end, cfg, batch
-        absent = tokenizers.load(folder).absent(int(read_json(folder / "config.json").get("vocab_size", 0)))
+        absent = tokenizers.load(folder).absent(
+            int(read_json(folder / "config.json").get("vocab_size", 0))
+        )
         self._bias = dict.fromkeys(absent, -100.0) or None  # the least that it takes
         self._engine: Any = None
 
@@ -66,4 +72,8 @@ class VllmSampler:
     def _result(self, output: Any) -> Result:
         tokens = tuple(output.token_ids)
         ended = bool(tokens) and tokens[-1] == self.end
-        return Result(tokens[:-1] if ended else tokens, "end" if ended else "length", float(output.cumulative_logprob))
+        return Result(
+            tokens[:-1] if ended else tokens,
+            "end" if ended else "length",
+            float(output.cumulative_logprob),
+        )

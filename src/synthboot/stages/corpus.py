@@ -1,9 +1,9 @@
-"""Read, clean, split and tokenize the user's text: files -> validation, holdout, pool, and replay where there is such text.
+"""Read, clean, split and tokenize the user's text: files -> validation, test, pool, and replay where there is such text.
 
 1. ingest: records in file order become spooled documents; bad ones are quarantined with file, line and reason,
 2. drop exact duplicates, remove or flag near-duplicates (MinHash),
 3. order everything by a hash of the id, groups of near-duplicates together: the first groups that have `validation_docs`
-   are the validation set, then those that have `holdout_docs` the holdout, the rest the pool, so that D_pretrain and the
+   are the validation set, then those that have `test_docs` the test set, the rest the pool, so that D_pretrain and the
    oracle's text are nested heads of one pool and no held-out document has a near-copy in training; with `split_field`
    documents say themselves where they go,
 4. train the tokenizer on D_pretrain alone and write documents and tokens in shards.
@@ -35,8 +35,8 @@ from synthboot.data.files import counted
 from synthboot.data.spool import Ingested, Spool, ingest
 from synthboot.errors import BudgetError, DataError
 
-_SETS = ("validation", "holdout", "pool", "replay")
-_SPLITS = {"validation": 0, "holdout": 1, "pretrain": 2, "oracle": 3}
+_SETS = ("validation", "test", "pool", "replay")
+_SPLITS = {"validation": 0, "test": 1, "pretrain": 2, "oracle": 3}
 _REPLAY = len(_SPLITS)
 
 
@@ -82,13 +82,19 @@ def corpus(
     marks = _marks(spool, cfg)
     kept, group, dropped = _deduplicate(spool, marks, cfg, progress)
     kept, replay = kept & (marks != _REPLAY), np.flatnonzero(kept & (marks == _REPLAY))
-    order, sets, oracle_docs = _as_marked(spool, kept, marks) if cfg.split_field else (*_split(spool, kept, group, cfg), 0)
+    order, sets, oracle_docs = (
+        _as_marked(spool, kept, marks) if cfg.split_field else (*_split(spool, kept, group, cfg), 0)
+    )
     if cfg.replay is not None and not len(replay):
-        raise DataError(f"corpus.replay: {cfg.replay}: nothing is left of it beside the corpus; dropped: {dropped}")
+        raise DataError(
+            f"corpus.replay: {cfg.replay}: nothing is left of it beside the corpus; dropped: {dropped}"
+        )
     order, sets = np.concatenate((order, replay)), np.concatenate((sets, np.full(len(replay), 3)))
     pool = order[sets == 2]
     open_pool = pool[: len(pool) - oracle_docs]
-    fitted, fitted_docs, pretrain_docs = _fit_tokenizer(spool, open_pool, unique_tokens, cfg, tokenizer_name)
+    fitted, fitted_docs, pretrain_docs = _fit_tokenizer(
+        spool, open_pool, unique_tokens, cfg, tokenizer_name
+    )
     fitted.save(folder / "tokenizer")
     sizes = np.bincount(group[kept], minlength=int(group.max(initial=0)) + 1)
     flagged = sizes[group] > 1
@@ -96,7 +102,9 @@ def corpus(
     names = _SETS if cfg.replay is not None else _SETS[:3]
     for number, name in enumerate(names):
         chosen = order[sets == number]
-        lengths[name] = _write_set(Shards(folder / name), spool, chosen, flagged, fitted, cfg.shard_docs, progress)
+        lengths[name] = _write_set(
+            Shards(folder / name), spool, chosen, flagged, fitted, cfg.shard_docs, progress
+        )
     head = tokens.Tokens.open(Shards(folder / "pool")).head(pretrain_docs)
     unknown = _unknown(folder, names)
     result = Corpus(
@@ -128,7 +136,9 @@ def _account(found: Ingested, renamed: int, dropped: dict[str, int], unknown: in
     kept = found.records - found.quarantined - sum(dropped.values())
     why = f" ({counted(found.reasons)})" if found.quarantined else ""
     said = [f"{found.records:,} records: {kept:,} kept", f"{found.quarantined:,} quarantined{why}"]
-    said += [f"{count:,} x {what.replace('_', ' ')} dropped" for what, count in dropped.items() if count]
+    said += [
+        f"{count:,} x {what.replace('_', ' ')} dropped" for what, count in dropped.items() if count
+    ]
     if renamed:
         said.append(f"{renamed:,} x repeated id of another text renamed")
     for what, ignored in (("files", found.ignored_files), ("values", found.ignored_values)):
@@ -142,7 +152,9 @@ def _account(found: Ingested, renamed: int, dropped: dict[str, int], unknown: in
 def _unknown(folder: Path, names: Sequence[str]) -> int:
     """Unknown tokens in these sets."""
     sets = [Shards(folder / name) for name in names]
-    return sum(shards.counts(number)["unknown"] for shards in sets for number, _ in enumerate(shards))
+    return sum(
+        shards.counts(number)["unknown"] for shards in sets for number, _ in enumerate(shards)
+    )
 
 
 def read_texts(folder: Path, name: str, docs: int | None = None) -> Iterator[documents.Document]:
@@ -174,7 +186,9 @@ def _deduplicate(
         remaining = by_id[kept[by_id]]
         first = np.unique(group[remaining], return_index=True)[1]
         alone = np.isin(np.arange(len(remaining)), first)
-        if cfg.near_duplicates == "flag":  # text to replay never stays beside what it resembles, which may be held out
+        if (
+            cfg.near_duplicates == "flag"
+        ):  # text to replay never stays beside what it resembles, which may be held out
             alone |= marks[remaining] != _REPLAY
         dropped["near_duplicate"] = int((~alone).sum())
         kept[:] = False
@@ -185,17 +199,19 @@ def _deduplicate(
 def _split(
     spool: Spool, kept: np.ndarray, group: Int64[np.ndarray, " doc"], cfg: config.Corpus
 ) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " kept"]]:
-    """Kept documents, groups in the order of a hash, and the set (0 validation, 1 holdout, 2 pool) of each. A set takes the
+    """Kept documents, groups in the order of a hash, and the set (0 validation, 1 test, 2 pool) of each. A set takes the
     first groups that fill it; one that is too large for what is left comes later. Raises BudgetError where none fill it."""
     alive = np.flatnonzero(kept)
-    wanted = {"validation_docs": cfg.validation_docs, "holdout_docs": cfg.holdout_docs}
+    wanted = {"validation_docs": cfg.validation_docs, "test_docs": cfg.test_docs}
     last = sum(wanted.values())
     if len(alive) <= last:
         raise BudgetError(
             f"corpus: {len(alive):,} documents are left after cleaning, and {last:,} are asked for as validation_docs "
-            f"and holdout_docs; lower these or add text"
+            f"and test_docs; lower these or add text"
         )
-    key = np.zeros(int(group.max(initial=0)) + 1, np.uint64)  # a sum of hashes favours no size, as the least of them would
+    key = np.zeros(
+        int(group.max(initial=0)) + 1, np.uint64
+    )  # a sum of hashes favours no size, as the least of them would
     np.add.at(key, group[~spool.replay], spool.ids[~spool.replay])
     order = alive[np.lexsort((spool.ids[alive], group[alive], key[group[alive]]))]
     starts = np.flatnonzero(np.concatenate(([True], np.diff(group[order]) != 0)))
@@ -243,7 +259,9 @@ def _marks(spool: Spool, cfg: config.Corpus) -> Int64[np.ndarray, " doc"]:
                 f"corpus.split_field: document {spool.row(number, 'id')!r} has {cfg.split_field} {name!r}; "
                 f"{', '.join(_SPLITS)} are known"
             )
-    return np.where(spool.replay, _REPLAY, np.array([_SPLITS.get(str(name), 0) for name in said], np.int64))
+    return np.where(
+        spool.replay, _REPLAY, np.array([_SPLITS.get(str(name), 0) for name in said], np.int64)
+    )
 
 
 def _as_marked(
@@ -252,7 +270,7 @@ def _as_marked(
     """Kept documents by hash of their id, the set of each as its mark says, and how many of the pool, which come last, are
     for oracles alone. Raises DataError where a set is empty."""
     alive = np.flatnonzero(kept)
-    for name in ("validation", "holdout", "pretrain"):
+    for name in ("validation", "test", "pretrain"):
         if not (marks[alive] == _SPLITS[name]).any():
             raise DataError(f"corpus.split_field: no document is marked {name}")
     order = alive[np.lexsort((spool.ids[alive], marks[alive]))]
@@ -260,7 +278,11 @@ def _as_marked(
 
 
 def _fit_tokenizer(
-    spool: Spool, pool: Int64[np.ndarray, " doc"], unique_tokens: int | Literal["all"], cfg: config.Corpus, name: str | None
+    spool: Spool,
+    pool: Int64[np.ndarray, " doc"],
+    unique_tokens: int | Literal["all"],
+    cfg: config.Corpus,
+    name: str | None,
 ) -> tuple[tokenizer.Tokenizer, int, int]:
     """The tokenizer, the documents it saw, and the size of D_pretrain in documents.
 
@@ -270,7 +292,11 @@ def _fit_tokenizer(
     name = name or cfg.tokenizer
     if name != "train":
         fitted = tokenizer.from_hugging_face(name)
-        return fitted, 0, len(pool) if unique_tokens == "all" else _docs_for(spool, pool, unique_tokens, fitted)
+        return (
+            fitted,
+            0,
+            len(pool) if unique_tokens == "all" else _docs_for(spool, pool, unique_tokens, fitted),
+        )
     size = np.cumsum(spool.bytes[pool].astype(np.int64))
     if unique_tokens == "all":
         docs = max(1, min(len(pool), int(np.searchsorted(size, cfg.tokenizer_bytes)) + 1))
@@ -281,17 +307,23 @@ def _fit_tokenizer(
         fitted = tokenizer.train((spool[i] for i in pool[:docs]), cfg.vocab_size)
         cut = _docs_for(spool, pool, unique_tokens, fitted)
         enough = docs >= 0.9 * cut or size[docs - 1] >= cfg.tokenizer_bytes
-        if docs <= cut and (enough or attempt >= 4):  # a handful of documents may never settle: fewer is allowed
+        if docs <= cut and (
+            enough or attempt >= 4
+        ):  # a handful of documents may never settle: fewer is allowed
             return fitted, docs, cut
         docs = int(0.97 * cut) if docs <= cut else min(docs - 1, int(0.97 * cut))
     raise AssertionError("docs falls until it is at most cut, which is at least 1")
 
 
-def _docs_for(spool: Spool, pool: Int64[np.ndarray, " doc"], unique_tokens: int, fitted: tokenizer.Tokenizer) -> int:
+def _docs_for(
+    spool: Spool, pool: Int64[np.ndarray, " doc"], unique_tokens: int, fitted: tokenizer.Tokenizer
+) -> int:
     """How many documents from the head of the pool hold `unique_tokens`."""
     total = 0
     for start in range(0, len(pool), 1_024):
-        lengths = np.cumsum([len(d) for d in fitted.documents([spool[i] for i in pool[start : start + 1_024]])])
+        lengths = np.cumsum(
+            [len(d) for d in fitted.documents([spool[i] for i in pool[start : start + 1_024]])]
+        )
         if total + lengths[-1] >= unique_tokens:
             return start + int(np.searchsorted(lengths, unique_tokens - total)) + 1
         total += int(lengths[-1])
@@ -319,7 +351,11 @@ def _write_set(
         pq.write_table(table, out / "documents.parquet", compression="zstd")
         ids = fitted.documents(texts)
         unknown = 0 if fitted.unknown is None else sum(found.count(fitted.unknown) for found in ids)
-        return {"docs": len(rows), "tokens": tokens.write(out, ids, fitted.vocab_size), "unknown": unknown}
+        return {
+            "docs": len(rows),
+            "tokens": tokens.write(out, ids, fitted.vocab_size),
+            "unknown": unknown,
+        }
 
     total = 0
     starts = range(0, max(1, len(chosen)), shard_docs)

@@ -54,7 +54,9 @@ class SelfEmbedder:
     def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "doc dim"]:
         """Unit vectors in the space of the fitting corpus; zero for a text without a known word."""
         weights = _weigh(_count(texts, len(self.column)), self.column, self.idf)
-        return _unit((weights @ self.components - self.shift) * (np.diff(weights.indptr) > 0)[:, None])
+        return _unit(
+            (weights @ self.components - self.shift) * (np.diff(weights.indptr) > 0)[:, None]
+        )
 
     def save(self, path: Path) -> None:
         """Write as safetensors, whole or not at all."""
@@ -70,7 +72,9 @@ class SelfEmbedder:
         return SelfEmbedder(**load_file(path))
 
 
-def embed(texts: Iterable[str], embedder: Embedder, progress: Progress = silent) -> Float16[np.ndarray, "doc dim"]:
+def embed(
+    texts: Iterable[str], embedder: Embedder, progress: Progress = silent
+) -> Float16[np.ndarray, "doc dim"]:
     """Unit vectors of all texts, in order, embedded 1,024 at a time."""
     rows: list[np.ndarray] = []
     for batch in _batches(texts, 1_024):
@@ -81,7 +85,11 @@ def embed(texts: Iterable[str], embedder: Embedder, progress: Progress = silent)
 
 def embedder(cfg: config.Embed, fitted: Path, device: str, batch: int = 32) -> Embedder:
     """The configured embedder; `fitted` is where `self` was saved."""
-    return SelfEmbedder.load(fitted) if cfg.model == "self" else sentence_transformer(cfg, device, batch)
+    return (
+        SelfEmbedder.load(fitted)
+        if cfg.model == "self"
+        else sentence_transformer(cfg, device, batch)
+    )
 
 
 def shard_embedder(
@@ -94,13 +102,19 @@ def shard_embedder(
 
     def vectors(wanted: tuple[int, int]) -> np.ndarray:
         shard, docs = wanted
-        batches = pq.ParquetFile(Shards(Path(folder)).path(shard) / "documents.parquet").iter_batches(1_024, columns=["text"])
-        return embed(islice((t for batch in batches for t in batch["text"].to_pylist()), docs), made)
+        batches = pq.ParquetFile(
+            Shards(Path(folder)).path(shard) / "documents.parquet"
+        ).iter_batches(1_024, columns=["text"])
+        return embed(
+            islice((t for batch in batches for t in batch["text"].to_pylist()), docs), made
+        )
 
     return vectors
 
 
-def fit(texts: Iterable[str], cfg: config.Embed, seed: int, progress: Progress = silent) -> SelfEmbedder:
+def fit(
+    texts: Iterable[str], cfg: config.Embed, seed: int, progress: Progress = silent
+) -> SelfEmbedder:
     """The `self` embedder fitted on the first `cfg.fit_docs` texts. Raises DataError for fewer than two usable texts."""
     from sklearn.utils.extmath import randomized_svd
 
@@ -119,10 +133,16 @@ def fit(texts: Iterable[str], cfg: config.Embed, seed: int, progress: Progress =
     progress(0.1, f"fitting {wide} dimensions to {len(sample):,} documents")
     _, _, basis = randomized_svd(_weigh(counts, column, idf), wide, n_iter=3, random_state=seed)
     halves = [
-        _weigh(_count(half, cfg.hash_features), column, idf) @ basis.T for half in zip(*map(_halved, sample), strict=True)
+        _weigh(_count(half, cfg.hash_features), column, idf) @ basis.T
+        for half in zip(*map(_halved, sample), strict=True)
     ]
     turn, mean = _discriminant(halves[0], halves[1], min(cfg.dim, wide))
-    return SelfEmbedder(idf, column, np.ascontiguousarray(basis.T @ turn, np.float32), (mean @ turn).astype(np.float32))
+    return SelfEmbedder(
+        idf,
+        column,
+        np.ascontiguousarray(basis.T @ turn, np.float32),
+        (mean @ turn).astype(np.float32),
+    )
 
 
 def flops(cfg: config.Embed, docs: int, tokens: int) -> float:
@@ -153,7 +173,10 @@ def _discriminant(
     within = (a - b).T @ (a - b) / (2 * len(a))
     between = (a - mean).T @ (b - mean) / (2 * len(a))
     ridge = 2 * np.trace(within) / len(within) + 1e-9
-    ratio, directions = eigh((between + between.T).astype(np.float64), within.astype(np.float64) + ridge * np.eye(len(within)))
+    ratio, directions = eigh(
+        (between + between.T).astype(np.float64),
+        within.astype(np.float64) + ridge * np.eye(len(within)),
+    )
     best = np.argsort(-ratio, kind="stable")[:dim]
     return directions[:, best] * np.maximum(ratio[best], 1e-6) ** 0.25, mean
 
@@ -178,8 +201,12 @@ def _load(cfg: config.Embed, device: str) -> Any:
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     try:
-        return SentenceTransformer(cfg.model, device=device, trust_remote_code=False, model_kwargs={"torch_dtype": dtype})
-    except Exception as error:  # OSError, ValueError, ImportError, KeyError, by what the folder lacks
+        return SentenceTransformer(
+            cfg.model, device=device, trust_remote_code=False, model_kwargs={"torch_dtype": dtype}
+        )
+    except (
+        Exception
+    ) as error:  # OSError, ValueError, ImportError, KeyError, by what the folder lacks
         raise ConfigError(f"embed.model: {cfg.model}: {unloadable(error)}") from None
 
 
@@ -191,7 +218,9 @@ def sentence_transformer(cfg: config.Embed, device: str, batch: int = 32) -> Emb
     model = _load(cfg, device)
     if cfg.max_tokens is not None:
         model.max_seq_length = cfg.max_tokens
-    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device.startswith("cuda") else []
+    devices = (
+        [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device.startswith("cuda") else []
+    )
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         several = {"device": devices} if len(devices) > 1 else {}
@@ -206,17 +235,25 @@ def sentence_transformer(cfg: config.Embed, device: str, batch: int = 32) -> Emb
     if cfg.long == "head":
         return encode
     if model.max_seq_length is None or not getattr(model.tokenizer, "is_fast", False):
-        raise ConfigError(f"embed.long: windows: {cfg.model} has no fast tokenizer, or no length: set embed.max_tokens")
-    room = model.max_seq_length - model.tokenizer.num_special_tokens_to_add() - len(model.tokenizer.tokenize(cfg.prompt))
+        raise ConfigError(
+            f"embed.long: windows: {cfg.model} has no fast tokenizer, or no length: set embed.max_tokens"
+        )
+    room = (
+        model.max_seq_length
+        - model.tokenizer.num_special_tokens_to_add()
+        - len(model.tokenizer.tokenize(cfg.prompt))
+    )
     if room < 1:
-        raise ConfigError(f"embed.max_tokens: {model.max_seq_length} leaves no room for text after the prompt")
+        raise ConfigError(
+            f"embed.max_tokens: {model.max_seq_length} leaves no room for text after the prompt"
+        )
 
     def encode_windows(texts: Sequence[str]) -> np.ndarray:
         windows, weights, owners = [], [], []
         for number, text in enumerate(texts):
-            places = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-                "offset_mapping"
-            ]
+            places = model.tokenizer(
+                text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )["offset_mapping"]
             for part in [places[i : i + room] for i in range(0, len(places), room)] or [[(0, 0)]]:
                 windows.append(text[part[0][0] : part[-1][1]])
                 weights.append(len(part))
@@ -229,7 +266,9 @@ def sentence_transformer(cfg: config.Embed, device: str, batch: int = 32) -> Emb
     return encode_windows
 
 
-def read_vectors(path: str | None, ids: Sequence[str], unknown: str = "error") -> Float16[np.ndarray, "doc dim"]:
+def read_vectors(
+    path: str | None, ids: Sequence[str], unknown: str = "error"
+) -> Float16[np.ndarray, "doc dim"]:
     """The user's own vectors, one per id, made unit length, matched by id.
 
     Parquet holds `id` and `vector`; beside an array (.npy, .safetensors) lies a file of the same name and the suffix .ids,
@@ -245,14 +284,20 @@ def read_vectors(path: str | None, ids: Sequence[str], unknown: str = "error") -
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"embed.path: {path}: cannot be read: {error}") from None
     if vectors.ndim != 2 or len(vectors) != len(known):
-        raise DataError(f"embed.path: {path}: has shape {vectors.shape}, expected one row for each of {len(known):,} ids")
+        raise DataError(
+            f"embed.path: {path}: has shape {vectors.shape}, expected one row for each of {len(known):,} ids"
+        )
     place = {name: row for row, name in enumerate(known)}
     if len(place) < len(known):
         twice = next(name for row, name in enumerate(known) if place[name] != row)
-        raise DataError(f"embed.path: {path}: {len(known) - len(place):,} ids come more than once, the first is {twice!r}")
+        raise DataError(
+            f"embed.path: {path}: {len(known) - len(place):,} ids come more than once, the first is {twice!r}"
+        )
     missing = [name for name in ids if name not in place]
     if missing:
-        raise DataError(f"embed.path: {path}: {len(missing):,} documents have no vector, the first is {missing[0]!r}")
+        raise DataError(
+            f"embed.path: {path}: {len(missing):,} documents have no vector, the first is {missing[0]!r}"
+        )
     stray = place.keys() - set(ids)
     if stray and unknown == "error":
         raise DataError(
@@ -263,7 +308,9 @@ def read_vectors(path: str | None, ids: Sequence[str], unknown: str = "error") -
     vectors = np.asarray(vectors[rows], np.float32)
     bad = np.flatnonzero(~np.isfinite(vectors).all(1) | ~vectors.any(1))
     if len(bad):
-        raise DataError(f"embed.path: {path}: row {rows[bad[0]]} ({ids[bad[0]]}) is zero or not finite; {len(bad):,} such rows")
+        raise DataError(
+            f"embed.path: {path}: row {rows[bad[0]]} ({ids[bad[0]]}) is zero or not finite; {len(bad):,} such rows"
+        )
     return _unit(vectors).astype(np.float16)
 
 
@@ -273,7 +320,9 @@ def _read_rows(path: str) -> tuple[list[str], np.ndarray]:
         import pyarrow.parquet as pq
 
         table = pq.read_table(path, columns=["id", "vector"])
-        return [documents.id_of(i) or "" for i in table["id"].to_pylist()], np.stack(table["vector"].to_numpy())
+        return [documents.id_of(i) or "" for i in table["id"].to_pylist()], np.stack(
+            table["vector"].to_numpy()
+        )
     if path.endswith(".npy"):
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     elif path.endswith(".safetensors"):
@@ -281,10 +330,14 @@ def _read_rows(path: str) -> tuple[list[str], np.ndarray]:
 
         vectors = next(iter(load_file(path).values()))
     else:
-        raise DataError(f"embed.path: {path}: unknown kind of file; known are .npy, .safetensors and .parquet")
+        raise DataError(
+            f"embed.path: {path}: unknown kind of file; known are .npy, .safetensors and .parquet"
+        )
     names = Path(path).with_suffix(".ids")
     if not names.exists():
-        raise DataError(f"embed.path: {names}: no such file; it says which document each row of {path} is of, an id a line")
+        raise DataError(
+            f"embed.path: {names}: no such file; it says which document each row of {path} is of, an id a line"
+        )
     return names.read_text("utf-8-sig").removesuffix("\n").split("\n"), vectors
 
 
@@ -292,11 +345,15 @@ def _count(texts: Iterable[str], features: int) -> Any:
     """How often each hashed term stands in each text, a sparse matrix."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    hasher = HashingVectorizer(n_features=features, norm=None, alternate_sign=False, analyzer=terms, dtype=np.float32)
+    hasher = HashingVectorizer(
+        n_features=features, norm=None, alternate_sign=False, analyzer=terms, dtype=np.float32
+    )
     return hasher.transform(texts)
 
 
-def _weigh(counts: Any, column: Int32[np.ndarray, " bucket"], idf: Float32[np.ndarray, " feature"]) -> Any:
+def _weigh(
+    counts: Any, column: Int32[np.ndarray, " bucket"], idf: Float32[np.ndarray, " feature"]
+) -> Any:
     """Sublinear TF-IDF of the known features, with unit rows."""
     from scipy.sparse import csr_matrix
     from sklearn.preprocessing import normalize
@@ -305,11 +362,15 @@ def _weigh(counts: Any, column: Int32[np.ndarray, " bucket"], idf: Float32[np.nd
     known = places >= 0
     bounds = np.concatenate(([0], np.cumsum(known)))[counts.indptr]
     values = ((1 + np.log(counts.data[known])) * idf[places[known]]).astype(np.float32)
-    return normalize(csr_matrix((values, places[known], bounds), shape=(counts.shape[0], len(idf))), copy=False)
+    return normalize(
+        csr_matrix((values, places[known], bounds), shape=(counts.shape[0], len(idf))), copy=False
+    )
 
 
 def _unit(rows: Float[np.ndarray, "doc dim"]) -> Float32[np.ndarray, "doc dim"]:
-    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(
+        np.float32
+    )
 
 
 def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -51,7 +51,9 @@ class Job:
     engine: config.Engine
 
 
-def synthesize(job: Job, budget_tokens: int, folder: Path, workers: int = 1, progress: Progress = silent) -> dict[str, Any]:
+def synthesize(
+    job: Job, budget_tokens: int, folder: Path, workers: int = 1, progress: Progress = silent
+) -> dict[str, Any]:
     """Chunks in `folder/chunks` that together hold at least `budget_tokens`; returns counts.
 
     Raises BudgetError where almost everything sampled is dropped.
@@ -67,10 +69,15 @@ def synthesize(job: Job, budget_tokens: int, folder: Path, workers: int = 1, pro
         kept_tokens += counts["tokens"]
         sampled_tokens += counts["sampled_tokens"]
         prompt_tokens += counts["prompt_tokens"]
-        progress(min(1.0, kept_tokens / budget_tokens), f"{kept_tokens:,} of {budget_tokens:,} tokens")
+        progress(
+            min(1.0, kept_tokens / budget_tokens), f"{kept_tokens:,} of {budget_tokens:,} tokens"
+        )
         if kept_tokens >= budget_tokens:
             break
-        if sampled_tokens > 20 * max(kept_tokens, 1) and sum(requests.values()) >= 2 * job.cfg.chunk:
+        if (
+            sampled_tokens > 20 * max(kept_tokens, 1)
+            and sum(requests.values()) >= 2 * job.cfg.chunk
+        ):
             raise BudgetError(
                 f"synthesize: {kept:,} of {sum(requests.values()):,} outputs kept ({dict(requests)}); the synthesizer is not "
                 f"good enough for these rules: train base longer, or set synthesize.keep_unfinished=true"
@@ -84,14 +91,19 @@ def synthesize(job: Job, budget_tokens: int, folder: Path, workers: int = 1, pro
     }  # fmt: skip
 
 
-def requests_of(job: Job, corpus: Tokens, tokenizer: tokenizers.Tokenizer, chunk: int) -> Iterator[tuple[int, int, Request]]:
+def requests_of(
+    job: Job, corpus: Tokens, tokenizer: tokenizers.Tokenizer, chunk: int
+) -> Iterator[tuple[int, int, Request]]:
     """(d1, sample number, request) for every request of a chunk."""
     for number in range(chunk * job.cfg.chunk, (chunk + 1) * job.cfg.chunk):
         sample, place = divmod(number, job.docs)
         d1 = int(_order(job.seed, sample, job.docs)[place])
         prompt = [tokenizer.end]
         if job.conditional:
-            prompt += [*corpus[d1][:-1][: d1_room(job.window, job.d1_share)].tolist(), tokenizer.separator]
+            prompt += [
+                *corpus[d1][:-1][: d1_room(job.window, job.d1_share)].tolist(),
+                tokenizer.separator,
+            ]
         room = job.window - len(prompt)
         seed = hashlib.blake2b(f"{job.seed} {d1} {sample}".encode(), digest_size=8).digest()
         limit = min(room, job.cfg.max_tokens or room)
@@ -127,7 +139,12 @@ def _chunk_writer(job: Job, folder: Path) -> Callable[[int], dict[str, Any]]:
 
 
 def _write_chunk(
-    job: Job, chunk: int, out: Path, engine: Sampler, tokenizer: tokenizers.Tokenizer, corpus: Tokens
+    job: Job,
+    chunk: int,
+    out: Path,
+    engine: Sampler,
+    tokenizer: tokenizers.Tokenizer,
+    corpus: Tokens,
 ) -> dict[str, Any]:
     asked = list(requests_of(job, corpus, tokenizer, chunk))
     results = engine.sample([request for _, _, request in asked])
@@ -147,7 +164,11 @@ def _write_chunk(
         "text": [tokenizer.decode(r.tokens) for r in results],
     }
     pq.write_table(pa.table(rows), out / "synthetic.parquet", compression="zstd")
-    kept = [[*r.tokens, tokenizer.end] for r, reason in zip(results, reasons, strict=True) if reason == "kept"]
+    kept = [
+        [*r.tokens, tokenizer.end]
+        for r, reason in zip(results, reasons, strict=True)
+        if reason == "kept"
+    ]
     written = tokens.write(out, kept, tokenizer.vocab_size)
     sampled = sum(len(r.tokens) for r in results)
     outputs = dict(Counter(reasons))

@@ -32,7 +32,7 @@ class Context:
     outside: Mapping[str, Any] = field(default_factory=dict)
     arm: str = ""
     seed: int = 0
-    cell: str = ""
+    trial: str = ""
     recipe: config.Arm | None = None
     ready: bool = False
     variant: str = ""
@@ -43,7 +43,7 @@ class Context:
         return tokenizers.load(self.parents["corpus"] / "tokenizer")
 
     def tokens(self, name: str) -> Tokens:
-        """The tokens of a set: `pool`, `validation`, `holdout`, or `pretrain` (D_pretrain, the head of the pool)."""
+        """The tokens of a set: `pool`, `validation`, `test`, or `pretrain` (D_pretrain, the head of the pool)."""
         if name == "pretrain":
             return self.tokens("pool").head(self.pretrain_docs)
         return Tokens.open(Shards(self.parents["corpus"] / name))
@@ -73,4 +73,6 @@ def upstream_flops(c: Context) -> float:
 
 def embedded(folder: Path, name: str) -> np.ndarray:
     """The float16 vectors of `pool` (the documents of D_pretrain) or `validation` in an embed artifact."""
-    return np.concatenate([np.load(shard / "vectors.npy", allow_pickle=False) for shard in Shards(folder / name)])
+    return np.concatenate(
+        [np.load(shard / "vectors.npy", allow_pickle=False) for shard in Shards(folder / name)]
+    )

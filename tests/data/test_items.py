@@ -92,7 +92,7 @@ def test_every_field_has_to_hold_text(row: dict[str, Any], bad: Any) -> None:
 def test_one_space_stands_before_a_continuation() -> None:
     for context, target in [("the river", "stone"), ("the river ", "stone"), ("the river", " stone")]:
         found = read({"context": context, "target": target})
-        assert found.contexts[0] + found.continuations[0] == found.bare == "the river stone"
+        assert found.contexts[0] + found.continuations[0] == "".join(found.bare) == "the river stone"
     two = read({"context_options": ["a ", "b"], "continuation": "c", "gold": 1})
     assert [x + y for x, y in zip(two.contexts, two.continuations, strict=True)] == ["a c", "b c"]
 

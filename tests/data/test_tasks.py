@@ -70,7 +70,7 @@ def test_a_byte_order_mark_and_odd_line_ends_are_no_part_of_a_question(tmp_path:
             tasks.read(str(tmp_path / "bad.jsonl.gz"), config.Evaluate())
     for line in (b"[" * 100_000, b"1" * 5_000, b'{"a": "\xff"}', b'{"query": "' + b"x" * 40_000_000):
         path.write_bytes(line + b"\n")
-        with pytest.raises(DataError, match=r"line 1: (not valid JSON|not a JSON object|too long a line)"):
+        with pytest.raises(DataError, match=r"line 1: (not valid JSON|longer than)|is a JSON array"):
             tasks.read(str(path), config.Evaluate())
 
 
@@ -187,7 +187,7 @@ def test_a_short_question_is_found_without_its_answer_and_by_symbols_where_it_ha
         {"query": "日本で一番高い山は何ですか", "answers": ["富士山"]},
         {"query": "대한민국의 수도는 어디입니까?", "answers": ["서울"]},
         {"query": "Türkiye'nin başkenti neresidir?", "answers": ["Ankara"]},
-        {"query": "∫ x² dx = x³ / 3 + C", "answers": ["?"]},
+        {"query": "∫ x² dx = x³ / 3 + C", "answers": ["C"]},
         {"query": "中国的首都在哪里", "answers": ["北京"]},  # another question
     ]
     items = asked(tmp_path, rows)

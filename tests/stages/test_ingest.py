@@ -188,7 +188,7 @@ def test_a_shard_ends_where_its_records_take_too_much_memory(tmp_path: Path, mon
     monkeypatch.setattr(spool, "_SHARD_BYTES", 100)
     cfg = settings(write_jsonl(tmp_path / "a.jsonl", [{"text": "long " * 50 + str(i)} for i in range(4)]))
     assert len(ingested(cfg, tmp_path / "out")) == 4
-    assert len(list((tmp_path / "out" / WORK / "ingest").iterdir())) == 4
+    assert len(Shards(tmp_path / "out" / WORK / "ingest")) == 4
 
 
 def test_an_account_says_what_was_not_kept_as_it_came(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def embedder(cfg: config.Embed, fitted: Path, device: str, batch: int = 32) -> E
 def shard_embedder(
     folder: str, cfg: config.Embed, fitted: str, device: str, batch: int = 32
 ) -> Callable[[tuple[int, int]], np.ndarray]:
-    """In a worker: from (shard, at most so many documents) to the vectors of a shard of documents."""
+    """In a worker: (shard, at most so many documents) -> the vectors of a shard of documents."""
     model = embedder(cfg, Path(fitted), device, batch)
     shards = Shards(Path(folder))
 
@@ -308,7 +308,7 @@ def _by_windows(cfg: config.Embed, model: Any, encode: Embedder) -> Embedder:
         spans = encoded["offset_mapping"] or [(0, 0)]
         for start in range(0, len(spans), room):
             window = spans[start : start + room]
-            first, last = window[0][0], window[-1][1]
+            (first, _), (_, last) = window[0], window[-1]
             yield text[first:last], len(window)
 
     def encode_windows(texts: Sequence[str]) -> np.ndarray:

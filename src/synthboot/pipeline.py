@@ -55,11 +55,19 @@ def fingerprints(plan: dict[str, Unit]) -> dict[str, str]:
     marks: dict[str, str] = {}
     for name, unit in plan.items():
         parents = {role: marks[parent] for role, parent in unit.parents.items()}
-        marks[name] = artifacts.fingerprint(unit.stage, VERSIONS[unit.stage], unit.reads, parents)
+        marks[name] = artifacts.fingerprint(
+            unit.stage,
+            VERSIONS[unit.stage],
+            unit.reads,
+            parents,
+        )
     return marks
 
 
-def state(cfg: config.Config, plan: dict[str, Unit]) -> dict[str, State]:
+def state(
+    cfg: config.Config,
+    plan: dict[str, Unit],
+) -> dict[str, State]:
     """How every unit's artifact stands now.
 
     Raises CorruptArtifact for a manifest that cannot be read, or that a newer synthboot wrote, and
@@ -84,7 +92,12 @@ def state(cfg: config.Config, plan: dict[str, Unit]) -> dict[str, State]:
             result[name] = State("partial" if begun else "missing")
         elif manifest.fingerprint != marks[name]:
             parents = {role: marks[parent] for role, parent in unit.parents.items()}
-            reasons = artifacts.drift(manifest, VERSIONS[unit.stage], unit.reads, parents)
+            reasons = artifacts.drift(
+                manifest,
+                VERSIONS[unit.stage],
+                unit.reads,
+                parents,
+            )
             result[name] = State("stale", tuple(reasons))
         elif unfinished:
             first = unfinished[0]
@@ -94,7 +107,10 @@ def state(cfg: config.Config, plan: dict[str, Unit]) -> dict[str, State]:
     return result
 
 
-def needed(plan: dict[str, Unit], target: str) -> dict[str, Unit]:
+def needed(
+    plan: dict[str, Unit],
+    target: str,
+) -> dict[str, Unit]:
     """The units of stage `target` and everything they read."""
     wanted = {name for name, unit in plan.items() if unit.stage == target}
     if not wanted:
@@ -108,7 +124,9 @@ def needed(plan: dict[str, Unit], target: str) -> dict[str, Unit]:
 
 
 def run(
-    cfg: config.Config, target: str = "report", tell: Event = lambda *_: None
+    cfg: config.Config,
+    target: str = "report",
+    tell: Event = lambda *_: None,
 ) -> dict[str, Unit]:
     """Make every artifact up to `target` that is missing or stale, and return them all.
 
@@ -136,7 +154,10 @@ def run(
 
 
 def _make_all(
-    cfg: config.Config, plan: dict[str, Unit], waiting: dict[str, Unit], tell: Event
+    cfg: config.Config,
+    plan: dict[str, Unit],
+    waiting: dict[str, Unit],
+    tell: Event,
 ) -> None:
     """Make the waiting units, as many side by side as there are processes for."""
     from synthboot.engine import local
@@ -152,7 +173,16 @@ def _make_all(
                 del waiting[name]
                 # with workers or ranks of its own, a unit shares the GPUs out among these
                 own_gpu = plan[name].stage not in PARALLEL and cfg.engine.processes == 1
-                pool.start(name, make, cfg, plan, name, marks, jobs, own_gpu=own_gpu)
+                pool.start(
+                    name,
+                    make,
+                    cfg,
+                    plan,
+                    name,
+                    marks,
+                    jobs,
+                    own_gpu=own_gpu,
+                )
             for name, kind, value in pool.wait():
                 if kind == "failed":
                     raise value
@@ -166,7 +196,10 @@ def _make_all(
                 shutil.rmtree(left)
 
 
-def _tidy(cfg: config.Config, done: dict[str, Unit]) -> None:
+def _tidy(
+    cfg: config.Config,
+    done: dict[str, Unit],
+) -> None:
     """Look whether the files of finished artifacts are there, and remove what a killed run had no
     time to."""
     for left in cfg.folder.glob(".together-*"):
@@ -200,7 +233,11 @@ def _decided(cfg: config.Config, tell: Event) -> config.Config:
     return precision.recorded(cfg)
 
 
-def _ready(waiting: dict[str, Unit], pool: Any, side_by_side: int) -> list[str]:
+def _ready(
+    waiting: dict[str, Unit],
+    pool: Any,
+    side_by_side: int,
+) -> list[str]:
     """Which units start now: those whose parents are done, in pipeline order, as many as there are
     free processes."""
     unfinished = set(waiting) | set(pool.keys())
@@ -255,7 +292,16 @@ def make(
                 counts, cost = _together(cfg, unit, progress)
             else:
                 step = steps.STEPS[unit.stage]
-                counts, cost = step(context(cfg, plan, unit, jobs, progress, note))
+                counts, cost = step(
+                    context(
+                        cfg,
+                        plan,
+                        unit,
+                        jobs,
+                        progress,
+                        note,
+                    )
+                )
             cost["seconds"] = time.monotonic() - started
             cost["peak_memory_bytes"] = _peak_memory()
 
@@ -288,7 +334,11 @@ def _tellers(connection: Any) -> tuple[artifacts.Progress, Callable[[str], None]
     return progress, note
 
 
-def _verify_parents(cfg: config.Config, plan: dict[str, Unit], unit: Unit) -> None:
+def _verify_parents(
+    cfg: config.Config,
+    plan: dict[str, Unit],
+    unit: Unit,
+) -> None:
     """Raise MissingArtifact or CorruptArtifact where something that the unit reads is not whole."""
     folders = [plan[parent].folder(cfg.folder) for parent in unit.parents.values()]
     for folder in dict.fromkeys(folders):  # one parent may have several roles
@@ -344,7 +394,13 @@ def _together(
     with tempfile.TemporaryDirectory(prefix=".together-", dir=cfg.folder) as folder:
         job = Path(folder) / "job.json"
         stderr = Path(folder) / "stderr"
-        disk.write_json(job, {"config": cfg.model_dump(mode="json"), "unit": unit.name})
+        disk.write_json(
+            job,
+            {
+                "config": cfg.model_dump(mode="json"),
+                "unit": unit.name,
+            },
+        )
         command = [*_launcher(cfg), "-m", "synthboot.ranks", str(job)]
         code = _train_together(command, stderr, progress)
 
@@ -374,7 +430,11 @@ def _launcher(cfg: config.Config) -> list[str]:
     ]
 
 
-def _train_together(command: list[str], stderr: Path, progress: artifacts.Progress) -> int:
+def _train_together(
+    command: list[str],
+    stderr: Path,
+    progress: artifacts.Progress,
+) -> int:
     """The exit code of the ranks, whose progress is handed on until the last of them is gone."""
     from synthboot.engine import local
 
@@ -428,7 +488,10 @@ def _release(ranks: subprocess.Popen[bytes]) -> None:
     ranks.stdin.close()
 
 
-def _listen(output: IO[bytes] | None, progress: artifacts.Progress) -> None:
+def _listen(
+    output: IO[bytes] | None,
+    progress: artifacts.Progress,
+) -> None:
     """Hand on the progress that ranks print, a JSON list a line, until the last of them is gone."""
     assert output is not None
     for line in output:
@@ -440,7 +503,11 @@ def _listen(output: IO[bytes] | None, progress: artifacts.Progress) -> None:
 
 
 @contextmanager
-def _lock(folder: Path, name: str = ".lock", patience: float = 0.0) -> Iterator[None]:
+def _lock(
+    folder: Path,
+    name: str = ".lock",
+    patience: float = 0.0,
+) -> Iterator[None]:
     """Hold the folder for this process alone.
 
     Raises LockedRun where another holds it longer than `patience` seconds.

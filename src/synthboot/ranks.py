@@ -56,7 +56,15 @@ def main(job: Path) -> int:
 
     step = steps.STEPS[unit.stage]
     try:
-        counts, cost = step(pipeline.context(cfg, plan, unit, 1, progress))
+        counts, cost = step(
+            pipeline.context(
+                cfg,
+                plan,
+                unit,
+                1,
+                progress,
+            )
+        )
     except SynthbootError as failure:
         leave({"error": str(failure)})
         return 2

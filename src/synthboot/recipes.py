@@ -112,7 +112,14 @@ class _Recipes:
         given["files"] = documents.identity(cfg.corpus.source)
         if cfg.corpus.replay is not None:
             given["replay_files"] = documents.identity(cfg.corpus.replay, "corpus.replay")
-        self.corpus = {"corpus": self.add("corpus", "", {}, outside=given)}
+        self.corpus = {
+            "corpus": self.add(
+                "corpus",
+                "",
+                {},
+                outside=given,
+            )
+        }
 
     def add(
         self,
@@ -131,7 +138,15 @@ class _Recipes:
         It reads what its stage declares, and `reads` beside it.
         """
         seen = view(cfg or self.cfg, (*READS[stage], *reads))
-        unit = Unit(stage, variant, parents, seen, recipe, outside or {}, options)
+        unit = Unit(
+            stage,
+            variant,
+            parents,
+            seen,
+            recipe,
+            outside or {},
+            options,
+        )
         self.found.setdefault(unit.name, unit)
         return unit.name
 
@@ -155,13 +170,30 @@ class _Recipes:
 
         evaluate = self.evaluate(models, synthetic)
         base = self.model("repetition", self.first)
-        roles = {**self.corpus, "base": base, "evaluate": evaluate, **models, **upstream}
+        roles = {
+            **self.corpus,
+            "base": base,
+            "evaluate": evaluate,
+            **models,
+            **upstream,
+        }
         if synthetic:
-            roles["analyze"] = self.add("analyze", "", {**self.corpus, **upstream})
+            roles["analyze"] = self.add(
+                "analyze",
+                "",
+                {
+                    **self.corpus,
+                    **upstream,
+                },
+            )
         self.add("report", "", roles, outside={"name": cfg.name})
         return self.found
 
-    def evaluate(self, models: dict[str, str], synthetic: dict[str, str]) -> str:
+    def evaluate(
+        self,
+        models: dict[str, str],
+        synthetic: dict[str, str],
+    ) -> str:
         """The unit that scores all models; it reads synthetic text to look for questions in it."""
         cfg = self.cfg
         asks_world = tasks.WORLD in tasks.names(cfg.evaluate)
@@ -196,7 +228,14 @@ class _Recipes:
 
         sources = self.sources(arm)
         if not arm.sweep:
-            return self.add(stage, variant, sources, recipe=arm, arm=name, seed=seed)
+            return self.add(
+                stage,
+                variant,
+                sources,
+                recipe=arm,
+                arm=name,
+                seed=seed,
+            )
 
         trials = {}
         for trial, setting in arm.trials().items():
@@ -213,7 +252,15 @@ class _Recipes:
 
         ready = seed == self.first  # one of the trials is this model
         parents = {**(self.corpus if ready else sources), **trials}
-        return self.add(stage, variant, parents, recipe=arm, arm=name, seed=seed, ready=ready)
+        return self.add(
+            stage,
+            variant,
+            parents,
+            recipe=arm,
+            arm=name,
+            seed=seed,
+            ready=ready,
+        )
 
     def sources(self, arm: config.Arm) -> dict[str, str]:
         """What an arm's text is made from, by role."""
@@ -252,19 +299,36 @@ class _Recipes:
         parents = {**self.corpus, "synthesizer": synthesizer}
         return self.add("synthesize", variant, parents, budget_tokens=tokens)
 
-    def synthesizer(self, kind: str, variant: str, before: str | None) -> str:
+    def synthesizer(
+        self,
+        kind: str,
+        variant: str,
+        before: str | None,
+    ) -> str:
         """The unit that holds the model which writes synthetic text of this kind."""
         if kind == "scratch":
             return self.tune(variant, self.related(), None)
         start = self.model(before or "repetition", self.first)
         if kind == "random_pairs":
-            pairs = self.add("pair", kind, {**self.corpus, "pair": self.related()})
+            pairs = self.add(
+                "pair",
+                kind,
+                {
+                    **self.corpus,
+                    "pair": self.related(),
+                },
+            )
             return self.tune(variant, pairs, start)
         if kind == "related":
             return self.tune(variant, self.related(), start)
         return start  # unconditional: the language model itself
 
-    def tune(self, variant: str, pairs: str, start: str | None) -> str:
+    def tune(
+        self,
+        variant: str,
+        pairs: str,
+        start: str | None,
+    ) -> str:
         """The synthesizer, tuned from a model or, without one, from fresh weights; with a sweep,
         the best of its trials."""
         parents = {**self.corpus, "pair": pairs}
@@ -286,10 +350,18 @@ class _Recipes:
                 trial=trial,
             )
             trials[f"trial/{trial}"] = unit
-        return self.add("tune", variant, {**parents, **trials}, reads=reads)
+        return self.add(
+            "tune",
+            variant,
+            {**parents, **trials},
+            reads=reads,
+        )
 
 
-def _outside(name: str, given: str | None) -> dict[str, Any]:
+def _outside(
+    name: str,
+    given: str | None,
+) -> dict[str, Any]:
     """A model or file from outside the run: where it lies on this machine, what is in it."""
     if not given:
         return {}

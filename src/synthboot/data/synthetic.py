@@ -106,7 +106,10 @@ class Synthetic:
         return [*self.tokens.first_docs.tolist(), len(self)]
 
 
-def _kept(chunk: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+def _kept(
+    chunk: Path,
+    columns: Sequence[str],
+) -> list[dict[str, Any]]:
     """These columns of the rows that were kept."""
     table = pq.read_table(chunk / FILE, columns=[*columns, "verdict"])
     rows = []

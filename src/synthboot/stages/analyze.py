@@ -88,7 +88,9 @@ def d1_masks(
 
 
 def corpus_masks(
-    samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n: int
+    samples: Sequence[Integer[np.ndarray, " _"]],
+    corpus: Tokens,
+    n: int,
 ) -> list[Bool[np.ndarray, " _"]]:
     """Which tokens of each sample lie in a run of `n` that the corpus holds, wherever.
 
@@ -98,7 +100,11 @@ def corpus_masks(
     return [ngrams.copied(s, known, n) for s in samples]
 
 
-def novel_share(samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n: int) -> float:
+def novel_share(
+    samples: Sequence[Integer[np.ndarray, " _"]],
+    corpus: Tokens,
+    n: int,
+) -> float:
     """Share of the samples' runs of `n` tokens that the corpus does not hold."""
     known = _found(samples, corpus, n)
     hashed = _hashed(samples, n)
@@ -107,7 +113,10 @@ def novel_share(samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n:
     return float(1 - np.mean(ngrams.contains(known, hashed)))
 
 
-def distinct_share(samples: Sequence[Integer[np.ndarray, " _"]], n: int) -> float:
+def distinct_share(
+    samples: Sequence[Integer[np.ndarray, " _"]],
+    n: int,
+) -> float:
     """Share of the samples' runs of `n` tokens that are different; depends on how many samples
     there are."""
     hashed = _hashed(samples, n)
@@ -122,7 +131,10 @@ def duplicate_share(texts: Sequence[str], threshold: float = 0.8) -> float:
     return float((np.bincount(group)[group] > 1).mean())
 
 
-def relevance(similarity: Float[np.ndarray, " pair"], alpha: float | None) -> dict[str, Any]:
+def relevance(
+    similarity: Float[np.ndarray, " pair"],
+    alpha: float | None,
+) -> dict[str, Any]:
     """Mean similarity of d1 and d2, and the share of pairs above alpha."""
     if not len(similarity):
         return {"mean": None, "above_alpha": None}
@@ -211,7 +223,16 @@ def spread(
     ranks = np.searchsorted(pairs.similarity[order], wanted)
     # the largest wanted similarity may lie past the last pair by rounding
     ranks = np.unique(np.minimum(ranks, len(order) - 1))
-    return [shown(pairs, int(i), tokenizer, corpus, cfg.copy_tokens) for i in order[ranks]]
+    return [
+        shown(
+            pairs,
+            int(i),
+            tokenizer,
+            corpus,
+            cfg.copy_tokens,
+        )
+        for i in order[ranks]
+    ]
 
 
 def shown(
@@ -264,14 +285,19 @@ def _cut(
     return parts
 
 
-def _hashed(samples: Sequence[Integer[np.ndarray, " _"]], n: int) -> UInt64[np.ndarray, " ngram"]:
+def _hashed(
+    samples: Sequence[Integer[np.ndarray, " _"]],
+    n: int,
+) -> UInt64[np.ndarray, " ngram"]:
     """The hashes of all runs of `n` tokens of the samples, one after another."""
     hashed = [ngrams.hashes(s, n) for s in samples if len(s) >= n]
     return np.concatenate(hashed) if hashed else np.empty(0, np.uint64)
 
 
 def _found(
-    samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n: int
+    samples: Sequence[Integer[np.ndarray, " _"]],
+    corpus: Tokens,
+    n: int,
 ) -> UInt64[np.ndarray, " ngram"]:
     """The sorted hashes of the samples' n-grams that occur in the corpus, read shard by shard."""
     wanted = np.unique(_hashed(samples, n))

@@ -164,7 +164,12 @@ def _check_unknown(unknown: int, total: int, name: str) -> None:
         )
 
 
-def _account(found: Ingested, renamed: int, dropped: dict[str, int], unknown: int) -> str:
+def _account(
+    found: Ingested,
+    renamed: int,
+    dropped: dict[str, int],
+    unknown: int,
+) -> str:
     """What was not kept as it came, and why, in one line."""
     kept = found.records - found.quarantined - sum(dropped.values())
     reasons = f" ({counted(found.reasons)})" if found.quarantined else ""
@@ -195,7 +200,11 @@ def _unknown(folder: Path, names: Sequence[str]) -> int:
     return total
 
 
-def read_texts(folder: Path, name: str, docs: int | None = None) -> Iterator[documents.Document]:
+def read_texts(
+    folder: Path,
+    name: str,
+    docs: int | None = None,
+) -> Iterator[documents.Document]:
     """The first `docs` documents of a set, in order, from a corpus folder."""
     remaining = docs if docs is not None else 1 << 62
     for shard in Shards(folder / name):
@@ -209,7 +218,10 @@ def read_texts(folder: Path, name: str, docs: int | None = None) -> Iterator[doc
 
 
 def _deduplicate(
-    spool: Spool, marks: Int64[np.ndarray, " doc"], cfg: config.Corpus, progress: Progress
+    spool: Spool,
+    marks: Int64[np.ndarray, " doc"],
+    cfg: config.Corpus,
+    progress: Progress,
 ) -> tuple[np.ndarray, Int64[np.ndarray, " doc"], dict[str, int]]:
     """Which documents stay, the group of each, and how many went for what reason.
 
@@ -240,7 +252,10 @@ def _deduplicate(
 
 
 def _split(
-    spool: Spool, kept: np.ndarray, group: Int64[np.ndarray, " doc"], cfg: config.Corpus
+    spool: Spool,
+    kept: np.ndarray,
+    group: Int64[np.ndarray, " doc"],
+    cfg: config.Corpus,
 ) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " kept"]]:
     """Kept documents, groups in the order of a hash, and the set (0 validation, 1 test, 2 pool) of
     each.
@@ -281,7 +296,10 @@ def _split(
     return order[by_set], sets[by_set]
 
 
-def _filling(sizes: Sequence[int], wanted: int) -> list[int] | None:
+def _filling(
+    sizes: Sequence[int],
+    wanted: int,
+) -> list[int] | None:
     """Indices of groups that have `wanted` documents in all, the first ones that do, or None.
 
     A subset-sum from the last group to the first: bit n of `reachable` says that the groups from
@@ -309,7 +327,10 @@ def _filling(sizes: Sequence[int], wanted: int) -> list[int] | None:
     return chosen
 
 
-def _filling(sizes: Sequence[int], wanted: int) -> list[int] | None:
+def _filling(
+    sizes: Sequence[int],
+    wanted: int,
+) -> list[int] | None:
     """Places of groups that have `wanted` documents in all, the first ones that do; None where
     there are none."""
     reachable = [1]  # bit n: the groups from here to the last can have n documents in all
@@ -327,7 +348,10 @@ def _filling(sizes: Sequence[int], wanted: int) -> list[int] | None:
     return chosen
 
 
-def _marks(spool: Spool, cfg: config.Corpus) -> Int64[np.ndarray, " doc"]:
+def _marks(
+    spool: Spool,
+    cfg: config.Corpus,
+) -> Int64[np.ndarray, " doc"]:
     """Where each document says it goes, as `_SPLITS` counts, 0 for all without `split_field`; text
     to replay is `_REPLAY`."""
     if cfg.split_field is None:
@@ -444,7 +468,10 @@ def _write_set(
     """Write the chosen documents in order, text and tokens side by side; returns the tokens
     written."""
 
-    def write(rows: Int64[np.ndarray, " doc"], out: Path) -> dict[str, Any]:
+    def write(
+        rows: Int64[np.ndarray, " doc"],
+        out: Path,
+    ) -> dict[str, Any]:
         texts = [spool[i] for i in rows]
         table = pa.table(
             {

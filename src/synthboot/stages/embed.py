@@ -34,7 +34,10 @@ from synthboot.errors import ConfigError, DataError, unloadable
 class Embedder(Protocol):
     """Anything that turns texts into unit vectors."""
 
-    def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "doc dim"]:
+    def __call__(
+        self,
+        texts: Sequence[str],
+    ) -> Float32[np.ndarray, "doc dim"]:
         """One unit vector per text; the zero vector where a text has nothing to go by."""
         ...
 
@@ -52,7 +55,10 @@ class SelfEmbedder:
     components: Float32[np.ndarray, "feature dim"]
     shift: Float32[np.ndarray, " dim"]
 
-    def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "doc dim"]:
+    def __call__(
+        self,
+        texts: Sequence[str],
+    ) -> Float32[np.ndarray, "doc dim"]:
         """Unit vectors in the space of the fitting corpus; zero for a text without a known word."""
         counts = _count(texts, len(self.column))
         weights = _weigh(counts, self.column, self.idf)
@@ -88,7 +94,12 @@ def embed(
     return np.concatenate(rows) if rows else np.empty((0, 0), np.float16)
 
 
-def embedder(cfg: config.Embed, fitted: Path, device: str, batch: int = 32) -> Embedder:
+def embedder(
+    cfg: config.Embed,
+    fitted: Path,
+    device: str,
+    batch: int = 32,
+) -> Embedder:
     """The configured embedder; `fitted` is where `self` was saved."""
     if cfg.model == "self":
         return SelfEmbedder.load(fitted)
@@ -96,7 +107,11 @@ def embedder(cfg: config.Embed, fitted: Path, device: str, batch: int = 32) -> E
 
 
 def shard_embedder(
-    folder: str, cfg: config.Embed, fitted: str, device: str, batch: int = 32
+    folder: str,
+    cfg: config.Embed,
+    fitted: str,
+    device: str,
+    batch: int = 32,
 ) -> Callable[[tuple[int, int]], np.ndarray]:
     """In a worker: (shard, at most so many documents) -> the vectors of a shard of documents."""
     model = embedder(cfg, Path(fitted), device, batch)
@@ -119,7 +134,10 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 def fit(
-    texts: Iterable[str], cfg: config.Embed, seed: int, progress: Progress = silent
+    texts: Iterable[str],
+    cfg: config.Embed,
+    seed: int,
+    progress: Progress = silent,
 ) -> SelfEmbedder:
     """The `self` embedder fitted on the first `cfg.fit_docs` texts.
 
@@ -189,7 +207,9 @@ def flops(cfg: config.Embed, docs: int, tokens: int) -> float:
 
 
 def _discriminant(
-    a: Float[np.ndarray, "doc wide"], b: Float[np.ndarray, "doc wide"], dim: int
+    a: Float[np.ndarray, "doc wide"],
+    b: Float[np.ndarray, "doc wide"],
+    dim: int,
 ) -> tuple[Float[np.ndarray, "wide dim"], Float[np.ndarray, " wide"]]:
     """The `dim` directions in which the two halves of a document agree most, against how much they
     differ, and the mean.
@@ -249,7 +269,11 @@ def _load(cfg: config.Embed, device: str) -> Any:
         raise ConfigError(f"embed.model: {cfg.model}: {unloadable(error)}") from None
 
 
-def sentence_transformer(cfg: config.Embed, device: str, batch: int = 32) -> Embedder:
+def sentence_transformer(
+    cfg: config.Embed,
+    device: str,
+    batch: int = 32,
+) -> Embedder:
     """A sentence-transformers model as an embedder; bfloat16 on a GPU, all GPUs there are.
 
     Raises ConfigError where it cannot be had.
@@ -365,7 +389,10 @@ def read_vectors(
 
 
 def _rows_of(
-    path: str, known: Sequence[str], ids: Sequence[str], unknown: str
+    path: str,
+    known: Sequence[str],
+    ids: Sequence[str],
+    unknown: str,
 ) -> Int64[np.ndarray, " doc"]:
     """The row of each document. Raises DataError for ids that do not match."""
     row_of = {name: row for row, name in enumerate(known)}
@@ -436,7 +463,9 @@ def _count(texts: Iterable[str], features: int) -> Any:
 
 
 def _weigh(
-    counts: Any, column: Int32[np.ndarray, " bucket"], idf: Float32[np.ndarray, " feature"]
+    counts: Any,
+    column: Int32[np.ndarray, " bucket"],
+    idf: Float32[np.ndarray, " feature"],
 ) -> Any:
     """Sublinear TF-IDF of the known features, with unit rows."""
     from scipy.sparse import csr_matrix
@@ -460,7 +489,10 @@ def _unit(rows: Float[np.ndarray, "doc dim"]) -> Float32[np.ndarray, "doc dim"]:
     return (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
-def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+def _batches(
+    texts: Iterable[str],
+    size: int,
+) -> Iterator[list[str]]:
     source = iter(texts)
     while batch := list(islice(source, size)):
         yield batch

@@ -94,7 +94,12 @@ def scorer(job: Job) -> Callable[[tuple[Path, bool]], Scores]:
                 answers.append(astuple(answer))
         harness = {}
         if asking and job.harness:
-            harness = questions.harness(folder, job.harness, job.include, str(device))
+            harness = questions.harness(
+                folder,
+                job.harness,
+                job.include,
+                str(device),
+            )
 
         by_item = np.array(answers, np.float64).reshape(-1, 4)  # (item, measure)
         return losses, by_item, harness
@@ -145,7 +150,11 @@ def _compare_settings(
             )
 
 
-def _check_tokens(name: str, seed: int, ledger: Mapping[str, Any]) -> None:
+def _check_tokens(
+    name: str,
+    seed: int,
+    ledger: Mapping[str, Any],
+) -> None:
     """Whether tokens by source add up, and synthetic text was read at most once."""
     by_source = [ledger[f"{kind}_tokens"] for kind in ("real", "synthetic", "replayed")]
     if sum(by_source) != ledger["train_tokens"]:
@@ -160,7 +169,10 @@ def _check_tokens(name: str, seed: int, ledger: Mapping[str, Any]) -> None:
 
 
 def _check_flops(
-    name: str, seed: int, reference: Mapping[str, Any], ledger: Mapping[str, Any]
+    name: str,
+    seed: int,
+    reference: Mapping[str, Any],
+    ledger: Mapping[str, Any],
 ) -> None:
     """Whether an arm of `match: flops` kept to what the first arm spent on training."""
     by_tokens = reference["recipe"]["match"] == "tokens"
@@ -218,7 +230,14 @@ def evaluate(
     kinds = {name: recipes[name].kind for name in losses}
     arms = {}
     for name in losses:
-        arms[name] = _entry(name, losses, tokens, tokens_per_byte, oracle, cfg.confidence)
+        arms[name] = _entry(
+            name,
+            losses,
+            tokens,
+            tokens_per_byte,
+            oracle,
+            cfg.confidence,
+        )
 
     # that an oracle is better is no claim, so it does not make the others' threshold stricter
     p_values = {}
@@ -318,7 +337,11 @@ def _power(
         detectable[str(seeds)] = statistics.detectable(noise, seeds, items, confidence)
     return {
         "subject": subject,
-        "noise": {"seed": noise.seed, "item": noise.item, "both": noise.both},
+        "noise": {
+            "seed": noise.seed,
+            "item": noise.item,
+            "both": noise.both,
+        },
         "items": items,
         "detectable": detectable,
     }
@@ -356,7 +379,10 @@ def answered(
         for group, items in chosen.items():
             if items.sum() >= 2:
                 by_group[group] = _answers(answers, items, cfg.confidence)
-        result[task] = {"items": int(of_task.sum()), "groups": by_group}
+        result[task] = {
+            "items": int(of_task.sum()),
+            "groups": by_group,
+        }
     return result
 
 
@@ -412,7 +438,10 @@ def parted(
     return result
 
 
-def efficiency(points: Sequence[tuple[int, float]], loss: float) -> float | None:
+def efficiency(
+    points: Sequence[tuple[int, float]],
+    loss: float,
+) -> float | None:
     """How many unique real tokens alone would reach a loss, between the measured (tokens, loss) in
     a line over the logarithm of tokens; None beyond them.
 
@@ -450,7 +479,9 @@ def _grouped(
 
 
 def _interval(
-    values: Float64[np.ndarray, "seed item"], confidence: float, weights: np.ndarray | None = None
+    values: Float64[np.ndarray, "seed item"],
+    confidence: float,
+    weights: np.ndarray | None = None,
 ) -> list[float]:
     """[value, low, high]."""
     return _plain(statistics.estimate(values, weights, confidence))

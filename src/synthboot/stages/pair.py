@@ -59,14 +59,23 @@ def pair(
     that would give some.
     """
     if found is None:
-        found = nearest(vectors, cfg, seed, None if validation is None else validation[0])
+        found = nearest(
+            vectors,
+            cfg,
+            seed,
+            None if validation is None else validation[0],
+        )
     fields = fields or Fields()
     chance = random_similarity(vectors, seed)
     alpha, why = choose_alpha(cfg, found.score, chance)
     held = _held_out(len(tokens), cfg.heldout_share, seed)
 
     kept = _Kept(*_above(found.index, found.score, float("-inf")))
-    report: dict[str, Any] = {"alpha": alpha, "why": why, "considered": len(kept.d1)}
+    report: dict[str, Any] = {
+        "alpha": alpha,
+        "why": why,
+        "considered": len(kept.d1),
+    }
     report["added_by_direction"] = _filter_related(kept, cfg, alpha, fields, len(tokens))
     progress(0.7, f"checking {len(kept.d1):,} pairs for overlap")
     _filter_tunable(kept, cfg, tokens, held)
@@ -80,7 +89,15 @@ def pair(
             f"try --set pair.min_similarity={max(0.0, best - 0.1):.2f}, or add documents"
         )
     if validation is not None:
-        split = _add_validation(kept, split, cfg, alpha, found, tokens, validation[1])
+        split = _add_validation(
+            kept,
+            split,
+            cfg,
+            alpha,
+            found,
+            tokens,
+            validation[1],
+        )
 
     train = split == TRAIN
     report["dropped"] = kept.dropped
@@ -95,7 +112,13 @@ def pair(
     # by document numbers where similarities are equal, so that the order is the same on any machine
     order = np.lexsort((kept.d2, kept.d1, -kept.score))
     score = kept.score[order].astype(np.float32)
-    return Pairs(kept.d1[order], kept.d2[order], score, split[order], report)
+    return Pairs(
+        kept.d1[order],
+        kept.d2[order],
+        score,
+        split[order],
+        report,
+    )
 
 
 @dataclass
@@ -114,7 +137,12 @@ class _Kept:
         self.d2 = self.d2[good]
         self.score = self.score[good]
 
-    def add(self, d1: np.ndarray, d2: np.ndarray, score: np.ndarray) -> None:
+    def add(
+        self,
+        d1: np.ndarray,
+        d2: np.ndarray,
+        score: np.ndarray,
+    ) -> None:
         """Put more pairs behind these."""
         self.d1 = np.concatenate((self.d1, d1))
         self.d2 = np.concatenate((self.d2, d2))
@@ -135,7 +163,13 @@ class _Kept:
         return int(missing.sum())
 
 
-def _filter_related(kept: _Kept, cfg: config.Pair, alpha: float, fields: Fields, docs: int) -> int:
+def _filter_related(
+    kept: _Kept,
+    cfg: config.Pair,
+    alpha: float,
+    fields: Fields,
+    docs: int,
+) -> int:
     """Keep what is similar enough, not too similar, and not of one source; returns how many pairs
     `direction` added."""
     kept.keep("below_min_similarity", kept.score > alpha)
@@ -150,9 +184,20 @@ def _filter_related(kept: _Kept, cfg: config.Pair, alpha: float, fields: Fields,
     return added
 
 
-def _filter_tunable(kept: _Kept, cfg: config.Pair, tokens: Tokens, held: np.ndarray) -> None:
+def _filter_tunable(
+    kept: _Kept,
+    cfg: config.Pair,
+    tokens: Tokens,
+    held: np.ndarray,
+) -> None:
     """Keep pairs that teach no copying, whose d1 may be conditioned on, up to the caps."""
-    shared = ngrams.pair_containments(tokens, tokens, kept.d1, kept.d2, cfg.shingle_tokens)
+    shared = ngrams.pair_containments(
+        tokens,
+        tokens,
+        kept.d1,
+        kept.d2,
+        cfg.shingle_tokens,
+    )
     kept.keep("overlapping", shared <= cfg.max_overlap)
     kept.keep("conditioned_on_heldout", ~held[kept.d1])
 
@@ -198,7 +243,13 @@ def random_pairs(like: Pairs, docs: int, seed: int) -> Pairs:
         "considered": len(like),
         "dropped": {},
     }
-    return Pairs(d1, like.d2, np.zeros(len(like), np.float32), like.split, report)
+    return Pairs(
+        d1,
+        like.d2,
+        np.zeros(len(like), np.float32),
+        like.split,
+        report,
+    )
 
 
 def random_similarity(
@@ -263,10 +314,21 @@ def alphas(
     docs = len(vectors)
     order = np.random.default_rng([seed, 0xD27]).permutation(docs)
     rows = np.sort(order[:sample]).astype(np.int64)
-    index, score = neighbors.exact(vectors[rows], vectors, cfg.num_neighbors, rows)
+    index, score = neighbors.exact(
+        vectors[rows],
+        vectors,
+        cfg.num_neighbors,
+        rows,
+    )
     query, d2, similarity = _above(index, score, float("-inf"))
 
-    shared = ngrams.pair_containments(tokens, tokens, rows[query], d2, cfg.shingle_tokens)
+    shared = ngrams.pair_containments(
+        tokens,
+        tokens,
+        rows[query],
+        d2,
+        cfg.shingle_tokens,
+    )
     near = shared > cfg.max_overlap
     chance = random_similarity(vectors, seed)
     table = []
@@ -285,7 +347,13 @@ def alphas(
             }
         )
     chosen, why = choose_alpha(cfg, score, chance)
-    return {"docs": docs, "sampled": len(rows), "alpha": chosen, "why": why, "table": table}
+    return {
+        "docs": docs,
+        "sampled": len(rows),
+        "alpha": chosen,
+        "why": why,
+        "table": table,
+    }
 
 
 def _mean(values: np.ndarray) -> float:
@@ -294,7 +362,9 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _above(
-    index: Int64[np.ndarray, "query k"], score: Float32[np.ndarray, "query k"], alpha: float
+    index: Int64[np.ndarray, "query k"],
+    score: Float32[np.ndarray, "query k"],
+    alpha: float,
 ) -> tuple[Int64[np.ndarray, " pair"], Int64[np.ndarray, " pair"], Float32[np.ndarray, " pair"]]:
     """(query, neighbour, similarity) of all neighbours above alpha, row by row."""
     query, rank = np.nonzero((score > alpha) & (index >= 0))
@@ -309,7 +379,11 @@ def _held_out(docs: int, share: float, seed: int) -> np.ndarray:
     return held
 
 
-def _ranks(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> Int64[np.ndarray, " pair"]:
+def _ranks(
+    group: np.ndarray,
+    score: np.ndarray,
+    tie: np.ndarray,
+) -> Int64[np.ndarray, " pair"]:
     """Each pair's rank by similarity among those of its group, from 0."""
     order = np.lexsort((tie, -score, group))
     ordered = group[order]
@@ -324,7 +398,10 @@ def _ranks(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> Int64[np.nd
     return ranks
 
 
-def _hubs(index: Int64[np.ndarray, "doc k"], d2: Int64[np.ndarray, " pair"]) -> dict[str, float]:
+def _hubs(
+    index: Int64[np.ndarray, "doc k"],
+    d2: Int64[np.ndarray, " pair"],
+) -> dict[str, float]:
     """How unevenly documents are others' neighbours: in how many lists of k one stands, and in how
     many pairs after all that was dropped.
 
@@ -346,7 +423,11 @@ def _hubs(index: Int64[np.ndarray, "doc k"], d2: Int64[np.ndarray, " pair"]) -> 
 
 
 def _agreement(
-    label: np.ndarray, d1: np.ndarray, d2: np.ndarray, score: np.ndarray, seed: int
+    label: np.ndarray,
+    d1: np.ndarray,
+    d2: np.ndarray,
+    score: np.ndarray,
+    seed: int,
 ) -> dict[str, Any]:
     """How often the two of a pair have the same label, by tenths of the pairs from least to most
     similar."""

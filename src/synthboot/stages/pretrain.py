@@ -38,7 +38,12 @@ def pretrain(
     return train_arm(cfg, arm, seed, text, validation, tokenizer, folder, progress)
 
 
-def real_docs(arm: config.Arm, name: str, pool: Tokens, pretrain_docs: int) -> int:
+def real_docs(
+    arm: config.Arm,
+    name: str,
+    pool: Tokens,
+    pretrain_docs: int,
+) -> int:
     """How many documents from the head of the pool an arm may read.
 
     Raises BudgetError where the pool has too few.

@@ -108,7 +108,11 @@ def quality(analyzed: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def _cell(measures: Any, format_value: str, path: Sequence[str]) -> str:
+def _cell(
+    measures: Any,
+    format_value: str,
+    path: Sequence[str],
+) -> str:
     """The value at `path`; a dash where it was not measured."""
     for key in path:
         measures = measures.get(key) if isinstance(measures, Mapping) else None

@@ -58,7 +58,11 @@ class Job:
 
 
 def synthesize(
-    job: Job, budget_tokens: int, folder: Path, workers: int = 1, progress: Progress = silent
+    job: Job,
+    budget_tokens: int,
+    folder: Path,
+    workers: int = 1,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Chunks in `folder/chunks` that together hold at least `budget_tokens`; returns counts.
 
@@ -70,7 +74,12 @@ def synthesize(
     chunks = 0
 
     # without an end: which chunk is the last shows only once its tokens are counted
-    results = local.imap(_chunk_writer, (job, shards.folder), count(), workers)
+    results = local.imap(
+        _chunk_writer,
+        (job, shards.folder),
+        count(),
+        workers,
+    )
     for counts in results:
         chunks += 1
         outputs.update(counts["outputs"])
@@ -96,7 +105,11 @@ def synthesize(
     }
 
 
-def _check_yield(job: Job, outputs: Counter[str], total: Counter[str]) -> None:
+def _check_yield(
+    job: Job,
+    outputs: Counter[str],
+    total: Counter[str],
+) -> None:
     """Raise BudgetError where almost everything is dropped: the budget would take for ever."""
     requests = outputs.total()
     wasted = total["sampled_tokens"] > 20 * max(total["tokens"], 1)
@@ -152,7 +165,10 @@ def verdict(result: Result, cfg: config.Synthesize) -> str:
     return KEPT
 
 
-def _chunk_writer(job: Job, folder: Path) -> Callable[[int], dict[str, Any]]:
+def _chunk_writer(
+    job: Job,
+    folder: Path,
+) -> Callable[[int], dict[str, Any]]:
     """A worker: chunk number -> counts of the committed chunk.
 
     The model is loaded when first needed.
@@ -181,7 +197,15 @@ def _write_chunk(
     corpus: Tokens,
 ) -> dict[str, Any]:
     """Sample a chunk and write it to `out`: all outputs as rows, those kept as tokens too."""
-    d1s, samples, requests = zip(*requests_of(job, corpus, tokenizer, chunk), strict=True)
+    d1s, samples, requests = zip(
+        *requests_of(
+            job,
+            corpus,
+            tokenizer,
+            chunk,
+        ),
+        strict=True,
+    )
     results = engine.sample(list(requests))
     _check_tokens(job, results, tokenizer)
 
@@ -216,7 +240,11 @@ def _write_chunk(
     }
 
 
-def _check_tokens(job: Job, results: list[Result], tokenizer: tokenizers.Tokenizer) -> None:
+def _check_tokens(
+    job: Job,
+    results: list[Result],
+    tokenizer: tokenizers.Tokenizer,
+) -> None:
     """Raise SamplingError for tokens that no document of this tokenizer holds: a server may run
     another model."""
     sampled = set()

@@ -107,7 +107,11 @@ def tune(
     )
 
 
-def _origin(cfg: config.Config, start: Path | None, tokenizer: Tokenizer) -> Any:
+def _origin(
+    cfg: config.Config,
+    start: Path | None,
+    tokenizer: Tokenizer,
+) -> Any:
     """The model that tuning starts from: base, or fresh weights."""
     if start is None:
         model = models.build(cfg.model, tokenizer.vocab_size, cfg.seed)
@@ -161,7 +165,12 @@ class _Held:
     """
 
     def __init__(
-        self, pairs: Pairs, first: Tokens, second: Tokens, cfg: config.Config, tokenizer: Tokenizer
+        self,
+        pairs: Pairs,
+        first: Tokens,
+        second: Tokens,
+        cfg: config.Config,
+        tokenizer: Tokenizer,
     ) -> None:
         self.window = cfg.model.seq_len
         self.share = cfg.tune.d1_share
@@ -179,13 +188,25 @@ class _Held:
         d2 = pairs.d2[chosen].tolist()
         self.d1 = [first[doc] for doc in d1]
         self.d2 = [second[doc][:room] for doc in d2]
-        self.numbers = list(zip(d1, d2, map(len, self.d2), strict=True))
+        self.numbers = list(
+            zip(
+                d1,
+                d2,
+                map(len, self.d2),
+                strict=True,
+            )
+        )
         others = np.random.default_rng([cfg.seed, 5]).integers(0, len(first), len(chosen))
         self.random = [first[int(doc)] for doc in others]
 
         self.num_tokens = 0  # fed to the model for one loss
         for a, b in zip(self.d1, self.d2, strict=True):
-            d1_tokens, d2_tokens = cut_pair(len(a) - 1, len(b), self.window, self.share)
+            d1_tokens, d2_tokens = cut_pair(
+                len(a) - 1,
+                len(b),
+                self.window,
+                self.share,
+            )
             self.num_tokens += 1 + d1_tokens + d2_tokens
 
     def __len__(self) -> int:
@@ -195,7 +216,11 @@ class _Held:
         """Nats per token of d2 given its d1."""
         return self._score(model, self.d1)
 
-    def conditioning(self, model: Any, origin: Any) -> dict[str, float]:
+    def conditioning(
+        self,
+        model: Any,
+        origin: Any,
+    ) -> dict[str, float]:
         """Nats per token of d2 under each condition; `base` is the model that tuning started from,
         without d1."""
         nothing = [np.array([self.tokenizer.end])] * len(self)
@@ -211,7 +236,11 @@ class _Held:
             "pairs": len(self),
         }
 
-    def _score(self, model: Any, d1: list[np.ndarray]) -> float:
+    def _score(
+        self,
+        model: Any,
+        d1: list[np.ndarray],
+    ) -> float:
         scores = score.pairs(
             model,
             d1,

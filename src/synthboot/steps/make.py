@@ -48,7 +48,10 @@ def embed(c: Context) -> Outcome:
     from synthboot.stages import embed as stage
 
     cfg = c.cfg.embed
-    sizes = {"pool": c.pretrain_docs, "validation": len(c.tokens("validation"))}
+    sizes = {
+        "pool": c.pretrain_docs,
+        "validation": len(c.tokens("validation")),
+    }
 
     own = None
     if cfg.model == "file":
@@ -81,10 +84,21 @@ def _fit_embedder(c: Context, path: Path) -> None:
     documents = read_texts(c.parents["corpus"], "pool", c.pretrain_docs)
     texts = (document.text for document in documents)
     with committed_folder(path.parent) as folder:
-        stage.fit(texts, c.cfg.embed, c.cfg.seed, c.progress).save(folder / path.name)
+        stage.fit(
+            texts,
+            c.cfg.embed,
+            c.cfg.seed,
+            c.progress,
+        ).save(folder / path.name)
 
 
-def _embed_set(c: Context, name: str, docs: int, fitted: Path, own: np.ndarray | None) -> int:
+def _embed_set(
+    c: Context,
+    name: str,
+    docs: int,
+    fitted: Path,
+    own: np.ndarray | None,
+) -> int:
     """Write the vectors of the first `docs` documents of a set, which `own` holds where they came
     from a file; returns their dimensions."""
     shards = Shards(c.folder / name)
@@ -95,7 +109,12 @@ def _embed_set(c: Context, name: str, docs: int, fitted: Path, own: np.ndarray |
     missing = [shard for shard in range(len(starts)) if not shards.done(shard)]
 
     if own is None:
-        vectors = _embed_shards(c, source.folder, fitted, [(i, docs - starts[i]) for i in missing])
+        vectors = _embed_shards(
+            c,
+            source.folder,
+            fitted,
+            [(i, docs - starts[i]) for i in missing],
+        )
     else:
         vectors = (own[starts[i] : starts[i] + shard_docs] for i in missing)
 
@@ -108,7 +127,10 @@ def _embed_set(c: Context, name: str, docs: int, fitted: Path, own: np.ndarray |
 
 
 def _embed_shards(
-    c: Context, source: Path, fitted: Path, wanted: list[tuple[int, int]]
+    c: Context,
+    source: Path,
+    fitted: Path,
+    wanted: list[tuple[int, int]],
 ) -> Iterator[np.ndarray]:
     """The vectors of shards, each asked for with the number of documents it may have at most."""
     from synthboot.lm.model import device
@@ -219,7 +241,11 @@ def tune(c: Context) -> Outcome:
         "upstream_flops": upstream_flops(c),
     }
     if parallel.rank() == 0:
-        record = {**counts, "curve": asdict(tuned.curve), "stopped_by": tuned.stopped_by}
+        record = {
+            **counts,
+            "curve": asdict(tuned.curve),
+            "stopped_by": tuned.stopped_by,
+        }
         write_json(c.folder / "tune.json", record)
     return counts, {"tokens": tuned.tokens, "flops": tuned.flops}
 
@@ -257,7 +283,13 @@ def synthesize(c: Context) -> Outcome:
         conditional=conditional(c.variant),
         engine=c.cfg.engine,
     )
-    counts = stage(job, c.budget_tokens, c.folder, c.workers, c.progress)
+    counts = stage(
+        job,
+        c.budget_tokens,
+        c.folder,
+        c.workers,
+        c.progress,
+    )
     counts["upstream_flops"] = upstream_flops(c)
 
     sampled = counts["sampled_tokens"]
@@ -304,7 +336,11 @@ def _recipe(c: Context) -> tuple[config.Arm, Path | None]:
     return trials[best], c.parents[f"trial/{best}"] if c.ready else None
 
 
-def _least(c: Context, trials: Mapping[str, Any], swept: Iterable[str]) -> str:
+def _least(
+    c: Context,
+    trials: Mapping[str, Any],
+    swept: Iterable[str],
+) -> str:
     """The trial of the least validation loss; what all of them reached goes to `sweep.json`."""
     losses = {}
     settings = {}
@@ -315,7 +351,14 @@ def _least(c: Context, trials: Mapping[str, Any], swept: Iterable[str]) -> str:
 
     best = min(losses, key=lambda trial: losses[trial])
     c.folder.mkdir(parents=True, exist_ok=True)
-    write_json(c.folder / "sweep.json", {"losses": losses, "settings": settings, "chosen": best})
+    write_json(
+        c.folder / "sweep.json",
+        {
+            "losses": losses,
+            "settings": settings,
+            "chosen": best,
+        },
+    )
     return best
 
 
@@ -332,7 +375,10 @@ def _copied(c: Context, ready: Path) -> Outcome:
     _copy(c, ready, "best", "last", "curve.json", "ledger.json")
     curve = read_json(c.folder / "curve.json")
     ledger = read_json(c.folder / "ledger.json")
-    losses = {"best_loss": curve["best_loss"], "last_loss": curve["validation"][-1][1]}
+    losses = {
+        "best_loss": curve["best_loss"],
+        "last_loss": curve["validation"][-1][1],
+    }
     return losses | ledger, {}
 
 
@@ -342,7 +388,14 @@ def _sources(c: Context, arm: config.Arm) -> Any:
     from synthboot.stages.pretrain import real_docs
 
     pool = c.tokens("pool")
-    real = pool.head(real_docs(arm, c.arm, pool, c.pretrain_docs))
+    real = pool.head(
+        real_docs(
+            arm,
+            c.arm,
+            pool,
+            c.pretrain_docs,
+        )
+    )
     replay = c.tokens("replay") if c.cfg.budget.replay_share else None
 
     if arm.layout == "packed_pairs":
@@ -374,7 +427,10 @@ def _documents(c: Context) -> Iterator[Document]:
     return itertools.chain(pretrain, read_texts(c.parents["corpus"], "validation"))
 
 
-def _save_vectors(vectors: np.ndarray, folder: Path) -> dict[str, Any]:
+def _save_vectors(
+    vectors: np.ndarray,
+    folder: Path,
+) -> dict[str, Any]:
     save_array(folder / "vectors.npy", vectors)
     return {"docs": len(vectors), "dim": vectors.shape[1]}
 
@@ -387,7 +443,10 @@ def _fields(c: Context) -> Any:
     from synthboot.stages.corpus import read_texts
     from synthboot.stages.pair import Fields
 
-    wanted = {"source": c.cfg.pair.source_field, "label": c.cfg.pair.label_field}
+    wanted = {
+        "source": c.cfg.pair.source_field,
+        "label": c.cfg.pair.label_field,
+    }
     codes = {}
     for role, name in wanted.items():
         if name is None:

@@ -85,7 +85,11 @@ def evaluate(c: Context) -> Outcome:
     # every row is one document read by one model; a model reads the whole test set
     test_tokens = c.tokens("test").num_tokens
     cost = {"tokens": len(rows) // len(test_set) * test_tokens}
-    return {"models": len(trained), "docs": len(test_set), "items": len(items)}, cost
+    return {
+        "models": len(trained),
+        "docs": len(test_set),
+        "items": len(items),
+    }, cost
 
 
 def _models(c: Context) -> dict[Model, Path]:
@@ -97,7 +101,10 @@ def _models(c: Context) -> dict[Model, Path]:
     return trained
 
 
-def _groups(c: Context, test_set: Sequence[documents.Document]) -> list[str]:
+def _groups(
+    c: Context,
+    test_set: Sequence[documents.Document],
+) -> list[str]:
     """The group of each test document; none where no field is named.
 
     Raises ConfigError where no document has the field.
@@ -111,7 +118,11 @@ def _groups(c: Context, test_set: Sequence[documents.Document]) -> list[str]:
     return groups
 
 
-def _job(c: Context, test_set: Sequence[documents.Document], items: Sequence[_Asked]) -> Any:
+def _job(
+    c: Context,
+    test_set: Sequence[documents.Document],
+    items: Sequence[_Asked],
+) -> Any:
     """What scoring needs; questions and parts are written to files that workers read."""
     from synthboot.stages.evaluate import Job
 
@@ -120,7 +131,16 @@ def _job(c: Context, test_set: Sequence[documents.Document], items: Sequence[_As
     of_world = _is_world(c)
 
     questions = c.folder / "questions.jsonl"
-    lines = [json.dumps({"task": task, **asdict(item)}) + "\n" for task, item in items]
+    lines = [
+        json.dumps(
+            {
+                "task": task,
+                **asdict(item),
+            }
+        )
+        + "\n"
+        for task, item in items
+    ]
     questions.write_text("".join(lines), "utf-8")
 
     parts = c.folder / "parts.npy"
@@ -181,7 +201,11 @@ def _compared(
     return result
 
 
-def _looks(c: Context, first_model: Path, seeds: int) -> list[int]:
+def _looks(
+    c: Context,
+    first_model: Path,
+    seeds: int,
+) -> list[int]:
     """The numbers of seeds at which this experiment has been evaluated, this one last.
 
     They are kept beside the artifacts, since to look again is to try again, whatever became of the
@@ -196,7 +220,11 @@ def _looks(c: Context, first_model: Path, seeds: int) -> list[int]:
     return [n for n in looks if n < seeds] + [seeds]
 
 
-def _answered(c: Context, items: Sequence[_Asked], answers: Answers) -> dict[str, Any]:
+def _answered(
+    c: Context,
+    items: Sequence[_Asked],
+    answers: Answers,
+) -> dict[str, Any]:
     """The figures of every task, ours and those of lm-eval."""
     from synthboot.stages import evaluate as stage
 
@@ -234,7 +262,12 @@ def _of_world(
             by_arm[arm] = np.stack(losses[checkpoint, arm])  # (seed, doc, part)
     return {
         "parts": stage.parted(by_arm, PARTS, groups, cfg),
-        "world": worlds.bounds(c, test_set, c.tokens("test").lengths, groups),
+        "world": worlds.bounds(
+            c,
+            test_set,
+            c.tokens("test").lengths,
+            groups,
+        ),
     }
 
 
@@ -256,7 +289,10 @@ def _sweeps(
     return found
 
 
-def _save_rows(rows: list[dict[str, Any]], path: Path) -> None:
+def _save_rows(
+    rows: list[dict[str, Any]],
+    path: Path,
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -315,7 +351,11 @@ def _scored(
     return rows, losses, answers
 
 
-def _scorings(c: Context, job: Any, trained: Mapping[Model, Path]) -> list[_Scoring]:
+def _scorings(
+    c: Context,
+    job: Any,
+    trained: Mapping[Model, Path],
+) -> list[_Scoring]:
     """The checkpoints to score: both of a model, or one for both where they are the same."""
     found = []
     for (arm, seed), folder in trained.items():
@@ -338,7 +378,11 @@ def _scorings(c: Context, job: Any, trained: Mapping[Model, Path]) -> list[_Scor
     return found
 
 
-def _score_missing(c: Context, job: Any, scorings: Sequence[_Scoring]) -> None:
+def _score_missing(
+    c: Context,
+    job: Any,
+    scorings: Sequence[_Scoring],
+) -> None:
     """Score what has no scores yet, or damaged ones; each model's are committed as it is done."""
     from synthboot.stages.evaluate import scorer
 
@@ -380,7 +424,13 @@ def _kept(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return kept["losses"], by_task
 
 
-def _scores_name(c: Context, job: Any, model: Path, checkpoint: str, asking: bool) -> str:
+def _scores_name(
+    c: Context,
+    job: Any,
+    model: Path,
+    checkpoint: str,
+    asking: bool,
+) -> str:
     """What a model's scores are kept by: the hash of its files and of all that it is scored on.
 
     Arms that were there already are not scored again when another joins them, nor those scored
@@ -442,7 +492,10 @@ def _questions(c: Context) -> tuple[list[_Asked], dict[str, dict[str, int]]]:
     return clean, counts
 
 
-def _contaminated(c: Context, items: Sequence[_Asked]) -> tuple[np.ndarray, np.ndarray]:
+def _contaminated(
+    c: Context,
+    items: Sequence[_Asked],
+) -> tuple[np.ndarray, np.ndarray]:
     """Which items the training text holds, and which are too short to tell."""
     seen = np.zeros(len(items), bool)
     short = np.zeros(len(items), bool)
@@ -469,7 +522,9 @@ def _training_texts(c: Context) -> Iterator[str]:
 
 
 def _efficiency(
-    c: Context, ledgers: dict[str, dict[int, Any]], arms: dict[str, Any]
+    c: Context,
+    ledgers: dict[str, dict[int, Any]],
+    arms: dict[str, Any],
 ) -> dict[str, Any]:
     """The curve of loss over unique real tokens, from arms of real text alone, and how many of
     these tokens each other arm is worth."""
@@ -478,7 +533,12 @@ def _efficiency(
     plain = []
     for arm in ledgers:
         # an arm of real text is repetition but for how much text it has, and its sweep
-        recipe = c.cfg.arms[arm].model_copy(update={"unique_tokens": None, "sweep": {}})
+        recipe = c.cfg.arms[arm].model_copy(
+            update={
+                "unique_tokens": None,
+                "sweep": {},
+            }
+        )
         if recipe == config.Arm():
             plain.append(arm)
 
@@ -505,7 +565,12 @@ def analyze(c: Context) -> Outcome:
     kinds = {}
     for name, tokens in (("unseen real", c.tokens("validation")), ("D_pretrain", corpus)):
         real = _bare(tokens, cfg.docs)
-        kinds[name] = stage.analyze(real, [tokenizer.decode(t) for t in real], corpus, cfg)
+        kinds[name] = stage.analyze(
+            real,
+            [tokenizer.decode(t) for t in real],
+            corpus,
+            cfg,
+        )
 
     samples = _samples(c)
     for number, (role, rows) in enumerate(samples.items(), 1):
@@ -524,7 +589,17 @@ def analyze(c: Context) -> Outcome:
     if "pair/related" in c.parents:
         pairs = Pairs.load(c.parents["pair/related"]).only(TRAIN)
     related = samples.get("synthesize/related", [])
-    examples = stage.examples(related, pairs, tokenizer, corpus, cfg) if pairs and related else []
+    examples = (
+        stage.examples(
+            related,
+            pairs,
+            tokenizer,
+            corpus,
+            cfg,
+        )
+        if pairs and related
+        else []
+    )
     spread = stage.spread(pairs, tokenizer, corpus, cfg) if pairs else []
 
     write_json(c.folder / "analyze.json", result)
@@ -542,7 +617,12 @@ def _samples(c: Context) -> dict[str, list[Sample]]:
     return found
 
 
-def _analyzed(c: Context, role: str, rows: Sequence[Sample], corpus: Tokens) -> dict[str, Any]:
+def _analyzed(
+    c: Context,
+    role: str,
+    rows: Sequence[Sample],
+    corpus: Tokens,
+) -> dict[str, Any]:
     """The measures of one kind of synthetic text, by the tokens that were sampled."""
     from synthboot.stages import analyze as stage
 
@@ -566,7 +646,10 @@ def _bare(tokens: Tokens, count: int) -> list[np.ndarray]:
     return [np.asarray(tokens[doc][:-1], np.int64) for doc in chosen]
 
 
-def _relevance(c: Context, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
+def _relevance(
+    c: Context,
+    samples: Mapping[str, Sequence[Sample]],
+) -> dict[str, Any]:
     """Similarity of d1 with real d2, with sampled d2, and of random pairs.
 
     Sampled text is left out where vectors came from a file: nothing here can embed it.
@@ -609,7 +692,10 @@ def report(c: Context) -> Outcome:
     return {"bytes": len(page.encode())}, {}
 
 
-def gather(cfg: config.Config, parents: dict[str, Path]) -> dict[str, Any]:
+def gather(
+    cfg: config.Config,
+    parents: dict[str, Path],
+) -> dict[str, Any]:
     """Everything the report shows, as plain values."""
     result: dict[str, Any] = {
         "name": cfg.name,
@@ -637,13 +723,23 @@ def gather(cfg: config.Config, parents: dict[str, Path]) -> dict[str, Any]:
         manifest = read_manifest(folder)
         if manifest is None:
             continue
-        result["costs"].append({"unit": role, "stage": manifest.stage, **manifest.cost})
+        result["costs"].append(
+            {
+                "unit": role,
+                "stage": manifest.stage,
+                **manifest.cost,
+            }
+        )
         if manifest.stage == "synthesize":
             result["synthesize"][role] = manifest.counts
     return result
 
 
-def _read_all(parents: Mapping[str, Path], name: str, beside: str = "") -> dict[str, Any]:
+def _read_all(
+    parents: Mapping[str, Path],
+    name: str,
+    beside: str = "",
+) -> dict[str, Any]:
     """By role, the JSON in file `name` of every parent that has it, and `beside` beside it."""
     found = {}
     for role, folder in parents.items():
@@ -655,7 +751,10 @@ def _read_all(parents: Mapping[str, Path], name: str, beside: str = "") -> dict[
 def _best_is_last(folder: Path) -> bool:
     """Whether both checkpoints of a model are the same, so that one is scored for both."""
     manifest = read_manifest(folder)
-    hashes: dict[str, dict[str, str]] = {"best": {}, "last": {}}
+    hashes: dict[str, dict[str, str]] = {
+        "best": {},
+        "last": {},
+    }
     for path, file in (manifest.files if manifest else {}).items():
         checkpoint, _, name = path.partition("/")
         if checkpoint in hashes:

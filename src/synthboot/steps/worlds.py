@@ -83,7 +83,10 @@ def questions(c: Context) -> list[tasks.Item]:
     return [items[i] for i in chosen]
 
 
-def measured(c: Context, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
+def measured(
+    c: Context,
+    samples: Mapping[str, Sequence[Sample]],
+) -> dict[str, Any]:
     """`excess`: how far each synthesizer is from the least loss there is. `facts`: by kind of
     synthetic text and group of its entity, what it says."""
     world, known = _world(c)
@@ -94,7 +97,13 @@ def measured(c: Context, samples: Mapping[str, Sequence[Sample]]) -> dict[str, A
     for role, folder in c.parents.items():
         if role.startswith("tune/"):
             tuned = read_json(folder / "tune.json")
-            excess[role.removeprefix("tune/")] = _excess(world, known, tuned, corpus, validation)
+            excess[role.removeprefix("tune/")] = _excess(
+                world,
+                known,
+                tuned,
+                corpus,
+                validation,
+            )
 
     seen: Facts = set()
     orders: Orders = set()
@@ -106,7 +115,10 @@ def measured(c: Context, samples: Mapping[str, Sequence[Sample]]) -> dict[str, A
     facts: dict[str, Any] = {}
     for role, rows in samples.items():
         kind = role.removeprefix("synthesize/")
-        by_group: dict[str, list[_Written]] = {"many": [], "one": []}
+        by_group: dict[str, list[_Written]] = {
+            "many": [],
+            "one": [],
+        }
         for row in rows:
             d1 = corpus[row.d1] if conditional(kind) else None
             d2 = world.read(row.text)
@@ -195,7 +207,12 @@ def _facts(
     return shares
 
 
-def _kind(world: World, document: _Written, attribute: int, value: int) -> str:
+def _kind(
+    world: World,
+    document: _Written,
+    attribute: int,
+    value: int,
+) -> str:
     """`invented` where no such value exists, `contradicted` where the entity has another, `kept`
     where its d1 says the same, else `known`."""
     if value < 0:

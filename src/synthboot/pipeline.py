@@ -55,6 +55,7 @@ def fingerprints(plan: dict[str, Unit]) -> dict[str, str]:
     marks: dict[str, str] = {}
     for name, unit in plan.items():
         parents = {role: marks[parent] for role, parent in unit.parents.items()}
+        # parents come first in a plan, so theirs are there; a change upstream changes all below
         marks[name] = artifacts.fingerprint(
             unit.stage,
             VERSIONS[unit.stage],
@@ -117,6 +118,7 @@ def needed(
         raise MissingArtifact(
             f"{target}: no arm of this configuration needs it; add an arm with `synthetic: related`"
         )
+    # children before parents, so that one pass finds all ancestors
     for name in reversed(plan):
         if name in wanted:
             wanted.update(plan[name].parents.values())
@@ -258,6 +260,7 @@ def _check_against_corpus(cfg: config.Config, folder: Path) -> None:
 def check_budgets(cfg: config.Config, folder: Path) -> None:
     """Raise BudgetError now, not hours later, where an oracle asks for more text than the corpus at
     `folder` holds."""
+    # counted by the index alone; no token is read
     pool = Tokens.open(artifacts.Shards(folder / "pool"))
     for name, arm in cfg.arms.items():
         if isinstance(arm.unique_tokens, int):

@@ -28,6 +28,7 @@ def main(job: Path) -> int:
 
     from synthboot.lm import parallel
 
+    # before anything that takes long: a rank nobody waits for must not train on
     threading.Thread(target=_end_with_input, daemon=True).start()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     order = read_json(job)
@@ -69,6 +70,7 @@ def main(job: Path) -> int:
         leave({"error": str(failure)})
         return 2
     leave({"counts": counts, "cost": cost})
+    # without this, torch warns of a leak at exit
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0

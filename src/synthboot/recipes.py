@@ -147,6 +147,7 @@ class _Recipes:
             outside or {},
             options,
         )
+        # arms that need the same thing share it
         self.found.setdefault(unit.name, unit)
         return unit.name
 

@@ -51,6 +51,7 @@ def analyze(
     lengths = np.array([len(s) for s in samples] or [0])
     repeated = np.array([ngrams.repeated_share(s, 4) for s in samples] or [0.0])
     repeated_long = np.array([ngrams.repeated_share(s, _LONG) for s in samples] or [0.0])
+    # by their bytes, since arrays cannot be put in a set
     distinct_docs = len({s.tobytes() for s in samples})
 
     result: dict[str, Any] = {
@@ -127,6 +128,7 @@ def duplicate_share(texts: Sequence[str], threshold: float = 0.8) -> float:
     """Share of texts with a near-duplicate (word 5-gram Jaccard) among the others."""
     if len(texts) < 2:
         return 0.0
+    # a text alone in its group has no near-duplicate: (text) -> how many share its group
     group = ngrams.near_duplicate_groups(ngrams.signatures(texts), texts, threshold)
     return float((np.bincount(group)[group] > 1).mean())
 
@@ -242,7 +244,7 @@ def shown(
     of `n` tokens with d1."""
     d1 = corpus[int(pairs.d1[number])][:-1]
     d2 = corpus[int(pairs.d2[number])][:-1]
-    [copied] = d1_masks([d2], [d1], n)
+    [copied] = d1_masks([d2], [d1], n)  # (token of d2)
     return {
         "similarity": float(pairs.similarity[number]),
         "d1": tokenizer.decode(d1),
@@ -256,6 +258,7 @@ def segments(
     mark: Integer[np.ndarray, " token"],
 ) -> list[tuple[str, int]]:
     """The text of the tokens, cut where `mark` changes, with the mark of each part."""
+    # the first token of every part but the first
     changes = np.flatnonzero(np.diff(mark)) + 1
     edges = [0, *changes.tolist(), len(tokens)]
     text = tokenizer.decode(tokens)
@@ -326,7 +329,7 @@ def _copying(masks: Sequence[Bool[np.ndarray, " _"]]) -> dict[str, float]:
     tokens."""
     if not masks:
         return {"docs": 0.0, "tokens": 0.0, "longest_median": 0.0, "longest_max": 0.0}
-    longest = np.array([ngrams.longest_run(m) for m in masks])
+    longest = np.array([ngrams.longest_run(m) for m in masks])  # (doc)
     copied = sum(int(m.sum()) for m in masks)
     tokens = sum(len(m) for m in masks)
     return {

@@ -109,6 +109,7 @@ def corpus(
 
     if cfg.replay is not None:
         by_set["replay"] = replay
+    # counted after what was dropped: a document whose copies are gone is not flagged
     group_sizes = np.bincount(group[kept], minlength=int(group.max(initial=0)) + 1)
     flagged = group_sizes[group] > 1
     set_tokens: dict[str, int] = {}
@@ -119,6 +120,7 @@ def corpus(
     unknown = _unknown(folder, list(by_set))
     _check_unknown(unknown, sum(set_tokens.values()), tokenizer_name or cfg.tokenizer)
 
+    # D_pretrain has no folder of its own: it is the head of the pool
     head = tokens.Tokens.open(Shards(folder / "pool")).head(pretrain_docs)
     result = Corpus(
         **asdict(ingested),
@@ -426,6 +428,7 @@ def _fit_tokenizer(
         # a handful of documents may never settle: fewer is allowed
         if enough or attempt >= 4:
             return fitted, docs, cut
+        # it saw too little of D_pretrain: fit again, on nearly all of it
         docs = int(0.97 * cut)
     raise AssertionError("docs falls until it is at most cut, which is at least 1")
 

@@ -274,6 +274,7 @@ def _entry(
     confidence: float,
 ) -> dict[str, Any]:
     """The figures of one arm."""
+    # (seed, doc): weighed by tokens, so that it is the loss per token
     loss = statistics.estimate(losses[name], tokens, confidence)
     ends = [loss.value, loss.low, loss.high]
     entry: dict[str, Any] = {
@@ -330,6 +331,7 @@ def _power(
     """
     if subject is None or losses[subject].shape[0] < 2:
         return None
+    # how much of the difference varies by seed, by document, and by both
     noise = statistics.components(losses[subject] - losses[REPETITION], tokens)
     items = len(tokens)
     detectable = {}

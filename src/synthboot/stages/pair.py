@@ -70,6 +70,7 @@ def pair(
     alpha, why = choose_alpha(cfg, found.score, chance)
     held = _held_out(len(tokens), cfg.heldout_share, seed)
 
+    # from all neighbours on, so that what alpha drops is counted too
     kept = _Kept(*_above(found.index, found.score, float("-inf")))
     report: dict[str, Any] = {
         "alpha": alpha,
@@ -99,6 +100,7 @@ def pair(
             validation[1],
         )
 
+    # hubs and agreement are about what is tuned on
     train = split == TRAIN
     report["dropped"] = kept.dropped
     report |= found.search.describe()
@@ -173,6 +175,7 @@ def _filter_related(
     """Keep what is similar enough, not too similar, and not of one source; returns how many pairs
     `direction` added."""
     kept.keep("below_min_similarity", kept.score > alpha)
+    # a limit is no threshold of relation: it keeps out what is nearly the same
     limit = np.inf if cfg.max_similarity is None else cfg.max_similarity
     kept.keep("above_max_similarity", kept.score <= limit)
     added = kept.direct(cfg.direction, docs)
@@ -312,6 +315,7 @@ def alphas(
     all, per document, the share of documents with any, the share dropped as near-duplicates, and
     the share of random pairs above it."""
     docs = len(vectors)
+    # a sample: the exact neighbours of all would take as long as pairing
     order = np.random.default_rng([seed, 0xD27]).permutation(docs)
     rows = np.sort(order[:sample]).astype(np.int64)
     index, score = neighbors.exact(
@@ -431,6 +435,7 @@ def _agreement(
 ) -> dict[str, Any]:
     """How often the two of a pair have the same label, by tenths of the pairs from least to most
     similar."""
+    # of a document without a label nothing can be said
     known = (label[d1] >= 0) & (label[d2] >= 0)
     order = np.argsort(score[known], kind="stable")
     same = (label[d1] == label[d2])[known][order]
@@ -468,7 +473,7 @@ def _describe(
     """How many pairs there are, and histograms of their similarities beside those of the nearest
     neighbours and of chance."""
     train = split == TRAIN
-    per_document = np.bincount(d1[train], minlength=len(similarity))
+    per_document = np.bincount(d1[train], minlength=len(similarity))  # (doc)
     nearest = similarity[:, 0]  # neighbours come best first: (doc, k) -> (doc)
     by_kind = {
         "pairs": score[train],

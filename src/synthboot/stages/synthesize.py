@@ -90,6 +90,7 @@ def synthesize(
         if total["tokens"] >= budget_tokens:
             break
         _check_yield(job, outputs, total)
+    # chunks beyond the last one that workers have begun are of no use
     results.close()  # type: ignore[attr-defined]
     shards.close(chunks)
 
@@ -156,6 +157,7 @@ def _seed(seed: int, d1: int, sample: int) -> int:
 
 def verdict(result: Result, cfg: config.Synthesize) -> str:
     """Why an output is dropped, or "kept"."""
+    # in this order: an output is counted under the first reason that holds
     if len(result.tokens) < cfg.min_tokens:
         return "empty"
     if result.finish == "length" and not cfg.keep_unfinished:

@@ -145,6 +145,7 @@ def _plan(
     wanted = int(tune.max_epochs * epoch_tokens)
     packed = plan(min(wanted, tune.max_tokens or wanted))
 
+    # a set: with few steps several evaluations fall on one
     evals = {round(packed.steps * i / tune.evals) for i in range(tune.evals + 1)}
     settings = Settings(
         lr=tune.lr,

@@ -62,7 +62,7 @@ def embed(c: Context) -> Outcome:
         _fit_embedder(c, fitted)
 
     dim = 0
-    first = 0
+    first = 0  # vectors from a file hold both sets, one after the other
     for name, docs in sizes.items():
         of_set = None if own is None else own[first : first + docs]
         dim = max(dim, _embed_set(c, name, docs, fitted, of_set))
@@ -343,7 +343,7 @@ def _least(
 ) -> str:
     """The trial of the least validation loss; what all of them reached goes to `sweep.json`."""
     losses = {}
-    settings = {}
+    settings = {}  # only what the sweep varies
     for trial, setting in trials.items():
         curve = read_json(c.parents[f"trial/{trial}"] / "curve.json")
         losses[trial] = curve["best_loss"]

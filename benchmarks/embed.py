@@ -108,7 +108,8 @@ def hidden(texts: list[str], dim: int) -> Vectors:
     from synthboot.data import tokenizer
     from synthboot.data.tokens import Tokens
     from synthboot.lm import model as models
-    from synthboot.stages.base import base
+    from synthboot.lm.arm import Sources
+    from synthboot.stages.pretrain import pretrain
 
     made = tokenizer.train(iter(texts), 4_096)
     held = len(texts) // 20
@@ -121,7 +122,7 @@ def hidden(texts: list[str], dim: int) -> Vectors:
         {"name": "b", "model": model, "budget": budget, "optim": optim, "corpus": corpus, "arms": {"repetition": {}}}
     )
     with tempfile.TemporaryDirectory() as folder:
-        base(cfg, 0, tokens, validation, made, Path(folder))
+        pretrain(cfg, cfg.arms["repetition"], 0, Sources(tokens), validation, made, Path(folder))
         trained = models.load(Path(folder) / "best").model.eval()
 
     @torch.inference_mode()

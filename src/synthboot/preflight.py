@@ -1,4 +1,5 @@
-"""What can be known to be wrong before anything is made is said before anything is made, not hours later."""
+"""What can be known to be wrong before anything is made is said before anything is made, not hours
+later."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ _BUILT_IN = ("self", "file")
 
 
 def check(cfg: config.Config) -> None:
-    """Raise ConfigError or DataError for questions that are none, and for models, packages and a GPU that are not here."""
+    """Raise ConfigError or DataError for questions that are none, and for models, packages and a
+    GPU that are not here."""
     for name in tasks.names(cfg.evaluate):
         if name.startswith(tasks.LM_EVAL):
+            # imported here, since it takes torch, which takes seconds
             from synthboot.lm.questions import known_to_harness
 
             known_to_harness([name.removeprefix(tasks.LM_EVAL)], cfg.evaluate.task_folder)
@@ -47,26 +50,33 @@ def check(cfg: config.Config) -> None:
 
 
 def check_questions_fit(cfg: config.Config, corpus: Path) -> None:
-    """Raise DataError where a choice is longer than the window: cut, it would be likelier than it is. `corpus` is the
-    finished artifact with the tokenizer."""
-    window, known = cfg.model.seq_len, tokenizer.load(corpus / "tokenizer")
+    """Raise DataError where a choice is longer than the window: cut, it would be likelier than it
+    is.
+
+    `corpus` is the finished artifact with the tokenizer.
+    """
+    window = cfg.model.seq_len
+    corpus_tokenizer = tokenizer.load(corpus / "tokenizer")
     for name in tasks.names(cfg.evaluate):
         if name == tasks.WORLD or name.startswith(tasks.LM_EVAL):
             continue
-        said = [
-            (item.id, text)
-            for item in tasks.read(name, cfg.evaluate, cfg.seed)
-            for text in item.continuations
-        ]
-        long = [
-            (identifier, text) for identifier, text in said if len(text.encode()) > window
-        ]  # a token has a byte
-        for (identifier, _), tokens in zip(
-            long, known.encode([text for _, text in long]), strict=True
-        ):
+        identifiers = []
+        texts = []
+        for item in tasks.read(name, cfg.evaluate, cfg.seed):
+            for text in item.continuations:
+                # a token has a byte at least, so what is shorter need not be encoded
+                if len(text.encode()) > window:
+                    identifiers.append(item.id)
+                    texts.append(text)
+
+        encoded = corpus_tokenizer.encode(texts)
+        for identifier, tokens in zip(identifiers, encoded, strict=True):
             if len(tokens) > window:
-                what = f"question {identifier} has a choice of {len(tokens):,} tokens, and model.seq_len is {window:,}"
-                raise DataError(f"evaluate.tasks: {name}: {what}; shorten it or leave it out")
+                raise DataError(
+                    f"evaluate.tasks: {name}: question {identifier} has a choice of "
+                    f"{len(tokens):,} tokens, and model.seq_len is {window:,}; "
+                    f"shorten it or leave it out"
+                )
 
 
 def _model(source: str) -> None:
@@ -81,28 +91,27 @@ def _model(source: str) -> None:
 def _embedder(source: str) -> None:
     if find_spec("sentence_transformers") is None:
         raise ConfigError(
-            f"embed.model: {source}: needs sentence-transformers: pip install 'synthboot[embed]', or use `self`"
+            f"embed.model: {source}: needs sentence-transformers: "
+            f"pip install 'synthboot[embed]', or use `self`"
         )
     if not Path(source).exists():
-        if (
-            source.startswith((".", "/", "~")) or source.count("/") > 1
-        ):  # no name on the hub looks like this
+        # no name on the hub looks like this
+        if source.startswith((".", "/", "~")) or source.count("/") > 1:
             raise ConfigError(f"embed.model: {source}: no such folder")
         return
+
     modules = Path(source) / "modules.json"
-    if not modules.exists() and not (Path(source) / "config.json").exists():
-        raise ConfigError(
-            f"embed.model: {source}: holds no model (neither modules.json nor config.json)"
-        )
+    if not modules.exists():
+        if not (Path(source) / "config.json").exists():
+            raise ConfigError(
+                f"embed.model: {source}: holds no model (neither modules.json nor config.json)"
+            )
+        return
     try:
-        kinds = (
-            [str(module["type"]) for module in json.loads(modules.read_text("utf-8"))]
-            if modules.exists()
-            else []
-        )
+        kinds = [str(module["type"]) for module in json.loads(modules.read_text("utf-8"))]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"embed.model: {modules}: unreadable ({error})") from None
-    if foreign := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
-        raise ConfigError(
-            f"embed.model: {source}: {foreign[0]}: {unloadable(ValueError('custom code'))}"
-        )
+    for kind in kinds:
+        if not kind.startswith("sentence_transformers."):
+            reason = unloadable(ValueError("custom code"))
+            raise ConfigError(f"embed.model: {source}: {kind}: {reason}")

@@ -1,7 +1,9 @@
-"""What torchrun starts in every process that trains one model together with others: `python -m synthboot.ranks JOB`.
+"""What torchrun starts in every process that trains one model together with others: `python -m
+synthboot.ranks JOB`.
 
-The process that makes the artifact starts torchrun, holds its standard input open, and reads progress from its standard
-output, a JSON list a line. Where that process is gone, however it went, these end too; and with torchrun itself.
+The process that makes the artifact starts torchrun, holds its standard input open, and reads
+progress from its standard output, a JSON list a line. Where that process is gone, however it went,
+these end too; and with torchrun itself.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from synthboot import config, pipeline, recipes, steps
 from synthboot.data.disk import read_json, write_json
@@ -25,11 +28,13 @@ def main(job: Path) -> int:
 
     from synthboot.lm import parallel
 
+    # before anything that takes long: a rank nobody waits for must not train on
     threading.Thread(target=_end_with_input, daemon=True).start()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    asked = read_json(job)
-    cfg = config.Config.model_validate(asked["config"])
+    order = read_json(job)
+    cfg = config.Config.model_validate(order["config"])
     plan = recipes.units(cfg)
+    unit = plan[order["unit"]]
     first = parallel.rank() == 0
 
     def progress(done: float, words: str) -> None:
@@ -37,27 +42,42 @@ def main(job: Path) -> int:
             sys.stdout.write(json.dumps([done, words]) + "\n")
             sys.stdout.flush()
 
+    def leave(outcome: dict[str, Any]) -> None:
+        if first:
+            write_json(job.with_name("outcome.json"), outcome)
+
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != cfg.engine.processes:
-        what = f"engine.processes is {cfg.engine.processes}, but engine.launch started {started}; let both say the same"
-        if first:
-            write_json(job.with_name("outcome.json"), {"error": what})
+        error = (
+            f"engine.processes is {cfg.engine.processes}, "
+            f"but engine.launch started {started}; let both say the same"
+        )
+        leave({"error": error})
         return 2
-    context = pipeline.context(cfg, plan, plan[asked["unit"]], 1, progress)
+
+    step = steps.STEPS[unit.stage]
     try:
-        counts, cost = steps.STEPS[plan[asked["unit"]].stage](context)
-    except SynthbootError as error:
-        if first:
-            write_json(job.with_name("outcome.json"), {"error": str(error)})
+        counts, cost = step(
+            pipeline.context(
+                cfg,
+                plan,
+                unit,
+                1,
+                progress,
+            )
+        )
+    except SynthbootError as failure:
+        leave({"error": str(failure)})
         return 2
-    if first:
-        write_json(job.with_name("outcome.json"), {"counts": counts, "cost": cost})
+    leave({"counts": counts, "cost": cost})
+    # without this, torch warns of a leak at exit
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0
 
 
 def _end_with_input() -> None:
+    """End this process once what started it is gone, which closes its input."""
     while os.read(0, 1):
         pass
     os._exit(1)

@@ -1,4 +1,5 @@
-"""The recipes under `arms:` as artifacts: which there have to be, what each reads, and from which others it is made.
+"""The recipes under `arms:` as artifacts: which there have to be, what each reads, and from which
+others it is made.
 
 Two arms that need the same thing share it: their pairs, their synthesizer, their samples.
 """
@@ -33,17 +34,20 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "embed": 5,
     "synthesize": 4,
     "evaluate": 6,
-    "analyze": 5,
+    "analyze": 6,
     "report": 3,
 }
+"""Raised where a stage would leave something else from the same settings and parents."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One artifact to be: its stage and variant, the units it reads by role, and what decides its content.
+    """One artifact to be: its stage and variant, the units it reads by role, and what decides its
+    content.
 
-    `settings` is all of the configuration that its step is given (`settings.view`); `recipe` the arm that it trains;
-    `outside` names and hashes what it reads from outside the run. `options` tell its step where in the recipe it stands.
+    `settings` is all of the configuration that its step is given (`settings.view`); `recipe` the
+    arm that it trains; `outside` names and hashes what it reads from outside the run. `options`
+    tell its step where in the recipe it stands.
     """
 
     stage: str
@@ -61,7 +65,8 @@ class Unit:
 
     @property
     def reads(self) -> dict[str, Any]:
-        """What its artifact is known by: settings and recipe where they are not their default, and what is outside."""
+        """What its artifact is known by: settings and recipe where they are not their default, and
+        what is outside."""
         found = changed(self.settings) | self.outside
         if self.recipe is not None:
             found["arm"] = changed(self.recipe)
@@ -72,24 +77,28 @@ class Unit:
 
     def folder(self, root: Path) -> Path:
         """Where its artifact lies: `NN-stage[/variant]`."""
-        place = root / f"{STAGES.index(self.stage) + 1:02d}-{self.stage}"
-        return place / self.variant if self.variant else place
+        number = STAGES.index(self.stage) + 1
+        folder = root / f"{number:02d}-{self.stage}"
+        return folder / self.variant if self.variant else folder
 
 
 def units(cfg: config.Config) -> dict[str, Unit]:
-    """Every artifact of a configuration by name, parents before children, in pipeline order, a later round of
-    bootstrapping after an earlier one. What was left to `auto` and is decided counts as what it is."""
+    """Every artifact of a configuration by name, parents before children, in pipeline order, a
+    later round of bootstrapping after an earlier one.
+
+    What was left to `auto` and is decided counts as what it is.
+    """
     found = _Recipes(precision.recorded(cfg)).all()
-    rounds: dict[str, int] = {}
+    # (round, stage): a round ends where a unit reads one of a later stage than its own
+    order: dict[str, tuple[int, int]] = {}
     for name, unit in found.items():
-        here = STAGES.index(unit.stage)
-        rounds[name] = max(
-            (rounds[p] + (STAGES.index(found[p].stage) > here) for p in unit.parents.values()),
-            default=0,
-        )
-    return dict(
-        sorted(found.items(), key=lambda item: (rounds[item[0]], STAGES.index(item[1].stage)))
-    )
+        stage = STAGES.index(unit.stage)
+        round_number = 0
+        for parent in unit.parents.values():
+            parent_round, parent_stage = order[parent]
+            round_number = max(round_number, parent_round + (parent_stage > stage))
+        order[name] = round_number, stage
+    return {name: found[name] for name in sorted(found, key=lambda name: order[name])}
 
 
 class _Recipes:
@@ -103,7 +112,14 @@ class _Recipes:
         given["files"] = documents.identity(cfg.corpus.source)
         if cfg.corpus.replay is not None:
             given["replay_files"] = documents.identity(cfg.corpus.replay, "corpus.replay")
-        self.corpus = {"corpus": self.add("corpus", "", {}, outside=given)}
+        self.corpus = {
+            "corpus": self.add(
+                "corpus",
+                "",
+                {},
+                outside=given,
+            )
+        }
 
     def add(
         self,
@@ -117,64 +133,135 @@ class _Recipes:
         outside: dict[str, Any] | None = None,
         **options: Any,
     ) -> str:
-        """The name of this unit, which is new or known. It reads what its stage declares, and `reads` beside it."""
+        """The name of this unit, which is new or known.
+
+        It reads what its stage declares, and `reads` beside it.
+        """
         seen = view(cfg or self.cfg, (*READS[stage], *reads))
-        unit = Unit(stage, variant, parents, seen, recipe, outside or {}, options)
+        unit = Unit(
+            stage,
+            variant,
+            parents,
+            seen,
+            recipe,
+            outside or {},
+            options,
+        )
+        # arms that need the same thing share it
         self.found.setdefault(unit.name, unit)
         return unit.name
 
     def all(self) -> dict[str, Unit]:
         """All units."""
         cfg = self.cfg
-        models = {
-            f"{name}/{seed}": self.model(name, seed)
-            for name in cfg.arms
-            for seed in cfg.pretrain.seeds
-        }
-        if tasks.WORLD in tasks.names(cfg.evaluate) and cfg.corpus.source != documents.WORLD:
-            raise ConfigError(
-                "evaluate.tasks: `world` asks about a generated world; it needs corpus.source=world"
-            )
-        makes = [
-            u for u in self.found.values() if u.stage in ("embed", "pair", "synthesize", "tune")
-        ]
-        upstream = {u.name: u.name for u in makes if not u.options.get("trial")}
-        written = {name: name for name in upstream if self.found[name].stage == "synthesize"}
-        asked = {
-            "questions": [
-                line for path in tasks.files(cfg.evaluate) for line in files.contents(path)
-            ]
-        }
-        evaluate = self.add("evaluate", "", {**self.corpus, **models, **written}, outside=asked)
+        models = {}
+        for name in cfg.arms:
+            for seed in cfg.pretrain.seeds:
+                models[f"{name}/{seed}"] = self.model(name, seed)
+
+        upstream = {}
+        synthetic = {}
+        for name, unit in self.found.items():
+            # a trial is seen through the unit that its sweep chose
+            makes_text = unit.stage in ("embed", "pair", "synthesize", "tune")
+            if makes_text and not unit.options.get("trial"):
+                upstream[name] = name
+            if unit.stage == "synthesize":
+                synthetic[name] = name
+
+        evaluate = self.evaluate(models, synthetic)
         base = self.model("repetition", self.first)
-        roles = {**self.corpus, "base": base, "evaluate": evaluate, **models, **upstream}
-        if any(u.stage == "synthesize" for u in self.found.values()):
-            roles["analyze"] = self.add("analyze", "", {**self.corpus, **upstream})
+        roles = {
+            **self.corpus,
+            "base": base,
+            "evaluate": evaluate,
+            **models,
+            **upstream,
+        }
+        if synthetic:
+            roles["analyze"] = self.add(
+                "analyze",
+                "",
+                {
+                    **self.corpus,
+                    **upstream,
+                },
+            )
         self.add("report", "", roles, outside={"name": cfg.name})
         return self.found
 
+    def evaluate(
+        self,
+        models: dict[str, str],
+        synthetic: dict[str, str],
+    ) -> str:
+        """The unit that scores all models; it reads synthetic text to look for questions in it."""
+        cfg = self.cfg
+        asks_world = tasks.WORLD in tasks.names(cfg.evaluate)
+        if asks_world and cfg.corpus.source != documents.WORLD:
+            raise ConfigError(
+                "evaluate.tasks: `world` asks about a generated world; it needs corpus.source=world"
+            )
+        task_files = []
+        for path in tasks.files(cfg.evaluate):
+            task_files += files.contents(path)
+        parents = {**self.corpus, **models, **synthetic}
+        return self.add("evaluate", "", parents, outside={"questions": task_files})
+
     def model(self, name: str, seed: int) -> str:
-        """The unit that holds the model of an arm and seed. With a sweep, that is one of the trials or a model like it."""
-        arm, repetition = self.cfg.arms[name], self.cfg.arms["repetition"]
-        stage, variant = "pretrain", f"{name}/seed-{seed}"
-        if arm == repetition and seed == self.first:
-            name, stage, variant = "repetition", "base", "chosen" if arm.sweep else ""
-        known = f"{stage}/{variant}" if variant else stage
-        if known in self.found:
-            return known
+        """The unit that holds the model of an arm and seed.
+
+        With a sweep, that is one of the trials or a model like it.
+        """
+        arm = self.cfg.arms[name]
+        is_repetition = arm == self.cfg.arms["repetition"]
+        is_base = is_repetition and seed == self.first
+        stage = "pretrain"
+        variant = f"{name}/seed-{seed}"
+        if is_base:
+            # any arm like repetition shares the model that synthesizers start from
+            name = "repetition"
+            stage = "base"
+            variant = "chosen" if arm.sweep else ""
+        unit = f"{stage}/{variant}" if variant else stage
+        if unit in self.found:
+            return unit
+
         sources = self.sources(arm)
         if not arm.sweep:
-            return self.add(stage, variant, sources, recipe=arm, arm=name, seed=seed)
+            return self.add(
+                stage,
+                variant,
+                sources,
+                recipe=arm,
+                arm=name,
+                seed=seed,
+            )
+
         trials = {}
         for trial, setting in arm.trials().items():
-            place = ("base", trial) if arm == repetition else ("pretrain", f"{name}/{trial}")
-            trial = self.add(
-                *place, sources, recipe=setting, arm=name, seed=self.first, trial=trial
+            trial_unit = self.add(
+                "base" if is_repetition else "pretrain",
+                trial if is_repetition else f"{name}/{trial}",
+                sources,
+                recipe=setting,
+                arm=name,
+                seed=self.first,
+                trial=trial,
             )
-            trials[f"trial/{trial}"] = trial
+            trials[f"trial/{trial}"] = trial_unit
+
         ready = seed == self.first  # one of the trials is this model
         parents = {**(self.corpus if ready else sources), **trials}
-        return self.add(stage, variant, parents, recipe=arm, arm=name, seed=seed, ready=ready)
+        return self.add(
+            stage,
+            variant,
+            parents,
+            recipe=arm,
+            arm=name,
+            seed=seed,
+            ready=ready,
+        )
 
     def sources(self, arm: config.Arm) -> dict[str, str]:
         """What an arm's text is made from, by role."""
@@ -190,49 +277,100 @@ class _Recipes:
         if "pair/related" in self.found:
             return "pair/related"  # files from outside are hashed once
         cfg = self.cfg.embed
-        given = _outside("embed.given", cfg.path if cfg.model == "file" else cfg.model)
+        source = cfg.path if cfg.model == "file" else cfg.model
+        given = _outside("embed.given", source)
         embed = self.add("embed", "", self.corpus, outside=given)
         return self.add("pair", "related", {**self.corpus, "embed": embed})
 
     def synthesize(self, arm: config.Arm) -> str:
         """The unit that holds an arm's synthetic text."""
-        cfg, kind, before = self.cfg, str(arm.synthetic), self.cfg.before(arm)
+        cfg = self.cfg
+        kind = str(arm.synthetic)
+        before = cfg.before(arm)
         variant = f"{kind}-after-{before}" if before else kind
-        if kind == "scratch":
-            synthesizer = self.tune(variant, self.related(), None)
-        else:
-            synthesizer = self.model(before or "repetition", self.first)
-        if kind == "random_pairs":
-            pairs = self.add("pair", kind, {**self.corpus, "pair": self.related()})
-            synthesizer = self.tune(variant, pairs, synthesizer)
-        elif kind == "related":
-            synthesizer = self.tune(variant, self.related(), synthesizer)
-        like = [a for a in cfg.arms.values() if a.synthetic == kind and cfg.before(a) == before]
-        share = max(c.share for a in like for c in a.trials().values())
+
+        synthesizer = self.synthesizer(kind, variant, before)
+
+        # enough for the arm that reads the most of it, and for the row that it ends in
+        share = 0.0
+        for other in cfg.arms.values():
+            if other.synthetic == kind and cfg.before(other) == before:
+                share = max(share, *(trial.share for trial in other.trials().values()))
         tokens = math.ceil(share * cfg.budget.train_tokens) + cfg.model.seq_len
         parents = {**self.corpus, "synthesizer": synthesizer}
         return self.add("synthesize", variant, parents, budget_tokens=tokens)
 
-    def tune(self, variant: str, pairs: str, start: str | None) -> str:
-        """The synthesizer, tuned from a model or, without one, from fresh weights; with a sweep, the best of its trials."""
+    def synthesizer(
+        self,
+        kind: str,
+        variant: str,
+        before: str | None,
+    ) -> str:
+        """The unit that holds the model which writes synthetic text of this kind."""
+        if kind == "scratch":
+            return self.tune(variant, self.related(), None)
+        start = self.model(before or "repetition", self.first)
+        if kind == "random_pairs":
+            pairs = self.add(
+                "pair",
+                kind,
+                {
+                    **self.corpus,
+                    "pair": self.related(),
+                },
+            )
+            return self.tune(variant, pairs, start)
+        if kind == "related":
+            return self.tune(variant, self.related(), start)
+        return start  # unconditional: the language model itself
+
+    def tune(
+        self,
+        variant: str,
+        pairs: str,
+        start: str | None,
+    ) -> str:
+        """The synthesizer, tuned from a model or, without one, from fresh weights; with a sweep,
+        the best of its trials."""
         parents = {**self.corpus, "pair": pairs}
         if start:
             parents["base"] = start
+        # fresh weights are built by the model's settings; others have theirs from where they start
         reads = () if start else ("model",)
+        if not self.cfg.tune.sweep:
+            return self.add("tune", variant, parents, reads=reads)
+
         trials = {}
-        for trial, setting in self.cfg.tune.trials().items() if self.cfg.tune.sweep else ():
-            cfg = self.cfg.model_copy(update={"tune": setting})
-            trial = self.add(
-                "tune", f"{variant},{trial}", parents, reads=reads, cfg=cfg, trial=trial
+        for trial, setting in self.cfg.tune.trials().items():
+            unit = self.add(
+                "tune",
+                f"{variant},{trial}",
+                parents,
+                reads=reads,
+                cfg=self.cfg.model_copy(update={"tune": setting}),
+                trial=trial,
             )
-            trials[f"trial/{trial}"] = trial
-        return self.add("tune", variant, {**parents, **trials}, reads=reads)
+            trials[f"trial/{trial}"] = unit
+        return self.add(
+            "tune",
+            variant,
+            {**parents, **trials},
+            reads=reads,
+        )
 
 
-def _outside(name: str, given: str | None) -> dict[str, Any]:
+def _outside(
+    name: str,
+    given: str | None,
+) -> dict[str, Any]:
     """A model or file from outside the run: where it lies on this machine, what is in it."""
     if not given:
         return {}
     path = Path(given)
-    there = [p for p in (path, path.with_suffix(".ids")) if p.exists()]
-    return {f"{name}_files": [line for p in there for line in files.contents(p)]} if there else {}
+    existing = [file for file in (path, path.with_suffix(".ids")) if file.exists()]
+    if not existing:  # a name on the hub
+        return {}
+    contents = []
+    for file in existing:
+        contents += files.contents(file)
+    return {f"{name}_files": contents}

@@ -1,4 +1,7 @@
-"""Looking into run folders: where they stand, examples to read, several side by side. Reads only what is on disk."""
+"""Looking into run folders: where they stand, examples to read, several side by side.
+
+Reads only what is on disk.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy as np
 from synthboot.config import Config
 from synthboot.data import artifacts
 from synthboot.data.pairs import TRAIN, Pairs
+from synthboot.data.synthetic import Synthetic
 from synthboot.data.tokenizer import Tokenizer, load
 from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
@@ -22,7 +26,10 @@ _COPY = 13
 
 
 def status(run: Path) -> list[dict[str, Any]]:
-    """One row per artifact of a run folder, in pipeline order. Raises MissingArtifact where it is no run folder."""
+    """One row per artifact of a run folder, in pipeline order.
+
+    Raises MissingArtifact where it is no run folder.
+    """
     rows = []
     for folder in _artifacts(run):
         manifest = artifacts.read_manifest(folder)
@@ -41,8 +48,11 @@ def status(run: Path) -> list[dict[str, Any]]:
 
 
 def examples(run: Path, what: str, count: int, near: float | None = None) -> list[dict[str, Any]]:
-    """Up to `count` examples: a title and texts by name, each a list of (part, mark), mark 1 for what d1 holds too and 2
-    for what stands elsewhere in D_pretrain. Pairs with `near` are those of the nearest similarity."""
+    """Up to `count` examples: a title and texts by name, each a list of (part, mark), mark 1 for
+    what d1 holds too and 2 for what stands elsewhere in D_pretrain.
+
+    Pairs with `near` are those of the nearest similarity.
+    """
     if what == "quarantine":
         path = _need(run, "corpus") / "quarantine.jsonl"
         lines = itertools.islice(path.read_text("utf-8").splitlines(), count)
@@ -63,8 +73,10 @@ def examples(run: Path, what: str, count: int, near: float | None = None) -> lis
 
 
 def alphas(cfg: Config) -> dict[str, Any]:
-    """What each alpha would give: `stages.pair.alphas` on a run's corpus and vectors. Raises MissingArtifact where they have
-    not been made."""
+    """What each alpha would give: `stages.pair.alphas` on a run's corpus and vectors.
+
+    Raises MissingArtifact where they have not been made.
+    """
     from synthboot.stages import pair
     from synthboot.steps.context import embedded
 
@@ -113,28 +125,22 @@ def _pairs(
 def _synthetic(
     run: Path, corpus: Tokens, tokenizer: Tokenizer, count: int, copies: bool
 ) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
     from synthboot.stages import analyze
 
     found: list[dict[str, Any]] = []
-    for shard in artifacts.Shards(_need(run, "synthesize", "related") / "chunks"):
-        for row in pq.read_table(shard / "synthetic.parquet").to_pylist():
-            if row["verdict"] != "kept" or len(found) == count:
-                continue
-            d1 = corpus[row["d1"]][:-1]
-            tokens = np.array(tokenizer.encode([row["text"]])[0], np.int64)
-            parts = analyze.segments(
-                tokenizer, tokens, analyze.d1_masks([tokens], [d1], _COPY)[0].astype(int)
-            )
-            if not copies or any(mark for _, mark in parts):
-                title = f"d1 {row['d1']}, sample {row['sample']}, mean log-probability {row['mean_logprob']:.2f}"
-                found.append(
-                    {
-                        "title": title,
-                        "texts": {"d1": [(tokenizer.decode(d1), 0)], "sampled d2": parts},
-                    }
-                )
+    for row in Synthetic.open(_need(run, "synthesize", "related")):
+        if len(found) == count:
+            break
+        d1 = corpus[row.d1][:-1]
+        [copied] = analyze.d1_masks([row.tokens], [d1], _COPY)
+        if copies and not copied.any():
+            continue
+        title = f"d1 {row.d1}, sample {row.sample}, mean log-probability {row.mean_logprob:.2f}"
+        texts = {
+            "d1": [(tokenizer.decode(d1), 0)],
+            "sampled d2": analyze.segments(tokenizer, row.tokens, copied.astype(int)),
+        }
+        found.append({"title": title, "texts": texts})
     return found
 
 

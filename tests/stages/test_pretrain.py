@@ -5,7 +5,8 @@ import pytest
 from synthboot import config
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, UnfairComparison
-from synthboot.stages.pretrain import compare_ledgers, real_docs
+from synthboot.stages.evaluate import compare_ledgers
+from synthboot.stages.pretrain import real_docs
 
 POOL = Tokens.of([[1] * 10] * 8)
 

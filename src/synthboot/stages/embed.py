@@ -1,13 +1,14 @@
 """One unit vector per document: text -> float16 vectors.
 
-`self` learns nothing from outside. Hashed words (what one is, `data/words.py` says for every script), TF-IDF,
-a truncated SVD to twice the dimensions, and in that space a
-linear discriminant whose classes are the documents and whose samples are a document's two halves: directions in which the
-halves of one document agree and different documents do not. All of it is one matrix in the end, so that a document costs
-one sparse product. Memory is the fitting sample plus one batch.
+`self` learns nothing from outside. Hashed words (what one is, `data/words.py` says for every
+script), TF-IDF, a truncated SVD to twice the dimensions, and in that space a linear discriminant
+whose classes are the documents and whose samples are a document's two halves: directions in which
+the halves of one document agree and different documents do not. All of it is one matrix in the end,
+so that a document costs one sparse product. Memory is the fitting sample plus one batch.
 
-Source: arXiv:2509.15248 embeds with Qwen3-Embedding-0.6B. Deviation: the default embedder is not external, so that
-"bootstrapped" stays true; the paper's is one setting away (`embed.model: Qwen/Qwen3-Embedding-0.6B`).
+Source: arXiv:2509.15248 embeds with Qwen3-Embedding-0.6B. Deviation: the default embedder is not
+external, so that "bootstrapped" stays true; the paper's is one setting away (`embed.model:
+Qwen/Qwen3-Embedding-0.6B`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float16, Float32, Int32
+from jaxtyping import Float, Float16, Float32, Int32, Int64
 
 from synthboot import config
 from synthboot.data import documents
@@ -33,7 +34,10 @@ from synthboot.errors import ConfigError, DataError, unloadable
 class Embedder(Protocol):
     """Anything that turns texts into unit vectors."""
 
-    def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "doc dim"]:
+    def __call__(
+        self,
+        texts: Sequence[str],
+    ) -> Float32[np.ndarray, "doc dim"]:
         """One unit vector per text; the zero vector where a text has nothing to go by."""
         ...
 
@@ -42,8 +46,8 @@ class Embedder(Protocol):
 class SelfEmbedder:
     """TF-IDF of hashed words, projected, shifted and made unit length.
 
-    `column` gives each hash bucket its row in `components`, or -1 for buckets that fewer than two documents filled: what
-    one document alone holds says nothing about its neighbours.
+    `column` gives each hash bucket its row in `components`, or -1 for buckets that fewer than two
+    documents filled: what one document alone holds says nothing about its neighbours.
     """
 
     idf: Float32[np.ndarray, " feature"]
@@ -51,12 +55,17 @@ class SelfEmbedder:
     components: Float32[np.ndarray, "feature dim"]
     shift: Float32[np.ndarray, " dim"]
 
-    def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "doc dim"]:
+    def __call__(
+        self,
+        texts: Sequence[str],
+    ) -> Float32[np.ndarray, "doc dim"]:
         """Unit vectors in the space of the fitting corpus; zero for a text without a known word."""
-        weights = _weigh(_count(texts, len(self.column)), self.column, self.idf)
-        return _unit(
-            (weights @ self.components - self.shift) * (np.diff(weights.indptr) > 0)[:, None]
-        )
+        counts = _count(texts, len(self.column))
+        weights = _weigh(counts, self.column, self.idf)
+        rows = weights @ self.components - self.shift  # (doc, dim)
+        # the shift alone is no content: without a known word a text has nothing to go by
+        known = np.diff(weights.indptr) > 0
+        return _unit(rows * known[:, None])
 
     def save(self, path: Path) -> None:
         """Write as safetensors, whole or not at all."""
@@ -77,112 +86,159 @@ def embed(
 ) -> Float16[np.ndarray, "doc dim"]:
     """Unit vectors of all texts, in order, embedded 1,024 at a time."""
     rows: list[np.ndarray] = []
+    docs = 0
     for batch in _batches(texts, 1_024):
         rows.append(embedder(batch).astype(np.float16))
-        progress(0.5, f"{sum(map(len, rows)):,} documents embedded")
+        docs += len(batch)
+        progress(0.5, f"{docs:,} documents embedded")
     return np.concatenate(rows) if rows else np.empty((0, 0), np.float16)
 
 
-def embedder(cfg: config.Embed, fitted: Path, device: str, batch: int = 32) -> Embedder:
+def embedder(
+    cfg: config.Embed,
+    fitted: Path,
+    device: str,
+    batch: int = 32,
+) -> Embedder:
     """The configured embedder; `fitted` is where `self` was saved."""
-    return (
-        SelfEmbedder.load(fitted)
-        if cfg.model == "self"
-        else sentence_transformer(cfg, device, batch)
-    )
+    if cfg.model == "self":
+        return SelfEmbedder.load(fitted)
+    return sentence_transformer(cfg, device, batch)
 
 
 def shard_embedder(
-    folder: str, cfg: config.Embed, fitted: str, device: str, batch: int = 32
+    folder: str,
+    cfg: config.Embed,
+    fitted: str,
+    device: str,
+    batch: int = 32,
 ) -> Callable[[tuple[int, int]], np.ndarray]:
-    """In a worker: from (shard, at most so many documents) to the vectors of a shard of documents."""
-    import pyarrow.parquet as pq
-
-    made = embedder(cfg, Path(fitted), device, batch)
+    """In a worker: (shard, at most so many documents) -> the vectors of a shard of documents."""
+    model = embedder(cfg, Path(fitted), device, batch)
+    shards = Shards(Path(folder))
 
     def vectors(wanted: tuple[int, int]) -> np.ndarray:
         shard, docs = wanted
-        batches = pq.ParquetFile(
-            Shards(Path(folder)).path(shard) / "documents.parquet"
-        ).iter_batches(1_024, columns=["text"])
-        return embed(
-            islice((t for batch in batches for t in batch["text"].to_pylist()), docs), made
-        )
+        texts = _texts(shards.path(shard) / "documents.parquet")
+        return embed(islice(texts, docs), model)
 
     return vectors
 
 
+def _texts(path: Path) -> Iterator[str]:
+    """The texts of a shard of documents."""
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(path).iter_batches(1_024, columns=["text"]):
+        yield from batch["text"].to_pylist()
+
+
 def fit(
-    texts: Iterable[str], cfg: config.Embed, seed: int, progress: Progress = silent
+    texts: Iterable[str],
+    cfg: config.Embed,
+    seed: int,
+    progress: Progress = silent,
 ) -> SelfEmbedder:
-    """The `self` embedder fitted on the first `cfg.fit_docs` texts. Raises DataError for fewer than two usable texts."""
+    """The `self` embedder fitted on the first `cfg.fit_docs` texts.
+
+    Raises DataError for fewer than two usable texts.
+    """
     from sklearn.utils.extmath import randomized_svd
 
     sample = list(islice(texts, cfg.fit_docs))
-    counts = _count(sample, cfg.hash_features)
-    if counts.shape[0] < 2 or counts.nnz == 0:
+    counts = _count(sample, cfg.hash_features)  # (doc, bucket), sparse
+    docs, buckets = counts.shape
+    if docs < 2 or counts.nnz == 0:
         raise DataError("embed: `self` needs at least two documents with words in them")
-    frequency = np.bincount(counts.indices, minlength=counts.shape[1])
+    column, idf = _vocabulary(counts)
+    features = len(idf)
+
+    # more dimensions than are wanted: the discriminant chooses among them
+    wide = min(2 * cfg.dim, docs - 1, features - 1)
+    progress(0.1, f"fitting {wide} dimensions to {docs:,} documents")
+    weights = _weigh(counts, column, idf)
+    _, _, basis = randomized_svd(weights, wide, n_iter=3, random_state=seed)  # (wide, feature)
+
+    halves = []
+    for texts_of_half in zip(*map(_halved, sample), strict=True):
+        counts = _count(texts_of_half, buckets)
+        halves.append(_weigh(counts, column, idf) @ basis.T)  # (doc, wide)
+    rotation, mean = _discriminant(halves[0], halves[1], min(cfg.dim, wide))
+
+    # both products in one matrix: a document costs one sparse product
+    components = np.ascontiguousarray(basis.T @ rotation, np.float32)  # (feature, dim)
+    shift = (mean @ rotation).astype(np.float32)
+    return SelfEmbedder(idf, column, components, shift)
+
+
+def _vocabulary(
+    counts: Any,
+) -> tuple[Int32[np.ndarray, " bucket"], Float32[np.ndarray, " feature"]]:
+    """The feature of each bucket, -1 for those that fewer than two documents filled, and the IDF of
+    each feature. Raises DataError where no two documents share a word."""
+    docs, buckets = counts.shape
+    frequency = np.bincount(counts.indices, minlength=buckets)
     kept = np.flatnonzero(frequency >= 2)
     if len(kept) < 2:
         raise DataError("embed: no two documents share a word, so `self` has nothing to compare")
-    column = np.full(counts.shape[1], -1, np.int32)
+    column = np.full(buckets, -1, np.int32)
     column[kept] = np.arange(len(kept))
-    idf = (np.log((1 + counts.shape[0]) / (1 + frequency[kept])) + 1).astype(np.float32)
-    wide = min(2 * cfg.dim, counts.shape[0] - 1, len(kept) - 1)
-    progress(0.1, f"fitting {wide} dimensions to {len(sample):,} documents")
-    _, _, basis = randomized_svd(_weigh(counts, column, idf), wide, n_iter=3, random_state=seed)
-    halves = [
-        _weigh(_count(half, cfg.hash_features), column, idf) @ basis.T
-        for half in zip(*map(_halved, sample), strict=True)
-    ]
-    turn, mean = _discriminant(halves[0], halves[1], min(cfg.dim, wide))
-    return SelfEmbedder(
-        idf,
-        column,
-        np.ascontiguousarray(basis.T @ turn, np.float32),
-        (mean @ turn).astype(np.float32),
-    )
+    idf = np.log((1 + docs) / (1 + frequency[kept])) + 1  # smoothed, as scikit-learn has it
+    return column, idf.astype(np.float32)
 
 
 def flops(cfg: config.Embed, docs: int, tokens: int) -> float:
-    """FLOPs of the vectors of `docs` documents of `tokens` in all, fitting included; a document's words are at most its
-    tokens, so for `self` this is an upper bound. Nothing for vectors that come from a file."""
+    """FLOPs of the vectors of `docs` documents of `tokens` in all, fitting included; a document's
+    words are at most its tokens, so for `self` this is an upper bound.
+
+    Nothing for vectors that come from a file.
+    """
     if cfg.model == "file":
         return 0.0
     if cfg.model != "self":
-        return 2.0 * tokens * sum(p.numel() for p in _load(cfg, "cpu").parameters())
-    wide, fitted = 2 * cfg.dim, min(1.0, cfg.fit_docs / max(1, docs))
-    svd = 8 * 2 * (wide + 10) * tokens * fitted  # n_iter = 3: eight products with the sparse matrix
+        parameters = sum(p.numel() for p in _load(cfg, "cpu").parameters())
+        return 2.0 * tokens * parameters
+    wide = 2 * cfg.dim
+    fitted = min(1.0, cfg.fit_docs / max(1, docs))
+    # n_iter = 3: eight products with the sparse matrix; ten dimensions of oversampling
+    svd = 8 * 2 * (wide + 10) * tokens * fitted
     discriminant = 2 * wide * tokens * fitted + 4 * wide**2 * docs * fitted
     return svd + discriminant + 2.0 * cfg.dim * tokens
 
 
 def _discriminant(
-    a: Float[np.ndarray, "doc wide"], b: Float[np.ndarray, "doc wide"], dim: int
+    a: Float[np.ndarray, "doc wide"],
+    b: Float[np.ndarray, "doc wide"],
+    dim: int,
 ) -> tuple[Float[np.ndarray, "wide dim"], Float[np.ndarray, " wide"]]:
-    """The `dim` directions in which the two halves of a document agree most, against how much they differ, and the mean.
+    """The `dim` directions in which the two halves of a document agree most, against how much they
+    differ, and the mean.
 
-    Directions are scaled by the root of the ratio's root: 0 would weigh all alike, 1 would leave little but broad topics;
-    both and the ridge of twice the mean variance were chosen by the table in docs/decisions.md.
-    Source: within-class covariance normalization (Hatch, Kajarekar, Stolcke 2006), the documents as classes.
+    Directions are scaled by the root of the ratio's root: 0 would weigh all alike, 1 would leave
+    little but broad topics; both and the ridge of twice the mean variance were chosen by the table
+    in docs/decisions.md.
+    Source: within-class covariance normalization (Hatch, Kajarekar, Stolcke 2006), the documents as
+    classes.
     """
     from scipy.linalg import eigh
 
     mean = (a.mean(0) + b.mean(0)) / 2
-    within = (a - b).T @ (a - b) / (2 * len(a))
+    within = (a - b).T @ (a - b) / (2 * len(a))  # (wide, wide)
     between = (a - mean).T @ (b - mean) / (2 * len(a))
+    between = (between + between.T).astype(np.float64)
+    # directions in which no document varies would win by dividing by nothing
     ridge = 2 * np.trace(within) / len(within) + 1e-9
-    ratio, directions = eigh(
-        (between + between.T).astype(np.float64),
-        within.astype(np.float64) + ridge * np.eye(len(within)),
-    )
+    ridged = within.astype(np.float64) + ridge * np.eye(len(within))
+
+    ratio, directions = eigh(between, ridged)
     best = np.argsort(-ratio, kind="stable")[:dim]
-    return directions[:, best] * np.maximum(ratio[best], 1e-6) ** 0.25, mean
+    scale = np.maximum(ratio[best], 1e-6) ** 0.25
+    return directions[:, best] * scale, mean
 
 
 def _halved(text: str) -> tuple[str, str]:
-    """A text's two halves, cut at a space where one is near: the next may be far in a script that needs none."""
+    """A text's two halves, cut at a space where one is near: the next may be far in a script that
+    needs none."""
     middle = len(text) // 2
     space = text.find(" ", middle, middle + LONGEST)
     middle = middle if space < 0 else space
@@ -195,71 +251,102 @@ def _load(cfg: config.Embed, device: str) -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise ConfigError(
-            f"embed.model: {cfg.model}: needs sentence-transformers: pip install 'synthboot[embed]', or use `self`"
+            f"embed.model: {cfg.model}: needs sentence-transformers: "
+            f"pip install 'synthboot[embed]', or use `self`"
         ) from None
     import torch
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     try:
         return SentenceTransformer(
-            cfg.model, device=device, trust_remote_code=False, model_kwargs={"torch_dtype": dtype}
+            cfg.model,
+            device=device,
+            trust_remote_code=False,
+            model_kwargs={"torch_dtype": dtype},
         )
-    except (
-        Exception
-    ) as error:  # OSError, ValueError, ImportError, KeyError, by what the folder lacks
+    # OSError, ValueError, ImportError, KeyError, by what the folder lacks
+    except Exception as error:
         raise ConfigError(f"embed.model: {cfg.model}: {unloadable(error)}") from None
 
 
-def sentence_transformer(cfg: config.Embed, device: str, batch: int = 32) -> Embedder:
-    """A sentence-transformers model as an embedder; bfloat16 on a GPU, all GPUs there are. Raises ConfigError where it
-    cannot be had."""
+def sentence_transformer(
+    cfg: config.Embed,
+    device: str,
+    batch: int = 32,
+) -> Embedder:
+    """A sentence-transformers model as an embedder; bfloat16 on a GPU, all GPUs there are.
+
+    Raises ConfigError where it cannot be had.
+    """
     import torch
 
     model = _load(cfg, device)
     if cfg.max_tokens is not None:
         model.max_seq_length = cfg.max_tokens
-    devices = (
-        [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device.startswith("cuda") else []
-    )
+    several = {}
+    if device.startswith("cuda") and torch.cuda.device_count() > 1:
+        several["device"] = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
 
     def encode(texts: Sequence[str]) -> np.ndarray:
-        several = {"device": devices} if len(devices) > 1 else {}
-        return np.asarray(
-            model.encode(
-                list(texts), prompt=cfg.prompt or None, batch_size=batch, show_progress_bar=False,
-                normalize_embeddings=True, **several,
-            ),
-            np.float32,
-        )  # fmt: skip
+        vectors = model.encode(
+            list(texts),
+            prompt=cfg.prompt or None,
+            batch_size=batch,
+            show_progress_bar=False,
+            normalize_embeddings=True,
+            **several,
+        )
+        return np.asarray(vectors, np.float32)
 
     if cfg.long == "head":
         return encode
-    if model.max_seq_length is None or not getattr(model.tokenizer, "is_fast", False):
+    return _by_windows(cfg, model, encode)
+
+
+def _by_windows(cfg: config.Embed, model: Any, encode: Embedder) -> Embedder:
+    """`encode` for texts longer than the model's window: the mean over windows, by their tokens.
+
+    Raises ConfigError where the model does not say how texts are cut into tokens, or has no room.
+    """
+    tokenizer = model.tokenizer
+    if model.max_seq_length is None or not getattr(tokenizer, "is_fast", False):
         raise ConfigError(
-            f"embed.long: windows: {cfg.model} has no fast tokenizer, or no length: set embed.max_tokens"
+            f"embed.long: windows: {cfg.model} has no fast tokenizer, or no length: "
+            f"set embed.max_tokens"
         )
-    room = (
-        model.max_seq_length
-        - model.tokenizer.num_special_tokens_to_add()
-        - len(model.tokenizer.tokenize(cfg.prompt))
-    )
+    special = tokenizer.num_special_tokens_to_add() + len(tokenizer.tokenize(cfg.prompt))
+    room = model.max_seq_length - special
     if room < 1:
         raise ConfigError(
             f"embed.max_tokens: {model.max_seq_length} leaves no room for text after the prompt"
         )
 
+    def windows_of(text: str) -> Iterator[tuple[str, int]]:
+        """(window, its tokens); one empty window for a text without tokens."""
+        encoded = tokenizer(
+            text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        spans = encoded["offset_mapping"] or [(0, 0)]
+        for start in range(0, len(spans), room):
+            window = spans[start : start + room]
+            (first, _), (_, last) = window[0], window[-1]
+            yield text[first:last], len(window)
+
     def encode_windows(texts: Sequence[str]) -> np.ndarray:
-        windows, weights, owners = [], [], []
+        windows = []
+        weights = []
+        owners = []
         for number, text in enumerate(texts):
-            places = model.tokenizer(
-                text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-            )["offset_mapping"]
-            for part in [places[i : i + room] for i in range(0, len(places), room)] or [[(0, 0)]]:
-                windows.append(text[part[0][0] : part[-1][1]])
-                weights.append(len(part))
+            for window, tokens in windows_of(text):
+                windows.append(window)
+                weights.append(tokens)
                 owners.append(number)
-        rows = encode(windows)
-        total = np.zeros((len(texts), rows.shape[1]), np.float32)
+
+        rows = encode(windows)  # (window, dim)
+        total = np.zeros((len(texts), rows.shape[1]), np.float32)  # (doc, dim)
         np.add.at(total, owners, rows * np.array(weights, np.float32)[:, None])
         return _unit(total)
 
@@ -271,9 +358,10 @@ def read_vectors(
 ) -> Float16[np.ndarray, "doc dim"]:
     """The user's own vectors, one per id, made unit length, matched by id.
 
-    Parquet holds `id` and `vector`; beside an array (.npy, .safetensors) lies a file of the same name and the suffix .ids,
-    an id a line. Raises DataError for a wrong count, ids that come twice, that have no vector, or (unless `unknown` is
-    `ignore`) that belong to no document; for a value that is not finite, or a zero row.
+    Parquet holds `id` and `vector`; beside an array (.npy, .safetensors) lies a file of the same
+    name and the suffix .ids, an id a line. Raises DataError for a wrong count, ids that come twice,
+    that have no vector, or (unless `unknown` is `ignore`) that belong to no document; for a value
+    that is not finite, or a zero row.
     """
     if path is None:
         raise ConfigError("embed.path: required with embed.model: file")
@@ -285,33 +373,49 @@ def read_vectors(
         raise DataError(f"embed.path: {path}: cannot be read: {error}") from None
     if vectors.ndim != 2 or len(vectors) != len(known):
         raise DataError(
-            f"embed.path: {path}: has shape {vectors.shape}, expected one row for each of {len(known):,} ids"
+            f"embed.path: {path}: has shape {vectors.shape}, "
+            f"expected one row for each of {len(known):,} ids"
         )
-    place = {name: row for row, name in enumerate(known)}
-    if len(place) < len(known):
-        twice = next(name for row, name in enumerate(known) if place[name] != row)
-        raise DataError(
-            f"embed.path: {path}: {len(known) - len(place):,} ids come more than once, the first is {twice!r}"
-        )
-    missing = [name for name in ids if name not in place]
-    if missing:
-        raise DataError(
-            f"embed.path: {path}: {len(missing):,} documents have no vector, the first is {missing[0]!r}"
-        )
-    stray = place.keys() - set(ids)
-    if stray and unknown == "error":
-        raise DataError(
-            f"embed.path: {path}: {len(stray):,} ids belong to no document of D_pretrain or validation, the first is "
-            f"{min(stray)!r}; where that is as it should be: --set embed.unknown_ids=ignore"
-        )
-    rows = np.array([place[name] for name in ids], np.int64)
-    vectors = np.asarray(vectors[rows], np.float32)
+
+    rows = _rows_of(path, known, ids, unknown)
+    vectors = np.asarray(vectors[rows], np.float32)  # (doc, dim), in the order of `ids`
     bad = np.flatnonzero(~np.isfinite(vectors).all(1) | ~vectors.any(1))
     if len(bad):
         raise DataError(
-            f"embed.path: {path}: row {rows[bad[0]]} ({ids[bad[0]]}) is zero or not finite; {len(bad):,} such rows"
+            f"embed.path: {path}: row {rows[bad[0]]} ({ids[bad[0]]}) is zero or not finite; "
+            f"{len(bad):,} such rows"
         )
     return _unit(vectors).astype(np.float16)
+
+
+def _rows_of(
+    path: str,
+    known: Sequence[str],
+    ids: Sequence[str],
+    unknown: str,
+) -> Int64[np.ndarray, " doc"]:
+    """The row of each document. Raises DataError for ids that do not match."""
+    row_of = {name: row for row, name in enumerate(known)}
+    if len(row_of) < len(known):
+        twice = next(name for row, name in enumerate(known) if row_of[name] != row)
+        raise DataError(
+            f"embed.path: {path}: {len(known) - len(row_of):,} ids come more than once, "
+            f"the first is {twice!r}"
+        )
+    missing = [name for name in ids if name not in row_of]
+    if missing:
+        raise DataError(
+            f"embed.path: {path}: {len(missing):,} documents have no vector, "
+            f"the first is {missing[0]!r}"
+        )
+    stray = row_of.keys() - set(ids)
+    if stray and unknown == "error":
+        raise DataError(
+            f"embed.path: {path}: {len(stray):,} ids belong to no document of D_pretrain or "
+            f"validation, the first is {min(stray)!r}; where that is as it should be: "
+            f"--set embed.unknown_ids=ignore"
+        )
+    return np.array([row_of[name] for name in ids], np.int64)
 
 
 def _read_rows(path: str) -> tuple[list[str], np.ndarray]:
@@ -320,9 +424,8 @@ def _read_rows(path: str) -> tuple[list[str], np.ndarray]:
         import pyarrow.parquet as pq
 
         table = pq.read_table(path, columns=["id", "vector"])
-        return [documents.id_of(i) or "" for i in table["id"].to_pylist()], np.stack(
-            table["vector"].to_numpy()
-        )
+        ids = [documents.id_of(value) or "" for value in table["id"].to_pylist()]
+        return ids, np.stack(table["vector"].to_numpy())
     if path.endswith(".npy"):
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     elif path.endswith(".safetensors"):
@@ -333,12 +436,15 @@ def _read_rows(path: str) -> tuple[list[str], np.ndarray]:
         raise DataError(
             f"embed.path: {path}: unknown kind of file; known are .npy, .safetensors and .parquet"
         )
+
     names = Path(path).with_suffix(".ids")
     if not names.exists():
         raise DataError(
-            f"embed.path: {names}: no such file; it says which document each row of {path} is of, an id a line"
+            f"embed.path: {names}: no such file; "
+            f"it says which document each row of {path} is of, an id a line"
         )
-    return names.read_text("utf-8-sig").removesuffix("\n").split("\n"), vectors
+    ids = names.read_text("utf-8-sig").removesuffix("\n").split("\n")
+    return ids, vectors
 
 
 def _count(texts: Iterable[str], features: int) -> Any:
@@ -346,34 +452,47 @@ def _count(texts: Iterable[str], features: int) -> Any:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     hasher = HashingVectorizer(
-        n_features=features, norm=None, alternate_sign=False, analyzer=terms, dtype=np.float32
+        n_features=features,
+        norm=None,
+        # counts are weighed by logarithm later, so none may be negative
+        alternate_sign=False,
+        analyzer=terms,
+        dtype=np.float32,
     )
     return hasher.transform(texts)
 
 
 def _weigh(
-    counts: Any, column: Int32[np.ndarray, " bucket"], idf: Float32[np.ndarray, " feature"]
+    counts: Any,
+    column: Int32[np.ndarray, " bucket"],
+    idf: Float32[np.ndarray, " feature"],
 ) -> Any:
     """Sublinear TF-IDF of the known features, with unit rows."""
     from scipy.sparse import csr_matrix
     from sklearn.preprocessing import normalize
 
-    places = column[counts.indices]
-    known = places >= 0
+    features = column[counts.indices]
+    known = features >= 0
+    features = features[known]
+    # how many known entries stand before each row's first
     bounds = np.concatenate(([0], np.cumsum(known)))[counts.indptr]
-    values = ((1 + np.log(counts.data[known])) * idf[places[known]]).astype(np.float32)
-    return normalize(
-        csr_matrix((values, places[known], bounds), shape=(counts.shape[0], len(idf))), copy=False
-    )
+
+    tf = 1 + np.log(counts.data[known])
+    values = (tf * idf[features]).astype(np.float32)
+    shape = (counts.shape[0], len(idf))
+    return normalize(csr_matrix((values, features, bounds), shape=shape), copy=False)
 
 
 def _unit(rows: Float[np.ndarray, "doc dim"]) -> Float32[np.ndarray, "doc dim"]:
-    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(
-        np.float32
-    )
+    """The rows at length 1; a row of zeros stays one."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)  # (doc, 1)
+    return (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
-def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+def _batches(
+    texts: Iterable[str],
+    size: int,
+) -> Iterator[list[str]]:
     source = iter(texts)
     while batch := list(islice(source, size)):
         yield batch

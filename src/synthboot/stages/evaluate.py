@@ -1,10 +1,13 @@
-"""Score every arm and seed on the test set, which nothing else reads, and on questions: figures with intervals.
+"""Score every arm and seed on the test set, which nothing else reads, and on questions: figures
+with intervals.
 
-Arms are compared paired, by seed and document (or question); what an arm is - the method, a control, an oracle - its
-recipe says, not its name. `oracle_share` = (arm - repetition) / (oracle - repetition). `statistics` says how intervals and
-p-values come about; p-values of a family of comparisons stand beside those adjusted for their number (Holm).
+Arms are compared paired, by seed and document (or question); what an arm is - the method, a
+control, an oracle - its recipe says, not its name. `oracle_share` = (arm - repetition) / (oracle -
+repetition). `statistics` says how intervals and p-values come about; p-values of a family of
+comparisons stand beside those adjusted for their number (Holm).
 
-Source: arXiv:2509.15248 compares gains over repetition as shares of the oracle's gain; it has one run per cell, no intervals.
+Source: arXiv:2509.15248 compares gains over repetition as shares of the oracle's gain; it has one
+run per cell, no intervals.
 """
 
 from __future__ import annotations
@@ -23,19 +26,27 @@ from synthboot import config, statistics, verdicts
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tasks import Item
 from synthboot.data.tokens import Tokens
-from synthboot.errors import ConfigError
+from synthboot.errors import ConfigError, UnfairComparison
 from synthboot.lm import model as models
 from synthboot.lm import questions, score
 
 REPETITION = "repetition"
 _MORE_SEEDS = (2, 3, 5, 8, 10, 15, 20)
 
+# what has to be equal between arms: always, and where all train on as many tokens
+_EQUAL = ("batch_tokens", "parameters", "architecture", "vocab_size")
+_BY_LENGTH = ("steps", "train_tokens", "replayed_tokens")
+_SET_BY_LENGTH = ("warmup_steps", "eval_steps")
+
 
 @dataclass(frozen=True)
 class Job:
-    """What scoring a model needs; plain values, so that it can be sent to a worker. `items` is a JSON-lines file of
-    questions, each with the name of its task; `parts`, an .npy file, says of every test token to which of `kinds` parts it
-    belongs; `harness` names tasks for lm-eval, with the folder of those it has not."""
+    """What scoring a model needs; plain values, so that it can be sent to a worker.
+
+    `items` is a JSON-lines file of questions, each with the name of its task; `parts`, an .npy
+    file, says of every test token to which of `kinds` parts it belongs; `harness` names tasks for
+    lm-eval, `include` the folder of those it has not.
+    """
 
     tokenizer: Path
     test_set: tuple[Path, ...]
@@ -52,39 +63,144 @@ Scores = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
 def scorer(job: Job) -> Callable[[tuple[Path, bool]], Scores]:
-    """A worker: (model folder, whether to ask) -> summed loss of each test document and part in nats; for each item whether
-    it was answered right, right by likelihood per character, the nats of the right continuation and those of the right choice
-    among all; and the same by lm-eval."""
+    """A worker: (model folder, whether to ask) -> its scores.
+
+    These are the summed loss of each test document and part in nats; for each item whether it was
+    answered right, right by likelihood per character, the nats of the right continuation and those
+    of the right choice among all; and the same by lm-eval.
+    """
     tokenizer = tokenizers.load(job.tokenizer)
     test_set = Tokens.open(job.test_set)
-    lines = [json.loads(line) for line in job.items.read_text("utf-8").splitlines()]
-    items = [_item(line) for line in lines]
-    places = np.repeat(np.arange(len(test_set)) * job.kinds, test_set.lengths) + np.load(job.parts)
+    items = []
+    for line in job.items.read_text("utf-8").splitlines():
+        items.append(_item(json.loads(line)))
+
+    # cell doc * kinds + part of the table of losses, for every test token
+    docs = len(test_set)
+    cells = np.repeat(np.arange(docs) * job.kinds, test_set.lengths) + np.load(job.parts)
 
     def run(wanted: tuple[Path, bool]) -> Scores:
         folder, asking = wanted
         device = models.device(job.device)
         model = models.load(folder).to(device)
-        each = score.token_losses(model, test_set, job.window, tokenizer.end)
-        losses = np.bincount(places, each, len(test_set) * job.kinds).reshape(
-            len(test_set), job.kinds
-        )
-        answers = questions.ask(model, tokenizer, items, job.window) if asking and items else []
-        harness = (
-            questions.harness(folder, job.harness, job.include, str(device))
-            if asking and job.harness
-            else {}
-        )
-        return losses, np.array([astuple(a) for a in answers], np.float64).reshape(-1, 4), harness
+
+        by_token = score.token_losses(model, test_set, job.window, tokenizer.end)
+        losses = np.bincount(cells, by_token, docs * job.kinds)
+        losses = losses.reshape(docs, job.kinds)  # (doc, part)
+
+        answers = []
+        if asking and items:
+            for answer in questions.ask(model, tokenizer, items, job.window):
+                answers.append(astuple(answer))
+        harness = {}
+        if asking and job.harness:
+            harness = questions.harness(
+                folder,
+                job.harness,
+                job.include,
+                str(device),
+            )
+
+        by_item = np.array(answers, np.float64).reshape(-1, 4)  # (item, measure)
+        return losses, by_item, harness
 
     return run
 
 
 def _item(fields: Mapping[str, Any]) -> Item:
-    values: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k != "task"
-    }
+    values: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name != "task":
+            values[name] = tuple(value) if isinstance(value, list) else value
     return Item(**values)
+
+
+def compare_ledgers(ledgers: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
+    """Raise UnfairComparison, naming what differs, unless arms (name -> seed -> ledger) differ only
+    in their data, and in what their recipes had a sweep or a budget of FLOPs choose."""
+    first = next(iter(ledgers))
+    for name, seeds in ledgers.items():
+        if set(seeds) != set(ledgers[first]):
+            raise UnfairComparison(
+                f"arms {first} and {name} have different seeds: "
+                f"{sorted(ledgers[first])}, {sorted(seeds)}"
+            )
+        for seed, ledger in seeds.items():
+            reference = ledgers[first][seed]
+            _compare_settings(first, name, seed, reference, ledger)
+            _check_tokens(name, seed, ledger)
+            _check_flops(name, seed, reference, ledger)
+
+
+def _compare_settings(
+    first: str,
+    name: str,
+    seed: int,
+    reference: Mapping[str, Any],
+    ledger: Mapping[str, Any],
+) -> None:
+    free = _free(ledger["recipe"]) | _free(reference["recipe"])
+    expected = _flat(reference)
+    for key, value in _flat(ledger).items():
+        if key not in free and value != expected[key]:
+            raise UnfairComparison(
+                f"arms {first} and {name} differ in {key} "
+                f"({expected[key]} and {value}, seed {seed}); "
+                f"arms may differ in their data alone"
+            )
+
+
+def _check_tokens(
+    name: str,
+    seed: int,
+    ledger: Mapping[str, Any],
+) -> None:
+    """Whether tokens by source add up, and synthetic text was read at most once."""
+    by_source = [ledger[f"{kind}_tokens"] for kind in ("real", "synthetic", "replayed")]
+    if sum(by_source) != ledger["train_tokens"]:
+        raise UnfairComparison(
+            f"arm {name}, seed {seed}: tokens by source do not add up to train_tokens"
+        )
+    epochs = ledger["synthetic_epochs"]
+    if epochs > 1:
+        raise UnfairComparison(
+            f"arm {name}, seed {seed}: synthetic text was read {epochs:.2f} times"
+        )
+
+
+def _check_flops(
+    name: str,
+    seed: int,
+    reference: Mapping[str, Any],
+    ledger: Mapping[str, Any],
+) -> None:
+    """Whether an arm of `match: flops` kept to what the first arm spent on training."""
+    by_tokens = reference["recipe"]["match"] == "tokens"
+    # a reference that a sweep let train for longer or shorter is no budget
+    if reference["recipe"]["epochs"] is not None or not by_tokens:
+        return
+    if ledger["recipe"]["match"] != "flops":
+        return
+    spent = ledger["train_flops"] + ledger["spent_flops"]
+    budget = reference["train_flops"]
+    if spent > budget:
+        raise UnfairComparison(
+            f"arm {name}, seed {seed}: {spent:.3g} FLOPs, the budget is {budget:.3g}"
+        )
+
+
+def _flat(ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be equal between arms."""
+    values = {key: ledger[key] for key in (*_EQUAL, *_BY_LENGTH)}
+    return values | dict(ledger["settings"])
+
+
+def _free(recipe: Mapping[str, Any]) -> set[str]:
+    """What a recipe lets differ."""
+    found = {key for key in ("weight_decay", "lr") if recipe[key] is not None}
+    if recipe["match"] == "flops" or recipe["epochs"] is not None:
+        found |= {*_BY_LENGTH, *_SET_BY_LENGTH}
+    return found
 
 
 def evaluate(
@@ -96,29 +212,44 @@ def evaluate(
     groups: Sequence[str] = (),
     looks: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Per arm: loss (nats per token), perplexity, bits per byte, difference to repetition and oracle_share, each
-    [value, low, high]; `p` of the difference and `p_adjusted` for the number of arms; the difference of each seed; `against`
-    with difference and p to every other arm. `groups`: the loss by the group of each document. `power`: the smallest
-    difference that so many seeds would show. `verdict` says it in one sentence.
+    """Per arm: loss (nats per token), perplexity, bits per byte, difference to repetition and
+    oracle_share, each [value, low, high]; `p` of the difference and `p_adjusted` for the number of
+    arms; the difference of each seed; `against` with difference and p to every other arm.
 
-    `losses` holds each document's summed loss, the same seeds in the same order for every arm; `looks` the numbers of seeds
-    at which this run was evaluated, this one last. Raises ConfigError without a repetition arm.
+    `groups`: the loss by the group of each document. `power`: the smallest difference that so many
+    seeds would show. `verdict` says it in one sentence.
+
+    `losses` holds each document's summed loss, the same seeds in the same order for every arm;
+    `looks` the numbers of seeds at which this run was evaluated, this one last. Raises ConfigError
+    without a repetition arm.
     """
     if REPETITION not in losses:
         raise ConfigError("evaluate: arms.repetition is missing; every arm is compared with it")
     oracle = _oracle(recipes)
     tokens_per_byte = tokens.sum() / size_bytes.sum()
-    arms = {
-        name: _entry(name, losses, tokens, tokens_per_byte, oracle, cfg.confidence)
-        for name in losses
-    }
-    compared = [name for name in arms if name != REPETITION and recipes[name].kind != "oracle"]
-    adjusted = statistics.holm({name: arms[name]["p"] for name in compared})
-    for name, p in adjusted.items():
-        arms[name]["p_adjusted"] = min(1.0, p * max(1, len(looks)))
-    seeds = next(iter(losses.values())).shape[0]
-    subject = verdicts.subject({name: recipes[name] for name in losses})
     kinds = {name: recipes[name].kind for name in losses}
+    arms = {}
+    for name in losses:
+        arms[name] = _entry(
+            name,
+            losses,
+            tokens,
+            tokens_per_byte,
+            oracle,
+            cfg.confidence,
+        )
+
+    # that an oracle is better is no claim, so it does not make the others' threshold stricter
+    p_values = {}
+    for name, kind in kinds.items():
+        if name != REPETITION and kind != "oracle":
+            p_values[name] = arms[name]["p"]
+    for name, p in statistics.holm(p_values).items():
+        # whoever looks again after every few seeds has had as many chances (Bonferroni)
+        arms[name]["p_adjusted"] = min(1.0, p * max(1, len(looks)))
+
+    seeds = next(iter(losses.values())).shape[0]  # (seed, doc)
+    subject = verdicts.subject({name: recipes[name] for name in losses})
     return {
         "arms": arms,
         "kinds": kinds,
@@ -143,6 +274,7 @@ def _entry(
     confidence: float,
 ) -> dict[str, Any]:
     """The figures of one arm."""
+    # (seed, doc): weighed by tokens, so that it is the loss per token
     loss = statistics.estimate(losses[name], tokens, confidence)
     ends = [loss.value, loss.low, loss.high]
     entry: dict[str, Any] = {
@@ -158,30 +290,32 @@ def _entry(
             entry["against"][other] = _with_p(found)
     if name == REPETITION:
         return entry
-    beside = statistics.difference(losses[name], losses[REPETITION], tokens, confidence)
-    *entry["difference"], entry["p"] = _with_p(beside)
-    entry["difference_by_seed"] = list(beside.by_seed)
-    entry["standard_error"] = beside.standard_error
-    entry["df"] = beside.df
-    if oracle in losses and oracle not in (None, name):
-        gain = losses[oracle] - losses[REPETITION]
+
+    difference = statistics.difference(losses[name], losses[REPETITION], tokens, confidence)
+    *entry["difference"], entry["p"] = _with_p(difference)
+    entry["difference_by_seed"] = list(difference.by_seed)
+    entry["standard_error"] = difference.standard_error
+    entry["df"] = difference.df
+
+    if oracle is not None and oracle in losses and oracle != name:
         entry["oracle_share"] = None
-        if gain.sum() < 0:
-            share = statistics.ratio(losses[name] - losses[REPETITION], gain, tokens, confidence)
+        oracle_gain = losses[oracle] - losses[REPETITION]
+        # there is nothing to have a share of where more real text did not help
+        if oracle_gain.sum() < 0:
+            gain = losses[name] - losses[REPETITION]
+            share = statistics.ratio(gain, oracle_gain, tokens, confidence)
             entry["oracle_share"] = _plain(share) if share else None
     return entry
 
 
 def _oracle(recipes: Mapping[str, config.Arm]) -> str | None:
     """The oracle that shares are of: the one with the most text."""
-    oracles = [
-        name for name, arm in recipes.items() if arm.kind == "oracle" and arm.synthetic is None
-    ]
-    return max(oracles, key=lambda name: _size(recipes[name]), default=None)
-
-
-def _size(arm: config.Arm) -> float:
-    return math.inf if arm.unique_tokens == "all" else float(arm.unique_tokens or 0)
+    sizes = {}
+    for name, arm in recipes.items():
+        if arm.kind == "oracle" and arm.synthetic is None:
+            everything = arm.unique_tokens == "all"
+            sizes[name] = math.inf if everything else float(arm.unique_tokens or 0)
+    return max(sizes, key=lambda name: sizes[name], default=None)
 
 
 def _power(
@@ -190,18 +324,28 @@ def _power(
     subject: str | None,
     confidence: float,
 ) -> dict[str, Any] | None:
-    """What the noise of this run lets one see: its parts, and the smallest difference to repetition that so many seeds show
-    four times in five. None without an arm to speak of or a second seed."""
+    """What the noise of this run lets one see: its parts, and the smallest difference to repetition
+    that so many seeds show four times in five.
+
+    None without an arm to speak of or a second seed.
+    """
     if subject is None or losses[subject].shape[0] < 2:
         return None
+    # how much of the difference varies by seed, by document, and by both
     noise = statistics.components(losses[subject] - losses[REPETITION], tokens)
     items = len(tokens)
-    seeds = sorted({*_MORE_SEEDS, losses[subject].shape[0]})
+    detectable = {}
+    for seeds in sorted({*_MORE_SEEDS, losses[subject].shape[0]}):
+        detectable[str(seeds)] = statistics.detectable(noise, seeds, items, confidence)
     return {
         "subject": subject,
-        "noise": {"seed": noise.seed, "item": noise.item, "both": noise.both},
+        "noise": {
+            "seed": noise.seed,
+            "item": noise.item,
+            "both": noise.both,
+        },
         "items": items,
-        "detectable": {str(n): statistics.detectable(noise, n, items, confidence) for n in seeds},
+        "detectable": detectable,
     }
 
 
@@ -211,41 +355,59 @@ def answered(
     groups: Sequence[str],
     cfg: config.Evaluate,
 ) -> dict[str, Any]:
-    """By task: its items, and by group of them (`all` first) and arm the share answered right, the same by likelihood per
-    character, the nats of the right continuation and those of the right choice among all (`choice_nll`; None where
-    nothing is to choose), each [value, low, high], with the difference of the first to repetition [value, low, high, p].
-    A task or group of one item has no interval and is left out."""
-    found: dict[str, Any] = {}
+    """By task: its items, and by group of them (`all` first) and arm the share answered right, the
+    same by likelihood per character, the nats of the right continuation and those of the right
+    choice among all (`choice_nll`; None where nothing is to choose), each [value, low, high], with
+    the difference of the first to repetition [value, low, high, p].
+
+    A task or group of one item has no interval and is left out.
+    """
+    task_of = np.array(tasks)
+    group_of = np.array(groups)
+    result: dict[str, Any] = {}
+
     for task in dict.fromkeys(tasks):
-        of_task = np.array([t == task for t in tasks])
+        of_task = task_of == task
         if of_task.sum() < 2:
             continue
-        kinds = sorted({g for g, t in zip(groups, tasks, strict=True) if t == task and g})
-        parts = {"all": of_task}
-        if len(kinds) > 1:
-            parts |= {g: of_task & (np.array(groups) == g) for g in kinds}
-        found[task] = {"items": int(of_task.sum()), "groups": {}}
-        for group, chosen in parts.items():
-            if chosen.sum() >= 2:
-                found[task]["groups"][group] = _answers(answers, chosen, cfg.confidence)
-    return found
+        chosen = {"all": of_task}
+        names = sorted(set(group_of[of_task].tolist()) - {""})
+        # a single group would only say again what `all` says
+        if len(names) > 1:
+            for group in names:
+                chosen[group] = of_task & (group_of == group)
+
+        by_group = {}
+        for group, items in chosen.items():
+            if items.sum() >= 2:
+                by_group[group] = _answers(answers, items, cfg.confidence)
+        result[task] = {
+            "items": int(of_task.sum()),
+            "groups": by_group,
+        }
+    return result
 
 
 def _answers(
-    answers: Mapping[str, Float64[np.ndarray, "seed item 4"]], chosen: np.ndarray, confidence: float
+    answers: Mapping[str, Float64[np.ndarray, "seed item 4"]],
+    chosen: np.ndarray,
+    confidence: float,
 ) -> dict[str, Any]:
     """The figures of every arm on the chosen items."""
-    of_repetition = answers[REPETITION][:, chosen, 0]
+    of_repetition = answers[REPETITION][:, chosen, 0]  # (seed, item)
     entries = {}
-    for name, kept in answers.items():
-        right, by_char, nats, among = np.moveaxis(kept[:, chosen], 2, 0)  # each (seed, item)
+    for name, of_arm in answers.items():
+        # (seed, item, measure) -> one (seed, item) for each measure
+        acc, acc_norm, nll, choice_nll = np.moveaxis(of_arm[:, chosen], 2, 0)
+        difference = statistics.difference(acc, of_repetition, None, confidence)
         entries[name] = {
             "items": int(chosen.sum()),
-            "acc": _interval(right, confidence),
-            "acc_norm": _interval(by_char, confidence),
-            "nll": _interval(nats, confidence),
-            "choice_nll": _interval(among, confidence) if among.any() else None,
-            "difference": _with_p(statistics.difference(right, of_repetition, None, confidence)),
+            "acc": _interval(acc, confidence),
+            "acc_norm": _interval(acc_norm, confidence),
+            "nll": _interval(nll, confidence),
+            # all zero: an item with one continuation has nothing to choose among
+            "choice_nll": _interval(choice_nll, confidence) if choice_nll.any() else None,
+            "difference": _with_p(difference),
         }
     return entries
 
@@ -256,35 +418,47 @@ def parted(
     groups: Sequence[str],
     cfg: config.Evaluate,
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """By group of the documents (`all` first), arm and part of a document: its nats per document [value, low, high]."""
-    docs = next(iter(losses.values())).shape[1]
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for group in ["all", *sorted(set(groups))]:
-        chosen = np.array([group in ("all", g) for g in groups] or [True] * docs)
-        if chosen.sum() < 2:
+    """By group of the documents (`all` first), arm and part of a document: its nats per document
+    [value, low, high]."""
+    docs = next(iter(losses.values())).shape[1]  # (seed, doc, part)
+    group_of = np.array(groups)
+    chosen = {"all": np.ones(docs, bool)}
+    for group in sorted(set(groups) - {"all"}):
+        chosen[group] = group_of == group
+
+    result: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for group, of_group in chosen.items():
+        if of_group.sum() < 2:
             continue
-        found[group] = {
-            arm: {
-                name: _interval(by_part[:, chosen, number], cfg.confidence)
-                for number, name in enumerate(names)
-            }
-            for arm, by_part in losses.items()
-        }
-    return found
+        result[group] = {}
+        for arm, by_part in losses.items():
+            intervals = {}
+            for number, name in enumerate(names):
+                nats = by_part[:, of_group, number]  # (seed, doc)
+                intervals[name] = _interval(nats, cfg.confidence)
+            result[group][arm] = intervals
+    return result
 
 
-def efficiency(points: Sequence[tuple[int, float]], loss: float) -> float | None:
-    """How many unique real tokens alone would reach a loss, between the measured (tokens, loss) in a line over the logarithm
-    of tokens; None beyond them. The measured losses are taken to fall: a point above one with fewer tokens is left out."""
+def efficiency(
+    points: Sequence[tuple[int, float]],
+    loss: float,
+) -> float | None:
+    """How many unique real tokens alone would reach a loss, between the measured (tokens, loss) in
+    a line over the logarithm of tokens; None beyond them.
+
+    The measured losses are taken to fall: a point above one with fewer tokens is left out.
+    """
     falling: list[tuple[int, float]] = []
     for tokens, reached in sorted(points):
         if not falling or reached < falling[-1][1]:
             falling.append((tokens, reached))
     if len(falling) < 2 or not falling[-1][1] <= loss <= falling[0][1]:
         return None
-    sizes = np.log([t for t, _ in falling])
-    losses = np.array([v for _, v in falling])
-    return float(np.exp(np.interp(-loss, -losses, sizes)))
+    log_tokens = np.log([tokens for tokens, _ in falling])
+    losses = np.array([reached for _, reached in falling])
+    # np.interp wants rising x, and losses fall
+    return float(np.exp(np.interp(-loss, -losses, log_tokens)))
 
 
 def _grouped(
@@ -294,19 +468,22 @@ def _grouped(
     confidence: float,
 ) -> dict[str, dict[str, list[float]]]:
     """By group of two documents or more, and arm: the loss with its interval."""
-    found: dict[str, dict[str, list[float]]] = {}
+    group_of = np.array(groups)
+    result: dict[str, dict[str, list[float]]] = {}
     for group in sorted(set(groups)):
-        chosen = np.array(groups) == group
-        if chosen.sum() >= 2:
-            found[group] = {
-                name: _interval(rows[:, chosen], confidence, tokens[chosen])
-                for name, rows in losses.items()
-            }
-    return found
+        chosen = group_of == group
+        if chosen.sum() < 2:
+            continue
+        result[group] = {}
+        for name, by_doc in losses.items():
+            result[group][name] = _interval(by_doc[:, chosen], confidence, tokens[chosen])
+    return result
 
 
 def _interval(
-    values: Float64[np.ndarray, "seed item"], confidence: float, weights: np.ndarray | None = None
+    values: Float64[np.ndarray, "seed item"],
+    confidence: float,
+    weights: np.ndarray | None = None,
 ) -> list[float]:
     """[value, low, high]."""
     return _plain(statistics.estimate(values, weights, confidence))

@@ -1,19 +1,22 @@
 """Pair related documents: vectors + tokens -> D_ST, ordered pairs (d1, d2).
 
-1. find every document's nearest neighbours: exactly, or by k-means clusters, as many as it takes for `min_recall`,
+1. find every document's nearest neighbours: exactly, or by k-means clusters, as many as it takes
+   for `min_recall`,
 2. keep pairs whose similarity is above `min_similarity` (alpha), and not above `max_similarity`,
 3. drop pairs of one source, and near-duplicates, which would teach the synthesizer to copy,
-4. set some documents aside, and pair the validation set with D_pretrain, to measure p(d2|d1) on unseen pairs,
+4. set some documents aside, and pair the validation set with D_pretrain, to measure p(d2|d1) on
+   unseen pairs,
 5. cap how often one document may stand on either side.
 
-The search goes by blocks of 32,768 documents, so that several workers share it and a killed one loses a query block.
-Source: arXiv:2509.15248, nearest-neighbour pairing. Deviation: exact or k-means clusters with a known recall, not ScaNN on
-quantized vectors.
+The search goes by blocks of 32,768 documents, so that several workers share it and a killed one
+loses a query block.
+Source: arXiv:2509.15248, nearest-neighbour pairing. Deviation: exact or k-means clusters with a
+known recall, not ScaNN on quantized vectors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ from synthboot.engine.search import Neighbors, interval, nearest
 from synthboot.errors import DataError
 
 _BINS = np.linspace(-0.2, 1.0, 121)
+_BLOCK = 8_192  # random pairs compared at once
 
 
 @dataclass(frozen=True)
@@ -50,65 +54,73 @@ def pair(
 ) -> Pairs:
     """Every ordered pair that is related but not nearly the same, most similar first.
 
-    `validation` adds pairs whose d2 is in that set and whose d1 is in D_pretrain; `found` are the neighbours where they
-    are known already. Raises DataError where no pair passes, naming an alpha that would give some.
+    `validation` adds pairs whose d2 is in that set and whose d1 is in D_pretrain; `found` are the
+    neighbours where they are known already. Raises DataError where no pair passes, naming an alpha
+    that would give some.
     """
     if found is None:
-        found = nearest(vectors, cfg, seed, None if validation is None else validation[0])
+        found = nearest(
+            vectors,
+            cfg,
+            seed,
+            None if validation is None else validation[0],
+        )
     fields = fields or Fields()
     chance = random_similarity(vectors, seed)
     alpha, why = choose_alpha(cfg, found.score, chance)
-    kept = _Kept(*_above(found.index, found.score, float("-inf")))
-    considered = len(kept.d1)
-    kept.keep("below_min_similarity", kept.score > alpha)
-    kept.keep(
-        "above_max_similarity",
-        kept.score <= (np.inf if cfg.max_similarity is None else cfg.max_similarity),
-    )
-    added = kept.direct(cfg.direction, len(tokens))
-    if fields.source is not None:
-        one, other = fields.source[kept.d1], fields.source[kept.d2]
-        kept.keep("same_source", (one != other) | (one < 0))
-    progress(0.7, f"checking {len(kept.d1):,} pairs for overlap")
-    kept.keep(
-        "overlapping",
-        ngrams.pair_containments(tokens, tokens, kept.d1, kept.d2, cfg.shingle_tokens)
-        <= cfg.max_overlap,
-    )
     held = _held_out(len(tokens), cfg.heldout_share, seed)
-    kept.keep("conditioned_on_heldout", ~held[kept.d1])
-    kept.keep(
-        "over_max_per_d1", _ranks(kept.d1, kept.score, kept.d2) < (cfg.max_per_d1 or len(tokens))
-    )
-    kept.keep(
-        "over_max_per_d2", _ranks(kept.d2, kept.score, kept.d1) < (cfg.max_per_d2 or len(tokens))
-    )
-    d1, d2, score, split = kept.d1, kept.d2, kept.score, np.where(held[kept.d2], HELDOUT, TRAIN)
+
+    # from all neighbours on, so that what alpha drops is counted too
+    kept = _Kept(*_above(found.index, found.score, float("-inf")))
+    report: dict[str, Any] = {
+        "alpha": alpha,
+        "why": why,
+        "considered": len(kept.d1),
+    }
+    report["added_by_direction"] = _filter_related(kept, cfg, alpha, fields, len(tokens))
+    progress(0.7, f"checking {len(kept.d1):,} pairs for overlap")
+    _filter_tunable(kept, cfg, tokens, held)
+
+    split = np.where(held[kept.d2], HELDOUT, TRAIN)
     if not (split == TRAIN).any():
         best = float(np.max(found.score, initial=-1.0))
         raise DataError(
-            f"pair: no pair is left above min_similarity {alpha:.3f} ({kept.dropped}); the most similar two documents "
-            f"have {best:.3f}: try --set pair.min_similarity={max(0.0, best - 0.1):.2f}, or add documents"
+            f"pair: no pair is left above min_similarity {alpha:.3f} ({kept.dropped}); "
+            f"the most similar two documents have {best:.3f}: "
+            f"try --set pair.min_similarity={max(0.0, best - 0.1):.2f}, or add documents"
         )
-    if validation is not None and found.other_index is not None and found.other_score is not None:
-        v2, v1, v_score = _above(found.other_index, found.other_score, alpha)
-        near = (
-            ngrams.pair_containments(tokens, validation[1], v1, v2, cfg.shingle_tokens)
-            > cfg.max_overlap
+    if validation is not None:
+        split = _add_validation(
+            kept,
+            split,
+            cfg,
+            alpha,
+            found,
+            tokens,
+            validation[1],
         )
-        d1, d2 = np.concatenate((d1, v1[~near])), np.concatenate((d2, v2[~near]))
-        score = np.concatenate((score, v_score[~near]))
-        split = np.concatenate((split, np.full(int((~near).sum()), VALIDATION)))
-    report = {
-        "alpha": alpha, "why": why, "considered": considered, "added_by_direction": added, "dropped": kept.dropped,
-        **found.search.describe(), "hubs": _hubs(found.index, d2[split == TRAIN]),
-        **_describe(d1, split, score, found.score, chance),
-    }  # fmt: skip
+
+    # hubs and agreement are about what is tuned on
+    train = split == TRAIN
+    report["dropped"] = kept.dropped
+    report |= found.search.describe()
+    report["hubs"] = _hubs(found.index, kept.d2[train])
+    report |= _describe(kept.d1, split, kept.score, found.score, chance)
     if fields.label is not None:
-        train = split == TRAIN
-        report["agreement"] = _agreement(fields.label, d1[train], d2[train], score[train], seed)
-    order = np.lexsort((d2, d1, -score))
-    return Pairs(d1[order], d2[order], score[order].astype(np.float32), split[order], report)
+        report["agreement"] = _agreement(
+            fields.label, kept.d1[train], kept.d2[train], kept.score[train], seed
+        )
+
+    # by document numbers where similarities are equal, so that the order is the same on any machine
+    order = np.lexsort((kept.d2, kept.d1, -kept.score))
+    score = kept.score[order].astype(np.float32)
+    return Pairs(
+        kept.d1[order],
+        kept.d2[order],
+        score,
+        split[order],
+        report,
+    )
 
 
 @dataclass
@@ -118,87 +130,177 @@ class _Kept:
     d1: Int64[np.ndarray, " pair"]
     d2: Int64[np.ndarray, " pair"]
     score: Float32[np.ndarray, " pair"]
-
-    def __post_init__(self) -> None:
-        self.dropped: dict[str, int] = {}
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def keep(self, reason: str, good: np.ndarray) -> None:
+        """Drop all others, for this reason."""
         self.dropped[reason] = int((~good).sum())
-        self.d1, self.d2, self.score = self.d1[good], self.d2[good], self.score[good]
+        self.d1 = self.d1[good]
+        self.d2 = self.d2[good]
+        self.score = self.score[good]
+
+    def add(
+        self,
+        d1: np.ndarray,
+        d2: np.ndarray,
+        score: np.ndarray,
+    ) -> None:
+        """Put more pairs behind these."""
+        self.d1 = np.concatenate((self.d1, d1))
+        self.d2 = np.concatenate((self.d2, d2))
+        self.score = np.concatenate((self.score, score))
 
     def direct(self, direction: str, docs: int) -> int:
-        """Apply `direction`: mutual drops pairs, symmetric adds some; returns how many."""
-        key, back = self.d1 * docs + self.d2, self.d2 * docs + self.d1
-        returned = np.isin(back, key)
+        """Apply `direction`: mutual drops pairs, symmetric adds some; returns how many it added."""
+        # a pair as one number, so that finding its reverse is a search among numbers
+        forward = self.d1 * docs + self.d2
+        backward = self.d2 * docs + self.d1
+        returned = np.isin(backward, forward)
         if direction == "mutual":
             self.keep("not_mutual", returned)
         if direction != "symmetric":
             return 0
         missing = ~returned
-        self.d1, self.d2 = (
-            np.concatenate((self.d1, self.d2[missing])),
-            np.concatenate((self.d2, self.d1[missing])),
-        )
-        self.score = np.concatenate((self.score, self.score[missing]))
+        self.add(self.d2[missing], self.d1[missing], self.score[missing])
         return int(missing.sum())
+
+
+def _filter_related(
+    kept: _Kept,
+    cfg: config.Pair,
+    alpha: float,
+    fields: Fields,
+    docs: int,
+) -> int:
+    """Keep what is similar enough, not too similar, and not of one source; returns how many pairs
+    `direction` added."""
+    kept.keep("below_min_similarity", kept.score > alpha)
+    # a limit is no threshold of relation: it keeps out what is nearly the same
+    limit = np.inf if cfg.max_similarity is None else cfg.max_similarity
+    kept.keep("above_max_similarity", kept.score <= limit)
+    added = kept.direct(cfg.direction, docs)
+    if fields.source is not None:
+        source1 = fields.source[kept.d1]
+        source2 = fields.source[kept.d2]
+        # -1: of a document without a source nothing can be said
+        kept.keep("same_source", (source1 != source2) | (source1 < 0))
+    return added
+
+
+def _filter_tunable(
+    kept: _Kept,
+    cfg: config.Pair,
+    tokens: Tokens,
+    held: np.ndarray,
+) -> None:
+    """Keep pairs that teach no copying, whose d1 may be conditioned on, up to the caps."""
+    shared = ngrams.pair_containments(
+        tokens,
+        tokens,
+        kept.d1,
+        kept.d2,
+        cfg.shingle_tokens,
+    )
+    kept.keep("overlapping", shared <= cfg.max_overlap)
+    kept.keep("conditioned_on_heldout", ~held[kept.d1])
+
+    # last, so that a cap counts only pairs that would be tuned on
+    rank = _ranks(kept.d1, kept.score, kept.d2)
+    kept.keep("over_max_per_d1", rank < (cfg.max_per_d1 or len(tokens)))
+    rank = _ranks(kept.d2, kept.score, kept.d1)
+    kept.keep("over_max_per_d2", rank < (cfg.max_per_d2 or len(tokens)))
+
+
+def _add_validation(
+    kept: _Kept,
+    split: np.ndarray,
+    cfg: config.Pair,
+    alpha: float,
+    found: Neighbors,
+    tokens: Tokens,
+    validation: Tokens,
+) -> np.ndarray:
+    """Add pairs whose d2 is a validation document; returns the split of all pairs."""
+    if found.other_index is None or found.other_score is None:
+        return split
+    d2, d1, score = _above(found.other_index, found.other_score, alpha)
+    shared = ngrams.pair_containments(tokens, validation, d1, d2, cfg.shingle_tokens)
+    distinct = shared <= cfg.max_overlap
+    kept.add(d1[distinct], d2[distinct], score[distinct])
+    return np.concatenate((split, np.full(int(distinct.sum()), VALIDATION)))
 
 
 def random_pairs(like: Pairs, docs: int, seed: int) -> Pairs:
     """The control: as many pairs as `like` in each split, with the same d2 and a d1 drawn at random
     from the documents that are not held out."""
     allowed = np.setdiff1d(np.arange(docs), like.d2[like.split == HELDOUT])
-    place = np.random.default_rng([seed, 0xC0FFEE]).integers(0, len(allowed), len(like))
-    itself = (allowed[place] == like.d2) & (like.split != VALIDATION)
-    d1 = allowed[(place + itself) % len(allowed)]
+    index = np.random.default_rng([seed, 0xC0FFEE]).integers(0, len(allowed), len(like))
+
+    # a d2 of the validation set has another numbering, so the same number is another document
+    itself = (allowed[index] == like.d2) & (like.split != VALIDATION)
+    d1 = allowed[(index + itself) % len(allowed)]
+
     report: dict[str, Any] = {
         "alpha": None,
         "why": "d1 drawn at random",
         "considered": len(like),
         "dropped": {},
     }
-    return Pairs(d1, like.d2, np.zeros(len(like), np.float32), like.split, report)
+    return Pairs(
+        d1,
+        like.d2,
+        np.zeros(len(like), np.float32),
+        like.split,
+        report,
+    )
 
 
 def random_similarity(
     vectors: Float[np.ndarray, "doc dim"], seed: int, pairs: int = 100_000
 ) -> np.ndarray:
     """Similarities of random pairs of different documents."""
-    rng = np.random.default_rng([seed, 0xA1FA])
-    count = len(vectors)
-    if count < 2:
+    docs = len(vectors)
+    if docs < 2:
         return np.zeros(0, np.float32)
-    a = rng.integers(0, count, pairs)
-    b = (a + rng.integers(1, count, pairs)) % count
-    parts = [slice(i, i + 8_192) for i in range(0, pairs, 8_192)]
-    return np.concatenate(
-        [
-            np.einsum(
-                "ij,ij->i", vectors[a[p]].astype(np.float32), vectors[b[p]].astype(np.float32)
-            )
-            for p in parts
-        ]
-    )
+    rng = np.random.default_rng([seed, 0xA1FA])
+    first = rng.integers(0, docs, pairs)
+    # a step of 1 to docs - 1 around the circle never comes back to where it began
+    second = (first + rng.integers(1, docs, pairs)) % docs
+
+    # in blocks, since the vectors of all pairs at once would take gigabytes
+    found = []
+    for start in range(0, pairs, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        a = vectors[first[block]].astype(np.float32)
+        b = vectors[second[block]].astype(np.float32)
+        found.append(np.einsum("ij,ij->i", a, b))  # (pair)
+    return np.concatenate(found)
 
 
 def choose_alpha(
-    cfg: config.Pair, similarity: Float[np.ndarray, "doc k"], chance: Float[np.ndarray, " pair"]
+    cfg: config.Pair,
+    similarity: Float[np.ndarray, "doc k"],
+    chance: Float[np.ndarray, " pair"],
 ) -> tuple[float, str]:
-    """Alpha and the reason for it, in words, from the similarities of neighbours and of random pairs."""
+    """Alpha and the reason for it, in words, from the similarities of neighbours and of random
+    pairs."""
     if cfg.min_similarity != "auto":
         return float(cfg.min_similarity), "set by min_similarity"
     ranked = np.sort(similarity[np.isfinite(similarity)])[::-1]
     if not len(chance) or not len(ranked):
         return 0.0, "too few documents to choose by"
-    place = min(len(ranked) - 1, round(cfg.auto_pairs_per_doc * len(similarity)))
-    enough, unlikely = float(ranked[place]), float(np.quantile(chance, 1 - cfg.auto_chance))
+
+    rank = min(len(ranked) - 1, round(cfg.auto_pairs_per_doc * len(similarity)))
+    enough = float(ranked[rank])
+    unlikely = float(np.quantile(chance, 1 - cfg.auto_chance))
+    per_doc = f"{cfg.auto_pairs_per_doc:g}"
     if enough >= unlikely:
-        return (
-            enough,
-            f"{cfg.auto_pairs_per_doc:g} neighbours per document are more similar (chance alone: {unlikely:.3f})",
+        return enough, (
+            f"{per_doc} neighbours per document are more similar (chance alone: {unlikely:.3f})"
         )
-    return (
-        unlikely,
-        f"{cfg.auto_chance:.1%} of random pairs are more similar ({cfg.auto_pairs_per_doc:g} a document: {enough:.3f})",
+    return unlikely, (
+        f"{cfg.auto_chance:.1%} of random pairs are more similar "
+        f"({per_doc} a document: {enough:.3f})"
     )
 
 
@@ -209,109 +311,186 @@ def alphas(
     seed: int,
     sample: int = 2_000,
 ) -> dict[str, Any]:
-    """What each alpha would give, from the exact neighbours of up to `sample` documents: pairs in all, per document, the
-    share of documents with any, the share dropped as near-duplicates, and the share of random pairs above it."""
+    """What each alpha would give, from the exact neighbours of up to `sample` documents: pairs in
+    all, per document, the share of documents with any, the share dropped as near-duplicates, and
+    the share of random pairs above it."""
     docs = len(vectors)
-    rows = np.sort(np.random.default_rng([seed, 0xD27]).permutation(docs)[:sample]).astype(np.int64)
-    index, score = neighbors.exact(vectors[rows], vectors, cfg.num_neighbors, rows)
-    chance = random_similarity(vectors, seed)
-    query, d2, similarity = _above(index, score, float("-inf"))
-    near = (
-        ngrams.pair_containments(tokens, tokens, rows[query], d2, cfg.shingle_tokens)
-        > cfg.max_overlap
+    # a sample: the exact neighbours of all would take as long as pairing
+    order = np.random.default_rng([seed, 0xD27]).permutation(docs)
+    rows = np.sort(order[:sample]).astype(np.int64)
+    index, score = neighbors.exact(
+        vectors[rows],
+        vectors,
+        cfg.num_neighbors,
+        rows,
     )
+    query, d2, similarity = _above(index, score, float("-inf"))
+
+    shared = ngrams.pair_containments(
+        tokens,
+        tokens,
+        rows[query],
+        d2,
+        cfg.shingle_tokens,
+    )
+    near = shared > cfg.max_overlap
+    chance = random_similarity(vectors, seed)
     table = []
     for alpha in np.arange(0.0, 1.0, 0.05).round(2):
         above = similarity > alpha
-        good = above & ~near
-        each = np.bincount(query[good], minlength=len(rows))
-        mean, low, high = interval(each.astype(float)) if len(rows) else (0.0, 0.0, 0.0)
+        per_document = np.bincount(query[above & ~near], minlength=len(rows)).astype(float)
+        mean, low, high = interval(per_document) if len(rows) else (0.0, 0.0, 0.0)
         table.append(
             {
-                "alpha": float(alpha), "pairs": round(mean * docs), "per_document": [mean, low, high],
-                "documents_with_pairs": float((each > 0).mean()) if len(rows) else 0.0,
-                "near_duplicates": float(near[above].mean()) if above.any() else 0.0,
-                "random_pairs_above": float((chance > alpha).mean()) if len(chance) else 0.0,
+                "alpha": float(alpha),
+                "pairs": round(mean * docs),
+                "per_document": [mean, low, high],
+                "documents_with_pairs": _mean(per_document > 0),
+                "near_duplicates": _mean(near[above]),
+                "random_pairs_above": _mean(chance > alpha),
             }
-        )  # fmt: skip
+        )
     chosen, why = choose_alpha(cfg, score, chance)
-    return {"docs": docs, "sampled": len(rows), "alpha": chosen, "why": why, "table": table}
+    return {
+        "docs": docs,
+        "sampled": len(rows),
+        "alpha": chosen,
+        "why": why,
+        "table": table,
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean, 0 of nothing."""
+    return float(values.mean()) if len(values) else 0.0
 
 
 def _above(
-    index: Int64[np.ndarray, "query k"], score: Float32[np.ndarray, "query k"], alpha: float
+    index: Int64[np.ndarray, "query k"],
+    score: Float32[np.ndarray, "query k"],
+    alpha: float,
 ) -> tuple[Int64[np.ndarray, " pair"], Int64[np.ndarray, " pair"], Float32[np.ndarray, " pair"]]:
+    """(query, neighbour, similarity) of all neighbours above alpha, row by row."""
     query, rank = np.nonzero((score > alpha) & (index >= 0))
-    return query.astype(np.int64), index[query, rank], score[query, rank]
+    return query.astype(np.int64), index[query, rank], score[query, rank]  # each (pair)
 
 
 def _held_out(docs: int, share: float, seed: int) -> np.ndarray:
     """Which documents are held out: none is tuned on, on either side of a pair."""
+    order = np.random.default_rng([seed, 0x4E1D]).permutation(docs)
     held = np.zeros(docs, bool)
-    held[np.random.default_rng([seed, 0x4E1D]).permutation(docs)[: int(share * docs)]] = True
+    held[order[: int(share * docs)]] = True
     return held
 
 
-def _ranks(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> Int64[np.ndarray, " pair"]:
+def _ranks(
+    group: np.ndarray,
+    score: np.ndarray,
+    tie: np.ndarray,
+) -> Int64[np.ndarray, " pair"]:
     """Each pair's rank by similarity among those of its group, from 0."""
     order = np.lexsort((tie, -score, group))
     ordered = group[order]
-    first = (
-        np.concatenate(([True], ordered[1:] != ordered[:-1])) if len(order) else np.zeros(0, bool)
-    )
-    place = np.arange(len(order))
+    begins = np.ones(len(order), bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+
+    # groups lie one after another: a rank is the distance from where the group begins
+    position = np.arange(len(order))
+    group_start = np.maximum.accumulate(np.where(begins, position, 0))
     ranks = np.empty(len(order), np.int64)
-    ranks[order] = place - np.maximum.accumulate(np.where(first, place, 0))
+    ranks[order] = position - group_start
     return ranks
 
 
-def _hubs(index: Int64[np.ndarray, "doc k"], d2: Int64[np.ndarray, " pair"]) -> dict[str, float]:
-    """How unevenly documents are others' neighbours: in how many lists of k one stands, and in how many pairs after all
-    that was dropped. Skewness 0 is even; above about 3 a few hubs are near to everything.
-    Source: Radovanovic, Nanopoulos, Ivanovic 2010, k-occurrences."""
+def _hubs(
+    index: Int64[np.ndarray, "doc k"],
+    d2: Int64[np.ndarray, " pair"],
+) -> dict[str, float]:
+    """How unevenly documents are others' neighbours: in how many lists of k one stands, and in how
+    many pairs after all that was dropped.
+
+    Skewness 0 is even; above about 3 a few hubs are near to everything. Source: Radovanovic,
+    Nanopoulos, Ivanovic 2010, k-occurrences.
+    """
     lists = np.bincount(index[index >= 0], minlength=len(index)).astype(float)
     spread = float(lists.std())
+    skewness = 0.0
+    if spread:
+        skewness = float((((lists - lists.mean()) / spread) ** 3).mean())
     return {
         "most_lists": float(lists.max(initial=0)),
         "lists_p99": float(np.quantile(lists, 0.99)) if len(lists) else 0.0,
-        "never": float((lists == 0).mean()) if len(lists) else 0.0,
-        "skewness": float((((lists - lists.mean()) / spread) ** 3).mean()) if spread else 0.0,
+        "never": _mean(lists == 0),
+        "skewness": skewness,
         "most_pairs_per_d2": float(np.bincount(d2).max(initial=0)) if len(d2) else 0.0,
     }
 
 
 def _agreement(
-    label: np.ndarray, d1: np.ndarray, d2: np.ndarray, score: np.ndarray, seed: int
+    label: np.ndarray,
+    d1: np.ndarray,
+    d2: np.ndarray,
+    score: np.ndarray,
+    seed: int,
 ) -> dict[str, Any]:
-    """How often the two of a pair have the same label, by tenths of the pairs from least to most similar."""
+    """How often the two of a pair have the same label, by tenths of the pairs from least to most
+    similar."""
+    # of a document without a label nothing can be said
     known = (label[d1] >= 0) & (label[d2] >= 0)
     order = np.argsort(score[known], kind="stable")
-    same, ranked = (label[d1] == label[d2])[known][order], score[known][order]
-    tenths = [part for part in np.array_split(np.arange(len(order)), 10) if len(part)]
+    same = (label[d1] == label[d2])[known][order]
+    ranked = score[known][order]
+
+    deciles = []
+    for part in np.array_split(np.arange(len(order)), 10):
+        if len(part):
+            low = float(ranked[part[0]])
+            high = float(ranked[part[-1]])
+            deciles.append([low, high, float(same[part].mean()), len(part)])
+    return {
+        "deciles": deciles,
+        "all": _mean(same),
+        "random": _agreement_by_chance(label[label >= 0], seed),
+    }
+
+
+def _agreement_by_chance(label: np.ndarray, seed: int) -> float:
+    """How often two documents drawn at random have the same label."""
+    if not len(label):
+        return 0.0
     rng = np.random.default_rng([seed, 0xA62E])
-    labeled = label[label >= 0]
-    drawn = (
-        rng.integers(0, len(labeled), (2, 100_000)) if len(labeled) else np.zeros((2, 0), np.int64)
-    )
-    by_chance = float((labeled[drawn[0]] == labeled[drawn[1]]).mean()) if drawn.size else 0.0
-    rows = [
-        [float(ranked[p[0]]), float(ranked[p[-1]]), float(same[p].mean()), len(p)] for p in tenths
-    ]
-    return {"deciles": rows, "all": float(same.mean()) if len(same) else 0.0, "random": by_chance}
+    first, second = rng.integers(0, len(label), (2, 100_000))  # each (pair)
+    return float((label[first] == label[second]).mean())
 
 
 def _describe(
-    d1: np.ndarray, split: np.ndarray, score: np.ndarray, similarity: np.ndarray, chance: np.ndarray
+    d1: np.ndarray,
+    split: np.ndarray,
+    score: np.ndarray,
+    similarity: np.ndarray,
+    chance: np.ndarray,
 ) -> dict[str, Any]:
+    """How many pairs there are, and histograms of their similarities beside those of the nearest
+    neighbours and of chance."""
     train = split == TRAIN
-    per_document = np.bincount(d1[train], minlength=len(similarity))
-    nearest = similarity[:, 0][np.isfinite(similarity[:, 0])]
-    histograms = {"pairs": score[train], "nearest": nearest, "random": chance}
+    per_document = np.bincount(d1[train], minlength=len(similarity))  # (doc)
+    nearest = similarity[:, 0]  # neighbours come best first: (doc, k) -> (doc)
+    by_kind = {
+        "pairs": score[train],
+        "nearest": nearest[np.isfinite(nearest)],
+        "random": chance,
+    }
+    histograms = {}
+    for kind, values in by_kind.items():
+        histograms[kind] = np.histogram(values, _BINS)[0].tolist()
     return {
-        "pairs": {"train": int(train.sum()), "heldout": int((split == HELDOUT).sum())}
-        | {"validation": int((split == VALIDATION).sum())},
+        "pairs": {
+            "train": int(train.sum()),
+            "heldout": int((split == HELDOUT).sum()),
+            "validation": int((split == VALIDATION).sum()),
+        },
         "documents_with_pairs": int((per_document > 0).sum()),
         "pairs_per_document": float(per_document.mean()),
         "bins": _BINS.round(4).tolist(),
-        "histograms": {name: np.histogram(v, _BINS)[0].tolist() for name, v in histograms.items()},
+        "histograms": histograms,
     }

@@ -1,12 +1,13 @@
 """One self-contained HTML page from the JSON of all the other stages: plotly inline, no network.
 
-Corpus text reaches the page as JSON and is placed with `textContent`, so nothing in it can become markup or script.
+Corpus text reaches the page as JSON and is placed with `textContent`, so nothing in it can become
+markup or script.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synthboot.charts import charts
@@ -36,21 +37,32 @@ def report(results: Mapping[str, Any]) -> str:
     )
     evaluated = results["evaluate"]
     scores = evaluated[evaluated["checkpoint"]]
-    found = charts(results)
+    other = "last" if evaluated["checkpoint"] == "best" else "best"
+    drawn = charts(results)
+
+    ledgers = {}
+    for arm, seeds in evaluated["ledgers"].items():
+        ledgers[arm] = next(iter(seeds.values()))  # alike but for the seed
+    related = None
+    for role, pairs in results["pairs"].items():
+        if role.endswith("related") and related is None:
+            related = pairs
+    conditioning = {role: tuned["conditioning"] for role, tuned in results["tune"].items()}
+
     page = environment.get_template("report.html.j2").render(
         results=results,
         scores=scores,
-        other=evaluated["last" if evaluated["checkpoint"] == "best" else "best"],
-        ledgers={arm: next(iter(seeds.values())) for arm, seeds in evaluated["ledgers"].items()},
+        other=evaluated[other],
+        ledgers=ledgers,
         settings=sorted(flat(results["config"]).items()),
         quality=quality(results["analyze"]),
         recipes=results["config"]["arms"],
-        chart_ids=[chart["id"] for chart in found],
-        conditioning={role: t["conditioning"] for role, t in results["tune"].items()},
-        pair=next((p for role, p in results["pairs"].items() if role.endswith("related")), None),
+        chart_ids=[chart["id"] for chart in drawn],
+        conditioning=conditioning,
+        pair=related,
         costs=results["costs"],
         paper=PAPER,
-        charts=Markup(_script(found)),
+        charts=Markup(_script(drawn)),
         examples=Markup(_script(results["examples"])),
         spread=Markup(_script(results["pair_examples"])),
         plotly=Markup(get_plotlyjs()),
@@ -63,51 +75,54 @@ def quality(analyzed: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not analyzed:
         return None
     kinds = analyzed["kinds"]
+    # the real pairs stand where a reader looks for real text
     relevance = {"unseen real": analyzed["relevance"].get("real pairs")} | analyzed["relevance"]
 
-    def row(read: Any) -> list[str]:
-        return [read(name, measures) for name, measures in kinds.items()]
-
-    def share(*path: str) -> list[str]:
-        def read(_: str, measures: Any) -> str:
-            for key in path:
-                measures = measures.get(key) if isinstance(measures, Mapping) else None
-            return "-" if measures is None else f"{measures:.1%}"
-
-        return row(read)
-
-    def similarity(name: str, _: Any) -> str:
-        found = relevance.get(name)
-        return "-" if not found or found["mean"] is None else f"{found['mean']:.3f}"
+    def row(format_value: str, *path: str) -> list[str]:
+        return [_cell(measures, format_value, path) for measures in kinds.values()]
 
     n = analyzed["copy_tokens"]
     return {
         "headers": list(kinds),
         "rows": {
-            "documents": row(lambda _, m: f"{m['docs']:,}"),
-            "tokens, mean": row(lambda _, m: f"{m['tokens_mean']:.0f}"),
-            "4-grams that repeat an earlier one of the document": share("repeated_4grams"),
-            "documents that loop (over 10 % repeated 8-grams)": share("looping"),
-            "documents with a near-duplicate in the sample": share("duplicates"),
-            f"tokens in a run of {n} that D_pretrain holds": share("copied_from_corpus", "tokens"),
-            f"documents with such a run of {n}": share("copied_from_corpus", "docs"),
-            "longest such run, tokens": row(lambda _, m: f"{m['copied_from_corpus']['longest_max']:.0f}"),
-            f"documents with a run of {n} from their d1": share("copied_from_d1", "docs"),
-            "longest run from d1, tokens": row(
-                lambda _, m: f"{m['copied_from_d1']['longest_max']:.0f}" if "copied_from_d1" in m else "-"
+            "documents": row(",", "docs"),
+            "tokens, mean": row(".0f", "tokens_mean"),
+            "4-grams that repeat an earlier one of the document": row(".1%", "repeated_4grams"),
+            "documents that loop (over 10 % repeated 8-grams)": row(".1%", "looping"),
+            "documents with a near-duplicate in the sample": row(".1%", "duplicates"),
+            f"tokens in a run of {n} that D_pretrain holds": row(
+                ".1%", "copied_from_corpus", "tokens"
             ),
-            "2-grams that D_pretrain does not hold": share("novel_ngrams", "2"),
-            "4-grams that D_pretrain does not hold": share("novel_ngrams", "4"),
-            "similarity of d1 and d2 (first column: real pairs)": row(similarity),
-            "4-grams that no other place of the sample has": share("distinct_ngrams", "4"),
-            "nats per token, by the model that wrote it": row(lambda _, m: f"{m['entropy']:.3f}" if "entropy" in m else "-"),
+            f"documents with such a run of {n}": row(".1%", "copied_from_corpus", "docs"),
+            "longest such run, tokens": row(".0f", "copied_from_corpus", "longest_max"),
+            f"documents with a run of {n} from their d1": row(".1%", "copied_from_d1", "docs"),
+            "longest run from d1, tokens": row(".0f", "copied_from_d1", "longest_max"),
+            "2-grams that D_pretrain does not hold": row(".1%", "novel_ngrams", "2"),
+            "4-grams that D_pretrain does not hold": row(".1%", "novel_ngrams", "4"),
+            "similarity of d1 and d2 (first column: real pairs)": [
+                _cell(relevance, ".3f", (name, "mean")) for name in kinds
+            ],
+            "4-grams that no other place of the sample has": row(".1%", "distinct_ngrams", "4"),
+            "nats per token, by the model that wrote it": row(".3f", "entropy"),
         },
-    }  # fmt: skip
+    }
+
+
+def _cell(
+    measures: Any,
+    format_value: str,
+    path: Sequence[str],
+) -> str:
+    """The value at `path`; a dash where it was not measured."""
+    for key in path:
+        measures = measures.get(key) if isinstance(measures, Mapping) else None
+    return "-" if measures is None else format(measures, format_value)
 
 
 def _script(value: Any) -> str:
     """JSON that cannot end the script element it stands in."""
     text = json.dumps(value, ensure_ascii=False)
+    # U+2028 and U+2029 end a line in JavaScript, though not in JSON
     return (
         text.replace("<", "\\u003c")
         .replace(">", "\\u003e")

@@ -1,11 +1,14 @@
-"""Sample S_pretrain: d1 uniform over D_pretrain, d2 ~ p(d2|d1), until the budget of synthetic tokens is met.
+"""Sample S_pretrain: d1 uniform over D_pretrain, d2 ~ p(d2|d1), until the budget of synthetic
+tokens is met.
 
-Request r samples document order[r mod N] for the (r div N)-th time, where the order is shuffled anew for each round: every
-document is drawn equally often. A request's randomness is (run seed, d1, sample number). Requests go in chunks, committed
-one by one; the result is the shortest run of chunks 0, 1, 2, ... that meets the budget, so it does not depend on workers,
-interruptions or speed. Dropped outputs are counted by reason: empty, unfinished, looping.
+Request r samples document order[r mod N] for the (r div N)-th time, where the order is shuffled
+anew for each round: every document is drawn equally often. A request's randomness is (run seed, d1,
+sample number). Requests go in chunks, committed one by one; the result is the shortest run of
+chunks 0, 1, 2, ... that meets the budget, so it does not depend on workers, interruptions or speed.
+Dropped outputs are counted by reason: empty, unfinished, looping.
 
-Source: arXiv:2509.15248; temperature 1 and top-p 0.9 are recalled, not printed. Deviation: the dropping rules are ours.
+Source: arXiv:2509.15248; temperature 1 and top-p 0.9 are recalled, not printed. Deviation: the
+dropping rules are ours.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from synthboot import config
 from synthboot.data import ngrams, tokens
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.artifacts import Progress, Shards, silent
+from synthboot.data.synthetic import FILE, KEPT
 from synthboot.data.tokens import Tokens
 from synthboot.engine import local
 from synthboot.errors import BudgetError, SamplingError
@@ -36,8 +40,10 @@ from synthboot.lm.sample import Request, Result, Sampler, open_sampler
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a chunk depends on; plain values, so that it can be sent to a worker. Without `conditional`, documents
-    are sampled from the model alone."""
+    """Everything a chunk depends on; plain values, so that it can be sent to a worker.
+
+    Without `conditional`, documents are sampled from the model alone.
+    """
 
     cfg: config.Synthesize
     synthesizer: Path
@@ -52,77 +58,123 @@ class Job:
 
 
 def synthesize(
-    job: Job, budget_tokens: int, folder: Path, workers: int = 1, progress: Progress = silent
+    job: Job,
+    budget_tokens: int,
+    folder: Path,
+    workers: int = 1,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Chunks in `folder/chunks` that together hold at least `budget_tokens`; returns counts.
 
     Raises BudgetError where almost everything sampled is dropped.
     """
     shards = Shards(folder / "chunks")
-    requests: Counter[str] = Counter()
-    kept_tokens = kept = sampled_tokens = prompt_tokens = chunks = 0
-    results = local.imap(_chunk_writer, (job, shards.folder), count(), workers)
-    for chunk, counts in enumerate(results):
-        chunks = chunk + 1
-        requests.update(counts["outputs"])
-        kept += counts["kept"]
-        kept_tokens += counts["tokens"]
-        sampled_tokens += counts["sampled_tokens"]
-        prompt_tokens += counts["prompt_tokens"]
-        progress(
-            min(1.0, kept_tokens / budget_tokens), f"{kept_tokens:,} of {budget_tokens:,} tokens"
-        )
-        if kept_tokens >= budget_tokens:
+    outputs: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    chunks = 0
+
+    # without an end: which chunk is the last shows only once its tokens are counted
+    results = local.imap(
+        _chunk_writer,
+        (job, shards.folder),
+        count(),
+        workers,
+    )
+    for counts in results:
+        chunks += 1
+        outputs.update(counts["outputs"])
+        for name in ("kept", "tokens", "sampled_tokens", "prompt_tokens"):
+            total[name] += counts[name]
+        done = min(1.0, total["tokens"] / budget_tokens)
+        progress(done, f"{total['tokens']:,} of {budget_tokens:,} tokens")
+        if total["tokens"] >= budget_tokens:
             break
-        if (
-            sampled_tokens > 20 * max(kept_tokens, 1)
-            and sum(requests.values()) >= 2 * job.cfg.chunk
-        ):
-            raise BudgetError(
-                f"synthesize: {kept:,} of {sum(requests.values()):,} outputs kept ({dict(requests)}); the synthesizer is not "
-                f"good enough for these rules: train base longer, or set synthesize.keep_unfinished=true"
-            )
+        _check_yield(job, outputs, total)
+    # chunks beyond the last one that workers have begun are of no use
     results.close()  # type: ignore[attr-defined]
     shards.close(chunks)
-    dropped = {reason: n for reason, n in sorted(requests.items()) if reason != "kept"}
+
+    dropped = {reason: n for reason, n in sorted(outputs.items()) if reason != KEPT}
     return {
-        "requests": sum(requests.values()), "kept": kept, "dropped": dropped, "tokens": kept_tokens,
-        "sampled_tokens": sampled_tokens, "prompt_tokens": prompt_tokens, "chunks": chunks,
-    }  # fmt: skip
+        "requests": outputs.total(),
+        "kept": total["kept"],
+        "dropped": dropped,
+        "tokens": total["tokens"],
+        "sampled_tokens": total["sampled_tokens"],
+        "prompt_tokens": total["prompt_tokens"],
+        "chunks": chunks,
+    }
+
+
+def _check_yield(
+    job: Job,
+    outputs: Counter[str],
+    total: Counter[str],
+) -> None:
+    """Raise BudgetError where almost everything is dropped: the budget would take for ever."""
+    requests = outputs.total()
+    wasted = total["sampled_tokens"] > 20 * max(total["tokens"], 1)
+    # two chunks at least: the first documents may be unlucky
+    if wasted and requests >= 2 * job.cfg.chunk:
+        raise BudgetError(
+            f"synthesize: {total['kept']:,} of {requests:,} outputs kept ({dict(outputs)}); "
+            f"the synthesizer is not good enough for these rules: train base longer, "
+            f"or set synthesize.keep_unfinished=true"
+        )
 
 
 def requests_of(
     job: Job, corpus: Tokens, tokenizer: tokenizers.Tokenizer, chunk: int
 ) -> Iterator[tuple[int, int, Request]]:
     """(d1, sample number, request) for every request of a chunk."""
-    for number in range(chunk * job.cfg.chunk, (chunk + 1) * job.cfg.chunk):
-        sample, place = divmod(number, job.docs)
-        d1 = int(_order(job.seed, sample, job.docs)[place])
+    d1_tokens = d1_room(job.window, job.d1_share)
+    first = chunk * job.cfg.chunk
+    for number in range(first, first + job.cfg.chunk):
+        sample, index = divmod(number, job.docs)
+        d1 = int(_order(job.seed, sample, job.docs)[index])
         prompt = [tokenizer.end]
         if job.conditional:
-            prompt += [
-                *corpus[d1][:-1][: d1_room(job.window, job.d1_share)].tolist(),
-                tokenizer.separator,
-            ]
+            # as in tuning: end + d1, cut to its share of the window, + separator
+            document = corpus[d1][:-1]
+            prompt += [*document[:d1_tokens].tolist(), tokenizer.separator]
         room = job.window - len(prompt)
-        seed = hashlib.blake2b(f"{job.seed} {d1} {sample}".encode(), digest_size=8).digest()
-        limit = min(room, job.cfg.max_tokens or room)
-        yield d1, sample, Request(tuple(prompt), int.from_bytes(seed, "little"), limit)
+        yield (
+            d1,
+            sample,
+            Request(
+                prompt=tuple(prompt),
+                seed=_seed(job.seed, d1, sample),
+                max_tokens=min(room, job.cfg.max_tokens or room),
+            ),
+        )
+
+
+def _seed(seed: int, d1: int, sample: int) -> int:
+    """The same for this d1 and sample in whatever chunk, worker or batch it comes up."""
+    name = f"{seed} {d1} {sample}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
 
 
 def verdict(result: Result, cfg: config.Synthesize) -> str:
     """Why an output is dropped, or "kept"."""
+    # in this order: an output is counted under the first reason that holds
     if len(result.tokens) < cfg.min_tokens:
         return "empty"
     if result.finish == "length" and not cfg.keep_unfinished:
         return "unfinished"
     if ngrams.repeated_share(np.array(result.tokens), 8) > cfg.max_loop_share:
         return "looping"
-    return "kept"
+    return KEPT
 
 
-def _chunk_writer(job: Job, folder: Path) -> Callable[[int], dict[str, Any]]:
-    """A worker: chunk number -> counts of the committed chunk. The model is loaded when first needed."""
+def _chunk_writer(
+    job: Job,
+    folder: Path,
+) -> Callable[[int], dict[str, Any]]:
+    """A worker: chunk number -> counts of the committed chunk.
+
+    The model is loaded when first needed.
+    """
     shards = Shards(folder)
     loaded: list[Any] = []
 
@@ -146,36 +198,66 @@ def _write_chunk(
     tokenizer: tokenizers.Tokenizer,
     corpus: Tokens,
 ) -> dict[str, Any]:
-    asked = list(requests_of(job, corpus, tokenizer, chunk))
-    results = engine.sample([request for _, _, request in asked])
-    if strange := {t for r in results for t in r.tokens} - (tokenizer.ids() - {tokenizer.end}):
-        raise SamplingError(
-            f"synthesize: the sampler gave token {min(strange)}, which cannot stand in a document of this tokenizer; does "
-            f"it run this synthesizer ({job.synthesizer})?"
-        )
-    reasons = [verdict(r, job.cfg) for r in results]
-    rows = {
-        "d1": [d1 for d1, _, _ in asked],
-        "sample": [sample for _, sample, _ in asked],
-        "finish": [r.finish for r in results],
-        "verdict": reasons,
-        "tokens": [len(r.tokens) for r in results],
-        "mean_logprob": [r.logprob / (len(r.tokens) + (r.finish == "end") or 1) for r in results],
-        "text": [tokenizer.decode(r.tokens) for r in results],
-    }
-    pq.write_table(pa.table(rows), out / "synthetic.parquet", compression="zstd")
-    kept = [
-        [*r.tokens, tokenizer.end]
-        for r, reason in zip(results, reasons, strict=True)
-        if reason == "kept"
-    ]
-    written = tokens.write(out, kept, tokenizer.vocab_size)
-    sampled = sum(len(r.tokens) for r in results)
-    outputs = dict(Counter(reasons))
-    read = sum(len(request.prompt) for _, _, request in asked)
+    """Sample a chunk and write it to `out`: all outputs as rows, those kept as tokens too."""
+    d1s, samples, requests = zip(
+        *requests_of(
+            job,
+            corpus,
+            tokenizer,
+            chunk,
+        ),
+        strict=True,
+    )
+    results = engine.sample(list(requests))
+    _check_tokens(job, results, tokenizer)
+
+    reasons = [verdict(result, job.cfg) for result in results]
+    mean_logprobs = []
+    kept = []
+    for result, reason in zip(results, reasons, strict=True):
+        # where it ended by itself, its end was sampled too; 1 where nothing was
+        sampled = len(result.tokens) + (result.finish == "end")
+        mean_logprobs.append(result.logprob / (sampled or 1))
+        if reason == KEPT:
+            kept.append([*result.tokens, tokenizer.end])
+
+    table = pa.table(
+        {
+            "d1": d1s,
+            "sample": samples,
+            "finish": [result.finish for result in results],
+            "verdict": reasons,
+            "tokens": [len(result.tokens) for result in results],
+            "mean_logprob": mean_logprobs,
+            "text": [tokenizer.decode(result.tokens) for result in results],
+        }
+    )
+    pq.write_table(table, out / FILE, compression="zstd")
     return {
-        "outputs": outputs, "kept": len(kept), "tokens": written, "sampled_tokens": sampled, "prompt_tokens": read,
-    }  # fmt: skip
+        "outputs": dict(Counter(reasons)),
+        "kept": len(kept),
+        "tokens": tokens.write(out, kept, tokenizer.vocab_size),
+        "sampled_tokens": sum(len(result.tokens) for result in results),
+        "prompt_tokens": sum(len(request.prompt) for request in requests),
+    }
+
+
+def _check_tokens(
+    job: Job,
+    results: list[Result],
+    tokenizer: tokenizers.Tokenizer,
+) -> None:
+    """Raise SamplingError for tokens that no document of this tokenizer holds: a server may run
+    another model."""
+    sampled = set()
+    for result in results:
+        sampled.update(result.tokens)
+    strange = sampled - (tokenizer.ids() - {tokenizer.end})
+    if strange:
+        raise SamplingError(
+            f"synthesize: the sampler gave token {min(strange)}, which cannot stand in a document "
+            f"of this tokenizer; does it run this synthesizer ({job.synthesizer})?"
+        )
 
 
 @lru_cache(maxsize=2)

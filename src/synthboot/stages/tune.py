@@ -1,14 +1,15 @@
 """Tune the synthesizer p(d2|d1) on pairs, from base's best-validation checkpoint.
 
-Rows are end + d1 + separator + d2 + end with the loss on d2 and its end only, packed without one pair seeing another.
-Pairs whose d2 is a validation document, which neither base nor tune has seen, decide when to stop; the best is kept. Base
-itself, which has never seen the separator, is measured first but cannot be the best.
-The report gives the log-likelihood of held-out d2 given its d1, given a random d1, and given nothing: the gap is the proof
-that the relation was learned.
+Rows are end + d1 + separator + d2 + end with the loss on d2 and its end only, packed without one
+pair seeing another. Pairs whose d2 is a validation document, which neither base nor tune has seen,
+decide when to stop; the best is kept. Base itself, which has never seen the separator, is measured
+first but cannot be the best. The report gives the log-likelihood of held-out d2 given its d1, given
+a random d1, and given nothing: the gap shows that the relation was learned.
 
 Without `start` it is tuned from fresh weights: the control that asks what base is worth.
 
-Source: arXiv:2509.15248, theta = argmax sum log p(d2|d1). Deviation: separator, batch, schedule and stopping rule are ours.
+Source: arXiv:2509.15248, theta = argmax sum log p(d2|d1). Deviation: separator, batch, schedule and
+stopping rule are ours.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ from synthboot.lm.train import Curve, Settings, train
 
 @dataclass(frozen=True)
 class Tuned:
-    """The tuning curve, the proof (nats per token of held-out d2 by condition), the cost, and the pairs whose loss the
-    curve has: d1, validation document d2, tokens of it that are scored."""
+    """The tuning curve, `conditioning` (nats per token of held-out d2 by condition), and the cost.
+
+    `stopped_by` are the pairs whose loss the curve has: d1, validation document d2, tokens of it
+    that are scored.
+    """
 
     curve: Curve
     conditioning: dict[str, dict[str, float]]
@@ -46,31 +50,29 @@ class Tuned:
 
 
 def tune(
-    cfg: config.Config, start: Path | None, pairs: Pairs, corpus: Tokens, validation: Tokens, tokenizer: Tokenizer,
-    folder: Path, progress: Progress = silent,
-) -> Tuned:  # fmt: skip
-    """The synthesizer, its best checkpoint in `folder/best`. `start` is base's best checkpoint, if any.
+    cfg: config.Config,
+    start: Path | None,
+    pairs: Pairs,
+    corpus: Tokens,
+    validation: Tokens,
+    tokenizer: Tokenizer,
+    folder: Path,
+    progress: Progress = silent,
+) -> Tuned:
+    """The synthesizer, its best checkpoint in `folder/best`.
+
+    `start` is base's best checkpoint, if any.
 
     Raises DataError where there are no pairs to stop by.
     """
-    train_pairs = pairs.only(TRAIN)
     stopping = _Held(pairs.only(VALIDATION), corpus, validation, cfg, tokenizer)
     if not len(stopping):
         raise DataError(
-            "tune: no validation document has a neighbour above min_similarity, so nothing says when to stop; lower "
-            "pair.min_similarity or raise corpus.validation_docs"
+            "tune: no validation document has a neighbour above min_similarity, so nothing says "
+            "when to stop; lower pair.min_similarity or raise corpus.validation_docs"
         )
-    settings, plan = _plan(cfg, train_pairs, corpus, tokenizer)
-
-    def origin() -> Any:
-        found = (
-            models.build(cfg.model, tokenizer.vocab_size, cfg.seed)
-            if start is None
-            else models.load(start)
-        )
-        return found.to(models.device(cfg.engine.device))
-
-    model = origin()
+    settings, plan = _plan(cfg, pairs.only(TRAIN), corpus, tokenizer)
+    model = _origin(cfg, start, tokenizer)
     curve = train(
         model,
         plan,
@@ -81,70 +83,132 @@ def tune(
         progress,
         place_of(cfg, folder),
     )
+
     progress(1.0, "measuring held-out pairs")
-    seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer)
     best = models.load(folder / "best").to(next(model.parameters()).device)
-    held = {"unseen": stopping, "seen_by_base": seen}
-    conditioning = {name: h.conditioning(best, origin()) for name, h in held.items() if len(h)}
+    seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer)
+    conditioning = {}
+    for name, held in (("unseen", stopping), ("seen_by_base", seen)):
+        if len(held):
+            conditioning[name] = held.conditioning(best, _origin(cfg, start, tokenizer))
+
     tokens = curve.step * plan.batch_tokens
+    row_tokens = plan.rows_per_epoch() * plan.seq_len
     forward = models.flops_per_token(model, cfg.model.seq_len)
-    rows = plan.rows_per_epoch()
-    padding = 1 - float(plan.lengths.sum()) / (rows * plan.seq_len)
-    flops = 3 * forward * tokens + forward * stopping.num_tokens * len(curve.validation)
-    return Tuned(curve, conditioning, tokens, padding, flops, stopping.numbers)
+    # a step costs three forward passes, an evaluation one
+    evaluated = stopping.num_tokens * len(curve.validation)
+    return Tuned(
+        curve=curve,
+        conditioning=conditioning,
+        tokens=tokens,
+        padding_share=1 - float(plan.lengths.sum()) / row_tokens,
+        flops=3 * forward * tokens + forward * evaluated,
+        stopped_by=stopping.numbers,
+    )
+
+
+def _origin(
+    cfg: config.Config,
+    start: Path | None,
+    tokenizer: Tokenizer,
+) -> Any:
+    """The model that tuning starts from: base, or fresh weights."""
+    if start is None:
+        model = models.build(cfg.model, tokenizer.vocab_size, cfg.seed)
+    else:
+        model = models.load(start)
+    return model.to(models.device(cfg.engine.device))
 
 
 def _plan(
     cfg: config.Config, pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer
 ) -> tuple[Settings, PairPlan]:
+    """How to tune, and on what: as many rows as `max_epochs` and `max_tokens` allow."""
+    tune = cfg.tune
+
     def plan(tokens: int) -> PairPlan:
         return PairPlan(
-            corpus, pairs.d1.tolist(), pairs.d2.tolist(), seq_len=cfg.model.seq_len,
-            d1_share=cfg.tune.d1_share, batch_tokens=cfg.tune.batch_tokens,
-            tokens=tokens, seed=cfg.seed, end=tokenizer.end, separator=tokenizer.separator,
-        )  # fmt: skip
+            corpus,
+            pairs.d1.tolist(),
+            pairs.d2.tolist(),
+            seq_len=cfg.model.seq_len,
+            d1_share=tune.d1_share,
+            batch_tokens=tune.batch_tokens,
+            tokens=tokens,
+            seed=cfg.seed,
+            end=tokenizer.end,
+            separator=tokenizer.separator,
+        )
 
-    one_epoch = plan(1).rows_per_epoch() * cfg.model.seq_len
-    wanted = int(cfg.tune.max_epochs * one_epoch)
-    packed = plan(min(wanted, cfg.tune.max_tokens or wanted))
-    evals = {round(packed.steps * i / cfg.tune.evals) for i in range(cfg.tune.evals + 1)}
+    # how many rows an epoch takes shows only once its pairs are packed
+    epoch_tokens = plan(1).rows_per_epoch() * cfg.model.seq_len
+    wanted = int(tune.max_epochs * epoch_tokens)
+    packed = plan(min(wanted, tune.max_tokens or wanted))
+
+    # a set: with few steps several evaluations fall on one
+    evals = {round(packed.steps * i / tune.evals) for i in range(tune.evals + 1)}
     settings = Settings(
-        lr=cfg.tune.lr,
-        weight_decay=cfg.tune.weight_decay,
+        lr=tune.lr,
+        weight_decay=tune.weight_decay,
         warmup_steps=max(1, min(packed.steps // 10, 100)),
         eval_steps=tuple(sorted(evals)),
-        patience=cfg.tune.patience,
+        patience=tune.patience,
         precision=cfg.optim.precision,
     )
     return settings, packed
 
 
 class _Held:
-    """Held-out pairs, one d1 for each d2, spread over the similarities; d2 cut to what the window always
-    has room for, so that every condition is scored on the same tokens."""
+    """Held-out pairs, one d1 for each d2, spread over the similarities.
+
+    d2 is cut to what the window always has room for, so that every condition is scored on the same
+    tokens.
+    """
 
     def __init__(
-        self, pairs: Pairs, first: Tokens, second: Tokens, cfg: config.Config, tokenizer: Tokenizer
+        self,
+        pairs: Pairs,
+        first: Tokens,
+        second: Tokens,
+        cfg: config.Config,
+        tokenizer: Tokenizer,
     ) -> None:
+        self.window = cfg.model.seq_len
+        self.share = cfg.tune.d1_share
+        self.tokenizer = tokenizer
+
+        # pairs come most similar first, so the first of a d2 is its best
         _, once = np.unique(pairs.d2, return_index=True)
         chosen = np.sort(once)
         if len(chosen) > cfg.tune.eval_pairs:
-            chosen = chosen[np.linspace(0, len(chosen) - 1, cfg.tune.eval_pairs).astype(int)]
-        room = cfg.model.seq_len - 1 - d1_room(cfg.model.seq_len, cfg.tune.d1_share)
-        self.window, self.share, self.tokenizer = cfg.model.seq_len, cfg.tune.d1_share, tokenizer
-        self.d1 = [first[int(i)] for i in pairs.d1[chosen]]
-        self.d2 = [second[int(i)][:room] for i in pairs.d2[chosen]]
-        sizes = [len(d) for d in self.d2]
+            spread = np.linspace(0, len(chosen) - 1, cfg.tune.eval_pairs).astype(int)
+            chosen = chosen[spread]
+
+        room = self.window - 1 - d1_room(self.window, self.share)
+        d1 = pairs.d1[chosen].tolist()
+        d2 = pairs.d2[chosen].tolist()
+        self.d1 = [first[doc] for doc in d1]
+        self.d2 = [second[doc][:room] for doc in d2]
         self.numbers = list(
-            zip(pairs.d1[chosen].tolist(), pairs.d2[chosen].tolist(), sizes, strict=True)
+            zip(
+                d1,
+                d2,
+                map(len, self.d2),
+                strict=True,
+            )
         )
-        cut = [
-            cut_pair(len(a) - 1, len(b), self.window, self.share)
-            for a, b in zip(self.d1, self.d2, strict=True)
-        ]
-        self.num_tokens = sum(1 + a + b for a, b in cut)  # fed to the model for one loss
         others = np.random.default_rng([cfg.seed, 5]).integers(0, len(first), len(chosen))
-        self.random = [first[int(i)] for i in others]
+        self.random = [first[int(doc)] for doc in others]
+
+        self.num_tokens = 0  # fed to the model for one loss
+        for a, b in zip(self.d1, self.d2, strict=True):
+            d1_tokens, d2_tokens = cut_pair(
+                len(a) - 1,
+                len(b),
+                self.window,
+                self.share,
+            )
+            self.num_tokens += 1 + d1_tokens + d2_tokens
 
     def __len__(self) -> int:
         return len(self.d2)
@@ -153,20 +217,38 @@ class _Held:
         """Nats per token of d2 given its d1."""
         return self._score(model, self.d1)
 
-    def conditioning(self, model: Any, origin: Any) -> dict[str, float]:
-        """Nats per token of d2 under each condition; `base` is the model that tuning started from, without d1."""
+    def conditioning(
+        self,
+        model: Any,
+        origin: Any,
+    ) -> dict[str, float]:
+        """Nats per token of d2 under each condition; `base` is the model that tuning started from,
+        without d1."""
         nothing = [np.array([self.tokenizer.end])] * len(self)
+        # base has never seen the separator: without one, d2 is a document like any other
         alone = score.pairs(
             origin, nothing, self.d2, self.window, self.share, self.tokenizer.end, None
-        ).mean
+        )
         return {
             "given_d1": self.loss(model),
             "given_random_d1": self._score(model, self.random),
             "given_nothing": self._score(model, nothing),
-            "base": alone,
+            "base": alone.mean,
             "pairs": len(self),
         }
 
-    def _score(self, model: Any, d1: list[np.ndarray]) -> float:
-        special = (self.tokenizer.end, self.tokenizer.separator)
-        return score.pairs(model, d1, self.d2, self.window, self.share, *special).mean
+    def _score(
+        self,
+        model: Any,
+        d1: list[np.ndarray],
+    ) -> float:
+        scores = score.pairs(
+            model,
+            d1,
+            self.d2,
+            self.window,
+            self.share,
+            self.tokenizer.end,
+            self.tokenizer.separator,
+        )
+        return scores.mean

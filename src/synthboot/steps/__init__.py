@@ -1,7 +1,8 @@
-"""From artifacts to values to artifacts: for every stage, what it reads, how it is called, and what it leaves.
+"""From artifacts to values to artifacts: for every stage, what it reads, how it is called, and what
+it leaves.
 
-A step gets a Context, calls the stage's one function and returns (counts, cost). It runs in a process of its own; steps
-know folders, stages do not know each other.
+A step gets a Context, calls the stage's one function and returns (counts, cost). It runs in a
+process of its own; steps know folders, stages do not know each other.
 """
 
 from synthboot.steps import make, measure
@@ -9,9 +10,16 @@ from synthboot.steps.context import Context, Step
 from synthboot.steps.measure import gather
 
 STEPS: dict[str, Step] = {
-    "corpus": make.corpus, "embed": make.embed, "pair": make.pair, "base": make.base, "tune": make.tune,
-    "synthesize": make.synthesize, "pretrain": make.pretrain, "evaluate": measure.evaluate, "analyze": measure.analyze,
+    "corpus": make.corpus,
+    "embed": make.embed,
+    "pair": make.pair,
+    "base": make.base,
+    "tune": make.tune,
+    "synthesize": make.synthesize,
+    "pretrain": make.pretrain,
+    "evaluate": measure.evaluate,
+    "analyze": measure.analyze,
     "report": measure.report,
-}  # fmt: skip
+}
 
 __all__ = ["STEPS", "Context", "gather"]

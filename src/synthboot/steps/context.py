@@ -19,9 +19,12 @@ from synthboot.data.tokens import Tokens
 
 @dataclass(frozen=True)
 class Context:
-    """What a step works with: the settings that its stage declares, its folder, its parents' folders by role, the files from
-    outside that its artifact is known by, and where in the recipe it stands. `ready`: a trial of its sweep is this model
-    already."""
+    """What a step works with: the settings that its stage declares, its folder, its parents'
+    folders by role, and where in the recipe it stands.
+
+    `outside` names and hashes the files from outside that its artifact is known by; `ready` says
+    that a trial of its sweep is this model already.
+    """
 
     cfg: config.Config
     folder: Path
@@ -43,7 +46,8 @@ class Context:
         return tokenizers.load(self.parents["corpus"] / "tokenizer")
 
     def tokens(self, name: str) -> Tokens:
-        """The tokens of a set: `pool`, `validation`, `test`, or `pretrain` (D_pretrain, the head of the pool)."""
+        """The tokens of a set: `pool`, `validation`, `test`, or `pretrain` (D_pretrain, the head of
+        the pool)."""
         if name == "pretrain":
             return self.tokens("pool").head(self.pretrain_docs)
         return Tokens.open(Shards(self.parents["corpus"] / name))
@@ -59,20 +63,26 @@ Step = Callable[[Context], Outcome]
 
 
 def conditional(role: str) -> bool:
-    """Whether an S_pretrain, by its variant or `synthesize/VARIANT`, was written from d1; in later rounds too."""
+    """Whether an S_pretrain, by its variant or `synthesize/VARIANT`, was written from d1; in later
+    rounds too."""
     return not role.rpartition("/")[2].startswith("unconditional")
 
 
 def upstream_flops(c: Context) -> float:
-    """What the units that this one reads have cost, and those above them, but for corpus and base: what an arm of
-    `match: flops` pays for beside its own training."""
-    found = [read_manifest(folder) for folder in c.parents.values()]
-    paid = [m for m in found if m is not None and m.stage in ("embed", "pair", "tune")]
-    return float(sum(m.cost.get("flops", 0.0) + m.counts.get("upstream_flops", 0.0) for m in paid))
+    """What the units that this one reads have cost, and those above them, but for corpus and base:
+    what an arm of `match: flops` pays for beside its own training."""
+    flops = 0.0
+    for folder in c.parents.values():
+        manifest = read_manifest(folder)
+        if manifest is not None and manifest.stage in ("embed", "pair", "tune"):
+            flops += manifest.cost.get("flops", 0.0) + manifest.counts.get("upstream_flops", 0.0)
+    return flops
 
 
 def embedded(folder: Path, name: str) -> np.ndarray:
-    """The float16 vectors of `pool` (the documents of D_pretrain) or `validation` in an embed artifact."""
-    return np.concatenate(
-        [np.load(shard / "vectors.npy", allow_pickle=False) for shard in Shards(folder / name)]
-    )
+    """The float16 vectors of `pool` (the documents of D_pretrain) or `validation` in an embed
+    artifact."""
+    vectors = []
+    for shard in Shards(folder / name):
+        vectors.append(np.load(shard / "vectors.npy", allow_pickle=False))
+    return np.concatenate(vectors)  # (doc, dim)

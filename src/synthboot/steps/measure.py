@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from synthboot.data.disk import (
     write_json,
 )
 from synthboot.data.pairs import TRAIN, Pairs
+from synthboot.data.synthetic import Sample, Synthetic
 from synthboot.data.tokens import Tokens
 from synthboot.data.worlds import PARTS
 from synthboot.engine import local
@@ -31,247 +32,525 @@ from synthboot.errors import ConfigError
 from synthboot.steps import worlds
 from synthboot.steps.context import Context, Outcome, conditional, embedded
 
+Model = tuple[str, int]
+"""An arm and a seed."""
+
 Losses = dict[tuple[str, str], list[np.ndarray]]
+"""By checkpoint and arm, for every seed: (test document, part of it), summed nats."""
+
 Answers = dict[str, dict[str, list[np.ndarray]]]
-_SCORES, _LOOKS, _ASKED, _SCORING = (
-    ".scores",
-    "looks.json",
-    "asked ",
-    1,
-)  # the last changes when scoring does
+"""By task of lm-eval ("" for ours) and arm, for every seed: (item, measure)."""
+
+_Asked = tuple[str, tasks.Item]
+"""The name of a task and a question of it."""
+
+_SCORES = ".scores"
+_LOOKS = "looks.json"
+_ASKED = "asked "
+_SCORING = 1  # changes when scoring does
 
 
 def evaluate(c: Context) -> Outcome:
-    """Holdout losses of both checkpoints of every model, answers to questions at the one that the verdict is about, and what
-    they show."""
+    """Test losses of both checkpoints of every model, answers to questions at the one that the
+    verdict is about, and what they show."""
+    from synthboot.stages import evaluate as stage
+    from synthboot.stages.corpus import read_texts
+
+    trained = _models(c)
+    ledgers: dict[str, dict[int, Any]] = {}
+    for (arm, seed), folder in trained.items():
+        ledgers.setdefault(arm, {})[seed] = read_json(folder / "ledger.json")
+    # before anything is scored: what may not be compared need not be
+    stage.compare_ledgers(ledgers)
+
+    test_set = list(read_texts(c.parents["corpus"], "test"))
+    groups = _groups(c, test_set)
+    items, items_by_task = _questions(c)
+    job = _job(c, test_set, items)
+    rows, losses, answers = _scored(c, job, trained)
+
+    result: dict[str, Any] = {
+        "checkpoint": c.cfg.evaluate.checkpoint,
+        "ledgers": ledgers,
+        "asked": items_by_task,
+    }
+    result |= _compared(c, trained, ledgers, losses, test_set, groups)
+    result["questions"] = _answered(c, items, answers)
+    result |= _of_world(c, losses, test_set, groups)
+    result["sweeps"] = _sweeps(c, trained, ledgers)
+
+    _save_rows(rows, c.folder / "losses.parquet")
+    write_json(c.folder / "evaluate.json", result)
+
+    # every row is one document read by one model; a model reads the whole test set
+    test_tokens = c.tokens("test").num_tokens
+    cost = {"tokens": len(rows) // len(test_set) * test_tokens}
+    return {
+        "models": len(trained),
+        "docs": len(test_set),
+        "items": len(items),
+    }, cost
+
+
+def _models(c: Context) -> dict[Model, Path]:
+    """The folder of every trained model."""
+    trained = {}
+    for role, folder in c.parents.items():
+        if (folder / "ledger.json").exists():
+            trained[_arm_seed(role)] = folder
+    return trained
+
+
+def _groups(
+    c: Context,
+    test_set: Sequence[documents.Document],
+) -> list[str]:
+    """The group of each test document; none where no field is named.
+
+    Raises ConfigError where no document has the field.
+    """
+    field = c.cfg.evaluate.group_field
+    if not field:
+        return []
+    groups = [str(document.metadata.get(field, "")) for document in test_set]
+    if groups and not any(groups):
+        raise ConfigError(f"evaluate.group_field: no test document has a field {field!r}")
+    return groups
+
+
+def _job(
+    c: Context,
+    test_set: Sequence[documents.Document],
+    items: Sequence[_Asked],
+) -> Any:
+    """What scoring needs; questions and parts are written to files that workers read."""
+    from synthboot.stages.evaluate import Job
+
+    cfg = c.cfg.evaluate
+    corpus = c.parents["corpus"]
+    of_world = _is_world(c)
+
+    questions = c.folder / "questions.jsonl"
+    lines = [
+        json.dumps(
+            {
+                "task": task,
+                **asdict(item),
+            }
+        )
+        + "\n"
+        for task, item in items
+    ]
+    questions.write_text("".join(lines), "utf-8")
+
+    parts = c.folder / "parts.npy"
+    if of_world:
+        save_array(parts, worlds.parts(c, test_set))
+    else:
+        # a document of the user's is one part
+        save_array(parts, np.zeros(c.tokens("test").num_tokens, np.uint8))
+
+    harness = []
+    for name in tasks.names(cfg):
+        if name.startswith(tasks.LM_EVAL):
+            harness.append(name.removeprefix(tasks.LM_EVAL))
+
+    return Job(
+        tokenizer=corpus / "tokenizer",
+        test_set=tuple(Shards(corpus / "test")),
+        window=c.cfg.model.seq_len,
+        device=c.cfg.engine.device,
+        items=questions,
+        parts=parts,
+        kinds=len(PARTS) if of_world else 1,
+        harness=tuple(harness),
+        include=cfg.task_folder,
+    )
+
+
+def _compared(
+    c: Context,
+    trained: Mapping[Model, Path],
+    ledgers: dict[str, dict[int, Any]],
+    losses: Losses,
+    test_set: Sequence[documents.Document],
+    groups: Sequence[str],
+) -> dict[str, Any]:
+    """Every arm against repetition, at both checkpoints, and the verdict at the chosen one."""
+    from synthboot.stages import evaluate as stage
+
+    cfg = c.cfg.evaluate
+    tokens = c.tokens("test").lengths
+    size_bytes = np.array([len(document.text.encode()) for document in test_set])
+    seeds = list(ledgers["repetition"])
+    looks = _looks(c, trained["repetition", seeds[0]], len(seeds))
+
+    result: dict[str, Any] = {}
+    for checkpoint in ("best", "last"):
+        by_arm = {}
+        for arm in ledgers:
+            # (seed, doc, part) -> (seed, doc)
+            by_arm[arm] = np.stack(losses[checkpoint, arm]).sum(2)
+        result[checkpoint] = stage.evaluate(
+            by_arm, tokens, size_bytes, c.cfg.arms, cfg, groups, looks
+        )
+
+    chosen = result[cfg.checkpoint]
+    result["verdict"] = chosen["verdict"]
+    result["efficiency"] = _efficiency(c, ledgers, chosen["arms"])
+    return result
+
+
+def _looks(
+    c: Context,
+    first_model: Path,
+    seeds: int,
+) -> list[int]:
+    """The numbers of seeds at which this experiment has been evaluated, this one last.
+
+    They are kept beside the artifacts, since to look again is to try again, whatever became of the
+    first look. Another base is another experiment.
+    """
+    path = c.folder.parent / _LOOKS
+    base = read_manifest(first_model)
+    assert base is not None
+    all_looks = read_json(path) if path.exists() else {}
+    looks = sorted({*all_looks.get(base.fingerprint, []), seeds})
+    write_json(path, {**all_looks, base.fingerprint: looks})
+    return [n for n in looks if n < seeds] + [seeds]
+
+
+def _answered(
+    c: Context,
+    items: Sequence[_Asked],
+    answers: Answers,
+) -> dict[str, Any]:
+    """The figures of every task, ours and those of lm-eval."""
+    from synthboot.stages import evaluate as stage
+
+    result: dict[str, Any] = {}
+    for harness_task, by_arm in answers.items():
+        stacked = {arm: np.stack(of_seeds) for arm, of_seeds in by_arm.items()}
+        count = next(iter(stacked.values())).shape[1]  # (seed, item, measure)
+        if not count:
+            continue
+        if harness_task:
+            names = [tasks.LM_EVAL + harness_task] * count
+            groups = [""] * count  # lm-eval does not say of an item to which group it belongs
+        else:
+            names = [task for task, _ in items]
+            groups = [item.group for _, item in items]
+        result |= stage.answered(stacked, names, groups, c.cfg.evaluate)
+    return result
+
+
+def _of_world(
+    c: Context,
+    losses: Losses,
+    test_set: Sequence[documents.Document],
+    groups: Sequence[str],
+) -> dict[str, Any]:
+    """For a generated world: the losses by part of a document, and the least losses there are."""
+    from synthboot.stages import evaluate as stage
+
+    if not _is_world(c):
+        return {"world": None}
+    cfg = c.cfg.evaluate
+    by_arm = {}
+    for checkpoint, arm in losses:
+        if checkpoint == cfg.checkpoint:
+            by_arm[arm] = np.stack(losses[checkpoint, arm])  # (seed, doc, part)
+    return {
+        "parts": stage.parted(by_arm, PARTS, groups, cfg),
+        "world": worlds.bounds(
+            c,
+            test_set,
+            c.tokens("test").lengths,
+            groups,
+        ),
+    }
+
+
+def _is_world(c: Context) -> bool:
+    return c.cfg.corpus.source == documents.WORLD
+
+
+def _sweeps(
+    c: Context,
+    trained: Mapping[Model, Path],
+    ledgers: Mapping[str, Mapping[int, Any]],
+) -> dict[str, Any]:
+    """What the trials of every arm with a sweep reached; the first seed has the record."""
+    found = {}
+    for arm, seeds in ledgers.items():
+        if c.cfg.arms[arm].sweep:
+            first = next(iter(seeds))
+            found[arm] = read_json(trained[arm, first] / "sweep.json")
+    return found
+
+
+def _save_rows(
+    rows: list[dict[str, Any]],
+    path: Path,
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from synthboot.stages import evaluate as stage
-    from synthboot.stages.corpus import read_texts
-    from synthboot.stages.pretrain import compare_ledgers
-
-    cfg, corpus = c.cfg.evaluate, c.parents["corpus"]
-    trained = {
-        _arm_seed(role): path for role, path in c.parents.items() if (path / "ledger.json").exists()
-    }
-    ledgers: dict[str, dict[int, Any]] = {}
-    for (arm, seed), path in trained.items():
-        ledgers.setdefault(arm, {})[seed] = read_json(path / "ledger.json")
-    compare_ledgers(ledgers)
-    asked, told = _questions(c)
-    items = c.folder / "questions.jsonl"
-    items.write_text(
-        "".join(json.dumps({"task": task, **asdict(item)}) + "\n" for task, item in asked), "utf-8"
-    )
-    harness = tuple(
-        n.removeprefix(tasks.LM_EVAL) for n in tasks.names(cfg) if n.startswith(tasks.LM_EVAL)
-    )
-    texts, tokens = list(read_texts(corpus, "test")), c.tokens("test").lengths
-    of_world = c.cfg.corpus.source == documents.WORLD
-    parts = c.folder / "parts.npy"
-    save_array(parts, worlds.parts(c, texts) if of_world else np.zeros(int(tokens.sum()), np.uint8))
-    job = stage.Job(
-        corpus / "tokenizer", tuple(Shards(corpus / "test")), c.cfg.model.seq_len, c.cfg.engine.device, items, parts,
-        len(PARTS) if of_world else 1, harness, cfg.task_folder,
-    )  # fmt: skip
-    rows, losses, answers = _scored(c, job, trained)
-    size = np.array([len(d.text.encode()) for d in texts])
-    groups = [str(d.metadata.get(cfg.group_field, "")) for d in texts] if cfg.group_field else []
-    if groups and not any(groups):
-        raise ConfigError(f"evaluate.group_field: no test document has a field {cfg.group_field!r}")
-    result: dict[str, Any] = {"checkpoint": cfg.checkpoint, "ledgers": ledgers, "asked": told}
-    seeds = list(ledgers["repetition"])
-    looks = _looks(c, trained["repetition", seeds[0]], len(seeds))
-    for kind in ("best", "last"):
-        stacked = {arm: np.stack(losses[kind, arm]).sum(2) for arm in ledgers}
-        result[kind] = stage.evaluate(stacked, tokens, size, c.cfg.arms, cfg, groups, looks)
-    result["verdict"] = result[cfg.checkpoint]["verdict"]
-    result["efficiency"] = _efficiency(c, ledgers, result[cfg.checkpoint]["arms"])
-    result["questions"] = {}
-    for task, by_arm in answers.items():
-        stacked = {arm: np.stack(some) for arm, some in by_arm.items()}
-        count = next(iter(stacked.values())).shape[1]
-        named = [name for name, _ in asked] if not task else [tasks.LM_EVAL + task] * count
-        grouped = [item.group for _, item in asked] if not task else [""] * count
-        result["questions"] |= stage.answered(stacked, named, grouped, cfg) if count else {}
-    if of_world:
-        shown = {arm: np.stack(losses[cfg.checkpoint, arm]) for arm in ledgers}
-        result["parts"] = stage.parted(shown, PARTS, groups, cfg)
-    result["world"] = worlds.bounds(c, texts, tokens, groups) if of_world else None
-    result["sweeps"] = {
-        arm: read_json(trained[arm, next(iter(ledgers[arm]))] / "sweep.json")
-        for arm in ledgers
-        if c.cfg.arms[arm].sweep
-    }
-    pq.write_table(pa.Table.from_pylist(rows), c.folder / "losses.parquet", compression="zstd")
-    write_json(c.folder / "evaluate.json", result)
-    return {"models": len(trained), "docs": len(tokens), "items": len(asked)}, {
-        "tokens": len(rows) // len(tokens) * int(tokens.sum())
-    }
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
 
 
-def _looks(c: Context, first_model: Path, seeds: int) -> list[int]:
-    """The numbers of seeds at which this experiment has been evaluated, this one last; kept beside the artifacts, since
-    to look again is to try again, whatever became of the first look. Another base is another experiment."""
-    kept = c.folder.parent / _LOOKS
-    base = read_manifest(first_model)
-    assert base is not None
-    known = read_json(kept) if kept.exists() else {}
-    mine = sorted({*known.get(base.fingerprint, []), seeds})
-    write_json(kept, {**known, base.fingerprint: mine})
-    return [n for n in mine if n < seeds] + [seeds]
+@dataclass(frozen=True)
+class _Scoring:
+    """One checkpoint to score, or scored: `shown` are the checkpoints that its scores stand for,
+    `asking` whether it is asked questions too, `kept` where its scores are kept."""
+
+    arm: str
+    seed: int
+    checkpoint: str
+    path: Path
+    shown: tuple[str, ...]
+    asking: bool
+    kept: Path
 
 
 def _scored(
-    c: Context, job: Any, trained: dict[tuple[str, int], Path]
+    c: Context, job: Any, trained: Mapping[Model, Path]
 ) -> tuple[list[dict[str, Any]], Losses, Answers]:
-    """A row for every model, checkpoint and test document; the same as arrays; and the answers, by task of lm-eval, ""
-    for ours."""
-    from synthboot.stages.evaluate import scorer
+    """A row for every model, checkpoint and test document; the same as arrays; and the answers."""
+    scorings = _scorings(c, job, trained)
+    _score_missing(c, job, scorings)
 
-    cfg = c.cfg.evaluate
-    todo = [
-        (key, kind)
-        for key, path in trained.items()
-        for kind in (("last",) if _best_is_last(path) else ("best", "last"))
-    ]
-    wanted = [
-        (trained[key] / kind, kind == cfg.checkpoint or (key, cfg.checkpoint) not in todo)
-        for key, kind in todo
-    ]
-    places = [c.folder.parent / _SCORES / _named(c, job, trained[key], kind, asking) for (key, kind), (_, asking) in
-              zip(todo, wanted, strict=True)]  # fmt: skip
-    missing = [n for n, place in enumerate(places) if damage(place)]  # or never scored
-    for place in (places[n] for n in missing if places[n].exists()):
-        c.note(f"{place}: {damage(place)}; made again")
-    found = local.imap(
-        scorer, (job,), [wanted[n] for n in missing], max(1, min(c.workers, len(missing)))
-    )
-    for scored, (number, scores) in enumerate(zip(missing, found, strict=True)):
-        with committed_folder(places[number]) as folder:
-            _keep(scores, folder)
-        (arm, seed), kind = todo[number]
-        c.progress((scored + 1) / len(missing), f"{arm} seed {seed}, {kind}")
     rows: list[dict[str, Any]] = []
-    sizes = c.tokens("test").lengths.tolist()
     losses: Losses = {}
     answers: Answers = {}
-    for ((arm, seed), kind), (_, asking), place in zip(todo, wanted, places, strict=True):
-        per_doc, by_task = _kept(place / "scores.npz")
-        for shown in ("best", "last") if ((arm, seed), "best") not in todo else (kind,):
-            losses.setdefault((shown, arm), []).append(per_doc)
-            numbered = enumerate(per_doc.sum(1).tolist())
-            rows += [
-                {
-                    "arm": arm,
-                    "seed": seed,
-                    "checkpoint": shown,
-                    "doc": d,
-                    "loss": loss,
-                    "tokens": sizes[d],
-                }
-                for d, loss in numbered
-            ]
-        for task, some in by_task.items() if asking else ():
-            answers.setdefault(task, {}).setdefault(arm, []).append(some)
-    for old in set((c.folder.parent / _SCORES).iterdir()) - set(places):
+    sizes = c.tokens("test").lengths.tolist()
+
+    for scoring in scorings:
+        by_part, by_task = _kept(scoring.kept / "scores.npz")  # (doc, part)
+        by_doc = by_part.sum(1).tolist()
+        for checkpoint in scoring.shown:
+            losses.setdefault((checkpoint, scoring.arm), []).append(by_part)
+            for doc, loss in enumerate(by_doc):
+                rows.append(
+                    {
+                        "arm": scoring.arm,
+                        "seed": scoring.seed,
+                        "checkpoint": checkpoint,
+                        "doc": doc,
+                        "loss": loss,
+                        "tokens": sizes[doc],
+                    }
+                )
+        if scoring.asking:
+            for task, answered in by_task.items():
+                answers.setdefault(task, {}).setdefault(scoring.arm, []).append(answered)
+
+    # what no arm of this configuration is scored by
+    for old in set((c.folder.parent / _SCORES).iterdir()) - {s.kept for s in scorings}:
         remove(old)
     return rows, losses, answers
 
 
+def _scorings(
+    c: Context,
+    job: Any,
+    trained: Mapping[Model, Path],
+) -> list[_Scoring]:
+    """The checkpoints to score: both of a model, or one for both where they are the same."""
+    found = []
+    for (arm, seed), folder in trained.items():
+        same = _best_is_last(folder)
+        for checkpoint in ("last",) if same else ("best", "last"):
+            # questions take long, so only the checkpoint that the verdict is about is asked
+            asking = same or checkpoint == c.cfg.evaluate.checkpoint
+            name = _scores_name(c, job, folder, checkpoint, asking)
+            found.append(
+                _Scoring(
+                    arm=arm,
+                    seed=seed,
+                    checkpoint=checkpoint,
+                    path=folder / checkpoint,
+                    shown=("best", "last") if same else (checkpoint,),
+                    asking=asking,
+                    kept=c.folder.parent / _SCORES / name,
+                )
+            )
+    return found
+
+
+def _score_missing(
+    c: Context,
+    job: Any,
+    scorings: Sequence[_Scoring],
+) -> None:
+    """Score what has no scores yet, or damaged ones; each model's are committed as it is done."""
+    from synthboot.stages.evaluate import scorer
+
+    missing = []
+    for scoring in scorings:
+        problem = damage(scoring.kept)
+        if problem:
+            missing.append(scoring)
+        if problem and scoring.kept.exists():
+            c.note(f"{scoring.kept}: {problem}; made again")
+
+    wanted = [(scoring.path, scoring.asking) for scoring in missing]
+    workers = max(1, min(c.workers, len(missing)))
+    results = local.imap(scorer, (job,), wanted, workers)
+    for done, (scoring, scores) in enumerate(zip(missing, results, strict=True), 1):
+        with committed_folder(scoring.kept) as folder:
+            _keep(scores, folder)
+        c.progress(
+            done / len(missing),
+            f"{scoring.arm} seed {scoring.seed}, {scoring.checkpoint}",
+        )
+
+
 def _keep(scores: Any, folder: Path) -> None:
-    per_doc, per_item, by_task = scores
-    asked = {_ASKED + task: some for task, some in ({"": per_item} | by_task).items()}
-    np.savez(folder / "scores.npz", losses=per_doc, **asked)
+    by_part, by_item, by_task = scores
+    asked = {_ASKED: by_item}
+    for task, answered in by_task.items():
+        asked[_ASKED + task] = answered
+    np.savez(folder / "scores.npz", losses=by_part, **asked)
 
 
 def _kept(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The losses and, by task, the answers that `_keep` wrote."""
     with np.load(path) as kept:
-        return kept["losses"], {
-            name.removeprefix(_ASKED): kept[name] for name in kept if name != "losses"
-        }
+        by_task = {}
+        for name in kept:
+            if name != "losses":
+                by_task[name.removeprefix(_ASKED)] = kept[name]
+        return kept["losses"], by_task
 
 
-def _named(c: Context, job: Any, model: Path, kind: str, asking: bool) -> str:
-    """What a model's scores are kept by: the hash of its files and of all that it is scored on, so that arms that were there
-    already are not scored again when another joins them, nor those scored before a run was killed."""
-    made, corpus = read_manifest(model), read_manifest(c.parents["corpus"])
+def _scores_name(
+    c: Context,
+    job: Any,
+    model: Path,
+    checkpoint: str,
+    asking: bool,
+) -> str:
+    """What a model's scores are kept by: the hash of its files and of all that it is scored on.
+
+    Arms that were there already are not scored again when another joins them, nor those scored
+    before a run was killed.
+    """
+    made = read_manifest(model)
+    corpus = read_manifest(c.parents["corpus"])
     assert made is not None
     assert corpus is not None
+
+    weights = {}
+    for name, file in made.files.items():
+        if name.startswith(f"{checkpoint}/"):
+            weights[name] = file["hash"]
     reads = {
-        "weights": {name: file["hash"] for name, file in made.files.items() if name.startswith(f"{kind}/")},
-        "window": job.window, "parts": [hash_file(job.parts), job.kinds], "device": job.device,
-    }  # fmt: skip
+        "weights": weights,
+        "window": job.window,
+        "parts": [hash_file(job.parts), job.kinds],
+        "device": job.device,
+    }
+
     if asking:
-        given = [line for path in tasks.files(c.cfg.evaluate) for line in files.contents(path)]
-        reads["asked"] = [hash_file(job.items), job.harness, given]
+        task_files = []
+        for path in tasks.files(c.cfg.evaluate):
+            task_files += files.contents(path)
+        reads["asked"] = [hash_file(job.items), job.harness, task_files]
     return fingerprint("scores", _SCORING, reads, {"corpus": corpus.fingerprint})
 
 
-def _arm_seed(role: str) -> tuple[str, int]:
+def _arm_seed(role: str) -> Model:
     arm, _, seed = role.rpartition("/")
     return arm, int(seed)
 
 
-def _questions(c: Context) -> tuple[list[tuple[str, tasks.Item]], dict[str, dict[str, int]]]:
-    """The items to ask, by task, without those that the training text holds; and how many there were, went for that reason,
-    and are too short to tell."""
-    from synthboot.stages.corpus import read_texts
-
+def _questions(c: Context) -> tuple[list[_Asked], dict[str, dict[str, int]]]:
+    """The items to ask, without those that the training text holds; and by task how many there
+    were, went for that reason, and are too short to tell."""
     cfg = c.cfg.evaluate
     own = [name for name in tasks.names(cfg) if not name.startswith(tasks.LM_EVAL)]
-    asked = [
-        (n, i)
-        for n in own
-        for i in (worlds.questions(c) if n == tasks.WORLD else tasks.read(n, cfg, c.cfg.seed))
-    ]
-    checked = [number for number, (name, _) in enumerate(asked) if name != tasks.WORLD]
-    seen, short = np.zeros(len(asked), bool), np.zeros(len(asked), bool)
+
+    items: list[_Asked] = []
+    for name in own:
+        if name == tasks.WORLD:
+            of_task = worlds.questions(c)
+        else:
+            of_task = tasks.read(name, cfg, c.cfg.seed)
+        items += [(name, item) for item in of_task]
+
+    seen, short = _contaminated(c, items)
+    counts = {}
+    for name in own:
+        of_name = np.array([task == name for task, _ in items])
+        counts[name] = {
+            "items": int(of_name.sum()),
+            "seen": int(seen[of_name].sum()),
+            "short": int(short[of_name].sum()),
+        }
+    clean = [item for number, item in enumerate(items) if not seen[number]]
+    return clean, counts
+
+
+def _contaminated(
+    c: Context,
+    items: Sequence[_Asked],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which items the training text holds, and which are too short to tell."""
+    seen = np.zeros(len(items), bool)
+    short = np.zeros(len(items), bool)
+
+    # what the world asks is said in the corpus on purpose
+    checked = [number for number, (name, _) in enumerate(items) if name != tasks.WORLD]
     if checked:
         c.progress(0.0, "looking for the questions in the training text")
-        real = (
-            d.text for name in ("pool", "replay") for d in read_texts(c.parents["corpus"], name)
-        )
-        seen[checked], short[checked] = tasks.seen(
-            [asked[i][1] for i in checked], itertools.chain(real, _written(c))
-        )
-    told = {}
-    for name in own:
-        mine = np.array([task == name for task, _ in asked])
-        told[name] = {
-            "items": int(mine.sum()),
-            "seen": int(seen[mine].sum()),
-            "short": int(short[mine].sum()),
-        }
-    return [item for item, out in zip(asked, seen, strict=True) if not out], told
+        questions = [items[number][1] for number in checked]
+        seen[checked], short[checked] = tasks.seen(questions, _training_texts(c))
+    return seen, short
 
 
-def _written(c: Context) -> Iterator[str]:
-    """All synthetic text."""
+def _training_texts(c: Context) -> Iterator[str]:
+    """All that any arm may have read: real text, and all synthetic text."""
+    from synthboot.stages.corpus import read_texts
+
+    for name in ("pool", "replay"):
+        for document in read_texts(c.parents["corpus"], name):
+            yield document.text
     for role, folder in c.parents.items():
         if role.startswith("synthesize/"):
-            yield from (row["text"] for row in _rows(folder))
+            yield from Synthetic.open(folder).texts()
 
 
 def _efficiency(
-    c: Context, ledgers: dict[str, dict[int, Any]], arms: dict[str, Any]
+    c: Context,
+    ledgers: dict[str, dict[int, Any]],
+    arms: dict[str, Any],
 ) -> dict[str, Any]:
-    """The curve of loss over unique real tokens, from arms of real text alone, and how many of these each arm is worth."""
+    """The curve of loss over unique real tokens, from arms of real text alone, and how many of
+    these tokens each other arm is worth."""
     from synthboot.stages.evaluate import efficiency
 
-    plain = [
-        a
-        for a in ledgers
-        if c.cfg.arms[a].model_copy(update={"unique_tokens": None, "sweep": {}}) == config.Arm()
-    ]
-    points = [
-        (int(next(iter(ledgers[a].values()))["unique_real_tokens"]), float(arms[a]["loss"][0]))
-        for a in plain
-    ]
-    worth = {
-        a: efficiency(points, scores["loss"][0]) for a, scores in arms.items() if a not in plain
-    }
+    plain = []
+    for arm in ledgers:
+        # an arm of real text is repetition but for how much text it has, and its sweep
+        recipe = c.cfg.arms[arm].model_copy(
+            update={
+                "unique_tokens": None,
+                "sweep": {},
+            }
+        )
+        if recipe == config.Arm():
+            plain.append(arm)
+
+    points = []
+    for arm in plain:
+        ledger = next(iter(ledgers[arm].values()))  # the seeds of an arm read the same text
+        points.append((int(ledger["unique_real_tokens"]), float(arms[arm]["loss"][0])))
+
+    worth = {}
+    for arm, scores in arms.items():
+        if arm not in plain:
+            worth[arm] = efficiency(points, scores["loss"][0])
     return {"points": sorted(points), "worth": worth}
 
 
@@ -279,66 +558,102 @@ def analyze(c: Context) -> Outcome:
     """Measures of real and synthetic text side by side, and examples."""
     from synthboot.stages import analyze as stage
 
-    cfg, corpus, tokenizer = c.cfg.analyze, c.tokens("pretrain"), c.tokenizer()
-    validation = _bare(c.tokens("validation"), range(len(c.tokens("validation"))), cfg.docs)
-    chosen = _bare(corpus, range(len(corpus)), cfg.docs)
-    kinds = {
-        "unseen real": stage.analyze(
-            validation, [tokenizer.decode(t) for t in validation], corpus, cfg
-        ),
-        "D_pretrain": stage.analyze(chosen, [tokenizer.decode(t) for t in chosen], corpus, cfg),
+    cfg = c.cfg.analyze
+    corpus = c.tokens("pretrain")
+    tokenizer = c.tokenizer()
+
+    kinds = {}
+    for name, tokens in (("unseen real", c.tokens("validation")), ("D_pretrain", corpus)):
+        real = _bare(tokens, cfg.docs)
+        kinds[name] = stage.analyze(
+            real,
+            [tokenizer.decode(t) for t in real],
+            corpus,
+            cfg,
+        )
+
+    samples = _samples(c)
+    for number, (role, rows) in enumerate(samples.items(), 1):
+        c.progress(number / (len(samples) + 2), role)
+        kinds[role.removeprefix("synthesize/")] = _analyzed(c, role, rows, corpus)
+
+    of_world = worlds.measured(c, samples) if _is_world(c) else None
+    result = {
+        "kinds": kinds,
+        "relevance": _relevance(c, samples),
+        "copy_tokens": cfg.copy_tokens,
+        "world": of_world,
     }
-    samples = {
-        role: list(itertools.islice(_rows(path), cfg.docs))
-        for role, path in c.parents.items()
-        if role.startswith("synthesize/")
-    }
-    for number, (role, rows) in enumerate(samples.items()):
-        c.progress((number + 1) / (len(samples) + 2), role)
-        ids = [np.array(tokenizer.encode([r["text"]])[0], np.int64) for r in rows]
-        given = None if not conditional(role) else [corpus[r["d1"]][:-1] for r in rows]
-        kind = stage.analyze(ids, [r["text"] for r in rows], corpus, cfg, given)
-        sizes = [r["tokens"] + (r["finish"] == "end") for r in rows]
-        kind["entropy"] = -sum(
-            r["mean_logprob"] * n for r, n in zip(rows, sizes, strict=True)
-        ) / max(1, sum(sizes))
-        kinds[role.removeprefix("synthesize/")] = kind
-    result = {"kinds": kinds, "relevance": _relevance(c, samples), "copy_tokens": cfg.copy_tokens}
-    result["world"] = (
-        worlds.measured(c, samples) if c.cfg.corpus.source == documents.WORLD else None
-    )
-    pairs = (
-        Pairs.load(c.parents["pair/related"]).only(TRAIN) if "pair/related" in c.parents else None
-    )
+
+    pairs = None
+    if "pair/related" in c.parents:
+        pairs = Pairs.load(c.parents["pair/related"]).only(TRAIN)
     related = samples.get("synthesize/related", [])
-    examples = stage.examples(related, pairs, tokenizer, corpus, cfg) if pairs and related else []
+    examples = (
+        stage.examples(
+            related,
+            pairs,
+            tokenizer,
+            corpus,
+            cfg,
+        )
+        if pairs and related
+        else []
+    )
+    spread = stage.spread(pairs, tokenizer, corpus, cfg) if pairs else []
+
     write_json(c.folder / "analyze.json", result)
     write_json(c.folder / "examples.json", examples)
-    write_json(
-        c.folder / "spread.json", stage.spread(pairs, tokenizer, corpus, cfg) if pairs else []
-    )
+    write_json(c.folder / "spread.json", spread)
     return {"kinds": list(kinds), "examples": len(examples)}, {}
 
 
-def _bare(tokens: Tokens, docs: range, count: int) -> list[np.ndarray]:
-    """The first `count` documents without their end tokens; documents lie in random order already."""
-    return [np.asarray(tokens[i][:-1], np.int64) for i in docs[:count]]
+def _samples(c: Context) -> dict[str, list[Sample]]:
+    """By role of their S_pretrain, the synthetic documents that are analyzed."""
+    found = {}
+    for role, folder in c.parents.items():
+        if role.startswith("synthesize/"):
+            found[role] = list(itertools.islice(Synthetic.open(folder), c.cfg.analyze.docs))
+    return found
 
 
-def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """The kept outputs of an S_pretrain."""
-    import pyarrow.parquet as pq
+def _analyzed(
+    c: Context,
+    role: str,
+    rows: Sequence[Sample],
+    corpus: Tokens,
+) -> dict[str, Any]:
+    """The measures of one kind of synthetic text, by the tokens that were sampled."""
+    from synthboot.stages import analyze as stage
 
-    for shard in Shards(folder / "chunks"):
-        yield from (
-            r
-            for r in pq.read_table(shard / "synthetic.parquet").to_pylist()
-            if r["verdict"] == "kept"
-        )
+    tokens = [row.tokens for row in rows]
+    texts = [row.text for row in rows]
+    given = [corpus[row.d1][:-1] for row in rows] if conditional(role) else None
+    result = stage.analyze(tokens, texts, corpus, c.cfg.analyze, given)
+
+    # per sampled token: where a document ended by itself, its end was sampled too
+    sampled = [len(row.tokens) + (row.finish == "end") for row in rows]
+    nats = 0.0
+    for row, count in zip(rows, sampled, strict=True):
+        nats += row.mean_logprob * count
+    result["entropy"] = -nats / max(1, sum(sampled))
+    return result
 
 
-def _relevance(c: Context, samples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Similarity of d1 with real d2, with sampled d2, and of random pairs; nothing for vectors from a file."""
+def _bare(tokens: Tokens, count: int) -> list[np.ndarray]:
+    """The first `count` documents, which lie in random order already, without their end tokens."""
+    chosen = range(len(tokens))[:count]
+    return [np.asarray(tokens[doc][:-1], np.int64) for doc in chosen]
+
+
+def _relevance(
+    c: Context,
+    samples: Mapping[str, Sequence[Sample]],
+) -> dict[str, Any]:
+    """Similarity of d1 with real d2, with sampled d2, and of random pairs.
+
+    Sampled text is left out where vectors came from a file: nothing here can embed it.
+    """
     from synthboot.lm.model import device
     from synthboot.stages import embed as stage
     from synthboot.stages.analyze import relevance
@@ -346,23 +661,25 @@ def _relevance(c: Context, samples: dict[str, list[dict[str, Any]]]) -> dict[str
 
     if "embed" not in c.parents:
         return {}
-    vectors, pairs = embedded(c.parents["embed"], "pool"), Pairs.load(c.parents["pair/related"])
+    vectors = embedded(c.parents["embed"], "pool")
+    pairs = Pairs.load(c.parents["pair/related"])
     alpha = pairs.report["alpha"]
+    by_chance = random_similarity(vectors, c.cfg.seed, 20_000)
     result = {
         "real pairs": relevance(pairs.only(TRAIN).similarity, alpha),
-        "random pairs": relevance(random_similarity(vectors, c.cfg.seed, 20_000), alpha),
+        "random pairs": relevance(by_chance, alpha),
     }
-    if c.cfg.embed.model != "file":
-        embedder = stage.embedder(
-            c.cfg.embed,
-            c.parents["embed"] / "embedder/embedder.safetensors",
-            str(device(c.cfg.engine.device)),
-        )
-        for role, rows in samples.items():
-            if rows and conditional(role):
-                given = vectors[[r["d1"] for r in rows]].astype(np.float32)
-                similarity = np.einsum("ij,ij->i", given, embedder([r["text"] for r in rows]))
-                result[role.removeprefix("synthesize/")] = relevance(similarity, alpha)
+    if c.cfg.embed.model == "file":
+        return result
+
+    fitted = c.parents["embed"] / "embedder/embedder.safetensors"
+    embedder = stage.embedder(c.cfg.embed, fitted, str(device(c.cfg.engine.device)))
+    for role, rows in samples.items():
+        if rows and conditional(role):
+            given = vectors[[row.d1 for row in rows]].astype(np.float32)
+            sampled = embedder([row.text for row in rows])
+            similarity = np.einsum("ij,ij->i", given, sampled)  # (doc)
+            result[role.removeprefix("synthesize/")] = relevance(similarity, alpha)
     return result
 
 
@@ -375,54 +692,71 @@ def report(c: Context) -> Outcome:
     return {"bytes": len(page.encode())}, {}
 
 
-def gather(cfg: config.Config, parents: dict[str, Path]) -> dict[str, Any]:
+def gather(
+    cfg: config.Config,
+    parents: dict[str, Path],
+) -> dict[str, Any]:
     """Everything the report shows, as plain values."""
-    manifests = {role: read_manifest(path) for role, path in parents.items()}
-    curves = {
-        role: read_json(p / "curve.json")
-        for role, p in parents.items()
-        if (p / "ledger.json").exists()
-    }
-    tuned = {
-        role: read_json(p / "tune.json")
-        for role, p in parents.items()
-        if (p / "tune.json").exists()
-    }
-    return {
+    result: dict[str, Any] = {
         "name": cfg.name,
         "config": cfg.model_dump(mode="json", exclude={"engine", "root"}),
         "corpus": read_json(parents["corpus"] / "corpus.json"),
-        "pairs": {
-            role: read_json(p / "pairs.json")
-            for role, p in parents.items()
-            if (p / "pairs.json").exists()
-        },
-        "tune": tuned,
-        "curves": curves,
-        "synthesize": {
-            role: m.counts for role, m in manifests.items() if m and m.stage == "synthesize"
-        },
         "evaluate": read_json(parents["evaluate"] / "evaluate.json"),
-        "sweeps": {
-            role: read_json(p / "sweep.json")
-            for role, p in parents.items()
-            if role in tuned and (p / "sweep.json").exists()
-        },
-        "analyze": read_json(parents["analyze"] / "analyze.json") if "analyze" in parents else None,
-        "examples": read_json(parents["analyze"] / "examples.json") if "analyze" in parents else [],
-        "pair_examples": read_json(parents["analyze"] / "spread.json")
-        if "analyze" in parents
-        else [],
-        "costs": [{"unit": role, "stage": m.stage, **m.cost} for role, m in manifests.items() if m],
+        "pairs": _read_all(parents, "pairs.json"),
+        "tune": _read_all(parents, "tune.json"),
+        "curves": _read_all(parents, "curve.json", beside="ledger.json"),
+        "sweeps": _read_all(parents, "sweep.json", beside="tune.json"),
+        "synthesize": {},
+        "analyze": None,
+        "examples": [],
+        "pair_examples": [],
+        "costs": [],
     }
+
+    if "analyze" in parents:
+        folder = parents["analyze"]
+        result["analyze"] = read_json(folder / "analyze.json")
+        result["examples"] = read_json(folder / "examples.json")
+        result["pair_examples"] = read_json(folder / "spread.json")
+
+    for role, folder in parents.items():
+        manifest = read_manifest(folder)
+        if manifest is None:
+            continue
+        result["costs"].append(
+            {
+                "unit": role,
+                "stage": manifest.stage,
+                **manifest.cost,
+            }
+        )
+        if manifest.stage == "synthesize":
+            result["synthesize"][role] = manifest.counts
+    return result
+
+
+def _read_all(
+    parents: Mapping[str, Path],
+    name: str,
+    beside: str = "",
+) -> dict[str, Any]:
+    """By role, the JSON in file `name` of every parent that has it, and `beside` beside it."""
+    found = {}
+    for role, folder in parents.items():
+        if (folder / name).exists() and (folder / (beside or name)).exists():
+            found[role] = read_json(folder / name)
+    return found
 
 
 def _best_is_last(folder: Path) -> bool:
     """Whether both checkpoints of a model are the same, so that one is scored for both."""
     manifest = read_manifest(folder)
-    files = manifest.files if manifest else {}
-    weights = [
-        {n.partition("/")[2]: f["hash"] for n, f in files.items() if n.startswith(f"{k}/")}
-        for k in ("best", "last")
-    ]
-    return weights[0] == weights[1]
+    hashes: dict[str, dict[str, str]] = {
+        "best": {},
+        "last": {},
+    }
+    for path, file in (manifest.files if manifest else {}).items():
+        checkpoint, _, name = path.partition("/")
+        if checkpoint in hashes:
+            hashes[checkpoint][name] = file["hash"]
+    return hashes["best"] == hashes["last"]

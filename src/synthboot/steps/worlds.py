@@ -1,152 +1,238 @@
-"""What a known world lets one measure: how far losses are from the least there is, and whether sampled text tells the truth."""
+"""What a known world lets one measure: how far losses are from the least there is, and whether
+sampled text tells the truth."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from synthboot.data import tasks
+from synthboot.data import tokenizer as tokenizers
 from synthboot.data.disk import read_json
 from synthboot.data.documents import Document
+from synthboot.data.synthetic import Sample
 from synthboot.data.worlds import PARTS, Told, World
 from synthboot.steps.context import Context, conditional
 
+Facts = set[tuple[int, int, int]]
+"""(entity, attribute, wording)."""
+
+Orders = set[tuple[int, tuple[int, ...]]]
+"""(entity, its attributes in the order in which a document tells them)."""
+
 
 def bounds(
-    c: Context, test_set: Sequence[Document], tokens: np.ndarray, groups: Sequence[str]
+    c: Context,
+    test_set: Sequence[Document],
+    tokens: np.ndarray,
+    groups: Sequence[str],
 ) -> dict[str, Any]:
-    """By group and for `all`: the least loss there is on the test set in nats per token, for one who knows the world, and for
-    one who knows how worlds are made and has read D_pretrain."""
+    """By group and for `all`: the least loss there is on the test set in nats per token, for one
+    who knows the world, and for one who knows how worlds are made and has read D_pretrain."""
     world, known = _world(c)
-    told = [world.read(d.text) for d in test_set]
-    least = np.array([world.prior(t.entity) + world.nats() for t in told])
-    learnable = np.array([world.prior(t.entity) + world.nats(t, known) for t in told])
-    marks = np.array(groups or [""] * len(told))
-    parts = {"all": np.ones(len(told), bool)} | {g: marks == g for g in sorted(set(groups))}
-    return {
-        g: {
-            "knows_world": float(least[m].sum() / tokens[m].sum()),
-            "read_corpus": float(learnable[m].sum() / tokens[m].sum()),
+    knows_world = []
+    read_corpus = []
+    for document in test_set:
+        told = world.read(document.text)
+        prior = world.prior(told.entity)
+        knows_world.append(prior + world.nats())
+        read_corpus.append(prior + world.nats(told, known))
+
+    group_of = np.array(groups or [""] * len(test_set))
+    chosen = {"all": np.ones(len(test_set), bool)}
+    for group in sorted(set(groups)):
+        chosen[group] = group_of == group
+
+    result = {}
+    for group, docs in chosen.items():
+        size = tokens[docs].sum()
+        result[group] = {
+            "knows_world": float(np.array(knows_world)[docs].sum() / size),
+            "read_corpus": float(np.array(read_corpus)[docs].sum() / size),
         }
-        for g, m in parts.items()
-    }
+    return result
 
 
 def parts(c: Context, test_set: Sequence[Document]) -> np.ndarray:
-    """(token of the test set): which of `worlds.PARTS` it belongs to; ends are form."""
-    from synthboot.data import tokenizer as tokenizers
-
+    """(token of the test set): which of `worlds.PARTS` it belongs to; end tokens are form."""
     world, known = _world(c)
     tokenizer = tokenizers.load(c.parents["corpus"] / "tokenizer")
+    form = PARTS.index("form")
+
     found = []
     for document in test_set:
-        marks = world.parts(document.text, known)
-        found += [int(marks[start]) for start in tokenizer.starts(document.text)] + [
-            PARTS.index("form")
-        ]
+        part_of_character = world.parts(document.text, known)
+        # a token belongs to the part in which its first letter stands
+        for start in tokenizer.starts(document.text):
+            found.append(int(part_of_character[start]))
+        found.append(form)
     return np.array(found, np.uint8)
 
 
 def questions(c: Context) -> list[tasks.Item]:
-    """Closed-book questions about the world's facts, at most `evaluate.task_items`, drawn at random."""
+    """Closed-book questions about the world's facts, at most `evaluate.task_items`, drawn at
+    random."""
     world, known = _world(c)
     items = tasks.of(list(world.questions(known)), tasks.WORLD)
-    chosen = np.sort(
-        np.random.default_rng([c.cfg.seed, 10]).permutation(len(items))[: c.cfg.evaluate.task_items]
-    )
+    order = np.random.default_rng([c.cfg.seed, 10]).permutation(len(items))
+    chosen = np.sort(order[: c.cfg.evaluate.task_items])
     return [items[i] for i in chosen]
 
 
-def measured(c: Context, samples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """`excess`: by synthesizer, [tokens tuned on, nats per document above one who knows the world, and above one who has read
-    D_pretrain] on the pairs that stop tuning. `facts`: by kind of synthetic text and group, what it says."""
+def measured(
+    c: Context,
+    samples: Mapping[str, Sequence[Sample]],
+) -> dict[str, Any]:
+    """`excess`: how far each synthesizer is from the least loss there is. `facts`: by kind of
+    synthetic text and group of its entity, what it says."""
     world, known = _world(c)
     corpus = [world.read(text) for text in _texts(c, "pool")]
     validation = [world.read(text) for text in _texts(c, "validation")]
-    curves = {}
+
+    excess = {}
     for role, folder in c.parents.items():
         if role.startswith("tune/"):
             tuned = read_json(folder / "tune.json")
-            pairs = tuned["stopped_by"]
-            same = [corpus[d1].entity == validation[d2].entity for d1, d2, _ in pairs]
-            size = sum(tokens for *_, tokens in pairs) / len(pairs)
-            read = float(np.mean([world.nats(validation[d2], known) for _, d2, _ in pairs]))
-            points = [
-                [t, loss * size - world.nats(), loss * size - read]
-                for t, loss in tuned["curve"]["validation"]
-            ]
-            curves[role.removeprefix("tune/")] = {
-                "points": points,
-                "same_entity": float(np.mean(same)),
-            }
-    seen = {(t.entity, a, w) for t in corpus for a, w, _ in t.facts}
-    orders = {(t.entity, tuple(a for a, _, _ in t.facts)) for t in corpus}
+            excess[role.removeprefix("tune/")] = _excess(
+                world,
+                known,
+                tuned,
+                corpus,
+                validation,
+            )
+
+    seen: Facts = set()
+    orders: Orders = set()
+    for told in corpus:
+        orders.add(_order(told))
+        for attribute, wording, _ in told.facts:
+            seen.add((told.entity, attribute, wording))
+
     facts: dict[str, Any] = {}
     for role, rows in samples.items():
         kind = role.removeprefix("synthesize/")
-        given = [corpus[r["d1"]] if conditional(kind) else None for r in rows]
-        said = [world.read(r["text"]) for r in rows]
-        for group in ("many", "one"):
-            chosen = [
-                (d1, d2) for d1, d2 in zip(given, said, strict=True)
-                if (e := d1.entity if d1 is not None else d2.entity) >= 0 and world.group(e) == group
-            ]  # fmt: skip
-            facts.setdefault(kind, {})[group] = _facts(world, chosen, seen, orders)
-    return {"excess": curves, "facts": facts}
+        by_group: dict[str, list[_Written]] = {
+            "many": [],
+            "one": [],
+        }
+        for row in rows:
+            d1 = corpus[row.d1] if conditional(kind) else None
+            d2 = world.read(row.text)
+            # grouped by what was asked for; without d1, by what was written
+            entity = d2.entity if d1 is None else d1.entity
+            if entity >= 0:
+                by_group[world.group(entity)].append(_Written(d1, d2))
+        facts[kind] = {}
+        for group, written in by_group.items():
+            facts[kind][group] = _facts(world, written, seen, orders)
+    return {"excess": excess, "facts": facts}
+
+
+def _excess(
+    world: World,
+    known: np.ndarray,
+    tuned: Mapping[str, Any],
+    corpus: Sequence[Told],
+    validation: Sequence[Told],
+) -> dict[str, Any]:
+    """On the pairs that stop tuning: [tokens tuned on, nats per document above one who knows the
+    world, and above one who has read D_pretrain], and how often a pair is about one entity."""
+    pairs = tuned["stopped_by"]
+    same_entity = []
+    read_corpus = []
+    tokens = 0
+    for d1, d2, size in pairs:
+        same_entity.append(corpus[d1].entity == validation[d2].entity)
+        read_corpus.append(world.nats(validation[d2], known))
+        tokens += size
+
+    # the curve is in nats per token, what the world says in nats per document
+    tokens_per_doc = tokens / len(pairs)
+    knows_world = world.nats()
+    knows_corpus = float(np.mean(read_corpus))
+
+    points = []
+    for step_tokens, loss in tuned["curve"]["validation"]:
+        nats = loss * tokens_per_doc
+        points.append([step_tokens, nats - knows_world, nats - knows_corpus])
+    return {"points": points, "same_entity": float(np.mean(same_entity))}
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a sampled document tells, and its d1 where it was sampled from one."""
+
+    d1: Told | None
+    d2: Told
+
+    @property
+    def same_entity(self) -> bool:
+        """Whether both are about the same entity."""
+        return self.d1 is not None and self.d1.entity == self.d2.entity
 
 
 def _facts(
-    world: World, texts: Sequence[tuple[Told | None, Told]], seen: set[tuple[int, int, int]],
-    orders: set[tuple[int, tuple[int, ...]]],
-) -> dict[str, float | None]:  # fmt: skip
-    """Shares, of the documents or of their facts, counted on documents that are about some entity."""
+    world: World, written: Sequence[_Written], seen: Facts, orders: Orders
+) -> dict[str, float | None]:
+    """Shares of the documents, and of the facts of those documents that are about some entity."""
     count: Counter[str] = Counter()
-    for d1, d2 in texts:
+    for document in written:
+        d2 = document.d2
         count["docs"] += 1
         count["strange"] += d2.strange > 0
         if d2.entity < 0:
             continue
+
         count["named"] += 1
-        count["same_entity"] += d1 is not None and d1.entity == d2.entity
-        count["new_order"] += (d2.entity, tuple(a for a, _, _ in d2.facts)) not in orders
-        in_d1 = (
-            {(a, v) for a, _, v in d1.facts} if d1 is not None and d1.entity == d2.entity else set()
-        )
+        count["same_entity"] += document.same_entity
+        count["new_order"] += _order(d2) not in orders
         for attribute, wording, value in d2.facts:
-            right = world.truth[d2.entity, attribute] == value
-            kind = (
-                "invented"
-                if value < 0
-                else "contradicted"
-                if not right
-                else "kept"
-                if (attribute, value) in in_d1
-                else "known"
-            )
             count["facts"] += 1
-            count[kind] += 1
+            count[_kind(world, document, attribute, value)] += 1
             count["new_wording"] += (d2.entity, attribute, wording) not in seen
 
     def share(name: str, of: str) -> float | None:
         return count[name] / count[of] if count[of] else None
 
-    shares = {
-        name: share(name, "facts")
-        for name in ("kept", "known", "contradicted", "invented", "new_wording")
-    }
-    docs = {name: share(name, "docs") for name in ("named", "same_entity", "strange")}
-    return {
-        "docs": float(count["docs"]),
-        **docs,
-        "new_order": share("new_order", "named"),
-        **shares,
-    }
+    shares: dict[str, float | None] = {"docs": float(count["docs"])}
+    for name in ("named", "same_entity", "strange"):
+        shares[name] = share(name, "docs")
+    shares["new_order"] = share("new_order", "named")
+    for name in ("kept", "known", "contradicted", "invented", "new_wording"):
+        shares[name] = share(name, "facts")
+    return shares
+
+
+def _kind(
+    world: World,
+    document: _Written,
+    attribute: int,
+    value: int,
+) -> str:
+    """`invented` where no such value exists, `contradicted` where the entity has another, `kept`
+    where its d1 says the same, else `known`."""
+    if value < 0:
+        return "invented"
+    if world.truth[document.d2.entity, attribute] != value:
+        return "contradicted"
+    if document.d1 is not None and document.same_entity:
+        for told_attribute, _, told_value in document.d1.facts:
+            if (told_attribute, told_value) == (attribute, value):
+                return "kept"
+    return "known"
+
+
+def _order(told: Told) -> tuple[int, tuple[int, ...]]:
+    """The entity of a document and its attributes in the order in which they are told."""
+    return told.entity, tuple(attribute for attribute, _, _ in told.facts)
 
 
 def _world(c: Context) -> tuple[World, np.ndarray]:
+    """The world, and which of its facts D_pretrain tells."""
     world = World(c.cfg.corpus.world)
     return world, world.known(_texts(c, "pool"))
 
@@ -155,7 +241,5 @@ def _texts(c: Context, name: str) -> list[str]:
     """The texts of D_pretrain (`pool`) or of another set."""
     from synthboot.stages.corpus import read_texts
 
-    return [
-        d.text
-        for d in read_texts(c.parents["corpus"], name, c.pretrain_docs if name == "pool" else None)
-    ]
+    docs = c.pretrain_docs if name == "pool" else None
+    return [document.text for document in read_texts(c.parents["corpus"], name, docs)]

@@ -34,8 +34,7 @@ ROWS = 96
 
 
 def times(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., in) times weight (out, in); in float32 on a CPU by oneDNN, if this torch offers
-    it."""
+    """x (..., in) times weight (out, in); in float32 on a CPU by oneDNN, if torch has it."""
     # a private operator: other versions of torch may not have it
     onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if onednn is None or x.dtype != torch.float32 or x.device.type != "cpu":

@@ -52,8 +52,7 @@ STRIDE = 16
 """Steps of a GPU between two looks at what is done; a row that is done early idles until then."""
 
 SPAN = 256
-"""On a GPU attention goes over the cache up to a multiple of so many positions, a graph for
-each."""
+"""On a GPU attention goes over the cache up to a multiple of so many positions, each a graph."""
 
 TRIES = 2
 """Draws that one step may reject before the row waits for the next step."""
@@ -66,8 +65,10 @@ _BATCH_SIZES = (32, 64, 128, 256, 512, 1_024, 2_048)
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to continue by at most `max_tokens`; equal seeds give equal continuations of equal
-    prompts."""
+    """A prompt to continue by at most `max_tokens`.
+
+    Equal seeds give equal continuations of equal prompts.
+    """
 
     prompt: tuple[int, ...]
     seed: int
@@ -286,8 +287,7 @@ class _Rows:
         )
 
     def put(self, rows: Tensor, requests: Sequence[Request]) -> None:
-        """Begin requests: the last token of a prompt is decoded first, and what follows it
-        drawn."""
+        """Begin requests in these rows: the last token of a prompt is decoded first."""
         values = [(r.prompt[-1], len(r.prompt) - 1, signed(r.seed), r.max_tokens) for r in requests]
         columns = torch.tensor(values).to(rows.device)  # (request, 4), in one copy to the device
         token, position, seed, limit = columns.unbind(1)
@@ -403,8 +403,7 @@ class _State:
             self._keep(np.sort(np.concatenate((live, spare))))
 
     def _prefill(self, group: np.ndarray) -> None:
-        """Put the next requests into free rows; a prompt that several of them share is read
-        once."""
+        """Put the next requests into free rows; a prompt that several share is read once."""
         numbers = [self.waiting.pop() for _ in group]
         chosen = [self.requests[number] for number in numbers]
         group_rows = group.tolist()

@@ -196,9 +196,9 @@ class Plan:
         # less than a row short is rounding, as everywhere
         if held(most) < tokens - self.seq_len:
             raise BudgetError(
-                f"pretrain: megadocs hold {held(most):,} synthetic tokens in the {most:,} "
-                f"rows there are, {tokens:,} are asked for; lower the arm's share: every run of synthetic "
-                f"documents brings its real one along"
+                f"pretrain: megadocs hold {held(most):,} synthetic tokens in the {most:,} rows "
+                f"there are, {tokens:,} are asked for; lower the arm's share: every run of "
+                f"synthetic documents brings its real one along"
             )
         return fewest
 

@@ -1,5 +1,6 @@
-"""Several processes that train one model, started by torchrun: copies of it (DDP), or its weights
-in shards (FSDP2).
+"""Several processes that train one model, started by torchrun.
+
+Each has a copy of the model (DDP) or a shard of its weights (FSDP2).
 
 A step's rows are dealt out over the processes and its loss is that of one process up to rounding.
 Checkpoints hold whole weights and whole optimizer states, gathered when they are written, so a run

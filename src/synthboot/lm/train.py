@@ -157,7 +157,7 @@ def train(
         }
         place.watch(tokens, figures | batches.sources(curve.step))
 
-        # the last step is always evaluated: without it there would be no `last` to compare
+        # after the last step in any case, so that the curve ends with a validation loss
         if curve.step in settings.eval_steps or curve.step == batches.steps:
             curve.train.append([tokens, sum(losses) / len(losses), norm, lr])
             losses = []
@@ -343,8 +343,7 @@ class _Trainer:
                 remove(old)
 
     def finish(self) -> Curve:
-        """Leave `last`, `best` and `curve.json`, in an order that a kill between any two
-        survives."""
+        """Leave `last`, `best` and `curve.json`; a kill between any two spoils nothing."""
         self._gather()
         if self.group.main:
             models.save(self.written, self.folder / "last", self.tokenizer)
@@ -420,8 +419,7 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def _optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimizer]:
-    """AdamW, with decay for matrices alone; before it Muon for the blocks' matrices, if asked
-    for."""
+    """AdamW, with decay for matrices alone; before it Muon for the blocks', if asked for."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]  # norms and biases are not decayed
     optimizers: list[torch.optim.Optimizer] = []
@@ -449,7 +447,7 @@ def _optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimizer]:
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    # not for shards, which the fused kernel does not take
+    # sharded weights (FSDP2) take the plain implementation
     fused = not any(hasattr(p, "device_mesh") for p in model.parameters())
     betas = (settings.beta1, settings.beta2)
     optimizers.append(
@@ -551,7 +549,7 @@ def _step(
 
 
 def _to(device: torch.device, array: np.ndarray) -> Tensor:
-    # torch takes no views with negative or odd strides, which slices of a batch may have
+    # slices of a batch lie apart in memory; in one piece they are one copy to the device
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 

@@ -34,7 +34,7 @@ class Decoder:
         inner = model.model
         self.device = next(model.parameters()).device
         on_gpu = self.device.type == "cuda"
-        # a CPU adds in float32 whatever the weights' precision: only reading them is faster
+        # activations stay float32 on a CPU: the weights are most of what a step reads
         self.matrices = DTYPES[dtype] or (torch.bfloat16 if on_gpu else torch.float32)
         self.dtype = torch.float32 if self.device.type == "cpu" else self.matrices
 

@@ -26,8 +26,10 @@ from synthboot.lm.train import Curve, Place, Settings, train
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained arm: its curve, what it read, and what that cost. Models lie in `last/` and `best/`
-    beside it."""
+    """A trained arm: its curve, what it read, and what that cost.
+
+    Models lie in `last/` and `best/` beside it.
+    """
 
     curve: Curve
     ledger: dict[str, Any]

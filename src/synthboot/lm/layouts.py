@@ -23,12 +23,13 @@ import torch
 from synthboot.errors import ConfigError
 
 SAME = 1e-4
-"""How far apart, in standard deviations of the logits, two passes over one prefix may be: they
-round alike."""
+"""How far apart, in standard deviations of the logits, two passes over one prefix may be.
+
+They round alike.
+"""
 
 ALIKE = 1e-3
-"""The same of a row and its parts alone, whose products have other shapes and so round
-differently."""
+"""The same of a row and its parts alone, whose matmuls have other shapes, so round differently."""
 
 LEAST = 128
 """Tokens to try it on, at the least."""
@@ -154,8 +155,10 @@ def _logits(
 
 @torch.no_grad()
 def _train_mode(model: Any, row: torch.Tensor) -> None:
-    """A pass as training makes it, which some layouts want more for; random numbers stay as they
-    were."""
+    """A pass as training makes it, which some layouts want more than tokens for.
+
+    Random numbers stay as they were.
+    """
     was_training = model.training
     with torch.random.fork_rng():
         try:

@@ -85,15 +85,9 @@ def ask(
             right = _plain(next(open_answers)) in map(_plain, item.answers)
             answers.append(Answer(right, right, 0.0, 0.0))
         elif item.kind == "cloze":
-            greedy = bool(first[start - 1])
-            answers.append(
-                Answer(
-                    greedy,
-                    greedy,
-                    float(losses[start - 1]),
-                    0.0,
-                )
-            )
+            greedy = bool(first[part][0])
+            nats = float(losses[part][0])
+            answers.append(Answer(greedy, greedy, nats, 0.0))
         else:
             answers.append(_choice(item, losses[part]))
     return answers

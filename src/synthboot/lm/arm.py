@@ -147,11 +147,7 @@ def train_arm(
     Raises BudgetError where synthetic text would have to be read twice.
     """
     seq_len = cfg.model.seq_len
-    model = models.build(
-        cfg.model,
-        tokenizer.vocab_size,
-        seed,
-    ).to(models.device(cfg.engine.device))
+    model = models.build(cfg.model, tokenizer.vocab_size, seed).to(models.device(cfg.engine.device))
     forward_flops = models.flops_per_token(model, seq_len)
     tokens = tokens_of(cfg, arm, text, forward_flops)
     plan = plan_of(cfg, arm, seed, tokenizer, text, tokens)

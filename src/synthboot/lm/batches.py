@@ -51,12 +51,7 @@ class Batch:
         if self.segments is None:
             return self
         parts: list[tuple[np.ndarray, np.ndarray]] = []
-        for inputs, targets, segments in zip(
-            self.inputs,
-            self.targets,
-            self.segments,
-            strict=True,
-        ):
+        for inputs, targets, segments in zip(self.inputs, self.targets, self.segments, strict=True):
             for number in np.unique(segments[segments > 0]):
                 inside = segments == number
                 parts.append((inputs[inside], targets[inside]))
@@ -170,12 +165,7 @@ class Plan:
             both = real.joined(synthetic)  # real documents are numbered first
             self.synthetic = Stream(
                 both,
-                megadocs(
-                    owners,
-                    both.lengths,
-                    seq_len,
-                    (seed, 2),
-                ),
+                megadocs(owners, both.lengths, seq_len, (seed, 2)),
             )
             self.synthetic_rows = self._rows_holding(synthetic_rows * seq_len, docs)
             self.real_inside = range(docs)
@@ -227,11 +217,7 @@ class Plan:
         # positions count from the last document start at or before each token
         columns = np.broadcast_to(np.arange(self.seq_len), inputs.shape)
         last_start = np.maximum.accumulate(
-            np.where(
-                starts,
-                columns,
-                0,
-            ),
+            np.where(starts, columns, 0),
             axis=1,
         )
         segments = 1 + np.cumsum(starts, axis=1)
@@ -239,11 +225,7 @@ class Plan:
 
     def describe(self, step: int) -> str:
         """The documents that a step reads, in words."""
-        read: dict[str, list[int]] = {
-            "real": [],
-            "synthetic": [],
-            "replayed": [],
-        }
+        read: dict[str, list[int]] = {"real": [], "synthetic": [], "replayed": []}
         for row in range(step * self.rows, (step + 1) * self.rows):
             kind, start = self._source(row)
             for doc in self._stream(kind).documents(start, self.seq_len):
@@ -381,12 +363,7 @@ def pair_row(
     Both documents come closed by `end`; d1 loses it, and a d2 cut short keeps no end that it did
     not reach.
     """
-    first, second = cut_pair(
-        len(d1) - 1,
-        len(d2),
-        seq_len,
-        share,
-    )
+    first, second = cut_pair(len(d1) - 1, len(d2), seq_len, share)
     tokens = np.concatenate(([end], d1[:first], [separator], d2[:second])).astype(np.int64)
     targets = tokens[1:].copy()
     # d1 and the separator are given: only what comes after is learned

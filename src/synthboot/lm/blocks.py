@@ -260,12 +260,7 @@ def _mixed_values(
         visible = None
         if mask is not None:
             # (1 or batch, 1, seq, seq) -> (batch, seq, seq)
-            visible = mask.expand(
-                len(query),
-                -1,
-                -1,
-                -1,
-            )[:, 0].contiguous()
+            visible = mask.expand(len(query), -1, -1, -1)[:, 0].contiguous()
         # `value` comes from a matmul, so its dtype is the precision of training
         mixed = _Attend.apply(
             query,
@@ -357,11 +352,7 @@ class _Attend(torch.autograd.Function):
         # every block adds to these, so they are float32 whatever the precision: (kv, seq, head_dim)
         grad_keys = torch.zeros(keys.shape)
         grad_values = torch.zeros(values.shape)
-        for first, weight in zip(
-            range(0, seq, ROWS),
-            weights,
-            strict=True,
-        ):
+        for first, weight in zip(range(0, seq, ROWS), weights, strict=True):
             last = min(first + ROWS, seq)
             rows = last - first
             # (kv, group, rows, ...) -> (kv, group x rows, ...), as in the forward pass

@@ -56,15 +56,7 @@ class Decoder:
         self.layers = [_Layer(layer, cast) for layer in inner.layers]
 
         # the two halves of a head turn by the same angles: (head_dim)
-        exponents = (
-            torch.arange(
-                0,
-                self.head_dim,
-                2,
-                dtype=torch.float32,
-            )
-            / self.head_dim
-        )
+        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
         frequency = 1.0 / cfg.rope_parameters["rope_theta"] ** exponents
         self.frequency = torch.cat((frequency, frequency)).to(self.device)
 
@@ -119,11 +111,7 @@ class Decoder:
         width = tokens.shape[1]
         cos, sin = self._rope(torch.arange(width, device=self.device))  # (token, head_dim)
         hidden = self.embedding[tokens].to(self.dtype)
-        for layer, (keys, values) in zip(
-            self.layers,
-            cache,
-            strict=True,
-        ):
+        for layer, (keys, values) in zip(self.layers, cache, strict=True):
             q, k, v = self._qkv(layer, hidden, cos, sin)
             self._store(keys, rows, k)
             values[rows, :, :width] = v.to(values.dtype)
@@ -162,11 +150,7 @@ class Decoder:
         rows = torch.arange(len(tokens), device=self.device)
         hidden = self.embedding[tokens].to(self.dtype)[:, None]  # (row, 1, width)
 
-        for layer, (keys, values) in zip(
-            self.layers,
-            cache,
-            strict=True,
-        ):
+        for layer, (keys, values) in zip(self.layers, cache, strict=True):
             q, k, v = self._qkv(layer, hidden, cos, sin)
             # each row at a position of its own: (row, kv_head, head_dim)
             keys[rows, :, position] = k[:, :, 0]
@@ -178,11 +162,7 @@ class Decoder:
                 attn_mask=mask,
             )
             # (row, kv_head, group, head_dim) -> (row, 1, width)
-            hidden = self._rest(
-                layer,
-                hidden,
-                attended.flatten(1)[:, None],
-            )
+            hidden = self._rest(layer, hidden, attended.flatten(1)[:, None])
         return self._logits(hidden[:, 0])
 
     def _compiled_step(self, tokens: Tensor, position: Tensor, cache: Cache) -> Tensor:
@@ -190,11 +170,7 @@ class Decoder:
         cos, sin = self._rope(position)
         hidden = self.embedding[tokens].to(self.dtype)  # (row, width)
         shape = (len(tokens), self.heads + 2 * self.kv_heads, self.head_dim)
-        for layer, (keys, values) in zip(
-            self.layers,
-            cache,
-            strict=True,
-        ):
+        for layer, (keys, values) in zip(self.layers, cache, strict=True):
             normed = _rms(hidden, layer.input_norm, self.eps)
             qkv = _linear(normed, layer.qkv).view(shape)  # (row, head + 2 x kv_head, head_dim)
             attended = kernels.attend(
@@ -254,11 +230,7 @@ class Decoder:
         q = q.transpose(1, 2)
         k = k.transpose(1, 2)
         return (
-            _rotate(
-                q,
-                cos,
-                sin,
-            ),
+            _rotate(q, cos, sin),
             _rotate(k, cos, sin),
             v.transpose(1, 2),
         )
@@ -271,14 +243,7 @@ class Decoder:
         return hidden + _linear(torch.nn.functional.silu(gate) * up, layer.down)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return _linear(
-            _rms(
-                hidden,
-                self.norm,
-                self.eps,
-            ),
-            self.head,
-        ).float()
+        return _linear(_rms(hidden, self.norm, self.eps), self.head).float()
 
 
 class _Layer:

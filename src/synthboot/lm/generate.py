@@ -80,21 +80,10 @@ class TransformersSampler:
         Text drawn step by step must have the log-probability that the model gives to it as a whole.
         """
         # prompts of two lengths, so that a row takes tokens of its prompt while the other draws
-        requests = [
-            Request(
-                tuple(range(1, 2 + length)),
-                length,
-                6,
-            )
-            for length in (0, 2)
-        ]
+        requests = [Request(tuple(range(1, 2 + length)), length, 6) for length in (0, 2)]
         tolerance = 0.1 if self.half else 1e-3  # nats a token
         try:
-            for request, result in zip(
-                requests,
-                self._together(requests),
-                strict=True,
-            ):
+            for request, result in zip(requests, self._together(requests), strict=True):
                 difference = abs(self._logprob(request, result) - result.logprob)
                 off = difference / (1 + len(result.tokens))
                 if not off < tolerance:  # so that not-a-number is a fault too
@@ -203,11 +192,7 @@ class _Rows:
         # every row draws, those too that are still in their prompt: one call for all
         token, logprob = self._draw(logits, (width - self.begin).clamp(min=0))
         if width < self.prompts.shape[1]:
-            token = torch.where(
-                width < self.begin,
-                self.prompts[:, width],
-                token,
-            )
+            token = torch.where(width < self.begin, self.prompts[:, width], token)
 
         drawing = (width >= self.begin) & ~self.done
         self.logprob += torch.where(drawing, logprob, 0.0)
@@ -233,13 +218,7 @@ class _Rows:
         owner = self.owner
         shape = (owner.temperature, owner.top_p, owner.absent)
         tries = torch.zeros_like(steps)
-        token, logprob, accepted = draw(
-            logits,
-            self.seeds,
-            steps,
-            tries,
-            *shape,
-        )
+        token, logprob, accepted = draw(logits, self.seeds, steps, tries, *shape)
         while not accepted.all():
             tries += TRIES
             again = draw(logits, self.seeds, steps, tries, *shape)

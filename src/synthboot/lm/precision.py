@@ -194,13 +194,7 @@ def _record(cfg: config.Config) -> dict[str, str]:
             f"{path}: not a choice of precision; put back the one that was there, or delete the run"
         )
     for kind, stage in (("training", "base"), ("sampling", "synthesize")):
-        if kind not in known and (
-            made_with := _made_with(
-                cfg.folder,
-                stage,
-                *SETTINGS[kind],
-            )
-        ):
+        if kind not in known and (made_with := _made_with(cfg.folder, stage, *SETTINGS[kind])):
             known[kind] = made_with
     return known
 

@@ -207,13 +207,7 @@ def _said(
     room = window - ANSWER_TOKENS
     requests = []
     for ids in tokenizer.encode(contexts):
-        requests.append(
-            Request(
-                tuple(ids[-room:]),
-                0,
-                ANSWER_TOKENS,
-            )
-        )
+        requests.append(Request(tuple(ids[-room:]), 0, ANSWER_TOKENS))
     results = sampler(
         model,
         tokenizer.end,

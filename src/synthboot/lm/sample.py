@@ -242,11 +242,7 @@ def _step_seconds(decoder: Decoder, rows: int, window: int) -> float:
     """The time of one step of `rows` rows at half the window, the best of three."""
     cache = decoder.cache(rows, window)
     tokens = torch.full((rows,), 0, device=decoder.device)
-    position = torch.full(
-        (rows,),
-        window // 2,
-        device=decoder.device,
-    )
+    position = torch.full((rows,), window // 2, device=decoder.device)
 
     seconds = []
     for _ in range(3):
@@ -411,11 +407,7 @@ class _State:
         # the row that reads each prompt: the first of those that want it. Backwards, so that the
         # first one overwrites the others
         reader: dict[tuple[int, ...], int] = {}
-        for row, request in zip(
-            reversed(group_rows),
-            reversed(chosen),
-            strict=True,
-        ):
+        for row, request in zip(reversed(group_rows), reversed(chosen), strict=True):
             reader[request.prompt] = row
 
         # a prompt's last token is not read here: the first step decodes it
@@ -531,11 +523,7 @@ class _State:
                 raise FloatingPointError("the model's logits are not numbers")
             tokens = tuple(outputs[i][: counts[i]])
             finish: Literal["end", "length"] = "end" if ends[i] else "length"
-            self.results[self.request[row]] = Result(
-                tokens,
-                finish,
-                logprobs[i],
-            )
+            self.results[self.request[row]] = Result(tokens, finish, logprobs[i])
         self.request[rows] = -1
         self.max_position[rows] = 0
 
@@ -586,19 +574,8 @@ def draw(
     chosen = likeliest
     for more in range(TRIES):
         # inverse CDF; scaled by the last sum, which rounding leaves a little off 1: (row, 1)
-        u = (
-            uniforms(
-                seeds,
-                steps,
-                tries + more,
-            )[:, None]
-            * cumulative[:, -1:]
-        )
-        token = torch.searchsorted(
-            cumulative,
-            u,
-            right=True,
-        ).clamp_(max=logits.shape[1] - 1)
+        u = uniforms(seeds, steps, tries + more)[:, None] * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, u, right=True).clamp_(max=logits.shape[1] - 1)
         own = probabilities.gather(1, token)  # (row, 1)
         likelier = torch.where(probabilities > own, probabilities, 0.0).sum(1)
 

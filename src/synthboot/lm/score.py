@@ -49,11 +49,7 @@ def documents(
     each = token_losses(model, tokens, seq_len, end, progress)
     owners = np.repeat(np.arange(len(tokens)), tokens.lengths)
     return Scores(
-        np.bincount(
-            owners,
-            each,
-            len(tokens),
-        ),
+        np.bincount(owners, each, len(tokens)),
         tokens.lengths,
     )
 
@@ -78,11 +74,7 @@ def token_losses(
 
     token_loss = np.zeros(int(tokens.lengths.sum()), np.float32)
     for numbers, losses, _ in _batches(model, rows, BATCH_TOKENS, progress):
-        for loss, number in zip(
-            losses.cpu().numpy(),
-            numbers,
-            strict=True,
-        ):
+        for loss, number in zip(losses.cpu().numpy(), numbers, strict=True):
             size = len(rows[number][1])  # what is beyond it is padding
             start = starts[number]
             token_loss[start : start + size] = loss[:size]
@@ -136,13 +128,7 @@ def row_choices(
     """The summed loss of each row, and whether every target is the model's first choice."""
     losses = np.zeros(len(rows))
     first = np.zeros(len(rows), bool)
-    for numbers, loss, greedy in _batches(
-        model,
-        rows,
-        batch_tokens,
-        None,
-        choose=True,
-    ):
+    for numbers, loss, greedy in _batches(model, rows, batch_tokens, None, choose=True):
         losses[numbers] = loss.double().sum(1).cpu().numpy()
         first[numbers] = greedy.all(1).cpu().numpy()
     return losses, first

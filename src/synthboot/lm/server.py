@@ -123,16 +123,7 @@ class ServerSampler:
         async with client:
             try:
                 async with asyncio.TaskGroup() as group:  # the first that fails stops the others
-                    tasks = [
-                        group.create_task(
-                            self._one(
-                                client,
-                                free,
-                                r,
-                            )
-                        )
-                        for r in requests
-                    ]
+                    tasks = [group.create_task(self._one(client, free, r)) for r in requests]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
         return [task.result() for task in tasks]

@@ -158,9 +158,5 @@ class Stream:
         order, bounds = self._epoch(0)
         inside = (order >= docs.start) & (order < docs.stop)
         # of each document what lies before the end: none, a part, or all of it
-        read = np.clip(
-            tokens - bounds[:-1],
-            0,
-            np.diff(bounds),
-        )
+        read = np.clip(tokens - bounds[:-1], 0, np.diff(bounds))
         return int((read * inside).sum())

@@ -55,8 +55,7 @@ class Batch:
             for number in np.unique(segments[segments > 0]):
                 inside = segments == number
                 parts.append((inputs[inside], targets[inside]))
-        # longest first, so that a micro-batch has rows of like length and is cut where its longest
-        # ends
+        # longest first, so that a micro-batch has rows of like length and little padding
         parts.sort(key=lambda part: -len(part[0]))
 
         count = -(-len(parts) // multiple) * multiple
@@ -428,8 +427,7 @@ class PairPlan:
         """The pairs of each row of an epoch."""
         order = np.random.default_rng([self.seed, 3, epoch]).permutation(len(self.d1))
         rows: list[list[int]] = []
-        # groups bound the work of a pair, and leave pairs of every length for every part of the
-        # epoch
+        # groups bound the work of a pair, and leave every part of the epoch pairs of every length
         for start in range(0, len(order), PACKED_TOGETHER):
             group = order[start : start + PACKED_TOGETHER].tolist()
             rows += self._best_fit(sorted(group, key=lambda pair: -self.lengths[pair]))

@@ -246,8 +246,7 @@ def _mixed_values(
 
     dropout = module.attention_dropout if module.training else 0.0
     sliding_window = getattr(module, "sliding_window", None)
-    # the loops read a boolean mask that all heads share; an added one, or one a head, is the
-    # library's
+    # the loops read a boolean mask that all heads share; another is left to the library
     mask_fits = mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1)
     compiled = (
         mask_fits
@@ -328,9 +327,8 @@ class _Attend(torch.autograd.Function):
             kernels.attention_weights(scores, first, seq, kv_heads, scale, mask)  # in place
             weights.append(scores)
 
-            mixed = torch.bmm(
-                scores.flatten(1, 2), values[:, :last]
-            )  # (kv, group x rows, head_dim)
+            # (kv, group x rows, head_dim) -> (kv, group, rows, head_dim)
+            mixed = torch.bmm(scores.flatten(1, 2), values[:, :last])
             out[:, :, first:last] = mixed.unflatten(1, (-1, rows))
 
         ctx.save_for_backward(queries, keys, values, *weights)

@@ -86,8 +86,7 @@ class Decoder:
         return keys_and_values * self._cache_dtype().itemsize
 
     def _cache_dtype(self) -> torch.dtype:
-        # torch's own attention wants queries, keys and values of one dtype; the compiled loop does
-        # not
+        # torch's own attention wants queries, keys and values of one dtype
         return self.matrices if self.compiled else self.dtype
 
     def free_memory(self) -> int:

@@ -425,8 +425,7 @@ def _optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimizer]:
     optimizers: list[torch.optim.Optimizer] = []
 
     if settings.optimizer == "muon":
-        # embedding and output matrix are tables of rows, which Muon's orthogonal updates do not
-        # suit
+        # embedding and output matrix are tables of rows: orthogonal updates do not suit them
         tables = set()
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             if module is not None:

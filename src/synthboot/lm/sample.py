@@ -263,12 +263,7 @@ class _Rows:
     Tensors are changed in place, so that a step can be recorded once and replayed.
     """
 
-    def __init__(
-        self,
-        rows: int,
-        longest: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, rows: int, longest: int, device: torch.device) -> None:
         integers = torch.zeros(6, rows, dtype=torch.int64, device=device)
         self.token, self.position, self.seed, self.limit, self.count, self.tries = integers
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -318,11 +313,7 @@ class _Rows:
         ends = drawn & (token == owner.end)
 
         # what was not drawn is written too: it counts only once `count` says so
-        self.output.scatter_(
-            1,
-            self.count[:, None],
-            token[:, None],
-        )
+        self.output.scatter_(1, self.count[:, None], token[:, None])
         self.count += drawn & ~ends
         self.tries.add_(TRIES).masked_fill_(drawn, 0)
         self.logprob += torch.where(drawn, logprob, 0.0)
@@ -372,7 +363,7 @@ class _State:
         self.request = np.full(rows, -1)  # -1: the row is free
         self.max_position = np.zeros(rows, np.int64)  # the row's position is not beyond it
 
-        # on a CPU looking costs nothing, and large groups would keep free rows waiting
+        # a CPU looks at no cost and pays for padding; a GPU waits for a look and pays for launches
         self.stride = STRIDE if owner.far else 1
         self.group = 64 if owner.far else 8
         self.graphs: dict[int, Any] = {}

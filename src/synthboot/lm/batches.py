@@ -1,7 +1,10 @@
-"""Which tokens a step trains on: a pure function of (plan, step), so that resuming needs one integer.
+"""Which tokens a step trains on: a pure function of (plan, step).
 
-`Plan` mixes a real and a synthetic stream row by row, and one of text to replay; which rows are from which follows from
-integer arithmetic, so the shares are exact at every step. `PairPlan` packs pairs for tuning.
+Resuming a run needs one integer.
+
+`Plan` mixes a real and a synthetic stream row by row, and one of text to replay; which rows are
+from which follows from integer arithmetic, so the shares are exact at every step. `PairPlan` packs
+pairs for tuning.
 """
 
 from __future__ import annotations
@@ -20,12 +23,19 @@ from synthboot.errors import BudgetError
 from synthboot.lm.streams import Stream, megadocs, shuffled, walk
 
 IGNORE = -100
+"""The target of a token without a loss; what torch's cross-entropy ignores by default."""
+
+PACKED_TOGETHER = 512
+"""Pairs of `PairPlan` that are packed as one group."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one step. `targets` is IGNORE where no loss is taken; `segments` numbers what may see each other (0 is
-    padding) and `positions` restarts with each; both are None where a row is one run of text."""
+    """Rows of one step.
+
+    `targets` is IGNORE where no loss is taken. `segments` numbers what may see each other (0 is
+    padding) and `positions` restarts with each; both are None where a row is one run of text.
+    """
 
     inputs: Int64[np.ndarray, "row token"]
     targets: Int64[np.ndarray, "row token"]
@@ -33,21 +43,29 @@ class Batch:
     positions: Int64[np.ndarray, "row token"] | None = None
 
     def apart(self, multiple: int) -> Batch:
-        """The same targets, every segment in a row of its own, longest first, for models that cannot keep the segments of
-        one row apart. Rows are filled up on the right, where no causal model looks, their number to a multiple."""
+        """The same targets, every segment in a row of its own, longest first.
+
+        For models that cannot keep the segments of one row apart. Rows are padded on the right,
+        where no causal model looks, and their number is padded to a multiple of `multiple`.
+        """
         if self.segments is None:
             return self
-        parts = [
-            (self.inputs[row, segment == number], self.targets[row, segment == number])
-            for row, segment in enumerate(self.segments)
-            for number in np.unique(segment[segment > 0])
-        ]
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        for inputs, targets, segments in zip(self.inputs, self.targets, self.segments, strict=True):
+            for number in np.unique(segments[segments > 0]):
+                inside = segments == number
+                parts.append((inputs[inside], targets[inside]))
+        # longest first, so that a micro-batch has rows of like length and little padding
         parts.sort(key=lambda part: -len(part[0]))
-        shape = (-(-len(parts) // multiple) * multiple, len(parts[0][0]))
-        inputs, targets = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
+
+        count = -(-len(parts) // multiple) * multiple
+        longest = len(parts[0][0])
+        all_inputs = np.zeros((count, longest), np.int64)
+        all_targets = np.full((count, longest), IGNORE, np.int64)
         for row, (x, y) in enumerate(parts):
-            inputs[row, : len(x)], targets[row, : len(y)] = x, y
-        return Batch(inputs, targets)
+            all_inputs[row, : len(x)] = x
+            all_targets[row, : len(y)] = y
+        return Batch(all_inputs, all_targets)
 
 
 @runtime_checkable
@@ -74,14 +92,22 @@ class Batches(Protocol):
 
 
 class Plan:
-    """The rows of an arm: real text on as many passes as it takes, synthetic text once, spread evenly or put first.
+    """The rows of an arm: real text over as many epochs as it takes, synthetic text once.
 
-    `train_tokens` is rounded down to whole batches and shares to whole rows. Row i of a mixed run is from the synthetic
-    stream where floor(i * synthetic_rows / rows) steps up. A `replay_share` of all rows is taken from `replay` in the same
-    way, on as many passes as it takes, and `share` is one of the others. With `owners`, the d1 of each synthetic document,
-    the synthetic stream is one of megadocs, whose real text counts as real: it gets as many rows as hold `share` of synthetic
-    text. With `pairs` (d1, d2, most similar first) real documents follow each other as `walk` says. `noise` is the share of
-    input tokens that are replaced by random ones of the first `vocab_size`, but for `end`.
+    Synthetic rows are spread evenly or put first. `train_tokens` is rounded down to whole batches
+    and shares to whole rows. Row i of a mixed run is from the synthetic stream where floor(i *
+    synthetic_rows / rows) steps up:
+
+        row                              0  1  2  3  4  5  6  7      3 of 8 rows are synthetic
+        floor(row * 3 / 8)               0  0  0  1  1  1  2  2
+        synthetic, as the next is more   .  .  s  .  .  s  .  s
+
+    A `replay_share` of all rows is taken from `replay` in the same way, over as many epochs as it
+    takes, and `share` is one of the others. With `owners`, the d1 of each synthetic document, the
+    synthetic stream is one of megadocs, whose real text counts as real: it gets as many rows as
+    hold `share` of synthetic text. With `pairs` (d1, d2, most similar first) real documents follow
+    each other as `walk` says. `noise` is the share of input tokens that are replaced by random ones
+    of the first `vocab_size`, but for `end`.
     """
 
     def __init__(
@@ -104,126 +130,178 @@ class Plan:
         replay: Tokens | None = None,
         replay_share: float = 0.0,
     ) -> None:
-        self.seq_len, self.end, self.order, self.packed = seq_len, end, order, document_mask
-        self.noise, self.vocab_size, self.seed = noise, vocab_size, seed
+        self.seq_len = seq_len
+        self.end = end
+        self.order = order
+        self.packed = document_mask
+        self.noise = noise
+        self.vocab_size = vocab_size
+        self.seed = seed
         self.rows = batch_tokens // seq_len
         self.batch_tokens = self.rows * seq_len
         self.steps = train_tokens // self.batch_tokens
+
+        # each stream draws its order from numbers of its own: (seed, 1) real, 2 synthetic, 3 replay
         docs = len(real)
-        self.real = Stream(
-            real, shuffled(docs, (seed, 1)) if pairs is None else walk(*pairs, docs, (seed, 1))
-        )
+        if pairs is None:
+            real_order = shuffled(docs, (seed, 1))
+        else:
+            d1, d2 = pairs
+            real_order = walk(d1, d2, docs, (seed, 1))
+        self.real = Stream(real, real_order)
         self.replay = Stream(replay, shuffled(len(replay), (seed, 3))) if replay else self.real
         self.replay_rows = round(replay_share * self.rows * self.steps)
         self.own_rows = self.rows * self.steps - self.replay_rows
-        wanted = round(share * self.own_rows)
+
+        synthetic_rows = round(share * self.own_rows)
         if owners is None or synthetic is None:
+            # an arm without synthetic text has no row of this stream, but one to count over
             written = synthetic or real
             self.synthetic = Stream(written, shuffled(len(written), (seed, 2)))
-            self.synthetic_rows, self.real_inside = wanted, range(0)
+            self.synthetic_rows = synthetic_rows
+            self.real_inside = range(0)  # the real documents of the synthetic stream
         else:
-            both = real.joined(synthetic)
-            self.synthetic = Stream(both, megadocs(owners, both.lengths, seq_len, (seed, 2)))
-            self.synthetic_rows, self.real_inside = (
-                self._rows_holding(wanted * seq_len, docs),
-                range(docs),
+            both = real.joined(synthetic)  # real documents are numbered first
+            self.synthetic = Stream(
+                both,
+                megadocs(owners, both.lengths, seq_len, (seed, 2)),
             )
+            self.synthetic_rows = self._rows_holding(synthetic_rows * seq_len, docs)
+            self.real_inside = range(docs)
 
     def _rows_holding(self, tokens: int, docs: int) -> int:
-        """The fewest rows of the megadocs that hold so many synthetic tokens. Raises BudgetError where none do."""
-        longest, synthetic = (
-            self.synthetic.num_tokens // self.seq_len,
-            range(docs, len(self.synthetic.tokens)),
-        )
-        most = min(longest, self.own_rows)
-        found = bisect.bisect_left(
-            range(most), tokens, key=lambda n: self.synthetic.of(synthetic, n * self.seq_len)
-        )
-        held = self.synthetic.of(synthetic, most * self.seq_len)
-        if held < tokens - self.seq_len:
+        """The fewest rows of the megadocs that hold so many synthetic tokens.
+
+        Raises BudgetError where none do.
+        """
+        synthetic = range(docs, len(self.synthetic.tokens))
+
+        def held(rows: int) -> int:
+            return self.synthetic.of(synthetic, rows * self.seq_len)
+
+        whole_rows = self.synthetic.num_tokens // self.seq_len
+        most = min(whole_rows, self.own_rows)
+        fewest = bisect.bisect_left(range(most), tokens, key=held)
+        # less than a row short is rounding, as everywhere
+        if held(most) < tokens - self.seq_len:
             raise BudgetError(
-                f"pretrain: megadocs hold {held:,} synthetic tokens in the {most:,} rows there are, {tokens:,} are asked for; "
-                f"lower the arm's share: every run of synthetic documents brings its real one along"
+                f"pretrain: megadocs hold {held(most):,} synthetic tokens in the {most:,} rows "
+                f"there are, {tokens:,} are asked for; lower the arm's share: every run of "
+                f"synthetic documents brings its real one along"
             )
-        return found
+        return fewest
 
     def batch(self, step: int) -> Batch:
-        """The rows of a step. A row's first input is the token before it, so every token is a target exactly once."""
-        tokens = np.stack([self._row(i) for i in range(step * self.rows, (step + 1) * self.rows)])
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        """The rows of a step.
+
+        A row's first input is the token before it, so every token is a target exactly once.
+        """
+        numbers = range(step * self.rows, (step + 1) * self.rows)
+        tokens = np.stack([self._row(row) for row in numbers])  # (row, seq_len + 1)
+        inputs = tokens[:, :-1]
+        targets = tokens[:, 1:]
         starts = inputs == self.end  # a document is read after the end of the one before it
+
         if self.noise:
             rng = np.random.default_rng([self.seed, 8, step])
-            struck = (rng.random(inputs.shape) < self.noise) & ~starts
-            others = rng.integers(self.vocab_size - 1, size=inputs.shape)
-            inputs = np.where(struck, others + (others >= self.end), inputs)
+            # ends stay: noise must not hide where documents begin
+            replaced = (rng.random(inputs.shape) < self.noise) & ~starts
+            # one number fewer, and those from `end` on moved up by one: `end` itself never comes
+            random_tokens = rng.integers(self.vocab_size - 1, size=inputs.shape)
+            random_tokens += random_tokens >= self.end
+            inputs = np.where(replaced, random_tokens, inputs)
         if not self.packed:
             return Batch(inputs, targets)
-        places = np.broadcast_to(np.arange(self.seq_len), inputs.shape)
-        positions = places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)
-        return Batch(inputs, targets, 1 + np.cumsum(starts, axis=1), positions)
+
+        # positions count from the last document start at or before each token
+        columns = np.broadcast_to(np.arange(self.seq_len), inputs.shape)
+        last_start = np.maximum.accumulate(
+            np.where(starts, columns, 0),
+            axis=1,
+        )
+        segments = 1 + np.cumsum(starts, axis=1)
+        return Batch(inputs, targets, segments, columns - last_start)
 
     def describe(self, step: int) -> str:
-        """The documents that a step reads."""
-        found: dict[str, list[int]] = {"real": [], "synthetic": [], "replayed": []}
+        """The documents that a step reads, in words."""
+        read: dict[str, list[int]] = {"real": [], "synthetic": [], "replayed": []}
         for row in range(step * self.rows, (step + 1) * self.rows):
-            kind, start = self._place(row)
-            read = self._stream(kind).documents(start, self.seq_len)
-            if kind == "synthetic" and self.real_inside:
-                found["real"] += [doc for doc in read if doc in self.real_inside]
-                read = [doc - self.real_inside.stop for doc in read if doc not in self.real_inside]
-            found[kind] += read
-        parts = [
-            f"{kind} documents {', '.join(map(str, sorted(set(docs))))}"
-            for kind, docs in found.items()
-            if docs
-        ]
+            kind, start = self._source(row)
+            for doc in self._stream(kind).documents(start, self.seq_len):
+                if kind == "synthetic" and doc in self.real_inside:
+                    read["real"].append(doc)
+                elif kind == "synthetic":
+                    # a megadoc stream numbers its synthetic documents after the real ones
+                    read["synthetic"].append(doc - self.real_inside.stop)
+                else:
+                    read[kind].append(doc)
+
+        parts = []
+        for kind, docs in read.items():
+            if docs:
+                numbers = ", ".join(map(str, sorted(set(docs))))
+                parts.append(f"{kind} documents {numbers}")
         return " and ".join(parts)
 
-    def _place(self, row: int) -> tuple[str, int]:
-        """Which stream a row is from, and where in it its first target lies."""
-        replayed, replay = _taken(row, self.replay_rows, self.rows * self.steps)
-        if replay:
+    def _source(self, row: int) -> tuple[str, int]:
+        """Which stream a row is from, and at which token of it its first target lies."""
+        replayed, is_replayed = _spread(row, self.replay_rows, self.rows * self.steps)
+        if is_replayed:
             return "replayed", replayed * self.seq_len
+
+        # from here on rows are counted without the replayed ones
         row -= replayed
         if self.order == "synthetic_first":
-            before, synthetic = min(row, self.synthetic_rows), row < self.synthetic_rows
+            before = min(row, self.synthetic_rows)
+            is_synthetic = row < self.synthetic_rows
         else:
-            before, synthetic = _taken(row, self.synthetic_rows, self.own_rows)
-        return (
-            ("synthetic", before * self.seq_len)
-            if synthetic
-            else ("real", (row - before) * self.seq_len)
-        )
+            before, is_synthetic = _spread(row, self.synthetic_rows, self.own_rows)
+        if is_synthetic:
+            return "synthetic", before * self.seq_len
+        return "real", (row - before) * self.seq_len
 
     def _row(self, row: int) -> np.ndarray:
-        kind, start = self._place(row)
+        """A row's tokens, (seq_len + 1): the one before its first target, and its targets."""
+        kind, start = self._source(row)
         stream = self._stream(kind)
-        if start == 0:
+        if start == 0:  # nothing is before the first token: it is read after an end
             return np.concatenate(([self.end], stream.read(0, self.seq_len)))
         return stream.read(start - 1, self.seq_len + 1)
 
     def _stream(self, kind: str) -> Stream:
-        return {"real": self.real, "synthetic": self.synthetic, "replayed": self.replay}[kind]
+        streams = {
+            "real": self.real,
+            "synthetic": self.synthetic,
+            "replayed": self.replay,
+        }
+        return streams[kind]
 
     def sources(self, steps: int) -> dict[str, float]:
         """Tokens of each stream in the first `steps` steps; megadocs count as synthetic here."""
         rows = steps * self.rows
-        replayed = _taken(rows, self.replay_rows, self.rows * self.steps)[0]
+        replayed, _ = _spread(rows, self.replay_rows, self.rows * self.steps)
         own = rows - replayed
         if self.order == "synthetic_first":
             synthetic = min(own, self.synthetic_rows)
         else:
-            synthetic = _taken(own, self.synthetic_rows, self.own_rows)[0]
-        found = {"real": own - synthetic, "synthetic": synthetic, "replayed": replayed}
-        return {f"{kind}_tokens": count * self.seq_len for kind, count in found.items()}
+            synthetic, _ = _spread(own, self.synthetic_rows, self.own_rows)
+        return {
+            "real_tokens": (own - synthetic) * self.seq_len,
+            "synthetic_tokens": synthetic * self.seq_len,
+            "replayed_tokens": replayed * self.seq_len,
+        }
 
     def ledger(self) -> dict[str, float]:
-        """Tokens by source, and passes over each, over the whole run."""
-        read = self.synthetic_rows * self.seq_len
-        inside = self.synthetic.of(self.real_inside, read) if self.real_inside else 0
+        """Tokens by source, and epochs over each, over the whole run."""
+        # what is read of the synthetic stream, and the real text that megadocs hold of it
+        stream_tokens = self.synthetic_rows * self.seq_len
+        inside = 0
+        if self.real_inside:
+            inside = self.synthetic.of(self.real_inside, stream_tokens)
+
+        real = self.own_rows * self.seq_len - stream_tokens + inside
         replayed = self.replay_rows * self.seq_len
-        synthetic, real = read - inside, self.own_rows * self.seq_len - read + inside
+        synthetic_epochs = stream_tokens / self.synthetic.num_tokens if stream_tokens else 0.0
         return {
             "steps": self.steps,
             "batch_tokens": self.batch_tokens,
@@ -231,140 +309,194 @@ class Plan:
             "real_tokens": real,
             "unique_real_tokens": self.real.tokens.num_tokens,
             "real_epochs": real / self.real.tokens.num_tokens,
-            "synthetic_tokens": synthetic,
-            "synthetic_epochs": read / self.synthetic.num_tokens if read else 0.0,
+            "synthetic_tokens": stream_tokens - inside,
+            "synthetic_epochs": synthetic_epochs,
             "replayed_tokens": replayed,
             "replayed_epochs": replayed / self.replay.num_tokens,
         }
 
 
-def _taken(row: int, some: int, rows: int) -> tuple[int, bool]:
-    """With `some` of `rows` spread evenly: how many come before a row, and whether it is one of them."""
-    before = row * some // rows
-    return before, (row + 1) * some // rows > before
+def _spread(
+    row: int,
+    chosen: int,
+    rows: int,
+) -> tuple[int, bool]:
+    """With `chosen` of `rows` spread evenly: how many come before a row, and whether it is one."""
+    before = row * chosen // rows
+    through = (row + 1) * chosen // rows
+    return before, through > before
 
 
-def d1_room(window: int, share: float) -> int:
-    """The tokens of d1 that a window always has room for."""
-    return int((window - 1) * share)
+def d1_room(seq_len: int, share: float) -> int:
+    """The tokens of d1 that a row always has room for."""
+    return int((seq_len - 1) * share)
 
 
-def cut_pair(d1: int, d2: int, window: int, share: float) -> tuple[int, int]:
-    """How many tokens of d1 and d2 (its end included) fit a window of end + d1 + separator + d2, heads kept.
+def cut_pair(
+    d1: int,
+    d2: int,
+    seq_len: int,
+    share: float,
+) -> tuple[int, int]:
+    """How many tokens of d1 and d2 (its end included) fit a row of end + d1 + separator + d2.
 
-    d1 is entitled to `share` of it, d2 to the rest; what one leaves, the other may use.
+    The heads of both are kept. d1 is entitled to `share` of the row, d2 to the rest; what one
+    leaves, the other may use.
     """
-    room = (
-        window - 1
-    )  # the row's targets are its inputs shifted by one: end + d1 + separator + d2 without its last
-    first = min(d1, max(d1_room(window, share), room - d2))
+    # a row's targets are its inputs shifted by one, so d2's last token is no input
+    room = seq_len - 1
+    first = min(d1, max(d1_room(seq_len, share), room - d2))
     return first, min(d2, room - first)
 
 
 def pair_row(
     d1: Integer[np.ndarray, " a"],
     d2: Integer[np.ndarray, " b"],
-    window: int,
+    seq_len: int,
     share: float,
     end: int,
     separator: int,
 ) -> tuple[Int64[np.ndarray, " token"], Int64[np.ndarray, " token"]]:
-    """Inputs and targets of one pair, at most `window` long; the loss is on d2 and its end alone.
+    """Inputs and targets of one pair, at most `seq_len` long; the loss is on d2 and its end alone.
 
-    Both documents come closed by `end`; d1 loses it, and a d2 cut short keeps no end that it did not reach.
+    Both documents come closed by `end`; d1 loses it, and a d2 cut short keeps no end that it did
+    not reach.
     """
-    first, second = cut_pair(len(d1) - 1, len(d2), window, share)
+    first, second = cut_pair(len(d1) - 1, len(d2), seq_len, share)
     tokens = np.concatenate(([end], d1[:first], [separator], d2[:second])).astype(np.int64)
     targets = tokens[1:].copy()
-    targets[: len(tokens) - 1 - second] = IGNORE
+    # d1 and the separator are given: only what comes after is learned
+    targets[: len(targets) - second] = IGNORE
     return tokens[:-1], targets
 
 
 class PairPlan:
-    """Pairs packed into rows of `seq_len`, several to a row, none seeing another; shuffled anew on every pass.
+    """Pairs packed into rows of `seq_len`, several to a row, none seeing another.
 
-    Packing is best-fit by falling length within groups of 512 shuffled pairs. The last rows of a pass that do not fill a
-    batch are filled from the next.
+    They are shuffled anew in every epoch. Packing is best-fit by falling length within groups of
+    `PACKED_TOGETHER` shuffled pairs. The last rows of an epoch that do not fill a batch are filled
+    from the next.
     """
 
     packed = True
 
     def __init__(
-        self, first: Tokens, d1: Sequence[int], d2: Sequence[int], *, seq_len: int, d1_share: float, batch_tokens: int,
-        tokens: int, seed: int, end: int, separator: int,
-    ) -> None:  # fmt: skip
-        self.tokens, self.d1, self.d2 = first, np.asarray(d1, np.int64), np.asarray(d2, np.int64)
-        self.seq_len, self.d1_share, self.seed, self.end, self.separator = (
-            seq_len,
-            d1_share,
-            seed,
-            end,
-            separator,
-        )
+        self,
+        first: Tokens,
+        d1: Sequence[int],
+        d2: Sequence[int],
+        *,
+        seq_len: int,
+        d1_share: float,
+        batch_tokens: int,
+        tokens: int,
+        seed: int,
+        end: int,
+        separator: int,
+    ) -> None:
+        self.tokens = first
+        self.d1 = np.asarray(d1, np.int64)
+        self.d2 = np.asarray(d2, np.int64)
+        self.seq_len = seq_len
+        self.d1_share = d1_share
+        self.seed = seed
+        self.end = end
+        self.separator = separator
         self.rows = max(1, batch_tokens // seq_len)
         self.batch_tokens = self.rows * seq_len
         self.steps = max(1, tokens // self.batch_tokens)
-        lengths = first.lengths
-        sizes = zip(lengths[self.d1].tolist(), lengths[self.d2].tolist(), strict=True)
-        cuts = [cut_pair(a - 1, b, seq_len, d1_share) for a, b in sizes]
-        self.lengths = np.array([1 + a + b for a, b in cuts], np.int64)
+
+        # the tokens that each pair takes of a row, an end and a separator less d2's last included
+        d1_lengths = first.lengths[self.d1].tolist()
+        d2_lengths = first.lengths[self.d2].tolist()
+        lengths = []
+        for d1_length, d2_length in zip(d1_lengths, d2_lengths, strict=True):
+            d1_kept, d2_kept = cut_pair(d1_length - 1, d2_length, seq_len, d1_share)
+            lengths.append(1 + d1_kept + d2_kept)
+        self.lengths = np.array(lengths, np.int64)
+
+        # a batch may lie in two epochs; their packing is not done again for every batch
         self._packed: Callable[[int], list[list[int]]] = lru_cache(maxsize=2)(self._pack)
         self._starts = [0]
 
     def rows_per_epoch(self) -> int:
-        """Rows of the first pass; others differ by a few."""
+        """Rows of the first epoch; others differ by a few."""
         return len(self._packed(0))
 
-    def _pack(self, number: int) -> list[list[int]]:
-        order = np.random.default_rng([self.seed, 3, number]).permutation(len(self.d1))
+    def _pack(self, epoch: int) -> list[list[int]]:
+        """The pairs of each row of an epoch."""
+        order = np.random.default_rng([self.seed, 3, epoch]).permutation(len(self.d1))
         rows: list[list[int]] = []
-        for start in range(0, len(order), 512):
-            members: list[list[int]] = []
-            rooms: list[
-                tuple[int, int]
-            ] = []  # what each open row has room for and its number, least room first
-            for pair in sorted(order[start : start + 512].tolist(), key=lambda p: -self.lengths[p]):
-                size = int(self.lengths[pair])
-                fit = bisect.bisect_left(rooms, (size, -1))
-                room, row = rooms.pop(fit) if fit < len(rooms) else (self.seq_len, len(members))
-                if row == len(members):
-                    members.append([])
-                members[row].append(pair)
-                bisect.insort(rooms, (room - size, row))
-            rows += members
-        shuffle = np.random.default_rng([self.seed, 4, number]).permutation(len(rows))
+        # groups bound the work of a pair, and leave every part of the epoch pairs of every length
+        for start in range(0, len(order), PACKED_TOGETHER):
+            group = order[start : start + PACKED_TOGETHER].tolist()
+            rows += self._best_fit(sorted(group, key=lambda pair: -self.lengths[pair]))
+
+        # shuffled once more: the rows of a group stand by falling length
+        shuffle = np.random.default_rng([self.seed, 4, epoch]).permutation(len(rows))
         return [rows[i] for i in shuffle]
+
+    def _best_fit(self, pairs: list[int]) -> list[list[int]]:
+        """Rows of these pairs, longest first, each in the fullest row that has room for it."""
+        rows: list[list[int]] = []
+        rooms: list[tuple[int, int]] = []  # (free tokens, number) of each row, fewest free first
+        for pair in pairs:
+            size = int(self.lengths[pair])
+            fit = bisect.bisect_left(rooms, (size, -1))
+            if fit < len(rooms):
+                room, row = rooms.pop(fit)
+            else:
+                room = self.seq_len
+                row = len(rows)
+                rows.append([])
+            rows[row].append(pair)
+            bisect.insort(rooms, (room - size, row))
+        return rows
 
     def batch(self, step: int) -> Batch:
         """The rows of a step."""
         shape = (self.rows, self.seq_len)
-        inputs, targets = np.full(shape, self.end, np.int64), np.full(shape, IGNORE, np.int64)
-        segments, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        for i in range(self.rows):
-            place = 0
-            for number, pair in enumerate(self._members(step * self.rows + i), 1):
+        inputs = np.full(shape, self.end, np.int64)
+        targets = np.full(shape, IGNORE, np.int64)
+        segments = np.zeros(shape, np.int64)
+        positions = np.zeros(shape, np.int64)
+        for row in range(self.rows):
+            filled = 0
+            for number, pair in enumerate(self._members(step * self.rows + row), 1):
                 x, y = pair_row(
-                    self.tokens[int(self.d1[pair])], self.tokens[int(self.d2[pair])],
-                    self.seq_len, self.d1_share, self.end, self.separator,
-                )  # fmt: skip
-                part = slice(place, place + len(x))
-                inputs[i, part], targets[i, part], segments[i, part] = x, y, number
-                positions[i, part] = np.arange(len(x))
-                place += len(x)
+                    self.tokens[int(self.d1[pair])],
+                    self.tokens[int(self.d2[pair])],
+                    self.seq_len,
+                    self.d1_share,
+                    self.end,
+                    self.separator,
+                )
+                columns = slice(filled, filled + len(x))
+                inputs[row, columns] = x
+                targets[row, columns] = y
+                segments[row, columns] = number
+                positions[row, columns] = np.arange(len(x))
+                filled += len(x)
         return Batch(inputs, targets, segments, positions)
 
     def describe(self, step: int) -> str:
         """The pairs that a step reads, as d1 > d2."""
-        pairs = [p for i in range(self.rows) for p in self._members(step * self.rows + i)]
-        return "pairs " + ", ".join(f"{self.d1[p]} > {self.d2[p]}" for p in pairs)
+        words = []
+        for row in range(step * self.rows, (step + 1) * self.rows):
+            for pair in self._members(row):
+                words.append(f"{self.d1[pair]} > {self.d2[pair]}")
+        return "pairs " + ", ".join(words)
 
     def sources(self, steps: int) -> dict[str, float]:
         """Tokens of packed pairs, padding included."""
         return {"pair_tokens": steps * self.batch_tokens}
 
     def _members(self, row: int) -> list[int]:
-        """The pairs of a row, counted over all passes."""
-        while row >= self._starts[-1]:  # how many rows the passes before have is found once
-            self._starts.append(self._starts[-1] + len(self._packed(len(self._starts) - 1)))
-        number = bisect.bisect_right(self._starts, row) - 1
-        return self._packed(number)[row - self._starts[number]]
+        """The pairs of a row, counted over all epochs."""
+        # `_starts[e]` is the first row of epoch e: epochs differ in length, so each is packed once
+        # to know where the next begins
+        while row >= self._starts[-1]:
+            last = len(self._starts) - 1
+            self._starts.append(self._starts[-1] + len(self._packed(last)))
+        epoch = bisect.bisect_right(self._starts, row) - 1
+        return self._packed(epoch)[row - self._starts[epoch]]

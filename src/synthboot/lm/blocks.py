@@ -1,10 +1,16 @@
-"""The blocks of a model while it trains on a CPU, by the compiled loops: fewer passes over memory than the library takes.
+"""A model's blocks while it trains on a CPU, by the compiled loops.
 
-Weights, names and results stay what they were. Products in float32 go to oneDNN, which takes two thirds to nine tenths of MKL's
-time on a CPU that is not Intel's. Attention works through the queries a block of rows at a time, against the keys up to the
-block's end: two matrix products with a softmax in place between them, in the precision of training, and no work for most of
-what causality hides. The library's is kept for windows longer than `LONGEST`, whose weights would take more memory than time
-saved, and by processes of several threads.
+Weights, names and results stay those of the library; passes over memory become fewer.
+
+1. Matmuls in float32 go to oneDNN, which takes two thirds to nine tenths of MKL's time on a CPU
+   that is not Intel's.
+2. Norms, gates and rotary positions are one pass over memory each.
+3. Attention takes the queries a block of `ROWS` tokens at a time, against the keys up to the
+   block's end: two matmuls with a softmax in place between them, and no work for most of what the
+   causal mask hides.
+
+The library's attention is kept for rows longer than `LONGEST`, whose attention weights would take
+more memory than time saved, and for processes of several threads.
 """
 
 from __future__ import annotations
@@ -13,233 +19,370 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from synthboot import kernels
 
-LONGEST, ROWS = 512, 96
+Gradients = tuple[Tensor | None, ...]
+"""What a backward pass returns: a gradient for each input of the forward pass, or None."""
+
+LONGEST = 512
+"""The longest row, in tokens, whose attention weights are kept for the backward pass."""
+
+ROWS = 96
+"""Query tokens of one block of attention."""
 
 
-def times(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x (..., in) times weight (out, in); in float32 on a CPU by oneDNN, if this torch lets it be asked for."""
-    direct = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if direct is None or x.dtype != torch.float32 or x.device.type != "cpu":
+def times(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., in) times weight (out, in); in float32 on a CPU by oneDNN, if torch has it."""
+    # a private operator: other versions of torch may not have it
+    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if onednn is None or x.dtype != torch.float32 or x.device.type != "cpu":
         return torch.nn.functional.linear(x, weight)
-    return direct(x, weight, None, "none", [], "")
+    return onednn(x, weight, None, "none", [], "")
 
 
 class _Norm(torch.autograd.Function):
+    """RMS norm over the last dimension."""
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        eps: float,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])  # (..., dim) -> (rows, dim)
         out, scale = kernels.norm(rows, weight.detach(), eps)
+
         ctx.save_for_backward(rows, weight.detach(), scale)
         ctx.eps = eps
         return out.view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
         rows, weight, scale = ctx.saved_tensors
-        into_rows, into_weight = kernels.norm(
-            rows, weight, ctx.eps, gradient.reshape(rows.shape), scale
-        )
-        return into_rows.view(gradient.shape), into_weight, None
+        grad_out = gradient.reshape(rows.shape)  # (..., dim) -> (rows, dim)
+        grad_rows, grad_weight = kernels.norm(rows, weight, ctx.eps, grad_out, scale)
+        return grad_rows.view(gradient.shape), grad_weight, None
 
 
 class _Gate(torch.autograd.Function):
+    """silu(gate) x value."""
+
     @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, gate: Tensor, value: Tensor) -> Tensor:
         ctx.save_for_backward(gate, value)
         return kernels.gate(gate.contiguous(), value.contiguous())[0]
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gate, value = (t.contiguous() for t in ctx.saved_tensors)
-        return kernels.gate(gate, value, gradient.contiguous())
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
+        gate, value = ctx.saved_tensors
+        return kernels.gate(
+            gate.contiguous(),
+            value.contiguous(),
+            gradient.contiguous(),
+        )
 
 
 class _Rotate(torch.autograd.Function):
-    """Rotary positions: from (batch, token, head, dim), as products leave it, to (batch, head, token, dim), for attention."""
+    """Rotary positions, and the transpose from the matmuls' layout to attention's.
+
+    In: (batch, seq, heads, head_dim). Out: (batch, heads, seq, head_dim), float32.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        ctx.kind = x.dtype
-        batch, tokens, heads, dim = x.shape
-        out = torch.empty(batch, heads, tokens, dim)
+        ctx.dtype = x.dtype
+        batch, seq, heads, head_dim = x.shape
+        out = torch.empty(batch, heads, seq, head_dim)
+
+        # written through a transposed view, so that the layout changes in the same pass over memory
+        transposed = out.transpose(1, 2)  # (batch, seq, heads, head_dim)
         kernels.rotate(
-            x.detach().float(), cos.float(), sin.float(), out.transpose(1, 2), back=False
+            x.detach().float(),
+            cos.float(),
+            sin.float(),
+            transposed,
+            back=False,
         )
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
         cos, sin = ctx.saved_tensors
-        batch, heads, tokens, dim = gradient.shape
-        out = torch.empty(batch, tokens, heads, dim)
-        kernels.rotate(gradient.float().transpose(1, 2), cos.float(), sin.float(), out, back=True)
-        return out.to(ctx.kind), None, None
+        batch, heads, seq, head_dim = gradient.shape
+        grad_x = torch.empty(batch, seq, heads, head_dim)
+
+        # a rotation's gradient is the rotation by the negative angle
+        transposed = gradient.float().transpose(1, 2)  # (batch, seq, heads, head_dim)
+        kernels.rotate(
+            transposed,
+            cos.float(),
+            sin.float(),
+            grad_x,
+            back=True,
+        )
+        return grad_x.to(ctx.dtype), None, None
 
 
-class _Product(torch.autograd.Function):
-    """Rows times a matrix's rows, in float32."""
+class _Matmul(torch.autograd.Function):
+    """x (..., in) times weight (out, in), in float32."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return times(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
         x, weight = ctx.saved_tensors
-        rows = gradient.flatten(0, -2)
-        # where both matrices would have to be turned round MKL is the faster one
-        return times(gradient, weight.T), rows.T @ x.flatten(0, -2)
+        grad_rows = gradient.flatten(0, -2)  # (rows, out)
+        x_rows = x.flatten(0, -2)  # (rows, in)
+
+        grad_x = times(gradient, weight.T)
+        # not by oneDNN: where both matrices would have to be transposed MKL is the faster one
+        grad_weight = grad_rows.T @ x_rows
+        return grad_x, grad_weight
 
 
 def shorten(model: Any, full: bool) -> None:
-    """Let norms and attention of the blocks go through the compiled loops; in `full` precision, float32, gates and products
-    too."""
+    """Let the model's norms and attention go through the compiled loops.
+
+    With `full`, for training in float32, gates and matmuls too.
+    """
+    silu = (torch.nn.SiLU, _library_silu())
     for module in model.modules():
-        kind = type(module).__name__
-        if kind.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+        # every layout has classes of its own: LlamaRMSNorm, Qwen3RMSNorm
+        name = type(module).__name__
+        if name.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             module.forward = partial(_norm, module)
         elif full and type(module) is torch.nn.Linear and module.bias is None:
-            module.forward = partial(_product, module)
+            module.forward = partial(_matmul, module)
+        elif full and name.endswith("MLP") and isinstance(getattr(module, "act_fn", None), silu):
+            module.forward = partial(_gated_mlp, module)
         elif (
-            full
-            and kind.endswith("MLP")
-            and isinstance(getattr(module, "act_fn", None), torch.nn.SiLU | _silu())
-        ):
-            module.forward = partial(_gated, module)
-        elif (
-            kind.endswith("Attention")
-            and model.config._attn_implementation == "sdpa"
+            name.endswith("Attention")
+            and model.config._attn_implementation == "sdpa"  # another one was asked for by name
             and hasattr(module, "o_proj")
         ):
-            module.forward = partial(_attended, module)
+            module.forward = partial(_attention, module)
 
 
-def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+def _norm(module: Any, x: Tensor) -> Tensor:
     return _Norm.apply(x.float(), module.weight, module.variance_epsilon)
 
 
-def _product(module: Any, x: torch.Tensor) -> torch.Tensor:
-    return _Product.apply(x, module.weight)
+def _matmul(module: Any, x: Tensor) -> Tensor:
+    return _Matmul.apply(x, module.weight)
 
 
-def _gated(module: Any, x: torch.Tensor) -> torch.Tensor:
-    return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))
+def _gated_mlp(module: Any, x: Tensor) -> Tensor:
+    hidden = _Gate.apply(module.gate_proj(x), module.up_proj(x))
+    return module.down_proj(hidden)
 
 
-def _attended(
-    module: Any, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor],
-    attention_mask: torch.Tensor | None = None, past_key_values: Any = None, **rest: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+def _attention(
+    module: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    **rest: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The output of an attention module and, where the library made them, its weights.
+
+    Parameters are named as the library names them, since it passes them by name.
+    """
+    # decoding with a cache is the library's: nothing here appends to one
     if past_key_values is not None:
         original = type(module).forward
         return original(
-            module, hidden_states, position_embeddings, attention_mask, past_key_values, **rest
+            module,
+            hidden_states,
+            position_embeddings,
+            attention_mask,
+            past_key_values,
+            **rest,
         )
-    shape = (*hidden_states.shape[:-1], -1, module.head_dim)
-    query, key, value = (
-        p(hidden_states).view(shape) for p in (module.q_proj, module.k_proj, module.v_proj)
-    )
-    if hasattr(module, "q_norm"):
-        query, key = module.q_norm(query), module.k_norm(key)
-    query, key = (_Rotate.apply(x, *position_embeddings) for x in (query, key))
-    mixed, weights = _mixed(module, query, key, value.transpose(1, 2), attention_mask, rest)
-    return module.o_proj(mixed.reshape(*shape[:-2], -1)), weights
+
+    # (batch, seq, width) -> (batch, seq, heads, head_dim)
+    batch, seq, _ = hidden_states.shape
+    shape = (batch, seq, -1, module.head_dim)
+    query = module.q_proj(hidden_states).view(shape)
+    key = module.k_proj(hidden_states).view(shape)
+    value = module.v_proj(hidden_states).view(shape)
+    if hasattr(module, "q_norm"):  # Qwen3 has QK-norm, Llama has not
+        query = module.q_norm(query)
+        key = module.k_norm(key)
+
+    # (batch, seq, heads, head_dim) -> (batch, heads, seq, head_dim)
+    cos, sin = position_embeddings
+    query = _Rotate.apply(query, cos, sin)
+    key = _Rotate.apply(key, cos, sin)
+    value = value.transpose(1, 2)
+
+    mixed, weights = _mixed_values(module, query, key, value, attention_mask, rest)
+    flat = mixed.reshape(batch, seq, -1)  # (batch, seq, heads x head_dim)
+    return module.o_proj(flat), weights
 
 
-def _mixed(
+def _mixed_values(
     module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
     rest: dict[str, Any],
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Values weighted by attention, (batch, token, head, dim), in the precision of `value`, a product. The library's is taken
-    in float32 whatever that is, since a CPU takes three times as long for it in bfloat16."""
+) -> tuple[Tensor, Tensor | None]:
+    """Values weighted by attention, (batch, seq, heads, head_dim)."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     dropout = module.attention_dropout if module.training else 0.0
-    window = getattr(module, "sliding_window", None)
-    known = mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1)
-    if (
-        known
+    sliding_window = getattr(module, "sliding_window", None)
+    # the loops read a boolean mask that all heads share; another is left to the library
+    mask_fits = mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1)
+    compiled = (
+        mask_fits
         and not dropout
-        and not window
+        and not sliding_window
         and query.shape[2] <= LONGEST
         and torch.get_num_threads() == 1
-    ):
-        seen = None if mask is None else mask.expand(len(query), -1, -1, -1)[:, 0].contiguous()
-        return _Attend.apply(query, key, value, seen, module.scaling, value.dtype).transpose(
-            1, 2
-        ), None
+    )
+    if compiled:
+        visible = None
+        if mask is not None:
+            # (1 or batch, 1, seq, seq) -> (batch, seq, seq)
+            visible = mask.expand(len(query), -1, -1, -1)[:, 0].contiguous()
+        # `value` comes from a matmul, so its dtype is the precision of training
+        mixed = _Attend.apply(
+            query,
+            key,
+            value,
+            visible,
+            module.scaling,
+            value.dtype,
+        )
+        return mixed.transpose(1, 2), None  # (batch, seq, heads, head_dim)
+
+    # float32 whatever the precision: a CPU takes three times as long for the library's in bfloat16
     with torch.autocast(query.device.type, enabled=False):
         return ALL_ATTENTION_FUNCTIONS["sdpa"](
-            module, query.float(), key.float(), value.float(), mask, dropout=dropout, scaling=module.scaling,
-            sliding_window=window, **rest,
-        )  # fmt: skip
+            module,
+            query.float(),
+            key.float(),
+            value.float(),
+            mask,
+            dropout=dropout,
+            scaling=module.scaling,
+            sliding_window=sliding_window,
+            **rest,
+        )
 
 
 class _Attend(torch.autograd.Function):
-    """Causal attention of queries (batch, head, token, dim) over keys and values (batch, key/value head, token, dim)."""
+    """Causal attention of queries over keys and values, all (batch, heads, seq, head_dim).
+
+    `kv` below counts batch x kv_heads; `group` the query heads that share one head of keys and
+    values. A block of the scores S, its softmax P, and the gradients:
+
+        S = Q K^T    P = softmax(scale S)    O = P V
+        dV = P^T dO  dP = dO V^T             dS = softmax'(dP; P)   dQ = dS K   dK = dS^T Q
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float,
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
         precision: torch.dtype,
-    ) -> torch.Tensor:  # fmt: skip
-        ctx.kinds, ctx.scale, heads = (query.dtype, key.dtype, value.dtype), scale, key.shape[1]
-        queries = (
-            query.to(precision).unflatten(1, (heads, -1)).flatten(0, 1)
-        )  # (line, group, token, dim)
-        keys, values = (x.to(precision).flatten(0, 1) for x in (key, value))
-        out, weights, window = torch.empty_like(queries), [], query.shape[2]
-        for first in range(0, window, ROWS):
-            last = min(first + ROWS, window)
-            rows = queries[:, :, first:last].flatten(1, 2)
-            scores = torch.bmm(rows, keys[:, :last].transpose(1, 2)).unflatten(
-                1, (-1, last - first)
-            )
-            kernels.attention_weights(scores, first, window, heads, scale, mask)
+    ) -> Tensor:
+        kv_heads = key.shape[1]
+        seq = query.shape[2]
+        # (batch, heads, seq, head_dim) -> (kv, group, seq, head_dim)
+        queries = query.to(precision).unflatten(1, (kv_heads, -1)).flatten(0, 1)
+        # (batch, kv_heads, seq, head_dim) -> (kv, seq, head_dim)
+        keys = key.to(precision).flatten(0, 1)
+        values = value.to(precision).flatten(0, 1)
+
+        out = torch.empty_like(queries)
+        weights: list[Tensor] = []
+        for first in range(0, seq, ROWS):
+            last = min(first + ROWS, seq)
+            rows = last - first
+            # the heads of a group are stacked as rows of one matmul: (kv, group x rows, head_dim)
+            block = queries[:, :, first:last].flatten(1, 2)
+
+            # no later key is visible to these rows: (kv, group, rows, last)
+            scores = torch.bmm(block, keys[:, :last].transpose(1, 2)).unflatten(1, (-1, rows))
+            kernels.attention_weights(scores, first, seq, kv_heads, scale, mask)  # in place
             weights.append(scores)
-            out[:, :, first:last] = torch.bmm(scores.flatten(1, 2), values[:, :last]).view(
-                out[:, :, first:last].shape
-            )
+
+            # (kv, group x rows, head_dim) -> (kv, group, rows, head_dim)
+            mixed = torch.bmm(scores.flatten(1, 2), values[:, :last])
+            out[:, :, first:last] = mixed.unflatten(1, (-1, rows))
+
         ctx.save_for_backward(queries, keys, values, *weights)
-        ctx.heads = heads
-        return out.unflatten(0, (-1, heads)).flatten(1, 2)
+        ctx.dtypes = (query.dtype, key.dtype, value.dtype)
+        ctx.scale = scale
+        ctx.kv_heads = kv_heads
+        # (kv, group, seq, head_dim) -> (batch, heads, seq, head_dim)
+        return out.unflatten(0, (-1, kv_heads)).flatten(1, 2)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> Gradients:
         queries, keys, values, *weights = ctx.saved_tensors
-        window, heads = keys.shape[1], ctx.heads
-        upward = gradient.to(queries.dtype).unflatten(1, (heads, -1)).flatten(0, 1)
-        into_queries = torch.empty_like(queries)
-        into_keys, into_values = (torch.zeros(keys.shape) for _ in range(2))
-        for first, weight in zip(range(0, window, ROWS), weights, strict=True):
-            last = min(first + ROWS, window)
-            rows, up = (x[:, :, first:last].flatten(1, 2) for x in (queries, upward))
-            into_values[:, :last] += torch.bmm(weight.flatten(1, 2).transpose(1, 2), up)
-            scores = torch.bmm(up, values[:, :last].transpose(1, 2)).view(weight.shape)
-            kernels.attention_weights(scores, first, window, heads, ctx.scale, weights=weight)
-            flat = scores.flatten(1, 2)
-            into_queries[:, :, first:last] = torch.bmm(flat, keys[:, :last]).view(
-                into_queries[:, :, first:last].shape
-            )
-            into_keys[:, :last] += torch.bmm(flat.transpose(1, 2), rows)
-        grads = [
-            into_queries.unflatten(0, (-1, heads)).flatten(1, 2),
-            *(x.unflatten(0, (-1, heads)) for x in (into_keys, into_values)),
-        ]
-        return *(g.to(kind) for g, kind in zip(grads, ctx.kinds, strict=True)), None, None, None
+        kv_heads = ctx.kv_heads
+        seq = keys.shape[1]
+        # (batch, heads, seq, head_dim) -> (kv, group, seq, head_dim)
+        grad_out = gradient.to(queries.dtype).unflatten(1, (kv_heads, -1)).flatten(0, 1)
+
+        grad_queries = torch.empty_like(queries)
+        # every block adds to these, so they are float32 whatever the precision: (kv, seq, head_dim)
+        grad_keys = torch.zeros(keys.shape)
+        grad_values = torch.zeros(values.shape)
+        for first, weight in zip(range(0, seq, ROWS), weights, strict=True):
+            last = min(first + ROWS, seq)
+            rows = last - first
+            # (kv, group, rows, ...) -> (kv, group x rows, ...), as in the forward pass
+            query_block = queries[:, :, first:last].flatten(1, 2)
+            grad_block = grad_out[:, :, first:last].flatten(1, 2)
+            weight_block = weight.flatten(1, 2)  # (kv, group x rows, last)
+
+            # dV = P^T dO
+            grad_values[:, :last] += torch.bmm(weight_block.transpose(1, 2), grad_block)
+
+            # dP = dO V^T, and in place dS: (kv, group, rows, last)
+            grad_scores = torch.bmm(grad_block, values[:, :last].transpose(1, 2)).view(weight.shape)
+            kernels.attention_weights(grad_scores, first, seq, kv_heads, ctx.scale, weights=weight)
+            score_block = grad_scores.flatten(1, 2)  # (kv, group x rows, last)
+
+            # dQ = dS K: these rows are no other block's, so nothing is added up
+            grad_query_block = torch.bmm(score_block, keys[:, :last])
+            grad_queries[:, :, first:last] = grad_query_block.unflatten(1, (-1, rows))
+
+            # dK = dS^T Q
+            grad_keys[:, :last] += torch.bmm(score_block.transpose(1, 2), query_block)
+
+        # (kv, group, seq, head_dim) -> (batch, heads, seq, head_dim); keys and values have no group
+        query_dtype, key_dtype, value_dtype = ctx.dtypes
+        grad_query = grad_queries.unflatten(0, (-1, kv_heads)).flatten(1, 2).to(query_dtype)
+        grad_key = grad_keys.unflatten(0, (-1, kv_heads)).to(key_dtype)
+        grad_value = grad_values.unflatten(0, (-1, kv_heads)).to(value_dtype)
+        return grad_query, grad_key, grad_value, None, None, None
 
 
-def _silu() -> type:
-    """What the library calls SiLU."""
+def _library_silu() -> type:
+    """The class that `transformers` has for SiLU, which is not torch's in every version."""
     from transformers.activations import ACT2FN
 
     return type(ACT2FN["silu"])

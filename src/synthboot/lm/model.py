@@ -1,6 +1,9 @@
-"""Build, load and save the language model: any Hugging Face causal LM; from scratch, the Llama layout with QK-norm.
+"""Build, load and save the language model: any Hugging Face causal LM.
 
-Source: arXiv:2509.15248 trains the Llama 3 architecture with QK-norm, which `transformers` calls Qwen3.
+From scratch it is the Llama layout with QK-norm.
+
+Source: arXiv:2509.15248 trains the Llama 3 architecture with QK-norm, which `transformers` calls
+Qwen3.
 """
 
 from __future__ import annotations
@@ -27,48 +30,55 @@ def device(name: str) -> torch.device:
         raise ConfigError(
             "engine.device: cuda asked for, but torch sees no GPU; set engine.device=auto"
         )
-    return (
-        torch.device(name, int(os.environ.get("LOCAL_RANK", "0")))
-        if name == "cuda"
-        else torch.device(name)
-    )
+    if name == "cuda":
+        # torchrun numbers the processes of a machine: each takes the GPU of its number
+        return torch.device(name, int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(name)
 
 
 def build(cfg: config.Model, vocab_size: int, seed: int) -> Any:
-    """A model with fresh weights that depend on the seed alone; with `init_from`, that model with room for every token.
+    """A model with fresh weights that depend on the seed alone.
 
-    Raises ConfigError where `init_from` cannot be loaded, is too short, or has a layout that does not train right.
+    With `init_from`, that model with room for every token. Raises ConfigError where it cannot be
+    loaded, is too short, or has a layout that does not train right.
     """
     torch.manual_seed(seed)
     if cfg.init_from is not None:
-        model = _from_pretrained(cfg.init_from, ConfigError, "model.init_from")
-        longest = _longest(model)
-        if longest is not None and cfg.seq_len > longest:
-            raise ConfigError(
-                f"model.seq_len: {cfg.seq_len} is more than the {longest} positions of {cfg.init_from}"
-            )
-        layouts.require_causal(model, cfg.seq_len, f"model.init_from: {cfg.init_from}")
-        if model.get_input_embeddings().weight.shape[0] < vocab_size:
-            model.resize_token_embeddings(vocab_size, mean_resizing=False)
-        return model
+        return _from_init(cfg, cfg.init_from, vocab_size)
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    kv_heads = cfg.kv_heads or cfg.heads
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=vocab_size,
-            hidden_size=cfg.width,
-            num_hidden_layers=cfg.layers,
-            num_attention_heads=cfg.heads,
-            num_key_value_heads=kv_heads,
-            head_dim=cfg.width // cfg.heads,
-            intermediate_size=cfg.ffn or 3 * cfg.width,
-            max_position_embeddings=cfg.seq_len,
-            rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
-            tie_word_embeddings=True,
-            initializer_range=cfg.init_scale * cfg.width**-0.5,
-        )
+    layout = Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=cfg.width,
+        num_hidden_layers=cfg.layers,
+        num_attention_heads=cfg.heads,
+        num_key_value_heads=cfg.kv_heads or cfg.heads,
+        head_dim=cfg.width // cfg.heads,
+        intermediate_size=cfg.ffn or 3 * cfg.width,
+        max_position_embeddings=cfg.seq_len,
+        rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
+        tie_word_embeddings=True,
+        # the same spread of activations at every width
+        initializer_range=cfg.init_scale * cfg.width**-0.5,
     )
+    return Qwen3ForCausalLM(layout)
+
+
+def _from_init(cfg: config.Model, init_from: str, vocab_size: int) -> Any:
+    """The model that `init_from` names, once it is known to train right."""
+    model = _from_pretrained(init_from, ConfigError, "model.init_from")
+    longest = _longest(model)
+    if longest is not None and cfg.seq_len > longest:
+        raise ConfigError(
+            f"model.seq_len: {cfg.seq_len} is more than the {longest} positions of {init_from}"
+        )
+    layouts.require_causal(model, cfg.seq_len, f"model.init_from: {init_from}")
+
+    # never made smaller: many models have more rows than their tokenizer has entries
+    if model.get_input_embeddings().weight.shape[0] < vocab_size:
+        # drawn as any fresh weight, not about the mean of the others, which takes a decomposition
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    return model
 
 
 def load(folder: Path) -> Any:
@@ -77,14 +87,17 @@ def load(folder: Path) -> Any:
 
 
 def save(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
-    """Write a Hugging Face folder (config, safetensors, tokenizer) that appears whole or not at all."""
+    """Write a Hugging Face folder (config, safetensors, tokenizer), whole or not at all."""
     with committed_folder(folder) as temporary:
         export(model, temporary, tokenizer)
 
 
 def export(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
-    """Write the Hugging Face files into an existing folder. Of what a model came with for generation (penalties, top-k, other
-    end tokens) nothing is handed on: whoever samples from the folder shall get the model's own distribution."""
+    """Write the Hugging Face files into an existing folder.
+
+    Of what a model came with for generation (penalties, top-k, other end tokens) nothing is handed
+    on: whoever samples from the folder shall get the model's own distribution.
+    """
     from transformers import GenerationConfig
 
     _quiet()
@@ -94,7 +107,10 @@ def export(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Overwrite a model's weights with a checkpoint's. Raises TrainingError where they do not fit, naming the folder."""
+    """Overwrite a model's weights with a checkpoint's.
+
+    Raises TrainingError where they do not fit, naming the folder.
+    """
     from safetensors.torch import load_model
 
     try:
@@ -107,42 +123,60 @@ def load_weights(model: Any, folder: Path) -> None:
 
 
 def flops_per_token(model: Any, seq_len: int) -> float:
-    """Forward FLOPs of one token in rows of `seq_len`: two per weight of every matrix product, attention at its causal
-    half in every layer, if there is any. A training step costs three times as much."""
+    """Forward FLOPs of one token in rows of `seq_len`; a training step costs three times as much.
+
+    Two per weight of every matmul, and attention at its causal half in every layer, if there is
+    any.
+    """
     embedding = model.get_input_embeddings().weight
-    matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)
     head = model.get_output_embeddings()
-    tied = head is not None and head.weight is embedding
-    weights = matrices if tied else matrices - embedding.numel()
-    layers, heads, head_dim, width = (
-        layouts.setting(model, name) or 0
-        for name in ("num_hidden_layers", "num_attention_heads", "head_dim", "hidden_size")
-    )  # state-space layouts have no heads
-    attended = heads * (head_dim or width // max(1, heads))
-    return 2.0 * weights + 2.0 * layers * attended * seq_len
+    weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    is_tied = head is not None and head.weight is embedding
+    if not is_tied:
+        weights -= embedding.numel()  # looked up, not multiplied; a tied one is the output matrix
+
+    # state-space layouts have no heads
+    layers = layouts.setting(model, "num_hidden_layers") or 0
+    heads = layouts.setting(model, "num_attention_heads") or 0
+    width = layouts.setting(model, "hidden_size") or 0
+    head_dim = layouts.setting(model, "head_dim") or width // max(1, heads)
+    # two matmuls (scores, values) of 2 FLOPs a number, over half of the row on average
+    attention = 2.0 * layers * heads * head_dim * seq_len
+    return 2.0 * weights + attention
 
 
 def _longest(model: Any) -> int | None:
     """How many positions a model has, where they end."""
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-    found = (layouts.setting(model, name) for name in names)
-    return next((n for n in found if isinstance(n, int) and n > 0), None)
+    # the library's usual name first, then those of older layouts
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
+        positions = layouts.setting(model, name)
+        if isinstance(positions, int) and positions > 0:
+            return positions
+    return None
 
 
 def product_rate(where: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of one large matrix product here, the best of a few: the peak that a fraction of is said. Ten milliseconds."""
+    """FLOP/s of one large matmul here, the best of a few: the peak of this device.
+
+    Takes ten milliseconds.
+    """
     size = 8_192 if where.type == "cuda" else 512
-    a, b = (torch.ones(size, size, dtype=dtype, device=where) for _ in range(2))
-    taken = []
+    a = torch.ones(size, size, dtype=dtype, device=where)
+    b = torch.ones(size, size, dtype=dtype, device=where)
+    seconds = []
     for _ in range(5):
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-        begun = time.perf_counter()
+        _wait(where)
+        started = time.perf_counter()
         a @ b
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-        taken.append(time.perf_counter() - begun)
-    return 2 * size**3 / min(taken)
+        _wait(where)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def _wait(where: torch.device) -> None:
+    """Return once a GPU has done what it was given; a CPU has."""
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
 
 
 def _quiet() -> None:
@@ -152,15 +186,20 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
-def _from_pretrained(source: str, error_type: type[Exception], where: str) -> Any:
+def _from_pretrained(
+    source: str,
+    error_type: type[Exception],
+    where: str,
+) -> Any:
     from transformers import AutoModelForCausalLM
 
     _quiet()
     try:
         return AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, trust_remote_code=False
+            source,
+            dtype=torch.float32,
+            trust_remote_code=False,  # a model is data: none of its code is run
         )
-    except (
-        Exception
-    ) as error:  # the library raises OSError, ValueError, SafetensorError, RuntimeError
+    # the library raises OSError, ValueError, SafetensorError, RuntimeError
+    except Exception as error:
         raise error_type(f"{where}: {source}: {unloadable(error)}") from None

@@ -1,8 +1,10 @@
-"""Several processes that train one model, started by torchrun: copies of it (DDP), or its weights in shards (FSDP2).
+"""Several processes that train one model, started by torchrun.
 
-A step's rows are dealt out over the processes and its loss is that of one process up to rounding. Checkpoints hold whole
-weights and whole optimizer states, gathered when they are written, so a run goes on with any number of processes, sharded or
-not, and every save is a Hugging Face folder.
+Each has a copy of the model (DDP) or a shard of its weights (FSDP2).
+
+A step's rows are dealt out over the processes and its loss is that of one process up to rounding.
+Checkpoints hold whole weights and whole optimizer states, gathered when they are written, so a run
+goes on with any number of processes, sharded or not, and every save is a Hugging Face folder.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ def join(device: torch.device, shard: bool) -> Group:
     if not torch.distributed.is_initialized():
         patience = timedelta(minutes=10)
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # or collectives of all processes would meet on the first
+            # or collectives of all processes would meet on the first GPU
+            torch.cuda.set_device(device)
             torch.distributed.init_process_group("nccl", timeout=patience, device_id=device)
         else:
             torch.distributed.init_process_group("gloo", timeout=patience)
@@ -72,17 +75,21 @@ def join(device: torch.device, shard: bool) -> Group:
 
 
 def share(rows: int, group: Group) -> slice:
-    """Which rows of a step are this process'. Raises ConfigError where they cannot be dealt out evenly."""
+    """Which rows of a step are this process'.
+
+    Raises ConfigError where they cannot be dealt out evenly.
+    """
     if rows % group.size:
         raise ConfigError(
-            f"engine.processes: a step of {rows} rows cannot be shared by {group.size} processes; make batch_tokens / "
-            f"model.seq_len a multiple of {group.size}"
+            f"engine.processes: a step of {rows} rows cannot be shared by {group.size} processes; "
+            f"make batch_tokens / model.seq_len a multiple of {group.size}"
         )
+    # every `size`-th, so that each process gets its part of the long rows, which come first
     return slice(group.rank, None, group.size)
 
 
 def wrap(loss: Loss, group: Group) -> torch.nn.Module:
-    """The module to call: the loss itself, a copy in step with the others', or one that holds a shard of the weights."""
+    """The module to call: the loss itself, a copy in step with the others', or a shard of it."""
     if group.size == 1:
         return loss
     if not group.shard:
@@ -91,8 +98,10 @@ def wrap(loss: Loss, group: Group) -> torch.nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(next(loss.parameters()).device.type, (group.size,))
+    # block by block, so that only one block's weights are whole at a time
     for block in blocks(loss.model):
         fully_shard(block, mesh=mesh)
+    # and then what is left: embedding, last norm, output matrix
     fully_shard(loss, mesh=mesh)
     return loss
 
@@ -100,33 +109,36 @@ def wrap(loss: Loss, group: Group) -> torch.nn.Module:
 def accumulating(module: torch.nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
     """Gradients are exchanged once a step, with its last forward and backward pass."""
     if isinstance(module, torch.nn.parallel.DistributedDataParallel) and not last:
-        return module.no_sync()
+        return module.no_sync()  # DDP
     if hasattr(module, "set_requires_gradient_sync"):
-        cast(Any, module).set_requires_gradient_sync(last)
+        cast(Any, module).set_requires_gradient_sync(last)  # FSDP2
     return contextlib.nullcontext()
 
 
-def whole(value: torch.Tensor) -> torch.Tensor:
+def gathered(value: torch.Tensor) -> torch.Tensor:
     """A tensor put together from its shards, on the CPU; all processes have to ask."""
     if isinstance(value, DTensor):
         value = cast(Any, value).full_tensor()
     return value.detach().cpu().contiguous()
 
 
-def like(value: torch.Tensor, parameter: Any) -> torch.Tensor:
-    """A whole tensor cut and placed as `parameter` is."""
+def placed_as(parameter: Any, value: torch.Tensor) -> torch.Tensor:
+    """A whole tensor sharded and placed as `parameter` is."""
     value = value.to(parameter.device)
+    # an optimizer's step count is a scalar, the same for every shard
     if not isinstance(parameter, DTensor) or value.dim() == 0:
         return value
     return distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 
-class Whole:
+class ScoringView:
     """A sharded model as scoring wants it: called with tokens, it gives logits."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self.parameters, self.eval, self.train = module.parameters, module.eval, module.train
+        self.parameters = module.parameters
+        self.eval = module.eval
+        self.train = module.train
 
     @property
     def training(self) -> bool:
@@ -135,14 +147,19 @@ class Whole:
 
     def __call__(self, input_ids: torch.Tensor, use_cache: bool = False) -> Any:
         """The model's output; all processes have to call."""
+        # through the wrapper: it is the wrapper that gathers the shards of a block before it runs
         return self._module(input_ids)
 
 
 def blocks(model: Any) -> list[torch.nn.Module]:
-    """The repeated blocks of a causal LM: the longest list of modules in it. Raises ConfigError where there is none."""
-    lists: list[list[torch.nn.Module]] = [
-        list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList)
-    ]
+    """The repeated blocks of a causal LM: the longest list of modules in it.
+
+    Raises ConfigError where there is none.
+    """
+    lists: list[list[torch.nn.Module]] = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList):
+            lists.append(list(module))
     if not lists:
         kind = model.config.model_type
         raise ConfigError(

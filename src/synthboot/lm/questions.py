@@ -1,7 +1,9 @@
-"""Ask a model questions: multiple choice, minimal pairs, last-word cloze and open ones, as lm-eval's Hugging Face backend does.
+"""Ask a model questions, as lm-eval's Hugging Face backend does.
 
-A continuation is tokenized together with its context and cut off where the context's own tokens end; spaces at the end of a
-context belong to the continuation; an empty context is the end token. What does not fit the window loses its beginning.
+Multiple choice, minimal pairs, last-word cloze and open ones. A continuation is tokenized together
+with its context and cut off where the context's own tokens end; spaces at the end of a context
+belong to the continuation; an empty context is the end token. What does not fit the window loses
+its beginning.
 
 Source: EleutherAI's lm-evaluation-harness; tests hold both to the same answers.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +28,25 @@ from synthboot.lm.batches import IGNORE
 from synthboot.lm.sample import Request, sampler
 
 ANSWER_TOKENS = 32
+"""The most tokens of an answer to an open question."""
+
 _RIGHT = ("acc", "exact_match", "f1")
+"""lm-eval's figures that say whether an answer is right, by kind of task."""
+
 _STOPS = re.compile(r"[\n.,]")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model made of an item. `right`: the likeliest continuation is the right one, a cloze's target is what the
-    model would say, or an open answer matches; `acc_norm`: the same by likelihood per character of the choice. `nats`
-    is the negative log-likelihood of the right continuation, 0 for open questions; `choice_nll` that of the right choice
-    among those there are, 0 where there is none to make: unlike `right` it tells doubt from error."""
+    """What a model made of an item.
+
+    `right`: the likeliest continuation is the right one, a cloze's target is what the model would
+    say, or an open answer matches. `acc_norm`: the same by likelihood per character of the choice.
+    `nats` is the negative log-likelihood of the right continuation, 0 for open questions;
+    `choice_nll` that of the right choice among those there are, 0 where there is none to make:
+    unlike `right` it tells doubt from error.
+    """
 
     right: bool
     acc_norm: bool
@@ -43,33 +54,61 @@ class Answer:
     choice_nll: float
 
 
-def ask(model: Any, tokenizer: Tokenizer, items: Sequence[Item], window: int) -> list[Answer]:
+def ask(
+    model: Any,
+    tokenizer: Tokenizer,
+    items: Sequence[Item],
+    window: int,
+) -> list[Answer]:
     """An answer to every item, in order."""
-    asked = [(i, j) for i, item in enumerate(items) for j in range(len(item.continuations))]
-    contexts = [items[i].contexts[min(j, len(items[i].contexts) - 1)] for i, j in asked]
-    rows = _rows(tokenizer, contexts, [items[i].continuations[j] for i, j in asked], window)
-    losses, first = score.row_choices(model, rows)
-    said = iter(
-        _said(model, tokenizer, [item.contexts[0] for item in items if item.kind == "open"], window)
-    )
-    answers, start = [], 0
+    # all continuations of all items at once, so that rows of like length share a batch
+    contexts: list[str] = []
+    continuations: list[str] = []
+    questions: list[str] = []
     for item in items:
-        count = len(item.continuations)
-        here, greedy = losses[start : start + count], first[start : start + count]
-        start += count
+        for number, continuation in enumerate(item.continuations):
+            # minimal pairs have a context each, choices one together
+            contexts.append(item.contexts[min(number, len(item.contexts) - 1)])
+            continuations.append(continuation)
         if item.kind == "open":
-            right = _plain(next(said)) in map(_plain, item.answers)
+            questions.append(item.contexts[0])
+    rows = _rows(tokenizer, contexts, continuations, window)
+    losses, first = score.row_choices(model, rows)
+    open_answers = iter(_said(model, tokenizer, questions, window))
+
+    answers = []
+    start = 0
+    for item in items:
+        part = slice(start, start + len(item.continuations))
+        start = part.stop
+        if item.kind == "open":
+            right = _plain(next(open_answers)) in map(_plain, item.answers)
             answers.append(Answer(right, right, 0.0, 0.0))
         elif item.kind == "cloze":
-            answers.append(Answer(bool(greedy[0]), bool(greedy[0]), float(here[0]), 0.0))
+            greedy = bool(first[part][0])
+            nats = float(losses[part][0])
+            answers.append(Answer(greedy, greedy, nats, 0.0))
         else:
-            sizes = np.array([len(c) - c.startswith(" ") for c in item.continuations])
-            best, by_char = int(here.argmin()), int((here / np.maximum(1, sizes)).argmin())
-            among = float(here[item.gold] + np.logaddexp.reduce(-here))
-            answers.append(
-                Answer(best == item.gold, by_char == item.gold, float(here[item.gold]), among)
-            )
+            answers.append(_choice(item, losses[part]))
     return answers
+
+
+def _choice(item: Item, losses: np.ndarray) -> Answer:
+    """The answer to multiple choice or a minimal pair, by the loss of each continuation."""
+    # without the space before it, which belongs to the text around
+    sizes = np.array([len(text) - text.startswith(" ") for text in item.continuations])
+    per_character = losses / np.maximum(1, sizes)
+    best = int(losses.argmin())
+    best_norm = int(per_character.argmin())
+    # -log softmax over the choices
+    gold_loss = losses[item.gold]
+    choice_nll = float(gold_loss + np.logaddexp.reduce(-losses))
+    return Answer(
+        best == item.gold,
+        best_norm == item.gold,
+        float(gold_loss),
+        choice_nll,
+    )
 
 
 def known_to_harness(tasks: Sequence[str], include: str) -> Any:
@@ -86,64 +125,103 @@ def known_to_harness(tasks: Sequence[str], include: str) -> Any:
 def harness(
     folder: Path, tasks: Sequence[str], include: str, device: str
 ) -> dict[str, Float64[np.ndarray, "item 4"]]:
-    """The same by lm-eval, for tasks it knows or that `include`, a folder, describes: right, right per character, and 0
-    twice, for every item. Raises ConfigError where lm-eval does not know a task."""
+    """The same by lm-eval, for tasks it knows or that `include`, a folder, describes.
+
+    For every item: right, right per character, and 0 twice. Raises ConfigError where lm-eval does
+    not know a task.
+    """
     from lm_eval import simple_evaluate
 
     manager = known_to_harness(tasks, include)
-    found = simple_evaluate(
-        model="hf", model_args={"pretrained": str(folder), "dtype": "float32", "trust_remote_code": False},
-        tasks=list(tasks), device=device, confirm_run_unsafe_code=False,
-        task_manager=manager, log_samples=True, bootstrap_iters=0, verbosity="ERROR",
-    )  # fmt: skip
+    results = simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(folder), "dtype": "float32", "trust_remote_code": False},
+        tasks=list(tasks),
+        device=device,
+        confirm_run_unsafe_code=False,
+        task_manager=manager,
+        log_samples=True,
+        bootstrap_iters=0,  # intervals are ours, over arms and seeds
+        verbosity="ERROR",
+    )
     answers = {}
-    for task, samples in found["samples"].items():
-        kinds = [
-            next((k for k in names if k in samples[0]), None)
-            for names in (_RIGHT, ("acc_norm", *_RIGHT))
-        ]
-        if None in kinds:
+    for task, samples in results["samples"].items():
+        # not every task has `acc_norm`: there right per character is right
+        right = _first_in(samples[0], _RIGHT)
+        norm = _first_in(samples[0], ("acc_norm", *_RIGHT))
+        if right is None or norm is None:
             raise ConfigError(
                 f"evaluate.tasks: lm-eval's {task} has none of the figures {', '.join(_RIGHT)}"
             )
-        answers[task] = np.array(
-            [[float(sample[k]) for k in kinds] + [0.0, 0.0] for sample in samples]
-        )
+        rows = [[float(sample[right]), float(sample[norm]), 0.0, 0.0] for sample in samples]
+        answers[task] = np.array(rows)
     return answers
 
 
+def _first_in(sample: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in sample), None)
+
+
 def _rows(
-    tokenizer: Tokenizer, contexts: Sequence[str], continuations: Sequence[str], window: int
+    tokenizer: Tokenizer,
+    contexts: Sequence[str],
+    continuations: Sequence[str],
+    window: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(inputs, targets) of each continuation after its context."""
-    moved = [context[len(context.rstrip()) :] if context.strip() else "" for context in contexts]
-    kept = [
-        context.rstrip() if space else context
-        for context, space in zip(contexts, moved, strict=True)
-    ]
-    said = [space + continuation for space, continuation in zip(moved, continuations, strict=True)]
-    before = tokenizer.encode(kept)
-    whole = tokenizer.encode([context + text for context, text in zip(kept, said, strict=True)])
+    heads: list[str] = []
+    texts: list[str] = []
+    for context, continuation in zip(contexts, continuations, strict=True):
+        # spaces at the end of a context belong to the continuation, as tokenizers have them; a
+        # context of nothing but spaces is left alone
+        head = context.rstrip() or context
+        heads.append(head)
+        texts.append(context + continuation)
+    encoded_heads = tokenizer.encode(heads)
+    encoded_texts = tokenizer.encode(texts)
+
     rows = []
-    for context, both in zip(before, whole, strict=True):
-        tail = both[len(context) :]
-        tokens = np.array(((context or [tokenizer.end]) + tail)[-(window + 1) :], np.int64)
+    for before, both in zip(encoded_heads, encoded_texts, strict=True):
+        # together, since a tokenizer may merge across the seam; cut where the context ends alone
+        continuation_ids = both[len(before) :]
+        ids = (before or [tokenizer.end]) + continuation_ids
+        tokens = np.array(ids[-(window + 1) :], np.int64)
         targets = tokens[1:].copy()
-        targets[: max(0, len(targets) - len(tail))] = IGNORE
+        targets[: max(0, len(targets) - len(continuation_ids))] = IGNORE
         rows.append((tokens[:-1], targets))
     return rows
 
 
-def _said(model: Any, tokenizer: Tokenizer, contexts: Sequence[str], window: int) -> list[str]:
-    """What the model says next, one likeliest token after the other, until a line, a sentence or a clause ends."""
+def _said(
+    model: Any,
+    tokenizer: Tokenizer,
+    contexts: Sequence[str],
+    window: int,
+) -> list[str]:
+    """What the model says next, one likeliest token after the other.
+
+    Cut where a line, a sentence or a clause ends.
+    """
     if not contexts:
         return []
-    prompts = [tuple(ids[-(window - ANSWER_TOKENS) :]) for ids in tokenizer.encode(contexts)]
-    engine = sampler(model, tokenizer.end, temperature=0.0, top_p=1.0)
-    results = engine.sample([Request(prompt, 0, ANSWER_TOKENS) for prompt in prompts])
-    return [_STOPS.split(tokenizer.decode(result.tokens), maxsplit=1)[0] for result in results]
+    room = window - ANSWER_TOKENS
+    requests = []
+    for ids in tokenizer.encode(contexts):
+        requests.append(Request(tuple(ids[-room:]), 0, ANSWER_TOKENS))
+    results = sampler(
+        model,
+        tokenizer.end,
+        temperature=0.0,
+        top_p=1.0,
+    ).sample(requests)
+
+    answers = []
+    for result in results:
+        text = tokenizer.decode(result.tokens)
+        answers.append(_STOPS.split(text, maxsplit=1)[0])
+    return answers
 
 
 def _plain(text: str) -> str:
     """As exact match compares: no case, no punctuation."""
-    return text.strip().lower().translate(str.maketrans("", "", string.punctuation))
+    return text.strip().lower().translate(_NO_PUNCTUATION)

@@ -1,7 +1,7 @@
 """Log-likelihood of documents and of d2 given d1.
 
-A document is scored as the model was trained to see it: after an end token, its own end included, in windows of the
-row length; a window after the first starts without context.
+A document is scored as the model was trained to see it: after an end token, its own end included,
+in windows of the row length; a window after the first starts without context.
 """
 
 from __future__ import annotations
@@ -13,14 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64
+from torch import Tensor
 
 from synthboot.data.tokens import Tokens
 from synthboot.lm.batches import IGNORE, pair_row
 
+Row = tuple[np.ndarray, np.ndarray]
+"""The inputs and the targets of a row, without padding."""
+
+BATCH_TOKENS = 8_192
+"""Tokens of one forward pass, padding included: their logits are the most that scoring holds."""
+
 
 @dataclass(frozen=True)
 class Scores:
-    """Per document: `loss`, the summed negative log-likelihood in nats, and `tokens`, how many it is summed over."""
+    """Per document: `loss`, the summed negative log-likelihood in nats, over `tokens` tokens."""
 
     loss: Float64[np.ndarray, " doc"]
     tokens: Int64[np.ndarray, " doc"]
@@ -41,7 +48,10 @@ def documents(
     """The scores of every document."""
     each = token_losses(model, tokens, seq_len, end, progress)
     owners = np.repeat(np.arange(len(tokens)), tokens.lengths)
-    return Scores(np.bincount(owners, each, len(tokens)), tokens.lengths)
+    return Scores(
+        np.bincount(owners, each, len(tokens)),
+        tokens.lengths,
+    )
 
 
 def token_losses(
@@ -52,43 +62,58 @@ def token_losses(
     progress: Callable[[float, str], None] | None = None,
 ) -> Float32[np.ndarray, " token"]:
     """The loss of every token, document after document."""
-    rows: list[tuple[np.ndarray, np.ndarray]] = []
-    starts: list[int] = []
+    rows: list[Row] = []
+    starts: list[int] = []  # of each row among all tokens
     for number in range(len(tokens)):
         document = tokens[number].astype(np.int64)
-        shifted = np.concatenate(([end], document[:-1]))
+        inputs = np.concatenate(([end], document[:-1]))
         for start in range(0, len(document), seq_len):
-            rows.append((shifted[start : start + seq_len], document[start : start + seq_len]))
+            window = slice(start, start + seq_len)
+            rows.append((inputs[window], document[window]))
             starts.append(int(tokens.bounds[number]) + start)
-    each = np.zeros(int(tokens.lengths.sum()), np.float32)
-    for numbers, losses, _ in _batches(model, rows, 8_192, progress):
-        for row, number in zip(losses.cpu().numpy(), numbers, strict=True):
-            size = len(rows[number][1])
-            each[starts[number] : starts[number] + size] = row[:size]
-    return each
+
+    token_loss = np.zeros(int(tokens.lengths.sum()), np.float32)
+    for numbers, losses, _ in _batches(model, rows, BATCH_TOKENS, progress):
+        for loss, number in zip(losses.cpu().numpy(), numbers, strict=True):
+            size = len(rows[number][1])  # what is beyond it is padding
+            start = starts[number]
+            token_loss[start : start + size] = loss[:size]
+    return token_loss
 
 
 def pairs(
-    model: Any, d1: Sequence[np.ndarray], d2: Sequence[np.ndarray], seq_len: int, share: float, end: int,
+    model: Any,
+    d1: Sequence[np.ndarray],
+    d2: Sequence[np.ndarray],
+    seq_len: int,
+    share: float,
+    end: int,
     separator: int | None,
-) -> Scores:  # fmt: skip
-    """The scores of each d2 given its d1; without `separator`, of d2 alone as a document. Both come closed by `end`
-    unless they were cut."""
+) -> Scores:
+    """The scores of each d2 given its d1; without `separator`, of d2 alone as a document.
+
+    Both come closed by `end` unless they were cut.
+    """
+    rows: list[Row] = []
     if separator is None:
-        rows = []
         for document in d2:
-            kept = document[:seq_len].astype(np.int64)
-            rows.append((np.concatenate(([end], kept[:-1])), kept))
+            targets = document[:seq_len].astype(np.int64)
+            rows.append((np.concatenate(([end], targets[:-1])), targets))
     else:
-        rows = [pair_row(a, b, seq_len, share, end, separator) for a, b in zip(d1, d2, strict=True)]
-    counts = np.array([int((targets != IGNORE).sum()) for _, targets in rows], np.int64)
-    return Scores(row_losses(model, rows), counts)
+        for first, second in zip(d1, d2, strict=True):
+            rows.append(pair_row(first, second, seq_len, share, end, separator))
+
+    # what a row does not score (d1, the separator) is no token of its mean
+    counts = [int((targets != IGNORE).sum()) for _, targets in rows]
+    return Scores(row_losses(model, rows), np.array(counts, np.int64))
 
 
 def row_losses(
-    model: Any, rows: Sequence[tuple[np.ndarray, np.ndarray]], batch_tokens: int = 8_192
+    model: Any,
+    rows: Sequence[Row],
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Float64[np.ndarray, " row"]:
-    """The summed loss of each (inputs, targets) row, in nats. Rows of like length share a batch."""
+    """The summed loss of each row, in nats. Rows of like length share a batch."""
     losses = np.zeros(len(rows))
     for numbers, loss, _ in _batches(model, rows, batch_tokens, None):
         losses[numbers] = loss.double().sum(1).cpu().numpy()
@@ -96,53 +121,73 @@ def row_losses(
 
 
 def row_choices(
-    model: Any, rows: Sequence[tuple[np.ndarray, np.ndarray]], batch_tokens: int = 8_192
+    model: Any,
+    rows: Sequence[Row],
+    batch_tokens: int = BATCH_TOKENS,
 ) -> tuple[Float64[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
     """The summed loss of each row, and whether every target is the model's first choice."""
-    losses, first = np.zeros(len(rows)), np.zeros(len(rows), bool)
-    for numbers, loss, greedy in _batches(model, rows, batch_tokens, None, True):
+    losses = np.zeros(len(rows))
+    first = np.zeros(len(rows), bool)
+    for numbers, loss, greedy in _batches(model, rows, batch_tokens, None, choose=True):
         losses[numbers] = loss.double().sum(1).cpu().numpy()
         first[numbers] = greedy.all(1).cpu().numpy()
     return losses, first
 
 
 def _batches(
-    model: Any, rows: Sequence[tuple[np.ndarray, np.ndarray]], batch_tokens: int,
-    progress: Callable[[float, str], None] | None, choose: bool = False,
-) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:  # fmt: skip
-    """Numbers of rows, the loss of each of their targets and, to `choose`, whether it is the likeliest token."""
+    model: Any,
+    rows: Sequence[Row],
+    batch_tokens: int,
+    progress: Callable[[float, str], None] | None,
+    choose: bool = False,
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Numbers of rows, the loss of each of their targets (row, token), and whether it is likeliest.
+
+    The last only to `choose`; else it is the loss again.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     done = 0
     while done < len(order):
+        # shortest first, so the row that joins last is the width of the whole batch
         count = 1
-        while (
-            done + count < len(order)
-            and len(rows[order[done + count]][0]) * (count + 1) <= batch_tokens
-        ):
+        while done + count < len(order):
+            width = len(rows[order[done + count]][0])
+            if width * (count + 1) > batch_tokens:
+                break
             count += 1
-        chosen = order[done : done + count]
-        width = len(rows[chosen[-1]][0])
-        inputs, targets = (
-            np.zeros((count, width), np.int64),
-            np.full((count, width), IGNORE, np.int64),
-        )
-        for i, number in enumerate(chosen):
-            x, y = rows[number]
-            inputs[i, : len(x)], targets[i, : len(y)] = x, y
+        numbers = order[done : done + count]
+        inputs, targets = _padded([rows[number] for number in numbers])
+
         with torch.no_grad():
-            logits = model(
-                input_ids=torch.from_numpy(inputs).to(device), use_cache=False
-            ).logits.float()
-            wanted = torch.from_numpy(targets).to(device)
-            loss = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), wanted.flatten(), reduction="none"
+            device_inputs = torch.from_numpy(inputs).to(device)
+            device_targets = torch.from_numpy(targets).to(device)
+            logits = model(input_ids=device_inputs, use_cache=False).logits.float()
+            flat_loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1),  # (row x token, vocab)
+                device_targets.flatten(),
+                reduction="none",
             )
-        loss = loss.view(wanted.shape)
-        yield chosen, loss, (logits.argmax(-1) == wanted) | (wanted == IGNORE) if choose else loss
+        loss = flat_loss.view(device_targets.shape)  # (row, token)
+        greedy = loss
+        if choose:
+            greedy = (logits.argmax(-1) == device_targets) | (device_targets == IGNORE)
+        yield numbers, loss, greedy
+
         done += count
         if progress is not None:
             progress(done / len(order), f"{done:,} of {len(order):,} rows scored")
     model.train(was_training)
+
+
+def _padded(rows: Sequence[Row]) -> Row:
+    """Rows of one batch, (row, token), padded on the right to the last one, the longest."""
+    shape = (len(rows), len(rows[-1][0]))
+    inputs = np.zeros(shape, np.int64)
+    targets = np.full(shape, IGNORE, np.int64)
+    for row, (x, y) in enumerate(rows):
+        inputs[row, : len(x)] = x
+        targets[row, : len(y)] = y
+    return inputs, targets

@@ -1,5 +1,6 @@
-"""A corpus' documents end to end, for ever, in an order that a pass' number decides: shuffled, or as `walk` and `megadocs`
-say. A `Stream` is read from any position.
+"""A corpus' documents end to end, for ever, read from any position.
+
+An epoch's number decides the order of its documents: shuffled, or as `walk` and `megadocs` say.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from jaxtyping import Int64, Integer
 from synthboot.data.tokens import Tokens
 
 Order = Callable[[int], Int64[np.ndarray, " place"]]
-"""Which documents a pass reads, in order: a pure function of its number. All passes have as many tokens."""
+"""Which documents an epoch reads, in order: a pure function of its number.
+
+All epochs have as many tokens.
+"""
 
 
 def shuffled(docs: int, seed: tuple[int, ...]) -> Order:
-    """All documents, in another random order on every pass."""
+    """All documents, in another random order in every epoch."""
     return lambda number: np.random.default_rng([*seed, number]).permutation(docs)
 
 
@@ -27,26 +31,30 @@ def walk(
     docs: int,
     seed: tuple[int, ...],
 ) -> Order:
-    """All documents, each followed by the first of its `d2` not yet read (pairs come most similar first), or where there is
-    none by the next in a random order, another on every pass.
+    """All documents, each followed by the first of its `d2` not yet read.
 
-    Source: arXiv:2310.10638. Deviation: a walk starts at random, not where neighbours are fewest, so that passes differ.
+    Pairs come most similar first. Where no d2 is left the next is the next in a random order,
+    another in every epoch.
+
+    Source: arXiv:2310.10638. Deviation: a walk starts at random, not where neighbours are fewest,
+    so that epochs differ.
     """
+    # the d2 of document d, in the order of the pairs, are `near[bounds[d] : bounds[d + 1]]`
     by_d1 = np.argsort(d1, kind="stable")
     bounds = np.searchsorted(d1[by_d1], np.arange(docs + 1))
     near = d2[by_d1]
 
-    def order(number: int) -> np.ndarray:
-        read, found = np.zeros(docs, bool), []
-        for start in np.random.default_rng([*seed, number]).permutation(docs).tolist():
+    def order(epoch: int) -> np.ndarray:
+        read = np.zeros(docs, bool)
+        path: list[int] = []
+        for start in np.random.default_rng([*seed, epoch]).permutation(docs).tolist():
             doc = start
             while not read[doc]:
                 read[doc] = True
-                found.append(doc)
-                doc = next(
-                    (int(n) for n in near[bounds[doc] : bounds[doc + 1]] if not read[n]), doc
-                )
-        return np.array(found, np.int64)
+                path.append(doc)
+                unread = (int(n) for n in near[bounds[doc] : bounds[doc + 1]] if not read[n])
+                doc = next(unread, doc)  # itself, which has been read: the walk ends
+        return np.array(path, np.int64)
 
     return order
 
@@ -57,74 +65,98 @@ def megadocs(
     window: int,
     seed: tuple[int, ...],
 ) -> Order:
-    """Every synthetic document once, as many of one d1 as fit a window with it right before it; the runs in random order.
+    """Every synthetic document once, followed by the document that it was written from.
 
-    Documents are numbered real ones first, as `lengths` has them; `owners` names the d1 of each synthetic one.
-    Source: arXiv:2603.18534, the real document last. Deviation: end tokens stay between the documents.
+    A run is one real document, last, and before it as many of its synthetic ones as fit a window
+    together with it; runs come in random order. Documents are numbered real ones first, as
+    `lengths` has them; `owners` names the d1 of each synthetic one.
+
+    Source: arXiv:2603.18534, the real document last. Deviation: end tokens stay between the
+    documents.
     """
     real = len(lengths) - len(owners)
     runs: list[list[int]] = []
-    room, before = 0, -1
-    for place in np.argsort(owners, kind="stable").tolist():
-        d1, doc = int(owners[place]), real + place
-        if d1 != before or lengths[doc] > room:
+    room = 0
+    last_d1 = -1
+    for synthetic in np.argsort(owners, kind="stable").tolist():
+        d1 = int(owners[synthetic])
+        doc = real + synthetic
+        # a full run is followed by another of the same d1, which brings the real document again
+        if d1 != last_d1 or lengths[doc] > room:
             runs.append([d1])
-            room, before = window - int(lengths[d1]), d1
+            room = window - int(lengths[d1])
+            last_d1 = d1
         runs[-1].insert(-1, doc)
         room -= int(lengths[doc])
-    return lambda number: np.array(
-        [
-            doc
-            for run in np.random.default_rng([*seed, number]).permutation(len(runs)).tolist()
-            for doc in runs[run]
-        ],
-        np.int64,
-    )
+
+    def order(epoch: int) -> np.ndarray:
+        docs: list[int] = []
+        for run in np.random.default_rng([*seed, epoch]).permutation(len(runs)).tolist():
+            docs += runs[run]
+        return np.array(docs, np.int64)
+
+    return order
 
 
 class Stream:
-    """All documents in the order of each pass, end to end, for ever; position 0 is the first token of pass 0, and
-    `num_tokens` are in a pass."""
+    """All documents in the order of each epoch, end to end, for ever.
+
+    Position 0 is the first token of epoch 0, and `num_tokens` are in an epoch.
+    """
 
     def __init__(self, tokens: Tokens, order: Order) -> None:
-        self.tokens, self._documents = tokens, order
-        self._order: Callable[[int], tuple[np.ndarray, np.ndarray]] = lru_cache(maxsize=2)(
-            self._laid
+        self.tokens = tokens
+        self._documents = order
+        # two epochs: a read may begin in one and end in the next
+        self._epoch: Callable[[int], tuple[np.ndarray, np.ndarray]] = lru_cache(maxsize=2)(
+            self._lay_out
         )
-        self.num_tokens = int(self._order(0)[1][-1])
+        _, bounds = self._epoch(0)
+        self.num_tokens = int(bounds[-1])
 
-    def _laid(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        order = self._documents(number)
-        return order, np.concatenate(([0], np.cumsum(self.tokens.lengths[order])))
+    def _lay_out(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The documents of an epoch, and where each begins and the last one ends."""
+        order = self._documents(epoch)
+        ends = np.cumsum(self.tokens.lengths[order])
+        return order, np.concatenate(([0], ends))
 
-    def read(self, start: int, count: int) -> Int64[np.ndarray, " token"]:
-        """`count` tokens from position `start` on, across documents and passes."""
+    def _find(self, position: int) -> tuple[int, int]:
+        """The document at a position, and how many of its tokens come before it."""
+        epoch, place = divmod(position, self.num_tokens)
+        order, bounds = self._epoch(epoch)
+        slot = int(np.searchsorted(bounds, place, side="right")) - 1
+        return int(order[slot]), place - int(bounds[slot])
+
+    def read(
+        self,
+        start: int,
+        count: int,
+    ) -> Int64[np.ndarray, " token"]:
+        """`count` tokens from position `start` on, across documents and epochs."""
         pieces: list[np.ndarray] = []
-        total = self.num_tokens
         while count:
-            number, place = divmod(start, total)
-            order, bounds = self._order(number)
-            slot = int(np.searchsorted(bounds, place, side="right")) - 1
-            offset = place - int(bounds[slot])
-            piece = self.tokens[int(order[slot])][offset : offset + count]
+            document, offset = self._find(start)
+            piece = self.tokens[document][offset : offset + count]
             pieces.append(piece.astype(np.int64))
-            start, count = start + len(piece), count - len(piece)
+            start += len(piece)
+            count -= len(piece)
         return np.concatenate(pieces)
 
     def documents(self, start: int, count: int) -> list[int]:
         """The numbers of the documents in which the tokens `start` to `start + count` lie."""
-        found = []
+        documents = []
         while count > 0:
-            number, place = divmod(start, self.num_tokens)
-            order, bounds = self._order(number)
-            slot = int(np.searchsorted(bounds, place, side="right")) - 1
-            step = int(bounds[slot + 1]) - place
-            found.append(int(order[slot]))
-            start, count = start + step, count - step
-        return found
+            document, offset = self._find(start)
+            documents.append(document)
+            left = int(self.tokens.lengths[document]) - offset
+            start += left
+            count -= left
+        return documents
 
     def of(self, docs: range, tokens: int) -> int:
-        """How many of the first `tokens` tokens of pass 0 lie in these documents."""
-        order, bounds = self._order(0)
+        """How many of the first `tokens` tokens of epoch 0 lie in these documents."""
+        order, bounds = self._epoch(0)
         inside = (order >= docs.start) & (order < docs.stop)
-        return int((np.clip(tokens - bounds[:-1], 0, np.diff(bounds)) * inside).sum())
+        # of each document what lies before the end: none, a part, or all of it
+        read = np.clip(tokens - bounds[:-1], 0, np.diff(bounds))
+        return int((read * inside).sum())

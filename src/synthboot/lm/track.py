@@ -1,4 +1,7 @@
-"""Where the figures of a training run go while it runs: TensorBoard, Weights & Biases, trackio; nowhere unless asked."""
+"""Where the figures of a training run go while it runs: nowhere unless asked.
+
+TensorBoard, Weights & Biases, trackio.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,17 @@ def unwatched(tokens: int, values: Mapping[str, float]) -> None:
     """Drops everything."""
 
 
-def watch(kinds: Sequence[str], folder: Path, run: str, name: str) -> Watch:
-    """Send figures to every tracker of `kinds`. TensorBoard's files lie in `folder`; the others get `run` as the project and
-    `name` as the run. Raises ConfigError where one is not installed."""
+def watch(
+    kinds: Sequence[str],
+    folder: Path,
+    run: str,
+    name: str,
+) -> Watch:
+    """What sends figures to every tracker of `kinds`.
+
+    TensorBoard's files lie in `folder`; the others get `run` as the project and `name` as the run.
+    Raises ConfigError where one is not installed.
+    """
     targets = [_OPEN[kind](folder, run, name) for kind in kinds]
     if not targets:
         return unwatched
@@ -40,7 +51,7 @@ def _tensorboard(folder: Path, run: str, name: str) -> Watch:
     def send(tokens: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():
             writer.add_scalar(key, value, tokens)
-        writer.flush()
+        writer.flush()  # a run that is killed leaves what it had
 
     return send
 
@@ -60,8 +71,8 @@ def _logger(module: str, **options: Any) -> Watch:
         tracker: Any = importlib.import_module(module)
     except ImportError:
         raise _missing(module) from None
-    opened = tracker.init(**options)
-    return lambda tokens, values: opened.log({**values, "tokens": tokens})
+    run = tracker.init(**options)
+    return lambda tokens, values: run.log({**values, "tokens": tokens})
 
 
 def _missing(package: str) -> ConfigError:

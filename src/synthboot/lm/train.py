@@ -1,11 +1,13 @@
 """The one training loop: base, tune and every arm use it.
 
-Killed at any step, it resumes from its last checkpoint and ends with the same bytes on a CPU: batches are a pure function
-of the step, and a checkpoint holds the weights, the optimizer and the curve so far. Every checkpoint is a Hugging Face
-folder in `work/`, which goes once the artifact is done. Left in the end: `last/`, `best/` (least validation loss) and
-`curve.json`. Under torchrun every process calls `train`, and the first one writes.
+Killed at any step, it resumes from its last checkpoint and ends with the same bytes on a CPU:
+batches are a pure function of the step, and a checkpoint holds the weights, the optimizer and the
+curve so far. Every checkpoint is a Hugging Face folder in `work/`, which goes once the artifact is
+done. Left in the end: `last/`, `best/` (least validation loss) and `curve.json`. Under torchrun
+every process calls `train`, and the first one writes.
 
-Source: arXiv:2509.15248, AdamW, warm-up then cosine. Deviation: the peak rate is a plain one, not a muP-scaled 1e-2.
+Source: arXiv:2509.15248, AdamW, warm-up then cosine. Deviation: the peak rate is a plain one, not a
+muP-scaled 1e-2.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from synthboot.data.artifacts import WORK, Progress, silent
 from synthboot.data.disk import committed_folder, damage, read_json, remove, write_json
@@ -38,11 +41,20 @@ from synthboot.lm.track import Watch, unwatched
 COMPILE_FROM = 600.0
 """Seconds that a run takes for which compiling pays."""
 
+_USUAL_UTILIZATION = 0.4
+"""The fraction of a GPU's peak that training reaches, to guess how long a run takes."""
+
+_USUAL_STEPS = 50
+"""Steps whose mean loss a loss is compared with, to find a spike."""
+
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. `eval_steps` are the steps after which validation loss is taken and a checkpoint written; a loss at step
-    0 is for the curve alone and never the best."""
+    """How to train.
+
+    `eval_steps` are the steps after which validation loss is taken and a checkpoint written; a loss
+    at step 0 is for the curve alone and never the best.
+    """
 
     lr: float
     weight_decay: float
@@ -74,8 +86,11 @@ class Place:
 
 @dataclass
 class Curve:
-    """What happened. `train` rows are [tokens, mean loss since the last row, gradient norm, lr]; `validation` rows are
-    [tokens, loss]; `best_step` counts optimizer steps done."""
+    """What happened.
+
+    `train` rows are [tokens, mean loss since the last row, gradient norm, lr]; `validation` rows
+    are [tokens, loss]; `best_step` counts optimizer steps done.
+    """
 
     step: int = 0
     best_step: int = -1
@@ -91,52 +106,58 @@ class Curve:
 
 
 def train(
-    model: Any, batches: Batches, settings: Settings, validate: Callable[[Any], float], folder: Path, tokenizer: Tokenizer,
-    progress: Progress = silent, place: Place = Place(),
-) -> Curve:  # fmt: skip
-    """Train `model` in place, from where `folder` left off; returns the curve.
+    model: Any,
+    batches: Batches,
+    settings: Settings,
+    validate: Callable[[Any], float],
+    folder: Path,
+    tokenizer: Tokenizer,
+    progress: Progress = silent,
+    place: Place = Place(),
+) -> Curve:
+    """The curve of training `model` in place, from where `folder` left off.
 
-    Raises TrainingError where the loss is not finite or leaps, naming the step, what it read, and the checkpoint to go back
-    to.
+    Raises TrainingError where the loss is not finite or leaps, naming the step, what it read, and
+    the checkpoint to go back to.
     """
     trainer = _Trainer(model, batches, settings, validate, folder, tokenizer, place)
     curve = trainer.curve
     if not curve.step and not curve.validation and 0 in settings.eval_steps:
         trainer.evaluate()
-    started, first = time.monotonic(), curve.step
-    if trainer.compiled and curve.step < batches.steps:
-        progress(
-            curve.step / batches.steps, "compiling the blocks, a minute or two (engine.compile)"
-        )
-    if trainer.apart and curve.step < batches.steps:
-        kind = model.config.model_type
-        progress(
-            curve.step / batches.steps,
-            f"{kind} cannot keep texts of one row apart: each has a row of its own",
-        )
-    losses: list[float] = []
-    before: deque[float] = deque(maxlen=50)
+    if curve.step < batches.steps:
+        _announce(trainer, progress)
+
+    started = time.monotonic()
+    first = curve.step
+    losses: list[float] = []  # since the last evaluation
+    recent: deque[float] = deque(maxlen=_USUAL_STEPS)
     while curve.step < batches.steps and not _exhausted(curve, settings):
         loss, norm = trainer.step()
         losses.append(loss)
-        _check(loss, norm, before, curve.step, batches, settings, folder)
-        before.append(loss)
+        _check(loss, norm, recent, curve.step, batches, settings, folder)
+        recent.append(loss)
         curve.step += 1
-        tokens, lr = curve.step * batches.batch_tokens, _lr(curve.step - 1, batches.steps, settings)
-        rate = (curve.step - first) * batches.batch_tokens / max(1e-9, time.monotonic() - started)
-        share = rate * trainer.cost
-        words = (
-            f"loss {loss:.3f}, gradient {norm:.2f}, {rate:,.0f} tokens/s, {share:.0%} of the peak"
+
+        tokens = curve.step * batches.batch_tokens
+        lr = _lr(curve.step - 1, batches.steps, settings)
+        seconds = max(1e-9, time.monotonic() - started)
+        rate = (curve.step - first) * batches.batch_tokens / seconds
+        utilization = rate * trainer.cost
+        progress(
+            curve.step / batches.steps,
+            f"loss {loss:.3f}, gradient {norm:.2f}, {rate:,.0f} tokens/s, "
+            f"{utilization:.0%} of the peak",
         )
-        progress(curve.step / batches.steps, words)
         figures = {
             "loss": loss,
             "gradient_norm": norm,
             "lr": lr,
             "tokens_per_second": rate,
-            "fraction_of_peak": share,
+            "fraction_of_peak": utilization,
         }
         place.watch(tokens, figures | batches.sources(curve.step))
+
+        # after the last step in any case, so that the curve ends with a validation loss
         if curve.step in settings.eval_steps or curve.step == batches.steps:
             curve.train.append([tokens, sum(losses) / len(losses), norm, lr])
             losses = []
@@ -145,54 +166,77 @@ def train(
     return trainer.finish()
 
 
+def _announce(trainer: _Trainer, progress: Progress) -> None:
+    """Say beforehand what makes the first steps, or all of them, slower than one would expect."""
+    done = trainer.curve.step / trainer.batches.steps
+    if trainer.compiled:
+        progress(done, "compiling the blocks, a minute or two (engine.compile)")
+    if trainer.apart:
+        kind = trainer.model.config.model_type
+        progress(done, f"{kind} cannot keep texts of one row apart: each has a row of its own")
+
+
 class _Trainer:
     """The model, its optimizers and its curve, as far as they have come."""
 
     def __init__(
-        self, model: Any, batches: Batches, settings: Settings, validate: Callable[[Any], float], folder: Path,
-        tokenizer: Tokenizer, place: Place,
-    ) -> None:  # fmt: skip
-        self.model, self.batches, self.settings, self.validate = model, batches, settings, validate
-        self.folder, self.work, self.tokenizer, self.group = (
-            folder,
-            folder / WORK,
-            tokenizer,
-            place.group,
-        )
+        self,
+        model: Any,
+        batches: Batches,
+        settings: Settings,
+        validate: Callable[[Any], float],
+        folder: Path,
+        tokenizer: Tokenizer,
+        place: Place,
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.settings = settings
+        self.validate = validate
+        self.folder = folder
+        self.work = folder / WORK
+        self.tokenizer = tokenizer
+        self.group = place.group
         self.device = next(model.parameters()).device
+
+        # before the model is wrapped or sharded, while its weights are still whole
         latest = _latest(folder)
         if latest is not None:
-            _whole(latest)
+            _require_intact(latest)
             models.load_weights(model, latest)
         if place.checkpoint_activations:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
+
         self.apart = batches.packed and not layouts.packs(model, batches.seq_len)
-        if (
-            self.apart and settings.micro_batch_tokens is None
-        ):  # rows of their own are longer than they are filled
-            self.settings = replace(
-                settings, micro_batch_tokens=batches.batch_tokens // self.group.size
-            )
-        self.written = copy.deepcopy(model).cpu() if self.group.shard and self.group.main else model
+        if self.apart and settings.micro_batch_tokens is None:
+            # a row for each segment is padded to the longest, so all at once would take more memory
+            # than the packed rows that the batch was sized for
+            micro_batch_tokens = batches.batch_tokens // self.group.size
+            self.settings = replace(settings, micro_batch_tokens=micro_batch_tokens)
+
+        # the model that is saved: with sharded weights the writing process has a whole copy
+        self.written = model
+        if self.group.shard and self.group.main:
+            self.written = copy.deepcopy(model).cpu()
+
         precision = _precision(settings.precision, self.device)
         peak = models.product_rate(self.device, precision) * self.group.size
-        self.cost = (
-            3 * models.flops_per_token(model, batches.seq_len) / peak
-        )  # seconds a token at the peak
-        seconds = (
-            self.cost * batches.steps * batches.batch_tokens / 0.4
-        )  # of the whole run, so that going on decides alike
-        long = self.device.type == "cuda" and seconds >= COMPILE_FROM
-        wished = place.compile == "on" or (place.compile == "auto" and long)
-        self.compiled = wished and not self.apart  # rows of many lengths would each be compiled for
-        # neither weights that are put together and taken apart again nor torch's compiler go with the compiled loops
-        loss = Loss(model, precision, settings.z_loss, plain=self.group.shard or self.compiled)
-        if self.compiled:  # the blocks are alike, so that one is compiled for all
+        # seconds a token at the peak; a training step costs three forward passes
+        self.cost = 3 * models.flops_per_token(model, batches.seq_len) / peak
+        self.compiled = not self.apart and self._compiles(place)
+        # neither shards, whose weights are gathered and freed, nor torch's compiler go with the
+        # compiled loops
+        plain = self.group.shard or self.compiled
+        loss = Loss(model, precision, settings.z_loss, plain=plain)
+        if self.compiled:
+            # the blocks are alike, so that one is compiled for all
             for block in parallel.blocks(model):
                 block.compile(dynamic=False)
         self.module = parallel.wrap(loss, self.group)
+
+        # after wrapping: a shard's parameters are other objects than the model's were
         self.optimizers = _optimizers(model, settings)
         self.curve = Curve()
         self.ahead: Batch | None = None
@@ -201,118 +245,169 @@ class _Trainer:
             self.curve = Curve(**read_json(latest / "curve.json"))
         self.group.wait()
 
+    def _compiles(self, place: Place) -> bool:
+        """Whether blocks are compiled, unless rows of many lengths would each be compiled for."""
+        # of the whole run, not of what is left of it, so that a resumed run decides alike
+        tokens = self.batches.steps * self.batches.batch_tokens
+        seconds = self.cost * tokens / _USUAL_UTILIZATION
+        long = self.device.type == "cuda" and seconds >= COMPILE_FROM
+        return place.compile == "on" or (place.compile == "auto" and long)
+
     def step(self) -> tuple[float, float]:
-        """One optimizer step; returns the mean loss over the batch's targets and the gradient norm before clipping."""
+        """The mean loss over a step's targets and the gradient norm before clipping."""
         number = self.curve.step
+        steps = self.batches.steps
         batch = self.ahead or self.batches.batch(number)
-        batch = batch.apart(self.group.size) if self.apart else batch
+        if self.apart:
+            batch = batch.apart(self.group.size)
         try:
-            loss, norm = _step(self.module, batch, self.settings, self.group, self.device)
+            loss, norm = _step(
+                self.module,
+                batch,
+                self.settings,
+                self.group,
+                self.device,
+            )
         except torch.OutOfMemoryError:
-            raise TrainingError(
-                _too_large(self.module, batch, self.settings, self.group, self.device)
-            ) from None
+            advice = _too_large(
+                self.module,
+                batch,
+                self.settings,
+                self.group,
+                self.device,
+            )
+            raise TrainingError(advice) from None
+
+        lr = _lr(number, steps, self.settings)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = _lr(number, self.batches.steps, self.settings)
+                group["lr"] = lr
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        # made while a GPU works on this one
-        self.ahead = self.batches.batch(number + 1) if number + 1 < self.batches.steps else None
-        return self.group.sum(float(loss)), float(parallel.whole(norm))
+
+        # made while a GPU works on this one: the loss below is the first thing that waits for it
+        self.ahead = self.batches.batch(number + 1) if number + 1 < steps else None
+        return self.group.sum(float(loss)), float(parallel.gathered(norm))
 
     def evaluate(self) -> None:
-        """Take the validation loss, keep the model if it is the best, and write a checkpoint that can be resumed.
+        """Take the validation loss, keep the model if it is the best, and write a checkpoint.
 
-        The older best and the older checkpoint go only once the new checkpoint, which names its best, is in place.
+        The older best and the older checkpoint go only once the new checkpoint, which names its
+        best, is in place.
         """
         curve = self.curve
-        # rows have other lengths here, and would all be compiled anew
-        eager = (
-            torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
-        )
-        with eager:
-            loss = self.validate(parallel.Whole(self.module) if self.group.shard else self.model)
+        loss = self._validation_loss()
         curve.validation.append([curve.step * self.batches.batch_tokens, loss])
-        best = bool(curve.step) and loss < curve.best_loss
-        if best:
-            curve.best_step, curve.best_loss, curve.evals_since_best = curve.step, loss, 0
+        is_best = bool(curve.step) and loss < curve.best_loss
+        if is_best:
+            curve.best_step = curve.step
+            curve.best_loss = loss
+            curve.evals_since_best = 0
         elif curve.step:
             curve.evals_since_best += 1
+
+        # every process takes part in gathering, and only then does the first one write
         self._gather()
         state = _optimizer_state(self.model, self.optimizers)
         if self.group.main:
-            if best:
-                models.save(self.written, self.work / f"best-{curve.step:08d}", self.tokenizer)
-            current = self.work / f"checkpoint-{curve.step:08d}"
-            with committed_folder(current) as temporary:
-                models.export(self.written, temporary, self.tokenizer)
-                _save(state, temporary / "optimizer.safetensors")
-                write_json(temporary / "curve.json", vars(curve))
-            needed = {current.name, f"best-{curve.best_step:08d}"}
-            for old in sorted(self.work.iterdir()):
-                if old.name.startswith(("best-", "checkpoint-")) and old.name not in needed:
-                    remove(old)
+            self._write_checkpoint(state, is_best)
         self.group.wait()
 
+    def _validation_loss(self) -> float:
+        eager: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.compiled:
+            # rows have other lengths here, and would all be compiled anew
+            eager = torch.compiler.set_stance("force_eager")
+        with eager:
+            model = parallel.ScoringView(self.module) if self.group.shard else self.model
+            return self.validate(model)
+
+    def _write_checkpoint(
+        self,
+        state: dict[str, Tensor],
+        is_best: bool,
+    ) -> None:
+        curve = self.curve
+        best = f"best-{curve.best_step:08d}"
+        if is_best:
+            models.save(self.written, self.work / best, self.tokenizer)
+        current = self.work / f"checkpoint-{curve.step:08d}"
+        with committed_folder(current) as temporary:
+            models.export(self.written, temporary, self.tokenizer)
+            _save(state, temporary / "optimizer.safetensors")
+            write_json(temporary / "curve.json", vars(curve))
+
+        needed = {current.name, best}
+        for old in sorted(self.work.iterdir()):
+            if old.name.startswith(("best-", "checkpoint-")) and old.name not in needed:
+                remove(old)
+
     def finish(self) -> Curve:
-        """Leave `last`, `best` and `curve.json`, in an order that a kill between any two cannot spoil."""
+        """Leave `last`, `best` and `curve.json`; a kill between any two spoils nothing."""
         self._gather()
         if self.group.main:
             models.save(self.written, self.folder / "last", self.tokenizer)
-            best, kept = self.folder / "best", self.work / f"best-{self.curve.best_step:08d}"
+            best = self.folder / "best"
+            kept = self.work / f"best-{self.curve.best_step:08d}"
             if kept.exists():
-                _whole(kept)
+                _require_intact(kept)
                 remove(best)
                 os.rename(kept, best)
             elif self.curve.best_step >= 0:  # a run that was killed here has moved it already
-                _whole(best)
+                _require_intact(best)
             write_json(self.folder / "curve.json", vars(self.curve))
         self.group.wait()
         return self.curve
 
     def _gather(self) -> None:
-        """Bring the model that is written up to date, where this process trains but a shard of it."""
-        if self.group.shard:
-            weights = {
-                name: parallel.whole(value) for name, value in self.model.state_dict().items()
-            }
-            if self.group.main:
-                self.written.load_state_dict(weights)
+        """Bring the model that is written up to date, where this process trains but a shard."""
+        if not self.group.shard:
+            return
+        weights = {}
+        for name, value in self.model.state_dict().items():
+            weights[name] = parallel.gathered(value)
+        if self.group.main:
+            self.written.load_state_dict(weights)
 
 
 def _check(
     loss: float,
     norm: float,
-    before: deque[float],
+    recent: deque[float],
     step: int,
     batches: Batches,
     settings: Settings,
     folder: Path,
 ) -> None:
     """Raise TrainingError where a step has gone wrong."""
-    usual = sum(before) / len(before) if before else math.inf
-    leapt = len(before) == before.maxlen and loss > usual + settings.max_spike
+    usual = sum(recent) / len(recent) if recent else math.inf
+    # only against a full window: the loss falls steeply in the first steps
+    leapt = len(recent) == recent.maxlen and loss > usual + settings.max_spike
     if math.isfinite(loss) and math.isfinite(norm) and not leapt:
         return
-    what = f"loss {loss:.3f} after a mean of {usual:.3f}" if leapt else f"loss {loss}"
+    problem = f"loss {loss:.3f} after a mean of {usual:.3f}" if leapt else f"loss {loss}"
     raise TrainingError(
-        f"{folder}: {what}, gradient norm {norm:.3g} at step {step + 1} of {batches.steps}, on {batches.describe(step)}; "
-        f"lower the learning rate (or raise optim.max_spike); the last good checkpoint is {_latest(folder) or 'none'}"
+        f"{folder}: {problem}, gradient norm {norm:.3g} at step {step + 1} of {batches.steps}, "
+        f"on {batches.describe(step)}; lower the learning rate (or raise optim.max_spike); "
+        f"the last good checkpoint is {_latest(folder) or 'none'}"
     )
 
 
 def _exhausted(curve: Curve, settings: Settings) -> bool:
+    """Whether training stops early."""
     return settings.patience is not None and curve.evals_since_best >= settings.patience
 
 
 def _lr(step: int, steps: int, settings: Settings) -> float:
+    """The learning rate of a step: warm-up, then cosine or warm-up-stable-decay (wsd)."""
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
     low = settings.min_lr_fraction
     if settings.schedule == "wsd":
-        down = max(1, round(settings.decay_fraction * steps))
-        return settings.lr * (low + (1 - low) * min(1.0, (steps - step) / down))
+        decay_steps = max(1, round(settings.decay_fraction * steps))
+        height = min(1.0, (steps - step) / decay_steps)
+        return settings.lr * (low + (1 - low) * height)
+
     done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
     return settings.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
 
@@ -324,105 +419,151 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def _optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimizer]:
-    """AdamW, with decay for matrices alone; before it Muon for the matrices of the blocks, where that is asked for."""
-    tables = {
-        id(m.weight)
-        for m in (model.get_input_embeddings(), model.get_output_embeddings())
-        if m is not None
-    }
+    """AdamW, with decay for matrices alone; before it Muon for the blocks', if asked for."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
-    found: list[torch.optim.Optimizer] = []
+    vectors = [p for p in model.parameters() if p.dim() <= 1]  # norms and biases are not decayed
+    optimizers: list[torch.optim.Optimizer] = []
+
     if settings.optimizer == "muon":
+        # embedding and output matrix are tables of rows: orthogonal updates do not suit them
+        tables = set()
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if module is not None:
+                tables.add(id(module.weight))
         hidden = [p for p in matrices if p.dim() == 2 and id(p) not in tables]
-        found.append(
-            torch.optim.Muon(
-                hidden,
-                lr=settings.lr,
-                weight_decay=settings.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
+        muon = torch.optim.Muon(
+            hidden,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            adjust_lr_fn="match_rms_adamw",  # one learning rate for both optimizers
         )
-        matrices = [p for p in matrices if all(p is not h for h in hidden)]
+        optimizers.append(muon)
+        # by identity: `in` would compare tensors by their values
+        hidden_ids = set(map(id, hidden))
+        matrices = [p for p in matrices if id(p) not in hidden_ids]
+
     groups = [
         {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": vectors, "weight_decay": 0.0},
     ]
+    # sharded weights (FSDP2) take the plain implementation
     fused = not any(hasattr(p, "device_mesh") for p in model.parameters())
-    return [
-        *found,
+    betas = (settings.beta1, settings.beta2)
+    optimizers.append(
         torch.optim.AdamW(
-            groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=fused
-        ),
-    ]
+            groups,
+            lr=settings.lr,
+            betas=betas,
+            fused=fused,
+        )
+    )
+    return optimizers
 
 
 def _too_large(
-    module: torch.nn.Module, batch: Batch, settings: Settings, group: Group, device: torch.device
+    module: torch.nn.Module,
+    batch: Batch,
+    settings: Settings,
+    group: Group,
+    device: torch.device,
 ) -> str:
-    """What to say of a forward pass that does not fit: the most tokens at once that do, found by halving."""
+    """What to say of a forward pass that does not fit: the most tokens at once that do.
+
+    They are found by halving.
+    """
     width = batch.inputs.shape[1]
-    asked = min(settings.micro_batch_tokens or batch.inputs.size, batch.inputs.size // group.size)
-    rows = max(1, asked // width)
-    where = f"{asked:,} tokens at once do not fit the memory of {device}"
+    share = batch.inputs.size // group.size
+    tokens = min(settings.micro_batch_tokens or batch.inputs.size, share)
+    rows = max(1, tokens // width)
+    problem = f"{tokens:,} tokens at once do not fit the memory of {device}"
+
     while group.size == 1 and rows > 1:  # one rank alone cannot try: the others would wait
         rows //= 2
-        module.zero_grad(set_to_none=True)
-        cut = (None if a is None else a[:rows] for a in (batch.segments, batch.positions))
-        part = Batch(batch.inputs[:rows], batch.targets[:rows], *cut)
+        module.zero_grad(set_to_none=True)  # what the failed pass left would take memory
+        part = Batch(
+            batch.inputs[:rows],
+            batch.targets[:rows],
+            None if batch.segments is None else batch.segments[:rows],
+            None if batch.positions is None else batch.positions[:rows],
+        )
         with contextlib.suppress(torch.OutOfMemoryError):
             _step(module, part, settings, group, device)
-            return f"{where}; {rows * width:,} do: set engine.micro_batch_tokens={rows * width}, which changes nothing else"
-    return f"{where}; lower engine.micro_batch_tokens (a row is {width:,}), or set engine.checkpoint_activations=true"
+            fitting = rows * width
+            return (
+                f"{problem}; {fitting:,} do: set engine.micro_batch_tokens={fitting}, "
+                f"which changes nothing else"
+            )
+    return (
+        f"{problem}; lower engine.micro_batch_tokens (a row is {width:,}), "
+        f"or set engine.checkpoint_activations=true"
+    )
 
 
 def _step(
-    module: torch.nn.Module, batch: Batch, settings: Settings, group: Group, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of a step, clipped; returns this process' share of the mean loss over the batch's targets, and the gradient
-    norm before clipping. Nothing here waits for a GPU, but for the library's look at the positions of packed rows."""
+    module: torch.nn.Module,
+    batch: Batch,
+    settings: Settings,
+    group: Group,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """A step's loss and gradient norm; the gradients are left clipped.
+
+    The loss is this process' share of the mean over the batch's targets, the norm that before
+    clipping. Nothing here waits for a GPU, but for the library's look at the positions of packed
+    rows.
+    """
     module.train()
     mine = parallel.share(len(batch.inputs), group)
-    targets = int((batch.targets != IGNORE).sum())
-    inputs, wanted = batch.inputs[mine], batch.targets[mine]
+    num_targets = int((batch.targets != IGNORE).sum())
+    divisor = num_targets / group.size  # gradients are averaged over processes
+    inputs = batch.inputs[mine]
+    targets = batch.targets[mine]
+    positions = None if batch.positions is None else batch.positions[mine]
     rows, width = inputs.shape
-    micro = max(1, (settings.micro_batch_tokens or rows * width) // width)
+    micro_rows = max(1, (settings.micro_batch_tokens or rows * width) // width)
+
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for start in range(0, rows, micro):
-        part = slice(start, start + micro)
-        # rows of one run of text end with their targets: what fills them up to the longest of all is not computed
-        end = (
-            width
-            if batch.positions is not None
-            else 1 + int((wanted[part] != IGNORE).any(0).nonzero()[0].max(initial=0))
-        )
-        with parallel.accumulating(module, last=start + micro >= rows):
-            loss, plain = module(
-                _there(inputs[part, :end], device), _there(wanted[part, :end], device),
-                targets / group.size,  # gradients are averaged over processes
-                _positions(batch, mine, part, device),
-                _there(np.flatnonzero(wanted[part, :end] != IGNORE), device),
-            )  # fmt: skip
+    for start in range(0, rows, micro_rows):
+        part = slice(start, start + micro_rows)
+        kept = targets[part] != IGNORE  # (row, token)
+        end = width
+        if positions is None:
+            # rows of one run of text end with their targets: padding beyond the longest of these
+            # rows is not computed
+            end = 1 + int(kept.any(0).nonzero()[0].max(initial=0))
+        # places of the targets, row after row: found here, where nothing has to be waited for
+        places = np.flatnonzero(kept[:, :end])
+
+        with parallel.accumulating(module, last=start + micro_rows >= rows):
+            loss, cross_entropy = module(
+                _to(device, inputs[part, :end]),
+                _to(device, targets[part, :end]),
+                divisor,
+                None if positions is None else _to(device, positions[part]),
+                _to(device, places),
+            )
             loss.backward()
-        total += plain / group.size
+        total += cross_entropy / group.size
     return total, torch.nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
 
 
-def _there(array: np.ndarray, device: torch.device) -> torch.Tensor:
+def _to(device: torch.device, array: np.ndarray) -> Tensor:
+    # slices of a batch lie apart in memory; in one piece they are one copy to the device
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-
-def _positions(batch: Batch, mine: slice, part: slice, device: torch.device) -> torch.Tensor | None:
-    return None if batch.positions is None else _there(batch.positions[mine][part], device)
 
 
 def _latest(folder: Path) -> Path | None:
     """The checkpoint to go on from, if there is one."""
-    found = sorted(p for p in (folder / WORK).glob("checkpoint-*") if p.suffix != ".tmp")
-    return found[-1] if found else None
+    checkpoints = sorted((folder / WORK).glob("checkpoint-*"))
+    finished = [path for path in checkpoints if path.suffix != ".tmp"]
+    return finished[-1] if finished else None
 
 
-def _whole(checkpoint: Path) -> None:
-    """Raise TrainingError where a folder is not what was written: what is trained from it would be wrong without a word."""
+def _require_intact(checkpoint: Path) -> None:
+    """Raise TrainingError where a folder is not what was written.
+
+    What is trained from it would be wrong without a word.
+    """
     problem = damage(checkpoint)
     if problem:
         raise TrainingError(
@@ -432,37 +573,48 @@ def _whole(checkpoint: Path) -> None:
 
 
 def _optimizer_state(
-    model: Any, optimizers: Iterable[torch.optim.Optimizer]
-) -> dict[str, torch.Tensor]:
-    """Whole states by parameter and key."""
-    return {
-        f"{name}/{key}": parallel.whole(value)
-        for name, parameter in model.named_parameters()
-        for optimizer in optimizers
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    model: Any,
+    optimizers: Iterable[torch.optim.Optimizer],
+) -> dict[str, Tensor]:
+    """Whole states by parameter and key; all processes have to ask."""
+    state = {}
+    for name, parameter in model.named_parameters():
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                state[f"{name}/{key}"] = parallel.gathered(value)
+    return state
 
 
-def _save(state: dict[str, torch.Tensor], path: Path) -> None:
+def _save(state: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(state, path)
 
 
-def _load_optimizer(model: Any, optimizers: Iterable[torch.optim.Optimizer], path: Path) -> None:
+def _load_optimizer(
+    model: Any,
+    optimizers: Iterable[torch.optim.Optimizer],
+    path: Path,
+) -> None:
+    """Put the states that `_optimizer_state` gathered back into the optimizers."""
     from safetensors.torch import load_file
 
-    state = load_file(path)
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, value in load_file(path).items():
+        parameter_name, _, key = name.rpartition("/")
+        states.setdefault(parameter_name, {})[key] = value
+
     for name, parameter in model.named_parameters():
-        found = {
-            key.rpartition("/")[2]: value
-            for key, value in state.items()
-            if key.rpartition("/")[0] == name
-        }
+        state = states.get(name)
+        if state is None:
+            continue
         for optimizer in optimizers:
-            if found and any(
-                p is parameter for group in optimizer.param_groups for p in group["params"]
-            ):
-                optimizer.state[parameter] = {
-                    key: parallel.like(value, parameter) for key, value in found.items()
-                }
+            if _trains(optimizer, parameter):
+                # cut as the parameter is, which need not be as it was when this was written
+                placed = {key: parallel.placed_as(parameter, v) for key, v in state.items()}
+                optimizer.state[parameter] = placed
+
+
+def _trains(optimizer: torch.optim.Optimizer, parameter: Any) -> bool:
+    """Whether a parameter is this optimizer's, by identity: `in` would compare values."""
+    return any(p is parameter for group in optimizer.param_groups for p in group["params"])

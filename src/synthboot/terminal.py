@@ -1,4 +1,6 @@
-"""Text as a terminal may have it: whoever wrote a document, a file name or a setting does not get to move the cursor."""
+"""Text as a terminal may have it: whoever wrote a document, a file name or a setting does not get
+to move the cursor.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud8
 
 
 def safe(text: str) -> str:
-    """Text with what would act on a terminal written as JSON writes it, so that JSON stays the same JSON."""
+    """Text with what would act on a terminal written as JSON writes it, so that JSON stays the same
+    JSON.
+    """
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text.replace("\r\n", "\n"))
 
 

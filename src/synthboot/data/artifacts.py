@@ -1,12 +1,13 @@
 """What a stage leaves on disk, and whether it may be used again.
 
-An artifact is a folder `runs/NAME/NN-stage[/variant]`. Its `manifest.json` is written last, by rename: its existence
-means done. The fingerprint in it hashes the stage, its version, the settings it read and its parents' fingerprints; where
-and how the stage ran is not part of it. While a stage works, `progress.json` holds the fingerprint its parts belong to;
-parts of another fingerprint are wiped before work starts. `work/` holds what only the making needs and goes once the
-manifest stands; `progress.json` goes last, so where it is left, there is something to clear away. The unit inside is the
-shard, a folder renamed into place that carries its hashes; a manifest takes these over, so damage is never hashed as good.
-Files whose names begin with a dot are nobody's.
+An artifact is a folder `runs/NAME/NN-stage[/variant]`. Its `manifest.json` is written last, by
+rename: its existence means done. The fingerprint in it hashes the stage, its version, the settings
+it read and its parents' fingerprints; where and how the stage ran is not part of it. While a stage
+works, `progress.json` holds the fingerprint its parts belong to; parts of another fingerprint are
+wiped before work starts. `work/` holds what only the making needs and goes once the manifest
+stands; `progress.json` goes last, so where it is left, there is something to clear away. The unit
+inside is the shard, a folder renamed into place that carries its hashes; a manifest takes these
+over, so damage is never hashed as good. Files whose names begin with a dot are nobody's.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ def silent(done: float, words: str) -> None:
 
 @dataclass(config=ConfigDict(strict=True, extra="forbid"))
 class Manifest:
-    """The record of one finished artifact. Everything but `cost` and `environment` is the same on every run."""
+    """The record of one finished artifact.
+
+    Everything but `cost` and `environment` is the same on every run.
+    """
 
     stage: str
     version: int
@@ -76,7 +80,10 @@ def fingerprint(
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a finished artifact, or None. Raises CorruptArtifact, saying why, where it cannot be one."""
+    """The manifest of a finished artifact, or None.
+
+    Raises CorruptArtifact, saying why, where it cannot be one.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return None
@@ -104,7 +111,10 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def read_listed(folder: Path, name: str) -> Any:
-    """The JSON in a file of a finished artifact. Raises CorruptArtifact where it is not the one that was recorded."""
+    """The JSON in a file of a finished artifact.
+
+    Raises CorruptArtifact where it is not the one that was recorded.
+    """
     manifest = read_manifest(folder)
     if manifest is None or name not in manifest.files:
         raise CorruptArtifact(f"{folder / name}: no manifest lists it; run again to make it")
@@ -115,8 +125,9 @@ def read_listed(folder: Path, name: str) -> Any:
 
 
 def begin(folder: Path, mark: str) -> list[str]:
-    """Make `folder` ready for work on the artifact `mark`, keeping only whole parts that belong to it; returns what was
-    damaged, in a few words each, and will be made again."""
+    """Make `folder` ready for work on the artifact `mark`, keeping only whole parts that belong to
+    it; returns what was damaged, in a few words each, and will be made again.
+    """
     progress = folder / PROGRESS
     current = None
     if progress.exists():
@@ -142,7 +153,9 @@ def begin(folder: Path, mark: str) -> list[str]:
 
 
 def commit(folder: Path, manifest: Manifest) -> None:
-    """Record every file of the folder with its hash and write the manifest: from here on the artifact is done."""
+    """Record every file of the folder with its hash and write the manifest: from here on the
+    artifact is done.
+    """
     manifest.files = _records(folder)
     manifest.environment = environment()
     write_record(folder / MANIFEST, asdict(manifest))
@@ -157,8 +170,9 @@ def finish(folder: Path) -> None:
 
 
 def verify(folder: Path, manifest: Manifest, contents: bool = True) -> None:
-    """Raise CorruptArtifact, naming the file, unless the artifact's files are those that the manifest recorded, no fewer and
-    no more; without `contents`, by their names and sizes alone."""
+    """Raise CorruptArtifact, naming the file, unless the artifact's files are those that the
+    manifest recorded, no fewer and no more; without `contents`, by their names and sizes alone.
+    """
     problem = mismatch(folder, manifest.files, contents)
     if problem:
         raise CorruptArtifact(f"{folder}/{problem}; delete {folder} and run again to rebuild it")
@@ -172,7 +186,9 @@ def verify(folder: Path, manifest: Manifest, contents: bool = True) -> None:
 def drift(
     manifest: Manifest, version: int, reads: Mapping[str, Any], parents: Mapping[str, str]
 ) -> list[str]:
-    """Why a manifest's artifact is not the one wanted now, as short phrases such as `min_similarity 0.75 -> 0.8`."""
+    """Why a manifest's artifact is not the one wanted now, as short phrases such as `min_similarity
+    0.75 -> 0.8`.
+    """
     reasons = (
         [] if manifest.version == version else [f"stage version {manifest.version} -> {version}"]
     )
@@ -187,8 +203,10 @@ def drift(
 
 
 class Shards:
-    """Numbered parts of an artifact, each a folder that appears whole, with its counts inside. `close` says how many there
-    are; readers read these and no others."""
+    """Numbered parts of an artifact, each a folder that appears whole, with its counts inside.
+
+    `close` says how many there are; readers read these and no others.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -206,7 +224,9 @@ class Shards:
         return dict(read_json(self.path(index) / "counts.json"))
 
     def write(self, index: int, writer: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """The counts of the shard; `writer` fills its folder and returns them, unless it is there already."""
+        """The counts of the shard; `writer` fills its folder and returns them, unless it is there
+        already.
+        """
         if not self.done(index):
             with committed_folder(self.path(index)) as temporary:
                 write_json(temporary / "counts.json", writer(temporary))
@@ -228,7 +248,9 @@ class Shards:
 
 
 def _names(folder: Path) -> list[str]:
-    """The files of an artifact: all but its records, what lies in `work`, hidden ones, and artifacts inside it (of a sweep)."""
+    """The files of an artifact: all but its records, what lies in `work`, hidden ones, and
+    artifacts inside it (of a sweep).
+    """
     found = []
     for place, folders, files in os.walk(folder):
         here, top = Path(place), Path(place) == folder
@@ -253,8 +275,10 @@ def _is_artifact(folder: Path) -> bool:
 
 
 def _records(folder: Path) -> dict[str, FileRecord]:
-    """The record of every file, for parts the one they were sealed with. Raises CorruptArtifact where a part has lost or
-    won a file since."""
+    """The record of every file, for parts the one they were sealed with.
+
+    Raises CorruptArtifact where a part has lost or won a file since.
+    """
     names = _names(folder)
     known: dict[str, FileRecord] = {}
     for seal in (PurePosixPath(n) for n in names if PurePosixPath(n).name == SEAL):
@@ -277,8 +301,11 @@ def _sweep(folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Empty the folder, but for artifacts inside it and what is nobody's; the folder itself, which may be a mount, stays.
-    Raises StorageError where it is a link: it may be another run's."""
+    """Empty the folder, but for artifacts inside it and what is nobody's; the folder itself, which
+    may be a mount, stays.
+
+    Raises StorageError where it is a link: it may be another run's.
+    """
     there = sorted(folder.iterdir()) if folder.exists() else []
     mine = [path for path in there if not path.name.startswith(".") and not _is_artifact(path)]
     if mine and folder.is_symlink():

@@ -1,7 +1,9 @@
-"""Files and folders that appear whole or not at all, go wholly, and say in one line why they could not.
+"""Files and folders that appear whole or not at all, go wholly, and say in one line why they could
+not.
 
-What a run keeps is written by `write_bytes` (a file) or in `committed_folder` (a part). A part carries `part.json`, the
-hash of each of its files; `damage` compares. Links are followed for reading and writing, never for deleting.
+What a run keeps is written by `write_bytes` (a file) or in `committed_folder` (a part). A part
+carries `part.json`, the hash of each of its files; `damage` compares. Links are followed for
+reading and writing, never for deleting.
 """
 
 from __future__ import annotations
@@ -87,7 +89,9 @@ _SHORT = re.compile(r"\d+ requested and \d+ written")  # numpy, which does not s
 
 @contextmanager
 def storage_errors(where: Path) -> Iterator[None]:
-    """Turn what a disk refuses, however a library reports it, into one StorageError: where, what, what to do."""
+    """Turn what a disk refuses, however a library reports it, into one StorageError: where, what,
+    what to do.
+    """
     try:
         yield
     except SynthbootError:
@@ -104,7 +108,9 @@ def storage_errors(where: Path) -> Iterator[None]:
 
 
 def _number(error: Exception) -> int | None:
-    """The errno of an error of any library; of a worker's error, which is a traceback, its last line counts."""
+    """The errno of an error of any library; of a worker's error, which is a traceback, its last
+    line counts.
+    """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     last = (str(error).strip().splitlines() or [""])[-1]
@@ -149,7 +155,10 @@ def write_record(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The object in a file that `write_record` wrote, without its hash. Raises CorruptArtifact where it is another."""
+    """The object in a file that `write_record` wrote, without its hash.
+
+    Raises CorruptArtifact where it is another.
+    """
     value = read_json(path)
     if not isinstance(value, dict) or value.pop("hash", None) != _hash_of(value):
         raise CorruptArtifact(
@@ -159,15 +168,19 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """`np.save`, which itself leaves a short file on a full disk and says nothing: it does not look at what closing said."""
+    """`np.save`, which itself leaves a short file on a full disk and says nothing: it does not look
+    at what closing said.
+    """
     with open(path, "wb") as file:
         np.lib.format.write_array(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link (not what it leads to), or a folder with all that is in it, unless there is nothing.
+    """Delete a file, a link (not what it leads to), or a folder with all that is in it, unless
+    there is nothing.
 
-    A folder is renamed first: a kill midway leaves no half of it that looks like a whole one. Raises StorageError.
+    A folder is renamed first: a kill midway leaves no half of it that looks like a whole one.
+    Raises StorageError.
     """
     try:
         if path.is_symlink() or not path.is_dir():
@@ -186,8 +199,9 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def committed_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path`, with the hash of each file in it, when the block ends without error; half a
-    folder is never seen."""
+    """A temporary folder that becomes `path`, with the hash of each file in it, when the block ends
+    without error; half a folder is never seen.
+    """
     temporary = path.with_name(path.name + ".tmp")
     remove(temporary)
     temporary.mkdir(parents=True)
@@ -226,7 +240,9 @@ def damage(part: Path) -> str | None:
 
 
 def mismatch(folder: Path, files: Mapping[str, FileRecord], contents: bool = True) -> str | None:
-    """The first file that is not as recorded, in a few words; without `contents`, by name and size alone."""
+    """The first file that is not as recorded, in a few words; without `contents`, by name and size
+    alone.
+    """
     for name, recorded in files.items():
         path = folder / name
         if not path.is_file():

@@ -1,10 +1,11 @@
 """Documents from the user's files, one record at a time.
 
-`records` yields what the files hold without looking inside; `parse` turns one record into a Document or into a Reject
-that says where and why. Keeping the two apart lets a resumed run skip records cheaply. Memory is one record.
+`records` yields what the files hold without looking inside; `parse` turns one record into a
+Document or into a Reject that says where and why. Keeping the two apart lets a resumed run skip
+records cheaply. Memory is one record.
 
-A record that is wrong is quarantined; a file that is wrong as a whole (damaged, compressed, no record a line) is an error,
-since one line in the quarantine would stand for all that it holds.
+A record that is wrong is quarantined; a file that is wrong as a whole (damaged, compressed, no
+record a line) is an error, since one line in the quarantine would stand for all that it holds.
 """
 
 from __future__ import annotations
@@ -71,8 +72,11 @@ class Reject:
 
 @dataclass(frozen=True)
 class Record:
-    """One line, row or file as found. `content` is bytes (a JSON line), a string (a text file), a mapping (a row), or None
-    where there is a `problem` with reading it."""
+    """One line, row or file as found.
+
+    `content` is bytes (a JSON line), a string (a text file), a mapping (a row), or None where there
+    is a `problem` with reading it.
+    """
 
     file: str
     line: int
@@ -82,14 +86,18 @@ class Record:
 
 @dataclass
 class Ignored:
-    """What `records` has passed over: files, by what they are, and values that cannot be read, by their column."""
+    """What `records` has passed over: files, by what they are, and values that cannot be read, by
+    their column.
+    """
 
     files: Counter[str] = field(default_factory=Counter)
     values: Counter[str] = field(default_factory=Counter)
 
 
 def identity(source: str | list[str], setting: str = "corpus.source") -> list[str]:
-    """What tells whether the source has changed: name, size and hash of each file; a hub name as it is."""
+    """What tells whether the source has changed: name, size and hash of each file; a hub name as it
+    is.
+    """
     if isinstance(source, str) and (source == WORLD or source.startswith("hub:")):
         return [source]
     found, _ = files.find(source, setting)
@@ -102,9 +110,11 @@ def records(
     expected: Sequence[str] | None = None,
     ignored: Ignored | None = None,
 ) -> Iterator[Record]:
-    """Every record of `cfg.source`, or of `cfg.replay`, in file order; what is passed over is added to `ignored`.
+    """Every record of `cfg.source`, or of `cfg.replay`, in file order; what is passed over is added
+    to `ignored`.
 
-    Raises DataError for a file that cannot be read, or whose bytes, as read, are not those of `expected`, an `identity`.
+    Raises DataError for a file that cannot be read, or whose bytes, as read, are not those of
+    `expected`, an `identity`.
     """
     source = getattr(cfg, setting) or []
     ignored = ignored or Ignored()
@@ -181,8 +191,11 @@ def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
 
 
 def id_of(found: Any) -> str | None:
-    """An id as text: whole numbers without a point, as pandas' 1.0 for 1; empty where there is none, None where it is no
-    id. Raises UnicodeDecodeError for bytes that are no text."""
+    """An id as text: whole numbers without a point, as pandas' 1.0 for 1; empty where there is
+    none, None where it is no id.
+
+    Raises UnicodeDecodeError for bytes that are no text.
+    """
     if found is None or found != found:  # NaN is how a table says that there is none
         return ""
     if isinstance(found, bool):
@@ -337,7 +350,9 @@ def _saved_dataset(file: files.Found, cfg: config.Corpus, ignored: Ignored) -> I
 def _rows(
     names: Sequence[str], count: int, column: Any, cfg: config.Corpus, ignored: Ignored
 ) -> Iterator[dict[str, Any]]:
-    """Rows from columns that are read apart, so that what is wrong with one that nobody asked for does not matter."""
+    """Rows from columns that are read apart, so that what is wrong with one that nobody asked for
+    does not matter.
+    """
     asked = (cfg.text_field, cfg.id_field, cfg.split_field)
     columns = {name: _values(name, column(name), count, name in asked, ignored) for name in names}
     for values in zip(*columns.values(), strict=True):
@@ -354,7 +369,9 @@ _UNREADABLE = object()
 def _values(
     name: str, arrays: Iterator[pa.Array], count: int, asked: bool, ignored: Ignored
 ) -> Iterator[Any]:
-    """A column's values, strings as bytes that may be no UTF-8 if they are asked for; what cannot be told is counted."""
+    """A column's values, strings as bytes that may be no UTF-8 if they are asked for; what cannot
+    be told is counted.
+    """
     done = 0
     try:
         for array in arrays:

@@ -1,12 +1,14 @@
-"""The files that a source names: found by one stated rule, hashed as they are read, opened within bounds.
+"""The files that a source names: found by one stated rule, hashed as they are read, opened within
+bounds.
 
-- Of a folder everything below it is read that has a known suffix, whatever its case. Names that begin with a dot,
-  `__MACOSX`, other suffixes, pipes and broken links are passed over and counted. Links are followed, and what they lead to
-  is read once.
-- A file is called by its path below the source; files of one name in several sources get as many of their parent folders
-  before it as tell them apart. Ids that a record lacks are made of these names.
-- Every byte that a reader gets has been hashed, whatever order it reads in, so that what was read can be compared with what
-  the fingerprint says, without reading it twice.
+  - Of a folder everything below it is read that has a known suffix, whatever its case. Names that
+  begin with a dot, `__MACOSX`, other suffixes, pipes and broken links are passed over and counted.
+  Links are followed, and what they lead to is read once.
+  - A file is called by its path below the source; files of one name in several sources get as many
+  of their parent folders before it as tell them apart. Ids that a record lacks are made of these
+  names.
+  - Every byte that a reader gets has been hashed, whatever order it reads in, so that what was read
+  can be compared with what the fingerprint says, without reading it twice.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ KNOWN = (
 BLOCK = 1 << 20
 """Bytes that are read and hashed at a time."""
 MOST_EXPANSION = 100
-"""Times what was read of it that a compressed file may open to; text is compressed three to thirty times."""
+"""Times what was read of it that a compressed file may open to; text is compressed three to thirty
+times.
+"""
 FREE_EXPANSION = 4 << 20
 """Bytes that any compressed file may open to, however little was read of it."""
 
@@ -62,7 +66,8 @@ class Found:
 def find(
     source: str | Sequence[str], setting: str = "corpus.source"
 ) -> tuple[list[Found], Counter[str]]:
-    """The files that a source, given by `setting`, names, in sorted order, and how many were passed over, by what they are.
+    """The files that a source, given by `setting`, names, in sorted order, and how many were passed
+    over, by what they are.
 
     Raises DataError where an item names nothing that can be read.
     """
@@ -114,7 +119,9 @@ def counted(found: Mapping[str, int], most: int = 4) -> str:
 
 
 def contents(path: Path, name: str | None = None) -> list[str]:
-    """Name, size and hash of a file, or of every file below a folder: what tells whether it has changed."""
+    """Name, size and hash of a file, or of every file below a folder: what tells whether it has
+    changed.
+    """
     name = name or _shown(path.name)
     if not path.is_dir():
         return [described(name, *_hash(path))]
@@ -134,8 +141,11 @@ def _hash(path: Path) -> tuple[int, str]:
 
 
 class HashedFile(io.RawIOBase):
-    """A regular file's bytes in any order. Each block is hashed when it is first read, and has to be the same if it is read
-    again, so that `hashed` is the hash of what readers were given."""
+    """A regular file's bytes in any order.
+
+    Each block is hashed when it is first read, and has to be the same if it is read again, so that
+    `hashed` is the hash of what readers were given.
+    """
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -215,8 +225,11 @@ def opened(path: Path) -> Iterator[HashedFile]:
 
 
 def decompressed(file: HashedFile) -> io.BufferedReader:
-    """What a file holds, opened if its name ends in .gz or .zst. Raises DataError, once it is read that far, where it opens
-    to more than `MOST_EXPANSION` times as much."""
+    """What a file holds, opened if its name ends in .gz or .zst.
+
+    Raises DataError, once it is read that far, where it opens to more than `MOST_EXPANSION` times
+    as much.
+    """
     import pyarrow as pa
 
     stored: io.BufferedReader = io.BufferedReader(file, BLOCK)
@@ -237,7 +250,9 @@ def decompressed(file: HashedFile) -> io.BufferedReader:
 
 
 class _Bounded(io.RawIOBase):
-    """What a compressed file opens to, up to a bound: a bomb of a megabyte holds ten gigabytes and more."""
+    """What a compressed file opens to, up to a bound: a bomb of a megabyte holds ten gigabytes and
+    more.
+    """
 
     def __init__(
         self, read: Callable[[bytearray | memoryview], int], stored: io.BufferedReader, path: Path
@@ -265,7 +280,9 @@ def require_plausible(path: Path, size: int, stored: int) -> None:
 
 
 def _named(item: str, setting: str, ignored: Counter[str]) -> Iterator[tuple[Path, int]]:
-    """The paths that one item names, in sorted order, each with the number of its parts that lie below the item."""
+    """The paths that one item names, in sorted order, each with the number of its parts that lie
+    below the item.
+    """
     path = Path(item)
     try:
         status = path.stat() if item else None
@@ -312,7 +329,9 @@ def _matches(pattern: Path, ignored: Counter[str]) -> Iterator[tuple[Path, int]]
 
 
 def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether a path, or a folder it lies in, matches: glob follows `**` into loops of links, so that it is done here."""
+    """Whether a path, or a folder it lies in, matches: glob follows `**` into loops of links, so
+    that it is done here.
+    """
     if not pattern:
         return True
     if pattern[0] == "**":
@@ -321,8 +340,10 @@ def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def _below(folder: Path, ignored: Counter[str]) -> list[tuple[Path, int]]:
-    """Files and saved datasets below a folder in sorted order, each with its depth. Links are followed, and no folder is
-    entered twice, so that a loop of them ends."""
+    """Files and saved datasets below a folder in sorted order, each with its depth.
+
+    Links are followed, and no folder is entered twice, so that a loop of them ends.
+    """
     found, entered, waiting = list[Path](), set[str](), [folder]
     while waiting:
         here = waiting.pop()
@@ -358,8 +379,9 @@ def _mode(path: Path) -> int:
 
 
 def _names(places: list[tuple[Path, int]]) -> list[str]:
-    """The last parts of each path, as many as are given, and of those that are called alike as many more as tell them
-    apart."""
+    """The last parts of each path, as many as are given, and of those that are called alike as many
+    more as tell them apart.
+    """
     while True:
         names = [_shown(Path(*path.parts[-parts:]).as_posix()) for path, parts in places]
         times = Counter(names)
@@ -378,7 +400,9 @@ def _shown(name: str) -> str:
 
 
 def _suffix(path: Path) -> str:
-    """What a file is counted as that is passed over: its suffix, with the one before it where it is compressed."""
+    """What a file is counted as that is passed over: its suffix, with the one before it where it is
+    compressed.
+    """
     if path.is_dir():
         return "folders"
     last = path.suffix.lower()

@@ -1,8 +1,10 @@
-"""One line of a question file as an item that a model can be scored on, or the reason why it is none.
+"""One line of a question file as an item that a model can be scored on, or the reason why it is
+none.
 
-A field holds text that is not blank; a whole number counts as its digits; anything else is refused. Several texts stand in
-a list, or in Hugging Face's form, `{"text": [...], "label": [...]}`; one answer may stand alone. `gold` counts from 0, or
-is a label, a letter or the text of a choice where that can mean one choice only.
+A field holds text that is not blank; a whole number counts as its digits; anything else is refused.
+Several texts stand in a list, or in Hugging Face's form, `{"text": [...], "label": [...]}`; one
+answer may stand alone. `gold` counts from 0, or is a label, a letter or the text of a choice where
+that can mean one choice only.
 """
 
 from __future__ import annotations
@@ -22,9 +24,13 @@ Row = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Item:
-    """One question: a model chooses among (context, continuation) or, for an open one, goes on from the only context.
-    `gold` counts the right continuation, `group` is what the report groups items by, and `bare` is the question without
-    prompt and worked examples, and its right answer where that stands after it."""
+    """One question: a model chooses among (context, continuation) or, for an open one, goes on from
+    the only context.
+
+    `gold` counts the right continuation, `group` is what the report groups items by, and `bare` is
+    the question without prompt and worked examples, and its right answer where that stands after
+    it.
+    """
 
     id: str
     kind: str
@@ -41,7 +47,10 @@ class NoItem(ValueError):
 
 
 def item(row: Row, number: str, prompt: str = "{query}", letters: bool = False) -> Item:
-    """The item that a line's fields make. Raises NoItem. `letters`: the choices stand in the prompt, and a letter answers."""
+    """The item that a line's fields make.
+
+    Raises NoItem. `letters`: the choices stand in the prompt, and a letter answers.
+    """
     kind = _kind(row)
     gold, answers, contexts = 0, tuple[str, ...](), tuple[str, ...]()
     said: list[str] = []
@@ -134,8 +143,9 @@ def _texts(row: Row, name: str) -> list[str]:
 
 
 def _answers(row: Row) -> tuple[str, ...]:
-    """The right answers to an open question; those that are nothing without punctuation, which nothing at all would match,
-    are left out where there are others."""
+    """The right answers to an open question; those that are nothing without punctuation, which
+    nothing at all would match, are left out where there are others.
+    """
     found = row["answers"]
     if isinstance(found, Mapping):
         found = found.get("text")

@@ -1,13 +1,16 @@
 """The k nearest rows by inner product: exactly, or by clusters at a known recall.
 
-`exact` multiplies blocks and keeps a running top k. `Clusters` is for large sets: rows are sorted by their nearest k-means
-centroid, and a query looks into every cluster whose centroid is at most `probe_radius` less similar to it than the nearest
-one: into many where it lies between clusters, into one where it does not. Queries are taken a block at a time and turned
-around, so that each cluster is one matrix product with all of the block's queries that look into it; clusters near each
-other stand next to each other, so that a block meets few. Only what beats a query's k-th best so far is looked at again.
+`exact` multiplies blocks and keeps a running top k. `Clusters` is for large sets: rows are sorted
+by their nearest k-means centroid, and a query looks into every cluster whose centroid is at most
+`probe_radius` less similar to it than the nearest one: into many where it lies between clusters,
+into one where it does not. Queries are taken a block at a time and turned around, so that each
+cluster is one matrix product with all of the block's queries that look into it; clusters near each
+other stand next to each other, so that a block meets few. Only what beats a query's k-th best so
+far is looked at again.
 
-Why not an index: this is a self-join. All queries are known beforehand, so the product has many rows, which is what a CPU
-or a GPU is fast at; an index answers them one by one. `benchmarks/pair.py` has the figures.
+Why not an index: this is a self-join. All queries are known beforehand, so the product has many
+rows, which is what a CPU or a GPU is fast at; an index answers them one by one.
+`benchmarks/pair.py` has the figures.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ QUERY_BLOCK = 65_536
 
 _ROWS, _COLUMNS = 512, 8_192
 _EPSILON, _EPSILON_HALF = 2.0**-16, 2.0**-8 + 2.0**-9 + 2.0**-12
-"""How far a product of unit rows can be off: in float32; of rows rounded to bfloat16, and itself rounded to it."""
+"""How far a product of unit rows can be off: in float32; of rows rounded to bfloat16, and itself
+rounded to it.
+"""
 
 
 def exact(
@@ -45,8 +50,9 @@ def exact(
 ) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
     """The `k` most similar rows of `base` for every query, best first, and their similarities.
 
-    `own` is each query's row in `base`, never returned for it. Where there are fewer than k others the rest is -1 at
-    -inf. Equal similarities come by number. Memory is the queries, 8,192 rows and 512 x 8,192 products.
+    `own` is each query's row in `base`, never returned for it. Where there are fewer than k others
+    the rest is -1 at -inf. Equal similarities come by number. Memory is the queries, 8,192 rows and
+    512 x 8,192 products.
     """
     import torch
 
@@ -66,8 +72,9 @@ def exact(
 class Clusters:
     """Rows sorted by their nearest centroid.
 
-    `order[i]` is the number of the row at place i, `bounds[c]:bounds[c + 1]` the places of cluster c, `vectors` the rows by
-    place. Place i looks into the clusters `near[edges[i]:edges[i + 1]]`, its own first.
+    `order[i]` is the number of the row at place i, `bounds[c]:bounds[c + 1]` the places of cluster
+    c, `vectors` the rows by place. Place i looks into the clusters `near[edges[i]:edges[i + 1]]`,
+    its own first.
     """
 
     centroids: Float32[np.ndarray, "cluster dim"]
@@ -128,7 +135,9 @@ class Clusters:
     def join(
         self, start: int, stop: int, k: int, device: str = "cpu"
     ) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
-        """For the rows at places `start:stop`: the numbers of their `k` most similar others, and the similarities."""
+        """For the rows at places `start:stop`: the numbers of their `k` most similar others, and
+        the similarities.
+        """
         near = self.near[self.edges[start] : self.edges[stop]]
         return self._search(
             self.vectors[start:stop], near, np.diff(self.edges[start : stop + 1]), k, start, device
@@ -181,7 +190,9 @@ def fit_centroids(
     device: str = "cpu",
     iterations: int = 4,
 ) -> Float32[np.ndarray, "cluster dim"]:
-    """Unit centroids by spherical k-means on a sample of 32 rows a cluster, in an order that puts near ones together."""
+    """Unit centroids by spherical k-means on a sample of 32 rows a cluster, in an order that puts
+    near ones together.
+    """
     import torch
 
     rng = np.random.default_rng([seed, 0xCE11])
@@ -208,7 +219,9 @@ def within_radius(
     probe_radius: float,
     device: str = "cpu",
 ) -> tuple[Int32[np.ndarray, " look"], Int64[np.ndarray, " doc"]]:
-    """The clusters of every row, its nearest first and the others by number, row after row; and how many each row has."""
+    """The clusters of every row, its nearest first and the others by number, row after row; and how
+    many each row has.
+    """
     import torch
 
     c = _rows(centroids, device)
@@ -241,9 +254,11 @@ def reach_needed(
     neighbors: Int64[np.ndarray, "query k"],
     device: str = "cpu",
 ) -> Float32[np.ndarray, "query k"]:
-    """How far each query must probe_radius to find each of its true `neighbors`; 0 where there is none.
+    """How far each query must probe_radius to find each of its true `neighbors`; 0 where there is
+    none.
 
-    A neighbour is found if its own nearest cluster is looked into, so the recall of any probe_radius is known without a join.
+    A neighbour is found if its own nearest cluster is looked into, so the recall of any
+    probe_radius is known without a join.
     """
     known = np.unique(neighbors[neighbors >= 0])
     home = np.zeros(len(vectors), np.int64)
@@ -256,8 +271,9 @@ def reach_needed(
 class _Best:
     """The running k best of a query block of queries.
 
-    With the compiled loops every block of products is gone through at once. Without them, and on a GPU, what beats a
-    query's k-th best collects until there is much of it, then one merge settles it.
+    With the compiled loops every block of products is gone through at once. Without them, and on a
+    GPU, what beats a query's k-th best collects until there is much of it, then one merge settles
+    it.
     """
 
     def __init__(self, queries: np.ndarray, k: int, own: np.ndarray | None, device: str) -> None:
@@ -278,7 +294,10 @@ class _Best:
             self._room = torch.zeros(_ROWS, queries.shape[1], dtype=self._product.factor.dtype)
 
     def meet(self, rows: Tensor, vectors: np.ndarray, first: int, fresh: bool) -> None:
-        """Compare the queries `rows` with `vectors`, rows `first` and on. `fresh`: these queries have met nothing yet."""
+        """Compare the queries `rows` with `vectors`, rows `first` and on.
+
+        `fresh`: these queries have met nothing yet.
+        """
         if self._product is not None:
             product = _Product(vectors)
             for part in rows.split(_ROWS):
@@ -354,8 +373,12 @@ class _Best:
 
 
 class _Product:
-    """Rows ready to be multiplied with others: in bfloat16 where that is faster, with the margin that this takes. Rows are
-    filled up to a multiple of 64, since a bfloat16 product of a shape not seen before costs a millisecond to set up."""
+    """Rows ready to be multiplied with others: in bfloat16 where that is faster, with the margin
+    that this takes.
+
+    Rows are filled up to a multiple of 64, since a bfloat16 product of a shape not seen before
+    costs a millisecond to set up.
+    """
 
     def __init__(self, vectors: np.ndarray) -> None:
         import torch
@@ -390,7 +413,9 @@ class _Product:
 
 @cache
 def _faster_in_half() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32: two and a half times on some, half as fast on others."""
+    """Whether this CPU multiplies bfloat16 faster than float32: two and a half times on some, half
+    as fast on others.
+    """
     import torch
 
     def seconds(x: Tensor, y: Tensor) -> float:
@@ -406,7 +431,9 @@ def _faster_in_half() -> bool:
 
 
 def _rows(array: np.ndarray, device: str) -> Tensor:
-    """Float32 rows on the device; torch turns half precision into single much faster than numpy does."""
+    """Float32 rows on the device; torch turns half precision into single much faster than numpy
+    does.
+    """
     import torch
 
     return torch.from_numpy(np.array(array)).to(device).float()
@@ -432,7 +459,10 @@ def _turned(clusters: np.ndarray, rows: np.ndarray) -> list[tuple[int, Int64[np.
 
 
 def _by_row(row: Tensor) -> Tensor:
-    """A stable order by row. On a CPU numpy's radix sort of 16-bit numbers, several times faster than a comparison sort."""
+    """A stable order by row.
+
+    On a CPU numpy's radix sort of 16-bit numbers, several times faster than a comparison sort.
+    """
     import torch
 
     if row.device.type == "cpu":
@@ -442,7 +472,9 @@ def _by_row(row: Tensor) -> Tensor:
 
 
 def _lined_up(points: Float32[np.ndarray, "point dim"]) -> Int64[np.ndarray, " point"]:
-    """An order in which near points stand near each other: halved again and again between two that are far apart."""
+    """An order in which near points stand near each other: halved again and again between two that
+    are far apart.
+    """
     order = np.arange(len(points))
     pieces = [(0, len(points))]
     while pieces:

@@ -1,7 +1,8 @@
-"""What two texts have in common, by runs of n tokens (or words): shingles, containment, Jaccard, copied spans.
+"""What two texts have in common, by runs of n tokens (or words): shingles, containment, Jaccard,
+copied spans.
 
-Runs are hashed to 64 bits by one multiply-add per position, so that a whole corpus of n-grams is a sorted array. With
-10^8 different n-grams, one comparison in 10^11 is wrong by a collision.
+Runs are hashed to 64 bits by one multiply-add per position, so that a whole corpus of n-grams is a
+sorted array. With 10^8 different n-grams, one comparison in 10^11 is wrong by a collision.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ PERMUTATIONS = 126
 
 
 def hashes(tokens: Integer[np.ndarray, " token"], n: int) -> UInt64[np.ndarray, " ngram"]:
-    """The hash of every run of `n` tokens in order, `len(tokens) - n + 1` of them; of a shorter text, of all of it."""
+    """The hash of every run of `n` tokens in order, `len(tokens) - n + 1` of them; of a shorter
+    text, of all of it.
+    """
     length = len(tokens)
     if length == 0:
         return np.empty(0, np.uint64)
@@ -36,7 +39,9 @@ def hashes(tokens: Integer[np.ndarray, " token"], n: int) -> UInt64[np.ndarray, 
 
 
 def containment(a: UInt64[np.ndarray, " x"], b: UInt64[np.ndarray, " y"]) -> float:
-    """Share of the smaller set of hashes that the other also holds, in [0, 1]; 0 when either is empty."""
+    """Share of the smaller set of hashes that the other also holds, in [0, 1]; 0 when either is
+    empty.
+    """
     a, b = np.unique(a), np.unique(b)
     smaller = min(len(a), len(b))
     return 0.0 if smaller == 0 else len(np.intersect1d(a, b, assume_unique=True)) / smaller
@@ -45,12 +50,14 @@ def containment(a: UInt64[np.ndarray, " x"], b: UInt64[np.ndarray, " y"]) -> flo
 def pair_containments(
     a: Tokens, b: Tokens, d1: Int64[np.ndarray, " pair"], d2: Int64[np.ndarray, " pair"], n: int
 ) -> Float[np.ndarray, " pair"]:
-    """Containment of the shingles of `a[d1[i]]` and `b[d2[i]]` for every pair i, end tokens left out.
+    """Containment of the shingles of `a[d1[i]]` and `b[d2[i]]` for every pair i, end tokens left
+    out.
 
-    Where a document has fewer than `n` tokens, the pair is compared in runs as long as the shorter one. Most shingles stand
-    in one document only, so each document is read twice: once to mark what comes up more than once, once to keep that.
-    Pairs then compare what was kept. Memory is at most 256 MiB of marks, what was kept, and chunks of a million shingles;
-    two different shingles of a pair are taken for the same with probability 2^-44.
+    Where a document has fewer than `n` tokens, the pair is compared in runs as long as the shorter
+    one. Most shingles stand in one document only, so each document is read twice: once to mark what
+    comes up more than once, once to keep that. Pairs then compare what was kept. Memory is at most
+    256 MiB of marks, what was kept, and chunks of a million shingles; two different shingles of a
+    pair are taken for the same with probability 2^-44.
     """
     result = np.empty(len(d1))
     la, lb = np.diff(a.bounds)[d1] - 1, np.diff(b.bounds)[d2] - 1
@@ -76,8 +83,11 @@ def pair_containments(
 
 @dataclass(frozen=True)
 class _Shared:
-    """Documents by the shingles that others may share. `values[bounds[i]:bounds[i + 1]]` are those of document i, sorted, 44
-    bits each; `sizes[i]` counts all its different shingles."""
+    """Documents by the shingles that others may share.
+
+    `values[bounds[i]:bounds[i + 1]]` are those of document i, sorted, 44 bits each; `sizes[i]`
+    counts all its different shingles.
+    """
 
     values: UInt64[np.ndarray, " shingle"]
     bounds: Int64[np.ndarray, " doc_and_one"]
@@ -116,7 +126,9 @@ class _Shared:
     def containments(
         self, x: Int64[np.ndarray, " pair"], y: Int64[np.ndarray, " pair"]
     ) -> Float[np.ndarray, " pair"]:
-        """The share of the smaller document's shingles that the other also holds, for documents x[i] and y[i]."""
+        """The share of the smaller document's shingles that the other also holds, for documents
+        x[i] and y[i].
+        """
         both = np.empty(len(x), np.int64)
         counts = np.diff(self.bounds)
         for part in _chunks(counts[x] + counts[y]):
@@ -139,8 +151,9 @@ class _Shared:
 def _shingled(
     chosen: Sequence[tuple[Tokens, Int64[np.ndarray, " _"]]], n: int
 ) -> Iterator[tuple[UInt64[np.ndarray, " shingle"], Int64[np.ndarray, " shingle"], int]]:
-    """By chunks of documents: the hashes of all their shingles, the place of each one's document in the chunk, and how many
-    documents the chunk has."""
+    """By chunks of documents: the hashes of all their shingles, the place of each one's document in
+    the chunk, and how many documents the chunk has.
+    """
     for tokens, docs in chosen:
         for part in _chunks(np.diff(tokens.bounds)[docs]):
             texts = [tokens[int(i)][:-1] for i in docs[part]]
@@ -166,7 +179,10 @@ def _chunks(sizes: Int64[np.ndarray, " item"]) -> Iterator[slice]:
 def copied(
     tokens: Integer[np.ndarray, " token"], known: UInt64[np.ndarray, " ngram"], n: int
 ) -> Bool[np.ndarray, " token"]:
-    """True at each token that lies in a run of `n` tokens found in `known` (sorted hashes). Texts under n: all False."""
+    """True at each token that lies in a run of `n` tokens found in `known` (sorted hashes).
+
+    Texts under n: all False.
+    """
     mask = np.zeros(len(tokens) + 1, np.int64)
     if len(tokens) >= n and len(known):
         found = contains(known, hashes(tokens, n))
@@ -201,12 +217,14 @@ def repeated_share(tokens: Integer[np.ndarray, " token"], n: int) -> float:
 
 
 def shingles(text: str, symbols: bool | None = None) -> list[str]:
-    """The runs of words by which a text is compared: five words, more where a word tells little; of a shorter text all of
-    it; of a text without words none, and it is like no other. `symbols` says whether symbols are words; unless given, they
-    are in a text that has more of them than letters.
+    """The runs of words by which a text is compared: five words, more where a word tells little; of
+    a shorter text all of it; of a text without words none, and it is like no other.
 
-    Where most runs come again and again, only the first four of a kind are one and the same and the others are numbered, so
-    that texts of a few runs are alike only when they have about as many.
+    `symbols` says whether symbols are words; unless given, they are in a text that has more of them
+    than letters.
+
+    Where most runs come again and again, only the first four of a kind are one and the same and the
+    others are numbered, so that texts of a few runs are alike only when they have about as many.
     """
     found = words.words(text, words.in_symbols(text) if symbols is None else symbols)
     runs = words.runs(found, words.run_length(found))
@@ -229,7 +247,9 @@ def jaccard(a: Iterable[str], b: Iterable[str]) -> float:
 
 
 def alike(a: str, b: str) -> float:
-    """The Jaccard similarity of two texts' shingles; with symbols if both say something by them and it is less."""
+    """The Jaccard similarity of two texts' shingles; with symbols if both say something by them and
+    it is less.
+    """
     plain = jaccard(shingles(a), shingles(b))
     if not plain or not (words.with_symbols(a) and words.with_symbols(b)):
         return plain
@@ -256,10 +276,10 @@ def near_duplicate_groups(
 ) -> Integer[np.ndarray, " doc"]:
     """A group number per document; documents joined by a chain of near-duplicates share one.
 
-    Candidates agree in a band of `rows` MinHash values; those whose estimate comes within 0.15 of `threshold` are
-    compared shingle by shingle, so no pair below the threshold is ever joined. A pair of Jaccard 0.8 goes unseen with
-    probability 0.002 at 126 permutations. Memory is 8 bytes a document and band plus the candidates; `texts` is only
-    indexed, so it may lie on disk.
+    Candidates agree in a band of `rows` MinHash values; those whose estimate comes within 0.15 of
+    `threshold` are compared shingle by shingle, so no pair below the threshold is ever joined. A
+    pair of Jaccard 0.8 goes unseen with probability 0.002 at 126 permutations. Memory is 8 bytes a
+    document and band plus the candidates; `texts` is only indexed, so it may lie on disk.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -298,7 +318,9 @@ def hashes_rows(rows: Integer[np.ndarray, "doc value"]) -> UInt64[np.ndarray, " 
 
 
 def _bucket_pairs(bucket: Integer[np.ndarray, " doc"]) -> Iterable[tuple[int, int]]:
-    """All pairs of a small bucket; of a large one (templated text) each with the first and with the next."""
+    """All pairs of a small bucket; of a large one (templated text) each with the first and with the
+    next.
+    """
     items = sorted(int(i) for i in bucket)
     if len(items) <= 16:
         return [(a, b) for i, a in enumerate(items) for b in items[i + 1 :]]

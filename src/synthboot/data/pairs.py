@@ -19,8 +19,11 @@ TRAIN, HELDOUT, VALIDATION = 0, 1, 2
 
 @dataclass(frozen=True)
 class Pairs:
-    """Ordered pairs, most similar first. `d1` indexes D_pretrain; `d2` does too, but for VALIDATION pairs, where it
-    indexes the validation set. `report` holds alpha and why, what was dropped, and histograms."""
+    """Ordered pairs, most similar first.
+
+    `d1` indexes D_pretrain; `d2` does too, but for VALIDATION pairs, where it indexes the
+    validation set. `report` holds alpha and why, what was dropped, and histograms.
+    """
 
     d1: Int64[np.ndarray, " pair"]
     d2: Int64[np.ndarray, " pair"]

@@ -1,7 +1,9 @@
-"""The text as it was read: records become documents in shards, and lie there by number until the corpus is made of them.
+"""The text as it was read: records become documents in shards, and lie there by number until the
+corpus is made of them.
 
-A shard remembers what its records held. A run that goes on after a kill reads its source again, and makes a shard anew
-whose records are others now, so that no spool mixes a file before and after it has changed.
+A shard remembers what its records held. A run that goes on after a kill reads its source again, and
+makes a shard anew whose records are others now, so that no spool mixes a file before and after it
+has changed.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ _SHARD_BYTES = (
 
 @dataclass(frozen=True)
 class Ingested:
-    """What was read: records, of which some were quarantined, by reason; and what was passed over, by what it is."""
+    """What was read: records, of which some were quarantined, by reason; and what was passed over,
+    by what it is.
+    """
 
     records: int
     quarantined: int
@@ -47,7 +51,8 @@ def ingest(
 ) -> Ingested:
     """Spool every record of the source in `folder`/work/ingest, and write quarantine.jsonl.
 
-    Raises DataError where a file is not what `expected` says, where there are no records, or where too many are bad.
+    Raises DataError where a file is not what `expected` says, where there are no records, or where
+    too many are bad.
     """
     shards = Shards(folder / WORK / "ingest")
     ignored = documents.Ignored()
@@ -81,10 +86,11 @@ def ingest(
 
 
 class Spool(Sequence[str]):
-    """The ingested texts by number, memory-mapped, with their digests, id hashes and MinHash signatures.
+    """The ingested texts by number, memory-mapped, with their digests, id hashes and MinHash
+    signatures.
 
-    No two different texts have one id: of those that come with the same, the one with the least digest keeps it, and the
-    others, which are `renamed`, have theirs after it.
+    No two different texts have one id: of those that come with the same, the one with the least
+    digest keeps it, and the others, which are `renamed`, have theirs after it.
     """
 
     def __init__(self, ingested: Shards) -> None:
@@ -126,7 +132,10 @@ class Spool(Sequence[str]):
         )
 
     def _tell_apart(self) -> None:
-        """Rename until no id is that of two texts. A name depends on the text alone, not on which file comes first."""
+        """Rename until no id is that of two texts.
+
+        A name depends on the text alone, not on which file comes first.
+        """
         while True:
             order = np.lexsort((self.digests[:, 1], self.digests[:, 0], self.ids))
             ids, digests = self.ids[order], self.digests[order]
@@ -148,7 +157,9 @@ class Spool(Sequence[str]):
 def _batches(
     cfg: config.Corpus, expected: Mapping[str, Sequence[str]], ignored: documents.Ignored
 ) -> Iterator[tuple[list[documents.Record], bool]]:
-    """The records a shard at a time, the source's before those to replay; which of the two they are."""
+    """The records a shard at a time, the source's before those to replay; which of the two they
+    are.
+    """
     settings: tuple[Literal["source", "replay"], ...] = ("source", "replay")
     for setting in settings:
         batch: list[documents.Record] = []

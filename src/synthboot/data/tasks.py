@@ -1,12 +1,14 @@
 """Questions from JSON lines: what `evaluate.tasks` names, as items that a model can be scored on.
 
-Fields of a line (`items.py`) decide what kind of question it is: `query, choices, gold` (multiple choice),
-`context_options, continuation, gold` (one continuation of several contexts, as winogrande has), `good, bad` (minimal pairs),
-`context, target` (last-word cloze), `query, answers` (open, by exact match). Known tasks name a file in `task_folder`, a
-prompt and how many worked examples stand before a question; `NAME@5` puts five there. Prompts follow lm-eval's.
+Fields of a line (`items.py`) decide what kind of question it is: `query, choices, gold` (multiple
+choice), `context_options, continuation, gold` (one continuation of several contexts, as winogrande
+has), `good, bad` (minimal pairs), `context, target` (last-word cloze), `query, answers` (open, by
+exact match). Known tasks name a file in `task_folder`, a prompt and how many worked examples stand
+before a question; `NAME@5` puts five there. Prompts follow lm-eval's.
 
-Source: arXiv:2509.15248 asks ARC, SciQ, WinoGrande (0-shot), TriviaQA, WebQuestions (1-shot), and takes perplexities on
-LAMBADA and on 5-shot MMLU answers. Deviation: SciQ without its support text, since the file at hand has none for most items.
+Source: arXiv:2509.15248 asks ARC, SciQ, WinoGrande (0-shot), TriviaQA, WebQuestions (1-shot), and
+takes perplexities on LAMBADA and on 5-shot MMLU answers. Deviation: SciQ without its support text,
+since the file at hand has none for most items.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ _SUFFIXES = (".jsonl.zst", ".jsonl.gz", ".jsonl")
 
 @dataclass(frozen=True)
 class Known:
-    """A task by name: its file, the prompt of a question, and the worked examples before it with their own file."""
+    """A task by name: its file, the prompt of a question, and the worked examples before it with
+    their own file.
+    """
 
     file: str
     prompt: str = "Question: {query}\nAnswer:"
@@ -75,7 +79,10 @@ GROUPS = {
 
 
 def names(cfg: config.Evaluate) -> list[str]:
-    """The tasks asked for, groups resolved. Raises ConfigError for one that is neither known nor a file."""
+    """The tasks asked for, groups resolved.
+
+    Raises ConfigError for one that is neither known nor a file.
+    """
     found = [task for name in cfg.tasks for task in GROUPS.get(name, (name,))]
     for name in found:
         stem, shots = _split(name)
@@ -114,8 +121,12 @@ def files(cfg: config.Evaluate) -> list[Path]:
 
 
 def read(name: str, cfg: config.Evaluate, seed: int = 0) -> list[Item]:
-    """The items of a task that is a file or has one: at most `task_items`, drawn at random, in the file's order. Raises
-    DataError, naming the first, where a line is no question: a test set that shrinks unseen is none."""
+    """The items of a task that is a file or has one: at most `task_items`, drawn at random, in the
+    file's order.
+
+    Raises DataError, naming the first, where a line is no question: a test set that shrinks unseen
+    is none.
+    """
     known = _known(name)
     asked = examples = _questions(_place(cfg, name), known)
     if known.shots and known.shots_file:
@@ -203,7 +214,10 @@ def _questions(path: Path, known: Known) -> list[_Question]:
 
 
 def _checked(rows: Iterable[tuple[Any, str]], known: Known) -> list[_Question]:
-    """All rows as questions. Raises DataError that says what is wrong with the first that is none, and how many there are."""
+    """All rows as questions.
+
+    Raises DataError that says what is wrong with the first that is none, and how many there are.
+    """
     found: list[_Question] = []
     bad: list[str] = []
     for number, (row, where) in enumerate(rows):
@@ -233,9 +247,10 @@ def seen(
 ) -> tuple[Bool[np.ndarray, " item"], Bool[np.ndarray, " item"]]:
     """Which items share a run of `n` words with a text; and which are too short to tell.
 
-    A word is what `data/words.py` calls one. Letters of scripts without spaces are less than a word, and a run has as many
-    more of them. An item with fewer is looked for whole, its question without the answer where that is enough: at
-    least `LEAST_WORDS` words, or words of `LEAST_LETTERS` letters in all. Symbols count where there are too few words without.
+    A word is what `data/words.py` calls one. Letters of scripts without spaces are less than a
+    word, and a run has as many more of them. An item with fewer is looked for whole, its question
+    without the answer where that is enough: at least `LEAST_WORDS` words, or words of
+    `LEAST_LETTERS` letters in all. Symbols count where there are too few words without.
 
     Source: 13-gram decontamination, arXiv:2005.14165 (appendix C).
     """
@@ -268,7 +283,10 @@ def seen(
 
 
 def _needle(item: Item, n: int) -> tuple[bool, int, list[str]] | None:
-    """What of an item to look for: whether symbols count, how many words make a run, and the words. None if it is too short."""
+    """What of an item to look for: whether symbols count, how many words make a run, and the words.
+
+    None if it is too short.
+    """
     question, whole = item.bare[0], " ".join(item.bare)
     for symbols in (False, True):
         run = words.words(whole, symbols)

@@ -1,8 +1,9 @@
 """The tokenizer: a byte-level BPE trained on D_pretrain alone, or any Hugging Face tokenizer.
 
-Two tokens have a meaning of their own: `end` closes every document (and stands before the first, so that a document
-always follows an end), and `separator` stands between d1 and d2. No text becomes one of them, or another control token: added
-tokens are not looked for in text, and where a vocabulary holds their spelling too, it is cut in two before it is looked up.
+Two tokens have a meaning of their own: `end` closes every document (and stands before the first, so
+that a document always follows an end), and `separator` stands between d1 and d2. No text becomes
+one of them, or another control token: added tokens are not looked for in text, and where a
+vocabulary holds their spelling too, it is cut in two before it is looked up.
 
 Deviation: the paper's separator is not known; a token of its own cannot be confused with text.
 """
@@ -27,7 +28,10 @@ _CONTROL, _BYTE = re.compile(r"<\|.*\|>"), re.compile(r"<0x[0-9A-F]{2}>")
 _LETTERS = ["é", "ж", "字", "ア", "ह", "ع", "🙂"]
 """What any text may hold."""
 LONGEST = 128
-"""Characters in the longest piece that is merged as one. Training and encoding take the square of a piece's length."""
+"""Characters in the longest piece that is merged as one.
+
+Training and encoding take the square of a piece's length.
+"""
 _MANY = f"{{1,{LONGEST}}}"
 _PIECE = (  # GPT-2's, but for the bound
     rf"'(?:[sdmt]|ll|ve|re)| ?\p{{L}}{_MANY}| ?\p{{N}}{_MANY}| ?[^\s\p{{L}}\p{{N}}]{_MANY}|\s{_MANY}(?!\S)|\s{_MANY}"
@@ -36,8 +40,9 @@ _PIECE = (  # GPT-2's, but for the bound
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A `tokenizers.Tokenizer`, the ids of its two special tokens, of all tokens that no text may become, and of the one
-    that stands for what it does not know, if it has one."""
+    """A `tokenizers.Tokenizer`, the ids of its two special tokens, of all tokens that no text may
+    become, and of the one that stands for what it does not know, if it has one.
+    """
 
     backend: Any
     end: int
@@ -55,7 +60,9 @@ class Tokenizer:
         return set(self.backend.get_vocab(with_added_tokens=True).values())
 
     def absent(self, size: int) -> list[int]:
-        """The ids below `size`, a model's vocabulary, that stand for nothing: room that was left, or holes."""
+        """The ids below `size`, a model's vocabulary, that stand for nothing: room that was left,
+        or holes.
+        """
         return sorted(set(range(size)) - self.ids())
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -76,7 +83,9 @@ class Tokenizer:
         return [[*ids, self.end] for ids in self.encode(texts)]
 
     def starts(self, text: str) -> list[int]:
-        """Where in the text each of its tokens begins, in characters, the space before a word left out."""
+        """Where in the text each of its tokens begins, in characters, the space before a word left
+        out.
+        """
         spans = self.backend.encode(text, add_special_tokens=False).offsets
         return [
             next((i for i in range(start, end) if not text[i].isspace()), start)
@@ -174,8 +183,11 @@ def from_hugging_face(source: str) -> Tokenizer:
 
 
 def _guarded(backend: Any, named: Sequence[str]) -> Any:
-    """The same tokenizer, with nothing in it that turns text into a control token: those `named` and added as special, and
-    `<|...|>` by whatever flag. Its bytes, `<0x0A>`, are text."""
+    """The same tokenizer, with nothing in it that turns text into a control token: those `named`
+    and added as special, and `<|...|>` by whatever flag.
+
+    Its bytes, `<0x0A>`, are text.
+    """
     from tokenizers import Regex, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
@@ -206,7 +218,9 @@ def _guarded(backend: Any, named: Sequence[str]) -> Any:
 
 
 def _fault(fitted: Tokenizer) -> str:
-    """What is wrong with a tokenizer for documents of any kind, by trying it; nothing where all is well."""
+    """What is wrong with a tokenizer for documents of any kind, by trying it; nothing where all is
+    well.
+    """
     names = [fitted.backend.id_to_token(i) for i in fitted.control]
     forms = "{}", "a{}b", " {} ", "{0}{0}"
     spelled = [form.format(name) for name in names for form in forms]

@@ -1,7 +1,8 @@
 """Token shards: flat little-endian uint16 or uint32 with the document boundaries beside them.
 
-A shard folder holds `tokens.bin` and `index.npy` (int64, documents + 1, starting at 0). Both are memory-mapped, so a
-corpus costs address space, not memory; only the boundaries (8 bytes a document) are read.
+A shard folder holds `tokens.bin` and `index.npy` (int64, documents + 1, starting at 0). Both are
+memory-mapped, so a corpus costs address space, not memory; only the boundaries (8 bytes a document)
+are read.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def write(folder: Path, documents: Iterable[Sequence[int]], vocab_size: int) -> 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Documents as token arrays, across shards. `bounds[i]:bounds[i + 1]` is document i in the run of all tokens."""
+    """Documents as token arrays, across shards.
+
+    `bounds[i]:bounds[i + 1]` is document i in the run of all tokens.
+    """
 
     shards: tuple[Integer[np.ndarray, " _"], ...]
     first_docs: Int64[np.ndarray, " shard"]
@@ -39,7 +43,10 @@ class Tokens:
 
     @staticmethod
     def open(folders: Iterable[Path]) -> Tokens:
-        """Map the shards in the given order. Raises CorruptArtifact where a file does not fit its index."""
+        """Map the shards in the given order.
+
+        Raises CorruptArtifact where a file does not fit its index.
+        """
         shards: list[np.ndarray] = []
         bounds: list[np.ndarray] = [np.zeros(1, np.int64)]
         first_docs, total, docs = [], 0, 0
@@ -67,8 +74,10 @@ class Tokens:
         return Tokens((flat,), np.zeros(1, np.int64), bounds)
 
     def docs_holding(self, tokens: int, what: str) -> int:
-        """How many documents from the head hold `tokens`. Raises BudgetError, naming the setting `what`, where all of
-        them together hold fewer."""
+        """How many documents from the head hold `tokens`.
+
+        Raises BudgetError, naming the setting `what`, where all of them together hold fewer.
+        """
         if self.num_tokens < tokens:
             raise BudgetError(
                 f"{what}: {tokens:,} asked for, the pool has {self.num_tokens:,} after cleaning and holding out; lower it, "

@@ -1,19 +1,23 @@
-"""Cutting text into words, in every script: the one place that near-duplicates, the search for questions in the training
-text, and the `self` embedder go by.
+"""Cutting text into words, in every script: the one place that near-duplicates, the search for
+questions in the training text, and the `self` embedder go by.
 
-Text is compared in NFKC, case folded, without what nobody sees (joiners, soft hyphens, direction marks, zero-width spaces).
-NFC would keep full width, presentation forms, ligatures and mathematical letters apart from the letters that they stand
-for: these differ in how a text was set, not in what it says. The text that is stored stays as it is. Normalization is
-Python's (`unicodedata.unidata_version`); scripts and kinds of characters are those of the `regex` library.
+Text is compared in NFKC, case folded, without what nobody sees (joiners, soft hyphens, direction
+marks, zero-width spaces). NFC would keep full width, presentation forms, ligatures and mathematical
+letters apart from the letters that they stand for: these differ in how a text was set, not in what
+it says. The text that is stored stays as it is. Normalization is Python's
+(`unicodedata.unidata_version`); scripts and kinds of characters are those of the `regex` library.
 
-A word is a run of letters, marks and digits, and of everything that Unicode does not know yet, except that
+A word is a run of letters, marks and digits, and of everything that Unicode does not know yet,
+except that
 
-- a script without spaces between words, and Hangul, whose spaces are a matter of taste, is cut into letters with their marks,
-- so is a run of more than `LONGEST` letters: no language has such words, but sequences and encoded bytes do,
-- an emoji or another picture is a word, a Braille cell is a letter,
-- other symbols and punctuation are words on request, for texts that say something by them: `in_symbols` where there are more
-  of them than letters, `with_symbols` where there is one to two words or more, as in code and formulas. Prose with other
-  commas stays the same words.
+  - a script without spaces between words, and Hangul, whose spaces are a matter of taste, is cut
+  into letters with their marks,
+  - so is a run of more than `LONGEST` letters: no language has such words, but sequences and
+  encoded bytes do,
+  - an emoji or another picture is a word, a Braille cell is a letter,
+  - other symbols and punctuation are words on request, for texts that say something by them:
+  `in_symbols` where there are more of them than letters, `with_symbols` where there is one to two
+  words or more, as in code and formulas. Prose with other commas stays the same words.
 """
 
 from __future__ import annotations
@@ -104,8 +108,9 @@ def with_symbols(text: str) -> bool:
 
 
 def weight(found: Sequence[str]) -> float:
-    """How much of a word each of these is, about: 1; of single letters 2/3 (Han, kana, Hangul), 1/3 in scripts that spell
-    words out (Thai, Khmer, strings without spaces)."""
+    """How much of a word each of these is, about: 1; of single letters 2/3 (Han, kana, Hangul), 1/3
+    in scripts that spell words out (Thai, Khmer, strings without spaces).
+    """
     if 2 * sum(_CLUSTER.fullmatch(w) is not None for w in found) <= len(found):
         return 1.0
     return 2 / 3 if 2 * sum(_SYLLABLE.match(w) is not None for w in found) > len(found) else 1 / 3
@@ -136,8 +141,9 @@ def _symbols(text: str) -> int:
 
 
 def terms(text: str) -> list[str]:
-    """What a text is about, for a bag of words: its words; neighbouring letters of scripts without spaces as well; and runs
-    of words where a word alone says little."""
+    """What a text is about, for a bag of words: its words; neighbouring letters of scripts without
+    spaces as well; and runs of words where a word alone says little.
+    """
     found = words(text, in_symbols(text))
     more: list[str] = []
     if not text.isascii():
@@ -158,11 +164,12 @@ def runs(found: Sequence[str], n: int) -> list[str]:
 
 
 def run_length(found: Sequence[str]) -> int:
-    """How many of these words tell texts apart: `SHINGLE` for language, and 2, 4, 8 or 16 times as many for texts of a few
-    different words, such as DNA (2) or binary digits (4), where all short runs are in every text.
+    """How many of these words tell texts apart: `SHINGLE` for language, and 2, 4, 8 or 16 times as
+    many for texts of a few different words, such as DNA (2) or binary digits (4), where all short
+    runs are in every text.
 
-    It goes by the entropy of a word (with the correction of Miller and Madow for short texts), which halves from step to
-    step, so that near-copies hardly ever fall on two sides of one.
+    It goes by the entropy of a word (with the correction of Miller and Madow for short texts),
+    which halves from step to step, so that near-copies hardly ever fall on two sides of one.
     """
     count, kinds = len(found), len(set(found))
     if (

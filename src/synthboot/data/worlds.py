@@ -1,13 +1,15 @@
 """Known worlds: generated corpora of which everything is known, above all P(d2|d1).
 
-A world has entities, each with a value for every attribute. A document is about one entity: its name, then some of its
-attributes in random order, each in one of several wordings, with sentences between them that have nothing to do with it.
-Some entities have many documents, the others one. What a document says is drawn uniformly, so its probability given its
-entity is a product of known numbers (`World.nats`), and what a text says can be read off (`World.read`).
+A world has entities, each with a value for every attribute. A document is about one entity: its
+name, then some of its attributes in random order, each in one of several wordings, with sentences
+between them that have nothing to do with it. Some entities have many documents, the others one.
+What a document says is drawn uniformly, so its probability given its entity is a product of known
+numbers (`World.nats`), and what a text says can be read off (`World.read`).
 
-A name says who an entity is, so P(d2|d1) is P(d2|entity of d1), integrated over what is not known of that entity. Two
-readers bound every model: one who knows the world, and one who knows how worlds are made and has read D_pretrain: an
-attribute that no document told may have any value for him, each as likely, until the document tells it (`World.nats`).
+A name says who an entity is, so P(d2|d1) is P(d2|entity of d1), integrated over what is not known
+of that entity. Two readers bound every model: one who knows the world, and one who knows how worlds
+are made and has read D_pretrain: an attribute that no document told may have any value for him,
+each as likely, until the document tells it (`World.nats`).
 """
 
 from __future__ import annotations
@@ -70,9 +72,10 @@ _SYLLABLES = [
 
 @dataclass(frozen=True)
 class Told:
-    """What a text says: the entity it is about (-1 where its first words are no name), its facts in order as (attribute,
-    wording, value; -1 for a value that the attribute does not have), and how many of its sentences the world does not know
-    or are about another name."""
+    """What a text says: the entity it is about (-1 where its first words are no name), its facts in
+    order as (attribute, wording, value; -1 for a value that the attribute does not have), and how
+    many of its sentences the world does not know or are about another name.
+    """
 
     entity: int
     facts: tuple[tuple[int, int, int], ...]
@@ -132,7 +135,9 @@ class World:
             yield {"id": f"{number}", "text": self.document(entity, rng), "entity": entity}
 
     def unseen(self, docs: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-        """Documents that the corpus does not hold, about entities with many and with one document in turn."""
+        """Documents that the corpus does not hold, about entities with many and with one document
+        in turn.
+        """
         rng = np.random.default_rng([self.knobs.seed, 5, seed])
         for number in range(docs):
             wants_many = (number % 2 == 0 and self.many) or self.many == self.knobs.entities
@@ -146,8 +151,9 @@ class World:
             }
 
     def splits(self, validation: int, test: int) -> Iterator[dict[str, Any]]:
-        """The corpus, held-out documents and the oracle's, each with its `split` and the `group` of its entity: `many`
-        documents or `one`."""
+        """The corpus, held-out documents and the oracle's, each with its `split` and the `group` of
+        its entity: `many` documents or `one`.
+        """
         rng = np.random.default_rng([self.knobs.seed, 6])
         fresh = (int(e) for e in rng.integers(self.knobs.entities, size=self.knobs.oracle_docs))
         oracle = (
@@ -168,9 +174,11 @@ class World:
         return "many" if entity < self.many else "one"
 
     def nats(self, told: Told | None = None, known: np.ndarray | None = None) -> float:
-        """-log P(document | its entity), its name included, for a reader who knows the world: the same for every document.
+        """-log P(document | its entity), its name included, for a reader who knows the world: the
+        same for every document.
 
-        With `told` and `known` (entity, attribute: whether D_pretrain tells it), for one who has read D_pretrain alone.
+        With `told` and `known` (entity, attribute: whether D_pretrain tells it), for one who has
+        read D_pretrain alone.
         """
         k = self.knobs
         orders = math.lgamma(k.attributes + 1) - math.lgamma(k.attributes - k.revealed + 1)
@@ -184,7 +192,9 @@ class World:
         )
 
     def prior(self, entity: int) -> float:
-        """-log of how often a document of D_pretrain is about an entity: what its name costs without a d1."""
+        """-log of how often a document of D_pretrain is about an entity: what its name costs
+        without a d1.
+        """
         docs = self.many * self.knobs.many_docs + (self.knobs.entities - self.many)
         return math.log(docs / (self.knobs.many_docs if entity < self.many else 1))
 
@@ -202,8 +212,10 @@ class World:
         return Told(entity, tuple(facts), strange)
 
     def parts(self, text: str, known: np.ndarray) -> np.ndarray:
-        """(character): which of PARTS it belongs to, of a document of this world. Values are known where D_pretrain tells
-        them (`known` as in `nats`)."""
+        """(character): which of PARTS it belongs to, of a document of this world.
+
+        Values are known where D_pretrain tells them (`known` as in `nats`).
+        """
         told, found = self.read(text), np.full(len(text), PARTS.index("form"), np.int64)
         values = {
             self.vocabulary[a][v]: "known values" if known[told.entity, a] else "unknown values"
@@ -223,8 +235,10 @@ class World:
         return found
 
     def questions(self, known: np.ndarray) -> Iterator[dict[str, Any]]:
-        """A closed-book question for every entity and attribute, all values of the attribute to choose from; its `group` says
-        how many documents the entity has, and whether D_pretrain tells the answer."""
+        """A closed-book question for every entity and attribute, all values of the attribute to
+        choose from; its `group` says how many documents the entity has, and whether D_pretrain
+        tells the answer.
+        """
         for entity, name in enumerate(self.names):
             for attribute, noun in enumerate(NOUNS[: self.knobs.attributes]):
                 told = "told" if known[entity, attribute] else "untold"

@@ -1,12 +1,14 @@
 """Where work runs on one machine: processes side by side, one thread each.
 
-One thread a process keeps results the same whatever `engine.jobs` is, and several processes use the cores better than
-several threads do at these sizes. Workers come from a fork server that has imported torch once, and a worker's own workers
-by forking it. A worker that dies is an error here, never a hang, and a worker does not outlive its parent, however that
-went: the kernel kills it, even one that is stopped or deep in a library. Ctrl-C and the terminal's end are for the parent
-alone, which kills its workers as it goes; one that is stopped for a while is waited for.
+One thread a process keeps results the same whatever `engine.jobs` is, and several processes use the
+cores better than several threads do at these sizes. Workers come from a fork server that has
+imported torch once, and a worker's own workers by forking it. A worker that dies is an error here,
+never a hang, and a worker does not outlive its parent, however that went: the kernel kills it, even
+one that is stopped or deep in a library. Ctrl-C and the terminal's end are for the parent alone,
+which kills its workers as it goes; one that is stopped for a while is waited for.
 
-`start`/`wait` run whole units side by side; `imap` streams items through workers and yields results in item order.
+`start`/`wait` run whole units side by side; `imap` streams items through workers and yields results
+in item order.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ ENVIRONMENT = {
     # (EXPERIMENTS.md has what that costs). A worker ends with its unit, and its memory with it.
     "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26),
 }  # fmt: skip
-"""What workers find in their environment unless the user has set it: libraries and libc read it as they start."""
+"""What workers find in their environment unless the user has set it: libraries and libc read it as
+they start.
+"""
 
 PATIENCE = 5.0
 """Seconds that a process may take to end once it has said its last word; then it is killed."""
@@ -98,8 +102,9 @@ class Pool:
     def start(
         self, key: Any, function: Callable[..., Any], *arguments: Any, own_gpu: bool = False
     ) -> Connection:
-        """Run `function(*arguments, connection)` in a new process; with `own_gpu` it sees one GPU, and its neighbours
-        others."""
+        """Run `function(*arguments, connection)` in a new process; with `own_gpu` it sees one GPU,
+        and its neighbours others.
+        """
         taken, there = [gpu for *_, gpu in self._running.values()], gpus() if own_gpu else []
         gpu = min(there, key=taken.count) if len(there) > 1 else None
         ours, theirs = self._context.Pipe()
@@ -129,7 +134,9 @@ class Pool:
         return ours
 
     def wait(self) -> list[tuple[Any, str, Any]]:
-        """What has happened since: (key, "progress" | "note" | "done" | "failed", value), at least one."""
+        """What has happened since: (key, "progress" | "note" | "done" | "failed", value), at least
+        one.
+        """
         ends = [process.sentinel for _, process, _ in self._running.values()]
         ready, events = wait([*self._running, *ends]), []
         for connection, (key, process, _) in list(self._running.items()):
@@ -178,7 +185,9 @@ def _end(process: Any) -> None:
 
 
 def _bury(process: Any, connection: Connection) -> None:
-    """Let go of all that ties a process to this one, so that it ends even where its fork server is gone."""
+    """Let go of all that ties a process to this one, so that it ends even where its fork server is
+    gone.
+    """
     connection.close()
     _end(process)
     with suppress(ValueError):  # it still waits for its disk
@@ -195,7 +204,8 @@ def imap(
     items: Iterable[Any],
     workers: int,
 ) -> Iterator[Any]:
-    """`setup(*arguments)(item)` for every item, in order, computed by `workers` processes that each call setup once.
+    """`setup(*arguments)(item)` for every item, in order, computed by `workers` processes that each
+    call setup once.
 
     Each worker holds one item at a time; closing the generator stops the workers.
     """
@@ -284,7 +294,9 @@ def _main(
 
 
 def end_with_parent() -> None:
-    """Let the kernel kill this process as soon as the one that forked it is dead, whatever this one is doing then."""
+    """Let the kernel kill this process as soon as the one that forked it is dead, whatever this one
+    is doing then.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     # The fork server, whose child a worker is, ends when nobody holds this pipe: that has to be its client alone.
     server: Any = forkserver._forkserver
@@ -294,8 +306,9 @@ def end_with_parent() -> None:
 
 
 def _fork_server() -> None:
-    """Start the fork server unless it runs, deaf to what is for its parent alone from its first moment on: a Ctrl-C
-    while it imports torch would be a traceback on the terminal."""
+    """Start the fork server unless it runs, deaf to what is for its parent alone from its first
+    moment on: a Ctrl-C while it imports torch would be a traceback on the terminal.
+    """
     resource_tracker.ensure_running()  # which unblocks Ctrl-C as it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_ONLY)
     try:
@@ -306,8 +319,11 @@ def _fork_server() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP stop as Ctrl-C does, by a KeyboardInterrupt with the signal's number, unless they are ignored
-    (`nohup`). Once is enough: what comes while things are put in order does not interrupt that."""
+    """Let SIGTERM and SIGHUP stop as Ctrl-C does, by a KeyboardInterrupt with the signal's number,
+    unless they are ignored (`nohup`).
+
+    Once is enough: what comes while things are put in order does not interrupt that.
+    """
     stops = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     before = {s: signal.getsignal(s) for s in stops if signal.getsignal(s) is not signal.SIG_IGN}
 
@@ -331,8 +347,9 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Hide the user's script while a process starts: workers run our functions only, and importing the script again
-    would run it again wherever it lacks a `__main__` guard."""
+    """Hide the user's script while a process starts: workers run our functions only, and importing
+    the script again would run it again wherever it lacks a `__main__` guard.
+    """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:

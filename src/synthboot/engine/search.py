@@ -1,4 +1,5 @@
-"""The neighbour search of `pair`: how to search, and the search itself by blocks of queries, in processes, kept as they are done.
+"""The neighbour search of `pair`: how to search, and the search itself by blocks of queries, in
+processes, kept as they are done.
 
 A query block is 32,768 documents: what one worker does at a time and what a killed run does again.
 """
@@ -27,8 +28,12 @@ from synthboot.errors import DataError
 
 @dataclass(frozen=True)
 class Search:
-    """How neighbours are looked for. `centroids` and `probe_radius` belong to `ivf`; `recall` is (mean, low, high), the 95 %
-    interval over queries that had no say in the choice; `curve` is (probe_radius, clusters looked into, recall)."""
+    """How neighbours are looked for.
+
+    `centroids` and `probe_radius` belong to `ivf`; `recall` is (mean, low, high), the 95 % interval
+    over queries that had no say in the choice; `curve` is (probe_radius, clusters looked into,
+    recall).
+    """
 
     kind: str
     recall: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -65,8 +70,9 @@ class Search:
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Every document's nearest others, best first, -1 at -inf where there are fewer; and, for every validation document,
-    its nearest in D_pretrain."""
+    """Every document's nearest others, best first, -1 at -inf where there are fewer; and, for every
+    validation document, its nearest in D_pretrain.
+    """
 
     index: Int64[np.ndarray, "doc k"]
     score: Float32[np.ndarray, "doc k"]
@@ -84,8 +90,9 @@ def choose_search(
 ) -> Search:
     """Exact or by clusters, and how far each document looks.
 
-    The exact neighbours of `recall_queries` documents say what any probe_radius would find; half of them choose, half report.
-    Raises DataError where `probe_radius` is set and falls short of `min_recall`.
+    The exact neighbours of `recall_queries` documents say what any probe_radius would find; half of
+    them choose, half report. Raises DataError where `probe_radius` is set and falls short of
+    `min_recall`.
     """
     docs = len(vectors)
     if cfg.search == "exact" or (cfg.search == "auto" and docs <= cfg.exact_docs) or docs < 4:
@@ -122,9 +129,12 @@ def choose_search(
 
 
 def clusters(docs: int) -> int:
-    """How many clusters: sorting into c clusters costs docs x c products, looking into p of them docs x p x docs / c, which is
-    least at the root of p x docs. Few do for a small set, where fitting them is what costs; a large one wants clusters no
-    larger than the groups its documents fall into, here 250, or p grows."""
+    """How many clusters: sorting into c clusters costs docs x c products, looking into p of them
+    docs x p x docs / c, which is least at the root of p x docs.
+
+    Few do for a small set, where fitting them is what costs; a large one wants clusters no larger
+    than the groups its documents fall into, here 250, or p grows.
+    """
     root = docs**0.5
     return max(2, min(docs // 8, round(min(max(1.25 * root, docs / 250), 4 * root))))
 
@@ -151,8 +161,12 @@ def nearest(
     workers: int = 1,
     progress: Progress = silent,
 ) -> Neighbors:
-    """All neighbours. `folder` holds the clusters and the finished query blocks, and what is there already is not done
-    again; it is no longer needed afterwards. Memory is the vectors once, the result, and a block for each worker."""
+    """All neighbours.
+
+    `folder` holds the clusters and the finished query blocks, and what is there already is not done
+    again; it is no longer needed afterwards. Memory is the vectors once, the result, and a block
+    for each worker.
+    """
     with nullcontext(folder) if folder is not None else TemporaryDirectory() as place:
         chosen, k = Path(place) / "search", cfg.num_neighbors
         if damage(
@@ -218,7 +232,9 @@ def _part(progress: Progress, start: float, stop: float, done: float, words: str
 
 
 def _tiler(folder: str, k: int, device: str) -> Callable[[int], tuple[np.ndarray, ...]]:
-    """In a worker: from a query block's first place to its documents, their neighbours and the similarities."""
+    """In a worker: from a query block's first place to its documents, their neighbours and the
+    similarities.
+    """
     if (Path(folder) / "centroids.npy").exists():
         clusters = Clusters.load(Path(folder))
         docs = len(clusters.order)

@@ -74,10 +74,10 @@ def pair_containments(
     """Containment of the shingles of `a[d1[i]]` and `b[d2[i]]`, for every pair i.
 
     End tokens are left out. Where a document has fewer than `n` tokens, the pair is compared in
-    runs as long as the shorter one. Most shingles stand in one document only, so each document is read
-    twice: once to mark what comes up more than once, once to keep that. Pairs then compare what was
-    kept. Memory is at most 256 MiB of marks, what was kept, and chunks of a million shingles; two
-    different shingles of a pair are taken for the same with probability 2^-44.
+    runs as long as the shorter one. Most shingles stand in one document only, so each document is
+    read twice: once to mark what comes up more than once, once to keep that. Pairs then compare
+    what was kept. Memory is at most 256 MiB of marks, what was kept, and chunks of a million
+    shingles; two different shingles of a pair are taken for the same with probability 2^-44.
     """
     result = np.empty(len(d1))
     lengths_1 = np.diff(a.bounds)[d1] - 1

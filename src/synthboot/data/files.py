@@ -284,6 +284,7 @@ def decompressed(file: HashedFile) -> io.BufferedReader:
         raise DataError(
             f"{file.path}: is empty, which no whole {suffix} file is; make or download it again"
         )
+    read: Callable[[bytearray | memoryview], int]
     if suffix == ".gz":
         read = gzip.GzipFile(fileobj=stored).readinto
     else:
@@ -328,19 +329,21 @@ def require_plausible(path: Path, size: int, stored: int) -> None:
 
 
 def _named(item: str, setting: str, ignored: Counter[str]) -> Iterator[tuple[Path, int]]:
-    """The paths that one item names, in sorted order, each with the number of its parts that lie
-    below the item.
+    """The paths that one item names, in sorted order.
+
+    Each comes with the number of its parts that lie below the item.
     """
+    if not item:
+        return
     path = Path(item)
+    status: os.stat_result | None
     try:
-        status = path.stat() if item else None
+        status = path.stat()
     except FileNotFoundError:
         status = None
     except (OSError, ValueError) as error:  # ValueError: a null byte in it
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{setting}: {item!r}: cannot be read: {reason}") from None
-    if not item:
-        return
     if status is None:
         yield from _matches(path, ignored)
     elif stat.S_ISDIR(status.st_mode) and kind_of(path):
@@ -390,8 +393,9 @@ def _matches(pattern: Path, ignored: Counter[str]) -> Iterator[tuple[Path, int]]
 
 
 def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether a path, or a folder it lies in, matches: glob follows `**` into loops of links, so
-    that it is done here.
+    """Whether a path, or a folder it lies in, matches.
+
+    glob follows `**` into loops of links, so that it is done here.
     """
     if not pattern:
         return True

@@ -32,11 +32,17 @@ from typing import Any
 from synthboot.errors import SynthbootError
 
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "true",
-    # Keep freed memory: glibc gives large blocks back and gets them again, page by page, at every step of a loop
-    # (EXPERIMENTS.md has what that costs). A worker ends with its unit, and its memory with it.
-    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26),
-}  # fmt: skip
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+    # Keep freed memory: glibc gives large blocks back and gets them again, page by page, at every
+    # step of a loop (EXPERIMENTS.md has what that costs). A worker ends with its unit, and its
+    # memory with it.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
 """What workers find in their environment unless the user has set it: libraries and libc read it as
 they start.
 """
@@ -53,7 +59,11 @@ _PRELOAD = [
     "sklearn.feature_extraction.text",
     "pyarrow.parquet",
 ]
-_REASONS = {-9: " (out of memory?)", 255: " (with the fork server that it came from)"}
+_REASONS = {
+    -9: " (out of memory?)",
+    255: " (with the fork server that it came from)",
+}
+"""What an exit code tells of how a process died."""
 
 
 class WorkerDied(SynthbootError):
@@ -66,28 +76,31 @@ class WorkerFailed(Exception):
 
 def jobs(wanted: int, device: str = "cpu") -> int:
     """How many processes to use: `wanted`, or one per GPU, or one per core this process may use."""
-    gpu = device == "cuda" or (
-        device == "auto" and Path("/dev/nvidiactl").exists()
-    )  # asking torch would import it
-    return wanted or (max(1, len(gpus())) if gpu else len(os.sched_getaffinity(0)))
+    if wanted:
+        return wanted
+    # The driver's device file tells whether there is a GPU; asking torch would import it.
+    if device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists()):
+        return max(1, len(gpus()))
+    return len(os.sched_getaffinity(0))
 
 
 def gpus() -> list[str]:
     """The names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    known = sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return known if allowed is None else [name for name in allowed.split(",") if name]
+    if allowed is not None:
+        return [name for name in allowed.split(",") if name]
+    return sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
 
 
 class Pool:
-    """Processes that each run one function and tell how they get on."""
+    """Processes that each run one function and report how they get on."""
 
     def __init__(self) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        self._context: Any = multiprocessing.get_context(
-            "fork" if multiprocessing.parent_process() else "forkserver"
-        )
+        # A worker's own workers are forked: a worker has one thread, and has imported all there is.
+        method = "fork" if multiprocessing.parent_process() else "forkserver"
+        self._context: Any = multiprocessing.get_context(method)
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload(_PRELOAD)
         self._running: dict[Connection, tuple[Any, Any, str | None]] = {}
@@ -100,80 +113,94 @@ class Pool:
         return {key for key, *_ in self._running.values()}
 
     def start(
-        self, key: Any, function: Callable[..., Any], *arguments: Any, own_gpu: bool = False
+        self,
+        key: Any,
+        function: Callable[..., Any],
+        *arguments: Any,
+        own_gpu: bool = False,
     ) -> Connection:
-        """Run `function(*arguments, connection)` in a new process; with `own_gpu` it sees one GPU,
-        and its neighbours others.
+        """Run `function(*arguments, connection)` in a new process; returns this end's connection.
+
+        With `own_gpu` it sees one GPU, and its neighbours others.
         """
-        taken, there = [gpu for *_, gpu in self._running.values()], gpus() if own_gpu else []
-        gpu = min(there, key=taken.count) if len(there) > 1 else None
-        ours, theirs = self._context.Pipe()
-        arguments = (theirs, function, arguments, gpu)
-        process = self._context.Process(target=_main, args=arguments, daemon=False)
+        visible = gpus() if own_gpu else []
+        gpu = None
+        if len(visible) > 1:  # the one that the fewest others use
+            in_use = [used for _, _, used in self._running.values()]
+            gpu = min(visible, key=in_use.count)
+
+        own_end, worker_end = self._context.Pipe()
+        process = self._context.Process(
+            target=_main,
+            args=(worker_end, function, arguments, gpu),
+            daemon=False,  # a daemon may have no workers of its own
+        )
         try:
             with _without_main(), warnings.catch_warnings():
-                # a worker's one thread only waits for its parent's end; a resource tracker that died is made again
+                # a worker's one thread only waits for its parent's end; a resource tracker that
+                # died is made again
                 warnings.simplefilter("ignore")
                 if self._context.get_start_method() == "forkserver":
                     _fork_server()
                 process.start()
-        except (
-            OSError,
-            EOFError,
-        ) as error:  # the fork server died, or there is no room for another process
-            ours.close()
+        # The fork server died, or there is no room for another process.
+        except (OSError, EOFError) as error:
+            own_end.close()
             raise WorkerDied(
                 f"{key}: its process did not start ({_words(error)}); run again"
             ) from None
-        except BaseException:  # Ctrl-C: a worker that was on its way finds nobody at the other end
-            ours.close()
+        except BaseException:  # Ctrl-C: a worker on its way finds nobody at the other end
+            own_end.close()
             raise
         finally:
-            theirs.close()
-        self._running[ours] = (key, process, gpu)
-        return ours
+            worker_end.close()
+        self._running[own_end] = (key, process, gpu)
+        return own_end
 
     def wait(self) -> list[tuple[Any, str, Any]]:
         """What has happened since: (key, "progress" | "note" | "done" | "failed", value), at least
         one.
         """
-        ends = [process.sentinel for _, process, _ in self._running.values()]
-        ready, events = wait([*self._running, *ends]), []
+        sentinels = [process.sentinel for _, process, _ in self._running.values()]
+        ready = wait([*self._running, *sentinels])
+        events = []
         for connection, (key, process, _) in list(self._running.items()):
-            if connection in ready or process.sentinel in ready:
-                kind, value = _hear(key, process, connection)
-                if kind in ("done", "failed"):
-                    del self._running[connection]
-                    _bury(process, connection)
-                events.append((key, kind, value))
+            if connection not in ready and process.sentinel not in ready:
+                continue
+            kind, value = _receive(key, process, connection)
+            if kind in ("done", "failed"):
+                del self._running[connection]
+                _release(process, connection)
+            events.append((key, kind, value))
         return events
 
     def close(self) -> None:
         """Kill what still runs."""
+        # All at once, then one after the other: each may take its time to end.
         for _, process, _ in self._running.values():
             process.kill()
         for connection, (_, process, _) in self._running.items():
-            _bury(process, connection)
+            _release(process, connection)
         self._running.clear()
 
 
-def _hear(key: Any, process: Any, connection: Connection) -> tuple[str, Any]:
-    """The next word of a process, or that it died without one."""
+def _receive(key: Any, process: Any, connection: Connection) -> tuple[str, Any]:
+    """The next message of a process, or that it died without one."""
     with suppress(EOFError, OSError):
-        if connection.poll():  # also what a process that is gone by now had still said
+        if connection.poll():  # also what a process that is gone by now had still sent
             try:
                 return connection.recv()
             except (EOFError, OSError):
                 raise
-            except (
-                Exception
-            ) as error:  # an object that was taken apart there cannot be put together here
-                return "failed", WorkerFailed(
-                    f"{key}: what it sent cannot be read ({_words(error)})"
-                )
+            # An object that was taken apart there cannot be put together here.
+            except Exception as error:
+                problem = f"{key}: what it sent cannot be read ({_words(error)})"
+                return "failed", WorkerFailed(problem)
     _end(process)
-    reason = f"exit code {process.exitcode}{_REASONS.get(process.exitcode, '')}"
-    return "failed", WorkerDied(f"{key}: its process died, {reason}; run again to go on from there")
+    code = process.exitcode
+    reason = f"exit code {code}{_REASONS.get(code, '')}"
+    problem = f"{key}: its process died, {reason}; run again to go on from there"
+    return "failed", WorkerDied(problem)
 
 
 def _end(process: Any) -> None:
@@ -184,7 +211,7 @@ def _end(process: Any) -> None:
         process.join(PATIENCE)  # not for ever: what waits for a disk cannot be killed
 
 
-def _bury(process: Any, connection: Connection) -> None:
+def _release(process: Any, connection: Connection) -> None:
     """Let go of all that ties a process to this one, so that it ends even where its fork server is
     gone.
     """
@@ -217,43 +244,53 @@ def imap(
     pool = Pool()
     source = enumerate(items)
     try:
-        names = [f"worker {i + 1}" for i in range(workers)]
-        connections = {
-            name: pool.start(name, _serve, setup, tuple(arguments), own_gpu=True) for name in names
-        }
+        connections = {}
+        for i in range(workers):
+            name = f"worker {i + 1}"
+            connections[name] = pool.start(name, _serve, setup, tuple(arguments), own_gpu=True)
         idle = list(connections.values())
+
+        # Items are numbered: `sent` is the next to go out, `due` the next to be yielded.
         results: dict[int, Any] = {}
-        sent = turn = 0
+        sent = 0
+        due = 0
         while True:
-            # One slow worker must not let the others run ahead without end: their results are kept until its own is there.
-            while idle and sent - turn < 3 * workers and (item := next(source, None)):
+            # One slow worker must not let the others run ahead without end: their results are kept
+            # until its own is there.
+            while idle and sent - due < 3 * workers:
+                item = next(source, None)
+                if item is None:
+                    break
                 _send(idle.pop(), item)
                 sent += 1
-            if turn == sent:
+            if due == sent:
                 return
+
             for key, kind, value in pool.wait():
                 if kind != "progress":
                     raise value if kind == "failed" else WorkerDied(f"{key}: ended early")
                 number, result = value
                 results[number] = result
                 idle.append(connections[key])
-            while turn in results:
-                yield results.pop(turn)
-                turn += 1
+            while due in results:
+                yield results.pop(due)
+                due += 1
     finally:
         pool.close()
 
 
 def _send(connection: Connection, item: tuple[int, Any]) -> None:
-    with suppress(
-        BrokenPipeError, ConnectionResetError
-    ):  # it is dead, which `wait` tells with the reason
+    # A worker that is dead is reported by `wait`, with the reason.
+    with suppress(BrokenPipeError, ConnectionResetError):
         connection.send(item)
 
 
 def _serve(
-    setup: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], connection: Connection
+    setup: Callable[..., Callable[[Any], Any]],
+    arguments: tuple[Any, ...],
+    connection: Connection,
 ) -> None:
+    """In a worker of `imap`: one item in, one result out, until it is killed."""
     handle = setup(*arguments)
     while True:
         number, item = connection.recv()
@@ -274,19 +311,19 @@ def _main(
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    said: tuple[str, Any]
+    outcome: tuple[str, Any]
     try:
         import torch
 
         torch.set_num_threads(1)
-        said = ("done", function(*arguments, connection))
+        outcome = ("done", function(*arguments, connection))
     except SynthbootError as error:
-        said = ("failed", error)
+        outcome = ("failed", error)
     except BaseException:
-        said = ("failed", WorkerFailed(traceback.format_exc()))
+        outcome = ("failed", WorkerFailed(traceback.format_exc()))
     with suppress(OSError):  # the other end is gone
         try:
-            connection.send(said)
+            connection.send(outcome)
         except OSError:
             raise
         except Exception:  # what cannot be pickled
@@ -324,18 +361,19 @@ def stoppable() -> Iterator[None]:
 
     Once is enough: what comes while things are put in order does not interrupt that.
     """
-    stops = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    before = {s: signal.getsignal(s) for s in stops if signal.getsignal(s) is not signal.SIG_IGN}
+    before = {}
+    # Handlers can be set by the main thread alone; who calls from elsewhere sees to it.
+    if threading.current_thread() is threading.main_thread():
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            handler = signal.getsignal(each)
+            if handler is not signal.SIG_IGN:
+                before[each] = handler
 
     def stop(number: int, _: object) -> None:
         for each in before:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # who calls from elsewhere sees to it
-        before = {}
     for each in before:
         signal.signal(each, stop)
     try:
@@ -359,5 +397,6 @@ def _without_main() -> Iterator[None]:
 
 
 def _end_with(sentinel: Any) -> None:
+    """End this process once its parent has, where the kernel does not see to it."""
     wait([sentinel])
     os._exit(1)

@@ -70,5 +70,8 @@ def unloadable(error: Exception) -> str:
     """
     reason = " ".join(str(error).split())
     if "trust_remote_code" in reason or "custom code" in reason:
-        return "it wants to run code of its own, which synthboot never does; choose a model that its library knows"
+        return (
+            "it wants to run code of its own, which synthboot never does; "
+            "choose a model that its library knows"
+        )
     return f"cannot be loaded: {reason[:300]}"

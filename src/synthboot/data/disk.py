@@ -126,7 +126,7 @@ def _number(error: Exception) -> int | None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or absent, whenever the process or the machine dies."""
+    """Write a file so that it is whole or absent, whenever the process or the machine dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:

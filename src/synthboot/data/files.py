@@ -320,7 +320,7 @@ class _Bounded(io.RawIOBase):
 
 
 def require_plausible(path: Path, size: int, stored: int) -> None:
-    """Raise DataError where `stored` bytes of a compressed file open to `size` and text would not."""
+    """Raise DataError where `stored` compressed bytes open to `size`, which text would not."""
     if size > MOST_EXPANSION * stored + FREE_EXPANSION:
         raise DataError(
             f"{path}: opens to more than {MOST_EXPANSION} times its size, which text does not "

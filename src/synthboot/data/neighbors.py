@@ -471,7 +471,10 @@ class _Operand:
         self.longest = float(self.rows.norm(dim=1).max()) if len(vectors) else 0.0
 
     def matmul(
-        self, members: _Operand, chosen: Tensor | None = None, buffer: Tensor | None = None
+        self,
+        members: _Operand,
+        chosen: Tensor | None = None,
+        buffer: Tensor | None = None,
     ) -> kernels.Scored:
         """These rows, or the `chosen` ones put together in `buffer`, times those of `members`."""
         import torch
@@ -526,7 +529,8 @@ def _hide_own(scores: Tensor, own: Tensor) -> None:
 
 
 def _by_cluster(
-    clusters: np.ndarray, rows: np.ndarray
+    clusters: np.ndarray,
+    rows: np.ndarray,
 ) -> list[tuple[int, Int64[np.ndarray, " row"]]]:
     """Cluster -> the rows that probe it, for all clusters that any row probes, in order."""
     if not len(clusters):

@@ -331,11 +331,13 @@ def _main(
 
 
 def end_with_parent() -> None:
-    """Let the kernel kill this process as soon as the one that forked it is dead, whatever this one
-    is doing then.
+    """Let the kernel kill this process as soon as the one that forked it is dead.
+
+    It does so whatever this process is doing then.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    # The fork server, whose child a worker is, ends when nobody holds this pipe: that has to be its client alone.
+    # The fork server, whose child a worker is, ends when nobody holds this pipe: that has to be its
+    # client alone.
     server: Any = forkserver._forkserver
     if multiprocessing.parent_process() is not None and server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)

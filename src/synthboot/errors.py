@@ -31,8 +31,9 @@ class BudgetError(SynthbootError):
 
 
 class UndeclaredSetting(SynthbootError):
-    """A stage read a setting that `settings.READS` does not declare: a fault of the program, not of
-    its user.
+    """A stage read a setting that `settings.READS` does not declare.
+
+    That is a fault of the program, not of its user.
     """
 
 
@@ -65,8 +66,9 @@ class SamplingError(SynthbootError):
 
 
 def unloadable(error: Exception) -> str:
-    """Why a library could not load a model or a tokenizer, in a line: its own code is never run
-    (`trust_remote_code`).
+    """Why a library could not load a model or a tokenizer, in a line.
+
+    Its own code is never run (`trust_remote_code`).
     """
     reason = " ".join(str(error).split())
     if "trust_remote_code" in reason or "custom code" in reason:

@@ -130,10 +130,9 @@ def read_listed(folder: Path, name: str) -> Any:
 
 
 def begin(folder: Path, mark: str) -> list[str]:
-    """What was damaged, in a few words each; `folder` is made ready for work on the artifact
-    `mark`.
+    """What was damaged, in a few words each, once `folder` is ready for work.
 
-    Only whole parts that belong to it are kept; damaged ones will be made again.
+    Only whole parts that belong to the artifact `mark` are kept; damaged ones will be made again.
     """
     progress = folder / PROGRESS
     current = None

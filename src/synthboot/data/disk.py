@@ -186,11 +186,10 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link (not what it leads to), or a folder with all that is in it, unless
-    there is nothing.
+    """Delete a file, a link, or a folder with all that is in it, unless there is nothing.
 
-    A folder is renamed first: a kill midway leaves no half of it that looks like a whole one.
-    Raises StorageError.
+    What a link leads to stays. A folder is renamed first: a kill midway leaves no half of it that
+    looks like a whole one. Raises StorageError.
     """
     try:
         if path.is_symlink() or not path.is_dir():
@@ -250,8 +249,9 @@ def damage(part: Path) -> str | None:
 
 
 def mismatch(folder: Path, files: Mapping[str, FileRecord], contents: bool = True) -> str | None:
-    """The first file that is not as recorded, in a few words; without `contents`, by name and size
-    alone.
+    """The first file that is not as recorded, in a few words.
+
+    Without `contents`, files are compared by name and size alone.
     """
     for name, recorded in files.items():
         path = folder / name

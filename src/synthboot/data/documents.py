@@ -86,8 +86,9 @@ class Record:
 
 @dataclass
 class Ignored:
-    """What `records` has passed over: files, by what they are, and values that cannot be read, by
-    their column.
+    """What `records` has passed over.
+
+    Files are counted by what they are, values that cannot be read by their column.
     """
 
     files: Counter[str] = field(default_factory=Counter)
@@ -95,8 +96,9 @@ class Ignored:
 
 
 def identity(source: str | list[str], setting: str = "corpus.source") -> list[str]:
-    """What tells whether the source has changed: name, size and hash of each file; a hub name as it
-    is.
+    """What tells whether the source has changed.
+
+    That is name, size and hash of each file; a hub name as it is.
     """
     if isinstance(source, str) and (source == WORLD or source.startswith("hub:")):
         return [source]
@@ -113,11 +115,10 @@ def records(
     expected: Sequence[str] | None = None,
     ignored: Ignored | None = None,
 ) -> Iterator[Record]:
-    """Every record of `cfg.source`, or of `cfg.replay`, in file order; what is passed over is added
-    to `ignored`.
+    """Every record of `cfg.source`, or of `cfg.replay`, in file order.
 
-    Raises DataError for a file that cannot be read, or whose bytes, as read, are not those of
-    `expected`, an `identity`.
+    What is passed over is added to `ignored`. Raises DataError for a file that cannot be read, or
+    whose bytes, as read, are not those of `expected`, an `identity`.
     """
     source = getattr(cfg, setting) or []
     ignored = ignored or Ignored()

@@ -1,14 +1,14 @@
-"""The files that a source names: found by one stated rule, hashed as they are read, opened within
-bounds.
+"""The files that a source names: found by one stated rule, hashed as they are read.
 
-  - Of a folder everything below it is read that has a known suffix, whatever its case. Names that
+- Of a folder everything below it is read that has a known suffix, whatever its case. Names that
   begin with a dot, `__MACOSX`, other suffixes, pipes and broken links are passed over and counted.
   Links are followed, and what they lead to is read once.
-  - A file is called by its path below the source; files of one name in several sources get as many
-  of their parent folders before it as tell them apart. Ids that a record lacks are made of these
+- A file is called by its path below the source; files of one name in several sources get as many of
+  their parent folders before it as tell them apart. Ids that a record lacks are made of these
   names.
-  - Every byte that a reader gets has been hashed, whatever order it reads in, so that what was read
+- Every byte that a reader gets has been hashed, whatever order it reads in, so that what was read
   can be compared with what the fingerprint says, without reading it twice.
+- Compressed files open to no more than a bound.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ KNOWN = (
 BLOCK = 1 << 20
 """Bytes that are read and hashed at a time."""
 MOST_EXPANSION = 100
-"""Times what was read of it that a compressed file may open to; text is compressed three to thirty
-times.
+"""How many times what was read of it a compressed file may open to.
+
+Text is compressed three to thirty times.
 """
 FREE_EXPANSION = 4 << 20
 """Bytes that any compressed file may open to, however little was read of it."""
@@ -66,10 +67,10 @@ def find(
     source: str | Sequence[str],
     setting: str = "corpus.source",
 ) -> tuple[list[Found], Counter[str]]:
-    """The files that a source, given by `setting`, names, in sorted order, and how many were passed
-    over, by what they are.
+    """The files that a source names, in sorted order, and how many were passed over.
 
-    Raises DataError where an item names nothing that can be read.
+    `setting` is where the source was given; what is passed over is counted by what it is. Raises
+    DataError where an item names nothing that can be read.
     """
     ignored: Counter[str] = Counter()
     by_target: dict[str, tuple[Path, int, Kind]] = {}  # what links lead to is read once
@@ -131,8 +132,9 @@ def counted(found: Mapping[str, int], most: int = 4) -> str:
 
 
 def contents(path: Path, name: str | None = None) -> list[str]:
-    """Name, size and hash of a file, or of every file below a folder: what tells whether it has
-    changed.
+    """Name, size and hash of a file, or of every file below a folder.
+
+    They tell whether it has changed.
     """
     name = name or _shown(path.name)
     if not path.is_dir():
@@ -294,8 +296,9 @@ def decompressed(file: HashedFile) -> io.BufferedReader:
 
 
 class _Bounded(io.RawIOBase):
-    """What a compressed file opens to, up to a bound: a bomb of a megabyte holds ten gigabytes and
-    more.
+    """What a compressed file opens to, up to a bound.
+
+    A bomb of a megabyte holds ten gigabytes and more.
     """
 
     def __init__(
@@ -452,8 +455,9 @@ def _mode(path: Path) -> int:
 
 
 def _names(places: list[tuple[Path, int]]) -> list[str]:
-    """The last parts of each path, as many as are given, and of those that are called alike as many
-    more as tell them apart.
+    """A name for each path: its last parts, as many as are given with it.
+
+    Those that would be called alike get as many more as tell them apart.
     """
     while True:
         names = [_shown(Path(*path.parts[-parts:]).as_posix()) for path, parts in places]
@@ -473,8 +477,9 @@ def _shown(name: str) -> str:
 
 
 def _suffix(path: Path) -> str:
-    """What a file is counted as that is passed over: its suffix, with the one before it where it is
-    compressed.
+    """What a file that is passed over is counted as.
+
+    That is its suffix, with the one before it where it is compressed.
     """
     if path.is_dir():
         return "folders"

@@ -1,5 +1,4 @@
-"""One line of a question file as an item that a model can be scored on, or the reason why it is
-none.
+"""One line of a question file as an item to score a model on, or why it is none.
 
 A field holds text that is not blank; a whole number counts as its digits; anything else is refused.
 Several texts stand in a list, or in Hugging Face's form, `{"text": [...], "label": [...]}`; one
@@ -29,12 +28,12 @@ Row = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Item:
-    """One question: a model chooses among (context, continuation) or, for an open one, goes on from
-    the only context.
+    """One question.
 
-    `gold` counts the right continuation, `group` is what the report groups items by, and `bare` is
-    the question without prompt and worked examples, and its right answer where that stands after
-    it.
+    A model chooses among (context, continuation) or, for an open question, goes on from the only
+    context. `gold` counts the right continuation, `group` is what the report groups items by, and
+    `bare` is the question without prompt and worked examples, and its right answer where that
+    stands after it.
     """
 
     id: str

@@ -1,9 +1,8 @@
-"""The text as it was read: records become documents in shards, and lie there by number until the
-corpus is made of them.
+"""The text as it was read, until the corpus is made of it.
 
-A shard remembers what its records held. A run that goes on after a kill reads its source again, and
-makes a shard anew whose records are others now, so that no spool mixes a file before and after it
-has changed.
+Records become documents in shards, and lie there by number. A shard remembers what its records
+held. A run that goes on after a kill reads its source again, and makes a shard anew whose records
+are others now, so that no spool mixes a file before and after it has changed.
 """
 
 from __future__ import annotations
@@ -35,8 +34,9 @@ _SHARD_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Ingested:
-    """What was read: records, of which some were quarantined, by reason; and what was passed over,
-    by what it is.
+    """What was read, and what was passed over, by what it is.
+
+    Some records were quarantined: `reasons` counts why.
     """
 
     records: int
@@ -100,11 +100,11 @@ def ingest(
 
 
 class Spool(Sequence[str]):
-    """The ingested texts by number, memory-mapped, with their digests, id hashes and MinHash
-    signatures.
+    """The ingested texts by number, memory-mapped.
 
-    No two different texts have one id: of those that come with the same, the one with the least
-    digest keeps it, and the others, which are `renamed`, have theirs after it.
+    With them come their digests, id hashes and MinHash signatures. No two different texts have one
+    id: of those that come with the same, the one with the least digest keeps it, and the others,
+    which are `renamed`, have theirs after it.
     """
 
     def __init__(self, ingested: Shards) -> None:
@@ -185,8 +185,9 @@ def _batches(
     expected: Mapping[str, Sequence[str]],
     ignored: documents.Ignored,
 ) -> Iterator[tuple[list[documents.Record], bool]]:
-    """The records a shard at a time, the source's before those to replay; which of the two they
-    are.
+    """The records a shard at a time, and whether they are those to replay.
+
+    The source comes first.
     """
     settings: tuple[Literal["source", "replay"], ...] = ("source", "replay")
     for setting in settings:

@@ -40,8 +40,9 @@ _SUFFIXES = (".jsonl.zst", ".jsonl.gz", ".jsonl")
 
 @dataclass(frozen=True)
 class Known:
-    """A task by name: its file, the prompt of a question, and the worked examples before it with
-    their own file.
+    """A task by name: its file, the prompt of a question, and its worked examples.
+
+    Worked examples stand before a question, and may have a file of their own.
     """
 
     file: str

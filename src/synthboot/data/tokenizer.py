@@ -47,8 +47,10 @@ _PIECE = (  # GPT-2's, but for the bound
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A `tokenizers.Tokenizer`, the ids of its two special tokens, of all tokens that no text may
-    become, and of the one that stands for what it does not know, if it has one.
+    """A `tokenizers.Tokenizer` and the ids that mean something to us.
+
+    `end` and `separator` are its two special tokens, `control` all tokens that no text may become,
+    `unknown` stands for what it does not know, if it has one.
     """
 
     backend: Any
@@ -67,8 +69,9 @@ class Tokenizer:
         return set(self.backend.get_vocab(with_added_tokens=True).values())
 
     def absent(self, size: int) -> list[int]:
-        """The ids below `size`, a model's vocabulary, that stand for nothing: room that was left,
-        or holes.
+        """The ids below `size`, a model's vocabulary, that stand for nothing.
+
+        They are room that was left, or holes.
         """
         return sorted(set(range(size)) - self.ids())
 
@@ -91,8 +94,9 @@ class Tokenizer:
         return [[*ids, self.end] for ids in self.encode(texts)]
 
     def starts(self, text: str) -> list[int]:
-        """Where in the text each of its tokens begins, in characters, the space before a word left
-        out.
+        """Where in the text each of its tokens begins, in characters.
+
+        The space before a word is left out.
         """
         starts = []
         for start, end in self.backend.encode(text, add_special_tokens=False).offsets:
@@ -188,10 +192,10 @@ def from_hugging_face(source: str) -> Tokenizer:
 
 
 def _guarded(backend: Any, named: Sequence[str]) -> Any:
-    """The same tokenizer, with nothing in it that turns text into a control token: those `named`
-    and added as special, and `<|...|>` by whatever flag.
+    """The same tokenizer, with nothing in it that turns text into a control token.
 
-    Its bytes, `<0x0A>`, are text.
+    Control tokens are those `named` and added as special, and `<|...|>` by whatever flag. Its
+    bytes, `<0x0A>`, are text.
     """
     from tokenizers import Regex, pre_tokenizers
     from tokenizers import Tokenizer as Backend

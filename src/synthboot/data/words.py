@@ -1,5 +1,7 @@
-"""Cutting text into words, in every script: the one place that near-duplicates, the search for
-questions in the training text, and the `self` embedder go by.
+"""Cutting text into words, in every script.
+
+Near-duplicates, the search for questions in the training text, and the `self` embedder all go by
+this one place.
 
 Text is compared in NFKC, case folded, without what nobody sees (joiners, soft hyphens, direction
 marks, zero-width spaces). NFC would keep full width, presentation forms, ligatures and mathematical
@@ -10,12 +12,12 @@ it says. The text that is stored stays as it is. Normalization is Python's
 A word is a run of letters, marks and digits, and of everything that Unicode does not know yet,
 except that
 
-  - a script without spaces between words, and Hangul, whose spaces are a matter of taste, is cut
-  into letters with their marks,
-  - so is a run of more than `LONGEST` letters: no language has such words, but sequences and
-  encoded bytes do,
-  - an emoji or another picture is a word, a Braille cell is a letter,
-  - other symbols and punctuation are words on request, for texts that say something by them:
+- a script without spaces between words, and Hangul, whose spaces are a matter of taste, is cut into
+  letters with their marks,
+- so is a run of more than `LONGEST` letters: no language has such words, but sequences and encoded
+  bytes do,
+- an emoji or another picture is a word, a Braille cell is a letter,
+- other symbols and punctuation are words on request, for texts that say something by them:
   `in_symbols` where there are more of them than letters, `with_symbols` where there is one to two
   words or more, as in code and formulas. Prose with other commas stays the same words.
 """
@@ -125,8 +127,10 @@ def with_symbols(text: str) -> bool:
 
 
 def weight(found: Sequence[str]) -> float:
-    """How much of a word each of these is, about: 1; of single letters 2/3 (Han, kana, Hangul), 1/3
-    in scripts that spell words out (Thai, Khmer, strings without spaces).
+    """About how much of a word each of these is.
+
+    It is 1; of single letters 2/3 (Han, kana, Hangul), 1/3 in scripts that spell words out (Thai,
+    Khmer, strings without spaces).
     """
     letters = sum(_CLUSTER.fullmatch(word) is not None for word in found)
     if 2 * letters <= len(found):
@@ -164,8 +168,10 @@ def _symbols(text: str) -> int:
 
 
 def terms(text: str) -> list[str]:
-    """What a text is about, for a bag of words: its words; neighbouring letters of scripts without
-    spaces as well; and runs of words where a word alone says little.
+    """What a text is about, for a bag of words.
+
+    That is its words; neighbouring letters of scripts without spaces as well; and runs of words
+    where a word alone says little.
     """
     found = words(text, in_symbols(text))
     letters: list[str] = []
@@ -190,12 +196,12 @@ def runs(found: Sequence[str], n: int) -> list[str]:
 
 
 def run_length(found: Sequence[str]) -> int:
-    """How many of these words tell texts apart: `SHINGLE` for language, and 2, 4, 8 or 16 times as
-    many for texts of a few different words, such as DNA (2) or binary digits (4), where all short
-    runs are in every text.
+    """How many of these words in a run tell texts apart.
 
-    It goes by the entropy of a word (with the correction of Miller and Madow for short texts),
-    which halves from step to step, so that near-copies hardly ever fall on two sides of one.
+    `SHINGLE` do for language, and 2, 4, 8 or 16 times as many for texts of a few different words,
+    such as DNA (2) or binary digits (4), where all short runs are in every text. It goes by the
+    entropy of a word (with the correction of Miller and Madow for short texts), which halves from
+    step to step, so that near-copies hardly ever fall on two sides of one.
     """
     count = len(found)
     kinds = len(set(found))

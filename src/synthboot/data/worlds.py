@@ -99,9 +99,11 @@ _OF_ORACLE = 6
 
 @dataclass(frozen=True)
 class Told:
-    """What a text says: the entity it is about (-1 where its first words are no name), its facts in
-    order as (attribute, wording, value; -1 for a value that the attribute does not have), and how
-    many of its sentences the world does not know or are about another name.
+    """What a text says.
+
+    `entity` is the one it is about (-1 where its first words are no name); `facts` are in order, as
+    (attribute, wording, value; -1 for a value that the attribute does not have); `strange` counts
+    the sentences that the world does not know or that are about another name.
     """
 
     entity: int
@@ -186,8 +188,9 @@ class World:
             }
 
     def splits(self, validation: int, test: int) -> Iterator[dict[str, Any]]:
-        """The corpus, held-out documents and the oracle's, each with its `split` and the `group` of
-        its entity: `many` documents or `one`.
+        """The corpus, held-out documents and the oracle's.
+
+        Each has its `split` and the `group` of its entity: `many` documents or `one`.
         """
         sets = {
             "pretrain": self.documents(),
@@ -216,11 +219,10 @@ class World:
         return "many" if entity < self.many else "one"
 
     def nats(self, told: Told | None = None, known: np.ndarray | None = None) -> float:
-        """-log P(document | its entity), its name included, for a reader who knows the world: the
-        same for every document.
+        """-log P(document | its entity), its name included, for a reader who knows the world.
 
-        With `told` and `known` (entity, attribute: whether D_pretrain tells it), for one who has
-        read D_pretrain alone.
+        It is the same for every document. With `told` and `known` (entity, attribute: whether
+        D_pretrain tells it), for one who has read D_pretrain alone.
         """
         k = self.knobs
         # Attributes in their order, wording of each, positions of distractors, and which they are.
@@ -239,8 +241,9 @@ class World:
         return least + math.log(k.values) * unknown
 
     def prior(self, entity: int) -> float:
-        """-log of how often a document of D_pretrain is about an entity: what its name costs
-        without a d1.
+        """-log of how often a document of D_pretrain is about an entity.
+
+        That is what its name costs without a d1.
         """
         k = self.knobs
         docs = self.many * k.many_docs + (k.entities - self.many)
@@ -299,9 +302,10 @@ class World:
         return is_told
 
     def questions(self, known: np.ndarray) -> Iterator[dict[str, Any]]:
-        """A closed-book question for every entity and attribute, all values of the attribute to
-        choose from; its `group` says how many documents the entity has, and whether D_pretrain
-        tells the answer.
+        """A closed-book question for every entity and attribute.
+
+        All values of the attribute are there to choose from; its `group` says how many documents
+        the entity has, and whether D_pretrain tells the answer.
         """
         for entity, name in enumerate(self.names):
             for attribute, noun in enumerate(NOUNS[: self.knobs.attributes]):

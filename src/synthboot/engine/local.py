@@ -43,8 +43,9 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-"""What workers find in their environment unless the user has set it: libraries and libc read it as
-they start.
+"""What workers find in their environment unless the user has set it.
+
+Libraries and libc read it as they start.
 """
 
 PATIENCE = 5.0
@@ -158,8 +159,9 @@ class Pool:
         return own_end
 
     def wait(self) -> list[tuple[Any, str, Any]]:
-        """What has happened since: (key, "progress" | "note" | "done" | "failed", value), at least
-        one.
+        """What has happened since, at least one event.
+
+        An event is (key, "progress" | "note" | "done" | "failed", value).
         """
         sentinels = [process.sentinel for _, process, _ in self._running.values()]
         ready = wait([*self._running, *sentinels])
@@ -212,8 +214,9 @@ def _end(process: Any) -> None:
 
 
 def _release(process: Any, connection: Connection) -> None:
-    """Let go of all that ties a process to this one, so that it ends even where its fork server is
-    gone.
+    """Let go of all that ties a process to this one.
+
+    So it ends even where its fork server is gone.
     """
     connection.close()
     _end(process)
@@ -231,10 +234,10 @@ def imap(
     items: Iterable[Any],
     workers: int,
 ) -> Iterator[Any]:
-    """`setup(*arguments)(item)` for every item, in order, computed by `workers` processes that each
-    call setup once.
+    """`setup(*arguments)(item)` for every item, in order, by `workers` processes.
 
-    Each worker holds one item at a time; closing the generator stops the workers.
+    Each process calls setup once. Each worker holds one item at a time; closing the generator stops
+    the workers.
     """
     if workers == 1:
         handle = setup(*arguments)
@@ -345,8 +348,10 @@ def end_with_parent() -> None:
 
 
 def _fork_server() -> None:
-    """Start the fork server unless it runs, deaf to what is for its parent alone from its first
-    moment on: a Ctrl-C while it imports torch would be a traceback on the terminal.
+    """Start the fork server unless it runs, deaf to what is for its parent alone.
+
+    It is so from its first moment on: a Ctrl-C while it imports torch would be a traceback on the
+    terminal.
     """
     resource_tracker.ensure_running()  # which unblocks Ctrl-C as it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_ONLY)
@@ -358,10 +363,10 @@ def _fork_server() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP stop as Ctrl-C does, by a KeyboardInterrupt with the signal's number,
-    unless they are ignored (`nohup`).
+    """Let SIGTERM and SIGHUP stop as Ctrl-C does, unless they are ignored (`nohup`).
 
-    Once is enough: what comes while things are put in order does not interrupt that.
+    They raise a KeyboardInterrupt with the signal's number. Once is enough: what comes while things
+    are put in order does not interrupt that.
     """
     before = {}
     # Handlers can be set by the main thread alone; who calls from elsewhere sees to it.
@@ -387,8 +392,10 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Hide the user's script while a process starts: workers run our functions only, and importing
-    the script again would run it again wherever it lacks a `__main__` guard.
+    """Hide the user's script while a process starts.
+
+    Workers run our functions only, and importing the script again would run it again wherever it
+    lacks a `__main__` guard.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

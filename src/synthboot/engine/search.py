@@ -78,8 +78,9 @@ class Search:
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Every document's nearest others, best first, -1 at -inf where there are fewer; and, for every
-    validation document, its nearest in D_pretrain.
+    """Every document's nearest others, best first, -1 at -inf where there are fewer.
+
+    `other_index` and `other_score` are, for every validation document, its nearest in D_pretrain.
     """
 
     index: Int64[np.ndarray, "doc k"]
@@ -96,7 +97,7 @@ def choose_search(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> Search:
-    """Exact or by clusters, and how far each document looks.
+    """Exact or by clusters, and how far each document probes.
 
     The exact neighbours of `recall_queries` documents say what any probe_radius would find; half of
     them choose, half report. Raises DataError where `probe_radius` is set and falls short of

@@ -244,7 +244,11 @@ class Shards:
         """What the shard's writer recorded."""
         return dict(read_json(self.path(index) / "counts.json"))
 
-    def write(self, index: int, writer: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    def write(
+        self,
+        index: int,
+        writer: Callable[[Path], dict[str, Any]],
+    ) -> dict[str, Any]:
         """The counts of the shard.
 
         `writer` fills its folder and returns them, unless the shard is there already.

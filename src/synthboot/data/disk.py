@@ -248,7 +248,11 @@ def damage(part: Path) -> str | None:
     return mismatch(part, listed)
 
 
-def mismatch(folder: Path, files: Mapping[str, FileRecord], contents: bool = True) -> str | None:
+def mismatch(
+    folder: Path,
+    files: Mapping[str, FileRecord],
+    contents: bool = True,
+) -> str | None:
     """The first file that is not as recorded, in a few words.
 
     Without `contents`, files are compared by name and size alone.
@@ -284,8 +288,9 @@ def _json(value: Any) -> bytes:
 
 def _hash_of(value: Any) -> str:
     """32 hex digits of a value as JSON reads it back."""
-    same = json.loads(json.dumps(value))
-    return hashlib.blake2b(json.dumps(same, sort_keys=True).encode(), digest_size=16).hexdigest()
+    same = json.loads(json.dumps(value))  # keys become strings, tuples lists
+    text = json.dumps(same, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -319,7 +319,11 @@ def _file(
         read.append(files.described(file.name, size, digest))
 
 
-def _text(name: str, stream: io.BufferedReader, cfg: config.Corpus) -> Record:
+def _text(
+    name: str,
+    stream: io.BufferedReader,
+    cfg: config.Corpus,
+) -> Record:
     content = stream.read(cfg.max_document_bytes + 1)  # one byte more tells that it is too long
     if len(content) > cfg.max_document_bytes:
         return Record(name, 1, None, _too_long(cfg))
@@ -390,7 +394,11 @@ def _parquet(
         yield Record(file.name, line, row)
 
 
-def _saved_dataset(file: files.Found, cfg: config.Corpus, ignored: Ignored) -> Iterator[Record]:
+def _saved_dataset(
+    file: files.Found,
+    cfg: config.Corpus,
+    ignored: Ignored,
+) -> Iterator[Record]:
     datasets = _datasets()
     try:
         saved = datasets.load_from_disk(str(file.path))

@@ -331,7 +331,11 @@ def require_plausible(path: Path, size: int, stored: int) -> None:
         )
 
 
-def _named(item: str, setting: str, ignored: Counter[str]) -> Iterator[tuple[Path, int]]:
+def _named(
+    item: str,
+    setting: str,
+    ignored: Counter[str],
+) -> Iterator[tuple[Path, int]]:
     """The paths that one item names, in sorted order.
 
     Each comes with the number of its parts that lie below the item.

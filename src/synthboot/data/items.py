@@ -50,7 +50,12 @@ class NoItem(ValueError):
     """Why a line is no question."""
 
 
-def item(row: Row, number: str, prompt: str = "{query}", letters: bool = False) -> Item:
+def item(
+    row: Row,
+    number: str,
+    prompt: str = "{query}",
+    letters: bool = False,
+) -> Item:
     """The item that a line's fields make.
 
     Raises NoItem. `letters`: the choices stand in the prompt, and a letter answers.
@@ -194,7 +199,11 @@ def _answers(row: Row) -> tuple[str, ...]:
     return kept
 
 
-def _gold(row: Row, options: Sequence[str], name: str) -> int:
+def _gold(
+    row: Row,
+    options: Sequence[str],
+    name: str,
+) -> int:
     """Which choice is right: the only one that `gold` can mean."""
     gold = row["gold"]
     choices = row[name]

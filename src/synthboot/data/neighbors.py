@@ -198,7 +198,8 @@ class Clusters:
                 stop = bounds[cluster + 1]
                 if first < stop:
                     members = self.vectors[first:stop]
-                    best.score_block(torch.from_numpy(rows).to(device), members, first, fresh)
+                    queries_here = torch.from_numpy(rows).to(device)
+                    best.score_block(queries_here, members, first, fresh)
             best.merge()
 
         positions, similarity = best.result()
@@ -311,7 +312,13 @@ class _TopK:
     all queries.
     """
 
-    def __init__(self, queries: np.ndarray, k: int, own: np.ndarray | None, device: str) -> None:
+    def __init__(
+        self,
+        queries: np.ndarray,
+        k: int,
+        own: np.ndarray | None,
+        device: str,
+    ) -> None:
         import torch
 
         count = len(queries)
@@ -321,8 +328,8 @@ class _TopK:
             self.x = _float_rows(queries, device)
         else:
             self.x = self._operand.rows
-        own = np.full(count, -1) if own is None else np.array(own, np.int64)
-        self.own = torch.from_numpy(own).to(device)
+        own = np.full(count, -1) if own is None else own
+        self.own = torch.from_numpy(np.array(own, np.int64)).to(device)
 
         self.index = torch.full((count, k), -1, dtype=torch.int64, device=device)
         self.score = torch.full((count, k), float("-inf"), device=device)
@@ -335,7 +342,13 @@ class _TopK:
             dtype = self._operand.factor.dtype
             self._buffer = torch.zeros(_ROWS, queries.shape[1], dtype=dtype)
 
-    def score_block(self, rows: Tensor, vectors: np.ndarray, first: int, fresh: bool) -> None:
+    def score_block(
+        self,
+        rows: Tensor,
+        vectors: np.ndarray,
+        first: int,
+        fresh: bool,
+    ) -> None:
         """Compare the queries `rows` with `vectors`, which are numbered from `first`.
 
         `fresh`: these queries have been compared with nothing yet.
@@ -354,7 +367,13 @@ class _TopK:
             _hide_own(scores, self.own[part] - first)
             self._update_topk(part, scores, first, fresh)
 
-    def _update_topk(self, rows: Tensor, scores: Tensor, first: int, fresh: bool) -> None:
+    def _update_topk(
+        self,
+        rows: Tensor,
+        scores: Tensor,
+        first: int,
+        fresh: bool,
+    ) -> None:
         """Take over the k best of a fresh query; else let wait what beats its threshold."""
         if fresh:
             k = min(self.index.shape[1], scores.shape[1])

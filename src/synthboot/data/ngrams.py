@@ -183,7 +183,8 @@ class _Shared:
         counts = np.diff(self.bounds)
         for part in _chunks(counts[x] + counts[y]):
             # A document's values differ from each other, so equal neighbours come from x and y.
-            keys = np.sort(np.concatenate((self._keys(x[part]), self._keys(y[part]))))
+            both = (self._keys(x[part]), self._keys(y[part]))
+            keys = np.sort(np.concatenate(both))
             is_shared = keys[1:] == keys[:-1]
             pair = (keys[1:][is_shared] >> _VALUE_BITS).astype(np.int64)
             num_shared[part] = np.bincount(pair, minlength=part.stop - part.start)
@@ -199,7 +200,8 @@ class _Shared:
         # Position of every key in `values`: its own number, moved by how far its document lies off.
         moved = np.repeat(self.bounds[docs] - starts, counts)  # (pair,) -> (key,)
         position = np.arange(int(counts.sum())) + moved
-        item = np.repeat(np.arange(len(docs), dtype=np.uint64), counts)  # (pair,) -> (key,)
+        items = np.arange(len(docs), dtype=np.uint64)
+        item = np.repeat(items, counts)  # (pair,) -> (key,)
         return (item << _VALUE_BITS) | self.values[position]
 
 
@@ -388,7 +390,8 @@ def near_duplicate_groups(
         keys = hashes_rows(of_band)
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
-        starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+        is_first = np.concatenate(([True], ordered[1:] != ordered[:-1]))
+        starts = np.flatnonzero(is_first)
         sizes = np.diff(np.append(starts, count))
         shared = sizes > 1
         for start, size in zip(starts[shared], sizes[shared], strict=True):
@@ -404,7 +407,8 @@ def near_duplicate_groups(
 
     pairs = np.array(edges, np.int64).reshape(-1, 2)  # (pair, 2), also where there is none
     links = np.ones(len(pairs), bool)
-    graph = coo_matrix((links, (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    rows_and_columns = (pairs[:, 0], pairs[:, 1])
+    graph = coo_matrix((links, rows_and_columns), shape=(count, count))
     _, group = connected_components(graph, directed=False)
     return group.astype(np.int64)
 

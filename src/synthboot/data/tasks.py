@@ -125,7 +125,11 @@ def files(cfg: config.Evaluate) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read(name: str, cfg: config.Evaluate, seed: int = 0) -> list[Item]:
+def read(
+    name: str,
+    cfg: config.Evaluate,
+    seed: int = 0,
+) -> list[Item]:
     """The items of a task that is a file or has one: at most `task_items`, sampled, in file order.
 
     Raises DataError, naming the first, where a line is no question: a test set that shrinks unseen
@@ -206,7 +210,11 @@ class _Question:
     subject: str | None
 
 
-def _worked(examples: Sequence[Item], subject: str | None, known: Known) -> str:
+def _worked(
+    examples: Sequence[Item],
+    subject: str | None,
+    known: Known,
+) -> str:
     """Worked examples as they stand before a question."""
     text = ""
     if known.letters:

@@ -250,9 +250,9 @@ def _fault(fitted: Tokenizer) -> str:
         return f"lets text end documents: {reason}"
     except Exception as error:  # the library raises bare Exception
         return f"cannot encode what it does not know ({error})"
-    silent = [text for text, ids in zip(_LETTERS, fitted.encode(_LETTERS), strict=True) if not ids]
-    if silent:
-        return f"drops what it does not know without a word, such as {silent[0]!r}"
+    for text, ids in zip(_LETTERS, fitted.encode(_LETTERS), strict=True):
+        if not ids:
+            return f"drops what it does not know without a word, such as {text!r}"
     return ""
 
 

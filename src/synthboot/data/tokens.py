@@ -19,7 +19,11 @@ from synthboot.data.disk import save_array
 from synthboot.errors import BudgetError, CorruptArtifact
 
 
-def write(folder: Path, documents: Iterable[Sequence[int]], vocab_size: int) -> int:
+def write(
+    folder: Path,
+    documents: Iterable[Sequence[int]],
+    vocab_size: int,
+) -> int:
     """Write the documents as one shard and return the number of tokens."""
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
     bounds = [0]
@@ -70,7 +74,11 @@ class Tokens:
             first_docs.append(docs)
             total += count
             docs += len(index) - 1
-        return Tokens(tuple(shards), np.array(first_docs, np.int64), np.concatenate(bounds))
+        return Tokens(
+            shards=tuple(shards),
+            first_docs=np.array(first_docs, np.int64),
+            bounds=np.concatenate(bounds),
+        )
 
     @staticmethod
     def of(documents: Sequence[Sequence[int]]) -> Tokens:
@@ -99,9 +107,14 @@ class Tokens:
         """These documents, then the others'."""
         # A head may end before its last shards begin.
         count = int(np.searchsorted(self.first_docs, len(self)))
-        first_docs = np.concatenate((self.first_docs[:count], others.first_docs + len(self)))
-        bounds = np.concatenate((self.bounds, others.bounds[1:] + self.bounds[-1]))
-        return Tokens((*self.shards[:count], *others.shards), first_docs, bounds)
+        shards = (*self.shards[:count], *others.shards)
+        first_docs = others.first_docs + len(self)
+        bounds = others.bounds[1:] + self.num_tokens
+        return Tokens(
+            shards=shards,
+            first_docs=np.concatenate((self.first_docs[:count], first_docs)),
+            bounds=np.concatenate((self.bounds, bounds)),
+        )
 
     def __len__(self) -> int:
         return len(self.bounds) - 1

@@ -127,7 +127,10 @@ class World:
         """For every attribute the words it may take. No word stands for two things."""
         k = self.knobs
         words = _words(k.attributes * k.values, 2, k.seed, _OF_VALUES)
-        return [words[i * k.values : (i + 1) * k.values] for i in range(k.attributes)]
+        vocabulary = []
+        for first in range(0, len(words), k.values):
+            vocabulary.append(words[first : first + k.values])
+        return vocabulary
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -167,7 +170,11 @@ class World:
                 "entity": entity,
             }
 
-    def unseen(self, docs: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    def unseen(
+        self,
+        docs: int,
+        seed: int = 0,
+    ) -> Iterator[dict[str, Any]]:
         """Documents that the corpus does not hold.
 
         They are about entities with many and with one document in turn.
@@ -187,7 +194,11 @@ class World:
                 "entity": entity,
             }
 
-    def splits(self, validation: int, test: int) -> Iterator[dict[str, Any]]:
+    def splits(
+        self,
+        validation: int,
+        test: int,
+    ) -> Iterator[dict[str, Any]]:
         """The corpus, held-out documents and the oracle's.
 
         Each has its `split` and the `group` of its entity: `many` documents or `one`.
@@ -218,7 +229,11 @@ class World:
         """Whether the corpus has `many` documents of an entity, or `one`."""
         return "many" if entity < self.many else "one"
 
-    def nats(self, told: Told | None = None, known: np.ndarray | None = None) -> float:
+    def nats(
+        self,
+        told: Told | None = None,
+        known: np.ndarray | None = None,
+    ) -> float:
         """-log P(document | its entity), its name included, for a reader who knows the world.
 
         It is the same for every document. With `told` and `known` (entity, attribute: whether
@@ -226,10 +241,12 @@ class World:
         """
         k = self.knobs
         # Attributes in their order, wording of each, positions of distractors, and which they are.
-        orders = math.lgamma(k.attributes + 1) - math.lgamma(k.attributes - k.revealed + 1)
+        untold = k.attributes - k.revealed
+        orders = math.lgamma(k.attributes + 1) - math.lgamma(untold + 1)
         wordings = k.revealed * math.log(k.wordings)
         positions = sum(math.log(k.revealed + i + 1) for i in range(k.distractors))
-        filler = k.distractors * math.log(len(_OPENERS) * len(_SUBJECTS) * len(_VERBS))
+        distractors = len(_OPENERS) * len(_SUBJECTS) * len(_VERBS)
+        filler = k.distractors * math.log(distractors)
         least = orders + wordings + positions + filler
         if told is None or known is None:
             return least
@@ -318,7 +335,11 @@ class World:
                     "group": f"{self.group(entity)}, {told}",
                 }
 
-    def _fact(self, sentence: str, name: str) -> tuple[int, int, int] | None:
+    def _fact(
+        self,
+        sentence: str,
+        name: str,
+    ) -> tuple[int, int, int] | None:
         """A sentence's (attribute, wording, value), or None where it is no fact about `name`."""
         nouns = NOUNS[: self.knobs.attributes]
         for wording, pattern in enumerate(_PATTERNS[: self.knobs.wordings]):
@@ -348,7 +369,11 @@ class World:
 
     def _sentence(self, entity: int, attribute: int, wording: int) -> str:
         value = self.vocabulary[attribute][self.truth[entity, attribute]]
-        return WORDINGS[wording].format(noun=NOUNS[attribute], name=self.names[entity], value=value)
+        return WORDINGS[wording].format(
+            noun=NOUNS[attribute],
+            name=self.names[entity],
+            value=value,
+        )
 
     @staticmethod
     def _distractor(rng: np.random.Generator) -> str:
@@ -367,7 +392,12 @@ _PATTERNS = [_pattern(wording) for wording in WORDINGS]
 _DISTRACTOR = re.compile(f"({'|'.join(_OPENERS)}) ({'|'.join(_SUBJECTS)}) ({'|'.join(_VERBS)})\\.")
 
 
-def _words(count: int, syllables: int, seed: int, purpose: int) -> list[str]:
+def _words(
+    count: int,
+    syllables: int,
+    seed: int,
+    purpose: int,
+) -> list[str]:
     """Different made-up words, the first letter a capital."""
     rng = np.random.default_rng([seed, purpose])
     words = dict[str, None]()  # a set that keeps its order

@@ -186,7 +186,11 @@ class Pool:
         self._running.clear()
 
 
-def _receive(key: Any, process: Any, connection: Connection) -> tuple[str, Any]:
+def _receive(
+    key: Any,
+    process: Any,
+    connection: Connection,
+) -> tuple[str, Any]:
     """The next message of a process, or that it died without one."""
     with suppress(EOFError, OSError):
         if connection.poll():  # also what a process that is gone by now had still sent

@@ -53,8 +53,9 @@ class Search:
         """Read what `save` wrote."""
         settings = read_json(folder / "search.json")
         curve = []
-        for probe_radius, probes, recall in settings["curve"]:
-            curve.append((float(probe_radius), float(probes), float(recall)))
+        for point in settings["curve"]:
+            probe_radius, probes, recall = map(float, point)
+            curve.append((probe_radius, probes, recall))
         path = folder / "centroids.npy"
         return Search(
             kind=settings["kind"],
@@ -66,7 +67,10 @@ class Search:
 
     def describe(self) -> dict[str, Any]:
         """What the manifest and the report say of it."""
-        known = {"search": self.kind, "recall": [round(r, 4) for r in self.recall]}
+        known: dict[str, Any] = {
+            "search": self.kind,
+            "recall": [round(value, 4) for value in self.recall],
+        }
         if self.centroids is None:
             return known
         return known | {
@@ -121,8 +125,12 @@ def choose_search(
     reports = needed[half:]
 
     # The least radius whose recall is surely enough; if none is, one that finds the most.
-    radii = np.unique(np.quantile(chooses, np.linspace(0.5, 1, 251))) + 1e-6
-    lows = np.array([interval((chooses <= radius).mean(1))[1] for radius in radii])
+    quantiles = np.quantile(chooses, np.linspace(0.5, 1, 251))
+    radii = np.unique(quantiles) + 1e-6
+    lows = np.empty(len(radii))
+    for i, radius in enumerate(radii):
+        found_shares = (chooses <= radius).mean(1)  # (query, k) -> (query,)
+        _, lows[i], _ = interval(found_shares)
     target = min(cfg.min_recall, lows.max())
     enough = float(radii[np.argmax(lows >= target)])
     probe_radius = enough if cfg.probe_radius is None else cfg.probe_radius
@@ -134,11 +142,14 @@ def choose_search(
         )
 
     curve = []
-    for radius in sorted({factor * probe_radius for factor in (0.0, 0.5, 1.0, 1.5, 2.0)}):
-        _, counts = neighbors.within_radius(vectors[queries[half:]], centroids, radius, device)
+    reporting = vectors[queries[half:]]
+    shown = {factor * probe_radius for factor in (0.0, 0.5, 1.0, 1.5, 2.0)}
+    for radius in sorted(shown):
+        _, counts = neighbors.within_radius(reporting, centroids, radius, device)
         probes = float(counts.mean())
         found = float((reports <= radius).mean())
-        curve.append((round(radius, 4), round(probes, 2), round(found, 4)))
+        point = (round(radius, 4), round(probes, 2), round(found, 4))
+        curve.append(point)
     return Search("ivf", recall, probe_radius, tuple(curve), centroids)
 
 
@@ -155,7 +166,11 @@ def clusters(docs: int) -> int:
     return max(2, most)
 
 
-def flops(found: Mapping[str, Any], docs: int, dim: int) -> float:
+def flops(
+    found: Mapping[str, Any],
+    docs: int,
+    dim: int,
+) -> float:
     """FLOPs of finding everyone's neighbours, by the report of the pairs."""
     if found.get("search") != "ivf":
         return 2.0 * docs**2 * dim
@@ -240,12 +255,22 @@ def interval(values: Float[np.ndarray, " value"]) -> tuple[float, float, float]:
     return mean, mean - error, mean + error
 
 
-def _part(progress: Progress, start: float, stop: float, done: float, words: str) -> None:
+def _part(
+    progress: Progress,
+    start: float,
+    stop: float,
+    done: float,
+    words: str,
+) -> None:
     """Progress of a part of the work, between two shares of the whole."""
     progress(start + (stop - start) * done, words)
 
 
-def _block_search(folder: str, k: int, device: str) -> Callable[[int], tuple[np.ndarray, ...]]:
+def _block_search(
+    folder: str,
+    k: int,
+    device: str,
+) -> Callable[[int], tuple[np.ndarray, ...]]:
     """In a worker: from the start of a query block to its documents, neighbours, similarities."""
     if (Path(folder) / "centroids.npy").exists():
         clusters = Clusters.load(Path(folder))

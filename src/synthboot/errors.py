@@ -9,7 +9,10 @@ _BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
 class SynthbootError(Exception):
-    """Base of all errors that the user, not the programmer, can mend. Always one line, whatever names it quotes."""
+    """Base of all errors that the user, not the programmer, can mend.
+
+    Always one line, whatever names it quotes.
+    """
 
     def __str__(self) -> str:
         return _BREAKS.sub(" ", super().__str__())
@@ -28,7 +31,10 @@ class BudgetError(SynthbootError):
 
 
 class UndeclaredSetting(SynthbootError):
-    """A stage read a setting that `settings.READS` does not declare: a fault of the program, not of its user."""
+    """A stage read a setting that `settings.READS` does not declare.
+
+    That is a fault of the program, not of its user.
+    """
 
 
 class MissingArtifact(SynthbootError):
@@ -60,8 +66,14 @@ class SamplingError(SynthbootError):
 
 
 def unloadable(error: Exception) -> str:
-    """Why a library could not load a model or a tokenizer, in a line: its own code is never run (`trust_remote_code`)."""
+    """Why a library could not load a model or a tokenizer, in a line.
+
+    Its own code is never run (`trust_remote_code`).
+    """
     reason = " ".join(str(error).split())
     if "trust_remote_code" in reason or "custom code" in reason:
-        return "it wants to run code of its own, which synthboot never does; choose a model that its library knows"
+        return (
+            "it wants to run code of its own, which synthboot never does; "
+            "choose a model that its library knows"
+        )
     return f"cannot be loaded: {reason[:300]}"

@@ -1,12 +1,13 @@
 """What a stage leaves on disk, and whether it may be used again.
 
-An artifact is a folder `runs/NAME/NN-stage[/variant]`. Its `manifest.json` is written last, by rename: its existence
-means done. The fingerprint in it hashes the stage, its version, the settings it read and its parents' fingerprints; where
-and how the stage ran is not part of it. While a stage works, `progress.json` holds the fingerprint its parts belong to;
-parts of another fingerprint are wiped before work starts. `work/` holds what only the making needs and goes once the
-manifest stands; `progress.json` goes last, so where it is left, there is something to clear away. The unit inside is the
-shard, a folder renamed into place that carries its hashes; a manifest takes these over, so damage is never hashed as good.
-Files whose names begin with a dot are nobody's.
+An artifact is a folder `runs/NAME/NN-stage[/variant]`. Its `manifest.json` is written last, by
+rename: its existence means done. The fingerprint in it hashes the stage, its version, the settings
+it read and its parents' fingerprints; where and how the stage ran is not part of it. While a stage
+works, `progress.json` holds the fingerprint its parts belong to; parts of another fingerprint are
+wiped before work starts. `work/` holds what only the making needs and goes once the manifest
+stands; `progress.json` goes last, so where it is left, there is something to clear away. The unit
+inside is the shard, a folder renamed into place that carries its hashes; a manifest takes these
+over, so damage is never hashed as good. Files whose names begin with a dot are nobody's.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from synthboot.data.disk import (
 from synthboot.errors import CorruptArtifact, StorageError
 
 Progress = Callable[[float, str], None]
-"""What a stage tells while it works: the share done, in [0, 1], and a few words."""
+"""What a stage reports while it works: the share done, in [0, 1], and a few words."""
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
@@ -54,7 +55,10 @@ def silent(done: float, words: str) -> None:
 
 @dataclass(config=ConfigDict(strict=True, extra="forbid"))
 class Manifest:
-    """The record of one finished artifact. Everything but `cost` and `environment` is the same on every run."""
+    """The record of one finished artifact.
+
+    Everything but `cost` and `environment` is the same on every run.
+    """
 
     stage: str
     version: int
@@ -68,7 +72,10 @@ class Manifest:
 
 
 def fingerprint(
-    stage: str, version: int, reads: Mapping[str, Any], parents: Mapping[str, str]
+    stage: str,
+    version: int,
+    reads: Mapping[str, Any],
+    parents: Mapping[str, str],
 ) -> str:
     """32 hex digits that change whenever the artifact's content would."""
     text = json.dumps([stage, version, reads, parents], sort_keys=True, ensure_ascii=False)
@@ -76,27 +83,32 @@ def fingerprint(
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a finished artifact, or None. Raises CorruptArtifact, saying why, where it cannot be one."""
+    """The manifest of a finished artifact, or None.
+
+    Raises CorruptArtifact, saying why, where it cannot be one.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return None
-    found = read_json(path)
-    if (
-        isinstance(found, dict) and "hash" in found
-    ):  # before synthboot had it, versions were others: stale, not damaged
-        found = read_record(path)
+    content = read_json(path)
+    # A manifest without a hash is from before synthboot had it. Versions were others then, so it is
+    # stale, not damaged.
+    if isinstance(content, dict) and "hash" in content:
+        content = read_record(path)
     try:
-        if not isinstance(found, dict):
+        if not isinstance(content, dict):
             raise TypeError("it is no JSON object")
-        manifest = Manifest(**found)
+        manifest = Manifest(**content)
     except (TypeError, ValidationError) as error:
         reason = error if isinstance(error, TypeError) else _first(error)
-        what = f"{path}: not a manifest of this version of synthboot ({reason})"
         raise CorruptArtifact(
-            f"{what}; update synthboot, or delete {folder} and run again"
+            f"{path}: not a manifest of this version of synthboot ({reason}); "
+            f"update synthboot, or delete {folder} and run again"
         ) from None
+
     for name in manifest.files:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        listed = PurePosixPath(name)
+        if listed.is_absolute() or ".." in listed.parts:
             raise CorruptArtifact(
                 f"{path}: names {name}, outside of it; delete {folder} and run again"
             )
@@ -104,7 +116,10 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def read_listed(folder: Path, name: str) -> Any:
-    """The JSON in a file of a finished artifact. Raises CorruptArtifact where it is not the one that was recorded."""
+    """The JSON in a file of a finished artifact.
+
+    Raises CorruptArtifact where it is not the one that was recorded.
+    """
     manifest = read_manifest(folder)
     if manifest is None or name not in manifest.files:
         raise CorruptArtifact(f"{folder / name}: no manifest lists it; run again to make it")
@@ -115,34 +130,43 @@ def read_listed(folder: Path, name: str) -> Any:
 
 
 def begin(folder: Path, mark: str) -> list[str]:
-    """Make `folder` ready for work on the artifact `mark`, keeping only whole parts that belong to it; returns what was
-    damaged, in a few words each, and will be made again."""
+    """What was damaged, in a few words each, once `folder` is ready for work.
+
+    Only whole parts that belong to the artifact `mark` are kept; damaged ones will be made again.
+    """
     progress = folder / PROGRESS
     current = None
     if progress.exists():
-        found = read_json(progress)
-        older = (
-            isinstance(found, dict) and "hash" not in found
-        )  # of a synthboot whose parts had no hashes
-        current = None if older else read_record(progress).get("fingerprint")
+        content = read_json(progress)
+        # Without a hash it is of a synthboot whose parts had no hashes either: none is kept.
+        has_no_hash = isinstance(content, dict) and "hash" not in content
+        if not has_no_hash:
+            current = read_record(progress).get("fingerprint")
+
     remove(folder / MANIFEST)  # first: what is half wiped must not look finished
     if current != mark:
         _clear(folder)
     _sweep(folder)
-    lost = []
+
+    damaged = []
     for part in sorted(seal.parent for seal in folder.rglob(SEAL)):
         # a model is more than a part to make again: whoever goes on from it decides
-        problem = None if (part / "model.safetensors").exists() else damage(part)
+        if (part / "model.safetensors").exists():
+            continue
+        problem = damage(part)
         if problem:
             remove(part)
-            lost.append(f"{part}: {problem}; made again")
+            damaged.append(f"{part}: {problem}; made again")
     folder.mkdir(parents=True, exist_ok=True)
     write_record(progress, {"fingerprint": mark})
-    return lost
+    return damaged
 
 
 def commit(folder: Path, manifest: Manifest) -> None:
-    """Record every file of the folder with its hash and write the manifest: from here on the artifact is done."""
+    """Record every file of the folder with its hash, and write the manifest.
+
+    From here on the artifact is done.
+    """
     manifest.files = _records(folder)
     manifest.environment = environment()
     write_record(folder / MANIFEST, asdict(manifest))
@@ -157,8 +181,10 @@ def finish(folder: Path) -> None:
 
 
 def verify(folder: Path, manifest: Manifest, contents: bool = True) -> None:
-    """Raise CorruptArtifact, naming the file, unless the artifact's files are those that the manifest recorded, no fewer and
-    no more; without `contents`, by their names and sizes alone."""
+    """Raise CorruptArtifact, naming the file, unless the files are those of the manifest.
+
+    No fewer, and no more. Without `contents`, files are compared by name and size alone.
+    """
     problem = mismatch(folder, manifest.files, contents)
     if problem:
         raise CorruptArtifact(f"{folder}/{problem}; delete {folder} and run again to rebuild it")
@@ -170,16 +196,27 @@ def verify(folder: Path, manifest: Manifest, contents: bool = True) -> None:
 
 
 def drift(
-    manifest: Manifest, version: int, reads: Mapping[str, Any], parents: Mapping[str, str]
+    manifest: Manifest,
+    version: int,
+    reads: Mapping[str, Any],
+    parents: Mapping[str, str],
 ) -> list[str]:
-    """Why a manifest's artifact is not the one wanted now, as short phrases such as `min_similarity 0.75 -> 0.8`."""
-    reasons = (
-        [] if manifest.version == version else [f"stage version {manifest.version} -> {version}"]
-    )
-    before, after = flat(manifest.reads), flat(reads)
+    """Why a manifest's artifact is not the one wanted now, as short phrases.
+
+    Such as `min_similarity 0.75 -> 0.8`.
+    """
+    reasons = []
+    if manifest.version != version:
+        reasons.append(f"stage version {manifest.version} -> {version}")
+
+    before = flat(manifest.reads)
+    after = flat(reads)
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key):
-            reasons.append(f"{key} {_short(before.get(key))} -> {_short(after.get(key))}")
+        old = before.get(key)
+        new = after.get(key)
+        if old != new:
+            reasons.append(f"{key} {_short(old)} -> {_short(new)}")
+
     for name in sorted(manifest.parents.keys() | parents.keys()):
         if manifest.parents.get(name) != parents.get(name):
             reasons.append(f"{name} changed")
@@ -187,8 +224,10 @@ def drift(
 
 
 class Shards:
-    """Numbered parts of an artifact, each a folder that appears whole, with its counts inside. `close` says how many there
-    are; readers read these and no others."""
+    """Numbered parts of an artifact, each a folder that appears whole, with its counts inside.
+
+    `close` says how many there are; readers read these and no others.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -205,19 +244,29 @@ class Shards:
         """What the shard's writer recorded."""
         return dict(read_json(self.path(index) / "counts.json"))
 
-    def write(self, index: int, writer: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """The counts of the shard; `writer` fills its folder and returns them, unless it is there already."""
+    def write(
+        self,
+        index: int,
+        writer: Callable[[Path], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """The counts of the shard.
+
+        `writer` fills its folder and returns them, unless the shard is there already.
+        """
         if not self.done(index):
             with committed_folder(self.path(index)) as temporary:
                 write_json(temporary / "counts.json", writer(temporary))
         return self.counts(index)
 
     def close(self, count: int) -> None:
-        """There are `count` shards: delete whatever else lies there, and record the number."""
-        known = {_COUNT, *(self.path(index).name for index in range(count))}
-        for path in sorted(self.folder.iterdir()) if self.folder.exists() else ():
-            if path.name not in known and not path.name.startswith("."):
-                remove(path)
+        """Record that there are `count` shards, and delete whatever else lies there."""
+        known = {_COUNT}
+        for index in range(count):
+            known.add(self.path(index).name)
+        if self.folder.exists():
+            for path in sorted(self.folder.iterdir()):
+                if path.name not in known and not path.name.startswith("."):
+                    remove(path)
         write_record(self.folder / _COUNT, {"shards": count})
 
     def __len__(self) -> int:
@@ -228,46 +277,65 @@ class Shards:
 
 
 def _names(folder: Path) -> list[str]:
-    """The files of an artifact: all but its records, what lies in `work`, hidden ones, and artifacts inside it (of a sweep)."""
+    """The files of an artifact.
+
+    All but its records, what lies in `work`, hidden ones, and artifacts inside it (of a sweep).
+    """
     found = []
-    for place, folders, files in os.walk(folder):
-        here, top = Path(place), Path(place) == folder
-        folders[:] = [
-            f
-            for f in folders
-            if not f.startswith(".") and not _is_artifact(here / f) and not (top and f == WORK)
-        ]
-        records = (MANIFEST, PROGRESS) if top else ()
-        found += [
-            (here / f).relative_to(folder).as_posix()
-            for f in files
-            if not f.startswith(".") and f not in records
-        ]
+    for parent, folders, files in os.walk(folder):
+        current = Path(parent)
+        is_top = current == folder
+        # `os.walk` goes into the folders that are left in its own list.
+        folders[:] = [name for name in folders if _is_part(current / name, is_top)]
+        for name in files:
+            is_record = is_top and name in (MANIFEST, PROGRESS)
+            if not is_record and not name.startswith("."):
+                found.append((current / name).relative_to(folder).as_posix())
     return sorted(found)
 
 
+def _is_part(folder: Path, is_top: bool) -> bool:
+    """Whether what lies in a folder inside an artifact belongs to the artifact."""
+    if folder.name.startswith(".") or _is_artifact(folder):
+        return False
+    return not (is_top and folder.name == WORK)
+
+
 def _is_artifact(folder: Path) -> bool:
-    return not folder.is_symlink() and any(
-        (folder / record).exists() for record in (MANIFEST, PROGRESS)
-    )
+    if folder.is_symlink():
+        return False
+    return (folder / MANIFEST).exists() or (folder / PROGRESS).exists()
 
 
 def _records(folder: Path) -> dict[str, FileRecord]:
-    """The record of every file, for parts the one they were sealed with. Raises CorruptArtifact where a part has lost or
-    won a file since."""
+    """The record of every file, for parts the one they were sealed with.
+
+    Raises CorruptArtifact where a part has lost or won a file since.
+    """
     names = _names(folder)
-    known: dict[str, FileRecord] = {}
-    for seal in (PurePosixPath(n) for n in names if PurePosixPath(n).name == SEAL):
-        listed = {
-            (seal.parent / n).as_posix(): r for n, r in read_record(folder / seal)["files"].items()
-        }
-        there = {n for n in names if seal.parent in PurePosixPath(n).parents} - {seal.as_posix()}
-        if there != set(listed):
-            odd = min(there ^ set(listed))
-            what = f"{folder / odd}: lost or added since it was made"
-            raise CorruptArtifact(f"{what}; delete {folder / seal.parent} and run again")
-        known |= listed
-    return {name: known[name] if name in known else record(folder / name) for name in names}
+    sealed: dict[str, FileRecord] = {}
+    for seal in map(PurePosixPath, names):
+        if seal.name != SEAL:
+            continue
+        listed = {}
+        for name, file_record in read_record(folder / seal)["files"].items():
+            listed[(seal.parent / name).as_posix()] = file_record
+
+        present = {name for name in names if seal.parent in PurePosixPath(name).parents}
+        present.discard(seal.as_posix())
+        if present != set(listed):
+            odd = min(present ^ set(listed))
+            raise CorruptArtifact(
+                f"{folder / odd}: lost or added since it was made; "
+                f"delete {folder / seal.parent} and run again"
+            )
+        sealed |= listed
+
+    # A part's files are not hashed anew: damage since would be recorded as good.
+    records = {}
+    for name in names:
+        records[name] = sealed[name] if name in sealed else record(folder / name)
+    return records
 
 
 def _sweep(folder: Path) -> None:
@@ -277,42 +345,63 @@ def _sweep(folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Empty the folder, but for artifacts inside it and what is nobody's; the folder itself, which may be a mount, stays.
-    Raises StorageError where it is a link: it may be another run's."""
-    there = sorted(folder.iterdir()) if folder.exists() else []
-    mine = [path for path in there if not path.name.startswith(".") and not _is_artifact(path)]
-    if mine and folder.is_symlink():
+    """Empty the folder, but for artifacts inside it and what is nobody's.
+
+    The folder itself, which may be a mount, stays. Raises StorageError where it is a link: it may
+    be another run's.
+    """
+    own = []
+    if folder.exists():
+        for path in sorted(folder.iterdir()):
+            if not path.name.startswith(".") and not _is_artifact(path):
+                own.append(path)
+    if own and folder.is_symlink():
         raise StorageError(
-            f"{folder}: is a link to {folder.resolve()}, which holds something else; remove the link and run again"
+            f"{folder}: is a link to {folder.resolve()}, which holds something else; "
+            f"remove the link and run again"
         )
-    for path in sorted(mine, key=lambda path: path.name == PROGRESS):
+    # `progress.json` last: while it is there, what is left is known to be stale.
+    for path in sorted(own, key=lambda path: path.name == PROGRESS):
         remove(path)
 
 
 def _first(error: ValidationError) -> str:
-    found = error.errors()[0]
-    return f"{'.'.join(map(str, found['loc']))}: {found['msg'][:1].lower()}{found['msg'][1:]}"
+    """The first thing that is wrong, and where, in a few words."""
+    fault = error.errors()[0]
+    where = ".".join(map(str, fault["loc"]))
+    message = fault["msg"]
+    return f"{where}: {message[:1].lower()}{message[1:]}"
 
 
 def environment() -> dict[str, str]:
     """The versions and the machine an artifact was made with."""
-    names = ("synthboot", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "scikit-learn")
-    found = {name: metadata.version(name) for name in names}
-    return {
-        **found,
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
+    packages = (
+        "synthboot",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "numpy",
+        "pyarrow",
+        "scikit-learn",
+    )
+    found = {name: metadata.version(name) for name in packages}
+    found["python"] = platform.python_version()
+    found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    return found
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, keys joined by dots."""
     if not isinstance(value, Mapping):
         return {prefix: value}
-    items = (flat(inner, f"{prefix}.{key}" if prefix else str(key)) for key, inner in value.items())
-    return {key: inner for item in items for key, inner in item.items()}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def _short(value: Any) -> str:
     text = "unset" if value is None else str(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    if len(text) <= 40:
+        return text
+    return text[:37] + "..."

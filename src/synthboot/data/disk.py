@@ -1,7 +1,10 @@
-"""Files and folders that appear whole or not at all, go wholly, and say in one line why they could not.
+"""Files and folders that appear whole or not at all, and go wholly.
 
-What a run keeps is written by `write_bytes` (a file) or in `committed_folder` (a part). A part carries `part.json`, the
-hash of each of its files; `damage` compares. Links are followed for reading and writing, never for deleting.
+Where they cannot, one line says why.
+
+What a run keeps is written by `write_bytes` (a file) or in `committed_folder` (a part). A part
+carries `part.json`, the hash of each of its files; `damage` compares. Links are followed for
+reading and writing, never for deleting.
 """
 
 from __future__ import annotations
@@ -79,15 +82,18 @@ _ADVICE = {
     errno.EOPNOTSUPP: ("this file system lacks what is needed", "choose another `root`"),
     errno.ENOENT: ("is gone", "run again; what is missing is made anew"),
 }
-_IN_WORDS = re.compile(
-    r"\[?\b(?:os error|errno) (\d+)", re.IGNORECASE
-)  # as Rust and Arrow write it
-_SHORT = re.compile(r"\d+ requested and \d+ written")  # numpy, which does not say why
+_IN_WORDS = re.compile(r"\[?\b(?:os error|errno) (\d+)", re.IGNORECASE)
+"""An errno as Rust and Arrow write it."""
+_SHORT = re.compile(r"\d+ requested and \d+ written")
+"""A short write as numpy reports it, which does not say why: the disk is full."""
 
 
 @contextmanager
 def storage_errors(where: Path) -> Iterator[None]:
-    """Turn what a disk refuses, however a library reports it, into one StorageError: where, what, what to do."""
+    """Turn what a disk refuses, however a library reports it, into one StorageError.
+
+    It says where, what, and what to do.
+    """
     try:
         yield
     except SynthbootError:
@@ -99,29 +105,36 @@ def storage_errors(where: Path) -> Iterator[None]:
         what, advice = _ADVICE[number]
         named = getattr(error, "filename", None)
         place = str(named) if isinstance(named, str | Path) else str(where)
-        shown = place if len(place) <= 200 else f"{place[:120]}...{place[-40:]}"
-        raise StorageError(f"{shown}: {what}; {advice}") from error
+        if len(place) > 200:
+            place = f"{place[:120]}...{place[-40:]}"
+        raise StorageError(f"{place}: {what}; {advice}") from error
 
 
 def _number(error: Exception) -> int | None:
-    """The errno of an error of any library; of a worker's error, which is a traceback, its last line counts."""
+    """The errno of an error of any library.
+
+    Of a worker's error, which is a traceback, the last line counts.
+    """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    last = (str(error).strip().splitlines() or [""])[-1]
+    lines = str(error).strip().splitlines()
+    last = lines[-1] if lines else ""
     if _SHORT.search(last) or os.strerror(errno.ENOSPC) in last:
         return errno.ENOSPC
-    found = _IN_WORDS.search(last)
-    return int(found[1]) if found else None
+    match = _IN_WORDS.search(last)
+    return int(match[1]) if match else None
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or absent, whenever the process or the machine dies."""
+    """Write a file so that it is whole or absent, whenever the process or the machine dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(
+            file.fileno()
+        )  # before the rename: else a crash may leave the name without the data
     os.replace(temporary, path)
 
 
@@ -149,7 +162,10 @@ def write_record(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The object in a file that `write_record` wrote, without its hash. Raises CorruptArtifact where it is another."""
+    """The object in a file that `write_record` wrote, without its hash.
+
+    Raises CorruptArtifact where it is another.
+    """
     value = read_json(path)
     if not isinstance(value, dict) or value.pop("hash", None) != _hash_of(value):
         raise CorruptArtifact(
@@ -159,15 +175,21 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """`np.save`, which itself leaves a short file on a full disk and says nothing: it does not look at what closing said."""
+    """`np.save`, but that a full disk is an error.
+
+    `np.save` leaves a short file and says nothing: it does not look at what closing reports.
+    """
     with open(path, "wb") as file:
-        np.lib.format.write_array(SimpleNamespace(write=file.write), array, allow_pickle=False)
+        # Not a file object, so that numpy writes by its method and not past it to the descriptor.
+        sink = SimpleNamespace(write=file.write)
+        np.lib.format.write_array(sink, array, allow_pickle=False)
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link (not what it leads to), or a folder with all that is in it, unless there is nothing.
+    """Delete a file, a link, or a folder with all that is in it, unless there is nothing.
 
-    A folder is renamed first: a kill midway leaves no half of it that looks like a whole one. Raises StorageError.
+    What a link leads to stays. A folder is renamed first: a kill midway leaves no half of it that
+    looks like a whole one. Raises StorageError.
     """
     try:
         if path.is_symlink() or not path.is_dir():
@@ -186,28 +208,27 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def committed_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path`, with the hash of each file in it, when the block ends without error; half a
-    folder is never seen."""
+    """A temporary folder that becomes `path` when the block ends without error.
+
+    The hash of each file goes into it; half a folder is never seen.
+    """
     temporary = path.with_name(path.name + ".tmp")
     remove(temporary)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        names = sorted(
-            p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file()
-        )
-        write_record(
-            temporary / SEAL, {"files": {name: record(temporary / name) for name in names}}
-        )
+        paths = [path for path in temporary.rglob("*") if path.is_file()]
+        names = sorted(path.relative_to(temporary).as_posix() for path in paths)
+        files = {name: record(temporary / name) for name in names}
+        write_record(temporary / SEAL, {"files": files})
         for name in names:
             _flush(temporary / name)
         remove(path)
         os.replace(temporary, path)
         _flush(path.parent)
     except BaseException:
-        with suppress(
-            StorageError
-        ):  # the first error is the one to tell; `begin` removes what is left
+        # The first error is the one to report; `begin` removes what is left.
+        with suppress(StorageError):
             remove(temporary)
         raise
 
@@ -218,15 +239,24 @@ def damage(part: Path) -> str | None:
         files = read_record(part / SEAL).get("files")
     except CorruptArtifact:
         return f"{SEAL}: is missing or damaged"
-    found = {p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file()} - {SEAL}
-    strange = sorted(found - set(files or ()))
+
+    listed = files or {}
+    present = {path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file()}
+    strange = sorted(present - {SEAL} - set(listed))
     if strange:
         return f"{strange[0]}: does not belong there"
-    return mismatch(part, files or {})
+    return mismatch(part, listed)
 
 
-def mismatch(folder: Path, files: Mapping[str, FileRecord], contents: bool = True) -> str | None:
-    """The first file that is not as recorded, in a few words; without `contents`, by name and size alone."""
+def mismatch(
+    folder: Path,
+    files: Mapping[str, FileRecord],
+    contents: bool = True,
+) -> str | None:
+    """The first file that is not as recorded, in a few words.
+
+    Without `contents`, files are compared by name and size alone.
+    """
     for name, recorded in files.items():
         path = folder / name
         if not path.is_file():
@@ -258,8 +288,9 @@ def _json(value: Any) -> bytes:
 
 def _hash_of(value: Any) -> str:
     """32 hex digits of a value as JSON reads it back."""
-    same = json.loads(json.dumps(value))
-    return hashlib.blake2b(json.dumps(same, sort_keys=True).encode(), digest_size=16).hexdigest()
+    same = json.loads(json.dumps(value))  # keys become strings, tuples lists
+    text = json.dumps(same, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _flush(path: Path) -> None:

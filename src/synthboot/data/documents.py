@@ -1,10 +1,11 @@
 """Documents from the user's files, one record at a time.
 
-`records` yields what the files hold without looking inside; `parse` turns one record into a Document or into a Reject
-that says where and why. Keeping the two apart lets a resumed run skip records cheaply. Memory is one record.
+`records` yields what the files hold without looking inside; `parse` turns one record into a
+Document or into a Reject that says where and why. Keeping the two apart lets a resumed run skip
+records cheaply. Memory is one record.
 
-A record that is wrong is quarantined; a file that is wrong as a whole (damaged, compressed, no record a line) is an error,
-since one line in the quarantine would stand for all that it holds.
+A record that is wrong is quarantined; a file that is wrong as a whole (damaged, compressed, no
+record a line) is an error, since one line in the quarantine would stand for all that it holds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -71,8 +72,11 @@ class Reject:
 
 @dataclass(frozen=True)
 class Record:
-    """One line, row or file as found. `content` is bytes (a JSON line), a string (a text file), a mapping (a row), or None
-    where there is a `problem` with reading it."""
+    """One line, row or file as found.
+
+    `content` is bytes (a JSON line), a string (a text file), a mapping (a row), or None where there
+    is a `problem` with reading it.
+    """
 
     file: str
     line: int
@@ -82,18 +86,27 @@ class Record:
 
 @dataclass
 class Ignored:
-    """What `records` has passed over: files, by what they are, and values that cannot be read, by their column."""
+    """What `records` has passed over.
+
+    Files are counted by what they are, values that cannot be read by their column.
+    """
 
     files: Counter[str] = field(default_factory=Counter)
     values: Counter[str] = field(default_factory=Counter)
 
 
 def identity(source: str | list[str], setting: str = "corpus.source") -> list[str]:
-    """What tells whether the source has changed: name, size and hash of each file; a hub name as it is."""
+    """What tells whether the source has changed.
+
+    That is name, size and hash of each file; a hub name as it is.
+    """
     if isinstance(source, str) and (source == WORLD or source.startswith("hub:")):
         return [source]
     found, _ = files.find(source, setting)
-    return [line for file in found for line in files.contents(file.path, file.name)]
+    lines: list[str] = []
+    for file in found:
+        lines += files.contents(file.path, file.name)
+    return lines
 
 
 def records(
@@ -102,9 +115,10 @@ def records(
     expected: Sequence[str] | None = None,
     ignored: Ignored | None = None,
 ) -> Iterator[Record]:
-    """Every record of `cfg.source`, or of `cfg.replay`, in file order; what is passed over is added to `ignored`.
+    """Every record of `cfg.source`, or of `cfg.replay`, in file order.
 
-    Raises DataError for a file that cannot be read, or whose bytes, as read, are not those of `expected`, an `identity`.
+    What is passed over is added to `ignored`. Raises DataError for a file that cannot be read, or
+    whose bytes, as read, are not those of `expected`, an `identity`.
     """
     source = getattr(cfg, setting) or []
     ignored = ignored or Ignored()
@@ -112,27 +126,27 @@ def records(
         from synthboot.data.worlds import World
 
         splits = World(cfg.world).splits(cfg.validation_docs, cfg.test_docs)
-        yield from (Record(WORLD, line, document) for line, document in enumerate(splits, 1))
+        for line, document in enumerate(splits, 1):
+            yield Record(WORLD, line, document)
         return
     if isinstance(source, str) and source.startswith("hub:"):
         yield from _hub(source.removeprefix("hub:"))
         return
+
     found, passed_over = files.find(source, f"corpus.{setting}")
     ignored.files.update(passed_over)
+    # `expected` lists every file that the source had when the run began: strike off what is read.
     remaining = list(expected or ())
+    again = "since this run began to look at it; run again"
     for file in found:
         read: list[str] = []
         yield from _file(file, cfg, ignored, read)
         if expected is not None and read != remaining[: len(read)]:
-            raise DataError(
-                f"{file.path}: has changed since this run began to look at it; run again"
-            )
+            raise DataError(f"{file.path}: has changed {again}")
         del remaining[: len(read)]
     if remaining:
         gone = remaining[0].rsplit(" ", 2)[0]
-        raise DataError(
-            f"corpus.{setting}: {gone} is gone since this run began to look at it; run again"
-        )
+        raise DataError(f"corpus.{setting}: {gone} is gone {again}")
 
 
 def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
@@ -141,67 +155,103 @@ def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
     def reject(reason: str) -> Reject:
         return Reject(record.file, record.line, reason)
 
-    content = record.content
-    if content is None:
-        return reject(record.problem)
-    if isinstance(content, str):
-        content = {cfg.id_field: record.file, cfg.text_field: content}
-    if isinstance(content, bytes):
-        try:
-            content = json.loads(content.decode("utf-8").lstrip(_BOM))
-        except UnicodeDecodeError:
-            return reject("invalid UTF-8")
-        except (ValueError, RecursionError):
-            return reject("not valid JSON (truncated?)")
-    if not isinstance(content, dict):
-        return reject("not a JSON object")
-    text = content.get(cfg.text_field)
-    if text is None:
+    fields = _fields(record, cfg)
+    if isinstance(fields, str):
+        return reject(fields)
+    if fields.get(cfg.text_field) is None:
         return reject(f'no "{cfg.text_field}" field')
     try:
-        text = _string(text)
-        identifier = id_of(content.get(cfg.id_field))
+        text = _string(fields[cfg.text_field])
+        identifier = id_of(fields.get(cfg.id_field))
     except UnicodeDecodeError:
         return reject("invalid UTF-8")
+
     if text is None:
         return reject(f'"{cfg.text_field}" is not a string')
     text = text.lstrip(_BOM)
-    if not text.replace("\0", "").strip():
-        return reject("empty text")
-    if not _encodable(text):
-        return reject("text holds lone surrogates")
-    if len(text.encode()) > cfg.max_document_bytes:
-        return reject(_too_long(cfg))
+    problem = _text_problem(text, cfg)
+    if problem is not None:
+        return reject(problem)
     if identifier is None:
         return reject(f'"{cfg.id_field}" is neither a string nor a number')
     if not _encodable(identifier):
         return reject(f'"{cfg.id_field}" holds lone surrogates')
-    rest = {k: v for k, v in content.items() if k not in (cfg.id_field, cfg.text_field)}
-    return Document(identifier or f"{record.file}:{record.line}", text, rest)
+
+    metadata = dict(fields)
+    metadata.pop(cfg.id_field, None)
+    metadata.pop(cfg.text_field, None)
+    return Document(identifier or f"{record.file}:{record.line}", text, metadata)
 
 
-def id_of(found: Any) -> str | None:
-    """An id as text: whole numbers without a point, as pandas' 1.0 for 1; empty where there is none, None where it is no
-    id. Raises UnicodeDecodeError for bytes that are no text."""
-    if found is None or found != found:  # NaN is how a table says that there is none
+def _fields(record: Record, cfg: config.Corpus) -> dict[str, Any] | str:
+    """The fields of a record, or why it has none."""
+    content = record.content
+    if content is None:
+        return record.problem
+    if isinstance(content, str):  # a text file: its name is the id, all of it the text
+        return {cfg.id_field: record.file, cfg.text_field: content}
+    parsed: Any = content
+    if isinstance(content, bytes):
+        try:
+            parsed = json.loads(content.decode("utf-8").lstrip(_BOM))
+        except UnicodeDecodeError:
+            return "invalid UTF-8"
+        except (ValueError, RecursionError):  # RecursionError: brackets nested too deeply
+            return "not valid JSON (truncated?)"
+    if not isinstance(parsed, dict):
+        return "not a JSON object"
+    return parsed
+
+
+def _text_problem(text: str, cfg: config.Corpus) -> str | None:
+    """What keeps a text from being a document, or None."""
+    if not text.replace("\0", "").strip():
+        return "empty text"
+    if not _encodable(text):
+        return "text holds lone surrogates"
+    if len(text.encode()) > cfg.max_document_bytes:
+        return _too_long(cfg)
+    return None
+
+
+def id_of(value: Any) -> str | None:
+    """An id as text; empty where there is none, None where the value is no id.
+
+    Whole numbers have no point: pandas writes 1.0 for 1. Raises UnicodeDecodeError for bytes that
+    are no text.
+    """
+    if value is None or value != value:  # NaN is how a table says that there is none
         return ""
-    if isinstance(found, bool):
+    if isinstance(value, bool):
         return None
-    if isinstance(found, float | Decimal):
-        return str(int(found)) if found % 1 == 0 else str(found)
-    return str(found) if isinstance(found, int) else _string(found)
+    if isinstance(value, float | Decimal):
+        is_whole = value % 1 == 0
+        return str(int(value)) if is_whole else str(value)
+    if isinstance(value, int):
+        return str(value)
+    return _string(value)
 
 
 def digest(batch: Iterable[Record]) -> str:
-    """32 hex digits of what records hold, to tell whether they are the ones that were read before."""
+    """32 hex digits of what records hold: whether they are the ones that were read before."""
     hashed = hashlib.blake2b(digest_size=16)
     for record in batch:
         content = record.content
-        raw = (
-            content if isinstance(content, bytes) else repr(content).encode(errors="surrogatepass")
+        if isinstance(content, bytes):
+            raw = content
+        else:
+            raw = repr(content).encode(errors="surrogatepass")
+        # Null bytes set fields apart, and the length comes before the content, so that no two lists
+        # of records give the same bytes.
+        fields = (
+            record.file,
+            str(record.line),
+            record.problem,
+            type(content).__name__,
+            str(len(raw)),
+            "",
         )
-        head = f"{record.file}\0{record.line}\0{record.problem}\0{type(content).__name__}\0{len(raw)}\0"
-        hashed.update(head.encode())
+        hashed.update("\0".join(fields).encode())
         hashed.update(raw)
     return hashed.hexdigest()
 
@@ -209,17 +259,20 @@ def digest(batch: Iterable[Record]) -> str:
 def size_of(record: Record) -> int:
     """About how many bytes a record takes."""
     content = record.content
+    if content is None:
+        return 0
     if isinstance(content, Mapping):
-        return sum(len(v) for v in content.values() if isinstance(v, str | bytes))
-    return len(content) if content is not None else 0
+        texts = [value for value in content.values() if isinstance(value, str | bytes)]
+        return sum(map(len, texts))
+    return len(content)
 
 
 def lines(path: Path, limit: int = 4_000_000) -> Iterator[Record]:
     """The lines of a JSON-lines file, plain, .gz or .zst; of one too long, the problem."""
+    too_long = f"longer than {limit} bytes"
     with files.opened(path) as file:
-        yield from _lines(
-            path.name, path, files.decompressed(file), limit, f"longer than {limit} bytes"
-        )
+        stream = files.decompressed(file)
+        yield from _lines(path.name, path, stream, limit, too_long)
 
 
 def _string(value: Any) -> str | None:
@@ -230,6 +283,7 @@ def _string(value: Any) -> str | None:
 
 
 def _encodable(text: str) -> bool:
+    """Whether a text can be written: JSON escapes can spell half a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -242,7 +296,10 @@ def _too_long(cfg: config.Corpus) -> str:
 
 
 def _file(
-    file: files.Found, cfg: config.Corpus, ignored: Ignored, read: list[str]
+    file: files.Found,
+    cfg: config.Corpus,
+    ignored: Ignored,
+    read: list[str],
 ) -> Iterator[Record]:
     """The records of a file; its name, size and hash, as they were read, are added to `read`."""
     if file.kind == "dataset":
@@ -252,30 +309,38 @@ def _file(
     with files.opened(file.path) as raw:
         if file.kind == "parquet":
             yield from _parquet(file, raw, cfg, ignored)
+        elif file.kind == "text":
+            yield _text(file.name, files.decompressed(raw), cfg)
         else:
             stream = files.decompressed(raw)
-            if file.kind == "text":
-                yield _text(file.name, stream, cfg)
-            else:
-                yield from _lines(
-                    file.name, file.path, stream, cfg.max_document_bytes, _too_long(cfg)
-                )
-        read.append(files.described(file.name, *raw.hashed()))
+            limit = cfg.max_document_bytes
+            yield from _lines(file.name, file.path, stream, limit, _too_long(cfg))
+        size, digest = raw.hashed()
+        read.append(files.described(file.name, size, digest))
 
 
-def _text(name: str, stream: io.BufferedReader, cfg: config.Corpus) -> Record:
-    content = stream.read(cfg.max_document_bytes + 1)
+def _text(
+    name: str,
+    stream: io.BufferedReader,
+    cfg: config.Corpus,
+) -> Record:
+    content = stream.read(cfg.max_document_bytes + 1)  # one byte more tells that it is too long
     if len(content) > cfg.max_document_bytes:
         return Record(name, 1, None, _too_long(cfg))
     try:
         return Record(name, 1, content.decode("utf-8"))
     except UnicodeDecodeError:
-        wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-        return Record(name, 1, None, "UTF-16, not UTF-8" if wide else "invalid UTF-8")
+        is_wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        problem = "UTF-16, not UTF-8" if is_wide else "invalid UTF-8"
+        return Record(name, 1, None, problem)
 
 
 def _lines(
-    name: str, path: Path, stream: io.BufferedReader, limit: int, too_long: str
+    name: str,
+    path: Path,
+    stream: io.BufferedReader,
+    limit: int,
+    too_long: str,
 ) -> Iterator[Record]:
     head = stream.peek(1 << 16)[: 1 << 16]
     for pattern, what in _NO_RECORD_A_LINE:
@@ -283,42 +348,62 @@ def _lines(
             raise DataError(f"{path}: is {what}")
     if b"\n" not in head and b"\r" in head.strip():
         raise DataError(f"{path}: is {_OLD_MAC}")
-    line, longest = (
-        0,
-        8 * limit + 4_096,
-    )  # escapes and other fields may make a line longer than its text
+
+    # Escapes and other fields may make a line longer than its text.
+    longest = 8 * limit + 4_096
+    line = 0
     while content := stream.readline(longest):
         line += 1
-        if len(content) == longest and not content.endswith(b"\n"):
-            while (more := stream.readline(1 << 20)) and not more.endswith(b"\n"):
-                pass
+        was_cut = len(content) == longest and not content.endswith(b"\n")
+        if was_cut:
+            _skip_line(stream)
             yield Record(name, line, None, too_long)
-        elif content.strip(b"\xef\xbb\xbf \t\r\n\v\f"):
+        elif content.strip(b"\xef\xbb\xbf \t\r\n\v\f"):  # more than a byte order mark and blanks
             yield Record(name, line, content)
 
 
+def _skip_line(stream: io.BufferedReader) -> None:
+    """Read to the end of a line without keeping it: it may be longer than memory."""
+    while True:
+        piece = stream.readline(1 << 20)
+        if not piece or piece.endswith(b"\n"):
+            return
+
+
 def _parquet(
-    file: files.Found, raw: files.HashedFile, cfg: config.Corpus, ignored: Ignored
+    file: files.Found,
+    raw: files.HashedFile,
+    cfg: config.Corpus,
+    ignored: Ignored,
 ) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     table = pq.ParquetFile(io.BufferedReader(raw, files.BLOCK), page_checksum_verification=True)
-    groups = (table.metadata.row_group(i) for i in range(table.num_row_groups))
-    files.require_plausible(file.path, sum(group.total_byte_size for group in groups), raw.size)
+    size = 0
+    for i in range(table.num_row_groups):
+        size += table.metadata.row_group(i).total_byte_size
+    files.require_plausible(file.path, size, raw.size)
 
     def column(name: str) -> Iterator[pa.Array]:
         for batch in table.iter_batches(batch_size=1_024, columns=[name], use_threads=False):
             yield batch.column(0)
 
-    rows = _rows(table.schema_arrow.names, table.metadata.num_rows, column, cfg, ignored)
-    yield from (Record(file.name, line, row) for line, row in enumerate(rows, 1))
+    names = table.schema_arrow.names
+    rows = _rows(names, table.metadata.num_rows, column, cfg, ignored)
+    for line, row in enumerate(rows, 1):
+        yield Record(file.name, line, row)
 
 
-def _saved_dataset(file: files.Found, cfg: config.Corpus, ignored: Ignored) -> Iterator[Record]:
+def _saved_dataset(
+    file: files.Found,
+    cfg: config.Corpus,
+    ignored: Ignored,
+) -> Iterator[Record]:
     datasets = _datasets()
     try:
-        found = datasets.load_from_disk(str(file.path))
-        splits = found.items() if isinstance(found, datasets.DatasetDict) else [("", found)]
+        saved = datasets.load_from_disk(str(file.path))
+        is_split = isinstance(saved, datasets.DatasetDict)
+        splits = saved.items() if is_split else [("", saved)]
         for split, table in splits:
             arrow = table.with_format("arrow")
 
@@ -326,66 +411,79 @@ def _saved_dataset(file: files.Found, cfg: config.Corpus, ignored: Ignored) -> I
                 for batch in table.select_columns([name]).iter(1_024):
                     yield batch.column(0)
 
-            called = f"{file.name}/{split}" if split else file.name
+            name_of_split = f"{file.name}/{split}" if split else file.name
             rows = _rows(table.column_names, len(table), column, cfg, ignored)
-            yield from (Record(called, line, row) for line, row in enumerate(rows, 1))
+            for line, row in enumerate(rows, 1):
+                yield Record(name_of_split, line, row)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{file.path}: cannot be read as a saved dataset: {reason}") from None
 
 
 def _rows(
-    names: Sequence[str], count: int, column: Any, cfg: config.Corpus, ignored: Ignored
+    names: Sequence[str],
+    count: int,
+    column: Callable[[str], Iterator[pa.Array]],
+    cfg: config.Corpus,
+    ignored: Ignored,
 ) -> Iterator[dict[str, Any]]:
-    """Rows from columns that are read apart, so that what is wrong with one that nobody asked for does not matter."""
-    asked = (cfg.text_field, cfg.id_field, cfg.split_field)
-    columns = {name: _values(name, column(name), count, name in asked, ignored) for name in names}
+    """Rows from columns that are read apart.
+
+    So what is wrong with a column that no setting names does not matter.
+    """
+    needed = (cfg.text_field, cfg.id_field, cfg.split_field)
+    columns = {}
+    for name in names:
+        columns[name] = _values(name, column(name), count, name in needed, ignored)
     for values in zip(*columns.values(), strict=True):
-        yield {
-            name: value
-            for name, value in zip(columns, values, strict=True)
-            if value is not _UNREADABLE
-        }
+        row = dict(zip(columns, values, strict=True))
+        yield {name: value for name, value in row.items() if value is not _UNREADABLE}
 
 
 _UNREADABLE = object()
 
 
 def _values(
-    name: str, arrays: Iterator[pa.Array], count: int, asked: bool, ignored: Ignored
+    name: str,
+    arrays: Iterator[pa.Array],
+    count: int,
+    is_needed: bool,
+    ignored: Ignored,
 ) -> Iterator[Any]:
-    """A column's values, strings as bytes that may be no UTF-8 if they are asked for; what cannot be told is counted."""
+    """A column's values; those that cannot be read are counted.
+
+    Strings of a needed column come as bytes, which may be no UTF-8.
+    """
     done = 0
     try:
         for array in arrays:
-            for value in _converted(array, asked):
+            for value in _converted(array, is_needed):
                 done += 1
                 ignored.values[name] += value is _UNREADABLE
                 yield value
     except (DataError, MemoryError):
         raise
     except Exception:  # a library's, of any kind
-        if asked:
+        if is_needed:
             raise
+    # The rest of the column, where reading broke off.
     ignored.values[name] += count - done
     yield from itertools.repeat(_UNREADABLE, count - done)
 
 
-def _converted(array: pa.Array, asked: bool) -> list[Any]:
+def _converted(array: pa.Array, is_needed: bool) -> list[Any]:
     import pyarrow as pa
 
-    if asked:
+    if is_needed:
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
+        # As bytes, just as they lie there: one bad string would cost the whole batch.
         if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-            array = array.cast(
-                pa.large_binary()
-            )  # as it lies there: one bad string would cost the whole batch
+            array = array.cast(pa.large_binary())
     try:
         return list(array.to_pylist())
-    except (
-        Exception
-    ):  # years after 9999, bytes that are no text, nanoseconds, unknown time zones, ...
+    # Years after 9999, bytes that are no text, nanoseconds, unknown time zones: value by value.
+    except Exception:
         return [_converted_value(value) for value in array]
 
 
@@ -400,7 +498,10 @@ def _hub(name: str) -> Iterator[Record]:
     name, _, split = name.partition(":")
     try:
         rows = _datasets().load_dataset(
-            name, split=split or "train", streaming=True, trust_remote_code=False
+            name,
+            split=split or "train",
+            streaming=True,
+            trust_remote_code=False,  # a data set's own code is never run
         )
         for line, row in enumerate(rows, 1):
             yield Record(name, line, dict(row))

@@ -1,8 +1,9 @@
-"""One line of a question file as an item that a model can be scored on, or the reason why it is none.
+"""One line of a question file as an item to score a model on, or why it is none.
 
-A field holds text that is not blank; a whole number counts as its digits; anything else is refused. Several texts stand in
-a list, or in Hugging Face's form, `{"text": [...], "label": [...]}`; one answer may stand alone. `gold` counts from 0, or
-is a label, a letter or the text of a choice where that can mean one choice only.
+A field holds text that is not blank; a whole number counts as its digits; anything else is refused.
+Several texts stand in a list, or in Hugging Face's form, `{"text": [...], "label": [...]}`; one
+answer may stand alone. `gold` counts from 0, or is a label, a letter or the text of a choice where
+that can mean one choice only.
 """
 
 from __future__ import annotations
@@ -14,17 +15,26 @@ from dataclasses import dataclass
 
 LETTERS = string.ascii_uppercase
 _FIELDS = {
-    "choice": ("query", "choices", "gold"), "context": ("context_options", "continuation", "gold"), "pair": ("good", "bad"),
-    "cloze": ("context", "target"), "open": ("query", "answers"),
-}  # fmt: skip
+    "choice": ("query", "choices", "gold"),
+    "context": ("context_options", "continuation", "gold"),
+    "pair": ("good", "bad"),
+    "cloze": ("context", "target"),
+    "open": ("query", "answers"),
+}
+"""Kind of question -> its fields; the first two tell the kind."""
+
 Row = Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question: a model chooses among (context, continuation) or, for an open one, goes on from the only context.
-    `gold` counts the right continuation, `group` is what the report groups items by, and `bare` is the question without
-    prompt and worked examples, and its right answer where that stands after it."""
+    """One question.
+
+    A model chooses among (context, continuation) or, for an open question, goes on from the only
+    context. `gold` counts the right continuation, `group` is what the report groups items by, and
+    `bare` is the question without prompt and worked examples, and its right answer where that
+    stands after it.
+    """
 
     id: str
     kind: str
@@ -40,67 +50,101 @@ class NoItem(ValueError):
     """Why a line is no question."""
 
 
-def item(row: Row, number: str, prompt: str = "{query}", letters: bool = False) -> Item:
-    """The item that a line's fields make. Raises NoItem. `letters`: the choices stand in the prompt, and a letter answers."""
+def item(
+    row: Row,
+    number: str,
+    prompt: str = "{query}",
+    letters: bool = False,
+) -> Item:
+    """The item that a line's fields make.
+
+    Raises NoItem. `letters`: the choices stand in the prompt, and a letter answers.
+    """
     kind = _kind(row)
-    gold, answers, contexts = 0, tuple[str, ...](), tuple[str, ...]()
-    said: list[str] = []
+    gold = 0
+    answers: tuple[str, ...] = ()
     if kind == "pair":
-        contexts, said = (
-            ("",),
-            [_text(row, "good"), _text(row, "bad")],
-        )  # the same in 7 of BLiMP's 67,000
-        bare: tuple[str, ...] = (said[0],)
+        contexts = [""]
+        # Good and bad are the same in 7 of BLiMP's 67,000 pairs, which is no error here.
+        texts = [_text(row, "good"), _text(row, "bad")]
+        bare = [texts[0]]
     elif kind == "cloze":
-        contexts, said = (_text(row, "context"),), [_text(row, "target")]
-        bare = (contexts[0] + _after(contexts[0], said[0]),)
+        contexts = [_text(row, "context")]
+        texts = [_text(row, "target")]
+        bare = [contexts[0] + _after(contexts[0], texts[0])]
     elif kind == "open":
-        query, answers = _text(row, "query"), _answers(row)
-        contexts, bare = (prompt.format(query=query),), (query, answers[0])
+        query = _text(row, "query")
+        answers = _answers(row)
+        contexts = [prompt.format(query=query)]
+        texts = []
+        bare = [query, answers[0]]
     elif kind == "context":
-        contexts = tuple(_texts(row, "context_options"))
-        said, gold = (
-            [_text(row, "continuation")] * len(contexts),
-            _gold(row, contexts, "context_options"),
-        )
-        bare = (contexts[gold] + _after(contexts[gold], said[gold]),)
+        contexts = _texts(row, "context_options")
+        texts = [_text(row, "continuation")] * len(contexts)
+        gold = _gold(row, contexts, "context_options")
+        bare = [contexts[gold] + _after(contexts[gold], texts[gold])]
     else:
-        query, options = _text(row, "query"), _texts(row, "choices")
+        query = _text(row, "query")
+        options = _texts(row, "choices")
         gold = _gold(row, options, "choices")
-        asked, bare, said = prompt.format(query=query), (query, options[gold]), options
+        context = prompt.format(query=query)
+        texts = options
         if letters:
-            if len(options) > len(LETTERS):
-                raise NoItem(f"{len(options)} choices, and there are {len(LETTERS)} letters")
-            said = list(LETTERS[: len(options)])
-            asked = "\n".join(
-                [asked, *(f"{m}. {o}" for m, o in zip(said, options, strict=True)), "Answer:"]
-            )
-        contexts = (asked,)
+            context, texts = _lettered(context, options)
+        contexts = [context]
+        bare = [query, options[gold]]
+
     if kind != "pair":
-        said = [_after(contexts[min(i, len(contexts) - 1)], text) for i, text in enumerate(said)]
+        # One context stands for all continuations, or each has its own.
+        last = len(contexts) - 1
+        texts = [_after(contexts[min(i, last)], text) for i, text in enumerate(texts)]
+
     group = row.get("group", row.get("uid"))
     identifier = row.get("id")
     return Item(
-        number if identifier is None else str(identifier), kind, contexts, tuple(said), gold, answers,
-        "" if group is None else str(group), bare,
-    )  # fmt: skip
+        id=number if identifier is None else str(identifier),
+        kind=kind,
+        contexts=tuple(contexts),
+        continuations=tuple(texts),
+        gold=gold,
+        answers=answers,
+        group="" if group is None else str(group),
+        bare=tuple(bare),
+    )
+
+
+def _lettered(question: str, options: Sequence[str]) -> tuple[str, list[str]]:
+    """A question followed by its choices, a letter before each, and the letters."""
+    if len(options) > len(LETTERS):
+        raise NoItem(f"{len(options)} choices, and there are {len(LETTERS)} letters")
+    letters = list(LETTERS[: len(options)])
+    lines = [question]
+    for letter, option in zip(letters, options, strict=True):
+        lines.append(f"{letter}. {option}")
+    lines.append("Answer:")
+    return "\n".join(lines), letters
 
 
 def _kind(row: Row) -> str:
-    kind = next((k for k, fields in _FIELDS.items() if fields[0] in row and fields[1] in row), None)
-    if kind is None:
-        wanted = "; or ".join(", ".join(fields) for fields in _FIELDS.values())
-        raise NoItem(
-            f"these fields make no question: {', '.join(row) or 'none'}; needed are {wanted}"
-        )
-    if missing := [f for f in _FIELDS[kind] if f not in row]:
-        raise NoItem(f'no "{missing[0]}" field')
-    return kind
+    """The kind of question that a line's fields make."""
+    for kind, fields in _FIELDS.items():
+        if fields[0] not in row or fields[1] not in row:
+            continue
+        missing = [field for field in fields if field not in row]
+        if missing:
+            raise NoItem(f'no "{missing[0]}" field')
+        return kind
+
+    given = ", ".join(row) or "none"
+    wanted = "; or ".join(", ".join(fields) for fields in _FIELDS.values())
+    raise NoItem(f"these fields make no question: {given}; needed are {wanted}")
 
 
 def _after(context: str, text: str) -> str:
-    """A continuation after the one space that sets it off, where neither side has a space already."""
-    return text if context[-1:].isspace() or text[:1].isspace() else " " + text
+    """A continuation after the one space that sets it off, unless either side has one already."""
+    if context[-1:].isspace() or text[:1].isspace():
+        return text
+    return " " + text
 
 
 def _text(row: Row, name: str) -> str:
@@ -108,10 +152,11 @@ def _text(row: Row, name: str) -> str:
 
 
 def _checked(value: object, what: str) -> str:
+    """A value as text. Raises NoItem, calling it `what`, where it is none."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise NoItem(f"{what} is {_said(value)}, not text")
+        raise NoItem(f"{what} is {_shown(value)}, not text")
     if not value.strip():
         raise NoItem(f"{what} is empty")
     if any("\ud800" <= c <= "\udfff" for c in value):
@@ -121,69 +166,82 @@ def _checked(value: object, what: str) -> str:
 
 def _texts(row: Row, name: str) -> list[str]:
     """The texts of a field that holds several."""
-    found = row[name]
-    if isinstance(found, Mapping):
-        found = found.get("text")
-    if not isinstance(found, Sequence) or isinstance(found, str):
+    value = row[name]
+    if isinstance(value, Mapping):
+        value = value.get("text")
+    if not isinstance(value, Sequence) or isinstance(value, str):
         raise NoItem(
-            f'"{name}" is {_said(row[name])}; it takes a list, or {{"text": [...], "label": [...]}}'
+            f'"{name}" is {_shown(row[name])}; it takes a list, '
+            f'or {{"text": [...], "label": [...]}}'
         )
-    if len(found) < 2:
-        raise NoItem(f'"{name}" has {len(found)} to choose from; there have to be two')
-    return [_checked(value, f'"{name}" {i + 1}') for i, value in enumerate(found)]
+    if len(value) < 2:
+        raise NoItem(f'"{name}" has {len(value)} to choose from; there have to be two')
+    return [_checked(text, f'"{name}" {i}') for i, text in enumerate(value, 1)]
 
 
 def _answers(row: Row) -> tuple[str, ...]:
-    """The right answers to an open question; those that are nothing without punctuation, which nothing at all would match,
-    are left out where there are others."""
-    found = row["answers"]
-    if isinstance(found, Mapping):
-        found = found.get("text")
-    several = isinstance(found, Sequence) and not isinstance(found, str)
-    given = list(found) if several and isinstance(found, Sequence) else [found]
-    texts = [
-        _checked(value, '"answers"' + (f" {i + 1}" if several else ""))
-        for i, value in enumerate(given)
-    ]
+    """The right answers to an open question.
+
+    Those that are nothing without punctuation, which nothing at all would match, are left out where
+    there are others.
+    """
+    value = row["answers"]
+    if isinstance(value, Mapping):
+        value = value.get("text")
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        texts = [_checked(text, f'"answers" {i}') for i, text in enumerate(value, 1)]
+    else:
+        texts = [_checked(value, '"answers"')]
+
     kept = tuple(text for text in texts if text.strip().strip(string.punctuation + " "))
     if not kept:
         raise NoItem('"answers" is empty' + (", punctuation apart" if texts else ""))
     return kept
 
 
-def _gold(row: Row, options: Sequence[str], name: str) -> int:
+def _gold(
+    row: Row,
+    options: Sequence[str],
+    name: str,
+) -> int:
     """Which choice is right: the only one that `gold` can mean."""
-    gold, held = row["gold"], row[name]
-    labels = held.get("label") if isinstance(held, Mapping) else None
-    if isinstance(held, Mapping) and (not isinstance(labels, list) or len(labels) != len(options)):
-        raise NoItem(f'"{name}" has {len(options)} texts, and as many labels it has not')
+    gold = row["gold"]
+    choices = row[name]
+    labels: list[object] = []
+    has_labels = isinstance(choices, Mapping)
+    if isinstance(choices, Mapping):
+        given = choices.get("label")
+        if not isinstance(given, list) or len(given) != len(options):
+            raise NoItem(f'"{name}" has {len(options)} texts, and as many labels it has not')
+        labels = given
     if isinstance(gold, float) and gold.is_integer():
         gold = int(gold)  # as pandas writes whole numbers of a column that has gaps
-    meant = set[int]()
+
+    meant: set[int] = set()
     if isinstance(gold, int | str) and not isinstance(gold, bool):
         text = str(gold).strip()
-        meant |= {i for i, label in enumerate(labels or []) if str(label) == text}
+        meant |= {i for i, label in enumerate(labels) if str(label) == text}
         if text.isascii() and text.isdecimal():
-            meant.add(int(text[:9]))
-        if isinstance(gold, str) and labels is None:
+            meant.add(int(text[:9]))  # no list is longer, and Python refuses to read 5,000 digits
+        # Where there are labels, a string is one of them, or a number.
+        if isinstance(gold, str) and not has_labels:
             meant |= {i for i, option in enumerate(options) if option.strip() == text}
-            meant |= (
-                {LETTERS.index(text.upper())}
-                if len(text) == 1 and text.upper() in LETTERS
-                else set()
-            )
+            if len(text) == 1 and text.upper() in LETTERS:
+                meant.add(LETTERS.index(text.upper()))
+
     meant = {i for i in meant if i < len(options)}
     if not meant:
-        raise NoItem(f'"gold" is {_said(gold)}, and there are {len(options)} choices')
+        raise NoItem(f'"gold" is {_shown(gold)}, and there are {len(options)} choices')
     if len(meant) > 1:
-        raise NoItem(
-            f'"gold" is {_said(gold)}, which may mean any of the choices {", ".join(map(str, sorted(meant)))}'
-        )
+        numbers = ", ".join(map(str, sorted(meant)))
+        raise NoItem(f'"gold" is {_shown(gold)}, which may mean any of the choices {numbers}')
     return meant.pop()
 
 
-def _said(value: object) -> str:
+def _shown(value: object) -> str:
     """A value as JSON has it, in short."""
     if isinstance(value, str):
         return f"'{value[:40]}'"
-    return "an object" if isinstance(value, Mapping) else json.dumps(value, default=repr)[:40]
+    if isinstance(value, Mapping):
+        return "an object"
+    return json.dumps(value, default=repr)[:40]

@@ -1,7 +1,9 @@
-"""What two texts have in common, by runs of n tokens (or words): shingles, containment, Jaccard, copied spans.
+"""Shingles, containment, Jaccard and copied spans: what two texts have in common.
 
-Runs are hashed to 64 bits by one multiply-add per position, so that a whole corpus of n-grams is a sorted array. With
-10^8 different n-grams, one comparison in 10^11 is wrong by a collision.
+Texts are compared by runs of n tokens or words.
+
+Runs are hashed to 64 bits by one multiply-add per position, so that a whole corpus of n-grams is a
+sorted array. With 10^8 different n-grams, one comparison in 10^11 is wrong by a collision.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer, UInt32, UInt64
@@ -20,64 +23,103 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 PERMUTATIONS = 126
 
+# How `_Shared` packs a shingle into 64 bits (widths in bits, most significant first):
+#
+#   hash   [ slot: 10 to 27 ][ rest                 ]   the slot finds the mark "stands twice"
+#   value  [ high 44 of the hash          ][ 20 cut ]   what is kept of a shingle
+#   key    [ item of a chunk: 20 ][ value: 44       ]   one sort: by item, within it by value
+_VALUE_BITS = np.uint64(44)
+_CUT_BITS = np.uint64(20)
+_VALUE_MASK = np.uint64((1 << 44) - 1)
+
 
 def hashes(tokens: Integer[np.ndarray, " token"], n: int) -> UInt64[np.ndarray, " ngram"]:
-    """The hash of every run of `n` tokens in order, `len(tokens) - n + 1` of them; of a shorter text, of all of it."""
+    """The hash of every run of `n` tokens in order, `len(tokens) - n + 1` of them.
+
+    A text of fewer than `n` tokens has one hash, of all of it.
+    """
     length = len(tokens)
     if length == 0:
         return np.empty(0, np.uint64)
     n = min(n, length)
+
+    # Token 0 would be a factor of nothing, so ids count from 1 before they are mixed.
     values = (tokens.astype(np.uint64) + np.uint64(1)) * _MIX
     values ^= values >> np.uint64(29)
-    result = np.zeros(length - n + 1, np.uint64)
+
+    runs = length - n + 1
+    result = np.zeros(runs, np.uint64)
     for offset in range(n):  # wrap-around is intended
-        result = result * _MULTIPLIER + values[offset : offset + len(result)]
+        result = result * _MULTIPLIER + values[offset : offset + runs]
     return result ^ (result >> np.uint64(31))
 
 
 def containment(a: UInt64[np.ndarray, " x"], b: UInt64[np.ndarray, " y"]) -> float:
-    """Share of the smaller set of hashes that the other also holds, in [0, 1]; 0 when either is empty."""
-    a, b = np.unique(a), np.unique(b)
+    """Share of the smaller set of hashes that the other also holds, in [0, 1]; of no hashes 0."""
+    a = np.unique(a)
+    b = np.unique(b)
     smaller = min(len(a), len(b))
-    return 0.0 if smaller == 0 else len(np.intersect1d(a, b, assume_unique=True)) / smaller
+    if smaller == 0:
+        return 0.0
+    return len(np.intersect1d(a, b, assume_unique=True)) / smaller
 
 
 def pair_containments(
-    a: Tokens, b: Tokens, d1: Int64[np.ndarray, " pair"], d2: Int64[np.ndarray, " pair"], n: int
+    a: Tokens,
+    b: Tokens,
+    d1: Int64[np.ndarray, " pair"],
+    d2: Int64[np.ndarray, " pair"],
+    n: int,
 ) -> Float[np.ndarray, " pair"]:
-    """Containment of the shingles of `a[d1[i]]` and `b[d2[i]]` for every pair i, end tokens left out.
+    """Containment of the shingles of `a[d1[i]]` and `b[d2[i]]`, for every pair i.
 
-    Where a document has fewer than `n` tokens, the pair is compared in runs as long as the shorter one. Most shingles stand
-    in one document only, so each document is read twice: once to mark what comes up more than once, once to keep that.
-    Pairs then compare what was kept. Memory is at most 256 MiB of marks, what was kept, and chunks of a million shingles;
-    two different shingles of a pair are taken for the same with probability 2^-44.
+    End tokens are left out. Where a document has fewer than `n` tokens, the pair is compared in
+    runs as long as the shorter one. Most shingles stand in one document only, so each document is
+    read twice: once to mark what comes up more than once, once to keep that. Pairs then compare
+    what was kept. Memory is at most 256 MiB of marks, what was kept, and chunks of a million
+    shingles; two different shingles of a pair are taken for the same with probability 2^-44.
     """
     result = np.empty(len(d1))
-    la, lb = np.diff(a.bounds)[d1] - 1, np.diff(b.bounds)[d2] - 1
-    short = np.minimum(la, lb) < n
+    lengths_1 = np.diff(a.bounds)[d1] - 1
+    lengths_2 = np.diff(b.bounds)[d2] - 1
+
+    # Short documents are few, so they are compared one pair at a time.
+    short = np.minimum(lengths_1, lengths_2) < n
     for i in np.flatnonzero(short):
-        first, second = a[int(d1[i])][:-1], b[int(d2[i])][:-1]
+        first = a[int(d1[i])][:-1]
+        second = b[int(d2[i])][:-1]
         size = max(1, min(len(first), len(second)))
         result[i] = containment(hashes(first, size), hashes(second, size))
+
     rest = np.flatnonzero(~short)
-    if len(rest):
-        one_set = a is b  # a document that stands on both sides is read as one
-        docs, place = np.unique(
-            np.concatenate((d1[rest], d2[rest] + (0 if one_set else len(a)))), return_inverse=True
-        )
-        chosen = (
-            [(a, docs)]
-            if one_set
-            else [(a, docs[docs < len(a)]), (b, docs[docs >= len(a)] - len(a))]
-        )
-        result[rest] = _Shared.of(chosen, n).containments(*np.split(place, 2))
+    if not len(rest):
+        return result
+
+    # One numbering for both sides: a document that stands on both is read once, and documents of
+    # another set follow those of `a`.
+    one_set = a is b
+    offset = 0 if one_set else len(a)
+    both_sides = np.concatenate((d1[rest], d2[rest] + offset))  # (2 * pair,)
+    docs, positions = np.unique(both_sides, return_inverse=True)
+    if one_set:
+        chosen = [(a, docs)]
+    else:
+        of_a = docs < len(a)
+        chosen = [(a, docs[of_a]), (b, docs[~of_a] - len(a))]
+
+    first_of_pair, second_of_pair = np.split(positions, 2)  # (pair,) each
+    shared = _Shared.of(chosen, n)
+    result[rest] = shared.containments(first_of_pair, second_of_pair)
     return result
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """Documents by the shingles that others may share. `values[bounds[i]:bounds[i + 1]]` are those of document i, sorted, 44
-    bits each; `sizes[i]` counts all its different shingles."""
+    """Documents by the shingles that others may share.
+
+    `values[bounds[i]:bounds[i + 1]]` are those of document i, sorted, 44 bits each; `sizes[i]`
+    counts all its different shingles.
+    """
 
     values: UInt64[np.ndarray, " shingle"]
     bounds: Int64[np.ndarray, " doc_and_one"]
@@ -86,110 +128,163 @@ class _Shared:
     @staticmethod
     def of(chosen: Sequence[tuple[Tokens, Int64[np.ndarray, " _"]]], n: int) -> _Shared:
         """The shingles of `n` tokens of the chosen documents, one set after the other."""
-        total = sum(int((np.diff(tokens.bounds)[docs]).sum()) for tokens, docs in chosen)
-        shift = np.uint64(64 - min(27, max(10, (8 * total).bit_length())))
-        once, twice = np.zeros((2, 1 << int(64 - shift)), bool)
-        for values, _, _ in _shingled(chosen, n):
-            slots = np.sort(values >> shift)
-            twice[slots[1:][slots[1:] == slots[:-1]]] = True
-            twice[slots[once[slots]]] = True
+        total = 0
+        for tokens, docs in chosen:
+            total += int(np.diff(tokens.bounds)[docs].sum())
+
+        # Eight slots a shingle keep chance collisions few; 2 x 2^27 marks are the 256 MiB.
+        slot_bits = min(27, max(10, (8 * total).bit_length()))
+        shift = np.uint64(64 - slot_bits)
+
+        # First pass: mark the slots that come up more than once.
+        once = np.zeros(1 << slot_bits, bool)
+        twice = np.zeros(1 << slot_bits, bool)
+        for hashed, _, _ in _shingled(chosen, n):
+            slots = np.sort(hashed >> shift)
+            repeats = slots[1:] == slots[:-1]
+            twice[slots[1:][repeats]] = True  # twice within this chunk
+            twice[slots[once[slots]]] = True  # here, and in a chunk before
             once[slots] = True
-        kept, counts, sizes = (
-            [np.empty(0, np.uint64)],
-            [np.empty(0, np.int64)],
-            [np.empty(0, np.int64)],
-        )
-        for values, doc, docs in _shingled(chosen, n):
-            repeated = twice[values >> shift]
-            keys = np.sort(
-                (doc[repeated].astype(np.uint64) << np.uint64(44))
-                | (values[repeated] >> np.uint64(20))
-            )
-            keys = keys[np.concatenate(([True], keys[1:] != keys[:-1]))] if len(keys) else keys
-            counts.append(np.bincount((keys >> np.uint64(44)).astype(np.int64), minlength=docs))
-            sizes.append(counts[-1] + np.bincount(doc[~repeated], minlength=docs))
-            kept.append(keys & np.uint64((1 << 44) - 1))
-        return _Shared(
-            np.concatenate(kept), np.concatenate(([0], *counts)).cumsum(), np.concatenate(sizes)
-        )
+
+        # Second pass: keep what is marked. A shingle with a slot of its own is in one document,
+        # once: it counts towards the size of that document and can be forgotten.
+        kept = [np.empty(0, np.uint64)]
+        counts = [np.empty(0, np.int64)]
+        sizes = [np.empty(0, np.int64)]
+        for hashed, doc, num_docs in _shingled(chosen, n):
+            marked = twice[hashed >> shift]
+            high = doc[marked].astype(np.uint64) << _VALUE_BITS
+            low = hashed[marked] >> _CUT_BITS
+            keys = np.sort(high | low)
+            if len(keys):
+                is_first = np.concatenate(([True], keys[1:] != keys[:-1]))
+                keys = keys[is_first]
+
+            doc_of_key = (keys >> _VALUE_BITS).astype(np.int64)
+            count = np.bincount(doc_of_key, minlength=num_docs)
+            unmarked = np.bincount(doc[~marked], minlength=num_docs)
+            kept.append(keys & _VALUE_MASK)
+            counts.append(count)
+            sizes.append(count + unmarked)
+
+        bounds = np.concatenate(([0], *counts)).cumsum()
+        return _Shared(np.concatenate(kept), bounds, np.concatenate(sizes))
 
     def containments(
-        self, x: Int64[np.ndarray, " pair"], y: Int64[np.ndarray, " pair"]
+        self,
+        x: Int64[np.ndarray, " pair"],
+        y: Int64[np.ndarray, " pair"],
     ) -> Float[np.ndarray, " pair"]:
-        """The share of the smaller document's shingles that the other also holds, for documents x[i] and y[i]."""
-        both = np.empty(len(x), np.int64)
+        """The share of the smaller document's shingles that the other also holds.
+
+        Documents x[i] and y[i] are compared.
+        """
+        num_shared = np.empty(len(x), np.int64)
         counts = np.diff(self.bounds)
         for part in _chunks(counts[x] + counts[y]):
-            keys = np.sort(np.concatenate((self._keys(x[part]), self._keys(y[part]))))
-            pair = (keys[1:][keys[1:] == keys[:-1]] >> np.uint64(44)).astype(np.int64)
-            both[part] = np.bincount(pair, minlength=part.stop - part.start)
-        return np.where(x == y, 1.0, both / np.minimum(self.sizes[x], self.sizes[y]))
+            # A document's values differ from each other, so equal neighbours come from x and y.
+            both = (self._keys(x[part]), self._keys(y[part]))
+            keys = np.sort(np.concatenate(both))
+            is_shared = keys[1:] == keys[:-1]
+            pair = (keys[1:][is_shared] >> _VALUE_BITS).astype(np.int64)
+            num_shared[part] = np.bincount(pair, minlength=part.stop - part.start)
+
+        smaller = np.minimum(self.sizes[x], self.sizes[y])
+        return np.where(x == y, 1.0, num_shared / smaller)
 
     def _keys(self, docs: Int64[np.ndarray, " pair"]) -> UInt64[np.ndarray, " key"]:
-        """Place in `docs` (20 bits) and shingle (44 bits), for all shingles of all of `docs`."""
+        """The keys of all shingles of all of `docs`; the item is the position in `docs`."""
         counts = np.diff(self.bounds)[docs]
-        place = np.arange(int(counts.sum())) + np.repeat(
-            self.bounds[docs] - (np.cumsum(counts) - counts), counts
-        )
-        return (
-            np.repeat(np.arange(len(docs), dtype=np.uint64), counts) << np.uint64(44)
-        ) | self.values[place]
+        starts = np.cumsum(counts) - counts
+
+        # Position of every key in `values`: its own number, moved by how far its document lies off.
+        moved = np.repeat(self.bounds[docs] - starts, counts)  # (pair,) -> (key,)
+        position = np.arange(int(counts.sum())) + moved
+        items = np.arange(len(docs), dtype=np.uint64)
+        item = np.repeat(items, counts)  # (pair,) -> (key,)
+        return (item << _VALUE_BITS) | self.values[position]
 
 
 def _shingled(
-    chosen: Sequence[tuple[Tokens, Int64[np.ndarray, " _"]]], n: int
+    chosen: Sequence[tuple[Tokens, Int64[np.ndarray, " _"]]],
+    n: int,
 ) -> Iterator[tuple[UInt64[np.ndarray, " shingle"], Int64[np.ndarray, " shingle"], int]]:
-    """By chunks of documents: the hashes of all their shingles, the place of each one's document in the chunk, and how many
-    documents the chunk has."""
+    """By chunks of documents: hashes of all shingles, the document of each, number of documents.
+
+    A document is given by its position in the chunk.
+    """
     for tokens, docs in chosen:
         for part in _chunks(np.diff(tokens.bounds)[docs]):
             texts = [tokens[int(i)][:-1] for i in docs[part]]
-            lengths = np.array([len(t) for t in texts])
+            lengths = np.array([len(text) for text in texts])
+            text_starts = np.cumsum(lengths) - lengths
+
             counts = lengths - n + 1
-            doc = np.repeat(np.arange(len(texts)), counts)
-            place = (
-                np.arange(int(counts.sum()))
-                + (np.cumsum(lengths) - lengths - (np.cumsum(counts) - counts))[doc]
-            )
-            yield hashes(np.concatenate(texts), n)[place], doc, len(texts)
+            shingle_starts = np.cumsum(counts) - counts
+            doc = np.repeat(np.arange(len(texts)), counts)  # (doc,) -> (shingle,)
+
+            # All texts are hashed as one; runs that reach from a text into the next are left out.
+            moved = (text_starts - shingle_starts)[doc]  # (doc,) -> (shingle,)
+            position = np.arange(int(counts.sum())) + moved
+            hashed = hashes(np.concatenate(texts), n)
+            yield hashed[position], doc, len(texts)
 
 
 def _chunks(sizes: Int64[np.ndarray, " item"]) -> Iterator[slice]:
     """Runs of items of about a million in all, and of no more than a million items."""
-    chunk = (np.cumsum(sizes) >> 20) + (np.arange(len(sizes)) >> 20)
-    edges = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(sizes)]
-    return (
-        slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if start < stop
-    )
+    by_size = np.cumsum(sizes) >> 20
+    by_number = np.arange(len(sizes)) >> 20  # an item has 20 bits of a key
+    chunk = by_size + by_number
+    inner_edges = (np.flatnonzero(np.diff(chunk)) + 1).tolist()
+
+    start = 0
+    for stop in [*inner_edges, len(sizes)]:
+        if start < stop:
+            yield slice(start, stop)
+        start = stop
 
 
 def copied(
-    tokens: Integer[np.ndarray, " token"], known: UInt64[np.ndarray, " ngram"], n: int
+    tokens: Integer[np.ndarray, " token"],
+    known: UInt64[np.ndarray, " ngram"],
+    n: int,
 ) -> Bool[np.ndarray, " token"]:
-    """True at each token that lies in a run of `n` tokens found in `known` (sorted hashes). Texts under n: all False."""
-    mask = np.zeros(len(tokens) + 1, np.int64)
+    """True at each token that lies in a run of `n` tokens found in `known` (sorted hashes).
+
+    Of a text of fewer than `n` tokens, none does.
+    """
+    # +1 where a found run starts, -1 behind its end: the running sum counts the runs over a token.
+    change = np.zeros(len(tokens) + 1, np.int64)
     if len(tokens) >= n and len(known):
-        found = contains(known, hashes(tokens, n))
-        starts = np.flatnonzero(found)
-        np.add.at(mask, starts, 1)
-        np.add.at(mask, starts + n, -1)
-    return np.cumsum(mask)[:-1] > 0
+        is_found = contains(known, hashes(tokens, n))
+        starts = np.flatnonzero(is_found)
+        np.add.at(change, starts, 1)
+        np.add.at(change, starts + n, -1)
+    return np.cumsum(change)[:-1] > 0
 
 
 def contains(
-    known: UInt64[np.ndarray, " x"], wanted: UInt64[np.ndarray, " y"]
+    known: UInt64[np.ndarray, " x"],
+    wanted: UInt64[np.ndarray, " y"],
 ) -> Bool[np.ndarray, " y"]:
     """Whether each wanted hash is in the sorted array `known`."""
     if not len(known):
         return np.zeros(len(wanted), bool)
-    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    return known[place] == wanted
+    position = np.searchsorted(known, wanted)
+    position = np.minimum(
+        position, len(known) - 1
+    )  # larger than all of them: compare with the last
+    return known[position] == wanted
 
 
 def longest_run(mask: Bool[np.ndarray, " token"]) -> int:
     """Length of the longest run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], mask.astype(np.int8), [0]))))
-    return int((edges[1::2] - edges[::2]).max()) if len(edges) else 0
+    padded = np.concatenate(([0], mask.astype(np.int8), [0]))
+    edges = np.flatnonzero(np.diff(padded))
+    if not len(edges):
+        return 0
+    lengths = edges[1::2] - edges[::2]  # runs begin at even edges and end at odd ones
+    return int(lengths.max())
 
 
 def repeated_share(tokens: Integer[np.ndarray, " token"], n: int) -> float:
@@ -201,39 +296,59 @@ def repeated_share(tokens: Integer[np.ndarray, " token"], n: int) -> float:
 
 
 def shingles(text: str, symbols: bool | None = None) -> list[str]:
-    """The runs of words by which a text is compared: five words, more where a word tells little; of a shorter text all of
-    it; of a text without words none, and it is like no other. `symbols` says whether symbols are words; unless given, they
-    are in a text that has more of them than letters.
+    """The runs of words by which a text is compared.
 
-    Where most runs come again and again, only the first four of a kind are one and the same and the others are numbered, so
-    that texts of a few runs are alike only when they have about as many.
+    A run has five words, more where a word tells little. A shorter text is one run; a text without
+    words has none, and is like no other.
+
+    `symbols` says whether symbols are words; unless given, they are in a text that has more of them
+    than letters.
+
+    Where most runs come again and again, only the first four of a kind are one and the same and the
+    others are numbered, so that texts of a few runs are alike only when they have about as many.
     """
-    found = words.words(text, words.in_symbols(text) if symbols is None else symbols)
-    runs = words.runs(found, words.run_length(found))
-    if len(found) <= 4 * len(set(found)) or len(runs) <= 4 * len(
-        set(runs)
-    ):  # the first is sooner known
+    if symbols is None:
+        symbols = words.in_symbols(text)
+    cut = words.words(text, symbols)
+    runs = words.runs(cut, words.run_length(cut))
+
+    # Two tests for one answer: most texts pass the first, which costs less.
+    if len(cut) <= 4 * len(set(cut)):
         return runs
+    if len(runs) <= 4 * len(set(runs)):
+        return runs
+
     times: Counter[str] = Counter()
     for i, run in enumerate(runs):
         times[run] += 1
-        runs[i] = run if times[run] <= 4 else f"{run} {times[run]}"
+        if times[run] > 4:
+            runs[i] = f"{run} {times[run]}"
     return runs
 
 
 def jaccard(a: Iterable[str], b: Iterable[str]) -> float:
     """Size of the intersection over size of the union."""
-    first, second = set(a), set(b)
+    first = set(a)
+    second = set(b)
     union = len(first | second)
-    return len(first & second) / union if union else 0.0
+    if not union:
+        return 0.0
+    return len(first & second) / union
 
 
 def alike(a: str, b: str) -> float:
-    """The Jaccard similarity of two texts' shingles; with symbols if both say something by them and it is less."""
+    """The Jaccard similarity of two texts' shingles.
+
+    With symbols, if both texts say something by them and it is less.
+    """
     plain = jaccard(shingles(a), shingles(b))
-    if not plain or not (words.with_symbols(a) and words.with_symbols(b)):
+    if not plain:
         return plain
-    return min(plain, jaccard(shingles(a, True), shingles(b, True)))
+    if not (words.with_symbols(a) and words.with_symbols(b)):
+        return plain
+
+    symbolic = jaccard(shingles(a, True), shingles(b, True))
+    return min(plain, symbolic)
 
 
 def signatures(texts: Sequence[str]) -> UInt32[np.ndarray, "doc perm"]:
@@ -256,10 +371,10 @@ def near_duplicate_groups(
 ) -> Integer[np.ndarray, " doc"]:
     """A group number per document; documents joined by a chain of near-duplicates share one.
 
-    Candidates agree in a band of `rows` MinHash values; those whose estimate comes within 0.15 of `threshold` are
-    compared shingle by shingle, so no pair below the threshold is ever joined. A pair of Jaccard 0.8 goes unseen with
-    probability 0.002 at 126 permutations. Memory is 8 bytes a document and band plus the candidates; `texts` is only
-    indexed, so it may lie on disk.
+    Candidates agree in a band of `rows` MinHash values; those whose estimate comes within 0.15 of
+    `threshold` are compared shingle by shingle, so no pair below the threshold is ever joined. A
+    pair of Jaccard 0.8 goes unseen with probability 0.002 at 126 permutations. Memory is 8 bytes a
+    document and band plus the candidates; `texts` is only indexed, so it may lie on disk.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -267,25 +382,35 @@ def near_duplicate_groups(
     count, perms = signatures.shape
     if count == 0:
         return np.empty(0, np.int64)
-    found: set[tuple[int, int]] = set()
+
+    # Documents with equal keys of a band stand next to each other once sorted: one bucket.
+    candidates: set[tuple[int, int]] = set()
     for band in range(perms // rows):
-        keys = hashes_rows(signatures[:, band * rows : (band + 1) * rows])
+        of_band = signatures[:, band * rows : (band + 1) * rows]  # (doc, rows)
+        keys = hashes_rows(of_band)
         order = np.argsort(keys, kind="stable")
-        starts = np.flatnonzero(np.concatenate(([True], keys[order][1:] != keys[order][:-1])))
+        ordered = keys[order]
+        is_first = np.concatenate(([True], ordered[1:] != ordered[:-1]))
+        starts = np.flatnonzero(is_first)
         sizes = np.diff(np.append(starts, count))
-        for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
-            found.update(_bucket_pairs(order[start : start + size]))
-    joined = []
-    for a, b in sorted(found):
-        if float(np.mean(signatures[a] == signatures[b])) < threshold - 0.15:
+        shared = sizes > 1
+        for start, size in zip(starts[shared], sizes[shared], strict=True):
+            candidates.update(_bucket_pairs(order[start : start + size]))
+
+    edges = []
+    for a, b in sorted(candidates):
+        estimate = float(np.mean(signatures[a] == signatures[b]))
+        if estimate < threshold - 0.15:
             continue
         if alike(texts[a], texts[b]) >= threshold:
-            joined.append((a, b))
-    pairs = np.array(joined, np.int64).reshape(-1, 2)
-    graph = coo_matrix(
-        (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count)
-    )
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+            edges.append((a, b))
+
+    pairs = np.array(edges, np.int64).reshape(-1, 2)  # (pair, 2), also where there is none
+    links = np.ones(len(pairs), bool)
+    rows_and_columns = (pairs[:, 0], pairs[:, 1])
+    graph = coo_matrix((links, rows_and_columns), shape=(count, count))
+    _, group = connected_components(graph, directed=False)
+    return group.astype(np.int64)
 
 
 def hashes_rows(rows: Integer[np.ndarray, "doc value"]) -> UInt64[np.ndarray, " doc"]:
@@ -298,8 +423,12 @@ def hashes_rows(rows: Integer[np.ndarray, "doc value"]) -> UInt64[np.ndarray, " 
 
 
 def _bucket_pairs(bucket: Integer[np.ndarray, " doc"]) -> Iterable[tuple[int, int]]:
-    """All pairs of a small bucket; of a large one (templated text) each with the first and with the next."""
+    """All pairs of a small bucket; of a large one, each document with the first and the next."""
     items = sorted(int(i) for i in bucket)
     if len(items) <= 16:
-        return [(a, b) for i, a in enumerate(items) for b in items[i + 1 :]]
-    return [(items[0], b) for b in items[1:]] + list(zip(items[1:], items[2:], strict=False))
+        return list(combinations(items, 2))
+
+    # Templated text: pairs grow with the square of a bucket, and a chain joins it as well.
+    with_first = [(items[0], other) for other in items[1:]]
+    with_next = list(pairwise(items[1:]))
+    return with_first + with_next

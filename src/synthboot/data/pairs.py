@@ -14,13 +14,19 @@ from jaxtyping import Float32, Int64
 
 from synthboot.data.disk import read_json, write_json
 
-TRAIN, HELDOUT, VALIDATION = 0, 1, 2
+TRAIN = 0
+HELDOUT = 1
+VALIDATION = 2
+_COLUMNS = ("d1", "d2", "similarity", "split")
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Ordered pairs, most similar first. `d1` indexes D_pretrain; `d2` does too, but for VALIDATION pairs, where it
-    indexes the validation set. `report` holds alpha and why, what was dropped, and histograms."""
+    """Ordered pairs, most similar first.
+
+    `d1` indexes D_pretrain; `d2` does too, but for VALIDATION pairs, where it indexes the
+    validation set. `report` holds alpha and why, what was dropped, and histograms.
+    """
 
     d1: Int64[np.ndarray, " pair"]
     d2: Int64[np.ndarray, " pair"]
@@ -43,21 +49,19 @@ class Pairs:
         return len(self.d1)
 
     def __iter__(self) -> Iterator[tuple[int, int, float]]:
-        return iter(zip(self.d1.tolist(), self.d2.tolist(), self.similarity.tolist(), strict=True))
+        # lists, since numpy's own numbers are slow to take one by one
+        columns = (self.d1.tolist(), self.d2.tolist(), self.similarity.tolist())
+        return iter(zip(*columns, strict=True))
 
     def save(self, folder: Path) -> None:
         """Write `pairs.parquet`, then `pairs.json`: where that stands, both are whole."""
-        names = ("d1", "d2", "similarity", "split")
-        pq.write_table(
-            pa.table({n: getattr(self, n) for n in names}),
-            folder / "pairs.parquet",
-            compression="zstd",
-        )
+        table = pa.table({name: getattr(self, name) for name in _COLUMNS})
+        pq.write_table(table, folder / "pairs.parquet", compression="zstd")
         write_json(folder / "pairs.json", self.report)
 
     @staticmethod
     def load(folder: Path) -> Pairs:
         """Read what `save` wrote."""
         table = pq.read_table(folder / "pairs.parquet")
-        columns = {n: table[n].to_numpy() for n in ("d1", "d2", "similarity", "split")}
+        columns = {name: table[name].to_numpy() for name in _COLUMNS}
         return Pairs(**columns, report=read_json(folder / "pairs.json"))

@@ -1,7 +1,8 @@
-"""The text as it was read: records become documents in shards, and lie there by number until the corpus is made of them.
+"""The text as it was read, until the corpus is made of it.
 
-A shard remembers what its records held. A run that goes on after a kill reads its source again, and makes a shard anew
-whose records are others now, so that no spool mixes a file before and after it has changed.
+Records become documents in shards, and lie there by number. A shard remembers what its records
+held. A run that goes on after a kill reads its source again, and makes a shard anew whose records
+are others now, so that no spool mixes a file before and after it has changed.
 """
 
 from __future__ import annotations
@@ -25,15 +26,18 @@ from synthboot.data.artifacts import WORK, Progress, Shards
 from synthboot.data.disk import save_array, write_bytes
 from synthboot.errors import DataError
 
-_HOPELESS = 100_000  # bad records after which those to come are not waited for, where most are bad
-_SHARD_BYTES = (
-    256 << 20
-)  # of records at most, so that long documents do not take a machine's memory
+_HOPELESS = 100_000
+"""Bad records after which those to come are not waited for, where most are bad."""
+_SHARD_BYTES = 256 << 20
+"""Bytes of records in a shard at most, so that long documents do not take a machine's memory."""
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """What was read: records, of which some were quarantined, by reason; and what was passed over, by what it is."""
+    """What was read, and what was passed over, by what it is.
+
+    Some records were quarantined: `reasons` counts why.
+    """
 
     records: int
     quarantined: int
@@ -43,19 +47,26 @@ class Ingested:
 
 
 def ingest(
-    cfg: config.Corpus, folder: Path, progress: Progress, expected: Mapping[str, Sequence[str]]
+    cfg: config.Corpus,
+    folder: Path,
+    progress: Progress,
+    expected: Mapping[str, Sequence[str]],
 ) -> Ingested:
     """Spool every record of the source in `folder`/work/ingest, and write quarantine.jsonl.
 
-    Raises DataError where a file is not what `expected` says, where there are no records, or where too many are bad.
+    Raises DataError where a file is not what `expected` says, where there are no records, or where
+    too many are bad.
     """
     shards = Shards(folder / WORK / "ingest")
     ignored = documents.Ignored()
-    count = bad = 0
-    index = -1
+    count = 0
+    bad = 0
+    num_shards = 0
     reasons: Counter[str] = Counter()
     for index, (batch, replay) in enumerate(_batches(cfg, expected, ignored)):
+        num_shards = index + 1
         read = documents.digest(batch)
+        # A shard of other records, and all behind it, are of the source before it changed.
         if shards.done(index) and shards.counts(index)["read"] != read:
             shards.close(index)
         counts = shards.write(index, partial(_spool, batch, read, replay, cfg))
@@ -65,43 +76,58 @@ def ingest(
         progress(0.0, f"{count:,} records read")
         if bad > _HOPELESS and bad > (1 + cfg.max_quarantine) / 2 * count:
             break  # a wrong field name is told at once, not after a night
-    shards.close(index + 1)
+
+    shards.close(num_shards)
     if not count:
         raise DataError(f"corpus.source: {cfg.source}: holds no records")
-    lines = b"".join((s / "quarantine.jsonl").read_bytes() for s in shards)
+    lines = b"".join((shard / "quarantine.jsonl").read_bytes() for shard in shards)
     write_bytes(folder / "quarantine.jsonl", lines)
     if bad > cfg.max_quarantine * count:
         first = json.loads(lines.splitlines()[0])
         raise DataError(
-            f"{first['file']} line {first['line']}: {first['reason']}; {bad:,} of {count:,} records are bad "
-            f"(limit {cfg.max_quarantine:.1%}): {files.counted(reasons, 3)}; see {folder / 'quarantine.jsonl'}, "
+            f"{first['file']} line {first['line']}: {first['reason']}; "
+            f"{bad:,} of {count:,} records are bad (limit {cfg.max_quarantine:.1%}): "
+            f"{files.counted(reasons, 3)}; see {folder / 'quarantine.jsonl'}, "
             f"or raise corpus.max_quarantine"
         )
-    return Ingested(count, bad, dict(reasons), dict(+ignored.files), dict(+ignored.values))
+    return Ingested(
+        records=count,
+        quarantined=bad,
+        reasons=dict(reasons),
+        ignored_files=dict(+ignored.files),  # + drops what was counted to nothing
+        ignored_values=dict(+ignored.values),
+    )
 
 
 class Spool(Sequence[str]):
-    """The ingested texts by number, memory-mapped, with their digests, id hashes and MinHash signatures.
+    """The ingested texts by number, memory-mapped.
 
-    No two different texts have one id: of those that come with the same, the one with the least digest keeps it, and the
-    others, which are `renamed`, have theirs after it.
+    With them come their digests, id hashes and MinHash signatures. No two different texts have one
+    id: of those that come with the same, the one with the least digest keeps it, and the others,
+    which are `renamed`, have theirs after it.
     """
 
     def __init__(self, ingested: Shards) -> None:
-        shards = list(ingested)
-        self.tables = [
-            pa.ipc.open_file(pa.memory_map(str(s / "documents.arrow"))).read_all() for s in shards
-        ]
-        self.first = np.cumsum([0, *(len(t) for t in self.tables)])
-        columns = [np.load(s / "hashes.npy", allow_pickle=False) for s in shards]
-        stacked = np.concatenate(columns) if columns else np.empty((0, 4), np.uint64)
-        self.ids: UInt64[np.ndarray, " doc"] = stacked[:, 0]
-        self.digests: UInt64[np.ndarray, "doc 2"] = stacked[:, 1:3]
-        self.bytes: UInt64[np.ndarray, " doc"] = stacked[:, 3]
-        self.shards = shards
-        replay = [ingested.counts(index)["replay"] for index in range(len(shards))]
+        self.shards = list(ingested)
+        self.tables = []
+        columns = [np.empty((0, 4), np.uint64)]
+        for shard in self.shards:
+            source = pa.memory_map(str(shard / "documents.arrow"))
+            self.tables.append(pa.ipc.open_file(source).read_all())
+            columns.append(np.load(shard / "hashes.npy", allow_pickle=False))
+        sizes = [len(table) for table in self.tables]
+        self.first = np.cumsum([0, *sizes])
+
+        hashed = np.concatenate(columns)  # (doc, 4), as `_hashes` has them
+        self.ids: UInt64[np.ndarray, " doc"] = hashed[:, 0]
+        self.digests: UInt64[np.ndarray, "doc 2"] = hashed[:, 1:3]
+        self.bytes: UInt64[np.ndarray, " doc"] = hashed[:, 3]
+
+        is_replay = [ingested.counts(index)["replay"] for index in range(len(self.shards))]
+        # (shard,) -> (doc,)
         self.replay: Bool[np.ndarray, " doc"] = np.repeat(
-            np.array(replay, bool), np.diff(self.first)
+            np.array(is_replay, bool),
+            np.diff(self.first),
         )
         self.renamed: dict[int, str] = {}
         self._tell_apart()
@@ -117,38 +143,52 @@ class Spool(Sequence[str]):
         if column == "id" and index in self.renamed:
             return self.renamed[index]
         shard = int(np.searchsorted(self.first, index, side="right")) - 1
-        return self.tables[shard][column][index - int(self.first[shard])].as_py()
+        row = index - int(self.first[shard])
+        return self.tables[shard][column][row].as_py()
 
     def signatures(self) -> np.ndarray:
         """All MinHash signatures, (documents, permutations)."""
-        return np.concatenate(
-            [np.load(s / "signatures.npy", allow_pickle=False) for s in self.shards]
-        )
+        arrays = []
+        for shard in self.shards:
+            arrays.append(np.load(shard / "signatures.npy", allow_pickle=False))
+        return np.concatenate(arrays)
 
     def _tell_apart(self) -> None:
-        """Rename until no id is that of two texts. A name depends on the text alone, not on which file comes first."""
+        """Rename until no id is that of two texts.
+
+        A name depends on the text alone, not on which file comes first.
+        """
         while True:
+            # By id, then by digest: the first of an id, with its least digest, is its keeper.
             order = np.lexsort((self.digests[:, 1], self.digests[:, 0], self.ids))
-            ids, digests = self.ids[order], self.digests[order]
-            starts = (
-                np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1])))
-                if len(ids)
-                else np.zeros(0, int)
-            )
-            keeper = np.repeat(starts, np.diff(np.append(starts, len(ids))))
-            others = np.flatnonzero((digests != digests[keeper]).any(1))
+            ids = self.ids[order]
+            digests = self.digests[order]
+            is_first = np.ones(len(ids), bool)
+            is_first[1:] = ids[1:] != ids[:-1]
+            starts = np.flatnonzero(is_first)
+            times = np.diff(np.append(starts, len(ids)))
+            keeper = np.repeat(starts, times)  # (id,) -> (doc,)
+
+            differs = (digests != digests[keeper]).any(1)
+            others = np.flatnonzero(differs)
             if not len(others):
                 return
-            for place in others:
-                index = int(order[place])
-                self.renamed[index] = f"{self.row(index, 'id')}#{int(digests[place, 0]):016x}"
+            for position in others:
+                index = int(order[position])
+                digest = int(digests[position, 0])
+                self.renamed[index] = f"{self.row(index, 'id')}#{digest:016x}"
                 self.ids[index] = _hash_of(self.renamed[index])
 
 
 def _batches(
-    cfg: config.Corpus, expected: Mapping[str, Sequence[str]], ignored: documents.Ignored
+    cfg: config.Corpus,
+    expected: Mapping[str, Sequence[str]],
+    ignored: documents.Ignored,
 ) -> Iterator[tuple[list[documents.Record], bool]]:
-    """The records a shard at a time, the source's before those to replay; which of the two they are."""
+    """The records a shard at a time, and whether they are those to replay.
+
+    The source comes first.
+    """
     settings: tuple[Literal["source", "replay"], ...] = ("source", "replay")
     for setting in settings:
         batch: list[documents.Record] = []
@@ -164,8 +204,13 @@ def _batches(
 
 
 def _spool(
-    batch: Sequence[documents.Record], read: str, replay: bool, cfg: config.Corpus, out: Path
+    batch: Sequence[documents.Record],
+    read: str,
+    replay: bool,
+    cfg: config.Corpus,
+    out: Path,
 ) -> dict[str, Any]:
+    """The counts of a shard of the records of `batch`, which is written to `out`."""
     good: list[documents.Document] = []
     metadata: list[str] = []
     bad: list[documents.Reject] = []
@@ -180,23 +225,28 @@ def _spool(
         else:
             good.append(replace(parsed, id=f"replay:{parsed.id}") if replay else parsed)
             metadata.append(fields)
-    columns = {"id": [d.id for d in good], "text": [d.text for d in good], "metadata": metadata}
-    table = pa.table(
-        {name: pa.array(values, pa.large_string()) for name, values in columns.items()}
-    )
+    values_of = {
+        "id": [document.id for document in good],
+        "text": [document.text for document in good],
+        "metadata": metadata,
+    }
+    columns = {name: pa.array(values, pa.large_string()) for name, values in values_of.items()}
+    table = pa.table(columns)
     with (
         pa.OSFile(str(out / "documents.arrow"), "wb") as sink,
         pa.ipc.new_file(sink, table.schema) as writer,
     ):
         writer.write_table(table)
-    hashed = np.array([_hashes(d) for d in good], np.uint64).reshape(-1, 4)
-    save_array(out / "hashes.npy", hashed)
+
+    hashed = [_hashes(document) for document in good]
+    # (doc, 4), also where there is none
+    save_array(out / "hashes.npy", np.array(hashed, np.uint64).reshape(-1, 4))
     if cfg.near_duplicates != "off":
-        save_array(out / "signatures.npy", ngrams.signatures([d.text for d in good]))
-    (out / "quarantine.jsonl").write_text(
-        "".join(json.dumps(asdict(r)) + "\n" for r in bad), "utf-8"
-    )
-    reasons = dict(Counter(r.reason for r in bad))
+        save_array(out / "signatures.npy", ngrams.signatures(values_of["text"]))
+    lines = [json.dumps(asdict(reject)) + "\n" for reject in bad]
+    (out / "quarantine.jsonl").write_text("".join(lines), "utf-8")
+
+    reasons = dict(Counter(reject.reason for reject in bad))
     return {
         "records": len(batch),
         "quarantined": len(bad),
@@ -213,10 +263,12 @@ def _json(metadata: Mapping[str, Any]) -> str:
 
 
 def _hashes(document: documents.Document) -> tuple[int, int, int, int]:
+    """Hash of the id, two halves of the text's digest, bytes of the text."""
     text = document.text.encode()
     digest = hashlib.blake2b(text, digest_size=16).digest()
-    halves = (int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little"))
-    return _hash_of(document.id), *halves, len(text)
+    first = int.from_bytes(digest[:8], "little")
+    second = int.from_bytes(digest[8:], "little")
+    return _hash_of(document.id), first, second, len(text)
 
 
 def _hash_of(identifier: str) -> int:

@@ -1,12 +1,14 @@
 """Questions from JSON lines: what `evaluate.tasks` names, as items that a model can be scored on.
 
-Fields of a line (`items.py`) decide what kind of question it is: `query, choices, gold` (multiple choice),
-`context_options, continuation, gold` (one continuation of several contexts, as winogrande has), `good, bad` (minimal pairs),
-`context, target` (last-word cloze), `query, answers` (open, by exact match). Known tasks name a file in `task_folder`, a
-prompt and how many worked examples stand before a question; `NAME@5` puts five there. Prompts follow lm-eval's.
+Fields of a line (`items.py`) decide what kind of question it is: `query, choices, gold` (multiple
+choice), `context_options, continuation, gold` (one continuation of several contexts, as winogrande
+has), `good, bad` (minimal pairs), `context, target` (last-word cloze), `query, answers` (open, by
+exact match). Known tasks name a file in `task_folder`, a prompt and how many worked examples stand
+before a question; `NAME@5` puts five there. Prompts follow lm-eval's.
 
-Source: arXiv:2509.15248 asks ARC, SciQ, WinoGrande (0-shot), TriviaQA, WebQuestions (1-shot), and takes perplexities on
-LAMBADA and on 5-shot MMLU answers. Deviation: SciQ without its support text, since the file at hand has none for most items.
+Source: arXiv:2509.15248 asks ARC, SciQ, WinoGrande (0-shot), TriviaQA, WebQuestions (1-shot), and
+takes perplexities on LAMBADA and on 5-shot MMLU answers. Deviation: SciQ without its support text,
+since the file at hand has none for most items.
 """
 
 from __future__ import annotations
@@ -28,15 +30,20 @@ from synthboot.data import documents, items, ngrams, words
 from synthboot.data.items import Item
 from synthboot.errors import ConfigError, DataError
 
-WORLD, LM_EVAL = "world", "lm-eval:"
+WORLD = "world"
+LM_EVAL = "lm-eval:"
 SHARED_WORDS = 13
-LEAST_WORDS, LEAST_LETTERS = 8, 24
+LEAST_WORDS = 8
+LEAST_LETTERS = 24
 _SUFFIXES = (".jsonl.zst", ".jsonl.gz", ".jsonl")
 
 
 @dataclass(frozen=True)
 class Known:
-    """A task by name: its file, the prompt of a question, and the worked examples before it with their own file."""
+    """A task by name: its file, the prompt of a question, and its worked examples.
+
+    Worked examples stand before a question, and may have a file of their own.
+    """
 
     file: str
     prompt: str = "Question: {query}\nAnswer:"
@@ -75,103 +82,123 @@ GROUPS = {
 
 
 def names(cfg: config.Evaluate) -> list[str]:
-    """The tasks asked for, groups resolved. Raises ConfigError for one that is neither known nor a file."""
-    found = [task for name in cfg.tasks for task in GROUPS.get(name, (name,))]
-    for name in found:
+    """The tasks asked for, groups resolved.
+
+    Raises ConfigError for one that is neither known nor a file.
+    """
+    wanted: list[str] = []
+    for name in cfg.tasks:
+        wanted.extend(GROUPS.get(name, (name,)))
+
+    for name in wanted:
         stem, shots = _split(name)
-        if shots is not None and (stem in GROUPS or stem == WORLD or stem.startswith(LM_EVAL)):
+        is_ours = stem != WORLD and not stem.startswith(LM_EVAL)
+        if shots is not None and (stem in GROUPS or not is_ours):
             raise ConfigError(
-                f"evaluate.tasks: {name}: worked examples go with single tasks of ours; drop @{shots}"
+                f"evaluate.tasks: {name}: worked examples go with single tasks of ours; "
+                f"drop @{shots}"
             )
-        if (
-            stem not in KNOWN
-            and stem != WORLD
-            and not stem.startswith(LM_EVAL)
-            and not Path(stem).is_file()
-        ):
+        if is_ours and stem not in KNOWN and not Path(stem).is_file():
             known = [*KNOWN, *GROUPS, WORLD, f"{LM_EVAL}NAME"]
-            near = "".join(
-                f"; did you mean {n}?" for n in difflib.get_close_matches(stem, known, n=1)
-            )
+            close = difflib.get_close_matches(stem, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(
-                f"evaluate.tasks: {name}: neither a file nor a known task; known are {', '.join(known)}{near}"
+                f"evaluate.tasks: {name}: neither a file nor a known task; "
+                f"known are {', '.join(known)}{hint}"
             )
-    if any(name.startswith(LM_EVAL) for name in found) and find_spec("lm_eval") is None:
+    needs_lm_eval = any(name.startswith(LM_EVAL) for name in wanted)
+    if needs_lm_eval and find_spec("lm_eval") is None:
         raise ConfigError("evaluate.tasks: lm-eval is not installed: pip install 'synthboot[eval]'")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(wanted))
 
 
 def files(cfg: config.Evaluate) -> list[Path]:
     """Every file that the tasks read. Raises ConfigError where one is missing."""
     found: list[Path] = []
     for name in names(cfg):
-        if name != WORLD and not name.startswith(LM_EVAL):
-            known = _known(name)
-            found.append(_place(cfg, name))
-            if known.shots and known.shots_file:
-                found.append(_file(cfg, name, known.shots_file))
+        if name == WORLD or name.startswith(LM_EVAL):
+            continue
+        known = _known(name)
+        found.append(_path(cfg, name))
+        if known.shots and known.shots_file:
+            found.append(_file(cfg, name, known.shots_file))
     return list(dict.fromkeys(found))
 
 
-def read(name: str, cfg: config.Evaluate, seed: int = 0) -> list[Item]:
-    """The items of a task that is a file or has one: at most `task_items`, drawn at random, in the file's order. Raises
-    DataError, naming the first, where a line is no question: a test set that shrinks unseen is none."""
+def read(
+    name: str,
+    cfg: config.Evaluate,
+    seed: int = 0,
+) -> list[Item]:
+    """The items of a task that is a file or has one: at most `task_items`, sampled, in file order.
+
+    Raises DataError, naming the first, where a line is no question: a test set that shrinks unseen
+    is none.
+    """
     known = _known(name)
-    asked = examples = _questions(_place(cfg, name), known)
+    questions = _questions(_path(cfg, name), known)
+    examples = questions
     if known.shots and known.shots_file:
         examples = _questions(_file(cfg, name, known.shots_file), known)
     subjects: dict[str | None, list[int]] = {}
     for number, example in enumerate(examples):
         subjects.setdefault(example.subject, []).append(number)
+
     rng = np.random.default_rng([seed, 9])
-    chosen = sorted(rng.permutation(len(asked))[: cfg.task_items].tolist())
-    found = []
+    chosen = sorted(rng.permutation(len(questions))[: cfg.task_items].tolist())
+    result = []
     for number in chosen:
-        item = asked[number].item
+        question = questions[number]
+        item = question.item
         if known.shots:
-            same = subjects.get(asked[number].subject, [])
-            others = [i for i in same if i != number] if examples is asked else same
-            if len(others) < known.shots:
-                what = f"{known.shots} worked examples are asked for, and there are {len(others)}"
-                raise DataError(f"{asked[number].where}: {what}; evaluate.tasks: {name}")
-            picked = others if examples is not asked else rng.permutation(others).tolist()
-            worked = _worked(
-                [examples[i].item for i in picked[: known.shots]], asked[number].subject, known
-            )
+            numbers = subjects.get(question.subject, [])
+            if examples is questions:
+                # No file of examples: they are sampled from the other questions.
+                numbers = [i for i in numbers if i != number]
+            if len(numbers) < known.shots:
+                raise DataError(
+                    f"{question.where}: {known.shots} worked examples are asked for, "
+                    f"and there are {len(numbers)}; evaluate.tasks: {name}"
+                )
+            if examples is questions:
+                numbers = rng.permutation(numbers).tolist()
+            shown = [examples[i].item for i in numbers[: known.shots]]
+            worked = _worked(shown, question.subject, known)
             item = replace(item, contexts=tuple(worked + context for context in item.contexts))
-        found.append(item)
-    return found
+        result.append(item)
+    return result
 
 
 def of(rows: Sequence[dict[str, Any]], where: str) -> list[Item]:
     """Items of rows that are at hand, such as a world's questions."""
-    return [
-        question.item
-        for question in _checked(
-            ((row, f"{where} {i}") for i, row in enumerate(rows)), Known(where, "{query}")
-        )
-    ]
+    numbered = ((row, f"{where} {i}") for i, row in enumerate(rows))
+    questions = _checked(numbered, Known(where, "{query}"))
+    return [question.item for question in questions]
 
 
 def _split(name: str) -> tuple[str, int | None]:
     """A task's name without the worked examples asked for after an @, and their number."""
     stem, at, shots = name.rpartition("@")
-    return (
-        (stem, int(shots))
-        if at and shots.isdecimal() and not Path(name).is_file()
-        else (name, None)
-    )
+    # A file may have an @ in its name.
+    if at and shots.isdecimal() and not Path(name).is_file():
+        return stem, int(shots)
+    return name, None
 
 
 def _known(name: str) -> Known:
     stem, shots = _split(name)
     known = KNOWN.get(stem, Known(stem, "{query}"))
-    return known if shots is None else replace(known, shots=shots)
+    if shots is None:
+        return known
+    return replace(known, shots=shots)
 
 
-def _place(cfg: config.Evaluate, name: str) -> Path:
+def _path(cfg: config.Evaluate, name: str) -> Path:
     known = _known(name)
-    return _file(cfg, name, known.file) if _split(name)[0] in KNOWN else Path(known.file)
+    stem, _ = _split(name)
+    if stem in KNOWN:
+        return _file(cfg, name, known.file)
+    return Path(known.file)
 
 
 @dataclass(frozen=True)
@@ -183,15 +210,22 @@ class _Question:
     subject: str | None
 
 
-def _worked(examples: Sequence[Item], subject: str | None, known: Known) -> str:
+def _worked(
+    examples: Sequence[Item],
+    subject: str | None,
+    known: Known,
+) -> str:
     """Worked examples as they stand before a question."""
     text = ""
     if known.letters:
         about = (subject or "many things").replace("_", " ")
         text = f"The following are multiple choice questions (with answers) about {about}.\n\n"
-    for shown in examples:
-        said = f" {shown.answers[0]}" if shown.answers else shown.continuations[shown.gold]
-        text += shown.contexts[0] + said + "\n\n"
+    for example in examples:
+        if example.answers:
+            answer = f" {example.answers[0]}"
+        else:
+            answer = example.continuations[example.gold]
+        text += example.contexts[0] + answer + "\n\n"
     return text
 
 
@@ -203,7 +237,10 @@ def _questions(path: Path, known: Known) -> list[_Question]:
 
 
 def _checked(rows: Iterable[tuple[Any, str]], known: Known) -> list[_Question]:
-    """All rows as questions. Raises DataError that says what is wrong with the first that is none, and how many there are."""
+    """All rows as questions.
+
+    Raises DataError that says what is wrong with the first that is none, and how many there are.
+    """
     found: list[_Question] = []
     bad: list[str] = []
     for number, (row, where) in enumerate(rows):
@@ -217,66 +254,82 @@ def _checked(rows: Iterable[tuple[Any, str]], known: Known) -> list[_Question]:
         subject = row.get("subject")
         found.append(_Question(item, where, None if subject is None else str(subject)))
     if bad:
-        raise DataError(
-            bad[0]
-            + (
-                f"; {len(bad):,} of {len(bad) + len(found):,} are no questions"
-                if len(bad) > 1
-                else ""
-            )
-        )
+        problem = bad[0]
+        if len(bad) > 1:
+            problem += f"; {len(bad):,} of {len(bad) + len(found):,} are no questions"
+        raise DataError(problem)
     return found
 
 
 def seen(
-    items: Sequence[Item], texts: Iterable[str], n: int = SHARED_WORDS
+    items: Sequence[Item],
+    texts: Iterable[str],
+    n: int = SHARED_WORDS,
 ) -> tuple[Bool[np.ndarray, " item"], Bool[np.ndarray, " item"]]:
     """Which items share a run of `n` words with a text; and which are too short to tell.
 
-    A word is what `data/words.py` calls one. Letters of scripts without spaces are less than a word, and a run has as many
-    more of them. An item with fewer is looked for whole, its question without the answer where that is enough: at
-    least `LEAST_WORDS` words, or words of `LEAST_LETTERS` letters in all. Symbols count where there are too few words without.
+    A word is what `data/words.py` calls one. Letters of scripts without spaces are less than a
+    word, and a run has as many more of them. An item with fewer is looked for whole, its question
+    without the answer where that is enough: at least `LEAST_WORDS` words, or words of
+    `LEAST_LETTERS` letters in all. Symbols count where there are too few words without.
 
     Source: 13-gram decontamination, arXiv:2005.14165 (appendix C).
     """
-    numbers: dict[str, int] = {}
+    vocabulary: dict[str, int] = {}
 
-    def ids(found: Sequence[str]) -> np.ndarray:
-        return np.array([numbers.setdefault(w, len(numbers)) for w in found], np.int64)
+    def ids(cut: Sequence[str]) -> np.ndarray:
+        return np.array([vocabulary.setdefault(w, len(vocabulary)) for w in cut], np.int64)
 
-    found = np.zeros(len(items), bool)
+    # (symbols count, words in a run) -> item -> the hashes of its runs
     wanted: dict[tuple[bool, int], dict[int, np.ndarray]] = {}
+    too_short = np.ones(len(items), bool)
     for number, item in enumerate(items):
-        looked_for = _needle(item, n)
-        if looked_for is not None:
-            symbols, size, run = looked_for
+        needle = _needle(item, n)
+        if needle is not None:
+            symbols, size, run = needle
             wanted.setdefault((symbols, size), {})[number] = ngrams.hashes(ids(run), size)
-    hashed = {key: np.unique(np.concatenate(list(group.values()))) for key, group in wanted.items()}
-    met: dict[tuple[bool, int], list[np.ndarray]] = {key: [] for key in wanted}
-    for text in texts:
-        for symbols in {symbols for symbols, _ in wanted}:
-            cut = ids(words.words(text, symbols))
-            for key in (key for key in wanted if key[0] == symbols and key[1] <= len(cut)):
-                here = ngrams.hashes(cut, key[1])
-                met[key].append(here[ngrams.contains(hashed[key], here)])
+            too_short[number] = False
+
+    # Each text is cut once for each way of cutting, and searched for all runs of a size at once.
+    hashed = {}
+    matches: dict[tuple[bool, int], list[np.ndarray]] = {}
     for key, group in wanted.items():
-        shared = np.unique(np.concatenate([np.empty(0, np.uint64), *met[key]]))
+        hashed[key] = np.unique(np.concatenate(list(group.values())))
+        matches[key] = [np.empty(0, np.uint64)]
+    ways = {symbols for symbols, _ in wanted}
+    for text in texts:
+        for symbols in ways:
+            cut = ids(words.words(text, symbols))
+            for key in wanted:
+                if key[0] != symbols or key[1] > len(cut):
+                    continue
+                runs = ngrams.hashes(cut, key[1])
+                matches[key].append(runs[ngrams.contains(hashed[key], runs)])
+
+    result = np.zeros(len(items), bool)
+    for key, group in wanted.items():
+        shared = np.unique(np.concatenate(matches[key]))
         for number, runs in group.items():
-            found[number] = ngrams.contains(shared, runs).any()
-    told = {number for group in wanted.values() for number in group}
-    return found, np.array([number not in told for number in range(len(items))], bool)
+            result[number] = ngrams.contains(shared, runs).any()
+    return result, too_short
 
 
 def _needle(item: Item, n: int) -> tuple[bool, int, list[str]] | None:
-    """What of an item to look for: whether symbols count, how many words make a run, and the words. None if it is too short."""
-    question, whole = item.bare[0], " ".join(item.bare)
+    """What of an item to look for, or None if it is too short.
+
+    That is whether symbols count, how many words make a run, and the words.
+    """
+    question = item.bare[0]
+    with_answer = " ".join(item.bare)
     for symbols in (False, True):
-        run = words.words(whole, symbols)
+        run = words.words(with_answer, symbols)
         size = round(n / words.weight(run))
         if len(run) > size:
             return symbols, size, run
+        # All of it, without the answer where that is enough.
         for part in (words.words(question, symbols), run):
-            if len(part) >= LEAST_WORDS or sum(map(len, part)) >= LEAST_LETTERS:
+            letters = sum(len(word) for word in part)
+            if len(part) >= LEAST_WORDS or letters >= LEAST_LETTERS:
                 return symbols, len(part), part
     return None
 
@@ -287,7 +340,8 @@ def _file(cfg: config.Evaluate, task: str, stem: str) -> Path:
         if path.exists():
             return path
     raise ConfigError(
-        f"evaluate.tasks: {task}: no {stem}{_SUFFIXES[0]} in evaluate.task_folder ({cfg.task_folder})"
+        f"evaluate.tasks: {task}: no {stem}{_SUFFIXES[0]} "
+        f"in evaluate.task_folder ({cfg.task_folder})"
     )
 
 
@@ -299,13 +353,14 @@ def _rows(path: Path) -> Iterator[tuple[Any, str]]:
             if not isinstance(record.content, bytes):
                 yield record.problem, where
                 continue
+            encoding = "utf-8-sig" if record.line == 1 else "utf-8"
             try:
-                row = json.loads(
-                    record.content.decode("utf-8-sig" if record.line == 1 else "utf-8")
-                )
+                row = json.loads(record.content.decode(encoding))
             except (ValueError, RecursionError):
                 yield "not valid JSON", where
                 continue
-            yield (row if isinstance(row, dict) else "not a JSON object"), where
+            if not isinstance(row, dict):
+                row = "not a JSON object"
+            yield row, where
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read to its end: {error}") from None

@@ -1,13 +1,15 @@
 """Token shards: flat little-endian uint16 or uint32 with the document boundaries beside them.
 
-A shard folder holds `tokens.bin` and `index.npy` (int64, documents + 1, starting at 0). Both are memory-mapped, so a
-corpus costs address space, not memory; only the boundaries (8 bytes a document) are read.
+A shard folder holds `tokens.bin` and `index.npy` (int64, documents + 1, starting at 0). Both are
+memory-mapped, so a corpus costs address space, not memory; only the boundaries (8 bytes a document)
+are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,11 @@ from synthboot.data.disk import save_array
 from synthboot.errors import BudgetError, CorruptArtifact
 
 
-def write(folder: Path, documents: Iterable[Sequence[int]], vocab_size: int) -> int:
+def write(
+    folder: Path,
+    documents: Iterable[Sequence[int]],
+    vocab_size: int,
+) -> int:
     """Write the documents as one shard and return the number of tokens."""
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
     bounds = [0]
@@ -31,7 +37,10 @@ def write(folder: Path, documents: Iterable[Sequence[int]], vocab_size: int) -> 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Documents as token arrays, across shards. `bounds[i]:bounds[i + 1]` is document i in the run of all tokens."""
+    """Documents as token arrays, across shards.
+
+    `bounds[i]:bounds[i + 1]` is document i in the run of all tokens.
+    """
 
     shards: tuple[Integer[np.ndarray, " _"], ...]
     first_docs: Int64[np.ndarray, " shard"]
@@ -39,40 +48,54 @@ class Tokens:
 
     @staticmethod
     def open(folders: Iterable[Path]) -> Tokens:
-        """Map the shards in the given order. Raises CorruptArtifact where a file does not fit its index."""
+        """Map the shards in the given order.
+
+        Raises CorruptArtifact where a file does not fit its index.
+        """
         shards: list[np.ndarray] = []
         bounds: list[np.ndarray] = [np.zeros(1, np.int64)]
-        first_docs, total, docs = [], 0, 0
+        first_docs = []
+        total = 0
+        docs = 0
         for folder in folders:
+            path = folder / "tokens.bin"
             index = np.load(folder / "index.npy", allow_pickle=False)
-            size, count = (folder / "tokens.bin").stat().st_size, int(index[-1])
+            count = int(index[-1])
+            size = path.stat().st_size
             if size not in (2 * count, 4 * count):
-                raise CorruptArtifact(
-                    f"{folder}/tokens.bin: {size} bytes do not fit {count} tokens"
-                )
+                raise CorruptArtifact(f"{path}: {size} bytes do not fit {count} tokens")
             dtype = np.dtype("<u2" if size == 2 * count else "<u4")
-            shards.append(
-                np.memmap(folder / "tokens.bin", dtype, "r") if count else np.empty(0, dtype)
-            )
-            bounds.append(index[1:] + total)
+            if count:
+                shards.append(np.memmap(path, dtype, "r"))
+            else:  # an empty file cannot be mapped
+                shards.append(np.empty(0, dtype))
+
+            bounds.append(index[1:] + total)  # its first is the last of the shard before
             first_docs.append(docs)
-            total, docs = total + count, docs + len(index) - 1
-        return Tokens(tuple(shards), np.array(first_docs, np.int64), np.concatenate(bounds))
+            total += count
+            docs += len(index) - 1
+        return Tokens(
+            shards=tuple(shards),
+            first_docs=np.array(first_docs, np.int64),
+            bounds=np.concatenate(bounds),
+        )
 
     @staticmethod
     def of(documents: Sequence[Sequence[int]]) -> Tokens:
         """Documents in memory, for the Python API and tests."""
-        flat = np.array([t for d in documents for t in d], np.uint32)
+        flat = np.array(list(chain.from_iterable(documents)), np.uint32)
         bounds = np.cumsum([0, *map(len, documents)], dtype=np.int64)
         return Tokens((flat,), np.zeros(1, np.int64), bounds)
 
     def docs_holding(self, tokens: int, what: str) -> int:
-        """How many documents from the head hold `tokens`. Raises BudgetError, naming the setting `what`, where all of
-        them together hold fewer."""
+        """How many documents from the head hold `tokens`.
+
+        Raises BudgetError, naming the setting `what`, where all of them together hold fewer.
+        """
         if self.num_tokens < tokens:
             raise BudgetError(
-                f"{what}: {tokens:,} asked for, the pool has {self.num_tokens:,} after cleaning and holding out; lower it, "
-                f"or add text"
+                f"{what}: {tokens:,} asked for, the pool has {self.num_tokens:,} "
+                f"after cleaning and holding out; lower it, or add text"
             )
         return int((self.bounds >= tokens).argmax())
 
@@ -82,12 +105,16 @@ class Tokens:
 
     def joined(self, others: Tokens) -> Tokens:
         """These documents, then the others'."""
-        count = int(
-            np.searchsorted(self.first_docs, len(self))
-        )  # a head may end before its last shards begin
-        first_docs = np.concatenate((self.first_docs[:count], others.first_docs + len(self)))
-        bounds = np.concatenate((self.bounds, others.bounds[1:] + self.bounds[-1]))
-        return Tokens((*self.shards[:count], *others.shards), first_docs, bounds)
+        # A head may end before its last shards begin.
+        count = int(np.searchsorted(self.first_docs, len(self)))
+        shards = (*self.shards[:count], *others.shards)
+        first_docs = others.first_docs + len(self)
+        bounds = others.bounds[1:] + self.num_tokens
+        return Tokens(
+            shards=shards,
+            first_docs=np.concatenate((self.first_docs[:count], first_docs)),
+            bounds=np.concatenate((self.bounds, bounds)),
+        )
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -106,4 +133,6 @@ class Tokens:
         """The tokens of one document, a view of the file."""
         shard = int(np.searchsorted(self.first_docs, doc, side="right")) - 1
         origin = self.bounds[self.first_docs[shard]]
-        return self.shards[shard][self.bounds[doc] - origin : self.bounds[doc + 1] - origin]
+        start = self.bounds[doc] - origin
+        stop = self.bounds[doc + 1] - origin
+        return self.shards[shard][start:stop]

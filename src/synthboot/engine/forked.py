@@ -1,6 +1,7 @@
 """What the fork server imports before all else: as it ends, it removes the folder of its socket.
 
-That is the work of the process that started it, which cannot do it once it was killed. Nobody calls this.
+That is the work of the process that started it, which cannot do it once it was killed. Nobody calls
+this.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Where work runs on one machine: processes side by side, one thread each.
 
-One thread a process keeps results the same whatever `engine.jobs` is, and several processes use the cores better than
-several threads do at these sizes. Workers come from a fork server that has imported torch once, and a worker's own workers
-by forking it. A worker that dies is an error here, never a hang, and a worker does not outlive its parent, however that
-went: the kernel kills it, even one that is stopped or deep in a library. Ctrl-C and the terminal's end are for the parent
-alone, which kills its workers as it goes; one that is stopped for a while is waited for.
+One thread a process keeps results the same whatever `engine.jobs` is, and several processes use the
+cores better than several threads do at these sizes. Workers come from a fork server that has
+imported torch once, and a worker's own workers by forking it. A worker that dies is an error here,
+never a hang, and a worker does not outlive its parent, however that went: the kernel kills it, even
+one that is stopped or deep in a library. Ctrl-C and the terminal's end are for the parent alone,
+which kills its workers as it goes; one that is stopped for a while is waited for.
 
-`start`/`wait` run whole units side by side; `imap` streams items through workers and yields results in item order.
+`start`/`wait` run whole units side by side; `imap` streams items through workers and yields results
+in item order.
 """
 
 from __future__ import annotations
@@ -30,12 +32,21 @@ from typing import Any
 from synthboot.errors import SynthbootError
 
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "true",
-    # Keep freed memory: glibc gives large blocks back and gets them again, page by page, at every step of a loop
-    # (EXPERIMENTS.md has what that costs). A worker ends with its unit, and its memory with it.
-    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26),
-}  # fmt: skip
-"""What workers find in their environment unless the user has set it: libraries and libc read it as they start."""
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+    # Keep freed memory: glibc gives large blocks back and gets them again, page by page, at every
+    # step of a loop (EXPERIMENTS.md has what that costs). A worker ends with its unit, and its
+    # memory with it.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+"""What workers find in their environment unless the user has set it.
+
+Libraries and libc read it as they start.
+"""
 
 PATIENCE = 5.0
 """Seconds that a process may take to end once it has said its last word; then it is killed."""
@@ -49,7 +60,11 @@ _PRELOAD = [
     "sklearn.feature_extraction.text",
     "pyarrow.parquet",
 ]
-_REASONS = {-9: " (out of memory?)", 255: " (with the fork server that it came from)"}
+_REASONS = {
+    -9: " (out of memory?)",
+    255: " (with the fork server that it came from)",
+}
+"""What an exit code tells of how a process died."""
 
 
 class WorkerDied(SynthbootError):
@@ -62,28 +77,31 @@ class WorkerFailed(Exception):
 
 def jobs(wanted: int, device: str = "cpu") -> int:
     """How many processes to use: `wanted`, or one per GPU, or one per core this process may use."""
-    gpu = device == "cuda" or (
-        device == "auto" and Path("/dev/nvidiactl").exists()
-    )  # asking torch would import it
-    return wanted or (max(1, len(gpus())) if gpu else len(os.sched_getaffinity(0)))
+    if wanted:
+        return wanted
+    # The driver's device file tells whether there is a GPU; asking torch would import it.
+    if device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists()):
+        return max(1, len(gpus()))
+    return len(os.sched_getaffinity(0))
 
 
 def gpus() -> list[str]:
     """The names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    known = sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return known if allowed is None else [name for name in allowed.split(",") if name]
+    if allowed is not None:
+        return [name for name in allowed.split(",") if name]
+    return sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
 
 
 class Pool:
-    """Processes that each run one function and tell how they get on."""
+    """Processes that each run one function and report how they get on."""
 
     def __init__(self) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        self._context: Any = multiprocessing.get_context(
-            "fork" if multiprocessing.parent_process() else "forkserver"
-        )
+        # A worker's own workers are forked: a worker has one thread, and has imported all there is.
+        method = "fork" if multiprocessing.parent_process() else "forkserver"
+        self._context: Any = multiprocessing.get_context(method)
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload(_PRELOAD)
         self._running: dict[Connection, tuple[Any, Any, str | None]] = {}
@@ -96,77 +114,99 @@ class Pool:
         return {key for key, *_ in self._running.values()}
 
     def start(
-        self, key: Any, function: Callable[..., Any], *arguments: Any, own_gpu: bool = False
+        self,
+        key: Any,
+        function: Callable[..., Any],
+        *arguments: Any,
+        own_gpu: bool = False,
     ) -> Connection:
-        """Run `function(*arguments, connection)` in a new process; with `own_gpu` it sees one GPU, and its neighbours
-        others."""
-        taken, there = [gpu for *_, gpu in self._running.values()], gpus() if own_gpu else []
-        gpu = min(there, key=taken.count) if len(there) > 1 else None
-        ours, theirs = self._context.Pipe()
-        arguments = (theirs, function, arguments, gpu)
-        process = self._context.Process(target=_main, args=arguments, daemon=False)
+        """Run `function(*arguments, connection)` in a new process; returns this end's connection.
+
+        With `own_gpu` it sees one GPU, and its neighbours others.
+        """
+        visible = gpus() if own_gpu else []
+        gpu = None
+        if len(visible) > 1:  # the one that the fewest others use
+            in_use = [used for _, _, used in self._running.values()]
+            gpu = min(visible, key=in_use.count)
+
+        own_end, worker_end = self._context.Pipe()
+        process = self._context.Process(
+            target=_main,
+            args=(worker_end, function, arguments, gpu),
+            daemon=False,  # a daemon may have no workers of its own
+        )
         try:
             with _without_main(), warnings.catch_warnings():
-                # a worker's one thread only waits for its parent's end; a resource tracker that died is made again
+                # a worker's one thread only waits for its parent's end; a resource tracker that
+                # died is made again
                 warnings.simplefilter("ignore")
                 if self._context.get_start_method() == "forkserver":
                     _fork_server()
                 process.start()
-        except (
-            OSError,
-            EOFError,
-        ) as error:  # the fork server died, or there is no room for another process
-            ours.close()
+        # The fork server died, or there is no room for another process.
+        except (OSError, EOFError) as error:
+            own_end.close()
             raise WorkerDied(
                 f"{key}: its process did not start ({_words(error)}); run again"
             ) from None
-        except BaseException:  # Ctrl-C: a worker that was on its way finds nobody at the other end
-            ours.close()
+        except BaseException:  # Ctrl-C: a worker on its way finds nobody at the other end
+            own_end.close()
             raise
         finally:
-            theirs.close()
-        self._running[ours] = (key, process, gpu)
-        return ours
+            worker_end.close()
+        self._running[own_end] = (key, process, gpu)
+        return own_end
 
     def wait(self) -> list[tuple[Any, str, Any]]:
-        """What has happened since: (key, "progress" | "note" | "done" | "failed", value), at least one."""
-        ends = [process.sentinel for _, process, _ in self._running.values()]
-        ready, events = wait([*self._running, *ends]), []
+        """What has happened since, at least one event.
+
+        An event is (key, "progress" | "note" | "done" | "failed", value).
+        """
+        sentinels = [process.sentinel for _, process, _ in self._running.values()]
+        ready = wait([*self._running, *sentinels])
+        events = []
         for connection, (key, process, _) in list(self._running.items()):
-            if connection in ready or process.sentinel in ready:
-                kind, value = _hear(key, process, connection)
-                if kind in ("done", "failed"):
-                    del self._running[connection]
-                    _bury(process, connection)
-                events.append((key, kind, value))
+            if connection not in ready and process.sentinel not in ready:
+                continue
+            kind, value = _receive(key, process, connection)
+            if kind in ("done", "failed"):
+                del self._running[connection]
+                _release(process, connection)
+            events.append((key, kind, value))
         return events
 
     def close(self) -> None:
         """Kill what still runs."""
+        # All at once, then one after the other: each may take its time to end.
         for _, process, _ in self._running.values():
             process.kill()
         for connection, (_, process, _) in self._running.items():
-            _bury(process, connection)
+            _release(process, connection)
         self._running.clear()
 
 
-def _hear(key: Any, process: Any, connection: Connection) -> tuple[str, Any]:
-    """The next word of a process, or that it died without one."""
+def _receive(
+    key: Any,
+    process: Any,
+    connection: Connection,
+) -> tuple[str, Any]:
+    """The next message of a process, or that it died without one."""
     with suppress(EOFError, OSError):
-        if connection.poll():  # also what a process that is gone by now had still said
+        if connection.poll():  # also what a process that is gone by now had still sent
             try:
                 return connection.recv()
             except (EOFError, OSError):
                 raise
-            except (
-                Exception
-            ) as error:  # an object that was taken apart there cannot be put together here
-                return "failed", WorkerFailed(
-                    f"{key}: what it sent cannot be read ({_words(error)})"
-                )
+            # An object that was taken apart there cannot be put together here.
+            except Exception as error:
+                problem = f"{key}: what it sent cannot be read ({_words(error)})"
+                return "failed", WorkerFailed(problem)
     _end(process)
-    reason = f"exit code {process.exitcode}{_REASONS.get(process.exitcode, '')}"
-    return "failed", WorkerDied(f"{key}: its process died, {reason}; run again to go on from there")
+    code = process.exitcode
+    reason = f"exit code {code}{_REASONS.get(code, '')}"
+    problem = f"{key}: its process died, {reason}; run again to go on from there"
+    return "failed", WorkerDied(problem)
 
 
 def _end(process: Any) -> None:
@@ -177,8 +217,11 @@ def _end(process: Any) -> None:
         process.join(PATIENCE)  # not for ever: what waits for a disk cannot be killed
 
 
-def _bury(process: Any, connection: Connection) -> None:
-    """Let go of all that ties a process to this one, so that it ends even where its fork server is gone."""
+def _release(process: Any, connection: Connection) -> None:
+    """Let go of all that ties a process to this one.
+
+    So it ends even where its fork server is gone.
+    """
     connection.close()
     _end(process)
     with suppress(ValueError):  # it still waits for its disk
@@ -195,9 +238,10 @@ def imap(
     items: Iterable[Any],
     workers: int,
 ) -> Iterator[Any]:
-    """`setup(*arguments)(item)` for every item, in order, computed by `workers` processes that each call setup once.
+    """`setup(*arguments)(item)` for every item, in order, by `workers` processes.
 
-    Each worker holds one item at a time; closing the generator stops the workers.
+    Each process calls setup once. Each worker holds one item at a time; closing the generator stops
+    the workers.
     """
     if workers == 1:
         handle = setup(*arguments)
@@ -207,43 +251,53 @@ def imap(
     pool = Pool()
     source = enumerate(items)
     try:
-        names = [f"worker {i + 1}" for i in range(workers)]
-        connections = {
-            name: pool.start(name, _serve, setup, tuple(arguments), own_gpu=True) for name in names
-        }
+        connections = {}
+        for i in range(workers):
+            name = f"worker {i + 1}"
+            connections[name] = pool.start(name, _serve, setup, tuple(arguments), own_gpu=True)
         idle = list(connections.values())
+
+        # Items are numbered: `sent` is the next to go out, `due` the next to be yielded.
         results: dict[int, Any] = {}
-        sent = turn = 0
+        sent = 0
+        due = 0
         while True:
-            # One slow worker must not let the others run ahead without end: their results are kept until its own is there.
-            while idle and sent - turn < 3 * workers and (item := next(source, None)):
+            # One slow worker must not let the others run ahead without end: their results are kept
+            # until its own is there.
+            while idle and sent - due < 3 * workers:
+                item = next(source, None)
+                if item is None:
+                    break
                 _send(idle.pop(), item)
                 sent += 1
-            if turn == sent:
+            if due == sent:
                 return
+
             for key, kind, value in pool.wait():
                 if kind != "progress":
                     raise value if kind == "failed" else WorkerDied(f"{key}: ended early")
                 number, result = value
                 results[number] = result
                 idle.append(connections[key])
-            while turn in results:
-                yield results.pop(turn)
-                turn += 1
+            while due in results:
+                yield results.pop(due)
+                due += 1
     finally:
         pool.close()
 
 
 def _send(connection: Connection, item: tuple[int, Any]) -> None:
-    with suppress(
-        BrokenPipeError, ConnectionResetError
-    ):  # it is dead, which `wait` tells with the reason
+    # A worker that is dead is reported by `wait`, with the reason.
+    with suppress(BrokenPipeError, ConnectionResetError):
         connection.send(item)
 
 
 def _serve(
-    setup: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], connection: Connection
+    setup: Callable[..., Callable[[Any], Any]],
+    arguments: tuple[Any, ...],
+    connection: Connection,
 ) -> None:
+    """In a worker of `imap`: one item in, one result out, until it is killed."""
     handle = setup(*arguments)
     while True:
         number, item = connection.recv()
@@ -264,19 +318,19 @@ def _main(
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    said: tuple[str, Any]
+    outcome: tuple[str, Any]
     try:
         import torch
 
         torch.set_num_threads(1)
-        said = ("done", function(*arguments, connection))
+        outcome = ("done", function(*arguments, connection))
     except SynthbootError as error:
-        said = ("failed", error)
+        outcome = ("failed", error)
     except BaseException:
-        said = ("failed", WorkerFailed(traceback.format_exc()))
+        outcome = ("failed", WorkerFailed(traceback.format_exc()))
     with suppress(OSError):  # the other end is gone
         try:
-            connection.send(said)
+            connection.send(outcome)
         except OSError:
             raise
         except Exception:  # what cannot be pickled
@@ -284,9 +338,13 @@ def _main(
 
 
 def end_with_parent() -> None:
-    """Let the kernel kill this process as soon as the one that forked it is dead, whatever this one is doing then."""
+    """Let the kernel kill this process as soon as the one that forked it is dead.
+
+    It does so whatever this process is doing then.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    # The fork server, whose child a worker is, ends when nobody holds this pipe: that has to be its client alone.
+    # The fork server, whose child a worker is, ends when nobody holds this pipe: that has to be its
+    # client alone.
     server: Any = forkserver._forkserver
     if multiprocessing.parent_process() is not None and server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)
@@ -294,8 +352,11 @@ def end_with_parent() -> None:
 
 
 def _fork_server() -> None:
-    """Start the fork server unless it runs, deaf to what is for its parent alone from its first moment on: a Ctrl-C
-    while it imports torch would be a traceback on the terminal."""
+    """Start the fork server unless it runs, deaf to what is for its parent alone.
+
+    It is so from its first moment on: a Ctrl-C while it imports torch would be a traceback on the
+    terminal.
+    """
     resource_tracker.ensure_running()  # which unblocks Ctrl-C as it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_ONLY)
     try:
@@ -306,20 +367,24 @@ def _fork_server() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP stop as Ctrl-C does, by a KeyboardInterrupt with the signal's number, unless they are ignored
-    (`nohup`). Once is enough: what comes while things are put in order does not interrupt that."""
-    stops = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    before = {s: signal.getsignal(s) for s in stops if signal.getsignal(s) is not signal.SIG_IGN}
+    """Let SIGTERM and SIGHUP stop as Ctrl-C does, unless they are ignored (`nohup`).
+
+    They raise a KeyboardInterrupt with the signal's number. Once is enough: what comes while things
+    are put in order does not interrupt that.
+    """
+    before = {}
+    # Handlers can be set by the main thread alone; who calls from elsewhere sees to it.
+    if threading.current_thread() is threading.main_thread():
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            handler = signal.getsignal(each)
+            if handler is not signal.SIG_IGN:
+                before[each] = handler
 
     def stop(number: int, _: object) -> None:
         for each in before:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # who calls from elsewhere sees to it
-        before = {}
     for each in before:
         signal.signal(each, stop)
     try:
@@ -331,8 +396,11 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Hide the user's script while a process starts: workers run our functions only, and importing the script again
-    would run it again wherever it lacks a `__main__` guard."""
+    """Hide the user's script while a process starts.
+
+    Workers run our functions only, and importing the script again would run it again wherever it
+    lacks a `__main__` guard.
+    """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -342,5 +410,6 @@ def _without_main() -> Iterator[None]:
 
 
 def _end_with(sentinel: Any) -> None:
+    """End this process once its parent has, where the kernel does not see to it."""
     wait([sentinel])
     os._exit(1)

@@ -165,7 +165,7 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
 @main.command(cls=Verb)
 @_configured
 def plan(cfg: Config, as_json: bool) -> None:
-    """Say what `run` would do and why, and what it would cost."""
+    """Say what `run` would do and why, what it would cost, and what more seeds would show."""
     from synthboot import pipeline, preflight, recipes
     from synthboot import plan as plans
     from synthboot.lm import precision
@@ -174,14 +174,26 @@ def plan(cfg: Config, as_json: bool) -> None:
     artifacts = recipes.units(cfg)
     states = pipeline.state(cfg, artifacts)
     cost = plans.estimate(cfg, artifacts, states)
+    power = plans.power(cfg, artifacts)
     speeds = precision.measure(cfg) if precision.undecided(cfg) else {}
     if as_json:
-        units = {n: {"status": s.status, "reasons": list(s.reasons)} for n, s in states.items()}
-        chosen = {kind: precision.choice(cfg, speed) for kind, speed in speeds.items()}
-        _say_json({"units": units, "estimate": cost, "precision": chosen})
+        units = {}
+        for name, state in states.items():
+            units[name] = {"status": state.status, "reasons": list(state.reasons)}
+        _say_json(
+            {
+                "units": units,
+                "estimate": cost,
+                "precision": {kind: precision.choice(cfg, speed) for kind, speed in speeds.items()},
+                "power": None if power is None else asdict(power),
+            }
+        )
         return
+
     _print_states(artifacts, states)
     _say(plans.sentence(cost))
+    if power is not None:
+        _say(plans.power_sentence(power))
     if speeds:
         _say(f"precision: {precision.sentence(cfg, speeds, ahead=True)}")
 

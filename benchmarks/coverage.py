@@ -140,7 +140,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     power_lines += [f"| {row['seeds']} | {row['noise']:g} | {100 * row['power']:.1f} % |" for row in results["power"]]
     return {
         "command": f"`python benchmarks/coverage.py --trials {results['trials']}` "
-        f"(a row of the first table is {runs:,} runs, half of them without a difference, and a tenth of these for the bootstrap).",
+        f"(a row of the first table is {runs:,} runs, half of them without a difference; the bootstrap has a tenth of these).",
         "coverage": "\n".join(lines),
         "ratios": "\n".join(ratio_lines),
         "power": "\n".join(power_lines),

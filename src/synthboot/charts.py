@@ -69,6 +69,7 @@ def colors(kinds: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     others = 0
     for arm, kind in kinds.items():
+        # A second arm of the method must not look like the first.
         own = COLORS.get(kind)
         if own is not None and own not in found.values():
             found[arm] = own
@@ -154,6 +155,7 @@ def _arms_downwards(title: str, arms: int) -> dict[str, Any]:
     """The layout of a chart with a line for every arm, the first on top."""
     layout = _layout(title, "")
     layout["height"] = max(layout["height"], 90 + 28 * arms)
+    # Plotly counts upwards.
     layout["yaxis"]["autorange"] = "reversed"
     return layout
 
@@ -243,6 +245,7 @@ def _shares(results: Mapping[str, Any]) -> Chart | None:
     by_recipe: dict[str, list[tuple[float, str]]] = {}
     for name, recipe in results["config"]["arms"].items():
         if recipe["synthetic"] and not recipe["sweep"]:
+            # Recipes that are equal but for the share belong to one curve.
             rest = json.dumps(_without(recipe, "share"), sort_keys=True)
             by_recipe.setdefault(rest, []).append((recipe["share"], name))
 
@@ -269,6 +272,7 @@ def _efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart
     """Loss over unique real tokens, and where on that curve the other arms would stand."""
     efficiency = evaluated["efficiency"]
     arms = _scores_of(evaluated)["arms"]
+    # One point, repetition, is no curve: oracles make the others.
     if len(efficiency["points"]) < 2:
         return None
 
@@ -332,6 +336,7 @@ def _rounds(results: Mapping[str, Any]) -> Chart | None:
         {**line, "y": distinct, "name": "distinct 4-grams (right)", "yaxis": "y2"},
     ]
     layout = _layout("", "nats per token")
+    # Fractions beside nats: an axis of their own.
     layout["yaxis2"] = {"overlaying": "y", "side": "right", "tickformat": ".0%", "automargin": True}
     return {"id": "rounds", "data": data, "layout": layout}
 
@@ -390,6 +395,7 @@ def _questions(asked: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
 
 def _parts(parts: Mapping[str, Any]) -> Chart:
     """By arm and group, what of a document costs more or less than it costs repetition."""
+    # Without groups of documents there is all of them.
     groups = [group for group in parts if group != "all"] or ["all"]
     arms = [arm for arm in parts["all"] if arm != "repetition"]
 
@@ -436,6 +442,7 @@ def _excess(curves: Mapping[str, Any]) -> Chart:
             }
         )
     layout = _layout("tokens tuned on", "excess nats per d2")
+    # What is left of the excess falls by orders of magnitude.
     layout["yaxis"]["type"] = "log"
     return {"id": "excess", "data": data, "layout": layout}
 
@@ -532,6 +539,7 @@ def _vertical(x: float) -> dict[str, Any]:
 
 
 def _area(name: str, x: Sequence[float], counts: Sequence[float]) -> dict[str, Any]:
+    # Shares, so that kinds of text of different size lie on one another.
     total = sum(counts) or 1
     return {
         "type": "scatter",

@@ -65,6 +65,7 @@ class Verb(click.Command):
                         "stopped; finished shards are kept, the same command goes on from there",
                         err=True,
                     )
+                # As a shell reports a signal; `stoppable` names the one that came.
                 sys.exit(128 + stop.args[0] if stop.args else 130)
 
 
@@ -74,6 +75,7 @@ class Verbs(click.Group):
     def main(self, *args: Any, **options: Any) -> Any:
         """Run it; characters that a stream's encoding lacks are written as escapes."""
         for stream in (sys.stdout, sys.stderr):
+            # What stands in their place may have no encoding to set.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         return super().main(*args, **options)
@@ -425,6 +427,7 @@ class _progress:
         )
 
         self.console = Console(stderr=True)
+        # Bars are for eyes; a log gets lines.
         self.live = self.console.is_terminal
         self.total = total
         self.done = 0
@@ -545,8 +548,10 @@ def _print_example(example: dict[str, Any]) -> None:
         for part, mark in parts:
             text.append(safe(part), style=("", "bold yellow", "bold red")[mark])
         panels.append(Panel(text, title=Text(one_line(title))))
+    # Below forty columns each, texts are hard to read side by side.
     beside = console.width >= 40 * len(panels)
     grid = Table.grid(expand=True)
+    # A column for every text, or one for all of them.
     for _ in panels if beside else panels[:1]:
         grid.add_column(ratio=1, overflow="fold")
     if beside:
@@ -555,6 +560,7 @@ def _print_example(example: dict[str, Any]) -> None:
         for panel in panels:
             grid.add_row(panel)
 
+    # Captured, so that a closed pipe is met in one place (`_write`).
     with console.capture() as drawn:
         console.print(Text(one_line(example["title"]), style="bold", overflow="fold"))
         console.print(grid)
@@ -577,6 +583,7 @@ def _write(text: str, err: bool = False) -> None:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
+        # Python flushes at exit, and would fail again on the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         sys.exit(141)
 

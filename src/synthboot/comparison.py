@@ -68,6 +68,7 @@ def compare(
     """
     ours = [seed for name in first for seed in read(name, metric)]
     theirs = [seed for name in second for seed in read(name, metric)]
+    # A seed of A without one of B has nothing to be paired with.
     if len(ours) != len(theirs):
         raise DataError(
             f"compare: {len(ours)} seeds on one side and {len(theirs)} on the other; "
@@ -208,6 +209,7 @@ def _of_task(path: Path, metric: str | None) -> dict[str, tuple[float, float]]:
 
         names = row.get("metrics")
         field = metric or (names[0] if isinstance(names, list) and names else "acc")
+        # The hash names the item itself, doc_id only its place in a list.
         item = str(row.get("doc_hash") or row.get("doc_id"))
         found[item] = (_number(row.get(field), path, line, field), 1.0)
     return found
@@ -248,6 +250,7 @@ def _arm(run: Path, arm: str) -> list[Seed]:
         )
     checkpoint = json.loads((place / "evaluate.json").read_text("utf-8"))["checkpoint"]
     rows = pq.read_table(place / "losses.parquet").to_pylist()
+    # For the error: what could have been meant.
     known = sorted({row["arm"] for row in rows})
     if arm not in known:
         raise DataError(f"compare: {run}: has no arm {arm!r}; it has {', '.join(known)}")

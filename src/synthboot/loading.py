@@ -84,6 +84,7 @@ def _plain(value: Any, place: Place, where: str) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise ConfigError(f"{here}: the key {_quoted(key)} is not text")
+            # A key may hold what text cannot, as a value may.
             _plain(key, place, where)
         return {key: _plain(inner, (*place, key), where) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -106,6 +107,7 @@ def _plain(value: Any, place: Place, where: str) -> Any:
 def _assign(raw: dict[str, Any], key: str, value: Any) -> Place:
     *path, last = key.split(".")
     for number, part in enumerate(path):
+        # A section that the file leaves out, or leaves empty.
         if raw.get(part) is None:
             raw[part] = {}
         raw = raw[part]
@@ -134,6 +136,7 @@ def _explain(error: Any, raw: dict[str, Any], lines: dict[Place, int]) -> str:
     for part in place:
         given = given.get(part) if isinstance(given, dict) else None
 
+    # A name of `arms` that is no name.
     names_sections = field is not None and schema.section(field.annotation) is not None
     if field is not None and names_sections and error["loc"][-1:] == ("[key]",):
         where = where.rpartition(".")[0]

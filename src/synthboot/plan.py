@@ -170,6 +170,7 @@ def _matmul_rate() -> float:
 
     matrix = np.ones((512, 512), np.float32)
     times = []
+    # Workers have one thread each, and are counted by `local.jobs`.
     with threadpool_limits(1):
         for _ in range(8):
             start = time.perf_counter()

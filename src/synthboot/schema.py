@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+# What YAML 1.1 took for booleans and `strict_yaml` leaves as text.
 _SWITCH = {"on": True, "yes": True, "off": False, "no": False}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _URL = r"^https?://\S+$"
@@ -18,6 +19,7 @@ _PATTERNS = {
     _NAME: "a name of at most 100 letters, digits, '.', '_' and '-', a letter or digit first",
     _URL: "an address that begins with http:// or https://",
 }
+# A slip of a sweep must not plan a million models.
 MAX_TRIALS = 1_000
 
 
@@ -69,6 +71,7 @@ def trials(swept: Swept) -> dict[str, Swept]:
     found: dict[str, Swept] = {}
     for values in itertools.product(*sweep.values()):
         combination = dict(zip(sweep, values, strict=True))
+        # Also the name of a folder, so it has to be short and the same everywhere.
         name = ",".join(f"{key}={value:g}" for key, value in combination.items())
         if name in found:
             raise ValueError(f"`sweep` has {name} twice (six digits count)")

@@ -102,6 +102,7 @@ def _only(section: Section, paths: Collection[str], prefix: str) -> Any:
         if path in paths:
             kept[name] = value
         elif isinstance(value, Section) and any(p.startswith(f"{path}.") for p in paths):
+            # Declared in part: `model.seq_len` and nothing else of `model`.
             kept[name] = _only(value, paths, prefix=f"{path}.")
     return section.holding(kept)
 
@@ -111,6 +112,7 @@ def _leaves(value: Any, default: Any, path: str) -> dict[str, Any]:
     if isinstance(value, Section):
         inner = {name: getattr(value, name) for name in _present(value)}
         defaults = {name: _default(value, name) for name in inner}
+    # Arms have no default: each is compared with that of its recipe.
     elif path == "arms":
         inner = dict(value)
         defaults = dict.fromkeys(inner)
@@ -123,6 +125,7 @@ def _leaves(value: Any, default: Any, path: str) -> dict[str, Any]:
 
 
 def _present(section: Section) -> list[str]:
+    # A view holds some settings only; in the order of the schema, whatever order they came in.
     return [name for name in type(section).model_fields if name in section.__dict__]
 
 

@@ -25,11 +25,13 @@ MAX_VALUES = 50_000
 MAX_DEPTH = 20
 MAX_DIGITS = 400
 
+# As in YAML 1.2; `yes`, `no`, `on` and `off` stay text, and a switch knows what they mean.
 _WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None, "true": True, "false": False}
 _DIGITS = r"[0-9]+(?:_[0-9]+)*"
 _NUMBER = re.compile(
     rf"[-+]?(?:(?:0|(?!0){_DIGITS})(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][-+]?[0-9]+)?"
 )
+# Read so that the error can say what is wrong: no setting takes them.
 _ENDLESS = re.compile(r"([-+]?)\.(inf|nan)", re.IGNORECASE)
 
 
@@ -45,6 +47,7 @@ def read(path: str | Path) -> tuple[Value, dict[Place, int]]:
         if not file.is_file():
             raise ConfigError(f"{path}: is not a file")
         with open(file, "rb") as stream:
+            # One byte more than allowed tells whether there is more.
             content = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         # A name may be too long, or hold what no name can.
@@ -55,6 +58,7 @@ def read(path: str | Path) -> tuple[Value, dict[Place, int]]:
         raise ConfigError(
             f"{path}: more than {MAX_BYTES:,} bytes; a configuration is a page of settings"
         )
+    # Editors on Windows write UTF-16, and a mark before UTF-8.
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
@@ -117,6 +121,7 @@ class _Parser:
         assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
         if event.tag is not None:
             raise self.error(event, f"tag {event.tag}: tags are not read; write the value itself")
+        # How many values an anchor stands for, to be counted again at every alias.
         before = self.count
         if isinstance(event, yaml.ScalarEvent):
             value = self.scalar(event)
@@ -141,6 +146,7 @@ class _Parser:
             if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
                 raise self.error(event, "a key has to be plain text")
             key = event.value
+            # In quotes it is a key like any other.
             if key == "<<" and not event.style:
                 value = self.value(next(self.events), place)
                 merged += value if isinstance(value, list) else [value]
@@ -173,6 +179,7 @@ class _Parser:
 
     def scalar(self, event: yaml.ScalarEvent) -> Value:
         text = event.value
+        # In quotes, or as a block: text, whatever it looks like.
         if event.style:
             return str(text)
         if text.lower() in _WORDS:

@@ -73,6 +73,7 @@ def _difference(entry: Mapping[str, Any], seeds: int, confidence: float) -> str:
 
     sure = f"p = {entry['p']:.2g}"
     adjusted = entry.get("p_adjusted", entry["p"])
+    # With one arm and one look there is nothing to adjust.
     if adjusted != entry["p"]:
         sure += f", {adjusted:.2g} adjusted"
 
@@ -92,6 +93,7 @@ def _cautions(seeds: int, looks: Sequence[int]) -> str:
         )
     elif seeds < 3:
         cautions.append(f"{seeds} seeds: an anecdote, not a result; use five or more")
+    # To look, add seeds and look again is to try twice.
     if len(looks) > 1:
         before = ", ".join(str(number) for number in looks[:-1])
         cautions.append(

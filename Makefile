@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-small world test test-slow lint format docs bench gpu clean
+.PHONY: help demo demo-small world test test-slow lint format docs texture bench gpu clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -42,6 +42,9 @@ format: $(STAMP)  ## let ruff rewrite
 
 docs: $(STAMP)  ## write docs/cli.md and docs/config.md from the code
 	$(BIN)/python docs/generate.py
+
+texture: $(STAMP)  ## how dense the lines of the code are, file by file
+	$(BIN)/python benchmarks/texture.py src --each
 
 bench: $(STAMP)  ## speeds beside their peers, as ratios
 	$(BIN)/python benchmarks/sample.py --requests 96 --tokens 96

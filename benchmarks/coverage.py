@@ -1,12 +1,14 @@
 """Do the intervals of `synthboot.statistics` hold what they promise? Simulated differences whose truth is known.
 
-    python benchmarks/coverage.py [--trials 4000] [--json out.json]
+    python benchmarks/coverage.py [--trials 4000] [--json out.json] [--page docs/statistics.md]
+    python benchmarks/coverage.py --read docs/statistics.json --page docs/statistics.md
 
 Differences are a truth + noise of seeds + noise of documents + noise of both together. `seeds' noise` is the standard error
-that seeds bring to the mean over the one that documents bring. Prints, by seeds, seeds' noise and number of documents, how
-often the 95 % interval holds the truth, and how often p <= 0.05 and p <= 0.01 where there is no difference; beside it what
-the percentiles of a bootstrap over documents and seeds would do (the project's rule until now). Then how often an interval
-of a ratio holds it, and how often a difference of the size that `detectable` names is found.
+that seeds bring to the mean over the one that documents bring. Prints, by seeds and seeds' noise, over runs of 50, 200 and
+1,000 documents, how often the 95 % interval holds the truth, and how often p <= 0.05 and p <= 0.01 where there is no
+difference; beside it what a t-test on Satterthwaite's degrees of freedom would say, and the percentiles of a bootstrap over
+documents and seeds. Then how often an interval of a ratio holds it, and how often a difference of the size that
+`detectable` names is found.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy import special
 
 from synthboot import statistics
 
@@ -55,7 +59,7 @@ def coverage(trials: int) -> list[dict[str, float]]:
 
 def one_kind(rng: np.random.Generator, seeds: int, docs: int, noise: float, trials: int) -> dict[str, float]:
     """How often the interval holds a truth of zero and of half a standard deviation, and what p says of the former."""
-    held, at_5, at_1, boot = [], [], [], []
+    held, at_5, at_1, satterthwaite, boot = [], [], [], [], []
     for trial in range(trials):
         both = INTERACTION[trial % len(INTERACTION)]
         truth = 0.5 * (trial % 2)
@@ -65,12 +69,19 @@ def one_kind(rng: np.random.Generator, seeds: int, docs: int, noise: float, tria
         if not truth:
             at_5.append(found.p <= 0.05)
             at_1.append(found.p <= 0.01)
+            satterthwaite.append(2 * special.stdtr(found.df, -abs(found.value) / found.standard_error) <= 0.01)
             if trial % 20 == 0:
                 boot.append(bootstrap_misses(values, rng))
     return {
-        "seeds": seeds, "docs": docs, "noise": noise, "coverage": float(np.mean(held)), "p<=0.05": float(np.mean(at_5)),
-        "p<=0.01": float(np.mean(at_1)), "bootstrap p<=0.05": float(np.mean(boot)),
-    }  # fmt: skip
+        "seeds": seeds,
+        "docs": docs,
+        "noise": noise,
+        "coverage": float(np.mean(held)),
+        "p<=0.05": float(np.mean(at_5)),
+        "p<=0.01": float(np.mean(at_1)),
+        "satterthwaite p<=0.01": float(np.mean(satterthwaite)),
+        "bootstrap p<=0.05": float(np.mean(boot)),
+    }
 
 
 def ratios(trials: int) -> list[dict[str, float]]:
@@ -104,26 +115,72 @@ def power(trials: int) -> list[dict[str, float]]:
     return rows
 
 
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """What is printed, by name: a row for each number of seeds and noise of them, over all numbers of documents; every kind
+    of run is in the JSON."""
+    rows = results["coverage"]
+    shares = ("coverage", "p<=0.05", "p<=0.01", "satterthwaite p<=0.01", "bootstrap p<=0.05")
+    lines = [
+        "| seeds | seeds' noise | 95 % interval holds the truth | p <= 0.05 | p <= 0.01 | "
+        "Satterthwaite p <= 0.01 | bootstrap p <= 0.05 |",
+        "|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for seeds, noise in dict.fromkeys((row["seeds"], row["noise"]) for row in rows):
+        alike = [row for row in rows if (row["seeds"], row["noise"]) == (seeds, noise)]
+        means = [np.mean([row[share] for row in alike]) for share in shares]
+        lines.append(f"| {seeds} | {noise:g} | " + " | ".join(f"{100 * mean:.1f} %" for mean in means) + " |")
+
+    ratio_lines = ["| seeds | denominator over its error | interval given | holds the ratio |", "|--:|--:|--:|--:|"]
+    for row in results["ratios"]:
+        given, held = 100 * row["given"], 100 * row["coverage"]
+        ratio_lines.append(f"| {row['seeds']} | {row['strength']:g} | {given:.1f} % | {held:.1f} % |")
+
+    runs = len(DOCS) * results["trials"]
+    power_lines = ["| seeds | seeds' noise | a difference of `detectable` is found |", "|--:|--:|--:|"]
+    power_lines += [f"| {row['seeds']} | {row['noise']:g} | {100 * row['power']:.1f} % |" for row in results["power"]]
+    return {
+        "command": f"`python benchmarks/coverage.py --trials {results['trials']}` "
+        f"(a row of the first table is {runs:,} runs, half of them without a difference; the bootstrap has a tenth of these).",
+        "coverage": "\n".join(lines),
+        "ratios": "\n".join(ratio_lines),
+        "power": "\n".join(power_lines),
+    }
+
+
+def filled(page: str, results: dict[str, Any]) -> str:
+    """A page with what stands between `<!-- NAME -->` and `<!-- /NAME -->` replaced by the table of that name."""
+    for name, table in tables(results).items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, rest = page.split(begin, 1)
+        _, after = rest.split(end, 1)
+        page = f"{before}{begin}\n{table}\n{end}{after}"
+    return page
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=4_000)
-    parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
-    rows = coverage(asked.trials)
-    print("| seeds | seeds' noise | documents | 95 % interval holds the truth | p <= 0.05 | p <= 0.01 | bootstrap p <= 0.05 |")
-    print("|--:|--:|--:|--:|--:|--:|--:|")
-    for r in rows:
-        shares = " | ".join(f"{100 * r[k]:.1f} %" for k in ("coverage", "p<=0.05", "p<=0.01", "bootstrap p<=0.05"))
-        print(f"| {r['seeds']} | {r['noise']:g} | {r['docs']:,} | {shares} |")
-    of_ratios, of_power = ratios(asked.trials // 4), power(asked.trials // 4)
-    print("\n| seeds | denominator over its error | interval given | holds the ratio |\n|--:|--:|--:|--:|")
-    for r in of_ratios:
-        print(f"| {r['seeds']} | {r['strength']:g} | {r['given']:.1%} | {r['coverage']:.1%} |")
-    print("\n| seeds | seeds' noise | a difference of `detectable` is found |\n|--:|--:|--:|")
-    for r in of_power:
-        print(f"| {r['seeds']} | {r['noise']:g} | {r['power']:.1%} |")
-    if asked.json:
-        asked.json.write_text(json.dumps({"coverage": rows, "ratios": of_ratios, "power": of_power}, indent=1) + "\n")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--read", type=Path, help="print the figures of this JSON rather than simulate")
+    parser.add_argument("--page", type=Path, help="fill the tables of this page, docs/statistics.md")
+    arguments = parser.parse_args()
+
+    if arguments.read:
+        results = json.loads(arguments.read.read_text())
+    else:
+        trials = arguments.trials
+        results = {
+            "trials": trials,
+            "coverage": coverage(trials),
+            "ratios": ratios(trials // 4),
+            "power": power(trials // 4),
+        }
+
+    print("\n\n".join(tables(results).values()))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if arguments.page:
+        arguments.page.write_text(filled(arguments.page.read_text("utf-8"), results), "utf-8")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,22 @@ def test_plan_says_what_is_stale_why_and_what_it_costs(config_file: str) -> None
     assert found["estimate"]["train_tokens"] >= 6 * 12_000
 
 
+def test_plan_says_what_more_seeds_would_show(config_file: str, finished: dict[str, Any]) -> None:
+    result = json.loads(call("evaluate", config_file, "--json").stdout)
+    power = result[result["checkpoint"]]["power"]
+    line = next(x for x in call("plan", config_file).stdout.splitlines() if x.startswith("power: "))
+    assert f"2 seeds show a difference of sbp to repetition of {power['detectable']['2']:.4f} nats" in line
+    assert line.endswith(f"5 seeds {power['detectable']['5']:.4f}, 10 seeds {power['detectable']['10']:.4f}")
+
+    more = json.loads(call("plan", config_file, "--set", "pretrain.seeds=[0, 1, 2]", "--json").stdout)["power"]
+    smallest = more["detectable"]
+    assert list(smallest) == ["3", "5", "10"]
+    assert power["detectable"]["2"] > smallest["3"] > smallest["5"] > smallest["10"] > 0
+
+    elsewhere = call("plan", config_file, "--set", "name=not-evaluated").stdout
+    assert "power:" not in elsewhere
+
+
 def test_one_verb_per_stage(config_file: str) -> None:
     for stage in ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "analyze"):
         result = call(stage, config_file)

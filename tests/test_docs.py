@@ -1,5 +1,6 @@
 """What the documents say is so: generated pages are current, commands exist, files in the map exist, examples run."""
 
+import json
 import re
 import runpy
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from benchmarks import coverage
 
 from synthboot.cli import main
 
@@ -65,3 +67,9 @@ def test_the_shipped_text_is_small_and_names_its_origin() -> None:
     data = ROOT / "examples" / "data"
     assert sum(p.stat().st_size for p in data.iterdir()) < 3_000_000
     assert "CC0" in (data / "README.md").read_text()
+
+
+def test_the_figures_of_the_statistics_page_are_those_that_were_simulated() -> None:
+    page = (ROOT / "docs" / "statistics.md").read_text("utf-8")
+    results = json.loads((ROOT / "docs" / "statistics.json").read_text("utf-8"))
+    assert coverage.filled(page, results) == page

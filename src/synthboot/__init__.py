@@ -1,6 +1,7 @@
 """Synthetic Bootstrapped Pretraining: pair, tune, synthesize, pretrain, and show what that bought.
 
-Source: Yang et al., arXiv:2509.15248. Names are imported when first used, so that `import synthboot` is quick.
+Source: Yang et al., arXiv:2509.15248. Names are imported when first used, so that
+`import synthboot` is quick.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The Python face of a run: every stage as a method that makes what is missing and returns something to look at."""
+"""A run from Python: every stage is a method that makes what is missing and returns its result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from synthboot.errors import MissingArtifact
 
 
 class Run:
-    """One experiment in its run folder. Methods run the stages they need, reusing whatever is done."""
+    """An experiment in its run folder. Methods run the stages they need and reuse what is done."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class Texts:
         return len(self.tokens)
 
     def __getitem__(self, doc: int) -> str:
+        # The last token is the end of the document.
         return self.tokenizer.decode(self.tokens[doc][:-1])
 
 
@@ -90,7 +91,8 @@ class TextPairs:
     """Pairs as text; `pairs` holds the numbers."""
 
     def __init__(self, pairs: Pairs, texts: Texts) -> None:
-        self.pairs, self.texts = pairs, texts
+        self.pairs = pairs
+        self.texts = texts
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -99,17 +101,21 @@ class TextPairs:
         """`n` training pairs drawn at random: (d1, d2, similarity)."""
         train = self.pairs.only(TRAIN)
         chosen = np.random.default_rng(seed).permutation(len(train))[:n]
-        return [
-            (self.texts[int(train.d1[i])], self.texts[int(train.d2[i])], float(train.similarity[i]))
-            for i in chosen
-        ]
+
+        sampled = []
+        for i in chosen:
+            d1 = self.texts[int(train.d1[i])]
+            d2 = self.texts[int(train.d2[i])]
+            sampled.append((d1, d2, float(train.similarity[i])))
+        return sampled
 
 
 class Synthesizer:
     """A tuned synthesizer that samples and scores text."""
 
     def __init__(self, folder: Path, cfg: config.Config) -> None:
-        self.folder, self.config = folder, cfg
+        self.folder = folder
+        self.config = cfg
         self.tokenizer = tokenizers.load(folder)
 
     @cached_property
@@ -124,9 +130,15 @@ class Synthesizer:
         from synthboot.lm.batches import d1_room
         from synthboot.lm.sample import Request, sampler
 
-        window, settings = self.config.model.seq_len, self.config.synthesize
-        d1 = self.tokenizer.encode([given])[0][: d1_room(window, self.config.tune.d1_share)]
+        seq_len = self.config.model.seq_len
+        settings = self.config.synthesize
+        tokens = self.tokenizer.encode([given])[0]
+        d1 = tokens[: d1_room(seq_len, self.config.tune.d1_share)]
         prompt = (self.tokenizer.end, *d1, self.tokenizer.separator)
+        room = min(seq_len - len(prompt), settings.max_tokens or seq_len)
+
+        # Every sample has a seed of its own, far from those of other values of `seed`.
+        requests = [Request(prompt, seed * 1_000_003 + i, room) for i in range(n)]
         engine = sampler(
             self.model,
             self.tokenizer.end,
@@ -135,18 +147,21 @@ class Synthesizer:
             batch=self.config.engine.sample_batch,
             absent=self.tokenizer.absent(self.model.config.get_text_config().vocab_size),
         )
-        room = min(window - len(prompt), settings.max_tokens or window)
-        results = engine.sample([Request(prompt, seed * 1_000_003 + i, room) for i in range(n)])
-        return [self.tokenizer.decode(r.tokens) for r in results]
+        return [self.tokenizer.decode(result.tokens) for result in engine.sample(requests)]
 
     def logprob(self, text: str, given: str) -> float:
         """log p(text | given) in nats, over as much of the text as the window holds."""
         from synthboot.lm import score
 
-        d1, d2 = (np.array(d) for d in self.tokenizer.documents([given, text]))
-        special = (self.tokenizer.end, self.tokenizer.separator)
+        d1, d2 = self.tokenizer.documents([given, text])
         scores = score.pairs(
-            self.model, [d1], [d2], self.config.model.seq_len, self.config.tune.d1_share, *special
+            self.model,
+            [np.array(d1)],
+            [np.array(d2)],
+            self.config.model.seq_len,
+            self.config.tune.d1_share,
+            self.tokenizer.end,
+            self.tokenizer.separator,
         )
         return -float(scores.loss[0])
 
@@ -164,11 +179,12 @@ class Evaluation:
 
     def summary(self) -> str:
         """A line per arm and the verdict."""
-        lines = [
-            f"{arm}: test loss {s['loss'][0]:.4f} [{s['loss'][1]:.4f}, {s['loss'][2]:.4f}]"
-            for arm, s in self.arms.items()
-        ]
-        return "\n".join([*lines, self.result["verdict"]])
+        lines = []
+        for arm, scores in self.arms.items():
+            loss, low, high = scores["loss"]
+            lines.append(f"{arm}: test loss {loss:.4f} [{low:.4f}, {high:.4f}]")
+        lines.append(self.result["verdict"])
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)

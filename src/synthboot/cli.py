@@ -1,8 +1,9 @@
-"""The verbs. The only file that prints: results to stdout, progress to stderr, `--json` for machines.
+"""The verbs, and the only file that prints: results to stdout, progress to stderr.
 
-Exit codes: 0 done, 1 a bug, 2 something the user can mend (one line, with what to do), 130 Ctrl-C, 143 and 129 for a
-SIGTERM and a terminal that closed, 141 nobody reads on (`| head`). Nothing printed acts on a terminal (`_say`). Heavy imports
-happen inside the verbs.
+Exit codes: 0 done, 1 a bug, 2 something the user can mend (one line, with what to do), 130 Ctrl-C,
+143 and 129 for a SIGTERM and a terminal that closed, 141 nobody reads on (`| head`). Nothing that
+is printed acts on a terminal (`_say`). Heavy imports happen inside the verbs, so that `--help` is
+quick.
 """
 
 from __future__ import annotations
@@ -58,11 +59,13 @@ class Verb(click.Command):
                 _say(f"error: {one_line(str(error))}", err=True)
                 sys.exit(2)
             except KeyboardInterrupt as stop:
-                with suppress(OSError):  # the terminal may be what went away
+                # The terminal may be what went away.
+                with suppress(OSError):
                     _say(
                         "stopped; finished shards are kept, the same command goes on from there",
                         err=True,
                     )
+                # As a shell reports a signal; `stoppable` names the one that came.
                 sys.exit(128 + stop.args[0] if stop.args else 130)
 
 
@@ -72,6 +75,7 @@ class Verbs(click.Group):
     def main(self, *args: Any, **options: Any) -> Any:
         """Run it; characters that a stream's encoding lacks are written as escapes."""
         for stream in (sys.stdout, sys.stderr):
+            # What stands in their place may have no encoding to set.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         return super().main(*args, **options)
@@ -80,8 +84,8 @@ class Verbs(click.Group):
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="synthboot")
 def main() -> None:
-    """Synthetic Bootstrapped Pretraining: pair related documents, tune a synthesizer p(d2|d1), sample a corpus from it,
-    pretrain on both, and show what that bought."""
+    """Synthetic Bootstrapped Pretraining: pair related documents, tune a synthesizer p(d2|d1),
+    sample a corpus from it, pretrain on both, and show what that bought."""
 
 
 def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,31 +145,42 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
 
     with _progress(len(pipeline.needed(recipes.units(cfg), "embed"))) as tell:
         pipeline.run(cfg, "embed", tell)
-    told = shown.alphas(cfg)
+    found = shown.alphas(cfg)
     if as_json:
-        _say_json(told)
+        _say_json(found)
         return
+
     rows = [
         [
-            f"{r['alpha']:.2f}", _count(r["pairs"]), "{:.2f} [{:.2f}, {:.2f}]".format(*r["per_document"]),
-            f"{r['documents_with_pairs']:.0%}", f"{r['near_duplicates']:.1%}", f"{r['random_pairs_above']:.2%}",
+            f"{row['alpha']:.2f}",
+            _count(row["pairs"]),
+            "{:.2f} [{:.2f}, {:.2f}]".format(*row["per_document"]),
+            f"{row['documents_with_pairs']:.0%}",
+            f"{row['near_duplicates']:.1%}",
+            f"{row['random_pairs_above']:.2%}",
         ]
-        for r in told["table"]
-    ]  # fmt: skip
-    _print_table(
-        ["alpha", "pairs", "per document", "documents", "near-duplicates", "random pairs above"],
-        rows,
-    )
+        for row in found["table"]
+    ]
+    header = [
+        "alpha",
+        "pairs",
+        "per document",
+        "documents",
+        "near-duplicates",
+        "random pairs above",
+    ]
+    _print_table(header, rows)
     _say(
-        f"from {told['sampled']:,} of {told['docs']:,} documents, near-duplicates taken off, caps and held-out documents not; "
-        f"min_similarity now gives {told['alpha']:.3f} ({told['why']})"
+        f"from {found['sampled']:,} of {found['docs']:,} documents, near-duplicates taken off, "
+        "caps and held-out documents not; "
+        f"min_similarity now gives {found['alpha']:.3f} ({found['why']})"
     )
 
 
 @main.command(cls=Verb)
 @_configured
 def plan(cfg: Config, as_json: bool) -> None:
-    """Say what `run` would do and why, and what it would cost."""
+    """Say what `run` would do and why, what it would cost, and what more seeds would show."""
     from synthboot import pipeline, preflight, recipes
     from synthboot import plan as plans
     from synthboot.lm import precision
@@ -174,14 +189,26 @@ def plan(cfg: Config, as_json: bool) -> None:
     artifacts = recipes.units(cfg)
     states = pipeline.state(cfg, artifacts)
     cost = plans.estimate(cfg, artifacts, states)
+    power = plans.power(cfg, artifacts)
     speeds = precision.measure(cfg) if precision.undecided(cfg) else {}
     if as_json:
-        units = {n: {"status": s.status, "reasons": list(s.reasons)} for n, s in states.items()}
-        chosen = {kind: precision.choice(cfg, speed) for kind, speed in speeds.items()}
-        _say_json({"units": units, "estimate": cost, "precision": chosen})
+        units = {}
+        for name, state in states.items():
+            units[name] = {"status": state.status, "reasons": list(state.reasons)}
+        _say_json(
+            {
+                "units": units,
+                "estimate": cost,
+                "precision": {kind: precision.choice(cfg, speed) for kind, speed in speeds.items()},
+                "power": None if power is None else asdict(power),
+            }
+        )
         return
+
     _print_states(artifacts, states)
     _say(plans.sentence(cost))
+    if power is not None:
+        _say(plans.power_sentence(power))
     if speeds:
         _say(f"precision: {precision.sentence(cfg, speeds, ahead=True)}")
 
@@ -197,19 +224,18 @@ def status(run_folder: Path, as_json: bool) -> None:
     if as_json:
         _say_json(rows)
         return
-    _print_table(
-        ["artifact", "status", "tokens", "seconds", "peak memory"],
+    header = ["artifact", "status", "tokens", "seconds", "peak memory"]
+    table = [
         [
-            [
-                r["unit"],
-                r["status"],
-                _count(r["tokens"]),
-                _count(r["seconds"]),
-                _size(r["peak_memory_bytes"]),
-            ]
-            for r in rows
-        ],
-    )
+            row["unit"],
+            row["status"],
+            _count(row["tokens"]),
+            _count(row["seconds"]),
+            _size(row["peak_memory_bytes"]),
+        ]
+        for row in rows
+    ]
+    _print_table(header, table)
 
 
 @main.command(cls=Verb)
@@ -219,7 +245,8 @@ def status(run_folder: Path, as_json: bool) -> None:
 @click.option("--near", type=float, help="Pairs with a similarity near this.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(run_folder: Path, what: str, count: int, near: float | None, as_json: bool) -> None:
-    """Read examples in the terminal: pairs side by side, synthetic text, what was copied, what was quarantined."""
+    """Read examples in the terminal: pairs side by side, synthetic text, what was copied, what was
+    quarantined."""
     from synthboot import show as shown
 
     examples = shown.examples(run_folder, what, count, near)
@@ -246,14 +273,16 @@ def show(run_folder: Path, what: str, count: int, near: float | None, as_json: b
 def compare(
     names: tuple[str, ...], metric: str | None, wanted: float | None, as_json: bool
 ) -> None:
-    """Is A better than B? Or, of run folders: their scores, and the settings they differ in, side by side.
+    """Is A better than B? Or, of run folders: their scores, and the settings they differ in, side
+    by side.
 
-    A and B are folders of lm-eval's --log_samples output, arms (RUN:ARM), or files with an item and a number a line. Several
-    seeds of each are joined by commas: A1,A2,A3 B1,B2,B3."""
-    if any(not (Path(name) / "01-corpus").is_dir() for name in names):
-        _compare_scores(names, metric, wanted, as_json)
+    A and B are folders of lm-eval's --log_samples output, arms (RUN:ARM), or files with an item and
+    a number a line. Several seeds of each are joined by commas: A1,A2,A3 B1,B2,B3."""
+    folders = [Path(name) for name in names]
+    if all((folder / "01-corpus").is_dir() for folder in folders):
+        _compare_runs(folders, as_json)
     else:
-        _compare_runs([Path(name) for name in names], as_json)
+        _compare_scores(names, metric, wanted, as_json)
 
 
 def _compare_scores(
@@ -264,28 +293,33 @@ def _compare_scores(
 
     if len(names) != 2:
         raise DataError(
-            f"compare: two sides are compared, A and B, and {len(names)} were given; commas join seeds"
+            "compare: two sides are compared, A and B, "
+            f"and {len(names)} were given; commas join seeds"
         )
     first, second = (name.split(",") for name in names)
     found = comparison.compare(first, second, metric, wanted)
     if as_json:
         _say_json([asdict(row) for row in found])
         return
-    rows = [
-        [
-            row.task,
-            f"{row.first:.4f}",
-            f"{row.second:.4f}",
-            f"{row.difference.value:+.4f} [{row.difference.low:+.4f}, {row.difference.high:+.4f}]",
-            f"{row.difference.p:.2g}",
-            f"{row.items:,}" + (f" ({row.unmatched:,} unmatched)" if row.unmatched else ""),
-            str(row.seeds),
-            f"{row.detectable:.4f}",
-            "-" if row.items_needed is None else f"{row.items_needed:,}",
-            "-" if row.seeds_needed is None else str(row.seeds_needed),
-        ]
-        for row in found
-    ]
+
+    rows = []
+    for row in found:
+        unmatched = f" ({row.unmatched:,} unmatched)" if row.unmatched else ""
+        gap = row.difference
+        rows.append(
+            [
+                row.task,
+                f"{row.first:.4f}",
+                f"{row.second:.4f}",
+                f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]",
+                f"{gap.p:.2g}",
+                f"{row.items:,}{unmatched}",
+                str(row.seeds),
+                f"{row.detectable:.4f}",
+                "-" if row.items_needed is None else f"{row.items_needed:,}",
+                "-" if row.seeds_needed is None else str(row.seeds_needed),
+            ]
+        )
     header = [
         "task",
         "A",
@@ -301,7 +335,8 @@ def _compare_scores(
     _print_table(header, rows)
     if all(row.seeds == 1 for row in found):
         _say(
-            "One seed of each: this is about these two models, and says nothing of how others trained alike would differ."
+            "One seed of each: this is about these two models, "
+            "and says nothing of how others trained alike would differ."
         )
 
 
@@ -312,55 +347,54 @@ def _compare_runs(runs: list[Path], as_json: bool) -> None:
     if as_json:
         _say_json(result)
         return
-    entries = [
-        (run, arm, entry)
-        for run, scores in result["scores"].items()
-        for arm, entry in scores.items()
-    ]
-    tasks = list(
-        dict.fromkeys(task for *_, entry in entries for task in entry.get("questions", {}))
-    )
-    rows = [
-        [
-            run, arm, _with_interval(e["loss"]), f"{e['bits_per_byte'][0]:.4f}", _share(e), _against_repetition(e),
-            *(_right(e.get("questions", {}).get(task)) for task in tasks),
-        ]
-        for run, arm, e in entries
-    ]  # fmt: skip
-    _print_table(
-        ["run", "arm", "test loss", "bits/byte", "oracle share", "against repetition", *tasks], rows
-    )
-    if result["differences"]:
-        _print_table(
-            ["setting", *result["scores"]],
-            [[key, *map(str, values)] for key, values in result["differences"].items()],
+
+    entries = []
+    tasks: dict[str, None] = {}  # in the order of the runs, each once
+    for run, scores in result["scores"].items():
+        for arm, entry in scores.items():
+            entries.append((run, arm, entry))
+            tasks |= dict.fromkeys(entry.get("questions", {}))
+
+    rows = []
+    for run, arm, entry in entries:
+        answers = entry.get("questions", {})
+        rows.append(
+            [
+                run,
+                arm,
+                _with_interval(entry["loss"]),
+                f"{entry['bits_per_byte'][0]:.4f}",
+                _share(entry),
+                _against_repetition(entry),
+                *(_accuracy(answers.get(task)) for task in tasks),
+            ]
         )
+    header = ["run", "arm", "test loss", "bits/byte", "oracle share", "against repetition"]
+    _print_table([*header, *tasks], rows)
+
+    if result["differences"]:
+        settings = [[key, *map(str, values)] for key, values in result["differences"].items()]
+        _print_table(["setting", *result["scores"]], settings)
 
 
 def _execute(cfg: Config, target: str, as_json: bool) -> None:
     from synthboot import pipeline, recipes
     from synthboot.data.artifacts import read_listed
 
-    units = pipeline.needed(recipes.units(cfg), target)
+    artifacts = recipes.units(cfg)
+    units = pipeline.needed(artifacts, target)
     states = pipeline.state(cfg, units)
-    todo = {name: s for name, s in states.items() if s.status != "done"}
-    stale = {
-        n: s
-        for n, s in todo.items()
-        if s.status == "stale"
-        and not s.reasons[0].endswith((" changed", "stale", "missing", "partial"))
-    }
-    for name, s in stale.items():
-        _say(
-            f"{name}: stale ({', '.join(s.reasons)}); it and what reads it will be rebuilt",
-            err=True,
-        )
+    todo = {name: state for name, state in states.items() if state.status != "done"}
+    for name, state in todo.items():
+        if state.status == "stale" and not state.reasons[0].endswith(_FOLLOWS):
+            reasons = ", ".join(state.reasons)
+            _say(f"{name}: stale ({reasons}); it and what reads it will be rebuilt", err=True)
+
     with _progress(len(todo)) as tell:
         pipeline.run(cfg, target, tell)
-    scores = units[target].folder(cfg.folder) if target in units else None
-    evaluated = recipes.units(cfg)["evaluate"].folder(cfg.folder)
+
     if target in ("report", "evaluate"):
-        result = read_listed(evaluated, "evaluate.json")
+        result = read_listed(artifacts["evaluate"].folder(cfg.folder), "evaluate.json")
         if as_json:
             _say_json(result)
         else:
@@ -368,11 +402,15 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
     elif as_json:
         _say_json({name: states[name].status for name in units})
     else:
-        _say(
-            f"{target}: done, {len(todo)} artifacts made, {len(units) - len(todo)} were there ({cfg.folder})"
-        )
-    if target == "report" and scores is not None and not as_json:
-        _say(f"report: {scores / 'report.html'}")
+        kept = len(units) - len(todo)
+        _say(f"{target}: done, {len(todo)} artifacts made, {kept} were there ({cfg.folder})")
+
+    if target == "report" and not as_json:
+        _say(f"report: {artifacts['report'].folder(cfg.folder) / 'report.html'}")
+
+
+_FOLLOWS = (" changed", "stale", "missing", "partial")
+"""How a reason ends that is about what an artifact reads, and not about a setting of its own."""
 
 
 class _progress:
@@ -389,14 +427,21 @@ class _progress:
         )
 
         self.console = Console(stderr=True)
+        # Bars are for eyes; a log gets lines.
         self.live = self.console.is_terminal
-        self.total, self.done = total, 0
+        self.total = total
+        self.done = 0
         self.tasks: dict[str, Any] = {}
         self.bars = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[words]}", markup=False),
-            console=self.console, disable=not self.live,
-        )  # fmt: skip
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[words]}", markup=False),
+            console=self.console,
+            disable=not self.live,
+        )
 
     def __enter__(self) -> Callable[[str, str, Any], None]:
         self.bars.start()
@@ -412,19 +457,19 @@ class _progress:
             done, words = value
             self.bars.update(self.tasks[name], completed=done, words=one_line(words))
         elif kind == "note":
-            self.console.print(
-                one_line(f"{name}: {value}"), markup=False, highlight=False, soft_wrap=True
-            )
+            self._line(f"{name}: {value}")
         elif kind == "done":
             self.done += 1
             self.bars.remove_task(self.tasks[name])
+            memory = _size(value["peak_memory_bytes"])
             account = f"; {value['account']}" if value["account"] else ""
-            self.console.print(
-                one_line(
-                    f"[{self.done}/{self.total}] {name}: {value['seconds']:.1f} s, {_size(value['peak_memory_bytes'])}{account}"
-                ),
-                markup=False, highlight=False, soft_wrap=True,
-            )  # fmt: skip
+            self._line(
+                f"[{self.done}/{self.total}] {name}: {value['seconds']:.1f} s, {memory}{account}"
+            )
+
+    def _line(self, text: str) -> None:
+        """A line above the bars, as it is: paths and counts are no markup."""
+        self.console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_states(units: dict[str, Unit], states: dict[str, State]) -> None:
@@ -439,16 +484,21 @@ def _print_scores(result: dict[str, Any]) -> None:
     other = "last" if result["checkpoint"] == "best" else "best"
     rows = []
     for arm, entry in chosen["arms"].items():
-        ledgers = result["ledgers"][arm]
-        ledger = next(iter(ledgers.values()))
+        # Seeds of an arm read the same amounts, so the first ledger speaks for all.
+        ledger = next(iter(result["ledgers"][arm].values()))
+        unique = _count(ledger["unique_real_tokens"])
         rows.append(
             [
-                arm, _with_interval(entry["loss"]), f"{result[other]['arms'][arm]['loss'][0]:.4f}",
-                f"{entry['perplexity'][0]:.2f}", f"{entry['bits_per_byte'][0]:.4f}", _share(entry),
-                f"{ledger['real_epochs']:.1f} x {_count(ledger['unique_real_tokens'])}",
+                arm,
+                _with_interval(entry["loss"]),
+                f"{result[other]['arms'][arm]['loss'][0]:.4f}",
+                f"{entry['perplexity'][0]:.2f}",
+                f"{entry['bits_per_byte'][0]:.4f}",
+                _share(entry),
+                f"{ledger['real_epochs']:.1f} x {unique}",
                 _count(ledger["synthetic_tokens"]),
             ]
-        )  # fmt: skip
+        )
     header = [
         "arm",
         f"test loss ({result['checkpoint']})",
@@ -456,14 +506,17 @@ def _print_scores(result: dict[str, Any]) -> None:
         "perplexity",
         "bits/byte",
         "oracle share",
+        "real text",
+        "synthetic",
     ]
-    _print_table([*header, "real text", "synthetic"], rows)
+    _print_table(header, rows)
+
     if result["questions"]:
-        asked = {task: found["groups"]["all"] for task, found in result["questions"].items()}
-        answered = [
-            [arm, *(_right(by_arm[arm]) for by_arm in asked.values())] for arm in chosen["arms"]
-        ]
-        _print_table(["answered right", *asked], answered)
+        by_task = {task: found["groups"]["all"] for task, found in result["questions"].items()}
+        answered = []
+        for arm in chosen["arms"]:
+            answered.append([arm, *(_accuracy(by_arm[arm]) for by_arm in by_task.values())])
+        _print_table(["answered right", *by_task], answered)
     _say(result["verdict"])
 
 
@@ -472,11 +525,12 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
 
     cells = [[one_line(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-    for row in [cells[0], ["-" * width for width in widths], *cells[1:]]:
-        padded = (
-            cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)
-        )
-        _say("  ".join(padded).rstrip(" "))
+    rule = ["-" * width for width in widths]
+    for row in [cells[0], rule, *cells[1:]]:
+        line = ""
+        for cell, width in zip(row, widths, strict=True):
+            line += cell + " " * (width - cell_len(cell)) + "  "
+        _say(line.rstrip(" "))
 
 
 def _print_example(example: dict[str, Any]) -> None:
@@ -489,18 +543,24 @@ def _print_example(example: dict[str, Any]) -> None:
     console = Console()
     panels = []
     for title, parts in example["texts"].items():
-        text = Text(
-            overflow="fold"
-        )  # lines without spaces go on in the next, rather than end in dots
+        # A line without spaces goes on in the next, rather than end in dots.
+        text = Text(overflow="fold")
         for part, mark in parts:
             text.append(safe(part), style=("", "bold yellow", "bold red")[mark])
         panels.append(Panel(text, title=Text(one_line(title))))
+    # Below forty columns each, texts are hard to read side by side.
     beside = console.width >= 40 * len(panels)
     grid = Table.grid(expand=True)
+    # A column for every text, or one for all of them.
     for _ in panels if beside else panels[:1]:
         grid.add_column(ratio=1, overflow="fold")
-    for row in [panels] if beside else [[panel] for panel in panels]:
-        grid.add_row(*row)
+    if beside:
+        grid.add_row(*panels)
+    else:
+        for panel in panels:
+            grid.add_row(panel)
+
+    # Captured, so that a closed pipe is met in one place (`_write`).
     with console.capture() as drawn:
         console.print(Text(one_line(example["title"]), style="bold", overflow="fold"))
         console.print(grid)
@@ -512,7 +572,8 @@ def _say(text: str, err: bool = False) -> None:
 
 
 def _say_json(value: Any) -> None:
-    _say(json.dumps(value, indent=1, ensure_ascii="utf" not in (sys.stdout.encoding or "").lower()))
+    encoding = (sys.stdout.encoding or "").lower()
+    _say(json.dumps(value, indent=1, ensure_ascii="utf" not in encoding))
 
 
 def _write(text: str, err: bool = False) -> None:
@@ -522,6 +583,7 @@ def _write(text: str, err: bool = False) -> None:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
+        # Python flushes at exit, and would fail again on the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         sys.exit(141)
 
@@ -539,7 +601,7 @@ def _against_repetition(entry: dict[str, Any]) -> str:
     return f"{entry['difference'][0]:+.4f} (p = {entry['p']:.2g})" if "p" in entry else ""
 
 
-def _right(answers: dict[str, Any] | None) -> str:
+def _accuracy(answers: dict[str, Any] | None) -> str:
     return "" if answers is None else "{:.1%} [{:.1%}, {:.1%}]".format(*answers["acc"])
 
 

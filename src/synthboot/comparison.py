@@ -1,14 +1,14 @@
-"""Is model A better than model B? Per-item scores made anywhere, compared as this project compares its arms.
+"""Is model A better than model B? Per-item scores made anywhere, compared as arms are.
 
 What is read, without torch:
 
 - a folder of lm-eval's `--log_samples` output: `samples_TASK_TIME.jsonl`, the newest of each task;
 - `RUN:ARM`, an arm of a run folder: the loss of every test document, all seeds;
-- a file with an item and a number a line: `.csv`, `.tsv`, or `.jsonl` with the fields `item` and `score` (and, where there
-  are several, `task`).
+- a file with an item and a number a line: `.csv`, `.tsv`, or `.jsonl` with the fields `item` and
+  `score` (and, where there are several, `task`).
 
-Several of A beside as many of B, in the same order, are seeds: the first of A is paired with the first of B. Items are
-matched by name; what one side lacks is counted and left out.
+Several of A beside as many of B, in the same order, are seeds: the first of A is paired with the
+first of B. Items are matched by name; what one side lacks is counted and left out.
 
 Source: `synthboot.statistics`; what is missing elsewhere, lm-eval's issues 3831 and 4017.
 """
@@ -29,13 +29,16 @@ from synthboot.errors import DataError
 ALL = "all tasks"
 LOSS = "test loss"
 Seed = Mapping[str, Mapping[str, tuple[float, float]]]
-"""By task and item: the score and the size it is divided by (a document's tokens; one for a question)."""
+"""By task and item: the score, and the size it is divided by (tokens of a document; else 1)."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A task: the mean of each side, their difference, and what it would take to be sure. `unmatched` counts the items that
-    one side alone has. `items_needed` and `seeds_needed` (None: no number would do) are for the difference `wanted`."""
+    """A task: the mean of each side, their difference, and what it would take to be sure.
+
+    `unmatched` counts the items that one side alone has. `items_needed` and `seeds_needed` (None:
+    no number would do) are for the difference `wanted`.
+    """
 
     task: str
     items: int
@@ -57,24 +60,32 @@ def compare(
     wanted: float | None = None,
     confidence: float = 0.95,
 ) -> list[Comparison]:
-    """Every task that both sides have, and `all tasks` where there are several, each task counting alike.
+    """Every task that both sides have; with several, also `all tasks`, each counting alike.
 
-    `metric` names the field of lm-eval's samples (the first of each task unless given); `wanted` is the difference to plan
-    for, the one found unless given. Raises DataError where files cannot be read, or nothing is in common.
+    `metric` names the field of lm-eval's samples (the first of each task unless given); `wanted` is
+    the difference to plan for, the one found unless given. Raises DataError where files cannot be
+    read, or nothing is in common.
     """
     ours = [seed for name in first for seed in read(name, metric)]
     theirs = [seed for name in second for seed in read(name, metric)]
+    # A seed of A without one of B has nothing to be paired with.
     if len(ours) != len(theirs):
         raise DataError(
-            f"compare: {len(ours)} seeds on one side and {len(theirs)} on the other; they are paired in order"
+            f"compare: {len(ours)} seeds on one side and {len(theirs)} on the other; "
+            "they are paired in order"
         )
-    tasks = [task for task in ours[0] if all(task in seed for seed in (*ours, *theirs))]
-    tables = {task: _table(ours, theirs, task) for task in tasks}
-    tables = {task: table for task, table in tables.items() if table.values.shape[2] >= 2}
+    tables: dict[str, _Table] = {}
+    for task in ours[0]:
+        if all(task in seed for seed in (*ours, *theirs)):
+            table = _table(ours, theirs, task)
+            # One item has no spread, and no interval.
+            if len(table.sizes) >= 2:
+                tables[task] = table
     if not tables:
         raise DataError(
             f"compare: {first[0]} and {second[0]} have no task with two items or more in common"
         )
+
     if len(tables) > 1:
         tables[ALL] = _together(list(tables.values()))
     return [_compared(task, table, wanted, confidence) for task, table in tables.items()]
@@ -91,8 +102,9 @@ def read(name: str, metric: str | None = None) -> list[Seed]:
     if colon and Path(run).is_dir():
         return _arm(Path(run), arm)
     raise DataError(
-        f"compare: {name}: no such file or folder; known are lm-eval's --log_samples folders, RUN:ARM, and files with an "
-        f"item and a number a line (.csv, .tsv, .jsonl)"
+        f"compare: {name}: no such file or folder; "
+        "known are lm-eval's --log_samples folders, RUN:ARM, "
+        "and files with an item and a number a line (.csv, .tsv, .jsonl)"
     )
 
 
@@ -107,30 +119,51 @@ class _Table:
 
 def _table(ours: Sequence[Seed], theirs: Sequence[Seed], task: str) -> _Table:
     sides = [[seed[task] for seed in side] for side in (ours, theirs)]
-    known = [set(items) for side in sides for items in side]
-    common = sorted(set.intersection(*known))
-    unmatched = len(set.union(*known)) - len(common)
-    values = np.array([[[items[name][0] for name in common] for items in side] for side in sides])
+    named = [set(items) for side in sides for items in side]
+    common = sorted(set.intersection(*named))
+    unmatched = len(set.union(*named)) - len(common)
+
+    values = np.zeros((2, len(ours), len(common)))  # (side, seed, item)
+    for side, seeds in enumerate(sides):
+        for seed, items in enumerate(seeds):
+            values[side, seed] = [items[name][0] for name in common]
     sizes = np.array([sides[0][0][name][1] for name in common])
-    return _Table(values.reshape(2, len(ours), len(common)), sizes, unmatched)
+    return _Table(values, sizes, unmatched)
 
 
 def _together(tables: Sequence[_Table]) -> _Table:
     """All tasks as one, each counting alike: an item weighs as much as its share of its task."""
-    parts = [t.values / t.sizes.sum() for t in tables]
-    sizes = [t.sizes / t.sizes.sum() for t in tables]
+    values = []
+    sizes = []
+    unmatched = 0
+    for table in tables:
+        total = table.sizes.sum()
+        values.append(table.values / total)
+        sizes.append(table.sizes / total)
+        unmatched += table.unmatched
     return _Table(
-        np.concatenate(parts, axis=2), np.concatenate(sizes), sum(t.unmatched for t in tables)
+        np.concatenate(values, axis=2),  # (side, seed, item of any task)
+        np.concatenate(sizes),
+        unmatched,
     )
 
 
 def _compared(task: str, table: _Table, wanted: float | None, confidence: float) -> Comparison:
     ours, theirs = table.values
-    found = statistics.difference(ours, theirs, table.sizes, confidence)
+    difference = statistics.difference(ours, theirs, table.sizes, confidence)
     noise = statistics.components(ours - theirs, table.sizes)
     seeds, items = ours.shape
-    aim = abs(found.value) if wanted is None else wanted
     total = seeds * table.sizes.sum()
+
+    # No number of items or seeds shows a difference of zero.
+    aim = abs(difference.value) if wanted is None else wanted
+    items_needed = None
+    seeds_needed = None
+    if aim:
+        items_needed = statistics.items_for(aim, noise, seeds, confidence)
+    if aim and seeds > 1:
+        seeds_needed = statistics.seeds_for(aim, noise, items, confidence)
+
     return Comparison(
         task=task,
         items=items,
@@ -138,21 +171,24 @@ def _compared(task: str, table: _Table, wanted: float | None, confidence: float)
         unmatched=table.unmatched,
         first=float(ours.sum() / total),
         second=float(theirs.sum() / total),
-        difference=found,
+        difference=difference,
         detectable=statistics.detectable(noise, seeds, items, confidence),
         wanted=aim,
-        items_needed=statistics.items_for(aim, noise, seeds, confidence) if aim else None,
-        seeds_needed=statistics.seeds_for(aim, noise, items, confidence)
-        if aim and seeds > 1
-        else None,
+        items_needed=items_needed,
+        seeds_needed=seeds_needed,
     )
 
 
 def _samples(folder: Path, metric: str | None) -> Seed:
     """The newest sample file of each task below a folder of lm-eval's."""
+
+    def time(path: Path) -> str:
+        return path.stem.rpartition("_")[2]
+
     newest: dict[str, Path] = {}
-    for path in sorted(folder.rglob("samples_*.jsonl"), key=lambda p: p.stem.rpartition("_")[2]):
-        newest[path.stem.removeprefix("samples_").rpartition("_")[0]] = path
+    for path in sorted(folder.rglob("samples_*.jsonl"), key=time):
+        task = path.stem.removeprefix("samples_").rpartition("_")[0]
+        newest[task] = path
     if not newest:
         raise DataError(
             f"compare: {folder}: no samples_TASK_TIME.jsonl in it; run lm-eval with --log_samples"
@@ -165,12 +201,15 @@ def _of_task(path: Path, metric: str | None) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
     chosen: str | None = None
     for line, row in _rows(path):
+        name = str(row.get("filter", ""))
         if chosen is None:
-            chosen = str(row.get("filter", ""))
-        if str(row.get("filter", "")) != chosen:
+            chosen = name
+        if name != chosen:
             continue
+
         names = row.get("metrics")
         field = metric or (names[0] if isinstance(names, list) and names else "acc")
+        # The hash names the item itself, doc_id only its place in a list.
         item = str(row.get("doc_hash") or row.get("doc_id"))
         found[item] = (_number(row.get(field), path, line, field), 1.0)
     return found
@@ -181,27 +220,27 @@ def _listed(path: Path) -> Seed:
     found: dict[str, dict[str, tuple[float, float]]] = {}
     if path.suffix == ".jsonl":
         for line, row in _rows(path):
+            task = str(row.get("task", path.stem))
             score = _number(row.get("score"), path, line, "score")
-            found.setdefault(str(row.get("task", path.stem)), {})[str(row.get("item"))] = (
-                score,
-                1.0,
-            )
+            found.setdefault(task, {})[str(row.get("item"))] = (score, 1.0)
     else:
+        delimiter = "\t" if path.suffix == ".tsv" else ","
         with open(path, encoding="utf-8-sig", newline="") as file:
-            for line, cells in enumerate(
-                csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","), 1
-            ):
-                if len(cells) < 2 or (line == 1 and not _is_number(cells[1])):
-                    continue  # an empty line, or the names of the columns
+            for line, cells in enumerate(csv.reader(file, delimiter=delimiter), 1):
+                is_header = line == 1 and len(cells) > 1 and not _is_number(cells[1])
+                if len(cells) < 2 or is_header:
+                    continue
                 score = _number(cells[1], path, line, "the second column")
                 found.setdefault("scores", {})[cells[0]] = (score, 1.0)
     if not found:
         raise DataError(f"compare: {path}: no item with a number in it")
+
+    # One task without a name that both sides would have to agree on.
     return found if len(found) > 1 else {"scores": next(iter(found.values()))}
 
 
 def _arm(run: Path, arm: str) -> list[Seed]:
-    """The losses of an arm's models on the test set, at the checkpoint that the run's verdict is about."""
+    """Test losses of an arm's models, at the checkpoint that the run's verdict is about."""
     import pyarrow.parquet as pq
 
     place = run / "08-evaluate"
@@ -211,30 +250,30 @@ def _arm(run: Path, arm: str) -> list[Seed]:
         )
     checkpoint = json.loads((place / "evaluate.json").read_text("utf-8"))["checkpoint"]
     rows = pq.read_table(place / "losses.parquet").to_pylist()
+    # For the error: what could have been meant.
     known = sorted({row["arm"] for row in rows})
     if arm not in known:
         raise DataError(f"compare: {run}: has no arm {arm!r}; it has {', '.join(known)}")
     by_seed: dict[int, dict[str, tuple[float, float]]] = {}
     for row in rows:
         if row["arm"] == arm and row["checkpoint"] == checkpoint:
-            by_seed.setdefault(row["seed"], {})[str(row["doc"])] = (
-                row["loss"],
-                float(row["tokens"]),
-            )
+            score = (row["loss"], float(row["tokens"]))
+            by_seed.setdefault(row["seed"], {})[str(row["doc"])] = score
     return [{LOSS: by_seed[seed]} for seed in sorted(by_seed)]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     with open(path, encoding="utf-8-sig") as file:
         for line, text in enumerate(file, 1):
-            if text.strip():
-                try:
-                    row = json.loads(text)
-                except ValueError:
-                    raise DataError(f"{path} line {line}: not JSON") from None
-                if not isinstance(row, dict):
-                    raise DataError(f"{path} line {line}: not a JSON object")
-                yield line, row
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except ValueError:
+                raise DataError(f"{path} line {line}: not JSON") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path} line {line}: not a JSON object")
+            yield line, row
 
 
 def _number(value: object, path: Path, line: int, field: str) -> float:

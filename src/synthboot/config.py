@@ -1,7 +1,8 @@
-"""Every knob on one page.
+"""Every setting on one page, in the order of the pipeline.
 
-Sections stand in pipeline order. The text under a field is its help text. All models are frozen, and an unknown key is
-an error that names the nearest known one (`loading.py`). Nothing here imports torch.
+The text under a field is its help text (docs/config.md is made from it). Sections are frozen, and
+an unknown key is an error that names the nearest known one (`loading.py`). Nothing here imports
+torch.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ from synthboot.schema import (
     trials,
 )
 
+_URL_FORM = "needs the form http://host:port/v1 or https://..."
+
 
 class Section(BaseModel):
-    """Base of all sections: frozen, documented, no unknown keys, nothing taken for what it is not (`true` for 1)."""
+    """Base class of all sections: frozen, documented, strictly typed (`true` is not 1), no unknown
+    keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
@@ -38,47 +42,54 @@ class Section(BaseModel):
     _given = model_validator(mode="before")(given)
 
     def holding(self, values: Mapping[str, Any]) -> Any:
-        """A section of this kind with these settings alone; to read another one is an UndeclaredSetting."""
+        """A section of this kind that has only these settings; reading another raises
+        UndeclaredSetting."""
         partial = type(self).model_construct()
         partial.__dict__.clear()
         partial.__dict__.update(values)
         return partial
 
-    if not TYPE_CHECKING:  # a type checker would take this for leave to read any name
+    # A type checker would take `__getattr__` for leave to read any name.
+    if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
             if name in type(self).model_fields:
+                section = type(self).__name__.lower()
                 raise UndeclaredSetting(
-                    f"{type(self).__name__.lower()}.{name}: read by a stage that does not declare it"
+                    f"{section}.{name}: read by a stage that does not declare it"
                 )
             return super().__getattr__(name)
 
 
 class Model(Section):
-    """The language model. Source: arXiv:2509.15248, Llama 3 layout with QK-norm (`Qwen3Config` in transformers)."""
+    """The language model: Llama 3 layout with QK-norm (`Qwen3Config` in transformers). Source:
+    arXiv:2509.15248."""
 
     layers: int = Field(4, ge=1, le=1_000)
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     width: Size = 256
     """Hidden size."""
     heads: Size = 4
-    """Query heads."""
+    """Number of query heads."""
     kv_heads: Size | None = None
-    """Key/value heads; as many as query heads unless set."""
+    """Number of key/value heads. Default: as many as query heads."""
     ffn: Size | None = None
-    """Inner size of the gated MLP; three times the width unless set."""
+    """Inner size of the gated MLP. Default: three times `width`."""
     seq_len: int = Field(512, ge=8, le=1_000_000)
-    """Tokens in one training row, and the window that d1 and d2 share. Deviation: the paper tunes at twice its
-    pretraining length; here one length serves both, so that no position is met for the first time in tuning."""
+    """Context length in tokens: one training row, and the room that d1 and d2 share. Deviation: the
+    paper tunes at twice its pretraining length; one length for both means that tuning meets no
+    position for the first time."""
     rope_theta: float = Field(10_000.0, gt=1, le=1e12)
     """Base of the rotary position embedding (the paper: 5e5 at 4,096 tokens)."""
     init_scale: float = Field(0.6, gt=0, le=100)
-    """Initial weights have standard deviation init_scale / sqrt(width); the usual 0.02 starves narrow models."""
+    """Initial weights have standard deviation init_scale / sqrt(width). The usual constant 0.02 is
+    too small for narrow models."""
     init_from: Text | None = None
-    """A Hugging Face folder or name to continue from; the sizes above are then ignored and its tokenizer is used."""
+    """Folder or name of a Hugging Face model to continue from. Its tokenizer is used, and the sizes
+    above are ignored."""
 
     @model_validator(mode="after")
-    def _divisible(self) -> Model:
+    def _check_heads(self) -> Model:
         if self.init_from is None and self.width % (2 * self.heads):
             raise ValueError(
                 f"width {self.width} must be a multiple of twice the heads ({2 * self.heads})"
@@ -89,153 +100,170 @@ class Model(Section):
 
 
 class Budget(Section):
-    """What every arm may spend. Compute-matched: all arms train on exactly `train_tokens`."""
+    """Token budgets. All arms train on exactly `train_tokens`, so they are matched in compute."""
 
     unique_tokens: Count | Literal["all"]
-    """Size of D_pretrain: the unique real tokens that everything but the oracle may use. `all`: whatever is not held out, and
-    with `corpus.split_field` what is marked `pretrain`."""
+    """Size of D_pretrain: the unique real tokens that every arm but the oracle may use. `all`:
+    everything that is neither validation nor test set; with `corpus.split_field`, everything marked
+    `pretrain`."""
     replay_share: float = Field(0.0, ge=0, lt=1)
-    """Share of `train_tokens` that every arm reads from `corpus.replay`; what an arm says of shares is about the rest."""
+    """Fraction of `train_tokens` that every arm reads from `corpus.replay`. Other shares
+    (`arms.NAME.share`) are fractions of the rest."""
     train_tokens: Count
-    """Tokens every arm trains on, rounded down to whole batches; repetition makes train/unique passes."""
+    """Tokens every arm trains on, rounded down to whole batches. Repetition makes train_tokens /
+    unique_tokens epochs."""
 
 
 class Optim(Section):
-    """AdamW with decoupled weight decay; a schedule in tokens."""
+    """The optimizer and its learning-rate schedule. Lengths are in tokens."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` updates the matrices of the blocks by Muon (torch's, its rate scaled to AdamW's), the rest by AdamW."""
+    """AdamW with decoupled weight decay; or `muon`: Muon (torch's, its rate scaled to match
+    AdamW's) for the weight matrices of the blocks, AdamW for the rest."""
     lr: float = Field(3e-3, gt=0, le=100)
     """Peak learning rate."""
     schedule: Literal["cosine", "wsd"] = "cosine"
-    """After warm-up: a cosine down to the final rate, or constant (`wsd`) and down to it in a line at the end."""
+    """After warm-up: cosine decay to the final rate; or `wsd`, constant with linear decay at the
+    end."""
     decay_fraction: float = Field(0.2, gt=0, le=1)
-    """`wsd`: share of `train_tokens` spent going down."""
+    """`wsd`: fraction of `train_tokens` spent decaying."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of products and activations; weights and gradients stay float32. `auto`: bfloat16 where a measurement of a second
-    at this model's sizes finds it clearly faster (on a GPU: not slower), else float32. Decided once for a run, before its
-    first model is trained."""
+    """Dtype of matmuls and activations; weights and gradients stay float32. `auto` times both at
+    this model's sizes, for about a second, and takes bfloat16 where it is clearly faster (on a GPU:
+    not slower). Decided once per run, before the first model is trained."""
     z_loss: float = Field(0.0, ge=0, le=1)
-    """Weight of the squared log of the softmax's denominator, which keeps logits from drifting."""
+    """Weight of the z-loss, the squared log-partition of the softmax, which keeps logits from
+    drifting."""
     max_spike: float = Field(3.0, gt=0, le=1e9)
-    """Stop where the loss is this many nats above its mean over the 50 steps before."""
+    """Stop training when the loss is this many nats above its mean over the last 50 steps."""
     document_mask: Switch = False
-    """Keep a row's documents from seeing each other, but in layouts that set related ones side by side. Better by 0.07 nats
-    after two passes, worse by 0.06 after eight (EXPERIMENTS.md): try both. It costs no time on a CPU; on a GPU it gives up
-    flash attention."""
+    """Mask attention between the documents of a row, except in layouts that place related documents
+    side by side. Better by 0.07 nats after two epochs, worse by 0.06 after eight (EXPERIMENTS.md),
+    so try both. Free on a CPU; on a GPU it gives up flash attention."""
     min_lr_fraction: float = Field(0.05, ge=0, le=1)
     """Final learning rate as a fraction of the peak."""
     weight_decay: float = Field(0.3, ge=0, le=1e4)
-    """Decoupled weight decay of matrices (norms have none). Heavy repetition wants far more than the usual 0.1.
-    Source: arXiv:2509.14786."""
+    """Decoupled weight decay of weight matrices; norms have none. Heavy repetition wants far more
+    than the usual 0.1. Source: arXiv:2509.14786."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of `train_tokens` spent warming up (the paper: 5 %)."""
+    """Fraction of `train_tokens` spent warming up (the paper: 5 %)."""
     batch_tokens: Count = 8_192
-    """Tokens per optimizer step."""
+    """Batch size: tokens per optimizer step."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """AdamW beta1."""
     beta2: float = Field(0.95, ge=0, lt=1)
     """AdamW beta2."""
     clip: float = Field(1.0, gt=0, le=1e9)
-    """Largest gradient norm."""
+    """Gradient clipping: largest global norm."""
     evals: Size = 20
-    """Validation losses taken over a run; each comes with a checkpoint that can be resumed."""
+    """Number of validation losses computed over a run; each comes with a checkpoint to resume
+    from."""
 
 
 class Server(Section):
-    """An OpenAI-compatible completions endpoint: vLLM, SGLang, llama.cpp. Its key, if it wants one, is read from the
-    environment variable SYNTHBOOT_API_KEY."""
+    """An OpenAI-compatible completions endpoint (vLLM, SGLang, llama.cpp). Its API key, if it needs
+    one, is read from the environment variable SYNTHBOOT_API_KEY."""
 
     url: Url = "http://127.0.0.1:8000/v1"
-    """The address before `/completions`, with http:// or https://."""
+    """Base address, the part before `/completions`; http:// or https://."""
     model: Text = "synthesizer"
-    """The name that the server gave the model."""
+    """Name under which the server offers the model."""
     concurrency: int = Field(32, ge=1, le=10_000)
-    """Requests under way at once."""
+    """Number of concurrent requests."""
     retries: int = Field(5, ge=0, le=20)
-    """Times that a request is tried again, after 1, 2, 4, ... seconds, where the server is busy, broken or gone."""
+    """Retries per request when the server is busy, failing or unreachable, after 1, 2, 4, ...
+    seconds."""
     timeout: float = Field(600, gt=0, le=86_400)
-    """Seconds that a request may take, from the connection to the last byte of its answer."""
+    """Seconds a request may take, from connecting to the last byte of the answer."""
 
     @field_validator("url", mode="before")
     @classmethod
     def _address(cls, url: object) -> object:
-        """Nothing of the address is told: where it is wrong it may hold a password."""
+        """The address; error messages never repeat it, as it may hold a password."""
+        text = str(url)
         try:
             parts = urlsplit(url) if isinstance(url, str) else None
-            known = parts is None or bool(parts.scheme in ("http", "https") and parts.hostname)
             port = parts and parts.port
-        except ValueError:  # half of an IPv6 address, a port that is no number
-            known, port = False, None
-        if not known or port == 0 or any(c.isspace() or not c.isprintable() for c in str(url)):
-            raise ValueError("needs the form http://host:port/v1 or https://...")
+        except ValueError:  # half of an IPv6 address, or a port that is no number
+            raise ValueError(_URL_FORM) from None
+
+        # What is no text at all is left to the type of the field, which says so.
+        if parts is not None and not (parts.scheme in ("http", "https") and parts.hostname):
+            raise ValueError(_URL_FORM)
+        if port == 0 or any(c.isspace() or not c.isprintable() for c in text):
+            raise ValueError(_URL_FORM)
         if parts and (parts.username is not None or parts.password is not None):
             raise ValueError("has a name or password in it; put the key into SYNTHBOOT_API_KEY")
-        if set("?#") & set(str(url)):
+        if "?" in text or "#" in text:
             raise ValueError("ends in a query; only what stands before /completions is wanted")
         return url
 
 
 class Engine(Section):
-    """Where and how the work runs. Never part of a fingerprint: it does not change what is computed, but for the order in which
-    numbers are rounded."""
+    """Where and how the work runs. Never part of a fingerprint: it changes nothing that is
+    computed, except the order in which numbers are rounded."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes the GPU if there is one."""
+    """Device to train and sample on. `auto`: the GPU if there is one."""
     jobs: int = Field(0, ge=0, le=10_000)
-    """Processes side by side, one thread each; 0 takes one per core, or one per GPU."""
+    """Number of worker processes, one thread each. 0: one per core, or one per GPU."""
     processes: int = Field(1, ge=1, le=100_000)
-    """Processes that train one model together, started by torchrun: one per GPU, each with a share of every step's rows."""
+    """Data-parallel processes per model, started by torchrun: one per GPU, each with a share of the
+    rows of every step."""
     launch: Command | None = None
-    """The command that starts the `processes` where they are on several machines, say `srun torchrun --nnodes 4 ...`
-    (docs/scaling-out.md); `-m synthboot.ranks JOB` is added to it. torchrun on this machine unless set."""
+    """Command that starts the `processes` on several machines, for example `srun torchrun --nnodes
+    4 ...` (docs/scaling-out.md); `-m synthboot.ranks JOB` is appended. Default: torchrun on this
+    machine."""
     shard: Switch = False
-    """With `processes`: every process holds a shard of the weights (FSDP2) rather than a copy (DDP)."""
+    """With `processes`: shard the weights over the processes (FSDP2) instead of replicating them
+    (DDP)."""
     checkpoint_activations: Switch = False
-    """Compute activations again in the backward pass rather than keep them: less memory, a third more time."""
+    """Activation checkpointing: recompute activations in the backward pass. Less memory, a third
+    more time."""
     micro_batch_tokens: Count | None = None
-    """Tokens per forward pass of training; gradients accumulate up to `optim.batch_tokens`. The whole batch at once unless
-    set."""
+    """Tokens per forward pass of training; gradients accumulate up to `optim.batch_tokens`.
+    Default: the whole batch at once."""
     embed_batch: Size = 32
-    """sentence-transformers: texts in a batch, sorted by length beforehand."""
+    """Batch size of sentence-transformers, in texts; texts are sorted by length first."""
     sample_batch: Size | None = None
-    """Rows decoded together; chosen from memory and a quick measurement unless set."""
+    """Batch size of sampling, in rows. Default: chosen from free memory and a short measurement."""
     server: Server = Server()
-    """Where the server is, for `synthesize.sampler: server`."""
+    """The server, for `synthesize.sampler: server`."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Let torch compile the blocks of a model that trains. It costs a minute or two before the first step, less when torch
-    finds them in its cache; `auto`: on a GPU, where a run would take ten minutes or more. On a CPU the compiled
-    loops that come with the package are faster (docs/decisions.md)."""
+    """torch.compile for the blocks of a model in training. It adds a minute or two before the first
+    step, less with a warm cache. `auto`: on a GPU, for runs of ten minutes or more. On a CPU the
+    compiled loops that ship with the package are faster (docs/decisions.md)."""
     track: list[Literal["tensorboard", "wandb", "trackio"]] = []
-    """Where figures go while a model trains, besides the report; each has to be installed."""
+    """Experiment trackers to log training to, besides the report; each must be installed."""
 
 
 class World(Section):
-    """A generated corpus of which everything is known: entities, and documents that tell some of their attributes."""
+    """A generated corpus with known ground truth: entities, and documents that state some of their
+    attributes."""
 
     entities: int = Field(600, ge=1, le=100_000)
-    """Entities, each with a value for every attribute."""
+    """Number of entities; each has a value for every attribute."""
     many_share: float = Field(0.5, ge=0, le=1)
-    """Share of the entities that have `many_docs` documents; the others have one."""
+    """Fraction of entities with `many_docs` documents; the others have one."""
     many_docs: int = Field(4, ge=1, le=10_000)
-    """Documents of an entity that has many."""
+    """Documents per entity, for entities that have several."""
     attributes: int = Field(8, ge=1, le=16)
-    """Attributes of every entity."""
+    """Number of attributes per entity."""
     values: int = Field(24, ge=2, le=500)
-    """Different values of each attribute."""
+    """Number of possible values per attribute."""
     revealed: int = Field(5, ge=1, le=16)
-    """Attributes that a document tells."""
+    """Number of attributes that one document states."""
     wordings: int = Field(6, ge=1, le=8)
-    """Ways to say an attribute."""
+    """Number of ways to phrase an attribute."""
     distractors: int = Field(1, ge=0, le=100)
-    """Sentences of a document that say nothing about its entity."""
+    """Sentences per document that say nothing about its entity."""
     oracle_docs: int = Field(0, ge=0, le=10**9)
-    """Documents beside D_pretrain's, for oracles: about any entity, each as likely."""
+    """Extra documents for oracles, beyond D_pretrain; every entity is equally likely."""
     seed: Seed = 0
-    """Another seed is another world."""
+    """Random seed of the world."""
 
     @model_validator(mode="after")
-    def _told(self) -> World:
+    def _check_revealed(self) -> World:
         if self.revealed > self.attributes:
             raise ValueError(
                 f"revealed {self.revealed} must lie between 1 and the {self.attributes} attributes"
@@ -244,135 +272,151 @@ class World(Section):
 
 
 class Corpus(Section):
-    """Where the text comes from and how it is cleaned, split and tokenized."""
+    """Where the text comes from, and how it is cleaned, split and tokenized."""
 
     source: Sources
-    """Files or folders: JSONL and text (plain, .gz, .zst), Parquet, a saved Hugging Face dataset; globs work
-    (docs/formats.md has the rules).
-    `hub:owner/name` or `hub:owner/name:split` streams a data set from the Hugging Face hub (needs the network). `world` is
-    the generated corpus that `corpus.world` describes."""
+    """Files or folders, globs included: JSONL and text (plain, .gz, .zst), Parquet, a saved Hugging
+    Face dataset (docs/formats.md). `hub:owner/name` or `hub:owner/name:split` streams a dataset
+    from the Hugging Face hub (needs the network). `world` is the generated corpus of
+    `corpus.world`."""
     world: World = World()
     """The generated corpus, for `source: world`."""
     replay: Sources | None = None
-    """Files as in `source` with text of the kind that `model.init_from` was trained on, mixed into all training so that it is
-    not forgotten: see `budget.replay_share`. It is neither paired nor held out, and what equals the corpus is dropped."""
+    """Sources of text like that on which `model.init_from` was trained, mixed into all training
+    against forgetting; see `budget.replay_share`. It is never paired or held out, and duplicates of
+    the corpus are dropped."""
     split_field: Text | None = None
-    """A field that says where a document goes: `validation`, `test`, `pretrain` or `oracle` (real text for oracles alone).
-    Unless set, documents are drawn by a hash of their id."""
+    """Field that assigns a document to a split: `validation`, `test`, `pretrain` or `oracle` (real
+    text for oracles only). Default: split at random, by a hash of the id."""
     id_field: Text = "id"
-    """Field holding the document's id; the path below the source, and the line, stand in where it is absent."""
+    """Field with the document's id. Where absent: the path below the source, and the line."""
     text_field: Text = "text"
-    """Field holding the document's text."""
+    """Field with the document's text."""
     max_document_bytes: int = Field(4_000_000, ge=1, le=2**30)
     """Longer documents are quarantined."""
     max_quarantine: float = Field(0.01, ge=0, le=1)
-    """Stop when more than this share of the records is bad."""
+    """Stop when more than this fraction of the records is bad."""
     near_duplicates: Literal["remove", "flag", "off"] = "remove"
-    """Keep one of each group of near-duplicates, or keep all and mark them; either way a group is never split between
-    training and held-out text. `off` looks for exact duplicates only."""
+    """`remove` keeps one document of each group of near-duplicates, `flag` keeps all and marks
+    them; either way no group is split between training and held-out text. `off` finds exact
+    duplicates only."""
     near_duplicate_jaccard: float = Field(0.8, gt=0, le=1)
-    """Jaccard similarity of word 5-grams from which two documents are near-duplicates."""
+    """Jaccard similarity of word 5-grams at which two documents are near-duplicates."""
     validation_docs: Count = 500
-    """Documents for every choice: checkpoint, when to stop."""
+    """Size of the validation set (model selection, early stopping), in documents."""
     test_docs: Count = 500
-    """Documents that only `evaluate` reads."""
+    """Size of the test set, in documents; only `evaluate` reads it."""
     tokenizer: Text = "train"
-    """`train` fits a byte-level BPE on D_pretrain alone; anything else is a Hugging Face tokenizer's folder or name.
-    With `model.init_from` the model's own tokenizer is used."""
+    """`train` fits a byte-level BPE on D_pretrain alone; otherwise the folder or name of a Hugging
+    Face tokenizer. With `model.init_from`, that model's tokenizer is used."""
     vocab_size: int = Field(4_096, ge=258, le=10_000_000)
-    """Entries of a trained tokenizer, special tokens included: 256 bytes and 2 of these at least."""
+    """Vocabulary size of a trained tokenizer, special tokens included; at least 256 bytes and 2 of
+    these."""
     tokenizer_bytes: Count = 200_000_000
-    """At most this much of D_pretrain is read to train the tokenizer."""
+    """Most bytes of D_pretrain to train the tokenizer on."""
     shard_docs: Size = 8_192
-    """Documents per shard: the unit of work and of memory. Fewer where they are long: 256 MiB are read at most."""
+    """Documents per shard, the unit of work and memory. Fewer where documents are long: a shard
+    reads at most 256 MiB."""
 
     @model_validator(mode="after")
-    def _two_fields(self) -> Corpus:
+    def _check_fields(self) -> Corpus:
         if self.id_field == self.text_field:
             raise ValueError(f"id_field and text_field are both {self.id_field!r}")
         return self
 
 
 class Embed(Section):
-    """One unit vector per document."""
+    """Document embeddings: one unit vector per document."""
 
     model: Text = "self"
-    """`self` (TF-IDF, SVD and a discriminant fitted on this corpus, nothing external), `file`, or the name or folder of a
-    sentence-transformers model (the paper: `Qwen/Qwen3-Embedding-0.6B`)."""
+    """`self`: TF-IDF, SVD and a discriminant fitted on this corpus, nothing external. `file`:
+    vectors of your own. Otherwise the name or folder of a sentence-transformers model (the paper:
+    `Qwen/Qwen3-Embedding-0.6B`)."""
     dim: Size = 256
-    """Dimensions of `self`."""
+    """`self`: dimensions of the vectors."""
     hash_features: int = Field(262_144, ge=1, le=2**30)
-    """Buckets of the hashed words of `self`."""
+    """`self`: number of buckets for hashed words."""
     fit_docs: Count = 20_000
-    """Documents `self` is fitted on."""
+    """`self`: number of documents to fit on."""
     path: Text | None = None
-    """`file`: Parquet with `id` and `vector`; or an .npy or .safetensors array with the ids of its rows beside it, one a
-    line, in a file of the same name and the suffix .ids. Matched by id."""
+    """`file`: Parquet with `id` and `vector`; or an .npy or .safetensors array, with the ids of its
+    rows, one per line, in a file of the same name and suffix .ids. Matched by id."""
     unknown_ids: Literal["error", "ignore"] = "error"
-    """`file`: what to do with vectors of documents that are neither in D_pretrain nor in validation, such as those that the
-    corpus stage dropped or the test set's."""
+    """`file`: what to do about vectors of documents that are in neither D_pretrain nor the
+    validation set, for example dropped ones or those of the test set."""
     max_tokens: Count | None = None
-    """sentence-transformers: tokens the model sees at once; what the model was made for unless set. `self` reads a whole
-    document, whatever its length."""
+    """sentence-transformers: longest input in tokens. Default: the model's own limit. `self` always
+    reads whole documents."""
     long: Literal["head", "windows"] = "head"
-    """sentence-transformers: of a document longer than `max_tokens`, its head, or the mean over windows of `max_tokens`,
-    weighted by their tokens."""
+    """sentence-transformers: embed the first `max_tokens` of a longer document, or the mean over
+    windows of `max_tokens`, weighted by length."""
     prompt: Annotated[str, Field(max_length=10_000)] = ""
-    """sentence-transformers: put before every text. The same for all: related is a symmetric thing."""
+    """sentence-transformers: prefix of every text. One for all, since relatedness is symmetric."""
 
     @model_validator(mode="after")
-    def _file(self) -> Embed:
+    def _check_path(self) -> Embed:
         if self.model == "file" and self.path is None:
             raise ValueError("`model: file` needs `path`, the file of vectors")
         return self
 
 
 class Pair(Section):
-    """Which ordered pairs (d1, d2) the synthesizer learns from."""
+    """Which ordered pairs (d1, d2) the synthesizer is trained on."""
 
     num_neighbors: Size = 16
-    """Nearest neighbours looked at per document. Deviation: the paper takes 200 of 582M documents."""
+    """Nearest neighbours considered per document. Deviation: the paper takes 200 of 582M
+    documents."""
     search: Literal["auto", "exact", "ivf"] = "auto"
-    """Compare all with all, or by k-means clusters; `auto` goes by size."""
+    """Nearest-neighbour search: exact, or over k-means clusters (`ivf`). `auto` decides by the
+    number of documents."""
     exact_docs: Count = 20_000
-    """`auto`: up to this many documents are compared all with all."""
+    """`auto`: search exactly up to this many documents."""
     min_recall: float = Field(0.95, gt=0, lt=1)
-    """`ivf`: share of the true neighbours to find. Documents look as far as it takes, by the lower end of a 95 % interval
-    over `recall_queries` documents."""
+    """`ivf`: recall to reach. The number of clusters probed is chosen so that the lower end of a 95
+    % interval over `recall_queries` documents reaches it."""
     probe_radius: float | None = Field(None, ge=0, le=2)
-    """`ivf`: how much less similar than its nearest a trial may be for a document to look into it, instead of as much as
-    it takes; too little for `min_recall` is an error."""
+    """`ivf`: probe every cluster whose similarity to the document is at most this much below that
+    of its nearest cluster. Default: as much as `min_recall` needs; too little for it is an
+    error."""
     recall_queries: Count = 500
-    """Documents whose exact neighbours are found for the sake of comparison: half choose, half report."""
+    """Documents searched exactly to measure recall: half to choose the probe radius, half to
+    report."""
     min_similarity: Annotated[float, Field(ge=-1, le=1)] | Literal["auto"] = "auto"
-    """Alpha: keep pairs more similar than this. `auto` takes the larger of two values: the similarity that
-    `auto_pairs_per_doc` neighbours per document exceed, and the one that `auto_chance` of random pairs exceed."""
+    """Alpha: keep pairs more similar than this. `auto` takes the larger of two thresholds: the one
+    that `auto_pairs_per_doc` neighbours per document exceed, and the one that a fraction
+    `auto_chance` of random pairs exceeds."""
     auto_pairs_per_doc: float = Field(4.0, gt=0, le=1e6)
-    """`auto`: neighbours kept per document, on average, before anything is dropped."""
+    """`auto`: mean number of neighbours kept per document, before anything is dropped."""
     auto_chance: float = Field(0.01, gt=0, lt=1)
-    """`auto`: largest share of random pairs that may pass."""
+    """`auto`: largest fraction of random pairs that may pass."""
     max_similarity: float | None = Field(None, ge=-1, le=1)
-    """Drop pairs more similar than this; none are unless set."""
+    """Drop pairs more similar than this. Default: no limit."""
     direction: Literal["directed", "symmetric", "mutual"] = "directed"
-    """d2 among d1's nearest, or either among the other's, or each among the other's. The last two give both orders."""
+    """`directed`: d2 is among d1's nearest neighbours. `symmetric`: either is among the other's.
+    `mutual`: each is among the other's. The last two yield both orders."""
     max_overlap: float = Field(0.5, gt=0, le=1)
-    """Drop pairs sharing more than this share of the shorter one's shingles: they would teach copying."""
+    """Drop pairs that share more than this fraction of the shorter document's shingles; they would
+    teach copying."""
     shingle_tokens: Size = 13
-    """Tokens in a shingle."""
+    """Length of a shingle in tokens."""
     max_per_d1: Count | None = None
-    """Most pairs with the same d1, the most similar ones; `num_neighbors` at most anyway unless `symmetric`."""
+    """Most pairs per d1; the most similar are kept. Default: no limit, though unless `symmetric`
+    there are at most `num_neighbors`."""
     max_per_d2: Count | None = 64
-    """Most pairs with the same d2, the most similar ones: a hub, near to everything, would be learned by heart."""
+    """Most pairs per d2; the most similar are kept. A hub, a document near to everything, would be
+    memorized."""
     source_field: Text | None = None
-    """A field of the corpus; documents that agree in it are never paired (chunks of one file)."""
+    """Field of the corpus; documents that agree in it are never paired (chunks of one file)."""
     label_field: Text | None = None
-    """A field of the corpus, such as a category; the report says how often pairs agree in it, by similarity."""
+    """Field of the corpus, such as a category; the report shows how often pairs agree in it, by
+    similarity."""
     heldout_share: float = Field(0.05, ge=0, lt=0.5)
-    """Share of D_pretrain's documents kept out of tuning, to measure p(d2|d1) on."""
+    """Fraction of D_pretrain's documents held out from tuning, to measure p(d2|d1) on."""
 
     @model_validator(mode="after")
-    def _window(self) -> Pair:
-        low, high = self.min_similarity, self.max_similarity
+    def _check_similarities(self) -> Pair:
+        low = self.min_similarity
+        high = self.max_similarity
         if high is not None and low != "auto" and low >= high:
             raise ValueError(
                 f"min_similarity {low} is not below max_similarity {high}: no pair could pass"
@@ -381,165 +425,199 @@ class Pair(Section):
 
 
 class Tune(Section):
-    """The synthesizer p(d2|d1), tuned from base's best-validation checkpoint."""
+    """Fine-tuning the synthesizer p(d2|d1), from base's checkpoint of best validation loss."""
 
     lr: float = Field(5e-4, gt=0, le=100)
-    """Peak learning rate; warm-up, then cosine to nothing. Deviation: a small constant rate in the paper; with one, our small
-    models lost more to the noise of the rate than they gained from d1 (EXPERIMENTS.md)."""
+    """Peak learning rate; warm-up, then cosine decay to zero. Deviation: the paper has a small
+    constant rate; with one, our small models lost more to the noise of the rate than they gained
+    from d1 (EXPERIMENTS.md)."""
     weight_decay: float = Field(0.1, ge=0, le=1e4)
     """Decoupled weight decay."""
     batch_tokens: Count = 8_192
-    """Tokens per step, padding included."""
+    """Batch size: tokens per step, padding included."""
     max_epochs: float = Field(4.0, gt=0, le=1e6)
-    """Most passes over the pairs."""
+    """Most epochs over the pairs."""
     d1_share: float = Field(1 / 3, gt=0, lt=1)
-    """Share of the window that d1 is entitled to, here and in synthesis; what one document leaves, the other may use.
-    Deviation: halves in the paper; d1 has only to say what d2 is about, and a cut d2 has no end to learn from."""
+    """Fraction of the context that d1 is entitled to, in tuning and in sampling; what one document
+    leaves free the other may use. Deviation: the paper has halves; d1 only has to say what d2 is
+    about, and a truncated d2 has no end to learn from."""
     max_tokens: Count | None = None
-    """Most tokens spent, padding included; whichever of the two comes first."""
+    """Most tokens to train on, padding included, if that is less than `max_epochs`."""
     evals: Size = 10
-    """Held-out losses taken over the tuning; each comes with a checkpoint that can be resumed."""
+    """Number of held-out losses computed over the tuning; each comes with a checkpoint to resume
+    from."""
     patience: Count = 5
-    """Stop after this many held-out losses without a new best; the best is kept."""
+    """Early stopping: stop after this many held-out losses without improvement; the best checkpoint
+    is kept."""
     eval_pairs: Count = 256
-    """Held-out pairs the loss is taken on."""
+    """Number of held-out pairs in that loss."""
     sweep: dict[Literal["lr", "weight_decay"], Annotated[list[float], Field(min_length=1)]] = {}
-    """Values to try, every combination, one synthesizer each; the one of least loss on held-out pairs writes. The rate may
-    decide whether a small synthesizer copies from d1 or answers from memory (EXPERIMENTS.md)."""
+    """Grid search: values to try, one synthesizer per combination; the one of lowest loss on
+    held-out pairs generates the text. The learning rate may decide whether a small synthesizer
+    copies from d1 or answers from memory (EXPERIMENTS.md)."""
 
     @model_validator(mode="after")
-    def _sweep(self) -> Tune:
-        trials(self)
+    def _check_sweep(self) -> Tune:
+        trials(self)  # raises for a value that its setting does not take
         return self
 
     def trials(self) -> dict[str, Tune]:
-        """Every combination of the sweep by name; these settings themselves under no name where there is no sweep."""
+        """Every combination of the sweep by name; without a sweep, these settings under the empty
+        name."""
         return trials(self)
 
 
 class Synthesize(Section):
-    """Sampling S_pretrain from the synthesizer. Source: arXiv:2509.15248 (temperature 1, top-p 0.9 likely)."""
+    """Sampling S_pretrain from the synthesizer. Source: arXiv:2509.15248 (temperature 1, top-p 0.9
+    likely)."""
 
     temperature: float = Field(1.0, ge=0, le=100)
-    """Softmax temperature; 0 is greedy."""
+    """Softmax temperature; 0 is greedy decoding."""
     top_p: float = Field(0.9, gt=0, le=1)
-    """Nucleus mass."""
+    """Nucleus sampling threshold."""
     max_tokens: Count | None = None
-    """Longest d2; what the window leaves after d1 unless set."""
+    """Longest d2 in tokens. Default: what d1 leaves of the context."""
     min_tokens: int = Field(16, ge=1, le=1_000_000)
-    """Shorter outputs are dropped as empty."""
+    """Shorter outputs are dropped."""
     keep_unfinished: Switch = False
-    """Keep outputs that hit the length limit before their end token."""
+    """Keep outputs that reach the length limit without an end token."""
     max_loop_share: float = Field(0.5, gt=0, le=1)
-    """Drop an output when more than this share of its 8-grams repeat an earlier one of it."""
+    """Drop an output when more than this fraction of its 8-grams repeat an earlier one in it."""
     chunk: Size = 256
-    """Requests per chunk, the unit that is committed and redone."""
+    """Requests per chunk, the unit that is committed, and redone after a crash."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the weights and of the key-value cache while sampling; `auto`: as `optim.precision` chooses."""
+    """Dtype of weights and key/value cache in sampling. `auto`: as `optim.precision`."""
     sampler: Literal["embedded", "vllm", "server"] = "embedded"
-    """What samples: the built-in engine, vLLM in this process (pip install vllm), or a server that speaks OpenAI's
-    completions, with the synthesizer already loaded."""
+    """Inference engine: the built-in one, vLLM in this process (pip install vllm), or an
+    OpenAI-compatible server that has the synthesizer loaded."""
 
     @model_validator(mode="after")
-    def _room(self) -> Synthesize:
+    def _check_lengths(self) -> Synthesize:
         if self.max_tokens is not None and self.max_tokens < self.min_tokens:
             raise ValueError(
-                f"max_tokens {self.max_tokens} is below min_tokens {self.min_tokens}: all would be dropped"
+                f"max_tokens {self.max_tokens} is below min_tokens {self.min_tokens}: "
+                "all would be dropped"
             )
         return self
 
 
+_PACKED_PAIRS = (
+    "`layout: packed_pairs` is about D_pretrain alone; drop `synthetic` and `unique_tokens`"
+)
+_MEGADOC = "`layout: megadoc` needs synthetic text that has a d1"
+
+
 class Arm(Section):
-    """A recipe: where an arm's text comes from and how it is laid out. Arms differ in nothing else."""
+    """The recipe of one arm: its training text and the layout of it. Arms differ in nothing
+    else."""
 
     synthetic: Literal["related", "random_pairs", "scratch", "unconditional"] | None = None
-    """Synthetic text from a synthesizer tuned on related pairs (the method), from one tuned on random pairs, from one tuned
-    on related pairs but not started from base, or sampled from base with no d1 (three controls); none for real text alone."""
+    """Where synthetic text comes from. `related`: a synthesizer tuned on related pairs (the
+    method). Controls: `random_pairs`, tuned on random pairs; `scratch`, tuned on related pairs from
+    fresh weights; `unconditional`, sampled from base without d1. Default: none, real text only."""
     share: float = Field(0.0, ge=0, lt=1)
-    """Share of `train_tokens` that is synthetic."""
+    """Fraction of `train_tokens` that is synthetic."""
     order: Literal["mixed", "synthetic_first"] = "mixed"
-    """Spread evenly over the run (the paper), or before all real text."""
+    """Synthetic text mixed evenly into the run (the paper), or all of it before the real text."""
     layout: Literal["shuffled", "packed_pairs", "megadoc"] = "shuffled"
-    """Documents in random order (the paper); or `packed_pairs`: real text alone, each document followed by its most similar
-    one not yet read (in-context pretraining, arXiv:2310.10638); or `megadoc`: the synthetic documents of a d1 right before
-    it, as many as fit a window with it (arXiv:2603.18534)."""
+    """Order of documents. `shuffled`: random (the paper). `packed_pairs`, real text only: each
+    document is followed by its most similar unread one (in-context pretraining, arXiv:2310.10638).
+    `megadoc`: the synthetic documents of a d1 come right before it, as many as fit into the context
+    (arXiv:2603.18534)."""
     noise: float = Field(0.0, ge=0, lt=1)
-    """Share of the input tokens that are replaced by random ones, anew at every step (arXiv:2606.16246); targets stay."""
+    """Fraction of input tokens replaced by random ones, redrawn at every step; targets are
+    unchanged (arXiv:2606.16246)."""
     rounds: int = Field(1, ge=1, le=100)
-    """Rounds of bootstrapping: in round 2 the synthesizer starts from the model of the arm with the same recipe and
-    `rounds: 1`, not from base, and so on; that arm has to be there too. Pairs and real text stay those of D_pretrain."""
+    """Rounds of bootstrapping. In round 2 the synthesizer starts from the arm with the same recipe
+    and `rounds: 1` instead of base, and so on; that arm must be configured too. Pairs and real text
+    are always those of D_pretrain."""
     match: Literal["tokens", "flops"] = "tokens"
-    """What is equal to repetition: tokens trained on (the paper); or FLOPs, with embedding, pairing, tuning and synthesis
-    paid out of `train_tokens`, so that the arm trains on fewer."""
+    """What is held equal to repetition: training tokens (the paper); or FLOPs, where embedding,
+    pairing, tuning and synthesis count against `train_tokens`, so that the arm trains on fewer."""
     unique_tokens: Count | Literal["all"] | None = None
-    """Unique real tokens of this arm when not `budget.unique_tokens`: makes it an oracle."""
+    """Unique real tokens of this arm instead of `budget.unique_tokens`; makes it an oracle."""
     epochs: float | None = Field(None, gt=0, le=1e6)
-    """Real text alone: passes over it, where fewer than fill `train_tokens` are better. Set by `sweep`."""
+    """Real text only: number of epochs, where fewer than fill `train_tokens` are better. Set by
+    `sweep`."""
     weight_decay: float | None = Field(None, ge=0, le=1e4)
-    """In the place of `optim.weight_decay`. Set by `sweep`: arms that differ in it by hand are not compared."""
+    """Overrides `optim.weight_decay`. Set by `sweep` only: arms that differ in it by hand are not
+    compared."""
     lr: float | None = Field(None, gt=0, le=100)
-    """In the place of `optim.lr`. Set by `sweep`."""
+    """Overrides `optim.lr`. Set by `sweep` only."""
     sweep: dict[
         Literal["share", "noise", "epochs", "weight_decay", "lr"],
         Annotated[list[float], Field(min_length=1)],
     ] = {}
-    """Values to try, every combination, one model each with the first seed; the one of least validation loss is the arm, and
-    the report shows them all."""
+    """Grid search: values to try, one model per combination, with the first seed. The one of lowest
+    validation loss becomes the arm; the report shows all."""
 
     @model_validator(mode="after")
-    def _recipe(self) -> Arm:
-        if (self.synthetic is None) != (self.share == 0.0 and "share" not in self.sweep):
+    def _check_recipe(self) -> Arm:
+        has_share = self.share > 0 or "share" in self.sweep
+        if (self.synthetic is not None) != has_share:
             raise ValueError("`synthetic` and a `share` above 0 go together")
-        if self.synthetic is None and (
-            self.rounds > 1 or self.match == "flops" or self.order != "mixed"
-        ):
+
+        if self.synthetic is None:
+            self._check_real_text()
+        else:
+            self._check_synthetic_text()
+
+        trials(self)  # raises for a value that its setting does not take
+        return self
+
+    def _check_real_text(self) -> None:
+        if self.rounds > 1 or self.match == "flops" or self.order != "mixed":
             raise ValueError(
-                "`rounds`, `order` and `match: flops` are about synthetic text, and this arm has none"
+                "`rounds`, `order` and `match: flops` are about synthetic text, "
+                "and this arm has none"
             )
+        # Neighbours are known within D_pretrain alone, and an oracle reads more than that.
+        if self.layout == "packed_pairs" and self.unique_tokens is not None:
+            raise ValueError(_PACKED_PAIRS)
+        if self.layout == "megadoc":
+            raise ValueError(_MEGADOC)
+
+    def _check_synthetic_text(self) -> None:
         if self.synthetic == "scratch" and self.rounds > 1:
             raise ValueError(
                 "`synthetic: scratch` starts from fresh weights in every round; drop `rounds`"
             )
-        if self.layout == "packed_pairs" and (
-            self.synthetic is not None or self.unique_tokens is not None
-        ):
-            raise ValueError(
-                "`layout: packed_pairs` is about D_pretrain alone; drop `synthetic` and `unique_tokens`"
-            )
-        if self.layout == "megadoc" and self.synthetic in (None, "unconditional"):
-            raise ValueError("`layout: megadoc` needs synthetic text that has a d1")
-        if self.synthetic is not None and (self.epochs is not None or "epochs" in self.sweep):
+        if self.layout == "packed_pairs":
+            raise ValueError(_PACKED_PAIRS)
+        if self.layout == "megadoc" and self.synthetic == "unconditional":
+            raise ValueError(_MEGADOC)
+        if self.epochs is not None or "epochs" in self.sweep:
             raise ValueError("`epochs` is about real text alone")
-        trials(self)
-        return self
 
     @property
     def kind(self) -> Literal["repetition", "method", "control", "oracle"]:
-        """What the arm is for, by its recipe: an oracle has more real text than the others; the method is synthetic text
-        from related pairs; repetition is D_pretrain as it is; everything else is a control."""
+        """What the arm is for, by its recipe. `oracle`: more real text than the others; `method`:
+        synthetic text from related pairs; `repetition`: D_pretrain as it is; `control`: anything
+        else."""
         if self.unique_tokens is not None:
             return "oracle"
         if self.synthetic == "related":
             return "method"
-        plain = self.model_copy(
-            update={"sweep": {}, "epochs": None, "weight_decay": None, "lr": None}
-        )
-        return (
-            "repetition"
-            if plain == Arm() and not {"share", "noise"} & set(self.sweep)
-            else "control"
-        )
+
+        # How long and how fast repetition is trained is tuning; what it reads makes it a control.
+        tuning = {"sweep": {}, "epochs": None, "weight_decay": None, "lr": None}
+        sweeps_text = "share" in self.sweep or "noise" in self.sweep
+        if self.model_copy(update=tuning) == Arm() and not sweeps_text:
+            return "repetition"
+        return "control"
 
     def trials(self) -> dict[str, Arm]:
-        """Every combination of the sweep by name; the arm itself under no name where there is no sweep."""
+        """Every combination of the sweep by name; without a sweep, the arm itself under the empty
+        name."""
         return trials(self)
 
 
 class Pretrain(Section):
-    """Training every arm from scratch."""
+    """Training every arm, from scratch or from `model.init_from`."""
 
     seeds: list[Seed] = Field([0], min_length=1, max_length=1_000)
-    """One model per arm and seed; the seed sets the initial weights and the order of the text."""
+    """Random seeds: one model per arm and seed. A seed sets the initial weights and the order of
+    the text."""
 
     @field_validator("seeds")
     @classmethod
@@ -552,34 +630,35 @@ class Pretrain(Section):
 
 
 class Evaluate(Section):
-    """Held-out scores and their intervals."""
+    """Test losses, questions, and confidence intervals."""
 
     checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint of an arm the verdict is about: the one of best validation loss, or the last. Both are shown.
-    Deviation: the paper reads the last; `best` gives repetition the early stopping it needs when it overfits."""
+    """Checkpoint of each arm that the verdict is about: lowest validation loss, or the last; both
+    are reported. Deviation: the paper reads the last; `best` gives repetition the early stopping it
+    needs when it overfits."""
     tasks: list[Text] = []
-    """Questions to ask every model: JSON-lines files of one's own, names of known tasks (files in `task_folder`), the groups
-    `paper` and `small`, `world` (a world's facts), or `lm-eval:NAME` for a task of lm-eval (pip install lm-eval). `NAME@5`
-    puts five worked examples before every question."""
+    """Questions to ask every model: JSONL files of your own, names of known tasks (files in
+    `task_folder`), the groups `paper` and `small`, `world` (facts of a generated world), or
+    `lm-eval:NAME` for a task of lm-eval (pip install lm-eval). `NAME@5` is 5-shot."""
     task_folder: Text = "."
     """Folder with the files of known tasks, such as blimp.jsonl.zst."""
     task_items: Count | None = None
-    """At most so many items of a task, drawn at random; all unless set."""
+    """Most items per task, sampled at random. Default: all."""
     group_field: Text | None = None
-    """A field of the corpus; test losses are also given by its values."""
+    """Field of the corpus by whose values test losses are also reported."""
     confidence: float = Field(0.95, gt=0, lt=1)
-    """Mass of the intervals."""
+    """Confidence level of the intervals."""
 
 
 class Analyze(Section):
-    """Measuring the synthetic text beside the real."""
+    """Measuring synthetic text beside real text."""
 
     docs: Count = 2_000
     """Documents sampled from each kind of text."""
     copy_tokens: Count = 13
-    """A run of this many tokens in common counts as copied."""
+    """Length in tokens from which a shared run counts as copied."""
     examples: Count = 24
-    """Examples for the report."""
+    """Number of examples in the report."""
 
 
 class Config(Section):
@@ -588,9 +667,9 @@ class Config(Section):
     name: Name
     """Name of the run folder: letters, digits, '.', '_' and '-'."""
     root: Text = "runs"
-    """Folder that run folders live in."""
+    """Parent of all run folders."""
     seed: Seed = 0
-    """Seed of pairing, tuning and sampling; arms have `pretrain.seeds`."""
+    """Random seed of pairing, tuning and sampling; arms have `pretrain.seeds`."""
     model: Model = Model()
     budget: Budget
     optim: Optim = Optim()
@@ -601,30 +680,39 @@ class Config(Section):
     tune: Tune = Tune()
     synthesize: Synthesize = Synthesize()
     arms: dict[Name, Arm]
-    """Recipes by name; `repetition` must be among them."""
+    """Recipes by name; `repetition` is required."""
     pretrain: Pretrain = Pretrain()
     evaluate: Evaluate = Evaluate()
     analyze: Analyze = Analyze()
 
     @model_validator(mode="after")
-    def _arms(self) -> Config:
-        base = self.arms.get("repetition")
-        if base is None or base.model_copy(update={"sweep": {}}) != Arm():
+    def _check_arms(self) -> Config:
+        repetition = self.arms.get("repetition")
+        if repetition is None or repetition.model_copy(update={"sweep": {}}) != Arm():
             raise ValueError(
-                "`arms` needs `repetition: {}`, or with a `sweep`: base, which everything is compared with"
+                "`arms` needs `repetition: {}`, or with a `sweep`: "
+                "base, which everything is compared with"
             )
+
         for name, arm in self.arms.items():
             for key in ("weight_decay", "lr", "epochs"):
                 if getattr(arm, key) is not None:
-                    told = f"set optim.{key} for all, or `sweep: {{{key}: [...]}}` to have it chosen by validation loss"
                     raise ValueError(
-                        f"arms.{name}.{key}: arms may differ in their data alone; {told}"
+                        f"arms.{name}.{key}: arms may differ in their data alone; "
+                        f"set optim.{key} for all, or `sweep: {{{key}: [...]}}` "
+                        "to have it chosen by validation loss"
                     )
             if arm.rounds > 1 and self.before(arm) is None:
                 raise ValueError(
-                    f"arms.{name}: needs an arm with the same recipe and `rounds: {arm.rounds - 1}` to go on from"
+                    f"arms.{name}: needs an arm with the same recipe and "
+                    f"`rounds: {arm.rounds - 1}` to go on from"
                 )
-        if self.model.init_from and self.corpus.tokenizer not in ("train", self.model.init_from):
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Config:
+        start = self.model.init_from
+        if start and self.corpus.tokenizer not in ("train", start):
             raise ValueError(
                 "corpus.tokenizer: model.init_from has a tokenizer of its own; leave this out"
             )
@@ -632,24 +720,33 @@ class Config(Section):
             raise ValueError(
                 "`corpus.replay`, the text, and a `budget.replay_share` above 0 go together"
             )
-        if self.corpus.replay is not None and self.model.init_from is None:
+        if self.corpus.replay is not None and start is None:
             raise ValueError(
-                "`corpus.replay` keeps what a model already knows, and this one starts from nothing; drop it"
+                "`corpus.replay` keeps what a model already knows, "
+                "and this one starts from nothing; drop it"
             )
-        if self.optim.batch_tokens < self.model.seq_len:
+        return self
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Config:
+        batch = self.optim.batch_tokens
+        if batch < self.model.seq_len:
             raise ValueError(
-                f"optim.batch_tokens {self.optim.batch_tokens} is less than one row ({self.model.seq_len})"
+                f"optim.batch_tokens {batch} is less than one row ({self.model.seq_len})"
             )
-        if self.budget.train_tokens < self.optim.batch_tokens:
+        if self.budget.train_tokens < batch:
             raise ValueError(
                 "budget.train_tokens is less than one optimizer step (optim.batch_tokens)"
             )
         return self
 
     def before(self, arm: Arm) -> str | None:
-        """The name of the arm of the round before; None in the first."""
+        """The name of the arm of the previous round; None in the first."""
         wanted = arm.model_copy(update={"rounds": arm.rounds - 1})
-        return next((name for name, other in self.arms.items() if other == wanted), None)
+        for name, other in self.arms.items():
+            if other == wanted:
+                return name
+        return None
 
     @property
     def folder(self) -> Path:

@@ -1,4 +1,4 @@
-"""What a setting may be: bounded numbers, names, text, switches; and the same in words, for errors."""
+"""What a setting may be: bounded numbers, names, text, switches; and the same in words."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+# What YAML 1.1 took for booleans and `strict_yaml` leaves as text.
 _SWITCH = {"on": True, "yes": True, "off": False, "no": False}
-_NAME, _URL = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^https?://\S+$"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_URL = r"^https?://\S+$"
 _PATTERNS = {
     _NAME: "a name of at most 100 letters, digits, '.', '_' and '-', a letter or digit first",
     _URL: "an address that begins with http:// or https://",
 }
+# A slip of a sweep must not plan a million models.
 MAX_TRIALS = 1_000
 
 
-def _splits(command: str) -> str:
+def _command_line(command: str) -> str:
     try:
         shlex.split(command)
     except ValueError as error:
@@ -28,21 +31,24 @@ def _splits(command: str) -> str:
     return command
 
 
+def _switch(value: Any) -> Any:
+    return _SWITCH.get(value.lower(), value) if isinstance(value, str) else value
+
+
 Count = Annotated[int, Field(ge=1, le=10**15)]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy, scikit-learn and torch all take
+# What numpy, scikit-learn and torch all take.
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 Name = Annotated[str, Field(pattern=_NAME, max_length=100)]
 Sources = Text | Annotated[list[Text], Field(min_length=1)]
 Url = Annotated[str, Field(pattern=_URL, max_length=2_000)]
-Command = Annotated[Text, AfterValidator(_splits)]
-Switch = Annotated[
-    bool, BeforeValidator(lambda v: _SWITCH.get(v.lower(), v) if isinstance(v, str) else v)
-]
+Command = Annotated[Text, AfterValidator(_command_line)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
 def given(value: Any) -> Any:
-    """A section as it is given: `pair:` with nothing below it has no settings, rather than being nothing."""
+    """A section as it is given: `pair:` with nothing below it is a section without settings."""
     return {} if value is None else value
 
 
@@ -50,25 +56,40 @@ Swept = TypeVar("Swept", bound=BaseModel)
 
 
 def trials(swept: Swept) -> dict[str, Swept]:
-    """Every combination of a section's `sweep` by name; the section itself under no name where there is none. Raises
-    ValueError for a value that its setting does not take."""
+    """Every combination of a section's `sweep` by name; without one, itself under the empty name.
+
+    Raises ValueError for a value that its setting does not take.
+    """
+    # By name, since the type checker knows of no `sweep` in a BaseModel.
     sweep: dict[str, list[float]] = getattr(swept, "sweep")  # noqa: B009
-    plain, found = swept.model_dump(exclude={"sweep"}), dict[str, Swept]()
+    if not sweep:
+        return {"": swept}
     if math.prod(map(len, sweep.values())) > MAX_TRIALS:
         raise ValueError(f"`sweep` has more than {MAX_TRIALS:,} combinations, a model each")
-    for values in itertools.product(*sweep.values()) if sweep else ():
-        chosen = dict(zip(sweep, values, strict=True))
-        name = ",".join(f"{key}={value:g}" for key, value in chosen.items())
+
+    unswept = swept.model_dump(exclude={"sweep"})
+    found: dict[str, Swept] = {}
+    for values in itertools.product(*sweep.values()):
+        combination = dict(zip(sweep, values, strict=True))
+        # Also the name of a folder, so it has to be short and the same everywhere.
+        name = ",".join(f"{key}={value:g}" for key, value in combination.items())
         if name in found:
             raise ValueError(f"`sweep` has {name} twice (six digits count)")
         try:
-            found[name] = type(swept)(**plain | chosen)
+            found[name] = type(swept)(**unswept | combination)
         except ValidationError as error:
-            wrong = error.errors()[0]
-            field = type(swept).model_fields.get(str(wrong["loc"][0])) if wrong["loc"] else None
-            reason = wrong["ctx"]["error"] if field is None else f"it takes {takes(field)}"
+            reason = _reason(type(swept), error)
             raise ValueError(f"`sweep`: {name}: {reason}") from None
-    return found or {"": swept}
+    return found
+
+
+def _reason(kind: type[BaseModel], error: ValidationError) -> str:
+    """Why a section of this kind cannot be: what a setting takes, or what a check of all says."""
+    first = error.errors()[0]
+    field = kind.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+    if field is None:
+        return str(first["ctx"]["error"])
+    return f"it takes {takes(field)}"
 
 
 def takes(field: FieldInfo) -> str:
@@ -78,32 +99,36 @@ def takes(field: FieldInfo) -> str:
 
 def section(annotation: Any) -> type[BaseModel] | None:
     """The section that a field holds, or holds by name, if it does."""
-    options = [annotation, *get_args(annotation)]
-    return next((a for a in options if isinstance(a, type) and issubclass(a, BaseModel)), None)
+    for option in (annotation, *get_args(annotation)):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
 
 
 def _words(kind: Any, limits: list[Any]) -> str:
-    origin, inner = get_origin(kind), get_args(kind)
+    """A type in words; `limits` is the metadata that bounds it."""
+    origin = get_origin(kind)
+    inner = get_args(kind)
     if origin is Annotated:
-        flat = [
-            m
-            for given in inner[1:]
-            for m in (given.metadata if isinstance(given, FieldInfo) else [given])
-        ]
-        return _words(inner[0], [*flat, *limits])
+        return _words(inner[0], [*_metadata(inner[1:]), *limits])
     if origin in (Union, types.UnionType):
         return ", or ".join(_words(option, limits) for option in inner)
     if origin is Literal:
         *most, last = inner
         return f"{', '.join(most)} or {last}" if most else str(last)
     if origin is list:
-        return f"a list of {_words(inner[0], [])}" + (
-            "" if _limit(limits, "min_length") is None else ", one at least"
-        )
+        at_least_one = "" if _limit(limits, "min_length") is None else ", one at least"
+        return f"a list of {_words(inner[0], [])}{at_least_one}"
     if origin is dict:
         return f"values by name ({_words(inner[0], [])}), each {_words(inner[1], [])}"
-    if kind in (int, float):
-        return ("a whole number" if kind is int else "a number") + _range(limits)
+    return _plain_words(kind, limits)
+
+
+def _plain_words(kind: Any, limits: list[Any]) -> str:
+    if kind is int:
+        return f"a whole number{_range(limits)}"
+    if kind is float:
+        return f"a number{_range(limits)}"
     if kind is bool:
         return "true or false"
     if kind is str:
@@ -112,14 +137,37 @@ def _words(kind: Any, limits: list[Any]) -> str:
     return "nothing (null)" if kind in (None, types.NoneType) else "settings by name"
 
 
+def _metadata(annotations: tuple[Any, ...]) -> list[Any]:
+    """The limits of an `Annotated`; a Field holds several."""
+    found: list[Any] = []
+    for annotation in annotations:
+        if isinstance(annotation, FieldInfo):
+            found += annotation.metadata
+        else:
+            found.append(annotation)
+    return found
+
+
 def _range(limits: list[Any]) -> str:
-    above, least, below, most = (_limit(limits, name) for name in ("gt", "ge", "lt", "le"))
+    least = _limit(limits, "ge")
+    most = _limit(limits, "le")
     if least is not None and most is not None:
         return f" from {least:,.16g} to {most:,.16g}"
-    words = {"above": above, "at least": least, "below": below, "at most": most}
+
+    words = {
+        "above": _limit(limits, "gt"),
+        "at least": least,
+        "below": _limit(limits, "lt"),
+        "at most": most,
+    }
     found = [f"{word} {limit:,.16g}" for word, limit in words.items() if limit is not None]
     return f" {' and '.join(found)}" if found else ""
 
 
 def _limit(limits: list[Any], name: str) -> Any:
-    return next((getattr(m, name) for m in limits if getattr(m, name, None) is not None), None)
+    """The first bound of this name, if there is one."""
+    for limit in limits:
+        value = getattr(limit, name, None)
+        if value is not None:
+            return value
+    return None

@@ -1,8 +1,9 @@
-"""What a stage may read of the configuration, and what of that its artifact is known by.
+"""What a stage may read of the configuration, and what of that is in its fingerprint.
 
-`READS` declares, stage by stage, the settings that decide what an artifact holds. A stage is handed `view`, a
-configuration that has these and no others: reading another one raises UndeclaredSetting, so that nothing can be read
-that the fingerprint does not hold. `RUNTIME` says where and how work runs; every stage may read it, no fingerprint does.
+`READS` declares, stage by stage, the settings that decide what an artifact holds. A stage is handed
+`view`, a configuration that has these and no others: reading another one raises UndeclaredSetting,
+so that nothing can be read that the fingerprint does not hold. `RUNTIME` says where and how work
+runs; every stage may read it, and it is in no fingerprint.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ READS: Mapping[str, tuple[str, ...]] = {
     "analyze": ("analyze", "embed.model", "seed", *_WORLD),
     "report": tuple(name for name in Config.model_fields if name not in RUNTIME),
 }
-"""By stage, the settings that its artifacts depend on, by dotted name; a section stands for all that is in it."""
+"""By stage, the dotted names of the settings that its artifacts depend on; a section stands for all
+that is in it."""
 
 
 def view(cfg: Config, paths: Collection[str]) -> Config:
@@ -47,14 +49,16 @@ def view(cfg: Config, paths: Collection[str]) -> Config:
 
 
 def changed(cfg: Section) -> dict[str, Any]:
-    """The settings of a view (or of a section) that are not their default, by dotted name, without RUNTIME.
+    """The settings of a view (or of a section) that are not their default, by dotted name.
 
-    Defaults are left out so that a setting added later, at a default that does what was done before, makes no finished
-    artifact stale. Whoever changes a default has to raise the stage's number in `recipes.VERSIONS`.
+    RUNTIME is left out. Defaults are left out so that a setting added later, at a default that does
+    what was done before, makes no finished artifact stale. Whoever changes a default has to raise
+    the stage's number in `recipes.VERSIONS`.
     """
     found: dict[str, Any] = {}
     for name in _present(cfg):
-        if not (isinstance(cfg, Config) and name in RUNTIME):
+        is_runtime = isinstance(cfg, Config) and name in RUNTIME
+        if not is_runtime:
             found |= _leaves(getattr(cfg, name), _default(cfg, name), name)
     return found
 
@@ -74,26 +78,23 @@ def leaves(section: type[Section] = Config, prefix: str = "") -> list[str]:
 
 
 def default(path: str) -> Any:
-    """What a setting is unless it is set, by its dotted name; None where it has to be set, or is not one."""
+    """The default of a setting, by its dotted name; None where it is required, or no setting."""
     section: Any = Config
     *above, name = path.split(".")
     for part in above:
         field = section.model_fields.get(part)
-        section = field.annotation if field else Arm  # below `arms` stand recipes by name
-        if part == "arms":
-            section = Arm
+        # Below `arms` stand recipes, by names that are in no schema.
+        section = field.annotation if field and part != "arms" else Arm
         if not (isinstance(section, type) and issubclass(section, Section)):
             return None
     field = section.model_fields.get(name)
-    return (
-        None
-        if field is None or field.is_required()
-        else field.get_default(call_default_factory=True)
-    )
+    if field is None or field.is_required():
+        return None
+    return field.get_default(call_default_factory=True)
 
 
 def _only(section: Section, paths: Collection[str], prefix: str) -> Any:
-    """A copy of a section that holds what `paths` names; `prefix` is its own dotted name and a dot."""
+    """A copy of a section with what `paths` names; `prefix` is its own dotted name and a dot."""
     kept: dict[str, Any] = {}
     for name in _present(section):
         path = prefix + name
@@ -101,6 +102,7 @@ def _only(section: Section, paths: Collection[str], prefix: str) -> Any:
         if path in paths:
             kept[name] = value
         elif isinstance(value, Section) and any(p.startswith(f"{path}.") for p in paths):
+            # Declared in part: `model.seq_len` and nothing else of `model`.
             kept[name] = _only(value, paths, prefix=f"{path}.")
     return section.holding(kept)
 
@@ -110,6 +112,7 @@ def _leaves(value: Any, default: Any, path: str) -> dict[str, Any]:
     if isinstance(value, Section):
         inner = {name: getattr(value, name) for name in _present(value)}
         defaults = {name: _default(value, name) for name in inner}
+    # Arms have no default: each is compared with that of its recipe.
     elif path == "arms":
         inner = dict(value)
         defaults = dict.fromkeys(inner)
@@ -122,6 +125,7 @@ def _leaves(value: Any, default: Any, path: str) -> dict[str, Any]:
 
 
 def _present(section: Section) -> list[str]:
+    # A view holds some settings only; in the order of the schema, whatever order they came in.
     return [name for name in type(section).model_fields if name in section.__dict__]
 
 

@@ -1,23 +1,28 @@
-"""Is A better than B, by how much, and how sure can one be? Arrays in, figures out; no torch, no files.
+"""Is A better than B, by how much, and how sure can one be? Arrays in, figures out; no torch.
 
-Losses come as (seed, item): the same items (documents, questions) for every seed, so seeds and items are *crossed* and each
-brings noise of its own. With S seeds, D items and the mean squares of the two-way layout,
+Losses come as (seed, item): every seed is scored on the same items (documents, questions), so
+seeds and items are *crossed*, and each brings noise of its own. With S seeds, D items and the mean
+squares of the two-way layout,
 
-    MS_seed = D * variance over seeds of the means over items      MS_item = S * variance over items of the means over seeds
+    MS_seed = D * variance over seeds of the means over items
+    MS_item = S * variance over items of the means over seeds
     MS_both = what is left, the interaction
 
-the mean's variance is (MS_seed + MS_item - MS_both) / (S D). The usual t-interval on Satterthwaite's degrees of freedom is
-too sure with three seeds: where their noise rules, MS_seed now and then comes out small, and it is just then that the
-degrees of freedom come out large (`benchmarks/coverage.py`: 3.4 % false positives at 1 %). So each part gets the quantile of
-its own degrees of freedom,
+the variance of the mean is (MS_seed + MS_item - MS_both) / (S D). The usual t-interval on
+Satterthwaite's degrees of freedom is too sure with three seeds: where their noise rules, MS_seed
+now and then comes out small, and it is just then that the degrees of freedom come out large
+(`benchmarks/coverage.py`: 3.4 % false positives at 1 %). So each part gets the quantile of its own
+degrees of freedom,
 
     half width^2 = t(S - 1)^2 * MS_seed / (S D) + t(D - 1)^2 * max(0, MS_item - MS_both) / (S D)
 
-which is exact where either part rules and a little wide between. p-values invert it: p is the least level at which the
-interval leaves zero out. A ratio's interval holds every value that this does not reject (Fieller).
+which is exact where either part rules and a little wide between. p-values invert it: p is the
+least level at which the interval leaves zero out. The interval of a ratio holds every value that
+this does not reject (Fieller). docs/statistics.md says it at length, with simulated coverage.
 
-Source: mean squares and variance of a crossed layout, Cornfield and Tukey 1956; degrees of freedom, Satterthwaite 1946; a
-quantile for each part, Graybill and Wang 1980 and Cochran 1964; ratios, Fieller 1954; many comparisons, Holm 1979.
+Source: mean squares and variance of a crossed layout, Cornfield and Tukey 1956; degrees of
+freedom, Satterthwaite 1946; a quantile for each part, Graybill and Wang 1980 and Cochran 1964;
+ratios, Fieller 1954; many comparisons, Holm 1979.
 """
 
 from __future__ import annotations
@@ -44,8 +49,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and items: interval, standard error, Satterthwaite's degrees of freedom, the p-value of "it is
-    zero", and the mean of each seed. With one seed all of these are about items alone."""
+    """A mean over seeds and items, with its confidence interval and the p-value of "it is zero".
+
+    `df` are Satterthwaite's degrees of freedom, `by_seed` the mean of each seed. With one seed all
+    of these are about items alone.
+    """
 
     value: float
     low: float
@@ -64,8 +72,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Components:
-    """Where the noise of a mean comes from: variances of seeds, of items, and of what they make together, in squares of the
-    figure's unit."""
+    """Variance components: of seeds, of items, and of their interaction, in squared units."""
 
     seed: float
     item: float
@@ -74,7 +81,7 @@ class Components:
 
 @dataclass(frozen=True)
 class _Spread:
-    """Mean squares over (S D), so that they are parts of the mean's variance, with their degrees of freedom."""
+    """Mean squares over (S D), parts of the variance of the mean, with their degrees of freedom."""
 
     seed: float
     item: float
@@ -84,11 +91,21 @@ class _Spread:
 
     def half_width(self, level: float) -> float:
         """Half the width of the interval that misses the truth at `level`."""
-        beside = max(0.0, self.item - self.both)
-        square = _quantile(level, self.item_df) ** 2 * beside
+        # The interaction is part of both mean squares: it is counted with the seeds alone.
+        item_alone = max(0.0, self.item - self.both)
+        square = _quantile(level, self.item_df) ** 2 * item_alone
         if self.seed_df:
             square += _quantile(level, self.seed_df) ** 2 * self.seed
         return float(np.sqrt(square))
+
+    def variance(self) -> float:
+        """The variance of the mean; noise may make the plain sum of its parts too small."""
+        return max(
+            self.seed + self.item - self.both,
+            self.item - self.both,
+            self.seed,
+            0.0,
+        )
 
 
 def estimate(
@@ -96,24 +113,21 @@ def estimate(
     weights: Real[np.ndarray, " item"] | None = None,
     confidence: float = 0.95,
 ) -> Estimate:
-    """The weighted mean of `values` with what is known of it.
+    """The weighted mean of `values`, with its confidence interval and p-value.
 
-    `values` are sums over each item (nats of a document), `weights` the sizes that they are divided by (its tokens), one for
-    each item; ones unless given. The mean is sum(values) / sum(weights), so long documents count for more.
-    Raises ValueError for fewer than two items.
+    `values` are sums over each item (nats of a document), `weights` the sizes that they are divided
+    by (its tokens), one for each item; ones unless given. The mean is sum(values) / sum(weights),
+    so long documents count for more. Raises ValueError for fewer than two items.
     """
     values, sizes = _checked(values, weights)
     value, spread = _mean(values, sizes)
     width = spread.half_width(1 - confidence)
-    variance = max(
-        spread.seed + spread.item - spread.both, spread.item - spread.both, spread.seed, 0.0
-    )
     return Estimate(
         value=value,
         low=value - width,
         high=value + width,
         p=_p_value(abs(value), spread),
-        standard_error=float(np.sqrt(variance)),
+        standard_error=float(np.sqrt(spread.variance())),
         df=_satterthwaite(spread),
         by_seed=tuple((values.sum(1) / sizes.sum()).tolist()),
         items=values.shape[1],
@@ -126,10 +140,9 @@ def difference(
     weights: Real[np.ndarray, " item"] | None = None,
     confidence: float = 0.95,
 ) -> Estimate:
-    """The mean of `first` less that of `second`, paired by seed and item: `estimate` of what they differ by."""
-    return estimate(
-        np.asarray(first, np.float64) - np.asarray(second, np.float64), weights, confidence
-    )
+    """`estimate` of the mean of `first` minus that of `second`, paired by seed and item."""
+    gaps = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    return estimate(gaps, weights, confidence)
 
 
 def ratio(
@@ -138,15 +151,16 @@ def ratio(
     weights: Real[np.ndarray, " item"] | None = None,
     confidence: float = 0.95,
 ) -> Interval | None:
-    """Mean of `numerator` over mean of `denominator`: every value r for which numerator - r * denominator is not shown to
-    differ from zero. None where the denominator is not clear of zero: a ratio to it says nothing.
+    """Mean of `numerator` over mean of `denominator`, with Fieller's interval.
 
+    The interval holds every r for which numerator - r * denominator is not shown to differ from
+    zero. None where the denominator itself is not: a ratio to it says nothing.
     """
     above, sizes = _checked(numerator, weights)
     below, _ = _checked(denominator, weights)
 
     def excess(values: np.ndarray) -> float:
-        """How far the square of a mean lies beyond that of its half width; negative where it may be zero."""
+        """The squared mean minus its squared half width; negative where the mean may be zero."""
         mean, spread = _mean(values, sizes)
         return mean**2 - spread.half_width(1 - confidence) ** 2
 
@@ -161,21 +175,28 @@ def ratio(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p-values adjusted for their number by Holm's step-down: the chance of one false finding or more stays at the level."""
+    """p-values adjusted for their number by Holm's step-down method.
+
+    The chance of one false finding or more stays at the level.
+    """
     adjusted: dict[str, float] = {}
     largest = 0.0
     ordered = sorted(p_values, key=lambda name: p_values[name])
     for rank, name in enumerate(ordered):
-        largest = max(largest, min(1.0, (len(ordered) - rank) * p_values[name]))
+        factor = len(ordered) - rank  # as many as are not decided yet
+        largest = max(largest, min(1.0, factor * p_values[name]))
         adjusted[name] = largest
+
     return {name: adjusted[name] for name in p_values}
 
 
 def components(
     values: Real[np.ndarray, "seed item"], weights: Real[np.ndarray, " item"] | None = None
 ) -> Components:
-    """The variance of seeds, of items and of their interaction in a difference; none is below zero. With one seed, that of
-    items holds the interaction too, and nothing is known of seeds (0)."""
+    """Variance components of a difference; none is below zero.
+
+    With one seed, that of items holds the interaction too, and nothing is known of seeds (0).
+    """
     values, sizes = _checked(values, weights)
     _, spread = _mean(values, sizes)
     seeds, items = values.shape
@@ -187,8 +208,11 @@ def components(
 
 
 def detectable(noise: Components, seeds: int, items: int, confidence: float = 0.95) -> float:
-    """The smallest true difference that a run of so many seeds and items shows four times in five (`POWER`), from the noise
-    of a run like it. With one seed it is about other items alone. Raises ValueError for fewer than two items."""
+    """The smallest true difference that so many seeds and items show four times in five (`POWER`).
+
+    `noise` is that of a run like it. With one seed the result is about other items alone.
+    Raises ValueError for fewer than two items.
+    """
     if items < 2:
         raise ValueError("one item has no spread: at least two are needed")
     both = noise.both / (seeds * items)
@@ -200,15 +224,20 @@ def detectable(noise: Components, seeds: int, items: int, confidence: float = 0.
         item_df=items - 1,
     )
     of_seeds = noise.seed / seeds if seeds > 1 else 0.0
-    error = np.sqrt(of_seeds + noise.item / items + both)
-    return spread.half_width(1 - confidence) + float(special.ndtri(POWER)) * float(error)
+    error = float(np.sqrt(of_seeds + noise.item / items + both))
+
+    # The mean has to lie this far beyond the half width to be found with that chance.
+    margin = float(special.ndtri(POWER)) * error
+    return spread.half_width(1 - confidence) + margin
 
 
 def seeds_for(
     wanted: float, noise: Components, items: int, confidence: float = 0.95, most: int = 1_000
 ) -> int | None:
-    """How many seeds show a true difference of `wanted` four times in five; None where `most` do not: then the items'
-    noise is too large, whatever the seeds."""
+    """How many seeds show a true difference of `wanted` four times in five.
+
+    None where `most` do not: then the items' noise is too large, whatever the seeds.
+    """
     for seeds in range(2, most + 1):
         if detectable(noise, seeds, items, confidence) <= wanted:
             return seeds
@@ -218,18 +247,23 @@ def seeds_for(
 def items_for(
     wanted: float, noise: Components, seeds: int, confidence: float = 0.95, most: int = 10**9
 ) -> int | None:
-    """How many items show a true difference of `wanted` four times in five, with so many seeds; None where `most` do not:
-    then the seeds' noise is too large, whatever the items."""
+    """How many items show a true difference of `wanted` four times in five, with so many seeds.
+
+    None where `most` do not: then the seeds' noise is too large, whatever the items.
+    """
     if detectable(noise, seeds, most, confidence) > wanted:
         return None
-    low, high = 1, most  # `high` items are enough, `low` are not
-    while high - low > 1:
-        middle = (low + high) // 2
-        if middle >= 2 and detectable(noise, seeds, middle, confidence) <= wanted:
-            high = middle
+
+    # Bisection. One item is never enough: it has no spread.
+    too_few = 1
+    enough = most
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if detectable(noise, seeds, middle, confidence) <= wanted:
+            enough = middle
         else:
-            low = middle
-    return high
+            too_few = middle
+    return enough
 
 
 def _checked(
@@ -254,14 +288,25 @@ def _spread(residual: Real[np.ndarray, "seed item"]) -> _Spread:
     seeds, items = residual.shape
     cells = seeds * items
     by_item = residual.mean(0)  # (item,)
-    item = seeds * float(np.sum((by_item - by_item.mean()) ** 2)) / (items - 1)
+    item_mean_square = seeds * float(np.sum((by_item - by_item.mean()) ** 2)) / (items - 1)
+    item = item_mean_square / cells
     if seeds == 1:
-        return _Spread(seed=0.0, item=item / cells, both=0.0, seed_df=0, item_df=items - 1)
+        return _Spread(seed=0.0, item=item, both=0.0, seed_df=0, item_df=items - 1)
+
     by_seed = residual.mean(1)  # (seed,)
-    seed = items * float(np.sum((by_seed - by_seed.mean()) ** 2)) / (seeds - 1)
+    seed_mean_square = items * float(np.sum((by_seed - by_seed.mean()) ** 2)) / (seeds - 1)
+
+    # What neither a seed's nor an item's mean explains: (seed, item)
     rest = residual - by_seed[:, None] - by_item[None, :] + residual.mean()
-    both = float(np.sum(rest**2)) / ((seeds - 1) * (items - 1))
-    return _Spread(seed / cells, item / cells, both / cells, seeds - 1, items - 1)
+    both_mean_square = float(np.sum(rest**2)) / ((seeds - 1) * (items - 1))
+
+    return _Spread(
+        seed=seed_mean_square / cells,
+        item=item,
+        both=both_mean_square / cells,
+        seed_df=seeds - 1,
+        item_df=items - 1,
+    )
 
 
 def _satterthwaite(spread: _Spread) -> float:
@@ -275,7 +320,8 @@ def _satterthwaite(spread: _Spread) -> float:
 
 def _p_value(distance: float, spread: _Spread) -> float:
     """The least level at which an interval around a value this far from zero leaves zero out."""
-    least, most = 1e-12, 1 - 1e-9
+    least = 1e-12
+    most = 1 - 1e-9
     if distance <= spread.half_width(most):
         return 1.0
     if distance >= spread.half_width(least):
@@ -284,7 +330,9 @@ def _p_value(distance: float, spread: _Spread) -> float:
     def beyond(log_level: float) -> float:
         return spread.half_width(float(np.exp(log_level))) - distance
 
-    return float(np.exp(optimize.brentq(beyond, np.log(least), np.log(most), xtol=1e-6)))
+    # Over the logarithm, so that small p-values are as exact as large ones.
+    log_level = optimize.brentq(beyond, np.log(least), np.log(most), xtol=1e-6)
+    return float(np.exp(log_level))
 
 
 def _quantile(level: float, df: int) -> float:
@@ -292,7 +340,7 @@ def _quantile(level: float, df: int) -> float:
 
 
 def _end(outside: Callable[[float], float], value: float, side: int) -> float:
-    """Where `outside` turns positive, on one side of `value`."""
+    """Where `outside` turns positive, on one side of `value`; infinity where it never does."""
     step = max(abs(value), 1e-3)
     while outside(value + side * step) <= 0:
         step *= 2

@@ -1,8 +1,8 @@
 """YAML without its surprises: a mapping of plain values, and the line on which each of them stands.
 
-`off`, `no`, dates, `010` and `12:30` are text, and a setting decides what text means to it; `1e4` and `1_000` are numbers.
-Keys are text as written, and none may stand twice. Tags, second documents, deep nesting and what aliases blow up are
-errors. Anchors, aliases and merge keys work.
+`off`, `no`, dates, `010` and `12:30` are text, and a setting decides what text means to it; `1e4`
+and `1_000` are numbers. Keys are text as written, and none may stand twice. Tags, second documents,
+deep nesting and what aliases blow up are errors. Anchors, aliases and merge keys work.
 """
 
 from __future__ import annotations
@@ -20,35 +20,45 @@ from synthboot.errors import ConfigError
 Value = None | bool | int | float | str | list[Any] | dict[str, Any]
 Place = tuple[str | int, ...]
 
-MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_DIGITS = 128 * 1024, 50_000, 20, 400
+MAX_BYTES = 128 * 1024
+MAX_VALUES = 50_000
+MAX_DEPTH = 20
+MAX_DIGITS = 400
+
+# As in YAML 1.2; `yes`, `no`, `on` and `off` stay text, and a switch knows what they mean.
 _WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None, "true": True, "false": False}
 _DIGITS = r"[0-9]+(?:_[0-9]+)*"
 _NUMBER = re.compile(
     rf"[-+]?(?:(?:0|(?!0){_DIGITS})(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][-+]?[0-9]+)?"
 )
+# Read so that the error can say what is wrong: no setting takes them.
 _ENDLESS = re.compile(r"([-+]?)\.(inf|nan)", re.IGNORECASE)
 
 
 def read(path: str | Path) -> tuple[Value, dict[Place, int]]:
-    """What a file holds, and the line of every value by its place. Raises ConfigError, naming the line, for anything odd."""
+    """What a file holds, and the line of every value by its place.
+
+    Raises ConfigError, naming the line, for anything odd.
+    """
+    file = Path(path)
     try:
-        if not Path(path).is_file():
-            what = (
-                "is not a file"
-                if Path(path).exists()
-                else "no such file; the shipped ones are in configs/"
-            )
-            raise ConfigError(f"{path}: {what}")
-        with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # a name may be too long, or hold what no name can
-        raise ConfigError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        if not file.exists():
+            raise ConfigError(f"{path}: no such file; the shipped ones are in configs/")
+        if not file.is_file():
+            raise ConfigError(f"{path}: is not a file")
+        with open(file, "rb") as stream:
+            # One byte more than allowed tells whether there is more.
+            content = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        # A name may be too long, or hold what no name can.
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+
     if len(content) > MAX_BYTES:
         raise ConfigError(
             f"{path}: more than {MAX_BYTES:,} bytes; a configuration is a page of settings"
         )
+    # Editors on Windows write UTF-16, and a mark before UTF-8.
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
@@ -61,7 +71,7 @@ def read(path: str | Path) -> tuple[Value, dict[Place, int]]:
 
 
 def parse(text: str, where: str) -> tuple[Value, dict[Place, int]]:
-    """The same of a text; `where` begins the message of an error."""
+    """What a text holds, and the line of every value; `where` begins the message of an error."""
     try:
         return _Parser(text, where).document()
     except yaml.reader.ReaderError as error:
@@ -71,15 +81,11 @@ def parse(text: str, where: str) -> tuple[Value, dict[Place, int]]:
         raise ConfigError(f"{where} line {line}: {what}; is it a text file?") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        told = error.problem or error.context
-        raise ConfigError(
-            f"{where} line {mark.line + 1 if mark else 1}: not YAML: {told}"
-        ) from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        OverflowError,
-    ) as error:  # such as an escape for a character that is none
+        line = mark.line + 1 if mark else 1
+        problem = error.problem or error.context
+        raise ConfigError(f"{where} line {line}: not YAML: {problem}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # Such as an escape for a character that is none.
         raise ConfigError(f"{where}: not YAML: {error}") from None
 
 
@@ -115,19 +121,23 @@ class _Parser:
         assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
         if event.tag is not None:
             raise self.error(event, f"tag {event.tag}: tags are not read; write the value itself")
+        # How many values an anchor stands for, to be counted again at every alias.
         before = self.count
         if isinstance(event, yaml.ScalarEvent):
             value = self.scalar(event)
         elif isinstance(event, yaml.SequenceStartEvent):
-            value = [
-                self.value(item, (*place, i))
-                for i, item in enumerate(self.until(yaml.SequenceEndEvent))
-            ]
+            value = self.sequence(place)
         else:
             value = self.mapping(place)
         if event.anchor is not None:
             self.anchors[event.anchor] = value, 1 + self.count - before
         return value
+
+    def sequence(self, place: Place) -> list[Value]:
+        found: list[Value] = []
+        for event in self.until(yaml.SequenceEndEvent):
+            found.append(self.value(event, (*place, len(found))))
+        return found
 
     def mapping(self, place: Place) -> dict[str, Value]:
         found: dict[str, Value] = {}
@@ -136,6 +146,7 @@ class _Parser:
             if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
                 raise self.error(event, "a key has to be plain text")
             key = event.value
+            # In quotes it is a key like any other.
             if key == "<<" and not event.style:
                 value = self.value(next(self.events), place)
                 merged += value if isinstance(value, list) else [value]
@@ -144,12 +155,14 @@ class _Parser:
                 continue
             inner = (*place, key)
             if key in found:
+                first = self.lines[inner]
                 raise self.error(
-                    event,
-                    f"{dotted(inner)} stands twice, first on line {self.lines[inner]}; keep one",
+                    event, f"{dotted(inner)} stands twice, first on line {first}; keep one"
                 )
             found[key] = self.value(next(self.events), inner)
             self.lines[inner] = _line(event)
+
+        # What stands in the mapping itself goes before what is merged into it.
         for mapping in merged:
             assert isinstance(mapping, dict)
             found = {**mapping, **found}
@@ -158,12 +171,15 @@ class _Parser:
     def alias(self, event: yaml.AliasEvent) -> Value:
         if event.anchor not in self.anchors:
             raise self.error(event, f"*{event.anchor} stands for nothing that is complete above it")
+        # Each use counts as what it stands for: a few lines of aliases can blow up to gigabytes.
         value, size = self.anchors[event.anchor]
         self.spend(event, size)
-        return copy.deepcopy(value)  # what is set in one place must not change in the other
+        # What is set in one place must not change in the other.
+        return copy.deepcopy(value)
 
     def scalar(self, event: yaml.ScalarEvent) -> Value:
         text = event.value
+        # In quotes, or as a block: text, whatever it looks like.
         if event.style:
             return str(text)
         if text.lower() in _WORDS:

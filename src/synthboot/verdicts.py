@@ -1,4 +1,4 @@
-"""What the figures of an evaluation show, in a sentence: no more than they show."""
+"""What the figures of an evaluation show, in a sentence that claims no more than they show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REPETITION = "repetition"
 
 def subject(recipes: Mapping[str, config.Arm]) -> str | None:
     """The arm that the verdict is about: the first whose recipe is the method's."""
-    return next((name for name, arm in recipes.items() if arm.kind == "method"), None)
+    return _first_method({name: arm.kind for name, arm in recipes.items()})
 
 
 def verdict(
@@ -24,83 +24,110 @@ def verdict(
 ) -> str:
     """The first arm of the method against repetition, and against every control.
 
-    `arms` holds what `evaluate` found of each, `kinds` what each is. Where several arms are compared, what counts is the
-    p-value adjusted for their number; where a run was looked at with fewer seeds before, for that too.
+    `arms` holds what `evaluate` found of each, `kinds` what each is. Where several arms are
+    compared, what counts is the p-value adjusted for their number; where a run was looked at with
+    fewer seeds before, for that too.
     """
     cautions = _cautions(seeds, looks)
-    name = next((arm for arm, kind in kinds.items() if kind == "method"), None)
+    name = _first_method(kinds)
     if name is None:
         return f"No arm of the method was run (`synthetic: related`){cautions}."
+
     entry = arms[name]
     value, low, high = entry["difference"]
-    over = f"{confidence:.0%} interval over test documents" + (
-        f" and {seeds} seeds" if seeds > 1 else ""
-    )
-    sure = f"p = {entry['p']:.2g}"
     adjusted = entry.get("p_adjusted", entry["p"])
-    if adjusted != entry["p"]:
-        sure += f", {adjusted:.2g} adjusted"
-    side = "better" if value <= 0 else "worse"
-    change = f"{abs(value):.4f} nats per token {side} than repetition ({low:+.4f} to {high:+.4f}, {over}; {sure})"
+    change = f"{name} is {_difference(entry, seeds, confidence)}"
     controls = _controls(arms, kinds, name, confidence)
+
     if low <= 0 <= high:
-        return f"No difference shown: {name} is {change}, an interval that includes zero{cautions}.{controls}"
+        return f"No difference shown: {change}, an interval that includes zero{cautions}.{controls}"
+    # An interval is about one comparison; the claim has to stand among all of them.
     if adjusted > 1 - confidence:
         why = "which does not stand once the number of comparisons is allowed for"
-        return f"No difference shown: {name} is {change}, {why}{cautions}.{controls}"
+        return f"No difference shown: {change}, {why}{cautions}.{controls}"
     if value > 0:
-        return f"Synthetic text hurt: {name} is {change}{cautions}.{controls}"
-    share = entry.get("oracle_share")
-    closed = (
-        f", {share[0]:.0%} of the oracle's gain ({share[1]:.0%} to {share[2]:.0%})" if share else ""
+        return f"Synthetic text hurt: {change}{cautions}.{controls}"
+
+    closed = ""
+    if entry.get("oracle_share"):
+        share, least, most = entry["oracle_share"]
+        closed = f", {share:.0%} of the oracle's gain ({least:.0%} to {most:.0%})"
+    return f"Synthetic text helped: {change}{closed}{cautions}.{controls}"
+
+
+def _first_method(kinds: Mapping[str, str]) -> str | None:
+    for name, kind in kinds.items():
+        if kind == "method":
+            return name
+    return None
+
+
+def _difference(entry: Mapping[str, Any], seeds: int, confidence: float) -> str:
+    """The difference to repetition in words, with its interval and p-value."""
+    value, low, high = entry["difference"]
+    side = "better" if value <= 0 else "worse"
+
+    over = f"{confidence:.0%} interval over test documents"
+    if seeds > 1:
+        over += f" and {seeds} seeds"
+
+    sure = f"p = {entry['p']:.2g}"
+    adjusted = entry.get("p_adjusted", entry["p"])
+    # With one arm and one look there is nothing to adjust.
+    if adjusted != entry["p"]:
+        sure += f", {adjusted:.2g} adjusted"
+
+    return (
+        f"{abs(value):.4f} nats per token {side} than repetition "
+        f"({low:+.4f} to {high:+.4f}, {over}; {sure})"
     )
-    return f"Synthetic text helped: {name} is {change}{closed}{cautions}.{controls}"
 
 
 def _cautions(seeds: int, looks: Sequence[int]) -> str:
     """What a reader has to bear in mind, in brackets."""
-    said = []
+    cautions = []
     if seeds == 1:
-        said.append(
-            "1 seed: nothing is known about seeds, and this is an anecdote, not a result; use five or more"
+        cautions.append(
+            "1 seed: nothing is known about seeds, "
+            "and this is an anecdote, not a result; use five or more"
         )
     elif seeds < 3:
-        said.append(f"{seeds} seeds: an anecdote, not a result; use five or more")
+        cautions.append(f"{seeds} seeds: an anecdote, not a result; use five or more")
+    # To look, add seeds and look again is to try twice.
     if len(looks) > 1:
-        before = ", ".join(str(n) for n in looks[:-1])
-        said.append(
-            f"looked at before with {before} seeds: adjusted p-values are {len(looks)} times as large for that"
+        before = ", ".join(str(number) for number in looks[:-1])
+        cautions.append(
+            f"looked at before with {before} seeds: "
+            f"adjusted p-values are {len(looks)} times as large for that"
         )
-    return f" ({'; '.join(said)})" if said else ""
+    return f" ({'; '.join(cautions)})" if cautions else ""
 
 
 def _controls(
     arms: Mapping[str, Any], kinds: Mapping[str, str], name: str, confidence: float
 ) -> str:
-    """A sentence on an arm against those that are neither the method in another setting nor real text beyond the budget.
-    p-values are adjusted for the number of controls."""
-    against = {
-        other: found
-        for other, found in arms[name].get("against", {}).items()
-        if kinds[other] == "control"
-    }
-    adjusted = statistics.holm({other: found[3] for other, found in against.items()})
-    told: dict[str, list[str]] = {
+    """A sentence on an arm against every control, p-values adjusted for their number."""
+    against = {}
+    for other, figures in arms[name].get("against", {}).items():
+        if kinds[other] == "control":
+            against[other] = figures
+    adjusted = statistics.holm({other: figures[3] for other, figures in against.items()})
+
+    outcomes: dict[str, list[str]] = {
         "better than": [],
         "not shown to differ from": [],
         "worse than": [],
     }
     for other, (value, *_) in against.items():
-        shown = adjusted[other] <= 1 - confidence
-        kind = (
-            "not shown to differ from"
-            if not shown
-            else "better than"
-            if value < 0
-            else "worse than"
-        )
-        told[kind].append(f"{other} (p = {adjusted[other]:.2g})")
-    parts = [f"{kind} {', '.join(names)}" for kind, names in told.items() if names]
+        if adjusted[other] > 1 - confidence:
+            outcome = "not shown to differ from"
+        elif value < 0:
+            outcome = "better than"
+        else:
+            outcome = "worse than"
+        outcomes[outcome].append(f"{other} (p = {adjusted[other]:.2g})")
+
+    parts = [f"{outcome} {', '.join(names)}" for outcome, names in outcomes.items() if names]
     if not parts:
         return ""
     note = ", p adjusted for their number" if len(against) > 1 else ""

@@ -20,13 +20,15 @@ from tests.fuzz.fuzzer import Fault, Fuzzer
 from tests.fuzz.mutations import edited, edits
 
 HOSTILE = [
-    "2024-13-45", "2024-02-30 25:61:61", "9" * 5_000, "1_000", "1e4", "1.5e3", "1e999", "-1e999", ".nan", "-.inf", "010", "0o17",
-    "0xFF", "12:30:45", "off", "on", "yes", "NO", "~", "null", "''", "' '", "!!python/object/apply:os.system [ls]", "!!binary 'a'",
-    "!!set {a, b}", "!!timestamp foo", "!custom x", "&a [*a]", "*missing", "[" * 500 + "]" * 500, "{? [a]: b}", "{[1, 2]: 3}",
-    "{<<: x}", "!!int abc", "!!float x", "!!bool maybe", "!!omap [a: 1]", "!!null x", '"\\u202e"', '"\\ud800"', '"\\0"', '"\\x1b[31m"',
-    "true", "-1", "0", str(2**63), str(2**64), str(-(2**64)), "0.1.2", "1e-400", "'a b'", "../..", "/", ".", "x" * 300, "[1, a, {b: c}]",
-    "{lr: [1e-3, 1e-3]}", "[]", "{}", "[null]", "{a: {b: {c: d}}}", "é", "'\u2028'", "\u3000", "@x", "`x`", "| x", "> x", "{", "]",
-    "&a [&b [*b, *b], *b, *b]",
+    "2024-13-45", "2024-02-30 25:61:61", "9" * 5_000, "1_000", "1e4", "1.5e3", "1e999", "-1e999",
+    ".nan", "-.inf", "010", "0o17", "0xFF", "12:30:45", "off", "on", "yes", "NO", "~", "null",
+    "''", "' '", "!!python/object/apply:os.system [ls]", "!!binary 'a'", "!!set {a, b}",
+    "!!timestamp foo", "!custom x", "&a [*a]", "*missing", "[" * 500 + "]" * 500, "{? [a]: b}",
+    "{[1, 2]: 3}", "{<<: x}", "!!int abc", "!!float x", "!!bool maybe", "!!omap [a: 1]",
+    "!!null x", '"\\u202e"', '"\\ud800"', '"\\0"', '"\\x1b[31m"', "true", "-1", "0", str(2**63),
+    str(2**64), str(-(2**64)), "0.1.2", "1e-400", "'a b'", "../..", "/", ".", "x" * 300,
+    "[1, a, {b: c}]", "{lr: [1e-3, 1e-3]}", "[]", "{}", "[null]", "{a: {b: {c: d}}}", "é",
+    "'\u2028'", "\u3000", "@x", "`x`", "| x", "> x", "{", "]", "&a [&b [*b, *b], *b, *b]",
 ]  # fmt: skip
 BOMB = "[" + ", ".join(["&a0 [x, x, x]", *(f"&a{i} [" + ", ".join([f"*a{i - 1}"] * 9) + "]" for i in range(1, 12))]) + "]"
 
@@ -97,7 +99,7 @@ def inputs(draw: st.DrawFn) -> tuple[bytes, list[str]]:
         head, dot, rest = name.partition(".")
         nested = rest.split(".")
         text = f"{nested[0]}: " + "".join(f"{{{part}: " for part in nested[1:]) + value + "}" * (len(nested) - 1)
-        known = [line for line in lines.get(head, []) if dot and not line.startswith(f"{nested[0]}:") or draw(st.booleans())]
+        known = [line for line in lines.get(head, []) if (dot and not line.startswith(f"{nested[0]}:")) or draw(st.booleans())]
         lines[head] = [*known, text] if dot else [value]
     text = "".join(
         f"{head}: {entries[0]}\n" if entries and ": " not in entries[0] else f"{head}:\n" + "".join(f"  {e}\n" for e in entries)

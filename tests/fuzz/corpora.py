@@ -1,4 +1,4 @@
-"""Corpora: folders of files in every form that is read and some that are not, their records well formed or odd, then damaged."""
+"""Corpora: folders of files in forms that are read and some that are not, records sound or odd, then damaged."""
 
 import gzip
 import io
@@ -25,13 +25,17 @@ from tests.fuzz.fuzzer import Fault, Fuzzer
 from tests.fuzz.mutations import Edit, edited, edits, odd
 
 PLAIN = [
-    "The quick brown fox jumps over the lazy dog near the river bank at noon.", "one two three four five six seven eight nine",
-    "敏捷的棕色狐狸跳过了懒狗，然后在河边休息了一会儿。", "तेज़ भूरी लोमड़ी आलसी कुत्ते के ऊपर कूदती है और फिर सो जाती है।",
-    "الثعلب البني السريع يقفز فوق الكلب الكسول", "if (a <= b) { c += d * 3; }", "ACGTACGTTAGCCATGACGT" * 20, "🙂🙃🙂🚀", "a", " \n x",
-    "line\u2028separator\x85next", "nul \0 inside", "e\u0301 is not \u00e9", "\ufeffmarked", "<|end|> spelled", "x" * 2_000,
+    "The quick brown fox jumps over the lazy dog near the river bank at noon.",
+    "one two three four five six seven eight nine", "敏捷的棕色狐狸跳过了懒狗\uff0c然后在河边休息了一会儿。",
+    "तेज़ भूरी लोमड़ी आलसी कुत्ते के ऊपर कूदती है और फिर सो जाती है।",
+    "الثعلب البني السريع يقفز فوق الكلب الكسول", "if (a <= b) { c += d * 3; }",
+    "ACGTACGTTAGCCATGACGT" * 20, "🙂🙃🙂🚀", "a", " \n x", "line\u2028separator\x85next",
+    "nul \0 inside", "e\u0301 is not \u00e9", "\ufeffmarked", "<|end|> spelled", "x" * 2_000,
 ]  # fmt: skip
 BLANK = ["", " ", "\n\t", "\u3000"]
-KINDS = [".jsonl", ".jsonl", ".jsonl", ".jsonl", ".ndjson", ".json", ".JSONL", ".jsonl.gz", ".jsonl.zst", ".parquet", ".Parquet", ".txt", ".md"]
+KINDS = [*[".jsonl"] * 4, ".ndjson", ".json", ".JSONL", ".jsonl.gz", ".jsonl.zst", ".parquet", ".Parquet", ".txt", ".md"]
+LAYOUTS = [*["lines"] * 6, "array", "cr", "crlf", "bom", "gaps", "utf-16"]
+SPECIAL = [*["none"] * 20, "fifo", "loop", "dangling", "zero", "empty", "bytes"]
 STRANGE = [".csv", ".bin", "", ".txt.gz"]
 FOLDERS = ["", "a", "b/c", ".hidden", "ü", "__MACOSX", "x y"]
 
@@ -83,22 +87,21 @@ def records(draw: st.DrawFn) -> Any:
 @st.composite
 def inputs(draw: st.DrawFn) -> Given:
     """A corpus of a few files."""
-    file = st.builds(
-        File, st.sampled_from(FOLDERS), st.sampled_from(["data", "data", "README", "._x", "é", "a.b"]),
-        st.sampled_from(KINDS * 3 + STRANGE), st.sampled_from(["lines"] * 6 + ["array", "cr", "crlf", "bom", "gaps", "utf-16"]),
-        st.lists(records(), max_size=8), st.one_of(st.just([]), edits()),
-    )  # fmt: skip
+    stems, suffixes = st.sampled_from(["data", "data", "README", "._x", "é", "a.b"]), st.sampled_from(KINDS * 3 + STRANGE)
+    rows, damage = st.lists(records(), max_size=8), st.one_of(st.just([]), edits())
+    file = st.builds(File, st.sampled_from(FOLDERS), stems, suffixes, st.sampled_from(LAYOUTS), rows, damage)
     settings = {
         "near_duplicates": draw(st.sampled_from(["remove", "flag", "off"])),
-        "validation_docs": draw(st.integers(1, 3)), "holdout_docs": draw(st.integers(1, 3)),
-        "shard_docs": draw(st.integers(1, 6)), "vocab_size": draw(st.sampled_from([258, 300])),
-        "max_quarantine": draw(st.sampled_from([1.0, 1.0, 1.0, 0.0])), "max_document_bytes": draw(st.sampled_from([4_000_000] * 5 + [50])),
-    }  # fmt: skip
+        "validation_docs": draw(st.integers(1, 3)),
+        "holdout_docs": draw(st.integers(1, 3)),
+        "shard_docs": draw(st.integers(1, 6)),
+        "vocab_size": draw(st.sampled_from([258, 300])),
+        "max_quarantine": draw(st.sampled_from([1.0, 1.0, 1.0, 0.0])),
+        "max_document_bytes": draw(st.sampled_from([4_000_000] * 5 + [50])),
+    }
     sound = [{"id": f"sound-{i}", "text": f"{PLAIN[i]} {i}"} for i in range(draw(st.sampled_from([4, 8, 8])))]
-    base = File("", "base", ".jsonl", "lines", sound, [])
-    special = draw(st.sampled_from(["none"] * 20 + ["fifo", "loop", "dangling", "zero", "empty", "bytes"]))
-    files = [base, *draw(st.lists(file, max_size=4))]
-    return Given(files, special, settings, draw(st.sampled_from(["all"] * 6 + [20, 10**6])))
+    files = [File("", "base", ".jsonl", "lines", sound, []), *draw(st.lists(file, max_size=4))]
+    return Given(files, draw(st.sampled_from(SPECIAL)), settings, draw(st.sampled_from(["all"] * 6 + [20, 10**6])))
 
 
 def written(file: File) -> bytes:
@@ -184,7 +187,9 @@ def laid(given: Given, place: Path) -> Path:
     elif given.special == "empty":
         odd_one.touch()
     elif given.special == "bytes":
-        Path(os.fsdecode(os.fsencode(place) + b"/\xff\xfe.jsonl")).write_text('{"text": "from a file whose name is not UTF-8"}\n')
+        Path(os.fsdecode(os.fsencode(place) + b"/\xff\xfe.jsonl")).write_text(
+            '{"text": "from a file whose name is not UTF-8"}\n'
+        )
     return place
 
 

@@ -20,10 +20,11 @@ from tests.fuzz.fuzzer import Fuzzer
 from tests.fuzz.mutations import Change, Edit, changed, changes, edited, edits
 
 FILES = [
-    "01-corpus/manifest.json", "01-corpus/corpus.json", "01-corpus/quarantine.jsonl", "01-corpus/pool/000000/counts.json",
-    "02-embed/manifest.json", "03-pair/related/manifest.json", "03-pair/related/pairs.json", "04-base/manifest.json",
-    "06-synthesize/related/manifest.json", "08-evaluate/manifest.json", "08-evaluate/evaluate.json", "10-report/manifest.json",
-    "01-corpus/progress.json",
+    "01-corpus/manifest.json", "01-corpus/corpus.json", "01-corpus/quarantine.jsonl",
+    "01-corpus/pool/000000/counts.json", "02-embed/manifest.json",
+    "03-pair/related/manifest.json", "03-pair/related/pairs.json", "04-base/manifest.json",
+    "06-synthesize/related/manifest.json", "08-evaluate/manifest.json",
+    "08-evaluate/evaluate.json", "10-report/manifest.json", "01-corpus/progress.json",
 ]  # fmt: skip
 VERBS = ["plan", "status", "compare", "show pairs", "show quarantine", "show synthetic", "show copies", "verify", "begin"]
 

@@ -5,9 +5,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 SNIPPETS = [
-    b"", b"\0", b"\n", b"\r", b"\r\n", b"\xef\xbb\xbf", b"\xff\xfe", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x1b[2J", b"{", b"}", b"[",
-    b"]", b'"', b"'", b"\\", b":", b",", b": ", b"- ", b"&a ", b"*a", b"!!", b"%", b"|", b">", b"?", b"#", b"\t", b"NaN", b"null",
-    b"-", b"1e999", b"9" * 400, b"\xe2\x80\xa8", b"\xe2\x80\xae", b"\\ud800", b"\\u0000", b"[" * 2_000, b"\x1f\x8b", b"PK",
+    b"", b"\0", b"\n", b"\r", b"\r\n", b"\xef\xbb\xbf", b"\xff\xfe", b"\xff", b"\xc3",
+    b"\xed\xa0\x80", b"\x1b[2J", b"{", b"}", b"[", b"]", b'"', b"'", b"\\", b":", b",", b": ",
+    b"- ", b"&a ", b"*a", b"!!", b"%", b"|", b">", b"?", b"#", b"\t", b"NaN", b"null", b"-",
+    b"1e999", b"9" * 400, b"\xe2\x80\xa8", b"\xe2\x80\xae", b"\\ud800", b"\\u0000", b"[" * 2_000,
+    b"\x1f\x8b", b"PK",
 ]  # fmt: skip
 
 Edit = tuple[str, float, float, bytes]
@@ -42,9 +44,10 @@ def edited(data: bytes, changes: list[Edit]) -> bytes:
 
 
 ODD: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, -(2**64), 0.5, 1e308, float("nan"), float("inf"), "", " ", "0", "1", "-1", "null",
-    "a", "../..", "/", "x" * 300, "\0", "\x1b[31m", "\u202e", "\u2028", "\ufeff", "\ud800", "{", "{query}", "%s", "<script>",
-    [], [None], [[]], {}, {"": ""}, {"a": None}, ["a", "b"], [0, 1], {"text": ["a"], "label": ["A"]},
+    None, True, False, 0, -1, 1, 2**31, 2**63, -(2**64), 0.5, 1e308, float("nan"), float("inf"),
+    "", " ", "0", "1", "-1", "null", "a", "../..", "/", "x" * 300, "\0", "\x1b[31m", "\u202e",
+    "\u2028", "\ufeff", "\ud800", "{", "{query}", "%s", "<script>", [], [None], [[]], {},
+    {"": ""}, {"a": None}, ["a", "b"], [0, 1], {"text": ["a"], "label": ["A"]},
 ]  # fmt: skip
 
 odd = st.sampled_from(ODD) | st.text(max_size=8) | st.integers() | st.floats()
@@ -63,7 +66,7 @@ def changed(value: Any, asked: list[Change]) -> Any:
     """The value after the changes; the number in each, modulo how many nodes there are, names the node."""
     for what, number, other in asked:
         places = list(_places(value))
-        if not places or what == "wrap" and number % 7 == 0:
+        if not places or (what == "wrap" and number % 7 == 0):
             value = other if what == "replace" else [value]
             continue
         holder, key = places[number % len(places)]

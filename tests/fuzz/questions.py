@@ -13,12 +13,22 @@ from synthboot.data import tasks
 from tests.fuzz.fuzzer import Fault, Fuzzer
 from tests.fuzz.mutations import Edit, changed, changes, edited, edits
 
-words = st.sampled_from(["Paris", "the red house", "a", "B", "1", " x", "x ", "{query}", "{", "是", "e\u0301", "a\u2028b", "\ufeff"])
+words = st.sampled_from(
+    ["Paris", "the red house", "a", "B", "1", " x", "x ", "{query}", "{", "是", "e\u0301", "a\u2028b", "\ufeff"]
+)
 lists = st.lists(words, min_size=2, max_size=4)
-gold = st.one_of(st.integers(0, 1), st.integers(0, 1), st.integers(0, 1), st.integers(0, 3), st.sampled_from(["A", "0", "1", 1.0, True, "2.0", -1]))
+gold = st.one_of(
+    st.integers(0, 1),
+    st.integers(0, 1),
+    st.integers(0, 1),
+    st.integers(0, 3),
+    st.sampled_from(["A", "0", "1", 1.0, True, "2.0", -1]),
+)
 FORMS = [
     st.fixed_dictionaries({"query": words, "choices": lists, "gold": gold}),
-    st.fixed_dictionaries({"query": words, "choices": lists.map(lambda c: {"text": c, "label": list("ABCD")[: len(c)]}), "gold": gold}),
+    st.fixed_dictionaries(
+        {"query": words, "choices": lists.map(lambda c: {"text": c, "label": list("ABCD")[: len(c)]}), "gold": gold}
+    ),
     st.fixed_dictionaries({"context_options": lists, "continuation": words, "gold": gold}),
     st.fixed_dictionaries({"good": words, "bad": words}),
     st.fixed_dictionaries({"context": words, "target": words}),

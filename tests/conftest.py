@@ -87,7 +87,7 @@ def small_config(source: Path, root: Path, **changes: Any) -> dict[str, Any]:
             "oracle": {"unique_tokens": "all"},
         },
         "pretrain": {"seeds": [0, 1]},
-        "evaluate": {"bootstrap": 200},
+        "evaluate": {},
         "analyze": {"docs": 60, "examples": 5},
     }
     for key, value in changes.items():

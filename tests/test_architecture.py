@@ -9,7 +9,23 @@ from synthboot import recipes
 
 SOURCE = Path(__file__).parent.parent / "src" / "synthboot"
 FILES = sorted(SOURCE.rglob("*.py"))
-ORDER = ["errors", "kernels", "config", "loading", "data", "lm", "engine", "charts", "stages", "steps", "recipes", "pipeline"]
+ORDER = [
+    "errors",
+    "kernels",
+    "config",
+    "statistics",
+    "verdicts",
+    "settings",
+    "loading",
+    "data",
+    "lm",
+    "engine",
+    "charts",
+    "stages",
+    "steps",
+    "recipes",
+    "pipeline",
+]
 ORDER += ["ranks", "plan", "show", "api", "cli"]
 
 
@@ -47,7 +63,7 @@ def test_no_stage_imports_another() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(SOURCE).as_posix())
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text("utf-8")
-    assert len(text.splitlines()) <= (550 if path.name == "config.py" else 400)  # every knob is on that one page
+    assert len(text.splitlines()) <= (620 if path.name == "config.py" else 400)  # every knob is on that one page
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             size = (node.end_lineno or 0) - node.lineno + 1

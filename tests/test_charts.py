@@ -12,16 +12,18 @@ def results(sbp: list[list[float]], repetition: list[list[float]]) -> dict[str, 
 
 
 def test_the_crossing_is_where_the_mean_curves_meet_for_the_last_time() -> None:
-    assert charts.crossing(results([[5, 4, 2]], [[4, 3.5, 3]])) == pytest.approx(20 + 10 * 0.5 / 1.5)
-    assert charts.crossing(results([[5, 4, 3], [5, 4, 1]], [[4, 3.5, 3], [4, 3.5, 3]])) == pytest.approx(20 + 10 * 0.5 / 1.5)
-    assert charts.crossing(results([[3, 5, 2]], [[4, 4, 4]])) == pytest.approx(20 + 10 / 3)  # it fell back once
-    assert charts.crossing(results([[3, 3, 3]], [[4, 4, 4]])) == 10  # ahead from the first
+    assert charts.crossing(results([[5, 4, 2]], [[4, 3.5, 3]]), "sbp") == pytest.approx(20 + 10 * 0.5 / 1.5)
+    assert charts.crossing(results([[5, 4, 3], [5, 4, 1]], [[4, 3.5, 3], [4, 3.5, 3]]), "sbp") == pytest.approx(
+        20 + 10 * 0.5 / 1.5
+    )
+    assert charts.crossing(results([[3, 5, 2]], [[4, 4, 4]]), "sbp") == pytest.approx(20 + 10 / 3)  # it fell back once
+    assert charts.crossing(results([[3, 3, 3]], [[4, 4, 4]]), "sbp") == 10  # ahead from the first
 
 
 def test_no_crossing_where_the_arm_ends_behind_or_on_other_tokens() -> None:
-    assert charts.crossing(results([[3, 3, 5]], [[4, 4, 4]])) is None
-    assert charts.crossing(results([[3, 3]], [[4, 4, 4]])) is None
-    assert charts.crossing(results([], [[4, 4, 4]])) is None
+    assert charts.crossing(results([[3, 3, 5]], [[4, 4, 4]]), "sbp") is None
+    assert charts.crossing(results([[3, 3]], [[4, 4, 4]]), "sbp") is None
+    assert charts.crossing(results([], [[4, 4, 4]]), "sbp") is None
 
 
 def evaluated(losses: dict[str, float]) -> dict[str, Any]:
@@ -54,10 +56,33 @@ def test_the_share_sweep_joins_arms_that_differ_in_share_alone() -> None:
 
 
 def test_flops_are_all_that_an_arm_cost() -> None:
-    found = charts._flops(evaluated({"repetition": 3, "sbp": 2}))
+    found = charts._flops(evaluated({"repetition": 3, "sbp": 2}), {"repetition": "#1", "sbp": "#2"})
     assert found is not None
     assert {t["name"]: t["x"] for t in found["data"]} == {"repetition": [100.0], "sbp": [150.0]}
-    assert charts._flops(evaluated({"repetition": 3})) is None
+    assert charts._flops(evaluated({"repetition": 3}), {"repetition": "#1"}) is None
+
+
+def test_an_arm_has_the_colour_of_its_kind_whatever_its_name() -> None:
+    found = charts.colors(
+        {"repetition": "repetition", "self": "control", "ours": "method", "ours-25": "method", "top": "oracle"}
+    )
+    assert found["ours"] == charts.COLORS["method"]
+    assert found["top"] == charts.COLORS["oracle"]
+    assert len(set(found.values())) == 5
+
+
+def test_differences_to_repetition_show_every_seed() -> None:
+    entry = {"difference": [-0.1, -0.2, 0.0], "difference_by_seed": [-0.05, -0.15]}
+    scores = {
+        "arms": {"repetition": {}, "ours": entry, "top": entry},
+        "kinds": {"repetition": "repetition", "ours": "method", "top": "oracle"},
+    }
+    found = charts._differences({"checkpoint": "best", "best": scores}, {"ours": "#1"})
+    assert found is not None
+    bars, dots = found["data"]
+    assert (bars["x"], bars["y"]) == ([-0.1], ["ours"])  # an oracle would flatten the rest
+    assert bars["error_x"]["array"] == [pytest.approx(0.1)]
+    assert dots["x"] == [-0.05, -0.15]
 
 
 def test_parts_of_a_document_are_shown_beside_repetition() -> None:

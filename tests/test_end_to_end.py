@@ -270,7 +270,7 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     asked = [{"context": text.rpartition(" ")[0], "target": text.rpartition(" ")[2]} for text in (told[8], told[8][::-1])]
     questions = write_jsonl(tmp_path / "questions.jsonl", asked)
     settings = small_config(
-        world_file, tmp_path, name="continued", evaluate={"bootstrap": 200, "tasks": [str(questions)]},
+        world_file, tmp_path, name="continued", evaluate={"tasks": [str(questions)]},
         model={"init_from": str(start), "seq_len": 64}, pretrain__seeds=[0],
         arms={"repetition": {}, "oracle": {"unique_tokens": "all"}}, corpus__replay=str(old), budget__replay_share=0.2,
     )  # fmt: skip

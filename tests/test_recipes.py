@@ -43,7 +43,7 @@ def world_config(root: Path, **changes: Any) -> dict[str, Any]:
         "model": {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "seq_len": 128},
         "optim": {"lr": 1e-2, "batch_tokens": 1_024, "evals": 3}, "pretrain": {"seeds": [0]},
         "tune": {"batch_tokens": 1_024, "max_tokens": 6_000}, "pair": {"num_neighbors": 5, "max_overlap": 1.0},
-        "evaluate": {"bootstrap": 200, "tasks": ["world"], "task_items": 40, "group_field": "group"},
+        "evaluate": {"tasks": ["world"], "task_items": 40, "group_field": "group"},
     }  # fmt: skip
     return small_config(Path("world"), root, **{**settings, **changes})
 
@@ -169,9 +169,7 @@ def test_a_sweep_takes_the_least_validation_loss_for_every_seed(tmp_path: Path) 
 def test_a_sweep_of_tuning_takes_the_synthesizer_of_least_loss_on_held_out_pairs(tmp_path: Path) -> None:
     arms = {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.1}}
     tune = {"batch_tokens": 1_024, "max_tokens": 6_000, "sweep": {"lr": [1e-4, 1e-2]}}
-    settings = world_config(
-        tmp_path, arms=arms, tune=tune, budget={"unique_tokens": "all", "train_tokens": 20_000}, evaluate={"bootstrap": 200}
-    )
+    settings = world_config(tmp_path, arms=arms, tune=tune, budget={"unique_tokens": "all", "train_tokens": 20_000})
     assert list(loading.load(settings).tune.cells()) == ["lr=0.0001", "lr=0.01"]
     api.Run(settings).run("synthesize")
     place = run_folder(settings) / "05-tune"

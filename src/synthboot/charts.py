@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-COLORS = {"repetition": "#6b7280", "sbp": "#2563eb", "oracle": "#d97706"}
+COLORS = {"repetition": "#6b7280", "method": "#2563eb", "oracle": "#d97706"}
+"""The colour of the first arm of a kind, the same in every chart; the others take theirs from the palette."""
 _PALETTE = (
     "#059669", "#9333ea", "#db2777", "#0891b2", "#65a30d", "#b91c1c", "#4338ca", "#a16207", "#0f766e", "#be185d", "#1e3a8a",
     "#7c2d12",
@@ -18,10 +19,18 @@ _PALETTE = (
 def charts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every chart: the id of its place, plotly traces and layout."""
     evaluated = results["evaluate"]
-    found = [_scores(evaluated), _curves(results)]
-    found += [c for c in (_shares(results), _efficiency(evaluated), _flops(evaluated), _rounds(results)) if c is not None]
+    paint = colors(evaluated[evaluated["checkpoint"]]["kinds"])
+    found = [_scores(evaluated, paint), _curves(results, paint)]
+    differences = _differences(evaluated, paint)
+    if differences is not None:
+        found.append(differences)
+    found += [
+        c
+        for c in (_shares(results), _efficiency(evaluated, paint), _flops(evaluated, paint), _rounds(results))
+        if c is not None
+    ]
     if evaluated["questions"]:
-        found.append(_questions(evaluated["questions"]))
+        found.append(_questions(evaluated["questions"], paint))
     if evaluated.get("parts"):
         found.append(_parts(evaluated["parts"]))
     related = next((p for role, p in results["pairs"].items() if role.endswith("related")), None)
@@ -36,18 +45,27 @@ def charts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _color(arm: str, names: list[str]) -> str:
-    others = [n for n in names if n not in COLORS]
-    return COLORS.get(arm) or _PALETTE[others.index(arm) % len(_PALETTE)]
+def colors(kinds: Mapping[str, str]) -> dict[str, str]:
+    """A colour for every arm, from what each is."""
+    found: dict[str, str] = {}
+    others = 0
+    for arm, kind in kinds.items():
+        own = COLORS.get(kind)
+        if own is not None and own not in found.values():
+            found[arm] = own
+        else:
+            found[arm] = _PALETTE[others % len(_PALETTE)]
+            others += 1
+    return found
 
 
-def _scores(evaluated: Mapping[str, Any]) -> dict[str, Any]:
+def _scores(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, Any]:
     arms = evaluated[evaluated["checkpoint"]]["arms"]
     names = list(arms)
     losses = [arms[n]["loss"] for n in names]
     bars = {
         "type": "scatter", "mode": "markers", "x": [v[0] for v in losses], "y": names,
-        "marker": {"size": 12, "color": [_color(n, names) for n in names]},
+        "marker": {"size": 12, "color": [paint[n] for n in names]},
         "error_x": {
             "type": "data", "symmetric": False, "array": [v[2] - v[0] for v in losses],
             "arrayminus": [v[0] - v[1] for v in losses],
@@ -65,7 +83,31 @@ def _scores(evaluated: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": "scores", "data": [bars, dots], "layout": layout}
 
 
-def _curves(results: Mapping[str, Any]) -> dict[str, Any]:
+def _differences(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, Any] | None:
+    """Each arm's difference to repetition, with its interval and a dot for every seed; oracles, which would flatten the
+    rest, are left out."""
+    scores = evaluated[evaluated["checkpoint"]]
+    names = [n for n in scores["arms"] if scores["kinds"][n] in ("method", "control")]
+    if not names:
+        return None
+    found = [scores["arms"][n]["difference"] for n in names]
+    bars = _with_intervals(names, found, "all seeds")
+    bars = {"x": bars["y"], "y": bars["x"], "error_x": bars["error_y"], "type": "scatter", "mode": "markers"}
+    bars |= {"showlegend": False, "marker": {"size": 12, "color": [paint[n] for n in names]}}
+    seeds = [(value, n) for n in names for value in scores["arms"][n]["difference_by_seed"]]
+    dots = {
+        "type": "scatter", "mode": "markers", "x": [v for v, _ in seeds], "y": [n for _, n in seeds], "name": "one seed",
+        "marker": {"symbol": "circle-open", "size": 8, "color": "#111827"},
+    }  # fmt: skip
+    layout = _layout("difference to repetition, nats per token", "")
+    layout["height"] = max(layout["height"], 90 + 28 * len(names))
+    layout["yaxis"]["autorange"] = "reversed"
+    zero = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dot"}}
+    layout["shapes"] = [zero]
+    return {"id": "differences", "data": [bars, dots], "layout": layout}
+
+
+def _curves(results: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, Any]:
     data, seen = [], set()
     names = list(results["evaluate"]["ledgers"])
     for role, curve in results["curves"].items():
@@ -76,20 +118,22 @@ def _curves(results: Mapping[str, Any]) -> dict[str, Any]:
         data.append(
             {
                 "type": "scatter", "mode": "lines+markers", "x": x, "y": y, "name": arm, "legendgroup": arm,
-                "showlegend": arm not in seen, "line": {"color": _color(arm, names)}, "marker": {"size": 5},
+                "showlegend": arm not in seen, "line": {"color": paint[arm]}, "marker": {"size": 5},
             }
         )  # fmt: skip
         seen.add(arm)
     layout = _beside(_layout("tokens trained on", "validation loss, nats per token"), len(names))
-    cross = crossing(results)
+    evaluated = results["evaluate"]
+    subject = evaluated[evaluated["checkpoint"]]["subject"]
+    cross = crossing(results, subject) if subject else None
     if cross is not None:
         line = {"type": "line", "x0": cross, "x1": cross, "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dot"}}
         layout["shapes"] = [line]
-        layout["annotations"] = [{"x": cross, "y": 1, "yref": "paper", "text": "sbp overtakes", "showarrow": False}]
+        layout["annotations"] = [{"x": cross, "y": 1, "yref": "paper", "text": f"{subject} overtakes", "showarrow": False}]
     return {"id": "curves", "data": data, "layout": layout}
 
 
-def crossing(results: Mapping[str, Any], arm: str = "sbp") -> float | None:
+def crossing(results: Mapping[str, Any], arm: str) -> float | None:
     """Tokens trained on from which an arm's validation loss, meaned over seeds, stays below repetition's; None where it does
     not in the end."""
 
@@ -132,7 +176,7 @@ def _shares(results: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"id": "shares", "data": data, "layout": _layout("share of synthetic text (0: repetition)", "holdout loss")}
 
 
-def _efficiency(evaluated: Mapping[str, Any]) -> dict[str, Any] | None:
+def _efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, Any] | None:
     """Loss over unique real tokens, and where on that curve the other arms would stand."""
     found, arms = evaluated["efficiency"], evaluated[evaluated["checkpoint"]]["arms"]
     if len(found["points"]) < 2:
@@ -140,12 +184,11 @@ def _efficiency(evaluated: Mapping[str, Any]) -> dict[str, Any] | None:
     x, y = zip(*found["points"], strict=True)
     data: list[dict[str, Any]] = [{"type": "scatter", "mode": "lines+markers", "x": x, "y": y, "name": "real text alone"}]
     worth = {name: tokens for name, tokens in found["worth"].items() if tokens}
-    names = list(arms)
     for name, tokens in worth.items():
         data.append(
             {
                 "type": "scatter", "mode": "markers", "x": [tokens], "y": [arms[name]["loss"][0]], "name": name,
-                "marker": {"size": 11, "symbol": "diamond", "color": _color(name, names)},
+                "marker": {"size": 11, "symbol": "diamond", "color": paint[name]},
             }
         )  # fmt: skip
     layout = _layout("unique real tokens", "holdout loss, nats per token")
@@ -153,7 +196,7 @@ def _efficiency(evaluated: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"id": "efficiency", "data": data, "layout": layout}
 
 
-def _flops(evaluated: Mapping[str, Any]) -> dict[str, Any] | None:
+def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, Any] | None:
     """Loss over everything that was computed for an arm, its synthetic text included."""
     arms, names = evaluated[evaluated["checkpoint"]]["arms"], list(evaluated["ledgers"])
     if not any(next(iter(seeds.values()))["spent_flops"] for seeds in evaluated["ledgers"].values()):
@@ -163,7 +206,7 @@ def _flops(evaluated: Mapping[str, Any]) -> dict[str, Any] | None:
         ledger = next(iter(seeds.values()))
         paid = [ledger["train_flops"] + ledger["spent_flops"]]
         point = _with_intervals(paid, [arms[name]["loss"]], name)
-        data.append(point | {"mode": "markers", "marker": {"size": 10, "color": _color(name, names)}})
+        data.append(point | {"mode": "markers", "marker": {"size": 10, "color": paint[name]}})
     layout = _layout("FLOPs: training, embedding, pairing, tuning, synthesis", "holdout loss, nats per token")
     return {"id": "flops", "data": data, "layout": _beside(layout, len(names))}
 
@@ -205,7 +248,7 @@ def rounds(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _questions(asked: Mapping[str, Any]) -> dict[str, Any]:
+def _questions(asked: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, Any]:
     """Share answered right by arm, for every task and group of its items."""
     data = []
     first = next(iter(asked.values()))["groups"]["all"]
@@ -215,7 +258,7 @@ def _questions(asked: Mapping[str, Any]) -> dict[str, Any]:
         x = [task if group == "all" else f"{task}: {group}" for task, group, _ in cells]
         data.append(
             _with_intervals(x, [c["right"] for *_, c in cells], name)
-            | {"type": "bar", "marker": {"color": _color(name, names)}}
+            | {"type": "bar", "marker": {"color": paint[name]}}
         )  # fmt: skip
     layout = _beside(_layout("", "answered right"), len(names))
     layout["barmode"] = "group"

@@ -7,16 +7,33 @@ an error that names the nearest known one (`loading.py`). Nothing here imports t
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+from synthboot.errors import UndeclaredSetting
 
 
 class Section(BaseModel):
     """Base of all sections: frozen, documented, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def holding(self, values: Mapping[str, Any]) -> Any:
+        """A section of this kind with these settings alone; to read another one is an UndeclaredSetting."""
+        partial = type(self).model_construct()
+        partial.__dict__.clear()
+        partial.__dict__.update(values)
+        return partial
+
+    if not TYPE_CHECKING:  # a type checker would take this for leave to read any name
+
+        def __getattr__(self, name: str) -> Any:
+            if name in type(self).model_fields:
+                raise UndeclaredSetting(f"{type(self).__name__.lower()}.{name}: read by a stage that does not declare it")
+            return super().__getattr__(name)
 
 
 class Model(Section):
@@ -107,7 +124,8 @@ class Optim(Section):
 
 
 class Engine(Section):
-    """Where and how the work runs. Never part of a fingerprint: it does not change what is computed."""
+    """Where and how the work runs. Never part of a fingerprint: it does not change what is computed, but for the order in which
+    numbers are rounded."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU if there is one."""
@@ -405,6 +423,17 @@ class Arm(Section):
             raise ValueError("`passes` is about real text alone")
         return self
 
+    @property
+    def kind(self) -> Literal["repetition", "method", "control", "oracle"]:
+        """What the arm is for, by its recipe: an oracle has more real text than the others; the method is synthetic text
+        from related pairs; repetition is D_pretrain as it is; everything else is a control."""
+        if self.unique_tokens is not None:
+            return "oracle"
+        if self.synthetic == "related":
+            return "method"
+        plain = self.model_copy(update={"sweep": {}, "passes": None, "weight_decay": None, "lr": None})
+        return "repetition" if plain == Arm() and not {"share", "noise"} & set(self.sweep) else "control"
+
     def cells(self) -> dict[str, Arm]:
         """Every combination of the sweep by name; the arm itself under no name where there is no sweep."""
         return _cells(self)
@@ -451,8 +480,6 @@ class Evaluate(Section):
     """At most so many items of a task, drawn at random; all unless set."""
     group_field: str | None = None
     """A field of the corpus; holdout losses are also given by its values."""
-    bootstrap: PositiveInt = 2_000
-    """Resamples of documents and seeds behind every interval."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Mass of the intervals."""
 

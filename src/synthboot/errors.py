@@ -20,6 +20,10 @@ class BudgetError(SynthbootError):
     """There is not enough text for the tokens that were asked for."""
 
 
+class UndeclaredSetting(SynthbootError):
+    """A stage read a setting that `settings.READS` does not declare: a fault of the program, not of its user."""
+
+
 class MissingArtifact(SynthbootError):
     """A stage was asked for before the stages it reads have run."""
 

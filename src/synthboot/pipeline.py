@@ -182,7 +182,16 @@ def context(cfg: config.Config, plan: dict[str, Unit], unit: Unit, jobs: int, pr
 
     parents = {role: plan[parent].folder(cfg.folder) for role, parent in unit.parents.items()}
     workers = jobs if unit.stage in PARALLEL else 1
-    return steps.Context(cfg, unit.folder(cfg.folder), parents, workers, progress, variant=unit.variant, **unit.options)
+    return steps.Context(
+        unit.settings,
+        unit.folder(cfg.folder),
+        parents,
+        workers,
+        progress,
+        variant=unit.variant,
+        recipe=unit.recipe,
+        **unit.options,
+    )
 
 
 def _together(cfg: config.Config, unit: Unit, progress: artifacts.Progress) -> tuple[dict[str, Any], dict[str, float]]:

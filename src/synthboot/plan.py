@@ -24,9 +24,9 @@ def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> d
     """Totals over what is not done: `train_tokens`, `sampled_tokens`, `flops`, `hours`, `bytes`."""
     todo = [u for name, u in units.items() if states[name].status != "done"]
     forward = _forward_flops(cfg)
-    models = sum(u.stage in ("base", "pretrain") and not _copy(cfg, u) for u in todo)
+    models = sum(u.stage in ("base", "pretrain") and not _copy(u) for u in todo)
     train = models * cfg.budget.train_tokens
-    tuned = sum(u.stage == "tune" and not _copy(cfg, u) for u in todo)
+    tuned = sum(u.stage == "tune" and not _copy(u) for u in todo)
     train += tuned * (cfg.tune.max_tokens or int(2 * _unique_tokens(cfg) * cfg.tune.max_passes))
     sampled = sum(u.options["budget_tokens"] for u in todo if u.stage == "synthesize")
     flops = {"train": 3 * forward * train, "sample": 2 * forward * sampled}
@@ -52,10 +52,11 @@ def sentence(cost: dict[str, float]) -> str:
     )
 
 
-def _copy(cfg: Config, unit: Unit) -> bool:
+def _copy(unit: Unit) -> bool:
     """Whether a model is one of its sweep's, trained already."""
-    first = cfg.pretrain.seeds[0]
-    return unit.options.get("seed", first) == first and any(role.startswith("cell/") for role in unit.parents)
+    if unit.stage == "tune":
+        return any(role.startswith("cell/") for role in unit.parents)
+    return bool(unit.options.get("ready"))
 
 
 def _unique_tokens(cfg: Config) -> int:

@@ -18,7 +18,8 @@ from synthboot.data.tokens import Tokens
 
 @dataclass(frozen=True)
 class Context:
-    """What a step works with: its folder, its parents' folders by role, and where in the recipe it stands."""
+    """What a step works with: the settings that its stage declares, its folder, its parents' folders by role, and where in
+    the recipe it stands. `ready`: a trial of its sweep is this model already."""
 
     cfg: config.Config
     folder: Path
@@ -28,6 +29,8 @@ class Context:
     arm: str = ""
     seed: int = 0
     cell: str = ""
+    recipe: config.Arm | None = None
+    ready: bool = False
     variant: str = ""
     budget_tokens: int = 0
 

@@ -102,17 +102,15 @@ def tune(c: Context) -> Outcome:
     from synthboot.lm import parallel
     from synthboot.stages.tune import tune as stage
 
-    cells = c.cfg.tune.cells()
-    if c.cfg.tune.sweep and not c.cell:
-        ready = c.parents[f"cell/{_least(c, cells, c.cfg.tune.sweep)}"]
+    if c.cfg.tune.sweep:
+        ready = c.parents[f"cell/{_least(c, c.cfg.tune.cells(), c.cfg.tune.sweep)}"]
         made = read_manifest(ready)
         assert made is not None  # it was verified before this step began
         _copy(c, ready, "best", "last", "curve.json", "tune.json")
         return made.counts | {"upstream_flops": made.counts["upstream_flops"] + made.cost["flops"]}, {}
-    cfg = c.cfg.model_copy(update={"tune": cells[c.cell]})
     start = c.parents["base"] / "best" if "base" in c.parents else None
     tuned = stage(
-        cfg, start, Pairs.load(c.parents["pair"]), c.tokens("pretrain"), c.tokens("validation"),
+        c.cfg, start, Pairs.load(c.parents["pair"]), c.tokens("pretrain"), c.tokens("validation"),
         c.tokenizer(), c.folder, c.progress,
     )  # fmt: skip
     counts = {"proof": tuned.proof, "padding_share": tuned.padding_share, "best_loss": tuned.curve.best_loss}
@@ -156,11 +154,12 @@ def pretrain(c: Context) -> Outcome:
 def _recipe(c: Context) -> tuple[config.Arm, Path | None]:
     """The recipe of this model and, where a sweep has trained it already, where it lies: of the cells, that of the least
     validation loss."""
-    cells = c.cfg.arms[c.arm].cells()
-    if c.cell or list(cells) == [""]:
-        return cells[c.cell], None
-    best = _least(c, cells, c.cfg.arms[c.arm].sweep)
-    return cells[best], c.parents[f"cell/{best}"] if c.seed == c.cfg.pretrain.seeds[0] else None
+    assert c.recipe is not None  # a unit of these stages has one
+    if not c.recipe.sweep:
+        return c.recipe, None
+    cells = c.recipe.cells()
+    best = _least(c, cells, c.recipe.sweep)
+    return cells[best], c.parents[f"cell/{best}"] if c.ready else None
 
 
 def _least(c: Context, cells: Mapping[str, Any], swept: Iterable[str]) -> str:
@@ -195,7 +194,7 @@ def _sources(c: Context, arm: config.Arm) -> Any:
 
     pool = c.tokens("pool")
     real = pool.head(real_docs(arm, c.arm, pool, c.pretrain_docs))
-    replay = c.tokens("replay") if c.cfg.corpus.replay is not None else None
+    replay = c.tokens("replay") if c.cfg.budget.replay_share else None
     if arm.layout == "packed_pairs":
         pairs = Pairs.load(c.parents["pair"]).only(TRAIN)
         return Sources(real, pairs=(pairs.d1, pairs.d2), replay=replay)

@@ -26,7 +26,7 @@ from synthboot.steps.context import Context, Outcome, conditional, embedded
 
 Losses = dict[tuple[str, str], list[np.ndarray]]
 Answers = dict[str, dict[str, list[np.ndarray]]]
-_SCORES, _ASKED, _SCORING = ".scores", "asked ", 1  # the last changes when scoring does
+_SCORES, _LOOKS, _ASKED, _SCORING = ".scores", "looks.json", "asked ", 1  # the last changes when scoring does
 
 
 def evaluate(c: Context) -> Outcome:
@@ -63,9 +63,11 @@ def evaluate(c: Context) -> Outcome:
     if groups and not any(groups):
         raise ConfigError(f"evaluate.group_field: no holdout document has a field {cfg.group_field!r}")
     result: dict[str, Any] = {"checkpoint": cfg.checkpoint, "ledgers": ledgers, "asked": told}
+    seeds = list(ledgers["repetition"])
+    looks = _looks(c, trained["repetition", seeds[0]], len(seeds))
     for kind in ("best", "last"):
         stacked = {arm: np.stack(losses[kind, arm]).sum(2) for arm in ledgers}
-        result[kind] = stage.evaluate(stacked, tokens, size, cfg, c.cfg.seed, groups)
+        result[kind] = stage.evaluate(stacked, tokens, size, c.cfg.arms, cfg, groups, looks)
     result["verdict"] = result[cfg.checkpoint]["verdict"]
     result["efficiency"] = _efficiency(c, ledgers, result[cfg.checkpoint]["arms"])
     result["questions"] = {}
@@ -74,19 +76,31 @@ def evaluate(c: Context) -> Outcome:
         count = next(iter(stacked.values())).shape[1]
         named = [name for name, _ in asked] if not task else [tasks.LM_EVAL + task] * count
         grouped = [item.group for _, item in asked] if not task else [""] * count
-        result["questions"] |= stage.answered(stacked, named, grouped, cfg, c.cfg.seed) if count else {}
+        result["questions"] |= stage.answered(stacked, named, grouped, cfg) if count else {}
     if of_world:
         shown = {arm: np.stack(losses[cfg.checkpoint, arm]) for arm in ledgers}
-        result["parts"] = stage.parted(shown, PARTS, groups, cfg, c.cfg.seed)
+        result["parts"] = stage.parted(shown, PARTS, groups, cfg)
     result["world"] = worlds.bounds(c, texts, tokens, groups) if of_world else None
     result["sweeps"] = {
-        arm: read_json(trained[arm, c.cfg.pretrain.seeds[0]] / "sweep.json") for arm in ledgers if c.cfg.arms[arm].sweep
+        arm: read_json(trained[arm, next(iter(ledgers[arm]))] / "sweep.json") for arm in ledgers if c.cfg.arms[arm].sweep
     }
     pq.write_table(pa.Table.from_pylist(rows), c.folder / "losses.parquet", compression="zstd")
     write_json(c.folder / "evaluate.json", result)
     return {"models": len(trained), "docs": len(tokens), "items": len(asked)}, {
         "tokens": len(rows) // len(tokens) * int(tokens.sum())
     }
+
+
+def _looks(c: Context, first_model: Path, seeds: int) -> list[int]:
+    """The numbers of seeds at which this experiment has been evaluated, this one last; kept beside the artifacts, since
+    to look again is to try again, whatever became of the first look. Another base is another experiment."""
+    kept = c.folder.parent / _LOOKS
+    base = read_manifest(first_model)
+    assert base is not None
+    known = read_json(kept) if kept.exists() else {}
+    mine = sorted({*known.get(base.fingerprint, []), seeds})
+    write_json(kept, {**known, base.fingerprint: mine})
+    return [n for n in mine if n < seeds] + [seeds]
 
 
 def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple[list[dict[str, Any]], Losses, Answers]:
@@ -107,6 +121,7 @@ def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple
         (arm, seed), kind = todo[number]
         c.progress((scored + 1) / len(missing), f"{arm} seed {seed}, {kind}")
     rows: list[dict[str, Any]] = []
+    sizes = c.tokens("holdout").lengths.tolist()
     losses: Losses = {}
     answers: Answers = {}
     for ((arm, seed), kind), (_, asking), place in zip(todo, wanted, places, strict=True):
@@ -114,7 +129,10 @@ def _scored(c: Context, job: Any, trained: dict[tuple[str, int], Path]) -> tuple
         for shown in ("best", "last") if ((arm, seed), "best") not in todo else (kind,):
             losses.setdefault((shown, arm), []).append(per_doc)
             numbered = enumerate(per_doc.sum(1).tolist())
-            rows += [{"arm": arm, "seed": seed, "checkpoint": shown, "doc": d, "loss": loss} for d, loss in numbered]
+            rows += [
+                {"arm": arm, "seed": seed, "checkpoint": shown, "doc": d, "loss": loss, "tokens": sizes[d]}
+                for d, loss in numbered
+            ]
         for task, some in by_task.items() if asking else ():
             answers.setdefault(task, {}).setdefault(arm, []).append(some)
     for old in set((c.folder.parent / _SCORES).iterdir()) - set(places):

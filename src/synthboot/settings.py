@@ -1,0 +1,112 @@
+"""What a stage may read of the configuration, and what of that its artifact is known by.
+
+`READS` declares, stage by stage, the settings that decide what an artifact holds. A stage is handed `view`, a
+configuration that has these and no others: reading another one raises UndeclaredSetting, so that nothing can be read
+that the fingerprint does not hold. `RUNTIME` says where and how work runs; every stage may read it, no fingerprint does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from synthboot.config import Config, Section
+
+RUNTIME = ("engine", "name", "root")
+"""Settings that change where and how work runs, and nothing that is computed but for rounding."""
+
+_WORLD = ("corpus.source", "corpus.world")
+_TRAINING = (
+    "model",
+    "optim",
+    "budget.train_tokens",
+    "budget.replay_share",
+)
+
+READS: Mapping[str, tuple[str, ...]] = {
+    "corpus": ("corpus", "budget.unique_tokens", "model.init_from"),
+    "embed": ("embed", "seed"),
+    "pair": ("pair", "seed"),
+    "base": _TRAINING,
+    "tune": ("tune", "model.seq_len", "optim.precision", "seed"),
+    "synthesize": ("synthesize", "tune.d1_share", "model.seq_len", "seed"),
+    "pretrain": _TRAINING,
+    "evaluate": ("evaluate", "arms", "model.seq_len", "seed", *_WORLD),
+    "analyze": ("analyze", "embed.model", "seed", *_WORLD),
+    "report": tuple(name for name in Config.model_fields if name not in RUNTIME),
+}
+"""By stage, the settings that its artifacts depend on, by dotted name; a section stands for all that is in it."""
+
+
+def view(cfg: Config, paths: Collection[str]) -> Config:
+    """`cfg` with the settings under `paths` and RUNTIME, frozen, and no others.
+
+    Raises nothing itself; reading a setting that is left out raises UndeclaredSetting.
+    """
+    return _only(cfg, {*paths, *RUNTIME}, prefix="")
+
+
+def changed(cfg: Section) -> dict[str, Any]:
+    """The settings of a view (or of a section) that are not their default, by dotted name, without RUNTIME.
+
+    Defaults are left out so that a setting added later, at a default that does what was done before, makes no finished
+    artifact stale. Whoever changes a default has to raise the stage's number in `recipes.VERSIONS`.
+    """
+    found: dict[str, Any] = {}
+    for name in _present(cfg):
+        if not (isinstance(cfg, Config) and name in RUNTIME):
+            found |= _leaves(getattr(cfg, name), _default(cfg, name), name)
+    return found
+
+
+def leaves(section: type[Section] = Config, prefix: str = "") -> list[str]:
+    """The dotted name of every setting of the schema; recipes stand under `arms.*`."""
+    found: list[str] = []
+    for name, field in section.model_fields.items():
+        nested = field.annotation
+        if name == "arms":
+            from synthboot.config import Arm
+
+            found += leaves(Arm, prefix=f"{prefix}arms.*.")
+        elif isinstance(nested, type) and issubclass(nested, Section):
+            found += leaves(nested, prefix=f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def _only(section: Section, paths: Collection[str], prefix: str) -> Any:
+    """A copy of a section that holds what `paths` names; `prefix` is its own dotted name and a dot."""
+    kept: dict[str, Any] = {}
+    for name in _present(section):
+        path = prefix + name
+        value = getattr(section, name)
+        if path in paths:
+            kept[name] = value
+        elif isinstance(value, Section) and any(p.startswith(f"{path}.") for p in paths):
+            kept[name] = _only(value, paths, prefix=f"{path}.")
+    return section.holding(kept)
+
+
+def _leaves(value: Any, default: Any, path: str) -> dict[str, Any]:
+    """What differs from the default, by dotted name."""
+    if isinstance(value, Section):
+        inner = {name: getattr(value, name) for name in _present(value)}
+        defaults = {name: _default(value, name) for name in inner}
+    elif path == "arms":
+        inner = dict(value)
+        defaults = dict.fromkeys(inner)
+    else:
+        return {} if value == default else {path: value}
+    found: dict[str, Any] = {}
+    for name, part in inner.items():
+        found |= _leaves(part, defaults[name], f"{path}.{name}")
+    return found
+
+
+def _present(section: Section) -> list[str]:
+    return [name for name in type(section).model_fields if name in section.__dict__]
+
+
+def _default(section: Section, name: str) -> Any:
+    return type(section).model_fields[name].get_default(call_default_factory=True)

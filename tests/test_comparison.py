@@ -1,0 +1,145 @@
+"""Scores made elsewhere, read as they are meant and compared by the same figures as arms."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from synthboot import comparison
+from synthboot.errors import DataError
+
+
+def samples(folder: Path, task: str, scores: list[float], time: str = "2026-01-01T00-00-00", **more: Any) -> Path:
+    """A sample file as lm-eval 0.4.13 writes it."""
+    place = folder / "model"
+    place.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "doc_id": i,
+            "doc_hash": f"h{i}",
+            "filter": "none",
+            "metrics": ["acc", "acc_norm"],
+            "acc": s,
+            "acc_norm": 1 - s,
+            **more,
+        }
+        for i, s in enumerate(scores)
+    ]
+    path = place / f"samples_{task}_{time}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return folder
+
+
+def answers(share: float, seed: int, count: int = 200) -> list[float]:
+    return (np.random.default_rng(seed).random(count) < share).astype(float).tolist()
+
+
+def test_two_folders_of_samples_are_a_paired_test(tmp_path: Path) -> None:
+    ours, theirs = answers(0.6, 1), answers(0.4, 2)
+    a, b = samples(tmp_path / "a", "arc_easy", ours), samples(tmp_path / "b", "arc_easy", theirs)
+    (row,) = comparison.compare([str(a)], [str(b)])
+    known = stats.ttest_rel(ours, theirs)
+    assert (row.task, row.items, row.seeds, row.unmatched) == ("arc_easy", 200, 1, 0)
+    assert row.difference.p == pytest.approx(known.pvalue, rel=1e-4)
+    assert row.first == pytest.approx(np.mean(ours))
+    interval = known.confidence_interval(0.95)
+    assert (row.difference.low, row.difference.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_the_metric_the_newest_file_and_the_first_filter(tmp_path: Path) -> None:
+    a = samples(tmp_path / "a", "arc_easy", [1, 1, 0, 1])
+    b = samples(tmp_path / "b", "arc_easy", [0, 0, 0, 0], time="2025-12-31T00-00-00")
+    samples(tmp_path / "b", "arc_easy", [1, 0, 0, 0])
+    (row,) = comparison.compare([str(a)], [str(b)])
+    assert (row.first, row.second) == (0.75, 0.25)
+    (normed,) = comparison.compare([str(a)], [str(b)], metric="acc_norm")
+    assert (normed.first, normed.second) == (0.25, 0.75)
+    strict = tmp_path / "c" / "samples_gsm8k_2026.jsonl"
+    strict.parent.mkdir()
+    rows = [
+        {"doc_id": i, "filter": f, "metrics": ["exact_match"], "exact_match": float(f == "strict")}
+        for i in range(3)
+        for f in ("strict", "flexible")
+    ]
+    strict.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (seed,) = comparison.read(str(strict.parent))
+    assert {score for score, _ in seed["gsm8k"].values()} == {1.0}
+
+
+def test_several_tasks_count_alike_together(tmp_path: Path) -> None:
+    a = samples(samples(tmp_path / "a", "long", [1.0] * 900 + [0.0] * 100), "short", [0.0, 0.0, 0.0, 1.0])
+    b = samples(samples(tmp_path / "b", "long", [0.0] * 1_000), "short", [0.0, 0.0, 0.0, 0.0])
+    rows = {row.task: row for row in comparison.compare([str(a)], [str(b)])}
+    assert list(rows) == ["long", "short", comparison.ALL]
+    assert rows[comparison.ALL].difference.value == pytest.approx((0.9 + 0.25) / 2)
+
+
+def test_seeds_are_paired_and_their_noise_counts(tmp_path: Path) -> None:
+    sides: dict[str, list[str]] = {"a": [], "b": []}
+    for seed, lead in enumerate((0.0, 0.01, 0.05)):
+        for side, plus in (("a", lead), ("b", 0.0)):
+            path = tmp_path / f"{side}{seed}.csv"
+            path.write_text("item,loss\n" + "".join(f"q{i},{0.5 + plus}\n" for i in range(100)))
+            sides[side].append(str(path))
+    (row,) = comparison.compare(sides["a"], sides["b"])
+    assert row.seeds == 3
+    assert row.difference.p == pytest.approx(stats.ttest_1samp([0.0, 0.01, 0.05], 0).pvalue, rel=1e-4)
+    assert row.seeds_needed is not None
+    assert row.items_needed is None  # no number of items helps where seeds are what differs
+    with pytest.raises(DataError, match="3 seeds on one side and 2 on the other"):
+        comparison.compare(sides["a"], sides["b"][:2])
+
+
+def test_the_number_of_items_for_a_wanted_difference(tmp_path: Path) -> None:
+    a, b = samples(tmp_path / "a", "t", answers(0.55, 3, 100)), samples(tmp_path / "b", "t", answers(0.5, 4, 100))
+    (few,) = comparison.compare([str(a)], [str(b)], wanted=0.2)
+    (many,) = comparison.compare([str(a)], [str(b)], wanted=0.02)
+    assert few.items_needed is not None
+    assert many.items_needed is not None
+    assert many.items_needed == pytest.approx(100 * few.items_needed, rel=0.1)  # ten times as fine, a hundred times as many
+
+
+def test_items_of_one_side_are_counted_and_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("x\t1\ny\t2\nz\t3\n")
+    (tmp_path / "b.jsonl").write_text('{"item": "x", "score": 0}\n{"item": "y", "score": 1}\n{"item": "w", "score": 5}\n')
+    (row,) = comparison.compare([str(tmp_path / "a.tsv")], [str(tmp_path / "b.jsonl")])
+    assert (row.items, row.unmatched) == (2, 2)
+    assert row.difference.value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.csv", "x,1\ny,NaN\n", r"a\.csv line 2: the second column is 'NaN', not a number"),
+        ("a.csv", "", "no item with a number in it"),
+        ("a.jsonl", "{\n", r"a\.jsonl line 1: not JSON"),
+        ("a.jsonl", '{"item": "x"}\n', "score is None, not a number"),
+        ("a.jsonl", "[1]\n", "not a JSON object"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, text: str, said: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(DataError, match=said):
+        comparison.compare([str(path)], [str(path)])
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file or folder"):
+        comparison.read("nowhere:arm")
+    with pytest.raises(DataError, match="run lm-eval with --log_samples"):
+        comparison.read(str(tmp_path))
+
+
+def test_it_works_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,1\ny,2\nz,4\n")
+    path = str(tmp_path / "a.csv")
+    script = "import sys; sys.modules['torch'] = None\n"
+    script += f"from synthboot import comparison; print(comparison.compare([{path!r}], [{path!r}]))"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "p=1.0" in said

@@ -1,0 +1,143 @@
+"""Every setting either decides what artifacts hold, and then they are known by it, or it says where and how work runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthboot import config, loading, recipes, settings
+from synthboot.errors import UndeclaredSetting
+from synthboot.pipeline import fingerprints
+from tests.test_recipes import ARMS, world_config
+
+FEW = {name: ARMS[name] for name in ("repetition", "sbp", "sbp-25", "sbp-2", "self", "random_pairs", "scratch")}
+
+NOT_OF_ONE_ARTIFACT = {
+    "pretrain.seeds": "which models there are",
+    "corpus.source": "a path that has to be there; its files are hashed",
+    "arms.*.passes": "set by a sweep alone",
+    "corpus.replay": "a path that has to be there; its files are hashed",
+}
+
+
+ARM = "sbp-25"
+"""An arm of the method that no other goes on from."""
+
+
+def replaced(section: Any, path: str, value: Any) -> Any:
+    """A copy of a configuration with one setting changed, unchecked; `arms.*` stands for ARM."""
+    name, _, rest = path.partition(".")
+    if name == "arms":
+        arm = replaced(section.arms[ARM], rest.removeprefix("*."), value)
+        return section.model_copy(update={"arms": {**section.arms, ARM: arm}})
+    if rest:
+        value = replaced(getattr(section, name), rest, value)
+    return section.model_copy(update={name: value})
+
+
+def another(path: str) -> Any:
+    """A value that the setting does not have, and that recipes can work with."""
+    given: dict[str, Any] = {
+        "budget.train_tokens": 61_000,
+        "tune.sweep": {"lr": [0.1, 0.2]},
+        "arms.*.sweep": {"share": [0.1, 0.2]},
+        "arms.*.synthetic": "scratch",
+        "arms.*.share": 0.3,
+        "arms.*.order": "synthetic_first",
+        "arms.*.layout": "megadoc",
+        "arms.*.noise": 0.2,
+        "arms.*.rounds": 3,
+        "arms.*.match": "flops",
+        "arms.*.unique_tokens": 5_000,
+        "arms.*.weight_decay": 0.5,
+        "arms.*.lr": 0.5,
+        "evaluate.tasks": [],
+        "embed.model": "another",
+        "model.seq_len": 192,
+        "synthesize.sampler": "server",
+    }
+    return given.get(path, "another")
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[config.Config, dict[str, recipes.Unit]]:
+    cfg = loading.load(world_config(Path("nowhere"), arms=FEW))
+    return cfg, recipes.units(cfg)
+
+
+@pytest.mark.parametrize("path", [path for path in settings.leaves() if path not in NOT_OF_ONE_ARTIFACT])
+def test_a_setting_that_changes_makes_stale_what_declares_it_and_all_that_is_made_from_it(
+    path: str, plain: tuple[config.Config, dict[str, recipes.Unit]]
+) -> None:
+    cfg, before = plain
+    after = recipes.units(replaced(cfg, path, another(path)))
+    marks, later = fingerprints(before), fingerprints(after)
+    stale = {name for name in before if later.get(name) != marks[name]}
+    if path.startswith(settings.RUNTIME):
+        assert stale <= ({"report"} if path == "name" else set())
+        return
+    declared = {n for n, u in before.items() if _reads(u, path)}
+    assert declared, "no stage reads it"
+    own = {n for n in before if n not in after or after[n].reads != before[n].reads}
+    assert declared <= own
+    by_budget = {n for n in own if before[n].stage == "synthesize"}  # how much to sample follows from budget and shares
+    assert own <= declared | by_budget
+    children = {n for n in before if set(before[n].parents.values()) & stale}
+    parents = {n for n in before if n in after and after[n].parents != before[n].parents}
+    assert stale == own | children | parents
+
+
+def _reads(unit: recipes.Unit, path: str) -> bool:
+    """Whether a unit's settings or recipe hold a setting."""
+    if path.startswith("arms.*.") and unit.recipe is not None:
+        return unit.options["arm"] == ARM
+    section: Any = unit.settings
+    for name in path.replace("*", ARM).split("."):
+        held = section if isinstance(section, dict) else section.__dict__
+        if name not in held:
+            return False
+        section = held[name]
+    return True
+
+
+def test_a_stage_cannot_read_what_it_does_not_declare(tmp_path: Path) -> None:
+    units = recipes.units(loading.load(world_config(tmp_path)))
+    tuning = units["tune/related"].settings
+    assert tuning.model.seq_len == 128
+    assert tuning.engine.jobs == 2
+    with pytest.raises(UndeclaredSetting, match=r"config\.pair: read by a stage that does not declare it"):
+        _ = tuning.pair
+    with pytest.raises(UndeclaredSetting, match=r"model\.width"):
+        _ = tuning.model.width
+    assert units["tune/scratch"].settings.model.width == 32  # fresh weights need it
+
+
+def test_precision_is_part_of_what_tuning_makes(tmp_path: Path) -> None:
+    """It was read and not declared: a synthesizer of another precision passed as done."""
+    cfg = loading.load(world_config(tmp_path))
+    marks = fingerprints(recipes.units(cfg))
+    later = fingerprints(recipes.units(replaced(cfg, "optim.precision", "bfloat16")))
+    assert marks["tune/related"] != later["tune/related"]
+
+
+def test_a_setting_added_later_at_its_default_makes_nothing_stale(tmp_path: Path) -> None:
+    """What a folder made before was known by is what it is known by now."""
+
+    class Newer(config.Optim):
+        """Optimization with a knob more."""
+
+        knob: float = 0.5
+        """A new one."""
+
+    cfg = loading.load(world_config(tmp_path))
+    before = fingerprints(recipes.units(cfg))
+    newer = cfg.model_copy(update={"optim": Newer(**cfg.optim.model_dump())})
+    assert fingerprints(recipes.units(newer)) == before
+    turned = cfg.model_copy(update={"optim": Newer(**cfg.optim.model_dump(), knob=0.6)})
+    assert fingerprints(recipes.units(turned))["base/chosen"] != before["base/chosen"]
+
+
+def test_a_default_given_by_hand_is_a_default(tmp_path: Path) -> None:
+    plain = recipes.units(loading.load(world_config(tmp_path)))
+    spelled = recipes.units(loading.load(world_config(tmp_path, analyze={"docs": 60, "examples": 5, "copy_tokens": 13})))
+    assert fingerprints(plain) == fingerprints(spelled)

@@ -1,0 +1,135 @@
+"""Intervals that hold what they promise: against known formulas, and by simulation at small size (`benchmarks/coverage.py`
+has the whole table)."""
+
+import numpy as np
+import pytest
+from benchmarks import coverage
+from scipy import stats
+
+from synthboot import statistics
+
+
+def noise(seed: int, seeds: int, items: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((seeds, items))
+
+
+def test_one_seed_is_a_one_sample_t_test_over_items() -> None:
+    values = 0.2 + noise(0, 1, 40)
+    found = statistics.estimate(values)
+    known = stats.ttest_1samp(values[0], 0)
+    interval = known.confidence_interval(0.95)
+    assert found.p == pytest.approx(known.pvalue, rel=1e-5)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.standard_error == pytest.approx(values.std(ddof=1) / 40**0.5)
+    assert found.df == pytest.approx(39)
+
+
+def test_where_seeds_rule_it_is_a_t_test_over_seeds() -> None:
+    by_seed = np.array([0.004, 0.009, 0.044])
+    values = np.repeat(by_seed[:, None], 1_000, axis=1)
+    found = statistics.estimate(values)
+    assert found.p == pytest.approx(stats.ttest_1samp(by_seed, 0).pvalue, rel=1e-5)  # 0.27, where a bootstrap said 0.001
+    assert found.df == pytest.approx(2)
+    assert found.by_seed == pytest.approx(tuple(by_seed))
+
+
+def test_the_variance_is_that_of_a_crossed_layout() -> None:
+    """Against the textbook's mean squares, computed one by one."""
+    values = noise(1, 4, 7)
+    seeds, items = values.shape
+    grand = values.mean()
+    of_seed = items * sum((row.mean() - grand) ** 2 for row in values) / (seeds - 1)
+    of_item = seeds * sum((column.mean() - grand) ** 2 for column in values.T) / (items - 1)
+    cells = [(values[s, i] - values[s].mean() - values[:, i].mean() + grand) ** 2 for s in range(seeds) for i in range(items)]
+    both = sum(cells) / ((seeds - 1) * (items - 1))
+    found = statistics.components(values)
+    assert found.seed == pytest.approx(max(0, (of_seed - both) / items))
+    assert found.item == pytest.approx(max(0, (of_item - both) / seeds))
+    assert found.both == pytest.approx(both)
+
+
+def test_items_weigh_as_their_size() -> None:
+    sizes = np.array([1.0, 99.0, 50.0])
+    values = np.array([[10.0, 99.0, 100.0]])
+    assert statistics.estimate(values, sizes).value == pytest.approx(209 / 150)
+    even = statistics.estimate(2.0 * sizes[None], sizes)  # two nats a token everywhere, whatever the size
+    assert (even.low, even.high) == pytest.approx((2.0, 2.0))
+
+
+def test_pairing_takes_away_what_both_share() -> None:
+    hard = 5 * noise(2, 1, 300)
+    first, second = hard + 0.1 * noise(3, 3, 300), hard + 0.05 + 0.1 * noise(4, 3, 300)
+    alone, paired = statistics.estimate(first), statistics.difference(first, second)
+    assert paired.high - paired.low < 0.1 * (alone.high - alone.low)
+    assert paired.value == pytest.approx(-0.05, abs=0.02)
+    swapped = statistics.difference(second, first)
+    assert (swapped.value, swapped.p) == pytest.approx((-paired.value, paired.p))
+
+
+def test_p_and_interval_agree() -> None:
+    for seed in range(20):
+        values = 0.1 + noise(seed, 3, 50)
+        found = statistics.estimate(values)
+        level = statistics.estimate(values, confidence=1 - found.p)
+        assert min(abs(level.low), abs(level.high)) == pytest.approx(0, abs=1e-4)
+        assert (found.p <= 0.05) == (not found.low <= 0 <= found.high)
+
+
+def test_nothing_at_all_is_no_difference() -> None:
+    found = statistics.estimate(np.zeros((3, 10)))
+    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_one_item_is_refused() -> None:
+    with pytest.raises(ValueError, match="one item has no spread"):
+        statistics.estimate(np.ones((3, 1)))
+
+
+@pytest.mark.parametrize(("seeds", "of_seeds"), [(2, 10.0), (3, 0.0), (3, 3.0), (5, 10.0)])
+def test_coverage(seeds: int, of_seeds: float) -> None:
+    """The bounds of the whole table, widened by three standard errors of 200 trials."""
+    row = coverage.one_kind(np.random.default_rng([seeds, int(of_seeds)]), seeds, 60, of_seeds, trials=200)
+    assert row["coverage"] >= 0.93 - 0.05
+    assert row["p<=0.05"] <= 0.06 + 0.06
+    assert row["p<=0.01"] <= 0.015 + 0.03
+    if seeds > 2:
+        assert row["coverage"] <= 0.995
+
+
+def test_a_ratio_holds_what_its_parts_do_not_reject_and_is_none_without_a_denominator() -> None:
+    gain = -1 + 0.2 * noise(5, 3, 200)
+    part = 0.4 * gain + 0.1 * noise(6, 3, 200)
+    found = statistics.ratio(part, gain)
+    assert found is not None
+    assert found.low < 0.4 < found.high
+    for end in (found.low, found.high):
+        at = statistics.estimate(part - end * gain)
+        assert min(abs(at.low), abs(at.high)) == pytest.approx(0, abs=1e-6)
+    assert statistics.ratio(part, noise(7, 3, 200)) is None
+
+
+def test_holm_steps_down() -> None:
+    assert statistics.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}
+    )
+    assert statistics.holm({}) == {}
+
+
+def test_a_difference_that_is_called_detectable_is_found_four_times_in_five() -> None:
+    known = statistics.Components(seed=0.04, item=1.0, both=1.0)
+    truth = statistics.detectable(known, 5, 100)
+    rng = np.random.default_rng(8)
+    found = 0
+    for _ in range(200):
+        values = truth + 0.2 * rng.standard_normal((5, 1)) + rng.standard_normal((1, 100)) + rng.standard_normal((5, 100))
+        found += statistics.estimate(values).low > 0
+    assert 0.65 <= found / 200 <= 0.93
+
+
+def test_more_seeds_show_smaller_differences_until_items_are_what_is_missing() -> None:
+    known = statistics.Components(seed=0.04, item=1.0, both=0.1)
+    shown = [statistics.detectable(known, seeds, 400) for seeds in (2, 3, 5, 10, 50)]
+    assert shown == sorted(shown, reverse=True)
+    wanted = statistics.detectable(known, 5, 400)
+    assert statistics.seeds_for(wanted, known, 400) == 5
+    assert statistics.seeds_for(0.01, known, 400) is None

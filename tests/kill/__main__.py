@@ -33,7 +33,7 @@ def main() -> int:
     began, number = time.monotonic(), max((k.campaign + 1 for k in kills), default=0)
     whole = functools.cache(functools.partial(undisturbed, asked.folder))
     while len(kills) < asked.kills and time.monotonic() - began < 60 * asked.minutes:
-        found = campaign(asked, number, whole(number % 4 == 3), kills)
+        found = campaign(asked, number, whole(number % 5 == 3), kills)
         with log.open("a") as file:
             file.writelines(json.dumps(asdict(kill)) + "\n" for kill in found)
         kills, number = kills + found, number + 1
@@ -50,7 +50,7 @@ def settings(folder: Path, together: bool) -> dict[str, Any]:
     return small_config(
         world, folder, budget={"unique_tokens": 2_000, "train_tokens": 12_288 if not together else 6_144}, optim__evals=4,
         engine={"device": "cpu", "jobs": 2, "processes": 2 if together else 1}, corpus__shard_docs=32,
-        tune={"batch_tokens": 384, "max_tokens": 6_144}, evaluate__bootstrap=100, analyze={"docs": 40, "examples": 3},
+        tune={"batch_tokens": 384, "max_tokens": 6_144}, analyze={"docs": 40, "examples": 3},
         arms={"repetition": {}, "sbp": {"synthetic": "related", "share": 0.5}}, pretrain={"seeds": [0]},
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ demo: $(STAMP)  ## the whole method on the text that ships with the project, in 
 
 demo-small: $(STAMP)  ## the demo at a tenth of its size
 	$(BIN)/synthboot run configs/demo.yaml --set name=demo-small --set budget.train_tokens=80000 --set budget.unique_tokens=20000 \
-	  --set tune.max_tokens=40000 --set corpus.validation_docs=60 --set corpus.holdout_docs=60 --set optim.evals=2 \
+	  --set tune.max_tokens=40000 --set corpus.validation_docs=60 --set corpus.test_docs=60 --set optim.evals=2 \
 	  --set 'pretrain.seeds=[0]'
 
 world: $(STAMP) ## the experiment with all its controls on a known world: three seeds, 90 minutes on two cores

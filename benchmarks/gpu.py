@@ -150,7 +150,7 @@ def sampling(name: str, device: torch.device, requests: int, tokens: int) -> dic
 
     with tempfile.TemporaryDirectory() as folder:
         models.save(models.build(size, VOCAB, 0), Path(folder) / "m", tokenizers.train(iter(["a few words"] * 10), 280))
-        engine = VllmSampler(Path(folder) / "m", 0, config.Synthesize(sampler="vllm", batch=256))
+        engine = VllmSampler(Path(folder) / "m", 0, config.Synthesize(sampler="vllm"), 256)
         figures["vllm"] = timed(counted(engine))
     return figures
 
@@ -164,7 +164,7 @@ def method(device: torch.device, folder: Path) -> dict[str, Any]:
         "budget": {"unique_tokens": 300_000, "train_tokens": 3_000_000} if large
         else {"unique_tokens": 20_000, "train_tokens": 40_000},
         "optim": {"lr": 2e-3, "weight_decay": 0.5, "batch_tokens": 8_192 if large else 2_048, "evals": 6},
-        "corpus": {"source": str(SAMPLE), "vocab_size": 2_048, "validation_docs": 100, "holdout_docs": 300},
+        "corpus": {"source": str(SAMPLE), "vocab_size": 2_048, "validation_docs": 100, "test_docs": 300},
         "tune": {"max_tokens": 1_000_000 if large else 20_000}, "synthesize": {"keep_unfinished": True},
         "arms": {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.5}, "oracle": {"unique_tokens": "all"}},
         "pretrain": {"seeds": [0]}, "engine": {"device": device.type},

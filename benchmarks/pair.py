@@ -7,7 +7,7 @@
 
 Every method runs in a process of its own, pinned to the same core with one thread. Total time counts building the index,
 and for this project also measuring its recall, its temporary files and all. A peer's search effort is the least of a
-ladder that reaches the recall on 2,000 queries; finding it is not counted. Medians of `--repeat` rounds, interleaved.
+ladder that radii the recall on 2,000 queries; finding it is not counted. Medians of `--repeat` rounds, interleaved.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def synthboot(x: np.ndarray, truth: Any) -> dict[str, Any]:
     begun = time.perf_counter()
     found = search.nearest(x, config.Pair(num_neighbors=K, search="ivf", min_recall=WANTED))
     told = found.search.describe()
-    looks = next(c[1] for c in told["recall_by_reach"] if c[0] == told["reach"])
-    settings = f"{told['cells']} cells, {looks:.1f} looked into on average"
+    looks = next(c[1] for c in told["recall_by_radius"] if c[0] == told["probe_radius"])
+    settings = f"{told['clusters']} clusters, {looks:.1f} looked into on average"
     return {"index": found.index, "build": 0.0, "search": time.perf_counter() - begun, "settings": settings}
 
 
@@ -282,7 +282,7 @@ def join(args: argparse.Namespace) -> dict[str, Any]:
         )
     reached = [r["total"] / ours for n, r in rows.items() if n != "synthboot" and r.get("recall", 0) >= WANTED - 0.005]
     if reached:
-        print(f"\nthe best peer that reaches the recall takes {min(reached):.2f} times as long")
+        print(f"\nthe best peer that radii the recall takes {min(reached):.2f} times as long")
     return {"docs": len(x), "dim": x.shape[1], "k": K, "methods": rows}
 
 
@@ -338,8 +338,8 @@ def exact(args: argparse.Namespace) -> dict[str, Any]:
             a @ b.T
         bare = 40 * 2 * a.shape[0] * b.numel() / (time.perf_counter() - begun)
         begun = time.perf_counter()
-        for start in range(0, len(x), neighbors.TILE):
-            rows = np.arange(start, min(start + neighbors.TILE, len(x)))
+        for start in range(0, len(x), neighbors.QUERY_BLOCK):
+            rows = np.arange(start, min(start + neighbors.QUERY_BLOCK, len(x)))
             neighbors.exact(x[rows], x, K, rows)
         rate = 2 * len(x) ** 2 * x.shape[1] / (time.perf_counter() - begun)
         shares.append((rate / bare, rate / 1e9, bare / 1e9))

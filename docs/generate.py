@@ -6,7 +6,7 @@ from typing import Any, get_args
 import click
 from pydantic import BaseModel
 
-from synthboot import config
+from synthboot import config, schema
 from synthboot.cli import main
 
 
@@ -42,10 +42,10 @@ def _is_section(value: Any) -> bool:
 
 
 def _table(fields: Any) -> str:
-    rows = ["| setting | default | |", "|---|---|---|"]
+    rows = ["| setting | default | takes | |", "|---|---|---|---|"]
     for name, field in fields:
         default = "" if field.is_required() else f"`{field.default}`"
-        rows.append(f"| `{name}` | {default} | {_plain(field.description)} |")
+        rows.append(f"| `{name}` | {default} | {_plain(schema.takes(field))} | {_plain(field.description)} |")
     return "\n".join(rows) + "\n"
 
 

@@ -74,13 +74,13 @@ def small_config(source: Path, root: Path, **changes: Any) -> dict[str, Any]:
         "root": str(root),
         "model": {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "seq_len": 96},
         "budget": {"unique_tokens": 3_000, "train_tokens": 12_000},
-        "optim": {"lr": 1e-2, "batch_tokens": 384, "evals": 4},
-        "engine": {"device": "cpu", "jobs": 2},
-        "corpus": {"source": str(source), "vocab_size": 400, "validation_docs": 30, "holdout_docs": 30, "shard_docs": 64},
+        "optim": {"lr": 1e-2, "batch_tokens": 384, "evals": 4, "precision": "float32"},  # two runs must not measure apart
+        "engine": {"device": "cpu", "jobs": 2, "sample_batch": 8},
+        "corpus": {"source": str(source), "vocab_size": 400, "validation_docs": 30, "test_docs": 30, "shard_docs": 64},
         "embed": {"dim": 32, "hash_features": 4_096},
         "pair": {"num_neighbors": 5},
         "tune": {"batch_tokens": 384, "max_tokens": 6_000},
-        "synthesize": {"chunk": 16, "batch": 8, "keep_unfinished": True},
+        "synthesize": {"chunk": 16, "keep_unfinished": True, "dtype": "float32"},
         "arms": {
             "repetition": {},
             "sbp": {"synthetic": "related", "share": 0.5},
@@ -97,6 +97,29 @@ def small_config(source: Path, root: Path, **changes: Any) -> dict[str, Any]:
         else:
             settings[section] = value
     return settings
+
+
+def tiny_config(root: Path) -> dict[str, Any]:
+    """A run for tests that make it many times over: every stage, one arm beside repetition, one seed."""
+    source = write_jsonl(root / "world.jsonl", world_documents(entities=24, each=5))
+    return small_config(
+        source,
+        root,
+        name="tiny",
+        budget={"unique_tokens": 1_500, "train_tokens": 3_000},
+        optim={"lr": 1e-2, "batch_tokens": 384, "evals": 3},
+        corpus__vocab_size=300,
+        corpus__validation_docs=12,
+        corpus__test_docs=8,
+        corpus__shard_docs=40,
+        embed={"dim": 16, "hash_features": 2_048},
+        pair={"num_neighbors": 4, "min_similarity": 0.5},
+        tune={"batch_tokens": 384, "max_tokens": 1_500, "evals": 2},
+        synthesize={"chunk": 8, "max_tokens": 40, "keep_unfinished": True},
+        arms={"repetition": {}, "sbp": {"synthetic": "related", "share": 0.2}},
+        pretrain={"seeds": [0]},
+        analyze={"docs": 10, "examples": 2},
+    )
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +146,7 @@ def contents(settings: dict[str, Any]) -> dict[str, Any]:
         if path.name == "manifest.json":
             record = json.loads(path.read_text())
             record["files"].pop("report.html", None)
-            found[name] = {k: v for k, v in record.items() if k not in ("cost", "environment")}
+            found[name] = {k: v for k, v in record.items() if k not in ("cost", "environment", "hash")}
             if record["stage"] == "report":
                 found[name].pop("counts")
         elif path.name == "report.html":

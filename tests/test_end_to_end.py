@@ -73,8 +73,8 @@ def test_arms_spend_exactly_the_same_and_ledgers_match_what_was_synthesized(fini
     sbp = result["ledgers"]["sbp"]["0"]
     found = Tokens.open(artifacts.Shards(run_folder(finished) / "06-synthesize" / "related" / "chunks"))
     assert sbp["synthetic_tokens"] == round(0.5 * 31 * 4) * 96
-    assert sbp["synthetic_passes"] == pytest.approx(sbp["synthetic_tokens"] / found.num_tokens)
-    assert sbp["synthetic_passes"] <= 1
+    assert sbp["synthetic_epochs"] == pytest.approx(sbp["synthetic_tokens"] / found.num_tokens)
+    assert sbp["synthetic_epochs"] <= 1
 
 
 def test_seeds_share_initial_weights_and_arms_differ(finished: dict[str, Any]) -> None:
@@ -87,8 +87,8 @@ def test_seeds_share_initial_weights_and_arms_differ(finished: dict[str, Any]) -
 def test_the_synthesizer_starts_from_the_best_base(finished: dict[str, Any]) -> None:
     tuned = artifacts.read_json(run_folder(finished) / "05-tune" / "related" / "tune.json")
     assert tuned["curve"]["validation"][0][0] == 0
-    assert tuned["proof"]["unseen"]["given_d1"] == pytest.approx(tuned["curve"]["best_loss"], abs=1e-5)
-    assert set(tuned["proof"]["unseen"]) == {"given_d1", "given_random_d1", "given_nothing", "base", "pairs"}
+    assert tuned["conditioning"]["unseen"]["given_d1"] == pytest.approx(tuned["curve"]["best_loss"], abs=1e-5)
+    assert set(tuned["conditioning"]["unseen"]) == {"given_d1", "given_random_d1", "given_nothing", "base", "pairs"}
 
 
 def test_counts_add_up_in_every_manifest(finished: dict[str, Any]) -> None:

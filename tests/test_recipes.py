@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from synthboot import api, loading, recipes
-from synthboot.data.artifacts import read_json, read_manifest
+from synthboot.data.artifacts import read_manifest
+from synthboot.data.disk import read_json
 from synthboot.errors import ConfigError
 from tests.conftest import run_folder, small_config
 
 pytestmark = pytest.mark.timeout(900)  # a run of all arms takes two minutes, longer beside other work
 
 ARMS: dict[str, Any] = {
-    "repetition": {"sweep": {"weight_decay": [0.1, 1.0], "passes": [2, 100]}},
+    "repetition": {"sweep": {"weight_decay": [0.1, 1.0], "epochs": [2, 100]}},
     "sbp": {"synthetic": "related", "share": 0.5},
     "sbp-25": {"synthetic": "related", "share": 0.25},
     "sbp-tuned": {"synthetic": "related", "sweep": {"share": [0.3, 0.4]}},
@@ -32,7 +33,7 @@ ARMS: dict[str, Any] = {
 }
 WORLD = {
     "source": "world", "split_field": "split", "near_duplicates": "off", "vocab_size": 400, "validation_docs": 30,
-    "holdout_docs": 30, "shard_docs": 64,
+    "test_docs": 30, "shard_docs": 64,
     "world": {"entities": 30, "many_docs": 4, "attributes": 4, "values": 6, "revealed": 3, "oracle_docs": 500},
 }  # fmt: skip
 
@@ -41,7 +42,7 @@ def world_config(root: Path, **changes: Any) -> dict[str, Any]:
     settings = {
         "budget": {"unique_tokens": "all", "train_tokens": 60_000}, "corpus": WORLD, "arms": ARMS,
         "model": {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "seq_len": 128},
-        "optim": {"lr": 1e-2, "batch_tokens": 1_024, "evals": 3}, "pretrain": {"seeds": [0]},
+        "optim": {"lr": 1e-2, "batch_tokens": 1_024, "evals": 3, "precision": "float32"}, "pretrain": {"seeds": [0]},
         "tune": {"batch_tokens": 1_024, "max_tokens": 6_000}, "pair": {"num_neighbors": 5, "max_overlap": 1.0},
         "evaluate": {"tasks": ["world"], "task_items": 40, "group_field": "group"},
     }  # fmt: skip
@@ -73,13 +74,13 @@ def refused(arms: dict[str, Any]) -> str:
         ({"synthetic": "scratch", "share": 0.5, "rounds": 2}, "starts from fresh weights in every round"),
         ({"weight_decay": 0.1}, "arms may differ in their data alone; set optim.weight_decay for all, or `sweep:"),
         ({"lr": 0.1}, "arms may differ in their data alone"),
-        ({"passes": 3}, "arms may differ in their data alone"),
+        ({"epochs": 3}, "arms may differ in their data alone"),
         ({"match": "flops"}, "are about synthetic text, and this arm has none"),
         ({"order": "synthetic_first"}, "are about synthetic text"),
         ({"layout": "megadoc"}, "`layout: megadoc` needs synthetic text that has a d1"),
         ({"layout": "megadoc", "synthetic": "unconditional", "share": 0.5}, "needs synthetic text that has a d1"),
         ({"layout": "packed_pairs", "synthetic": "related", "share": 0.5}, "is about D_pretrain alone"),
-        ({"synthetic": "related", "share": 0.5, "sweep": {"passes": [1]}}, "`passes` is about real text alone"),
+        ({"synthetic": "related", "share": 0.5, "sweep": {"epochs": [1]}}, "`epochs` is about real text alone"),
         ({"sweep": {"noise": []}}, "arms.odd.sweep.noise"),
         ({"sweep": {"nois": [1]}}, "arms.odd.sweep.nois"),
         ({"share": 0.5}, "go together"),
@@ -146,7 +147,7 @@ def test_all_arms_run_and_are_compared(ran: dict[str, Any], evaluated: dict[str,
 
 
 def test_a_sweep_takes_the_least_validation_loss_for_every_seed(tmp_path: Path) -> None:
-    arms = {"repetition": {"sweep": {"weight_decay": [0.1, 1.0], "passes": [2, 100]}}}
+    arms = {"repetition": {"sweep": {"weight_decay": [0.1, 1.0], "epochs": [2, 100]}}}
     settings = world_config(
         tmp_path, arms=arms, pretrain={"seeds": [0, 1]}, budget={"unique_tokens": "all", "train_tokens": 20_000}
     )
@@ -154,27 +155,27 @@ def test_a_sweep_takes_the_least_validation_loss_for_every_seed(tmp_path: Path) 
     run.run("evaluate")
     base = run_folder(settings) / "04-base"
     sweep = run.evaluate().result["sweeps"]["repetition"]
-    cells = {cell: read_json(base / cell / "curve.json")["best_loss"] for cell in sweep["losses"]}
-    assert sweep["losses"] == cells
-    assert len(cells) == 4
-    assert sweep["chosen"] == min(cells, key=lambda c: cells[c])
+    trials = {trial: read_json(base / trial / "curve.json")["best_loss"] for trial in sweep["losses"]}
+    assert sweep["losses"] == trials
+    assert len(trials) == 4
+    assert sweep["chosen"] == min(trials, key=lambda c: trials[c])
     weights = "best/model.safetensors"
     assert (base / "chosen" / weights).read_bytes() == (base / sweep["chosen"] / weights).read_bytes()
     chosen = sweep["settings"][sweep["chosen"]]
     other = run.evaluate().result["ledgers"]["repetition"]["1"]
     assert other["settings"]["weight_decay"] == chosen["weight_decay"]
-    assert other["recipe"]["passes"] == chosen["passes"]
+    assert other["recipe"]["epochs"] == chosen["epochs"]
 
 
 def test_a_sweep_of_tuning_takes_the_synthesizer_of_least_loss_on_held_out_pairs(tmp_path: Path) -> None:
     arms = {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.1}}
     tune = {"batch_tokens": 1_024, "max_tokens": 6_000, "sweep": {"lr": [1e-4, 1e-2]}}
     settings = world_config(tmp_path, arms=arms, tune=tune, budget={"unique_tokens": "all", "train_tokens": 20_000})
-    assert list(loading.load(settings).tune.cells()) == ["lr=0.0001", "lr=0.01"]
+    assert list(loading.load(settings).tune.trials()) == ["lr=0.0001", "lr=0.01"]
     api.Run(settings).run("synthesize")
     place = run_folder(settings) / "05-tune"
     sweep = read_json(place / "related" / "sweep.json")
-    losses = {cell: read_json(place / f"related,{cell}" / "tune.json")["best_loss"] for cell in sweep["losses"]}
+    losses = {trial: read_json(place / f"related,{trial}" / "tune.json")["best_loss"] for trial in sweep["losses"]}
     assert sweep["losses"] == losses
     assert sweep["chosen"] == min(losses, key=lambda c: losses[c]) == "lr=0.01"
     weights = "best/model.safetensors"
@@ -219,7 +220,7 @@ def test_every_stage_that_computes_says_its_flops(ran: dict[str, Any]) -> None:
     for name, unit in recipes.units(loading.load(ran)).items():
         manifest = read_manifest(unit.folder(run_folder(ran)))
         assert manifest is not None
-        copied = any(role.startswith("cell/") for role in unit.parents) and unit.options["seed"] == 0
+        copied = any(role.startswith("trial/") for role in unit.parents) and unit.options["seed"] == 0
         if unit.stage in ("embed", "base", "tune", "synthesize", "pretrain") and not copied:
             assert manifest.cost["flops"] > 0, name
 
@@ -243,7 +244,7 @@ def test_pairing_flops_are_counted_products() -> None:
     from synthboot.engine import search
 
     assert search.flops({"search": "exact"}, 100, 8) == 2 * 100 * 100 * 8
-    found = {"search": "ivf", "cells": 10, "reach": 0.1, "recall_by_reach": [[0.0, 1.0, 0.5], [0.1, 2.5, 0.97]]}
+    found = {"search": "ivf", "clusters": 10, "probe_radius": 0.1, "recall_by_radius": [[0.0, 1.0, 0.5], [0.1, 2.5, 0.97]]}
     assert search.flops(found, 1_000, 8) == 2 * 8 * (1_000 * 10 + 1_000 * 2.5 * 100)
 
 

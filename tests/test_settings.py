@@ -15,7 +15,7 @@ FEW = {name: ARMS[name] for name in ("repetition", "sbp", "sbp-25", "sbp-2", "se
 NOT_OF_ONE_ARTIFACT = {
     "pretrain.seeds": "which models there are",
     "corpus.source": "a path that has to be there; its files are hashed",
-    "arms.*.passes": "set by a sweep alone",
+    "arms.*.epochs": "set by a sweep alone",
     "corpus.replay": "a path that has to be there; its files are hashed",
 }
 

@@ -73,15 +73,15 @@ def job(settings: dict[str, Any], tmp_path: Path, processes: int) -> tuple[subpr
     ), place
 
 
-def ranks(of: Path) -> list[int]:
-    """The processes that train on a job."""
+def ranks(of: Path, agents: bool = False) -> list[int]:
+    """The processes that train on a job, or the torchrun agents that started them."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if str(of).encode() in words and b"torch.distributed.run" not in words:
+        if str(of).encode() in words and b"srun.py" not in b" ".join(words) and agents == (b"torch.distributed.run" in words):
             found.append(int(entry.name))
     return sorted(found)
 
@@ -94,7 +94,7 @@ def test_a_killed_rank_ends_the_job_and_it_resumes_at_any_number(
     api.Run(settings).run("corpus")
     process, place = job(settings, tmp_path, 2)
     folder, patience = run_folder(settings) / "04-base", time.monotonic() + 120
-    while not list(folder.glob("checkpoint-*[0-9]")):
+    while not list(folder.glob("work/checkpoint-*[0-9]")):
         assert time.monotonic() < patience
         assert process.poll() is None
         time.sleep(0.05)
@@ -126,6 +126,27 @@ def test_the_ranks_end_with_who_started_them(world_file: Path, tmp_path: Path) -
     process.stdin.close()
     assert process.wait(timeout=60) != 0
     assert not ranks(place)
+
+
+def test_a_killed_agent_ends_the_job_within_seconds(world_file: Path, tmp_path: Path) -> None:
+    """Its ranks would train on: they hold the output open that the unit reads."""
+    settings = small_config(world_file, tmp_path, arms=ARMS, budget__train_tokens=409_600, engine={"processes": 2})
+    code = "import json, sys; from synthboot import api; api.Run(json.loads(sys.argv[1])).run('base')"
+    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(settings)], stderr=subprocess.PIPE, text=True)
+    place, patience = run_folder(settings), time.monotonic() + 120
+    while not list((place / "04-base").glob("checkpoint-*[0-9]")):
+        assert time.monotonic() < patience
+        assert process.poll() is None
+        time.sleep(0.05)
+    [job] = place.glob(".together-*/job.json")
+    stopped, *_ = ranks(job)
+    os.kill(stopped, signal.SIGSTOP)  # which cannot see to its own end
+    [agent] = ranks(job, agents=True)
+    os.kill(agent, signal.SIGKILL)
+    _, said = process.communicate(timeout=30)
+    assert "one of 2 processes died (exit -9); run again to go on from the last checkpoint" in said
+    assert not ranks(job)
+    assert not list(place.glob(".together-*"))
 
 
 SRUN = """
@@ -181,7 +202,7 @@ def test_a_killed_rank_ends_all_nodes(world_file: Path, tmp_path: Path) -> None:
     ]
     process = subprocess.Popen([*command, json.dumps(settings)], stderr=subprocess.PIPE, text=True)
     place, patience = run_folder(settings), time.monotonic() + 120
-    while not list((place / "04-base").glob("checkpoint-*[0-9]")):
+    while not list((place / "04-base").glob("work/checkpoint-*[0-9]")):
         assert time.monotonic() < patience
         assert process.poll() is None
         time.sleep(0.05)
@@ -190,7 +211,7 @@ def test_a_killed_rank_ends_all_nodes(world_file: Path, tmp_path: Path) -> None:
     _, said = process.communicate(timeout=30)
     assert process.returncode != 0
     assert "one of 2 processes died" in said
-    assert not ranks(job)
+    assert not ranks(job) + ranks(job, agents=True)
     assert not list(place.glob(".together-*"))
 
 

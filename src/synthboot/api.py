@@ -13,7 +13,7 @@ import numpy as np
 
 from synthboot import config, loading, pipeline, recipes
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.artifacts import Shards, read_json
+from synthboot.data.artifacts import Shards, read_listed
 from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
@@ -57,7 +57,7 @@ class Run:
     def evaluate(self) -> Evaluation:
         """The scores of every arm."""
         self.run("evaluate")
-        return Evaluation(read_json(self._folder("evaluate") / "evaluate.json"))
+        return Evaluation(read_listed(self._folder("evaluate"), "evaluate.json"))
 
     def report(self) -> Report:
         """The report page."""
@@ -76,7 +76,7 @@ class Texts:
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = tokenizers.load(folder / "tokenizer")
-        self.summary = read_json(folder / "corpus.json")
+        self.summary = read_listed(folder, "corpus.json")
         self.tokens = Tokens.open(Shards(folder / "pool")).head(self.summary["pretrain_docs"])
 
     def __len__(self) -> int:
@@ -99,7 +99,10 @@ class TextPairs:
         """`n` training pairs drawn at random: (d1, d2, similarity)."""
         train = self.pairs.only(TRAIN)
         chosen = np.random.default_rng(seed).permutation(len(train))[:n]
-        return [(self.texts[int(train.d1[i])], self.texts[int(train.d2[i])], float(train.similarity[i])) for i in chosen]
+        return [
+            (self.texts[int(train.d1[i])], self.texts[int(train.d2[i])], float(train.similarity[i]))
+            for i in chosen
+        ]
 
 
 class Synthesizer:
@@ -125,7 +128,12 @@ class Synthesizer:
         d1 = self.tokenizer.encode([given])[0][: d1_room(window, self.config.tune.d1_share)]
         prompt = (self.tokenizer.end, *d1, self.tokenizer.separator)
         engine = sampler(
-            self.model, self.tokenizer.end, temperature=settings.temperature, top_p=settings.top_p, batch=settings.batch
+            self.model,
+            self.tokenizer.end,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            batch=self.config.engine.sample_batch,
+            absent=self.tokenizer.absent(self.model.config.get_text_config().vocab_size),
         )
         room = min(window - len(prompt), settings.max_tokens or window)
         results = engine.sample([Request(prompt, seed * 1_000_003 + i, room) for i in range(n)])
@@ -137,7 +145,9 @@ class Synthesizer:
 
         d1, d2 = (np.array(d) for d in self.tokenizer.documents([given, text]))
         special = (self.tokenizer.end, self.tokenizer.separator)
-        scores = score.pairs(self.model, [d1], [d2], self.config.model.seq_len, self.config.tune.d1_share, *special)
+        scores = score.pairs(
+            self.model, [d1], [d2], self.config.model.seq_len, self.config.tune.d1_share, *special
+        )
         return -float(scores.loss[0])
 
 
@@ -155,7 +165,8 @@ class Evaluation:
     def summary(self) -> str:
         """A line per arm and the verdict."""
         lines = [
-            f"{arm}: holdout loss {s['loss'][0]:.4f} [{s['loss'][1]:.4f}, {s['loss'][2]:.4f}]" for arm, s in self.arms.items()
+            f"{arm}: test loss {s['loss'][0]:.4f} [{s['loss'][1]:.4f}, {s['loss'][2]:.4f}]"
+            for arm, s in self.arms.items()
         ]
         return "\n".join([*lines, self.result["verdict"]])
 

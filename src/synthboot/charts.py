@@ -26,7 +26,12 @@ def charts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         found.append(differences)
     found += [
         c
-        for c in (_shares(results), _efficiency(evaluated, paint), _flops(evaluated, paint), _rounds(results))
+        for c in (
+            _shares(results),
+            _efficiency(evaluated, paint),
+            _flops(evaluated, paint),
+            _rounds(results),
+        )
         if c is not None
     ]
     if evaluated["questions"]:
@@ -77,7 +82,7 @@ def _scores(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str,
         "type": "scatter", "mode": "markers", "x": [v for v, _ in seeds], "y": [n for _, n in seeds], "name": "one seed",
         "marker": {"symbol": "line-ns-open", "size": 14, "color": "#111827"},
     }  # fmt: skip
-    layout = _layout("holdout loss, nats per token", "")
+    layout = _layout("test loss, nats per token", "")
     layout["height"] = max(layout["height"], 90 + 28 * len(names))
     layout["yaxis"]["autorange"] = "reversed"
     return {"id": "scores", "data": [bars, dots], "layout": layout}
@@ -92,7 +97,13 @@ def _differences(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> dict
         return None
     found = [scores["arms"][n]["difference"] for n in names]
     bars = _with_intervals(names, found, "all seeds")
-    bars = {"x": bars["y"], "y": bars["x"], "error_x": bars["error_y"], "type": "scatter", "mode": "markers"}
+    bars = {
+        "x": bars["y"],
+        "y": bars["x"],
+        "error_x": bars["error_y"],
+        "type": "scatter",
+        "mode": "markers",
+    }
     bars |= {"showlegend": False, "marker": {"size": 12, "color": [paint[n] for n in names]}}
     seeds = [(value, n) for n in names for value in scores["arms"][n]["difference_by_seed"]]
     dots = {
@@ -102,7 +113,15 @@ def _differences(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> dict
     layout = _layout("difference to repetition, nats per token", "")
     layout["height"] = max(layout["height"], 90 + 28 * len(names))
     layout["yaxis"]["autorange"] = "reversed"
-    zero = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dot"}}
+    zero = {
+        "type": "line",
+        "x0": 0,
+        "x1": 0,
+        "y0": 0,
+        "y1": 1,
+        "yref": "paper",
+        "line": {"dash": "dot"},
+    }
     layout["shapes"] = [zero]
     return {"id": "differences", "data": [bars, dots], "layout": layout}
 
@@ -127,9 +146,25 @@ def _curves(results: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, A
     subject = evaluated[evaluated["checkpoint"]]["subject"]
     cross = crossing(results, subject) if subject else None
     if cross is not None:
-        line = {"type": "line", "x0": cross, "x1": cross, "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dot"}}
+        line = {
+            "type": "line",
+            "x0": cross,
+            "x1": cross,
+            "y0": 0,
+            "y1": 1,
+            "yref": "paper",
+            "line": {"dash": "dot"},
+        }
         layout["shapes"] = [line]
-        layout["annotations"] = [{"x": cross, "y": 1, "yref": "paper", "text": f"{subject} overtakes", "showarrow": False}]
+        layout["annotations"] = [
+            {
+                "x": cross,
+                "y": 1,
+                "yref": "paper",
+                "text": f"{subject} overtakes",
+                "showarrow": False,
+            }
+        ]
     return {"id": "curves", "data": data, "layout": layout}
 
 
@@ -138,9 +173,15 @@ def crossing(results: Mapping[str, Any], arm: str) -> float | None:
     not in the end."""
 
     def mean(name: str) -> tuple[list[float], list[float]]:
-        curves = [c["validation"] for role, c in results["curves"].items() if role.rsplit("/", 1)[0] == name]
+        curves = [
+            c["validation"]
+            for role, c in results["curves"].items()
+            if role.rsplit("/", 1)[0] == name
+        ]
         rows = min(map(len, curves), default=0)
-        return [curves[0][i][0] for i in range(rows)], [sum(c[i][1] for c in curves) / len(curves) for i in range(rows)]
+        return [curves[0][i][0] for i in range(rows)], [
+            sum(c[i][1] for c in curves) / len(curves) for i in range(rows)
+        ]
 
     x, ours = mean(arm)
     other_x, theirs = mean("repetition")
@@ -169,11 +210,20 @@ def _shares(results: Mapping[str, Any]) -> dict[str, Any] | None:
         if recipe["synthetic"] and not recipe["sweep"]:
             rest = json.dumps({k: v for k, v in recipe.items() if k != "share"}, sort_keys=True)
             by_recipe.setdefault(rest, []).append((recipe["share"], name))
-    several = [sorted([(0.0, "repetition"), *points]) for points in by_recipe.values() if len(points) > 1]
+    several = [
+        sorted([(0.0, "repetition"), *points]) for points in by_recipe.values() if len(points) > 1
+    ]
     if not several:
         return None
-    data = [_with_intervals([s for s, _ in points], [arms[n]["loss"] for _, n in points], points[1][1]) for points in several]
-    return {"id": "shares", "data": data, "layout": _layout("share of synthetic text (0: repetition)", "holdout loss")}
+    data = [
+        _with_intervals([s for s, _ in points], [arms[n]["loss"] for _, n in points], points[1][1])
+        for points in several
+    ]
+    return {
+        "id": "shares",
+        "data": data,
+        "layout": _layout("share of synthetic text (0: repetition)", "test loss"),
+    }
 
 
 def _efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, Any] | None:
@@ -182,7 +232,9 @@ def _efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> dict[
     if len(found["points"]) < 2:
         return None
     x, y = zip(*found["points"], strict=True)
-    data: list[dict[str, Any]] = [{"type": "scatter", "mode": "lines+markers", "x": x, "y": y, "name": "real text alone"}]
+    data: list[dict[str, Any]] = [
+        {"type": "scatter", "mode": "lines+markers", "x": x, "y": y, "name": "real text alone"}
+    ]
     worth = {name: tokens for name, tokens in found["worth"].items() if tokens}
     for name, tokens in worth.items():
         data.append(
@@ -191,7 +243,7 @@ def _efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> dict[
                 "marker": {"size": 11, "symbol": "diamond", "color": paint[name]},
             }
         )  # fmt: skip
-    layout = _layout("unique real tokens", "holdout loss, nats per token")
+    layout = _layout("unique real tokens", "test loss, nats per token")
     layout["xaxis"]["type"] = "log"
     return {"id": "efficiency", "data": data, "layout": layout}
 
@@ -199,7 +251,9 @@ def _efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> dict[
 def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, Any] | None:
     """Loss over everything that was computed for an arm, its synthetic text included."""
     arms, names = evaluated[evaluated["checkpoint"]]["arms"], list(evaluated["ledgers"])
-    if not any(next(iter(seeds.values()))["spent_flops"] for seeds in evaluated["ledgers"].values()):
+    if not any(
+        next(iter(seeds.values()))["spent_flops"] for seeds in evaluated["ledgers"].values()
+    ):
         return None
     data = []
     for name, seeds in evaluated["ledgers"].items():
@@ -207,7 +261,9 @@ def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, 
         paid = [ledger["train_flops"] + ledger["spent_flops"]]
         point = _with_intervals(paid, [arms[name]["loss"]], name)
         data.append(point | {"mode": "markers", "marker": {"size": 10, "color": paint[name]}})
-    layout = _layout("FLOPs: training, embedding, pairing, tuning, synthesis", "holdout loss, nats per token")
+    layout = _layout(
+        "FLOPs: training, embedding, pairing, tuning, synthesis", "test loss, nats per token"
+    )
     return {"id": "flops", "data": data, "layout": _beside(layout, len(names))}
 
 
@@ -218,9 +274,14 @@ def _rounds(results: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     x = [f"round {r['round']}: {r['arm']}" for r in rows]
     left: dict[str, Any] = {"type": "scatter", "mode": "lines+markers", "x": x}
-    data = [left | {"y": [r["loss"][0] for r in rows], "name": "holdout loss"}]
-    data += [left | {"y": [r["entropy"] for r in rows], "name": "entropy of samples, nats per token"}]
-    data += [left | {"y": [r["distinct"] for r in rows], "name": "distinct 4-grams (right)", "yaxis": "y2"}]
+    data = [left | {"y": [r["loss"][0] for r in rows], "name": "test loss"}]
+    data += [
+        left | {"y": [r["entropy"] for r in rows], "name": "entropy of samples, nats per token"}
+    ]
+    data += [
+        left
+        | {"y": [r["distinct"] for r in rows], "name": "distinct 4-grams (right)", "yaxis": "y2"}
+    ]
     layout = _layout("", "nats per token")
     layout["yaxis2"] = {"overlaying": "y", "side": "right", "tickformat": ".0%", "automargin": True}
     return {"id": "rounds", "data": data, "layout": layout}
@@ -228,7 +289,11 @@ def _rounds(results: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def rounds(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for every round of bootstrapping of the longest chain of arms: its loss, and what its synthesizer wrote."""
-    recipes, evaluated, analyzed = results["config"]["arms"], results["evaluate"], results["analyze"]
+    recipes, evaluated, analyzed = (
+        results["config"]["arms"],
+        results["evaluate"],
+        results["analyze"],
+    )
     last = max(recipes, key=lambda name: recipes[name]["rounds"])
     if recipes[last]["rounds"] < 2 or not analyzed:
         return []
@@ -241,7 +306,9 @@ def rounds(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for number, name in chain:
         before = next((n for r, n in chain if r == number - 1), None)
-        kind = analyzed["kinds"][f"{same['synthetic']}-after-{before}" if before else same["synthetic"]]
+        kind = analyzed["kinds"][
+            f"{same['synthetic']}-after-{before}" if before else same["synthetic"]
+        ]
         loss = evaluated[evaluated["checkpoint"]]["arms"][name]["loss"]
         measured = {"entropy": kind["entropy"], "distinct": kind["distinct_ngrams"]["4"]}
         found.append({"round": number, "arm": name, "loss": loss, **measured})
@@ -254,10 +321,14 @@ def _questions(asked: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, 
     first = next(iter(asked.values()))["groups"]["all"]
     names = list(first)
     for name in names:
-        cells = [(task, group, by_arm[name]) for task, t in asked.items() for group, by_arm in t["groups"].items()]
+        cells = [
+            (task, group, by_arm[name])
+            for task, t in asked.items()
+            for group, by_arm in t["groups"].items()
+        ]
         x = [task if group == "all" else f"{task}: {group}" for task, group, _ in cells]
         data.append(
-            _with_intervals(x, [c["right"] for *_, c in cells], name)
+            _with_intervals(x, [c["acc"] for *_, c in cells], name)
             | {"type": "bar", "marker": {"color": paint[name]}}
         )  # fmt: skip
     layout = _beside(_layout("", "answered right"), len(names))
@@ -279,7 +350,11 @@ def _parts(parts: Mapping[str, Any]) -> dict[str, Any]:
         for part, color in zip(parts["all"]["repetition"], _PALETTE, strict=False)
     ]  # fmt: skip
     layout = _layout("nats a document, beside repetition", "")
-    layout |= {"barmode": "relative", "height": 120 + 22 * len(cells), "legend": {"orientation": "v", "x": 1.02, "y": 1}}
+    layout |= {
+        "barmode": "relative",
+        "height": 120 + 22 * len(cells),
+        "legend": {"orientation": "v", "x": 1.02, "y": 1},
+    }
     layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "dtick": 1}
     return {"id": "parts", "data": data, "layout": layout}
 
@@ -290,13 +365,22 @@ def _excess(curves: Mapping[str, Any]) -> dict[str, Any]:
         x, world, corpus = zip(*curve["points"], strict=True)
         line: dict[str, Any] = {"type": "scatter", "mode": "lines+markers", "x": x}
         data += [line | {"y": corpus, "name": f"{name}, above one who read D_pretrain"}]
-        data += [line | {"y": world, "name": f"{name}, above one who knows the world", "line": {"dash": "dot"}}]
+        data += [
+            line
+            | {
+                "y": world,
+                "name": f"{name}, above one who knows the world",
+                "line": {"dash": "dot"},
+            }
+        ]
     layout = _layout("tokens tuned on", "excess nats per d2")
     layout["yaxis"]["type"] = "log"
     return {"id": "excess", "data": data, "layout": layout}
 
 
-def _with_intervals(x: Sequence[Any], values: Sequence[Sequence[float]], name: str) -> dict[str, Any]:
+def _with_intervals(
+    x: Sequence[Any], values: Sequence[Sequence[float]], name: str
+) -> dict[str, Any]:
     """A line of [value, low, high]."""
     bars = {"array": [v[2] - v[0] for v in values], "arrayminus": [v[0] - v[1] for v in values]}
     return {
@@ -337,8 +421,8 @@ def _tuning(tuned: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     data = []
     for role, result in tuned.items():
-        proof = result["proof"]["unseen"]
-        values = [proof[key] for key in names]
+        conditioning = result["conditioning"]["unseen"]
+        values = [conditioning[key] for key in names]
         data.append(
             {
                 "type": "bar",
@@ -360,7 +444,11 @@ def _lengths(analyzed: Mapping[str, Any]) -> dict[str, Any]:
     kinds = analyzed["kinds"]
     top = max(i for m in kinds.values() for i, n in enumerate(m["lengths"]) if n or i == 0)
     data = [_area(name, centers[: top + 2], m["lengths"][: top + 2]) for name, m in kinds.items()]
-    return {"id": "lengths", "data": data, "layout": _layout("tokens in a document", "share of documents")}
+    return {
+        "id": "lengths",
+        "data": data,
+        "layout": _layout("tokens in a document", "share of documents"),
+    }
 
 
 def _area(name: str, x: Sequence[float], counts: Sequence[float]) -> dict[str, Any]:
@@ -378,7 +466,10 @@ def _area(name: str, x: Sequence[float], counts: Sequence[float]) -> dict[str, A
 def _beside(layout: dict[str, Any], entries: int) -> dict[str, Any]:
     """With a legend of many entries at the right, where it covers nothing."""
     if entries > 5:
-        layout["legend"], layout["height"] = {"orientation": "v", "x": 1.02, "y": 1}, max(360, 60 + 26 * entries)
+        layout["legend"], layout["height"] = (
+            {"orientation": "v", "x": 1.02, "y": 1},
+            max(360, 60 + 26 * entries),
+        )
     return layout
 
 

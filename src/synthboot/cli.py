@@ -1,19 +1,26 @@
 """The verbs. The only file that prints: results to stdout, progress to stderr, `--json` for machines.
 
-Exit codes: 0 done, 1 a bug, 2 something the user can mend (one line, with what to do), 130 Ctrl-C. Text of the corpus is
-stripped of control characters before it reaches a terminal. Heavy imports happen inside the verbs.
+Exit codes: 0 done, 1 a bug, 2 something the user can mend (one line, with what to do), 130 Ctrl-C, 143 and 129 for a
+SIGTERM and a terminal that closed, 141 nobody reads on (`| head`). Nothing printed acts on a terminal (`_say`). Heavy imports
+happen inside the verbs.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from synthboot.terminal import one_line, safe
 
 if TYPE_CHECKING:
     from synthboot.config import Config
@@ -28,7 +35,7 @@ STAGE_HELP = {
     "tune": "Tune the synthesizer p(d2|d1).",
     "synthesize": "Sample the synthetic corpus.",
     "pretrain": "Train every arm from scratch.",
-    "evaluate": "Score every arm on the holdout.",
+    "evaluate": "Score every arm on the test set.",
     "analyze": "Measure the synthetic text beside the real.",
     "report": "Write the report page.",
 }
@@ -39,19 +46,38 @@ class Verb(click.Command):
 
     def invoke(self, context: click.Context) -> Any:
         """Run it, turning errors into exit codes."""
+        from synthboot.data.disk import storage_errors
+        from synthboot.engine.local import stoppable
         from synthboot.errors import SynthbootError
 
-        try:
-            return super().invoke(context)
-        except SynthbootError as error:
-            click.echo(f"error: {_plain(str(error))}", err=True)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            click.echo("stopped; finished shards are kept, the same command goes on from there", err=True)
-            sys.exit(130)
+        with stoppable():
+            try:
+                with storage_errors(Path.cwd()):
+                    return super().invoke(context)
+            except SynthbootError as error:
+                _say(f"error: {one_line(str(error))}", err=True)
+                sys.exit(2)
+            except KeyboardInterrupt as stop:
+                with suppress(OSError):  # the terminal may be what went away
+                    _say(
+                        "stopped; finished shards are kept, the same command goes on from there",
+                        err=True,
+                    )
+                sys.exit(128 + stop.args[0] if stop.args else 130)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Verbs(click.Group):
+    """The command line itself, on terminals of any encoding."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run it; characters that a stream's encoding lacks are written as escapes."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **options)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="synthboot")
 def main() -> None:
     """Synthetic Bootstrapped Pretraining: pair related documents, tune a synthesizer p(d2|d1), sample a corpus from it,
@@ -60,7 +86,13 @@ def main() -> None:
 
 def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
-    @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a setting, e.g. pair.num_neighbors=8.")
+    @click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a setting, e.g. pair.num_neighbors=8.",
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     @wraps(function)
     def wrapped(config_file: Path, sets: tuple[str, ...], as_json: bool, **rest: Any) -> Any:
@@ -79,7 +111,11 @@ def run(cfg: Config, as_json: bool) -> None:
 
 
 def _stage_verb(stage: str) -> None:
-    @main.command(stage, cls=Verb, help=f"{STAGE_HELP[stage]} Makes what it reads first, where that is missing or stale.")
+    @main.command(
+        stage,
+        cls=Verb,
+        help=f"{STAGE_HELP[stage]} Makes what it reads first, where that is missing or stale.",
+    )
     @_configured
     def verb(cfg: Config, as_json: bool) -> None:
         _execute(cfg, stage, as_json)
@@ -92,7 +128,9 @@ for _stage in STAGE_HELP:
 
 @main.command(cls=Verb)
 @_configured
-@click.option("--dry-run", is_flag=True, help="Only say how many pairs each alpha would give, from a sample.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only say how many pairs each alpha would give, from a sample."
+)
 def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
     """Find related documents. Makes what it reads first, where that is missing or stale."""
     if not dry_run:
@@ -105,7 +143,7 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
         pipeline.run(cfg, "embed", tell)
     told = shown.alphas(cfg)
     if as_json:
-        click.echo(json.dumps(told, indent=1))
+        _say_json(told)
         return
     rows = [
         [
@@ -114,8 +152,11 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
         ]
         for r in told["table"]
     ]  # fmt: skip
-    _print_table(["alpha", "pairs", "per document", "documents", "near-duplicates", "random pairs above"], rows)
-    click.echo(
+    _print_table(
+        ["alpha", "pairs", "per document", "documents", "near-duplicates", "random pairs above"],
+        rows,
+    )
+    _say(
         f"from {told['sampled']:,} of {told['docs']:,} documents, near-duplicates taken off, caps and held-out documents not; "
         f"min_similarity now gives {told['alpha']:.3f} ({told['why']})"
     )
@@ -125,18 +166,24 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
 @_configured
 def plan(cfg: Config, as_json: bool) -> None:
     """Say what `run` would do and why, and what it would cost."""
-    from synthboot import pipeline, recipes
+    from synthboot import pipeline, preflight, recipes
     from synthboot import plan as plans
+    from synthboot.lm import precision
 
+    preflight.check(cfg)
     artifacts = recipes.units(cfg)
     states = pipeline.state(cfg, artifacts)
     cost = plans.estimate(cfg, artifacts, states)
+    speeds = precision.measure(cfg) if precision.undecided(cfg) else {}
     if as_json:
         units = {n: {"status": s.status, "reasons": list(s.reasons)} for n, s in states.items()}
-        click.echo(json.dumps({"units": units, "estimate": cost}, indent=1))
+        chosen = {kind: precision.choice(cfg, speed) for kind, speed in speeds.items()}
+        _say_json({"units": units, "estimate": cost, "precision": chosen})
         return
     _print_states(artifacts, states)
-    click.echo(plans.sentence(cost))
+    _say(plans.sentence(cost))
+    if speeds:
+        _say(f"precision: {precision.sentence(cfg, speeds, ahead=True)}")
 
 
 @main.command(cls=Verb)
@@ -148,11 +195,20 @@ def status(run_folder: Path, as_json: bool) -> None:
 
     rows = shown.status(run_folder)
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        _say_json(rows)
         return
     _print_table(
         ["artifact", "status", "tokens", "seconds", "peak memory"],
-        [[r["unit"], r["status"], _count(r["tokens"]), _count(r["seconds"]), _size(r["peak_memory_bytes"])] for r in rows],
+        [
+            [
+                r["unit"],
+                r["status"],
+                _count(r["tokens"]),
+                _count(r["seconds"]),
+                _size(r["peak_memory_bytes"]),
+            ]
+            for r in rows
+        ],
     )
 
 
@@ -168,27 +224,102 @@ def show(run_folder: Path, what: str, count: int, near: float | None, as_json: b
 
     examples = shown.examples(run_folder, what, count, near)
     if as_json:
-        click.echo(json.dumps(examples, indent=1, ensure_ascii=False))
+        _say_json(examples)
         return
     if not examples:
-        click.echo(f"no {what} in {run_folder}")
+        _say(f"no {what} in {run_folder}")
     for example in examples:
         _print_example(example)
 
 
 @main.command(cls=Verb)
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("names", metavar="A [B ...]", nargs=-1, required=True)
+@click.option(
+    "--metric", help="Field of lm-eval's samples to compare; the first of each task unless given."
+)
+@click.option(
+    "--wanted",
+    type=float,
+    help="The difference to plan items and seeds for; the one found unless given.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def compare(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Put the scores of several runs, and the settings they differ in, side by side."""
+def compare(
+    names: tuple[str, ...], metric: str | None, wanted: float | None, as_json: bool
+) -> None:
+    """Is A better than B? Or, of run folders: their scores, and the settings they differ in, side by side.
+
+    A and B are folders of lm-eval's --log_samples output, arms (RUN:ARM), or files with an item and a number a line. Several
+    seeds of each are joined by commas: A1,A2,A3 B1,B2,B3."""
+    if any(not (Path(name) / "01-corpus").is_dir() for name in names):
+        _compare_scores(names, metric, wanted, as_json)
+    else:
+        _compare_runs([Path(name) for name in names], as_json)
+
+
+def _compare_scores(
+    names: tuple[str, ...], metric: str | None, wanted: float | None, as_json: bool
+) -> None:
+    from synthboot import comparison
+    from synthboot.errors import DataError
+
+    if len(names) != 2:
+        raise DataError(
+            f"compare: two sides are compared, A and B, and {len(names)} were given; commas join seeds"
+        )
+    first, second = (name.split(",") for name in names)
+    found = comparison.compare(first, second, metric, wanted)
+    if as_json:
+        _say_json([asdict(row) for row in found])
+        return
+    rows = [
+        [
+            row.task,
+            f"{row.first:.4f}",
+            f"{row.second:.4f}",
+            f"{row.difference.value:+.4f} [{row.difference.low:+.4f}, {row.difference.high:+.4f}]",
+            f"{row.difference.p:.2g}",
+            f"{row.items:,}" + (f" ({row.unmatched:,} unmatched)" if row.unmatched else ""),
+            str(row.seeds),
+            f"{row.detectable:.4f}",
+            "-" if row.items_needed is None else f"{row.items_needed:,}",
+            "-" if row.seeds_needed is None else str(row.seeds_needed),
+        ]
+        for row in found
+    ]
+    header = [
+        "task",
+        "A",
+        "B",
+        "A - B",
+        "p",
+        "items",
+        "seeds",
+        "detectable",
+        "items needed",
+        "seeds needed",
+    ]
+    _print_table(header, rows)
+    if all(row.seeds == 1 for row in found):
+        _say(
+            "One seed of each: this is about these two models, and says nothing of how others trained alike would differ."
+        )
+
+
+def _compare_runs(runs: list[Path], as_json: bool) -> None:
     from synthboot import show as shown
 
-    result = shown.compare(list(runs))
+    result = shown.compare(runs)
     if as_json:
-        click.echo(json.dumps(result, indent=1))
+        _say_json(result)
         return
-    entries = [(run, arm, entry) for run, scores in result["scores"].items() for arm, entry in scores.items()]
-    tasks = list(dict.fromkeys(task for *_, entry in entries for task in entry.get("questions", {})))
+    entries = [
+        (run, arm, entry)
+        for run, scores in result["scores"].items()
+        for arm, entry in scores.items()
+    ]
+    tasks = list(
+        dict.fromkeys(task for *_, entry in entries for task in entry.get("questions", {}))
+    )
     rows = [
         [
             run, arm, _with_interval(e["loss"]), f"{e['bits_per_byte'][0]:.4f}", _share(e), _against_repetition(e),
@@ -196,15 +327,19 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
         ]
         for run, arm, e in entries
     ]  # fmt: skip
-    _print_table(["run", "arm", "holdout loss", "bits/byte", "oracle share", "against repetition", *tasks], rows)
+    _print_table(
+        ["run", "arm", "test loss", "bits/byte", "oracle share", "against repetition", *tasks], rows
+    )
     if result["differences"]:
         _print_table(
-            ["setting", *result["scores"]], [[key, *map(str, values)] for key, values in result["differences"].items()]
+            ["setting", *result["scores"]],
+            [[key, *map(str, values)] for key, values in result["differences"].items()],
         )
 
 
 def _execute(cfg: Config, target: str, as_json: bool) -> None:
     from synthboot import pipeline, recipes
+    from synthboot.data.artifacts import read_listed
 
     units = pipeline.needed(recipes.units(cfg), target)
     states = pipeline.state(cfg, units)
@@ -212,26 +347,32 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
     stale = {
         n: s
         for n, s in todo.items()
-        if s.status == "stale" and not s.reasons[0].endswith((" changed", "stale", "missing", "partial"))
+        if s.status == "stale"
+        and not s.reasons[0].endswith((" changed", "stale", "missing", "partial"))
     }
     for name, s in stale.items():
-        click.echo(f"{name}: stale ({', '.join(s.reasons)}); it and what reads it will be rebuilt", err=True)
+        _say(
+            f"{name}: stale ({', '.join(s.reasons)}); it and what reads it will be rebuilt",
+            err=True,
+        )
     with _progress(len(todo)) as tell:
         pipeline.run(cfg, target, tell)
     scores = units[target].folder(cfg.folder) if target in units else None
-    evaluated = recipes.units(cfg)["evaluate"].folder(cfg.folder) / "evaluate.json"
+    evaluated = recipes.units(cfg)["evaluate"].folder(cfg.folder)
     if target in ("report", "evaluate"):
-        result = json.loads(evaluated.read_text("utf-8"))
+        result = read_listed(evaluated, "evaluate.json")
         if as_json:
-            click.echo(json.dumps(result, indent=1))
+            _say_json(result)
         else:
             _print_scores(result)
     elif as_json:
-        click.echo(json.dumps({name: states[name].status for name in units}, indent=1))
+        _say_json({name: states[name].status for name in units})
     else:
-        click.echo(f"{target}: done, {len(todo)} artifacts made, {len(units) - len(todo)} were there ({cfg.folder})")
+        _say(
+            f"{target}: done, {len(todo)} artifacts made, {len(units) - len(todo)} were there ({cfg.folder})"
+        )
     if target == "report" and scores is not None and not as_json:
-        click.echo(f"report: {scores / 'report.html'}")
+        _say(f"report: {scores / 'report.html'}")
 
 
 class _progress:
@@ -239,7 +380,13 @@ class _progress:
 
     def __init__(self, total: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal
@@ -263,13 +410,20 @@ class _progress:
             self.tasks[name] = self.bars.add_task(name, total=1.0, words="starting")
         elif kind == "progress":
             done, words = value
-            self.bars.update(self.tasks[name], completed=done, words=_plain(words))
+            self.bars.update(self.tasks[name], completed=done, words=one_line(words))
+        elif kind == "note":
+            self.console.print(
+                one_line(f"{name}: {value}"), markup=False, highlight=False, soft_wrap=True
+            )
         elif kind == "done":
             self.done += 1
             self.bars.remove_task(self.tasks[name])
+            account = f"; {value['account']}" if value["account"] else ""
             self.console.print(
-                f"[{self.done}/{self.total}] {name}: {value['seconds']:.1f} s, {_size(value['peak_memory_bytes'])}",
-                markup=False, highlight=False,
+                one_line(
+                    f"[{self.done}/{self.total}] {name}: {value['seconds']:.1f} s, {_size(value['peak_memory_bytes'])}{account}"
+                ),
+                markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
 
 
@@ -277,7 +431,7 @@ def _print_states(units: dict[str, Unit], states: dict[str, State]) -> None:
     for name in units:
         found = states[name]
         reasons = f" ({', '.join(found.reasons)})" if found.reasons else ""
-        click.echo(f"{name}: {found.status}{reasons}")
+        _say(f"{name}: {found.status}{reasons}")
 
 
 def _print_scores(result: dict[str, Any]) -> None:
@@ -291,45 +445,85 @@ def _print_scores(result: dict[str, Any]) -> None:
             [
                 arm, _with_interval(entry["loss"]), f"{result[other]['arms'][arm]['loss'][0]:.4f}",
                 f"{entry['perplexity'][0]:.2f}", f"{entry['bits_per_byte'][0]:.4f}", _share(entry),
-                f"{ledger['real_passes']:.1f} x {_count(ledger['unique_real_tokens'])}",
+                f"{ledger['real_epochs']:.1f} x {_count(ledger['unique_real_tokens'])}",
                 _count(ledger["synthetic_tokens"]),
             ]
         )  # fmt: skip
-    header = ["arm", f"holdout loss ({result['checkpoint']})", f"({other})", "perplexity", "bits/byte", "oracle share"]
+    header = [
+        "arm",
+        f"test loss ({result['checkpoint']})",
+        f"({other})",
+        "perplexity",
+        "bits/byte",
+        "oracle share",
+    ]
     _print_table([*header, "real text", "synthetic"], rows)
     if result["questions"]:
         asked = {task: found["groups"]["all"] for task, found in result["questions"].items()}
-        answered = [[arm, *(_right(by_arm[arm]) for by_arm in asked.values())] for arm in chosen["arms"]]
+        answered = [
+            [arm, *(_right(by_arm[arm]) for by_arm in asked.values())] for arm in chosen["arms"]
+        ]
         _print_table(["answered right", *asked], answered)
-    click.echo(result["verdict"])
+    _say(result["verdict"])
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))]
-    for row in [header, ["-" * w for w in widths], *rows]:
-        click.echo("  ".join(_plain(str(cell)).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    from rich.cells import cell_len  # a Chinese character is two columns wide
+
+    cells = [[one_line(str(cell)) for cell in row] for row in (header, *rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    for row in [cells[0], ["-" * width for width in widths], *cells[1:]]:
+        padded = (
+            cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)
+        )
+        _say("  ".join(padded).rstrip(" "))
 
 
 def _print_example(example: dict[str, Any]) -> None:
-    from rich.columns import Columns
+    """An example's texts side by side, one below the other where there is little room."""
     from rich.console import Console
     from rich.panel import Panel
+    from rich.table import Table
     from rich.text import Text
 
     console = Console()
     panels = []
     for title, parts in example["texts"].items():
-        text = Text()
+        text = Text(
+            overflow="fold"
+        )  # lines without spaces go on in the next, rather than end in dots
         for part, mark in parts:
-            text.append(_plain(part), style=("", "bold yellow", "bold red")[mark])
-        panels.append(Panel(text, title=Text(_plain(title)), width=max(40, console.width // len(example["texts"]) - 1)))
-    console.print(Text(_plain(example["title"]), style="bold"))
-    console.print(Columns(panels))
+            text.append(safe(part), style=("", "bold yellow", "bold red")[mark])
+        panels.append(Panel(text, title=Text(one_line(title))))
+    beside = console.width >= 40 * len(panels)
+    grid = Table.grid(expand=True)
+    for _ in panels if beside else panels[:1]:
+        grid.add_column(ratio=1, overflow="fold")
+    for row in [panels] if beside else [[panel] for panel in panels]:
+        grid.add_row(*row)
+    with console.capture() as drawn:
+        console.print(Text(one_line(example["title"]), style="bold", overflow="fold"))
+        console.print(grid)
+    _write(drawn.get())
 
 
-def _plain(text: str) -> str:
-    """Text without control characters, which could move the cursor or repaint the screen."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+def _say(text: str, err: bool = False) -> None:
+    _write(safe(text) + "\n", err)
+
+
+def _say_json(value: Any) -> None:
+    _say(json.dumps(value, indent=1, ensure_ascii="utf" not in (sys.stdout.encoding or "").lower()))
+
+
+def _write(text: str, err: bool = False) -> None:
+    """Print what is safe to print; where nobody reads on, end without a word."""
+    stream = sys.stderr if err else sys.stdout
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(141)
 
 
 def _with_interval(value: list[float]) -> str:
@@ -346,7 +540,7 @@ def _against_repetition(entry: dict[str, Any]) -> str:
 
 
 def _right(answers: dict[str, Any] | None) -> str:
-    return "" if answers is None else "{:.1%} [{:.1%}, {:.1%}]".format(*answers["right"])
+    return "" if answers is None else "{:.1%} [{:.1%}, {:.1%}]".format(*answers["acc"])
 
 
 def _count(number: float | None) -> str:

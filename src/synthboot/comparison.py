@@ -3,7 +3,7 @@
 What is read, without torch:
 
 - a folder of lm-eval's `--log_samples` output: `samples_TASK_TIME.jsonl`, the newest of each task;
-- `RUN:ARM`, an arm of a run folder: the loss of every holdout document, all seeds;
+- `RUN:ARM`, an arm of a run folder: the loss of every test document, all seeds;
 - a file with an item and a number a line: `.csv`, `.tsv`, or `.jsonl` with the fields `item` and `score` (and, where there
   are several, `task`).
 
@@ -27,7 +27,7 @@ from synthboot import statistics
 from synthboot.errors import DataError
 
 ALL = "all tasks"
-LOSS = "holdout loss"
+LOSS = "test loss"
 Seed = Mapping[str, Mapping[str, tuple[float, float]]]
 """By task and item: the score and the size it is divided by (a document's tokens; one for a question)."""
 
@@ -65,12 +65,16 @@ def compare(
     ours = [seed for name in first for seed in read(name, metric)]
     theirs = [seed for name in second for seed in read(name, metric)]
     if len(ours) != len(theirs):
-        raise DataError(f"compare: {len(ours)} seeds on one side and {len(theirs)} on the other; they are paired in order")
+        raise DataError(
+            f"compare: {len(ours)} seeds on one side and {len(theirs)} on the other; they are paired in order"
+        )
     tasks = [task for task in ours[0] if all(task in seed for seed in (*ours, *theirs))]
     tables = {task: _table(ours, theirs, task) for task in tasks}
     tables = {task: table for task, table in tables.items() if table.values.shape[2] >= 2}
     if not tables:
-        raise DataError(f"compare: {first[0]} and {second[0]} have no task with two items or more in common")
+        raise DataError(
+            f"compare: {first[0]} and {second[0]} have no task with two items or more in common"
+        )
     if len(tables) > 1:
         tables[ALL] = _together(list(tables.values()))
     return [_compared(task, table, wanted, confidence) for task, table in tables.items()]
@@ -115,7 +119,9 @@ def _together(tables: Sequence[_Table]) -> _Table:
     """All tasks as one, each counting alike: an item weighs as much as its share of its task."""
     parts = [t.values / t.sizes.sum() for t in tables]
     sizes = [t.sizes / t.sizes.sum() for t in tables]
-    return _Table(np.concatenate(parts, axis=2), np.concatenate(sizes), sum(t.unmatched for t in tables))
+    return _Table(
+        np.concatenate(parts, axis=2), np.concatenate(sizes), sum(t.unmatched for t in tables)
+    )
 
 
 def _compared(task: str, table: _Table, wanted: float | None, confidence: float) -> Comparison:
@@ -136,7 +142,9 @@ def _compared(task: str, table: _Table, wanted: float | None, confidence: float)
         detectable=statistics.detectable(noise, seeds, items, confidence),
         wanted=aim,
         items_needed=statistics.items_for(aim, noise, seeds, confidence) if aim else None,
-        seeds_needed=statistics.seeds_for(aim, noise, items, confidence) if aim and seeds > 1 else None,
+        seeds_needed=statistics.seeds_for(aim, noise, items, confidence)
+        if aim and seeds > 1
+        else None,
     )
 
 
@@ -146,7 +154,9 @@ def _samples(folder: Path, metric: str | None) -> Seed:
     for path in sorted(folder.rglob("samples_*.jsonl"), key=lambda p: p.stem.rpartition("_")[2]):
         newest[path.stem.removeprefix("samples_").rpartition("_")[0]] = path
     if not newest:
-        raise DataError(f"compare: {folder}: no samples_TASK_TIME.jsonl in it; run lm-eval with --log_samples")
+        raise DataError(
+            f"compare: {folder}: no samples_TASK_TIME.jsonl in it; run lm-eval with --log_samples"
+        )
     return {task: _of_task(path, metric) for task, path in sorted(newest.items())}
 
 
@@ -172,10 +182,15 @@ def _listed(path: Path) -> Seed:
     if path.suffix == ".jsonl":
         for line, row in _rows(path):
             score = _number(row.get("score"), path, line, "score")
-            found.setdefault(str(row.get("task", path.stem)), {})[str(row.get("item"))] = (score, 1.0)
+            found.setdefault(str(row.get("task", path.stem)), {})[str(row.get("item"))] = (
+                score,
+                1.0,
+            )
     else:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            for line, cells in enumerate(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","), 1):
+            for line, cells in enumerate(
+                csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","), 1
+            ):
                 if len(cells) < 2 or (line == 1 and not _is_number(cells[1])):
                     continue  # an empty line, or the names of the columns
                 score = _number(cells[1], path, line, "the second column")
@@ -186,12 +201,14 @@ def _listed(path: Path) -> Seed:
 
 
 def _arm(run: Path, arm: str) -> list[Seed]:
-    """The losses of an arm's models on the holdout, at the checkpoint that the run's verdict is about."""
+    """The losses of an arm's models on the test set, at the checkpoint that the run's verdict is about."""
     import pyarrow.parquet as pq
 
     place = run / "08-evaluate"
     if not (place / "losses.parquet").exists():
-        raise DataError(f"compare: {run}: has not been evaluated; `synthboot evaluate CONFIG` does that")
+        raise DataError(
+            f"compare: {run}: has not been evaluated; `synthboot evaluate CONFIG` does that"
+        )
     checkpoint = json.loads((place / "evaluate.json").read_text("utf-8"))["checkpoint"]
     rows = pq.read_table(place / "losses.parquet").to_pylist()
     known = sorted({row["arm"] for row in rows})
@@ -200,7 +217,10 @@ def _arm(run: Path, arm: str) -> list[Seed]:
     by_seed: dict[int, dict[str, tuple[float, float]]] = {}
     for row in rows:
         if row["arm"] == arm and row["checkpoint"] == checkpoint:
-            by_seed.setdefault(row["seed"], {})[str(row["doc"])] = (row["loss"], float(row["tokens"]))
+            by_seed.setdefault(row["seed"], {})[str(row["doc"])] = (
+                row["loss"],
+                float(row["tokens"]),
+            )
     return [{LOSS: by_seed[seed]} for seed in sorted(by_seed)]
 
 

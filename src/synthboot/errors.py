@@ -3,9 +3,16 @@
 The command line prints these as one line and exits with 2; anything else is a bug and exits with 1.
 """
 
+import re
+
+_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
 
 class SynthbootError(Exception):
-    """Base of all errors that the user, not the programmer, can mend."""
+    """Base of all errors that the user, not the programmer, can mend. Always one line, whatever names it quotes."""
+
+    def __str__(self) -> str:
+        return _BREAKS.sub(" ", super().__str__())
 
 
 class ConfigError(SynthbootError):
@@ -50,3 +57,11 @@ class TrainingError(SynthbootError):
 
 class SamplingError(SynthbootError):
     """The engine or the server that samples has failed."""
+
+
+def unloadable(error: Exception) -> str:
+    """Why a library could not load a model or a tokenizer, in a line: its own code is never run (`trust_remote_code`)."""
+    reason = " ".join(str(error).split())
+    if "trust_remote_code" in reason or "custom code" in reason:
+        return "it wants to run code of its own, which synthboot never does; choose a model that its library knows"
+    return f"cannot be loaded: {reason[:300]}"

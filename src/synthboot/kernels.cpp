@@ -440,7 +440,7 @@ INLINE void draw_rows(const Draw& d) {
           const f16 e = *(const f16*)(d.work + j);
           likelier += total(e > splat(own) ? e : splat(0.0f));
         }
-        if (likelier < d.top_p * mass) chosen = place;
+        if (own > 0 && likelier < d.top_p * mass) chosen = place;
       }
     for (j = 0; chosen < 0; j++)  // the likeliest: greedy, or a top_p below one in 2^64
       if (logits[j] == top) chosen = j;

@@ -31,7 +31,10 @@ def _module() -> ModuleType | None:
         from synthboot import _kernels  # type: ignore[attr-defined,unused-ignore]
     except ImportError as error:
         if parent_process() is None:  # once, not by every worker
-            _log.warning("synthboot was installed without its compiled loops (%s): pairing and sampling are slower", error)
+            _log.warning(
+                "synthboot was installed without its compiled loops (%s): pairing and sampling are slower",
+                error,
+            )
         return None
     return _kernels
 
@@ -65,7 +68,9 @@ class Scored:
         return scores, half, *scores.shape, columns, self.margin, queries, total, members, dim
 
 
-def widen(rows: Float16[np.ndarray, "row dim"], height: int | None) -> tuple[Tensor, Tensor | None, float]:
+def widen(
+    rows: Float16[np.ndarray, "row dim"], height: int | None
+) -> tuple[Tensor, Tensor | None, float]:
     """The rows in float32; with `height`, also in bfloat16, with rows of zeros up to that many; and the longest's length."""
     import torch
 
@@ -73,21 +78,37 @@ def widen(rows: Float16[np.ndarray, "row dim"], height: int | None) -> tuple[Ten
     wide = torch.empty(count, dim)
     narrow = None if height is None else torch.empty(height, dim, dtype=torch.bfloat16)
     place = None if narrow is None else narrow.view(torch.int16).numpy()
-    return wide, narrow, _loaded().widen(count, height or 0, dim, np.ascontiguousarray(rows), wide.numpy(), place)
+    return (
+        wide,
+        narrow,
+        _loaded().widen(count, height or 0, dim, np.ascontiguousarray(rows), wide.numpy(), place),
+    )
 
 
-def offer(scored: Scored, rows: Tensor, own: Tensor, first: int, index: Tensor, score: Tensor) -> None:
+def offer(
+    scored: Scored, rows: Tensor, own: Tensor, first: int, index: Tensor, score: Tensor
+) -> None:
     """Put what is new into the running k best of some queries.
 
     Row i of the scores is query `rows[i]`, column j is number `first + j`. `own` (query) is the number of each query itself,
     never offered. `index` (query, k; -1) and `score` (query, k; -inf) are changed in place: best first, equal ones by number.
     """
     _loaded().offer(
-        scored._arguments(), rows.numpy(), own.numpy(), len(rows), len(own), index.shape[1], first, index.numpy(), score.numpy()
+        scored._arguments(),
+        rows.numpy(),
+        own.numpy(),
+        len(rows),
+        len(own),
+        index.shape[1],
+        first,
+        index.numpy(),
+        score.numpy(),
     )
 
 
-def within(scored: Scored, reach: float) -> tuple[Int32[np.ndarray, " look"], Int64[np.ndarray, " query"]]:
+def within(
+    scored: Scored, reach: float
+) -> tuple[Int32[np.ndarray, " look"], Int64[np.ndarray, " query"]]:
     """The members that are at most `reach` less similar to a query than its nearest: that one first, the others by number,
     query after query; and how many each has. A negative reach: the nearest alone."""
     counts = np.empty(len(scored.queries), np.int64)
@@ -130,7 +151,9 @@ def draw(
     rows, vocab = logits.shape
     token, logprob = np.empty(rows, np.int64), np.empty(rows, np.float32)
     seeds, steps = seeds.astype(np.uint64), steps.astype(np.uint64)
-    _loaded().draw(rows, vocab, temperature, top_p, logits.contiguous().numpy(), seeds, steps, token, logprob)
+    _loaded().draw(
+        rows, vocab, temperature, top_p, logits.contiguous().numpy(), seeds, steps, token, logprob
+    )
     return token, logprob
 
 
@@ -144,7 +167,11 @@ def softmax_gradient(logits: Tensor, targets: Tensor, scale: float, z_loss: floa
 
 
 def norm(
-    x: Tensor, weight: Tensor, eps: float, gradient: Tensor | None = None, scale: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    gradient: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rows (row, dim) over their root mean square, times `weight`, and the factor of each row. With the `gradient` of that
     result and the factors: the gradients of `x` and of `weight`."""
@@ -161,7 +188,9 @@ def norm(
     return out, scale if into_weight is None else into_weight
 
 
-def gate(gate: Tensor, value: Tensor, gradient: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def gate(
+    gate: Tensor, value: Tensor, gradient: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """silu(gate) x value, all of one shape. With the `gradient` of that: the gradients of `gate` and of `value`."""
     import torch
 
@@ -182,7 +211,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, back: bool) -> None
 
 
 def attention_weights(
-    scores: Tensor, first: int, window: int, heads: int, scale: float, mask: Tensor | None = None, weights: Tensor | None = None
+    scores: Tensor,
+    first: int,
+    window: int,
+    heads: int,
+    scale: float,
+    mask: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> None:
     """The softmax of causal attention, in place, of tokens `first` to `first + row` of a window.
 
@@ -195,9 +230,14 @@ def attention_weights(
     half = scores.dtype == torch.bfloat16
     lines, group, rows, columns = scores.shape
     assert columns == first + rows
-    given = [None if t is None else (t.view(torch.int16) if half else t).numpy() for t in (scores, weights)]
+    given = [
+        None if t is None else (t.view(torch.int16) if half else t).numpy()
+        for t in (scores, weights)
+    ]
     where = None if mask is None else mask.numpy()
-    _loaded().attention_weights(lines, group, rows, first, window, heads, half, scale, *given, where)
+    _loaded().attention_weights(
+        lines, group, rows, first, window, heads, half, scale, *given, where
+    )
 
 
 def _loaded() -> ModuleType:

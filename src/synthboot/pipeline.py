@@ -12,23 +12,27 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from synthboot import config
-from synthboot.data import artifacts
+from synthboot import config, preflight
+from synthboot.data import artifacts, disk
 from synthboot.data.tokens import Tokens
-from synthboot.errors import ConfigError, LockedRun, MissingArtifact, TrainingError
+from synthboot.errors import ConfigError, CorruptArtifact, LockedRun, MissingArtifact, TrainingError
+from synthboot.lm import precision
 from synthboot.recipes import VERSIONS, Unit, units
 
 TOGETHER = ("base", "tune", "pretrain")
+MODELS = (*TOGETHER, "synthesize")
 PARALLEL = ("embed", "pair", "synthesize", "evaluate")
 
 
@@ -41,7 +45,7 @@ class State:
 
 
 Event = Callable[[str, str, Any], None]
-"""What `run` tells: (unit name, "start" | "progress" | "done", value)."""
+"""What `run` tells: (unit name, "start" | "progress" | "note" | "done", value); a note is a line for the user."""
 
 
 def fingerprints(plan: dict[str, Unit]) -> dict[str, str]:
@@ -54,12 +58,19 @@ def fingerprints(plan: dict[str, Unit]) -> dict[str, str]:
 
 
 def state(cfg: config.Config, plan: dict[str, Unit]) -> dict[str, State]:
-    """How every unit's artifact stands now."""
+    """How every unit's artifact stands now. Raises CorruptArtifact for a manifest that cannot be read, or that a newer
+    synthboot wrote, and StorageError where the disk does not let one look."""
     marks = fingerprints(plan)
     result: dict[str, State] = {}
     for name, unit in plan.items():
         folder = unit.folder(cfg.folder)
-        manifest = artifacts.read_manifest(folder)
+        with disk.storage_errors(folder):
+            manifest = artifacts.read_manifest(folder)
+        if manifest is not None and manifest.version > VERSIONS[unit.stage]:
+            raise CorruptArtifact(
+                f"{folder}: a newer synthboot made it (stage version {manifest.version}, here {VERSIONS[unit.stage]}); "
+                f"update synthboot, or delete {folder} to make it again"
+            )
         waiting = [p for p in unit.parents.values() if result[p].status != "done"]
         if manifest is None:
             status = "partial" if (folder / artifacts.PROGRESS).exists() else "missing"
@@ -79,14 +90,18 @@ def needed(plan: dict[str, Unit], target: str) -> dict[str, Unit]:
     """The units of stage `target` and everything they read."""
     wanted = {name for name, unit in plan.items() if unit.stage == target}
     if not wanted:
-        raise MissingArtifact(f"{target}: no arm of this configuration needs it; add an arm with `synthetic: related`")
+        raise MissingArtifact(
+            f"{target}: no arm of this configuration needs it; add an arm with `synthetic: related`"
+        )
     for name in reversed(plan):
         if name in wanted:
             wanted.update(plan[name].parents.values())
     return {name: unit for name, unit in plan.items() if name in wanted}
 
 
-def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: None) -> dict[str, Unit]:
+def run(
+    cfg: config.Config, target: str = "report", tell: Event = lambda *_: None
+) -> dict[str, Unit]:
     """Make every artifact up to `target` that is missing or stale, and return them all.
 
     Raises LockedRun while another process works on the folder, and whatever error a stage meets; finished shards are kept
@@ -96,12 +111,19 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
 
     plan = needed(units(cfg), target)
     jobs = local.jobs(cfg.engine.jobs, cfg.engine.device)
-    with _lock(cfg.folder), artifacts.storage_errors(cfg.folder):
+    with disk.storage_errors(cfg.folder), _lock(cfg.folder):
+        if any(unit.stage in MODELS for unit in plan.values()):
+            cfg = _decided(cfg, tell)
+            plan = needed(units(cfg), target)
         standing = state(cfg, plan)
+        _tidy(cfg, {name: unit for name, unit in plan.items() if standing[name].status == "done"})
         marks = fingerprints(plan)
         waiting = {name: unit for name, unit in plan.items() if standing[name].status != "done"}
         if not waiting:
             return plan
+        preflight.check(cfg)
+        if "corpus" not in waiting:
+            _check_against_corpus(cfg, plan["corpus"].folder(cfg.folder))
         pool = local.Pool()
         try:
             while waiting or len(pool):
@@ -115,17 +137,60 @@ def run(cfg: config.Config, target: str = "report", tell: Event = lambda *_: Non
                         raise value
                     tell(name, kind, value)
                     if kind == "done" and name == "corpus":
-                        check_budgets(cfg, plan[name].folder(cfg.folder))
+                        _check_against_corpus(cfg, plan[name].folder(cfg.folder))
         finally:
             pool.close()
+            for left in cfg.folder.glob(".together-*"):  # of a unit that was killed just now
+                with contextlib.suppress(OSError):  # the next run tries again
+                    shutil.rmtree(left)
     return plan
+
+
+def _tidy(cfg: config.Config, done: dict[str, Unit]) -> None:
+    """Look whether the files of finished artifacts are there, and remove what a killed run had no time to."""
+    for left in cfg.folder.glob(".together-*"):
+        disk.remove(left)
+    for unit in done.values():
+        folder = unit.folder(cfg.folder)
+        if (folder / artifacts.PROGRESS).exists():
+            with _lock(folder.parent, f".{folder.name}.lock", patience=30.0):
+                artifacts.finish(folder)
+        manifest = artifacts.read_manifest(folder)
+        if manifest is not None:
+            artifacts.verify(folder, manifest, contents=False)
+
+
+def _decided(cfg: config.Config, tell: Event) -> config.Config:
+    """The configuration with a precision where it says `auto`: the run's, or what is faster here, which then is the run's."""
+    from synthboot.engine import local
+
+    if precision.undecided(cfg):
+        pool = local.Pool()
+        try:
+            pool.start("precision", precision.measure, cfg)
+            [(_, kind, value)] = pool.wait()
+        finally:
+            pool.close()
+        if kind == "failed":
+            raise value
+        precision.decide(cfg, value)
+        tell("precision", "note", precision.sentence(cfg, value))
+    return precision.recorded(cfg)
 
 
 def _ready(plan: dict[str, Unit], waiting: dict[str, Unit], pool: Any, jobs: int) -> list[str]:
     """Which units start now: those whose parents are done, in pipeline order, as many as there are free processes."""
     unfinished = set(waiting) | set(pool.keys())
-    able = [name for name, unit in waiting.items() if not unfinished.intersection(unit.parents.values())]
+    able = [
+        name for name, unit in waiting.items() if not unfinished.intersection(unit.parents.values())
+    ]
     return able[: max(0, jobs - len(pool))]
+
+
+def _check_against_corpus(cfg: config.Config, folder: Path) -> None:
+    """What can be known to be wrong once the corpus at `folder` is there, hours before it would be met."""
+    check_budgets(cfg, folder)
+    preflight.check_questions_fit(cfg, folder)
 
 
 def check_budgets(cfg: config.Config, folder: Path) -> None:
@@ -137,9 +202,15 @@ def check_budgets(cfg: config.Config, folder: Path) -> None:
 
 
 def make(
-    cfg: config.Config, plan: dict[str, Unit], name: str, marks: dict[str, str], jobs: int, connection: Any
-) -> dict[str, float]:
-    """Make one artifact in this process: verify what it reads, run its step, write its manifest; returns its cost."""
+    cfg: config.Config,
+    plan: dict[str, Unit],
+    name: str,
+    marks: dict[str, str],
+    jobs: int,
+    connection: Any,
+) -> dict[str, Any]:
+    """Make one artifact in this process: verify what it reads, run its step, write its manifest; returns its cost, and an
+    `account` in words where the step gives one."""
     from synthboot import steps
 
     unit = plan[name]
@@ -152,7 +223,10 @@ def make(
             clock["told"] = time.monotonic()
             connection.send(("progress", (done, words)))
 
-    with artifacts.storage_errors(folder):
+    def note(words: str) -> None:
+        connection.send(("note", words))
+
+    with disk.storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.parent, f".{folder.name}.lock", patience=30.0):
             for parent in dict.fromkeys(parents.values()):
@@ -160,23 +234,41 @@ def make(
                 if manifest is None:
                     raise MissingArtifact(f"{unit.name}: {parent} is gone; run again")
                 artifacts.verify(parent, manifest)
-            artifacts.begin(folder, marks[unit.name])
+            for lost in artifacts.begin(folder, marks[unit.name]):
+                note(lost)
             started = time.monotonic()
             if cfg.engine.processes > 1 and unit.stage in TOGETHER:
                 counts, cost = _together(cfg, unit, progress)
             else:
-                counts, cost = steps.STEPS[unit.stage](context(cfg, plan, unit, jobs, progress))
-            usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+                counts, cost = steps.STEPS[unit.stage](
+                    context(cfg, plan, unit, jobs, progress, note)
+                )
+            usage = max(
+                resource.getrusage(who).ru_maxrss
+                for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+            )
             cost |= {"seconds": time.monotonic() - started, "peak_memory_bytes": usage * 1024}
-            reads, known = unit.reads, {role: marks[parent] for role, parent in unit.parents.items()}
+            reads, known = (
+                unit.reads,
+                {role: marks[parent] for role, parent in unit.parents.items()},
+            )
             record = artifacts.Manifest(
-                unit.stage, VERSIONS[unit.stage], marks[unit.name], reads, known, counts=counts, cost=cost
+                unit.stage,
+                VERSIONS[unit.stage],
+                marks[unit.name],
+                reads,
+                known,
+                counts=counts,
+                cost=cost,
             )
             artifacts.commit(folder, record)
-    return cost
+    return {**cost, "account": counts.get("account", "")}
 
 
-def context(cfg: config.Config, plan: dict[str, Unit], unit: Unit, jobs: int, progress: artifacts.Progress) -> Any:
+def context(
+    cfg: config.Config, plan: dict[str, Unit], unit: Unit, jobs: int, progress: artifacts.Progress,
+    note: Callable[[str], None] = lambda _: None,
+) -> Any:  # fmt: skip
     """What a unit's step is given."""
     from synthboot import steps
 
@@ -188,46 +280,97 @@ def context(cfg: config.Config, plan: dict[str, Unit], unit: Unit, jobs: int, pr
         parents,
         workers,
         progress,
+        note=note,
+        outside=unit.outside,
         variant=unit.variant,
         recipe=unit.recipe,
         **unit.options,
     )
 
 
-def _together(cfg: config.Config, unit: Unit, progress: artifacts.Progress) -> tuple[dict[str, Any], dict[str, float]]:
+def _together(
+    cfg: config.Config, unit: Unit, progress: artifacts.Progress
+) -> tuple[dict[str, Any], dict[str, float]]:
     """A unit's step in `engine.processes` processes, by torchrun or what `engine.launch` names. Raises TrainingError where
     one of them fails or dies, ConfigError where they cannot be started."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cfg.engine.processes)]
+    from synthboot.engine import local
+
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(cfg.engine.processes),
+    ]
     if cfg.engine.launch:
         command = shlex.split(cfg.engine.launch)
-    with tempfile.TemporaryDirectory(prefix=".together-", dir=cfg.folder) as place:  # where all machines see it
+    with tempfile.TemporaryDirectory(
+        prefix=".together-", dir=cfg.folder
+    ) as place:  # where all machines see it
         job, said = Path(place) / "job.json", Path(place) / "stderr"
-        artifacts.write_json(job, {"config": cfg.model_dump(mode="json"), "unit": unit.name})
+        disk.write_json(job, {"config": cfg.model_dump(mode="json"), "unit": unit.name})
         command += ["-m", "synthboot.ranks", str(job)]
         with open(said, "wb") as stderr:
             try:
-                ranks = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+                ranks = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+                )
             except OSError as error:
-                raise ConfigError(f"engine.launch: {command[0]} does not start ({error.strerror})") from None
-            try:
-                assert ranks.stdout is not None
-                for line in ranks.stdout:
-                    with contextlib.suppress(ValueError):  # a library may print too
-                        progress(*json.loads(line))
-                code = ranks.wait()
-            finally:
-                ranks.kill()
+                raise ConfigError(
+                    f"engine.launch: {command[0]} does not start ({error.strerror})"
+                ) from None
+            with ranks:
+                assert ranks.stdin is not None
+                threading.Thread(target=_release, args=(ranks,), daemon=True).start()
+                try:
+                    _listen(ranks.stdout, progress)
+                    code = ranks.wait()
+                finally:
+                    ranks.stdin.close()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        ranks.wait(local.PATIENCE)
+                    ranks.kill()
         outcome = job.with_name("outcome.json")
-        found = artifacts.read_json(outcome) if outcome.exists() else {}
+        found = disk.read_json(outcome) if outcome.exists() else {}
         if code or "counts" not in found:
             lines = said.read_text("utf-8", "replace").splitlines()
-            raised = [line for line in lines if re.search(r"\w(Error|Exception): ", line) and "elastic" not in line]
+            raised = [
+                line
+                for line in lines
+                if re.search(r"\w(Error|Exception): ", line) and "elastic" not in line
+            ]
             why = (
-                raised[0] if raised else next((line.strip() for line in reversed(lines) if "exitcode" in line), f"exit {code}")
+                raised[0]
+                if raised
+                else next(
+                    (line.strip() for line in reversed(lines) if "exitcode" in line), f"exit {code}"
+                )
             )
             reason = found.get("error") or f"one of {cfg.engine.processes} processes died ({why})"
-            raise TrainingError(f"{unit.name}: {reason}; run again to go on from the last checkpoint")
+            raise TrainingError(
+                f"{unit.name}: {reason}; run again to go on from the last checkpoint"
+            )
         return found["counts"], found["cost"]
+
+
+def _release(ranks: subprocess.Popen[bytes]) -> None:
+    """Let the ranks go once what started them is gone: they hold its output open, and would train on to the end unheard.
+    They live as long as their input is open."""
+    ranks.wait()
+    assert ranks.stdin is not None
+    ranks.stdin.close()
+
+
+def _listen(output: IO[bytes] | None, progress: artifacts.Progress) -> None:
+    """Hand on the progress that ranks print, a JSON list a line, until the last of them is gone."""
+    assert output is not None
+    for line in output:
+        try:
+            done, words = json.loads(line)
+        except (ValueError, TypeError):  # a library may print too
+            continue
+        progress(done, words)
 
 
 @contextmanager
@@ -240,7 +383,7 @@ def _lock(folder: Path, name: str = ".lock", patience: float = 0.0) -> Iterator[
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except BlockingIOError:
                 if time.monotonic() >= give_up:
                     file.seek(0)
                     holder = file.read().strip() or "unknown"

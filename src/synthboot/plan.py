@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from synthboot.config import Config
-from synthboot.data.artifacts import read_json
+from synthboot.data.disk import read_json
 from synthboot.engine import local
 from synthboot.pipeline import State
 from synthboot.recipes import Unit
@@ -27,14 +27,16 @@ def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> d
     models = sum(u.stage in ("base", "pretrain") and not _copy(u) for u in todo)
     train = models * cfg.budget.train_tokens
     tuned = sum(u.stage == "tune" and not _copy(u) for u in todo)
-    train += tuned * (cfg.tune.max_tokens or int(2 * _unique_tokens(cfg) * cfg.tune.max_passes))
+    train += tuned * (cfg.tune.max_tokens or int(2 * _unique_tokens(cfg) * cfg.tune.max_epochs))
     sampled = sum(u.options["budget_tokens"] for u in todo if u.stage == "synthesize")
     flops = {"train": 3 * forward * train, "sample": 2 * forward * sampled}
     rate = _matmul_rate() * local.jobs(cfg.engine.jobs, cfg.engine.device)
     seconds = sum(work / (rate * _EFFICIENCY[kind]) for kind, work in flops.items())
     parameters = _parameters(cfg)
     token_bytes = 2 if cfg.corpus.vocab_size <= 1 << 16 else 4
-    stored = models * 2 * 4 * parameters + (train and 3 * 4 * parameters) + sampled * (token_bytes + 4)
+    stored = (
+        models * 2 * 4 * parameters + (train and 3 * 4 * parameters) + sampled * (token_bytes + 4)
+    )
     return {
         "train_tokens": train, "sampled_tokens": sampled, "flops": sum(flops.values()), "hours": seconds / 3600,
         "bytes": stored,
@@ -55,7 +57,7 @@ def sentence(cost: dict[str, float]) -> str:
 def _copy(unit: Unit) -> bool:
     """Whether a model is one of its sweep's, trained already."""
     if unit.stage == "tune":
-        return any(role.startswith("cell/") for role in unit.parents)
+        return any(role.startswith("trial/") for role in unit.parents)
     return bool(unit.options.get("ready"))
 
 
@@ -64,13 +66,18 @@ def _unique_tokens(cfg: Config) -> int:
     if cfg.budget.unique_tokens != "all":
         return cfg.budget.unique_tokens
     summary = cfg.folder / "01-corpus" / "corpus.json"
-    return int(read_json(summary)["pretrain_tokens"]) if summary.exists() else cfg.budget.train_tokens
+    return (
+        int(read_json(summary)["pretrain_tokens"]) if summary.exists() else cfg.budget.train_tokens
+    )
 
 
 def _parameters(cfg: Config) -> float:
     m = cfg.model
     kv = (m.kv_heads or m.heads) / m.heads
-    return m.layers * m.width**2 * (2 + 2 * kv + 3 * (m.ffn or 3 * m.width) / m.width) + cfg.corpus.vocab_size * m.width
+    return (
+        m.layers * m.width**2 * (2 + 2 * kv + 3 * (m.ffn or 3 * m.width) / m.width)
+        + cfg.corpus.vocab_size * m.width
+    )
 
 
 def _forward_flops(cfg: Config) -> float:

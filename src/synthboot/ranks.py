@@ -1,7 +1,7 @@
 """What torchrun starts in every process that trains one model together with others: `python -m synthboot.ranks JOB`.
 
 The process that makes the artifact starts torchrun, holds its standard input open, and reads progress from its standard
-output, a JSON list a line. Where that process is gone, however it went, these end too.
+output, a JSON list a line. Where that process is gone, however it went, these end too; and with torchrun itself.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import threading
 from pathlib import Path
 
 from synthboot import config, pipeline, recipes, steps
-from synthboot.data.artifacts import read_json, write_json
+from synthboot.data.disk import read_json, write_json
+from synthboot.engine import local
 from synthboot.errors import SynthbootError
 
 
 def main(job: Path) -> int:
     """Run the step that `job` names; the first process leaves its outcome beside it."""
+    local.end_with_parent()
     import torch
 
     from synthboot.lm import parallel

@@ -11,12 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from synthboot import config
-from synthboot.data import documents, tasks
+from synthboot.data import documents, files, tasks
 from synthboot.errors import ConfigError
+from synthboot.lm import precision
 from synthboot.settings import READS, changed, view
 
-STAGES = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "evaluate", "analyze", "report")
-VERSIONS = dict.fromkeys(STAGES, 3) | {"corpus": 2, "synthesize": 2, "evaluate": 3, "report": 2}
+STAGES = (
+    "corpus",
+    "embed",
+    "pair",
+    "base",
+    "tune",
+    "synthesize",
+    "pretrain",
+    "evaluate",
+    "analyze",
+    "report",
+)
+VERSIONS = dict.fromkeys(STAGES, 4) | {
+    "corpus": 5,
+    "embed": 5,
+    "synthesize": 4,
+    "evaluate": 6,
+    "analyze": 5,
+    "report": 3,
+}
 
 
 @dataclass(frozen=True)
@@ -59,13 +78,18 @@ class Unit:
 
 def units(cfg: config.Config) -> dict[str, Unit]:
     """Every artifact of a configuration by name, parents before children, in pipeline order, a later round of
-    bootstrapping after an earlier one."""
-    found = _Recipes(cfg).all()
+    bootstrapping after an earlier one. What was left to `auto` and is decided counts as what it is."""
+    found = _Recipes(precision.recorded(cfg)).all()
     rounds: dict[str, int] = {}
     for name, unit in found.items():
         here = STAGES.index(unit.stage)
-        rounds[name] = max((rounds[p] + (STAGES.index(found[p].stage) > here) for p in unit.parents.values()), default=0)
-    return dict(sorted(found.items(), key=lambda item: (rounds[item[0]], STAGES.index(item[1].stage))))
+        rounds[name] = max(
+            (rounds[p] + (STAGES.index(found[p].stage) > here) for p in unit.parents.values()),
+            default=0,
+        )
+    return dict(
+        sorted(found.items(), key=lambda item: (rounds[item[0]], STAGES.index(item[1].stage)))
+    )
 
 
 class _Recipes:
@@ -75,11 +99,11 @@ class _Recipes:
         self.cfg = cfg
         self.found: dict[str, Unit] = {}
         self.first = cfg.pretrain.seeds[0]
-        files = _outside("model.init_from", cfg.model.init_from)
-        files["files"] = documents.identity(cfg.corpus.source)
+        given = _outside("model.init_from", cfg.model.init_from)
+        given["files"] = documents.identity(cfg.corpus.source)
         if cfg.corpus.replay is not None:
-            files["replay_files"] = documents.identity(cfg.corpus.replay, "corpus.replay")
-        self.corpus = {"corpus": self.add("corpus", "", {}, outside=files)}
+            given["replay_files"] = documents.identity(cfg.corpus.replay, "corpus.replay")
+        self.corpus = {"corpus": self.add("corpus", "", {}, outside=given)}
 
     def add(
         self,
@@ -102,13 +126,25 @@ class _Recipes:
     def all(self) -> dict[str, Unit]:
         """All units."""
         cfg = self.cfg
-        models = {f"{name}/{seed}": self.model(name, seed) for name in cfg.arms for seed in cfg.pretrain.seeds}
+        models = {
+            f"{name}/{seed}": self.model(name, seed)
+            for name in cfg.arms
+            for seed in cfg.pretrain.seeds
+        }
         if tasks.WORLD in tasks.names(cfg.evaluate) and cfg.corpus.source != documents.WORLD:
-            raise ConfigError("evaluate.tasks: `world` asks about a generated world; it needs corpus.source=world")
-        makes = [u for u in self.found.values() if u.stage in ("embed", "pair", "synthesize", "tune")]
-        upstream = {u.name: u.name for u in makes if not u.options.get("cell")}
+            raise ConfigError(
+                "evaluate.tasks: `world` asks about a generated world; it needs corpus.source=world"
+            )
+        makes = [
+            u for u in self.found.values() if u.stage in ("embed", "pair", "synthesize", "tune")
+        ]
+        upstream = {u.name: u.name for u in makes if not u.options.get("trial")}
         written = {name: name for name in upstream if self.found[name].stage == "synthesize"}
-        asked = {"questions": documents.identity([str(p) for p in tasks.files(cfg.evaluate)])}
+        asked = {
+            "questions": [
+                line for path in tasks.files(cfg.evaluate) for line in files.contents(path)
+            ]
+        }
         evaluate = self.add("evaluate", "", {**self.corpus, **models, **written}, outside=asked)
         base = self.model("repetition", self.first)
         roles = {**self.corpus, "base": base, "evaluate": evaluate, **models, **upstream}
@@ -118,7 +154,7 @@ class _Recipes:
         return self.found
 
     def model(self, name: str, seed: int) -> str:
-        """The unit that holds the model of an arm and seed. With a sweep, that is one of the cells or a model like it."""
+        """The unit that holds the model of an arm and seed. With a sweep, that is one of the trials or a model like it."""
         arm, repetition = self.cfg.arms[name], self.cfg.arms["repetition"]
         stage, variant = "pretrain", f"{name}/seed-{seed}"
         if arm == repetition and seed == self.first:
@@ -129,13 +165,15 @@ class _Recipes:
         sources = self.sources(arm)
         if not arm.sweep:
             return self.add(stage, variant, sources, recipe=arm, arm=name, seed=seed)
-        cells = {}
-        for cell, setting in arm.cells().items():
-            place = ("base", cell) if arm == repetition else ("pretrain", f"{name}/{cell}")
-            trial = self.add(*place, sources, recipe=setting, arm=name, seed=self.first, cell=cell)
-            cells[f"cell/{cell}"] = trial
-        ready = seed == self.first  # one of the cells is this model
-        parents = {**(self.corpus if ready else sources), **cells}
+        trials = {}
+        for trial, setting in arm.trials().items():
+            place = ("base", trial) if arm == repetition else ("pretrain", f"{name}/{trial}")
+            trial = self.add(
+                *place, sources, recipe=setting, arm=name, seed=self.first, trial=trial
+            )
+            trials[f"trial/{trial}"] = trial
+        ready = seed == self.first  # one of the trials is this model
+        parents = {**(self.corpus if ready else sources), **trials}
         return self.add(stage, variant, parents, recipe=arm, arm=name, seed=seed, ready=ready)
 
     def sources(self, arm: config.Arm) -> dict[str, str]:
@@ -170,23 +208,25 @@ class _Recipes:
         elif kind == "related":
             synthesizer = self.tune(variant, self.related(), synthesizer)
         like = [a for a in cfg.arms.values() if a.synthetic == kind and cfg.before(a) == before]
-        share = max(c.share for a in like for c in a.cells().values())
+        share = max(c.share for a in like for c in a.trials().values())
         tokens = math.ceil(share * cfg.budget.train_tokens) + cfg.model.seq_len
         parents = {**self.corpus, "synthesizer": synthesizer}
         return self.add("synthesize", variant, parents, budget_tokens=tokens)
 
     def tune(self, variant: str, pairs: str, start: str | None) -> str:
-        """The synthesizer, tuned from a model or, without one, from fresh weights; with a sweep, the best of its cells."""
+        """The synthesizer, tuned from a model or, without one, from fresh weights; with a sweep, the best of its trials."""
         parents = {**self.corpus, "pair": pairs}
         if start:
             parents["base"] = start
         reads = () if start else ("model",)
-        cells = {}
-        for cell, setting in self.cfg.tune.cells().items() if self.cfg.tune.sweep else ():
+        trials = {}
+        for trial, setting in self.cfg.tune.trials().items() if self.cfg.tune.sweep else ():
             cfg = self.cfg.model_copy(update={"tune": setting})
-            trial = self.add("tune", f"{variant},{cell}", parents, reads=reads, cfg=cfg, cell=cell)
-            cells[f"cell/{cell}"] = trial
-        return self.add("tune", variant, {**parents, **cells}, reads=reads)
+            trial = self.add(
+                "tune", f"{variant},{trial}", parents, reads=reads, cfg=cfg, trial=trial
+            )
+            trials[f"trial/{trial}"] = trial
+        return self.add("tune", variant, {**parents, **trials}, reads=reads)
 
 
 def _outside(name: str, given: str | None) -> dict[str, Any]:
@@ -194,5 +234,5 @@ def _outside(name: str, given: str | None) -> dict[str, Any]:
     if not given:
         return {}
     path = Path(given)
-    files = [str(p) for p in (path, path.with_suffix(".ids")) if p.exists()]
-    return {f"{name}_files": documents.identity(files)} if files else {}
+    there = [p for p in (path, path.with_suffix(".ids")) if p.exists()]
+    return {f"{name}_files": [line for p in there for line in files.contents(p)]} if there else {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from synthboot.config import Config, Section
+from synthboot.config import Arm, Config, Section
 
 RUNTIME = ("engine", "name", "root")
 """Settings that change where and how work runs, and nothing that is computed but for rounding."""
@@ -65,14 +65,31 @@ def leaves(section: type[Section] = Config, prefix: str = "") -> list[str]:
     for name, field in section.model_fields.items():
         nested = field.annotation
         if name == "arms":
-            from synthboot.config import Arm
-
             found += leaves(Arm, prefix=f"{prefix}arms.*.")
         elif isinstance(nested, type) and issubclass(nested, Section):
             found += leaves(nested, prefix=f"{prefix}{name}.")
         else:
             found.append(prefix + name)
     return found
+
+
+def default(path: str) -> Any:
+    """What a setting is unless it is set, by its dotted name; None where it has to be set, or is not one."""
+    section: Any = Config
+    *above, name = path.split(".")
+    for part in above:
+        field = section.model_fields.get(part)
+        section = field.annotation if field else Arm  # below `arms` stand recipes by name
+        if part == "arms":
+            section = Arm
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            return None
+    field = section.model_fields.get(name)
+    return (
+        None
+        if field is None or field.is_required()
+        else field.get_default(call_default_factory=True)
+    )
 
 
 def _only(section: Section, paths: Collection[str], prefix: str) -> Any:

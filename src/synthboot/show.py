@@ -16,6 +16,7 @@ from synthboot.data.tokenizer import Tokenizer, load
 from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
 from synthboot.recipes import STAGES
+from synthboot.settings import default
 
 _COPY = 13
 
@@ -46,13 +47,18 @@ def examples(run: Path, what: str, count: int, near: float | None = None) -> lis
         path = _need(run, "corpus") / "quarantine.jsonl"
         lines = itertools.islice(path.read_text("utf-8").splitlines(), count)
         rejects = [json.loads(line) for line in lines]
-        return [{"title": f"{r['file']} line {r['line']}", "texts": {"reason": [(r["reason"], 0)]}} for r in rejects]
+        return [
+            {"title": f"{r['file']} line {r['line']}", "texts": {"reason": [(r["reason"], 0)]}}
+            for r in rejects
+        ]
     corpus_folder = _need(run, "corpus")
-    summary = artifacts.read_json(corpus_folder / "corpus.json")
+    summary = artifacts.read_listed(corpus_folder, "corpus.json")
     corpus = Tokens.open(artifacts.Shards(corpus_folder / "pool")).head(summary["pretrain_docs"])
     tokenizer = load(corpus_folder / "tokenizer")
     if what == "pairs":
-        return _pairs(Pairs.load(_need(run, "pair", "related")).only(TRAIN), corpus, tokenizer, count, near)
+        return _pairs(
+            Pairs.load(_need(run, "pair", "related")).only(TRAIN), corpus, tokenizer, count, near
+        )
     return _synthetic(run, corpus, tokenizer, count, copies=what == "copies")
 
 
@@ -63,7 +69,7 @@ def alphas(cfg: Config) -> dict[str, Any]:
     from synthboot.steps.context import embedded
 
     embed, corpus = _need(cfg.folder, "embed"), _need(cfg.folder, "corpus")
-    docs = artifacts.read_json(corpus / "corpus.json")["pretrain_docs"]
+    docs = artifacts.read_listed(corpus, "corpus.json")["pretrain_docs"]
     tokens = Tokens.open(artifacts.Shards(corpus / "pool")).head(docs)
     return pair.alphas(embedded(embed, "pool"), tokens, cfg.pair, cfg.seed)
 
@@ -72,20 +78,22 @@ def compare(runs: list[Path]) -> dict[str, Any]:
     """The evaluated scores of several runs, and every setting in which they differ."""
     scores, settings = {}, {}
     for run in runs:
-        result = artifacts.read_json(_need(run, "evaluate") / "evaluate.json")
+        result = artifacts.read_listed(_need(run, "evaluate"), "evaluate.json")
         scores[str(run)] = result[result["checkpoint"]]["arms"]
         for task, found in result["questions"].items():
             for arm, answers in found["groups"]["all"].items():
                 scores[str(run)][arm].setdefault("questions", {})[task] = answers
         manifest = artifacts.read_manifest(_need(run, "report"))
-        settings[str(run)] = artifacts.flat(manifest.reads["config"] if manifest else {})
+        settings[str(run)] = manifest.reads if manifest else {}
     keys = sorted(set().union(*settings.values()))
-    values = {key: [s.get(key) for s in settings.values()] for key in keys}
+    values = {key: [s.get(key, default(key)) for s in settings.values()] for key in keys}
     differences = {k: v for k, v in values.items() if any(x != v[0] for x in v) and k != "name"}
     return {"scores": scores, "differences": differences}
 
 
-def _pairs(pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer, count: int, near: float | None) -> list[dict[str, Any]]:
+def _pairs(
+    pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer, count: int, near: float | None
+) -> list[dict[str, Any]]:
     from synthboot.stages import analyze
 
     if near is not None:
@@ -93,10 +101,18 @@ def _pairs(pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer, count: int, near:
     else:
         order = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)
     found = [analyze.shown(pairs, int(i), tokenizer, corpus, _COPY) for i in order]
-    return [{"title": f"similarity {p['similarity']:.3f}", "texts": {"d1": [(p["d1"], 0)], "d2": p["d2"]}} for p in found]
+    return [
+        {
+            "title": f"similarity {p['similarity']:.3f}",
+            "texts": {"d1": [(p["d1"], 0)], "d2": p["d2"]},
+        }
+        for p in found
+    ]
 
 
-def _synthetic(run: Path, corpus: Tokens, tokenizer: Tokenizer, count: int, copies: bool) -> list[dict[str, Any]]:
+def _synthetic(
+    run: Path, corpus: Tokens, tokenizer: Tokenizer, count: int, copies: bool
+) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     from synthboot.stages import analyze
@@ -108,10 +124,17 @@ def _synthetic(run: Path, corpus: Tokens, tokenizer: Tokenizer, count: int, copi
                 continue
             d1 = corpus[row["d1"]][:-1]
             tokens = np.array(tokenizer.encode([row["text"]])[0], np.int64)
-            parts = analyze.segments(tokenizer, tokens, analyze.d1_masks([tokens], [d1], _COPY)[0].astype(int))
+            parts = analyze.segments(
+                tokenizer, tokens, analyze.d1_masks([tokens], [d1], _COPY)[0].astype(int)
+            )
             if not copies or any(mark for _, mark in parts):
                 title = f"d1 {row['d1']}, sample {row['sample']}, mean log-probability {row['mean_logprob']:.2f}"
-                found.append({"title": title, "texts": {"d1": [(tokenizer.decode(d1), 0)], "sampled d2": parts}})
+                found.append(
+                    {
+                        "title": title,
+                        "texts": {"d1": [(tokenizer.decode(d1), 0)], "sampled d2": parts},
+                    }
+                )
     return found
 
 
@@ -127,5 +150,7 @@ def _artifacts(run: Path) -> list[Path]:
 def _need(run: Path, stage: str, variant: str = "") -> Path:
     folder = run / f"{STAGES.index(stage) + 1:02d}-{stage}" / variant
     if artifacts.read_manifest(folder) is None:
-        raise MissingArtifact(f"{run}: {stage} has not been made yet; run `synthboot {stage} CONFIG`")
+        raise MissingArtifact(
+            f"{run}: {stage} has not been made yet; run `synthboot {stage} CONFIG`"
+        )
     return folder

@@ -105,7 +105,9 @@ def estimate(
     values, sizes = _checked(values, weights)
     value, spread = _mean(values, sizes)
     width = spread.half_width(1 - confidence)
-    variance = max(spread.seed + spread.item - spread.both, spread.item - spread.both, spread.seed, 0.0)
+    variance = max(
+        spread.seed + spread.item - spread.both, spread.item - spread.both, spread.seed, 0.0
+    )
     return Estimate(
         value=value,
         low=value - width,
@@ -125,7 +127,9 @@ def difference(
     confidence: float = 0.95,
 ) -> Estimate:
     """The mean of `first` less that of `second`, paired by seed and item: `estimate` of what they differ by."""
-    return estimate(np.asarray(first, np.float64) - np.asarray(second, np.float64), weights, confidence)
+    return estimate(
+        np.asarray(first, np.float64) - np.asarray(second, np.float64), weights, confidence
+    )
 
 
 def ratio(
@@ -167,7 +171,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def components(values: Real[np.ndarray, "seed item"], weights: Real[np.ndarray, " item"] | None = None) -> Components:
+def components(
+    values: Real[np.ndarray, "seed item"], weights: Real[np.ndarray, " item"] | None = None
+) -> Components:
     """The variance of seeds, of items and of their interaction in a difference; none is below zero. With one seed, that of
     items holds the interaction too, and nothing is known of seeds (0)."""
     values, sizes = _checked(values, weights)
@@ -198,7 +204,9 @@ def detectable(noise: Components, seeds: int, items: int, confidence: float = 0.
     return spread.half_width(1 - confidence) + float(special.ndtri(POWER)) * float(error)
 
 
-def seeds_for(wanted: float, noise: Components, items: int, confidence: float = 0.95, most: int = 1_000) -> int | None:
+def seeds_for(
+    wanted: float, noise: Components, items: int, confidence: float = 0.95, most: int = 1_000
+) -> int | None:
     """How many seeds show a true difference of `wanted` four times in five; None where `most` do not: then the items'
     noise is too large, whatever the seeds."""
     for seeds in range(2, most + 1):
@@ -207,7 +215,9 @@ def seeds_for(wanted: float, noise: Components, items: int, confidence: float = 
     return None
 
 
-def items_for(wanted: float, noise: Components, seeds: int, confidence: float = 0.95, most: int = 10**9) -> int | None:
+def items_for(
+    wanted: float, noise: Components, seeds: int, confidence: float = 0.95, most: int = 10**9
+) -> int | None:
     """How many items show a true difference of `wanted` four times in five, with so many seeds; None where `most` do not:
     then the seeds' noise is too large, whatever the items."""
     if detectable(noise, seeds, most, confidence) > wanted:
@@ -223,7 +233,8 @@ def items_for(wanted: float, noise: Components, seeds: int, confidence: float = 
 
 
 def _checked(
-    values: Real[np.ndarray, "seed item"], weights: Real[np.ndarray, " item"] | Sequence[float] | None
+    values: Real[np.ndarray, "seed item"],
+    weights: Real[np.ndarray, " item"] | Sequence[float] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     array = np.asarray(values, np.float64)
     sizes = np.ones(array.shape[1]) if weights is None else np.asarray(weights, np.float64)

@@ -33,7 +33,9 @@ def verdict(
         return f"No arm of the method was run (`synthetic: related`){cautions}."
     entry = arms[name]
     value, low, high = entry["difference"]
-    over = f"{confidence:.0%} interval over holdout documents" + (f" and {seeds} seeds" if seeds > 1 else "")
+    over = f"{confidence:.0%} interval over test documents" + (
+        f" and {seeds} seeds" if seeds > 1 else ""
+    )
     sure = f"p = {entry['p']:.2g}"
     adjusted = entry.get("p_adjusted", entry["p"])
     if adjusted != entry["p"]:
@@ -49,7 +51,9 @@ def verdict(
     if value > 0:
         return f"Synthetic text hurt: {name} is {change}{cautions}.{controls}"
     share = entry.get("oracle_share")
-    closed = f", {share[0]:.0%} of the oracle's gain ({share[1]:.0%} to {share[2]:.0%})" if share else ""
+    closed = (
+        f", {share[0]:.0%} of the oracle's gain ({share[1]:.0%} to {share[2]:.0%})" if share else ""
+    )
     return f"Synthetic text helped: {name} is {change}{closed}{cautions}.{controls}"
 
 
@@ -57,24 +61,44 @@ def _cautions(seeds: int, looks: Sequence[int]) -> str:
     """What a reader has to bear in mind, in brackets."""
     said = []
     if seeds == 1:
-        said.append("1 seed: nothing is known about seeds, and this is an anecdote, not a result; use five or more")
+        said.append(
+            "1 seed: nothing is known about seeds, and this is an anecdote, not a result; use five or more"
+        )
     elif seeds < 3:
         said.append(f"{seeds} seeds: an anecdote, not a result; use five or more")
     if len(looks) > 1:
         before = ", ".join(str(n) for n in looks[:-1])
-        said.append(f"looked at before with {before} seeds: adjusted p-values are {len(looks)} times as large for that")
+        said.append(
+            f"looked at before with {before} seeds: adjusted p-values are {len(looks)} times as large for that"
+        )
     return f" ({'; '.join(said)})" if said else ""
 
 
-def _controls(arms: Mapping[str, Any], kinds: Mapping[str, str], name: str, confidence: float) -> str:
+def _controls(
+    arms: Mapping[str, Any], kinds: Mapping[str, str], name: str, confidence: float
+) -> str:
     """A sentence on an arm against those that are neither the method in another setting nor real text beyond the budget.
     p-values are adjusted for the number of controls."""
-    against = {other: found for other, found in arms[name].get("against", {}).items() if kinds[other] == "control"}
+    against = {
+        other: found
+        for other, found in arms[name].get("against", {}).items()
+        if kinds[other] == "control"
+    }
     adjusted = statistics.holm({other: found[3] for other, found in against.items()})
-    told: dict[str, list[str]] = {"better than": [], "not shown to differ from": [], "worse than": []}
+    told: dict[str, list[str]] = {
+        "better than": [],
+        "not shown to differ from": [],
+        "worse than": [],
+    }
     for other, (value, *_) in against.items():
         shown = adjusted[other] <= 1 - confidence
-        kind = "not shown to differ from" if not shown else "better than" if value < 0 else "worse than"
+        kind = (
+            "not shown to differ from"
+            if not shown
+            else "better than"
+            if value < 0
+            else "worse than"
+        )
         told[kind].append(f"{other} (p = {adjusted[other]:.2g})")
     parts = [f"{kind} {', '.join(names)}" for kind, names in told.items() if names]
     if not parts:

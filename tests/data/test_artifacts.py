@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from synthboot.data import artifacts
+from synthboot.data import artifacts, disk
 from synthboot.data.artifacts import Manifest, Shards
 from synthboot.errors import CorruptArtifact, StorageError
 
@@ -74,13 +74,14 @@ def test_begin_keeps_parts_of_the_same_mark_and_wipes_others(tmp_path: Path) -> 
 
 
 def test_a_committed_folder_is_whole_or_absent(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), artifacts.committed_folder(tmp_path / "x") as temporary:
+    with pytest.raises(RuntimeError), disk.committed_folder(tmp_path / "x") as temporary:
         (temporary / "half").write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    with artifacts.committed_folder(tmp_path / "x") as temporary:
+    with disk.committed_folder(tmp_path / "x") as temporary:
         (temporary / "whole").write_text("whole")
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["part.json", "whole"]
 
 
 def test_shards_are_written_once_and_cut(tmp_path: Path) -> None:
@@ -88,18 +89,20 @@ def test_shards_are_written_once_and_cut(tmp_path: Path) -> None:
     for index in (0, 1, 1, 3):
         shards.write(index, lambda out, index=index: calls.append(index) or {"n": index})  # type: ignore[misc]
     assert calls == [0, 1, 3]
-    assert [p.name for p in shards] == ["000000", "000001"]  # shard 2 is missing: what follows does not count
-    shards.truncate(1)
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["000000"]
+    (tmp_path / "s" / "000001 (copy)").mkdir()
+    shards.close(2)
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["000000", "000001", "shards.json"]
+    shards.write(2, lambda _: {})  # one too many, or a copy: no reader sees it
+    assert [p.name for p in shards] == ["000000", "000001"]
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     with (
         pytest.raises(StorageError, match="the disk is full; free some space and run again"),
-        artifacts.storage_errors(tmp_path),
+        disk.storage_errors(tmp_path),
     ):
         raise OSError(28, "No space left on device")
-    with pytest.raises(StorageError, match="disk is full"), artifacts.storage_errors(tmp_path):
+    with pytest.raises(StorageError, match="disk is full"), disk.storage_errors(tmp_path):
         raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors says it
-    with pytest.raises(StorageError, match="choose another `root`"), artifacts.storage_errors(tmp_path):
+    with pytest.raises(StorageError, match="choose another `root`"), disk.storage_errors(tmp_path):
         raise PermissionError(13, "Permission denied")

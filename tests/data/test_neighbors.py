@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from synthboot.data import neighbors
-from synthboot.data.neighbors import Cells, exact
+from synthboot.data.neighbors import Clusters, exact
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_thousands_of_identical_vectors() -> None:
     assert (index >= 0).all()
     assert (index != np.arange(3_000)[:, None]).all()
     assert np.allclose(score, 1, atol=1e-3)
-    found = Cells.build(same, neighbors.fit_centroids(same, 8, 0), 0.1).join(0, 3_000, 5)[0]
+    found = Clusters.build(same, neighbors.fit_centroids(same, 8, 0), 0.1).join(0, 3_000, 5)[0]
     assert (found >= 0).all()
 
 
@@ -66,23 +66,23 @@ def recall(found: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([np.isin(t, f).mean() for f, t in zip(found, truth, strict=True)]))
 
 
-def build(vectors: np.ndarray, cells: int, reach: float) -> Cells:
-    return Cells.build(vectors, neighbors.fit_centroids(vectors, cells, 0), reach)
+def build(vectors: np.ndarray, clusters: int, probe_radius: float) -> Clusters:
+    return Clusters.build(vectors, neighbors.fit_centroids(vectors, clusters, 0), probe_radius)
 
 
-def joined(cells: Cells, k: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
-    docs = len(cells.order)
+def joined(clusters: Clusters, k: int, query_block: int) -> tuple[np.ndarray, np.ndarray]:
+    docs = len(clusters.order)
     index, score = np.empty((docs, k), np.int64), np.empty((docs, k), np.float32)
-    for start in range(0, docs, tile):
-        rows = cells.order[start : start + tile]
-        index[rows], score[rows] = cells.join(start, min(start + tile, docs), k)
+    for start in range(0, docs, query_block):
+        rows = clusters.order[start : start + query_block]
+        index[rows], score[rows] = clusters.join(start, min(start + query_block, docs), k)
     return index, score
 
 
-@pytest.mark.parametrize("tile", [300, 1_024, 5_000])
-def test_looking_into_every_cell_is_exact_whatever_the_tile(tile: int) -> None:
+@pytest.mark.parametrize("query_block", [300, 1_024, 5_000])
+def test_looking_into_every_cluster_is_exact_whatever_the_block(query_block: int) -> None:
     vectors = clustered(3_000)
-    index, score = joined(build(vectors, 40, 2.0), 6, tile)
+    index, score = joined(build(vectors, 40, 2.0), 6, query_block)
     assert np.allclose(score, brute_force(vectors, vectors, 6, np.arange(3_000)), atol=1e-5)
     assert (index != np.arange(3_000)[:, None]).all()
     assert all(len(set(row)) == 6 for row in index.tolist())
@@ -94,23 +94,23 @@ def test_recall_is_foretold_without_a_join() -> None:
     queries = np.arange(0, 4_000, 7)
     centroids = neighbors.fit_centroids(vectors, 64, 0)
     needed = neighbors.reach_needed(vectors, centroids, queries, truth[queries])
-    for reach in (0.0, 0.05, 0.2):
-        index, _ = joined(Cells.build(vectors, centroids, reach), 8, 2_048)
+    for probe_radius in (0.0, 0.05, 0.2):
+        index, _ = joined(Clusters.build(vectors, centroids, probe_radius), 8, 2_048)
         real = recall(index[queries], truth[queries])
-        assert real == pytest.approx((needed <= reach).mean(), abs=2e-3)
-        assert reach == 0.2 or real < 0.99  # otherwise the test could not fail
+        assert real == pytest.approx((needed <= probe_radius).mean(), abs=2e-3)
+        assert probe_radius == 0.2 or real < 0.99  # otherwise the test could not fail
 
 
 def test_what_is_within_reach() -> None:
     vectors = clustered(500)
     centroids = neighbors.fit_centroids(vectors, 20, 0)
-    cells, counts = neighbors.within_reach(vectors, centroids, 0.3)
+    clusters, counts = neighbors.within_radius(vectors, centroids, 0.3)
     similarity = vectors.astype(np.float32) @ centroids.T
-    for row, found in zip(similarity, np.split(cells, np.cumsum(counts)[:-1]), strict=True):
+    for row, found in zip(similarity, np.split(clusters, np.cumsum(counts)[:-1]), strict=True):
         assert found[0] == row.argmax()
         assert set(found.tolist()) == set(np.flatnonzero(row >= row.max() - 0.3).tolist())
         assert (np.diff(found[1:]) > 0).all()
-    assert (neighbors.within_reach(vectors, centroids, 0.0)[1] == 1).all()
+    assert (neighbors.within_radius(vectors, centroids, 0.0)[1] == 1).all()
 
 
 def test_rows_that_are_not_in_the_cells_find_theirs() -> None:
@@ -121,7 +121,7 @@ def test_rows_that_are_not_in_the_cells_find_theirs() -> None:
 
 
 def test_near_cells_stand_near_each_other() -> None:
-    """Cells in a row are more alike than cells at random, which is what keeps a tile to few of them."""
+    """Clusters in a row are more alike than clusters at random, which is what keeps a block to few of them."""
     centroids = neighbors.fit_centroids(clustered(5_000, 300), 200, 0)
     alike = centroids @ centroids.T
     following = np.mean([alike[i, i + 1] for i in range(len(alike) - 1)])
@@ -131,6 +131,6 @@ def test_near_cells_stand_near_each_other() -> None:
 def test_cells_on_disk_are_the_same(tmp_path: object) -> None:
     from pathlib import Path
 
-    cells = build(clustered(1_000), 20, 0.1)
-    cells.save(Path(str(tmp_path)))
-    assert np.array_equal(Cells.load(Path(str(tmp_path))).join(100, 700, 5)[0], cells.join(100, 700, 5)[0])
+    clusters = build(clustered(1_000), 20, 0.1)
+    clusters.save(Path(str(tmp_path)))
+    assert np.array_equal(Clusters.load(Path(str(tmp_path))).join(100, 700, 5)[0], clusters.join(100, 700, 5)[0])

@@ -58,9 +58,9 @@ def test_repeated_share() -> None:
     assert ngrams.repeated_share(np.array([1]), 2) == 0
 
 
-def test_shingles_use_characters_where_words_are_not_spaced() -> None:
-    assert ngrams.shingles("One two three", 2) == ["one two", "two three"]
-    assert len(ngrams.shingles("日本語の文章はこのように書かれることが多いです", 5)) > 10
+def test_shingles_are_runs_of_five_words_and_of_letters_where_words_are_not_spaced() -> None:
+    assert ngrams.shingles("One two, three four five SIX") == ["one two three four five", "two three four five six"]
+    assert ngrams.shingles("日本語の文章は") == ["日 本 語 の 文", "本 語 の 文 章", "語 の 文 章 は"]
 
 
 def edited(words: list[str], changes: int, rng: random.Random) -> list[str]:
@@ -78,9 +78,10 @@ def test_near_duplicates_are_exactly_those_above_the_threshold() -> None:
         texts.append(" ".join(words))
         texts.append(" ".join(edited(words, rng.choice([1, 2, 3, 6, 10]), rng)))
     group = ngrams.near_duplicate_groups(ngrams.signatures(texts), texts, 0.8)
+    shingles = [ngrams.shingles(t) for t in texts]
     for i in range(len(texts)):
         for j in range(i):
-            near = ngrams.jaccard(ngrams.shingles(texts[i]), ngrams.shingles(texts[j])) >= 0.8
+            near = ngrams.jaccard(shingles[i], shingles[j]) >= 0.8
             assert (group[i] == group[j]) == near
 
 

@@ -1,3 +1,5 @@
+# ruff: noqa: RUF001
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ def test_fields_decide_what_kind_of_question_a_line_is(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ({"query": "q", "choices": ["a"]}, 'line 1: no "gold" field'),
-        ({"query": "q", "choices": ["a"], "gold": 1}, 'line 1: "gold" is 1, and there are 1 choices'),
+        ({"query": "q", "choices": ["a", "b"], "gold": 2}, 'line 1: "gold" is 2, and there are 2 choices'),
         ({"query": "q"}, "line 1: these fields make no question: query; needed are query, choices, gold; or"),
         ({"query": "q", "answers": []}, 'line 1: "answers" is empty'),
         ("not json", "line 1: not valid JSON"),
@@ -49,6 +51,34 @@ def test_fields_decide_what_kind_of_question_a_line_is(tmp_path: Path) -> None:
 def test_a_bad_line_is_named(tmp_path: Path, row: Any, message: str) -> None:
     with pytest.raises(DataError, match="own.jsonl " + message.replace('"', '"')):
         asked(tmp_path, [row])
+
+
+def test_a_file_is_refused_whole_and_the_bad_lines_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'own.jsonl line 2: "good" is null, not text; 2 of 4 are no questions'):
+        asked(tmp_path, [CHOICE, {"good": None, "bad": "b"}, CHOICE, {"good": "", "bad": "b"}], task_items=1)
+    with pytest.raises(DataError, match=r"own.jsonl: holds no questions"):
+        asked(tmp_path, [])
+
+
+def test_a_byte_order_mark_and_odd_line_ends_are_no_part_of_a_question(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({**CHOICE, "query": "a\u2028b"}, ensure_ascii=False).encode() + b"\r\n")
+    assert tasks.read(str(path), config.Evaluate())[0].contexts == ("a\u2028b",)
+    for content in (gzip.compress(path.read_bytes())[:-9], b"\x1f\x8b" + b"\xff" * 40, b"no"):
+        (tmp_path / "bad.jsonl.gz").write_bytes(content)
+        with pytest.raises(DataError, match="cannot be read"):
+            tasks.read(str(tmp_path / "bad.jsonl.gz"), config.Evaluate())
+    for line in (b"[" * 100_000, b"1" * 5_000, b'{"a": "\xff"}', b'{"query": "' + b"x" * 40_000_000):
+        path.write_bytes(line + b"\n")
+        with pytest.raises(DataError, match=r"line 1: (not valid JSON|not a JSON object|too long a line)"):
+            tasks.read(str(path), config.Evaluate())
+
+
+@pytest.mark.parametrize("shots", [2, 5, 10**6])
+def test_too_few_worked_examples_are_an_error(tmp_path: Path, shots: int) -> None:
+    own = str(write_jsonl(tmp_path / "own.jsonl", [CHOICE, CHOICE, {**CHOICE, "subject": "b"}]))
+    with pytest.raises(DataError, match=rf"own.jsonl line 1: {shots} worked examples are asked for, and there are 1"):
+        tasks.read(f"{own}@{shots}", config.Evaluate())
 
 
 def test_an_unknown_task_is_an_error_that_names_the_known_ones(tmp_path: Path) -> None:
@@ -149,3 +179,24 @@ def test_known_tasks_with_files_on_this_machine_can_be_read() -> None:
         assert len(items) == 20, name
         assert json.dumps([i.contexts for i in items])
         assert all(0 <= i.gold < max(1, len(i.continuations)) for i in items)
+
+
+def test_a_short_question_is_found_without_its_answer_and_by_symbols_where_it_has_few_words(tmp_path: Path) -> None:
+    rows = [
+        {"query": "中国的首都是哪座城市？", "choices": ["上海", "北京"], "gold": 1},
+        {"query": "日本で一番高い山は何ですか", "answers": ["富士山"]},
+        {"query": "대한민국의 수도는 어디입니까?", "answers": ["서울"]},
+        {"query": "Türkiye'nin başkenti neresidir?", "answers": ["Ankara"]},
+        {"query": "∫ x² dx = x³ / 3 + C", "answers": ["?"]},
+        {"query": "中国的首都在哪里", "answers": ["北京"]},  # another question
+    ]
+    items = asked(tmp_path, rows)
+    texts = ["问：中国的首都是哪座城市？答：北京。", "Q: 日本で一番高い山は何ですか。", "물음 대한민국의 수도는 어디입니까?"]
+    seen, short = tasks.seen(items, [*texts, "TÜRKİYE’nin başkenti neresidir".replace("İ", "i"), "so ∫ x² dx = x³/3 + C, and"])
+    assert seen.tolist() == [True] * 5 + [False]
+    assert not short.any()
+
+
+def test_a_run_that_chinese_questions_share_by_chance_is_longer_than_a_name(tmp_path: Path) -> None:
+    rows = [{"query": "中华人民共和国全国人民代表大会的常设机关是什么，它由多少人组成", "answers": ["常务委员会"]}]
+    assert not tasks.seen(asked(tmp_path, rows), ["他在中华人民共和国全国人民代表大会上讲话"])[0].any()

@@ -25,8 +25,8 @@ def test_half_the_entities_have_many_documents_and_half_one() -> None:
     world = World(config.World(entities=10, many_docs=4))
     count = Counter(d["entity"] for d in world.documents())
     assert [count[e] for e in range(10)] == [4] * 5 + [1] * 5
-    assert Counter(d["split"] for d in world.splits(3, 2)) == {"pretrain": 25, "validation": 3, "holdout": 2}
-    held = {d["text"] for d in world.splits(30, 30) if d["split"] in ("validation", "holdout")}
+    assert Counter(d["split"] for d in world.splits(3, 2)) == {"pretrain": 25, "validation": 3, "test": 2}
+    held = {d["text"] for d in world.splits(30, 30) if d["split"] in ("validation", "test")}
     assert not held & {d["text"] for d in world.documents()}
 
 

@@ -33,32 +33,32 @@ def test_as_many_cells_as_the_recall_takes_and_no_more_than_that(wanted: float) 
     assert low - 0.01 <= real <= high + 0.01
     told = found.search.describe()
     assert told["search"] == "ivf"
-    assert told["cells"] == search.cells(6_000)
-    by_reach = {reach: (looks, share) for reach, looks, share in told["recall_by_reach"]}
-    looks, share = by_reach[told["reach"]]
+    assert told["clusters"] == search.clusters(6_000)
+    by_reach = {probe_radius: (looks, share) for probe_radius, looks, share in told["recall_by_radius"]}
+    looks, share = by_reach[told["probe_radius"]]
     assert share == pytest.approx(mean, abs=1e-3)
-    assert 1 < looks < told["cells"] / 2
+    assert 1 < looks < told["clusters"] / 2
 
 
 def test_too_short_a_reach_says_what_would_do() -> None:
     vectors = clustered(4_000, 800)
-    with pytest.raises(DataError, match=r"pair\.reach: 0\.0 finds 0\.\d+ .* 0\.\d+ would do") as error:
-        search.choose_search(vectors, cfg(reach=0.0, min_recall=0.99), 0)
+    with pytest.raises(DataError, match=r"pair\.probe_radius: 0\.0 finds 0\.\d+ .* 0\.\d+ would do") as error:
+        search.choose_search(vectors, cfg(probe_radius=0.0, min_recall=0.99), 0)
     enough = float(str(error.value).split(" would do")[0].split()[-1])
-    assert search.choose_search(vectors, cfg(reach=enough, min_recall=0.98), 0).reach == enough
+    assert search.choose_search(vectors, cfg(probe_radius=enough, min_recall=0.98), 0).probe_radius == enough
 
 
 def test_workers_and_finished_tiles_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "TILE", 512)
+    monkeypatch.setattr(search, "QUERY_BLOCK", 512)
     vectors, others = clustered(2_000), clustered(100, seed=5)
     for kind in ("ivf", "exact"):
         whole = search.nearest(vectors, cfg(search=kind), 0, others)
         folder = tmp_path / kind
         first = search.nearest(vectors, cfg(search=kind), 0, others, folder=folder)
-        tiles = sorted((folder / "tiles").iterdir())
-        assert len(tiles) == 4
-        stamp = (tiles[0] / "index.npy").stat().st_mtime_ns
-        (tiles[3] / "counts.json").unlink()  # as if killed before it was whole
+        query_blocks = sorted((folder / "query_blocks").glob("[0-9]*"))
+        assert len(query_blocks) == 4
+        stamp = (query_blocks[0] / "index.npy").stat().st_mtime_ns
+        (query_blocks[3] / "part.json").unlink()  # as if killed before it was whole
         asked: list[int] = []
         whole_imap = local.imap
 
@@ -70,7 +70,7 @@ def test_workers_and_finished_tiles_do_not_change_the_result(tmp_path: Path, mon
         again = search.nearest(vectors, cfg(search=kind), 0, others, folder=folder, workers=2)
         monkeypatch.setattr(local, "imap", whole_imap)
         assert asked == [3 * 512]
-        assert (tiles[0] / "index.npy").stat().st_mtime_ns == stamp
+        assert (query_blocks[0] / "index.npy").stat().st_mtime_ns == stamp
         for other in (first, again):
             assert np.array_equal(whole.index, other.index)
             assert np.array_equal(whole.score, other.score)

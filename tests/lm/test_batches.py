@@ -61,7 +61,7 @@ def test_shares_are_exact_and_the_ledger_counts_what_is_read(share: float) -> No
     assert sum(synthetic) == round(share * 40)
     assert ledger["synthetic_tokens"] == sum(synthetic) * 16
     assert ledger["real_tokens"] + ledger["synthetic_tokens"] == ledger["train_tokens"] == 640
-    assert ledger["real_passes"] == pytest.approx(ledger["real_tokens"] / REAL.num_tokens)
+    assert ledger["real_epochs"] == pytest.approx(ledger["real_tokens"] / REAL.num_tokens)
     window = np.convolve(synthetic, np.ones(8), "valid")
     assert window.max() - window.min() <= 1  # spread evenly
 
@@ -75,7 +75,7 @@ def test_replayed_rows_are_spread_evenly_and_other_shares_are_of_the_rest(order:
     assert (replayed.sum(), synthetic.sum()) == (10, 15)
     assert not (replayed & synthetic).any()
     assert (ledger["real_tokens"], ledger["synthetic_tokens"], ledger["replayed_tokens"]) == (15 * 16, 15 * 16, 10 * 16)
-    assert ledger["replayed_passes"] == pytest.approx(160 / REPLAY.num_tokens)
+    assert ledger["replayed_epochs"] == pytest.approx(160 / REPLAY.num_tokens)
     window = np.convolve(replayed, np.ones(8), "valid")
     assert window.min() == window.max() == 2
     assert (synthetic[~replayed][:15].all()) == (order == "synthetic_first")
@@ -130,7 +130,7 @@ def packed(seed: int = 0) -> tuple[PairPlan, list[tuple[int, int]]]:
 
 def test_packing_holds_every_pair_once_a_pass_and_segments_never_mix() -> None:
     p, pairs = packed()
-    rows = p.rows_per_pass()
+    rows = p.rows_per_epoch()
     found = []
     for step in range(rows // p.rows):
         batch = p.batch(step)
@@ -250,7 +250,7 @@ def test_late_passes_of_pairs_are_not_packed_over_and_over(monkeypatch: pytest.M
         return found
 
     monkeypatch.setattr(laid, "_packed", counted)
-    assert laid.steps * laid.rows > 6 * laid.rows_per_pass()
+    assert laid.steps * laid.rows > 6 * laid.rows_per_epoch()
     first = [laid.batch(step) for step in range(laid.steps)]
     assert max(packed) >= 6
     assert len(packed) <= max(packed) + 2  # each pass once

@@ -68,7 +68,8 @@ def server(tokenizer: Tokenizer) -> Iterator[Any]:
     made: Any = ThreadingHTTPServer(("127.0.0.1", 0), Completions)
     made.daemon_threads = True
     made.lock, made.seen, made.answered, made.together, made.faults, made.ids = threading.Lock(), [], 0, 0, [], True
-    made.engine = EmbeddedSampler(small_model(), 0, temperature=1.0, top_p=0.9, batch=4)
+    known = tokenizer.vocab_size  # a server that draws what no token stands for is refused (test_server.py)
+    made.engine = EmbeddedSampler(small_model(vocab_size=known), 0, temperature=1.0, top_p=0.9, batch=4)
     made.tokenizer = tokenizer
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
@@ -78,9 +79,13 @@ def server(tokenizer: Tokenizer) -> Iterator[Any]:
     thread.join()
 
 
-def settings(server: Any, **more: Any) -> config.Synthesize:
+SERVER = config.Synthesize(sampler="server")
+CPU = config.Engine(device="cpu")
+
+
+def settings(server: Any, **more: Any) -> config.Engine:
     place = {"url": f"http://127.0.0.1:{server.server_port}/v1", "concurrency": 4, **more}
-    return config.Synthesize(sampler="server", server=config.Server(**place))
+    return config.Engine(device="cpu", server=config.Server(**place))
 
 
 @pytest.fixture
@@ -92,13 +97,17 @@ def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
-    monkeypatch.setattr("synthboot.lm.server.time.sleep", waits.append)
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("synthboot.lm.server.sleep", sleep)
     return waits
 
 
 def test_a_server_gives_what_its_engine_gives(server: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNTHBOOT_API_KEY", "secret")
-    sampler = sample.open_sampler(settings(server), folder, 0, "cpu")
+    sampler = sample.open_sampler(SERVER, settings(server), folder, 0)
     assert isinstance(sampler, Sampler)
     found, expected = sampler.sample(ASKED), server.engine.sample(ASKED)
     assert [(r.tokens, r.finish) for r in found] == [(r.tokens, r.finish) for r in expected]
@@ -109,14 +118,14 @@ def test_a_server_gives_what_its_engine_gives(server: Any, folder: Path, monkeyp
 
 def test_text_is_encoded_where_a_server_sends_no_tokens(server: Any, folder: Path, tokenizer: Tokenizer) -> None:
     server.ids = False
-    found = sample.open_sampler(settings(server), folder, 0, "cpu").sample(ASKED)
+    found = sample.open_sampler(SERVER, settings(server), folder, 0).sample(ASKED)
     for result, expected in zip(found, server.engine.sample(ASKED), strict=True):
         assert tokenizer.decode(result.tokens) == tokenizer.decode(expected.tokens)
 
 
 def test_what_fails_is_tried_again_by_itself(server: Any, folder: Path, no_waiting: list[float]) -> None:
     server.faults = [503, "drop", 429, "half", 500]
-    found = sample.open_sampler(settings(server), folder, 0, "cpu").sample(ASKED)
+    found = sample.open_sampler(SERVER, settings(server), folder, 0).sample(ASKED)
     assert [r.tokens for r in found] == [r.tokens for r in server.engine.sample(ASKED)]
     assert len(server.seen) == len(ASKED) + 5
     assert len(no_waiting) == 5
@@ -126,16 +135,16 @@ def test_what_fails_is_tried_again_by_itself(server: Any, folder: Path, no_waiti
 def test_what_cannot_be_mended_is_an_error_with_its_reason(server: Any, folder: Path) -> None:
     server.faults = [400] * 100
     with pytest.raises(SamplingError, match=r"400 .*busy.* \(tried 1 times\)"):
-        sample.open_sampler(settings(server), folder, 0, "cpu").sample(ASKED)
+        sample.open_sampler(SERVER, settings(server), folder, 0).sample(ASKED)
     server.faults = [503] * 100
     with pytest.raises(SamplingError, match=r"503 .* \(tried 3 times\); what is done is kept"):
-        sample.open_sampler(settings(server, retries=2), folder, 0, "cpu").sample(ASKED)
+        sample.open_sampler(SERVER, settings(server, retries=2), folder, 0).sample(ASKED)
 
 
 def test_no_server_is_an_error_in_one_line(folder: Path) -> None:
-    nowhere = config.Synthesize(sampler="server", server=config.Server(url="http://127.0.0.1:9/v1", retries=1))
+    nowhere = config.Engine(server=config.Server(url="http://127.0.0.1:9/v1", retries=1))
     with pytest.raises(SamplingError, match=r"127\.0\.0\.1:9"):
-        sample.open_sampler(nowhere, folder, 0, "cpu").sample(ASKED)
+        sample.open_sampler(SERVER, nowhere, folder, 0).sample(ASKED)
 
 
 def stand_in(failures: int) -> Any:
@@ -171,7 +180,7 @@ def stand_in(failures: int) -> Any:
 def test_vllm_is_rebuilt_once_and_then_gives_up(folder: Path, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
     module = stand_in(failures)
     monkeypatch.setitem(sys.modules, "vllm", module)
-    sampler = sample.open_sampler(config.Synthesize(sampler="vllm"), folder, 0, "cpu")
+    sampler = sample.open_sampler(config.Synthesize(sampler="vllm"), CPU, folder, 0)
     assert isinstance(sampler, Sampler)
     if failures == 2:
         with pytest.raises(SamplingError, match=r"failed twice on these 12 requests .*illegal memory access.*run again"):
@@ -183,15 +192,30 @@ def test_vllm_is_rebuilt_once_and_then_gives_up(folder: Path, monkeypatch: pytes
     assert module.options["enable_prefix_caching"]
 
 
+def test_vllm_takes_nothing_from_the_models_own_settings(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.save(small_model(vocab_size=tokenizer.vocab_size + 2), tmp_path / "padded", tokenizer)
+    module, seen = stand_in(0), []
+    monkeypatch.setattr(module, "SamplingParams", lambda **options: seen.append(options) or SimpleNamespace(**options))
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    sample.open_sampler(config.Synthesize(sampler="vllm", top_p=0.8), CPU, tmp_path / "padded", 0).sample(ASKED[:1])
+    asked = {**seen[0], "logit_bias": sorted(seen[0]["logit_bias"].items())}
+    assert module.options["generation_config"] == "vllm"
+    assert asked["logit_bias"] == [(tokenizer.vocab_size, -100.0), (tokenizer.vocab_size + 1, -100.0)]
+    plain = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    assert asked.items() >= {**plain, "ignore_eos": True, "stop_token_ids": [0], "top_p": 0.8}.items()
+
+
 def test_vllm_that_is_not_installed_is_an_error_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match="pip install vllm"):
-        sample.open_sampler(config.Synthesize(sampler="vllm"), folder, 0, "cpu")
+        sample.open_sampler(config.Synthesize(sampler="vllm"), CPU, folder, 0)
 
 
 @pytest.mark.gpu
 def test_the_real_vllm(folder: Path) -> None:
     pytest.importorskip("vllm")
-    sampler = sample.open_sampler(config.Synthesize(sampler="vllm", temperature=0.0), folder, 0, "cuda")
+    sampler = sample.open_sampler(config.Synthesize(sampler="vllm", temperature=0.0), config.Engine(device="cuda"), folder, 0)
     expected = EmbeddedSampler(small_model(), 0, temperature=0.0, top_p=1.0, batch=8).sample(ASKED)
     assert [r.tokens for r in sampler.sample(ASKED)] == [r.tokens for r in expected]

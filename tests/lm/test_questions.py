@@ -130,7 +130,7 @@ def test_we_agree_with_lm_eval_on_every_item(kind: str, both: dict[str, tuple[li
     assert len(ours) == len(theirs) == ITEMS
     assert [float(a.right) for a in ours] == theirs[:, 0].tolist()
     if kind in ("choice", "pair"):
-        assert [float(a.right_per_char) for a in ours] == theirs[:, 1].tolist()
+        assert [float(a.acc_norm) for a in ours] == theirs[:, 1].tolist()
     assert 0 < sum(a.right for a in ours) < ITEMS  # a figure that could have come out otherwise
 
 
@@ -155,7 +155,7 @@ def test_we_agree_with_lm_eval_on_worked_examples(
     theirs = questions.harness(folder, ["own_shots"], str(tmp_path), "cpu")["own_shots"]
     asked = {shots: tasks.read(f"own@{shots}", config.Evaluate(task_folder=str(tmp_path))) for shots in (0, 2)}
     ours, none = (questions.ask(model, tokenizer, asked[shots], WINDOW) for shots in (2, 0))
-    assert [[float(a.right), float(a.right_per_char)] for a in ours] == theirs[:, :2].tolist()
+    assert [[float(a.right), float(a.acc_norm)] for a in ours] == theirs[:, :2].tolist()
     assert [a.right for a in ours] != [a.right for a in none]  # the examples made a difference
 
 
@@ -171,8 +171,8 @@ def test_a_choice_is_the_sum_of_its_tokens(saved: tuple[Path, Any, Tokenizer]) -
         nats.append(-sum(float(logits[i - 1, both[i]].detach()) for i in range(len(context), len(both))))
     assert answer.nats == pytest.approx(nats[1], rel=1e-5)
     assert answer.right == (nats[1] < nats[0])
-    assert answer.right_per_char == (nats[1] / len(row["choices"][1]) < nats[0] / len(row["choices"][0]))
-    assert answer.choice_nats == pytest.approx(math.log(1 + math.exp(nats[1] - nats[0])), rel=1e-4)
+    assert answer.acc_norm == (nats[1] / len(row["choices"][1]) < nats[0] / len(row["choices"][0]))
+    assert answer.choice_nll == pytest.approx(math.log(1 + math.exp(nats[1] - nats[0])), rel=1e-4)
 
 
 def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(saved: tuple[Path, Any, Tokenizer]) -> None:

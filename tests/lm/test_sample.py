@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from synthboot.lm import sample
 from synthboot.lm.decode import Decoder
-from synthboot.lm.sample import EmbeddedSampler, Request, TransformersSampler
+from synthboot.lm.sample import EmbeddedSampler, Request
 from tests.lm.conftest import draw, small_model
 
 
@@ -267,27 +267,43 @@ def test_steps_that_were_recorded_sample_the_same(
     assert all(n and n % sample.STRIDE == 0 for n in replayed)
 
 
-def gpt2() -> Any:
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=280, n_positions=64, n_embd=32, n_layer=2, n_head=2)).eval()
-
-
-def test_other_architectures_fall_back_to_transformers_with_the_same_contract() -> None:
-    model, asked = gpt2(), requests(10)
-    greedy = sample.sampler(model, 0, temperature=0, top_p=1.0, batch=4)
-    assert isinstance(greedy, TransformersSampler)
-    for request, result in zip(asked, greedy.sample(asked), strict=True):
-        seen = list(request.prompt)
-        for token in result.tokens:
-            assert token == int(model(input_ids=torch.tensor([seen])).logits[0, -1].argmax())
-            seen.append(token)
-    drawn = sample.sampler(model, 0, temperature=1.0, top_p=0.9, batch=4)
-    assert drawn.sample(asked) == drawn.sample(asked)
-
-
 def test_uniforms_are_uniform() -> None:
     from scipy.stats import kstest
 
     many, none = torch.arange(50_000), torch.zeros(50_000, dtype=torch.int64)
     for varied in ((many, none, none), (none, many, none), (many // 64, none, many % 64)):
         assert kstest(sample.uniforms(*varied).numpy(), "uniform").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("loops", ["compiled where there are", "torch"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_what_the_tokenizer_does_not_have_is_never_drawn(
+    temperature: float, loops: str, without_kernels: Callable[[], None]
+) -> None:
+    if loops == "torch":
+        without_kernels()
+    model, absent = small_model(), [3, 77, *range(250, 280)]
+    with torch.no_grad():
+        model.lm_head.weight[absent] *= 4  # the model would
+    asked = requests(30)
+    plain = EmbeddedSampler(model, 0, temperature=temperature, top_p=1.0, batch=24).sample(asked)
+    assert {t for r in plain for t in r.tokens} & set(absent)
+    found = sample.sampler(model, 0, temperature=temperature, top_p=1.0, batch=24, absent=absent).sample(asked)
+    assert not {t for r in found for t in r.tokens} & set(absent)
+    for request, result in zip(asked, found, strict=True):
+        output = [*result.tokens, *([0] if result.finish == "end" else [])]
+        logits = model(input_ids=torch.tensor([[*request.prompt, *output]])).logits[0, len(request.prompt) - 1 : -1]
+        expected = torch.log_softmax(logits.detach().double(), -1).gather(1, torch.tensor(output)[:, None]).sum()
+        assert result.logprob == pytest.approx(float(expected), rel=1e-3)  # under the whole model, as anyone would score it
+
+
+def test_a_token_without_mass_is_not_drawn_by_rounding(
+    without_kernels: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_kernels()
+    logits = torch.randn(64, 3_000, generator=torch.Generator().manual_seed(0))
+    logits[:, -1] = -torch.inf
+    # the sum of what comes before it may round to less than one, and the number drawn to all of it
+    monkeypatch.setattr(sample, "uniforms", lambda *_: torch.ones(64))
+    _, _, accepted = sample.draw(logits, *torch.zeros(3, 64, dtype=torch.int64), 1.0, 1.0)
+    assert not accepted.any()

@@ -52,7 +52,7 @@ def test_loss_falls_and_the_last_and_best_models_are_left_as_hugging_face_folder
 
     curve = train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
     assert curve.validation[-1][1] < curve.validation[0][1]
-    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["best", "curve.json", "last"]
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["best", "curve.json", "last", "work"]
     best = AutoModelForCausalLM.from_pretrained(tmp_path / "m" / "best")
     assert validate(best) == pytest.approx(curve.best_loss, abs=1e-6)
     assert AutoTokenizer.from_pretrained(tmp_path / "m" / "last").eos_token_id == tokenizer.end
@@ -251,8 +251,9 @@ def test_masked_documents_do_not_see_each_other(precision: torch.dtype) -> None:
         for weight in model.parameters():
             weight *= 3  # what stands before then matters
     inputs, targets = (torch.from_numpy(a.copy()) for a in (batch.inputs, batch.targets))
-    masks, module = training._masks(batch, slice(None), slice(None), torch.device("cpu")), Loss(model, precision)
-    mean, seeing = (float(module(inputs, targets, float(targets.numel()), m)[0].detach()) for m in (masks, None))
+    assert batch.positions is not None
+    positions, module = torch.from_numpy(batch.positions), Loss(model, precision)
+    mean, seeing = (float(module(inputs, targets, float(targets.numel()), m)[0].detach()) for m in (positions, None))
     rows = []
     assert batch.segments is not None
     for row in range(len(batch.inputs)):
@@ -317,7 +318,7 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path: Path, tokenizer:
     model = small_model()
 
     def poison(current: Any) -> float:
-        if (tmp_path / "m" / "checkpoint-00000002").exists():
+        if (tmp_path / "m" / "work" / "checkpoint-00000002").exists():
             with torch.no_grad():
                 next(iter(current.parameters())).fill_(math.nan)
         return 1.0
@@ -333,7 +334,7 @@ def test_an_unreadable_checkpoint_says_which_and_what_to_do(
     monkeypatch.setattr(training._Trainer, "finish", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
-    (tmp_path / "m" / "checkpoint-00000008" / name).write_bytes(b"{garbage")
+    (tmp_path / "m" / "work" / "checkpoint-00000008" / name).write_bytes(b"{garbage")
     with pytest.raises(TrainingError, match=r"checkpoint-00000008.*unreadable checkpoint.*delete"):
         train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
 
@@ -379,6 +380,6 @@ def test_a_batch_that_does_not_fit_names_the_largest_that_would(
         return forward(self, input_ids=input_ids, **rest)
 
     monkeypatch.setattr(type(model.model), "forward", small)
-    with pytest.raises(TrainingError, match=r"64 tokens at once do not fit .* 32 do: set optim\.micro_batch_tokens=32"):
+    with pytest.raises(TrainingError, match=r"64 tokens at once do not fit .* 32 do: set engine\.micro_batch_tokens=32"):
         train(model, plan(), settings(), validate, tmp_path / "m", tokenizer)
     train(model, plan(1), settings(micro_batch_tokens=32, eval_steps=()), lambda m: 0.0, tmp_path / "n", tokenizer)

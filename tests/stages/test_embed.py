@@ -84,9 +84,14 @@ def test_self_finds_a_document_by_its_other_half_better_than_the_svd_alone() -> 
     )
 
 
-def test_scripts_without_spaces_are_counted_letter_by_letter() -> None:
+def test_scripts_without_spaces_are_counted_by_letters_and_their_neighbours() -> None:
     counts = embed._count(["天地玄黄天", "ภาษาไทย", "two words"], 1 << 16)
-    assert counts.sum(1).ravel().tolist() == [[5.0, 7.0, 2.0]]
+    assert counts.sum(1).ravel().tolist() == [[9.0, 13.0, 2.0]]
+
+
+def test_halves_are_cut_in_the_middle_where_spaces_are_rare() -> None:
+    assert embed._halved("天地玄黄" * 40 + " 天黄") == ("天地玄黄" * 20 + "天", "地玄黄" + "天地玄黄" * 19 + " 天黄")
+    assert embed._halved("one two three four") == ("one two three", " four")
 
 
 def test_a_text_embeds_the_same_alone_in_company_and_after_saving(tmp_path: Path) -> None:
@@ -202,7 +207,7 @@ def random_transformer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_sentence_transformers_model_embeds(random_transformer: str) -> None:
-    embedder = embed.sentence_transformer(config.Embed(model=random_transformer, batch=3), "cpu")
+    embedder = embed.sentence_transformer(config.Embed(model=random_transformer), "cpu", batch=3)
     texts = ["short", "a somewhat longer text", "x " * 200, "", "short"]
     vectors = embedder(texts)
     assert vectors.shape == (5, 32)

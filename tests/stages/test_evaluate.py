@@ -225,11 +225,11 @@ def test_answers_by_task_and_group() -> None:
     assert list(found["cloze"]["groups"]) == ["all"]
     assert list(found["world"]["groups"]) == ["all", "many", "one"]
     entry = found["world"]["groups"]["all"]["sbp"]
-    assert entry["right"][0] == pytest.approx(arms["sbp"][:, 100:, 0].mean())
-    assert entry["right_per_char"][0] == pytest.approx(1 - entry["right"][0])
-    assert entry["nats"] == pytest.approx([2.0] * 3)
-    assert entry["choice_nats"] == pytest.approx([0.5] * 3)
-    assert found["cloze"]["groups"]["all"]["sbp"]["choice_nats"] is None
+    assert entry["acc"][0] == pytest.approx(arms["sbp"][:, 100:, 0].mean())
+    assert entry["acc_norm"][0] == pytest.approx(1 - entry["acc"][0])
+    assert entry["nll"] == pytest.approx([2.0] * 3)
+    assert entry["choice_nll"] == pytest.approx([0.5] * 3)
+    assert found["cloze"]["groups"]["all"]["sbp"]["choice_nll"] is None
     assert entry["difference"][0] == pytest.approx(0.3, abs=0.06)
     assert entry["difference"][3] < 0.01
     assert found["world"]["groups"]["one"]["sbp"]["items"] == 100

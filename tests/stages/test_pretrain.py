@@ -14,14 +14,14 @@ def ledger(**changes: Any) -> dict[str, Any]:
     base = {
         "steps": 10, "batch_tokens": 64, "train_tokens": 640, "parameters": 5, "architecture": "qwen3", "vocab_size": 300,
         "settings": {"lr": 1e-3, "warmup_steps": 1, "eval_steps": [5, 10], "weight_decay": 0.3},
-        "real_tokens": 640, "synthetic_tokens": 0, "synthetic_passes": 0.0, "replayed_tokens": 0,
+        "real_tokens": 640, "synthetic_tokens": 0, "synthetic_epochs": 0.0, "replayed_tokens": 0,
         "recipe": config.Arm().model_dump(), "train_flops": 1e6, "spent_flops": 0.0,
     }  # fmt: skip
     return {**base, **changes}
 
 
 def test_arms_that_differ_in_data_alone_are_compared() -> None:
-    sbp = ledger(real_tokens=320, synthetic_tokens=320, synthetic_passes=0.9)
+    sbp = ledger(real_tokens=320, synthetic_tokens=320, synthetic_epochs=0.9)
     compare_ledgers({"repetition": {0: ledger(), 1: ledger()}, "sbp": {0: sbp, 1: sbp}})
 
 
@@ -34,7 +34,7 @@ def test_arms_that_differ_in_data_alone_are_compared() -> None:
         ({"vocab_size": 301}, "differ in vocab_size"),
         ({"real_tokens": 600}, "do not add up"),
         ({"real_tokens": 600, "replayed_tokens": 40}, "differ in replayed_tokens"),
-        ({"real_tokens": 320, "synthetic_tokens": 320, "synthetic_passes": 1.01}, "was read 1.01 times"),
+        ({"real_tokens": 320, "synthetic_tokens": 320, "synthetic_epochs": 1.01}, "was read 1.01 times"),
     ],
 )
 def test_any_other_difference_is_refused_with_the_reason(changes: dict[str, Any], message: str) -> None:
@@ -53,7 +53,7 @@ def test_what_a_sweep_or_a_budget_of_flops_chose_may_differ_and_nothing_else() -
     with pytest.raises(UnfairComparison, match="differ in lr"):
         compare_ledgers({"repetition": {0: tuned}, "sbp": {0: ledger(settings={**settings, "lr": 2e-3})}})
     shorter = {"steps": 8, "train_tokens": 512, "real_tokens": 512, "train_flops": 8e5}
-    compare_ledgers({"repetition": {0: ledger(**shorter, recipe=recipe(passes=4.0))}, "sbp": {0: ledger()}})
+    compare_ledgers({"repetition": {0: ledger(**shorter, recipe=recipe(epochs=4.0))}, "sbp": {0: ledger()}})
     paid = ledger(**shorter, recipe=recipe(match="flops"), spent_flops=2e5)
     compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: paid}})
     with pytest.raises(UnfairComparison, match="FLOPs, the budget is 1e"):

@@ -11,7 +11,7 @@ from synthboot.data.artifacts import Shards
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokenizer import train as train_tokenizer
 from synthboot.data.tokens import Tokens
-from synthboot.errors import BudgetError
+from synthboot.errors import BudgetError, SamplingError
 from synthboot.lm import model as models
 from synthboot.lm.sample import Result
 from synthboot.stages import synthesize as stage
@@ -31,9 +31,20 @@ def job(folder: Path, tokenizer: Tokenizer, **changes: Any) -> Job:
         tokens.write(folder / "corpus", documents, 280)
         models.save(small_model(), folder / "model", tokenizer)
         tokenizer.save(folder / "tokenizer")
-    settings = {"chunk": 10, "batch": 8, "max_tokens": 20, "min_tokens": 2, "keep_unfinished": True} | changes
+    settings = {"chunk": 10, "max_tokens": 20, "min_tokens": 2, "keep_unfinished": True} | changes
     cfg = config.Synthesize(**settings)
-    return Job(cfg, folder / "model", folder / "tokenizer", (folder / "corpus",), 12, 64, 1 / 3, 0, True, "cpu")
+    return Job(
+        cfg,
+        folder / "model",
+        folder / "tokenizer",
+        (folder / "corpus",),
+        12,
+        64,
+        1 / 3,
+        0,
+        True,
+        config.Engine(device="cpu", sample_batch=8),
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -104,3 +115,17 @@ def test_why_an_output_is_dropped(result: Result, expected: str) -> None:
 def test_a_synthesizer_that_never_finishes_is_an_error_not_an_endless_run(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(BudgetError, match=r"0 of 20 outputs kept .*keep_unfinished"):
         synthesize(job(tmp_path, tokenizer, keep_unfinished=False, max_tokens=3), 500, tmp_path / "out")
+
+
+@pytest.mark.parametrize("strange", [0, 5_000, -1])
+def test_what_cannot_stand_in_a_document_is_not_committed(
+    strange: int, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Confused:
+        def sample(self, requests: Any) -> list[Result]:
+            return [Result((5, 6, strange), "length", -1.0) for _ in requests]
+
+    monkeypatch.setattr(stage, "open_sampler", lambda *_: Confused())
+    with pytest.raises(SamplingError, match=f"the sampler gave token {strange}, which cannot stand in a document"):
+        synthesize(job(tmp_path, tokenizer), 100, tmp_path / "out")
+    assert not list(tmp_path.glob("out/chunks/0*"))

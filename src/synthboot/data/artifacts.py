@@ -3,7 +3,10 @@
 An artifact is a folder `runs/NAME/NN-stage[/variant]`. Its `manifest.json` is written last, by rename: its existence
 means done. The fingerprint in it hashes the stage, its version, the settings it read and its parents' fingerprints; where
 and how the stage ran is not part of it. While a stage works, `progress.json` holds the fingerprint its parts belong to;
-parts of another fingerprint are wiped before work starts. Inside, the unit is the shard, a folder renamed into place.
+parts of another fingerprint are wiped before work starts. `work/` holds what only the making needs and goes once the
+manifest stands; `progress.json` goes last, so where it is left, there is something to clear away. The unit inside is the
+shard, a folder renamed into place that carries its hashes; a manifest takes these over, so damage is never hashed as good.
+Files whose names begin with a dot are nobody's.
 """
 
 from __future__ import annotations
@@ -12,14 +15,28 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+
+from synthboot.data.disk import (
+    SEAL,
+    FileRecord,
+    committed_folder,
+    damage,
+    mismatch,
+    read_json,
+    read_record,
+    record,
+    remove,
+    write_json,
+    write_record,
+)
 from synthboot.errors import CorruptArtifact, StorageError
 
 Progress = Callable[[float, str], None]
@@ -27,14 +44,15 @@ Progress = Callable[[float, str], None]
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
-_VOLATILE = {MANIFEST, PROGRESS, ".lock"}
+WORK = "work"
+_COUNT = "shards.json"
 
 
 def silent(done: float, words: str) -> None:
     """Progress that nobody watches."""
 
 
-@dataclass
+@dataclass(config=ConfigDict(strict=True, extra="forbid"))
 class Manifest:
     """The record of one finished artifact. Everything but `cost` and `environment` is the same on every run."""
 
@@ -44,130 +62,120 @@ class Manifest:
     reads: dict[str, Any]
     parents: dict[str, str]
     counts: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    cost: dict[str, float] = field(default_factory=dict)
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    cost: dict[str, int | float] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def fingerprint(stage: str, version: int, reads: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+def fingerprint(
+    stage: str, version: int, reads: Mapping[str, Any], parents: Mapping[str, str]
+) -> str:
     """32 hex digits that change whenever the artifact's content would."""
     text = json.dumps([stage, version, reads, parents], sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or absent, whenever the process or the machine dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON as `write_bytes` does; the same value always gives the same bytes."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises CorruptArtifact where it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CorruptArtifact(f"{path}: missing; delete {path.parent} and run again") from None
-    except (ValueError, OSError) as error:
-        raise CorruptArtifact(f"{path}: unreadable ({error}); delete {path.parent} and run again") from None
-
-
-@contextmanager
-def committed_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends without error; half a folder is never seen."""
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
-            _flush(file)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def storage_errors(where: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder, however a library reports it, into one clear StorageError."""
-    try:
-        yield
-    except Exception as error:
-        text = str(error)
-        number = getattr(error, "errno", None)
-        if number in (28, 122) or "No space left on device" in text:
-            message = f"{where}: the disk is full; free some space and run again, finished shards are kept"
-            raise StorageError(message) from error
-        if isinstance(error, PermissionError):
-            raise StorageError(f"{where}: cannot be written ({error.strerror}); choose another `root`") from error
-        raise
-
-
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a finished artifact, or None. Raises CorruptArtifact where it cannot be read."""
+    """The manifest of a finished artifact, or None. Raises CorruptArtifact, saying why, where it cannot be one."""
     path = folder / MANIFEST
     if not path.exists():
         return None
+    found = read_json(path)
+    if (
+        isinstance(found, dict) and "hash" in found
+    ):  # before synthboot had it, versions were others: stale, not damaged
+        found = read_record(path)
     try:
-        return Manifest(**read_json(path))
-    except TypeError as error:
-        raise CorruptArtifact(f"{path}: not a manifest ({error}); delete {folder} and run again") from None
+        if not isinstance(found, dict):
+            raise TypeError("it is no JSON object")
+        manifest = Manifest(**found)
+    except (TypeError, ValidationError) as error:
+        reason = error if isinstance(error, TypeError) else _first(error)
+        what = f"{path}: not a manifest of this version of synthboot ({reason})"
+        raise CorruptArtifact(
+            f"{what}; update synthboot, or delete {folder} and run again"
+        ) from None
+    for name in manifest.files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise CorruptArtifact(
+                f"{path}: names {name}, outside of it; delete {folder} and run again"
+            )
+    return manifest
 
 
-def begin(folder: Path, mark: str) -> None:
-    """Make `folder` ready for work on the artifact `mark`, keeping only parts that belong to it."""
+def read_listed(folder: Path, name: str) -> Any:
+    """The JSON in a file of a finished artifact. Raises CorruptArtifact where it is not the one that was recorded."""
+    manifest = read_manifest(folder)
+    if manifest is None or name not in manifest.files:
+        raise CorruptArtifact(f"{folder / name}: no manifest lists it; run again to make it")
+    problem = mismatch(folder, {name: manifest.files[name]})
+    if problem:
+        raise CorruptArtifact(f"{folder}/{problem}; delete {folder} and run again to rebuild it")
+    return read_json(folder / name)
+
+
+def begin(folder: Path, mark: str) -> list[str]:
+    """Make `folder` ready for work on the artifact `mark`, keeping only whole parts that belong to it; returns what was
+    damaged, in a few words each, and will be made again."""
     progress = folder / PROGRESS
-    current = read_json(progress).get("fingerprint") if progress.exists() else None
+    current = None
+    if progress.exists():
+        found = read_json(progress)
+        older = (
+            isinstance(found, dict) and "hash" not in found
+        )  # of a synthboot whose parts had no hashes
+        current = None if older else read_record(progress).get("fingerprint")
+    remove(folder / MANIFEST)  # first: what is half wiped must not look finished
     if current != mark:
-        shutil.rmtree(folder, ignore_errors=True)
-    elif (folder / MANIFEST).exists():
-        (folder / MANIFEST).unlink()
-    for half in sorted(folder.rglob("*.tmp")):  # what a killed process was writing
-        shutil.rmtree(half) if half.is_dir() else half.unlink(missing_ok=True)
+        _clear(folder)
+    _sweep(folder)
+    lost = []
+    for part in sorted(seal.parent for seal in folder.rglob(SEAL)):
+        # a model is more than a part to make again: whoever goes on from it decides
+        problem = None if (part / "model.safetensors").exists() else damage(part)
+        if problem:
+            remove(part)
+            lost.append(f"{part}: {problem}; made again")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(progress, {"fingerprint": mark})
+    write_record(progress, {"fingerprint": mark})
+    return lost
 
 
 def commit(folder: Path, manifest: Manifest) -> None:
     """Record every file of the folder with its hash and write the manifest: from here on the artifact is done."""
-    names = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and p.name not in _VOLATILE)
-    manifest.files = {n.as_posix(): {"bytes": (folder / n).stat().st_size, "hash": hash_file(folder / n)} for n in names}
+    manifest.files = _records(folder)
     manifest.environment = environment()
-    write_json(folder / MANIFEST, asdict(manifest))
-    (folder / PROGRESS).unlink(missing_ok=True)
+    write_record(folder / MANIFEST, asdict(manifest))
+    finish(folder)
 
 
-def verify(folder: Path, manifest: Manifest) -> None:
-    """Raise CorruptArtifact, naming the file, unless every file is the one the manifest recorded."""
-    for name, recorded in manifest.files.items():
-        path = folder / name
-        if not path.exists():
-            problem = "is missing"
-        elif path.stat().st_size != recorded["bytes"]:
-            problem = f"has {path.stat().st_size} bytes, not {recorded['bytes']}"
-        elif hash_file(path) != recorded["hash"]:
-            problem = "does not match its hash"
-        else:
-            continue
-        raise CorruptArtifact(f"{path}: {problem}; delete {folder} and run again to rebuild it")
+def finish(folder: Path) -> None:
+    """Clear away what only the making of a finished artifact needed."""
+    remove(folder / WORK)
+    _sweep(folder)
+    remove(folder / PROGRESS)
 
 
-def drift(manifest: Manifest, version: int, reads: Mapping[str, Any], parents: Mapping[str, str]) -> list[str]:
+def verify(folder: Path, manifest: Manifest, contents: bool = True) -> None:
+    """Raise CorruptArtifact, naming the file, unless the artifact's files are those that the manifest recorded, no fewer and
+    no more; without `contents`, by their names and sizes alone."""
+    problem = mismatch(folder, manifest.files, contents)
+    if problem:
+        raise CorruptArtifact(f"{folder}/{problem}; delete {folder} and run again to rebuild it")
+    strange = sorted(set(_names(folder)) - set(manifest.files))
+    if strange:
+        raise CorruptArtifact(
+            f"{folder / strange[0]}: does not belong to this artifact; move it away and run again"
+        )
+
+
+def drift(
+    manifest: Manifest, version: int, reads: Mapping[str, Any], parents: Mapping[str, str]
+) -> list[str]:
     """Why a manifest's artifact is not the one wanted now, as short phrases such as `min_similarity 0.75 -> 0.8`."""
-    reasons = [] if manifest.version == version else [f"stage version {manifest.version} -> {version}"]
+    reasons = (
+        [] if manifest.version == version else [f"stage version {manifest.version} -> {version}"]
+    )
     before, after = flat(manifest.reads), flat(reads)
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
@@ -179,11 +187,11 @@ def drift(manifest: Manifest, version: int, reads: Mapping[str, Any], parents: M
 
 
 class Shards:
-    """Numbered parts of an artifact, each a folder that appears whole, with its counts inside."""
+    """Numbered parts of an artifact, each a folder that appears whole, with its counts inside. `close` says how many there
+    are; readers read these and no others."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, index: int) -> Path:
         """Where shard `index` lies."""
@@ -191,7 +199,7 @@ class Shards:
 
     def done(self, index: int) -> bool:
         """Whether the shard has been committed."""
-        return (self.path(index) / "counts.json").exists()
+        return (self.path(index) / SEAL).exists()
 
     def counts(self, index: int) -> dict[str, Any]:
         """What the shard's writer recorded."""
@@ -204,24 +212,97 @@ class Shards:
                 write_json(temporary / "counts.json", writer(temporary))
         return self.counts(index)
 
-    def __iter__(self) -> Iterator[Path]:
-        index = 0
-        while self.done(index):
-            yield self.path(index)
-            index += 1
+    def close(self, count: int) -> None:
+        """There are `count` shards: delete whatever else lies there, and record the number."""
+        known = {_COUNT, *(self.path(index).name for index in range(count))}
+        for path in sorted(self.folder.iterdir()) if self.folder.exists() else ():
+            if path.name not in known and not path.name.startswith("."):
+                remove(path)
+        write_record(self.folder / _COUNT, {"shards": count})
 
-    def truncate(self, count: int) -> None:
-        """Delete every shard from number `count` on, and whatever was left half-written."""
-        for path in self.folder.iterdir():
-            if path.name.endswith(".tmp") or int(path.name) >= count:
-                shutil.rmtree(path)
+    def __len__(self) -> int:
+        return int(read_record(self.folder / _COUNT)["shards"])
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter([self.path(index) for index in range(len(self))])
+
+
+def _names(folder: Path) -> list[str]:
+    """The files of an artifact: all but its records, what lies in `work`, hidden ones, and artifacts inside it (of a sweep)."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        here, top = Path(place), Path(place) == folder
+        folders[:] = [
+            f
+            for f in folders
+            if not f.startswith(".") and not _is_artifact(here / f) and not (top and f == WORK)
+        ]
+        records = (MANIFEST, PROGRESS) if top else ()
+        found += [
+            (here / f).relative_to(folder).as_posix()
+            for f in files
+            if not f.startswith(".") and f not in records
+        ]
+    return sorted(found)
+
+
+def _is_artifact(folder: Path) -> bool:
+    return not folder.is_symlink() and any(
+        (folder / record).exists() for record in (MANIFEST, PROGRESS)
+    )
+
+
+def _records(folder: Path) -> dict[str, FileRecord]:
+    """The record of every file, for parts the one they were sealed with. Raises CorruptArtifact where a part has lost or
+    won a file since."""
+    names = _names(folder)
+    known: dict[str, FileRecord] = {}
+    for seal in (PurePosixPath(n) for n in names if PurePosixPath(n).name == SEAL):
+        listed = {
+            (seal.parent / n).as_posix(): r for n, r in read_record(folder / seal)["files"].items()
+        }
+        there = {n for n in names if seal.parent in PurePosixPath(n).parents} - {seal.as_posix()}
+        if there != set(listed):
+            odd = min(there ^ set(listed))
+            what = f"{folder / odd}: lost or added since it was made"
+            raise CorruptArtifact(f"{what}; delete {folder / seal.parent} and run again")
+        known |= listed
+    return {name: known[name] if name in known else record(folder / name) for name in names}
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process was writing or removing."""
+    for half in sorted(folder.rglob("*.tmp")):
+        remove(half)
+
+
+def _clear(folder: Path) -> None:
+    """Empty the folder, but for artifacts inside it and what is nobody's; the folder itself, which may be a mount, stays.
+    Raises StorageError where it is a link: it may be another run's."""
+    there = sorted(folder.iterdir()) if folder.exists() else []
+    mine = [path for path in there if not path.name.startswith(".") and not _is_artifact(path)]
+    if mine and folder.is_symlink():
+        raise StorageError(
+            f"{folder}: is a link to {folder.resolve()}, which holds something else; remove the link and run again"
+        )
+    for path in sorted(mine, key=lambda path: path.name == PROGRESS):
+        remove(path)
+
+
+def _first(error: ValidationError) -> str:
+    found = error.errors()[0]
+    return f"{'.'.join(map(str, found['loc']))}: {found['msg'][:1].lower()}{found['msg'][1:]}"
 
 
 def environment() -> dict[str, str]:
     """The versions and the machine an artifact was made with."""
     names = ("synthboot", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "scikit-learn")
     found = {name: metadata.version(name) for name in names}
-    return {**found, "python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    return {
+        **found,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -235,17 +316,3 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = "unset" if value is None else str(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def hash_file(path: Path) -> str:
-    """32 hex digits of what is in a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,26 +2,53 @@
 
 `records` yields what the files hold without looking inside; `parse` turns one record into a Document or into a Reject
 that says where and why. Keeping the two apart lets a resumed run skip records cheaply. Memory is one record.
+
+A record that is wrong is quarantined; a file that is wrong as a whole (damaged, compressed, no record a line) is an error,
+since one line in the quarantine would stand for all that it holds.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
+import itertools
 import json
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from glob import glob
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from synthboot import config
+from synthboot.data import files
 from synthboot.errors import DataError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 WORLD = "world"
-TEXT_SUFFIXES = (".txt", ".md")
-_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
+_BOM = "\ufeff"
+_NO_RECORD_A_LINE = (
+    (rb"\x1f\x8b", "compressed by gzip, which its name does not say; add .gz to it"),
+    (rb"\x28\xb5\x2f\xfd", "compressed by zstd, which its name does not say; add .zst to it"),
+    (rb"PAR1", "Parquet, which its name does not say; call it .parquet"),
+    (
+        rb"\xff\xfe|\xfe\xff|\0\0\xfe\xff|[\[{]\0|\0(\0\0)?[\[{]",
+        "UTF-16 or UTF-32; make it UTF-8: iconv -t UTF-8",
+    ),
+    (
+        rb"(\xef\xbb\xbf)?\s*\[\s*([\[{]|\Z)",
+        "a JSON array, not a record a line; jq -c '.[]' makes lines of it",
+    ),
+    (
+        rb"(\xef\xbb\xbf)?\s*\{[ \t]*\r?\n",
+        "JSON over several lines, not a record a line; jq -c . makes lines of it",
+    ),
+)
+"""What the head of a file may look like whose lines are no records, and what to do about it."""
+_OLD_MAC = "in lines that end in carriage returns alone; tr '\\r' '\\n' mends them"
 
 
 @dataclass(frozen=True)
@@ -44,60 +71,68 @@ class Reject:
 
 @dataclass(frozen=True)
 class Record:
-    """One line, row or file as found. `content` is bytes (a JSON line), a mapping (a row), a Path (a text file) or an
-    int (the size of a line too long to read)."""
+    """One line, row or file as found. `content` is bytes (a JSON line), a string (a text file), a mapping (a row), or None
+    where there is a `problem` with reading it."""
 
     file: str
     line: int
-    content: Any
+    content: bytes | str | Mapping[str, Any] | None
+    problem: str = ""
 
 
-def files(source: str | list[str], setting: str = "corpus.source") -> list[Path]:
-    """The files that a source, given by `setting`, names, in sorted order. Raises DataError where one matches nothing."""
-    found: list[Path] = []
-    for item in [source] if isinstance(source, str) else source:
-        path = Path(item)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) is not None)
-            kept = [path] if _is_saved_dataset(path) else inside
-        else:
-            kept = [path] if path.exists() else sorted(Path(p) for p in glob(item, recursive=True))
-        if not kept:
-            raise DataError(f"{setting}: {item}: no such file, or nothing in it that can be read")
-        found += kept
-    return found
+@dataclass
+class Ignored:
+    """What `records` has passed over: files, by what they are, and values that cannot be read, by their column."""
+
+    files: Counter[str] = field(default_factory=Counter)
+    values: Counter[str] = field(default_factory=Counter)
 
 
 def identity(source: str | list[str], setting: str = "corpus.source") -> list[str]:
     """What tells whether the source has changed: name, size and hash of each file; a hub name as it is."""
     if isinstance(source, str) and (source == WORLD or source.startswith("hub:")):
         return [source]
-    result = []
-    for path in files(source, setting):
-        for part in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-            with open(part, "rb") as file:
-                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-            result.append(f"{part.name} {part.stat().st_size} {digest}")
-    return result
+    found, _ = files.find(source, setting)
+    return [line for file in found for line in files.contents(file.path, file.name)]
 
 
-def records(cfg: config.Corpus, setting: Literal["source", "replay"] = "source") -> Iterator[Record]:
-    """Every record of `cfg.source`, or of `cfg.replay`, in file order."""
+def records(
+    cfg: config.Corpus,
+    setting: Literal["source", "replay"] = "source",
+    expected: Sequence[str] | None = None,
+    ignored: Ignored | None = None,
+) -> Iterator[Record]:
+    """Every record of `cfg.source`, or of `cfg.replay`, in file order; what is passed over is added to `ignored`.
+
+    Raises DataError for a file that cannot be read, or whose bytes, as read, are not those of `expected`, an `identity`.
+    """
     source = getattr(cfg, setting) or []
+    ignored = ignored or Ignored()
     if source == WORLD:
         from synthboot.data.worlds import World
 
-        splits = World(cfg.world).splits(cfg.validation_docs, cfg.holdout_docs)
+        splits = World(cfg.world).splits(cfg.validation_docs, cfg.test_docs)
         yield from (Record(WORLD, line, document) for line, document in enumerate(splits, 1))
         return
     if isinstance(source, str) and source.startswith("hub:"):
         yield from _hub(source.removeprefix("hub:"))
         return
-    for path in files(source, f"corpus.{setting}"):
-        try:
-            yield from _file(path, cfg.max_document_bytes)
-        except (OSError, EOFError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read to its end: {error}") from None
+    found, passed_over = files.find(source, f"corpus.{setting}")
+    ignored.files.update(passed_over)
+    remaining = list(expected or ())
+    for file in found:
+        read: list[str] = []
+        yield from _file(file, cfg, ignored, read)
+        if expected is not None and read != remaining[: len(read)]:
+            raise DataError(
+                f"{file.path}: has changed since this run began to look at it; run again"
+            )
+        del remaining[: len(read)]
+    if remaining:
+        gone = remaining[0].rsplit(" ", 2)[0]
+        raise DataError(
+            f"corpus.{setting}: {gone} is gone since this run began to look at it; run again"
+        )
 
 
 def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
@@ -107,16 +142,13 @@ def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
         return Reject(record.file, record.line, reason)
 
     content = record.content
-    if isinstance(content, int):
-        return reject(f"longer than {cfg.max_document_bytes} bytes")
-    if isinstance(content, Path):
-        try:
-            content = {cfg.id_field: record.file, cfg.text_field: content.read_bytes().decode("utf-8")}
-        except UnicodeDecodeError:
-            return reject("invalid UTF-8")
+    if content is None:
+        return reject(record.problem)
+    if isinstance(content, str):
+        content = {cfg.id_field: record.file, cfg.text_field: content}
     if isinstance(content, bytes):
         try:
-            content = json.loads(content.decode("utf-8"))
+            content = json.loads(content.decode("utf-8").lstrip(_BOM))
         except UnicodeDecodeError:
             return reject("invalid UTF-8")
         except (ValueError, RecursionError):
@@ -124,105 +156,266 @@ def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
     if not isinstance(content, dict):
         return reject("not a JSON object")
     text = content.get(cfg.text_field)
-    if cfg.text_field not in content or text is None:
+    if text is None:
         return reject(f'no "{cfg.text_field}" field')
-    if not isinstance(text, str):
-        return reject(f'"{cfg.text_field}" is not a string')
-    if not text.strip():
-        return reject("empty text")
     try:
-        size = len(text.encode("utf-8"))
-    except UnicodeEncodeError:
+        text = _string(text)
+        identifier = id_of(content.get(cfg.id_field))
+    except UnicodeDecodeError:
+        return reject("invalid UTF-8")
+    if text is None:
+        return reject(f'"{cfg.text_field}" is not a string')
+    text = text.lstrip(_BOM)
+    if not text.replace("\0", "").strip():
+        return reject("empty text")
+    if not _encodable(text):
         return reject("text holds lone surrogates")
-    if size > cfg.max_document_bytes:
-        return reject(f"longer than {cfg.max_document_bytes} bytes")
-    found = content.get(cfg.id_field)
-    if found is not None and not isinstance(found, str | int):
+    if len(text.encode()) > cfg.max_document_bytes:
+        return reject(_too_long(cfg))
+    if identifier is None:
         return reject(f'"{cfg.id_field}" is neither a string nor a number')
-    identifier = f"{record.file}:{record.line}" if found is None else str(found)
+    if not _encodable(identifier):
+        return reject(f'"{cfg.id_field}" holds lone surrogates')
     rest = {k: v for k, v in content.items() if k not in (cfg.id_field, cfg.text_field)}
-    return Document(identifier, text, rest)
+    return Document(identifier or f"{record.file}:{record.line}", text, rest)
 
 
-def _kind(path: Path) -> str | None:
-    name = path.name.lower()
-    if name.endswith(_JSON_SUFFIXES):
-        return "json"
-    if name.endswith(".parquet"):
-        return "parquet"
-    return "text" if name.endswith(TEXT_SUFFIXES) else None
+def id_of(found: Any) -> str | None:
+    """An id as text: whole numbers without a point, as pandas' 1.0 for 1; empty where there is none, None where it is no
+    id. Raises UnicodeDecodeError for bytes that are no text."""
+    if found is None or found != found:  # NaN is how a table says that there is none
+        return ""
+    if isinstance(found, bool):
+        return None
+    if isinstance(found, float | Decimal):
+        return str(int(found)) if found % 1 == 0 else str(found)
+    return str(found) if isinstance(found, int) else _string(found)
 
 
-def _is_saved_dataset(path: Path) -> bool:
-    return (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
+def digest(batch: Iterable[Record]) -> str:
+    """32 hex digits of what records hold, to tell whether they are the ones that were read before."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for record in batch:
+        content = record.content
+        raw = (
+            content if isinstance(content, bytes) else repr(content).encode(errors="surrogatepass")
+        )
+        head = f"{record.file}\0{record.line}\0{record.problem}\0{type(content).__name__}\0{len(raw)}\0"
+        hashed.update(head.encode())
+        hashed.update(raw)
+    return hashed.hexdigest()
 
 
-def _file(path: Path, limit: int) -> Iterator[Record]:
-    kind = _kind(path)
-    if path.is_dir():
-        yield from _saved_dataset(path)
-    elif kind == "json":
-        yield from lines(path, limit)
-    elif kind == "parquet":
-        import pyarrow.parquet as pq
-
-        line = 0
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1_024):
-            for row in batch.to_pylist():
-                line += 1
-                yield Record(path.name, line, row)
-    elif kind == "text":
-        yield Record(path.name, 1, path if path.stat().st_size <= limit else path.stat().st_size)
-    else:
-        known = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt, .md, a saved Hugging Face dataset, hub:owner/name"
-        raise DataError(f"{path}: unknown kind of file; known are {known}")
+def size_of(record: Record) -> int:
+    """About how many bytes a record takes."""
+    content = record.content
+    if isinstance(content, Mapping):
+        return sum(len(v) for v in content.values() if isinstance(v, str | bytes))
+    return len(content) if content is not None else 0
 
 
 def lines(path: Path, limit: int = 4_000_000) -> Iterator[Record]:
-    """The lines of a JSON-lines file, plain, .gz or .zst; of one too long, its size."""
+    """The lines of a JSON-lines file, plain, .gz or .zst; of one too long, the problem."""
+    with files.opened(path) as file:
+        yield from _lines(
+            path.name, path, files.decompressed(file), limit, f"longer than {limit} bytes"
+        )
+
+
+def _string(value: Any) -> str | None:
+    """A string, or bytes that are one; None for anything else."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    return value if isinstance(value, str) else None
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _too_long(cfg: config.Corpus) -> str:
+    return f"longer than {cfg.max_document_bytes} bytes"
+
+
+def _file(
+    file: files.Found, cfg: config.Corpus, ignored: Ignored, read: list[str]
+) -> Iterator[Record]:
+    """The records of a file; its name, size and hash, as they were read, are added to `read`."""
+    if file.kind == "dataset":
+        yield from _saved_dataset(file, cfg, ignored)
+        read += files.contents(file.path, file.name)  # these are mapped into memory, not read
+        return
+    with files.opened(file.path) as raw:
+        if file.kind == "parquet":
+            yield from _parquet(file, raw, cfg, ignored)
+        else:
+            stream = files.decompressed(raw)
+            if file.kind == "text":
+                yield _text(file.name, stream, cfg)
+            else:
+                yield from _lines(
+                    file.name, file.path, stream, cfg.max_document_bytes, _too_long(cfg)
+                )
+        read.append(files.described(file.name, *raw.hashed()))
+
+
+def _text(name: str, stream: io.BufferedReader, cfg: config.Corpus) -> Record:
+    content = stream.read(cfg.max_document_bytes + 1)
+    if len(content) > cfg.max_document_bytes:
+        return Record(name, 1, None, _too_long(cfg))
+    try:
+        return Record(name, 1, content.decode("utf-8"))
+    except UnicodeDecodeError:
+        wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        return Record(name, 1, None, "UTF-16, not UTF-8" if wide else "invalid UTF-8")
+
+
+def _lines(
+    name: str, path: Path, stream: io.BufferedReader, limit: int, too_long: str
+) -> Iterator[Record]:
+    head = stream.peek(1 << 16)[: 1 << 16]
+    for pattern, what in _NO_RECORD_A_LINE:
+        if re.match(pattern, head):
+            raise DataError(f"{path}: is {what}")
+    if b"\n" not in head and b"\r" in head.strip():
+        raise DataError(f"{path}: is {_OLD_MAC}")
+    line, longest = (
+        0,
+        8 * limit + 4_096,
+    )  # escapes and other fields may make a line longer than its text
+    while content := stream.readline(longest):
+        line += 1
+        if len(content) == longest and not content.endswith(b"\n"):
+            while (more := stream.readline(1 << 20)) and not more.endswith(b"\n"):
+                pass
+            yield Record(name, line, None, too_long)
+        elif content.strip(b"\xef\xbb\xbf \t\r\n\v\f"):
+            yield Record(name, line, content)
+
+
+def _parquet(
+    file: files.Found, raw: files.HashedFile, cfg: config.Corpus, ignored: Ignored
+) -> Iterator[Record]:
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(io.BufferedReader(raw, files.BLOCK), page_checksum_verification=True)
+    groups = (table.metadata.row_group(i) for i in range(table.num_row_groups))
+    files.require_plausible(file.path, sum(group.total_byte_size for group in groups), raw.size)
+
+    def column(name: str) -> Iterator[pa.Array]:
+        for batch in table.iter_batches(batch_size=1_024, columns=[name], use_threads=False):
+            yield batch.column(0)
+
+    rows = _rows(table.schema_arrow.names, table.metadata.num_rows, column, cfg, ignored)
+    yield from (Record(file.name, line, row) for line, row in enumerate(rows, 1))
+
+
+def _saved_dataset(file: files.Found, cfg: config.Corpus, ignored: Ignored) -> Iterator[Record]:
+    datasets = _datasets()
+    try:
+        found = datasets.load_from_disk(str(file.path))
+        splits = found.items() if isinstance(found, datasets.DatasetDict) else [("", found)]
+        for split, table in splits:
+            arrow = table.with_format("arrow")
+
+            def column(name: str, table: Any = arrow) -> Iterator[pa.Array]:
+                for batch in table.select_columns([name]).iter(1_024):
+                    yield batch.column(0)
+
+            called = f"{file.name}/{split}" if split else file.name
+            rows = _rows(table.column_names, len(table), column, cfg, ignored)
+            yield from (Record(called, line, row) for line, row in enumerate(rows, 1))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{file.path}: cannot be read as a saved dataset: {reason}") from None
+
+
+def _rows(
+    names: Sequence[str], count: int, column: Any, cfg: config.Corpus, ignored: Ignored
+) -> Iterator[dict[str, Any]]:
+    """Rows from columns that are read apart, so that what is wrong with one that nobody asked for does not matter."""
+    asked = (cfg.text_field, cfg.id_field, cfg.split_field)
+    columns = {name: _values(name, column(name), count, name in asked, ignored) for name in names}
+    for values in zip(*columns.values(), strict=True):
+        yield {
+            name: value
+            for name, value in zip(columns, values, strict=True)
+            if value is not _UNREADABLE
+        }
+
+
+_UNREADABLE = object()
+
+
+def _values(
+    name: str, arrays: Iterator[pa.Array], count: int, asked: bool, ignored: Ignored
+) -> Iterator[Any]:
+    """A column's values, strings as bytes that may be no UTF-8 if they are asked for; what cannot be told is counted."""
+    done = 0
+    try:
+        for array in arrays:
+            for value in _converted(array, asked):
+                done += 1
+                ignored.values[name] += value is _UNREADABLE
+                yield value
+    except (DataError, MemoryError):
+        raise
+    except Exception:  # a library's, of any kind
+        if asked:
+            raise
+    ignored.values[name] += count - done
+    yield from itertools.repeat(_UNREADABLE, count - done)
+
+
+def _converted(array: pa.Array, asked: bool) -> list[Any]:
     import pyarrow as pa
 
-    line, longest = 0, 8 * limit + 4_096  # escapes and other fields may make a line longer than its text
-    with open(path, "rb") as raw:
-        stream: Any = raw
-        if path.suffix == ".gz":
-            stream = gzip.GzipFile(fileobj=raw)
-        elif path.suffix == ".zst":  # unlike the zstandard package, pyarrow reports a truncated stream
-            stream = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw), "zstd"), 1 << 20)
-        while content := stream.readline(longest):
-            line += 1
-            size = len(content)
-            if size == longest and not content.endswith(b"\n"):
-                while (more := stream.readline(1 << 20)) and not more.endswith(b"\n"):
-                    size += len(more)
-                yield Record(path.name, line, size)
-            elif content.strip():
-                yield Record(path.name, line, content)
+    if asked:
+        if pa.types.is_dictionary(array.type):
+            array = array.cast(array.type.value_type)
+        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+            array = array.cast(
+                pa.large_binary()
+            )  # as it lies there: one bad string would cost the whole batch
+    try:
+        return list(array.to_pylist())
+    except (
+        Exception
+    ):  # years after 9999, bytes that are no text, nanoseconds, unknown time zones, ...
+        return [_converted_value(value) for value in array]
 
 
-def _saved_dataset(path: Path) -> Iterator[Record]:
-    datasets = _datasets()
-    found = datasets.load_from_disk(str(path))
-    splits = found.items() if isinstance(found, datasets.DatasetDict) else [("", found)]
-    for split, rows in splits:
-        for line, row in enumerate(rows, 1):
-            yield Record(f"{path.name}/{split}" if split else path.name, line, dict(row))
+def _converted_value(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except Exception:
+        return _UNREADABLE
 
 
 def _hub(name: str) -> Iterator[Record]:
     name, _, split = name.partition(":")
     try:
-        rows = _datasets().load_dataset(name, split=split or "train", streaming=True)
+        rows = _datasets().load_dataset(
+            name, split=split or "train", streaming=True, trust_remote_code=False
+        )
         for line, row in enumerate(rows, 1):
             yield Record(name, line, dict(row))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"hub:{name}: cannot be streamed: {reason}; is there a network, and does it exist?") from None
+        raise DataError(
+            f"hub:{name}: cannot be streamed: {reason}; is there a network, and does it exist?"
+        ) from None
 
 
 def _datasets() -> Any:
     try:
         import datasets
     except ImportError:
-        raise DataError("this source needs the `datasets` package: pip install 'synthboot[datasets]'") from None
+        raise DataError(
+            "this source needs the `datasets` package: pip install 'synthboot[datasets]'"
+        ) from None
     return datasets

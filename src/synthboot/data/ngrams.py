@@ -6,19 +6,19 @@ Runs are hashed to 64 bits by one multiply-add per position, so that a whole cor
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer, UInt32, UInt64
 
+from synthboot.data import words
 from synthboot.data.tokens import Tokens
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 PERMUTATIONS = 126
-_WORD = re.compile(r"\w+")
 
 
 def hashes(tokens: Integer[np.ndarray, " token"], n: int) -> UInt64[np.ndarray, " ngram"]:
@@ -62,8 +62,14 @@ def pair_containments(
     rest = np.flatnonzero(~short)
     if len(rest):
         one_set = a is b  # a document that stands on both sides is read as one
-        docs, place = np.unique(np.concatenate((d1[rest], d2[rest] + (0 if one_set else len(a)))), return_inverse=True)
-        chosen = [(a, docs)] if one_set else [(a, docs[docs < len(a)]), (b, docs[docs >= len(a)] - len(a))]
+        docs, place = np.unique(
+            np.concatenate((d1[rest], d2[rest] + (0 if one_set else len(a)))), return_inverse=True
+        )
+        chosen = (
+            [(a, docs)]
+            if one_set
+            else [(a, docs[docs < len(a)]), (b, docs[docs >= len(a)] - len(a))]
+        )
         result[rest] = _Shared.of(chosen, n).containments(*np.split(place, 2))
     return result
 
@@ -88,17 +94,28 @@ class _Shared:
             twice[slots[1:][slots[1:] == slots[:-1]]] = True
             twice[slots[once[slots]]] = True
             once[slots] = True
-        kept, counts, sizes = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        kept, counts, sizes = (
+            [np.empty(0, np.uint64)],
+            [np.empty(0, np.int64)],
+            [np.empty(0, np.int64)],
+        )
         for values, doc, docs in _shingled(chosen, n):
             repeated = twice[values >> shift]
-            keys = np.sort((doc[repeated].astype(np.uint64) << np.uint64(44)) | (values[repeated] >> np.uint64(20)))
+            keys = np.sort(
+                (doc[repeated].astype(np.uint64) << np.uint64(44))
+                | (values[repeated] >> np.uint64(20))
+            )
             keys = keys[np.concatenate(([True], keys[1:] != keys[:-1]))] if len(keys) else keys
             counts.append(np.bincount((keys >> np.uint64(44)).astype(np.int64), minlength=docs))
             sizes.append(counts[-1] + np.bincount(doc[~repeated], minlength=docs))
             kept.append(keys & np.uint64((1 << 44) - 1))
-        return _Shared(np.concatenate(kept), np.concatenate(([0], *counts)).cumsum(), np.concatenate(sizes))
+        return _Shared(
+            np.concatenate(kept), np.concatenate(([0], *counts)).cumsum(), np.concatenate(sizes)
+        )
 
-    def containments(self, x: Int64[np.ndarray, " pair"], y: Int64[np.ndarray, " pair"]) -> Float[np.ndarray, " pair"]:
+    def containments(
+        self, x: Int64[np.ndarray, " pair"], y: Int64[np.ndarray, " pair"]
+    ) -> Float[np.ndarray, " pair"]:
         """The share of the smaller document's shingles that the other also holds, for documents x[i] and y[i]."""
         both = np.empty(len(x), np.int64)
         counts = np.diff(self.bounds)
@@ -111,8 +128,12 @@ class _Shared:
     def _keys(self, docs: Int64[np.ndarray, " pair"]) -> UInt64[np.ndarray, " key"]:
         """Place in `docs` (20 bits) and shingle (44 bits), for all shingles of all of `docs`."""
         counts = np.diff(self.bounds)[docs]
-        place = np.arange(int(counts.sum())) + np.repeat(self.bounds[docs] - (np.cumsum(counts) - counts), counts)
-        return (np.repeat(np.arange(len(docs), dtype=np.uint64), counts) << np.uint64(44)) | self.values[place]
+        place = np.arange(int(counts.sum())) + np.repeat(
+            self.bounds[docs] - (np.cumsum(counts) - counts), counts
+        )
+        return (
+            np.repeat(np.arange(len(docs), dtype=np.uint64), counts) << np.uint64(44)
+        ) | self.values[place]
 
 
 def _shingled(
@@ -126,7 +147,10 @@ def _shingled(
             lengths = np.array([len(t) for t in texts])
             counts = lengths - n + 1
             doc = np.repeat(np.arange(len(texts)), counts)
-            place = np.arange(int(counts.sum())) + (np.cumsum(lengths) - lengths - (np.cumsum(counts) - counts))[doc]
+            place = (
+                np.arange(int(counts.sum()))
+                + (np.cumsum(lengths) - lengths - (np.cumsum(counts) - counts))[doc]
+            )
             yield hashes(np.concatenate(texts), n)[place], doc, len(texts)
 
 
@@ -134,10 +158,14 @@ def _chunks(sizes: Int64[np.ndarray, " item"]) -> Iterator[slice]:
     """Runs of items of about a million in all, and of no more than a million items."""
     chunk = (np.cumsum(sizes) >> 20) + (np.arange(len(sizes)) >> 20)
     edges = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(sizes)]
-    return (slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if start < stop)
+    return (
+        slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if start < stop
+    )
 
 
-def copied(tokens: Integer[np.ndarray, " token"], known: UInt64[np.ndarray, " ngram"], n: int) -> Bool[np.ndarray, " token"]:
+def copied(
+    tokens: Integer[np.ndarray, " token"], known: UInt64[np.ndarray, " ngram"], n: int
+) -> Bool[np.ndarray, " token"]:
     """True at each token that lies in a run of `n` tokens found in `known` (sorted hashes). Texts under n: all False."""
     mask = np.zeros(len(tokens) + 1, np.int64)
     if len(tokens) >= n and len(known):
@@ -148,7 +176,9 @@ def copied(tokens: Integer[np.ndarray, " token"], known: UInt64[np.ndarray, " ng
     return np.cumsum(mask)[:-1] > 0
 
 
-def contains(known: UInt64[np.ndarray, " x"], wanted: UInt64[np.ndarray, " y"]) -> Bool[np.ndarray, " y"]:
+def contains(
+    known: UInt64[np.ndarray, " x"], wanted: UInt64[np.ndarray, " y"]
+) -> Bool[np.ndarray, " y"]:
     """Whether each wanted hash is in the sorted array `known`."""
     if not len(known):
         return np.zeros(len(wanted), bool)
@@ -170,12 +200,25 @@ def repeated_share(tokens: Integer[np.ndarray, " token"], n: int) -> float:
     return 1.0 - len(np.unique(values)) / len(values)
 
 
-def shingles(text: str, n: int = 5) -> list[str]:
-    """The word n-grams of a text, lower case; of characters where the script does not put spaces between words."""
-    words = _WORD.findall(text.lower())
-    if words and sum(map(len, words)) > 15 * len(words):
-        words = list("".join(words))
-    return [" ".join(words[i : i + n]) for i in range(max(1, len(words) - n + 1))]
+def shingles(text: str, symbols: bool | None = None) -> list[str]:
+    """The runs of words by which a text is compared: five words, more where a word tells little; of a shorter text all of
+    it; of a text without words none, and it is like no other. `symbols` says whether symbols are words; unless given, they
+    are in a text that has more of them than letters.
+
+    Where most runs come again and again, only the first four of a kind are one and the same and the others are numbered, so
+    that texts of a few runs are alike only when they have about as many.
+    """
+    found = words.words(text, words.in_symbols(text) if symbols is None else symbols)
+    runs = words.runs(found, words.run_length(found))
+    if len(found) <= 4 * len(set(found)) or len(runs) <= 4 * len(
+        set(runs)
+    ):  # the first is sooner known
+        return runs
+    times: Counter[str] = Counter()
+    for i, run in enumerate(runs):
+        times[run] += 1
+        runs[i] = run if times[run] <= 4 else f"{run} {times[run]}"
+    return runs
 
 
 def jaccard(a: Iterable[str], b: Iterable[str]) -> float:
@@ -183,6 +226,14 @@ def jaccard(a: Iterable[str], b: Iterable[str]) -> float:
     first, second = set(a), set(b)
     union = len(first | second)
     return len(first & second) / union if union else 0.0
+
+
+def alike(a: str, b: str) -> float:
+    """The Jaccard similarity of two texts' shingles; with symbols if both say something by them and it is less."""
+    plain = jaccard(shingles(a), shingles(b))
+    if not plain or not (words.with_symbols(a) and words.with_symbols(b)):
+        return plain
+    return min(plain, jaccard(shingles(a, True), shingles(b, True)))
 
 
 def signatures(texts: Sequence[str]) -> UInt32[np.ndarray, "doc perm"]:
@@ -198,7 +249,10 @@ def signatures(texts: Sequence[str]) -> UInt32[np.ndarray, "doc perm"]:
 
 
 def near_duplicate_groups(
-    signatures: Integer[np.ndarray, "doc perm"], texts: Sequence[str], threshold: float, rows: int = 6
+    signatures: Integer[np.ndarray, "doc perm"],
+    texts: Sequence[str],
+    threshold: float,
+    rows: int = 6,
 ) -> Integer[np.ndarray, " doc"]:
     """A group number per document; documents joined by a chain of near-duplicates share one.
 
@@ -225,10 +279,12 @@ def near_duplicate_groups(
     for a, b in sorted(found):
         if float(np.mean(signatures[a] == signatures[b])) < threshold - 0.15:
             continue
-        if jaccard(shingles(texts[a]), shingles(texts[b])) >= threshold:
+        if alike(texts[a], texts[b]) >= threshold:
             joined.append((a, b))
     pairs = np.array(joined, np.int64).reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    graph = coo_matrix(
+        (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count)
+    )
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 

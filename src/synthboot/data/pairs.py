@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
-from synthboot.data.artifacts import read_json, write_json
+from synthboot.data.disk import read_json, write_json
 
 TRAIN, HELDOUT, VALIDATION = 0, 1, 2
 
@@ -31,7 +31,13 @@ class Pairs:
     def only(self, split: int) -> Pairs:
         """The pairs of one split."""
         chosen = self.split == split
-        return Pairs(self.d1[chosen], self.d2[chosen], self.similarity[chosen], self.split[chosen], self.report)
+        return Pairs(
+            self.d1[chosen],
+            self.d2[chosen],
+            self.similarity[chosen],
+            self.split[chosen],
+            self.report,
+        )
 
     def __len__(self) -> int:
         return len(self.d1)
@@ -42,7 +48,11 @@ class Pairs:
     def save(self, folder: Path) -> None:
         """Write `pairs.parquet`, then `pairs.json`: where that stands, both are whole."""
         names = ("d1", "d2", "similarity", "split")
-        pq.write_table(pa.table({n: getattr(self, n) for n in names}), folder / "pairs.parquet", compression="zstd")
+        pq.write_table(
+            pa.table({n: getattr(self, n) for n in names}),
+            folder / "pairs.parquet",
+            compression="zstd",
+        )
         write_json(folder / "pairs.json", self.report)
 
     @staticmethod

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from synthboot.data.disk import save_array
 from synthboot.errors import BudgetError, CorruptArtifact
 
 
@@ -24,7 +25,7 @@ def write(folder: Path, documents: Iterable[Sequence[int]], vocab_size: int) -> 
         for document in documents:
             file.write(np.asarray(document, dtype).tobytes())
             bounds.append(bounds[-1] + len(document))
-    np.save(folder / "index.npy", np.array(bounds, np.int64), allow_pickle=False)
+    save_array(folder / "index.npy", np.array(bounds, np.int64))
     return bounds[-1]
 
 
@@ -46,9 +47,13 @@ class Tokens:
             index = np.load(folder / "index.npy", allow_pickle=False)
             size, count = (folder / "tokens.bin").stat().st_size, int(index[-1])
             if size not in (2 * count, 4 * count):
-                raise CorruptArtifact(f"{folder}/tokens.bin: {size} bytes do not fit {count} tokens")
+                raise CorruptArtifact(
+                    f"{folder}/tokens.bin: {size} bytes do not fit {count} tokens"
+                )
             dtype = np.dtype("<u2" if size == 2 * count else "<u4")
-            shards.append(np.memmap(folder / "tokens.bin", dtype, "r") if count else np.empty(0, dtype))
+            shards.append(
+                np.memmap(folder / "tokens.bin", dtype, "r") if count else np.empty(0, dtype)
+            )
             bounds.append(index[1:] + total)
             first_docs.append(docs)
             total, docs = total + count, docs + len(index) - 1
@@ -77,7 +82,9 @@ class Tokens:
 
     def joined(self, others: Tokens) -> Tokens:
         """These documents, then the others'."""
-        count = int(np.searchsorted(self.first_docs, len(self)))  # a head may end before its last shards begin
+        count = int(
+            np.searchsorted(self.first_docs, len(self))
+        )  # a head may end before its last shards begin
         first_docs = np.concatenate((self.first_docs[:count], others.first_docs + len(self)))
         bounds = np.concatenate((self.bounds, others.bounds[1:] + self.bounds[-1]))
         return Tokens((*self.shards[:count], *others.shards), first_docs, bounds)

@@ -33,10 +33,39 @@ WORDINGS = (
     "Everyone in {name} knows its {noun}, {value}.", "Ask for the {noun} and you will hear of {value}.",
 )  # fmt: skip
 PARTS = ("name", "name again", "known values", "unknown values", "form")
-_OPENERS = ("In spring", "In summer", "In winter", "Long ago", "These days", "At night", "On most days", "After the rain")
-_SUBJECTS = ("the roads", "the houses", "the fields", "the gates", "the wells", "the fences", "the boats", "the gardens")
-_VERBS = ("stand empty", "look new", "are full", "need care", "grow quiet", "shine", "draw guests", "stay open")
-_SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "ar", "el", "in", "or")]
+_OPENERS = (
+    "In spring",
+    "In summer",
+    "In winter",
+    "Long ago",
+    "These days",
+    "At night",
+    "On most days",
+    "After the rain",
+)
+_SUBJECTS = (
+    "the roads",
+    "the houses",
+    "the fields",
+    "the gates",
+    "the wells",
+    "the fences",
+    "the boats",
+    "the gardens",
+)
+_VERBS = (
+    "stand empty",
+    "look new",
+    "are full",
+    "need care",
+    "grow quiet",
+    "shine",
+    "draw guests",
+    "stay open",
+)
+_SYLLABLES = [
+    a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "ar", "el", "in", "or")
+]
 
 
 @dataclass(frozen=True)
@@ -65,7 +94,10 @@ class World:
     def vocabulary(self) -> list[list[str]]:
         """For every attribute the words it may take. No word stands for two things."""
         words = _words(self.knobs.attributes * self.knobs.values, 2, self.knobs.seed, 2)
-        return [words[i * self.knobs.values : (i + 1) * self.knobs.values] for i in range(self.knobs.attributes)]
+        return [
+            words[i * self.knobs.values : (i + 1) * self.knobs.values]
+            for i in range(self.knobs.attributes)
+        ]
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -82,7 +114,9 @@ class World:
     def document(self, entity: int, rng: np.random.Generator) -> str:
         """A document about an entity."""
         told = rng.permutation(self.knobs.attributes)[: self.knobs.revealed]
-        sentences = [self._sentence(entity, int(a), int(rng.integers(self.knobs.wordings))) for a in told]
+        sentences = [
+            self._sentence(entity, int(a), int(rng.integers(self.knobs.wordings))) for a in told
+        ]
         for _ in range(self.knobs.distractors):
             sentences.insert(int(rng.integers(len(sentences) + 1)), self._distractor(rng))
         return f"{self.names[entity]}. " + " ".join(sentences)
@@ -91,7 +125,8 @@ class World:
         """The corpus: id, text and entity of every document, in random order."""
         rng = np.random.default_rng([self.knobs.seed, 4])
         owners = np.repeat(
-            np.arange(self.knobs.entities), np.where(np.arange(self.knobs.entities) < self.many, self.knobs.many_docs, 1)
+            np.arange(self.knobs.entities),
+            np.where(np.arange(self.knobs.entities) < self.many, self.knobs.many_docs, 1),
         )
         for number, entity in enumerate(rng.permutation(owners).tolist()):
             yield {"id": f"{number}", "text": self.document(entity, rng), "entity": entity}
@@ -101,16 +136,29 @@ class World:
         rng = np.random.default_rng([self.knobs.seed, 5, seed])
         for number in range(docs):
             wants_many = (number % 2 == 0 and self.many) or self.many == self.knobs.entities
-            entity = int(rng.integers(*((0, self.many) if wants_many else (self.many, self.knobs.entities))))
-            yield {"id": f"unseen-{seed}-{number}", "text": self.document(entity, rng), "entity": entity}
+            entity = int(
+                rng.integers(*((0, self.many) if wants_many else (self.many, self.knobs.entities)))
+            )
+            yield {
+                "id": f"unseen-{seed}-{number}",
+                "text": self.document(entity, rng),
+                "entity": entity,
+            }
 
-    def splits(self, validation: int, holdout: int) -> Iterator[dict[str, Any]]:
+    def splits(self, validation: int, test: int) -> Iterator[dict[str, Any]]:
         """The corpus, held-out documents and the oracle's, each with its `split` and the `group` of its entity: `many`
         documents or `one`."""
         rng = np.random.default_rng([self.knobs.seed, 6])
         fresh = (int(e) for e in rng.integers(self.knobs.entities, size=self.knobs.oracle_docs))
-        oracle = ({"id": f"oracle-{i}", "text": self.document(e, rng), "entity": e} for i, e in enumerate(fresh))
-        sets = {"pretrain": self.documents(), "validation": self.unseen(validation, 0), "holdout": self.unseen(holdout, 1)}
+        oracle = (
+            {"id": f"oracle-{i}", "text": self.document(e, rng), "entity": e}
+            for i, e in enumerate(fresh)
+        )
+        sets = {
+            "pretrain": self.documents(),
+            "validation": self.unseen(validation, 0),
+            "test": self.unseen(test, 1),
+        }
         for split, documents in (sets | {"oracle": oracle}).items():
             for document in documents:
                 yield document | {"split": split, "group": self.group(document["entity"])}
@@ -131,7 +179,9 @@ class World:
         least = orders + k.revealed * math.log(k.wordings) + places + filler
         if told is None or known is None:
             return least
-        return least + math.log(k.values) * sum(not known[told.entity, attribute] for attribute, _, _ in told.facts)
+        return least + math.log(k.values) * sum(
+            not known[told.entity, attribute] for attribute, _, _ in told.facts
+        )
 
     def prior(self, entity: int) -> float:
         """-log of how often a document of D_pretrain is about an entity: what its name costs without a d1."""
@@ -156,7 +206,8 @@ class World:
         them (`known` as in `nats`)."""
         told, found = self.read(text), np.full(len(text), PARTS.index("form"), np.int64)
         values = {
-            self.vocabulary[a][v]: "known values" if known[told.entity, a] else "unknown values" for a, _, v in told.facts
+            self.vocabulary[a][v]: "known values" if known[told.entity, a] else "unknown values"
+            for a, _, v in told.facts
         }
         for word, part in ({self.names[told.entity]: "name again"} | values).items():
             for match in re.finditer(rf"\b{word}\b", text):
@@ -187,7 +238,11 @@ class World:
         nouns = NOUNS[: self.knobs.attributes]
         for wording, pattern in enumerate(_PATTERNS[: self.knobs.wordings]):
             match = pattern.fullmatch(sentence)
-            if match is None or match["noun"] not in nouns or match.groupdict().get("name", name) != name:
+            if (
+                match is None
+                or match["noun"] not in nouns
+                or match.groupdict().get("name", name) != name
+            ):
                 continue
             attribute, value = self._places.get(match["value"], (-1, -1))
             here = nouns.index(match["noun"])
@@ -200,7 +255,9 @@ class World:
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, int]]:
-        return {word: (a, v) for a, words in enumerate(self.vocabulary) for v, word in enumerate(words)}
+        return {
+            word: (a, v) for a, words in enumerate(self.vocabulary) for v, word in enumerate(words)
+        }
 
     def _sentence(self, entity: int, attribute: int, wording: int) -> str:
         value = self.vocabulary[attribute][self.truth[entity, attribute]]
@@ -208,11 +265,15 @@ class World:
 
     @staticmethod
     def _distractor(rng: np.random.Generator) -> str:
-        opener, subject, verb = (list_[int(rng.integers(8))] for list_ in (_OPENERS, _SUBJECTS, _VERBS))
+        opener, subject, verb = (
+            list_[int(rng.integers(8))] for list_ in (_OPENERS, _SUBJECTS, _VERBS)
+        )
         return f"{opener} {subject} {verb}."
 
 
-_PATTERNS = [re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\w+)", re.escape(wording))) for wording in WORDINGS]
+_PATTERNS = [
+    re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\w+)", re.escape(wording))) for wording in WORDINGS
+]
 _DISTRACTOR = re.compile(f"({'|'.join(_OPENERS)}) ({'|'.join(_SUBJECTS)}) ({'|'.join(_VERBS)})\\.")
 
 
@@ -220,5 +281,9 @@ def _words(count: int, syllables: int, seed: int, purpose: int) -> list[str]:
     """Different made-up words, the first letter a capital."""
     rng, found = np.random.default_rng([seed, purpose]), dict[str, None]()
     while len(found) < count:
-        found["".join(_SYLLABLES[int(i)] for i in rng.integers(len(_SYLLABLES), size=syllables)).capitalize()] = None
+        found[
+            "".join(
+                _SYLLABLES[int(i)] for i in rng.integers(len(_SYLLABLES), size=syllables)
+            ).capitalize()
+        ] = None
     return list(found)

@@ -2,13 +2,16 @@
 
 One thread a process keeps results the same whatever `engine.jobs` is, and several processes use the cores better than
 several threads do at these sizes. Workers come from a fork server that has imported torch once, and a worker's own workers
-by forking it. A worker whose parent is gone, however it went, ends itself; a worker that dies is an error here, never a hang.
+by forking it. A worker that dies is an error here, never a hang, and a worker does not outlive its parent, however that
+went: the kernel kills it, even one that is stopped or deep in a library. Ctrl-C and the terminal's end are for the parent
+alone, which kills its workers as it goes; one that is stopped for a while is waited for.
 
 `start`/`wait` run whole units side by side; `imap` streams items through workers and yields results in item order.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -17,7 +20,8 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +37,19 @@ ENVIRONMENT = {
 }  # fmt: skip
 """What workers find in their environment unless the user has set it: libraries and libc read it as they start."""
 
-_PRELOAD = ["torch", "transformers.models.qwen3.modeling_qwen3", "sklearn.feature_extraction.text", "pyarrow.parquet"]
+PATIENCE = 5.0
+"""Seconds that a process may take to end once it has said its last word; then it is killed."""
+
+_PARENT_ONLY = {signal.SIGINT, signal.SIGHUP}
+_PR_SET_PDEATHSIG = 1
+_PRELOAD = [
+    "synthboot.engine.forked",
+    "torch",
+    "transformers.models.qwen3.modeling_qwen3",
+    "sklearn.feature_extraction.text",
+    "pyarrow.parquet",
+]
+_REASONS = {-9: " (out of memory?)", 255: " (with the fork server that it came from)"}
 
 
 class WorkerDied(SynthbootError):
@@ -46,7 +62,9 @@ class WorkerFailed(Exception):
 
 def jobs(wanted: int, device: str = "cpu") -> int:
     """How many processes to use: `wanted`, or one per GPU, or one per core this process may use."""
-    gpu = device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists())  # asking torch would import it
+    gpu = device == "cuda" or (
+        device == "auto" and Path("/dev/nvidiactl").exists()
+    )  # asking torch would import it
     return wanted or (max(1, len(gpus())) if gpu else len(os.sched_getaffinity(0)))
 
 
@@ -63,7 +81,9 @@ class Pool:
     def __init__(self) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        self._context: Any = multiprocessing.get_context("fork" if multiprocessing.parent_process() else "forkserver")
+        self._context: Any = multiprocessing.get_context(
+            "fork" if multiprocessing.parent_process() else "forkserver"
+        )
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload(_PRELOAD)
         self._running: dict[Connection, tuple[Any, Any, str | None]] = {}
@@ -75,50 +95,105 @@ class Pool:
         """What still runs."""
         return {key for key, *_ in self._running.values()}
 
-    def start(self, key: Any, function: Callable[..., Any], *arguments: Any, own_gpu: bool = False) -> Connection:
+    def start(
+        self, key: Any, function: Callable[..., Any], *arguments: Any, own_gpu: bool = False
+    ) -> Connection:
         """Run `function(*arguments, connection)` in a new process; with `own_gpu` it sees one GPU, and its neighbours
         others."""
-        ours, theirs = self._context.Pipe()
         taken, there = [gpu for *_, gpu in self._running.values()], gpus() if own_gpu else []
         gpu = min(there, key=taken.count) if len(there) > 1 else None
-        process = self._context.Process(target=_main, args=(theirs, function, arguments, gpu), daemon=False)
-        with _without_main(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # a worker's one thread only waits for its parent's end
-            process.start()
-        theirs.close()
+        ours, theirs = self._context.Pipe()
+        arguments = (theirs, function, arguments, gpu)
+        process = self._context.Process(target=_main, args=arguments, daemon=False)
+        try:
+            with _without_main(), warnings.catch_warnings():
+                # a worker's one thread only waits for its parent's end; a resource tracker that died is made again
+                warnings.simplefilter("ignore")
+                if self._context.get_start_method() == "forkserver":
+                    _fork_server()
+                process.start()
+        except (
+            OSError,
+            EOFError,
+        ) as error:  # the fork server died, or there is no room for another process
+            ours.close()
+            raise WorkerDied(
+                f"{key}: its process did not start ({_words(error)}); run again"
+            ) from None
+        except BaseException:  # Ctrl-C: a worker that was on its way finds nobody at the other end
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self._running[ours] = (key, process, gpu)
         return ours
 
     def wait(self) -> list[tuple[Any, str, Any]]:
-        """What has happened since: (key, "progress" | "done" | "failed", value), at least one."""
-        events = []
-        for connection in wait(list(self._running)):
-            assert isinstance(connection, Connection)
-            key, process, _ = self._running[connection]
-            try:
-                kind, value = connection.recv()
-            except (EOFError, OSError):
-                process.join()
-                reason = f"exit code {process.exitcode}" + (" (out of memory?)" if process.exitcode == -9 else "")
-                kind, value = "failed", WorkerDied(f"{key}: its process died, {reason}; run again to go on from there")
-            if kind != "progress":
-                del self._running[connection]
-                connection.close()
-                process.join()
-            events.append((key, kind, value))
+        """What has happened since: (key, "progress" | "note" | "done" | "failed", value), at least one."""
+        ends = [process.sentinel for _, process, _ in self._running.values()]
+        ready, events = wait([*self._running, *ends]), []
+        for connection, (key, process, _) in list(self._running.items()):
+            if connection in ready or process.sentinel in ready:
+                kind, value = _hear(key, process, connection)
+                if kind in ("done", "failed"):
+                    del self._running[connection]
+                    _bury(process, connection)
+                events.append((key, kind, value))
         return events
 
     def close(self) -> None:
         """Kill what still runs."""
-        for connection, (_, process, _) in self._running.items():
+        for _, process, _ in self._running.values():
             process.kill()
-            process.join()
-            connection.close()
+        for connection, (_, process, _) in self._running.items():
+            _bury(process, connection)
         self._running.clear()
 
 
+def _hear(key: Any, process: Any, connection: Connection) -> tuple[str, Any]:
+    """The next word of a process, or that it died without one."""
+    with suppress(EOFError, OSError):
+        if connection.poll():  # also what a process that is gone by now had still said
+            try:
+                return connection.recv()
+            except (EOFError, OSError):
+                raise
+            except (
+                Exception
+            ) as error:  # an object that was taken apart there cannot be put together here
+                return "failed", WorkerFailed(
+                    f"{key}: what it sent cannot be read ({_words(error)})"
+                )
+    _end(process)
+    reason = f"exit code {process.exitcode}{_REASONS.get(process.exitcode, '')}"
+    return "failed", WorkerDied(f"{key}: its process died, {reason}; run again to go on from there")
+
+
+def _end(process: Any) -> None:
+    """Wait for a process that has nothing more to do, and no longer than it deserves."""
+    process.join(PATIENCE)
+    if process.exitcode is None:
+        process.kill()
+        process.join(PATIENCE)  # not for ever: what waits for a disk cannot be killed
+
+
+def _bury(process: Any, connection: Connection) -> None:
+    """Let go of all that ties a process to this one, so that it ends even where its fork server is gone."""
+    connection.close()
+    _end(process)
+    with suppress(ValueError):  # it still waits for its disk
+        process.close()
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def imap(
-    setup: Callable[..., Callable[[Any], Any]], arguments: Sequence[Any], items: Iterable[Any], workers: int
+    setup: Callable[..., Callable[[Any], Any]],
+    arguments: Sequence[Any],
+    items: Iterable[Any],
+    workers: int,
 ) -> Iterator[Any]:
     """`setup(*arguments)(item)` for every item, in order, computed by `workers` processes that each call setup once.
 
@@ -133,16 +208,25 @@ def imap(
     source = enumerate(items)
     try:
         names = [f"worker {i + 1}" for i in range(workers)]
-        connections = {name: pool.start(name, _serve, setup, tuple(arguments), own_gpu=True) for name in names}
+        connections = {
+            name: pool.start(name, _serve, setup, tuple(arguments), own_gpu=True) for name in names
+        }
+        idle = list(connections.values())
         results: dict[int, Any] = {}
-        sent, turn = sum(_send(connection, source) for connection in connections.values()), 0
-        while turn < sent:
+        sent = turn = 0
+        while True:
+            # One slow worker must not let the others run ahead without end: their results are kept until its own is there.
+            while idle and sent - turn < 3 * workers and (item := next(source, None)):
+                _send(idle.pop(), item)
+                sent += 1
+            if turn == sent:
+                return
             for key, kind, value in pool.wait():
                 if kind != "progress":
                     raise value if kind == "failed" else WorkerDied(f"{key}: ended early")
                 number, result = value
                 results[number] = result
-                sent += _send(connections[key], source)
+                idle.append(connections[key])
             while turn in results:
                 yield results.pop(turn)
                 turn += 1
@@ -150,40 +234,99 @@ def imap(
         pool.close()
 
 
-def _send(connection: Connection, source: Iterator[tuple[int, Any]]) -> int:
-    item = next(source, None)
-    if item is None:
-        return 0
-    connection.send(item)
-    return 1
+def _send(connection: Connection, item: tuple[int, Any]) -> None:
+    with suppress(
+        BrokenPipeError, ConnectionResetError
+    ):  # it is dead, which `wait` tells with the reason
+        connection.send(item)
 
 
-def _serve(setup: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], connection: Connection) -> None:
+def _serve(
+    setup: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...], connection: Connection
+) -> None:
     handle = setup(*arguments)
     while True:
         number, item = connection.recv()
         connection.send(("progress", (number, handle(item))))
 
 
-def _main(connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], gpu: str | None) -> None:
+def _main(
+    connection: Connection,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    gpu: str | None,
+) -> None:
     """A worker's life: no thread but ours, no Ctrl-C of its own, no life after its parent's."""
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_ONLY)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    said: tuple[str, Any]
     try:
-        connection.send(("done", function(*arguments, connection)))
+        import torch
+
+        torch.set_num_threads(1)
+        said = ("done", function(*arguments, connection))
     except SynthbootError as error:
-        connection.send(("failed", error))
-    except EOFError:
-        pass  # the other end is gone
+        said = ("failed", error)
     except BaseException:
-        connection.send(("failed", WorkerFailed(traceback.format_exc())))
+        said = ("failed", WorkerFailed(traceback.format_exc()))
+    with suppress(OSError):  # the other end is gone
+        try:
+            connection.send(said)
+        except OSError:
+            raise
+        except Exception:  # what cannot be pickled
+            connection.send(("failed", WorkerFailed(traceback.format_exc())))
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process as soon as the one that forked it is dead, whatever this one is doing then."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    # The fork server, whose child a worker is, ends when nobody holds this pipe: that has to be its client alone.
+    server: Any = forkserver._forkserver
+    if multiprocessing.parent_process() is not None and server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
+
+
+def _fork_server() -> None:
+    """Start the fork server unless it runs, deaf to what is for its parent alone from its first moment on: a Ctrl-C
+    while it imports torch would be a traceback on the terminal."""
+    resource_tracker.ensure_running()  # which unblocks Ctrl-C as it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_ONLY)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP stop as Ctrl-C does, by a KeyboardInterrupt with the signal's number, unless they are ignored
+    (`nohup`). Once is enough: what comes while things are put in order does not interrupt that."""
+    stops = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = {s: signal.getsignal(s) for s in stops if signal.getsignal(s) is not signal.SIG_IGN}
+
+    def stop(number: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # who calls from elsewhere sees to it
+        before = {}
+    for each in before:
+        signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @contextmanager

@@ -47,7 +47,9 @@ class Sources:
     sample_flops: float = 0.0
 
 
-def plan_of(cfg: config.Config, arm: config.Arm, seed: int, tokenizer: Tokenizer, text: Sources, tokens: int) -> Plan:
+def plan_of(
+    cfg: config.Config, arm: config.Arm, seed: int, tokenizer: Tokenizer, text: Sources, tokens: int
+) -> Plan:
     """The plan of an arm that trains on `tokens`. Documents that a layout sets side by side are there to be seen together."""
     apart = cfg.optim.document_mask and arm.layout == "shuffled"
     return Plan(
@@ -62,9 +64,11 @@ def tokens_of(cfg: config.Config, arm: config.Arm, text: Sources, flops_per_toke
     """How many tokens an arm trains on: the budget's, those of its passes, or what is left of the budget's FLOPs. Raises
     BudgetError where that is less than one step. `flops_per_token` is a forward pass's."""
     step = cfg.optim.batch_tokens // cfg.model.seq_len * cfg.model.seq_len
-    tokens = cfg.budget.train_tokens // step * step  # what an arm that is matched by tokens trains on
-    if arm.passes is not None:
-        tokens = min(tokens, int(arm.passes * text.real.num_tokens / (1 - cfg.budget.replay_share)))
+    tokens = (
+        cfg.budget.train_tokens // step * step
+    )  # what an arm that is matched by tokens trains on
+    if arm.epochs is not None:
+        tokens = min(tokens, int(arm.epochs * text.real.num_tokens / (1 - cfg.budget.replay_share)))
     elif arm.match == "flops":
         each = 3 * flops_per_token
         sampled = arm.share * (1 - cfg.budget.replay_share)
@@ -72,7 +76,11 @@ def tokens_of(cfg: config.Config, arm: config.Arm, text: Sources, flops_per_toke
     if tokens < cfg.optim.batch_tokens:
         raise BudgetError(
             f"pretrain: {max(0, tokens):,} tokens are left to train on, less than a step ({cfg.optim.batch_tokens:,}): "
-            + (f"{arm.passes:g} passes are too few" if arm.passes else "the synthetic text costs more than the budget")
+            + (
+                f"{arm.epochs:g} passes are too few"
+                if arm.epochs
+                else "the synthetic text costs more than the budget"
+            )
         )
     return tokens
 
@@ -81,7 +89,11 @@ def place_of(cfg: config.Config, folder: Path) -> Place:
     """Where a model trains: alone or with other processes, watched or not."""
     engine, device = cfg.engine, models.device(cfg.engine.device)
     group = parallel.join(device, engine.shard)
-    name = "-".join(folder.relative_to(cfg.folder).parts) if folder.is_relative_to(cfg.folder) else folder.name
+    name = (
+        "-".join(folder.relative_to(cfg.folder).parts)
+        if folder.is_relative_to(cfg.folder)
+        else folder.name
+    )
     watch = track.watch(engine.track if group.main else [], cfg.folder / "track", cfg.name, name)
     return Place(group, engine.checkpoint_activations, engine.compile, watch)
 
@@ -97,12 +109,14 @@ def train_arm(
     forward = models.flops_per_token(model, window)
     plan = plan_of(cfg, arm, seed, tokenizer, text, tokens_of(cfg, arm, text, forward))
     ledger: dict[str, Any] = dict(plan.ledger())
-    if ledger["synthetic_passes"] > 1:
+    if ledger["synthetic_epochs"] > 1:
         raise BudgetError(
-            f"pretrain: {ledger['synthetic_tokens']:,} synthetic tokens are needed, {ledger['synthetic_passes']:.2f} times "
+            f"pretrain: {ledger['synthetic_tokens']:,} synthetic tokens are needed, {ledger['synthetic_epochs']:.2f} times "
             f"what was sampled; synthetic text is never read twice"
         )
-    evals = tuple(sorted({round(plan.steps * i / optim.evals) for i in range(1, optim.evals + 1)} - {0}))
+    evals = tuple(
+        sorted({round(plan.steps * i / optim.evals) for i in range(1, optim.evals + 1)} - {0})
+    )
     settings = Settings(
         lr=optim.lr if arm.lr is None else arm.lr,
         weight_decay=optim.weight_decay if arm.weight_decay is None else arm.weight_decay,
@@ -112,7 +126,7 @@ def train_arm(
         beta1=optim.beta1,
         beta2=optim.beta2,
         clip=optim.clip,
-        micro_batch_tokens=optim.micro_batch_tokens,
+        micro_batch_tokens=cfg.engine.micro_batch_tokens,
         optimizer=optim.optimizer,
         schedule=optim.schedule,
         decay_fraction=optim.decay_fraction,
@@ -124,7 +138,9 @@ def train_arm(
     def validate(current: Any) -> float:
         return score.documents(current, validation, window, tokenizer.end).mean
 
-    curve = train(model, plan, settings, validate, folder, tokenizer, progress, place_of(cfg, folder))
+    curve = train(
+        model, plan, settings, validate, folder, tokenizer, progress, place_of(cfg, folder)
+    )
     ledger |= {
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),

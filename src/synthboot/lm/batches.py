@@ -32,6 +32,23 @@ class Batch:
     segments: Int64[np.ndarray, "row token"] | None = None
     positions: Int64[np.ndarray, "row token"] | None = None
 
+    def apart(self, multiple: int) -> Batch:
+        """The same targets, every segment in a row of its own, longest first, for models that cannot keep the segments of
+        one row apart. Rows are filled up on the right, where no causal model looks, their number to a multiple."""
+        if self.segments is None:
+            return self
+        parts = [
+            (self.inputs[row, segment == number], self.targets[row, segment == number])
+            for row, segment in enumerate(self.segments)
+            for number in np.unique(segment[segment > 0])
+        ]
+        parts.sort(key=lambda part: -len(part[0]))
+        shape = (-(-len(parts) // multiple) * multiple, len(parts[0][0]))
+        inputs, targets = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
+        for row, (x, y) in enumerate(parts):
+            inputs[row, : len(x)], targets[row, : len(y)] = x, y
+        return Batch(inputs, targets)
+
 
 @runtime_checkable
 class Batches(Protocol):
@@ -40,6 +57,8 @@ class Batches(Protocol):
     steps: int
     batch_tokens: int
     seq_len: int
+    packed: bool
+    """Whether rows hold segments that must not see each other."""
 
     def batch(self, step: int) -> Batch:
         """The rows of a step, counted from 0."""
@@ -85,13 +104,15 @@ class Plan:
         replay: Tokens | None = None,
         replay_share: float = 0.0,
     ) -> None:
-        self.seq_len, self.end, self.order, self.document_mask = seq_len, end, order, document_mask
+        self.seq_len, self.end, self.order, self.packed = seq_len, end, order, document_mask
         self.noise, self.vocab_size, self.seed = noise, vocab_size, seed
         self.rows = batch_tokens // seq_len
         self.batch_tokens = self.rows * seq_len
         self.steps = train_tokens // self.batch_tokens
         docs = len(real)
-        self.real = Stream(real, shuffled(docs, (seed, 1)) if pairs is None else walk(*pairs, docs, (seed, 1)))
+        self.real = Stream(
+            real, shuffled(docs, (seed, 1)) if pairs is None else walk(*pairs, docs, (seed, 1))
+        )
         self.replay = Stream(replay, shuffled(len(replay), (seed, 3))) if replay else self.real
         self.replay_rows = round(replay_share * self.rows * self.steps)
         self.own_rows = self.rows * self.steps - self.replay_rows
@@ -103,13 +124,21 @@ class Plan:
         else:
             both = real.joined(synthetic)
             self.synthetic = Stream(both, megadocs(owners, both.lengths, seq_len, (seed, 2)))
-            self.synthetic_rows, self.real_inside = self._rows_holding(wanted * seq_len, docs), range(docs)
+            self.synthetic_rows, self.real_inside = (
+                self._rows_holding(wanted * seq_len, docs),
+                range(docs),
+            )
 
     def _rows_holding(self, tokens: int, docs: int) -> int:
         """The fewest rows of the megadocs that hold so many synthetic tokens. Raises BudgetError where none do."""
-        longest, synthetic = self.synthetic.num_tokens // self.seq_len, range(docs, len(self.synthetic.tokens))
+        longest, synthetic = (
+            self.synthetic.num_tokens // self.seq_len,
+            range(docs, len(self.synthetic.tokens)),
+        )
         most = min(longest, self.own_rows)
-        found = bisect.bisect_left(range(most), tokens, key=lambda n: self.synthetic.of(synthetic, n * self.seq_len))
+        found = bisect.bisect_left(
+            range(most), tokens, key=lambda n: self.synthetic.of(synthetic, n * self.seq_len)
+        )
         held = self.synthetic.of(synthetic, most * self.seq_len)
         if held < tokens - self.seq_len:
             raise BudgetError(
@@ -128,7 +157,7 @@ class Plan:
             struck = (rng.random(inputs.shape) < self.noise) & ~starts
             others = rng.integers(self.vocab_size - 1, size=inputs.shape)
             inputs = np.where(struck, others + (others >= self.end), inputs)
-        if not self.document_mask:
+        if not self.packed:
             return Batch(inputs, targets)
         places = np.broadcast_to(np.arange(self.seq_len), inputs.shape)
         positions = places - np.maximum.accumulate(np.where(starts, places, 0), axis=1)
@@ -144,7 +173,11 @@ class Plan:
                 found["real"] += [doc for doc in read if doc in self.real_inside]
                 read = [doc - self.real_inside.stop for doc in read if doc not in self.real_inside]
             found[kind] += read
-        parts = [f"{kind} documents {', '.join(map(str, sorted(set(docs))))}" for kind, docs in found.items() if docs]
+        parts = [
+            f"{kind} documents {', '.join(map(str, sorted(set(docs))))}"
+            for kind, docs in found.items()
+            if docs
+        ]
         return " and ".join(parts)
 
     def _place(self, row: int) -> tuple[str, int]:
@@ -157,7 +190,11 @@ class Plan:
             before, synthetic = min(row, self.synthetic_rows), row < self.synthetic_rows
         else:
             before, synthetic = _taken(row, self.synthetic_rows, self.own_rows)
-        return ("synthetic", before * self.seq_len) if synthetic else ("real", (row - before) * self.seq_len)
+        return (
+            ("synthetic", before * self.seq_len)
+            if synthetic
+            else ("real", (row - before) * self.seq_len)
+        )
 
     def _row(self, row: int) -> np.ndarray:
         kind, start = self._place(row)
@@ -193,11 +230,11 @@ class Plan:
             "train_tokens": self.steps * self.batch_tokens,
             "real_tokens": real,
             "unique_real_tokens": self.real.tokens.num_tokens,
-            "real_passes": real / self.real.tokens.num_tokens,
+            "real_epochs": real / self.real.tokens.num_tokens,
             "synthetic_tokens": synthetic,
-            "synthetic_passes": read / self.synthetic.num_tokens if read else 0.0,
+            "synthetic_epochs": read / self.synthetic.num_tokens if read else 0.0,
             "replayed_tokens": replayed,
-            "replayed_passes": replayed / self.replay.num_tokens,
+            "replayed_epochs": replayed / self.replay.num_tokens,
         }
 
 
@@ -217,13 +254,20 @@ def cut_pair(d1: int, d2: int, window: int, share: float) -> tuple[int, int]:
 
     d1 is entitled to `share` of it, d2 to the rest; what one leaves, the other may use.
     """
-    room = window - 1  # the row's targets are its inputs shifted by one: end + d1 + separator + d2 without its last
+    room = (
+        window - 1
+    )  # the row's targets are its inputs shifted by one: end + d1 + separator + d2 without its last
     first = min(d1, max(d1_room(window, share), room - d2))
     return first, min(d2, room - first)
 
 
 def pair_row(
-    d1: Integer[np.ndarray, " a"], d2: Integer[np.ndarray, " b"], window: int, share: float, end: int, separator: int
+    d1: Integer[np.ndarray, " a"],
+    d2: Integer[np.ndarray, " b"],
+    window: int,
+    share: float,
+    end: int,
+    separator: int,
 ) -> tuple[Int64[np.ndarray, " token"], Int64[np.ndarray, " token"]]:
     """Inputs and targets of one pair, at most `window` long; the loss is on d2 and its end alone.
 
@@ -243,12 +287,20 @@ class PairPlan:
     batch are filled from the next.
     """
 
+    packed = True
+
     def __init__(
         self, first: Tokens, d1: Sequence[int], d2: Sequence[int], *, seq_len: int, d1_share: float, batch_tokens: int,
         tokens: int, seed: int, end: int, separator: int,
     ) -> None:  # fmt: skip
         self.tokens, self.d1, self.d2 = first, np.asarray(d1, np.int64), np.asarray(d2, np.int64)
-        self.seq_len, self.d1_share, self.seed, self.end, self.separator = seq_len, d1_share, seed, end, separator
+        self.seq_len, self.d1_share, self.seed, self.end, self.separator = (
+            seq_len,
+            d1_share,
+            seed,
+            end,
+            separator,
+        )
         self.rows = max(1, batch_tokens // seq_len)
         self.batch_tokens = self.rows * seq_len
         self.steps = max(1, tokens // self.batch_tokens)
@@ -259,7 +311,7 @@ class PairPlan:
         self._packed: Callable[[int], list[list[int]]] = lru_cache(maxsize=2)(self._pack)
         self._starts = [0]
 
-    def rows_per_pass(self) -> int:
+    def rows_per_epoch(self) -> int:
         """Rows of the first pass; others differ by a few."""
         return len(self._packed(0))
 
@@ -268,7 +320,9 @@ class PairPlan:
         rows: list[list[int]] = []
         for start in range(0, len(order), 512):
             members: list[list[int]] = []
-            rooms: list[tuple[int, int]] = []  # what each open row has room for and its number, least room first
+            rooms: list[
+                tuple[int, int]
+            ] = []  # what each open row has room for and its number, least room first
             for pair in sorted(order[start : start + 512].tolist(), key=lambda p: -self.lengths[p]):
                 size = int(self.lengths[pair])
                 fit = bisect.bisect_left(rooms, (size, -1))

@@ -39,7 +39,9 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, weight, scale = ctx.saved_tensors
-        into_rows, into_weight = kernels.norm(rows, weight, ctx.eps, gradient.reshape(rows.shape), scale)
+        into_rows, into_weight = kernels.norm(
+            rows, weight, ctx.eps, gradient.reshape(rows.shape), scale
+        )
         return into_rows.view(gradient.shape), into_weight, None
 
 
@@ -64,7 +66,9 @@ class _Rotate(torch.autograd.Function):
         ctx.kind = x.dtype
         batch, tokens, heads, dim = x.shape
         out = torch.empty(batch, heads, tokens, dim)
-        kernels.rotate(x.detach().float(), cos.float(), sin.float(), out.transpose(1, 2), back=False)
+        kernels.rotate(
+            x.detach().float(), cos.float(), sin.float(), out.transpose(1, 2), back=False
+        )
         return out
 
     @staticmethod
@@ -101,9 +105,17 @@ def shorten(model: Any, full: bool) -> None:
             module.forward = partial(_norm, module)
         elif full and type(module) is torch.nn.Linear and module.bias is None:
             module.forward = partial(_product, module)
-        elif full and kind.endswith("MLP") and isinstance(getattr(module, "act_fn", None), torch.nn.SiLU | _silu()):
+        elif (
+            full
+            and kind.endswith("MLP")
+            and isinstance(getattr(module, "act_fn", None), torch.nn.SiLU | _silu())
+        ):
             module.forward = partial(_gated, module)
-        elif kind.endswith("Attention") and model.config._attn_implementation == "sdpa" and hasattr(module, "o_proj"):
+        elif (
+            kind.endswith("Attention")
+            and model.config._attn_implementation == "sdpa"
+            and hasattr(module, "o_proj")
+        ):
             module.forward = partial(_attended, module)
 
 
@@ -125,9 +137,13 @@ def _attended(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     if past_key_values is not None:
         original = type(module).forward
-        return original(module, hidden_states, position_embeddings, attention_mask, past_key_values, **rest)
+        return original(
+            module, hidden_states, position_embeddings, attention_mask, past_key_values, **rest
+        )
     shape = (*hidden_states.shape[:-1], -1, module.head_dim)
-    query, key, value = (p(hidden_states).view(shape) for p in (module.q_proj, module.k_proj, module.v_proj))
+    query, key, value = (
+        p(hidden_states).view(shape) for p in (module.q_proj, module.k_proj, module.v_proj)
+    )
     if hasattr(module, "q_norm"):
         query, key = module.q_norm(query), module.k_norm(key)
     query, key = (_Rotate.apply(x, *position_embeddings) for x in (query, key))
@@ -136,7 +152,12 @@ def _attended(
 
 
 def _mixed(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, rest: dict[str, Any]
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    rest: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Values weighted by attention, (batch, token, head, dim), in the precision of `value`, a product. The library's is taken
     in float32 whatever that is, since a CPU takes three times as long for it in bfloat16."""
@@ -145,9 +166,17 @@ def _mixed(
     dropout = module.attention_dropout if module.training else 0.0
     window = getattr(module, "sliding_window", None)
     known = mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1)
-    if known and not dropout and not window and query.shape[2] <= LONGEST and torch.get_num_threads() == 1:
+    if (
+        known
+        and not dropout
+        and not window
+        and query.shape[2] <= LONGEST
+        and torch.get_num_threads() == 1
+    ):
         seen = None if mask is None else mask.expand(len(query), -1, -1, -1)[:, 0].contiguous()
-        return _Attend.apply(query, key, value, seen, module.scaling, value.dtype).transpose(1, 2), None
+        return _Attend.apply(query, key, value, seen, module.scaling, value.dtype).transpose(
+            1, 2
+        ), None
     with torch.autocast(query.device.type, enabled=False):
         return ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query.float(), key.float(), value.float(), mask, dropout=dropout, scaling=module.scaling,
@@ -164,16 +193,22 @@ class _Attend(torch.autograd.Function):
         precision: torch.dtype,
     ) -> torch.Tensor:  # fmt: skip
         ctx.kinds, ctx.scale, heads = (query.dtype, key.dtype, value.dtype), scale, key.shape[1]
-        queries = query.to(precision).unflatten(1, (heads, -1)).flatten(0, 1)  # (line, group, token, dim)
+        queries = (
+            query.to(precision).unflatten(1, (heads, -1)).flatten(0, 1)
+        )  # (line, group, token, dim)
         keys, values = (x.to(precision).flatten(0, 1) for x in (key, value))
         out, weights, window = torch.empty_like(queries), [], query.shape[2]
         for first in range(0, window, ROWS):
             last = min(first + ROWS, window)
             rows = queries[:, :, first:last].flatten(1, 2)
-            scores = torch.bmm(rows, keys[:, :last].transpose(1, 2)).unflatten(1, (-1, last - first))
+            scores = torch.bmm(rows, keys[:, :last].transpose(1, 2)).unflatten(
+                1, (-1, last - first)
+            )
             kernels.attention_weights(scores, first, window, heads, scale, mask)
             weights.append(scores)
-            out[:, :, first:last] = torch.bmm(scores.flatten(1, 2), values[:, :last]).view(out[:, :, first:last].shape)
+            out[:, :, first:last] = torch.bmm(scores.flatten(1, 2), values[:, :last]).view(
+                out[:, :, first:last].shape
+            )
         ctx.save_for_backward(queries, keys, values, *weights)
         ctx.heads = heads
         return out.unflatten(0, (-1, heads)).flatten(1, 2)
@@ -192,7 +227,9 @@ class _Attend(torch.autograd.Function):
             scores = torch.bmm(up, values[:, :last].transpose(1, 2)).view(weight.shape)
             kernels.attention_weights(scores, first, window, heads, ctx.scale, weights=weight)
             flat = scores.flatten(1, 2)
-            into_queries[:, :, first:last] = torch.bmm(flat, keys[:, :last]).view(into_queries[:, :, first:last].shape)
+            into_queries[:, :, first:last] = torch.bmm(flat, keys[:, :last]).view(
+                into_queries[:, :, first:last].shape
+            )
             into_keys[:, :last] += torch.bmm(flat.transpose(1, 2), rows)
         grads = [
             into_queries.unflatten(0, (-1, heads)).flatten(1, 2),

@@ -24,7 +24,9 @@ class Decoder:
     def __init__(self, model: Any, dtype: str = "auto") -> None:
         cfg, inner = model.config, model.model
         self.device = next(model.parameters()).device
-        self.matrices = DTYPES[dtype] or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        self.matrices = DTYPES[dtype] or (
+            torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        )
         self.dtype = torch.float32 if self.device.type == "cpu" else self.matrices
         self.vocab_size, self.eps = cfg.vocab_size, cfg.rms_norm_eps
         self.heads, self.kv_heads = cfg.num_attention_heads, cfg.num_key_value_heads
@@ -32,12 +34,18 @@ class Decoder:
         self.compiled = kernels.available(self.device.type) and self.head_dim in kernels.HEADS
 
         def cast(weight: Any) -> torch.Tensor:
-            return torch.as_tensor(weight.detach()).to(self.matrices if weight.dim() > 1 else self.dtype).contiguous()
+            return (
+                torch.as_tensor(weight.detach())
+                .to(self.matrices if weight.dim() > 1 else self.dtype)
+                .contiguous()
+            )
 
         self.embedding, self.head = cast(inner.embed_tokens.weight), cast(model.lm_head.weight)
         self.norm = cast(inner.norm.weight)
         theta = cfg.rope_parameters["rope_theta"]
-        frequency = 1.0 / theta ** (torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim)
+        frequency = 1.0 / theta ** (
+            torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
+        )
         self.frequency = torch.cat((frequency, frequency)).to(self.device)
         self.layers = [_Layer(layer, cast) for layer in inner.layers]
 
@@ -47,21 +55,43 @@ class Decoder:
         window = -(-window // 16) * 16
         shape = (rows, self.kv_heads, window, self.head_dim)
         blocks = (rows, self.kv_heads, window // 16, self.head_dim, 16) if self.compiled else shape
-        options: Any = {"dtype": self.matrices if self.compiled else self.dtype, "device": self.device}
-        return [(torch.zeros(blocks, **options), torch.zeros(shape, **options)) for _ in self.layers]
+        options: Any = {
+            "dtype": self.matrices if self.compiled else self.dtype,
+            "device": self.device,
+        }
+        return [
+            (torch.zeros(blocks, **options), torch.zeros(shape, **options)) for _ in self.layers
+        ]
 
     def cache_bytes(self, rows: int, window: int) -> int:
         """What `cache` takes."""
         kind = self.matrices if self.compiled else self.dtype
-        return 2 * len(self.layers) * rows * self.kv_heads * (-(-window // 16) * 16) * self.head_dim * kind.itemsize
+        return (
+            2
+            * len(self.layers)
+            * rows
+            * self.kv_heads
+            * (-(-window // 16) * 16)
+            * self.head_dim
+            * kind.itemsize
+        )
 
     def free_memory(self) -> int:
         """Bytes that this process may count on: of the GPU what is free, of a machine what is free for one core."""
         if self.device.type == "cuda":
             return int(torch.cuda.mem_get_info(self.device)[0])
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // max(1, os.cpu_count() or 1)
+        return (
+            os.sysconf("SC_AVPHYS_PAGES")
+            * os.sysconf("SC_PAGE_SIZE")
+            // max(1, os.cpu_count() or 1)
+        )
 
-    def prefill(self, tokens: Int64[torch.Tensor, "row token"], rows: Int64[torch.Tensor, " row"], cache: Cache) -> None:
+    def prefill(
+        self,
+        tokens: Int64[torch.Tensor, "row token"],
+        rows: Int64[torch.Tensor, " row"],
+        cache: Cache,
+    ) -> None:
         """Fill cache rows `rows` with right-padded prompts."""
         width = tokens.shape[1]
         cos, sin = self._rope(torch.arange(width, device=self.device))
@@ -78,7 +108,11 @@ class Decoder:
             hidden = self._rest(layer, hidden, attended.transpose(1, 2).flatten(2))
 
     def step(
-        self, tokens: Int64[torch.Tensor, " row"], position: Int64[torch.Tensor, " row"], cache: Cache, span: int
+        self,
+        tokens: Int64[torch.Tensor, " row"],
+        position: Int64[torch.Tensor, " row"],
+        cache: Cache,
+        span: int,
     ) -> Float[torch.Tensor, "row vocab"]:
         """Append one token per row at its position, which is below `span`; returns the logits of the next. A query's heads
         that share keys are taken as queries of one head."""
@@ -93,18 +127,27 @@ class Decoder:
             q, k, v = self._qkv(layer, hidden, cos, sin)
             keys[rows, :, position], values[rows, :, position] = k[:, :, 0], v[:, :, 0]
             attended = torch.nn.functional.scaled_dot_product_attention(
-                q[:, :, 0].unflatten(1, (self.kv_heads, -1)), keys[:, :, :span], values[:, :, :span], attn_mask=mask
+                q[:, :, 0].unflatten(1, (self.kv_heads, -1)),
+                keys[:, :, :span],
+                values[:, :, :span],
+                attn_mask=mask,
             )
             hidden = self._rest(layer, hidden, attended.flatten(1)[:, None])
         return self._logits(hidden[:, 0])
 
-    def _compiled_step(self, tokens: torch.Tensor, position: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def _compiled_step(
+        self, tokens: torch.Tensor, position: torch.Tensor, cache: Cache
+    ) -> torch.Tensor:
         cos, sin = self._rope(position)
         hidden = self.embedding[tokens].to(self.dtype)
         for layer, (keys, values) in zip(self.layers, cache, strict=True):
             joined = _linear(_rms(hidden, layer.input_norm, self.eps), layer.qkv)
             joined = joined.view(len(tokens), self.heads + 2 * self.kv_heads, self.head_dim)
-            norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
+            norms = (
+                None
+                if layer.q_norm is None or layer.k_norm is None
+                else (layer.q_norm, layer.k_norm)
+            )
             attended = kernels.attend(joined, norms, self.eps, cos, sin, position, keys, values)
             hidden = self._rest(layer, hidden, attended)
         return self._logits(hidden)
@@ -115,7 +158,11 @@ class Decoder:
         if not self.compiled:
             keys[rows, :, :width] = k
             return
-        blocks = torch.nn.functional.pad(k, (0, 0, 0, -width % 16)).unflatten(2, (-1, 16)).transpose(3, 4)
+        blocks = (
+            torch.nn.functional.pad(k, (0, 0, 0, -width % 16))
+            .unflatten(2, (-1, 16))
+            .transpose(3, 4)
+        )
         keys[rows, :, : blocks.shape[2]] = blocks.to(keys.dtype)
 
     def _rope(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,7 +196,9 @@ class _Layer:
 
     def __init__(self, layer: Any, cast: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = torch.cat([cast(p.weight) for p in (attention.q_proj, attention.k_proj, attention.v_proj)])
+        self.qkv = torch.cat(
+            [cast(p.weight) for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        )
         self.q_norm = cast(attention.q_norm.weight) if hasattr(attention, "q_norm") else None
         self.k_norm = cast(attention.k_norm.weight) if hasattr(attention, "k_norm") else None
         self.output = cast(attention.o_proj.weight)

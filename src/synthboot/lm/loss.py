@@ -29,7 +29,13 @@ class Loss(torch.nn.Module):
     blocks as the library has them.
     """
 
-    def __init__(self, model: Any, precision: torch.dtype = torch.float32, z_loss: float = 0.0, plain: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        precision: torch.dtype = torch.float32,
+        z_loss: float = 0.0,
+        plain: bool = False,
+    ) -> None:
         super().__init__()
         self.model, self.precision, self.z_loss = model, precision, z_loss
         head = model.get_output_embeddings()
@@ -39,27 +45,40 @@ class Loss(torch.nn.Module):
 
     def forward(
         self, inputs: torch.Tensor, targets: torch.Tensor | None = None, divisor: float = 1.0,
-        masks: dict[str, torch.Tensor] | None = None, kept: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None, kept: torch.Tensor | None = None,
     ) -> Any:  # fmt: skip
-        """What to differentiate, and the cross-entropy in it: both sums over the targets divided by `divisor`. `kept` are
-        the places of the targets that count, row after row; told by who has them in the host's memory, they need not be
-        waited for. Without targets the model's own output."""
+        """What to differentiate, and the cross-entropy in it: both sums over the targets divided by `divisor`. `positions`
+        start again where what follows must not see what was before. `kept` are the places of the targets that count, row
+        after row; told by who has them in the host's memory, they need not be waited for. Without targets the model's own
+        output."""
         if targets is None:
             return self.model(input_ids=inputs, use_cache=False)
-        masks = masks or {}
+        # the layout's own masks follow from positions; a mask made here would switch its windows off, or be added as 0 and 1
+        options = (
+            {"use_cache": False}
+            if positions is None
+            else {"use_cache": False, "position_ids": positions}
+        )
         wanted = targets.flatten()
         with self._autocast(inputs.device):
             if self.chunked:
-                hidden = self.model.model(input_ids=inputs, use_cache=False, **masks).last_hidden_state.flatten(0, 1)
+                hidden = self.model.model(input_ids=inputs, **options).last_hidden_state.flatten(
+                    0, 1
+                )
             else:
-                logits = self.model(input_ids=inputs, use_cache=False, **masks).logits.flatten(0, 1)
+                logits = self.model(input_ids=inputs, **options).logits.flatten(0, 1)
         if self.chunked:
             kept = (wanted != IGNORE).nonzero()[:, 0] if kept is None else kept
             if len(kept) < len(wanted):
                 hidden, wanted = hidden[kept], wanted[kept]
             weight = self.model.get_output_embeddings().weight
             return _Chunked.apply(hidden, weight, wanted, divisor, self.z_loss, self.precision)
-        plain = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum", ignore_index=IGNORE) / divisor
+        plain = (
+            torch.nn.functional.cross_entropy(
+                logits.float(), wanted, reduction="sum", ignore_index=IGNORE
+            )
+            / divisor
+        )
         if not self.z_loss:
             return plain, plain.detach()
         square = torch.logsumexp(logits.float(), 1)[wanted != IGNORE].square().sum()
@@ -97,12 +116,16 @@ class _Chunked(torch.autograd.Function):
         return loss + z_loss * square, loss
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(
+        ctx: Any, gradient: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         into_rows, into_weight = ctx.saved_tensors
         return (into_rows * gradient).to(ctx.kind), into_weight * gradient, None, None, None, None
 
 
-def softmax_gradient(logits: torch.Tensor, targets: torch.Tensor, scale: float, z_loss: float) -> torch.Tensor:
+def softmax_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, scale: float, z_loss: float
+) -> torch.Tensor:
     """Turn logits (row, vocab; float32) in place into the gradient of scale x (cross-entropy + z_loss x logsumexp squared);
     returns the sums of cross-entropy and of squared logsumexp, in nats, float64."""
     if kernels.available(logits.device.type):

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from synthboot import config
-from synthboot.data.artifacts import committed_folder
+from synthboot.data.disk import committed_folder
 from synthboot.data.tokenizer import Tokenizer
-from synthboot.errors import ConfigError, CorruptArtifact, TrainingError
+from synthboot.errors import ConfigError, CorruptArtifact, TrainingError, unloadable
+from synthboot.lm import layouts
 
 
 def device(name: str) -> torch.device:
@@ -23,18 +24,30 @@ def device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("engine.device: cuda asked for, but torch sees no GPU; set engine.device=auto")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
+        raise ConfigError(
+            "engine.device: cuda asked for, but torch sees no GPU; set engine.device=auto"
+        )
+    return (
+        torch.device(name, int(os.environ.get("LOCAL_RANK", "0")))
+        if name == "cuda"
+        else torch.device(name)
+    )
 
 
 def build(cfg: config.Model, vocab_size: int, seed: int) -> Any:
-    """A model with fresh weights that depend on the seed alone; with `init_from`, that model with room for every token."""
+    """A model with fresh weights that depend on the seed alone; with `init_from`, that model with room for every token.
+
+    Raises ConfigError where `init_from` cannot be loaded, is too short, or has a layout that does not train right.
+    """
     torch.manual_seed(seed)
     if cfg.init_from is not None:
         model = _from_pretrained(cfg.init_from, ConfigError, "model.init_from")
-        longest = getattr(model.config, "max_position_embeddings", cfg.seq_len)
-        if cfg.seq_len > longest:
-            raise ConfigError(f"model.seq_len: {cfg.seq_len} is more than the {longest} positions of {cfg.init_from}")
+        longest = _longest(model)
+        if longest is not None and cfg.seq_len > longest:
+            raise ConfigError(
+                f"model.seq_len: {cfg.seq_len} is more than the {longest} positions of {cfg.init_from}"
+            )
+        layouts.require_causal(model, cfg.seq_len, f"model.init_from: {cfg.init_from}")
         if model.get_input_embeddings().weight.shape[0] < vocab_size:
             model.resize_token_embeddings(vocab_size, mean_resizing=False)
         return model
@@ -70,9 +83,12 @@ def save(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def export(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
-    """Write the Hugging Face files into an existing folder."""
+    """Write the Hugging Face files into an existing folder. Of what a model came with for generation (penalties, top-k, other
+    end tokens) nothing is handed on: whoever samples from the folder shall get the model's own distribution."""
+    from transformers import GenerationConfig
+
     _quiet()
-    model.generation_config.eos_token_id = tokenizer.end
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.end)
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save(folder)
 
@@ -85,20 +101,32 @@ def load_weights(model: Any, folder: Path) -> None:
         load_model(model, folder / "model.safetensors")
     except Exception as error:  # safetensors and torch raise several kinds
         reason = " ".join(str(error).split())[:200]
-        raise TrainingError(f"{folder}: unreadable checkpoint ({reason}); delete this folder to go on without it") from None
+        raise TrainingError(
+            f"{folder}: unreadable checkpoint ({reason}); delete this folder to go on without it"
+        ) from None
 
 
 def flops_per_token(model: Any, seq_len: int) -> float:
     """Forward FLOPs of one token in rows of `seq_len`: two per weight of every matrix product, attention at its causal
-    half. A training step costs three times as much."""
-    cfg = model.config
+    half in every layer, if there is any. A training step costs three times as much."""
     embedding = model.get_input_embeddings().weight
     matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)
-    head = model.get_output_embeddings().weight
-    weights = matrices if head is embedding else matrices - embedding.numel()
-    heads = cfg.num_attention_heads
-    attended = heads * (getattr(cfg, "head_dim", None) or cfg.hidden_size // heads)
-    return 2.0 * weights + 2.0 * cfg.num_hidden_layers * attended * seq_len
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding
+    weights = matrices if tied else matrices - embedding.numel()
+    layers, heads, head_dim, width = (
+        layouts.setting(model, name) or 0
+        for name in ("num_hidden_layers", "num_attention_heads", "head_dim", "hidden_size")
+    )  # state-space layouts have no heads
+    attended = heads * (head_dim or width // max(1, heads))
+    return 2.0 * weights + 2.0 * layers * attended * seq_len
+
+
+def _longest(model: Any) -> int | None:
+    """How many positions a model has, where they end."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+    found = (layouts.setting(model, name) for name in names)
+    return next((n for n in found if isinstance(n, int) and n > 0), None)
 
 
 def product_rate(where: torch.device, dtype: torch.dtype) -> float:
@@ -129,7 +157,10 @@ def _from_pretrained(source: str, error_type: type[Exception], where: str) -> An
 
     _quiet()
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except Exception as error:  # the library raises OSError, ValueError, SafetensorError, RuntimeError
-        reason = " ".join(str(error).split())[:300]
-        raise error_type(f"{where}: {source}: cannot be loaded: {reason}") from None
+        return AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, trust_remote_code=False
+        )
+    except (
+        Exception
+    ) as error:  # the library raises OSError, ValueError, SafetensorError, RuntimeError
+        raise error_type(f"{where}: {source}: {unloadable(error)}") from None

@@ -140,8 +140,12 @@ class Whole:
 
 def blocks(model: Any) -> list[torch.nn.Module]:
     """The repeated blocks of a causal LM: the longest list of modules in it. Raises ConfigError where there is none."""
-    lists: list[list[torch.nn.Module]] = [list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    lists: list[list[torch.nn.Module]] = [
+        list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList)
+    ]
     if not lists:
         kind = model.config.model_type
-        raise ConfigError(f"engine: {kind} has no list of blocks; set engine.shard=false and engine.compile=off")
+        raise ConfigError(
+            f"engine: {kind} has no list of blocks; set engine.shard=false and engine.compile=off"
+        )
     return max(lists, key=len)

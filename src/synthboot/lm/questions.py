@@ -33,14 +33,14 @@ _STOPS = re.compile(r"[\n.,]")
 @dataclass(frozen=True)
 class Answer:
     """What a model made of an item. `right`: the likeliest continuation is the right one, a cloze's target is what the
-    model would say, or an open answer matches; `right_per_char`: the same by likelihood per character of the choice. `nats`
-    is the negative log-likelihood of the right continuation, 0 for open questions; `choice_nats` that of the right choice
+    model would say, or an open answer matches; `acc_norm`: the same by likelihood per character of the choice. `nats`
+    is the negative log-likelihood of the right continuation, 0 for open questions; `choice_nll` that of the right choice
     among those there are, 0 where there is none to make: unlike `right` it tells doubt from error."""
 
     right: bool
-    right_per_char: bool
+    acc_norm: bool
     nats: float
-    choice_nats: float
+    choice_nll: float
 
 
 def ask(model: Any, tokenizer: Tokenizer, items: Sequence[Item], window: int) -> list[Answer]:
@@ -49,7 +49,9 @@ def ask(model: Any, tokenizer: Tokenizer, items: Sequence[Item], window: int) ->
     contexts = [items[i].contexts[min(j, len(items[i].contexts) - 1)] for i, j in asked]
     rows = _rows(tokenizer, contexts, [items[i].continuations[j] for i, j in asked], window)
     losses, first = score.row_choices(model, rows)
-    said = iter(_said(model, tokenizer, [item.contexts[0] for item in items if item.kind == "open"], window))
+    said = iter(
+        _said(model, tokenizer, [item.contexts[0] for item in items if item.kind == "open"], window)
+    )
     answers, start = [], 0
     for item in items:
         count = len(item.continuations)
@@ -64,30 +66,49 @@ def ask(model: Any, tokenizer: Tokenizer, items: Sequence[Item], window: int) ->
             sizes = np.array([len(c) - c.startswith(" ") for c in item.continuations])
             best, by_char = int(here.argmin()), int((here / np.maximum(1, sizes)).argmin())
             among = float(here[item.gold] + np.logaddexp.reduce(-here))
-            answers.append(Answer(best == item.gold, by_char == item.gold, float(here[item.gold]), among))
+            answers.append(
+                Answer(best == item.gold, by_char == item.gold, float(here[item.gold]), among)
+            )
     return answers
 
 
-def harness(folder: Path, tasks: Sequence[str], include: str, device: str) -> dict[str, Float64[np.ndarray, "item 4"]]:
-    """The same by lm-eval, for tasks it knows or that `include`, a folder, describes: right, right per character, and 0
-    twice, for every item. Raises ConfigError where lm-eval does not know a task."""
-    from lm_eval import simple_evaluate
+def known_to_harness(tasks: Sequence[str], include: str) -> Any:
+    """lm-eval's task manager. Raises ConfigError where it does not know a task."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=include)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise ConfigError(f"evaluate.tasks: lm-eval knows no task {unknown[0]!r}")
+    return manager
+
+
+def harness(
+    folder: Path, tasks: Sequence[str], include: str, device: str
+) -> dict[str, Float64[np.ndarray, "item 4"]]:
+    """The same by lm-eval, for tasks it knows or that `include`, a folder, describes: right, right per character, and 0
+    twice, for every item. Raises ConfigError where lm-eval does not know a task."""
+    from lm_eval import simple_evaluate
+
+    manager = known_to_harness(tasks, include)
     found = simple_evaluate(
-        model="hf", model_args={"pretrained": str(folder), "dtype": "float32"}, tasks=list(tasks), device=device,
+        model="hf", model_args={"pretrained": str(folder), "dtype": "float32", "trust_remote_code": False},
+        tasks=list(tasks), device=device, confirm_run_unsafe_code=False,
         task_manager=manager, log_samples=True, bootstrap_iters=0, verbosity="ERROR",
     )  # fmt: skip
     answers = {}
     for task, samples in found["samples"].items():
-        kinds = [next((k for k in names if k in samples[0]), None) for names in (_RIGHT, ("acc_norm", *_RIGHT))]
+        kinds = [
+            next((k for k in names if k in samples[0]), None)
+            for names in (_RIGHT, ("acc_norm", *_RIGHT))
+        ]
         if None in kinds:
-            raise ConfigError(f"evaluate.tasks: lm-eval's {task} has none of the figures {', '.join(_RIGHT)}")
-        answers[task] = np.array([[float(sample[k]) for k in kinds] + [0.0, 0.0] for sample in samples])
+            raise ConfigError(
+                f"evaluate.tasks: lm-eval's {task} has none of the figures {', '.join(_RIGHT)}"
+            )
+        answers[task] = np.array(
+            [[float(sample[k]) for k in kinds] + [0.0, 0.0] for sample in samples]
+        )
     return answers
 
 
@@ -96,7 +117,10 @@ def _rows(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(inputs, targets) of each continuation after its context."""
     moved = [context[len(context.rstrip()) :] if context.strip() else "" for context in contexts]
-    kept = [context.rstrip() if space else context for context, space in zip(contexts, moved, strict=True)]
+    kept = [
+        context.rstrip() if space else context
+        for context, space in zip(contexts, moved, strict=True)
+    ]
     said = [space + continuation for space, continuation in zip(moved, continuations, strict=True)]
     before = tokenizer.encode(kept)
     whole = tokenizer.encode([context + text for context, text in zip(kept, said, strict=True)])

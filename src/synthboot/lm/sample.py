@@ -6,8 +6,10 @@ top-p without sorting: from the full softmax by inverse CDF, accepted if the mas
 which gives exactly the truncated distribution. A request's random numbers depend on its seed and position alone. All that
 a step reads and writes lies on the device, so that a GPU runs it as one recorded graph and is seldom waited for.
 
-It decodes Llama and Qwen3 layouts; other architectures go through `transformers.generate`, slower but the same contract.
-`lm.vllm` and `lm.server` hand the work to other engines.
+It decodes Llama and Qwen3 layouts; other architectures go through `transformers.generate` (`lm.generate`), slower but the
+same contract. `lm.vllm` and `lm.server` hand the work to other engines. Nothing but temperature and top-p shapes what is
+drawn, whatever generation settings a model came with, and entries of a model's vocabulary that the tokenizer does not have
+(`absent`) are never drawn.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 
 from synthboot import config, kernels
+from synthboot.data import tokenizer as tokenizers
 from synthboot.lm import model as models
 from synthboot.lm.decode import Decoder
 
@@ -71,30 +74,51 @@ class Sampler(Protocol):
         ...
 
 
-def open_sampler(cfg: config.Synthesize, folder: Path, end: int, device: str) -> Sampler:
-    """The sampler that `synthesize.sampler` names, over the model in `folder`."""
+def open_sampler(cfg: config.Synthesize, engine: config.Engine, folder: Path, end: int) -> Sampler:
+    """The sampler that `synthesize.sampler` names, over the model in `folder`; `engine` says where and how it works."""
     if cfg.sampler == "vllm":
         from synthboot.lm.vllm import VllmSampler
 
-        return VllmSampler(folder, end, cfg)
+        return VllmSampler(folder, end, cfg, engine.sample_batch)
     if cfg.sampler == "server":
         from synthboot.lm.server import ServerSampler
 
-        return ServerSampler(folder, end, cfg)
-    model = models.load(folder).to(models.device(device))
-    return sampler(model, end, temperature=cfg.temperature, top_p=cfg.top_p, batch=cfg.batch, dtype=cfg.dtype)
+        return ServerSampler(folder, end, cfg, engine.server)
+    model = models.load(folder).to(models.device(engine.device))
+    absent = tokenizers.load(folder).absent(model.config.get_text_config().vocab_size)
+    options: Any = {
+        "temperature": cfg.temperature,
+        "top_p": cfg.top_p,
+        "batch": engine.sample_batch,
+        "dtype": cfg.dtype,
+    }
+    return sampler(model, end, **options, absent=absent)
 
 
 def sampler(
-    model: Any, end: int, *, temperature: float, top_p: float, batch: int | None = None, dtype: str = "auto"
-) -> Sampler:
+    model: Any, end: int, *, temperature: float, top_p: float, batch: int | None = None, dtype: str = "auto",
+    absent: Sequence[int] = (),
+) -> Sampler:  # fmt: skip
     """The embedded engine where it knows the layout, else `transformers.generate`."""
-    kind = model.config.model_type
-    plain = not getattr(model.config, "attention_bias", False) and not getattr(model.config, "mlp_bias", False)
-    rope = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if kind in _NATIVE and plain and rope == "default" and not getattr(model.config, "use_sliding_window", False):
-        return EmbeddedSampler(model, end, temperature=temperature, top_p=top_p, batch=batch, dtype=dtype)
-    return TransformersSampler(model, end, temperature=temperature, top_p=top_p, batch=batch or 32)
+    from synthboot.lm.generate import TransformersSampler
+
+    engine = EmbeddedSampler if _embeds(model.config) else TransformersSampler
+    return engine(
+        model, end, temperature=temperature, top_p=top_p, batch=batch, dtype=dtype, absent=absent
+    )
+
+
+def _embeds(layout: Any) -> bool:
+    """Whether the embedded engine knows all that this configuration asks for."""
+    rope = getattr(layout, "rope_parameters", None) or {}
+    return (
+        layout.model_type in _NATIVE
+        and layout.hidden_act == "silu"
+        and not layout.attention_bias
+        and not getattr(layout, "mlp_bias", False)
+        and rope.get("rope_type", "default") == "default"
+        and "sliding_attention" not in (getattr(layout, "layer_types", None) or ())
+    )
 
 
 class EmbeddedSampler:
@@ -102,10 +126,17 @@ class EmbeddedSampler:
 
     def __init__(
         self, model: Any, end: int, *, temperature: float, top_p: float, batch: int | None = None, dtype: str = "auto",
-        graphs: bool = True,
+        graphs: bool = True, absent: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self.decoder = Decoder(model, dtype)
-        self.end, self.temperature, self.top_p, self.batch, self.graphs = end, temperature, top_p, batch, graphs
+        self.absent = torch.tensor(absent, device=self.decoder.device) if absent else None
+        self.end, self.temperature, self.top_p, self.batch, self.graphs = (
+            end,
+            temperature,
+            top_p,
+            batch,
+            graphs,
+        )
         self.far = self.decoder.device.type != "cpu"  # to look at the rows is to wait for them
 
     @torch.inference_mode()
@@ -162,7 +193,7 @@ class _Rows:
 
     def put(self, rows: torch.Tensor, requests: Sequence[Request]) -> None:
         """Begin requests: the last token of a prompt is decoded first, and what follows it drawn."""
-        values = [(r.prompt[-1], len(r.prompt) - 1, _signed(r.seed), r.max_tokens) for r in requests]
+        values = [(r.prompt[-1], len(r.prompt) - 1, signed(r.seed), r.max_tokens) for r in requests]
         told = torch.tensor(values).to(rows.device)
         self.token[rows], self.position[rows], self.seed[rows], self.limit[rows] = told.unbind(1)
         for column in (self.count, self.tries, self.logprob, self.ended, self.done):
@@ -173,12 +204,15 @@ class _Rows:
         for name, column in vars(self).items():
             setattr(self, name, column[rows])
 
-    def advance(self, logits: torch.Tensor, end: int, temperature: float, top_p: float) -> None:
+    def advance(self, logits: torch.Tensor, owner: EmbeddedSampler) -> None:
         """Draw a token for each row that is not done; one whose draw was rejected decodes its last token once more."""
-        token, logprob, drawn = draw(logits, self.seed, self.count, self.tries, temperature, top_p)
+        shape = (owner.temperature, owner.top_p, owner.absent)
+        token, logprob, drawn = draw(logits, self.seed, self.count, self.tries, *shape)
         drawn = drawn & ~self.done
-        ends = drawn & (token == end)
-        self.output.scatter_(1, self.count[:, None], token[:, None])  # counts only once `count` says so
+        ends = drawn & (token == owner.end)
+        self.output.scatter_(
+            1, self.count[:, None], token[:, None]
+        )  # counts only once `count` says so
         self.count += drawn & ~ends
         self.tries.add_(TRIES).masked_fill_(drawn, 0)
         self.logprob += torch.where(drawn, logprob, 0.0)
@@ -194,17 +228,21 @@ class _State:
     On a GPU the rows run `STRIDE` steps before the host looks, each step one launch of a CUDA graph.
     """
 
-    def __init__(self, owner: EmbeddedSampler, requests: Sequence[Request], window: int, batch: int) -> None:
+    def __init__(
+        self, owner: EmbeddedSampler, requests: Sequence[Request], window: int, batch: int
+    ) -> None:
         self.owner, self.requests, self.decoder = owner, requests, owner.decoder
         self.results: list[Result | None] = [None] * len(requests)
         # popped from the end; equal prompts stand together
-        self.waiting = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt, i))
+        self.waiting = sorted(
+            range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt, i)
+        )
         rows = max(LEAST_ROWS, min(batch, len(requests)))
         self.cache = self.decoder.cache(rows, window)
         self.window, self.device = window, self.decoder.device
         self.rows = _Rows(rows, max((r.max_tokens for r in requests), default=0), self.device)
         self.request = np.full(rows, -1)
-        self.reach = np.zeros(rows, np.int64)  # no position is beyond
+        self.probe_radius = np.zeros(rows, np.int64)  # no position is beyond
         self.stride, self.group = (STRIDE, 64) if owner.far else (1, 8)
         self.graphs: dict[int, Any] = {}
 
@@ -234,20 +272,28 @@ class _State:
             tokens = np.zeros((len(first), width), np.int64)
             for i, prompt in enumerate(first):
                 tokens[i, : len(prompt) - 1] = prompt[:-1]
-            self.decoder.prefill(torch.from_numpy(tokens).to(self.device), self._index(list(first.values())), self.cache)
-        copies = [(row, first[r.prompt]) for row, r in zip(group.tolist(), chosen, strict=True) if first[r.prompt] != row]
+            self.decoder.prefill(
+                torch.from_numpy(tokens).to(self.device),
+                self._index(list(first.values())),
+                self.cache,
+            )
+        copies = [
+            (row, first[r.prompt])
+            for row, r in zip(group.tolist(), chosen, strict=True)
+            if first[r.prompt] != row
+        ]
         if copies and width:
             to, source = (self._index(column) for column in zip(*copies, strict=True))
             for keys, values in self.cache:
                 keys[to], values[to] = keys[source], values[source]
         self.rows.put(self._index(group), chosen)
-        self.request[group], self.reach[group] = numbers, [len(r.prompt) - 1 for r in chosen]
+        self.request[group], self.probe_radius[group] = numbers, [len(r.prompt) - 1 for r in chosen]
 
     def _keep(self, rows: np.ndarray) -> None:
         index = self._index(rows)
         self.cache = [(k[index], v[index]) for k, v in self.cache]
         self.rows.keep(index)
-        self.request, self.reach = self.request[rows], self.reach[rows]
+        self.request, self.probe_radius = self.request[rows], self.probe_radius[rows]
         self.graphs.clear()
 
     def _index(self, rows: Any) -> torch.Tensor:
@@ -255,17 +301,17 @@ class _State:
 
     def advance(self) -> None:
         """A stride: that many steps of all rows."""
-        span = min(int(self.reach.max()) + self.stride, self.window)
+        span = min(int(self.probe_radius.max()) + self.stride, self.window)
         step: Callable[[], None] = partial(self._step, span)
         if self.owner.far:
             step = self._recorded(min(-(-span // SPAN) * SPAN, self.window))
         for _ in range(self.stride):
             step()
-        self.reach[self.request >= 0] += self.stride
+        self.probe_radius[self.request >= 0] += self.stride
 
     def _step(self, span: int) -> None:
         logits = self.decoder.step(self.rows.token, self.rows.position, self.cache, span)
-        self.rows.advance(logits, self.owner.end, self.owner.temperature, self.owner.top_p)
+        self.rows.advance(logits, self.owner)
 
     def _recorded(self, span: int) -> Callable[[], None]:
         """A step as a CUDA graph: the first stride runs as it is, which makes ready what a recording must find ready."""
@@ -292,23 +338,32 @@ class _State:
         for row, tokens, count, ended, logprob in zip(rows.tolist(), *columns, strict=True):
             if math.isnan(logprob):
                 raise FloatingPointError("the model's logits are not numbers")
-            self.results[self.request[row]] = Result(tuple(tokens[:count]), "end" if ended else "length", logprob)
-        self.request[rows], self.reach[rows] = -1, 0
+            self.results[self.request[row]] = Result(
+                tuple(tokens[:count]), "end" if ended else "length", logprob
+            )
+        self.request[rows], self.probe_radius[rows] = -1, 0
 
 
 def draw(
     logits: Float[torch.Tensor, "row vocab"], seeds: Int64[torch.Tensor, " row"], steps: Int64[torch.Tensor, " row"],
-    tries: Int64[torch.Tensor, " row"], temperature: float, top_p: float,
+    tries: Int64[torch.Tensor, " row"], temperature: float, top_p: float, absent: Int64[torch.Tensor, " entry"] | None = None,
 ) -> tuple[Int64[torch.Tensor, " row"], Float[torch.Tensor, " row"], Bool[torch.Tensor, " row"]]:  # fmt: skip
     """A token per row, its log-probability at temperature 1, and whether it was accepted; where not, ask again with `tries`
     larger by `TRIES`.
 
     What is accepted has exactly the top-p distribution at `temperature` (0: the likeliest token), from uniforms that depend
-    on the row's seed, step and try alone. Nothing here waits for a GPU.
+    on the row's seed, step and try alone. Entries that are `absent` are never drawn; log-probabilities are the model's own,
+    them included. Nothing here waits for a GPU.
     """
     logits = logits.float()
+    if absent is not None:
+        known = logits.index_fill(1, absent, -torch.inf)
+        token, logprob, accepted = draw(known, seeds, steps, tries, temperature, top_p)
+        return token, logprob + (known.logsumexp(1) - logits.logsumexp(1)), accepted
     if kernels.available(logits.device.type):
-        token, logprob = map(torch.from_numpy, kernels.draw(logits, seeds.numpy(), steps.numpy(), temperature, top_p))
+        token, logprob = map(
+            torch.from_numpy, kernels.draw(logits, seeds.numpy(), steps.numpy(), temperature, top_p)
+        )
         return token, logprob, torch.ones_like(token, dtype=torch.bool)
     likeliest = logits.argmax(1)
     if temperature == 0:
@@ -321,77 +376,32 @@ def draw(
     for more in range(TRIES):
         u = uniforms(seeds, steps, tries + more)[:, None] * cumulative[:, -1:]
         token = torch.searchsorted(cumulative, u, right=True).clamp_(max=logits.shape[1] - 1)
-        likelier = torch.where(probabilities > probabilities.gather(1, token), probabilities, 0.0).sum(1)
+        own = probabilities.gather(1, token)  # rounding may lead to an entry of no mass at all
+        likelier = torch.where(probabilities > own, probabilities, 0.0).sum(1)
         chosen = torch.where(accepted, chosen, token[:, 0])
-        accepted = accepted | (likelier < top_p)
+        accepted = accepted | ((likelier < top_p) & (own[:, 0] > 0))
     picked = (logits if temperature != 1.0 else probabilities).gather(1, chosen[:, None])[:, 0]
     logprob = picked.log() if temperature == 1.0 else picked - torch.logsumexp(logits, 1)
     return chosen, logprob, accepted
 
 
 def uniforms(
-    seeds: Int64[torch.Tensor, " row"], steps: Int64[torch.Tensor, " row"], tries: Int64[torch.Tensor, " row"]
+    seeds: Int64[torch.Tensor, " row"],
+    steps: Int64[torch.Tensor, " row"],
+    tries: Int64[torch.Tensor, " row"],
 ) -> Float[torch.Tensor, " row"]:
     """Uniform numbers in [0, 1), 24 bits each, by splitmix64 of (seed, step, try); sums and products modulo 2^64."""
-    x = seeds + (steps * 64 + tries + 1) * _signed(0x9E3779B97F4A7C15)
-    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    x = seeds + (steps * 64 + tries + 1) * signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shifted(x, 30)) * signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * signed(0x94D049BB133111EB)
     x = x ^ _shifted(x, 31)
     return _shifted(x, 40).float() * 2**-24
 
 
-def _signed(x: int) -> int:
+def signed(x: int) -> int:
     """The 64-bit integer of the same bits, as torch has it."""
     return (x + 2**63) % 2**64 - 2**63
 
 
 def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
     return (x >> bits) & (2 ** (64 - bits) - 1)
-
-
-class TransformersSampler:
-    """The same contract through `transformers.generate`, for layouts the embedded engine does not know. Seeded by the
-    first request of each batch, so results repeat for the same list of requests."""
-
-    def __init__(self, model: Any, end: int, *, temperature: float, top_p: float, batch: int) -> None:
-        self.model, self.end, self.batch = model, end, batch
-        greedy = temperature == 0
-        self.options = {"do_sample": False} if greedy else {"do_sample": True, "temperature": temperature, "top_p": top_p}
-
-    @torch.inference_mode()
-    def sample(self, requests: Sequence[Request]) -> list[Result]:
-        """One result per request, in order."""
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
-        results: dict[int, Result] = {}
-        self.model.eval()
-        for start in range(0, len(order), self.batch):
-            numbers = order[start : start + self.batch]
-            chosen = [requests[i] for i in numbers]
-            results.update(zip(numbers, self._batch(chosen), strict=True))
-        return [results[i] for i in range(len(requests))]
-
-    def _batch(self, chosen: list[Request]) -> list[Result]:
-        width = max(len(r.prompt) for r in chosen)
-        tokens = torch.full((len(chosen), width), self.end)
-        mask = torch.zeros_like(tokens)
-        for i, request in enumerate(chosen):
-            tokens[i, width - len(request.prompt) :] = torch.tensor(request.prompt)
-            mask[i, width - len(request.prompt) :] = 1
-        device = next(self.model.parameters()).device
-        torch.manual_seed(chosen[0].seed & (2**63 - 1))
-        found = self.model.generate(
-            tokens.to(device), attention_mask=mask.to(device), max_new_tokens=max(r.max_tokens for r in chosen),
-            eos_token_id=self.end, pad_token_id=self.end, top_k=0 if self.options["do_sample"] else None,
-            output_logits=True, return_dict_in_generate=True, **self.options,
-        )  # fmt: skip
-        output = found.sequences[:, width:].cpu()
-        logprobs = torch.stack([step.float().log_softmax(-1).cpu() for step in found.logits], 1)
-        picked = logprobs.gather(2, output[:, :, None])[:, :, 0]
-        return [self._result(output[i].tolist(), picked[i], r.max_tokens) for i, r in enumerate(chosen)]
-
-    def _result(self, tokens: list[int], logprobs: torch.Tensor, limit: int) -> Result:
-        tokens = tokens[:limit]
-        if self.end in tokens:
-            count = tokens.index(self.end)
-            return Result(tuple(tokens[:count]), "end", float(logprobs[: count + 1].sum()))
-        return Result(tuple(tokens), "length", float(logprobs[: len(tokens)].sum()))

@@ -32,7 +32,11 @@ class Scores:
 
 
 def documents(
-    model: Any, tokens: Tokens, seq_len: int, end: int, progress: Callable[[float, str], None] | None = None
+    model: Any,
+    tokens: Tokens,
+    seq_len: int,
+    end: int,
+    progress: Callable[[float, str], None] | None = None,
 ) -> Scores:
     """The scores of every document."""
     each = token_losses(model, tokens, seq_len, end, progress)
@@ -41,7 +45,11 @@ def documents(
 
 
 def token_losses(
-    model: Any, tokens: Tokens, seq_len: int, end: int, progress: Callable[[float, str], None] | None = None
+    model: Any,
+    tokens: Tokens,
+    seq_len: int,
+    end: int,
+    progress: Callable[[float, str], None] | None = None,
 ) -> Float32[np.ndarray, " token"]:
     """The loss of every token, document after document."""
     rows: list[tuple[np.ndarray, np.ndarray]] = []
@@ -110,18 +118,28 @@ def _batches(
     done = 0
     while done < len(order):
         count = 1
-        while done + count < len(order) and len(rows[order[done + count]][0]) * (count + 1) <= batch_tokens:
+        while (
+            done + count < len(order)
+            and len(rows[order[done + count]][0]) * (count + 1) <= batch_tokens
+        ):
             count += 1
         chosen = order[done : done + count]
         width = len(rows[chosen[-1]][0])
-        inputs, targets = np.zeros((count, width), np.int64), np.full((count, width), IGNORE, np.int64)
+        inputs, targets = (
+            np.zeros((count, width), np.int64),
+            np.full((count, width), IGNORE, np.int64),
+        )
         for i, number in enumerate(chosen):
             x, y = rows[number]
             inputs[i, : len(x)], targets[i, : len(y)] = x, y
         with torch.no_grad():
-            logits = model(input_ids=torch.from_numpy(inputs).to(device), use_cache=False).logits.float()
+            logits = model(
+                input_ids=torch.from_numpy(inputs).to(device), use_cache=False
+            ).logits.float()
             wanted = torch.from_numpy(targets).to(device)
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), wanted.flatten(), reduction="none"
+            )
         loss = loss.view(wanted.shape)
         yield chosen, loss, (logits.argmax(-1) == wanted) | (wanted == IGNORE) if choose else loss
         done += count

@@ -1,92 +1,252 @@
 """Sampling by a server that speaks OpenAI's completions API: vLLM, SGLang, llama.cpp.
 
-Prompts go as token ids. Results come as token ids where the server sends them (vLLM and SGLang: `return_token_ids`), else as
-text that is encoded again. Many requests are under way at once; what fails is tried again by itself, what the server did
-finish is kept meanwhile.
+Prompts go as token ids. Results come as token ids where the server sends them (vLLM and SGLang:
+`return_token_ids`), else as text that is encoded again. Many requests are under way at once; what fails
+is tried again by itself, what the server did finish is kept meanwhile.
+
+The server is not trusted: an answer has a limit in time and in size, redirects are not followed, and
+what does not fit the request is an error rather than text of the corpus. The key goes to the host in
+`engine.server.url` and nowhere else: proxies and passwords that the environment names are not used.
 """
 
 from __future__ import annotations
 
+import asyncio
+import email.utils
 import json
+import math
 import os
+import ssl
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from asyncio import sleep
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from synthboot import config
 from synthboot.data import tokenizer as tokenizers
-from synthboot.errors import SamplingError
+from synthboot.errors import ConfigError, SamplingError
 from synthboot.lm.sample import Request, Result
 
+LONGEST_WAIT = 60.0
+"""Seconds between two tries at the most, whatever the server asks for."""
+
+_CONNECT = 30.0
 _LATER = {408, 409, 425, 429, 500, 502, 503, 504}
+_WORDS, _ROOM, _TOKEN_ROOM = 1_000, 2**20, 2**12
+"""Bytes of an error that are read, bytes that an answer may have, and more for each token of the request:
+ids, text and probabilities take 200 or so."""
+
+_PLAIN = {
+    "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "repeat_penalty": 1.0, "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}  # fmt: skip
+"""What a server would otherwise take from the model's generation_config or from defaults of its own."""
+
+
+class _Refused(Exception):
+    """Why an answer is not taken; where `again`, another try may bring a better one."""
+
+    def __init__(self, reason: str, again: bool = False, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.again, self.wait = again, wait
 
 
 class ServerSampler:
     """A completions endpoint as a sampler. `folder` holds the tokenizer of the model that the server runs."""
 
-    def __init__(self, folder: Path, end: int, cfg: config.Synthesize) -> None:
-        self.end, self.cfg, self.server = end, cfg, cfg.server
+    def __init__(
+        self, folder: Path, end: int, cfg: config.Synthesize, server: config.Server
+    ) -> None:
+        self.end, self.cfg, self.server = end, cfg, server
         self._tokenizer = tokenizers.load(folder)
+        self._address = f"{server.url.rstrip('/')}/completions"
+        self._key = _key()
 
     def sample(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in order. Raises SamplingError where a request fails for good."""
-        with ThreadPoolExecutor(self.server.concurrency) as pool:
-            waiting = [pool.submit(self._one, r) for r in requests]
-            try:
-                return [w.result() for w in waiting]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        return asyncio.run(self._all(requests))
 
-    def _one(self, request: Request) -> Result:
-        asked = {
-            "model": self.server.model, "prompt": list(request.prompt), "max_tokens": request.max_tokens,
-            "temperature": self.cfg.temperature, "top_p": self.cfg.top_p, "seed": request.seed & (2**31 - 1), "logprobs": 0,
-            "stop_token_ids": [self.end], "return_token_ids": True, "skip_special_tokens": False,
-        }  # fmt: skip
-        body = json.dumps(asked).encode()
-        for attempt in range(self.server.retries + 1):
+    async def _all(self, requests: Sequence[Request]) -> list[Result]:
+        free = asyncio.Semaphore(self.server.concurrency)
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        # Nothing packed: a small answer could unpack to one of any size.
+        headers["Accept-Encoding"] = "identity"
+        # Well before the limit on the whole, which leaves a connection open that is half made.
+        patience = httpx.Timeout(
+            self.server.timeout, connect=min(_CONNECT, self.server.timeout / 2)
+        )
+        async with httpx.AsyncClient(
+            headers=headers, timeout=patience, follow_redirects=False, trust_env=False,
+            verify=ssl.create_default_context(), limits=httpx.Limits(max_connections=self.server.concurrency),
+        ) as client:  # fmt: skip
             try:
-                return self._result(self._post(body))
-            except urllib.error.HTTPError as error:
-                reason, later = f"{error.code} {error.read(300).decode(errors='replace')}", error.code in _LATER
-                wait = _seconds(error.headers.get("Retry-After"), 2.0**attempt)
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:  # no connection, half an answer, another's
-                reason, later, wait = f"{type(error).__name__}: {error}", True, 2.0**attempt
-            if not later or attempt == self.server.retries:
-                break
-            time.sleep(min(wait, 60.0))
+                async with asyncio.TaskGroup() as group:  # the first that fails stops the others
+                    tasks = [group.create_task(self._one(client, free, r)) for r in requests]
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _one(
+        self, client: httpx.AsyncClient, free: asyncio.Semaphore, request: Request
+    ) -> Result:
+        async with free:
+            for attempt in range(self.server.retries + 1):
+                try:
+                    async with asyncio.timeout(self.server.timeout):
+                        answer = await self._ask(client, request)
+                    return self._result(answer, request)
+                except _Refused as refused:
+                    reason, again, asked = str(refused), refused.again, refused.wait
+                except TimeoutError:
+                    reason, again, asked = f"no answer within {self.server.timeout:g} s", True, None
+                except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+                    reason, again, asked = f"{type(error).__name__}: {error}", _passes(error), None
+                if not again or attempt == self.server.retries:
+                    break
+                await sleep(min(2.0 ** min(attempt, 10) if asked is None else asked, LONGEST_WAIT))
+        reason = " ".join((reason.replace(self._key, "[key]") if self._key else reason).split())[
+            :300
+        ]
         raise SamplingError(
-            f"synthesize.server: {self.server.url}: {' '.join(reason.split())[:300]} (tried {attempt + 1} times); what is done "
-            f"is kept: run again when the server is well"
+            f"engine.server: {self.server.url}: {reason} (tried {attempt + 1} times); "
+            f"what is done is kept: run again when the server is well"
         )
 
-    def _post(self, body: bytes) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("SYNTHBOOT_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self.server.url.rstrip('/')}/completions", body, headers)
-        with urllib.request.urlopen(request, timeout=self.server.timeout) as answer:
-            return dict(json.loads(answer.read()))
+    async def _ask(self, client: httpx.AsyncClient, request: Request) -> object:
+        """The JSON that the server answers with."""
+        asked = {
+            "model": self.server.model, "prompt": list(request.prompt), "max_tokens": request.max_tokens,
+            "temperature": self.cfg.temperature, "top_p": self.cfg.top_p, "seed": request.seed & (2**31 - 1),
+            "logprobs": 0, "n": 1, "stop_token_ids": [self.end], "return_token_ids": True,
+            "skip_special_tokens": False, **_PLAIN,
+        }  # fmt: skip
+        room = _ROOM + _TOKEN_ROOM * (len(request.prompt) + request.max_tokens)
+        async with client.stream("POST", self._address, json=asked) as response:
+            if response.is_redirect:
+                raise _Refused(
+                    f"{response.status_code}: it sends on to another address, which is not followed"
+                )
+            good = response.status_code == httpx.codes.OK
+            body = bytearray()
+            async for piece in response.aiter_raw():
+                body += piece
+                if len(body) > (room if good else _WORDS):
+                    break
+        if not good:
+            words = body[:_WORDS].decode(errors="replace")
+            later = response.status_code in _LATER
+            raise _Refused(
+                f"{response.status_code} {words}",
+                later,
+                _seconds(response.headers.get("Retry-After", "")),
+            )
+        if len(body) > room:
+            raise _Refused(f"an answer of more than {room:,} bytes")
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError):  # half an answer, or something else's
+            raise _Refused("the answer is not JSON", again=True) from None
 
-    def _result(self, answer: dict[str, Any]) -> Result:
-        choice = answer["choices"][0]
-        tokens = choice.get("token_ids")
-        if tokens is None:
-            tokens = self._tokenizer.encode([choice["text"]])[0]
-        ended = choice["finish_reason"] == "stop"
-        if ended and tokens and tokens[-1] == self.end:
-            tokens = tokens[:-1]
-        known = [v for v in (choice.get("logprobs") or {}).get("token_logprobs") or [] if v is not None]
-        return Result(tuple(tokens), "end" if ended else "length", float(sum(known)) if known else float("nan"))
+    def _result(self, answer: object, request: Request) -> Result:
+        """What an answer says. Raises _Refused where it does not fit the request."""
+        choice = _choice(answer)
+        finish = choice.get("finish_reason")
+        if finish not in ("stop", "length"):
+            raise _Refused(
+                f"finish_reason is {_shown(finish)}, neither stop nor length", again=True
+            )
+        ids = choice.get("token_ids")
+        if ids is None:
+            tokens = self._encoded(choice.get("text"), finish == "stop", request.max_tokens)
+            return Result(tokens, "end" if finish == "stop" else "length", _logprob(choice, None))
+        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+            raise _Refused("token_ids are not a list of whole numbers")
+        wrong = next((i for i in ids if not 0 <= i < self._tokenizer.vocab_size), None)
+        if wrong is not None:
+            raise _Refused(
+                f"token id {_shown(wrong)} is not one of the {self._tokenizer.vocab_size:,} of the synthesizer's "
+                f"tokenizer; does it run another model?"
+            )
+        if len(ids) > request.max_tokens:
+            raise _Refused(f"{len(ids):,} tokens where {request.max_tokens:,} were the most")
+        tokens = tuple(ids[:-1] if ids and ids[-1] == self.end else ids)
+        if self.end in tokens:
+            raise _Refused(f"an end token (id {self.end}) inside a document; it has to stop there")
+        ended = finish == "stop" or len(tokens) < len(ids)
+        return Result(tokens, "end" if ended else "length", _logprob(choice, len(ids)))
+
+    def _encoded(self, text: object, ended: bool, most: int) -> tuple[int, ...]:
+        """The tokens of a text answer: about as many as were sampled, for text does not tell where they were."""
+        if not isinstance(text, str):
+            raise _Refused('neither "token_ids" nor a "text"', again=True)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise _Refused("its text holds halves of characters (surrogates)") from None
+        if ended:  # some servers write out the token that they stopped at
+            text = text.removesuffix(self._tokenizer.backend.id_to_token(self.end))
+        tokens = tuple(self._tokenizer.encode([text])[0])
+        # Not a few more: a sampled byte that is no character comes as one (U+FFFD) of three bytes.
+        if len(tokens) > 3 * most:
+            raise _Refused(f"a text of {len(tokens):,} tokens where {most:,} were the most")
+        return tokens
 
 
-def _seconds(value: str | None, otherwise: float) -> float:
+def _choice(answer: object) -> Mapping[str, Any]:
+    found = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(found, list) or not found:
+        raise _Refused('the answer has no "choices"; is it a completions server?', again=True)
+    if len(found) > 1 or not isinstance(found[0], dict):
+        raise _Refused(f"{len(found):,} choices where one was asked for")
+    return dict(found[0])
+
+
+def _logprob(choice: Mapping[str, Any], tokens: int | None) -> float:
+    """The sum of the tokens' log-probabilities; not a number where the server does not tell one for each."""
+    told = choice.get("logprobs")
+    values = told.get("token_logprobs") if isinstance(told, dict) else None
+    if values is None:
+        return math.nan
+    known = [v for v in values if v is not None] if isinstance(values, list) else [values]
+    for value in known:
+        if type(value) not in (int, float) or not -1e6 < value < 1e-3:  # nor not-a-number
+            raise _Refused(f"{_shown(value)} is not the logarithm of a probability")
+    if not known or tokens not in (None, len(known)):
+        return math.nan
+    return math.fsum(known)
+
+
+def _passes(error: Exception) -> bool:
+    """Whether another try could do better. A bad certificate or an address that cannot be stays as it is."""
+    lasting = isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol)
+    return not lasting and "CERTIFICATE_VERIFY_FAILED" not in str(error)
+
+
+def _seconds(value: str) -> float | None:
+    """How long a Retry-After asks for, in seconds from now; None where it does not say."""
     try:
-        return float(value) if value is not None else otherwise
+        return max(0.0, float(value)) if math.isfinite(float(value)) else None
     except ValueError:
-        return otherwise
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError, OSError):  # no date, or one that no clock can show
+        return None
+
+
+def _shown(value: object) -> str:
+    text = (
+        repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    )
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _key() -> str:
+    """The key for the server. Raises ConfigError, which does not tell it, where a header cannot hold it."""
+    key = os.environ.get("SYNTHBOOT_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError("SYNTHBOOT_API_KEY: holds characters that no key has; set it again")
+    return key

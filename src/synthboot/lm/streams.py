@@ -21,7 +21,12 @@ def shuffled(docs: int, seed: tuple[int, ...]) -> Order:
     return lambda number: np.random.default_rng([*seed, number]).permutation(docs)
 
 
-def walk(d1: Integer[np.ndarray, " pair"], d2: Integer[np.ndarray, " pair"], docs: int, seed: tuple[int, ...]) -> Order:
+def walk(
+    d1: Integer[np.ndarray, " pair"],
+    d2: Integer[np.ndarray, " pair"],
+    docs: int,
+    seed: tuple[int, ...],
+) -> Order:
     """All documents, each followed by the first of its `d2` not yet read (pairs come most similar first), or where there is
     none by the next in a random order, another on every pass.
 
@@ -38,14 +43,19 @@ def walk(d1: Integer[np.ndarray, " pair"], d2: Integer[np.ndarray, " pair"], doc
             while not read[doc]:
                 read[doc] = True
                 found.append(doc)
-                doc = next((int(n) for n in near[bounds[doc] : bounds[doc + 1]] if not read[n]), doc)
+                doc = next(
+                    (int(n) for n in near[bounds[doc] : bounds[doc + 1]] if not read[n]), doc
+                )
         return np.array(found, np.int64)
 
     return order
 
 
 def megadocs(
-    owners: Integer[np.ndarray, " synthetic"], lengths: Int64[np.ndarray, " doc"], window: int, seed: tuple[int, ...]
+    owners: Integer[np.ndarray, " synthetic"],
+    lengths: Int64[np.ndarray, " doc"],
+    window: int,
+    seed: tuple[int, ...],
 ) -> Order:
     """Every synthetic document once, as many of one d1 as fit a window with it right before it; the runs in random order.
 
@@ -63,7 +73,12 @@ def megadocs(
         runs[-1].insert(-1, doc)
         room -= int(lengths[doc])
     return lambda number: np.array(
-        [doc for run in np.random.default_rng([*seed, number]).permutation(len(runs)).tolist() for doc in runs[run]], np.int64
+        [
+            doc
+            for run in np.random.default_rng([*seed, number]).permutation(len(runs)).tolist()
+            for doc in runs[run]
+        ],
+        np.int64,
     )
 
 
@@ -73,7 +88,9 @@ class Stream:
 
     def __init__(self, tokens: Tokens, order: Order) -> None:
         self.tokens, self._documents = tokens, order
-        self._order: Callable[[int], tuple[np.ndarray, np.ndarray]] = lru_cache(maxsize=2)(self._laid)
+        self._order: Callable[[int], tuple[np.ndarray, np.ndarray]] = lru_cache(maxsize=2)(
+            self._laid
+        )
         self.num_tokens = int(self._order(0)[1][-1])
 
     def _laid(self, number: int) -> tuple[np.ndarray, np.ndarray]:

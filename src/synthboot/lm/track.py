@@ -65,7 +65,13 @@ def _logger(module: str, **options: Any) -> Watch:
 
 
 def _missing(package: str) -> ConfigError:
-    return ConfigError(f"engine.track: {package}: is not installed: pip install {package}, or leave it out")
+    return ConfigError(
+        f"engine.track: {package}: is not installed: pip install {package}, or leave it out"
+    )
 
 
-_OPEN: dict[str, Callable[[Path, str, str], Watch]] = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
+_OPEN: dict[str, Callable[[Path, str, str], Watch]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "trackio": _trackio,
+}

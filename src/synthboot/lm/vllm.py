@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from synthboot import config
+from synthboot.data import tokenizer as tokenizers
+from synthboot.data.disk import read_json
 from synthboot.errors import ConfigError, SamplingError
 from synthboot.lm.sample import Request, Result
 
@@ -18,13 +20,21 @@ from synthboot.lm.sample import Request, Result
 class VllmSampler:
     """A vLLM engine over the model in a folder. Seeds are per request, so results repeat on the same GPU and version."""
 
-    def __init__(self, folder: Path, end: int, cfg: config.Synthesize) -> None:
+    def __init__(
+        self, folder: Path, end: int, cfg: config.Synthesize, batch: int | None = None
+    ) -> None:
         try:
             import vllm
         except ImportError:
-            raise ConfigError("synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`") from None
+            raise ConfigError(
+                "synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`"
+            ) from None
         self._vllm: Any = vllm
-        self.folder, self.end, self.cfg = folder, end, cfg
+        self.folder, self.end, self.cfg, self.batch = folder, end, cfg, batch
+        absent = tokenizers.load(folder).absent(
+            int(read_json(folder / "config.json").get("vocab_size", 0))
+        )
+        self._bias = dict.fromkeys(absent, -100.0) or None  # the least that it takes
         self._engine: Any = None
 
     def sample(self, requests: Sequence[Request]) -> list[Result]:
@@ -33,7 +43,9 @@ class VllmSampler:
         settings = [
             self._vllm.SamplingParams(
                 temperature=self.cfg.temperature, top_p=self.cfg.top_p, max_tokens=r.max_tokens, seed=r.seed & (2**63 - 1),
-                stop_token_ids=[self.end], logprobs=0, detokenize=False,
+                stop_token_ids=[self.end], logprobs=0, detokenize=False, logit_bias=self._bias,
+                ignore_eos=True,  # what else the model came with as an end; `end` still ends
+                top_k=-1, min_p=0.0, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0,
             )
             for r in requests
         ]  # fmt: skip
@@ -42,7 +54,8 @@ class VllmSampler:
                 if self._engine is None:
                     self._engine = self._vllm.LLM(
                         model=str(self.folder), dtype=self.cfg.dtype, enable_prefix_caching=True, skip_tokenizer_init=True,
-                        max_num_seqs=self.cfg.batch or 256,
+                        max_num_seqs=self.batch or 256, trust_remote_code=False,
+                        generation_config="vllm",  # not the model's own
                     )  # fmt: skip
                 outputs = self._engine.generate(prompts, settings, use_tqdm=False)
                 break
@@ -52,11 +65,15 @@ class VllmSampler:
                     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                     raise SamplingError(
                         f"synthesize: vLLM failed twice on these {len(requests):,} requests ({reason}); "
-                        f"what is done is kept: run again, with fewer rows (synthesize.batch) if memory ran out"
+                        f"what is done is kept: run again, with fewer rows (engine.sample_batch) if memory ran out"
                     ) from None
         return [self._result(found.outputs[0]) for found in outputs]
 
     def _result(self, output: Any) -> Result:
         tokens = tuple(output.token_ids)
         ended = bool(tokens) and tokens[-1] == self.end
-        return Result(tokens[:-1] if ended else tokens, "end" if ended else "length", float(output.cumulative_logprob))
+        return Result(
+            tokens[:-1] if ended else tokens,
+            "end" if ended else "length",
+            float(output.cumulative_logprob),
+        )

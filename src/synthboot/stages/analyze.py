@@ -63,10 +63,15 @@ def d1_masks(
     samples: Sequence[Integer[np.ndarray, " _"]], given: Sequence[Integer[np.ndarray, " _"]], n: int
 ) -> list[Bool[np.ndarray, " _"]]:
     """Which tokens of each sample lie in a run of `n` that its d1 holds."""
-    return [ngrams.copied(s, np.unique(ngrams.hashes(d1, n)), n) for s, d1 in zip(samples, given, strict=True)]
+    return [
+        ngrams.copied(s, np.unique(ngrams.hashes(d1, n)), n)
+        for s, d1 in zip(samples, given, strict=True)
+    ]
 
 
-def corpus_masks(samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n: int) -> list[Bool[np.ndarray, " _"]]:
+def corpus_masks(
+    samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n: int
+) -> list[Bool[np.ndarray, " _"]]:
     """Which tokens of each sample lie in a run of `n` that the corpus holds, wherever. A marked stretch longer than `n`
     may be stitched from several documents."""
     known = _found(samples, corpus, n)
@@ -110,7 +115,11 @@ def relevance(similarity: Float[np.ndarray, " pair"], alpha: float | None) -> di
 
 
 def examples(
-    rows: Sequence[Mapping[str, Any]], pairs: Pairs, tokenizer: Tokenizer, corpus: Tokens, cfg: config.Analyze
+    rows: Sequence[Mapping[str, Any]],
+    pairs: Pairs,
+    tokenizer: Tokenizer,
+    corpus: Tokens,
+    cfg: config.Analyze,
 ) -> list[dict[str, Any]]:
     """d1, its most similar real d2 and up to two sampled d2 (`rows` of S_pretrain), what is copied marked: 1 from d1, 2 from
     the corpus. As many d1 as `cfg.examples`."""
@@ -130,20 +139,30 @@ def examples(
         second, similarity = best[row["d1"]]
         texts = {"d1": tokenizer.decode(corpus[row["d1"]]), "d2": tokenizer.decode(corpus[second])}
         example = found.setdefault(row["d1"], {**texts, "similarity": similarity, "sampled": []})
-        marked = segments(tokenizer, tokens, np.where(from_d1, 1, np.where(from_corpus, 2, 0)), row["text"])
-        example["sampled"].append({"segments": marked, "mean_logprob": row["mean_logprob"], "finish": row["finish"]})
+        marked = segments(
+            tokenizer, tokens, np.where(from_d1, 1, np.where(from_corpus, 2, 0)), row["text"]
+        )
+        example["sampled"].append(
+            {"segments": marked, "mean_logprob": row["mean_logprob"], "finish": row["finish"]}
+        )
     return list(found.values())
 
 
-def spread(pairs: Pairs, tokenizer: Tokenizer, corpus: Tokens, cfg: config.Analyze, count: int = 60) -> list[dict[str, Any]]:
+def spread(
+    pairs: Pairs, tokenizer: Tokenizer, corpus: Tokens, cfg: config.Analyze, count: int = 60
+) -> list[dict[str, Any]]:
     """Up to `count` pairs, least similar first, spread evenly over the range of similarity."""
     wanted = np.linspace(pairs.similarity.min(), pairs.similarity.max(), count)
     order = np.argsort(pairs.similarity, kind="stable")
     places = np.minimum(np.searchsorted(pairs.similarity[order], wanted), len(order) - 1)
-    return [shown(pairs, int(i), tokenizer, corpus, cfg.copy_tokens) for i in order[np.unique(places)]]
+    return [
+        shown(pairs, int(i), tokenizer, corpus, cfg.copy_tokens) for i in order[np.unique(places)]
+    ]
 
 
-def shown(pairs: Pairs, number: int, tokenizer: Tokenizer, corpus: Tokens, n: int) -> dict[str, Any]:
+def shown(
+    pairs: Pairs, number: int, tokenizer: Tokenizer, corpus: Tokens, n: int
+) -> dict[str, Any]:
     """A pair to look at: its similarity, d1, and d2 in segments, marked 1 where it shares a run of `n` tokens with d1."""
     d1, d2 = corpus[int(pairs.d1[number])][:-1], corpus[int(pairs.d2[number])][:-1]
     parts = segments(tokenizer, d2, d1_masks([d2], [d1], n)[0].astype(int))
@@ -151,7 +170,10 @@ def shown(pairs: Pairs, number: int, tokenizer: Tokenizer, corpus: Tokens, n: in
 
 
 def segments(
-    tokenizer: Tokenizer, tokens: Integer[np.ndarray, " token"], mark: Integer[np.ndarray, " token"], text: str | None = None
+    tokenizer: Tokenizer,
+    tokens: Integer[np.ndarray, " token"],
+    mark: Integer[np.ndarray, " token"],
+    text: str | None = None,
 ) -> list[tuple[str, int]]:
     """A text (what its tokens decode to, unless given) cut where `mark` changes, with the mark of each part."""
     edges = [0, *(np.flatnonzero(np.diff(mark)) + 1).tolist(), len(tokens)]
@@ -159,15 +181,22 @@ def segments(
     return _cut(text, {i: len(tokenizer.decode(tokens[:i])) for i in edges}, mark)
 
 
-def _cut(text: str, prefixes: Mapping[int, int], mark: Integer[np.ndarray, " token"]) -> list[tuple[str, int]]:
+def _cut(
+    text: str, prefixes: Mapping[int, int], mark: Integer[np.ndarray, " token"]
+) -> list[tuple[str, int]]:
     """The text cut where `mark` changes, with the mark of each part; `prefixes[i]` is how many characters the first i
     tokens decode to, for every i where the mark changes, 0 and the last."""
     edges = sorted(prefixes)
-    parts = [(text[prefixes[a] : prefixes[b]], int(mark[a])) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [
+        (text[prefixes[a] : prefixes[b]], int(mark[a]))
+        for a, b in zip(edges, edges[1:], strict=False)
+    ]
     return [part for part in parts if part[0]]
 
 
-def _found(samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n: int) -> UInt64[np.ndarray, " ngram"]:
+def _found(
+    samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n: int
+) -> UInt64[np.ndarray, " ngram"]:
     """The sorted hashes of the samples' n-grams that occur in the corpus, read shard by shard."""
     hashed = [ngrams.hashes(s, n) for s in samples if len(s) >= n]
     wanted = np.unique(np.concatenate(hashed)) if hashed else np.empty(0, np.uint64)

@@ -22,6 +22,8 @@ def base(
     cfg: config.Config, seed: int, text: Sources, validation: Tokens, tokenizer: Tokenizer, folder: Path,
     progress: Progress = silent, recipe: config.Arm | None = None,
 ) -> Trained:  # fmt: skip
-    """The LM trained on D_pretrain alone (and what is to be replayed) for `budget.train_tokens`, or as `recipe`, one cell of
+    """The LM trained on D_pretrain alone (and what is to be replayed) for `budget.train_tokens`, or as `recipe`, one trial of
     repetition's sweep, says."""
-    return train_arm(cfg, recipe or config.Arm(), seed, text, validation, tokenizer, folder, progress)
+    return train_arm(
+        cfg, recipe or config.Arm(), seed, text, validation, tokenizer, folder, progress
+    )

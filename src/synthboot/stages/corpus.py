@@ -1,11 +1,11 @@
-"""Read, clean, split and tokenize the user's text: files -> validation, holdout, pool, and replay where there is such text.
+"""Read, clean, split and tokenize the user's text: files -> validation, test, pool, and replay where there is such text.
 
 1. ingest: records in file order become spooled documents; bad ones are quarantined with file, line and reason,
 2. drop exact duplicates, remove or flag near-duplicates (MinHash),
-3. order everything by a hash of the id, groups of near-duplicates together: the first `validation_docs` are the
-   validation set, the next `holdout_docs` the holdout, the rest the pool, so that D_pretrain and the oracle's text are
-   nested heads of one pool and no held-out document has a near-copy in training; with `split_field` documents say
-   themselves where they go,
+3. order everything by a hash of the id, groups of near-duplicates together: the first groups that have `validation_docs`
+   are the validation set, then those that have `test_docs` the test set, the rest the pool, so that D_pretrain and the
+   oracle's text are nested heads of one pool and no held-out document has a near-copy in training; with `split_field`
+   documents say themselves where they go,
 4. train the tokenizer on D_pretrain alone and write documents and tokens in shards.
 
 Memory is one shard of text plus about 600 bytes a document (signatures are memory-mapped).
@@ -14,13 +14,10 @@ Source: arXiv:2509.15248 takes a fixed subset of a cleaned pool; the paper does 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,24 +25,32 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Int64
 
 from synthboot import config
 from synthboot.data import documents, ngrams, tokenizer, tokens
-from synthboot.data.artifacts import Progress, Shards, read_json, silent, write_bytes, write_json
+from synthboot.data.artifacts import WORK, Progress, Shards, silent
+from synthboot.data.disk import write_json
+from synthboot.data.files import counted
+from synthboot.data.spool import Ingested, Spool, ingest
 from synthboot.errors import BudgetError, DataError
 
-_SETS = ("validation", "holdout", "pool", "replay")
-_SPLITS = {"validation": 0, "holdout": 1, "pretrain": 2, "oracle": 3}
+_SETS = ("validation", "test", "pool", "replay")
+_SPLITS = {"validation": 0, "test": 1, "pretrain": 2, "oracle": 3}
 _REPLAY = len(_SPLITS)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the corpus holds. records = documents + quarantined + dropped, summed over all of `dropped`."""
+    """What the corpus holds. records = documents + quarantined + dropped, summed over all of `dropped`. `unknown_tokens` stand
+    for text that the tokenizer has no token for, which is lost. `account` says in one line what was not kept as it came."""
 
     records: int
     quarantined: int
+    reasons: dict[str, int]
+    renamed_ids: int
+    ignored_files: dict[str, int]
+    ignored_values: dict[str, int]
     dropped: dict[str, int]
     flagged_docs: int
     documents: dict[str, int]
@@ -54,6 +59,8 @@ class Corpus:
     pretrain_tokens: int
     vocab_size: int
     tokenizer_docs: int
+    unknown_tokens: int
+    account: str
 
 
 def corpus(
@@ -62,27 +69,32 @@ def corpus(
     folder: Path,
     tokenizer_name: str | None = None,
     progress: Progress = silent,
+    expected: Mapping[str, Sequence[str]] | None = None,
 ) -> Corpus:
     """The corpus written to `folder`; work already there is kept.
 
-    `tokenizer_name` overrides `cfg.tokenizer`. Raises DataError for unreadable files or too many bad records,
-    BudgetError where the pool holds fewer than `unique_tokens`.
+    `tokenizer_name` overrides `cfg.tokenizer`; `expected` has the identities of `source` and `replay` that the artifact is
+    recorded under. Raises DataError for unreadable files, for files that are not what was expected, and for too many bad
+    records, BudgetError where the pool holds fewer than `unique_tokens`.
     """
-    summary = folder / "corpus.json"
-    if summary.exists():
-        return Corpus(**read_json(summary))
-    count, quarantined = _ingest(cfg, folder, progress)
-    spool = Spool(folder / "ingest")
+    ingested = ingest(cfg, folder, progress, expected or {})
+    spool = Spool(Shards(folder / WORK / "ingest"))
     marks = _marks(spool, cfg)
     kept, group, dropped = _deduplicate(spool, marks, cfg, progress)
     kept, replay = kept & (marks != _REPLAY), np.flatnonzero(kept & (marks == _REPLAY))
-    order, sets, oracle_docs = _as_marked(spool, kept, marks) if cfg.split_field else (*_split(spool, kept, group, cfg), 0)
+    order, sets, oracle_docs = (
+        _as_marked(spool, kept, marks) if cfg.split_field else (*_split(spool, kept, group, cfg), 0)
+    )
     if cfg.replay is not None and not len(replay):
-        raise DataError(f"corpus.replay: {cfg.replay}: nothing is left of it beside the corpus; dropped: {dropped}")
+        raise DataError(
+            f"corpus.replay: {cfg.replay}: nothing is left of it beside the corpus; dropped: {dropped}"
+        )
     order, sets = np.concatenate((order, replay)), np.concatenate((sets, np.full(len(replay), 3)))
     pool = order[sets == 2]
     open_pool = pool[: len(pool) - oracle_docs]
-    fitted, fitted_docs, pretrain_docs = _fit_tokenizer(spool, open_pool, unique_tokens, cfg, tokenizer_name)
+    fitted, fitted_docs, pretrain_docs = _fit_tokenizer(
+        spool, open_pool, unique_tokens, cfg, tokenizer_name
+    )
     fitted.save(folder / "tokenizer")
     sizes = np.bincount(group[kept], minlength=int(group.max(initial=0)) + 1)
     flagged = sizes[group] > 1
@@ -90,12 +102,16 @@ def corpus(
     names = _SETS if cfg.replay is not None else _SETS[:3]
     for number, name in enumerate(names):
         chosen = order[sets == number]
-        lengths[name] = _write_set(Shards(folder / name), spool, chosen, flagged, fitted, cfg.shard_docs, progress)
+        lengths[name] = _write_set(
+            Shards(folder / name), spool, chosen, flagged, fitted, cfg.shard_docs, progress
+        )
     head = tokens.Tokens.open(Shards(folder / "pool")).head(pretrain_docs)
+    unknown = _unknown(folder, names)
     result = Corpus(
-        records=count,
-        quarantined=quarantined,
+        **asdict(ingested),
+        renamed_ids=len(spool.renamed),
         dropped=dropped,
+        account=_account(ingested, len(spool.renamed), dropped, unknown),
         flagged_docs=int(flagged[kept].sum()) if cfg.near_duplicates == "flag" else 0,
         documents={name: int((sets == number).sum()) for number, name in enumerate(names)},
         tokens=lengths,
@@ -103,10 +119,42 @@ def corpus(
         pretrain_tokens=head.num_tokens,
         vocab_size=fitted.vocab_size,
         tokenizer_docs=fitted_docs,
+        unknown_tokens=unknown,
     )
-    write_json(summary, asdict(result))
-    shutil.rmtree(folder / "ingest")
+    total = sum(lengths.values())
+    if result.unknown_tokens > total / 2:
+        raise DataError(
+            f"corpus.tokenizer: {tokenizer_name or cfg.tokenizer}: {result.unknown_tokens:,} of {total:,} tokens stand for "
+            f"text that it does not know; choose another, or `train`"
+        )
+    write_json(folder / "corpus.json", asdict(result))
     return result
+
+
+def _account(found: Ingested, renamed: int, dropped: dict[str, int], unknown: int) -> str:
+    """What was not kept as it came, and why, in one line."""
+    kept = found.records - found.quarantined - sum(dropped.values())
+    why = f" ({counted(found.reasons)})" if found.quarantined else ""
+    said = [f"{found.records:,} records: {kept:,} kept", f"{found.quarantined:,} quarantined{why}"]
+    said += [
+        f"{count:,} x {what.replace('_', ' ')} dropped" for what, count in dropped.items() if count
+    ]
+    if renamed:
+        said.append(f"{renamed:,} x repeated id of another text renamed")
+    for what, ignored in (("files", found.ignored_files), ("values", found.ignored_values)):
+        if ignored:
+            said.append(f"{sum(ignored.values()):,} {what} ignored ({counted(ignored)})")
+    if unknown:
+        said.append(f"{unknown:,} tokens stand for text that the tokenizer does not know")
+    return ", ".join(said)
+
+
+def _unknown(folder: Path, names: Sequence[str]) -> int:
+    """Unknown tokens in these sets."""
+    sets = [Shards(folder / name) for name in names]
+    return sum(
+        shards.counts(number)["unknown"] for shards in sets for number, _ in enumerate(shards)
+    )
 
 
 def read_texts(folder: Path, name: str, docs: int | None = None) -> Iterator[documents.Document]:
@@ -121,99 +169,6 @@ def read_texts(folder: Path, name: str, docs: int | None = None) -> Iterator[doc
             return
 
 
-class Spool(Sequence[str]):
-    """The ingested texts by number, memory-mapped, with their digests, id hashes and MinHash signatures."""
-
-    def __init__(self, folder: Path) -> None:
-        shards = list(Shards(folder))
-        self.tables = [pa.ipc.open_file(pa.memory_map(str(s / "documents.arrow"))).read_all() for s in shards]
-        self.first = np.cumsum([0, *(len(t) for t in self.tables)])
-        columns = [np.load(s / "hashes.npy", allow_pickle=False) for s in shards]
-        stacked = np.concatenate(columns) if columns else np.empty((0, 4), np.uint64)
-        self.ids: UInt64[np.ndarray, " doc"] = stacked[:, 0]
-        self.digests: UInt64[np.ndarray, "doc 2"] = stacked[:, 1:3]
-        self.bytes: UInt64[np.ndarray, " doc"] = stacked[:, 3]
-        self.shards = shards
-        replay = [read_json(s / "counts.json")["replay"] for s in shards]
-        self.replay: Bool[np.ndarray, " doc"] = np.repeat(np.array(replay, bool), np.diff(self.first))
-
-    def __len__(self) -> int:
-        return int(self.first[-1])
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.row(int(index), "text")
-
-    def row(self, index: int, column: str) -> Any:
-        """One value of one document."""
-        shard = int(np.searchsorted(self.first, index, side="right")) - 1
-        return self.tables[shard][column][index - int(self.first[shard])].as_py()
-
-    def signatures(self) -> np.ndarray:
-        """All MinHash signatures, (documents, permutations)."""
-        return np.concatenate([np.load(s / "signatures.npy", allow_pickle=False) for s in self.shards])
-
-
-def _ingest(cfg: config.Corpus, folder: Path, progress: Progress) -> tuple[int, int]:
-    """Spool every record of the source; returns how many there were and how many were bad."""
-    shards = Shards(folder / "ingest")
-    count = bad = 0
-    reasons: Counter[str] = Counter()
-    for index, (batch, replay) in enumerate(_batches(cfg)):
-        counts = shards.write(index, partial(_spool, batch, replay, cfg))
-        count, bad = count + counts["records"], bad + counts["quarantined"]
-        reasons.update(counts["reasons"])
-        progress(0.0, f"{count:,} records read")
-    if not count:
-        raise DataError(f"corpus.source: {cfg.source}: holds no records")
-    lines = b"".join((s / "quarantine.jsonl").read_bytes() for s in shards)
-    write_bytes(folder / "quarantine.jsonl", lines)
-    if bad > cfg.max_quarantine * count:
-        first = json.loads(lines.splitlines()[0])
-        most = ", ".join(f"{n:,} x {reason}" for reason, n in reasons.most_common(3))
-        raise DataError(
-            f"{first['file']} line {first['line']}: {first['reason']}; {bad:,} of {count:,} records are bad "
-            f"(limit {cfg.max_quarantine:.1%}): {most}; see {folder / 'quarantine.jsonl'}, or raise corpus.max_quarantine"
-        )
-    return count, bad
-
-
-def _batches(cfg: config.Corpus) -> Iterator[tuple[list[documents.Record], bool]]:
-    """The records a shard at a time, the source's before those to replay; which of the two they are."""
-    for found, replay in ((documents.records(cfg), False), (documents.records(cfg, "replay"), True)):
-        while batch := list(itertools.islice(found, cfg.shard_docs)):
-            yield batch, replay
-
-
-def _spool(batch: Sequence[documents.Record], replay: bool, cfg: config.Corpus, out: Path) -> dict[str, Any]:
-    parsed = [documents.parse(record, cfg) for record in batch]
-    good = [d for d in parsed if isinstance(d, documents.Document)]
-    if replay:  # an id may be that of one of the corpus' documents
-        good = [replace(d, id=f"replay:{d.id}") for d in good]
-    bad = [d for d in parsed if isinstance(d, documents.Reject)]
-    columns = {
-        "id": pa.array([d.id for d in good], pa.large_string()),
-        "text": pa.array([d.text for d in good], pa.large_string()),
-        "metadata": pa.array([json.dumps(d.metadata, default=str, sort_keys=True) for d in good], pa.large_string()),
-    }
-    table = pa.table(columns)
-    with pa.OSFile(str(out / "documents.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    hashed = np.array([_hashes(d) for d in good], np.uint64).reshape(-1, 4)
-    np.save(out / "hashes.npy", hashed, allow_pickle=False)
-    if cfg.near_duplicates != "off":
-        np.save(out / "signatures.npy", ngrams.signatures([d.text for d in good]), allow_pickle=False)
-    (out / "quarantine.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in bad), "utf-8")
-    return {"records": len(batch), "quarantined": len(bad), "replay": replay, "reasons": dict(Counter(r.reason for r in bad))}
-
-
-def _hashes(document: documents.Document) -> tuple[int, int, int, int]:
-    text = document.text.encode()
-    digest = hashlib.blake2b(text, digest_size=16).digest()
-    identifier = hashlib.blake2b(document.id.encode(errors="surrogatepass"), digest_size=8, person=b"split").digest()
-    halves = (int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little"))
-    return int.from_bytes(identifier, "little"), *halves, len(text)
-
-
 def _deduplicate(
     spool: Spool, marks: Int64[np.ndarray, " doc"], cfg: config.Corpus, progress: Progress
 ) -> tuple[np.ndarray, Int64[np.ndarray, " doc"], dict[str, int]]:
@@ -221,14 +176,9 @@ def _deduplicate(
     with marks a held-out one, then one of D_pretrain."""
     by_id = np.lexsort((spool.ids, marks))
     kept = np.zeros(len(spool), bool)
-    _, first = np.unique(spool.ids[by_id], return_index=True)
-    kept[by_id[first]] = True
-    dropped = {"repeated_id": int((~kept).sum())}
-    remaining = by_id[kept[by_id]]
-    _, unique = np.unique(spool.digests[remaining], axis=0, return_index=True)
-    dropped["exact_duplicate"] = len(remaining) - len(unique)
-    kept[:] = False
-    kept[remaining[unique]] = True
+    _, unique = np.unique(spool.digests[by_id], axis=0, return_index=True)
+    kept[by_id[unique]] = True
+    dropped = {"exact_duplicate": int((~kept).sum())}
     group = np.arange(len(spool), dtype=np.int64)
     if cfg.near_duplicates != "off":
         progress(0.1, "looking for near-duplicates")
@@ -236,7 +186,9 @@ def _deduplicate(
         remaining = by_id[kept[by_id]]
         first = np.unique(group[remaining], return_index=True)[1]
         alone = np.isin(np.arange(len(remaining)), first)
-        if cfg.near_duplicates == "flag":  # text to replay never stays beside what it resembles, which may be held out
+        if (
+            cfg.near_duplicates == "flag"
+        ):  # text to replay never stays beside what it resembles, which may be held out
             alone |= marks[remaining] != _REPLAY
         dropped["near_duplicate"] = int((~alone).sum())
         kept[:] = False
@@ -247,20 +199,53 @@ def _deduplicate(
 def _split(
     spool: Spool, kept: np.ndarray, group: Int64[np.ndarray, " doc"], cfg: config.Corpus
 ) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " kept"]]:
-    """Kept documents by hash of their group's id, and the set (0 validation, 1 holdout, 2 pool) of each."""
-    key = np.full(int(group.max(initial=0)) + 1, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(key, group[~spool.replay], spool.ids[~spool.replay])
+    """Kept documents, groups in the order of a hash, and the set (0 validation, 1 test, 2 pool) of each. A set takes the
+    first groups that fill it; one that is too large for what is left comes later. Raises BudgetError where none fill it."""
     alive = np.flatnonzero(kept)
-    order = alive[np.lexsort((spool.ids[alive], key[group[alive]]))]
-    starts = np.concatenate(([True], np.diff(group[order]) != 0)) if len(order) else np.zeros(0, bool)
-    start_of = np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0)) if len(order) else np.zeros(0, int)
-    last = cfg.validation_docs + cfg.holdout_docs
-    if len(order) <= last:
+    wanted = {"validation_docs": cfg.validation_docs, "test_docs": cfg.test_docs}
+    last = sum(wanted.values())
+    if len(alive) <= last:
         raise BudgetError(
-            f"corpus: {len(order):,} documents are left after cleaning, and {last:,} are asked for as validation_docs "
-            f"and holdout_docs; lower these or add text"
+            f"corpus: {len(alive):,} documents are left after cleaning, and {last:,} are asked for as validation_docs "
+            f"and test_docs; lower these or add text"
         )
-    return order, (start_of >= cfg.validation_docs).astype(np.int64) + (start_of >= last)
+    key = np.zeros(
+        int(group.max(initial=0)) + 1, np.uint64
+    )  # a sum of hashes favours no size, as the least of them would
+    np.add.at(key, group[~spool.replay], spool.ids[~spool.replay])
+    order = alive[np.lexsort((spool.ids[alive], group[alive], key[group[alive]]))]
+    starts = np.flatnonzero(np.concatenate(([True], np.diff(group[order]) != 0)))
+    sizes = np.diff(np.append(starts, len(order)))
+    place = np.full(len(sizes), len(wanted))
+    for number, (name, docs) in enumerate(wanted.items()):
+        free = np.flatnonzero(place == len(wanted))
+        chosen = _filling(sizes[free].tolist(), docs)
+        if chosen is None:
+            raise BudgetError(
+                f"corpus.{name}: no groups of near-duplicates, which stay together, have {docs:,} documents in all; the "
+                f"largest of {len(sizes):,} has {sizes.max():,}; ask for another number, or --set corpus.near_duplicates=remove"
+            )
+        place[free[chosen]] = number
+    sets = np.repeat(place, sizes)
+    by_set = np.argsort(sets, kind="stable")
+    return order[by_set], sets[by_set]
+
+
+def _filling(sizes: Sequence[int], wanted: int) -> list[int] | None:
+    """Places of groups that have `wanted` documents in all, the first ones that do; None where there are none."""
+    reachable = [1]  # bit n: the groups from here to the last can have n documents in all
+    full = (1 << (wanted + 1)) - 1
+    for size in reversed(sizes):
+        more = reachable[-1] | (reachable[-1] << size) & full if size <= wanted else reachable[-1]
+        reachable.append(reachable[-1] if more == reachable[-1] else more)
+    if not reachable.pop() >> wanted & 1:
+        return None
+    chosen = []
+    for place, (size, after) in enumerate(zip(sizes, reversed(reachable), strict=True)):
+        if size <= wanted and after >> (wanted - size) & 1:
+            chosen.append(place)
+            wanted -= size
+    return chosen
 
 
 def _marks(spool: Spool, cfg: config.Corpus) -> Int64[np.ndarray, " doc"]:
@@ -274,7 +259,9 @@ def _marks(spool: Spool, cfg: config.Corpus) -> Int64[np.ndarray, " doc"]:
                 f"corpus.split_field: document {spool.row(number, 'id')!r} has {cfg.split_field} {name!r}; "
                 f"{', '.join(_SPLITS)} are known"
             )
-    return np.where(spool.replay, _REPLAY, np.array([_SPLITS.get(str(name), 0) for name in said], np.int64))
+    return np.where(
+        spool.replay, _REPLAY, np.array([_SPLITS.get(str(name), 0) for name in said], np.int64)
+    )
 
 
 def _as_marked(
@@ -283,7 +270,7 @@ def _as_marked(
     """Kept documents by hash of their id, the set of each as its mark says, and how many of the pool, which come last, are
     for oracles alone. Raises DataError where a set is empty."""
     alive = np.flatnonzero(kept)
-    for name in ("validation", "holdout", "pretrain"):
+    for name in ("validation", "test", "pretrain"):
         if not (marks[alive] == _SPLITS[name]).any():
             raise DataError(f"corpus.split_field: no document is marked {name}")
     order = alive[np.lexsort((spool.ids[alive], marks[alive]))]
@@ -291,7 +278,11 @@ def _as_marked(
 
 
 def _fit_tokenizer(
-    spool: Spool, pool: Int64[np.ndarray, " doc"], unique_tokens: int | Literal["all"], cfg: config.Corpus, name: str | None
+    spool: Spool,
+    pool: Int64[np.ndarray, " doc"],
+    unique_tokens: int | Literal["all"],
+    cfg: config.Corpus,
+    name: str | None,
 ) -> tuple[tokenizer.Tokenizer, int, int]:
     """The tokenizer, the documents it saw, and the size of D_pretrain in documents.
 
@@ -301,7 +292,11 @@ def _fit_tokenizer(
     name = name or cfg.tokenizer
     if name != "train":
         fitted = tokenizer.from_hugging_face(name)
-        return fitted, 0, len(pool) if unique_tokens == "all" else _docs_for(spool, pool, unique_tokens, fitted)
+        return (
+            fitted,
+            0,
+            len(pool) if unique_tokens == "all" else _docs_for(spool, pool, unique_tokens, fitted),
+        )
     size = np.cumsum(spool.bytes[pool].astype(np.int64))
     if unique_tokens == "all":
         docs = max(1, min(len(pool), int(np.searchsorted(size, cfg.tokenizer_bytes)) + 1))
@@ -312,17 +307,23 @@ def _fit_tokenizer(
         fitted = tokenizer.train((spool[i] for i in pool[:docs]), cfg.vocab_size)
         cut = _docs_for(spool, pool, unique_tokens, fitted)
         enough = docs >= 0.9 * cut or size[docs - 1] >= cfg.tokenizer_bytes
-        if docs <= cut and (enough or attempt >= 4):  # a handful of documents may never settle: fewer is allowed
+        if docs <= cut and (
+            enough or attempt >= 4
+        ):  # a handful of documents may never settle: fewer is allowed
             return fitted, docs, cut
         docs = int(0.97 * cut) if docs <= cut else min(docs - 1, int(0.97 * cut))
     raise AssertionError("docs falls until it is at most cut, which is at least 1")
 
 
-def _docs_for(spool: Spool, pool: Int64[np.ndarray, " doc"], unique_tokens: int, fitted: tokenizer.Tokenizer) -> int:
+def _docs_for(
+    spool: Spool, pool: Int64[np.ndarray, " doc"], unique_tokens: int, fitted: tokenizer.Tokenizer
+) -> int:
     """How many documents from the head of the pool hold `unique_tokens`."""
     total = 0
     for start in range(0, len(pool), 1_024):
-        lengths = np.cumsum([len(d) for d in fitted.documents([spool[i] for i in pool[start : start + 1_024]])])
+        lengths = np.cumsum(
+            [len(d) for d in fitted.documents([spool[i] for i in pool[start : start + 1_024]])]
+        )
         if total + lengths[-1] >= unique_tokens:
             return start + int(np.searchsorted(lengths, unique_tokens - total)) + 1
         total += int(lengths[-1])
@@ -348,7 +349,13 @@ def _write_set(
         columns = {name: [spool.row(int(i), name) for i in rows] for name in ("id", "metadata")}
         table = pa.table({**columns, "text": texts, "near_duplicate": flagged[rows].tolist()})
         pq.write_table(table, out / "documents.parquet", compression="zstd")
-        return {"docs": len(rows), "tokens": tokens.write(out, fitted.documents(texts), fitted.vocab_size)}
+        ids = fitted.documents(texts)
+        unknown = 0 if fitted.unknown is None else sum(found.count(fitted.unknown) for found in ids)
+        return {
+            "docs": len(rows),
+            "tokens": tokens.write(out, ids, fitted.vocab_size),
+            "unknown": unknown,
+        }
 
     total = 0
     starts = range(0, max(1, len(chosen)), shard_docs)
@@ -356,4 +363,5 @@ def _write_set(
         rows = chosen[start : start + shard_docs]
         total += shards.write(index, partial(write, rows))["tokens"]
         progress((index + 1) / len(starts), f"{shards.folder.name}: {total:,} tokens")
+    shards.close(len(starts))
     return total

@@ -1,6 +1,7 @@
 """One unit vector per document: text -> float16 vectors.
 
-`self` learns nothing from outside. Hashed words, TF-IDF, a truncated SVD to twice the dimensions, and in that space a
+`self` learns nothing from outside. Hashed words (what one is, `data/words.py` says for every script), TF-IDF,
+a truncated SVD to twice the dimensions, and in that space a
 linear discriminant whose classes are the documents and whose samples are a document's two halves: directions in which the
 halves of one document agree and different documents do not. All of it is one matrix in the end, so that a document costs
 one sparse product. Memory is the fitting sample plus one batch.
@@ -21,8 +22,11 @@ import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32
 
 from synthboot import config
-from synthboot.data.artifacts import Progress, Shards, silent, write_bytes
-from synthboot.errors import ConfigError, DataError
+from synthboot.data import documents
+from synthboot.data.artifacts import Progress, Shards, silent
+from synthboot.data.disk import write_bytes
+from synthboot.data.words import LONGEST, terms
+from synthboot.errors import ConfigError, DataError, unloadable
 
 
 @runtime_checkable
@@ -50,7 +54,9 @@ class SelfEmbedder:
     def __call__(self, texts: Sequence[str]) -> Float32[np.ndarray, "doc dim"]:
         """Unit vectors in the space of the fitting corpus; zero for a text without a known word."""
         weights = _weigh(_count(texts, len(self.column)), self.column, self.idf)
-        return _unit((weights @ self.components - self.shift) * (np.diff(weights.indptr) > 0)[:, None])
+        return _unit(
+            (weights @ self.components - self.shift) * (np.diff(weights.indptr) > 0)[:, None]
+        )
 
     def save(self, path: Path) -> None:
         """Write as safetensors, whole or not at all."""
@@ -66,7 +72,9 @@ class SelfEmbedder:
         return SelfEmbedder(**load_file(path))
 
 
-def embed(texts: Iterable[str], embedder: Embedder, progress: Progress = silent) -> Float16[np.ndarray, "doc dim"]:
+def embed(
+    texts: Iterable[str], embedder: Embedder, progress: Progress = silent
+) -> Float16[np.ndarray, "doc dim"]:
     """Unit vectors of all texts, in order, embedded 1,024 at a time."""
     rows: list[np.ndarray] = []
     for batch in _batches(texts, 1_024):
@@ -75,26 +83,38 @@ def embed(texts: Iterable[str], embedder: Embedder, progress: Progress = silent)
     return np.concatenate(rows) if rows else np.empty((0, 0), np.float16)
 
 
-def embedder(cfg: config.Embed, fitted: Path, device: str) -> Embedder:
+def embedder(cfg: config.Embed, fitted: Path, device: str, batch: int = 32) -> Embedder:
     """The configured embedder; `fitted` is where `self` was saved."""
-    return SelfEmbedder.load(fitted) if cfg.model == "self" else sentence_transformer(cfg, device)
+    return (
+        SelfEmbedder.load(fitted)
+        if cfg.model == "self"
+        else sentence_transformer(cfg, device, batch)
+    )
 
 
-def shard_embedder(folder: str, cfg: config.Embed, fitted: str, device: str) -> Callable[[tuple[int, int]], np.ndarray]:
+def shard_embedder(
+    folder: str, cfg: config.Embed, fitted: str, device: str, batch: int = 32
+) -> Callable[[tuple[int, int]], np.ndarray]:
     """In a worker: from (shard, at most so many documents) to the vectors of a shard of documents."""
     import pyarrow.parquet as pq
 
-    made = embedder(cfg, Path(fitted), device)
+    made = embedder(cfg, Path(fitted), device, batch)
 
     def vectors(wanted: tuple[int, int]) -> np.ndarray:
         shard, docs = wanted
-        batches = pq.ParquetFile(Shards(Path(folder)).path(shard) / "documents.parquet").iter_batches(1_024, columns=["text"])
-        return embed(islice((t for batch in batches for t in batch["text"].to_pylist()), docs), made)
+        batches = pq.ParquetFile(
+            Shards(Path(folder)).path(shard) / "documents.parquet"
+        ).iter_batches(1_024, columns=["text"])
+        return embed(
+            islice((t for batch in batches for t in batch["text"].to_pylist()), docs), made
+        )
 
     return vectors
 
 
-def fit(texts: Iterable[str], cfg: config.Embed, seed: int, progress: Progress = silent) -> SelfEmbedder:
+def fit(
+    texts: Iterable[str], cfg: config.Embed, seed: int, progress: Progress = silent
+) -> SelfEmbedder:
     """The `self` embedder fitted on the first `cfg.fit_docs` texts. Raises DataError for fewer than two usable texts."""
     from sklearn.utils.extmath import randomized_svd
 
@@ -113,10 +133,16 @@ def fit(texts: Iterable[str], cfg: config.Embed, seed: int, progress: Progress =
     progress(0.1, f"fitting {wide} dimensions to {len(sample):,} documents")
     _, _, basis = randomized_svd(_weigh(counts, column, idf), wide, n_iter=3, random_state=seed)
     halves = [
-        _weigh(_count(half, cfg.hash_features), column, idf) @ basis.T for half in zip(*map(_halved, sample), strict=True)
+        _weigh(_count(half, cfg.hash_features), column, idf) @ basis.T
+        for half in zip(*map(_halved, sample), strict=True)
     ]
     turn, mean = _discriminant(halves[0], halves[1], min(cfg.dim, wide))
-    return SelfEmbedder(idf, column, np.ascontiguousarray(basis.T @ turn, np.float32), (mean @ turn).astype(np.float32))
+    return SelfEmbedder(
+        idf,
+        column,
+        np.ascontiguousarray(basis.T @ turn, np.float32),
+        (mean @ turn).astype(np.float32),
+    )
 
 
 def flops(cfg: config.Embed, docs: int, tokens: int) -> float:
@@ -147,15 +173,19 @@ def _discriminant(
     within = (a - b).T @ (a - b) / (2 * len(a))
     between = (a - mean).T @ (b - mean) / (2 * len(a))
     ridge = 2 * np.trace(within) / len(within) + 1e-9
-    ratio, directions = eigh((between + between.T).astype(np.float64), within.astype(np.float64) + ridge * np.eye(len(within)))
+    ratio, directions = eigh(
+        (between + between.T).astype(np.float64),
+        within.astype(np.float64) + ridge * np.eye(len(within)),
+    )
     best = np.argsort(-ratio, kind="stable")[:dim]
     return directions[:, best] * np.maximum(ratio[best], 1e-6) ** 0.25, mean
 
 
 def _halved(text: str) -> tuple[str, str]:
-    """A text's two halves, cut at a space where there is one."""
-    middle = text.find(" ", len(text) // 2)
-    middle = len(text) // 2 if middle < 0 else middle
+    """A text's two halves, cut at a space where one is near: the next may be far in a script that needs none."""
+    middle = len(text) // 2
+    space = text.find(" ", middle, middle + LONGEST)
+    middle = middle if space < 0 else space
     return text[:middle], text[middle:]
 
 
@@ -171,12 +201,16 @@ def _load(cfg: config.Embed, device: str) -> Any:
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     try:
-        return SentenceTransformer(cfg.model, device=device, model_kwargs={"torch_dtype": dtype})
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"embed.model: {cfg.model}: cannot be loaded: {' '.join(str(error).split())}") from None
+        return SentenceTransformer(
+            cfg.model, device=device, trust_remote_code=False, model_kwargs={"torch_dtype": dtype}
+        )
+    except (
+        Exception
+    ) as error:  # OSError, ValueError, ImportError, KeyError, by what the folder lacks
+        raise ConfigError(f"embed.model: {cfg.model}: {unloadable(error)}") from None
 
 
-def sentence_transformer(cfg: config.Embed, device: str) -> Embedder:
+def sentence_transformer(cfg: config.Embed, device: str, batch: int = 32) -> Embedder:
     """A sentence-transformers model as an embedder; bfloat16 on a GPU, all GPUs there are. Raises ConfigError where it
     cannot be had."""
     import torch
@@ -184,13 +218,15 @@ def sentence_transformer(cfg: config.Embed, device: str) -> Embedder:
     model = _load(cfg, device)
     if cfg.max_tokens is not None:
         model.max_seq_length = cfg.max_tokens
-    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device.startswith("cuda") else []
+    devices = (
+        [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device.startswith("cuda") else []
+    )
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         several = {"device": devices} if len(devices) > 1 else {}
         return np.asarray(
             model.encode(
-                list(texts), prompt=cfg.prompt or None, batch_size=cfg.batch, show_progress_bar=False,
+                list(texts), prompt=cfg.prompt or None, batch_size=batch, show_progress_bar=False,
                 normalize_embeddings=True, **several,
             ),
             np.float32,
@@ -199,17 +235,25 @@ def sentence_transformer(cfg: config.Embed, device: str) -> Embedder:
     if cfg.long == "head":
         return encode
     if model.max_seq_length is None or not getattr(model.tokenizer, "is_fast", False):
-        raise ConfigError(f"embed.long: windows: {cfg.model} has no fast tokenizer, or no length: set embed.max_tokens")
-    room = model.max_seq_length - model.tokenizer.num_special_tokens_to_add() - len(model.tokenizer.tokenize(cfg.prompt))
+        raise ConfigError(
+            f"embed.long: windows: {cfg.model} has no fast tokenizer, or no length: set embed.max_tokens"
+        )
+    room = (
+        model.max_seq_length
+        - model.tokenizer.num_special_tokens_to_add()
+        - len(model.tokenizer.tokenize(cfg.prompt))
+    )
     if room < 1:
-        raise ConfigError(f"embed.max_tokens: {model.max_seq_length} leaves no room for text after the prompt")
+        raise ConfigError(
+            f"embed.max_tokens: {model.max_seq_length} leaves no room for text after the prompt"
+        )
 
     def encode_windows(texts: Sequence[str]) -> np.ndarray:
         windows, weights, owners = [], [], []
         for number, text in enumerate(texts):
-            places = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-                "offset_mapping"
-            ]
+            places = model.tokenizer(
+                text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )["offset_mapping"]
             for part in [places[i : i + room] for i in range(0, len(places), room)] or [[(0, 0)]]:
                 windows.append(text[part[0][0] : part[-1][1]])
                 weights.append(len(part))
@@ -222,7 +266,9 @@ def sentence_transformer(cfg: config.Embed, device: str) -> Embedder:
     return encode_windows
 
 
-def read_vectors(path: str | None, ids: Sequence[str], unknown: str = "error") -> Float16[np.ndarray, "doc dim"]:
+def read_vectors(
+    path: str | None, ids: Sequence[str], unknown: str = "error"
+) -> Float16[np.ndarray, "doc dim"]:
     """The user's own vectors, one per id, made unit length, matched by id.
 
     Parquet holds `id` and `vector`; beside an array (.npy, .safetensors) lies a file of the same name and the suffix .ids,
@@ -238,14 +284,20 @@ def read_vectors(path: str | None, ids: Sequence[str], unknown: str = "error") -
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"embed.path: {path}: cannot be read: {error}") from None
     if vectors.ndim != 2 or len(vectors) != len(known):
-        raise DataError(f"embed.path: {path}: has shape {vectors.shape}, expected one row for each of {len(known):,} ids")
+        raise DataError(
+            f"embed.path: {path}: has shape {vectors.shape}, expected one row for each of {len(known):,} ids"
+        )
     place = {name: row for row, name in enumerate(known)}
     if len(place) < len(known):
         twice = next(name for row, name in enumerate(known) if place[name] != row)
-        raise DataError(f"embed.path: {path}: {len(known) - len(place):,} ids come more than once, the first is {twice!r}")
+        raise DataError(
+            f"embed.path: {path}: {len(known) - len(place):,} ids come more than once, the first is {twice!r}"
+        )
     missing = [name for name in ids if name not in place]
     if missing:
-        raise DataError(f"embed.path: {path}: {len(missing):,} documents have no vector, the first is {missing[0]!r}")
+        raise DataError(
+            f"embed.path: {path}: {len(missing):,} documents have no vector, the first is {missing[0]!r}"
+        )
     stray = place.keys() - set(ids)
     if stray and unknown == "error":
         raise DataError(
@@ -256,7 +308,9 @@ def read_vectors(path: str | None, ids: Sequence[str], unknown: str = "error") -
     vectors = np.asarray(vectors[rows], np.float32)
     bad = np.flatnonzero(~np.isfinite(vectors).all(1) | ~vectors.any(1))
     if len(bad):
-        raise DataError(f"embed.path: {path}: row {rows[bad[0]]} ({ids[bad[0]]}) is zero or not finite; {len(bad):,} such rows")
+        raise DataError(
+            f"embed.path: {path}: row {rows[bad[0]]} ({ids[bad[0]]}) is zero or not finite; {len(bad):,} such rows"
+        )
     return _unit(vectors).astype(np.float16)
 
 
@@ -266,7 +320,9 @@ def _read_rows(path: str) -> tuple[list[str], np.ndarray]:
         import pyarrow.parquet as pq
 
         table = pq.read_table(path, columns=["id", "vector"])
-        return [str(i) for i in table["id"].to_pylist()], np.stack(table["vector"].to_numpy())
+        return [documents.id_of(i) or "" for i in table["id"].to_pylist()], np.stack(
+            table["vector"].to_numpy()
+        )
     if path.endswith(".npy"):
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     elif path.endswith(".safetensors"):
@@ -274,25 +330,30 @@ def _read_rows(path: str) -> tuple[list[str], np.ndarray]:
 
         vectors = next(iter(load_file(path).values()))
     else:
-        raise DataError(f"embed.path: {path}: unknown kind of file; known are .npy, .safetensors and .parquet")
+        raise DataError(
+            f"embed.path: {path}: unknown kind of file; known are .npy, .safetensors and .parquet"
+        )
     names = Path(path).with_suffix(".ids")
     if not names.exists():
-        raise DataError(f"embed.path: {names}: no such file; it says which document each row of {path} is of, an id a line")
-    return names.read_text("utf-8").splitlines(), vectors
+        raise DataError(
+            f"embed.path: {names}: no such file; it says which document each row of {path} is of, an id a line"
+        )
+    return names.read_text("utf-8-sig").removesuffix("\n").split("\n"), vectors
 
 
 def _count(texts: Iterable[str], features: int) -> Any:
-    """How often each hashed word stands in each text, a sparse matrix. A word is a run of letters; where a script puts no
-    spaces between words (Han, Kana, Thai, Lao, Khmer, Burmese), every letter is one."""
+    """How often each hashed term stands in each text, a sparse matrix."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    unspaced = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-    pattern = rf"(?u)[{unspaced}]|[^\W{unspaced}]+"
-    hasher = HashingVectorizer(n_features=features, norm=None, alternate_sign=False, token_pattern=pattern, dtype=np.float32)
+    hasher = HashingVectorizer(
+        n_features=features, norm=None, alternate_sign=False, analyzer=terms, dtype=np.float32
+    )
     return hasher.transform(texts)
 
 
-def _weigh(counts: Any, column: Int32[np.ndarray, " bucket"], idf: Float32[np.ndarray, " feature"]) -> Any:
+def _weigh(
+    counts: Any, column: Int32[np.ndarray, " bucket"], idf: Float32[np.ndarray, " feature"]
+) -> Any:
     """Sublinear TF-IDF of the known features, with unit rows."""
     from scipy.sparse import csr_matrix
     from sklearn.preprocessing import normalize
@@ -301,11 +362,15 @@ def _weigh(counts: Any, column: Int32[np.ndarray, " bucket"], idf: Float32[np.nd
     known = places >= 0
     bounds = np.concatenate(([0], np.cumsum(known)))[counts.indptr]
     values = ((1 + np.log(counts.data[known])) * idf[places[known]]).astype(np.float32)
-    return normalize(csr_matrix((values, places[known], bounds), shape=(counts.shape[0], len(idf))), copy=False)
+    return normalize(
+        csr_matrix((values, places[known], bounds), shape=(counts.shape[0], len(idf))), copy=False
+    )
 
 
 def _unit(rows: Float[np.ndarray, "doc dim"]) -> Float32[np.ndarray, "doc dim"]:
-    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(
+        np.float32
+    )
 
 
 def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""Score every arm and seed on the holdout, which nothing else reads, and on questions: figures with intervals.
+"""Score every arm and seed on the test set, which nothing else reads, and on questions: figures with intervals.
 
 Arms are compared paired, by seed and document (or question); what an arm is - the method, a control, an oracle - its
 recipe says, not its name. `oracle_share` = (arm - repetition) / (oracle - repetition). `statistics` says how intervals and
@@ -34,11 +34,11 @@ _MORE_SEEDS = (2, 3, 5, 8, 10, 15, 20)
 @dataclass(frozen=True)
 class Job:
     """What scoring a model needs; plain values, so that it can be sent to a worker. `items` is a JSON-lines file of
-    questions, each with the name of its task; `parts`, an .npy file, says of every holdout token to which of `kinds` parts it
+    questions, each with the name of its task; `parts`, an .npy file, says of every test token to which of `kinds` parts it
     belongs; `harness` names tasks for lm-eval, with the folder of those it has not."""
 
     tokenizer: Path
-    holdout: tuple[Path, ...]
+    test_set: tuple[Path, ...]
     window: int
     device: str
     items: Path
@@ -52,30 +52,38 @@ Scores = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
 
 def scorer(job: Job) -> Callable[[tuple[Path, bool]], Scores]:
-    """A worker: (model folder, whether to ask) -> summed loss of each holdout document and part in nats; for each item whether
+    """A worker: (model folder, whether to ask) -> summed loss of each test document and part in nats; for each item whether
     it was answered right, right by likelihood per character, the nats of the right continuation and those of the right choice
     among all; and the same by lm-eval."""
     tokenizer = tokenizers.load(job.tokenizer)
-    holdout = Tokens.open(job.holdout)
+    test_set = Tokens.open(job.test_set)
     lines = [json.loads(line) for line in job.items.read_text("utf-8").splitlines()]
     items = [_item(line) for line in lines]
-    places = np.repeat(np.arange(len(holdout)) * job.kinds, holdout.lengths) + np.load(job.parts)
+    places = np.repeat(np.arange(len(test_set)) * job.kinds, test_set.lengths) + np.load(job.parts)
 
     def run(wanted: tuple[Path, bool]) -> Scores:
         folder, asking = wanted
         device = models.device(job.device)
         model = models.load(folder).to(device)
-        each = score.token_losses(model, holdout, job.window, tokenizer.end)
-        losses = np.bincount(places, each, len(holdout) * job.kinds).reshape(len(holdout), job.kinds)
+        each = score.token_losses(model, test_set, job.window, tokenizer.end)
+        losses = np.bincount(places, each, len(test_set) * job.kinds).reshape(
+            len(test_set), job.kinds
+        )
         answers = questions.ask(model, tokenizer, items, job.window) if asking and items else []
-        harness = questions.harness(folder, job.harness, job.include, str(device)) if asking and job.harness else {}
+        harness = (
+            questions.harness(folder, job.harness, job.include, str(device))
+            if asking and job.harness
+            else {}
+        )
         return losses, np.array([astuple(a) for a in answers], np.float64).reshape(-1, 4), harness
 
     return run
 
 
 def _item(fields: Mapping[str, Any]) -> Item:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k != "task"}
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k != "task"
+    }
     return Item(**values)
 
 
@@ -100,7 +108,10 @@ def evaluate(
         raise ConfigError("evaluate: arms.repetition is missing; every arm is compared with it")
     oracle = _oracle(recipes)
     tokens_per_byte = tokens.sum() / size_bytes.sum()
-    arms = {name: _entry(name, losses, tokens, tokens_per_byte, oracle, cfg.confidence) for name in losses}
+    arms = {
+        name: _entry(name, losses, tokens, tokens_per_byte, oracle, cfg.confidence)
+        for name in losses
+    }
     compared = [name for name in arms if name != REPETITION and recipes[name].kind != "oracle"]
     adjusted = statistics.holm({name: arms[name]["p"] for name in compared})
     for name, p in adjusted.items():
@@ -163,7 +174,9 @@ def _entry(
 
 def _oracle(recipes: Mapping[str, config.Arm]) -> str | None:
     """The oracle that shares are of: the one with the most text."""
-    oracles = [name for name, arm in recipes.items() if arm.kind == "oracle" and arm.synthetic is None]
+    oracles = [
+        name for name, arm in recipes.items() if arm.kind == "oracle" and arm.synthetic is None
+    ]
     return max(oracles, key=lambda name: _size(recipes[name]), default=None)
 
 
@@ -199,7 +212,7 @@ def answered(
     cfg: config.Evaluate,
 ) -> dict[str, Any]:
     """By task: its items, and by group of them (`all` first) and arm the share answered right, the same by likelihood per
-    character, the nats of the right continuation and those of the right choice among all (`choice_nats`; None where
+    character, the nats of the right continuation and those of the right choice among all (`choice_nll`; None where
     nothing is to choose), each [value, low, high], with the difference of the first to repetition [value, low, high, p].
     A task or group of one item has no interval and is left out."""
     found: dict[str, Any] = {}
@@ -228,10 +241,10 @@ def _answers(
         right, by_char, nats, among = np.moveaxis(kept[:, chosen], 2, 0)  # each (seed, item)
         entries[name] = {
             "items": int(chosen.sum()),
-            "right": _interval(right, confidence),
-            "right_per_char": _interval(by_char, confidence),
-            "nats": _interval(nats, confidence),
-            "choice_nats": _interval(among, confidence) if among.any() else None,
+            "acc": _interval(right, confidence),
+            "acc_norm": _interval(by_char, confidence),
+            "nll": _interval(nats, confidence),
+            "choice_nll": _interval(among, confidence) if among.any() else None,
             "difference": _with_p(statistics.difference(right, of_repetition, None, confidence)),
         }
     return entries
@@ -251,7 +264,10 @@ def parted(
         if chosen.sum() < 2:
             continue
         found[group] = {
-            arm: {name: _interval(by_part[:, chosen, number], cfg.confidence) for number, name in enumerate(names)}
+            arm: {
+                name: _interval(by_part[:, chosen, number], cfg.confidence)
+                for number, name in enumerate(names)
+            }
             for arm, by_part in losses.items()
         }
     return found
@@ -282,11 +298,16 @@ def _grouped(
     for group in sorted(set(groups)):
         chosen = np.array(groups) == group
         if chosen.sum() >= 2:
-            found[group] = {name: _interval(rows[:, chosen], confidence, tokens[chosen]) for name, rows in losses.items()}
+            found[group] = {
+                name: _interval(rows[:, chosen], confidence, tokens[chosen])
+                for name, rows in losses.items()
+            }
     return found
 
 
-def _interval(values: Float64[np.ndarray, "seed item"], confidence: float, weights: np.ndarray | None = None) -> list[float]:
+def _interval(
+    values: Float64[np.ndarray, "seed item"], confidence: float, weights: np.ndarray | None = None
+) -> list[float]:
     """[value, low, high]."""
     return _plain(statistics.estimate(values, weights, confidence))
 

@@ -1,13 +1,13 @@
 """Pair related documents: vectors + tokens -> D_ST, ordered pairs (d1, d2).
 
-1. find every document's nearest neighbours: exactly, or by k-means cells, as many as it takes for `min_recall`,
+1. find every document's nearest neighbours: exactly, or by k-means clusters, as many as it takes for `min_recall`,
 2. keep pairs whose similarity is above `min_similarity` (alpha), and not above `max_similarity`,
 3. drop pairs of one source, and near-duplicates, which would teach the synthesizer to copy,
 4. set some documents aside, and pair the validation set with D_pretrain, to measure p(d2|d1) on unseen pairs,
 5. cap how often one document may stand on either side.
 
-The search goes by tiles of 32,768 documents, so that several workers share it and a killed one loses a tile.
-Source: arXiv:2509.15248, nearest-neighbour pairing. Deviation: exact or k-means cells with a known recall, not ScaNN on
+The search goes by blocks of 32,768 documents, so that several workers share it and a killed one loses a query block.
+Source: arXiv:2509.15248, nearest-neighbour pairing. Deviation: exact or k-means clusters with a known recall, not ScaNN on
 quantized vectors.
 """
 
@@ -61,17 +61,28 @@ def pair(
     kept = _Kept(*_above(found.index, found.score, float("-inf")))
     considered = len(kept.d1)
     kept.keep("below_min_similarity", kept.score > alpha)
-    kept.keep("above_max_similarity", kept.score <= (np.inf if cfg.max_similarity is None else cfg.max_similarity))
+    kept.keep(
+        "above_max_similarity",
+        kept.score <= (np.inf if cfg.max_similarity is None else cfg.max_similarity),
+    )
     added = kept.direct(cfg.direction, len(tokens))
     if fields.source is not None:
         one, other = fields.source[kept.d1], fields.source[kept.d2]
         kept.keep("same_source", (one != other) | (one < 0))
     progress(0.7, f"checking {len(kept.d1):,} pairs for overlap")
-    kept.keep("overlapping", ngrams.pair_containments(tokens, tokens, kept.d1, kept.d2, cfg.shingle_tokens) <= cfg.max_overlap)
+    kept.keep(
+        "overlapping",
+        ngrams.pair_containments(tokens, tokens, kept.d1, kept.d2, cfg.shingle_tokens)
+        <= cfg.max_overlap,
+    )
     held = _held_out(len(tokens), cfg.heldout_share, seed)
     kept.keep("conditioned_on_heldout", ~held[kept.d1])
-    kept.keep("over_max_per_d1", _ranks(kept.d1, kept.score, kept.d2) < (cfg.max_per_d1 or len(tokens)))
-    kept.keep("over_max_per_d2", _ranks(kept.d2, kept.score, kept.d1) < (cfg.max_per_d2 or len(tokens)))
+    kept.keep(
+        "over_max_per_d1", _ranks(kept.d1, kept.score, kept.d2) < (cfg.max_per_d1 or len(tokens))
+    )
+    kept.keep(
+        "over_max_per_d2", _ranks(kept.d2, kept.score, kept.d1) < (cfg.max_per_d2 or len(tokens))
+    )
     d1, d2, score, split = kept.d1, kept.d2, kept.score, np.where(held[kept.d2], HELDOUT, TRAIN)
     if not (split == TRAIN).any():
         best = float(np.max(found.score, initial=-1.0))
@@ -81,7 +92,10 @@ def pair(
         )
     if validation is not None and found.other_index is not None and found.other_score is not None:
         v2, v1, v_score = _above(found.other_index, found.other_score, alpha)
-        near = ngrams.pair_containments(tokens, validation[1], v1, v2, cfg.shingle_tokens) > cfg.max_overlap
+        near = (
+            ngrams.pair_containments(tokens, validation[1], v1, v2, cfg.shingle_tokens)
+            > cfg.max_overlap
+        )
         d1, d2 = np.concatenate((d1, v1[~near])), np.concatenate((d2, v2[~near]))
         score = np.concatenate((score, v_score[~near]))
         split = np.concatenate((split, np.full(int((~near).sum()), VALIDATION)))
@@ -121,7 +135,10 @@ class _Kept:
         if direction != "symmetric":
             return 0
         missing = ~returned
-        self.d1, self.d2 = np.concatenate((self.d1, self.d2[missing])), np.concatenate((self.d2, self.d1[missing]))
+        self.d1, self.d2 = (
+            np.concatenate((self.d1, self.d2[missing])),
+            np.concatenate((self.d2, self.d1[missing])),
+        )
         self.score = np.concatenate((self.score, self.score[missing]))
         return int(missing.sum())
 
@@ -133,11 +150,18 @@ def random_pairs(like: Pairs, docs: int, seed: int) -> Pairs:
     place = np.random.default_rng([seed, 0xC0FFEE]).integers(0, len(allowed), len(like))
     itself = (allowed[place] == like.d2) & (like.split != VALIDATION)
     d1 = allowed[(place + itself) % len(allowed)]
-    report: dict[str, Any] = {"alpha": None, "why": "d1 drawn at random", "considered": len(like), "dropped": {}}
+    report: dict[str, Any] = {
+        "alpha": None,
+        "why": "d1 drawn at random",
+        "considered": len(like),
+        "dropped": {},
+    }
     return Pairs(d1, like.d2, np.zeros(len(like), np.float32), like.split, report)
 
 
-def random_similarity(vectors: Float[np.ndarray, "doc dim"], seed: int, pairs: int = 100_000) -> np.ndarray:
+def random_similarity(
+    vectors: Float[np.ndarray, "doc dim"], seed: int, pairs: int = 100_000
+) -> np.ndarray:
     """Similarities of random pairs of different documents."""
     rng = np.random.default_rng([seed, 0xA1FA])
     count = len(vectors)
@@ -147,7 +171,12 @@ def random_similarity(vectors: Float[np.ndarray, "doc dim"], seed: int, pairs: i
     b = (a + rng.integers(1, count, pairs)) % count
     parts = [slice(i, i + 8_192) for i in range(0, pairs, 8_192)]
     return np.concatenate(
-        [np.einsum("ij,ij->i", vectors[a[p]].astype(np.float32), vectors[b[p]].astype(np.float32)) for p in parts]
+        [
+            np.einsum(
+                "ij,ij->i", vectors[a[p]].astype(np.float32), vectors[b[p]].astype(np.float32)
+            )
+            for p in parts
+        ]
     )
 
 
@@ -174,7 +203,11 @@ def choose_alpha(
 
 
 def alphas(
-    vectors: Float[np.ndarray, "doc dim"], tokens: Tokens, cfg: config.Pair, seed: int, sample: int = 2_000
+    vectors: Float[np.ndarray, "doc dim"],
+    tokens: Tokens,
+    cfg: config.Pair,
+    seed: int,
+    sample: int = 2_000,
 ) -> dict[str, Any]:
     """What each alpha would give, from the exact neighbours of up to `sample` documents: pairs in all, per document, the
     share of documents with any, the share dropped as near-duplicates, and the share of random pairs above it."""
@@ -183,7 +216,10 @@ def alphas(
     index, score = neighbors.exact(vectors[rows], vectors, cfg.num_neighbors, rows)
     chance = random_similarity(vectors, seed)
     query, d2, similarity = _above(index, score, float("-inf"))
-    near = ngrams.pair_containments(tokens, tokens, rows[query], d2, cfg.shingle_tokens) > cfg.max_overlap
+    near = (
+        ngrams.pair_containments(tokens, tokens, rows[query], d2, cfg.shingle_tokens)
+        > cfg.max_overlap
+    )
     table = []
     for alpha in np.arange(0.0, 1.0, 0.05).round(2):
         above = similarity > alpha
@@ -220,7 +256,9 @@ def _ranks(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> Int64[np.nd
     """Each pair's rank by similarity among those of its group, from 0."""
     order = np.lexsort((tie, -score, group))
     ordered = group[order]
-    first = np.concatenate(([True], ordered[1:] != ordered[:-1])) if len(order) else np.zeros(0, bool)
+    first = (
+        np.concatenate(([True], ordered[1:] != ordered[:-1])) if len(order) else np.zeros(0, bool)
+    )
     place = np.arange(len(order))
     ranks = np.empty(len(order), np.int64)
     ranks[order] = place - np.maximum.accumulate(np.where(first, place, 0))
@@ -242,7 +280,9 @@ def _hubs(index: Int64[np.ndarray, "doc k"], d2: Int64[np.ndarray, " pair"]) -> 
     }
 
 
-def _agreement(label: np.ndarray, d1: np.ndarray, d2: np.ndarray, score: np.ndarray, seed: int) -> dict[str, Any]:
+def _agreement(
+    label: np.ndarray, d1: np.ndarray, d2: np.ndarray, score: np.ndarray, seed: int
+) -> dict[str, Any]:
     """How often the two of a pair have the same label, by tenths of the pairs from least to most similar."""
     known = (label[d1] >= 0) & (label[d2] >= 0)
     order = np.argsort(score[known], kind="stable")
@@ -250,9 +290,13 @@ def _agreement(label: np.ndarray, d1: np.ndarray, d2: np.ndarray, score: np.ndar
     tenths = [part for part in np.array_split(np.arange(len(order)), 10) if len(part)]
     rng = np.random.default_rng([seed, 0xA62E])
     labeled = label[label >= 0]
-    drawn = rng.integers(0, len(labeled), (2, 100_000)) if len(labeled) else np.zeros((2, 0), np.int64)
+    drawn = (
+        rng.integers(0, len(labeled), (2, 100_000)) if len(labeled) else np.zeros((2, 0), np.int64)
+    )
     by_chance = float((labeled[drawn[0]] == labeled[drawn[1]]).mean()) if drawn.size else 0.0
-    rows = [[float(ranked[p[0]]), float(ranked[p[-1]]), float(same[p].mean()), len(p)] for p in tenths]
+    rows = [
+        [float(ranked[p[0]]), float(ranked[p[-1]]), float(same[p].mean()), len(p)] for p in tenths
+    ]
     return {"deciles": rows, "all": float(same.mean()) if len(same) else 0.0, "random": by_chance}
 
 

@@ -50,7 +50,9 @@ def compare_ledgers(ledgers: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> N
     first = next(iter(ledgers))
     for name, seeds in ledgers.items():
         if set(seeds) != set(ledgers[first]):
-            raise UnfairComparison(f"arms {first} and {name} have different seeds: {sorted(ledgers[first])}, {sorted(seeds)}")
+            raise UnfairComparison(
+                f"arms {first} and {name} have different seeds: {sorted(ledgers[first])}, {sorted(seeds)}"
+            )
         for seed, ledger in seeds.items():
             reference = ledgers[first][seed]
             free = _free(ledger["recipe"]) | _free(reference["recipe"])
@@ -61,16 +63,26 @@ def compare_ledgers(ledgers: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> N
                         f"arms {first} and {name} differ in {key} ({there[key]} and {value}, seed {seed}); "
                         f"arms may differ in their data alone"
                     )
-            if sum(ledger[f"{kind}_tokens"] for kind in ("real", "synthetic", "replayed")) != ledger["train_tokens"]:
-                raise UnfairComparison(f"arm {name}, seed {seed}: tokens by source do not add up to train_tokens")
-            if ledger["synthetic_passes"] > 1:
+            if (
+                sum(ledger[f"{kind}_tokens"] for kind in ("real", "synthetic", "replayed"))
+                != ledger["train_tokens"]
+            ):
                 raise UnfairComparison(
-                    f"arm {name}, seed {seed}: synthetic text was read {ledger['synthetic_passes']:.2f} times"
+                    f"arm {name}, seed {seed}: tokens by source do not add up to train_tokens"
                 )
-            if ledger["recipe"]["match"] == "flops" and reference["recipe"]["passes"] is None:
-                spent, budget = ledger["train_flops"] + ledger["spent_flops"], reference["train_flops"]
+            if ledger["synthetic_epochs"] > 1:
+                raise UnfairComparison(
+                    f"arm {name}, seed {seed}: synthetic text was read {ledger['synthetic_epochs']:.2f} times"
+                )
+            if ledger["recipe"]["match"] == "flops" and reference["recipe"]["epochs"] is None:
+                spent, budget = (
+                    ledger["train_flops"] + ledger["spent_flops"],
+                    reference["train_flops"],
+                )
                 if reference["recipe"]["match"] == "tokens" and spent > budget:
-                    raise UnfairComparison(f"arm {name}, seed {seed}: {spent:.3g} FLOPs, the budget is {budget:.3g}")
+                    raise UnfairComparison(
+                        f"arm {name}, seed {seed}: {spent:.3g} FLOPs, the budget is {budget:.3g}"
+                    )
 
 
 def _flat(ledger: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,6 +93,6 @@ def _flat(ledger: Mapping[str, Any]) -> dict[str, Any]:
 def _free(recipe: Mapping[str, Any]) -> set[str]:
     """What a recipe lets differ."""
     found = {key for key in ("weight_decay", "lr") if recipe[key] is not None}
-    if recipe["match"] == "flops" or recipe["passes"] is not None:
+    if recipe["match"] == "flops" or recipe["epochs"] is not None:
         found |= {*_BY_LENGTH, *_SET_BY_LENGTH}
     return found

@@ -31,7 +31,9 @@ def report(results: Mapping[str, Any]) -> str:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(loader=PackageLoader("synthboot", "stages"), autoescape=select_autoescape(["html", "j2"]))
+    environment = Environment(
+        loader=PackageLoader("synthboot", "stages"), autoescape=select_autoescape(["html", "j2"])
+    )
     evaluated = results["evaluate"]
     scores = evaluated[evaluated["checkpoint"]]
     found = charts(results)
@@ -44,7 +46,7 @@ def report(results: Mapping[str, Any]) -> str:
         quality=quality(results["analyze"]),
         recipes=results["config"]["arms"],
         chart_ids=[chart["id"] for chart in found],
-        proof={role: t["proof"] for role, t in results["tune"].items()},
+        conditioning={role: t["conditioning"] for role, t in results["tune"].items()},
         pair=next((p for role, p in results["pairs"].items() if role.endswith("related")), None),
         costs=results["costs"],
         paper=PAPER,

@@ -29,7 +29,7 @@ from synthboot.data import tokenizer as tokenizers
 from synthboot.data.artifacts import Progress, Shards, silent
 from synthboot.data.tokens import Tokens
 from synthboot.engine import local
-from synthboot.errors import BudgetError
+from synthboot.errors import BudgetError, SamplingError
 from synthboot.lm.batches import d1_room
 from synthboot.lm.sample import Request, Result, Sampler, open_sampler
 
@@ -48,10 +48,12 @@ class Job:
     d1_share: float
     seed: int
     conditional: bool
-    device: str
+    engine: config.Engine
 
 
-def synthesize(job: Job, budget_tokens: int, folder: Path, workers: int = 1, progress: Progress = silent) -> dict[str, Any]:
+def synthesize(
+    job: Job, budget_tokens: int, folder: Path, workers: int = 1, progress: Progress = silent
+) -> dict[str, Any]:
     """Chunks in `folder/chunks` that together hold at least `budget_tokens`; returns counts.
 
     Raises BudgetError where almost everything sampled is dropped.
@@ -67,16 +69,21 @@ def synthesize(job: Job, budget_tokens: int, folder: Path, workers: int = 1, pro
         kept_tokens += counts["tokens"]
         sampled_tokens += counts["sampled_tokens"]
         prompt_tokens += counts["prompt_tokens"]
-        progress(min(1.0, kept_tokens / budget_tokens), f"{kept_tokens:,} of {budget_tokens:,} tokens")
+        progress(
+            min(1.0, kept_tokens / budget_tokens), f"{kept_tokens:,} of {budget_tokens:,} tokens"
+        )
         if kept_tokens >= budget_tokens:
             break
-        if sampled_tokens > 20 * max(kept_tokens, 1) and sum(requests.values()) >= 2 * job.cfg.chunk:
+        if (
+            sampled_tokens > 20 * max(kept_tokens, 1)
+            and sum(requests.values()) >= 2 * job.cfg.chunk
+        ):
             raise BudgetError(
                 f"synthesize: {kept:,} of {sum(requests.values()):,} outputs kept ({dict(requests)}); the synthesizer is not "
                 f"good enough for these rules: train base longer, or set synthesize.keep_unfinished=true"
             )
     results.close()  # type: ignore[attr-defined]
-    shards.truncate(chunks)
+    shards.close(chunks)
     dropped = {reason: n for reason, n in sorted(requests.items()) if reason != "kept"}
     return {
         "requests": sum(requests.values()), "kept": kept, "dropped": dropped, "tokens": kept_tokens,
@@ -84,14 +91,19 @@ def synthesize(job: Job, budget_tokens: int, folder: Path, workers: int = 1, pro
     }  # fmt: skip
 
 
-def requests_of(job: Job, corpus: Tokens, tokenizer: tokenizers.Tokenizer, chunk: int) -> Iterator[tuple[int, int, Request]]:
+def requests_of(
+    job: Job, corpus: Tokens, tokenizer: tokenizers.Tokenizer, chunk: int
+) -> Iterator[tuple[int, int, Request]]:
     """(d1, sample number, request) for every request of a chunk."""
     for number in range(chunk * job.cfg.chunk, (chunk + 1) * job.cfg.chunk):
         sample, place = divmod(number, job.docs)
         d1 = int(_order(job.seed, sample, job.docs)[place])
         prompt = [tokenizer.end]
         if job.conditional:
-            prompt += [*corpus[d1][:-1][: d1_room(job.window, job.d1_share)].tolist(), tokenizer.separator]
+            prompt += [
+                *corpus[d1][:-1][: d1_room(job.window, job.d1_share)].tolist(),
+                tokenizer.separator,
+            ]
         room = job.window - len(prompt)
         seed = hashlib.blake2b(f"{job.seed} {d1} {sample}".encode(), digest_size=8).digest()
         limit = min(room, job.cfg.max_tokens or room)
@@ -119,7 +131,7 @@ def _chunk_writer(job: Job, folder: Path) -> Callable[[int], dict[str, Any]]:
             return shards.counts(chunk)
         if not loaded:
             tokenizer = tokenizers.load(job.tokenizer)
-            engine = open_sampler(job.cfg, job.synthesizer, tokenizer.end, job.device)
+            engine = open_sampler(job.cfg, job.engine, job.synthesizer, tokenizer.end)
             loaded.extend((engine, tokenizer, Tokens.open(job.corpus).head(job.docs)))
         return shards.write(chunk, lambda out: _write_chunk(job, chunk, out, *loaded))
 
@@ -127,10 +139,20 @@ def _chunk_writer(job: Job, folder: Path) -> Callable[[int], dict[str, Any]]:
 
 
 def _write_chunk(
-    job: Job, chunk: int, out: Path, engine: Sampler, tokenizer: tokenizers.Tokenizer, corpus: Tokens
+    job: Job,
+    chunk: int,
+    out: Path,
+    engine: Sampler,
+    tokenizer: tokenizers.Tokenizer,
+    corpus: Tokens,
 ) -> dict[str, Any]:
     asked = list(requests_of(job, corpus, tokenizer, chunk))
     results = engine.sample([request for _, _, request in asked])
+    if strange := {t for r in results for t in r.tokens} - (tokenizer.ids() - {tokenizer.end}):
+        raise SamplingError(
+            f"synthesize: the sampler gave token {min(strange)}, which cannot stand in a document of this tokenizer; does "
+            f"it run this synthesizer ({job.synthesizer})?"
+        )
     reasons = [verdict(r, job.cfg) for r in results]
     rows = {
         "d1": [d1 for d1, _, _ in asked],
@@ -142,7 +164,11 @@ def _write_chunk(
         "text": [tokenizer.decode(r.tokens) for r in results],
     }
     pq.write_table(pa.table(rows), out / "synthetic.parquet", compression="zstd")
-    kept = [[*r.tokens, tokenizer.end] for r, reason in zip(results, reasons, strict=True) if reason == "kept"]
+    kept = [
+        [*r.tokens, tokenizer.end]
+        for r, reason in zip(results, reasons, strict=True)
+        if reason == "kept"
+    ]
     written = tokens.write(out, kept, tokenizer.vocab_size)
     sampled = sum(len(r.tokens) for r in results)
     outputs = dict(Counter(reasons))

@@ -38,7 +38,7 @@ class Tuned:
     curve has: d1, validation document d2, tokens of it that are scored."""
 
     curve: Curve
-    proof: dict[str, dict[str, float]]
+    conditioning: dict[str, dict[str, float]]
     tokens: int
     padding_share: float
     flops: float
@@ -63,25 +63,40 @@ def tune(
     settings, plan = _plan(cfg, train_pairs, corpus, tokenizer)
 
     def origin() -> Any:
-        found = models.build(cfg.model, tokenizer.vocab_size, cfg.seed) if start is None else models.load(start)
+        found = (
+            models.build(cfg.model, tokenizer.vocab_size, cfg.seed)
+            if start is None
+            else models.load(start)
+        )
         return found.to(models.device(cfg.engine.device))
 
     model = origin()
-    curve = train(model, plan, settings, lambda m: stopping.loss(m), folder, tokenizer, progress, place_of(cfg, folder))
+    curve = train(
+        model,
+        plan,
+        settings,
+        lambda m: stopping.loss(m),
+        folder,
+        tokenizer,
+        progress,
+        place_of(cfg, folder),
+    )
     progress(1.0, "measuring held-out pairs")
     seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer)
     best = models.load(folder / "best").to(next(model.parameters()).device)
     held = {"unseen": stopping, "seen_by_base": seen}
-    proof = {name: h.proof(best, origin()) for name, h in held.items() if len(h)}
+    conditioning = {name: h.conditioning(best, origin()) for name, h in held.items() if len(h)}
     tokens = curve.step * plan.batch_tokens
     forward = models.flops_per_token(model, cfg.model.seq_len)
-    rows = plan.rows_per_pass()
+    rows = plan.rows_per_epoch()
     padding = 1 - float(plan.lengths.sum()) / (rows * plan.seq_len)
     flops = 3 * forward * tokens + forward * stopping.num_tokens * len(curve.validation)
-    return Tuned(curve, proof, tokens, padding, flops, stopping.numbers)
+    return Tuned(curve, conditioning, tokens, padding, flops, stopping.numbers)
 
 
-def _plan(cfg: config.Config, pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer) -> tuple[Settings, PairPlan]:
+def _plan(
+    cfg: config.Config, pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer
+) -> tuple[Settings, PairPlan]:
     def plan(tokens: int) -> PairPlan:
         return PairPlan(
             corpus, pairs.d1.tolist(), pairs.d2.tolist(), seq_len=cfg.model.seq_len,
@@ -89,8 +104,8 @@ def _plan(cfg: config.Config, pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer
             tokens=tokens, seed=cfg.seed, end=tokenizer.end, separator=tokenizer.separator,
         )  # fmt: skip
 
-    one_pass = plan(1).rows_per_pass() * cfg.model.seq_len
-    wanted = int(cfg.tune.max_passes * one_pass)
+    one_epoch = plan(1).rows_per_epoch() * cfg.model.seq_len
+    wanted = int(cfg.tune.max_epochs * one_epoch)
     packed = plan(min(wanted, cfg.tune.max_tokens or wanted))
     evals = {round(packed.steps * i / cfg.tune.evals) for i in range(cfg.tune.evals + 1)}
     settings = Settings(
@@ -108,7 +123,9 @@ class _Held:
     """Held-out pairs, one d1 for each d2, spread over the similarities; d2 cut to what the window always
     has room for, so that every condition is scored on the same tokens."""
 
-    def __init__(self, pairs: Pairs, first: Tokens, second: Tokens, cfg: config.Config, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, pairs: Pairs, first: Tokens, second: Tokens, cfg: config.Config, tokenizer: Tokenizer
+    ) -> None:
         _, once = np.unique(pairs.d2, return_index=True)
         chosen = np.sort(once)
         if len(chosen) > cfg.tune.eval_pairs:
@@ -118,8 +135,13 @@ class _Held:
         self.d1 = [first[int(i)] for i in pairs.d1[chosen]]
         self.d2 = [second[int(i)][:room] for i in pairs.d2[chosen]]
         sizes = [len(d) for d in self.d2]
-        self.numbers = list(zip(pairs.d1[chosen].tolist(), pairs.d2[chosen].tolist(), sizes, strict=True))
-        cut = [cut_pair(len(a) - 1, len(b), self.window, self.share) for a, b in zip(self.d1, self.d2, strict=True)]
+        self.numbers = list(
+            zip(pairs.d1[chosen].tolist(), pairs.d2[chosen].tolist(), sizes, strict=True)
+        )
+        cut = [
+            cut_pair(len(a) - 1, len(b), self.window, self.share)
+            for a, b in zip(self.d1, self.d2, strict=True)
+        ]
         self.num_tokens = sum(1 + a + b for a, b in cut)  # fed to the model for one loss
         others = np.random.default_rng([cfg.seed, 5]).integers(0, len(first), len(chosen))
         self.random = [first[int(i)] for i in others]
@@ -131,10 +153,12 @@ class _Held:
         """Nats per token of d2 given its d1."""
         return self._score(model, self.d1)
 
-    def proof(self, model: Any, origin: Any) -> dict[str, float]:
+    def conditioning(self, model: Any, origin: Any) -> dict[str, float]:
         """Nats per token of d2 under each condition; `base` is the model that tuning started from, without d1."""
         nothing = [np.array([self.tokenizer.end])] * len(self)
-        alone = score.pairs(origin, nothing, self.d2, self.window, self.share, self.tokenizer.end, None).mean
+        alone = score.pairs(
+            origin, nothing, self.d2, self.window, self.share, self.tokenizer.end, None
+        ).mean
         return {
             "given_d1": self.loss(model),
             "given_random_d1": self._score(model, self.random),

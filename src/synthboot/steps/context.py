@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,28 @@ import numpy as np
 
 from synthboot import config
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.artifacts import Progress, Shards, read_json, read_manifest
+from synthboot.data.artifacts import Progress, Shards, read_manifest
+from synthboot.data.disk import read_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a step works with: the settings that its stage declares, its folder, its parents' folders by role, and where in
-    the recipe it stands. `ready`: a trial of its sweep is this model already."""
+    """What a step works with: the settings that its stage declares, its folder, its parents' folders by role, the files from
+    outside that its artifact is known by, and where in the recipe it stands. `ready`: a trial of its sweep is this model
+    already."""
 
     cfg: config.Config
     folder: Path
     parents: dict[str, Path]
     workers: int
     progress: Progress
+    note: Callable[[str], None] = lambda _: None
+    outside: Mapping[str, Any] = field(default_factory=dict)
     arm: str = ""
     seed: int = 0
-    cell: str = ""
+    trial: str = ""
     recipe: config.Arm | None = None
     ready: bool = False
     variant: str = ""
@@ -39,7 +43,7 @@ class Context:
         return tokenizers.load(self.parents["corpus"] / "tokenizer")
 
     def tokens(self, name: str) -> Tokens:
-        """The tokens of a set: `pool`, `validation`, `holdout`, or `pretrain` (D_pretrain, the head of the pool)."""
+        """The tokens of a set: `pool`, `validation`, `test`, or `pretrain` (D_pretrain, the head of the pool)."""
         if name == "pretrain":
             return self.tokens("pool").head(self.pretrain_docs)
         return Tokens.open(Shards(self.parents["corpus"] / name))
@@ -69,4 +73,6 @@ def upstream_flops(c: Context) -> float:
 
 def embedded(folder: Path, name: str) -> np.ndarray:
     """The float16 vectors of `pool` (the documents of D_pretrain) or `validation` in an embed artifact."""
-    return np.concatenate([np.load(shard / "vectors.npy", allow_pickle=False) for shard in Shards(folder / name)])
+    return np.concatenate(
+        [np.load(shard / "vectors.npy", allow_pickle=False) for shard in Shards(folder / name)]
+    )

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from synthboot import config
-from synthboot.data.artifacts import Shards, read_json, read_manifest, write_json
+from synthboot.data.artifacts import WORK, Shards, read_manifest
+from synthboot.data.disk import committed_folder, damage, read_json, save_array, write_json
 from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokens import Tokens
 from synthboot.engine import local
@@ -26,7 +27,15 @@ def corpus(c: Context) -> Outcome:
     """The user's files, cleaned, split and tokenized."""
     from synthboot.stages.corpus import corpus as stage
 
-    result = stage(c.cfg.corpus, c.cfg.budget.unique_tokens, c.folder, c.cfg.model.init_from, c.progress)
+    expected = {"source": c.outside["files"], "replay": c.outside.get("replay_files", [])}
+    result = stage(
+        c.cfg.corpus,
+        c.cfg.budget.unique_tokens,
+        c.folder,
+        c.cfg.model.init_from,
+        c.progress,
+        expected,
+    )
     return asdict(result), {"tokens": sum(result.tokens.values())}
 
 
@@ -36,12 +45,22 @@ def embed(c: Context) -> Outcome:
     from synthboot.stages import embed as stage
     from synthboot.stages.corpus import read_texts
 
-    cfg, source, sizes = c.cfg.embed, c.parents["corpus"], {"pool": c.pretrain_docs, "validation": len(c.tokens("validation"))}
-    own = stage.read_vectors(cfg.path, [d.id for d in _documents(c)], cfg.unknown_ids) if cfg.model == "file" else None
-    fitted = c.folder / "embedder.safetensors"
-    if cfg.model == "self" and not fitted.exists():
+    cfg, source, sizes = (
+        c.cfg.embed,
+        c.parents["corpus"],
+        {"pool": c.pretrain_docs, "validation": len(c.tokens("validation"))},
+    )
+    own = (
+        stage.read_vectors(cfg.path, [d.id for d in _documents(c)], cfg.unknown_ids)
+        if cfg.model == "file"
+        else None
+    )
+    fitted = c.folder / "embedder" / "embedder.safetensors"
+    if cfg.model == "self" and damage(fitted.parent):  # or not there yet
         c.progress(0.0, "fitting")
-        stage.fit((d.text for d in read_texts(source, "pool", c.pretrain_docs)), cfg, c.cfg.seed, c.progress).save(fitted)
+        texts = (d.text for d in read_texts(source, "pool", c.pretrain_docs))
+        with committed_folder(fitted.parent) as folder:
+            stage.fit(texts, cfg, c.cfg.seed, c.progress).save(folder / fitted.name)
     dim, first = 0, 0
     for name, docs in sizes.items():
         shards, known = Shards(c.folder / name), Shards(source / name)
@@ -51,14 +70,27 @@ def embed(c: Context) -> Outcome:
             edges = [first + e for e in [*starts, docs]]
             found: Iterator[np.ndarray] = (own[edges[i] : edges[i + 1]] for i in missing)
         else:
-            given = (str(source / name), cfg, str(fitted), str(device(c.cfg.engine.device)))
-            found = local.imap(stage.shard_embedder, given, [(i, docs - starts[i]) for i in missing], c.workers)
+            given = (
+                str(source / name),
+                cfg,
+                str(fitted),
+                str(device(c.cfg.engine.device)),
+                c.cfg.engine.embed_batch,
+            )
+            found = local.imap(
+                stage.shard_embedder, given, [(i, docs - starts[i]) for i in missing], c.workers
+            )
         for i, vectors in zip(missing, found, strict=True):
             dim = shards.write(i, partial(_save_vectors, vectors))["dim"]
-            c.progress((i + 1) / len(starts), f"{name}: {starts[i] + len(vectors):,} of {docs:,} documents")
+            c.progress(
+                (i + 1) / len(starts), f"{name}: {starts[i] + len(vectors):,} of {docs:,} documents"
+            )
+        shards.close(len(starts))
         first, dim = first + docs, dim or shards.counts(0)["dim"]
     tokens = c.tokens("pretrain").num_tokens + c.tokens("validation").num_tokens
-    return {"docs": sizes["pool"], "dim": dim}, {"flops": stage.flops(cfg, sum(sizes.values()), tokens)}
+    return {"docs": sizes["pool"], "dim": dim}, {
+        "flops": stage.flops(cfg, sum(sizes.values()), tokens)
+    }
 
 
 def pair(c: Context) -> Outcome:
@@ -71,18 +103,30 @@ def pair(c: Context) -> Outcome:
     if c.variant == "random_pairs":
         pairs = random_pairs(Pairs.load(c.parents["pair"]), c.pretrain_docs, c.cfg.seed)
         pairs.save(c.folder)
-    elif not (c.folder / "pairs.json").exists():
-        vectors, tokens, fields = embedded(c.parents["embed"], "pool"), c.tokens("pretrain"), _fields(c)
+    else:
+        vectors, tokens, fields = (
+            embedded(c.parents["embed"], "pool"),
+            c.tokens("pretrain"),
+            _fields(c),
+        )
         validation = (embedded(c.parents["embed"], "validation"), c.tokens("validation"))
-        work, on = c.folder / "neighbors", str(device(c.cfg.engine.device))
-        found = search.nearest(vectors, c.cfg.pair, c.cfg.seed, validation[0], on, work, c.workers, c.progress)
-        stage(vectors, tokens, c.cfg.pair, c.cfg.seed, validation, found, fields, c.progress).save(c.folder)
-    shutil.rmtree(c.folder / "neighbors", ignore_errors=True)
+        work, on = c.folder / WORK / "neighbors", str(device(c.cfg.engine.device))
+        found = search.nearest(
+            vectors, c.cfg.pair, c.cfg.seed, validation[0], on, work, c.workers, c.progress
+        )
+        stage(vectors, tokens, c.cfg.pair, c.cfg.seed, validation, found, fields, c.progress).save(
+            c.folder
+        )
     pairs = Pairs.load(c.folder)
     report = {k: v for k, v in pairs.report.items() if k not in ("bins", "histograms")}
     embed = read_manifest(c.parents["embed"]) if "embed" in c.parents else None
     flops = search.flops(pairs.report, c.pretrain_docs, embed.counts["dim"]) if embed else 0.0
-    counts = {**report, "kept": len(pairs), "train": len(pairs.only(TRAIN)), "upstream_flops": upstream_flops(c)}
+    counts = {
+        **report,
+        "kept": len(pairs),
+        "train": len(pairs.only(TRAIN)),
+        "upstream_flops": upstream_flops(c),
+    }
     return counts, {"flops": flops}
 
 
@@ -94,7 +138,9 @@ def base(c: Context) -> Outcome:
     if ready is not None:
         return _copied(c, ready)
     text, validation = _sources(c, recipe), c.tokens("validation")
-    return _trained(c, stage(c.cfg, c.seed, text, validation, c.tokenizer(), c.folder, c.progress, recipe))
+    return _trained(
+        c, stage(c.cfg, c.seed, text, validation, c.tokenizer(), c.folder, c.progress, recipe)
+    )
 
 
 def tune(c: Context) -> Outcome:
@@ -103,20 +149,29 @@ def tune(c: Context) -> Outcome:
     from synthboot.stages.tune import tune as stage
 
     if c.cfg.tune.sweep:
-        ready = c.parents[f"cell/{_least(c, c.cfg.tune.cells(), c.cfg.tune.sweep)}"]
+        ready = c.parents[f"trial/{_least(c, c.cfg.tune.trials(), c.cfg.tune.sweep)}"]
         made = read_manifest(ready)
         assert made is not None  # it was verified before this step began
         _copy(c, ready, "best", "last", "curve.json", "tune.json")
-        return made.counts | {"upstream_flops": made.counts["upstream_flops"] + made.cost["flops"]}, {}
+        return made.counts | {
+            "upstream_flops": made.counts["upstream_flops"] + made.cost["flops"]
+        }, {}
     start = c.parents["base"] / "best" if "base" in c.parents else None
     tuned = stage(
         c.cfg, start, Pairs.load(c.parents["pair"]), c.tokens("pretrain"), c.tokens("validation"),
         c.tokenizer(), c.folder, c.progress,
     )  # fmt: skip
-    counts = {"proof": tuned.proof, "padding_share": tuned.padding_share, "best_loss": tuned.curve.best_loss}
+    counts = {
+        "conditioning": tuned.conditioning,
+        "padding_share": tuned.padding_share,
+        "best_loss": tuned.curve.best_loss,
+    }
     counts["upstream_flops"] = upstream_flops(c)
     if parallel.rank() == 0:
-        write_json(c.folder / "tune.json", {**counts, "curve": asdict(tuned.curve), "stopped_by": tuned.stopped_by})
+        write_json(
+            c.folder / "tune.json",
+            {**counts, "curve": asdict(tuned.curve), "stopped_by": tuned.stopped_by},
+        )
     return counts, {"tokens": tuned.tokens, "flops": tuned.flops}
 
 
@@ -130,14 +185,17 @@ def synthesize(c: Context) -> Outcome:
     job = Job(
         c.cfg.synthesize, synthesizer, corpus_folder / "tokenizer", tuple(Shards(corpus_folder / "pool")),
         c.pretrain_docs, c.cfg.model.seq_len, c.cfg.tune.d1_share, c.cfg.seed,
-        conditional(c.variant), c.cfg.engine.device,
+        conditional(c.variant), c.cfg.engine,
     )  # fmt: skip
     counts = stage(job, c.budget_tokens, c.folder, c.workers, c.progress)
     prompts = counts["prompt_tokens"]
     row = (prompts + counts["sampled_tokens"]) / max(1, counts["requests"])
     forward = models.flops_per_token(models.load(synthesizer), round(row))
     counts["upstream_flops"] = upstream_flops(c)
-    return counts, {"tokens": counts["sampled_tokens"], "flops": forward * (counts["sampled_tokens"] + prompts)}
+    return counts, {
+        "tokens": counts["sampled_tokens"],
+        "flops": forward * (counts["sampled_tokens"] + prompts),
+    }
 
 
 def pretrain(c: Context) -> Outcome:
@@ -148,25 +206,33 @@ def pretrain(c: Context) -> Outcome:
     if ready is not None:
         return _copied(c, ready)
     text = _sources(c, recipe)
-    return _trained(c, stage(c.cfg, recipe, c.seed, text, c.tokens("validation"), c.tokenizer(), c.folder, c.progress))
+    return _trained(
+        c,
+        stage(
+            c.cfg, recipe, c.seed, text, c.tokens("validation"), c.tokenizer(), c.folder, c.progress
+        ),
+    )
 
 
 def _recipe(c: Context) -> tuple[config.Arm, Path | None]:
-    """The recipe of this model and, where a sweep has trained it already, where it lies: of the cells, that of the least
+    """The recipe of this model and, where a sweep has trained it already, where it lies: of the trials, that of the least
     validation loss."""
     assert c.recipe is not None  # a unit of these stages has one
     if not c.recipe.sweep:
         return c.recipe, None
-    cells = c.recipe.cells()
-    best = _least(c, cells, c.recipe.sweep)
-    return cells[best], c.parents[f"cell/{best}"] if c.ready else None
+    trials = c.recipe.trials()
+    best = _least(c, trials, c.recipe.sweep)
+    return trials[best], c.parents[f"trial/{best}"] if c.ready else None
 
 
-def _least(c: Context, cells: Mapping[str, Any], swept: Iterable[str]) -> str:
-    """The cell of the least validation loss; what all of them reached goes to `sweep.json`."""
-    losses = {cell: read_json(c.parents[f"cell/{cell}"] / "curve.json")["best_loss"] for cell in cells}
-    settings = {cell: {key: getattr(cells[cell], key) for key in swept} for cell in cells}
-    best = min(losses, key=lambda cell: losses[cell])
+def _least(c: Context, trials: Mapping[str, Any], swept: Iterable[str]) -> str:
+    """The trial of the least validation loss; what all of them reached goes to `sweep.json`."""
+    losses = {
+        trial: read_json(c.parents[f"trial/{trial}"] / "curve.json")["best_loss"]
+        for trial in trials
+    }
+    settings = {trial: {key: getattr(trials[trial], key) for key in swept} for trial in trials}
+    best = min(losses, key=lambda trial: losses[trial])
     c.folder.mkdir(parents=True, exist_ok=True)
     write_json(c.folder / "sweep.json", {"losses": losses, "settings": settings, "chosen": best})
     return best
@@ -204,7 +270,9 @@ def _sources(c: Context, arm: config.Arm) -> Any:
     synthetic = Tokens.open(chunks)
     made = read_manifest(c.parents["synthesize"])
     assert made is not None  # it was verified before this step began
-    each = made.cost["flops"] / synthetic.num_tokens  # what was dropped is paid for, what is not read is not
+    each = (
+        made.cost["flops"] / synthetic.num_tokens
+    )  # what was dropped is paid for, what is not read is not
     paid = {"upstream_flops": made.counts["upstream_flops"], "sample_flops": each}
     return Sources(real, synthetic, _owners(chunks), replay=replay, **paid)
 
@@ -216,7 +284,9 @@ def _owners(chunks: list[Path]) -> np.ndarray:
     found = [np.empty(0, np.int64)]
     for chunk in chunks:
         table = pq.read_table(chunk / "synthetic.parquet", columns=["d1", "verdict"])
-        found.append(table["d1"].to_numpy()[table["verdict"].to_numpy(zero_copy_only=False) == "kept"])
+        found.append(
+            table["d1"].to_numpy()[table["verdict"].to_numpy(zero_copy_only=False) == "kept"]
+        )
     return np.concatenate(found)
 
 
@@ -225,7 +295,11 @@ def _trained(c: Context, trained: Any) -> Outcome:
 
     if parallel.rank() == 0:
         write_json(c.folder / "ledger.json", trained.ledger)
-    counts = {"best_loss": trained.curve.best_loss, "last_loss": trained.curve.last_loss, **trained.ledger}
+    counts = {
+        "best_loss": trained.curve.best_loss,
+        "last_loss": trained.curve.last_loss,
+        **trained.ledger,
+    }
     return counts, {"tokens": trained.ledger["train_tokens"], "flops": trained.flops}
 
 
@@ -237,7 +311,7 @@ def _documents(c: Context) -> Iterator[Any]:
 
 
 def _save_vectors(vectors: np.ndarray, folder: Path) -> dict[str, Any]:
-    np.save(folder / "vectors.npy", vectors, allow_pickle=False)
+    save_array(folder / "vectors.npy", vectors)
     return {"docs": len(vectors), "dim": vectors.shape[1]}
 
 
@@ -251,9 +325,14 @@ def _fields(c: Context) -> Any:
         if name is None:
             continue
         numbers: dict[str, int] = {}
-        values = [d.metadata.get(name) for d in read_texts(c.parents["corpus"], "pool", c.pretrain_docs)]
+        values = [
+            d.metadata.get(name) for d in read_texts(c.parents["corpus"], "pool", c.pretrain_docs)
+        ]
         if all(v is None for v in values):
             raise ConfigError(f"pair.{role}_field: no document of the corpus has a field {name!r}")
-        codes = [-1 if v is None else numbers.setdefault(json.dumps(v, sort_keys=True), len(numbers)) for v in values]
+        codes = [
+            -1 if v is None else numbers.setdefault(json.dumps(v, sort_keys=True), len(numbers))
+            for v in values
+        ]
         wanted[role] = np.array(codes, np.int64)
     return Fields(**wanted)

@@ -9,37 +9,44 @@ from typing import Any
 import numpy as np
 
 from synthboot.data import tasks
-from synthboot.data.artifacts import read_json
+from synthboot.data.disk import read_json
 from synthboot.data.documents import Document
 from synthboot.data.worlds import PARTS, Told, World
 from synthboot.steps.context import Context, conditional
 
 
-def bounds(c: Context, holdout: Sequence[Document], tokens: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
-    """By group and for `all`: the least loss there is on the holdout in nats per token, for one who knows the world, and for
+def bounds(
+    c: Context, test_set: Sequence[Document], tokens: np.ndarray, groups: Sequence[str]
+) -> dict[str, Any]:
+    """By group and for `all`: the least loss there is on the test set in nats per token, for one who knows the world, and for
     one who knows how worlds are made and has read D_pretrain."""
     world, known = _world(c)
-    told = [world.read(d.text) for d in holdout]
+    told = [world.read(d.text) for d in test_set]
     least = np.array([world.prior(t.entity) + world.nats() for t in told])
     learnable = np.array([world.prior(t.entity) + world.nats(t, known) for t in told])
     marks = np.array(groups or [""] * len(told))
     parts = {"all": np.ones(len(told), bool)} | {g: marks == g for g in sorted(set(groups))}
     return {
-        g: {"knows_world": float(least[m].sum() / tokens[m].sum()), "read_corpus": float(learnable[m].sum() / tokens[m].sum())}
+        g: {
+            "knows_world": float(least[m].sum() / tokens[m].sum()),
+            "read_corpus": float(learnable[m].sum() / tokens[m].sum()),
+        }
         for g, m in parts.items()
     }
 
 
-def parts(c: Context, holdout: Sequence[Document]) -> np.ndarray:
-    """(token of the holdout): which of `worlds.PARTS` it belongs to; ends are form."""
+def parts(c: Context, test_set: Sequence[Document]) -> np.ndarray:
+    """(token of the test set): which of `worlds.PARTS` it belongs to; ends are form."""
     from synthboot.data import tokenizer as tokenizers
 
     world, known = _world(c)
     tokenizer = tokenizers.load(c.parents["corpus"] / "tokenizer")
     found = []
-    for document in holdout:
+    for document in test_set:
         marks = world.parts(document.text, known)
-        found += [int(marks[start]) for start in tokenizer.starts(document.text)] + [PARTS.index("form")]
+        found += [int(marks[start]) for start in tokenizer.starts(document.text)] + [
+            PARTS.index("form")
+        ]
     return np.array(found, np.uint8)
 
 
@@ -47,7 +54,9 @@ def questions(c: Context) -> list[tasks.Item]:
     """Closed-book questions about the world's facts, at most `evaluate.task_items`, drawn at random."""
     world, known = _world(c)
     items = tasks.of(list(world.questions(known)), tasks.WORLD)
-    chosen = np.sort(np.random.default_rng([c.cfg.seed, 10]).permutation(len(items))[: c.cfg.evaluate.task_items])
+    chosen = np.sort(
+        np.random.default_rng([c.cfg.seed, 10]).permutation(len(items))[: c.cfg.evaluate.task_items]
+    )
     return [items[i] for i in chosen]
 
 
@@ -65,8 +74,14 @@ def measured(c: Context, samples: dict[str, list[dict[str, Any]]]) -> dict[str, 
             same = [corpus[d1].entity == validation[d2].entity for d1, d2, _ in pairs]
             size = sum(tokens for *_, tokens in pairs) / len(pairs)
             read = float(np.mean([world.nats(validation[d2], known) for _, d2, _ in pairs]))
-            points = [[t, loss * size - world.nats(), loss * size - read] for t, loss in tuned["curve"]["validation"]]
-            curves[role.removeprefix("tune/")] = {"points": points, "same_entity": float(np.mean(same))}
+            points = [
+                [t, loss * size - world.nats(), loss * size - read]
+                for t, loss in tuned["curve"]["validation"]
+            ]
+            curves[role.removeprefix("tune/")] = {
+                "points": points,
+                "same_entity": float(np.mean(same)),
+            }
     seen = {(t.entity, a, w) for t in corpus for a, w, _ in t.facts}
     orders = {(t.entity, tuple(a for a, _, _ in t.facts)) for t in corpus}
     facts: dict[str, Any] = {}
@@ -97,11 +112,19 @@ def _facts(
         count["named"] += 1
         count["same_entity"] += d1 is not None and d1.entity == d2.entity
         count["new_order"] += (d2.entity, tuple(a for a, _, _ in d2.facts)) not in orders
-        in_d1 = {(a, v) for a, _, v in d1.facts} if d1 is not None and d1.entity == d2.entity else set()
+        in_d1 = (
+            {(a, v) for a, _, v in d1.facts} if d1 is not None and d1.entity == d2.entity else set()
+        )
         for attribute, wording, value in d2.facts:
             right = world.truth[d2.entity, attribute] == value
             kind = (
-                "invented" if value < 0 else "contradicted" if not right else "kept" if (attribute, value) in in_d1 else "known"
+                "invented"
+                if value < 0
+                else "contradicted"
+                if not right
+                else "kept"
+                if (attribute, value) in in_d1
+                else "known"
             )
             count["facts"] += 1
             count[kind] += 1
@@ -110,9 +133,17 @@ def _facts(
     def share(name: str, of: str) -> float | None:
         return count[name] / count[of] if count[of] else None
 
-    shares = {name: share(name, "facts") for name in ("kept", "known", "contradicted", "invented", "new_wording")}
+    shares = {
+        name: share(name, "facts")
+        for name in ("kept", "known", "contradicted", "invented", "new_wording")
+    }
     docs = {name: share(name, "docs") for name in ("named", "same_entity", "strange")}
-    return {"docs": float(count["docs"]), **docs, "new_order": share("new_order", "named"), **shares}
+    return {
+        "docs": float(count["docs"]),
+        **docs,
+        "new_order": share("new_order", "named"),
+        **shares,
+    }
 
 
 def _world(c: Context) -> tuple[World, np.ndarray]:
@@ -124,4 +155,7 @@ def _texts(c: Context, name: str) -> list[str]:
     """The texts of D_pretrain (`pool`) or of another set."""
     from synthboot.stages.corpus import read_texts
 
-    return [d.text for d in read_texts(c.parents["corpus"], name, c.pretrain_docs if name == "pool" else None)]
+    return [
+        d.text
+        for d in read_texts(c.parents["corpus"], name, c.pretrain_docs if name == "pool" else None)
+    ]

@@ -1,0 +1,270 @@
+"""Files and folders that appear whole or not at all, go wholly, and say in one line why they could not.
+
+What a run keeps is written by `write_bytes` (a file) or in `committed_folder` (a part). A part carries `part.json`, the
+hash of each of its files; `damage` compares. Links are followed for reading and writing, never for deleting.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+
+from synthboot.errors import CorruptArtifact, StorageError, SynthbootError
+
+SEAL = "part.json"
+
+
+class FileRecord(TypedDict):
+    """What is recorded of a file."""
+
+    bytes: int
+    hash: str
+
+
+_ADVICE = {
+    errno.ENOSPC: ("the disk is full", "free some space and run again, finished shards are kept"),
+    errno.EDQUOT: (
+        "the quota is used up",
+        "free some space and run again, finished shards are kept",
+    ),
+    errno.EFBIG: (
+        "the file is larger than may be",
+        "raise the limit (`ulimit -f`), or choose another `root`",
+    ),
+    errno.EROFS: ("the file system is read-only", "mount it for writing, or choose another `root`"),
+    errno.EACCES: (
+        "cannot be written or read (permission denied)",
+        "mend the rights, or choose another `root`",
+    ),
+    errno.EPERM: ("may not be changed", "mend the rights, or choose another `root`"),
+    errno.ENOTDIR: (
+        "a file stands where a folder has to be",
+        "move it away, or choose another `root` or `name`",
+    ),
+    errno.EEXIST: (
+        "something stands where a folder has to be",
+        "move it away, or choose another `root` or `name`",
+    ),
+    errno.EISDIR: ("a folder stands where a file has to be", "move it away and run again"),
+    errno.ENOTEMPTY: ("another process writes here", "end it and run again"),
+    errno.ENAMETOOLONG: (
+        "the name is too long",
+        "choose a shorter `root`, `name`, or name of an arm",
+    ),
+    errno.ELOOP: ("symbolic links lead in a circle", "mend them, or choose another `root`"),
+    errno.EMFILE: ("too many files are open", "raise the limit (`ulimit -n`) and run again"),
+    errno.ENFILE: ("too many files are open on this machine", "end something and run again"),
+    errno.EBUSY: ("is in use, perhaps as a mount point", "unmount it, or choose another `root`"),
+    errno.EXDEV: ("lies on another file system", "keep an artifact on one file system"),
+    errno.EIO: (
+        "the disk reports an error",
+        "see the system's log, and keep a copy of what is left",
+    ),
+    errno.ESTALE: ("the network disk has lost it", "mount it again and run again"),
+    errno.ENXIO: ("the device is gone", "mount it again and run again"),
+    errno.ENODEV: ("the device is gone", "mount it again and run again"),
+    errno.ENOLCK: ("this file system has no locks", "choose another `root`"),
+    errno.EOPNOTSUPP: ("this file system lacks what is needed", "choose another `root`"),
+    errno.ENOENT: ("is gone", "run again; what is missing is made anew"),
+}
+_IN_WORDS = re.compile(
+    r"\[?\b(?:os error|errno) (\d+)", re.IGNORECASE
+)  # as Rust and Arrow write it
+_SHORT = re.compile(r"\d+ requested and \d+ written")  # numpy, which does not say why
+
+
+@contextmanager
+def storage_errors(where: Path) -> Iterator[None]:
+    """Turn what a disk refuses, however a library reports it, into one StorageError: where, what, what to do."""
+    try:
+        yield
+    except SynthbootError:
+        raise
+    except Exception as error:
+        number = _number(error)
+        if number not in _ADVICE:
+            raise
+        what, advice = _ADVICE[number]
+        named = getattr(error, "filename", None)
+        place = str(named) if isinstance(named, str | Path) else str(where)
+        shown = place if len(place) <= 200 else f"{place[:120]}...{place[-40:]}"
+        raise StorageError(f"{shown}: {what}; {advice}") from error
+
+
+def _number(error: Exception) -> int | None:
+    """The errno of an error of any library; of a worker's error, which is a traceback, its last line counts."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    last = (str(error).strip().splitlines() or [""])[-1]
+    if _SHORT.search(last) or os.strerror(errno.ENOSPC) in last:
+        return errno.ENOSPC
+    found = _IN_WORDS.search(last)
+    return int(found[1]) if found else None
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it is either whole or absent, whenever the process or the machine dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as `write_bytes` does; the same value always gives the same bytes."""
+    write_bytes(path, _json(value))
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises CorruptArtifact where it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CorruptArtifact(f"{path}: missing; delete {path.parent} and run again") from None
+    except (ValueError, OSError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CorruptArtifact(
+            f"{path}: unreadable ({reason}); delete {path.parent} and run again"
+        ) from None
+
+
+def write_record(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as JSON that carries its own hash."""
+    write_bytes(path, _json({**value, "hash": _hash_of(value)}))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The object in a file that `write_record` wrote, without its hash. Raises CorruptArtifact where it is another."""
+    value = read_json(path)
+    if not isinstance(value, dict) or value.pop("hash", None) != _hash_of(value):
+        raise CorruptArtifact(
+            f"{path}: edited or damaged; put it back, or delete {path.parent} and run again"
+        )
+    return value
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """`np.save`, which itself leaves a short file on a full disk and says nothing: it does not look at what closing said."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array(SimpleNamespace(write=file.write), array, allow_pickle=False)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link (not what it leads to), or a folder with all that is in it, unless there is nothing.
+
+    A folder is renamed first: a kill midway leaves no half of it that looks like a whole one. Raises StorageError.
+    """
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        doomed = path
+        if path.suffix != ".tmp" and not path.is_mount():
+            doomed = path.with_name(path.name + ".old.tmp")
+            remove(doomed)
+            os.replace(path, doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        what, advice = _ADVICE.get(error.errno or 0, (str(error.strerror), "remove it by hand"))
+        raise StorageError(f"{path}: cannot be removed: {what}; {advice}") from error
+
+
+@contextmanager
+def committed_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path`, with the hash of each file in it, when the block ends without error; half a
+    folder is never seen."""
+    temporary = path.with_name(path.name + ".tmp")
+    remove(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        names = sorted(
+            p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file()
+        )
+        write_record(
+            temporary / SEAL, {"files": {name: record(temporary / name) for name in names}}
+        )
+        for name in names:
+            _flush(temporary / name)
+        remove(path)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except BaseException:
+        with suppress(
+            StorageError
+        ):  # the first error is the one to tell; `begin` removes what is left
+            remove(temporary)
+        raise
+
+
+def damage(part: Path) -> str | None:
+    """What is wrong with a folder that `committed_folder` made, in a few words, or None."""
+    try:
+        files = read_record(part / SEAL).get("files")
+    except CorruptArtifact:
+        return f"{SEAL}: is missing or damaged"
+    found = {p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file()} - {SEAL}
+    strange = sorted(found - set(files or ()))
+    if strange:
+        return f"{strange[0]}: does not belong there"
+    return mismatch(part, files or {})
+
+
+def mismatch(folder: Path, files: Mapping[str, FileRecord], contents: bool = True) -> str | None:
+    """The first file that is not as recorded, in a few words; without `contents`, by name and size alone."""
+    for name, recorded in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name}: is missing"
+        if path.stat().st_size != recorded["bytes"]:
+            return f"{name}: has {path.stat().st_size} bytes, not {recorded['bytes']}"
+        if contents and hash_file(path) != recorded["hash"]:
+            return f"{name}: does not match its hash"
+    return None
+
+
+def record(path: Path) -> FileRecord:
+    """The size and hash of a file."""
+    return {"bytes": path.stat().st_size, "hash": hash_file(path)}
+
+
+def hash_file(path: Path) -> str:
+    """32 hex digits of what is in a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half a surrogate pair, from a file's name that is not UTF-8
+        return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _hash_of(value: Any) -> str:
+    """32 hex digits of a value as JSON reads it back."""
+    same = json.loads(json.dumps(value))
+    return hashlib.blake2b(json.dumps(same, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

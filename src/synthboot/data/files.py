@@ -1,0 +1,386 @@
+"""The files that a source names: found by one stated rule, hashed as they are read, opened within bounds.
+
+- Of a folder everything below it is read that has a known suffix, whatever its case. Names that begin with a dot,
+  `__MACOSX`, other suffixes, pipes and broken links are passed over and counted. Links are followed, and what they lead to
+  is read once.
+- A file is called by its path below the source; files of one name in several sources get as many of their parent folders
+  before it as tell them apart. Ids that a record lacks are made of these names.
+- Every byte that a reader gets has been hashed, whatever order it reads in, so that what was read can be compared with what
+  the fingerprint says, without reading it twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import io
+import os
+import stat
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import glob
+from pathlib import Path
+from typing import Literal
+
+from synthboot.errors import DataError
+
+Kind = Literal["lines", "text", "parquet", "dataset"]
+
+LINES = (".jsonl", ".ndjson", ".json")
+TEXT = (".txt", ".text", ".md")
+COMPRESSED = (".gz", ".zst")
+KNOWN = (
+    ".jsonl, .ndjson, .json, .txt, .text, .md (all of them plain, .gz or .zst), .parquet, a saved Hugging Face dataset, "
+    "hub:owner/name"
+)
+
+BLOCK = 1 << 20
+"""Bytes that are read and hashed at a time."""
+MOST_EXPANSION = 100
+"""Times what was read of it that a compressed file may open to; text is compressed three to thirty times."""
+FREE_EXPANSION = 4 << 20
+"""Bytes that any compressed file may open to, however little was read of it."""
+
+
+_SPECIAL = "broken link, pipe or device"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file, or the folder of a saved dataset, and the name that ids and messages have for it."""
+
+    path: Path
+    name: str
+    kind: Kind
+
+
+def find(
+    source: str | Sequence[str], setting: str = "corpus.source"
+) -> tuple[list[Found], Counter[str]]:
+    """The files that a source, given by `setting`, names, in sorted order, and how many were passed over, by what they are.
+
+    Raises DataError where an item names nothing that can be read.
+    """
+    ignored: Counter[str] = Counter()
+    known: dict[str, tuple[Path, int, Kind]] = {}
+    for item in [source] if isinstance(source, str) else source:
+        before = ignored.copy()
+        any_here = False
+        for path, own_parts in _named(item, setting, ignored):
+            kind = kind_of(path)
+            if kind is None:
+                ignored[_suffix(path)] += 1
+                continue
+            any_here = True
+            known.setdefault(os.path.realpath(path), (Path(os.path.abspath(path)), own_parts, kind))
+        if not any_here:
+            there = counted(ignored - before)
+            holds = f"; it holds {there}" if there else ""
+            raise DataError(
+                f"{setting}: {item}: no such file, or nothing in it that can be read{holds}; known are {KNOWN}"
+            )
+    found = list(known.values())
+    names = _names([(path, own_parts) for path, own_parts, _ in found])
+    return [
+        Found(path, name, kind) for (path, _, kind), name in zip(found, names, strict=True)
+    ], ignored
+
+
+def kind_of(path: Path) -> Kind | None:
+    """What a file or folder holds, by its name; None where it is not known."""
+    if path.is_dir():
+        marks = ("dataset_info.json", "dataset_dict.json")
+        return "dataset" if any(os.path.exists(path / mark) for mark in marks) else None
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        return "parquet"
+    bare = name.removesuffix(Path(name).suffix) if name.endswith(COMPRESSED) else name
+    if bare.endswith(LINES):
+        return "lines"
+    return "text" if bare.endswith(TEXT) else None
+
+
+def counted(found: Mapping[str, int], most: int = 4) -> str:
+    """Counts as words, the largest first: `3 x .csv, 1 x hidden`."""
+    ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count:,} x {what}" for what, count in ordered[:most]]
+    rest = sum(count for _, count in ordered[most:])
+    return ", ".join([*shown, f"{rest:,} x others"] if rest else shown)
+
+
+def contents(path: Path, name: str | None = None) -> list[str]:
+    """Name, size and hash of a file, or of every file below a folder: what tells whether it has changed."""
+    name = name or _shown(path.name)
+    if not path.is_dir():
+        return [described(name, *_hash(path))]
+    inside = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
+    kept = [part for part in inside if not any(p.startswith(".") for p in part.parts)]
+    return [described(f"{name}/{_shown(part.as_posix())}", *_hash(path / part)) for part in kept]
+
+
+def described(name: str, size: int, digest: str) -> str:
+    """One file's line in a manifest."""
+    return f"{name} {size} {digest}"
+
+
+def _hash(path: Path) -> tuple[int, str]:
+    with opened(path) as file:
+        return file.hashed()
+
+
+class HashedFile(io.RawIOBase):
+    """A regular file's bytes in any order. Each block is hashed when it is first read, and has to be the same if it is read
+    again, so that `hashed` is the hash of what readers were given."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self.size = os.fstat(descriptor).st_size
+        self._descriptor = descriptor
+        self._position = 0
+        self._blocks: dict[int, tuple[int, bytes]] = {}
+        self._number, self._block = -1, b""
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file; its end is where it was when it was opened."""
+        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}
+        self._position = starts[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """At most the rest of a block."""
+        number, offset = divmod(self._position, BLOCK)
+        piece = memoryview(self._read(number))[offset : offset + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+    def hashed(self) -> tuple[int, str]:
+        """Size and hash of the file, after reading what no reader has asked for."""
+        size, whole, number = 0, hashlib.blake2b(digest_size=16), 0
+        while number in self._blocks or self._read(number):
+            here, digest = self._blocks[number]
+            whole.update(digest)
+            size += here
+            number += 1
+        return size, whole.hexdigest()
+
+    def _read(self, number: int) -> bytes:
+        if number != self._number:
+            start, end = number * BLOCK, (number + 1) * BLOCK
+            pieces = []
+            while start < end and (piece := os.pread(self._descriptor, end - start, start)):
+                pieces.append(piece)
+                start += len(piece)
+            self._number, self._block = number, b"".join(pieces)
+            found = (len(self._block), hashlib.blake2b(self._block, digest_size=16).digest())
+            if self._block and self._blocks.setdefault(number, found) != found:
+                raise DataError(f"{self.path}: has changed while it was read; run again")
+        return self._block
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[HashedFile]:
+    """A file to read, with whatever goes wrong meanwhile as one DataError that names it."""
+    import pyarrow as pa
+
+    damage = (OSError, EOFError, ValueError, zlib.error, pa.ArrowException)
+    try:
+        # A pipe would be waited for without O_NONBLOCK, and a device may never end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _require_regular(path, os.fstat(descriptor).st_mode)
+            yield HashedFile(path, descriptor)
+        finally:
+            os.close(descriptor)
+    except damage as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise DataError(f"{path}: cannot be read to its end: {reason}") from None
+
+
+def decompressed(file: HashedFile) -> io.BufferedReader:
+    """What a file holds, opened if its name ends in .gz or .zst. Raises DataError, once it is read that far, where it opens
+    to more than `MOST_EXPANSION` times as much."""
+    import pyarrow as pa
+
+    stored: io.BufferedReader = io.BufferedReader(file, BLOCK)
+    suffix = file.path.suffix.lower()
+    if suffix not in COMPRESSED:
+        return stored
+    if not file.size:
+        raise DataError(
+            f"{file.path}: is empty, which no whole {suffix} file is; make or download it again"
+        )
+    if suffix == ".gz":
+        return io.BufferedReader(
+            _Bounded(gzip.GzipFile(fileobj=stored).readinto, stored, file.path), BLOCK
+        )
+    # unlike the zstandard package, pyarrow reports a truncated stream
+    stream = pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), "zstd")
+    return io.BufferedReader(_Bounded(stream.readinto, stored, file.path), BLOCK)
+
+
+class _Bounded(io.RawIOBase):
+    """What a compressed file opens to, up to a bound: a bomb of a megabyte holds ten gigabytes and more."""
+
+    def __init__(
+        self, read: Callable[[bytearray | memoryview], int], stored: io.BufferedReader, path: Path
+    ) -> None:
+        self._read, self._stored, self._path = read, stored, path
+        self._size = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        size = self._read(buffer)
+        self._size += size
+        require_plausible(self._path, self._size, self._stored.tell())
+        return size
+
+
+def require_plausible(path: Path, size: int, stored: int) -> None:
+    """Raise DataError where `stored` bytes of a compressed file open to `size` and text would not."""
+    if size > MOST_EXPANSION * stored + FREE_EXPANSION:
+        raise DataError(
+            f"{path}: opens to more than {MOST_EXPANSION} times its size, which text does not (a compression bomb?); "
+            f"unpack it yourself if it is meant"
+        )
+
+
+def _named(item: str, setting: str, ignored: Counter[str]) -> Iterator[tuple[Path, int]]:
+    """The paths that one item names, in sorted order, each with the number of its parts that lie below the item."""
+    path = Path(item)
+    try:
+        status = path.stat() if item else None
+    except FileNotFoundError:
+        status = None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in it
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{setting}: {item!r}: cannot be read: {reason}") from None
+    if status is None:
+        yield from _matches(path, ignored) if item else ()
+    elif stat.S_ISDIR(status.st_mode):
+        yield from [(path, 1)] if kind_of(path) else _below(path, ignored)
+    else:
+        _require_regular(path, status.st_mode)
+        if kind_of(path) is None:
+            raise DataError(f"{setting}: {path}: unknown kind of file; known are {KNOWN}")
+        yield path, 1
+
+
+def _require_regular(path: Path, mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    special = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    what = special.get(stat.S_IFMT(mode), "a device")
+    raise DataError(f"{path}: is {what}, not a file; put what it holds into a file")
+
+
+def _matches(pattern: Path, ignored: Counter[str]) -> Iterator[tuple[Path, int]]:
+    """What a pattern matches, and what lies in folders that it matches."""
+    parts = pattern.parts
+    fixed = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts))
+    deep = parts.index("**") if "**" in parts else len(parts)
+    for found in sorted(glob(str(Path(*parts[:deep])))):
+        path = Path(found)
+        below = len(path.parts) - fixed
+        if path.is_dir() and kind_of(path) is None:
+            for inside, depth in _below(path, ignored):
+                if _fits(inside.parts[-depth:], parts[deep:]):
+                    yield inside, below + depth
+        elif path.is_dir() or path.is_file():
+            yield path, max(1, below)
+        else:
+            ignored[_SPECIAL] += 1
+
+
+def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether a path, or a folder it lies in, matches: glob follows `**` into loops of links, so that it is done here."""
+    if not pattern:
+        return True
+    if pattern[0] == "**":
+        return any(_fits(parts[i:], pattern[1:]) for i in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+
+
+def _below(folder: Path, ignored: Counter[str]) -> list[tuple[Path, int]]:
+    """Files and saved datasets below a folder in sorted order, each with its depth. Links are followed, and no folder is
+    entered twice, so that a loop of them ends."""
+    found, entered, waiting = list[Path](), set[str](), [folder]
+    while waiting:
+        here = waiting.pop()
+        real = os.path.realpath(here)
+        if real in entered:
+            continue
+        entered.add(real)
+        try:
+            for entry in sorted(os.scandir(here), key=lambda entry: entry.name, reverse=True):
+                path = Path(entry.path)
+                mode = _mode(path)
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    ignored["hidden"] += 1
+                elif stat.S_ISDIR(mode) and kind_of(path) is None:
+                    waiting.append(path)
+                elif stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+                    found.append(path)
+                else:
+                    ignored[_SPECIAL] += 1
+        except OSError as error:
+            raise DataError(f"{here}: cannot be listed: {error.strerror}") from None
+    return [(path, len(path.parts) - len(folder.parts)) for path in sorted(found)]
+
+
+def _mode(path: Path) -> int:
+    """What a path leads to, as `stat` counts; 0 for a link to nothing or to itself."""
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        return 0
+
+
+def _names(places: list[tuple[Path, int]]) -> list[str]:
+    """The last parts of each path, as many as are given, and of those that are called alike as many more as tell them
+    apart."""
+    while True:
+        names = [_shown(Path(*path.parts[-parts:]).as_posix()) for path, parts in places]
+        times = Counter(names)
+        longer = [
+            (path, min(parts + (times[name] > 1), len(path.parts)))
+            for (path, parts), name in zip(places, names, strict=True)
+        ]
+        if longer == places:
+            return names
+        places = longer
+
+
+def _shown(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8 as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _suffix(path: Path) -> str:
+    """What a file is counted as that is passed over: its suffix, with the one before it where it is compressed."""
+    if path.is_dir():
+        return "folders"
+    last = path.suffix.lower()
+    before = Path(path.stem).suffix.lower() if last in (*COMPRESSED, ".bz2", ".xz") else ""
+    return _shown(before + last) or "without a suffix"

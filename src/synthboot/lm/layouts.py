@@ -1,0 +1,127 @@
+"""What a model's layout can be trusted with, tried on the model itself before anything is trained.
+
+1. Later tokens change nothing before them: or what is learned is to look ahead, and the layout is refused.
+2. Documents of one row, whose positions start again at 0, are read as each alone: or each gets a row
+   of its own. State-space layers carry one document into the next, some attention looks at no positions.
+
+Positions are all that a model is told. From them the library makes the mask that each layout asks for,
+boolean or added, with its windows; a mask made here would be right for some and silently wrong for others.
+
+docs/layouts.md says what every layout of `transformers` came to.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from synthboot.errors import ConfigError
+
+SAME = 1e-4
+"""How far apart, in standard deviations of the logits, two passes over one prefix may be: they round alike."""
+
+ALIKE = 1e-3
+"""The same of a row and its parts alone, whose products have other shapes and so round differently."""
+
+LEAST = 128
+"""Tokens to try it on, at the least."""
+
+_REACHES = (
+    "sliding_window",
+    "window_size",
+    "attention_window_size",
+    "attention_chunk_size",
+    "chunk_size",
+)
+_COMPARED = 1_000
+
+
+def require_causal(model: Any, seq_len: int, where: str) -> None:
+    """Raise ConfigError, beginning with `where`, unless the model can be trained on plain rows of tokens and predicts each
+    from those before it alone."""
+    kind = model.config.model_type
+    todo = "name a causal language model that docs/layouts.md lists as right"
+    row = _row(model, seq_len)
+    half = row.shape[1] // 2
+    changed = torch.cat((row[:, :half], _row(model, seq_len, seed=1)[:, half:]), 1)
+    try:
+        difference = _difference(_logits(model, row)[:, :half], _logits(model, changed)[:, :half])
+        _train_mode(model, row[:, :LEAST])
+    except Exception as error:  # whatever a layout raises that wants more than tokens
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{where}: {kind} does not run on rows of tokens ({reason}); {todo}"
+        ) from None
+    if math.isnan(difference):
+        raise ConfigError(
+            f"{where}: {kind} gives logits that are not numbers; its weights are damaged or not all there"
+        )
+    if difference > SAME:
+        raise ConfigError(
+            f"{where}: {kind} looks ahead: later tokens change the logits of earlier ones "
+            f"by {difference:.2g} of their standard deviation; {todo}"
+        )
+
+
+def packs(model: Any, seq_len: int) -> bool:
+    """Whether documents packed into one row are read as each alone."""
+    row = _row(model, seq_len)
+    size = row.shape[1]
+    parts = [part for part in row.tensor_split((size // 4, size * 3 // 4), 1) if part.shape[1]]
+    positions = torch.cat([torch.arange(part.shape[1]) for part in parts])[None].to(row.device)
+    try:
+        packed = _logits(model, row, position_ids=positions)
+    except Exception:  # it takes no positions
+        return False
+    alone = torch.cat([_logits(model, part) for part in parts], 1)
+    return _difference(packed, alone) <= ALIKE
+
+
+def setting(model: Any, name: str) -> Any:
+    """What a model's configuration says of its text, under the library's usual name; None where it says nothing, or
+    something else for every layer."""
+    try:
+        return getattr(model.config.get_text_config(), name, None)
+    except RuntimeError:  # the library's word for the latter
+        return None
+
+
+def _row(model: Any, seq_len: int, seed: int = 0) -> torch.Tensor:
+    """A row of random tokens, no longer than training's, of which half is longer than any window of the model's own."""
+    weight = model.get_input_embeddings().weight
+    reaches = [setting(model, name) for name in _REACHES]
+    reach = max((n for n in reaches if isinstance(n, int) and n < seq_len), default=0)
+    size = min(seq_len, max(LEAST, 2 * reach + 2))
+    dice = torch.Generator().manual_seed(seed)
+    return torch.randint(len(weight), (1, size), generator=dice).to(weight.device)
+
+
+@torch.no_grad()
+def _logits(model: Any, row: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+    """The logits of the first entries of the vocabulary, without dropout; the model stays in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        return (
+            model(input_ids=row, use_cache=False, **options).logits[..., :_COMPARED].float().clone()
+        )
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def _train_mode(model: Any, row: torch.Tensor) -> None:
+    """A pass as training makes it, which some layouts want more for; random numbers stay as they were."""
+    was_training = model.training
+    with torch.random.fork_rng():
+        try:
+            model.train()(input_ids=row, use_cache=False)
+        finally:
+            model.train(was_training)
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference of two passes' logits, in their standard deviations."""
+    return float((a - b).abs().max() / b.std())

@@ -1,0 +1,108 @@
+"""What can be known to be wrong before anything is made is said before anything is made, not hours later."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+from synthboot import config
+from synthboot.data import tasks, tokenizer
+from synthboot.errors import ConfigError, DataError, unloadable
+
+_BUILT_IN = ("self", "file")
+
+
+def check(cfg: config.Config) -> None:
+    """Raise ConfigError or DataError for questions that are none, and for models, packages and a GPU that are not here."""
+    for name in tasks.names(cfg.evaluate):
+        if name.startswith(tasks.LM_EVAL):
+            from synthboot.lm.questions import known_to_harness
+
+            known_to_harness([name.removeprefix(tasks.LM_EVAL)], cfg.evaluate.task_folder)
+        elif name != tasks.WORLD:
+            tasks.read(name, cfg.evaluate, cfg.seed)
+    for package in cfg.engine.track:
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"engine.track: {package}: is not installed: pip install {package}, or leave it out"
+            )
+    if cfg.engine.device == "cuda":
+        from synthboot.lm.model import device
+
+        device("cuda")
+    if cfg.model.init_from is not None:
+        _model(cfg.model.init_from)
+        tokenizer.from_hugging_face(cfg.model.init_from)
+    elif cfg.corpus.tokenizer != "train":
+        tokenizer.from_hugging_face(cfg.corpus.tokenizer)
+    if cfg.embed.model not in _BUILT_IN:
+        _embedder(cfg.embed.model)
+    if cfg.embed.model == "file" and not Path(cfg.embed.path or "").is_file():
+        raise ConfigError(f"embed.path: {cfg.embed.path}: no such file")
+    if cfg.synthesize.sampler == "vllm" and find_spec("vllm") is None:
+        raise ConfigError(
+            "synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`"
+        )
+
+
+def check_questions_fit(cfg: config.Config, corpus: Path) -> None:
+    """Raise DataError where a choice is longer than the window: cut, it would be likelier than it is. `corpus` is the
+    finished artifact with the tokenizer."""
+    window, known = cfg.model.seq_len, tokenizer.load(corpus / "tokenizer")
+    for name in tasks.names(cfg.evaluate):
+        if name == tasks.WORLD or name.startswith(tasks.LM_EVAL):
+            continue
+        said = [
+            (item.id, text)
+            for item in tasks.read(name, cfg.evaluate, cfg.seed)
+            for text in item.continuations
+        ]
+        long = [
+            (identifier, text) for identifier, text in said if len(text.encode()) > window
+        ]  # a token has a byte
+        for (identifier, _), tokens in zip(
+            long, known.encode([text for _, text in long]), strict=True
+        ):
+            if len(tokens) > window:
+                what = f"question {identifier} has a choice of {len(tokens):,} tokens, and model.seq_len is {window:,}"
+                raise DataError(f"evaluate.tasks: {name}: {what}; shorten it or leave it out")
+
+
+def _model(source: str) -> None:
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # OSError, ValueError, KeyError, by what is wrong with the folder
+        raise ConfigError(f"model.init_from: {source}: {unloadable(error)}") from None
+
+
+def _embedder(source: str) -> None:
+    if find_spec("sentence_transformers") is None:
+        raise ConfigError(
+            f"embed.model: {source}: needs sentence-transformers: pip install 'synthboot[embed]', or use `self`"
+        )
+    if not Path(source).exists():
+        if (
+            source.startswith((".", "/", "~")) or source.count("/") > 1
+        ):  # no name on the hub looks like this
+            raise ConfigError(f"embed.model: {source}: no such folder")
+        return
+    modules = Path(source) / "modules.json"
+    if not modules.exists() and not (Path(source) / "config.json").exists():
+        raise ConfigError(
+            f"embed.model: {source}: holds no model (neither modules.json nor config.json)"
+        )
+    try:
+        kinds = (
+            [str(module["type"]) for module in json.loads(modules.read_text("utf-8"))]
+            if modules.exists()
+            else []
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"embed.model: {modules}: unreadable ({error})") from None
+    if foreign := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
+        raise ConfigError(
+            f"embed.model: {source}: {foreign[0]}: {unloadable(ValueError('custom code'))}"
+        )

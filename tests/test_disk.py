@@ -1,0 +1,226 @@
+"""A disk that is full, read-only, or not what it should be: one line that says where and what to do, nothing lost, and the
+same bytes once there is space."""
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from synthboot import api
+from synthboot.data import artifacts, disk
+from synthboot.errors import StorageError
+from tests.conftest import contents, tiny_config
+
+MAKE_UNTIL_FULL = """
+import json, os, subprocess, sys
+from pathlib import Path
+from synthboot import config, pipeline, recipes
+from synthboot.engine import local
+for name in [*local._PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
+    __import__(name)
+import torch
+from synthboot.errors import StorageError
+torch.set_num_threads(1)
+cfg = config.Config.model_validate(json.loads(sys.argv[1]))
+
+class Deaf:
+    def send(self, value): pass
+
+place, tried = sys.argv[2], Path(sys.argv[3])
+
+def leave(kilobytes):
+    disk = os.statvfs(place)
+    used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize // 1024
+    subprocess.run(["mount", "-o", f"remount,size={used + kilobytes}k", place], check=True)
+
+def make_all():
+    plan = recipes.units(cfg)
+    try:
+        standing, marks = pipeline.state(cfg, plan), pipeline.fingerprints(plan)
+        for name in plan:
+            if standing[name].status != "done":
+                where = name
+                if name not in tried.read_text().splitlines():  # each unit meets a full disk
+                    tried.write_text(tried.read_text() + name + "\\n")
+                    leave(8)
+                pipeline.make(cfg, plan, name, marks, 1, Deaf())
+    except StorageError as error:
+        print(where, "|", error, flush=True)
+        os._exit(28)
+
+room, status = 64, 28
+while status == 28:
+    child = os.fork()
+    if not child:
+        make_all()
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    leave(room)
+    room = room * 3 // 2
+sys.exit(status)
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(place)], capture_output=True)
+    if done.returncode:
+        pytest.skip("needs the right to mount")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_full_at_every_stage_it_says_so_and_goes_on_to_the_same_bytes(small_disk: Path, tmp_path: Path) -> None:
+    settings = tiny_config(tmp_path)
+    elsewhere = {**settings, "root": str(tmp_path / "elsewhere")}
+    api.Run(elsewhere).run()
+    (tmp_path / "tried").touch()
+    full = {**settings, "root": str(small_disk)}
+    command = [sys.executable, "-c", MAKE_UNTIL_FULL, json.dumps(full), str(small_disk), str(tmp_path / "tried")]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert process.returncode == 0, process.stderr[-2_000:]
+    said = process.stdout.splitlines()
+    assert all(str(small_disk) in line and "the disk is full; free some space" in line for line in said), said
+    assert {line.split(" | ")[0] for line in said} == set(api.Run(full).plan())
+    assert contents(full) == contents(elsewhere)
+
+
+def test_a_read_only_disk_is_one_line(small_disk: Path, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StorageError, match=r"the file system is read-only; mount it for writing"):
+        api.Run({**tiny_config(tmp_path), "root": str(small_disk)}).run("corpus")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"root": "{tmp}/file"}, r"/file.*: (a file|something) stands where a folder has to be; move it away"),
+        ({"root": "{tmp}/file/below"}, r"/file/below.*: a file stands where a folder has to be; move it away"),
+        ({"root": "{tmp}/" + "r" * 300}, r"rrr\.\.\.r+.*: the name is too long; choose a shorter `root`"),
+        ({"root": "{tmp}/loop"}, r"/loop.*: symbolic links lead in a circle"),
+        ({"root": "/proc/none"}, r"/proc/none: (is gone|.*)"),
+    ],
+)
+def test_a_root_that_cannot_be_is_one_line(tmp_path: Path, change: dict[str, str], message: str) -> None:
+    settings = tiny_config(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    settings["root"] = change["root"].replace("{tmp}", str(tmp_path))
+    for look in (lambda: api.Run(settings).run("corpus"), lambda: api.Run(settings).plan() and api.Run(settings).run("corpus")):
+        with pytest.raises(StorageError, match=message) as raised:
+            look()
+        assert "\n" not in str(raised.value)
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "array": lambda p: disk.save_array(p / "a.npy", np.zeros(100)),
+    "large array": lambda p: disk.save_array(p / "a.npy", np.zeros(1 << 16)),
+    "numpy": lambda p: np.save(p / "a.npy", np.zeros(1 << 16)),
+    "json": lambda p: disk.write_json(p / "a.json", list(range(1_000))),
+    "parquet": lambda p: _parquet(p / "a.parquet"),
+    "safetensors": lambda p: _safetensors(p / "a.safetensors"),
+    "tokenizer": lambda p: _tokenizer(p / "tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_short_write_is_never_silent(tmp_path: Path, writer: str) -> None:
+    """A limit on the size of files stops every library in the middle of one, as a full disk does."""
+    _parquet(tmp_path / "warm")  # what is imported first must not meet the limit
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    try:
+        with (
+            pytest.raises(StorageError, match=r"larger than may be; raise|the disk is full; free"),
+            disk.storage_errors(tmp_path),
+        ):
+            WRITERS[writer](tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _parquet(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"a": np.arange(1_000)}), path)
+
+
+def _safetensors(path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.zeros(1_000)}, path)
+
+
+def _tokenizer(path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({f"word{i}": i for i in range(100)}, "word0")).save(str(path))
+
+
+@pytest.mark.parametrize("number", sorted(disk._ADVICE))
+def test_every_error_of_a_disk_is_one_line_with_what_to_do(tmp_path: Path, number: int) -> None:
+    words = os.strerror(number)
+    as_rust, as_arrow = RuntimeError(f"I/O error: {words} (os error {number})"), OSError(f"Detail: [errno {number}] {words}")
+    in_worker = RuntimeError(f"Traceback (most recent call last):\n  File x\nOSError: [Errno {number}] {words}\n")
+    for error in (OSError(number, words), as_rust, as_arrow, in_worker):
+        with pytest.raises(StorageError, match=rf"^{tmp_path}: [^;\n]+; [^\n]+$"), disk.storage_errors(tmp_path):
+            raise error
+    with pytest.raises(StorageError, match=r"^/there: "), disk.storage_errors(tmp_path):
+        raise OSError(number, words, "/there")
+
+
+def test_what_is_no_storage_error_stays_what_it_is(tmp_path: Path) -> None:
+    for error in (
+        OSError(errno.ECONNREFUSED, "refused"),
+        ValueError("Errno 28 is mentioned\nhere not"),
+        BrokenPipeError(errno.EPIPE, ""),
+    ):
+        with pytest.raises(type(error)), disk.storage_errors(tmp_path):
+            raise error
+
+
+def test_a_link_is_followed_for_reading_and_writing_but_never_for_deleting(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    artifacts.begin(link, "one")  # an empty folder elsewhere is a fine place
+    (real / "weights").write_text("old")
+    artifacts.begin(link, "one")
+    with pytest.raises(StorageError, match=r"link: is a link to .*real, which holds something else; remove the link"):
+        artifacts.begin(link, "two")
+    assert (real / "weights").read_text() == "old"
+    inside = tmp_path / "artifact"
+    artifacts.begin(inside, "one")
+    (inside / "best").symlink_to(real)
+    artifacts.begin(inside, "two")
+    assert not (inside / "best").is_symlink()
+    assert (real / "weights").read_text() == "old"
+
+
+def test_what_cannot_be_removed_is_an_error_not_old_weights_under_a_new_manifest(small_disk: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    artifacts.begin(folder, "one")
+    (folder / "best").mkdir()
+    subprocess.run(["mount", "--bind", str(small_disk), str(folder / "best")], check=True)
+    try:
+        (folder / "best" / "weights").write_text("old")
+        with pytest.raises(StorageError, match=r"best: cannot be removed: is in use, perhaps as a mount point; unmount it"):
+            artifacts.begin(folder, "two")
+        artifacts.write_json(small_disk / artifacts.PROGRESS, {})  # a mount that is an artifact's own folder is emptied
+        (small_disk / "weights").write_text("old")
+        artifacts.begin(folder / "best", "two")
+        assert sorted(p.name for p in small_disk.iterdir()) == [artifacts.PROGRESS]
+    finally:
+        subprocess.run(["umount", "-l", str(folder / "best")], check=True)

@@ -1,0 +1,78 @@
+"""What is wrong is said before the first unit starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthboot import api
+from synthboot.errors import ConfigError, DataError, SynthbootError
+from tests.conftest import run_folder, small_config, write_jsonl
+
+
+def refused(settings: dict[str, Any]) -> str:
+    begun: list[str] = []
+    with pytest.raises(SynthbootError) as caught:
+        api.Run(settings, progress=lambda name, *_: begun.append(name)).run("corpus")
+    assert not begun
+    assert not (run_folder(settings) / "01-corpus").exists()
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def remote(folder: Path) -> str:
+    """A model that brings code along, which would leave a mark."""
+    folder.mkdir()
+    (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass C: pass\n")
+    auto = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.C", "AutoTokenizer": ["code.C", None]}
+    (folder / "config.json").write_text(json.dumps({"model_type": "odd", "auto_map": auto}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto, "tokenizer_class": "Odd"}))
+    (folder / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": "code.C"}]))
+    return str(folder)
+
+
+@pytest.mark.parametrize("setting", ["model__init_from", "corpus__tokenizer", "embed__model"])
+def test_a_model_that_brings_code_along_is_refused_and_nothing_runs(
+    setting: str, world_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    folder = remote(tmp_path / "m")
+    message = refused(small_config(world_file, tmp_path, **{setting: folder}))
+    assert "it wants to run code of its own, which synthboot never does" in message
+    assert not (tmp_path / "m" / "ran").exists()
+
+
+@pytest.mark.parametrize("setting", ["model__init_from", "corpus__tokenizer", "embed__model"])
+def test_a_model_that_is_not_there_is_an_error_at_once(setting: str, world_file: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "modle" / "base")
+    assert path in refused(small_config(world_file, tmp_path, **{setting: path}))
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in refused(small_config(world_file, tmp_path, **{setting: str(tmp_path / "empty")}))
+
+
+def test_other_things_that_are_not_there(world_file: Path, tmp_path: Path) -> None:
+    vectors = {"model": "file", "path": str(tmp_path / "none.npy")}
+    assert "embed.path" in refused(small_config(world_file, tmp_path, embed=vectors))
+    assert "engine.track: wandb: is not installed" in refused(small_config(world_file, tmp_path, engine__track=["wandb"]))
+    assert "engine.device: cuda" in refused(small_config(world_file, tmp_path, engine__device="cuda"))
+
+
+def test_questions_are_read_before_anything_is_made(world_file: Path, tmp_path: Path) -> None:
+    rows: list[Any] = [{"query": "q", "choices": ["a", "b"], "gold": 0}, {"query": None, "choices": ["a", "b"], "gold": 0}, "{"]
+    path = write_jsonl(tmp_path / "own.jsonl", rows)
+    message = refused(small_config(world_file, tmp_path, evaluate={"tasks": [str(path)]}))
+    assert message == f'{path} line 2: "query" is null, not text; 2 of 3 are no questions'
+
+
+def test_a_choice_longer_than_the_window_stops_the_run_before_any_model(finished: dict[str, Any], tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "own.jsonl", [{"query": "q", "choices": ["river " * 400, "stone"], "gold": 1}])
+    begun: list[str] = []
+    with pytest.raises(DataError, match=r"question 0 has a choice of [\d,]+ tokens, and model\.seq_len is 96"):
+        api.Run({**finished, "evaluate": {"tasks": [str(path)]}}, progress=lambda name, *_: begun.append(name)).run()
+    assert not begun
+
+
+def test_an_unknown_task_names_the_nearest(world_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"blimpp: neither a file nor a known task; .*; did you mean blimp\?"):
+        api.Run(small_config(world_file, tmp_path, evaluate={"tasks": ["blimpp"]})).run("corpus")

@@ -114,7 +114,8 @@ class _Parser:
             return self.alias(event)
         assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
         if event.tag is not None:
-            raise self.error(event, f"tag {event.tag}: tags are not read; write the value itself")
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")  # as it was written
+            raise self.error(event, f"tag {tag}: tags are not read; write the value itself")
         before = self.count
         if isinstance(event, yaml.ScalarEvent):
             value = self.scalar(event)

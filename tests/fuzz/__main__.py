@@ -31,7 +31,8 @@ def main() -> int:
                 tally = run(fuzzer, profile, asked.seed, Path(tempfile.gettempdir(), f"fuzz-last-{name}"))
             print(f"{name}: {tally}", flush=True)
             for found, count in tally.faults.most_common():
-                print(f"  {count:,} x {found}\n    {tally.smallest[found][:400]}", flush=True)
+                words, example = tally.smallest[found]
+                print(f"  {count:,} x {found}: {words[:300]}\n    {example[:1_000]}", flush=True)
             failed += bool(tally.faults)
     return failed
 

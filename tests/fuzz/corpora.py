@@ -93,7 +93,7 @@ def inputs(draw: st.DrawFn) -> Given:
     settings = {
         "near_duplicates": draw(st.sampled_from(["remove", "flag", "off"])),
         "validation_docs": draw(st.integers(1, 3)),
-        "holdout_docs": draw(st.integers(1, 3)),
+        "test_docs": draw(st.integers(1, 3)),
         "shard_docs": draw(st.integers(1, 6)),
         "vocab_size": draw(st.sampled_from([258, 300])),
         "max_quarantine": draw(st.sampled_from([1.0, 1.0, 1.0, 0.0])),
@@ -157,7 +157,7 @@ def readable(given: Given) -> Counter[str]:
         for record in file.records:
             if not isinstance(record, dict) or not isinstance(record.get("text"), str) or not record["text"].strip():
                 continue
-            identifier, text = record.get("id"), record["text"]
+            identifier, text = record.get("id"), record["text"].removeprefix("\ufeff")
             fine = identifier is None or (isinstance(identifier, str | int) and not isinstance(identifier, bool))
             try:
                 size = len(text.encode()) + 0 * len(str(identifier).encode())
@@ -230,13 +230,13 @@ def balanced(made: Corpus, out: Path) -> None:
                 raise Fault("tokens are not those of their text", repr(document.text))
     if seen and max(seen.values()) > 1:
         raise Fault("an id stands twice", str(seen.most_common(1)))
-    if not made.documents["validation"] or not made.documents["holdout"] or not made.pretrain_docs:
+    if not made.documents["validation"] or not made.documents["test"] or not made.pretrain_docs:
         raise Fault("an empty set", str(made))
 
 
 def kept(wanted: Counter[str], out: Path) -> None:
     """Raise a Fault unless each of the texts is in one set, once."""
-    found = Counter(d.text for name in ("validation", "holdout", "pool") for d in read_texts(out, name))
+    found = Counter(d.text for name in ("validation", "test", "pool") for d in read_texts(out, name))
     lost = [text for text in wanted if found[text] != 1]
     if lost:
         raise Fault("a text is lost or doubled", f"{lost[0]!r}: {found[lost[0]]} times")

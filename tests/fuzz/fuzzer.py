@@ -57,7 +57,7 @@ class Tally:
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
-    smallest: dict[str, str] = field(default_factory=dict)
+    smallest: dict[str, tuple[str, str]] = field(default_factory=dict)
     slowest: float = 0.0
 
     @property
@@ -133,8 +133,8 @@ def run(fuzzer: Fuzzer[Input], profile: settings, seed: int | None = None, last:
                 raise
             found, text = kind(error), repr(example)
             tally.faults[found] += 1
-            if found not in tally.smallest or len(text) < len(tally.smallest[found]):
-                tally.smallest[found] = text
+            if found not in tally.smallest or len(text) < len(tally.smallest[found][1]):
+                tally.smallest[found] = (str(error), text)
         tally.slowest = max(tally.slowest, time.monotonic() - started)
 
     tried = hypothesis.given(fuzzer.inputs)(each)

@@ -13,25 +13,39 @@ from hypothesis import strategies as st
 
 from synthboot import plan as plans
 from synthboot.cli import main
-from synthboot.data import artifacts
+from synthboot.data import artifacts, disk
 from synthboot.errors import SynthbootError
+from synthboot.lm import precision
 from tests.fuzz.configurations import one_line
 from tests.fuzz.fuzzer import Fuzzer
 from tests.fuzz.mutations import Change, Edit, changed, changes, edited, edits
 
 FILES = [
     "01-corpus/manifest.json", "01-corpus/corpus.json", "01-corpus/quarantine.jsonl",
-    "01-corpus/pool/000000/counts.json", "02-embed/manifest.json",
-    "03-pair/related/manifest.json", "03-pair/related/pairs.json", "04-base/manifest.json",
-    "06-synthesize/related/manifest.json", "08-evaluate/manifest.json",
-    "08-evaluate/evaluate.json", "10-report/manifest.json", "01-corpus/progress.json",
+    "01-corpus/pool/shards.json", "01-corpus/pool/000000/part.json", "01-corpus/pool/000000/counts.json",
+    "02-embed/manifest.json", "03-pair/related/manifest.json", "03-pair/related/pairs.json",
+    "04-base/manifest.json", "04-base/last/part.json", "06-synthesize/related/manifest.json",
+    "08-evaluate/manifest.json", "08-evaluate/evaluate.json", "10-report/manifest.json",
+    "01-corpus/progress.json", "precision.json",
 ]  # fmt: skip
-VERBS = ["plan", "status", "compare", "show pairs", "show quarantine", "show synthetic", "show copies", "verify", "begin"]
+VERBS = ["plan", "status", "compare", "verify", "begin", "show pairs", "show quarantine"]
+VERBS += ["show synthetic", "show copies"]
+
+Damage = tuple[str, str, list[Change], bool, list[Edit]]
 
 
-def inputs() -> st.SearchStrategy[tuple[str, str, list[Change], list[Edit]]]:
-    """A file, a verb, changes to the file's value and then to its bytes."""
-    return st.tuples(st.sampled_from(FILES), st.sampled_from(VERBS), changes(), edits(2))
+def inputs() -> st.SearchStrategy[Damage]:
+    """A file, a verb, changes to the file's value, whether its hash is made to fit them, changes to its bytes."""
+    return st.tuples(st.sampled_from(FILES), st.sampled_from(VERBS), changes(), st.booleans(), edits(2))
+
+
+def rewritten(data: bytes, asked: list[Change], sealed: bool) -> bytes:
+    """The JSON after the changes, with the hash that `disk.write_record` would give it."""
+    value = changed(json.loads(data), asked)
+    if sealed and isinstance(value, dict):
+        value.pop("hash", None)
+        value["hash"] = disk._hash_of(value)
+    return json.dumps(value).encode()
 
 
 @contextmanager
@@ -48,11 +62,11 @@ def fuzzer(place: Path, settings: dict[str, Any] | None = None) -> Iterator[Fuzz
     (place / "fuzz.yaml").write_text(yaml.safe_dump(settings))
     before = {name: (run / name).read_bytes() if (run / name).exists() else None for name in FILES}
 
-    def check(example: tuple[str, str, list[Change], list[Edit]]) -> None:
-        name, verb, asked, damage = example
+    def check(example: Damage) -> None:
+        name, verb, asked, sealed, damage = example
         path, whole = run / name, before[name] or b'{"fingerprint": "0"}'
         if asked and not name.endswith(".jsonl"):
-            whole = json.dumps(changed(json.loads(whole), asked)).encode()
+            whole = rewritten(whole, asked, sealed)
         path.write_bytes(edited(whole, damage))
         try:
             _ask(verb, path)
@@ -81,4 +95,5 @@ def fuzzer(place: Path, settings: dict[str, Any] | None = None) -> Iterator[Fuzz
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plans, "_matmul_rate", lambda: 1e9)
+        patch.setattr(precision, "undecided", lambda cfg: False)
         yield Fuzzer("manifests", inputs(), check)

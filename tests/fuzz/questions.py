@@ -72,7 +72,7 @@ def fuzzer(place: Path) -> Iterator[Fuzzer[Any]]:
 
 def askable(item: tasks.Item) -> None:
     """Raise a Fault unless a model can be asked the item and could be wrong about it."""
-    strings = (*item.contexts, *item.continuations, *item.answers, item.id, item.group, item.bare)
+    strings = (*item.contexts, *item.continuations, *item.answers, item.id, item.group, *item.bare)
     if not all(isinstance(s, str) for s in strings):
         raise Fault("something else than text", str(item))
     "".join(strings).encode()  # a lone surrogate is no text

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-small world test test-slow lint format docs texture bench gpu clean
+.PHONY: help demo demo-small world test test-slow fuzz kill lint format docs texture bench gpu clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -30,6 +30,12 @@ test: $(STAMP)  ## the suite
 
 test-slow: $(STAMP)  ## the long tests too: kill -9 across the demo
 	$(BIN)/pytest -q -m 'not gpu'
+
+fuzz: $(STAMP)  ## ten thousand inputs for everything that reads: read or refused, within time and memory
+	$(BIN)/python -m tests.fuzz
+
+kill: $(STAMP)  ## two hundred random kills over the command line: same files, same bytes, nothing left behind
+	$(BIN)/python -m tests.kill
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -120,7 +120,8 @@ class _Parser:
             return self.alias(event)
         assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
         if event.tag is not None:
-            raise self.error(event, f"tag {event.tag}: tags are not read; write the value itself")
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")  # as it was written
+            raise self.error(event, f"tag {tag}: tags are not read; write the value itself")
         # How many values an anchor stands for, to be counted again at every alias.
         before = self.count
         if isinstance(event, yaml.ScalarEvent):

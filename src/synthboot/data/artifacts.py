@@ -270,7 +270,11 @@ class Shards:
         write_record(self.folder / _COUNT, {"shards": count})
 
     def __len__(self) -> int:
-        return int(read_record(self.folder / _COUNT)["shards"])
+        count = read_record(self.folder / _COUNT).get("shards")
+        if type(count) is not int or count < 0 or (count and not self.done(count - 1)):
+            what = f"{self.folder / _COUNT}: says {str(count)[:40]} shards, which are not there"
+            raise CorruptArtifact(f"{what}; delete {self.folder.parent} and run again")
+        return count
 
     def __iter__(self) -> Iterator[Path]:
         return iter([self.path(index) for index in range(len(self))])

@@ -1,0 +1,178 @@
+"""What holds for every input, on inputs that hypothesis makes up: streams, cuts, token shards, records, configurations."""
+
+import itertools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synthboot import config, loading
+from synthboot.data import artifacts, documents, tokenizer, tokens
+from synthboot.data.tokens import Tokens
+from synthboot.errors import BudgetError
+from synthboot.lm.batches import IGNORE, PairPlan, Plan, cut_pair, d1_room, pair_row
+from synthboot.lm.streams import Stream, shuffled, walk
+from tests.fuzz.configurations import section
+from tests.fuzz.corpora import records
+
+settings.register_profile("property", settings.get_profile("small"), max_examples=60)
+every = settings(settings.get_profile("property"))
+corpus = st.lists(st.lists(st.integers(1, 70_000), min_size=1, max_size=9), min_size=1, max_size=9)
+shares = st.floats(0.01, 0.99)
+
+
+@every
+@given(corpus, st.integers(0, 9), st.integers(0, 99), st.integers(1, 40), st.booleans())
+def test_a_stream_is_its_documents_end_to_end(docs: list[list[int]], seed: int, start: int, count: int, related: bool) -> None:
+    """Whatever the place it is read from: pass after pass, every document of a pass once."""
+    near = np.arange(len(docs))
+    order = walk(near, np.roll(near, 1), len(docs), (seed,)) if related else shuffled(len(docs), (seed,))
+    stream = Stream(Tokens.of(docs), order)
+    passes = 1 + (start + count) // stream.num_tokens
+    numbers = [int(n) for number in range(passes) for n in order(number)]
+    whole = [(token, number) for number in numbers for token in docs[number]]
+    assert stream.read(start, count).tolist() == [token for token, _ in whole[start : start + count]]
+    assert sorted(numbers[: len(docs)]) == list(range(len(docs)))
+    places = itertools.accumulate((len(docs[n]) for n in numbers), initial=0)
+    touched = [n for n, (a, b) in zip(numbers, itertools.pairwise(places), strict=True) if a < start + count and b > start]
+    assert stream.documents(start, count) == touched
+    assert stream.of(range(len(docs)), start) == min(start, stream.num_tokens)
+
+
+@every
+@given(st.integers(0, 200), st.integers(1, 200), st.integers(2, 150), shares)
+def test_a_pair_is_cut_to_its_window_and_no_further(d1: int, d2: int, window: int, share: float) -> None:
+    first, second = cut_pair(d1, d2, window, share)
+    assert 0 <= first <= d1
+    assert 0 <= second <= d2
+    assert first + second == min(d1 + d2, window - 1)  # nothing is cut where there is room
+    assert first >= min(d1, d1_room(window, share))
+    assert second >= min(d2, window - 1 - d1_room(window, share))
+
+
+@every
+@given(st.lists(st.integers(2, 99), max_size=30), st.lists(st.integers(2, 99), max_size=30), st.integers(2, 40), shares)
+def test_a_pair_s_row_learns_d2_and_nothing_else(d1: list[int], d2: list[int], window: int, share: float) -> None:
+    inputs, targets = pair_row(np.array([*d1, 0]), np.array([*d2, 0]), window, share, 0, 1)
+    first, second = cut_pair(len(d1), len(d2) + 1, window, share)
+    assert len(inputs) == len(targets) <= window
+    assert inputs.tolist() == [0, *d1[:first], 1, *[*d2, 0][:second]][: len(inputs)]
+    assert [t for t in targets.tolist() if t != IGNORE] == [*d2, 0][:second]
+
+
+@every
+@given(corpus, st.integers(1, 4), st.integers(0, 60))
+def test_token_shards_hold_what_was_written(docs: list[list[int]], each: int, asked: int) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folders = []
+        for number, start in enumerate(range(0, len(docs), each)):
+            folders.append(Path(place, str(number)))
+            folders[-1].mkdir()
+            tokens.write(folders[-1], docs[start : start + each], 70_001)
+        found = Tokens.open(folders)
+        assert [found[i].tolist() for i in range(len(found))] == docs
+        assert found.num_tokens == sum(map(len, docs))
+        assert found.lengths.tolist() == list(map(len, docs))
+        both = found.head(len(docs) - 1).joined(found)
+        assert [both[i].tolist() for i in range(len(both))] == docs[:-1] + docs
+        if asked > found.num_tokens:
+            with pytest.raises(BudgetError, match="here: "):
+                found.docs_holding(asked, "here")
+        else:
+            enough = found.docs_holding(asked, "here")
+            assert found.head(enough).num_tokens >= asked
+            assert enough == 0 or found.head(enough - 1).num_tokens < asked
+
+
+@every
+@given(corpus, corpus, st.floats(0, 0.9), st.integers(2, 7), st.integers(1, 4), st.integers(1, 9))
+def test_a_plan_reads_every_token_of_its_streams_in_turn(
+    real: list[list[int]], written: list[list[int]], share: float, window: int, rows: int, steps: int
+) -> None:
+    size = {"seq_len": window, "batch_tokens": rows * window, "train_tokens": rows * window * steps}
+    plan = Plan(Tokens.of(real), Tokens.of(written), share, seed=0, end=0, **size)
+    targets = np.concatenate([plan.batch(step).targets for step in range(steps)])
+    kinds = [plan._place(row)[0] for row in range(rows * steps)]
+    for kind, stream in (("real", plan.real), ("synthetic", plan.synthetic)):
+        own = targets[[k == kind for k in kinds]].ravel()
+        assert own.tolist() == (stream.read(0, len(own)).tolist() if len(own) else [])
+    assert kinds.count("synthetic") == plan.synthetic_rows == round(share * rows * steps)
+    sources, ledger = plan.sources(steps), plan.ledger()
+    assert sources["synthetic_tokens"] == ledger["synthetic_tokens"] == kinds.count("synthetic") * window
+    assert sum(sources.values()) == ledger["train_tokens"] == targets.size
+
+
+@every
+@given(corpus, st.data(), st.integers(4, 20), shares)
+def test_a_pass_of_packed_pairs_has_each_pair_once(
+    docs: list[list[int]], data: st.DataObject, window: int, share: float
+) -> None:
+    pick = st.integers(0, len(docs) - 1)
+    pairs = data.draw(st.lists(st.tuples(pick, pick), min_size=1, max_size=12))
+    d1, d2 = zip(*pairs, strict=True)
+    closed = Tokens.of([[*d, 0] for d in docs])
+    plan = PairPlan(closed, d1, d2, seq_len=window, d1_share=share, batch_tokens=window, tokens=9, seed=0, end=0, separator=1)
+    laid = plan._packed(0)
+    assert sorted(pair for row in laid for pair in row) == list(range(len(pairs)))
+    assert all(sum(int(plan.lengths[pair]) for pair in row) <= window for row in laid)
+    for step in range(len(laid)):
+        batch = plan.batch(step)
+        assert batch.segments is not None
+        assert batch.segments.max() == len(laid[step])
+        assert (batch.targets[batch.segments == 0] == IGNORE).all()
+
+
+@every
+@given(records())
+def test_a_record_is_a_document_or_says_why_not(record: Any) -> None:
+    content = json.dumps(record).encode()
+    found = documents.parse(documents.Record("a.jsonl", 7, content), config.Corpus(source="a.jsonl"))
+    assert (found.file, found.line) == ("a.jsonl", 7) if isinstance(found, documents.Reject) else found.text.strip()
+    if isinstance(found, documents.Document):
+        assert found.text == record["text"]
+        assert isinstance(found.id, str)
+        assert json.dumps(found.metadata, sort_keys=True) == json.dumps(
+            {k: v for k, v in record.items() if k not in ("id", "text")}, sort_keys=True
+        )
+    else:
+        assert "\n" not in found.reason
+        assert len(found.reason) < 200
+
+
+@every
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=5))
+def test_text_survives_the_tokenizer(texts: list[str]) -> None:
+    fitted = tokenizer.train(iter(texts), 300)
+    assert [fitted.decode(ids) for ids in fitted.encode(texts)] == texts
+    assert all(fitted.end not in ids and fitted.separator not in ids for ids in fitted.encode([*texts, "<|end|>"]))
+
+
+@every
+@given(st.sampled_from(["model", "optim", "corpus", "pair", "tune", "synthesize", "evaluate"]), st.data())
+def test_a_configuration_is_the_same_when_written_and_read(name: str, data: st.DataObject) -> None:
+    base = {"name": "x", "budget": {"unique_tokens": 9, "train_tokens": 9_000}, "corpus": {"source": "world"}}
+    given_ = yaml.safe_load(data.draw(section(config.Config.model_fields[name].annotation)))
+    raw = {**base, "arms": {"repetition": {}}, name: {**base.get(name, {}), **given_}}
+    try:
+        cfg = loading.load(raw)
+    except loading.ConfigError:
+        return
+    assert loading.load(yaml.safe_load(yaml.safe_dump(cfg.model_dump(mode="json")))) == cfg
+    assert loading.load(json.loads(cfg.model_dump_json())) == cfg
+
+
+@every
+@given(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3) | st.none(), max_size=4), st.randoms())
+def test_a_fingerprint_does_not_depend_on_the_order_of_settings(reads: dict[str, Any], rng: Any) -> None:
+    keys = list(reads)
+    rng.shuffle(keys)
+    mark = artifacts.fingerprint("base", 1, reads, {})
+    assert artifacts.fingerprint("base", 1, {k: reads[k] for k in keys}, {}) == mark
+    assert artifacts.fingerprint("base", 1, {**reads, "another": 0}, {}) != mark
+    assert artifacts.fingerprint("base", 2, reads, {}) != mark

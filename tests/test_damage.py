@@ -151,6 +151,19 @@ def test_a_copied_shard_is_named_and_no_reader_sees_it(tmp_path: Path) -> None:
         checked(folder)
 
 
+@pytest.mark.parametrize("count", [10**17, -1, 1.0, "2", None, [2], True])
+def test_a_number_of_shards_that_are_not_there_is_an_error(tmp_path: Path, count: Any) -> None:
+    """Its hash may be right all the same; a loop over 10**17 shards would fill the memory before it says a word."""
+    shards = Shards(tmp_path / "s")
+    for number in range(2):
+        shards.write(number, lambda folder: {"docs": 1})
+    shards.close(2)
+    assert [path.name for path in shards] == ["000000", "000001"]
+    disk.write_record(tmp_path / "s/shards.json", {"shards": count})
+    with pytest.raises(CorruptArtifact, match=r"shards.json: says .* shards, which are not there; delete .* and run again"):
+        list(shards)
+
+
 def test_a_shard_lost_with_its_number_is_no_shorter_corpus(tmp_path: Path) -> None:
     folder = made(tmp_path / "a")
     (folder / "pool/shards.json").unlink()

@@ -78,12 +78,15 @@ def settings_by_name(model: type[BaseModel] = Config, before: str = "") -> Itera
 NAMES = [*settings_by_name(), *settings_by_name(Arm, "arms.repetition."), *settings_by_name(Arm, "arms.sbp.")]
 
 
+words = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=6)
+
+
 @st.composite
 def assignment(draw: st.DrawFn) -> tuple[str, str]:
     """One setting and YAML for its value; now and then there is no such setting."""
     name, kind = draw(st.sampled_from(NAMES))
     fits, hostile = plausible(kind), st.sampled_from(HOSTILE)
-    value = draw(st.one_of(fits, fits, fits, hostile, st.text(max_size=6)))
+    value = draw(st.one_of(fits, fits, fits, fits, hostile, words))
     if draw(st.integers(0, 15)) == 0:
         name = name[:-1] + draw(st.sampled_from(["", "s", ".", ".x", "\u200b", "_"]))
     return name, value
@@ -100,7 +103,8 @@ def inputs(draw: st.DrawFn) -> tuple[bytes, list[str]]:
         head, dot, rest = name.partition(".")
         nested = rest.split(".")
         text = f"{nested[0]}: " + "".join(f"{{{part}: " for part in nested[1:]) + value + "}" * (len(nested) - 1)
-        known = [line for line in lines.get(head, []) if (dot and not line.startswith(f"{nested[0]}:")) or draw(st.booleans())]
+        twice = draw(st.integers(0, 5)) == 0
+        known = [e for e in lines.get(head, []) if twice or not e.startswith(f"{nested[0]}:")]
         lines[head] = [*known, text] if dot else [value]
     text = "".join(
         f"{head}: {entries[0]}\n" if entries and ": " not in entries[0] else f"{head}:\n" + "".join(f"  {e}\n" for e in entries)
@@ -109,7 +113,7 @@ def inputs(draw: st.DrawFn) -> tuple[bytes, list[str]]:
     if draw(st.integers(0, 60)) == 0:
         text += f"bomb: {BOMB}\n"
     encoding = draw(st.sampled_from(["utf-8"] * 12 + ["utf-16", "utf-8-sig", "latin-1"]))
-    sets = [f"{name}={value}" for name, value in draw(st.lists(assignment(), max_size=2))]
+    sets = [f"{name}={value}" for name, value in draw(st.lists(assignment(), max_size=2, unique_by=lambda a: a[0]))]
     return edited(text.encode(encoding, "replace"), draw(edits(2))), sets
 
 

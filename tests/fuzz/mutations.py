@@ -1,5 +1,6 @@
 """Damage: to bytes, wherever they come from, and to JSON values, node by node."""
 
+import copy
 from typing import Any
 
 from hypothesis import strategies as st
@@ -64,7 +65,9 @@ def changes(most: int = 3) -> st.SearchStrategy[list[Change]]:
 
 def changed(value: Any, asked: list[Change]) -> Any:
     """The value after the changes; the number in each, modulo how many nodes there are, names the node."""
-    for what, number, other in asked:
+    value = copy.deepcopy(value)
+    for what, number, given in asked:
+        other = copy.deepcopy(given)  # it may be changed in its turn
         places = list(_places(value))
         if not places or (what == "wrap" and number % 7 == 0):
             value = other if what == "replace" else [value]

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +52,12 @@ def aim(stage: str, number: int, seed: int, together: bool) -> tuple[str, str]:
     return combinations[number % len(combinations)]
 
 
+def _hears_signals() -> None:
+    """What a background job or nohup starts may ignore signals from the beginning."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Campaign:
     """A run folder of its own under `place`, and the means to start the command and to hit it."""
 
@@ -76,7 +81,7 @@ class Campaign:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "synthboot", "run", str(self.file)], env=environment, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
-                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+                preexec_fn=_hears_signals,
             )  # fmt: skip
 
     def hit(self, stage: str, target: str, name: str, lengths: dict[str, float], rng: random.Random) -> None:
@@ -110,10 +115,11 @@ class Campaign:
         self.process = None
         seconds = time.monotonic() - self.struck
         family.wait_until(lambda: not family.marked(self.mark), GONE)
-        left = len(family.marked(self.mark))
+        left = family.marked(self.mark)
         family.end(self.mark)
         if self.kills:
-            self._judge(self.kills[-1], process.returncode, seconds, left)
+            self._judge(self.kills[-1], process.returncode, seconds, len(left))
+            self.kills[-1].said += " ".join(f"[left: {p.pid} below {p.parent}: {p.command[:120]}]" for p in left)
         return True
 
     def _strike(self, target: str, name: str, lock: Path, done: Callable[[], bool]) -> bool:

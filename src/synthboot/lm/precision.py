@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from synthboot import config
 from synthboot.data.artifacts import MANIFEST, read_manifest
-from synthboot.data.disk import read_json, write_json
+from synthboot.data.disk import read_json, storage_errors, write_json
 from synthboot.errors import CorruptArtifact
 
 if TYPE_CHECKING:
@@ -187,7 +187,8 @@ def _record(cfg: config.Config) -> dict[str, str]:
     As recorded, or as its models were made.
     """
     path = cfg.folder / FILE
-    known = read_json(path) if path.exists() else {}
+    with storage_errors(path):  # a root that cannot be looks at this file first
+        known = read_json(path) if path.exists() else {}
     # it decides what is trained, so a file that says anything else is no file to go on from
     if not _is_record(known):
         raise CorruptArtifact(

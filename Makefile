@@ -25,8 +25,8 @@ demo-small: $(STAMP)  ## the demo at a tenth of its size
 world: $(STAMP) ## the experiment with all its controls on a known world: three seeds, 90 minutes on two cores
 	$(BIN)/synthboot run configs/world.yaml
 
-test: $(STAMP)  ## the suite
-	$(BIN)/pytest -q
+test: $(STAMP)  ## the suite, two processes side by side
+	$(BIN)/pytest -q -n 2
 
 test-slow: $(STAMP)  ## the long tests too: kill -9 across the demo
 	$(BIN)/pytest -q -m 'not gpu'

@@ -600,7 +600,7 @@ class Arm(Section):
             return "method"
 
         # How long and how fast repetition is trained is tuning; what it reads makes it a control.
-        tuning = {"sweep": {}, "epochs": None, "weight_decay": None, "lr": None}
+        tuning: dict[str, Any] = {"sweep": {}, "epochs": None, "weight_decay": None, "lr": None}
         sweeps_text = "share" in self.sweep or "noise" in self.sweep
         if self.model_copy(update=tuning) == Arm() and not sweeps_text:
             return "repetition"

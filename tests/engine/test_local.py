@@ -329,7 +329,7 @@ def test_nothing_outlives_its_parent(tmp_path: Path, number: int) -> None:
     def left() -> list[int]:
         return [pid for pid, state, _ in processes() if state != "Z" and _session(pid) == session]
 
-    soon(lambda: not left(), 10)
+    soon(lambda: not left())
     assert not list(folder.iterdir())
 
 

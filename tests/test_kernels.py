@@ -47,7 +47,7 @@ def test_neighbours_are_those_of_the_python_path(without_kernels: Callable[[], N
 def test_how_the_products_are_taken_does_not_show_in_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = rows(5_000, 64, 1)
     centroids = neighbors.fit_centroids(vectors, 40, 0)
-    cells = neighbors.Cells.build(vectors, centroids, 0.05)
+    cells = neighbors.Clusters.build(vectors, centroids, 0.05)
     found = []
     for half in (False, True):
         monkeypatch.setattr(neighbors, "_faster_in_half", lambda half=half: half)
@@ -58,12 +58,12 @@ def test_how_the_products_are_taken_does_not_show_in_the_result(monkeypatch: pyt
 
 @compiled
 @pytest.mark.parametrize("probe_radius", [-1.0, 0.0, 0.03, 2.0])
-def test_cells_within_reach_are_those_of_the_python_path(without_kernels: Callable[[], None], reach: float) -> None:
+def test_clusters_within_the_radius_are_those_of_the_python_path(without_kernels: Callable[[], None], probe_radius: float) -> None:
     vectors, centroids = rows(3_000, 48, 3), rows(70, 48, 4).astype(np.float32)
-    cells, counts = neighbors.within_reach(vectors, centroids, reach)
+    cells, counts = neighbors.within_radius(vectors, centroids, probe_radius)
     without_kernels()
-    slow_cells, slow_counts = neighbors.within_reach(vectors, centroids, reach)
-    assert (counts != slow_counts).mean() < 0.001  # at the very edge of the reach rounding decides
+    slow_cells, slow_counts = neighbors.within_radius(vectors, centroids, probe_radius)
+    assert (counts != slow_counts).mean() < 0.001  # at the very edge of the radius rounding decides
     if np.array_equal(counts, slow_counts):
         assert (cells != slow_cells).mean() < 0.001
 

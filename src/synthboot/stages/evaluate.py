@@ -92,7 +92,7 @@ def scorer(job: Job) -> Callable[[tuple[Path, bool]], Scores]:
         if asking and items:
             for answer in questions.ask(model, tokenizer, items, job.window):
                 answers.append(astuple(answer))
-        harness = {}
+        harness: dict[str, np.ndarray] = {}
         if asking and job.harness:
             harness = questions.harness(
                 folder,

@@ -115,7 +115,7 @@ def test_what_is_given_and_what_may_be_are_said_in_words(tmp_path: Path) -> None
         ("- a\n- b\n", 'found ["a", "b"]'),
         ("just words", "found 'just words'"),
         ("name: a\nname: b\n", " line 2: name stands twice, first on line 1; keep one"),
-        ("pair:\n  probe_radius: 1\n  search: ivf\n  probe_radius: 1\n", " line 4: pair.probe_radius stands twice, first on line 2"),
+        ("pair:\n  search: ivf\n  seed: 1\n  search: ivf\n", " line 4: pair.search stands twice, first on line 2"),
         ("a: &x {b: 1}\nc: {<<: *x, d: 1, d: 2}\n", " line 2: c.d stands twice"),
         ("a: !!python/object/apply:os.system [ls]\n", "os.system: tags are not read; write the value itself"),
         ("a: !!binary aGk=\n", " line 1: tag !!binary: tags are not read"),

@@ -20,7 +20,7 @@ from synthboot.data import tokenizer as tokenizers
 from synthboot.lm.sample import Request
 from synthboot.lm.server import ServerSampler
 from tests.fuzz.fuzzer import Fault, Fuzzer
-from tests.fuzz.mutations import Edit, changed, changes, edited, edits
+from tests.fuzz.mutations import Edit, changed, changes, edited, edits, once_in
 
 MOST = 8  # tokens asked for; as text, encoded again, they may be up to three times as many
 STATUS = [200] * 30 + [100, 201, 204, 301, 302, 307, 308, 400, 401, 403, 404, 408, 429, 500, 503, 599, 999]
@@ -60,7 +60,7 @@ def inputs(draw: st.DrawFn) -> Answer:
     value = {"choices": [choice], "id": "x", "usage": {"completion_tokens": 3}}
     if draw(st.booleans()):
         value = changed(value, draw(changes(2)))
-    headers = draw(st.lists(st.sampled_from(HEADERS), max_size=1)) if draw(st.integers(0, 4)) == 0 else []
+    headers = draw(st.lists(st.sampled_from(HEADERS), max_size=1)) if draw(once_in(5)) else []
     status, body = draw(st.sampled_from(STATUS)), draw(st.sampled_from(BODIES))
     return Answer(status, headers, body, value, draw(edits(2)), draw(st.sampled_from([0, 0, 1])))
 

@@ -18,7 +18,7 @@ from synthboot.config import Arm, Config
 from synthboot.errors import SynthbootError
 from synthboot.lm import precision
 from tests.fuzz.fuzzer import Fault, Fuzzer
-from tests.fuzz.mutations import edited, edits
+from tests.fuzz.mutations import edited, edits, once_in
 
 HOSTILE = [
     "2024-13-45", "2024-02-30 25:61:61", "9" * 5_000, "1_000", "1e4", "1.5e3", "1e999", "-1e999",
@@ -87,7 +87,7 @@ def assignment(draw: st.DrawFn) -> tuple[str, str]:
     name, kind = draw(st.sampled_from(NAMES))
     fits, hostile = plausible(kind), st.sampled_from(HOSTILE)
     value = draw(st.one_of(fits, fits, fits, fits, hostile, words))
-    if draw(st.integers(0, 15)) == 0:
+    if draw(once_in(16)):
         name = name[:-1] + draw(st.sampled_from(["", "s", ".", ".x", "\u200b", "_"]))
     return name, value
 
@@ -103,16 +103,16 @@ def inputs(draw: st.DrawFn) -> tuple[bytes, list[str]]:
         head, dot, rest = name.partition(".")
         nested = rest.split(".")
         text = f"{nested[0]}: " + "".join(f"{{{part}: " for part in nested[1:]) + value + "}" * (len(nested) - 1)
-        twice = draw(st.integers(0, 5)) == 0
+        twice = draw(once_in(8))
         known = [e for e in lines.get(head, []) if twice or not e.startswith(f"{nested[0]}:")]
         lines[head] = [*known, text] if dot else [value]
     text = "".join(
         f"{head}: {entries[0]}\n" if entries and ": " not in entries[0] else f"{head}:\n" + "".join(f"  {e}\n" for e in entries)
         for head, entries in lines.items()
     )
-    if draw(st.integers(0, 60)) == 0:
+    if draw(once_in(80)):
         text += f"bomb: {BOMB}\n"
-    encoding = draw(st.sampled_from(["utf-8"] * 12 + ["utf-16", "utf-8-sig", "latin-1"]))
+    encoding = draw(st.sampled_from(["utf-16", "utf-8-sig", "latin-1"])) if draw(once_in(8)) else "utf-8"
     sets = [f"{name}={value}" for name, value in draw(st.lists(assignment(), max_size=2, unique_by=lambda a: a[0]))]
     return edited(text.encode(encoding, "replace"), draw(edits(2))), sets
 

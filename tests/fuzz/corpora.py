@@ -22,7 +22,7 @@ from synthboot.data.artifacts import Shards
 from synthboot.data.tokens import Tokens
 from synthboot.stages.corpus import Corpus, corpus, read_texts
 from tests.fuzz.fuzzer import Fault, Fuzzer
-from tests.fuzz.mutations import Edit, edited, edits, odd
+from tests.fuzz.mutations import Edit, edited, edits, odd, once_in
 
 PLAIN = [
     "The quick brown fox jumps over the lazy dog near the river bank at noon.",
@@ -72,14 +72,14 @@ identifiers = st.one_of(few, few, few, st.sampled_from([1.0, 2.5, "é", "", True
 @st.composite
 def records(draw: st.DrawFn) -> Any:
     """A record as a JSON value: mostly an object with text."""
-    if draw(st.integers(0, 11)) == 0:
+    if draw(once_in(12)):
         return draw(odd)
     record: dict[str, Any] = {}
-    if draw(st.integers(0, 3)):
+    if not draw(once_in(4)):
         record["id"] = draw(identifiers)
-    if draw(st.integers(0, 20)):
-        record["text"] = draw(texts) if draw(st.integers(0, 12)) else draw(odd)
-    if draw(st.integers(0, 3)) == 0:
+    if not draw(once_in(20)):
+        record["text"] = draw(odd) if draw(once_in(12)) else draw(texts)
+    if draw(once_in(4)):
         record["more"] = draw(odd)
     return record
 

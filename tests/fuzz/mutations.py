@@ -13,6 +13,12 @@ SNIPPETS = [
     b"\x1f\x8b", b"PK",
 ]  # fmt: skip
 
+
+def once_in(times: int) -> st.SearchStrategy[bool]:
+    """True so often. Not a number that is 0: hypothesis likes the ends of a range."""
+    return st.integers(0, times - 1).map(lambda number: number == times // 2)
+
+
 Edit = tuple[str, float, float, bytes]
 """What is done to a stretch of bytes, given by where it begins and ends as shares of the whole, and with what."""
 

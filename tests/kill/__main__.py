@@ -71,7 +71,8 @@ def campaign(asked: argparse.Namespace, number: int, whole: Campaign, before: li
     tried = Campaign(whole.settings, place, number)
     share, hits = -(-asked.kills // len(STAGES)), Counter(k.stage for k in before)
     same_kind = Counter(k.stage for k in before if k.together == whole.together)
-    for stage in STAGES:
+    beside = ["embed", "pair", "base"] if number % 2 else ["base", "embed", "pair"]  # they run side by side
+    for stage in ["corpus", *beside, *STAGES[4:]]:
         if hits[stage] < share and len(before) + len(tried.kills) < asked.kills:
             target, name = aim(stage, same_kind[stage], asked.seed, whole.together)
             tried.hit(stage, target, name, whole.lengths(), rng)

@@ -177,8 +177,11 @@ class Campaign:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             code = 1
+        alone = family.wait_until(lambda: not family.marked(self.mark), GONE)
         family.end(self.mark)
-        return "" if code == 0 else f"exit code {code}: {self._said()[-300:]}"
+        if code == 0:
+            return "" if alone else "processes left after its end"
+        return f"exit code {code}: {self._said()[-300:]}"
 
     def lengths(self) -> dict[str, float]:
         """The seconds that each unit of a finished run took."""

@@ -243,7 +243,7 @@ def test_of_equal_documents_the_held_out_one_stays_then_d_pretrains(tmp_path: Pa
 
 
 def test_a_wrong_or_missing_mark_is_named(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", marked(["pretrain"] * 5 + ["test"] * 2 + ["validation"] * 2 + ["test"]))
+    path = write_jsonl(tmp_path / "a.jsonl", marked(["pretrain"] * 5 + ["test"] * 2 + ["validation"] * 2 + ["dev"]))
     with pytest.raises(DataError, match="document 'm9' has split 'dev'; validation, test, pretrain, oracle are known"):
         corpus(split_config(path), "all", tmp_path / "a")
     path = write_jsonl(tmp_path / "b.jsonl", marked(["pretrain"] * 5 + ["validation"] * 2))

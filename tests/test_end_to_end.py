@@ -202,7 +202,7 @@ def test_user_errors_stop_early_with_one_line(world_file: Path, tmp_path: Path) 
         api.Run(small_config(world_file, tmp_path / "b", arms=arms)).run()
     with pytest.raises(MissingArtifact, match="tune: no arm"):
         api.Run(small_config(world_file, tmp_path / "b", arms={"repetition": {}})).run("tune")
-    with pytest.raises(ConfigError, match=r"embed\.path: required"):
+    with pytest.raises(ConfigError, match=r"needs `path`, the file of vectors"):
         api.Run(small_config(world_file, tmp_path / "c", embed={"model": "file"})).run("embed")
 
 
@@ -263,7 +263,7 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     )  # fmt: skip
     api.Run(settings).run()
     np.save(tmp_path / "v.npy", -vectors)
-    assert any(reason.startswith("given_files") for reason in states(settings)["embed"].reasons)
+    assert any(reason.startswith("embed.given_files") for reason in states(settings)["embed"].reasons)
     start = run_folder(settings) / "04-base" / "best"
     told = [f"Before {n} came {7 * n}, and {11 * n} followed after {13 * n} had left for {17 * n}." for n in range(60)]
     old = write_jsonl(tmp_path / "old.jsonl", [{"text": text} for text in told])

@@ -58,7 +58,9 @@ def test_how_the_products_are_taken_does_not_show_in_the_result(monkeypatch: pyt
 
 @compiled
 @pytest.mark.parametrize("probe_radius", [-1.0, 0.0, 0.03, 2.0])
-def test_clusters_within_the_radius_are_those_of_the_python_path(without_kernels: Callable[[], None], probe_radius: float) -> None:
+def test_clusters_within_the_radius_are_those_of_the_python_path(
+    without_kernels: Callable[[], None], probe_radius: float
+) -> None:
     vectors, centroids = rows(3_000, 48, 3), rows(70, 48, 4).astype(np.float32)
     cells, counts = neighbors.within_radius(vectors, centroids, probe_radius)
     without_kernels()

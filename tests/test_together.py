@@ -134,7 +134,7 @@ def test_a_killed_agent_ends_the_job_within_seconds(world_file: Path, tmp_path: 
     code = "import json, sys; from synthboot import api; api.Run(json.loads(sys.argv[1])).run('base')"
     process = subprocess.Popen([sys.executable, "-c", code, json.dumps(settings)], stderr=subprocess.PIPE, text=True)
     place, patience = run_folder(settings), time.monotonic() + 120
-    while not list((place / "04-base").glob("checkpoint-*[0-9]")):
+    while not list((place / "04-base").glob("work/checkpoint-*[0-9]")):
         assert time.monotonic() < patience
         assert process.poll() is None
         time.sleep(0.05)

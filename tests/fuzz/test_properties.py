@@ -98,7 +98,7 @@ def test_a_plan_reads_every_token_of_its_streams_in_turn(
     size = {"seq_len": window, "batch_tokens": rows * window, "train_tokens": rows * window * steps}
     plan = Plan(Tokens.of(real), Tokens.of(written), share, seed=0, end=0, **size)
     targets = np.concatenate([plan.batch(step).targets for step in range(steps)])
-    kinds = [plan._place(row)[0] for row in range(rows * steps)]
+    kinds = [plan._source(row)[0] for row in range(rows * steps)]
     for kind, stream in (("real", plan.real), ("synthetic", plan.synthetic)):
         own = targets[[k == kind for k in kinds]].ravel()
         assert own.tolist() == (stream.read(0, len(own)).tolist() if len(own) else [])

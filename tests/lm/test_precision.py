@@ -32,7 +32,7 @@ def test_a_run_measures_once_says_so_and_keeps_its_choice(world_file: Path, tmp_
     assert precisions(decided) == (record["training"], record["sampling"])
     [(name, kind, words)] = told
     assert (name, kind) == ("precision", "note")
-    assert f"precision: auto chose {record['training']} for training (bfloat16 is " in words
+    assert f"auto chose {record['training']} for training (bfloat16 is " in words
     assert " times as fast)" in words
     swapped = {k: "float32" if v == "bfloat16" else "bfloat16" for k, v in record.items()}
     (cfg.folder / precision.FILE).write_text(json.dumps(swapped))  # as if decided on another machine

@@ -336,6 +336,8 @@ def test_an_address_that_is_none_is_refused_before_anything_runs(url: str) -> No
         "engine": {"server": {"url": url}},
         "budget": {"unique_tokens": 1, "train_tokens": 1},
     }
-    with pytest.raises(ConfigError, match=r"engine.server.url: (needs the form|has a name|ends in|.* holds a character)") as error:
+    with pytest.raises(
+        ConfigError, match=r"engine.server.url: (needs the form|has a name|ends in|.* holds a character)"
+    ) as error:
         loading.load({**raw, "name": "x", "corpus": {"source": "x"}})
     assert "pass" not in str(error.value).replace("password", "")

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,13 @@ def finished(world_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     settings = small_config(world_file, tmp_path_factory.mktemp("finished"))
     api.Run(settings).run()
     return settings
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder of its own for temporary files: a socket's address has room for 107 characters, pytest's folders for more."""
+    with tempfile.TemporaryDirectory(prefix="sb-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 def run_folder(settings: dict[str, Any]) -> Path:

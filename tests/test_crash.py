@@ -237,16 +237,15 @@ def _command(process: Path) -> str:
     ids=["Ctrl-C", "Ctrl-C at once", "TERM", "HUP"],
 )
 def test_a_signal_stops_with_one_line_and_leaves_nothing(
-    world_file: Path, tmp_path: Path, number: int, code: int, once: str
+    world_file: Path, tmp_path: Path, short_folder: Path, number: int, code: int, once: str
 ) -> None:
     import yaml
 
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_config(world_file, tmp_path)))
-    (tmp_path / "tmp").mkdir()
     command = [sys.executable, "-m", "synthboot", "run", str(tmp_path / "small.yaml")]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+        env={**os.environ, "TMPDIR": str(short_folder)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell starts with it ignored
     )  # fmt: skip
     while not list((tmp_path / "small").glob(once)):
@@ -262,7 +261,7 @@ def test_a_signal_stops_with_one_line_and_leaves_nothing(
     while [p for p in Path("/proc").glob("[0-9]*") if str(tmp_path) in _command(p)]:
         assert time.monotonic() < give_up
         time.sleep(0.05)
-    assert not list((tmp_path / "tmp").glob("pymp-*"))  # the socket of the fork server
+    assert not list(short_folder.glob("pymp-*"))  # the socket of the fork server
 
 
 @pytest.mark.slow

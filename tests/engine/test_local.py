@@ -314,9 +314,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_outlives_its_parent(tmp_path: Path, number: int) -> None:
-    place, folder = tmp_path / "pids", tmp_path / "tmp"
-    folder.mkdir()
+def test_nothing_outlives_its_parent(tmp_path: Path, short_folder: Path, number: int) -> None:
+    place, folder = tmp_path / "pids", short_folder
     environment = {**os.environ, "TMPDIR": str(folder)}
     process = subprocess.Popen([sys.executable, "-c", ALONE, str(place)], env=environment, start_new_session=True)
     unit = soon(lambda: place.exists() and place.read_text(), 60).split()[0]

@@ -329,27 +329,6 @@ def _filling(
     return chosen
 
 
-def _filling(
-    sizes: Sequence[int],
-    wanted: int,
-) -> list[int] | None:
-    """Places of groups that have `wanted` documents in all, the first ones that do; None where
-    there are none."""
-    reachable = [1]  # bit n: the groups from here to the last can have n documents in all
-    full = (1 << (wanted + 1)) - 1
-    for size in reversed(sizes):
-        more = reachable[-1] | (reachable[-1] << size) & full if size <= wanted else reachable[-1]
-        reachable.append(reachable[-1] if more == reachable[-1] else more)
-    if not reachable.pop() >> wanted & 1:
-        return None
-    chosen = []
-    for place, (size, after) in enumerate(zip(sizes, reversed(reachable), strict=True)):
-        if size <= wanted and after >> (wanted - size) & 1:
-            chosen.append(place)
-            wanted -= size
-    return chosen
-
-
 def _marks(
     spool: Spool,
     cfg: config.Corpus,

@@ -249,7 +249,7 @@ def _check_tokens(
 ) -> None:
     """Raise SamplingError for tokens that no document of this tokenizer holds: a server may run
     another model."""
-    sampled = set()
+    sampled: set[int] = set()
     for result in results:
         sampled.update(result.tokens)
     strange = sampled - (tokenizer.ids() - {tokenizer.end})

@@ -84,7 +84,7 @@ def evaluate(c: Context) -> Outcome:
 
     # every row is one document read by one model; a model reads the whole test set
     test_tokens = c.tokens("test").num_tokens
-    cost = {"tokens": len(rows) // len(test_set) * test_tokens}
+    cost = {"tokens": float(len(rows) // len(test_set) * test_tokens)}
     return {
         "models": len(trained),
         "docs": len(test_set),

@@ -286,7 +286,7 @@ def test_a_fork_server_that_is_killed_is_an_error_and_then_there_is_another() ->
     with pytest.raises(local.WorkerDied, match=r"its process died, exit code 255 \(with the fork server"):
         for _ in range(10**6):
             next(found)
-    assert not alive(worker)
+    soon(lambda: not alive(worker), 10)
     os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)  # type: ignore[attr-defined]
     soon(lambda: not alive(resource_tracker._resource_tracker._pid))  # type: ignore[attr-defined]
     with pytest.warns(UserWarning, match="resource_tracker"):

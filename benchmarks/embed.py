@@ -4,7 +4,7 @@ r"""Embedders that learn nothing from outside, side by side on corpora with know
         enwiki=../shared/data/enwiki_core.jsonl.zst:passages world=world:entity
 
 A corpus is NAME=FILE:FIELD, documents labelled by a field; NAME=FILE:passages, documents cut into passages of 150 words
-that are labelled by their document; or NAME=world:entity, a generated world (`synthboot.data.worlds`). Fitted on `--docs`
+that are labelled by their document; or NAME=world:entity, a generated world (`synthboot.worlds.generator`). Fitted on `--docs`
 documents; two questions: what share of a document's 10 nearest neighbours has its label (fitting documents), and how often
 does the first half of a document find its own second half among all second halves (as many documents again, unseen). Speed
 is that of the transform, one core, the median of three.
@@ -31,8 +31,8 @@ import numpy as np
 
 from synthboot import config, loading
 from synthboot.data import documents
-from synthboot.data.worlds import World
 from synthboot.stages import embed
+from synthboot.worlds.generator import World
 
 Vectors = Callable[[list[str]], Any]
 

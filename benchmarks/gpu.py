@@ -31,7 +31,8 @@ from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
 from synthboot.lm import model as models
 from synthboot.lm.batches import Plan
-from synthboot.lm.sample import EmbeddedSampler, Request
+from synthboot.lm.sampling.embedded import EmbeddedSampler
+from synthboot.lm.sampling.protocol import Request
 from synthboot.lm.train import Place, Settings, train
 
 SIZES = {
@@ -146,7 +147,7 @@ def sampling(name: str, device: torch.device, requests: int, tokens: int) -> dic
     except ImportError:
         figures["vllm"] = "not installed"
         return figures
-    from synthboot.lm.vllm import VllmSampler
+    from synthboot.lm.sampling.vllm import VllmSampler
 
     with tempfile.TemporaryDirectory() as folder:
         models.save(models.build(size, VOCAB, 0), Path(folder) / "m", tokenizers.train(iter(["a few words"] * 10), 280))

@@ -31,7 +31,8 @@ from synthboot.errors import ConfigError
 from synthboot.lm import layouts, score
 from synthboot.lm import model as models
 from synthboot.lm.batches import PairPlan
-from synthboot.lm.sample import Request, sampler
+from synthboot.lm.sampling.engines import sampler
+from synthboot.lm.sampling.protocol import Request
 from synthboot.lm.train import Settings, train
 
 PAGE = Path(__file__).parent.parent / "docs" / "layouts.md"

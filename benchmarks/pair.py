@@ -74,7 +74,7 @@ def synthboot(x: np.ndarray, truth: Any) -> dict[str, Any]:
     import torch
 
     from synthboot import config
-    from synthboot.engine import search
+    from synthboot.neighbors import search
 
     torch.set_num_threads(1)
     begun = time.perf_counter()
@@ -325,7 +325,7 @@ def exact(args: argparse.Namespace) -> dict[str, Any]:
     """All with all: the rate of its matrix products, top 16 included, beside that of bare products of the same blocks."""
     import torch
 
-    from synthboot.data import neighbors
+    from synthboot.neighbors import join
 
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
@@ -338,9 +338,9 @@ def exact(args: argparse.Namespace) -> dict[str, Any]:
             a @ b.T
         bare = 40 * 2 * a.shape[0] * b.numel() / (time.perf_counter() - begun)
         begun = time.perf_counter()
-        for start in range(0, len(x), neighbors.QUERY_BLOCK):
-            rows = np.arange(start, min(start + neighbors.QUERY_BLOCK, len(x)))
-            neighbors.exact(x[rows], x, K, rows)
+        for start in range(0, len(x), join.QUERY_BLOCK):
+            rows = np.arange(start, min(start + join.QUERY_BLOCK, len(x)))
+            join.exact(x[rows], x, K, rows)
         rate = 2 * len(x) ** 2 * x.shape[1] / (time.perf_counter() - begun)
         shares.append((rate / bare, rate / 1e9, bare / 1e9))
         print(f"{rate / 1e9:.0f} of {bare / 1e9:.0f} GFLOP/s", file=sys.stderr, flush=True)

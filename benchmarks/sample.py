@@ -30,11 +30,11 @@ import draw
 import numpy as np
 import torch
 
-from synthboot import config
+from synthboot import config, pool
 from synthboot.data import tokenizer as tokenizers
-from synthboot.engine import local
 from synthboot.lm import model as models
-from synthboot.lm.sample import EmbeddedSampler, Request
+from synthboot.lm.sampling.embedded import EmbeddedSampler
+from synthboot.lm.sampling.protocol import Request
 
 SIZES = {
     "demo": config.Model(layers=3, width=96, heads=3, kv_heads=1, seq_len=512),
@@ -133,7 +133,7 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
     print("| varied | at | parameters | tokens a second | cache, MiB | GiB |\n|---|---|---|---|---|---|")
     for varied, at, point in points:
         command = [sys.executable, __file__, "--rounds", str(options.rounds), "--point", *map(str, point)]
-        found = subprocess.run(command, env=os.environ | local.ENVIRONMENT, capture_output=True, text=True, check=True)
+        found = subprocess.run(command, env=os.environ | pool.ENVIRONMENT, capture_output=True, text=True, check=True)
         row = {"varied": varied, "at": at, **json.loads(found.stdout)}
         rows.append(row)
         told = f"{row['parameters'] / 1e6:.1f}M | {row['rate']:,.0f} | {row['cache']:.0f} | {row['gib']:.2f}"

@@ -30,10 +30,9 @@ import draw
 import numpy as np
 import torch
 
-from synthboot import config
+from synthboot import config, pool
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
-from synthboot.engine import local
 from synthboot.lm import model as models
 from synthboot.lm.batches import Plan
 from synthboot.lm.train import Place, Settings, train
@@ -167,7 +166,7 @@ def alone(*arguments: Any, kept: bool = True) -> Any:
 def begun(*arguments: Any, kept: bool = True, core: int | None = None) -> subprocess.Popen[str]:
     """This script with these arguments, in the environment of our workers or not, on one core or on ours."""
     command = [sys.executable, __file__, *map(str, arguments)]
-    environment = os.environ | ({} if not kept else {k: v for k, v in local.ENVIRONMENT.items() if k.startswith("MALLOC")})
+    environment = os.environ | ({} if not kept else {k: v for k, v in pool.ENVIRONMENT.items() if k.startswith("MALLOC")})
     if core is not None:
         command = ["taskset", "-c", str(core), *command]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

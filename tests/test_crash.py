@@ -81,7 +81,7 @@ def test_killed_at_ten_points_of_one_run_it_ends_with_the_same_bytes(finished: d
 def test_a_model_that_was_scored_is_not_scored_again(
     finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from synthboot.engine import local
+    from synthboot import pool
     from synthboot.steps import measure
 
     run, made = api.Run(finished), run_folder(finished)
@@ -101,7 +101,7 @@ def test_a_model_that_was_scored_is_not_scored_again(
                 raise KeyboardInterrupt  # between the first model and the second
             yield np.full((3, 1), float(len(calls))), np.zeros((0, 4)), {"of the harness": np.ones((2, 4))}
 
-    monkeypatch.setattr(local, "imap", imap)
+    monkeypatch.setattr(pool, "imap", imap)
     with pytest.raises(KeyboardInterrupt):
         measure._scored(c, job, sbp)
     rows, losses, answers = measure._scored(c, job, sbp)
@@ -127,9 +127,10 @@ def test_a_model_that_was_scored_is_not_scored_again(
 DIE_AT_EVERY_STEP = """
 import json, os, re, sys
 from pathlib import Path
-from synthboot import config, pipeline, recipes
-from synthboot.engine import local
-for name in [*local._PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
+from synthboot import config, recipes
+from synthboot.runner import executor
+from synthboot import pool
+for name in [*pool._PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
     __import__(name)
 import torch
 torch.set_num_threads(1)
@@ -162,11 +163,11 @@ def make_all(cfg):
     for step in ("replace", "rename", "unlink", "remove", "rmdir"):
         setattr(os, step, deadly(step, getattr(os, step)))
     plan = recipes.units(cfg)
-    standing, marks = pipeline.state(cfg, plan), pipeline.fingerprints(plan)
-    pipeline._tidy(cfg, {name: unit for name, unit in plan.items() if standing[name].status == "done"})
+    standing, marks = executor.state(cfg, plan), executor.fingerprints(plan)
+    executor._tidy(cfg, {name: unit for name, unit in plan.items() if standing[name].status == "done"})
     for name in plan:
         if standing[name].status != "done":
-            pipeline.make(cfg, plan, name, marks, 1, Deaf())
+            executor.make(cfg, plan, name, marks, 1, Deaf())
 
 cfg = config.Config.model_validate(json.loads(sys.argv[1]))
 status = 9

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from synthboot import api, config, pipeline, recipes
-from synthboot.data import artifacts, disk
-from synthboot.data.artifacts import Manifest, Shards
+from synthboot import api, config, recipes
+from synthboot.artifacts import store
+from synthboot.artifacts.store import Manifest, Shards
+from synthboot.data import disk
 from synthboot.errors import CorruptArtifact, SynthbootError
+from synthboot.runner import executor
 from tests.conftest import contents, run_folder, tiny_config
 
 
@@ -34,14 +36,14 @@ class World:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.cfg = config.Config.model_validate(settings)
         self.plan = recipes.units(self.cfg)
-        self.marks = pipeline.fingerprints(self.plan)
+        self.marks = executor.fingerprints(self.plan)
 
     def folder(self, name: str) -> Path:
         return self.plan[name].folder(self.cfg.folder)
 
     def make(self, name: str) -> list[str]:
         heard = Heard()
-        pipeline.make(self.cfg, self.plan, name, self.marks, 1, heard)
+        executor.make(self.cfg, self.plan, name, self.marks, 1, heard)
         return heard.notes
 
 
@@ -50,7 +52,7 @@ def half_made(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A run in which every artifact was killed after its last part and before its clearing up."""
     world = World(tiny_config(tmp_path_factory.mktemp("half")))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifacts, "finish", lambda _: None)
+        patch.setattr(store, "finish", lambda _: None)
         for name in world.plan:
             world.make(name)
     return world
@@ -58,7 +60,7 @@ def half_made(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def whole(folder: Path) -> dict[str, bytes]:
     """The bytes of what belongs to an artifact, without what a clock or a machine put there."""
-    found = {name: (folder / name).read_bytes() for name in artifacts._names(folder)}
+    found = {name: (folder / name).read_bytes() for name in store._names(folder)}
     if "report.html" in found:
         page = found["report.html"].decode()
         found["report.html"] = re.sub("<!-- cost -->.*<!-- /cost -->", "", page, flags=re.DOTALL).encode()
@@ -71,7 +73,7 @@ def files_of_each_kind(folder: Path) -> Iterator[str]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
         name = path.relative_to(folder).as_posix()
         kinds.setdefault(re.sub(r"\d+", "#", name), name)
-    kinds.pop(artifacts.MANIFEST)
+    kinds.pop(store.MANIFEST)
     yield from kinds.values()
 
 
@@ -98,7 +100,7 @@ def test_damage_in_what_is_half_made_is_mended_or_named(half_made: World, tmp_pa
         for file in files_of_each_kind(tmp_path / "kept"):
             shutil.rmtree(folder)
             shutil.copytree(tmp_path / "kept", folder)
-            (folder / artifacts.MANIFEST).unlink()
+            (folder / store.MANIFEST).unlink()
             left = DAMAGE[damage]((folder / file).read_bytes())
             (folder / file).unlink()
             if left is not None:
@@ -119,20 +121,20 @@ def test_damage_in_what_is_half_made_is_mended_or_named(half_made: World, tmp_pa
 
 def made(folder: Path) -> Path:
     """A finished artifact with two shards."""
-    artifacts.begin(folder, "mark")
+    store.begin(folder, "mark")
     shards = Shards(folder / "pool")
     for index in range(2):
         shards.write(index, lambda out: {"bytes": (out / "tokens.bin").write_bytes(b"abc" * 100)})
     shards.close(2)
     disk.write_json(folder / "corpus.json", {"docs": 2})
-    artifacts.commit(folder, Manifest("corpus", 3, "mark", {"seed": 0}, {}))
+    store.commit(folder, Manifest("corpus", 3, "mark", {"seed": 0}, {}))
     return folder
 
 
 def checked(folder: Path) -> Manifest:
-    found = artifacts.read_manifest(folder)
+    found = store.read_manifest(folder)
     assert found is not None
-    artifacts.verify(folder, found)
+    store.verify(folder, found)
     return found
 
 
@@ -207,17 +209,17 @@ def test_a_manifest_that_is_not_what_was_written_is_one_line(tmp_path: Path, edi
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"fingerprint": "x", "hash": 3}'])
 def test_a_spoiled_progress_file_is_one_line(tmp_path: Path, text: bytes) -> None:
-    artifacts.begin(tmp_path / "a", "mark")
+    store.begin(tmp_path / "a", "mark")
     (tmp_path / "a/progress.json").write_bytes(text)
     with pytest.raises(CorruptArtifact, match=r"^[^\n]*progress.json: [^\n]*delete [^\n]*$"):
-        artifacts.begin(tmp_path / "a", "mark")
+        store.begin(tmp_path / "a", "mark")
 
 
 def test_a_stage_of_a_newer_synthboot_is_not_rebuilt(tmp_path: Path) -> None:
     world = World(tiny_config(tmp_path))
     folder = world.folder("corpus")
-    artifacts.begin(folder, "mark")
-    artifacts.commit(folder, Manifest("corpus", 99, "mark", {}, {}))
+    store.begin(folder, "mark")
+    store.commit(folder, Manifest("corpus", 99, "mark", {}, {}))
     with pytest.raises(CorruptArtifact, match=r"01-corpus: a newer synthboot made it \(stage version 99"):
         api.Run(world.cfg.model_dump()).run("corpus")
 
@@ -241,7 +243,7 @@ def test_what_a_finished_run_has_lost_is_named(finished: dict[str, Any], tmp_pat
     run.evaluate()
     left = run_folder(settings) / "04-base"  # as if killed while it cleared up
     (left / "work.old.tmp").mkdir()
-    artifacts.write_record(left / "progress.json", {"fingerprint": "x"})
+    store.write_record(left / "progress.json", {"fingerprint": "x"})
     (run_folder(settings) / ".together-x").mkdir()
     run.run()
     assert contents(settings) == contents(finished)

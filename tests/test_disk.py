@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 
 from synthboot import api
-from synthboot.data import artifacts, disk
+from synthboot.artifacts import store
+from synthboot.data import disk
 from synthboot.errors import StorageError
 from tests.conftest import contents, tiny_config
 
 MAKE_UNTIL_FULL = """
 import json, os, subprocess, sys
 from pathlib import Path
-from synthboot import config, pipeline, recipes
-from synthboot.engine import local
-for name in [*local._PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
+from synthboot import config, recipes
+from synthboot.runner import executor
+from synthboot import pool
+for name in [*pool._PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
     __import__(name)
 import torch
 from synthboot.errors import StorageError
@@ -44,14 +46,14 @@ def leave(kilobytes):
 def make_all():
     plan = recipes.units(cfg)
     try:
-        standing, marks = pipeline.state(cfg, plan), pipeline.fingerprints(plan)
+        standing, marks = executor.state(cfg, plan), executor.fingerprints(plan)
         for name in plan:
             if standing[name].status != "done":
                 where = name
                 if name not in tried.read_text().splitlines():  # each unit meets a full disk
                     tried.write_text(tried.read_text() + name + "\\n")
                     leave(8)
-                pipeline.make(cfg, plan, name, marks, 1, Deaf())
+                executor.make(cfg, plan, name, marks, 1, Deaf())
     except StorageError as error:
         print(where, "|", error, flush=True)
         os._exit(28)
@@ -195,32 +197,32 @@ def test_a_link_is_followed_for_reading_and_writing_but_never_for_deleting(tmp_p
     real, link = tmp_path / "real", tmp_path / "link"
     real.mkdir()
     link.symlink_to(real)
-    artifacts.begin(link, "one")  # an empty folder elsewhere is a fine place
+    store.begin(link, "one")  # an empty folder elsewhere is a fine place
     (real / "weights").write_text("old")
-    artifacts.begin(link, "one")
+    store.begin(link, "one")
     with pytest.raises(StorageError, match=r"link: is a link to .*real, which holds something else; remove the link"):
-        artifacts.begin(link, "two")
+        store.begin(link, "two")
     assert (real / "weights").read_text() == "old"
     inside = tmp_path / "artifact"
-    artifacts.begin(inside, "one")
+    store.begin(inside, "one")
     (inside / "best").symlink_to(real)
-    artifacts.begin(inside, "two")
+    store.begin(inside, "two")
     assert not (inside / "best").is_symlink()
     assert (real / "weights").read_text() == "old"
 
 
 def test_what_cannot_be_removed_is_an_error_not_old_weights_under_a_new_manifest(small_disk: Path, tmp_path: Path) -> None:
     folder = tmp_path / "artifact"
-    artifacts.begin(folder, "one")
+    store.begin(folder, "one")
     (folder / "best").mkdir()
     subprocess.run(["mount", "--bind", str(small_disk), str(folder / "best")], check=True)
     try:
         (folder / "best" / "weights").write_text("old")
         with pytest.raises(StorageError, match=r"best: cannot be removed: is in use, perhaps as a mount point; unmount it"):
-            artifacts.begin(folder, "two")
-        artifacts.write_json(small_disk / artifacts.PROGRESS, {})  # a mount that is an artifact's own folder is emptied
+            store.begin(folder, "two")
+        store.write_json(small_disk / store.PROGRESS, {})  # a mount that is an artifact's own folder is emptied
         (small_disk / "weights").write_text("old")
-        artifacts.begin(folder / "best", "two")
-        assert sorted(p.name for p in small_disk.iterdir()) == [artifacts.PROGRESS]
+        store.begin(folder / "best", "two")
+        assert sorted(p.name for p in small_disk.iterdir()) == [store.PROGRESS]
     finally:
         subprocess.run(["umount", "-l", str(folder / "best")], check=True)

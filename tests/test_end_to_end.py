@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from synthboot import api, loading, pipeline, recipes
-from synthboot.data import artifacts
+from synthboot import api, loading, recipes
+from synthboot.artifacts import store
 from synthboot.data.tokens import Tokens
 from synthboot.errors import (
     BudgetError,
@@ -24,6 +24,7 @@ from synthboot.errors import (
     StorageError,
     UnfairComparison,
 )
+from synthboot.runner import executor
 from synthboot.stages.corpus import read_texts
 from tests.conftest import contents, run_folder, small_config, write_jsonl
 
@@ -34,12 +35,12 @@ def copy(settings: dict[str, Any], to: Path) -> dict[str, Any]:
     return {**settings, "root": str(to)}
 
 
-def states(settings: dict[str, Any], **changes: Any) -> dict[str, pipeline.State]:
+def states(settings: dict[str, Any], **changes: Any) -> dict[str, executor.State]:
     cfg = loading.load(settings, set=changes)
-    return pipeline.state(cfg, recipes.units(cfg))
+    return executor.state(cfg, recipes.units(cfg))
 
 
-def not_done(found: dict[str, pipeline.State]) -> set[str]:
+def not_done(found: dict[str, executor.State]) -> set[str]:
     return {name for name, s in found.items() if s.status != "done"}
 
 
@@ -66,12 +67,12 @@ def test_every_artifact_is_made_once_and_nothing_is_trained_twice(finished: dict
 
 
 def test_arms_spend_exactly_the_same_and_ledgers_match_what_was_synthesized(finished: dict[str, Any]) -> None:
-    result = artifacts.read_json(run_folder(finished) / "08-evaluate" / "evaluate.json")
+    result = store.read_json(run_folder(finished) / "08-evaluate" / "evaluate.json")
     ledgers = [ledger for seeds in result["ledgers"].values() for ledger in seeds.values()]
     assert len(ledgers) == 6
     assert {ledger["train_tokens"] for ledger in ledgers} == {11_904}  # 31 batches of 384
     sbp = result["ledgers"]["sbp"]["0"]
-    found = Tokens.open(artifacts.Shards(run_folder(finished) / "06-synthesize" / "related" / "chunks"))
+    found = Tokens.open(store.Shards(run_folder(finished) / "06-synthesize" / "related" / "chunks"))
     assert sbp["synthetic_tokens"] == round(0.5 * 31 * 4) * 96
     assert sbp["synthetic_epochs"] == pytest.approx(sbp["synthetic_tokens"] / found.num_tokens)
     assert sbp["synthetic_epochs"] <= 1
@@ -85,23 +86,23 @@ def test_seeds_share_initial_weights_and_arms_differ(finished: dict[str, Any]) -
 
 
 def test_the_synthesizer_starts_from_the_best_base(finished: dict[str, Any]) -> None:
-    tuned = artifacts.read_json(run_folder(finished) / "05-tune" / "related" / "tune.json")
+    tuned = store.read_json(run_folder(finished) / "05-tune" / "related" / "tune.json")
     assert tuned["curve"]["validation"][0][0] == 0
     assert tuned["conditioning"]["unseen"]["given_d1"] == pytest.approx(tuned["curve"]["best_loss"], abs=1e-5)
     assert set(tuned["conditioning"]["unseen"]) == {"given_d1", "given_random_d1", "given_nothing", "base", "pairs"}
 
 
 def test_counts_add_up_in_every_manifest(finished: dict[str, Any]) -> None:
-    corpus = artifacts.read_manifest(run_folder(finished) / "01-corpus")
+    corpus = store.read_manifest(run_folder(finished) / "01-corpus")
     assert corpus is not None
     counts = corpus.counts
     assert counts["records"] == sum(counts["documents"].values()) + sum(counts["dropped"].values()) + counts["quarantined"]
-    pairs = artifacts.read_manifest(run_folder(finished) / "03-pair" / "related")
+    pairs = store.read_manifest(run_folder(finished) / "03-pair" / "related")
     assert pairs is not None
     kept = pairs.counts["pairs"]["train"] + pairs.counts["pairs"]["heldout"]
     assert pairs.counts["considered"] == kept + sum(pairs.counts["dropped"].values())
     for path in run_folder(finished).rglob("manifest.json"):
-        cost = artifacts.read_json(path)["cost"]
+        cost = store.read_json(path)["cost"]
         assert cost["seconds"] > 0
         assert cost["peak_memory_bytes"] > 10 << 20
 
@@ -155,7 +156,7 @@ def test_deleting_a_manifest_rebuilds_its_descendants_alone_to_the_same_bytes(fi
 
 
 def test_two_runs_on_one_folder_the_second_is_refused(finished: dict[str, Any]) -> None:
-    with pipeline._lock(run_folder(finished)):
+    with executor._lock(run_folder(finished)):
         started = time.monotonic()
         code = f"from synthboot import api; api.Run({finished!r}).run()"
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -181,12 +182,12 @@ def test_a_corrupt_artifact_is_refused_by_name(finished: dict[str, Any], tmp_pat
 def test_a_comparison_that_is_not_fair_is_refused(finished: dict[str, Any], tmp_path: Path) -> None:
     mine = copy(finished, tmp_path)
     path = run_folder(mine) / "07-pretrain" / "sbp" / "seed-1"
-    ledger = artifacts.read_json(path / "ledger.json")
+    ledger = store.read_json(path / "ledger.json")
     ledger["steps"] += 1
-    artifacts.write_json(path / "ledger.json", ledger)
-    manifest = artifacts.read_manifest(path)
+    store.write_json(path / "ledger.json", ledger)
+    manifest = store.read_manifest(path)
     assert manifest is not None
-    artifacts.commit(path, manifest)
+    store.commit(path, manifest)
     (run_folder(mine) / "08-evaluate" / "manifest.json").unlink()
     with pytest.raises(UnfairComparison, match=r"repetition and sbp differ in steps \(31 and 32, seed 1\)"):
         api.Run(mine).run()
@@ -243,15 +244,15 @@ def test_controls_are_recipes(world_file: Path, tmp_path: Path) -> None:
     assert len([u for u in units if u.startswith("synthesize")]) == 3  # sbp and more share their samples
     assert set(run.evaluate().arms) == set(arms)
     unconditional = run_folder(settings) / "06-synthesize" / "unconditional"
-    manifest = artifacts.read_manifest(unconditional)
+    manifest = store.read_manifest(unconditional)
     assert manifest is not None
     assert manifest.parents.keys() == {"corpus", "synthesizer"}
-    analyzed = artifacts.read_json(run_folder(settings) / "09-analyze" / "analyze.json")
+    analyzed = store.read_json(run_folder(settings) / "09-analyze" / "analyze.json")
     assert {"related", "unconditional", "random_pairs"} <= set(analyzed["kinds"])
 
 
 def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, Any], world_file: Path, tmp_path: Path) -> None:
-    corpus = artifacts.read_json(run_folder(finished) / "01-corpus" / "corpus.json")
+    corpus = store.read_json(run_folder(finished) / "01-corpus" / "corpus.json")
     folder = run_folder(finished) / "01-corpus"
     ids = [d.id for d in (*read_texts(folder, "pool", corpus["pretrain_docs"]), *read_texts(folder, "validation"))]
     vectors = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)
@@ -276,13 +277,13 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     )  # fmt: skip
     run = api.Run(settings)
     run.run()
-    ledgers = [artifacts.read_json(p) for p in run_folder(settings).rglob("ledger.json")]
+    ledgers = [store.read_json(p) for p in run_folder(settings).rglob("ledger.json")]
     assert len(ledgers) == 2
     for ledger in ledgers:
         assert ledger["replayed_tokens"] == pytest.approx(0.2 * ledger["train_tokens"], abs=64)
     assert next(iter(run.evaluate().result["asked"].values())) == {"items": 2, "seen": 1, "short": 0}
     write_jsonl(old, [{"text": "Another past."}] * 9)
     assert any(reason.startswith("replay_files") for reason in states(settings)["corpus"].reasons)
-    first = artifacts.read_json(run_folder(settings) / "04-base" / "curve.json")["validation"][0][1]
-    fresh = artifacts.read_json(run_folder(finished) / "04-base" / "curve.json")["validation"][0][1]
+    first = store.read_json(run_folder(settings) / "04-base" / "curve.json")["validation"][0][1]
+    fresh = store.read_json(run_folder(finished) / "04-base" / "curve.json")["validation"][0][1]
     assert first < fresh

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from synthboot import config, kernels
-from synthboot.data import neighbors
 from synthboot.lm import blocks
 from synthboot.lm import model as models
+from synthboot.neighbors import join
 from tests.lm.conftest import draw
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="the package was installed without a compiler")
@@ -28,9 +28,9 @@ def rows(count: int, dim: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize(("docs", "dim", "k"), [(3_000, 256, 16), (1_001, 40, 3), (300, 7, 50), (20, 16, 30), (9_000, 24, 1)])
 def test_neighbours_are_those_of_the_python_path(without_kernels: Callable[[], None], docs: int, dim: int, k: int) -> None:
     vectors, own = rows(docs, dim, 0), np.arange(docs)
-    index, score = neighbors.exact(vectors, vectors, k, own)
+    index, score = join.exact(vectors, vectors, k, own)
     without_kernels()
-    slow_index, slow_score = neighbors.exact(vectors, vectors, k, own)
+    slow_index, slow_score = join.exact(vectors, vectors, k, own)
     there = np.isfinite(slow_score)
     assert np.array_equal(np.isfinite(score), there)
     assert np.allclose(score[there], slow_score[there], atol=2e-6)
@@ -46,12 +46,12 @@ def test_neighbours_are_those_of_the_python_path(without_kernels: Callable[[], N
 @compiled
 def test_how_the_products_are_taken_does_not_show_in_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = rows(5_000, 64, 1)
-    centroids = neighbors.fit_centroids(vectors, 40, 0)
-    cells = neighbors.Clusters.build(vectors, centroids, 0.05)
+    centroids = join.fit_centroids(vectors, 40, 0)
+    cells = join.Clusters.build(vectors, centroids, 0.05)
     found = []
     for half in (False, True):
-        monkeypatch.setattr(neighbors, "_faster_in_half", lambda half=half: half)
-        found.append((*neighbors.exact(vectors[:700], vectors, 9, np.arange(700)), *cells.join(0, 5_000, 9)))
+        monkeypatch.setattr(join, "_faster_in_half", lambda half=half: half)
+        found.append((*join.exact(vectors[:700], vectors, 9, np.arange(700)), *cells.join(0, 5_000, 9)))
     for one, other in zip(*found, strict=True):
         assert one.tobytes() == other.tobytes()
 
@@ -62,9 +62,9 @@ def test_clusters_within_the_radius_are_those_of_the_python_path(
     without_kernels: Callable[[], None], probe_radius: float
 ) -> None:
     vectors, centroids = rows(3_000, 48, 3), rows(70, 48, 4).astype(np.float32)
-    cells, counts = neighbors.within_radius(vectors, centroids, probe_radius)
+    cells, counts = join.within_radius(vectors, centroids, probe_radius)
     without_kernels()
-    slow_cells, slow_counts = neighbors.within_radius(vectors, centroids, probe_radius)
+    slow_cells, slow_counts = join.within_radius(vectors, centroids, probe_radius)
     assert (counts != slow_counts).mean() < 0.001  # at the very edge of the radius rounding decides
     if np.array_equal(counts, slow_counts):
         assert (cells != slow_cells).mean() < 0.001
@@ -190,7 +190,7 @@ def test_without_them_it_is_said_once_and_goes_on(monkeypatch: pytest.MonkeyPatc
             assert not kernels.available()
         assert [r.message for r in caplog.records if "compiled loops" in r.message] == [caplog.records[0].message]
         vectors = rows(50, 8, 2)
-        assert neighbors.exact(vectors, vectors, 3, np.arange(50))[0].shape == (50, 3)
+        assert join.exact(vectors, vectors, 3, np.arange(50))[0].shape == (50, 3)
     finally:
         kernels._module.cache_clear()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from synthboot import api, loading, recipes
-from synthboot.data.artifacts import read_manifest
+from synthboot.artifacts.store import read_manifest
 from synthboot.data.disk import read_json
 from synthboot.errors import ConfigError
 from tests.conftest import run_folder, small_config
@@ -119,7 +119,7 @@ def test_arms_that_need_the_same_thing_share_it(tmp_path: Path) -> None:
 
 
 def test_another_recipe_leaves_what_it_does_not_read_alone(tmp_path: Path) -> None:
-    from synthboot.pipeline import fingerprints
+    from synthboot.runner.executor import fingerprints
 
     plain = recipes.units(loading.load(world_config(tmp_path)))
     more = recipes.units(loading.load(world_config(tmp_path, arms={**ARMS, "noisier": {"noise": 0.3}})))
@@ -241,7 +241,7 @@ def test_samples_without_d1_have_none_in_later_rounds_either(tmp_path: Path) -> 
 
 
 def test_pairing_flops_are_counted_products() -> None:
-    from synthboot.engine import search
+    from synthboot.neighbors import search
 
     assert search.flops({"search": "exact"}, 100, 8) == 2 * 100 * 100 * 8
     found = {"search": "ivf", "clusters": 10, "probe_radius": 0.1, "recall_by_radius": [[0.0, 1.0, 0.5], [0.1, 2.5, 0.97]]}

@@ -12,7 +12,7 @@ _NAMES = {
     "Synthesizer": "synthboot.api",
     "Document": "synthboot.data.documents",
     "Tokens": "synthboot.data.tokens",
-    "Pairs": "synthboot.data.pairs",
+    "Pairs": "synthboot.artifacts.pairs",
     "SynthbootError": "synthboot.errors",
     "config": "synthboot.config",
     "corpus": "synthboot.stages.corpus",
@@ -23,7 +23,7 @@ _NAMES = {
     "pretrain": "synthboot.stages.pretrain",
     "evaluate": "synthboot.stages.evaluate",
     "analyze": "synthboot.stages.analyze",
-    "report": "synthboot.stages.report",
+    "report": "synthboot.report.page",
 }
 __all__ = list(_NAMES)
 

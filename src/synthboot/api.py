@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from synthboot import config, loading, pipeline, recipes
+from synthboot import config, loading, recipes
+from synthboot.artifacts.pairs import TRAIN, Pairs
+from synthboot.artifacts.store import Shards, read_listed
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.artifacts import Shards, read_listed
-from synthboot.data.pairs import TRAIN, Pairs
 from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
+from synthboot.runner import executor
 
 
 class Run:
@@ -26,18 +27,18 @@ class Run:
         self,
         source: str | Path | Mapping[str, Any],
         set: Mapping[str, Any] | None = None,
-        progress: pipeline.Event | None = None,
+        progress: executor.Event | None = None,
     ) -> None:
         self.config = loading.load(source, set=set)
         self._tell = progress or (lambda *_: None)
 
     def run(self, stage: str = "report") -> None:
         """Make every artifact up to `stage`."""
-        pipeline.run(self.config, stage, self._tell)
+        executor.run(self.config, stage, self._tell)
 
-    def plan(self) -> dict[str, pipeline.State]:
+    def plan(self) -> dict[str, executor.State]:
         """How every artifact stands: done, missing, partial, or stale and why."""
-        return pipeline.state(self.config, recipes.units(self.config))
+        return executor.state(self.config, recipes.units(self.config))
 
     def corpus(self) -> Texts:
         """D_pretrain."""
@@ -128,7 +129,8 @@ class Synthesizer:
     def sample(self, given: str, n: int = 1, seed: int = 0) -> list[str]:
         """`n` documents d2 ~ p(d2|d1 = given)."""
         from synthboot.lm.batches import d1_room
-        from synthboot.lm.sample import Request, sampler
+        from synthboot.lm.sampling.engines import sampler
+        from synthboot.lm.sampling.protocol import Request
 
         seq_len = self.config.model.seq_len
         settings = self.config.synthesize

@@ -25,8 +25,8 @@ from synthboot.terminal import one_line, safe
 
 if TYPE_CHECKING:
     from synthboot.config import Config
-    from synthboot.pipeline import State
     from synthboot.recipes import Unit
+    from synthboot.runner.executor import State
 
 STAGE_HELP = {
     "corpus": "Read, clean, split and tokenize the text.",
@@ -48,8 +48,8 @@ class Verb(click.Command):
     def invoke(self, context: click.Context) -> Any:
         """Run it, turning errors into exit codes."""
         from synthboot.data.disk import storage_errors
-        from synthboot.engine.local import stoppable
         from synthboot.errors import SynthbootError
+        from synthboot.pool import stoppable
 
         with stoppable():
             try:
@@ -140,11 +140,12 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
     if not dry_run:
         _execute(cfg, "pair", as_json)
         return
-    from synthboot import pipeline, recipes
+    from synthboot import recipes
     from synthboot import show as shown
+    from synthboot.runner import executor
 
-    with _progress(len(pipeline.needed(recipes.units(cfg), "embed"))) as tell:
-        pipeline.run(cfg, "embed", tell)
+    with _progress(len(executor.needed(recipes.units(cfg), "embed"))) as tell:
+        executor.run(cfg, "embed", tell)
     found = shown.alphas(cfg)
     if as_json:
         _say_json(found)
@@ -181,13 +182,14 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
 @_configured
 def plan(cfg: Config, as_json: bool) -> None:
     """Say what `run` would do and why, what it would cost, and what more seeds would show."""
-    from synthboot import pipeline, preflight, recipes
-    from synthboot import plan as plans
+    from synthboot import preflight, recipes
     from synthboot.lm import precision
+    from synthboot.runner import cost as plans
+    from synthboot.runner import executor
 
     preflight.check(cfg)
     artifacts = recipes.units(cfg)
-    states = pipeline.state(cfg, artifacts)
+    states = executor.state(cfg, artifacts)
     cost = plans.estimate(cfg, artifacts, states)
     power = plans.power(cfg, artifacts)
     speeds = precision.measure(cfg) if precision.undecided(cfg) else {}
@@ -378,12 +380,13 @@ def _compare_runs(runs: list[Path], as_json: bool) -> None:
 
 
 def _execute(cfg: Config, target: str, as_json: bool) -> None:
-    from synthboot import pipeline, recipes
-    from synthboot.data.artifacts import read_listed
+    from synthboot import recipes
+    from synthboot.artifacts.store import read_listed
+    from synthboot.runner import executor
 
     artifacts = recipes.units(cfg)
-    units = pipeline.needed(artifacts, target)
-    states = pipeline.state(cfg, units)
+    units = executor.needed(artifacts, target)
+    states = executor.state(cfg, units)
     todo = {name: state for name, state in states.items() if state.status != "done"}
     for name, state in todo.items():
         if state.status == "stale" and not state.reasons[0].endswith(_FOLLOWS):
@@ -391,7 +394,7 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
             _say(f"{name}: stale ({reasons}); it and what reads it will be rebuilt", err=True)
 
     with _progress(len(todo)) as tell:
-        pipeline.run(cfg, target, tell)
+        executor.run(cfg, target, tell)
 
     if target in ("report", "evaluate"):
         result = read_listed(artifacts["evaluate"].folder(cfg.folder), "evaluate.json")

@@ -212,8 +212,8 @@ class Engine(Section):
     rows of every step."""
     launch: Command | None = None
     """Command that starts the `processes` on several machines, for example `srun torchrun --nnodes
-    4 ...` (docs/scaling-out.md); `-m synthboot.ranks JOB` is appended. Default: torchrun on this
-    machine."""
+    4 ...` (docs/scaling-out.md); `-m synthboot.runner.rank JOB` is appended. Default: torchrun on
+    this machine."""
     shard: Switch = False
     """With `processes`: shard the weights over the processes (FSDP2) instead of replicating them
     (DDP)."""

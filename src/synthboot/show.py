@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from synthboot.artifacts import store
+from synthboot.artifacts.pairs import TRAIN, Pairs
+from synthboot.artifacts.synthetic import Synthetic
 from synthboot.config import Config
-from synthboot.data import artifacts
-from synthboot.data.pairs import TRAIN, Pairs
-from synthboot.data.synthetic import Synthetic
 from synthboot.data.tokenizer import Tokenizer, load
 from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
@@ -32,7 +32,7 @@ def status(run: Path) -> list[dict[str, Any]]:
     """
     rows = []
     for folder in _artifacts(run):
-        manifest = artifacts.read_manifest(folder)
+        manifest = store.read_manifest(folder)
         cost = manifest.cost if manifest else {}
         rows.append(
             {
@@ -62,8 +62,8 @@ def examples(run: Path, what: str, count: int, near: float | None = None) -> lis
             for r in rejects
         ]
     corpus_folder = _need(run, "corpus")
-    summary = artifacts.read_listed(corpus_folder, "corpus.json")
-    corpus = Tokens.open(artifacts.Shards(corpus_folder / "pool")).head(summary["pretrain_docs"])
+    summary = store.read_listed(corpus_folder, "corpus.json")
+    corpus = Tokens.open(store.Shards(corpus_folder / "pool")).head(summary["pretrain_docs"])
     tokenizer = load(corpus_folder / "tokenizer")
     if what == "pairs":
         return _pairs(
@@ -81,8 +81,8 @@ def alphas(cfg: Config) -> dict[str, Any]:
     from synthboot.steps.context import embedded
 
     embed, corpus = _need(cfg.folder, "embed"), _need(cfg.folder, "corpus")
-    docs = artifacts.read_listed(corpus, "corpus.json")["pretrain_docs"]
-    tokens = Tokens.open(artifacts.Shards(corpus / "pool")).head(docs)
+    docs = store.read_listed(corpus, "corpus.json")["pretrain_docs"]
+    tokens = Tokens.open(store.Shards(corpus / "pool")).head(docs)
     return pair.alphas(embedded(embed, "pool"), tokens, cfg.pair, cfg.seed)
 
 
@@ -90,12 +90,12 @@ def compare(runs: list[Path]) -> dict[str, Any]:
     """The evaluated scores of several runs, and every setting in which they differ."""
     scores, settings = {}, {}
     for run in runs:
-        result = artifacts.read_listed(_need(run, "evaluate"), "evaluate.json")
+        result = store.read_listed(_need(run, "evaluate"), "evaluate.json")
         scores[str(run)] = result[result["checkpoint"]]["arms"]
         for task, found in result["questions"].items():
             for arm, answers in found["groups"]["all"].items():
                 scores[str(run)][arm].setdefault("questions", {})[task] = answers
-        manifest = artifacts.read_manifest(_need(run, "report"))
+        manifest = store.read_manifest(_need(run, "report"))
         settings[str(run)] = manifest.reads if manifest else {}
     keys = sorted(set().union(*settings.values()))
     values = {key: [s.get(key, default(key)) for s in settings.values()] for key in keys}
@@ -149,13 +149,13 @@ def _artifacts(run: Path) -> list[Path]:
     places = sorted(p for p in run.iterdir() if p.name in known) if run.is_dir() else []
     if not places:
         raise MissingArtifact(f"{run}: no run folder; `synthboot run CONFIG` makes one")
-    names = (artifacts.MANIFEST, artifacts.PROGRESS)
+    names = (store.MANIFEST, store.PROGRESS)
     return sorted({file.parent for place in places for name in names for file in place.rglob(name)})
 
 
 def _need(run: Path, stage: str, variant: str = "") -> Path:
     folder = run / f"{STAGES.index(stage) + 1:02d}-{stage}" / variant
-    if artifacts.read_manifest(folder) is None:
+    if store.read_manifest(folder) is None:
         raise MissingArtifact(
             f"{run}: {stage} has not been made yet; run `synthboot {stage} CONFIG`"
         )

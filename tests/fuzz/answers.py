@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from synthboot import config
 from synthboot.data import tokenizer as tokenizers
-from synthboot.lm.sample import Request
-from synthboot.lm.server import ServerSampler
+from synthboot.lm.sampling.client import ServerSampler
+from synthboot.lm.sampling.protocol import Request
 from tests.fuzz.fuzzer import Fault, Fuzzer
 from tests.fuzz.mutations import Edit, changed, changes, edited, edits, once_in
 
@@ -138,7 +138,7 @@ def fuzzer(place: Path) -> Iterator[Fuzzer[Answer]]:
         server.other = elsewhere.server_port
         elsewhere.answer = Answer(200, [], "answer", {"choices": [{"text": "elsewhere", "finish_reason": "stop"}]}, [], 0)
         patch.setenv("SYNTHBOOT_API_KEY", "secret")
-        patch.setattr("synthboot.lm.server.sleep", noted)
+        patch.setattr("synthboot.lm.sampling.client.sleep", noted)
 
         def check(answer: Answer) -> None:
             server.answer = answer

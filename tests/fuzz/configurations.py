@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from synthboot import loading
-from synthboot import plan as plans
 from synthboot.cli import main
 from synthboot.config import Arm, Config
 from synthboot.errors import SynthbootError
 from synthboot.lm import precision
+from synthboot.runner import cost as plans
 from tests.fuzz.fuzzer import Fault, Fuzzer
 from tests.fuzz.mutations import edited, edits, once_in
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from synthboot import config
+from synthboot.artifacts.store import Shards
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.artifacts import Shards
 from synthboot.data.tokens import Tokens
 from synthboot.stages.corpus import Corpus, corpus, read_texts
 from tests.fuzz.fuzzer import Fault, Fuzzer

@@ -11,11 +11,12 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import strategies as st
 
-from synthboot import plan as plans
+from synthboot.artifacts import store
 from synthboot.cli import main
-from synthboot.data import artifacts, disk
+from synthboot.data import disk
 from synthboot.errors import SynthbootError
 from synthboot.lm import precision
+from synthboot.runner import cost as plans
 from tests.fuzz.configurations import one_line
 from tests.fuzz.fuzzer import Fuzzer
 from tests.fuzz.mutations import Change, Edit, changed, changes, edited, edits
@@ -77,14 +78,14 @@ def fuzzer(place: Path, settings: dict[str, Any] | None = None) -> Iterator[Fuzz
 
     def _ask(verb: str, path: Path) -> None:
         if verb == "verify":
-            manifest = artifacts.read_manifest(path.parent)
+            manifest = store.read_manifest(path.parent)
             if manifest is not None:
-                artifacts.verify(path.parent, manifest)
+                store.verify(path.parent, manifest)
         elif verb == "begin":
             folder = place / "begun"
             folder.mkdir(exist_ok=True)
-            (folder / artifacts.PROGRESS).write_bytes(path.read_bytes())
-            artifacts.begin(folder, "0" * 32)
+            (folder / store.PROGRESS).write_bytes(path.read_bytes())
+            store.begin(folder, "0" * 32)
         else:
             word, *what = verb.split()
             arguments = [str(place / "fuzz.yaml")] if verb == "plan" else [str(run), *what]

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthboot import config, loading
-from synthboot.data import artifacts, documents, tokenizer, tokens
+from synthboot.artifacts import store
+from synthboot.data import documents, tokenizer, tokens
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
 from synthboot.lm.batches import IGNORE, PairPlan, Plan, cut_pair, d1_room, pair_row
@@ -173,7 +174,7 @@ def test_a_configuration_is_the_same_when_written_and_read(name: str, data: st.D
 def test_a_fingerprint_does_not_depend_on_the_order_of_settings(reads: dict[str, Any], rng: Any) -> None:
     keys = list(reads)
     rng.shuffle(keys)
-    mark = artifacts.fingerprint("base", 1, reads, {})
-    assert artifacts.fingerprint("base", 1, {k: reads[k] for k in keys}, {}) == mark
-    assert artifacts.fingerprint("base", 1, {**reads, "another": 0}, {}) != mark
-    assert artifacts.fingerprint("base", 2, reads, {}) != mark
+    mark = store.fingerprint("base", 1, reads, {})
+    assert store.fingerprint("base", 1, {k: reads[k] for k in keys}, {}) == mark
+    assert store.fingerprint("base", 1, {**reads, "another": 0}, {}) != mark
+    assert store.fingerprint("base", 2, reads, {}) != mark

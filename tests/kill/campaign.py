@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from synthboot import loading, recipes
-from synthboot.data.artifacts import MANIFEST, read_manifest
+from synthboot.artifacts.store import MANIFEST, read_manifest
 from tests.conftest import contents, run_folder
 from tests.kill import family
 

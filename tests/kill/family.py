@@ -43,7 +43,7 @@ def role(of: Process, family: dict[int, Process], top: int) -> str:
         return "parent"
     if "torch.distributed.run" in of.command or "torchrun" in of.command:
         return "agent"
-    if "synthboot.ranks" in of.command:
+    if "synthboot.runner.rank" in of.command:
         return "rank"
     if "resource_tracker" in of.command:
         return "tracker"

@@ -7,7 +7,7 @@ from synthboot import config
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.lm import model as models
-from synthboot.lm import sample
+from synthboot.lm.sampling import nucleus
 
 
 @pytest.fixture(scope="session")
@@ -29,10 +29,10 @@ def small_model(kv_heads: int = 1, vocab_size: int = 280, seed: int = 0, width: 
 def draw(logits: torch.Tensor, seeds: torch.Tensor, steps: torch.Tensor, temperature: float, top_p: float) -> Any:
     """Tokens and log-probabilities, asked for until all are accepted."""
     tries = torch.zeros_like(seeds)
-    token, logprob, accepted = sample.draw(logits, seeds, steps, tries, temperature, top_p)
+    token, logprob, accepted = nucleus.draw(logits, seeds, steps, tries, temperature, top_p)
     while not accepted.all():
-        tries += sample.TRIES
-        again = sample.draw(logits, seeds, steps, tries, temperature, top_p)
+        tries += nucleus.TRIES
+        again = nucleus.draw(logits, seeds, steps, tries, temperature, top_p)
         token, logprob = (torch.where(accepted, old, new) for old, new in zip((token, logprob), again[:2], strict=True))
         accepted = accepted | again[2]
     return token.numpy(), logprob.numpy()

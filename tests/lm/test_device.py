@@ -61,14 +61,14 @@ def model() -> Any:
 
 def sampling(spoil: str) -> None:
     """Rows are filled, decoded, cut and decoded again."""
-    from synthboot.lm import sample
+    from synthboot.lm.sampling import embedded, protocol
 
-    engine = sample.EmbeddedSampler(model(), 0, temperature=1.0, top_p=0.9, batch=32, graphs=False)
-    asked = [sample.Request(tuple(range(1, 9 + i % 3)), i, 20) for i in range(40)]
+    engine = embedded.EmbeddedSampler(model(), 0, temperature=1.0, top_p=0.9, batch=32, graphs=False)
+    asked = [protocol.Request(tuple(range(1, 9 + i % 3)), i, 20) for i in range(40)]
     if spoil == "waits":
         engine.temperature = torch.ones((), device=DEVICE)  # type: ignore[assignment]
     with torch.inference_mode():
-        state = sample._State(engine, asked, 64, 32)
+        state = embedded._State(engine, asked, 64, 32)
         state.refill()
         if spoil == "mixes":
             state.rows.seed = torch.zeros(32, dtype=torch.int64)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from synthboot import config
+from synthboot.artifacts.store import Shards
 from synthboot.data import ngrams
-from synthboot.data.artifacts import Shards
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, DataError
 from synthboot.stages.corpus import corpus, read_texts

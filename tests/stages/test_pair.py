@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from synthboot import config
+from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION
 from synthboot.data import ngrams
-from synthboot.data.neighbors import exact
-from synthboot.data.pairs import HELDOUT, TRAIN, VALIDATION
 from synthboot.data.tokens import Tokens
-from synthboot.engine.search import Neighbors
 from synthboot.errors import DataError
+from synthboot.neighbors.join import exact
+from synthboot.neighbors.search import Neighbors
 from synthboot.stages.pair import Fields, alphas, choose_alpha, pair, random_pairs, random_similarity
 
 

@@ -6,14 +6,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from synthboot import config
+from synthboot.artifacts.store import Shards
 from synthboot.data import tokens
-from synthboot.data.artifacts import Shards
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokenizer import train as train_tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, SamplingError
 from synthboot.lm import model as models
-from synthboot.lm.sample import Result
+from synthboot.lm.sampling.protocol import Result
 from synthboot.stages import synthesize as stage
 from synthboot.stages.synthesize import Job, requests_of, synthesize, verdict
 from tests.lm.conftest import small_model

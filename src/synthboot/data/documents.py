@@ -123,7 +123,7 @@ def records(
     source = getattr(cfg, setting) or []
     ignored = ignored or Ignored()
     if source == WORLD:
-        from synthboot.data.worlds import World
+        from synthboot.worlds.generator import World
 
         splits = World(cfg.world).splits(cfg.validation_docs, cfg.test_docs)
         for line, document in enumerate(splits, 1):

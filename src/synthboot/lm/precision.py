@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synthboot import config
-from synthboot.data.artifacts import MANIFEST, read_manifest
+from synthboot.artifacts.store import MANIFEST, read_manifest
 from synthboot.data.disk import read_json, storage_errors, write_json
 from synthboot.errors import CorruptArtifact
 

@@ -25,7 +25,8 @@ from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import ConfigError
 from synthboot.lm import score
 from synthboot.lm.batches import IGNORE
-from synthboot.lm.sample import Request, sampler
+from synthboot.lm.sampling.engines import sampler
+from synthboot.lm.sampling.protocol import Request
 
 ANSWER_TOKENS = 32
 """The most tokens of an answer to an open question."""

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthboot.data.artifacts import WORK, Progress, silent
+from synthboot.artifacts.store import WORK, Progress, silent
 from synthboot.data.disk import committed_folder, damage, read_json, remove, write_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import TrainingError

@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt64
 
 from synthboot import config
+from synthboot.artifacts.pairs import Pairs
+from synthboot.artifacts.synthetic import Sample
 from synthboot.data import ngrams
-from synthboot.data.pairs import Pairs
-from synthboot.data.synthetic import Sample
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 

@@ -32,11 +32,11 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from synthboot import config
+from synthboot.artifacts.spool import Ingested, Spool, ingest
+from synthboot.artifacts.store import WORK, Progress, Shards, silent
 from synthboot.data import documents, ngrams, tokenizer, tokens
-from synthboot.data.artifacts import WORK, Progress, Shards, silent
 from synthboot.data.disk import write_json
 from synthboot.data.files import counted
-from synthboot.data.spool import Ingested, Spool, ingest
 from synthboot.errors import BudgetError, DataError
 
 _SETS = ("validation", "test", "pool")

@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32, Int64
 
 from synthboot import config
+from synthboot.artifacts.store import Progress, Shards, silent
 from synthboot.data import documents
-from synthboot.data.artifacts import Progress, Shards, silent
 from synthboot.data.disk import write_bytes
 from synthboot.data.words import LONGEST, terms
 from synthboot.errors import ConfigError, DataError, unloadable

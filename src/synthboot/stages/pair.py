@@ -23,12 +23,13 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from synthboot import config
-from synthboot.data import neighbors, ngrams
-from synthboot.data.artifacts import Progress, silent
-from synthboot.data.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
+from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
+from synthboot.artifacts.store import Progress, silent
+from synthboot.data import ngrams
 from synthboot.data.tokens import Tokens
-from synthboot.engine.search import Neighbors, interval, nearest
 from synthboot.errors import DataError
+from synthboot.neighbors import join
+from synthboot.neighbors.search import Neighbors, interval, nearest
 
 _BINS = np.linspace(-0.2, 1.0, 121)
 _BLOCK = 8_192  # random pairs compared at once
@@ -318,7 +319,7 @@ def alphas(
     # a sample: the exact neighbours of all would take as long as pairing
     order = np.random.default_rng([seed, 0xD27]).permutation(docs)
     rows = np.sort(order[:sample]).astype(np.int64)
-    index, score = neighbors.exact(
+    index, score = join.exact(
         vectors[rows],
         vectors,
         cfg.num_neighbors,

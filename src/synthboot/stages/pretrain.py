@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from synthboot import config
-from synthboot.data.artifacts import Progress, silent
+from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.lm.arm import Sources, Trained, train_arm

@@ -26,16 +26,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from synthboot import config
+from synthboot import config, pool
+from synthboot.artifacts.store import Progress, Shards, silent
+from synthboot.artifacts.synthetic import FILE, KEPT
 from synthboot.data import ngrams, tokens
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.artifacts import Progress, Shards, silent
-from synthboot.data.synthetic import FILE, KEPT
 from synthboot.data.tokens import Tokens
-from synthboot.engine import local
 from synthboot.errors import BudgetError, SamplingError
 from synthboot.lm.batches import d1_room
-from synthboot.lm.sample import Request, Result, Sampler, open_sampler
+from synthboot.lm.sampling.engines import open_sampler
+from synthboot.lm.sampling.protocol import Request, Result, Sampler
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def synthesize(
     chunks = 0
 
     # without an end: which chunk is the last shows only once its tokens are counted
-    results = local.imap(
+    results = pool.imap(
         _chunk_writer,
         (job, shards.folder),
         count(),

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from synthboot import config
-from synthboot.data.artifacts import Progress, silent
-from synthboot.data.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
+from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
+from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError

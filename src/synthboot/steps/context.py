@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from synthboot import config
+from synthboot.artifacts.store import Progress, Shards, read_manifest
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.artifacts import Progress, Shards, read_manifest
 from synthboot.data.disk import read_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from synthboot import config
-from synthboot.data.artifacts import WORK, Shards, read_manifest
+from synthboot import config, pool
+from synthboot.artifacts.pairs import TRAIN, Pairs
+from synthboot.artifacts.store import WORK, Shards, read_manifest
+from synthboot.artifacts.synthetic import Synthetic
 from synthboot.data.disk import committed_folder, damage, read_json, save_array, write_json
 from synthboot.data.documents import Document
-from synthboot.data.pairs import TRAIN, Pairs
-from synthboot.data.synthetic import Synthetic
-from synthboot.engine import local
 from synthboot.errors import ConfigError
 from synthboot.steps.context import Context, Outcome, conditional, embedded, upstream_flops
 
@@ -143,12 +142,12 @@ def _embed_shards(
         str(device(c.cfg.engine.device)),
         c.cfg.engine.embed_batch,
     )
-    return local.imap(stage.shard_embedder, arguments, wanted, c.workers)
+    return pool.imap(stage.shard_embedder, arguments, wanted, c.workers)
 
 
 def pair(c: Context) -> Outcome:
     """Related pairs, or the random pairs of the control."""
-    from synthboot.engine import search
+    from synthboot.neighbors import search
     from synthboot.stages.pair import random_pairs
 
     if c.variant == "random_pairs":
@@ -176,8 +175,8 @@ def pair(c: Context) -> Outcome:
 
 
 def _related(c: Context) -> Pairs:
-    from synthboot.engine import search
     from synthboot.lm.model import device
+    from synthboot.neighbors import search
     from synthboot.stages.pair import pair as stage
 
     fields = _fields(c)

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from synthboot import config
+from synthboot import config, pool
+from synthboot.artifacts.pairs import TRAIN, Pairs
+from synthboot.artifacts.store import Shards, fingerprint, read_manifest
+from synthboot.artifacts.synthetic import Sample, Synthetic
 from synthboot.data import documents, files, tasks
-from synthboot.data.artifacts import Shards, fingerprint, read_manifest
 from synthboot.data.disk import (
     committed_folder,
     damage,
@@ -23,14 +25,11 @@ from synthboot.data.disk import (
     save_array,
     write_json,
 )
-from synthboot.data.pairs import TRAIN, Pairs
-from synthboot.data.synthetic import Sample, Synthetic
 from synthboot.data.tokens import Tokens
-from synthboot.data.worlds import PARTS
-from synthboot.engine import local
 from synthboot.errors import ConfigError
 from synthboot.steps import worlds
 from synthboot.steps.context import Context, Outcome, conditional, embedded
+from synthboot.worlds.generator import PARTS
 
 Model = tuple[str, int]
 """An arm and a seed."""
@@ -396,7 +395,7 @@ def _score_missing(
 
     wanted = [(scoring.path, scoring.asking) for scoring in missing]
     workers = max(1, min(c.workers, len(missing)))
-    results = local.imap(scorer, (job,), wanted, workers)
+    results = pool.imap(scorer, (job,), wanted, workers)
     for done, (scoring, scores) in enumerate(zip(missing, results, strict=True), 1):
         with committed_folder(scoring.kept) as folder:
             _keep(scores, folder)
@@ -685,7 +684,7 @@ def _relevance(
 
 def report(c: Context) -> Outcome:
     """One HTML page from the JSON of all the other stages."""
-    from synthboot.stages.report import report as stage
+    from synthboot.report.page import report as stage
 
     page = stage(gather(c.cfg, c.parents))
     (c.folder / "report.html").write_text(page, "utf-8")

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from synthboot.artifacts.synthetic import Sample
 from synthboot.data import tasks
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.disk import read_json
 from synthboot.data.documents import Document
-from synthboot.data.synthetic import Sample
-from synthboot.data.worlds import PARTS, Told, World
 from synthboot.steps.context import Context, conditional
+from synthboot.worlds.generator import PARTS, Told, World
 
 Facts = set[tuple[int, int, int]]
 """(entity, attribute, wording)."""

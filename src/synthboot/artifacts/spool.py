@@ -1,0 +1,276 @@
+"""The text as it was read, until the corpus is made of it.
+
+Records become documents in shards, and lie there by number. A shard remembers what its records
+held. A run that goes on after a kill reads its source again, and makes a shard anew whose records
+are others now, so that no spool mixes a file before and after it has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, UInt64
+
+from synthboot import config
+from synthboot.artifacts.store import WORK, Progress, Shards
+from synthboot.data import documents, files, ngrams
+from synthboot.data.disk import save_array, write_bytes
+from synthboot.errors import DataError
+
+_HOPELESS = 100_000
+"""Bad records after which those to come are not waited for, where most are bad."""
+_SHARD_BYTES = 256 << 20
+"""Bytes of records in a shard at most, so that long documents do not take a machine's memory."""
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What was read, and what was passed over, by what it is.
+
+    Some records were quarantined: `reasons` counts why.
+    """
+
+    records: int
+    quarantined: int
+    reasons: dict[str, int]
+    ignored_files: dict[str, int]
+    ignored_values: dict[str, int]
+
+
+def ingest(
+    cfg: config.Corpus,
+    folder: Path,
+    progress: Progress,
+    expected: Mapping[str, Sequence[str]],
+) -> Ingested:
+    """Spool every record of the source in `folder`/work/ingest, and write quarantine.jsonl.
+
+    Raises DataError where a file is not what `expected` says, where there are no records, or where
+    too many are bad.
+    """
+    shards = Shards(folder / WORK / "ingest")
+    ignored = documents.Ignored()
+    count = 0
+    bad = 0
+    num_shards = 0
+    reasons: Counter[str] = Counter()
+    for index, (batch, replay) in enumerate(_batches(cfg, expected, ignored)):
+        num_shards = index + 1
+        read = documents.digest(batch)
+        # A shard of other records, and all behind it, are of the source before it changed.
+        if shards.done(index) and shards.counts(index)["read"] != read:
+            shards.close(index)
+        counts = shards.write(index, partial(_spool, batch, read, replay, cfg))
+        count += counts["records"]
+        bad += counts["quarantined"]
+        reasons.update(counts["reasons"])
+        progress(0.0, f"{count:,} records read")
+        if bad > _HOPELESS and bad > (1 + cfg.max_quarantine) / 2 * count:
+            break  # a wrong field name is told at once, not after a night
+
+    shards.close(num_shards)
+    if not count:
+        raise DataError(f"corpus.source: {cfg.source}: holds no records")
+    lines = b"".join((shard / "quarantine.jsonl").read_bytes() for shard in shards)
+    write_bytes(folder / "quarantine.jsonl", lines)
+    if bad > cfg.max_quarantine * count:
+        first = json.loads(lines.splitlines()[0])
+        raise DataError(
+            f"{first['file']} line {first['line']}: {first['reason']}; "
+            f"{bad:,} of {count:,} records are bad (limit {cfg.max_quarantine:.1%}): "
+            f"{files.counted(reasons, 3)}; see {folder / 'quarantine.jsonl'}, "
+            f"or raise corpus.max_quarantine"
+        )
+    return Ingested(
+        records=count,
+        quarantined=bad,
+        reasons=dict(reasons),
+        ignored_files=dict(+ignored.files),  # + drops what was counted to nothing
+        ignored_values=dict(+ignored.values),
+    )
+
+
+class Spool(Sequence[str]):
+    """The ingested texts by number, memory-mapped.
+
+    With them come their digests, id hashes and MinHash signatures. No two different texts have one
+    id: of those that come with the same, the one with the least digest keeps it, and the others,
+    which are `renamed`, have theirs after it.
+    """
+
+    def __init__(self, ingested: Shards) -> None:
+        self.shards = list(ingested)
+        self.tables = []
+        columns = [np.empty((0, 4), np.uint64)]
+        for shard in self.shards:
+            source = pa.memory_map(str(shard / "documents.arrow"))
+            self.tables.append(pa.ipc.open_file(source).read_all())
+            columns.append(np.load(shard / "hashes.npy", allow_pickle=False))
+        sizes = [len(table) for table in self.tables]
+        self.first = np.cumsum([0, *sizes])
+
+        hashed = np.concatenate(columns)  # (doc, 4), as `_hashes` has them
+        self.ids: UInt64[np.ndarray, " doc"] = hashed[:, 0]
+        self.digests: UInt64[np.ndarray, "doc 2"] = hashed[:, 1:3]
+        self.bytes: UInt64[np.ndarray, " doc"] = hashed[:, 3]
+
+        is_replay = [ingested.counts(index)["replay"] for index in range(len(self.shards))]
+        # (shard,) -> (doc,)
+        self.replay: Bool[np.ndarray, " doc"] = np.repeat(
+            np.array(is_replay, bool),
+            np.diff(self.first),
+        )
+        self.renamed: dict[int, str] = {}
+        self._tell_apart()
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.row(int(index), "text")
+
+    def row(self, index: int, column: str) -> Any:
+        """One value of one document."""
+        if column == "id" and index in self.renamed:
+            return self.renamed[index]
+        shard = int(np.searchsorted(self.first, index, side="right")) - 1
+        row = index - int(self.first[shard])
+        return self.tables[shard][column][row].as_py()
+
+    def signatures(self) -> np.ndarray:
+        """All MinHash signatures, (documents, permutations)."""
+        arrays = []
+        for shard in self.shards:
+            arrays.append(np.load(shard / "signatures.npy", allow_pickle=False))
+        return np.concatenate(arrays)
+
+    def _tell_apart(self) -> None:
+        """Rename until no id is that of two texts.
+
+        A name depends on the text alone, not on which file comes first.
+        """
+        while True:
+            # By id, then by digest: the first of an id, with its least digest, is its keeper.
+            order = np.lexsort((self.digests[:, 1], self.digests[:, 0], self.ids))
+            ids = self.ids[order]
+            digests = self.digests[order]
+            is_first = np.ones(len(ids), bool)
+            is_first[1:] = ids[1:] != ids[:-1]
+            starts = np.flatnonzero(is_first)
+            times = np.diff(np.append(starts, len(ids)))
+            keeper = np.repeat(starts, times)  # (id,) -> (doc,)
+
+            differs = (digests != digests[keeper]).any(1)
+            others = np.flatnonzero(differs)
+            if not len(others):
+                return
+            for position in others:
+                index = int(order[position])
+                digest = int(digests[position, 0])
+                self.renamed[index] = f"{self.row(index, 'id')}#{digest:016x}"
+                self.ids[index] = _hash_of(self.renamed[index])
+
+
+def _batches(
+    cfg: config.Corpus,
+    expected: Mapping[str, Sequence[str]],
+    ignored: documents.Ignored,
+) -> Iterator[tuple[list[documents.Record], bool]]:
+    """The records a shard at a time, and whether they are those to replay.
+
+    The source comes first.
+    """
+    settings: tuple[Literal["source", "replay"], ...] = ("source", "replay")
+    for setting in settings:
+        batch: list[documents.Record] = []
+        size = 0
+        for record in documents.records(cfg, setting, expected.get(setting), ignored):
+            batch.append(record)
+            size += documents.size_of(record)
+            if len(batch) == cfg.shard_docs or size >= _SHARD_BYTES:
+                yield batch, setting == "replay"
+                batch, size = [], 0
+        if batch:
+            yield batch, setting == "replay"
+
+
+def _spool(
+    batch: Sequence[documents.Record],
+    read: str,
+    replay: bool,
+    cfg: config.Corpus,
+    out: Path,
+) -> dict[str, Any]:
+    """The counts of a shard of the records of `batch`, which is written to `out`."""
+    good: list[documents.Document] = []
+    metadata: list[str] = []
+    bad: list[documents.Reject] = []
+    for record in batch:
+        parsed = documents.parse(record, cfg)
+        try:
+            fields = "" if isinstance(parsed, documents.Reject) else _json(parsed.metadata)
+        except RecursionError:  # what can just be read cannot always be written
+            parsed = documents.Reject(record.file, record.line, "fields nested too deeply")
+        if isinstance(parsed, documents.Reject):
+            bad.append(parsed)
+        else:
+            good.append(replace(parsed, id=f"replay:{parsed.id}") if replay else parsed)
+            metadata.append(fields)
+    values_of = {
+        "id": [document.id for document in good],
+        "text": [document.text for document in good],
+        "metadata": metadata,
+    }
+    columns = {name: pa.array(values, pa.large_string()) for name, values in values_of.items()}
+    table = pa.table(columns)
+    with (
+        pa.OSFile(str(out / "documents.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
+        writer.write_table(table)
+
+    hashed = [_hashes(document) for document in good]
+    # (doc, 4), also where there is none
+    save_array(out / "hashes.npy", np.array(hashed, np.uint64).reshape(-1, 4))
+    if cfg.near_duplicates != "off":
+        save_array(out / "signatures.npy", ngrams.signatures(values_of["text"]))
+    lines = [json.dumps(asdict(reject)) + "\n" for reject in bad]
+    (out / "quarantine.jsonl").write_text("".join(lines), "utf-8")
+
+    reasons = dict(Counter(reject.reason for reject in bad))
+    return {
+        "records": len(batch),
+        "quarantined": len(bad),
+        "replay": replay,
+        "reasons": reasons,
+        "read": read,
+    }
+
+
+def _json(metadata: Mapping[str, Any]) -> str:
+    """Fields as JSON that every file can hold: a lone surrogate becomes a question mark."""
+    text = json.dumps(metadata, default=str, sort_keys=True, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode()
+
+
+def _hashes(document: documents.Document) -> tuple[int, int, int, int]:
+    """Hash of the id, two halves of the text's digest, bytes of the text."""
+    text = document.text.encode()
+    digest = hashlib.blake2b(text, digest_size=16).digest()
+    first = int.from_bytes(digest[:8], "little")
+    second = int.from_bytes(digest[8:], "little")
+    return _hash_of(document.id), first, second, len(text)
+
+
+def _hash_of(identifier: str) -> int:
+    digest = hashlib.blake2b(identifier.encode(), digest_size=8, person=b"split").digest()
+    return int.from_bytes(digest, "little")

@@ -1,0 +1,119 @@
+"""Reading S_pretrain: what the synthesizer wrote, text and tokens side by side.
+
+A chunk holds `synthetic.parquet`, a row for every request, and `tokens.bin`, a document for every
+row that was kept, in the same order and closed by the end token. Whoever needs the tokens of a
+sample takes them from here: a sample need not encode to itself, since a model may spell a word in
+tokens that the tokenizer would not choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Int64
+
+from synthboot.artifacts.store import Shards
+from synthboot.data.tokens import Tokens
+from synthboot.errors import CorruptArtifact
+
+FILE = "synthetic.parquet"
+KEPT = "kept"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One kept document, sampled from `d1` for the `sample`-th time.
+
+    `tokens` lack the end token; `finish` is why it ended (`end` or `length`); `mean_logprob` is of
+    all that was sampled, the end included.
+    """
+
+    d1: int
+    sample: int
+    text: str
+    tokens: Int64[np.ndarray, " token"]
+    finish: str
+    mean_logprob: float
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """The kept documents of an S_pretrain, in the order in which they were asked for.
+
+    `tokens` are closed by end tokens.
+    """
+
+    chunks: tuple[Path, ...]
+    tokens: Tokens
+
+    @staticmethod
+    def open(folder: Path) -> Synthetic:
+        """The documents of a `synthesize` artifact.
+
+        Raises CorruptArtifact where a file does not fit its index.
+        """
+        chunks = tuple(Shards(folder / "chunks"))
+        return Synthetic(chunks, Tokens.open(chunks))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Every document, read chunk by chunk.
+
+        Raises CorruptArtifact where a chunk has not as many tokens as texts.
+        """
+        columns = ("d1", "sample", "text", "finish", "mean_logprob")
+        number = 0
+
+        for chunk, first, last in zip(
+            self.chunks, self._bounds(), self._bounds()[1:], strict=False
+        ):
+            rows = _kept(chunk, columns)
+            if len(rows) != last - first:
+                raise CorruptArtifact(
+                    f"{chunk}: {len(rows):,} texts were kept, but tokens of {last - first:,} "
+                    f"lie there; delete {chunk} and run again"
+                )
+            for row in rows:
+                # the end token closes a document for training; it is not part of the text
+                tokens = np.asarray(self.tokens[number][:-1], np.int64)
+                yield Sample(tokens=tokens, **row)
+                number += 1
+
+    def texts(self) -> Iterator[str]:
+        """The text of every document."""
+        for chunk in self.chunks:
+            for row in _kept(chunk, ("text",)):
+                yield row["text"]
+
+    def d1(self) -> Int64[np.ndarray, " doc"]:
+        """The d1 of every document."""
+        found = [np.empty(0, np.int64)]
+        for chunk in self.chunks:
+            table = pq.read_table(chunk / FILE, columns=["d1", "verdict"])
+            kept = table["verdict"].to_numpy(zero_copy_only=False) == KEPT
+            found.append(table["d1"].to_numpy()[kept])
+        return np.concatenate(found)
+
+    def _bounds(self) -> list[int]:
+        """The first document of each chunk, and the number of all."""
+        return [*self.tokens.first_docs.tolist(), len(self)]
+
+
+def _kept(
+    chunk: Path,
+    columns: Sequence[str],
+) -> list[dict[str, Any]]:
+    """These columns of the rows that were kept."""
+    table = pq.read_table(chunk / FILE, columns=[*columns, "verdict"])
+    rows = []
+    for row in table.to_pylist():
+        if row.pop("verdict") == KEPT:
+            rows.append(row)
+    return rows

@@ -1,0 +1,395 @@
+"""The embedded engine: continuous batching over rows of a preallocated key-value cache.
+
+    refill   waiting requests -> prefill of groups of like length -> free rows
+    advance  every row's token and position -> decoder -> logits -> draw -> every row's next token
+    retire   rows that are done -> results; the rows are free again
+
+    row 0   prompt prompt token token token end | prompt token token ...
+    row 1   prompt token token token token token token end | (free until an eighth of all is)
+
+All that a step reads and writes lies on the device, so that a GPU runs it as one recorded graph and
+is seldom waited for. It decodes Llama and Qwen3 layouts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synthboot.lm.sampling.decoder import Decoder
+from synthboot.lm.sampling.nucleus import TRIES, draw, signed
+from synthboot.lm.sampling.protocol import Request, Result
+
+LEAST_ROWS = 24
+"""Rows decoded at the least, some of them empty.
+
+With fewer, matmuls round differently, and a request's tokens would depend on how many others there
+are.
+"""
+
+STRIDE = 16
+"""Steps of a GPU between two looks at what is done; a row that is done early idles until then."""
+
+SPAN = 256
+"""On a GPU attention goes over the cache up to a multiple of so many positions, each a graph."""
+
+_BATCH_SIZES = (32, 64, 128, 256, 512, 1_024, 2_048)
+
+
+class EmbeddedSampler:
+    """Continuous batching over `batch` rows of a fixed cache.
+
+    Memory: 2 x layers x batch x window x key/value width.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        end: int,
+        *,
+        temperature: float,
+        top_p: float,
+        batch: int | None = None,
+        dtype: str = "auto",
+        graphs: bool = True,
+        absent: Sequence[int] = (),
+    ) -> None:
+        self.decoder = Decoder(model, dtype)
+        self.absent = torch.tensor(absent, device=self.decoder.device) if absent else None
+        self.end = end
+        self.temperature = temperature
+        self.top_p = top_p
+        self.batch = batch
+        self.graphs = graphs
+        # a device that runs beside the host: to read the rows is to wait for it
+        self.far = self.decoder.device.type != "cpu"
+
+    @torch.inference_mode()
+    def sample(self, requests: Sequence[Request]) -> list[Result]:
+        """One result per request, in order.
+
+        Raises ValueError where a prompt is empty, FloatingPointError where the model's logits are
+        not numbers.
+        """
+        if any(not r.prompt for r in requests):
+            raise ValueError("a prompt needs at least one token")
+        window = max((len(r.prompt) + r.max_tokens for r in requests), default=1)
+        if self.batch is None:
+            self.batch = best_batch(self.decoder, window)
+
+        state = _State(self, requests, window, self.batch)
+        while state.waiting or state.live():
+            state.refill()
+            state.advance()
+            state.retire()
+        return [result for result in state.results if result is not None]
+
+
+def best_batch(decoder: Decoder, window: int) -> int:
+    """How many rows to decode together: the fewest within 5 % of the most tokens per second.
+
+    Timed by a few steps of each size at half the window, as far as a quarter of the memory that is
+    free for this process goes.
+    """
+    budget = decoder.free_memory() // 4
+    most = budget // max(1, decoder.cache_bytes(1, window))
+    sizes = [size for size in _BATCH_SIZES if size <= most] or [LEAST_ROWS]
+
+    rates: dict[int, float] = {}
+    best = 0.0
+    for rows in sizes:
+        rates[rows] = rows / _step_seconds(decoder, rows, window)
+        if rates[rows] < 1.05 * best:
+            break  # larger batches gain no more, and each would cost its cache
+        best = max(best, rates[rows])
+
+    enough = 0.95 * max(rates.values())
+    return min(rows for rows, rate in rates.items() if rate >= enough)
+
+
+def _step_seconds(decoder: Decoder, rows: int, window: int) -> float:
+    """The time of one step of `rows` rows at half the window, the best of three."""
+    cache = decoder.cache(rows, window)
+    tokens = torch.full((rows,), 0, device=decoder.device)
+    position = torch.full((rows,), window // 2, device=decoder.device)
+
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        logits = decoder.step(tokens, position, cache, window // 2 + 1)
+        logits[0, 0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+class _Rows:
+    """The rows in flight as the device knows them, a tensor each.
+
+    The token to decode and its position, the request's seed and limit, how many tokens were drawn
+    so far, how often the next one was tried, whether the row is done and by its end token, the
+    log-probability so far, and the tokens drawn.
+
+    Tensors are changed in place, so that a step can be recorded once and replayed.
+    """
+
+    def __init__(self, rows: int, longest: int, device: torch.device) -> None:
+        integers = torch.zeros(6, rows, dtype=torch.int64, device=device)
+        self.token, self.position, self.seed, self.limit, self.count, self.tries = integers
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.done = torch.ones_like(self.ended)
+        self.logprob = torch.zeros(rows, dtype=torch.float64, device=device)
+        # one more than any row gives: a row at its limit still writes, to a place that nobody reads
+        self.output = torch.zeros(
+            rows,
+            longest + 1,
+            dtype=torch.int64,
+            device=device,
+        )
+
+    def put(self, rows: Tensor, requests: Sequence[Request]) -> None:
+        """Begin requests in these rows: the last token of a prompt is decoded first."""
+        values = [(r.prompt[-1], len(r.prompt) - 1, signed(r.seed), r.max_tokens) for r in requests]
+        columns = torch.tensor(values).to(rows.device)  # (request, 4), in one copy to the device
+        token, position, seed, limit = columns.unbind(1)
+        self.token[rows] = token
+        self.position[rows] = position
+        self.seed[rows] = seed
+        self.limit[rows] = limit
+        for column in (self.count, self.tries, self.logprob, self.ended, self.done):
+            column[rows] = 0
+
+    def keep(self, rows: Tensor) -> None:
+        """Give up all rows but these."""
+        for name, column in vars(self).items():
+            setattr(self, name, column[rows])
+
+    def advance(self, logits: Tensor, owner: EmbeddedSampler) -> None:
+        """Draw a token for each row that is not done.
+
+        A row whose draw was rejected decodes its last token once more. There are no branches on
+        what was drawn: they would wait for a GPU, and could not be recorded.
+        """
+        token, logprob, drawn = draw(
+            logits,
+            self.seed,
+            self.count,
+            self.tries,
+            owner.temperature,
+            owner.top_p,
+            owner.absent,
+        )
+        drawn = drawn & ~self.done
+        ends = drawn & (token == owner.end)
+
+        # what was not drawn is written too: it counts only once `count` says so
+        self.output.scatter_(1, self.count[:, None], token[:, None])
+        self.count += drawn & ~ends
+        self.tries.add_(TRIES).masked_fill_(drawn, 0)
+        self.logprob += torch.where(drawn, logprob, 0.0)
+
+        self.ended |= ends
+        self.done |= ends | (drawn & (self.count >= self.limit))
+        self.token.copy_(torch.where(drawn, token, self.token))
+        # a row that is done goes on at position 0 of its cache, which its next request overwrites
+        self.position.add_(drawn).masked_fill_(self.done, 0)
+
+
+class _State:
+    """Which request each row decodes, which are waiting, and the results so far.
+
+    On a GPU the rows run `STRIDE` steps before the host looks, each step one launch of a CUDA
+    graph.
+    """
+
+    def __init__(
+        self,
+        owner: EmbeddedSampler,
+        requests: Sequence[Request],
+        window: int,
+        batch: int,
+    ) -> None:
+        self.owner = owner
+        self.requests = requests
+        self.decoder = owner.decoder
+        self.device = self.decoder.device
+        self.window = window
+        self.results: list[Result | None] = [None] * len(requests)
+
+        # popped from the end, longest first: a group prefills prompts of like length, and equal
+        # prompts stand together, so that they are read once
+        def length_and_prompt(number: int) -> tuple[int, tuple[int, ...], int]:
+            prompt = requests[number].prompt
+            return len(prompt), prompt, number
+
+        self.waiting = sorted(range(len(requests)), key=length_and_prompt)
+
+        rows = max(LEAST_ROWS, min(batch, len(requests)))
+        longest = max((r.max_tokens for r in requests), default=0)
+        self.cache = self.decoder.cache(rows, window)
+        self.rows = _Rows(rows, longest, self.device)
+
+        # what the host knows of each row without asking the device
+        self.request = np.full(rows, -1)  # -1: the row is free
+        self.max_position = np.zeros(rows, np.int64)  # the row's position is not beyond it
+
+        # a CPU looks at no cost and pays for padding; a GPU waits for a look and pays for launches
+        self.stride = STRIDE if owner.far else 1
+        self.group = 64 if owner.far else 8
+        self.graphs: dict[int, Any] = {}
+
+    def live(self) -> bool:
+        return bool((self.request >= 0).any())
+
+    def refill(self) -> None:
+        """Give free rows new requests, once an eighth of the rows is free.
+
+        With nothing waiting, free rows are given up once they are half of all.
+        """
+        free = np.flatnonzero(self.request < 0)
+        rows = len(self.request)
+        if self.waiting and len(free) >= max(1, rows // 8):
+            for start in range(0, len(free), self.group):
+                group = free[start : start + self.group]
+                group = group[: len(self.waiting)]
+                if len(group):
+                    self._prefill(group)
+        elif not self.waiting and rows > LEAST_ROWS and len(free) >= rows // 2:
+            live = np.flatnonzero(self.request >= 0)
+            spare = free[: max(0, LEAST_ROWS - len(live))]
+            self._keep(np.sort(np.concatenate((live, spare))))
+
+    def _prefill(self, group: np.ndarray) -> None:
+        """Put the next requests into free rows; a prompt that several share is read once."""
+        numbers = [self.waiting.pop() for _ in group]
+        chosen = [self.requests[number] for number in numbers]
+        group_rows = group.tolist()
+
+        # the row that reads each prompt: the first of those that want it. Backwards, so that the
+        # first one overwrites the others
+        reader: dict[tuple[int, ...], int] = {}
+        for row, request in zip(reversed(group_rows), reversed(chosen), strict=True):
+            reader[request.prompt] = row
+
+        # a prompt's last token is not read here: the first step decodes it
+        width = max(map(len, reader)) - 1
+        if width:
+            tokens = np.zeros((len(reader), width), np.int64)
+            for i, prompt in enumerate(reader):
+                tokens[i, : len(prompt) - 1] = prompt[:-1]
+            readers = self._index(list(reader.values()))
+            self.decoder.prefill(
+                torch.from_numpy(tokens).to(self.device),
+                readers,
+                self.cache,
+            )
+            self._copy_prompts(group_rows, chosen, reader)
+
+        self.rows.put(self._index(group), chosen)
+        self.request[group] = numbers
+        self.max_position[group] = [len(request.prompt) - 1 for request in chosen]
+
+    def _copy_prompts(
+        self,
+        rows: list[int],
+        requests: list[Request],
+        reader: dict[tuple[int, ...], int],
+    ) -> None:
+        """Copy the cache of each prompt's reader to the other rows with that prompt."""
+        targets = []
+        sources = []
+        for row, request in zip(rows, requests, strict=True):
+            source = reader[request.prompt]
+            if source != row:
+                targets.append(row)
+                sources.append(source)
+        if not targets:
+            return
+
+        to = self._index(targets)
+        source_rows = self._index(sources)
+        for keys, values in self.cache:
+            keys[to] = keys[source_rows]
+            values[to] = values[source_rows]
+
+    def _keep(self, rows: np.ndarray) -> None:
+        """Give up all rows but these, and with them their part of the cache."""
+        index = self._index(rows)
+        self.cache = [(keys[index], values[index]) for keys, values in self.cache]
+        self.rows.keep(index)
+        self.request = self.request[rows]
+        self.max_position = self.max_position[rows]
+        # they were recorded over the tensors that are gone
+        self.graphs.clear()
+
+    def _index(self, rows: Any) -> Tensor:
+        """Row numbers as an index on the device."""
+        return torch.as_tensor(np.asarray(rows, np.int64)).to(self.device)
+
+    def advance(self) -> None:
+        """Take a stride: that many steps of all rows."""
+        # attention looks no further into the cache than any row will be at the end of the stride
+        span = min(int(self.max_position.max()) + self.stride, self.window)
+        step: Callable[[], None] = partial(self._step, span)
+        if self.owner.far:
+            # rounded up to a multiple of SPAN, since every span needs a graph of its own
+            rounded = -(-span // SPAN) * SPAN
+            step = self._recorded(min(rounded, self.window))
+
+        for _ in range(self.stride):
+            step()
+        # rejected draws stay behind it, which costs a little attention and no look at the device
+        self.max_position[self.request >= 0] += self.stride
+
+    def _step(self, span: int) -> None:
+        logits = self.decoder.step(
+            self.rows.token,
+            self.rows.position,
+            self.cache,
+            span,
+        )
+        self.rows.advance(logits, self.owner)
+
+    def _recorded(self, span: int) -> Callable[[], None]:
+        """A step as a CUDA graph; the first stride of a span runs plainly, the second records."""
+        plain = partial(self._step, span)
+        if not self.owner.graphs:
+            return plain
+        # a plain stride comes first because libraries set themselves up on their first call, which
+        # a recording must not contain
+        if span not in self.graphs:
+            self.graphs[span] = None
+            return plain
+        if self.graphs[span] is None:
+            self.graphs[span] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graphs[span]):
+                plain()
+        replay: Callable[[], None] = self.graphs[span].replay
+        return replay
+
+    def retire(self) -> None:
+        """Take the results of rows that are done, and free them."""
+        done = self.rows.done.cpu().numpy()  # the one wait for the device in a stride
+        rows = np.flatnonzero(done & (self.request >= 0))
+        if not len(rows):
+            return
+
+        index = self._index(rows)
+        outputs = self.rows.output[index].tolist()
+        counts = self.rows.count[index].tolist()
+        ends = self.rows.ended[index].tolist()
+        logprobs = self.rows.logprob[index].tolist()
+        for i, row in enumerate(rows.tolist()):
+            if math.isnan(logprobs[i]):
+                raise FloatingPointError("the model's logits are not numbers")
+            tokens = tuple(outputs[i][: counts[i]])
+            finish: Literal["end", "length"] = "end" if ends[i] else "length"
+            self.results[self.request[row]] = Result(tokens, finish, logprobs[i])
+        self.request[rows] = -1
+        self.max_position[rows] = 0

@@ -1,0 +1,84 @@
+"""Which sampler does the work: the embedded engine for Llama and Qwen3 layouts,
+`transformers.generate` for all others, vLLM or a server where the configuration names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from synthboot import config
+from synthboot.data import tokenizer as tokenizers
+from synthboot.lm import model as models
+from synthboot.lm.sampling.embedded import EmbeddedSampler
+from synthboot.lm.sampling.generate import TransformersSampler
+from synthboot.lm.sampling.protocol import Sampler
+
+_NATIVE = ("qwen3", "llama")
+
+
+def open_sampler(
+    cfg: config.Synthesize,
+    engine: config.Engine,
+    folder: Path,
+    end: int,
+) -> Sampler:
+    """The sampler that `synthesize.sampler` names, over the model in `folder`."""
+    # imported where it is asked for: it needs a package of its own
+    if cfg.sampler == "vllm":
+        from synthboot.lm.sampling.vllm import VllmSampler
+
+        return VllmSampler(folder, end, cfg, engine.sample_batch)
+    if cfg.sampler == "server":
+        from synthboot.lm.sampling.client import ServerSampler
+
+        return ServerSampler(folder, end, cfg, engine.server)
+
+    model = models.load(folder).to(models.device(engine.device))
+    vocab_size = model.config.get_text_config().vocab_size
+    return sampler(
+        model,
+        end,
+        temperature=cfg.temperature,
+        top_p=cfg.top_p,
+        batch=engine.sample_batch,
+        dtype=cfg.dtype,
+        absent=tokenizers.load(folder).absent(vocab_size),
+    )
+
+
+def sampler(
+    model: Any,
+    end: int,
+    *,
+    temperature: float,
+    top_p: float,
+    batch: int | None = None,
+    dtype: str = "auto",
+    absent: Sequence[int] = (),
+) -> Sampler:
+    """The embedded engine where it knows the layout, else `transformers.generate`."""
+    engine = EmbeddedSampler if _is_native(model.config) else TransformersSampler
+    return engine(
+        model,
+        end,
+        temperature=temperature,
+        top_p=top_p,
+        batch=batch,
+        dtype=dtype,
+        absent=absent,
+    )
+
+
+def _is_native(layout: Any) -> bool:
+    """Whether the embedded engine knows all that this configuration asks for."""
+    rope = getattr(layout, "rope_parameters", None) or {}
+    layer_types = getattr(layout, "layer_types", None) or ()
+    return (
+        layout.model_type in _NATIVE
+        and layout.hidden_act == "silu"
+        and not layout.attention_bias
+        and not getattr(layout, "mlp_bias", False)
+        and rope.get("rope_type", "default") == "default"
+        and "sliding_attention" not in layer_types
+    )

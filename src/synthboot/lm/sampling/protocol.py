@@ -1,0 +1,47 @@
+"""What every sampler takes and gives: requests (prompt, seed, limit) -> results (tokens, finish
+reason, log-probability).
+
+Nothing but temperature and top-p shapes what is drawn, whatever generation settings a model came
+with, and entries of a model's vocabulary that the tokenizer does not have (`absent`) are never
+drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue by at most `max_tokens`.
+
+    Equal seeds give equal continuations of equal prompts.
+    """
+
+    prompt: tuple[int, ...]
+    seed: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A continuation, its end token left out.
+
+    `logprob` is the sum over its tokens, the end token included, under the model at temperature 1
+    and before truncation.
+    """
+
+    tokens: tuple[int, ...]
+    finish: Literal["end", "length"]
+    logprob: float
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Anything that continues prompts."""
+
+    def sample(self, requests: Sequence[Request]) -> list[Result]:
+        """One result per request, in order."""
+        ...

@@ -1,0 +1,415 @@
+"""Where work runs on one machine: processes side by side, one thread each.
+
+One thread a process keeps results the same whatever `engine.jobs` is, and several processes use the
+cores better than several threads do at these sizes. Workers come from a fork server that has
+imported torch once, and a worker's own workers by forking it. A worker that dies is an error here,
+never a hang, and a worker does not outlive its parent, however that went: the kernel kills it, even
+one that is stopped or deep in a library. Ctrl-C and the terminal's end are for the parent alone,
+which kills its workers as it goes; one that is stopped for a while is waited for.
+
+`start`/`wait` run whole units side by side; `imap` streams items through workers and yields results
+in item order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from synthboot.errors import SynthbootError
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+    # Keep freed memory: glibc gives large blocks back and gets them again, page by page, at every
+    # step of a loop (EXPERIMENTS.md has what that costs). A worker ends with its unit, and its
+    # memory with it.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+"""What workers find in their environment unless the user has set it.
+
+Libraries and libc read it as they start.
+"""
+
+PATIENCE = 5.0
+"""Seconds that a process may take to end once it has said its last word; then it is killed."""
+
+_PARENT_ONLY = {signal.SIGINT, signal.SIGHUP}
+_PR_SET_PDEATHSIG = 1
+_PRELOAD = [
+    "synthboot.forked",
+    "torch",
+    "transformers.models.qwen3.modeling_qwen3",
+    "sklearn.feature_extraction.text",
+    "pyarrow.parquet",
+]
+_REASONS = {
+    -9: " (out of memory?)",
+    255: " (with the fork server that it came from)",
+}
+"""What an exit code tells of how a process died."""
+
+
+class WorkerDied(SynthbootError):
+    """A worker process ended without a word: killed, or out of memory."""
+
+
+class WorkerFailed(Exception):
+    """An unexpected exception in a worker, with its traceback."""
+
+
+def jobs(wanted: int, device: str = "cpu") -> int:
+    """How many processes to use: `wanted`, or one per GPU, or one per core this process may use."""
+    if wanted:
+        return wanted
+    # The driver's device file tells whether there is a GPU; asking torch would import it.
+    if device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists()):
+        return max(1, len(gpus()))
+    return len(os.sched_getaffinity(0))
+
+
+def gpus() -> list[str]:
+    """The names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return [name for name in allowed.split(",") if name]
+    return sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
+
+
+class Pool:
+    """Processes that each run one function and report how they get on."""
+
+    def __init__(self) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        # A worker's own workers are forked: a worker has one thread, and has imported all there is.
+        method = "fork" if multiprocessing.parent_process() else "forkserver"
+        self._context: Any = multiprocessing.get_context(method)
+        if self._context.get_start_method() == "forkserver":
+            self._context.set_forkserver_preload(_PRELOAD)
+        self._running: dict[Connection, tuple[Any, Any, str | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def keys(self) -> set[Any]:
+        """What still runs."""
+        return {key for key, *_ in self._running.values()}
+
+    def start(
+        self,
+        key: Any,
+        function: Callable[..., Any],
+        *arguments: Any,
+        own_gpu: bool = False,
+    ) -> Connection:
+        """Run `function(*arguments, connection)` in a new process; returns this end's connection.
+
+        With `own_gpu` it sees one GPU, and its neighbours others.
+        """
+        visible = gpus() if own_gpu else []
+        gpu = None
+        if len(visible) > 1:  # the one that the fewest others use
+            in_use = [used for _, _, used in self._running.values()]
+            gpu = min(visible, key=in_use.count)
+
+        own_end, worker_end = self._context.Pipe()
+        process = self._context.Process(
+            target=_main,
+            args=(worker_end, function, arguments, gpu),
+            daemon=False,  # a daemon may have no workers of its own
+        )
+        try:
+            with _without_main(), warnings.catch_warnings():
+                # a worker's one thread only waits for its parent's end; a resource tracker that
+                # died is made again
+                warnings.simplefilter("ignore")
+                if self._context.get_start_method() == "forkserver":
+                    _fork_server()
+                process.start()
+        # The fork server died, or there is no room for another process.
+        except (OSError, EOFError) as error:
+            own_end.close()
+            raise WorkerDied(
+                f"{key}: its process did not start ({_words(error)}); run again"
+            ) from None
+        except BaseException:  # Ctrl-C: a worker on its way finds nobody at the other end
+            own_end.close()
+            raise
+        finally:
+            worker_end.close()
+        self._running[own_end] = (key, process, gpu)
+        return own_end
+
+    def wait(self) -> list[tuple[Any, str, Any]]:
+        """What has happened since, at least one event.
+
+        An event is (key, "progress" | "note" | "done" | "failed", value).
+        """
+        sentinels = [process.sentinel for _, process, _ in self._running.values()]
+        ready = wait([*self._running, *sentinels])
+        events = []
+        for connection, (key, process, _) in list(self._running.items()):
+            if connection not in ready and process.sentinel not in ready:
+                continue
+            kind, value = _receive(key, process, connection)
+            if kind in ("done", "failed"):
+                del self._running[connection]
+                _release(process, connection)
+            events.append((key, kind, value))
+        return events
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        # All at once, then one after the other: each may take its time to end.
+        for _, process, _ in self._running.values():
+            process.kill()
+        for connection, (_, process, _) in self._running.items():
+            _release(process, connection)
+        self._running.clear()
+
+
+def _receive(
+    key: Any,
+    process: Any,
+    connection: Connection,
+) -> tuple[str, Any]:
+    """The next message of a process, or that it died without one."""
+    with suppress(EOFError, OSError):
+        if connection.poll():  # also what a process that is gone by now had still sent
+            try:
+                return connection.recv()
+            except (EOFError, OSError):
+                raise
+            # An object that was taken apart there cannot be put together here.
+            except Exception as error:
+                problem = f"{key}: what it sent cannot be read ({_words(error)})"
+                return "failed", WorkerFailed(problem)
+    _end(process)
+    code = process.exitcode
+    reason = f"exit code {code}{_REASONS.get(code, '')}"
+    problem = f"{key}: its process died, {reason}; run again to go on from there"
+    return "failed", WorkerDied(problem)
+
+
+def _end(process: Any) -> None:
+    """Wait for a process that has nothing more to do, and no longer than it deserves."""
+    process.join(PATIENCE)
+    if process.exitcode is None:
+        process.kill()
+        process.join(PATIENCE)  # not for ever: what waits for a disk cannot be killed
+
+
+def _release(process: Any, connection: Connection) -> None:
+    """Let go of all that ties a process to this one.
+
+    So it ends even where its fork server is gone.
+    """
+    connection.close()
+    _end(process)
+    with suppress(ValueError):  # it still waits for its disk
+        process.close()
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def imap(
+    setup: Callable[..., Callable[[Any], Any]],
+    arguments: Sequence[Any],
+    items: Iterable[Any],
+    workers: int,
+) -> Iterator[Any]:
+    """`setup(*arguments)(item)` for every item, in order, by `workers` processes.
+
+    Each process calls setup once. Each worker holds one item at a time; closing the generator stops
+    the workers.
+    """
+    if workers == 1:
+        handle = setup(*arguments)
+        for item in items:
+            yield handle(item)
+        return
+    pool = Pool()
+    source = enumerate(items)
+    try:
+        connections = {}
+        for i in range(workers):
+            name = f"worker {i + 1}"
+            connections[name] = pool.start(name, _serve, setup, tuple(arguments), own_gpu=True)
+        idle = list(connections.values())
+
+        # Items are numbered: `sent` is the next to go out, `due` the next to be yielded.
+        results: dict[int, Any] = {}
+        sent = 0
+        due = 0
+        while True:
+            # One slow worker must not let the others run ahead without end: their results are kept
+            # until its own is there.
+            while idle and sent - due < 3 * workers:
+                item = next(source, None)
+                if item is None:
+                    break
+                _send(idle.pop(), item)
+                sent += 1
+            if due == sent:
+                return
+
+            for key, kind, value in pool.wait():
+                if kind != "progress":
+                    raise value if kind == "failed" else WorkerDied(f"{key}: ended early")
+                number, result = value
+                results[number] = result
+                idle.append(connections[key])
+            while due in results:
+                yield results.pop(due)
+                due += 1
+    finally:
+        pool.close()
+
+
+def _send(connection: Connection, item: tuple[int, Any]) -> None:
+    # A worker that is dead is reported by `wait`, with the reason.
+    with suppress(BrokenPipeError, ConnectionResetError):
+        connection.send(item)
+
+
+def _serve(
+    setup: Callable[..., Callable[[Any], Any]],
+    arguments: tuple[Any, ...],
+    connection: Connection,
+) -> None:
+    """In a worker of `imap`: one item in, one result out, until it is killed."""
+    handle = setup(*arguments)
+    while True:
+        number, item = connection.recv()
+        connection.send(("progress", (number, handle(item))))
+
+
+def _main(
+    connection: Connection,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    gpu: str | None,
+) -> None:
+    """A worker's life: no thread but ours, no Ctrl-C of its own, no life after its parent's."""
+    end_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_ONLY)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    outcome: tuple[str, Any]
+    try:
+        import torch
+
+        torch.set_num_threads(1)
+        outcome = ("done", function(*arguments, connection))
+    except SynthbootError as error:
+        outcome = ("failed", error)
+    except BaseException:
+        outcome = ("failed", WorkerFailed(traceback.format_exc()))
+    with suppress(OSError):  # the other end is gone
+        try:
+            connection.send(outcome)
+        except OSError:
+            raise
+        except Exception:  # what cannot be pickled
+            connection.send(("failed", WorkerFailed(traceback.format_exc())))
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process as soon as the one that forked it is dead.
+
+    It does so whatever this process is doing then.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    # The fork server, whose child a worker is, ends when nobody holds this pipe: that has to be its
+    # client alone.
+    server: Any = forkserver._forkserver
+    if multiprocessing.parent_process() is not None and server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
+
+
+def _fork_server() -> None:
+    """Start the fork server unless it runs, deaf to what is for its parent alone.
+
+    It is so from its first moment on: a Ctrl-C while it imports torch would be a traceback on the
+    terminal.
+    """
+    resource_tracker.ensure_running()  # which unblocks Ctrl-C as it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_ONLY)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP stop as Ctrl-C does, unless they are ignored (`nohup`).
+
+    They raise a KeyboardInterrupt with the signal's number. Once is enough: what comes while things
+    are put in order does not interrupt that.
+    """
+    before = {}
+    # Handlers can be set by the main thread alone; who calls from elsewhere sees to it.
+    if threading.current_thread() is threading.main_thread():
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            handler = signal.getsignal(each)
+            if handler is not signal.SIG_IGN:
+                before[each] = handler
+
+    def stop(number: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    for each in before:
+        signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the user's script while a process starts.
+
+    Workers run our functions only, and importing the script again would run it again wherever it
+    lacks a `__main__` guard.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _end_with(sentinel: Any) -> None:
+    """End this process once its parent has, where the kernel does not see to it."""
+    wait([sentinel])
+    os._exit(1)

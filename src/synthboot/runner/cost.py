@@ -1,0 +1,178 @@
+"""What a run will cost, and what it will be able to show, before anything is started.
+
+Cost: training and sampling are counted from the configuration. The time is those FLOPs over a
+matrix-product rate measured here in half a second, times the share of it that each kind of work
+has been seen to reach (`docs/decisions.md`). Good to a factor of two.
+
+Power: where the run folder holds an evaluation of two seeds or more, the smallest difference to
+repetition that the configured number of seeds, and more of them, would show.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from synthboot import pool, statistics
+from synthboot.artifacts.store import read_listed
+from synthboot.config import Config
+from synthboot.data.disk import read_json
+from synthboot.errors import CorruptArtifact
+from synthboot.recipes import Unit
+from synthboot.runner.executor import State
+
+_EFFICIENCY = {"train": 0.4, "sample": 0.12}
+_MORE_SEEDS = (5, 10)
+
+
+def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> dict[str, float]:
+    """Totals over what is not done: `train_tokens`, `sampled_tokens`, `flops`, `hours`, `bytes`."""
+    todo = [unit for name, unit in units.items() if states[name].status != "done"]
+    models = 0
+    tuned = 0
+    sampled_tokens = 0
+    for unit in todo:
+        if unit.stage == "synthesize":
+            sampled_tokens += unit.options["budget_tokens"]
+        elif unit.stage in ("base", "pretrain"):
+            models += not _is_copy(unit)
+        elif unit.stage == "tune":
+            tuned += not _is_copy(unit)
+    train_tokens = models * cfg.budget.train_tokens + tuned * _tuning_tokens(cfg)
+
+    # A backward pass costs twice a forward pass. Sampling reads a d1 for every d2.
+    forward = _forward_flops(cfg)
+    flops = {"train": 3 * forward * train_tokens, "sample": 2 * forward * sampled_tokens}
+    rate = _matmul_rate() * pool.jobs(cfg.engine.jobs, cfg.engine.device)
+    seconds = sum(work / (rate * _EFFICIENCY[kind]) for kind, work in flops.items())
+
+    return {
+        "train_tokens": train_tokens,
+        "sampled_tokens": sampled_tokens,
+        "flops": sum(flops.values()),
+        "hours": seconds / 3600,
+        "bytes": _stored_bytes(cfg, models, train_tokens, sampled_tokens),
+    }
+
+
+def sentence(cost: dict[str, float]) -> str:
+    """The estimate in words."""
+    if not cost["flops"]:
+        return "nothing to train or to sample"
+    return (
+        f"to do: {cost['train_tokens']:,.0f} tokens to train on and "
+        f"{cost['sampled_tokens']:,.0f} to sample, {cost['flops']:.2g} FLOPs; "
+        f"on this machine about {cost['hours']:.1f} hours (to a factor of two) and "
+        f"{cost['bytes'] / 2**20:,.0f} MiB"
+    )
+
+
+@dataclass(frozen=True)
+class Power:
+    """The smallest true difference between `subject` and repetition, in nats per token, that a
+    number of seeds shows four times in five."""
+
+    subject: str
+    detectable: dict[int, float]
+
+
+def power(cfg: Config, units: dict[str, Unit]) -> Power | None:
+    """What more seeds would show, by the noise of the evaluation in the run folder.
+
+    None where there is none, or where it has one seed or no arm of the method.
+    """
+    folder = units["evaluate"].folder(cfg.folder)
+    try:
+        result = read_listed(folder, "evaluate.json")
+    except CorruptArtifact:
+        return None  # not there, or damaged: `run` makes it, and says so
+    measured = result[result["checkpoint"]].get("power")
+    if measured is None:
+        return None
+
+    noise = statistics.Components(**measured["noise"])
+    numbers = sorted({len(cfg.pretrain.seeds), *_MORE_SEEDS} - {1})
+    return Power(
+        measured["subject"],
+        {
+            seeds: statistics.detectable(noise, seeds, measured["items"], cfg.evaluate.confidence)
+            for seeds in numbers
+        },
+    )
+
+
+def power_sentence(found: Power) -> str:
+    """What more seeds would show, in words."""
+    (fewest, difference), *more = found.detectable.items()
+    further = "".join(f", {seeds} seeds {value:.4f}" for seeds, value in more)
+    return (
+        f"power: by the noise of the evaluation that is there, {fewest} seeds show a difference of "
+        f"{found.subject} to repetition of {difference:.4f} nats per token or more "
+        f"four times in five{further}"
+    )
+
+
+def _is_copy(unit: Unit) -> bool:
+    """Whether a model is one of its sweep's, trained already."""
+    if unit.stage == "tune":
+        return any(role.startswith("trial/") for role in unit.parents)
+    return bool(unit.options.get("ready"))
+
+
+def _tuning_tokens(cfg: Config) -> int:
+    """Most tokens that one synthesizer is tuned on; a pair is taken for two documents."""
+    return cfg.tune.max_tokens or int(2 * _unique_tokens(cfg) * cfg.tune.max_epochs)
+
+
+def _stored_bytes(cfg: Config, models: int, train_tokens: int, sampled_tokens: int) -> float:
+    """What the run adds to the disk: two checkpoints of every model, the optimizer state of the
+    one that is training, and the samples."""
+    parameters = _parameters(cfg)
+    checkpoints = models * 2 * 4 * parameters
+    resumable = 3 * 4 * parameters if train_tokens else 0
+    token_bytes = 2 if cfg.corpus.vocab_size <= 1 << 16 else 4
+    log_probability_bytes = 4
+    return checkpoints + resumable + sampled_tokens * (token_bytes + log_probability_bytes)
+
+
+def _unique_tokens(cfg: Config) -> int:
+    """Tokens in D_pretrain; before all of a corpus has been read, what is trained on."""
+    if cfg.budget.unique_tokens != "all":
+        return cfg.budget.unique_tokens
+    summary = cfg.folder / "01-corpus" / "corpus.json"
+    if not summary.exists():
+        return cfg.budget.train_tokens
+    return int(read_json(summary)["pretrain_tokens"])
+
+
+def _parameters(cfg: Config) -> float:
+    model = cfg.model
+    kv_fraction = (model.kv_heads or model.heads) / model.heads
+    ffn_fraction = (model.ffn or 3 * model.width) / model.width
+
+    # Queries and output, keys and values, and the three matrices of the gated MLP.
+    per_block = model.width**2 * (2 + 2 * kv_fraction + 3 * ffn_fraction)
+    return model.layers * per_block + cfg.corpus.vocab_size * model.width
+
+
+def _forward_flops(cfg: Config) -> float:
+    """Per token: two for every parameter, and attention over half a row on average."""
+    attention = 2 * cfg.model.layers * cfg.model.width * cfg.model.seq_len
+    return 2 * _parameters(cfg) + attention
+
+
+def _matmul_rate() -> float:
+    """FLOP/s of one process here, in float32 products of 512 x 512, the best of several."""
+    from threadpoolctl import threadpool_limits
+
+    matrix = np.ones((512, 512), np.float32)
+    times = []
+    # Workers have one thread each, and are counted by `pool.jobs`.
+    with threadpool_limits(1):
+        for _ in range(8):
+            start = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - start)
+    return 2 * 512**3 / min(times)

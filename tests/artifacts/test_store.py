@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+
+from synthboot.artifacts import store
+from synthboot.artifacts.store import Manifest, Shards
+from synthboot.data import disk
+from synthboot.errors import CorruptArtifact, StorageError
+
+
+def made(folder: Path) -> Manifest:
+    store.begin(folder, "mark")
+    (folder / "part").mkdir()
+    (folder / "part" / "data.bin").write_bytes(b"abc" * 1_000)
+    manifest = Manifest("pair", 1, "mark", {"pair": {"min_similarity": 0.75}}, {"corpus": "c1"})
+    store.commit(folder, manifest)
+    return manifest
+
+
+def test_fingerprint_depends_on_stage_version_settings_and_parents() -> None:
+    base = ("pair", 1, {"a": 1}, {"corpus": "x"})
+    others = [
+        ("tune", 1, {"a": 1}, {"corpus": "x"}),
+        ("pair", 2, {"a": 1}, {"corpus": "x"}),
+        ("pair", 1, {"a": 2}, {"corpus": "x"}),
+    ]
+    marks = {store.fingerprint(*p) for p in [base, *others, ("pair", 1, {"a": 1}, {"corpus": "y"})]}
+    assert len(marks) == 5
+    assert store.fingerprint("pair", 1, {"a": 1, "b": 2}, {}) == store.fingerprint("pair", 1, {"b": 2, "a": 1}, {})
+
+
+def test_manifest_comes_back_and_verifies(tmp_path: Path) -> None:
+    made(tmp_path / "x")
+    found = store.read_manifest(tmp_path / "x")
+    assert found is not None
+    assert list(found.files) == ["part/data.bin"]
+    store.verify(tmp_path / "x", found)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: p.write_bytes(b"abd" + b"abc" * 999), "does not match its hash"),
+        (lambda p: p.write_bytes(b"abc"), "has 3 bytes, not 3000"),
+        (lambda p: p.unlink(), "is missing"),
+    ],
+)
+def test_a_changed_file_is_named(tmp_path: Path, spoil: object, message: str) -> None:
+    manifest = made(tmp_path / "x")
+    spoil(tmp_path / "x" / "part" / "data.bin")  # type: ignore[operator]
+    with pytest.raises(CorruptArtifact, match=rf"data\.bin: {message}"):
+        store.verify(tmp_path / "x", manifest)
+
+
+def test_a_spoiled_manifest_is_an_error_not_a_missing_one(tmp_path: Path) -> None:
+    made(tmp_path / "x")
+    (tmp_path / "x" / "manifest.json").write_text('{"stage": ')
+    with pytest.raises(CorruptArtifact, match="unreadable"):
+        store.read_manifest(tmp_path / "x")
+
+
+def test_drift_says_what_changed() -> None:
+    manifest = Manifest("pair", 1, "m", {"pair": {"min_similarity": 0.75, "k": 3}}, {"corpus": "c1", "embed": "e1"})
+    reasons = store.drift(manifest, 2, {"pair": {"min_similarity": 0.8, "k": 3}}, {"corpus": "c2", "embed": "e1"})
+    assert reasons == ["stage version 1 -> 2", "pair.min_similarity 0.75 -> 0.8", "corpus changed"]
+
+
+def test_begin_keeps_parts_of_the_same_mark_and_wipes_others(tmp_path: Path) -> None:
+    store.begin(tmp_path / "x", "one")
+    (tmp_path / "x" / "part").write_text("kept")
+    store.begin(tmp_path / "x", "one")
+    assert (tmp_path / "x" / "part").exists()
+    store.begin(tmp_path / "x", "two")
+    assert not (tmp_path / "x" / "part").exists()
+
+
+def test_a_committed_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), disk.committed_folder(tmp_path / "x") as temporary:
+        (temporary / "half").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with disk.committed_folder(tmp_path / "x") as temporary:
+        (temporary / "whole").write_text("whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["part.json", "whole"]
+
+
+def test_shards_are_written_once_and_cut(tmp_path: Path) -> None:
+    shards, calls = Shards(tmp_path / "s"), []
+    for index in (0, 1, 1, 3):
+        shards.write(index, lambda out, index=index: calls.append(index) or {"n": index})  # type: ignore[misc]
+    assert calls == [0, 1, 3]
+    (tmp_path / "s" / "000001 (copy)").mkdir()
+    shards.close(2)
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["000000", "000001", "shards.json"]
+    shards.write(2, lambda _: {})  # one too many, or a copy: no reader sees it
+    assert [p.name for p in shards] == ["000000", "000001"]
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match="the disk is full; free some space and run again"),
+        disk.storage_errors(tmp_path),
+    ):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(StorageError, match="disk is full"), disk.storage_errors(tmp_path):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors says it
+    with pytest.raises(StorageError, match="choose another `root`"), disk.storage_errors(tmp_path):
+        raise PermissionError(13, "Permission denied")

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+
+from synthboot.neighbors import join
+from synthboot.neighbors.join import Clusters, exact
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def clustered(docs: int, groups: int = 50, dim: int = 24, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(groups, dim))
+    return unit(centers[rng.integers(0, groups, docs)] + 0.5 * rng.normal(size=(docs, dim))).astype(np.float16)
+
+
+def brute_force(queries: np.ndarray, base: np.ndarray, k: int, own: np.ndarray | None) -> np.ndarray:
+    similarity = queries.astype(np.float64) @ base.astype(np.float64).T
+    if own is not None:
+        similarity[np.arange(len(queries)), own] = -np.inf
+    return np.sort(similarity, axis=1)[:, ::-1][:, :k]
+
+
+@pytest.mark.parametrize(
+    ("docs", "queries", "own"), [(700, 700, True), (700, 300, False), (20_005, 1_100, True), (8_193, 40, True)]
+)
+def test_exact_against_brute_force_across_blocks(docs: int, queries: int, own: bool) -> None:
+    vectors = clustered(docs)
+    rows = np.random.default_rng(1).permutation(docs)[:queries]
+    mine = rows if own else None
+    index, score = exact(vectors[rows], vectors, 7, mine)
+    assert np.allclose(score, brute_force(vectors[rows], vectors, 7, mine), atol=1e-5)
+    found = np.einsum("qd,qkd->qk", vectors[rows].astype(np.float64), vectors[index].astype(np.float64))
+    assert np.allclose(found, score, atol=1e-5)
+    assert all(len(set(row)) == 7 for row in index.tolist())
+    if own:
+        assert (index != rows[:, None]).all()
+
+
+def test_oneself_is_excluded_by_number_not_by_rank() -> None:
+    vectors = unit(np.array([[1.0, 0], [1, 0], [1, 0], [0, 1]]))  # three equal vectors
+    index, score = exact(vectors, vectors, 2, np.arange(4))
+    assert index[:3].tolist() == [[1, 2], [0, 2], [0, 1]]
+    assert np.allclose(score[:3], 1)
+
+
+def test_fewer_documents_than_neighbours() -> None:
+    index, score = exact(unit(np.eye(3)), unit(np.eye(3)), 5, np.arange(3))
+    assert (index[:, 2:] == -1).all()
+    assert np.isneginf(score[:, 2:]).all()
+    assert exact(unit(np.eye(1)), unit(np.eye(1)), 2, np.arange(1))[0].tolist() == [[-1, -1]]
+
+
+def test_thousands_of_identical_vectors() -> None:
+    same = np.repeat(unit(np.ones((1, 8))), 3_000, 0).astype(np.float16)
+    index, score = exact(same, same, 5, np.arange(3_000))
+    assert (index >= 0).all()
+    assert (index != np.arange(3_000)[:, None]).all()
+    assert np.allclose(score, 1, atol=1e-3)
+    found = Clusters.build(same, join.fit_centroids(same, 8, 0), 0.1).join(0, 3_000, 5)[0]
+    assert (found >= 0).all()
+
+
+def recall(found: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.mean([np.isin(t, f).mean() for f, t in zip(found, truth, strict=True)]))
+
+
+def build(vectors: np.ndarray, clusters: int, probe_radius: float) -> Clusters:
+    return Clusters.build(vectors, join.fit_centroids(vectors, clusters, 0), probe_radius)
+
+
+def joined(clusters: Clusters, k: int, query_block: int) -> tuple[np.ndarray, np.ndarray]:
+    docs = len(clusters.order)
+    index, score = np.empty((docs, k), np.int64), np.empty((docs, k), np.float32)
+    for start in range(0, docs, query_block):
+        rows = clusters.order[start : start + query_block]
+        index[rows], score[rows] = clusters.join(start, min(start + query_block, docs), k)
+    return index, score
+
+
+@pytest.mark.parametrize("query_block", [300, 1_024, 5_000])
+def test_looking_into_every_cluster_is_exact_whatever_the_block(query_block: int) -> None:
+    vectors = clustered(3_000)
+    index, score = joined(build(vectors, 40, 2.0), 6, query_block)
+    assert np.allclose(score, brute_force(vectors, vectors, 6, np.arange(3_000)), atol=1e-5)
+    assert (index != np.arange(3_000)[:, None]).all()
+    assert all(len(set(row)) == 6 for row in index.tolist())
+
+
+def test_recall_is_foretold_without_a_join() -> None:
+    vectors = clustered(4_000, 400)
+    truth, _ = exact(vectors, vectors, 8, np.arange(4_000))
+    queries = np.arange(0, 4_000, 7)
+    centroids = join.fit_centroids(vectors, 64, 0)
+    needed = join.reach_needed(vectors, centroids, queries, truth[queries])
+    for probe_radius in (0.0, 0.05, 0.2):
+        index, _ = joined(Clusters.build(vectors, centroids, probe_radius), 8, 2_048)
+        real = recall(index[queries], truth[queries])
+        assert real == pytest.approx((needed <= probe_radius).mean(), abs=2e-3)
+        assert probe_radius == 0.2 or real < 0.99  # otherwise the test could not fail
+
+
+def test_what_is_within_reach() -> None:
+    vectors = clustered(500)
+    centroids = join.fit_centroids(vectors, 20, 0)
+    clusters, counts = join.within_radius(vectors, centroids, 0.3)
+    similarity = vectors.astype(np.float32) @ centroids.T
+    for row, found in zip(similarity, np.split(clusters, np.cumsum(counts)[:-1]), strict=True):
+        assert found[0] == row.argmax()
+        assert set(found.tolist()) == set(np.flatnonzero(row >= row.max() - 0.3).tolist())
+        assert (np.diff(found[1:]) > 0).all()
+    assert (join.within_radius(vectors, centroids, 0.0)[1] == 1).all()
+
+
+def test_rows_that_are_not_in_the_cells_find_theirs() -> None:
+    vectors, others = clustered(2_000), clustered(200, seed=3)
+    index, score = build(vectors, 30, 0.0).search(others, 5, 2.0)
+    assert np.allclose(score, brute_force(others, vectors, 5, None), atol=1e-5)
+    assert np.allclose(np.einsum("qd,qkd->qk", others.astype(float), vectors[index].astype(float)), score, atol=1e-5)
+
+
+def test_near_cells_stand_near_each_other() -> None:
+    """Clusters in a row are more alike than clusters at random, which is what keeps a block to few of them."""
+    centroids = join.fit_centroids(clustered(5_000, 300), 200, 0)
+    alike = centroids @ centroids.T
+    following = np.mean([alike[i, i + 1] for i in range(len(alike) - 1)])
+    assert following > alike[~np.eye(len(alike), dtype=bool)].mean() + 0.2
+
+
+def test_cells_on_disk_are_the_same(tmp_path: object) -> None:
+    from pathlib import Path
+
+    clusters = build(clustered(1_000), 20, 0.1)
+    clusters.save(Path(str(tmp_path)))
+    assert np.array_equal(Clusters.load(Path(str(tmp_path))).join(100, 700, 5)[0], clusters.join(100, 700, 5)[0])

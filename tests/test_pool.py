@@ -1,0 +1,373 @@
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthboot import pool
+from synthboot.errors import ConfigError
+
+
+def double(offset: int) -> Any:
+    def run(item: int) -> tuple[int, int]:
+        time.sleep(0.02 * (item % 3))  # finish out of order
+        return 2 * item + offset, os.getpid()
+
+    return run
+
+
+def failing(_: int) -> Any:
+    def run(item: int) -> int:
+        if item == 3:
+            raise ConfigError("three is too many")
+        if item == 5:
+            raise ZeroDivisionError("a bug")
+        if item == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    return run
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_imap_keeps_the_order_of_its_items(workers: int) -> None:
+    results = list(pool.imap(double, (1,), range(12), workers))
+    assert [value for value, _ in results] == [2 * i + 1 for i in range(12)]
+    assert len({pid for _, pid in results}) == (1 if workers == 1 else 2)
+
+
+def test_imap_reads_an_endless_source_only_as_far_as_it_must() -> None:
+    asked = []
+
+    def source() -> Any:
+        number = 0
+        while True:
+            asked.append(number)
+            yield number
+            number += 1
+
+    found = pool.imap(double, (0,), source(), 2)
+    assert [next(found)[0] for _ in range(4)] == [0, 2, 4, 6]
+    found.close()
+    assert len(asked) < 12
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "message"),
+    [
+        (3, ConfigError, "three is too many"),
+        (5, pool.WorkerFailed, "ZeroDivisionError: a bug"),
+        (7, pool.WorkerDied, "exit code -9"),
+    ],
+)
+def test_a_worker_that_fails_or_dies_is_an_error_never_a_hang(item: int, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        list(pool.imap(failing, (0,), [item, 1, 2], 2))
+
+
+def test_jobs_default_to_the_cores_this_process_may_use() -> None:
+    assert pool.jobs(0) == len(os.sched_getaffinity(0))
+    assert pool.jobs(3) == 3
+    assert pool.jobs(0, "cuda") == 1  # a GPU is not shared unless the user says so
+    assert pool.jobs(2, "cuda") == 2
+
+
+def _seen(_: Any) -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def _setup() -> Any:
+    return _seen
+
+
+def _refilled() -> Any:
+    def faults(_: Any) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytearray(2**24).find(b"x")  # made, read through, and freed
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    return faults
+
+
+def test_a_worker_keeps_the_memory_it_frees() -> None:
+    first, *later = pool.imap(_refilled, (), range(4), 2)  # two workers: each has its first
+    pages = 2**24 // os.sysconf("SC_PAGESIZE")
+    assert first > pages / 2
+    assert max(later[1:]) < pages / 8
+
+
+def test_workers_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert pool.gpus() == ["3", "5"]
+    assert pool.jobs(0, "cuda") == 2
+    assert set(pool.imap(_setup, (), range(40), 2)) <= {"3", "5"}
+    running = pool.Pool()
+    try:
+        for number in range(4):
+            running.start(number, time.sleep, own_gpu=True)
+        assert sorted(str(gpu) for *_, gpu in running._running.values()) == ["3", "3", "5", "5"]
+    finally:
+        running.close()
+
+
+class Unreadable(ConfigError):
+    """An error that pickle takes apart and cannot put together."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(what + why)
+
+
+def odd(way: str) -> Any:
+    """A worker that goes wrong at its third item in some way."""
+    if way == "setup raises":
+        raise ConfigError("nothing to work with")
+
+    def run(item: int) -> Any:
+        if item != 3:
+            return item
+        if way == "ends without a word":
+            os._exit(0)
+        if way == "exits":
+            sys.exit(3)
+        if way == "hangs up":
+            os.closerange(3, 256)
+            time.sleep(60)
+        if way == "sends what cannot be sent":
+            return lambda: None
+        if way == "raises what cannot be read":
+            raise Unreadable("a", "b")
+        if way == "dies between two items":
+            threading.Timer(0.1, os._exit, (7,)).start()
+        if isinstance(way, int):
+            os.kill(os.getpid(), way)
+            time.sleep(0.3)
+        return bytes(2**25) if way == "sends much" else item
+
+    return run
+
+
+def some(way: Any) -> Iterator[int]:
+    for item in range(8):
+        if way == "items raise" and item == 5:
+            raise ConfigError("no more of these")
+        if way == "dies between two items" and item == 5:
+            time.sleep(0.4)
+        yield item
+
+
+DIED = "worker [12]: its process died, exit code {}.*; run again to go on from there"
+
+
+@pytest.mark.parametrize(
+    ("way", "error", "message"),
+    [
+        ("setup raises", ConfigError, "nothing to work with"),
+        ("ends without a word", pool.WorkerDied, DIED.format(0)),
+        ("exits", pool.WorkerFailed, "SystemExit: 3"),
+        ("hangs up", pool.WorkerDied, DIED.format(-9)),
+        ("sends what cannot be sent", pool.WorkerFailed, "lambda"),
+        ("raises what cannot be read", pool.WorkerFailed, "worker [12]: what it sent cannot be read .*TypeError"),
+        ("dies between two items", pool.WorkerDied, DIED.format(7)),
+        ("items raise", ConfigError, "no more of these"),
+        (signal.SIGTERM, pool.WorkerDied, DIED.format(-15)),
+        (signal.SIGSEGV, pool.WorkerDied, DIED.format(-11)),
+    ],
+)
+def test_whatever_a_worker_does_is_an_error_within_seconds(
+    way: Any, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "PATIENCE", 0.5)
+    with pytest.raises(error, match=message):
+        list(pool.imap(odd, (way,), some(way), 2))
+
+
+@pytest.mark.parametrize("way", ["sends much", signal.SIGINT, signal.SIGHUP])
+def test_what_is_no_fault_is_none(way: Any) -> None:
+    assert len(list(pool.imap(odd, (way,), some(way), 2))) == 8
+
+
+def stopped(child_of: int | None = None) -> list[int]:
+    """Processes that a SIGSTOP holds."""
+    return [pid for pid, state, parent in processes() if state == "T" and child_of in (None, parent)]
+
+
+def processes() -> list[tuple[int, str, int]]:
+    found = []
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent, *_ = place.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has just gone
+        found.append((int(place.parent.name), state, int(parent)))
+    return found
+
+
+def alive(pid: int) -> bool:
+    return any(pid == found and state != "Z" for found, state, _ in processes())
+
+
+def soon(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """What the condition gives once it is true."""
+    give_up = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    return value
+
+
+def itself(_: int) -> int:
+    return os.getpid()
+
+
+def _itself() -> Any:
+    return itself
+
+
+def stops(item: int) -> int:
+    if item == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return item
+
+
+def _stops() -> Any:
+    return stops
+
+
+def test_a_worker_that_is_stopped_for_a_while_goes_on() -> None:
+    found = pool.imap(_stops, (), range(6), 2)
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+
+    def go_on() -> None:
+        for pid in soon(lambda: stopped(forkserver._forkserver._forkserver_pid or server)):  # type: ignore[attr-defined]
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    assert list(found) == list(range(6))
+    thread.join()
+
+
+def parent_of_stopped(place: str, connection: Any) -> None:
+    """A worker with two workers of its own, the first of which is stopped as soon as it has told its number."""
+    found = pool.imap(_itself, (), iter(lambda: 0, 1), 2)
+    pids = {next(found) for _ in range(4)}
+    os.kill(min(pids), signal.SIGSTOP)
+    Path(place).write_text(" ".join(map(str, [os.getpid(), *pids])))
+    time.sleep(60)
+
+
+def test_a_killed_worker_takes_its_own_workers_along_even_a_stopped_one(tmp_path: Path) -> None:
+    running = pool.Pool()
+    try:
+        running.start("unit", parent_of_stopped, str(tmp_path / "pids"))
+        first, *rest = map(int, soon(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text()).split())
+        assert len(rest) == 2
+        os.kill(first, signal.SIGKILL)
+        [(_, kind, error)] = running.wait()
+        assert kind == "failed"
+        assert isinstance(error, pool.WorkerDied)
+        soon(lambda: not any(map(alive, rest)), 5)
+    finally:
+        running.close()
+
+
+def test_a_fork_server_that_is_killed_is_an_error_and_then_there_is_another() -> None:
+    found = pool.imap(_itself, (), iter(lambda: 0, 1), 2)
+    worker = next(found)
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    with pytest.raises(pool.WorkerDied, match=r"its process died, exit code 255 \(with the fork server"):
+        for _ in range(10**6):
+            next(found)
+    soon(lambda: not alive(worker), 10)
+    os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    soon(lambda: not alive(resource_tracker._resource_tracker._pid))  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="resource_tracker"):
+        pool._fork_server()  # which is busy for a while, importing
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    try:
+        with pytest.raises(pool.WorkerDied, match=r"worker 1: its process did not start \(\w+Error: .*\); run again"):
+            list(pool.imap(_itself, (), range(4), 2))
+    finally:
+        soon(lambda: not alive(forkserver._forkserver._forkserver_pid))  # type: ignore[attr-defined]
+    assert len(list(pool.imap(_itself, (), range(4), 2))) == 4
+
+
+ALONE = """
+import os, signal, sys, tempfile
+from pathlib import Path
+from synthboot import pool
+from tests.test_pool import parent_of_stopped
+pool._PRELOAD = pool._PRELOAD[:1]
+if __name__ == "__main__":
+    running = pool.Pool()
+    running.start("unit", parent_of_stopped, sys.argv[1])
+    running.wait()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_outlives_its_parent(tmp_path: Path, short_folder: Path, number: int) -> None:
+    place, folder = tmp_path / "pids", short_folder
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    process = subprocess.Popen([sys.executable, "-c", ALONE, str(place)], env=environment, start_new_session=True)
+    unit = soon(lambda: place.exists() and place.read_text(), 60).split()[0]
+    os.kill(int(unit), signal.SIGSTOP)  # it cannot see to its own end
+    assert list(folder.iterdir())  # the fork server's socket
+    session = os.getsid(process.pid)
+    process.send_signal(number)
+    process.wait()
+
+    def left() -> list[int]:
+        return [pid for pid, state, _ in processes() if state != "Z" and _session(pid) == session]
+
+    soon(lambda: not left())
+    assert not list(folder.iterdir())
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+STOPPED = """
+import os, sys, time
+from synthboot.pool import stoppable
+with stoppable():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt as stop:
+        for number in (2, 15, 1):
+            os.kill(os.getpid(), number)  # what comes now is not heard
+        print(stop.args[0], flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_once(number: int) -> None:
+    process = subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == f"{int(number)}\n"
+    assert process.returncode == 0
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        with pool.stoppable():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

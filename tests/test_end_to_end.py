@@ -92,6 +92,25 @@ def test_the_synthesizer_starts_from_the_best_base(finished: dict[str, Any]) -> 
     assert set(tuned["conditioning"]["unseen"]) == {"given_d1", "given_random_d1", "given_nothing", "base", "pairs"}
 
 
+def test_pairing_says_what_d1_could_tell(world_file: Path, tmp_path: Path) -> None:
+    budget = {"unique_tokens": 8_000, "train_tokens": 12_000}
+    settings = small_config(world_file, tmp_path, budget=budget, corpus__validation_docs=60, pair__min_similarity=0.4)
+    executor.run(loading.load(settings), "pair")
+    made = store.read_manifest(run_folder(settings) / "03-pair" / "related")
+    found = store.read_json(run_folder(settings) / "03-pair" / "related" / "pairs.json")["ceiling"]
+    assert made is not None
+    assert found["docs"] >= 20
+    assert found["worth"]["1"][0] > 3 * found["worth"]["1"][1]  # documents of an entity share its name and attributes
+    assert f"{found['worth']['1'][0]:.3f}" in made.counts["account"]
+
+
+def test_too_few_held_out_pairs_for_that_are_one_line(finished: dict[str, Any]) -> None:
+    assert store.read_json(run_folder(finished) / "03-pair" / "related" / "pairs.json")["ceiling"] is None
+    made = store.read_manifest(run_folder(finished) / "03-pair" / "related")
+    assert made is not None
+    assert "lower pair.min_similarity" in made.counts["account"]
+
+
 def test_counts_add_up_in_every_manifest(finished: dict[str, Any]) -> None:
     corpus = store.read_manifest(run_folder(finished) / "01-corpus")
     assert corpus is not None

@@ -32,6 +32,7 @@ STAGES = (
 VERSIONS = dict.fromkeys(STAGES, 4) | {
     "corpus": 5,
     "embed": 5,
+    "pair": 5,
     "synthesize": 4,
     "evaluate": 6,
     "analyze": 6,

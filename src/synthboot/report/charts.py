@@ -199,7 +199,29 @@ def _curves(results: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
                 "showarrow": False,
             }
         ]
+    floor = count_model(results)
+    if floor is not None:
+        layout.setdefault("shapes", []).append(_horizontal(floor))
+        layout.setdefault("annotations", []).append(
+            {
+                "x": 0,
+                "xref": "paper",
+                "xanchor": "left",
+                "y": floor,
+                "yanchor": "bottom",
+                "text": "n-grams with a cache",
+                "showarrow": False,
+            }
+        )
     return {"id": "curves", "data": data, "layout": layout}
+
+
+def count_model(results: Mapping[str, Any]) -> float | None:
+    """The validation loss of n-grams with a cache, where pairing measured it."""
+    for pairs in results["pairs"].values():
+        if pairs.get("ceiling"):
+            return float(pairs["ceiling"]["floor"])
+    return None
 
 
 def crossing(results: Mapping[str, Any], arm: str) -> float | None:
@@ -536,6 +558,11 @@ def _error_bars(values: Sequence[Sequence[float]]) -> dict[str, Any]:
 def _vertical(x: float) -> dict[str, Any]:
     """A dotted line from the bottom to the top."""
     return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": _DOTTED}
+
+
+def _horizontal(y: float) -> dict[str, Any]:
+    """A dotted line from the left to the right."""
+    return {"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": y, "y1": y, "line": _DOTTED}
 
 
 def _area(name: str, x: Sequence[float], counts: Sequence[float]) -> dict[str, Any]:

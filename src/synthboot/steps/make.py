@@ -146,15 +146,17 @@ def _embed_shards(
 
 
 def pair(c: Context) -> Outcome:
-    """Related pairs, or the random pairs of the control."""
+    """Related pairs with what d1 could tell there, or the random pairs of the control."""
     from synthboot.neighbors import search
     from synthboot.stages.pair import random_pairs
 
+    account = ""
     if c.variant == "random_pairs":
         related = Pairs.load(c.parents["pair"])
         pairs = random_pairs(related, c.pretrain_docs, c.cfg.seed)
     else:
         pairs = _related(c)
+        pairs.report["ceiling"], account = _ceiling(c, pairs)
     pairs.save(c.folder)
     # read back: the report as JSON has it is what the manifest records
     pairs = Pairs.load(c.folder)
@@ -171,7 +173,31 @@ def pair(c: Context) -> Outcome:
     counts["kept"] = len(pairs)
     counts["train"] = len(pairs.only(TRAIN))
     counts["upstream_flops"] = upstream_flops(c)
+    counts["account"] = account
     return counts, {"flops": flops}
+
+
+def _ceiling(c: Context, pairs: Pairs) -> tuple[dict[str, Any] | None, str]:
+    """What d1 could tell, or None, and the same in words."""
+    from synthboot.stages.ceiling import LEAST_DOCS, ceiling
+
+    c.progress(0.95, "measuring what d1 could tell")
+    tokenizer = c.tokenizer()
+    found = ceiling(
+        pairs,
+        c.tokens("pretrain"),
+        c.tokens("validation"),
+        tokenizer.vocab_size,
+        tokenizer.end,
+        c.cfg.seed,
+    )
+    if found is None:
+        return None, (
+            f"what d1 could tell is not known: fewer than {LEAST_DOCS} held-out documents have a "
+            f"related one; lower pair.min_similarity, or raise pair.heldout_share or "
+            f"corpus.validation_docs"
+        )
+    return asdict(found), found.sentence()
 
 
 def _related(c: Context) -> Pairs:

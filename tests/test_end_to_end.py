@@ -89,7 +89,18 @@ def test_the_synthesizer_starts_from_the_best_base(finished: dict[str, Any]) -> 
     tuned = store.read_json(run_folder(finished) / "05-tune" / "related" / "tune.json")
     assert tuned["curve"]["validation"][0][0] == 0
     assert tuned["conditioning"]["unseen"]["given_d1"] == pytest.approx(tuned["curve"]["best_loss"], abs=1e-5)
-    assert set(tuned["conditioning"]["unseen"]) == {"given_d1", "given_random_d1", "given_nothing", "base", "pairs"}
+    unseen = tuned["conditioning"]["unseen"]
+    assert unseen["d1_worth"] == pytest.approx(unseen["given_random_d1"] - unseen["given_d1"], abs=1e-5)
+    assert unseen["net_worth"] == pytest.approx(unseen["base"] - unseen["given_d1"], abs=1e-5)
+    assert unseen["d1_worth_error"] > 0
+    assert unseen["net_worth_error"] > 0
+    assert f"{unseen['net_worth']:+.4f}" in tuned["account"]
+
+
+def test_every_model_trained_from_scratch_has_its_copy_score_over_training(finished: dict[str, Any]) -> None:
+    for folder in ("04-base", "07-pretrain/sbp/seed-0"):
+        curve = store.read_json(run_folder(finished) / folder / "curve.json")
+        assert [tokens for tokens, _ in curve["copying"]] == [tokens for tokens, _ in curve["validation"]]
 
 
 def test_pairing_says_what_d1_could_tell(world_file: Path, tmp_path: Path) -> None:

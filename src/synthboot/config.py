@@ -453,8 +453,8 @@ class Tune(Section):
     """Number of held-out pairs in that loss."""
     sweep: dict[Literal["lr", "weight_decay"], Annotated[list[float], Field(min_length=1)]] = {}
     """Grid search: values to try, one synthesizer per combination; the one of lowest loss on
-    held-out pairs generates the text. The learning rate may decide whether a small synthesizer
-    copies from d1 or answers from memory (EXPERIMENTS.md)."""
+    held-out pairs, which is the one of highest net worth, generates the text. The learning rate may
+    decide whether a small synthesizer copies from d1 or answers from memory (EXPERIMENTS.md)."""
 
     @model_validator(mode="after")
     def _check_sweep(self) -> Tune:

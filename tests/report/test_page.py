@@ -72,7 +72,7 @@ def test_the_page_works_in_a_browser(finished: dict[str, Any], tmp_path: Path) -
     page = (run_folder(finished) / "10-report" / "report.html").read_text("utf-8")
     found = probe(page, tmp_path)
     assert found["problems"] == []
-    drawn = {"scores", "differences", "curves", "similarities", "tuning", "lengths", "efficiency", "flops"}
+    drawn = {"scores", "differences", "curves", "similarities", "tuning", "copying", "lengths", "efficiency", "flops"}
     assert {name for name, traces in found["charts"] if traces} == drawn
     assert found["turned"]
     assert found["back"]

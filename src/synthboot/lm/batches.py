@@ -29,6 +29,18 @@ PACKED_TOGETHER = 512
 """Pairs of `PairPlan` that are packed as one group."""
 
 
+def tokens_until_copying(batch_tokens: int) -> float:
+    """About how many tokens a language model trains on, at so many a step, before it copies from
+    its context: 10^5.7 times the root of a step's tokens, whatever its size.
+
+    A law of larger runs, and one in the mean: over seeds the time is random. It is about plain
+    text; tuning on close pairs teaches copying sooner (docs/will-it-work.md).
+
+    Source: arXiv:2511.16893.
+    """
+    return float(10**5.7 * batch_tokens**0.5)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of one step.

@@ -45,6 +45,7 @@ def charts(results: Mapping[str, Any]) -> list[Chart]:
         _rounds(results),
     ]
     found = [_scores(evaluated, paint), _curves(results, paint)]
+    optional.append(_copying(results, paint))
     found += [chart for chart in optional if chart is not None]
 
     if evaluated["questions"]:
@@ -214,6 +215,35 @@ def _curves(results: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
             }
         )
     return {"id": "curves", "data": data, "layout": layout}
+
+
+def _copying(results: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | None:
+    """The copy score of every model while it trains."""
+    data = []
+    shown = set()
+    for role, curve in results["curves"].items():
+        # base stands once more under its arm and seed
+        if "/" not in role or not curve.get("copying"):
+            continue
+        arm = role.rsplit("/", 1)[0]
+        tokens, scores = zip(*curve["copying"], strict=True)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": tokens,
+                "y": scores,
+                "name": arm,
+                "legendgroup": arm,
+                "showlegend": arm not in shown,  # once for all its seeds
+                "line": {"color": paint[arm]},
+            }
+        )
+        shown.add(arm)
+    if not data:
+        return None
+    layout = _layout("tokens trained on", "copy score, nats per token")
+    return {"id": "copying", "data": data, "layout": _beside(layout, len(shown))}
 
 
 def count_model(results: Mapping[str, Any]) -> float | None:

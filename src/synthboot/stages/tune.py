@@ -4,7 +4,10 @@ Rows are end + d1 + separator + d2 + end with the loss on d2 and its end only, p
 pair seeing another. Pairs whose d2 is a validation document, which neither base nor tune has seen,
 decide when to stop; the best is kept. Base itself, which has never seen the separator, is measured
 first but cannot be the best. The report gives the log-likelihood of held-out d2 given its d1, given
-a random d1, and given nothing: the gap shows that the relation was learned.
+a random d1, and given nothing. Two gaps say what that is good for:
+
+- d1's worth, given a random d1 minus given its own: the relation was learned,
+- net worth, base without any d1 minus given its own: and more was gained than forgotten.
 
 Without `start` it is tuned from fresh weights: the control that asks what base is worth.
 
@@ -14,6 +17,7 @@ stopping rule are ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,16 +41,27 @@ from synthboot.lm.train import Curve, Settings, train
 class Tuned:
     """The tuning curve, `conditioning` (nats per token of held-out d2 by condition), and the cost.
 
+    `untuned` is what d1 is worth to the model that tuning starts from, with its standard error.
     `stopped_by` are the pairs whose loss the curve has: d1, validation document d2, tokens of it
     that are scored.
     """
 
     curve: Curve
     conditioning: dict[str, dict[str, float]]
+    untuned: tuple[float, float]
     tokens: int
     padding_share: float
     flops: float
     stopped_by: list[tuple[int, int, int]]
+
+    def sentence(self) -> str:
+        """What d1 is worth, in words."""
+        unseen = self.conditioning["unseen"]
+        parts = []
+        for name, key in (("d1's worth", "d1_worth"), ("net worth", "net_worth")):
+            if key in unseen:
+                parts.append(f"{name} {unseen[key]:+.4f} +- {unseen[f'{key}_error']:.4f}")
+        return f"{', '.join(parts)} nats a token of unseen d2"
 
 
 def tune(
@@ -58,10 +73,12 @@ def tune(
     tokenizer: Tokenizer,
     folder: Path,
     progress: Progress = silent,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Tuned:
     """The synthesizer, its best checkpoint in `folder/best`.
 
-    `start` is base's best checkpoint, if any.
+    `start` is base's best checkpoint, if any. `note` is told before tuning where it does not read
+    d1.
 
     Raises DataError where there are no pairs to stop by.
     """
@@ -73,6 +90,15 @@ def tune(
         )
     settings, plan = _plan(cfg, pairs.only(TRAIN), corpus, tokenizer)
     model = _origin(cfg, start, tokenizer)
+    progress(0.0, "measuring what d1 is worth untuned")
+    untuned = stopping.d1_worth(model)
+    worth, error = untuned
+    # fresh weights read nothing, and nobody expects them to
+    if start is not None and worth < 2 * error:
+        note(
+            f"the model that tuning starts from does not read d1: its worth is {worth:+.4f} +- "
+            f"{error:.4f} nats a token untuned; tuning has to teach that (docs/will-it-work.md)"
+        )
     curve = train(
         model,
         plan,
@@ -90,7 +116,8 @@ def tune(
     conditioning = {}
     for name, held in (("unseen", stopping), ("seen_by_base", seen)):
         if len(held):
-            conditioning[name] = held.conditioning(best, _origin(cfg, start, tokenizer))
+            origin = _origin(cfg, start, tokenizer)
+            conditioning[name] = held.conditioning(best, origin, is_base=start is not None)
 
     tokens = curve.step * plan.batch_tokens
     row_tokens = plan.rows_per_epoch() * plan.seq_len
@@ -100,6 +127,7 @@ def tune(
     return Tuned(
         curve=curve,
         conditioning=conditioning,
+        untuned=untuned,
         tokens=tokens,
         padding_share=1 - float(plan.lengths.sum()) / row_tokens,
         flops=3 * forward * tokens + forward * evaluated,
@@ -215,34 +243,49 @@ class _Held:
 
     def loss(self, model: Any) -> float:
         """Nats per token of d2 given its d1."""
-        return self._score(model, self.d1)
+        return self._score(model, self.d1).mean
+
+    def d1_worth(self, model: Any) -> tuple[float, float]:
+        """How many nats per token d2 costs less given its d1 than given a random one, with the
+        standard error over pairs."""
+        return self._score(model, self.d1).gain_over(self._score(model, self.random))
 
     def conditioning(
         self,
         model: Any,
         origin: Any,
+        is_base: bool,
     ) -> dict[str, float]:
         """Nats per token of d2 under each condition; `base` is the model that tuning started from,
-        without d1."""
+        without d1.
+
+        Where that is a language model (`is_base`, not fresh weights), there is a net worth too.
+        """
         nothing = [np.array([self.tokenizer.end])] * len(self)
+        given = self._score(model, self.d1)
+        random = self._score(model, self.random)
         # base has never seen the separator: without one, d2 is a document like any other
         alone = score.pairs(
             origin, nothing, self.d2, self.window, self.share, self.tokenizer.end, None
         )
-        return {
-            "given_d1": self.loss(model),
-            "given_random_d1": self._score(model, self.random),
-            "given_nothing": self._score(model, nothing),
+        found = {
+            "given_d1": given.mean,
+            "given_random_d1": random.mean,
+            "given_nothing": self._score(model, nothing).mean,
             "base": alone.mean,
             "pairs": len(self),
         }
+        found["d1_worth"], found["d1_worth_error"] = given.gain_over(random)
+        if is_base:
+            found["net_worth"], found["net_worth_error"] = given.gain_over(alone)
+        return found
 
     def _score(
         self,
         model: Any,
         d1: list[np.ndarray],
-    ) -> float:
-        scores = score.pairs(
+    ) -> score.Scores:
+        return score.pairs(
             model,
             d1,
             self.d2,
@@ -251,4 +294,3 @@ class _Held:
             self.tokenizer.end,
             self.tokenizer.separator,
         )
-        return scores.mean

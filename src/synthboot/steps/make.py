@@ -258,9 +258,12 @@ def tune(c: Context) -> Outcome:
         c.tokenizer(),
         c.folder,
         c.progress,
+        c.note,
     )
     counts = {
+        "account": tuned.sentence(),
         "conditioning": tuned.conditioning,
+        "untuned": tuned.untuned,
         "padding_share": tuned.padding_share,
         "best_loss": tuned.curve.best_loss,
         "upstream_flops": upstream_flops(c),
@@ -277,6 +280,7 @@ def tune(c: Context) -> Outcome:
 
 def _best_trial(c: Context) -> Outcome:
     """The synthesizer of the sweep's best trial, under this unit's name."""
+    # the loss given d1 decides: base's is the same for all, so that is the net worth
     best = _least(c, c.cfg.tune.trials(), c.cfg.tune.sweep)
     ready = c.parents[f"trial/{best}"]
     made = read_manifest(ready)

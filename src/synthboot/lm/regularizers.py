@@ -55,19 +55,17 @@ def average_share(
     steps: int,
     ema_decay: float,
     tail_average: float,
-) -> float | None:
+) -> float:
     """How much of the average the weights after `step` steps (of `steps`) are.
 
     The moving average forgets by `ema_decay` a step, faster at first, when there is little to
     remember. The tail average is the mean over the last `tail_average` of all steps, and before
-    that the weights themselves. None without either.
+    that the weights themselves.
     """
     if ema_decay:
         return 1 - min(ema_decay, (1 + step) / (10 + step))
-    if tail_average:
-        first = steps - round(tail_average * steps)
-        return 1 / max(1, step - first)
-    return None
+    first = steps - round(tail_average * steps)
+    return 1 / max(1, step - first)
 
 
 class WeightAverage:

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from synthboot.lm import parallel
+from synthboot.rng import rng
 
 _SUBLAYERS = ("self_attn", "attn", "attention", "mlp")
 """What blocks call the parts whose outputs are added to the residual stream."""
@@ -46,8 +46,7 @@ def add_dropout(model: Any, rate: float) -> None:
 def seed_dropout(seed: int, step: int, rank: int) -> None:
     """Make what is dropped a function of the seed and the step, so that a resumed run drops the
     same; every process has other rows and drops other elements of them."""
-    state = np.random.SeedSequence([seed, step, rank, 0xD0]).generate_state(1, np.uint64)
-    torch.manual_seed(int(state[0]))
+    torch.manual_seed(int(rng(seed, "train.dropout", step, rank).integers(2**63)))
 
 
 def average_share(

@@ -31,6 +31,7 @@ from synthboot.lm import score
 from synthboot.lm.arm import place_of
 from synthboot.lm.batches import PairPlan, cut_pair, d1_room
 from synthboot.lm.train import Curve, Settings, train
+from synthboot.rng import rng
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ class _Held:
                 strict=True,
             )
         )
-        others = np.random.default_rng([cfg.seed, 5]).integers(0, len(first), len(chosen))
+        others = rng(cfg.seed, "tune.random_d1").integers(0, len(first), len(chosen))
         self.random = [first[int(doc)] for doc in others]
 
         self.num_tokens = 0  # fed to the model for one loss

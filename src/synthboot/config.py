@@ -470,6 +470,10 @@ class Tune(Section):
     patience: Count = 5
     """Early stopping: stop after this many held-out losses without improvement; the best checkpoint
     is kept."""
+    base_share: Literal["auto"] | Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of base's weights that is averaged into the tuned ones in the end, against
+    forgetting. `auto`: the one of 0, 0.1, ..., 0.9 of least loss on held-out pairs. Source:
+    arXiv:2109.01903. From fresh weights (`scratch`) there is no base to average with."""
     eval_pairs: Count = 256
     """Number of held-out pairs in that loss."""
     sweep: dict[Literal["lr", "weight_decay"], Annotated[list[float], Field(min_length=1)]] = {}

@@ -167,7 +167,7 @@ def train_arm(
     def copying(current: Any) -> float:
         return score.copy_score(current, ids, seq_len, tokenizer.end)
 
-    settings = _settings(cfg, arm, plan.steps)
+    settings = _settings(cfg, arm, seed, plan.steps)
     place = place_of(cfg, folder)
     curve = train(
         model,
@@ -201,16 +201,21 @@ def train_arm(
 def _settings(
     cfg: config.Config,
     arm: config.Arm,
+    seed: int,
     steps: int,
 ) -> Settings:
     """How an arm of so many steps is trained."""
     optim = cfg.optim
+    tuned = {}
+    for name in config.TUNED:
+        chosen = getattr(arm, name)  # by a sweep
+        tuned[name] = getattr(optim, name) if chosen is None else chosen
     # evenly spread, the last step included; of short runs several fall on one step
     evals = {round(steps * i / optim.evals) for i in range(1, optim.evals + 1)}
     evals.discard(0)
     return Settings(
-        lr=optim.lr if arm.lr is None else arm.lr,
-        weight_decay=optim.weight_decay if arm.weight_decay is None else arm.weight_decay,
+        **tuned,
+        dropout_seed=seed if tuned["dropout"] else 0,
         warmup_steps=max(1, round(optim.warmup_fraction * steps)),
         eval_steps=tuple(sorted(evals)),
         min_lr_fraction=optim.min_lr_fraction,

@@ -18,6 +18,7 @@ from torch import Tensor
 from synthboot import statistics
 from synthboot.data.tokens import Tokens
 from synthboot.lm.batches import IGNORE, pair_row
+from synthboot.rng import rng
 
 Row = tuple[np.ndarray, np.ndarray]
 """The inputs and the targets of a row, without padding."""
@@ -109,7 +110,7 @@ def copy_score(
     Source: arXiv:2209.11895, repeated random tokens as the test for induction heads.
     """
     half = max(1, min(seq_len // 2, _COPIED_TOKENS))
-    once = np.random.default_rng(0xC0B1).choice(ids, (_COPIED_ROWS, half))  # (row, token)
+    once = rng(0, "score.copied").choice(ids, (_COPIED_ROWS, half))  # (row, token)
     twice = np.concatenate((once, once), axis=1)
     losses = token_losses(model, Tokens.of(twice.tolist()), seq_len, end)
     first, second = losses.reshape(_COPIED_ROWS, 2, half).mean((0, 2))  # (row, half, token)

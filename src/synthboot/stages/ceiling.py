@@ -27,6 +27,7 @@ from jaxtyping import Float64, Int64, Integer
 from synthboot import statistics
 from synthboot.artifacts.pairs import HELDOUT, VALIDATION, Pairs
 from synthboot.data.tokens import Tokens
+from synthboot.rng import rng
 
 NEAREST = (1, 2, 4)
 """How many d1 of each document are copied from."""
@@ -125,7 +126,7 @@ def ceiling(
 
     everything = np.arange(len(held))
     nearest = {k: given([one.d1[:k] for one in held]) for k in NEAREST}
-    drawn = np.random.default_rng([seed, 0xCE11]).integers(0, len(corpus), len(held))
+    drawn = rng(seed, "ceiling.random_d1").integers(0, len(corpus), len(held))
     bands = []
     for docs in np.array_split(everything, BANDS):  # most similar first
         bands.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -273,6 +273,7 @@ def tune(c: Context) -> Outcome:
             **counts,
             "curve": asdict(tuned.curve),
             "stopped_by": tuned.stopped_by,
+            "base_share": tuned.base_share,
         }
         write_json(c.folder / "tune.json", record)
     return counts, {"tokens": tuned.tokens, "flops": tuned.flops}
@@ -280,8 +281,13 @@ def tune(c: Context) -> Outcome:
 
 def _best_trial(c: Context) -> Outcome:
     """The synthesizer of the sweep's best trial, under this unit's name."""
-    # the loss given d1 decides: base's is the same for all, so that is the net worth
-    best = _least(c, c.cfg.tune.trials(), c.cfg.tune.sweep)
+
+    def loss_given_d1(trial: Path) -> float:
+        # of the model that is kept, averaged with base or not; base's own loss is the same for
+        # all, so that the least is the highest net worth
+        return float(read_json(trial / "tune.json")["conditioning"]["unseen"]["given_d1"])
+
+    best = _least(c, c.cfg.tune.trials(), c.cfg.tune.sweep, loss_given_d1)
     ready = c.parents[f"trial/{best}"]
     made = read_manifest(ready)
     assert made is not None  # it was verified before this step began
@@ -361,7 +367,7 @@ def _recipe(c: Context) -> tuple[config.Arm, Path | None]:
     if not c.recipe.sweep:
         return c.recipe, None
     trials = c.recipe.trials()
-    best = _least(c, trials, c.recipe.sweep)
+    best = _least(c, trials, c.recipe.sweep, _best_loss)
     return trials[best], c.parents[f"trial/{best}"] if c.ready else None
 
 
@@ -369,13 +375,13 @@ def _least(
     c: Context,
     trials: Mapping[str, Any],
     swept: Iterable[str],
+    loss: Callable[[Path], float],
 ) -> str:
-    """The trial of the least validation loss; what all of them reached goes to `sweep.json`."""
+    """The trial of the least loss; what all of them reached goes to `sweep.json`."""
     losses = {}
     settings = {}  # only what the sweep varies
     for trial, setting in trials.items():
-        curve = read_json(c.parents[f"trial/{trial}"] / "curve.json")
-        losses[trial] = curve["best_loss"]
+        losses[trial] = loss(c.parents[f"trial/{trial}"])
         settings[trial] = {key: getattr(setting, key) for key in swept}
 
     best = min(losses, key=lambda trial: losses[trial])
@@ -389,6 +395,11 @@ def _least(
         },
     )
     return best
+
+
+def _best_loss(model: Path) -> float:
+    """The least validation loss of a trained model, by the folder it lies in."""
+    return float(read_json(model / "curve.json")["best_loss"])
 
 
 def _copy(c: Context, ready: Path, *names: str) -> None:

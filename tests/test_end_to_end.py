@@ -26,7 +26,7 @@ from synthboot.errors import (
 )
 from synthboot.runner import executor
 from synthboot.stages.corpus import read_texts
-from tests.conftest import contents, run_folder, small_config, write_jsonl
+from tests.conftest import contents, run_folder, small_config, tiny_config, write_jsonl
 
 
 def copy(settings: dict[str, Any], to: Path) -> dict[str, Any]:
@@ -120,6 +120,25 @@ def test_too_few_held_out_pairs_for_that_are_one_line(finished: dict[str, Any]) 
     made = store.read_manifest(run_folder(finished) / "03-pair" / "related")
     assert made is not None
     assert "lower pair.min_similarity" in made.counts["account"]
+
+
+def test_a_synthesizer_of_several_d1_tuned_beside_plain_text(tmp_path: Path) -> None:
+    settings = tiny_config(tmp_path)
+    settings["tune"] = {**settings["tune"], "contexts": 2, "plain_share": 0.25}
+    told: list[tuple[str, str, Any]] = []
+    executor.run(loading.load(settings), "synthesize", lambda *event: told.append(event))
+    assert any("does not read d1" in str(words) for _, kind, words in told if kind == "note")
+
+    tuned = store.read_manifest(run_folder(settings) / "05-tune" / "related")
+    made = store.read_manifest(run_folder(settings) / "06-synthesize" / "related")
+    assert tuned is not None
+    assert made is not None
+    assert set(made.parents) >= {"pair", "synthesizer"}
+    # the pairs are paid for once, though both read them
+    assert made.counts["upstream_flops"] == tuned.counts["upstream_flops"] + tuned.cost["flops"]
+
+    one = {**settings, "tune": {**settings["tune"], "contexts": 1}}
+    assert states(one)["synthesize/related"].status == "stale"
 
 
 def test_counts_add_up_in_every_manifest(finished: dict[str, Any]) -> None:

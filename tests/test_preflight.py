@@ -58,6 +58,13 @@ def test_other_things_that_are_not_there(world_file: Path, tmp_path: Path) -> No
     assert "engine.device: cuda" in refused(small_config(world_file, tmp_path, engine__device="cuda"))
 
 
+def test_more_contexts_than_fit_the_window(world_file: Path, tmp_path: Path) -> None:
+    # a third of 95 tokens, less three separators, for four
+    message = refused(small_config(world_file, tmp_path, tune__contexts=4))
+    assert message.startswith("tune.contexts: 4 documents have 7 tokens each")
+    assert "raise tune.d1_share or model.seq_len" in message
+
+
 def test_questions_are_read_before_anything_is_made(world_file: Path, tmp_path: Path) -> None:
     rows: list[Any] = [{"query": "q", "choices": ["a", "b"], "gold": 0}, {"query": None, "choices": ["a", "b"], "gold": 0}, "{"]
     path = write_jsonl(tmp_path / "own.jsonl", rows)

@@ -462,6 +462,15 @@ class Tune(Section):
     """Fraction of the context that d1 is entitled to, in tuning and in sampling; what one document
     leaves free the other may use. Deviation: the paper has halves; d1 only has to say what d2 is
     about, and a truncated d2 has no end to learn from."""
+    contexts: int = Field(1, ge=1, le=8)
+    """Most documents that d2 is conditioned on. In tuning other d1 of the same d2 stand before d1,
+    in synthesis the d1 of d1 itself; d1 comes last, next to d2, each cut to an equal part of d1's
+    room. `similarity` and what is said of copies are about d1 alone. Deviation: the paper has
+    one."""
+    plain_share: float = Field(0.0, ge=0, lt=1)
+    """Fraction of the tuning rows that are documents of D_pretrain as base reads them, not pairs,
+    against forgetting; none whose pairs are held out. `max_epochs` counts the pairs, `max_tokens`
+    everything. A plain row has a loss on all of its tokens, a row of pairs on those of d2."""
     max_tokens: Count | None = None
     """Most tokens to train on, padding included, if that is less than `max_epochs`."""
     evals: Size = 10

@@ -10,6 +10,7 @@ from pathlib import Path
 from synthboot import config
 from synthboot.data import tasks, tokenizer
 from synthboot.errors import ConfigError, DataError, unloadable
+from synthboot.lm.batches import LEAST_CONTEXT, context_room
 
 _BUILT_IN = ("self", "file")
 
@@ -25,6 +26,13 @@ def check(cfg: config.Config) -> None:
             known_to_harness([name.removeprefix(tasks.LM_EVAL)], cfg.evaluate.task_folder)
         elif name != tasks.WORLD:
             tasks.read(name, cfg.evaluate, cfg.seed)
+    room = context_room(cfg.model.seq_len, cfg.tune.d1_share, cfg.tune.contexts)
+    if cfg.tune.contexts > 1 and room < LEAST_CONTEXT:
+        raise ConfigError(
+            f"tune.contexts: {cfg.tune.contexts} documents have {max(0, room)} tokens each of what "
+            f"d1 gets of model.seq_len {cfg.model.seq_len:,}, and {LEAST_CONTEXT} are needed: "
+            f"lower it, or raise tune.d1_share or model.seq_len"
+        )
     for package in cfg.engine.track:
         if find_spec(package) is None:
             raise ConfigError(

@@ -302,6 +302,9 @@ class _Recipes:
                 share = max(share, *(trial.share for trial in other.trials().values()))
         tokens = math.ceil(share * cfg.budget.train_tokens) + cfg.model.seq_len
         parents = {**self.corpus, "synthesizer": synthesizer}
+        if cfg.tune.contexts > 1 and kind != "unconditional":
+            # the documents beside d1 come from the pairs that it was tuned on
+            parents["pair"] = self.found[synthesizer].parents["pair"]
         return self.add("synthesize", variant, parents, budget_tokens=tokens)
 
     def synthesizer(

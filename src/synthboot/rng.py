@@ -22,6 +22,7 @@ STREAMS: Mapping[str, int] = {
     "tune.pairs": 3,
     "tune.rows": 4,
     "tune.random_d1": 5,
+    "tune.plain": 0x91A1,
     "ceiling.random_d1": 0xCE12,
     "score.copied": 0xC0B1,
     "synthesize.d1": 6,

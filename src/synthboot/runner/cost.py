@@ -149,7 +149,8 @@ def _is_copy(unit: Unit) -> bool:
 
 def _tuning_tokens(cfg: Config) -> int:
     """Most tokens that one synthesizer is tuned on; a pair is taken for two documents."""
-    return cfg.tune.max_tokens or int(2 * _unique_tokens(cfg) * cfg.tune.max_epochs)
+    pair_tokens = 2 * _unique_tokens(cfg) * cfg.tune.max_epochs
+    return cfg.tune.max_tokens or int(pair_tokens / (1 - cfg.tune.plain_share))
 
 
 def _stored_bytes(cfg: Config, models: int, train_tokens: int, sampled_tokens: int) -> float:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from synthboot import config
-from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
+from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs, Related
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
@@ -33,7 +33,7 @@ from synthboot.errors import DataError
 from synthboot.lm import merging, score
 from synthboot.lm import model as models
 from synthboot.lm.arm import place_of
-from synthboot.lm.batches import PairPlan, cut_pair, d1_room
+from synthboot.lm.batches import PairPlan, cut_pair, d1_room, joined_contexts
 from synthboot.lm.train import Curve, Settings, train
 from synthboot.rng import rng
 
@@ -91,7 +91,7 @@ def tune(
             "tune: no validation document has a neighbour above min_similarity, so nothing says "
             "when to stop; lower pair.min_similarity or raise corpus.validation_docs"
         )
-    settings, plan = _plan(cfg, pairs.only(TRAIN), corpus, tokenizer)
+    settings, plan = _plan(cfg, pairs, corpus, tokenizer)
     model = _origin(cfg, start, tokenizer)
     progress(0.0, "measuring what d1 is worth untuned")
     untuned = stopping.d1_worth(model)
@@ -167,12 +167,15 @@ def _plan(
 ) -> tuple[Settings, PairPlan]:
     """How to tune, and on what: as many rows as `max_epochs` and `max_tokens` allow."""
     tune = cfg.tune
+    tuned_on = pairs.only(TRAIN)
+    # what the model is measured on stays unseen by tuning, as a document too
+    plain = np.setdiff1d(np.arange(len(corpus)), pairs.only(HELDOUT).d2)
 
     def plan(tokens: int) -> PairPlan:
         return PairPlan(
             corpus,
-            pairs.d1.tolist(),
-            pairs.d2.tolist(),
+            tuned_on.d1.tolist(),
+            tuned_on.d2.tolist(),
             seq_len=cfg.model.seq_len,
             d1_share=tune.d1_share,
             batch_tokens=tune.batch_tokens,
@@ -180,11 +183,14 @@ def _plan(
             seed=cfg.seed,
             end=tokenizer.end,
             separator=tokenizer.separator,
+            contexts=tune.contexts,
+            plain_share=tune.plain_share,
+            plain=plain,
         )
 
     # how many rows an epoch takes shows only once its pairs are packed
     epoch_tokens = plan(1).rows_per_epoch() * cfg.model.seq_len
-    wanted = int(tune.max_epochs * epoch_tokens)
+    wanted = int(tune.max_epochs * epoch_tokens / (1 - tune.plain_share))
     packed = plan(min(wanted, tune.max_tokens or wanted))
 
     # a set: with few steps several evaluations fall on one
@@ -229,7 +235,11 @@ class _Held:
         room = self.window - 1 - d1_room(self.window, self.share)
         d1 = pairs.d1[chosen].tolist()
         d2 = pairs.d2[chosen].tolist()
-        self.d1 = [first[doc] for doc in d1]
+        related = Related.of(pairs.d1, pairs.d2)
+        given = []
+        for one, other in zip(d1, d2, strict=True):
+            given.append(related.around(one, other, cfg.tune.contexts))
+        self.d1 = [self._joined(first, docs) for docs in given]
         self.d2 = [second[doc][:room] for doc in d2]
         self.numbers = list(
             zip(
@@ -239,8 +249,12 @@ class _Held:
                 strict=True,
             )
         )
-        others = rng(cfg.seed, "tune.random_d1").integers(0, len(first), len(chosen))
-        self.random = [first[int(doc)] for doc in others]
+        # as many random ones as it has d1
+        shape = (len(chosen), cfg.tune.contexts)
+        others = rng(cfg.seed, "tune.random_d1").integers(0, len(first), shape).tolist()
+        self.random = []
+        for docs, instead in zip(given, others, strict=True):
+            self.random.append(self._joined(first, instead[: len(docs)]))
 
         self.num_tokens = 0  # fed to the model for one loss
         for a, b in zip(self.d1, self.d2, strict=True):
@@ -254,6 +268,10 @@ class _Held:
 
     def __len__(self) -> int:
         return len(self.d2)
+
+    def _joined(self, first: Tokens, docs: list[int]) -> np.ndarray:
+        texts = [first[doc] for doc in docs]
+        return joined_contexts(texts, self.window, self.share, self.tokenizer.separator)
 
     def loss(self, model: Any) -> float:
         """Nats per token of d2 given its d1."""

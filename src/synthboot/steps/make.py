@@ -317,6 +317,8 @@ def synthesize(c: Context) -> Outcome:
         seed=c.cfg.seed,
         conditional=conditional(c.variant),
         engine=c.cfg.engine,
+        contexts=c.cfg.tune.contexts,
+        pairs=c.parents.get("pair"),
     )
     counts = stage(
         job,

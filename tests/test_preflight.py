@@ -65,6 +65,15 @@ def test_more_contexts_than_fit_the_window(world_file: Path, tmp_path: Path) -> 
     assert "raise tune.d1_share or model.seq_len" in message
 
 
+def test_a_contrast_needs_the_built_in_sampler(world_file: Path, tmp_path: Path) -> None:
+    synthesize = {"contrast": 0.5, "sampler": "server"}
+    assert "`contrast` needs `sampler: embedded`" in refused(small_config(world_file, tmp_path, synthesize=synthesize))
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    settings = small_config(world_file, tmp_path, model__init_from=str(tmp_path / "gpt2"), synthesize__contrast=0.5)
+    assert "does not know the layout of" in refused(settings)
+
+
 def test_questions_are_read_before_anything_is_made(world_file: Path, tmp_path: Path) -> None:
     rows: list[Any] = [{"query": "q", "choices": ["a", "b"], "gold": 0}, {"query": None, "choices": ["a", "b"], "gold": 0}, "{"]
     path = write_jsonl(tmp_path / "own.jsonl", rows)

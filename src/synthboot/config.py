@@ -485,7 +485,9 @@ class Tune(Section):
     arXiv:2109.01903. From fresh weights (`scratch`) there is no base to average with."""
     eval_pairs: Count = 256
     """Number of held-out pairs in that loss."""
-    sweep: dict[Literal["lr", "weight_decay"], Annotated[list[float], Field(min_length=1)]] = {}
+    sweep: dict[
+        Literal["lr", "weight_decay", "plain_share"], Annotated[list[float], Field(min_length=1)]
+    ] = {}
     """Grid search: values to try, one synthesizer per combination; the one of lowest loss on
     held-out pairs, which is the one of highest net worth, generates the text. The learning rate may
     decide whether a small synthesizer copies from d1 or answers from memory (EXPERIMENTS.md)."""
@@ -509,6 +511,10 @@ class Synthesize(Section):
     """Softmax temperature; 0 is greedy decoding."""
     top_p: float = Field(0.9, gt=0, le=1)
     """Nucleus sampling threshold."""
+    contrast: float = Field(0.0, ge=0, le=10)
+    """Contrast against no d1: sample from the logits given d1 plus this many times what d1 adds to
+    those given nothing. It leans on d1 more, and copies more; log-probabilities are then of that
+    mixture. Costs a second decoding; the built-in engine alone has it. Source: arXiv:2305.14739."""
     max_tokens: Count | None = None
     """Longest d2 in tokens. Default: what d1 leaves of the context."""
     min_tokens: int = Field(16, ge=1, le=1_000_000)
@@ -532,6 +538,8 @@ class Synthesize(Section):
                 f"max_tokens {self.max_tokens} is below min_tokens {self.min_tokens}: "
                 "all would be dropped"
             )
+        if self.contrast and self.sampler != "embedded":
+            raise ValueError(f"`contrast` needs `sampler: embedded`, not {self.sampler}")
         return self
 
 

@@ -43,7 +43,7 @@ def check(cfg: config.Config) -> None:
 
         device("cuda")
     if cfg.model.init_from is not None:
-        _model(cfg.model.init_from)
+        _model(cfg.model.init_from, cfg.synthesize.contrast)
         tokenizer.from_hugging_face(cfg.model.init_from)
     elif cfg.corpus.tokenizer != "train":
         tokenizer.from_hugging_face(cfg.corpus.tokenizer)
@@ -87,13 +87,20 @@ def check_questions_fit(cfg: config.Config, corpus: Path) -> None:
                 )
 
 
-def _model(source: str) -> None:
+def _model(source: str, contrast: float) -> None:
     from transformers import AutoConfig
 
+    from synthboot.lm.sampling.engines import is_native
+
     try:
-        AutoConfig.from_pretrained(source, trust_remote_code=False)
+        layout = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, KeyError, by what is wrong with the folder
         raise ConfigError(f"model.init_from: {source}: {unloadable(error)}") from None
+    if contrast and not is_native(layout):
+        raise ConfigError(
+            f"synthesize.contrast: the built-in sampler, which alone has it, does not know the "
+            f"layout of {source} ({layout.model_type}); set it to 0"
+        )
 
 
 def _embedder(source: str) -> None:

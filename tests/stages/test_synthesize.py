@@ -118,6 +118,18 @@ def test_several_d1_stand_in_the_prompt_as_they_do_in_tuning(tmp_path: Path, tok
         assert prompts[d1] == alone[d1]  # nobody's d2: it has no other
 
 
+def test_a_contrast_asks_with_and_without_d1(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    j = job(tmp_path, tokenizer, contrast=0.5)
+    corpus = Tokens.open(j.corpus)
+    nothing = (tokenizer.end, tokenizer.separator)
+    assert {r.alone for *_, r in requests_of(j, corpus, tokenizer, 0)} == {nothing}
+    assert {r.alone for *_, r in requests_of(replace(j, conditional=False), corpus, tokenizer, 0)} == {()}
+    assert {r.alone for *_, r in requests_of(job(tmp_path, tokenizer), corpus, tokenizer, 0)} == {()}
+    synthesize(j, 200, tmp_path / "with")
+    synthesize(job(tmp_path, tokenizer), 200, tmp_path / "without")
+    assert files(tmp_path / "with") != files(tmp_path / "without")
+
+
 def test_unconditional_requests_have_no_d1(tmp_path: Path, tokenizer: Tokenizer) -> None:
     j = Job(**{**vars(job(tmp_path, tokenizer)), "conditional": False})
     assert {r.prompt for *_, r in requests_of(j, Tokens.open(j.corpus), tokenizer, 0)} == {(tokenizer.end,)}

@@ -137,6 +137,7 @@ def requests_of(
 ) -> Iterator[tuple[int, int, Request]]:
     """(d1, sample number, request) for every request of a chunk."""
     d1_tokens = d1_room(job.window, job.d1_share)
+    contrasts = job.conditional and job.cfg.contrast > 0
     first = chunk * job.cfg.chunk
     for number in range(first, first + job.cfg.chunk):
         sample, index = divmod(number, job.docs)
@@ -156,6 +157,7 @@ def requests_of(
                 prompt=tuple(prompt),
                 seed=_seed(job.seed, d1, sample),
                 max_tokens=min(room, job.cfg.max_tokens or room),
+                alone=(tokenizer.end, tokenizer.separator) if contrasts else (),
             ),
         )
 

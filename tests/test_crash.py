@@ -128,9 +128,11 @@ DIE_AT_EVERY_STEP = """
 import json, os, re, sys
 from pathlib import Path
 from synthboot import config, recipes
-from synthboot.runner import executor
+from synthboot.runner import unit
+from synthboot.runner.graph import fingerprints
+from synthboot.runner.state import states
 from synthboot import pool
-for name in [*pool._PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
+for name in [*pool.PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
     __import__(name)
 import torch
 torch.set_num_threads(1)
@@ -163,11 +165,13 @@ def make_all(cfg):
     for step in ("replace", "rename", "unlink", "remove", "rmdir"):
         setattr(os, step, deadly(step, getattr(os, step)))
     plan = recipes.units(cfg)
-    standing, marks = executor.state(cfg, plan), executor.fingerprints(plan)
-    executor._tidy(cfg, {name: unit for name, unit in plan.items() if standing[name].status == "done"})
+    standing, marks = states(cfg, plan), fingerprints(plan)
+    for name, each in plan.items():
+        if standing[name].status == "done":
+            unit.tidy(each.folder(cfg.folder))
     for name in plan:
         if standing[name].status != "done":
-            executor.make(cfg, plan, name, marks, 1, Deaf())
+            unit.make(cfg, plan, name, marks, 1, Deaf())
 
 cfg = config.Config.model_validate(json.loads(sys.argv[1]))
 status = 9

@@ -24,9 +24,11 @@ MAKE_UNTIL_FULL = """
 import json, os, subprocess, sys
 from pathlib import Path
 from synthboot import config, recipes
-from synthboot.runner import executor
+from synthboot.runner import unit
+from synthboot.runner.graph import fingerprints
+from synthboot.runner.state import states
 from synthboot import pool
-for name in [*pool._PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
+for name in [*pool.PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
     __import__(name)
 import torch
 from synthboot.errors import StorageError
@@ -46,14 +48,14 @@ def leave(kilobytes):
 def make_all():
     plan = recipes.units(cfg)
     try:
-        standing, marks = executor.state(cfg, plan), executor.fingerprints(plan)
+        standing, marks = states(cfg, plan), fingerprints(plan)
         for name in plan:
             if standing[name].status != "done":
                 where = name
                 if name not in tried.read_text().splitlines():  # each unit meets a full disk
                     tried.write_text(tried.read_text() + name + "\\n")
                     leave(8)
-                executor.make(cfg, plan, name, marks, 1, Deaf())
+                unit.make(cfg, plan, name, marks, 1, Deaf())
     except StorageError as error:
         print(where, "|", error, flush=True)
         os._exit(28)

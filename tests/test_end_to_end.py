@@ -24,7 +24,9 @@ from synthboot.errors import (
     StorageError,
     UnfairComparison,
 )
-from synthboot.runner import executor
+from synthboot.runner import lock
+from synthboot.runner.state import State
+from synthboot.runner.state import states as states_of
 from synthboot.stages.corpus import read_texts
 from tests.conftest import contents, run_folder, small_config, write_jsonl
 
@@ -35,12 +37,12 @@ def copy(settings: dict[str, Any], to: Path) -> dict[str, Any]:
     return {**settings, "root": str(to)}
 
 
-def states(settings: dict[str, Any], **changes: Any) -> dict[str, executor.State]:
+def states(settings: dict[str, Any], **changes: Any) -> dict[str, State]:
     cfg = loading.load(settings, set=changes)
-    return executor.state(cfg, recipes.units(cfg))
+    return states_of(cfg, recipes.units(cfg))
 
 
-def not_done(found: dict[str, executor.State]) -> set[str]:
+def not_done(found: dict[str, State]) -> set[str]:
     return {name for name, s in found.items() if s.status != "done"}
 
 
@@ -156,7 +158,7 @@ def test_deleting_a_manifest_rebuilds_its_descendants_alone_to_the_same_bytes(fi
 
 
 def test_two_runs_on_one_folder_the_second_is_refused(finished: dict[str, Any]) -> None:
-    with executor._lock(run_folder(finished)):
+    with lock.held(run_folder(finished)):
         started = time.monotonic()
         code = f"from synthboot import api; api.Run({finished!r}).run()"
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from synthboot import pool
 from synthboot.errors import ConfigError
+from tests.conftest import tiny_config
 
 
 def double(offset: int) -> Any:
@@ -305,7 +307,7 @@ import os, signal, sys, tempfile
 from pathlib import Path
 from synthboot import pool
 from tests.test_pool import parent_of_stopped
-pool._PRELOAD = pool._PRELOAD[:1]
+pool.PRELOAD[1:] = []
 if __name__ == "__main__":
     running = pool.Pool()
     running.start("unit", parent_of_stopped, sys.argv[1])
@@ -330,6 +332,36 @@ def test_nothing_outlives_its_parent(tmp_path: Path, short_folder: Path, number:
 
     soon(lambda: not left())
     assert not list(folder.iterdir())
+
+
+def listening(session: int) -> set[str]:
+    """The paths of the sockets that a session's processes listen at."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    paths = {f"socket:[{line[6]}]": line[7] for line in lines if len(line) == 8 and line[7].startswith("/")}
+    found = set()
+    for pid, _, _ in processes():
+        try:
+            if os.getsid(pid) == session:
+                links = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+                found |= {paths[link] for link in links & paths.keys()}
+        except OSError:
+            continue  # it has just gone
+    return found
+
+
+def test_a_long_folder_for_temporary_files_is_no_obstacle(tmp_path: Path) -> None:
+    """A socket's address has room for 107 characters."""
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_config(tmp_path)))
+    command = [sys.executable, "-m", "synthboot", "corpus", str(tmp_path / "run.yaml")]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    path = Path(soon(lambda: listening(process.pid), 120).pop())
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert len(str(path)) <= 107
+    assert not path.parent.exists()
 
 
 def _session(pid: int) -> int | None:

@@ -7,7 +7,7 @@ import pytest
 
 from synthboot import config, loading, recipes, settings
 from synthboot.errors import UndeclaredSetting
-from synthboot.runner.executor import fingerprints
+from synthboot.runner.graph import fingerprints
 from tests.test_recipes import ARMS, world_config
 
 FEW = {name: ARMS[name] for name in ("repetition", "sbp", "sbp-25", "sbp-2", "self", "random_pairs", "scratch")}

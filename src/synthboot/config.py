@@ -204,27 +204,29 @@ class Engine(Section):
     computed, except the order in which numbers are rounded."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train and sample on. `auto`: the GPU if there is one."""
+    """Device to train and sample on. `auto`: the GPU if there is one, whose results differ from a
+    CPU's by rounding."""
     jobs: int = Field(0, ge=0, le=10_000)
     """Number of worker processes, one thread each. 0: one per core, or one per GPU."""
     processes: int = Field(1, ge=1, le=100_000)
     """Data-parallel processes per model, started by torchrun: one per GPU, each with a share of the
-    rows of every step."""
+    rows of every step. Gradients are summed in another order: they differ by rounding."""
     launch: Command | None = None
     """Command that starts the `processes` on several machines, for example `srun torchrun --nnodes
-    4 ...` (docs/scaling-out.md); `-m synthboot.runner.rank JOB` is appended. Default: torchrun on
-    this machine."""
+    4 ...` (docs/scaling-out.md); `-m synthboot.runner.torchrun JOB` is appended. Default: torchrun
+    on this machine. As with any number of `processes`, weights differ by rounding."""
     shard: Switch = False
     """With `processes`: shard the weights over the processes (FSDP2) instead of replicating them
-    (DDP)."""
+    (DDP). They differ by rounding."""
     checkpoint_activations: Switch = False
     """Activation checkpointing: recompute activations in the backward pass. Less memory, a third
     more time."""
     micro_batch_tokens: Count | None = None
-    """Tokens per forward pass of training; gradients accumulate up to `optim.batch_tokens`.
-    Default: the whole batch at once."""
+    """Tokens per forward pass of training; gradients accumulate up to `optim.batch_tokens`,
+    and differ by rounding. Default: the whole batch at once."""
     embed_batch: Size = 32
-    """Batch size of sentence-transformers, in texts; texts are sorted by length first."""
+    """Batch size of sentence-transformers, in texts; texts are sorted by length first. Vectors
+    differ by rounding."""
     sample_batch: Size | None = None
     """Batch size of sampling, in rows. Default: chosen from free memory and a short measurement."""
     server: Server = Server()
@@ -232,7 +234,8 @@ class Engine(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the blocks of a model in training. It adds a minute or two before the first
     step, less with a warm cache. `auto`: on a GPU, for runs of ten minutes or more. On a CPU the
-    compiled loops that ship with the package are faster (docs/decisions.md)."""
+    compiled loops that ship with the package are faster (docs/decisions.md). Compiled, weights
+    differ by rounding."""
     track: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Experiment trackers to log training to, besides the report; each must be installed."""
 

@@ -66,7 +66,7 @@ def job(settings: dict[str, Any], tmp_path: Path, processes: int) -> tuple[subpr
     place = tmp_path / "job.json"
     place.write_text(json.dumps({"config": cfg.model_dump(mode="json"), "unit": "base"}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "synthboot.runner.rank", str(place)]
+    command += ["-m", "synthboot.runner.torchrun", str(place)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,11 @@ def test_workers_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     running = pool.Pool()
     try:
         for number in range(4):
-            running.start(number, time.sleep, own_gpu=True)
-        assert sorted(str(gpu) for *_, gpu in running._running.values()) == ["3", "3", "5", "5"]
+            running.start(number, _seen, own_gpu=True)
+        found: list[str] = []
+        while len(running):
+            found += [value for _, kind, value in running.wait() if kind == "done"]
+        assert sorted(found) == ["3", "3", "5", "5"]
     finally:
         running.close()
 
@@ -212,6 +215,14 @@ def processes() -> list[tuple[int, str, int]]:
     return found
 
 
+def below(program: str) -> int:
+    """The child of this process that runs a program of multiprocessing, 0 where there is none."""
+    for pid, state, parent in processes():
+        if parent == os.getpid() and state != "Z" and program.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    return 0
+
+
 def alive(pid: int) -> bool:
     return any(pid == found and state != "Z" for found, state, _ in processes())
 
@@ -245,10 +256,9 @@ def _stops() -> Any:
 
 def test_a_worker_that_is_stopped_for_a_while_goes_on() -> None:
     found = pool.imap(_stops, (), range(6), 2)
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
 
     def go_on() -> None:
-        for pid in soon(lambda: stopped(forkserver._forkserver._forkserver_pid or server)):  # type: ignore[attr-defined]
+        for pid in soon(lambda: stopped(below("forkserver"))):
             os.kill(pid, signal.SIGCONT)
 
     thread = threading.Thread(target=go_on)
@@ -284,21 +294,22 @@ def test_a_killed_worker_takes_its_own_workers_along_even_a_stopped_one(tmp_path
 def test_a_fork_server_that_is_killed_is_an_error_and_then_there_is_another() -> None:
     found = pool.imap(_itself, (), iter(lambda: 0, 1), 2)
     worker = next(found)
-    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    os.kill(below("forkserver"), signal.SIGKILL)
     with pytest.raises(pool.WorkerDied, match=r"its process died, exit code 255 \(with the fork server"):
         for _ in range(10**6):
             next(found)
     soon(lambda: not alive(worker), 10)
-    os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)  # type: ignore[attr-defined]
-    soon(lambda: not alive(resource_tracker._resource_tracker._pid))  # type: ignore[attr-defined]
+    os.kill(below("resource_tracker"), signal.SIGKILL)
+    soon(lambda: not below("resource_tracker"))
     with pytest.warns(UserWarning, match="resource_tracker"):
-        pool._fork_server()  # which is busy for a while, importing
-    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        forkserver.ensure_running()  # which is busy for a while, importing
+    server = below("forkserver")
+    os.kill(server, signal.SIGKILL)
     try:
         with pytest.raises(pool.WorkerDied, match=r"worker 1: its process did not start \(\w+Error: .*\); run again"):
             list(pool.imap(_itself, (), range(4), 2))
     finally:
-        soon(lambda: not alive(forkserver._forkserver._forkserver_pid))  # type: ignore[attr-defined]
+        soon(lambda: not alive(server))
     assert len(list(pool.imap(_itself, (), range(4), 2))) == 4
 
 

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-small world test test-slow fuzz kill lint format docs texture bench gpu clean
+.PHONY: help demo demo-small world test test-slow coverage fuzz kill lint format docs texture bench gpu clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -30,6 +30,9 @@ test: $(STAMP)  ## the suite, two processes side by side
 
 test-slow: $(STAMP)  ## the long tests too: kill -9 across the demo
 	$(BIN)/pytest -q -m 'not gpu'
+
+coverage: $(STAMP)  ## which lines the suite runs, in workers and ranks too; half as long again as make test
+	$(BIN)/pytest -q -n 2 --cov --cov-report=term
 
 fuzz: $(STAMP)  ## ten thousand inputs for everything that reads: read or refused, within time and memory
 	$(BIN)/python -m tests.fuzz

@@ -134,6 +134,8 @@ class Pool:
             in_use = [used for _, _, used in self._running.values()]
             gpu = min(visible, key=in_use.count)
 
+        own_end: Connection
+        worker_end: Connection
         own_end, worker_end = self._context.Pipe()
         process = self._context.Process(
             target=_main,
@@ -199,7 +201,8 @@ def _receive(
     with suppress(EOFError, OSError):
         if connection.poll():  # also what a process that is gone by now had still sent
             try:
-                return connection.recv()
+                kind, value = connection.recv()
+                return kind, value
             except (EOFError, OSError):
                 raise
             # An object that was taken apart there cannot be put together here.

@@ -18,7 +18,7 @@ import pytest
 from synthboot import api
 from synthboot.stages.evaluate import Job
 from synthboot.steps import Context
-from tests.conftest import contents, run_folder, small_config, tiny_config
+from tests.conftest import contents, run_folder, small_config
 
 DRIVER = """
 import sys, json
@@ -191,12 +191,10 @@ def listed(settings: dict[str, Any]) -> list[str]:
     return sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if not p.name.endswith(".lock"))
 
 
-def test_killed_just_before_every_rename_and_removal_it_ends_with_the_same_files(tmp_path: Path) -> None:
+def test_killed_just_before_every_rename_and_removal_it_ends_with_the_same_files(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Whatever a stage writes appears by a rename, and whatever goes does so by a removal. Here the process dies before each
     kind of them, one after the other."""
-    settings = tiny_config(tmp_path)
-    undisturbed = {**settings, "root": str(tmp_path / "undisturbed")}
-    api.Run(undisturbed).run()
+    settings = {**tiny, "root": str(tmp_path)}
     seen = tmp_path / "seen"
     seen.touch()
     command = [sys.executable, "-c", DIE_AT_EVERY_STEP, json.dumps(settings), str(seen)]
@@ -206,8 +204,8 @@ def test_killed_just_before_every_rename_and_removal_it_ends_with_the_same_files
     assert deaths.count("manifest.json\n") >= len(api.Run(settings).plan()), deaths
     for step in ("replace", "rename", "unlink", "rmdir"):
         assert f"\n{step} " in deaths
-    assert contents(settings) == contents(undisturbed)
-    assert listed(settings) == listed(undisturbed)
+    assert contents(settings) == contents(tiny)
+    assert listed(settings) == listed(tiny)
 
 
 def test_no_worker_outlives_a_killed_run(world_file: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Settings that say where and how work runs leave the same bytes, over the command line, each run in a fresh process.
+"""Settings that say where and how work runs leave the same bytes: by the API and by the command line, in one process after
+the other and in several side by side.
 
 What a refactoring may not change, these tests cannot know: processors round differently, so no hash is pinned. Make the
 small world with the code before and after, on one machine, and compare the two lists of `python -m tests.bytes FOLDER`.
@@ -6,7 +7,7 @@ small world with the code before and after, on one machine, and compare the two 
 
 import hashlib
 import json
-import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,13 +19,14 @@ from typing import Any
 import pytest
 import yaml
 
-from synthboot import api, config, settings
-from tests.conftest import contents, tiny_config
+from synthboot import api, config, loading, recipes, settings
+from synthboot.runner.graph import fingerprints
+from synthboot.runner.unit import make
+from tests.conftest import contents, run_folder
 
-PLAIN = {"device": "cpu", "jobs": 1}
 OTHER = {
     "device": "auto",
-    "jobs": 2,
+    "jobs": 1,
     "checkpoint_activations": True,
     "sample_batch": 3,
     "track": ["tensorboard"],
@@ -78,17 +80,10 @@ def server() -> Iterator[int]:
     thread.join()
 
 
-def command(run: dict[str, Any], word: str, *sets: str) -> None:
-    """Run a command of the command line to its end."""
-    path = Path(run["root"]) / "run.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(run))
-    arguments = [part for each in sets for part in ("--set", each)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "synthboot", word, str(path), *arguments], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+class Deaf:
+    """Who does not want to know how a unit gets on."""
+
+    def send(self, message: object) -> None: ...
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
@@ -105,17 +100,22 @@ def test_every_runtime_setting_is_known_to_leave_the_same_bytes_or_says_that_it_
         assert "rounding" in str(words), name
 
 
-def test_where_and_how_a_run_is_made_leaves_the_same_bytes(tmp_path: Path, server: int) -> None:
-    world = tiny_config(tmp_path)
-    plain = {**world, "root": str(tmp_path / "plain"), "engine": PLAIN}
-    other = {**world, "root": str(tmp_path / "a longer" / "place"), "name": "other", "engine": OTHER}
-    for run in (plain, other):
-        command(run, "run")
-    report = Path(api.Run(plain).report().path).parent.name  # which has the run's name as its title
+def test_where_and_how_a_run_is_made_leaves_the_same_bytes(tiny: dict[str, Any], tmp_path: Path, server: int) -> None:
+    shutil.copytree(run_folder(tiny), tmp_path / "tiny")
+    plain = {**tiny, "root": str(tmp_path)}
+    other = {**tiny, "root": str(tmp_path / "a longer" / "place"), "name": "other", "engine": OTHER}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(other))
+    command = [sys.executable, "-m", "synthboot", "run", str(tmp_path / "run.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = api.Run(plain).report().path.parent.name  # which has the run's name as its title
     expected = {report, "track"}  # the logs of tensorboard, which one of them has
     assert differing(plain, other) == expected
 
     for run, place, host in ((plain, SERVERS[0], "127.0.0.1"), (other, SERVERS[1], "localhost")):
-        run["engine"] = {**run["engine"], "server": {**place, "url": f"http://{host}:{server}/v1"}}
-        command(run, "synthesize", "synthesize.sampler=server")
+        engine = {**run["engine"], "server": {**place, "url": f"http://{host}:{server}/v1"}}
+        asked = {**run, "engine": engine, "synthesize": {**run["synthesize"], "sampler": "server"}}
+        cfg = loading.load(asked)
+        plan = recipes.units(cfg)
+        make(cfg, plan, "synthesize/related", fingerprints(plan), 1, Deaf())
     assert differing(plain, other) == expected

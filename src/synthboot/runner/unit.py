@@ -7,9 +7,8 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from synthboot import config
 from synthboot.artifacts import store
@@ -26,22 +25,30 @@ _PATIENCE = 30.0
 """Seconds to wait for the worker of a killed run, which may take a moment to go."""
 
 
+@runtime_checkable
+class Listener(Protocol):
+    """Who is told how a unit gets on: the connection of a worker, for one."""
+
+    def send(self, message: tuple[str, Any], /) -> None:
+        """Take what is said: ("progress", (share done, words)) or ("note", a line)."""
+
+
 def make(
     cfg: config.Config,
     plan: Mapping[str, Unit],
     name: str,
     marks: Mapping[str, str],
     jobs: int,
-    connection: Connection,
+    listener: Listener,
 ) -> dict[str, Any]:
     """Make the artifact of one unit of the plan, whose fingerprints are `marks`.
 
-    Returns its cost, and an `account` in words where the step gives one; `connection` is told of
+    Returns its cost, and an `account` in words where the step gives one; `listener` is told of
     progress and notes.
     """
     unit = plan[name]
     folder = unit.folder(cfg.folder)
-    progress, note = _tellers(connection)
+    progress, note = _tellers(listener)
 
     with disk.storage_errors(folder), _held(folder):
         _verify_parents(cfg, plan, unit)
@@ -91,7 +98,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _tellers(
-    connection: Connection,
+    listener: Listener,
 ) -> tuple[store.Progress, Callable[[str], None]]:
     """What sends progress, five times a second at most, and what sends notes, to the parent."""
     last = 0.0
@@ -100,10 +107,10 @@ def _tellers(
         nonlocal last
         if time.monotonic() - last > 0.2:
             last = time.monotonic()
-            connection.send(("progress", (done, words)))
+            listener.send(("progress", (done, words)))
 
     def note(words: str) -> None:
-        connection.send(("note", words))
+        listener.send(("note", words))
 
     return progress, note
 

@@ -46,7 +46,7 @@ format: $(STAMP)  ## let ruff rewrite
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)  ## write docs/cli.md and docs/config.md from the code
+docs: $(STAMP)  ## write docs/cli.md, docs/config.md, the experiments' index and the README's figures
 	$(BIN)/python docs/generate.py
 
 texture: $(STAMP)  ## how dense the lines of the code are, file by file

@@ -13,7 +13,11 @@ import yaml
 from benchmarks import coverage
 from scipy import special
 
+from synthboot import config
 from synthboot.cli import main
+from synthboot.lm import blocks, loss, precision
+from synthboot.lm.sampling import embedded
+from synthboot.neighbors import join
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -122,3 +126,24 @@ def test_the_figures_of_the_statistics_page_are_those_that_were_simulated() -> N
     page = (ROOT / "docs" / "statistics.md").read_text("utf-8")
     results = json.loads((ROOT / "docs" / "statistics.json").read_text("utf-8"))
     assert coverage.filled(page, results) == page
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "experiments" not in p.parts], ids=name)
+def test_files_that_the_documents_name_exist(page: Path) -> None:
+    """Experiments are dated: they may name what was there then."""
+    there = {
+        path.name for folder in ("src", "tests", "benchmarks", "docs", "experiments") for path in (ROOT / folder).rglob("*.py")
+    }
+    for path in re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py)\b", page.read_text("utf-8")):
+        tried = [ROOT / path, ROOT / "src" / "synthboot" / path]
+        assert any(p.exists() for p in tried) or path in there, path
+
+
+def test_sizes_in_the_decisions_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "decisions.md").read_text("utf-8")
+    assert f"block of {join.QUERY_BLOCK:,} queries" in page
+    assert f"Chunks of {loss.CHUNK:,} targets" in page
+    assert f"Blocks of {blocks.ROWS} rows" in page
+    assert f"At least {embedded.LEAST_ROWS} rows are decoded" in page
+    assert f"where it is {precision.MARGIN['cpu']} times as fast" in page
+    assert f"up to {config.Pair().exact_docs:,} documents" in (ROOT / "docs" / "paper-map.md").read_text("utf-8")

@@ -26,8 +26,8 @@ FIRST_SCREEN = (
     ("2026-11-23-world", "sbp against repetition", "known world, 27 epochs"),
     ("2026-11-23-world", "sbp against self", "known world, 27 epochs"),
     ("2026-11-22-world-small-rate", "sbp against repetition", "known world, 17 epochs, a small rate of tuning"),
-    ("2026-11-23-learning-rate", "sbp-25 against repetition", "arXiv abstracts, 20 epochs"),
-    ("2026-11-23-learning-rate", "self-25 against repetition", "arXiv abstracts, 20 epochs"),
+    ("2026-11-23-learning-rate", "sbp-25 against repetition", "arXiv abstracts, 20 epochs, a quarter synthetic"),
+    ("2026-11-23-learning-rate", "self-25 against repetition", "arXiv abstracts, 20 epochs, a quarter synthetic"),
     ("2026-11-22-three-arms", "sbp against repetition", "arXiv abstracts, 5 epochs"),
 )
 """What the README says was found: experiment, claim, and what it was found on."""
@@ -266,7 +266,7 @@ def _span(value: float | None, low: float | None, high: float | None) -> str:
 
 
 def _p(p: float | None) -> str:
-    return "" if p is None else f"{p:.2g}"
+    return "" if p is None else f"{p:.2f}" if p >= 0.095 else f"{p:.2g}"
 
 
 def _filled(page: Path, name: str, text: str) -> str:

@@ -5,7 +5,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -147,3 +147,11 @@ def test_sizes_in_the_decisions_are_those_of_the_code() -> None:
     assert f"At least {embedded.LEAST_ROWS} rows are decoded" in page
     assert f"where it is {precision.MARGIN['cpu']} times as fast" in page
     assert f"up to {config.Pair().exact_docs:,} documents" in (ROOT / "docs" / "paper-map.md").read_text("utf-8")
+
+
+def test_the_arms_page_names_all_that_can_be_swept() -> None:
+    page = (ROOT / "docs" / "arms.md").read_text("utf-8")
+    sentence = re.search(r"^`sweep` takes any of (.*?), for any arm\.$", page, re.M)
+    assert sentence
+    swept, _ = get_args(config.Arm.model_fields["sweep"].annotation)
+    assert re.findall(r"`(\w+)`", sentence[1]) == list(get_args(swept))

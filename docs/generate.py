@@ -93,6 +93,7 @@ class Claim:
     high: float | None = None
     p: float | None = None
     by_seed: tuple[list[float], list[float]] | None = None
+    seeds: int = 3
 
     def recomputed(self) -> statistics.Estimate | None:
         """The paired t-interval over seeds alone: what documents add is not known any more."""
@@ -107,7 +108,7 @@ class Claim:
         The old rule's interval reaches at least that far wherever seeds' noise rules, and further where documents add
         to it, so this is not too sure: simulate.py beside the restated claims.
         """
-        if self.value is None or self.low is None or self.high is None:
+        if self.value is None or self.low is None or self.high is None or self.seeds != 3:
             return None
         return _over_seeds([self.low, self.high, 3 * self.value - self.low - self.high]).p
 

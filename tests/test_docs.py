@@ -75,6 +75,20 @@ def test_a_restated_p_value_is_a_paired_t_test_over_seeds() -> None:
     assert claim.standing() == "**not shown**"
 
 
+def test_a_bound_reads_the_ends_of_an_interval_as_the_extreme_seeds() -> None:
+    claim = GENERATED["Claim"]
+    gaps = np.array([-0.0669, -0.0455, 3 * -0.0565 + 0.0669 + 0.0455])
+    p = 2 * special.stdtr(2, -abs(gaps.mean()) / (gaps.std(ddof=1) / np.sqrt(3)))
+    read = claim("three seeds", -0.0565, -0.0669, -0.0455, 0.001)
+    assert read.bound() == pytest.approx(p, rel=1e-4)
+    assert read.standing() == "suggestive †"
+    # Of two seeds the ends say nothing, nor does a p-value without an interval
+    assert claim("two seeds", -0.0565, -0.0669, -0.0455, 0.001, seeds=2).bound() is None
+    assert claim("p alone", -0.0565, p=0.001).standing() == "cannot be recomputed †"
+    # What the old rule did not show, nothing does
+    assert claim("zero inside", 0.01, -0.01, 0.03, 0.2).standing() == "not shown"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_in_the_documents_exist(page: Path) -> None:
     text = page.read_text("utf-8")

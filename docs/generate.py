@@ -7,7 +7,7 @@ the experiments, the claims restated by `synthboot.statistics`, and the README's
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -83,8 +83,9 @@ def _plain(text: str | None) -> str:
 class Claim:
     """A difference of two arms as it was printed, and what can be said of it now.
 
-    `low`, `high` and `p` are those of percentiles over resampled seeds and documents. `by_seed` has the losses of both
-    arms where they were printed.
+    `low`, `high` and `p` are those of percentiles over resampled seeds and documents if `resampled`, as before 2026-11-25;
+    otherwise they are those of `synthboot.statistics`, and stand. `by_seed` has the losses of both arms where they were
+    printed.
     """
 
     name: str
@@ -94,10 +95,11 @@ class Claim:
     p: float | None = None
     by_seed: tuple[list[float], list[float]] | None = None
     seeds: int = 3
+    resampled: bool = True
 
     def recomputed(self) -> statistics.Estimate | None:
         """The paired t-interval over seeds alone: what documents add is not known any more."""
-        if self.by_seed is None:
+        if self.by_seed is None or not self.resampled:
             return None
         first, second = self.by_seed
         return _over_seeds([a - b for a, b in zip(first, second, strict=True)])
@@ -114,6 +116,8 @@ class Claim:
 
     def standing(self) -> str:
         """In a word or two, what is left of it."""
+        if not self.resampled:
+            return "shown" if self.p is not None and self.p <= LEVEL else "not shown"
         found = self.recomputed()
         if found is not None:
             return "shown by its seeds" if found.p <= LEVEL else "**not shown**"
@@ -164,7 +168,7 @@ def _tables(page: str) -> Iterator[dict[str, Any]]:
             yield {"section": section, "columns": columns, "rows": [[_figure(text) for text in row] for row in rows[2:]]}
             rows = []
         if line.startswith("#"):
-            section = line.lstrip("# ")
+            section = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", line.lstrip("# "))  # a link's words alone
 
 
 def _bare(text: str) -> str:
@@ -190,7 +194,7 @@ def claims(folder: Path) -> list[Claim]:
     found = [claim for table in stored["tables"] for claim in _in_table(table)]
     for entry in stored.get("claims", []):
         found.append(Claim(**entry))
-    return found
+    return [replace(claim, resampled=folder.name < RESTATED) for claim in found]
 
 
 def _in_table(table: dict[str, Any]) -> Iterator[Claim]:
@@ -227,7 +231,7 @@ def restated() -> str:
     """The claims of every experiment by the statistics of today."""
     parts = []
     for folder in reversed(folders()):
-        found = [claim for claim in claims(folder) if folder.name != RESTATED]
+        found = claims(folder) if folder.name < RESTATED else []
         if not found:
             continue
         rows = [
@@ -255,6 +259,8 @@ def readme() -> str:
         new = claim.recomputed()
         bound = claim.bound()
         sure = _p(new.p) if new else f"at most {_p(bound)}" if bound else "not known"
+        if not claim.resampled:
+            sure = _p(claim.p)
         span = _span(new.value, new.low, new.high) if new else _span(claim.value, claim.low, claim.high)
         rows.append(f"| [{text}](experiments/{name}/README.md) | {wanted} | {span} | {sure} | {claim.standing()} |")
     return _filled(ROOT / "README.md", "found", "\n".join(rows))
@@ -283,10 +289,14 @@ def pages() -> Iterator[tuple[Path, Callable[[], str]]]:
     """Every generated file and what makes it, sources first."""
     yield ROOT / "docs" / "cli.md", cli
     yield ROOT / "docs" / "config.md", settings
+    # The restated claims are made of all others' results, and have tables of their own.
+    latest = EXPERIMENTS / RESTATED
     for folder in folders():
-        yield folder / "result.json", lambda folder=folder: result(folder)
+        if folder != latest:
+            yield folder / "result.json", lambda folder=folder: result(folder)
+    yield latest / "README.md", restated
+    yield latest / "result.json", lambda: result(latest)
     yield EXPERIMENTS / "README.md", index
-    yield EXPERIMENTS / RESTATED / "README.md", restated
     yield ROOT / "README.md", readme
 
 

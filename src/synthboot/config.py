@@ -141,8 +141,9 @@ class Optim(Section):
     """Stop training when the loss is this many nats above its mean over the last 50 steps."""
     document_mask: Switch = False
     """Mask attention between the documents of a row, except in layouts that place related documents
-    side by side. Better by 0.07 nats after two epochs, worse by 0.06 after eight (EXPERIMENTS.md),
-    so try both. Free on a CPU; on a GPU it gives up flash attention."""
+    side by side. Better by 0.07 nats after two epochs, worse by 0.06 after eight
+    (experiments/2026-11-23-document-mask), so try both. Free on a CPU; on a GPU it gives up flash
+    attention."""
     min_lr_fraction: float = Field(0.05, ge=0, le=1)
     """Final learning rate as a fraction of the peak."""
     weight_decay: float = Field(0.3, ge=0, le=1e4)
@@ -454,7 +455,7 @@ class Tune(Section):
     lr: float = Field(5e-4, gt=0, le=100)
     """Peak learning rate; warm-up, then cosine decay to zero. Deviation: the paper has a small
     constant rate; with one, our small models lost more to the noise of the rate than they gained
-    from d1 (EXPERIMENTS.md)."""
+    from d1 (experiments/2026-11-22-three-arms)."""
     weight_decay: float = Field(0.1, ge=0, le=1e4)
     """Decoupled weight decay."""
     batch_tokens: Count = 8_192
@@ -482,7 +483,7 @@ class Tune(Section):
     sweep: dict[Literal["lr", "weight_decay"], Annotated[list[float], Field(min_length=1)]] = {}
     """Grid search: values to try, one synthesizer per combination; the one of lowest loss on
     held-out pairs generates the text. The learning rate may decide whether a small synthesizer
-    copies from d1 or answers from memory (EXPERIMENTS.md)."""
+    copies from d1 or answers from memory (experiments/2026-11-23-world-tuning-rate)."""
 
     @model_validator(mode="after")
     def _check_sweep(self) -> Tune:

@@ -38,7 +38,7 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "true",
     # Keep freed memory: glibc gives large blocks back and gets them again, page by page, at every
-    # step of a loop (EXPERIMENTS.md has what that costs). A worker ends with its unit, and its
+    # step of a loop (docs/speed.md has what that costs). A worker ends with its unit, and its
     # memory with it.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),

@@ -19,6 +19,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
 from synthboot.rng import rng
 from synthboot.runner import executor
+from synthboot.runner.state import State, states
 
 
 class Run:
@@ -37,9 +38,9 @@ class Run:
         """Make every artifact up to `stage`."""
         executor.run(self.config, stage, self._tell)
 
-    def plan(self) -> dict[str, executor.State]:
+    def plan(self) -> dict[str, State]:
         """How every artifact stands: done, missing, partial, or stale and why."""
-        return executor.state(self.config, recipes.units(self.config))
+        return states(self.config, recipes.units(self.config))
 
     def corpus(self) -> Texts:
         """D_pretrain."""

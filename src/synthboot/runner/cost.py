@@ -22,7 +22,7 @@ from synthboot.data.disk import read_json
 from synthboot.errors import CorruptArtifact
 from synthboot.lm.batches import tokens_until_copying
 from synthboot.recipes import Unit
-from synthboot.runner.executor import State
+from synthboot.runner.state import State
 
 _EFFICIENCY = {"train": 0.4, "sample": 0.12}
 _MORE_SEEDS = (5, 10)

@@ -299,7 +299,9 @@ class _NGrams:
         return np.stack(parts, axis=1)  # (token, part)
 
     def _context(self, text: _Text) -> np.ndarray:
-        return text.doc * self.vocab_size + text.previous
+        """The token before, told apart by document."""
+        found: np.ndarray = text.doc * self.vocab_size + text.previous
+        return found
 
 
 def _contexts(text: _Text, vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -321,7 +323,9 @@ def _earlier(numbers: Int64[np.ndarray, " token"]) -> Int64[np.ndarray, " token"
 
 def _share(count: np.ndarray, total: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
     """count / total, and where there is nothing to count what is said otherwise."""
-    return np.divide(count, total, out=otherwise.copy(), where=total > 0)
+    found = otherwise.copy()
+    np.divide(count, total, out=found, where=total > 0)
+    return found
 
 
 def _losses(

@@ -38,7 +38,7 @@ test: $(STAMP)  ## the suite, two processes side by side
 test-slow: $(STAMP)  ## the long tests too: kill -9 across the demo
 	$(BIN)/pytest -q -m 'not gpu'
 
-coverage: $(STAMP)  ## which lines the suite runs, in workers and ranks too; half as long again as make test
+coverage: $(STAMP)  ## the lines that no test runs; units and ranks count, but not workers of `imap`, which are killed
 	$(BIN)/pytest -q -n 2 --cov --cov-report=term
 
 fuzz: $(STAMP)  ## ten thousand inputs for everything that reads: read or refused, within time and memory

@@ -10,7 +10,7 @@ from synthboot.artifacts.store import Progress
 from synthboot.recipes import Unit
 
 if TYPE_CHECKING:
-    from synthboot.steps import Outcome
+    from synthboot.steps.context import Outcome
 
 
 def run_step(

@@ -30,7 +30,7 @@ from synthboot.errors import ConfigError, SynthbootError, TrainingError
 from synthboot.runner.step import run_step
 
 if TYPE_CHECKING:
-    from synthboot.steps import Outcome
+    from synthboot.steps.context import Outcome
 
 STAGES = ("base", "tune", "pretrain")
 """Stages whose steps train a model, and may do so by several processes."""

@@ -24,7 +24,7 @@ from jaxtyping import Float64, Int64
 
 from synthboot import config, statistics, verdicts
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.tasks import Item
+from synthboot.data.items import Item
 from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, UnfairComparison
 from synthboot.lm import model as models

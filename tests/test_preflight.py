@@ -12,10 +12,10 @@ from tests.conftest import run_folder, small_config, write_jsonl
 
 
 def refused(settings: dict[str, Any]) -> str:
-    begun: list[str] = []
+    told: list[str] = []
     with pytest.raises(SynthbootError) as caught:
-        api.Run(settings, progress=lambda name, *_: begun.append(name)).run("corpus")
-    assert not begun
+        api.Run(settings, progress=lambda _, kind, __: told.append(kind)).run("corpus")
+    assert "start" not in told
     assert not (run_folder(settings) / "01-corpus").exists()
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)

@@ -313,10 +313,10 @@ def test_a_token_without_mass_is_not_drawn_by_rounding(
 @pytest.mark.parametrize("make", [lambda: small_model(1), lambda: small_model(1, width=64)], ids=["torch", "compiled"])
 def test_a_contrast_draws_by_both_prompts_whatever_else_is_decoded_beside(make: Callable[[], Any]) -> None:
     model, weight = make(), 1.5
-    asked = [Request(r.prompt, r.seed, 3 + i, (7, r.prompt[-1])) for i, r in enumerate(requests(30))]
+    asked = [Request(r.prompt, r.seed, 2 + i % 7, (7, r.prompt[-1])) for i, r in enumerate(requests(40))]
     asked[3] = Request((5,), 3, 6, (5,))  # nothing to take off
     asked = [r if len(r.alone) <= len(r.prompt) else Request((9, *r.prompt), r.seed, r.max_tokens, r.alone) for r in asked]
-    engine = EmbeddedSampler(model, 0, temperature=0, top_p=1, batch=24, contrast=weight)
+    engine = EmbeddedSampler(model, 0, temperature=0, top_p=1, batch=30, contrast=weight)
     for request, result in zip(asked, engine.sample(asked), strict=True):
         expected: list[int] = []
         logprob = 0.0

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32, Int64
 
-from synthboot import kernels
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.disk import save_array
+from synthboot.kernels import library, topk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -255,14 +255,14 @@ def within_radius(
     import torch
 
     c = _float_rows(centroids, device)
-    compiled = _Operand(centroids) if kernels.available(device) else None
+    compiled = _Operand(centroids) if library.available(device) else None
     clusters = [np.empty(0, np.int32)]
     counts = [np.empty(0, np.int64)]
     for start in range(0, len(vectors), 2_048):
         rows = vectors[start : start + 2_048]
         if compiled is not None:
             scored = _Operand(rows).matmul(compiled)
-            probes, count = kernels.within(scored, probe_radius)
+            probes, count = topk.within_radius(scored, probe_radius)
             clusters.append(probes)
             counts.append(count)
             continue
@@ -323,7 +323,7 @@ class _TopK:
 
         count = len(queries)
         self.device = device
-        self._operand = _Operand(queries) if kernels.available(device) else None
+        self._operand = _Operand(queries) if library.available(device) else None
         if self._operand is None:
             self.x = _float_rows(queries, device)
         else:
@@ -357,7 +357,7 @@ class _TopK:
             members = _Operand(vectors)
             for part in rows.split(_ROWS):
                 scored = self._operand.matmul(members, part, self._buffer)
-                kernels.offer(scored, part, self.own, first, self.index, self.score)
+                topk.update_topk(scored, part, self.own, first, self.index, self.score)
             return
 
         columns = _float_rows(vectors, self.device)
@@ -479,7 +479,7 @@ class _Operand:
         self.height = _up_to_64(len(vectors))
         if vectors.dtype == np.float16:
             height = self.height if self.half else None
-            self.rows, narrow, self.longest = kernels.widen(vectors, height)
+            self.rows, narrow, self.longest = topk.upcast(vectors, height)
             self.factor = self.rows if narrow is None else narrow
             return
 
@@ -494,7 +494,7 @@ class _Operand:
         members: _Operand,
         chosen: Tensor | None = None,
         buffer: Tensor | None = None,
-    ) -> kernels.Scored:
+    ) -> topk.Scored:
         """These rows, or the `chosen` ones put together in `buffer`, times those of `members`."""
         import torch
 
@@ -505,7 +505,7 @@ class _Operand:
             factor = buffer[: _up_to_64(len(chosen))]
         epsilon = _EPSILON_HALF if self.half else _EPSILON
         margin = epsilon * self.longest * members.longest
-        return kernels.Scored(factor @ members.factor.T, self.rows, members.rows, margin)
+        return topk.Scored(factor @ members.factor.T, self.rows, members.rows, margin)
 
 
 def _up_to_64(count: int) -> int:

@@ -173,3 +173,12 @@ def test_long_strings_take_time_in_proportion(text: str) -> None:
     begun = time.process_time()
     words.words(text * 50_000)
     assert time.process_time() - begun < 3
+
+
+@pytest.mark.parametrize(("symbols", "pattern"), [(False, r"\w+|[¦©®°]"), (True, r"\w+|[^\w\s\x00-\x1f\x7f-\x9f]")])
+def test_words_of_latin_text_are_those_of_a_regular_expression(symbols: bool, pattern: str) -> None:
+    rng = random.Random(0)
+    letters = "aZ09_ \t\n\x00\x1c\x7f.,;#$ \xa0©°¦«»±éßłΩж–—“”…€"
+    for _ in range(500):
+        text = "".join(rng.choices(letters, k=40))
+        assert words.words(text, symbols) == re.findall(pattern, words.normal(text))

@@ -310,10 +310,11 @@ def shingles(text: str, symbols: bool | None = None) -> list[str]:
     if symbols is None:
         symbols = words.in_symbols(text)
     cut = words.words(text, symbols)
-    runs = words.runs(cut, words.run_length(cut))
+    kinds = len(set(cut))
+    runs = words.runs(cut, words.run_length(cut, kinds))
 
     # Two tests for one answer: most texts pass the first, which costs less.
-    if len(cut) <= 4 * len(set(cut)):
+    if len(cut) <= 4 * kinds:
         return runs
     if len(runs) <= 4 * len(set(runs)):
         return runs

@@ -31,12 +31,12 @@ def test_one_token_of_attention_is_torchs(heads: int, kv_heads: int, dim: int, n
     q, k, v = qkv.split((heads, kv_heads, kv_heads), 1)
     if norms is not None:
         q, k = (torch.nn.functional.rms_norm(x, (dim,), w, 1e-6) for x, w in zip((q, k), norms, strict=True))
-    turned = [x * cos[:, None] + torch.cat((-x[..., dim // 2 :], x[..., : dim // 2]), -1) * sin[:, None] for x in (q, k)]
+    rotated = [x * cos[:, None] + torch.cat((-x[..., dim // 2 :], x[..., : dim // 2]), -1) * sin[:, None] for x in (q, k)]
     for row in range(count):
-        before[0, row, :, position[row]], before[1, row, :, position[row]] = turned[1][row], v[row]
+        before[0, row, :, position[row]], before[1, row, :, position[row]] = rotated[1][row], v[row]
         upto = int(position[row]) + 1
         k_all, v_all = (x[row, :, :upto].repeat_interleave(heads // kv_heads, 0) for x in before)
-        weights = torch.softmax(torch.einsum("hd,hpd->hp", turned[0][row], k_all) / dim**0.5, 1)
+        weights = torch.softmax(torch.einsum("hd,hpd->hp", rotated[0][row], k_all) / dim**0.5, 1)
         assert torch.allclose(out[row].view(heads, dim), torch.einsum("hp,hpd->hd", weights, v_all), atol=2e-5)
     assert torch.allclose(keys.transpose(3, 4).flatten(2, 3), before[0], atol=2e-6)
     assert torch.equal(values, before[1])

@@ -34,7 +34,7 @@ def test_arrays_are_what_a_loop_takes_them_for() -> None:
     assert library.array("x", tensor, (3, 4), torch.float32).value == tensor.data_ptr()
     with pytest.raises(ValueError, match=r"x is \(3, 4\) torch.float32, expected \(4, 3\)"):
         library.array("x", tensor, (4, 3), torch.float32)
-    with pytest.raises(ValueError, match="expected .* torch.float64"):
+    with pytest.raises(ValueError, match=r"expected .* torch.float64"):
         library.array("x", tensor, (3, 4), torch.float64)
     with pytest.raises(ValueError, match="in one piece"):
         library.array("x", tensor.T, (4, 3), torch.float32)

@@ -31,14 +31,14 @@ def test_positions_are_rotated_as_the_library_does_and_back(dim: int, shared: bo
     angles = torch.rand(1 if shared else 3, 7, dim // 2) * 6
     cos, sin = (f(torch.cat((angles, angles), -1)) for f in (torch.cos, torch.sin))
     expected, _ = apply_rotary_pos_emb(x, x, cos, sin, unsqueeze_dim=2)
-    turned = torch.empty(3, 2, 7, dim)
-    training.rotate(x, cos, sin, turned.transpose(1, 2), inverse=False)
-    torch.testing.assert_close(turned.transpose(1, 2), expected, rtol=1e-6, atol=1e-6)
+    rotated = torch.empty(3, 2, 7, dim)
+    training.rotate(x, cos, sin, rotated.transpose(1, 2), inverse=False)
+    torch.testing.assert_close(rotated.transpose(1, 2), expected, rtol=1e-6, atol=1e-6)
     back = torch.empty_like(x)
-    training.rotate(turned.transpose(1, 2), cos, sin, back, inverse=True)  # read as it lies, which is not in one piece
+    training.rotate(rotated.transpose(1, 2), cos, sin, back, inverse=True)  # read as it lies, which is not in one piece
     torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="differ in shape"):
-        training.rotate(x, cos, sin, turned, inverse=False)
+        training.rotate(x, cos, sin, rotated, inverse=False)
     with pytest.raises(ValueError, match="cos is"):
         training.rotate(x, cos[:, :5], sin, back, inverse=False)
     with pytest.raises(ValueError, match="four dimensions"):

@@ -20,15 +20,15 @@ def test_norms_and_gates_are_torchs_both_ways(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     inputs = [4 * torch.randn(shape, requires_grad=True), torch.rand(shape[-1], requires_grad=True)]
     given, value = (torch.randn(shape, requires_grad=True) for _ in range(2))
-    found, upwards = [], torch.randn(shape)
+    results, upwards = [], torch.randn(shape)
     for ours in (True, False):
         x, weight, gate = (t.detach().clone().requires_grad_() for t in (*inputs, 5 * given))
         other = value.detach().clone().requires_grad_()
         normed = blocks._Norm.apply(x, weight, 1e-6) if ours else torch.nn.functional.rms_norm(x, (shape[-1],), weight, 1e-6)
         gated = blocks._Gate.apply(gate, other) if ours else torch.nn.functional.silu(gate) * other
         torch.autograd.backward([normed, gated], [upwards, upwards])
-        found.append([normed, gated, x.grad, weight.grad, gate.grad, other.grad])
-    for one, expected in zip(*found, strict=True):
+        results.append([normed, gated, x.grad, weight.grad, gate.grad, other.grad])
+    for one, expected in zip(*results, strict=True):
         assert torch.allclose(one, expected, atol=2e-5, rtol=1e-5)
 
 
@@ -44,7 +44,7 @@ def test_attention_by_blocks_of_rows_is_torchs_both_ways(
     if masked:  # two documents in a row, of other lengths in the other row
         number = torch.arange(tokens)[None, :] < torch.tensor([[tokens // 3], [tokens - 5]])
         seen &= number[:, :, None] == number[:, None, :]
-    found, upwards = [], torch.randn(2, heads, tokens, 16)
+    results, upwards = [], torch.randn(2, heads, tokens, 16)
     for ours in (True, False):
         q, k, v = (t.clone().requires_grad_() for t in inputs)
         if ours:
@@ -52,8 +52,8 @@ def test_attention_by_blocks_of_rows_is_torchs_both_ways(
         else:
             out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], scale=0.3, enable_gqa=True)
         out.backward(upwards.to(out.dtype))
-        found.append([out.detach().float(), q.grad, k.grad, v.grad])
-    for one, expected in zip(*found, strict=True):
+        results.append([out.detach().float(), q.grad, k.grad, v.grad])
+    for one, expected in zip(*results, strict=True):
         assert float((one - expected).norm() / expected.norm()) < near
         assert one.shape == expected.shape
 
@@ -68,7 +68,7 @@ def test_attention_while_training_is_the_librarys_both_ways(kv_heads: int, maske
         inside = torch.arange(24) < 10
         mask = (inside[:, None] == inside[None, :]) & torch.ones(24, 24, dtype=torch.bool).tril()
         extra = {"attention_mask": mask.expand(3, 1, 24, 24), "position_ids": (torch.arange(24) % 10).expand(3, 24)}
-    found = []
+    results = []
     for ours in (False, True):
         model = models.build(size, 300, 0).train()
         if ours:
@@ -77,9 +77,9 @@ def test_attention_while_training_is_the_librarys_both_ways(kv_heads: int, maske
             assert "forward" in vars(attention)
         hidden = model.model(input_ids=tokens, use_cache=False, **extra).last_hidden_state
         (hidden * torch.linspace(-1, 1, hidden.numel()).view(hidden.shape)).sum().backward()
-        found.append([hidden, *(p.grad for p in model.parameters() if p.grad is not None)])
-    assert len(found[0]) == len(found[1]) > 10
-    for plain, short in zip(*found, strict=True):
+        results.append([hidden, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(results[0]) == len(results[1]) > 10
+    for plain, short in zip(*results, strict=True):
         torch.testing.assert_close(short, plain, rtol=1e-4, atol=1e-5 * float(plain.detach().abs().max()))
 
 

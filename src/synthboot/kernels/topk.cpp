@@ -108,10 +108,10 @@ FAST void update(const Scores<uint16_t>& s, const TopK& best) { update_rows(s, b
 
 // ---- the members within a radius
 
-// Returns how many `found` holds.
+// Returns how many `selected` holds.
 template <class T>
 INLINE int64_t select_rows(const Scores<T>& s, int64_t queries, float radius, int64_t* counts,
-                           int32_t* found) {
+                           int32_t* selected) {
   int64_t total = 0;
   for (int64_t i = 0; i < queries; i++) {
     const T* row = s.scores + i * s.stride;
@@ -130,14 +130,14 @@ INLINE int64_t select_rows(const Scores<T>& s, int64_t queries, float radius, in
       const float value = dot(query, s.members + j * s.dim, s.dim);
       if (value > best) best = value, nearest = j;
     });
-    found[total++] = (int32_t)nearest;
+    selected[total++] = (int32_t)nearest;
 
     if (radius >= 0) {
       threshold = best - radius - s.margin;
       scan(row, s.columns, threshold, [&](int64_t j) __attribute__((always_inline)) {
         if (j == nearest) return;
         const float value = dot(query, s.members + j * s.dim, s.dim);
-        if (value >= best - radius) found[total++] = (int32_t)j;
+        if (value >= best - radius) selected[total++] = (int32_t)j;
       });
     }
     counts[i] = total - before;
@@ -146,12 +146,12 @@ INLINE int64_t select_rows(const Scores<T>& s, int64_t queries, float radius, in
 }
 
 FAST void select(const Scores<float>& s, int64_t queries, float radius, int64_t* counts,
-                 int32_t* found) {
-  select_rows(s, queries, radius, counts, found);
+                 int32_t* selected) {
+  select_rows(s, queries, radius, counts, selected);
 }
 FAST void select(const Scores<uint16_t>& s, int64_t queries, float radius, int64_t* counts,
-                 int32_t* found) {
-  select_rows(s, queries, radius, counts, found);
+                 int32_t* selected) {
+  select_rows(s, queries, radius, counts, selected);
 }
 
 // ---- half precision
@@ -197,17 +197,17 @@ bool update_topk(const void* scores, int64_t is_bfloat16, int64_t stride, int64_
   return true;
 }
 
-// `found` has room for every member of every query.
+// `selected` has room for every member of every query.
 void within_radius(const void* scores, int64_t is_bfloat16, int64_t stride, int64_t columns,
                    double margin, const float* queries, const float* members, int64_t dim,
-                   int64_t num_queries, double radius, int64_t* counts, int32_t* found) {
+                   int64_t num_queries, double radius, int64_t* counts, int32_t* selected) {
   const float off = (float)margin, r = (float)radius;
   if (is_bfloat16)
     select({(const uint16_t*)scores, stride, columns, off, queries, members, dim}, num_queries, r,
-           counts, found);
+           counts, selected);
   else
     select({(const float*)scores, stride, columns, off, queries, members, dim}, num_queries, r,
-           counts, found);
+           counts, selected);
 }
 
 // `bfloat` (padded_rows, dim), zeros behind the rows that there are, or null.

@@ -62,7 +62,7 @@ def update_topk(
     index: Tensor,
     score: Tensor,
 ) -> None:
-    """Put what is better into the running k best of some queries.
+    """Merge scores into the running k best of their queries.
 
     Row i of the scores is query `rows[i]`, column j is number `first + j`. `own` (query) is the
     number of each query itself, which is left out. `index` (query, k; -1) and `score` (query, k;
@@ -86,7 +86,7 @@ def update_topk(
         array("score", score, (num_queries, k), torch.float32),
     )
     if not accepted:
-        raise IndexError("rows names a query that is not there")
+        raise IndexError("rows names no query")
 
 
 def within_radius(

@@ -361,7 +361,6 @@ class _Attend(torch.autograd.Function):
         grad_values = torch.zeros(values.shape)
         for first, weight in zip(range(0, seq, ROWS), weights, strict=True):
             last = min(first + ROWS, seq)
-            rows = last - first
             # (kv, group, rows, ...) -> (kv, group x rows, ...), as in the forward pass
             query_block = queries[:, :, first:last].flatten(1, 2)
             grad_block = grad_out[:, :, first:last].flatten(1, 2)
@@ -376,18 +375,23 @@ class _Attend(torch.autograd.Function):
             score_block = grad_scores.flatten(1, 2)  # (kv, group x rows, last)
 
             # dQ = dS K: these rows are no other block's, so nothing is added up
-            grad_query_block = torch.bmm(score_block, keys[:, :last])
-            grad_queries[:, :, first:last] = grad_query_block.unflatten(1, (-1, rows))
+            # (kv, group x rows, head_dim) -> (kv, group, rows, head_dim)
+            mixed = torch.bmm(score_block, keys[:, :last])
+            grad_queries[:, :, first:last] = mixed.unflatten(1, weight.shape[1:3])
 
             # dK = dS^T Q
             grad_keys[:, :last] += torch.bmm(score_block.transpose(1, 2), query_block)
 
         # (kv, group, seq, head_dim) -> (batch, heads, seq, head_dim); keys and values have no group
         query_dtype, key_dtype, value_dtype = ctx.dtypes
-        grad_query = grad_queries.unflatten(0, (-1, kv_heads)).flatten(1, 2).to(query_dtype)
-        grad_key = grad_keys.unflatten(0, (-1, kv_heads)).to(key_dtype)
-        grad_value = grad_values.unflatten(0, (-1, kv_heads)).to(value_dtype)
-        return grad_query, grad_key, grad_value, None, None, None
+        return (
+            grad_queries.unflatten(0, (-1, kv_heads)).flatten(1, 2).to(query_dtype),
+            grad_keys.unflatten(0, (-1, kv_heads)).to(key_dtype),
+            grad_values.unflatten(0, (-1, kv_heads)).to(value_dtype),
+            None,
+            None,
+            None,
+        )
 
 
 def _library_silu() -> type:

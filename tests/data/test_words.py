@@ -109,23 +109,45 @@ def test_symbols_are_words_on_request() -> None:
     assert words.words("x = a+b; ≠←ü", symbols=True) == ["x", "=", "a", "+", "b", ";", "≠", "←", "ü"]
     assert [words.in_symbols(t) for t in ("+[->+<]", "x = a + b", "«Да», — 他这样说了。", "")] == [True, False, False, False]
     assert [words.with_symbols(t) for t in ("x = a + b", "f(a) → g(b)", SENTENCES["English"], SENTENCES["Chinese"])] == [
-        True, True, False, False,
-    ]  # fmt: skip
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def different(name: str, rng: random.Random, size: int) -> str:
     alphabet = {
-        "DNA": "ACGT", "bits": "01", "digits": "0123456789", "brainfuck": "+-<>[].,", "emoji": "😀😡👍👎🎉🔥💧🌍",
-        "morse": ".- ", "braille": "⠁⠃⠉⠙⠑⠋⠛⠓", "spaced bits": ["0 ", "1 "], "arrows": "←↑→↓", "hexagrams": "䷀䷁䷂䷃",
-        "protein": "ACDEFGHIKLMNPQRSTVWY", "brackets": "(.)",
-    }[name]  # fmt: skip
+        "DNA": "ACGT",
+        "bits": "01",
+        "digits": "0123456789",
+        "brainfuck": "+-<>[].,",
+        "emoji": "😀😡👍👎🎉🔥💧🌍",
+        "morse": ".- ",
+        "braille": "⠁⠃⠉⠙⠑⠋⠛⠓",
+        "spaced bits": ["0 ", "1 "],
+        "arrows": "←↑→↓",
+        "hexagrams": "䷀䷁䷂䷃",
+        "protein": "ACDEFGHIKLMNPQRSTVWY",
+        "brackets": "(.)",
+    }[name]
     return "".join(rng.choice(alphabet) for _ in range(size))
 
 
 KINDS = [
-    "DNA", "bits", "digits", "brainfuck", "emoji", "morse", "braille", "spaced bits", "arrows", "hexagrams", "protein",
+    "DNA",
+    "bits",
+    "digits",
+    "brainfuck",
+    "emoji",
+    "morse",
+    "braille",
+    "spaced bits",
+    "arrows",
+    "hexagrams",
+    "protein",
     "brackets",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("size", [60, 1_500])

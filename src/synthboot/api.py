@@ -17,7 +17,9 @@ from synthboot.artifacts.store import Shards, read_listed
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
+from synthboot.rng import rng
 from synthboot.runner import executor
+from synthboot.runner.state import State, states
 
 
 class Run:
@@ -31,14 +33,15 @@ class Run:
     ) -> None:
         self.config = loading.load(source, set=set)
         self._tell = progress or (lambda *_: None)
+        self._plan: dict[str, recipes.Unit] = {}  # of what was run last
 
     def run(self, stage: str = "report") -> None:
         """Make every artifact up to `stage`."""
-        executor.run(self.config, stage, self._tell)
+        self._plan = executor.run(self.config, stage, self._tell)
 
-    def plan(self) -> dict[str, executor.State]:
+    def plan(self) -> dict[str, State]:
         """How every artifact stands: done, missing, partial, or stale and why."""
-        return executor.state(self.config, recipes.units(self.config))
+        return states(self.config, recipes.units(self.config))
 
     def corpus(self) -> Texts:
         """D_pretrain."""
@@ -66,10 +69,9 @@ class Run:
         return Report(self._folder("report") / "report.html")
 
     def _folder(self, name: str) -> Path:
-        units = recipes.units(self.config)
-        if name not in units:
+        if name not in self._plan:
             raise MissingArtifact(f"{name}: no arm of this configuration needs it")
-        return units[name].folder(self.config.folder)
+        return self._plan[name].folder(self.config.folder)
 
 
 class Texts:
@@ -101,7 +103,7 @@ class TextPairs:
     def sample(self, n: int, seed: int = 0) -> list[tuple[str, str, float]]:
         """`n` training pairs drawn at random: (d1, d2, similarity)."""
         train = self.pairs.only(TRAIN)
-        chosen = np.random.default_rng(seed).permutation(len(train))[:n]
+        chosen = rng(seed, "api.pairs").permutation(len(train))[:n]
 
         sampled = []
         for i in chosen:

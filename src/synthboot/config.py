@@ -29,6 +29,9 @@ from synthboot.schema import (
     trials,
 )
 
+TUNED = ("weight_decay", "lr", "final_weight_decay", "dropout", "ema_decay", "tail_average")
+"""What an arm's `sweep` may choose instead of the setting of `optim` of that name."""
+
 _URL_FORM = "needs the form http://host:port/v1 or https://..."
 
 
@@ -138,13 +141,26 @@ class Optim(Section):
     """Stop training when the loss is this many nats above its mean over the last 50 steps."""
     document_mask: Switch = False
     """Mask attention between the documents of a row, except in layouts that place related documents
-    side by side. Better by 0.07 nats after two epochs, worse by 0.06 after eight (EXPERIMENTS.md),
-    so try both. Free on a CPU; on a GPU it gives up flash attention."""
+    side by side. Better by 0.07 nats after two epochs, worse by 0.06 after eight
+    (experiments/2026-11-23-document-mask), so try both. Free on a CPU; on a GPU it gives up flash
+    attention."""
     min_lr_fraction: float = Field(0.05, ge=0, le=1)
     """Final learning rate as a fraction of the peak."""
     weight_decay: float = Field(0.3, ge=0, le=1e4)
     """Decoupled weight decay of weight matrices; norms have none. Heavy repetition wants far more
     than the usual 0.1. Source: arXiv:2509.14786."""
+    final_weight_decay: float | None = Field(None, ge=0, le=1e4)
+    """Weight decay at the end, reached in a straight line. Default: `weight_decay` throughout."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Residual dropout: fraction of the embeddings and of the outputs of attention and MLP that is
+    dropped in training base and the arms. With `engine.processes` or `engine.micro_batch_tokens`
+    other elements are dropped."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay per step of an exponential moving average of the weights, such as 0.999; the average is
+    what is evaluated and saved. 0: the weights themselves."""
+    tail_average: float = Field(0.0, ge=0, le=1)
+    """Evaluate and save the mean of the weights over this last fraction of the steps. 0: the
+    weights themselves."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Fraction of `train_tokens` spent warming up (the paper: 5 %)."""
     batch_tokens: Count = 8_192
@@ -158,6 +174,12 @@ class Optim(Section):
     evals: Size = 20
     """Number of validation losses computed over a run; each comes with a checkpoint to resume
     from."""
+
+    @model_validator(mode="after")
+    def _check_averages(self) -> Optim:
+        if self.ema_decay and self.tail_average:
+            raise ValueError("`ema_decay` and `tail_average` are two averages; set one of them")
+        return self
 
 
 class Server(Section):
@@ -204,27 +226,29 @@ class Engine(Section):
     computed, except the order in which numbers are rounded."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train and sample on. `auto`: the GPU if there is one."""
+    """Device to train and sample on. `auto`: the GPU if there is one, whose results differ from a
+    CPU's by rounding."""
     jobs: int = Field(0, ge=0, le=10_000)
     """Number of worker processes, one thread each. 0: one per core, or one per GPU."""
     processes: int = Field(1, ge=1, le=100_000)
     """Data-parallel processes per model, started by torchrun: one per GPU, each with a share of the
-    rows of every step."""
+    rows of every step. Gradients are summed in another order: they differ by rounding."""
     launch: Command | None = None
     """Command that starts the `processes` on several machines, for example `srun torchrun --nnodes
-    4 ...` (docs/scaling-out.md); `-m synthboot.runner.rank JOB` is appended. Default: torchrun on
-    this machine."""
+    4 ...` (docs/scaling-out.md); `-m synthboot.runner.torchrun JOB` is appended. Default: torchrun
+    on this machine. As with any number of `processes`, weights differ by rounding."""
     shard: Switch = False
     """With `processes`: shard the weights over the processes (FSDP2) instead of replicating them
-    (DDP)."""
+    (DDP). They differ by rounding."""
     checkpoint_activations: Switch = False
     """Activation checkpointing: recompute activations in the backward pass. Less memory, a third
     more time."""
     micro_batch_tokens: Count | None = None
-    """Tokens per forward pass of training; gradients accumulate up to `optim.batch_tokens`.
-    Default: the whole batch at once."""
+    """Tokens per forward pass of training; gradients accumulate up to `optim.batch_tokens`,
+    and differ by rounding. Default: the whole batch at once."""
     embed_batch: Size = 32
-    """Batch size of sentence-transformers, in texts; texts are sorted by length first."""
+    """Batch size of sentence-transformers, in texts; texts are sorted by length first. Vectors
+    differ by rounding."""
     sample_batch: Size | None = None
     """Batch size of sampling, in rows. Default: chosen from free memory and a short measurement."""
     server: Server = Server()
@@ -232,7 +256,8 @@ class Engine(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the blocks of a model in training. It adds a minute or two before the first
     step, less with a warm cache. `auto`: on a GPU, for runs of ten minutes or more. On a CPU the
-    compiled loops that ship with the package are faster (docs/decisions.md)."""
+    compiled loops that ship with the package are faster (docs/decisions.md). Compiled, weights
+    differ by rounding."""
     track: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Experiment trackers to log training to, besides the report; each must be installed."""
 
@@ -430,7 +455,7 @@ class Tune(Section):
     lr: float = Field(5e-4, gt=0, le=100)
     """Peak learning rate; warm-up, then cosine decay to zero. Deviation: the paper has a small
     constant rate; with one, our small models lost more to the noise of the rate than they gained
-    from d1 (EXPERIMENTS.md)."""
+    from d1 (experiments/2026-11-22-three-arms)."""
     weight_decay: float = Field(0.1, ge=0, le=1e4)
     """Decoupled weight decay."""
     batch_tokens: Count = 8_192
@@ -449,12 +474,16 @@ class Tune(Section):
     patience: Count = 5
     """Early stopping: stop after this many held-out losses without improvement; the best checkpoint
     is kept."""
+    base_share: Literal["auto"] | Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of base's weights that is averaged into the tuned ones in the end, against
+    forgetting. `auto`: the one of 0, 0.1, ..., 0.9 of least loss on held-out pairs. Source:
+    arXiv:2109.01903. From fresh weights (`scratch`) there is no base to average with."""
     eval_pairs: Count = 256
     """Number of held-out pairs in that loss."""
     sweep: dict[Literal["lr", "weight_decay"], Annotated[list[float], Field(min_length=1)]] = {}
     """Grid search: values to try, one synthesizer per combination; the one of lowest loss on
     held-out pairs generates the text. The learning rate may decide whether a small synthesizer
-    copies from d1 or answers from memory (EXPERIMENTS.md)."""
+    copies from d1 or answers from memory (experiments/2026-11-23-world-tuning-rate)."""
 
     @model_validator(mode="after")
     def _check_sweep(self) -> Tune:
@@ -544,8 +573,26 @@ class Arm(Section):
     compared."""
     lr: float | None = Field(None, gt=0, le=100)
     """Overrides `optim.lr`. Set by `sweep` only."""
+    final_weight_decay: float | None = Field(None, ge=0, le=1e4)
+    """Overrides `optim.final_weight_decay`. Set by `sweep` only."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Overrides `optim.dropout`. Set by `sweep` only."""
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    """Overrides `optim.ema_decay`. Set by `sweep` only."""
+    tail_average: float | None = Field(None, ge=0, le=1)
+    """Overrides `optim.tail_average`. Set by `sweep` only."""
     sweep: dict[
-        Literal["share", "noise", "epochs", "weight_decay", "lr"],
+        Literal[
+            "share",
+            "noise",
+            "epochs",
+            "weight_decay",
+            "lr",
+            "final_weight_decay",
+            "dropout",
+            "ema_decay",
+            "tail_average",
+        ],
         Annotated[list[float], Field(min_length=1)],
     ] = {}
     """Grid search: values to try, one model per combination, with the first seed. The one of lowest
@@ -599,8 +646,8 @@ class Arm(Section):
         if self.synthetic == "related":
             return "method"
 
-        # How long and how fast repetition is trained is tuning; what it reads makes it a control.
-        tuning: dict[str, Any] = {"sweep": {}, "epochs": None, "weight_decay": None, "lr": None}
+        # How repetition is trained is tuning; what it reads makes it a control.
+        tuning: dict[str, Any] = {"sweep": {}, "epochs": None, **dict.fromkeys(TUNED)}
         sweeps_text = "share" in self.sweep or "noise" in self.sweep
         if self.model_copy(update=tuning) == Arm() and not sweeps_text:
             return "repetition"
@@ -695,7 +742,7 @@ class Config(Section):
             )
 
         for name, arm in self.arms.items():
-            for key in ("weight_decay", "lr", "epochs"):
+            for key in (*TUNED, "epochs"):
                 if getattr(arm, key) is not None:
                     raise ValueError(
                         f"arms.{name}.{key}: arms may differ in their data alone; "

@@ -8,7 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from synthboot import config
+from synthboot.artifacts.store import Shards
 from synthboot.data import tasks, tokenizer
+from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, DataError, unloadable
 
 _BUILT_IN = ("self", "file")
@@ -47,6 +49,20 @@ def check(cfg: config.Config) -> None:
         raise ConfigError(
             "synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`"
         )
+
+
+def check_against_corpus(cfg: config.Config, corpus: Path) -> None:
+    """Raise what can be known to be wrong once there is a corpus, hours before it would be met.
+
+    `corpus` is the finished artifact. BudgetError where an oracle asks for more text than it holds,
+    DataError where a question does not fit the window.
+    """
+    # counted by the index alone; no token is read
+    pool = Tokens.open(Shards(corpus / "pool"))
+    for name, arm in cfg.arms.items():
+        if isinstance(arm.unique_tokens, int):
+            pool.docs_holding(arm.unique_tokens, f"arms.{name}.unique_tokens")
+    check_questions_fit(cfg, corpus)
 
 
 def check_questions_fit(cfg: config.Config, corpus: Path) -> None:

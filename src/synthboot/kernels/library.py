@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-Argument = int | float | ctypes.c_void_p | ctypes.Array[ctypes.c_int64] | None
-"""What `call` hands over; None is a null pointer."""
+Address = ctypes.c_void_p | ctypes.Array[ctypes.c_int64] | None
+"""None is a null pointer."""
+
+Argument = int | float | Address
+_Converted = ctypes.c_int64 | ctypes.c_double | Address
 
 
 @cache
@@ -75,15 +78,15 @@ def call(name: str, *arguments: Argument) -> bool:
 
     Arrays have to live until it returns.
     """
-    converted = []
+    converted: list[_Converted] = []
     for argument in arguments:
-        c_type = _C_TYPES.get(type(argument))
-        converted.append(argument if c_type is None else c_type(argument))
+        if isinstance(argument, int):
+            converted.append(ctypes.c_int64(argument))  # a bare int would go over as 32 bits
+        elif isinstance(argument, float):
+            converted.append(ctypes.c_double(argument))
+        else:
+            converted.append(argument)
     return bool(_function(name)(*converted))
-
-
-# a bare int would go over as 32 bits, a bare float not at all
-_C_TYPES = {bool: ctypes.c_int64, int: ctypes.c_int64, float: ctypes.c_double}
 
 
 @cache

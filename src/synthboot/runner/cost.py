@@ -21,7 +21,7 @@ from synthboot.config import Config
 from synthboot.data.disk import read_json
 from synthboot.errors import CorruptArtifact
 from synthboot.recipes import Unit
-from synthboot.runner.executor import State
+from synthboot.runner.state import State
 
 _EFFICIENCY = {"train": 0.4, "sample": 0.12}
 _MORE_SEEDS = (5, 10)

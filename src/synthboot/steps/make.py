@@ -244,6 +244,7 @@ def tune(c: Context) -> Outcome:
             **counts,
             "curve": asdict(tuned.curve),
             "stopped_by": tuned.stopped_by,
+            "base_share": tuned.base_share,
         }
         write_json(c.folder / "tune.json", record)
     return counts, {"tokens": tuned.tokens, "flops": tuned.flops}

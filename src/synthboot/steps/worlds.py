@@ -15,6 +15,7 @@ from synthboot.data import tasks
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.disk import read_json
 from synthboot.data.documents import Document
+from synthboot.rng import rng
 from synthboot.steps.context import Context, conditional
 from synthboot.worlds.generator import PARTS, Told, World
 
@@ -78,7 +79,7 @@ def questions(c: Context) -> list[tasks.Item]:
     random."""
     world, known = _world(c)
     items = tasks.of(list(world.questions(known)), tasks.WORLD)
-    order = np.random.default_rng([c.cfg.seed, 10]).permutation(len(items))
+    order = rng(c.cfg.seed, "tasks.world_items").permutation(len(items))
     chosen = np.sort(order[: c.cfg.evaluate.task_items])
     return [items[i] for i in chosen]
 

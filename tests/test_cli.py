@@ -29,7 +29,7 @@ def test_run_prints_the_comparison_the_verdict_and_where_the_report_lies(config_
     assert result.exit_code == 0
     for word in ("repetition", "sbp", "oracle", "test loss", "bits/byte", "an anecdote"):
         assert word in result.stdout
-    assert f"report: {run_folder(finished) / '10-report' / 'report.html'}" in result.stdout
+    assert f"report: {run_folder(finished) / '11-report' / 'report.html'}" in result.stdout
 
 
 def test_run_as_json(config_file: str) -> None:

@@ -36,7 +36,8 @@ STAGE_HELP = {
     "tune": "Tune the synthesizer p(d2|d1).",
     "synthesize": "Sample the synthetic corpus.",
     "pretrain": "Train every arm from scratch.",
-    "evaluate": "Score every arm on the test set.",
+    "score": "Score every model on the test set and on questions.",
+    "evaluate": "Compare the scores of all arms.",
     "analyze": "Measure the synthetic text beside the real.",
     "report": "Write the report page.",
 }
@@ -264,7 +265,9 @@ def show(run_folder: Path, what: str, count: int, near: float | None, as_json: b
 @main.command(cls=Verb)
 @click.argument("names", metavar="A [B ...]", nargs=-1, required=True)
 @click.option(
-    "--metric", help="Field of lm-eval's samples to compare; the first of each task unless given."
+    "--metric",
+    help="Field of lm-eval's samples to compare, the first of each task unless given; "
+    "of our answers acc, acc_norm, nll or choice_nll.",
 )
 @click.option(
     "--wanted",
@@ -278,8 +281,9 @@ def compare(
     """Is A better than B? Or, of run folders: their scores, and the settings they differ in, side
     by side.
 
-    A and B are folders of lm-eval's --log_samples output, arms (RUN:ARM), or files with an item and
-    a number a line. Several seeds of each are joined by commas: A1,A2,A3 B1,B2,B3."""
+    A and B are models' scores (RUN/NN-score/ARM/seed-N), folders of lm-eval's --log_samples output,
+    arms (RUN:ARM), or files with an item and a number a line. Several seeds of
+    each are joined by commas: A1,A2,A3 B1,B2,B3."""
     folders = [Path(name) for name in names]
     if all((folder / "01-corpus").is_dir() for folder in folders):
         _compare_runs(folders, as_json)

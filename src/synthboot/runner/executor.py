@@ -35,7 +35,7 @@ from synthboot.recipes import VERSIONS, Unit, units
 
 TOGETHER = ("base", "tune", "pretrain")
 MODELS = (*TOGETHER, "synthesize")
-PARALLEL = ("embed", "pair", "synthesize", "evaluate")
+PARALLEL = ("embed", "pair", "synthesize")
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,9 @@ def _make_all(
                 tell(name, "start", None)
                 del waiting[name]
                 # with workers or ranks of its own, a unit shares the GPUs out among these
-                own_gpu = plan[name].stage not in PARALLEL and cfg.engine.processes == 1
+                stage = plan[name].stage
+                together = cfg.engine.processes > 1 and stage in TOGETHER
+                own_gpu = stage not in PARALLEL and not together
                 running.start(
                     name,
                     make,

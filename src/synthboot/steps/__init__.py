@@ -7,7 +7,9 @@ process of its own; steps know folders, stages do not know each other.
 
 from synthboot.steps import make, measure
 from synthboot.steps.context import Context, Step
+from synthboot.steps.evaluate import evaluate
 from synthboot.steps.measure import gather
+from synthboot.steps.score import score
 
 STEPS: dict[str, Step] = {
     "corpus": make.corpus,
@@ -17,7 +19,8 @@ STEPS: dict[str, Step] = {
     "tune": make.tune,
     "synthesize": make.synthesize,
     "pretrain": make.pretrain,
-    "evaluate": measure.evaluate,
+    "score": score,
+    "evaluate": evaluate,
     "analyze": measure.analyze,
     "report": measure.report,
 }

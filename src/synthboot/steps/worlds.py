@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from synthboot.artifacts.synthetic import Sample
-from synthboot.data import tasks
+from synthboot.data import documents, tasks
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.disk import read_json
 from synthboot.data.documents import Document
@@ -23,6 +23,11 @@ Facts = set[tuple[int, int, int]]
 
 Orders = set[tuple[int, tuple[int, ...]]]
 """(entity, its attributes in the order in which a document tells them)."""
+
+
+def is_world(c: Context) -> bool:
+    """Whether the corpus is a generated world."""
+    return c.cfg.corpus.source == documents.WORLD
 
 
 def bounds(

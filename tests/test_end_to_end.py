@@ -14,6 +14,7 @@ import pytest
 
 from synthboot import api, loading, recipes
 from synthboot.artifacts import store
+from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.scores import Scores
 from synthboot.data.tokens import Tokens
 from synthboot.errors import (
@@ -27,7 +28,6 @@ from synthboot.errors import (
     UnfairComparison,
 )
 from synthboot.runner import executor
-from synthboot.stages.corpus import read_texts
 from tests.conftest import contents, run_folder, small_config, write_jsonl
 
 
@@ -279,9 +279,8 @@ def test_controls_are_recipes(world_file: Path, tmp_path: Path) -> None:
 
 
 def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, Any], world_file: Path, tmp_path: Path) -> None:
-    corpus = store.read_json(run_folder(finished) / "01-corpus" / "corpus.json")
-    folder = run_folder(finished) / "01-corpus"
-    ids = [d.id for d in (*read_texts(folder, "pool", corpus["pretrain_docs"]), *read_texts(folder, "validation"))]
+    corpus = Corpus.open(run_folder(finished) / "01-corpus")
+    ids = [document.id for name in ("pretrain", "validation") for document in corpus.texts(name)]
     vectors = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)
     np.save(tmp_path / "v.npy", vectors)
     (tmp_path / "v.ids").write_text("\n".join(ids))

@@ -284,8 +284,10 @@ def compare(
     A and B are models' scores (RUN/NN-score/ARM/seed-N), folders of lm-eval's --log_samples output,
     arms (RUN:ARM), or files with an item and a number a line. Several seeds of
     each are joined by commas: A1,A2,A3 B1,B2,B3."""
+    from synthboot.recipes import folder_of
+
     folders = [Path(name) for name in names]
-    if all((folder / "01-corpus").is_dir() for folder in folders):
+    if all(folder_of(folder, "corpus").is_dir() for folder in folders):
         _compare_runs(folders, as_json)
     else:
         _compare_scores(names, metric, wanted, as_json)
@@ -385,7 +387,8 @@ def _compare_runs(runs: list[Path], as_json: bool) -> None:
 
 def _execute(cfg: Config, target: str, as_json: bool) -> None:
     from synthboot import recipes
-    from synthboot.artifacts.store import read_listed
+    from synthboot.artifacts.evaluation import Evaluation
+    from synthboot.report import page
     from synthboot.runner import executor
 
     artifacts = recipes.units(cfg)
@@ -401,7 +404,7 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
         executor.run(cfg, target, tell)
 
     if target in ("report", "evaluate"):
-        result = read_listed(artifacts["evaluate"].folder(cfg.folder), "evaluate.json")
+        result = Evaluation.open(artifacts["evaluate"].folder(cfg.folder)).result
         if as_json:
             _say_json(result)
         else:
@@ -413,7 +416,7 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
         _say(f"{target}: done, {len(todo)} artifacts made, {kept} were there ({cfg.folder})")
 
     if target == "report" and not as_json:
-        _say(f"report: {artifacts['report'].folder(cfg.folder) / 'report.html'}")
+        _say(f"report: {artifacts['report'].folder(cfg.folder) / page.FILE}")
 
 
 _FOLLOWS = (" changed", "stale", "missing", "partial")

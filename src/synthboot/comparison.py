@@ -27,8 +27,10 @@ from pathlib import Path
 import numpy as np
 
 from synthboot import statistics
+from synthboot.artifacts.evaluation import read_losses
 from synthboot.artifacts.scores import CHECKPOINTS, FIGURES, Scores
 from synthboot.errors import DataError
+from synthboot.recipes import folder_of
 
 ALL = "all tasks"
 LOSSES = {name: f"test loss ({name})" for name in CHECKPOINTS}
@@ -250,14 +252,11 @@ def _listed(path: Path) -> Seed:
 
 def _arm(run: Path, arm: str) -> list[Seed]:
     """Test losses of an arm's models."""
-    import pyarrow.parquet as pq
-
-    path = run / "09-evaluate" / "losses.parquet"
-    if not path.exists():
+    rows = read_losses(folder_of(run, "evaluate"))
+    if not rows:
         raise DataError(
             f"compare: {run}: has not been evaluated; `synthboot evaluate CONFIG` does that"
         )
-    rows = pq.read_table(path).to_pylist()
     # For the error: what could have been meant.
     known = sorted({row["arm"] for row in rows})
     if arm not in known:

@@ -49,14 +49,10 @@ def check(cfg: config.Config) -> None:
         )
 
 
-def check_questions_fit(cfg: config.Config, corpus: Path) -> None:
+def check_questions_fit(cfg: config.Config, corpus_tokenizer: tokenizer.Tokenizer) -> None:
     """Raise DataError where a choice is longer than the window: cut, it would be likelier than it
-    is.
-
-    `corpus` is the finished artifact with the tokenizer.
-    """
+    is."""
     window = cfg.model.seq_len
-    corpus_tokenizer = tokenizer.load(corpus / "tokenizer")
     for name in tasks.names(cfg.evaluate):
         if name == tasks.WORLD or name.startswith(tasks.LM_EVAL):
             continue

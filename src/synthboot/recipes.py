@@ -80,9 +80,13 @@ class Unit:
 
     def folder(self, root: Path) -> Path:
         """Where its artifact lies: `NN-stage[/variant]`."""
-        number = STAGES.index(self.stage) + 1
-        folder = root / f"{number:02d}-{self.stage}"
-        return folder / self.variant if self.variant else folder
+        return folder_of(root, self.stage, self.variant)
+
+
+def folder_of(root: Path, stage: str, variant: str = "") -> Path:
+    """Where an artifact of a run lies: `NN-stage[/variant]`."""
+    number = STAGES.index(stage) + 1
+    return root / f"{number:02d}-{stage}" / variant
 
 
 def units(cfg: config.Config) -> dict[str, Unit]:

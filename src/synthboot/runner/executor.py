@@ -27,8 +27,8 @@ from typing import IO, Any
 
 from synthboot import config, pool, preflight
 from synthboot.artifacts import store
+from synthboot.artifacts.corpus import Corpus
 from synthboot.data import disk
-from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, CorruptArtifact, LockedRun, MissingArtifact, TrainingError
 from synthboot.lm import precision
 from synthboot.recipes import VERSIONS, Unit, units
@@ -252,18 +252,18 @@ def _ready(
 def _check_against_corpus(cfg: config.Config, folder: Path) -> None:
     """What can be known to be wrong once the corpus at `folder` is there, hours before it would be
     met."""
-    check_budgets(cfg, folder)
-    preflight.check_questions_fit(cfg, folder)
+    corpus = Corpus.open(folder)
+    check_budgets(cfg, corpus)
+    preflight.check_questions_fit(cfg, corpus.tokenizer)
 
 
-def check_budgets(cfg: config.Config, folder: Path) -> None:
-    """Raise BudgetError now, not hours later, where an oracle asks for more text than the corpus at
-    `folder` holds."""
-    # counted by the index alone; no token is read
-    pool = Tokens.open(store.Shards(folder / "pool"))
+def check_budgets(cfg: config.Config, corpus: Corpus) -> None:
+    """Raise BudgetError now, not hours later, where an oracle asks for more text than the corpus
+    holds."""
     for name, arm in cfg.arms.items():
         if isinstance(arm.unique_tokens, int):
-            pool.docs_holding(arm.unique_tokens, f"arms.{name}.unique_tokens")
+            # counted by the index alone; no token is read
+            corpus.pool.docs_holding(arm.unique_tokens, f"arms.{name}.unique_tokens")
 
 
 def make(
@@ -294,16 +294,7 @@ def make(
                 counts, cost = _together(cfg, unit, progress)
             else:
                 step = steps.STEPS[unit.stage]
-                counts, cost = step(
-                    context(
-                        cfg,
-                        plan,
-                        unit,
-                        jobs,
-                        progress,
-                        note,
-                    )
-                )
+                counts, cost = step(context(cfg, plan, unit, jobs, progress))
             cost["seconds"] = time.monotonic() - started
             cost["peak_memory_bytes"] = _peak_memory()
 
@@ -364,7 +355,6 @@ def context(
     unit: Unit,
     jobs: int,
     progress: store.Progress,
-    note: Callable[[str], None] = lambda _: None,
 ) -> Any:
     """What a unit's step is given."""
     from synthboot import steps
@@ -377,7 +367,6 @@ def context(
         parents,
         workers,
         progress,
-        note=note,
         outside=unit.outside,
         variant=unit.variant,
         recipe=unit.recipe,

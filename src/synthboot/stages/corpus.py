@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,10 +32,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from synthboot import config
+from synthboot.artifacts.corpus import DOCUMENTS, Corpus
 from synthboot.artifacts.spool import Ingested, Spool, ingest
 from synthboot.artifacts.store import WORK, Progress, Shards, silent
-from synthboot.data import documents, ngrams, tokenizer, tokens
-from synthboot.data.disk import write_json
+from synthboot.data import ngrams, tokenizer, tokens
 from synthboot.data.files import counted
 from synthboot.errors import BudgetError, DataError
 
@@ -46,7 +46,7 @@ _BYTES_PER_TOKEN = 3.5  # a first guess at what a trained tokenizer makes of tex
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Counts:
     """What the corpus holds. records = documents + quarantined + dropped, summed over all of
     `dropped`.
 
@@ -79,7 +79,7 @@ def corpus(
     tokenizer_name: str | None = None,
     progress: Progress = silent,
     expected: Mapping[str, Sequence[str]] | None = None,
-) -> Corpus:
+) -> Counts:
     """The corpus written to `folder`; work already there is kept.
 
     `tokenizer_name` overrides `cfg.tokenizer`; `expected` has the identities of `source` and
@@ -105,7 +105,8 @@ def corpus(
     fitted, tokenizer_docs, pretrain_docs = _fit_tokenizer(
         spool, open_pool, unique_tokens, cfg, tokenizer_name
     )
-    fitted.save(folder / "tokenizer")
+    made = Corpus.open(folder)
+    fitted.save(made.tokenizer_folder)
 
     if cfg.replay is not None:
         by_set["replay"] = replay
@@ -115,14 +116,14 @@ def corpus(
     set_tokens: dict[str, int] = {}
     for name, chosen in by_set.items():
         set_tokens[name] = _write_set(
-            Shards(folder / name), spool, chosen, flagged, fitted, cfg.shard_docs, progress
+            made.shards(name), spool, chosen, flagged, fitted, cfg.shard_docs, progress
         )
-    unknown = _unknown(folder, list(by_set))
+    unknown = _unknown(made, list(by_set))
     _check_unknown(unknown, sum(set_tokens.values()), tokenizer_name or cfg.tokenizer)
 
     # D_pretrain has no folder of its own: it is the head of the pool
-    head = tokens.Tokens.open(Shards(folder / "pool")).head(pretrain_docs)
-    result = Corpus(
+    head = made.pool.head(pretrain_docs)
+    result = Counts(
         **asdict(ingested),
         renamed_ids=len(spool.renamed),
         dropped=dropped,
@@ -136,7 +137,7 @@ def corpus(
         tokenizer_docs=tokenizer_docs,
         unknown_tokens=unknown,
     )
-    write_json(folder / "corpus.json", asdict(result))
+    made.save_summary(asdict(result))
     return result
 
 
@@ -192,31 +193,14 @@ def _account(
     return ", ".join(parts)
 
 
-def _unknown(folder: Path, names: Sequence[str]) -> int:
+def _unknown(made: Corpus, names: Sequence[str]) -> int:
     """Unknown tokens in these sets."""
     total = 0
     for name in names:
-        shards = Shards(folder / name)
+        shards = made.shards(name)
         for number, _ in enumerate(shards):
             total += shards.counts(number)["unknown"]
     return total
-
-
-def read_texts(
-    folder: Path,
-    name: str,
-    docs: int | None = None,
-) -> Iterator[documents.Document]:
-    """The first `docs` documents of a set, in order, from a corpus folder."""
-    remaining = docs if docs is not None else 1 << 62
-    for shard in Shards(folder / name):
-        for batch in pq.ParquetFile(shard / "documents.parquet").iter_batches(batch_size=1_024):
-            for row in batch.to_pylist()[:remaining]:
-                metadata = json.loads(row["metadata"])
-                yield documents.Document(row["id"], row["text"], metadata)
-            remaining -= min(remaining, len(batch))
-        if not remaining:
-            return
 
 
 def _deduplicate(
@@ -463,7 +447,7 @@ def _write_set(
                 "near_duplicate": flagged[rows].tolist(),
             }
         )
-        pq.write_table(table, out / "documents.parquet", compression="zstd")
+        pq.write_table(table, out / DOCUMENTS, compression="zstd")
 
         ids = fitted.documents(texts)
         unknown = 0

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from synthboot import config
+from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.model import Model
 from synthboot.artifacts.scores import CHECKPOINTS, Answers, Scores
-from synthboot.artifacts.store import read_manifest
-from synthboot.artifacts.synthetic import Synthetic
 from synthboot.data import documents, tasks
 from synthboot.data.disk import read_json, write_json
 from synthboot.errors import ConfigError, CorruptArtifact
@@ -33,18 +29,17 @@ _LOOKS = "looks.json"
 def evaluate(c: Context) -> Outcome:
     """Every arm against repetition, in test loss and in answers, and the verdict."""
     from synthboot.stages import evaluate as stage
-    from synthboot.stages.corpus import read_texts
 
-    models = _models(c)
+    models = c.models
     ledgers = {}
     for arm, by_seed in models.items():
-        ledgers[arm] = {seed: read_json(folder / "ledger.json") for seed, folder in by_seed.items()}
+        ledgers[arm] = {seed: model.token_counts for seed, model in by_seed.items()}
     stage.compare_ledgers(ledgers)
 
-    test_set = list(read_texts(c.parents["corpus"], "test"))
+    test_set = list(c.corpus.texts("test"))
     groups = _groups(c, test_set)
     losses, answers = _scores(c, models, test_set)
-    counts, seen = _contaminated(c, answers)
+    questions, counts, seen = _contaminated(c, answers)
 
     result: dict[str, Any] = {
         "checkpoint": c.cfg.evaluate.checkpoint,
@@ -56,29 +51,13 @@ def evaluate(c: Context) -> Outcome:
     result |= _of_world(c, losses, test_set, groups)
     result["sweeps"] = _sweeps(c, models)
 
-    rows = _rows(losses, models, c.tokens("test").lengths)
-    pq.write_table(
-        pa.Table.from_pylist(rows),
-        c.folder / "losses.parquet",
-        compression="zstd",
-    )
-    write_json(c.folder / "evaluate.json", result)
+    rows = _rows(losses, models, c.corpus.test.lengths)
+    Evaluation(result, rows, questions).save(c.folder)
     return {
         "models": sum(map(len, models.values())),
         "docs": len(test_set),
         "items": int((~seen).sum()),
     }, {}
-
-
-def _models(c: Context) -> dict[str, dict[int, Path]]:
-    """By arm and seed, the folder of every model."""
-    models: dict[str, dict[int, Path]] = {}
-    for role, folder in c.parents.items():
-        kind, _, model = role.partition("/")
-        if kind == "model":
-            arm, _, seed = model.rpartition("/")
-            models.setdefault(arm, {})[int(seed)] = folder
-    return models
 
 
 def _groups(
@@ -100,7 +79,7 @@ def _groups(
 
 def _scores(
     c: Context,
-    models: Mapping[str, Mapping[int, Path]],
+    models: Mapping[str, Mapping[int, Model]],
     test_set: Sequence[documents.Document],
 ) -> tuple[Losses, dict[str, list[Answers]]]:
     """The losses of every model by document and part of it, and by arm its answers."""
@@ -125,12 +104,11 @@ def _scores(
 def _contaminated(
     c: Context,
     answers: Mapping[str, Sequence[Answers]],
-) -> tuple[dict[str, dict[str, int]], np.ndarray]:
-    """By task how many questions there are, how many the training text holds, and how many are too
-    short to tell; and of every answer whether its question is one that the text holds.
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]], np.ndarray]:
+    """Our questions; by task how many there are, how many the training text holds, and how many are
+    too short to tell; and of every answer whether its question is one that the text holds.
 
-    What was asked, and whether a text holds it, goes to `questions.jsonl`. Raises CorruptArtifact
-    where these are not the questions that were asked.
+    Raises CorruptArtifact where these are not the questions that were asked.
     """
     items = asked(c)
     names = np.array([name for name, _ in items], str)
@@ -163,31 +141,25 @@ def _contaminated(
             "short": int(short[of_name].sum()),
         }
 
-    lines = []
+    records = []
     for (name, item), is_seen in zip(items, seen.tolist(), strict=False):
-        record = {"task": name, "seen": is_seen, "item": item.digest, **asdict(item)}
-        lines.append(json.dumps(record) + "\n")
-    (c.folder / "questions.jsonl").write_text("".join(lines), "utf-8")
-    return counts, seen
+        record = {"task": name, "seen": is_seen, "item": item.digest}
+        records.append(record | asdict(item))
+    return records, counts, seen
 
 
 def _training_texts(c: Context) -> Iterator[str]:
     """All that any arm may have read: real text, and all synthetic text."""
-    from synthboot.stages.corpus import read_texts
-
-    corpus = c.parents["corpus"]
-    for name in ("pool", "replay"):
-        if (corpus / name).exists():  # few corpora have text to replay
-            for document in read_texts(corpus, name):
-                yield document.text
-    for role, folder in c.parents.items():
-        if role.startswith("synthesize/"):
-            yield from Synthetic.open(folder).texts()
+    for name in ("pool", "replay") if c.corpus.has_replay else ("pool",):
+        for document in c.corpus.texts(name):
+            yield document.text
+    for synthetic in c.synthetic.values():
+        yield from synthetic.texts()
 
 
 def _compared(
     c: Context,
-    models: Mapping[str, Mapping[int, Path]],
+    models: Mapping[str, Mapping[int, Model]],
     ledgers: Mapping[str, Mapping[int, Any]],
     losses: Losses,
     test_set: Sequence[documents.Document],
@@ -197,7 +169,7 @@ def _compared(
     from synthboot.stages import evaluate as stage
 
     cfg = c.cfg.evaluate
-    tokens = c.tokens("test").lengths
+    tokens = c.corpus.test.lengths
     size_bytes = np.array([len(document.text.encode()) for document in test_set])
     first_model, *others = models[stage.REPETITION].values()
     looks = _looks(c, first_model, 1 + len(others))
@@ -219,7 +191,7 @@ def _compared(
 
 def _looks(
     c: Context,
-    first_model: Path,
+    first_model: Model,
     seeds: int,
 ) -> list[int]:
     """The numbers of seeds at which this experiment has been evaluated, this one last.
@@ -228,11 +200,10 @@ def _looks(
     first look. Another base is another experiment.
     """
     path = c.folder.parent / _LOOKS
-    base = read_manifest(first_model)
-    assert base is not None
+    base = first_model.manifest.fingerprint
     all_looks = read_json(path) if path.exists() else {}
-    looks = sorted({*all_looks.get(base.fingerprint, []), seeds})
-    write_json(path, {**all_looks, base.fingerprint: looks})
+    looks = sorted({*all_looks.get(base, []), seeds})
+    write_json(path, {**all_looks, base: looks})
     return [n for n in looks if n < seeds] + [seeds]
 
 
@@ -302,7 +273,7 @@ def _of_world(
         "world": worlds.bounds(
             c,
             test_set,
-            c.tokens("test").lengths,
+            c.corpus.test.lengths,
             groups,
         ),
     }
@@ -310,19 +281,19 @@ def _of_world(
 
 def _sweeps(
     c: Context,
-    models: Mapping[str, Mapping[int, Path]],
+    models: Mapping[str, Mapping[int, Model]],
 ) -> dict[str, Any]:
     """What the trials of every arm with a sweep reached; the first seed has the record."""
     found = {}
     for arm, by_seed in models.items():
         if c.cfg.arms[arm].sweep:
-            found[arm] = read_json(next(iter(by_seed.values())) / "sweep.json")
+            found[arm] = next(iter(by_seed.values())).sweep
     return found
 
 
 def _rows(
     losses: Losses,
-    models: Mapping[str, Mapping[int, Path]],
+    models: Mapping[str, Mapping[int, Model]],
     tokens: np.ndarray,
 ) -> list[dict[str, Any]]:
     """A row for every model, checkpoint and test document."""

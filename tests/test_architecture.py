@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "synthboot"
 FILES = sorted(SOURCE.rglob("*.py"))
 ORDER = [
     "errors",
+    "rng",
     "kernels",
     "forked",
     "schema",

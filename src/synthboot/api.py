@@ -19,6 +19,7 @@ from synthboot.artifacts.pairs import TRAIN, Pairs
 from synthboot.data import tokenizer as tokenizers
 from synthboot.errors import MissingArtifact
 from synthboot.report import page
+from synthboot.rng import rng
 from synthboot.runner import executor
 
 
@@ -103,7 +104,7 @@ class TextPairs:
     def sample(self, n: int, seed: int = 0) -> list[tuple[str, str, float]]:
         """`n` training pairs drawn at random: (d1, d2, similarity)."""
         train = self.pairs.only(TRAIN)
-        chosen = np.random.default_rng(seed).permutation(len(train))[:n]
+        chosen = rng(seed, "api.pairs").permutation(len(train))[:n]
 
         sampled = []
         for i in chosen:

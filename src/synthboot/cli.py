@@ -263,6 +263,17 @@ def show(run_folder: Path, what: str, count: int, near: float | None, as_json: b
 
 
 @main.command(cls=Verb)
+@click.argument("source", metavar="MODEL.gguf", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+def convert(source: Path, folder: Path) -> None:
+    """Make a Hugging Face folder of a GGUF file, for model.init_from."""
+    from synthboot.lm import gguf
+
+    weights = gguf.convert(source, folder)
+    _say(f"{folder}: {weights:,} weights in float32; set model.init_from={folder}")
+
+
+@main.command(cls=Verb)
 @click.argument("names", metavar="A [B ...]", nargs=-1, required=True)
 @click.option(
     "--metric",

@@ -29,6 +29,9 @@ from synthboot.schema import (
     trials,
 )
 
+TUNED = ("weight_decay", "lr", "final_weight_decay", "dropout", "ema_decay", "tail_average")
+"""What an arm's `sweep` may choose instead of the setting of `optim` of that name."""
+
 _URL_FORM = "needs the form http://host:port/v1 or https://..."
 
 
@@ -145,6 +148,18 @@ class Optim(Section):
     weight_decay: float = Field(0.3, ge=0, le=1e4)
     """Decoupled weight decay of weight matrices; norms have none. Heavy repetition wants far more
     than the usual 0.1. Source: arXiv:2509.14786."""
+    final_weight_decay: float | None = Field(None, ge=0, le=1e4)
+    """Weight decay at the end, reached in a straight line. Default: `weight_decay` throughout."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Residual dropout: fraction of the embeddings and of the outputs of attention and MLP that is
+    dropped in training base and the arms. With `engine.processes` or `engine.micro_batch_tokens`
+    other elements are dropped."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay per step of an exponential moving average of the weights, such as 0.999; the average is
+    what is evaluated and saved. 0: the weights themselves."""
+    tail_average: float = Field(0.0, ge=0, le=1)
+    """Evaluate and save the mean of the weights over this last fraction of the steps. 0: the
+    weights themselves."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Fraction of `train_tokens` spent warming up (the paper: 5 %)."""
     batch_tokens: Count = 8_192
@@ -158,6 +173,12 @@ class Optim(Section):
     evals: Size = 20
     """Number of validation losses computed over a run; each comes with a checkpoint to resume
     from."""
+
+    @model_validator(mode="after")
+    def _check_averages(self) -> Optim:
+        if self.ema_decay and self.tail_average:
+            raise ValueError("`ema_decay` and `tail_average` are two averages; set one of them")
+        return self
 
 
 class Server(Section):
@@ -449,6 +470,10 @@ class Tune(Section):
     patience: Count = 5
     """Early stopping: stop after this many held-out losses without improvement; the best checkpoint
     is kept."""
+    base_share: Literal["auto"] | Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of base's weights that is averaged into the tuned ones in the end, against
+    forgetting. `auto`: the one of 0, 0.1, ..., 0.9 of least loss on held-out pairs. Source:
+    arXiv:2109.01903. From fresh weights (`scratch`) there is no base to average with."""
     eval_pairs: Count = 256
     """Number of held-out pairs in that loss."""
     sweep: dict[Literal["lr", "weight_decay"], Annotated[list[float], Field(min_length=1)]] = {}
@@ -544,8 +569,26 @@ class Arm(Section):
     compared."""
     lr: float | None = Field(None, gt=0, le=100)
     """Overrides `optim.lr`. Set by `sweep` only."""
+    final_weight_decay: float | None = Field(None, ge=0, le=1e4)
+    """Overrides `optim.final_weight_decay`. Set by `sweep` only."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Overrides `optim.dropout`. Set by `sweep` only."""
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+    """Overrides `optim.ema_decay`. Set by `sweep` only."""
+    tail_average: float | None = Field(None, ge=0, le=1)
+    """Overrides `optim.tail_average`. Set by `sweep` only."""
     sweep: dict[
-        Literal["share", "noise", "epochs", "weight_decay", "lr"],
+        Literal[
+            "share",
+            "noise",
+            "epochs",
+            "weight_decay",
+            "lr",
+            "final_weight_decay",
+            "dropout",
+            "ema_decay",
+            "tail_average",
+        ],
         Annotated[list[float], Field(min_length=1)],
     ] = {}
     """Grid search: values to try, one model per combination, with the first seed. The one of lowest
@@ -599,8 +642,8 @@ class Arm(Section):
         if self.synthetic == "related":
             return "method"
 
-        # How long and how fast repetition is trained is tuning; what it reads makes it a control.
-        tuning: dict[str, Any] = {"sweep": {}, "epochs": None, "weight_decay": None, "lr": None}
+        # How repetition is trained is tuning; what it reads makes it a control.
+        tuning: dict[str, Any] = {"sweep": {}, "epochs": None, **dict.fromkeys(TUNED)}
         sweeps_text = "share" in self.sweep or "noise" in self.sweep
         if self.model_copy(update=tuning) == Arm() and not sweeps_text:
             return "repetition"
@@ -695,7 +738,7 @@ class Config(Section):
             )
 
         for name, arm in self.arms.items():
-            for key in ("weight_decay", "lr", "epochs"):
+            for key in (*TUNED, "epochs"):
                 if getattr(arm, key) is not None:
                     raise ValueError(
                         f"arms.{name}.{key}: arms may differ in their data alone; "

@@ -33,7 +33,7 @@ shares = st.floats(0.01, 0.99)
 def test_a_stream_is_its_documents_end_to_end(docs: list[list[int]], seed: int, start: int, count: int, related: bool) -> None:
     """Whatever the place it is read from: pass after pass, every document of a pass once."""
     near = np.arange(len(docs))
-    order = walk(near, np.roll(near, 1), len(docs), (seed,)) if related else shuffled(len(docs), (seed,))
+    order = walk(near, np.roll(near, 1), len(docs), seed, "plan.real") if related else shuffled(len(docs), seed, "plan.real")
     stream = Stream(Tokens.of(docs), order)
     passes = 1 + (start + count) // stream.num_tokens
     numbers = [int(n) for number in range(passes) for n in order(number)]

@@ -22,7 +22,7 @@ def plan(share: float, **changes: Any) -> Plan:
 
 
 def test_a_stream_reads_every_document_once_a_pass_wherever_it_is_cut() -> None:
-    stream = Stream(REAL, shuffled(len(REAL), (7,)))
+    stream = Stream(REAL, shuffled(len(REAL), 7, "plan.synthetic"))
     total = REAL.num_tokens
     whole = stream.read(0, 3 * total)
     pieces = np.concatenate([stream.read(i, min(11, 3 * total - i)) for i in range(0, 3 * total, 11)])
@@ -38,7 +38,7 @@ def test_a_stream_reads_every_document_once_a_pass_wherever_it_is_cut() -> None:
 def test_every_token_of_the_stream_is_a_target_exactly_once() -> None:
     p = plan(0.0)
     targets = np.concatenate([p.batch(s).targets.ravel() for s in range(p.steps)])
-    assert (targets == Stream(REAL, shuffled(len(REAL), (1, 1))).read(0, len(targets))).all()
+    assert (targets == Stream(REAL, shuffled(len(REAL), 1, "plan.real")).read(0, len(targets))).all()
     inputs = np.concatenate([p.batch(s).inputs.ravel() for s in range(p.steps)])
     assert inputs[0] == 0
     assert (inputs[1:] == targets[:-1]).all()
@@ -164,7 +164,7 @@ def test_pair_batches_depend_on_the_step_alone() -> None:
 
 def test_a_walk_reads_every_document_once_and_goes_to_the_most_similar_one_not_yet_read() -> None:
     d1, d2 = np.array([0, 0, 1, 2, 5]), np.array([1, 3, 2, 0, 5 - 1])  # most similar first for each d1
-    order = walk(d1, d2, 6, (3,))
+    order = walk(d1, d2, 6, 3, "plan.real")
     passes = [order(n).tolist() for n in range(40)]
     near = {0: [1, 3], 1: [2], 2: [0], 5: [4]}
     for found in passes:
@@ -188,7 +188,7 @@ def test_related_documents_lie_next_to_each_other_in_a_packed_plan() -> None:
 def test_megadocs_put_what_was_written_from_a_document_right_before_it() -> None:
     owners, window = np.array([3, 0, 3, 3, 1, 0]), 26
     lengths = np.concatenate((REAL.lengths, np.full(6, 10)))
-    order = megadocs(owners, lengths, window, (1,))
+    order = megadocs(owners, lengths, window, 1, "plan.synthetic")
     found = order(0).tolist()
     assert sorted(d for d in found if d >= 20) == list(range(20, 26))  # each synthetic document once
     run: list[int] = []

@@ -383,3 +383,122 @@ def test_a_batch_that_does_not_fit_names_the_largest_that_would(
     with pytest.raises(TrainingError, match=r"64 tokens at once do not fit .* 32 do: set engine\.micro_batch_tokens=32"):
         train(model, plan(), settings(), validate, tmp_path / "m", tokenizer)
     train(model, plan(1), settings(micro_batch_tokens=32, eval_steps=()), lambda m: 0.0, tmp_path / "n", tokenizer)
+
+
+def small_qwen(seed: int = 0) -> Any:
+    """Two blocks of the layout that is trained from scratch."""
+    return models.build(config.Model(layers=2, width=32, heads=2, seq_len=16), 64, seed)
+
+
+REGULARIZED = [
+    {"dropout": 0.3},
+    {"ema_decay": 0.8},
+    {"tail_average": 0.5},
+    {"dropout": 0.2, "final_weight_decay": 2.0, "tail_average": 0.75},
+]
+
+
+@pytest.mark.parametrize("changes", REGULARIZED, ids=str)
+def test_a_regularized_run_that_is_killed_ends_with_the_same_bytes(
+    tmp_path: Path, tokenizer: Tokenizer, changes: dict[str, Any]
+) -> None:
+    how = settings(**changes)
+    train(small_qwen(), plan(), how, validate, tmp_path / "whole", tokenizer)
+
+    def dying(model: Any) -> float:
+        # the third evaluation, after step 6: what is left is the checkpoint of step 4
+        calls.append(validate(model))
+        if len(calls) == 3:
+            raise Killed
+        return calls[-1]
+
+    calls: list[float] = []
+    with pytest.raises(Killed):
+        train(small_qwen(), plan(), how, dying, tmp_path / "killed", tokenizer)
+    torch.manual_seed(99)  # what others drew in between does not matter
+    train(small_qwen(seed=99), plan(), how, validate, tmp_path / "killed", tokenizer)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def every_step(tmp_path: Path, tokenizer: Tokenizer) -> list[dict[str, torch.Tensor]]:
+    """The weights after 1, 2, ... 8 steps of a run without averages; only the schedule's rates are those of 8 steps."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def look(model: Any) -> float:
+        seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        return 0.0
+
+    train(small_qwen(), plan(), settings(eval_steps=tuple(range(1, 9))), look, tmp_path / "plain", tokenizer)
+    return seen
+
+
+def test_the_averages_are_those_of_the_weights_of_every_step(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    steps = every_step(tmp_path, tokenizer)
+
+    def mean_of_the_last_four(name: str) -> torch.Tensor:
+        return torch.stack([state[name] for state in steps[4:]]).mean(0)
+
+    def moving(name: str) -> torch.Tensor:
+        average = dict(small_qwen().named_parameters())[name].detach()
+        for step, state in enumerate(steps, 1):
+            decay = min(0.5, (1 + step) / (10 + step))
+            average = decay * average + (1 - decay) * state[name]
+        return average
+
+    for how, expected in (({"tail_average": 0.5}, mean_of_the_last_four), ({"ema_decay": 0.5}, moving)):
+        folder = tmp_path / str(how)
+        train(small_qwen(), plan(), settings(**how), validate, folder, tokenizer)
+        for name, value in weights(folder / "last").items():
+            torch.testing.assert_close(value, expected(name), msg=f"{how}, {name}")
+
+
+def test_what_is_validated_and_kept_is_the_average(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    curve = train(small_qwen(), plan(), settings(tail_average=1.0), validate, tmp_path / "m", tokenizer)
+    for name, expected in (("best", curve.best_loss), ("last", curve.last_loss)):
+        assert validate(models.load(tmp_path / "m" / name)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_dropout_drops_in_training_alone_and_only_what_is_added(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    from synthboot.lm import regularizers
+
+    tokens = torch.arange(16)[None] + 3
+    model, dropping = small_qwen(), small_qwen()
+    regularizers.add_dropout(dropping, 0.5)
+    assert torch.equal(dropping.eval()(tokens).logits, model.eval()(tokens).logits)
+    assert list(dropping.state_dict()) == list(model.state_dict())
+
+    embedding = dropping.train().get_input_embeddings()
+    regularizers.seed_dropout(0, 3, 0)
+    kept = embedding(tokens)
+    zero = kept == 0
+    assert 0.3 < zero.float().mean() < 0.7
+    torch.testing.assert_close(kept[~zero], 2 * model.get_input_embeddings()(tokens)[~zero])
+    # a function of seed, step and process
+    logits = []
+    for seed, step, rank in ((0, 3, 0), (0, 3, 0), (1, 3, 0), (0, 4, 0), (0, 3, 1)):
+        regularizers.seed_dropout(seed, step, rank)
+        logits.append(dropping(tokens).logits)
+    assert torch.equal(logits[0], logits[1])
+    assert not any(torch.equal(logits[0], other) for other in logits[2:])
+
+
+def test_weight_decay_goes_to_its_end_in_a_straight_line(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    def decayed(how: Settings) -> float:
+        """The squared length of all matrices after training."""
+        model = small_qwen()
+        train(model, plan(), how, validate, tmp_path / f"{how.weight_decay}-{how.final_weight_decay}", tokenizer)
+        return float(sum(p.detach().square().sum() for p in model.parameters() if p.dim() > 1))
+
+    constant = decayed(settings(weight_decay=4.0))
+    none = decayed(settings(weight_decay=0.0))
+    rising = decayed(settings(weight_decay=0.0, final_weight_decay=8.0))
+    assert rising < none
+    assert constant < none
+    same = decayed(settings(weight_decay=4.0, final_weight_decay=4.0))
+    assert same == pytest.approx(constant, rel=1e-6)

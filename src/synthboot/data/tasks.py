@@ -29,6 +29,7 @@ from synthboot import config
 from synthboot.data import documents, items, ngrams, words
 from synthboot.data.items import Item
 from synthboot.errors import ConfigError, DataError
+from synthboot.rng import rng
 
 WORLD = "world"
 LM_EVAL = "lm-eval:"
@@ -144,8 +145,8 @@ def read(
     for number, example in enumerate(examples):
         subjects.setdefault(example.subject, []).append(number)
 
-    rng = np.random.default_rng([seed, 9])
-    chosen = sorted(rng.permutation(len(questions))[: cfg.task_items].tolist())
+    random = rng(seed, "tasks.items")
+    chosen = sorted(random.permutation(len(questions))[: cfg.task_items].tolist())
     result = []
     for number in chosen:
         question = questions[number]
@@ -161,7 +162,7 @@ def read(
                     f"and there are {len(numbers)}; evaluate.tasks: {name}"
                 )
             if examples is questions:
-                numbers = rng.permutation(numbers).tolist()
+                numbers = random.permutation(numbers).tolist()
             shown = [examples[i].item for i in numbers[: known.shots]]
             worked = _worked(shown, question.subject, known)
             item = replace(item, contexts=tuple(worked + context for context in item.contexts))

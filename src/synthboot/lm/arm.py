@@ -162,7 +162,7 @@ def train_arm(
     def validate(current: Any) -> float:
         return score.documents(current, validation, seq_len, tokenizer.end).mean
 
-    settings = _settings(cfg, arm, plan.steps)
+    settings = _settings(cfg, arm, seed, plan.steps)
     place = place_of(cfg, folder)
     curve = train(model, plan, settings, validate, folder, tokenizer, progress, place)
 
@@ -186,16 +186,21 @@ def train_arm(
 def _settings(
     cfg: config.Config,
     arm: config.Arm,
+    seed: int,
     steps: int,
 ) -> Settings:
     """How an arm of so many steps is trained."""
     optim = cfg.optim
+    tuned = {}
+    for name in config.TUNED:
+        chosen = getattr(arm, name)  # by a sweep
+        tuned[name] = getattr(optim, name) if chosen is None else chosen
     # evenly spread, the last step included; of short runs several fall on one step
     evals = {round(steps * i / optim.evals) for i in range(1, optim.evals + 1)}
     evals.discard(0)
     return Settings(
-        lr=optim.lr if arm.lr is None else arm.lr,
-        weight_decay=optim.weight_decay if arm.weight_decay is None else arm.weight_decay,
+        **tuned,
+        dropout_seed=seed if tuned["dropout"] else 0,
         warmup_steps=max(1, round(optim.warmup_fraction * steps)),
         eval_steps=tuple(sorted(evals)),
         min_lr_fraction=optim.min_lr_fraction,

@@ -21,6 +21,7 @@ from jaxtyping import Int64, Integer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
 from synthboot.lm.streams import Stream, megadocs, shuffled, walk
+from synthboot.rng import rng
 
 IGNORE = -100
 """The target of a token without a loss; what torch's cross-entropy ignores by default."""
@@ -141,15 +142,16 @@ class Plan:
         self.batch_tokens = self.rows * seq_len
         self.steps = train_tokens // self.batch_tokens
 
-        # each stream draws its order from numbers of its own: (seed, 1) real, 2 synthetic, 3 replay
         docs = len(real)
         if pairs is None:
-            real_order = shuffled(docs, (seed, 1))
+            real_order = shuffled(docs, seed, "plan.real")
         else:
             d1, d2 = pairs
-            real_order = walk(d1, d2, docs, (seed, 1))
+            real_order = walk(d1, d2, docs, seed, "plan.real")
         self.real = Stream(real, real_order)
-        self.replay = Stream(replay, shuffled(len(replay), (seed, 3))) if replay else self.real
+        self.replay = self.real
+        if replay:
+            self.replay = Stream(replay, shuffled(len(replay), seed, "plan.replay"))
         self.replay_rows = round(replay_share * self.rows * self.steps)
         self.own_rows = self.rows * self.steps - self.replay_rows
 
@@ -157,14 +159,14 @@ class Plan:
         if owners is None or synthetic is None:
             # an arm without synthetic text has no row of this stream, but one to count over
             written = synthetic or real
-            self.synthetic = Stream(written, shuffled(len(written), (seed, 2)))
+            self.synthetic = Stream(written, shuffled(len(written), seed, "plan.synthetic"))
             self.synthetic_rows = synthetic_rows
             self.real_inside = range(0)  # the real documents of the synthetic stream
         else:
             both = real.joined(synthetic)  # real documents are numbered first
             self.synthetic = Stream(
                 both,
-                megadocs(owners, both.lengths, seq_len, (seed, 2)),
+                megadocs(owners, both.lengths, seq_len, seed, "plan.synthetic"),
             )
             self.synthetic_rows = self._rows_holding(synthetic_rows * seq_len, docs)
             self.real_inside = range(docs)
@@ -203,11 +205,11 @@ class Plan:
         starts = inputs == self.end  # a document is read after the end of the one before it
 
         if self.noise:
-            rng = np.random.default_rng([self.seed, 8, step])
+            random = rng(self.seed, "plan.noise", step)
             # ends stay: noise must not hide where documents begin
-            replaced = (rng.random(inputs.shape) < self.noise) & ~starts
+            replaced = (random.random(inputs.shape) < self.noise) & ~starts
             # one number fewer, and those from `end` on moved up by one: `end` itself never comes
-            random_tokens = rng.integers(self.vocab_size - 1, size=inputs.shape)
+            random_tokens = random.integers(self.vocab_size - 1, size=inputs.shape)
             random_tokens += random_tokens >= self.end
             inputs = np.where(replaced, random_tokens, inputs)
         if not self.packed:
@@ -425,7 +427,7 @@ class PairPlan:
 
     def _pack(self, epoch: int) -> list[list[int]]:
         """The pairs of each row of an epoch."""
-        order = np.random.default_rng([self.seed, 3, epoch]).permutation(len(self.d1))
+        order = rng(self.seed, "tune.pairs", epoch).permutation(len(self.d1))
         rows: list[list[int]] = []
         # groups bound the work of a pair, and leave every part of the epoch pairs of every length
         for start in range(0, len(order), PACKED_TOGETHER):
@@ -433,7 +435,7 @@ class PairPlan:
             rows += self._best_fit(sorted(group, key=lambda pair: -self.lengths[pair]))
 
         # shuffled once more: the rows of a group stand by falling length
-        shuffle = np.random.default_rng([self.seed, 4, epoch]).permutation(len(rows))
+        shuffle = rng(self.seed, "tune.rows", epoch).permutation(len(rows))
         return [rows[i] for i in shuffle]
 
     def _best_fit(self, pairs: list[int]) -> list[list[int]]:

@@ -66,6 +66,10 @@ def build(cfg: config.Model, vocab_size: int, seed: int) -> Any:
 
 def _from_init(cfg: config.Model, init_from: str, vocab_size: int) -> Any:
     """The model that `init_from` names, once it is known to train right."""
+    if init_from.lower().endswith(".gguf"):
+        raise ConfigError(
+            f"model.init_from: {init_from}: convert it first: synthboot convert {init_from} FOLDER"
+        )
     model = _from_pretrained(init_from, ConfigError, "model.init_from")
     longest = _longest(model)
     if longest is not None and cfg.seq_len > longest:

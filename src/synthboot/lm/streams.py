@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 
 from synthboot.data.tokens import Tokens
+from synthboot.rng import rng
 
 Order = Callable[[int], Int64[np.ndarray, " place"]]
 """Which documents an epoch reads, in order: a pure function of its number.
@@ -20,16 +21,17 @@ All epochs have as many tokens.
 """
 
 
-def shuffled(docs: int, seed: tuple[int, ...]) -> Order:
+def shuffled(docs: int, seed: int, stream: str) -> Order:
     """All documents, in another random order in every epoch."""
-    return lambda number: np.random.default_rng([*seed, number]).permutation(docs)
+    return lambda number: rng(seed, stream, number).permutation(docs)
 
 
 def walk(
     d1: Integer[np.ndarray, " pair"],
     d2: Integer[np.ndarray, " pair"],
     docs: int,
-    seed: tuple[int, ...],
+    seed: int,
+    stream: str,
 ) -> Order:
     """All documents, each followed by the first of its `d2` not yet read.
 
@@ -47,7 +49,7 @@ def walk(
     def order(epoch: int) -> np.ndarray:
         read = np.zeros(docs, bool)
         path: list[int] = []
-        for start in np.random.default_rng([*seed, epoch]).permutation(docs).tolist():
+        for start in rng(seed, stream, epoch).permutation(docs).tolist():
             doc = start
             while not read[doc]:
                 read[doc] = True
@@ -63,7 +65,8 @@ def megadocs(
     owners: Integer[np.ndarray, " synthetic"],
     lengths: Int64[np.ndarray, " doc"],
     window: int,
-    seed: tuple[int, ...],
+    seed: int,
+    stream: str,
 ) -> Order:
     """Every synthetic document once, followed by the document that it was written from.
 
@@ -91,7 +94,7 @@ def megadocs(
 
     def order(epoch: int) -> np.ndarray:
         docs: list[int] = []
-        for run in np.random.default_rng([*seed, epoch]).permutation(len(runs)).tolist():
+        for run in rng(seed, stream, epoch).permutation(len(runs)).tolist():
             docs += runs[run]
         return np.array(docs, np.int64)
 

@@ -31,7 +31,7 @@ from synthboot.artifacts.store import WORK, Progress, silent
 from synthboot.data.disk import committed_folder, damage, read_json, remove, write_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import TrainingError
-from synthboot.lm import layouts, parallel
+from synthboot.lm import layouts, parallel, regularizers
 from synthboot.lm import model as models
 from synthboot.lm.batches import IGNORE, Batch, Batches
 from synthboot.lm.loss import Loss
@@ -53,7 +53,7 @@ class Settings:
     """How to train.
 
     `eval_steps` are the steps after which validation loss is taken and a checkpoint written; a loss
-    at step 0 is for the curve alone and never the best.
+    at step 0 is for the curve alone and never the best. `dropout_seed` decides what dropout drops.
     """
 
     lr: float
@@ -72,6 +72,11 @@ class Settings:
     precision: str = "auto"
     z_loss: float = 0.0
     max_spike: float = 3.0
+    final_weight_decay: float | None = None
+    dropout: float = 0.0
+    ema_decay: float = 0.0
+    tail_average: float = 0.0
+    dropout_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -236,13 +241,20 @@ class _Trainer:
                 block.compile(dynamic=False)
         self.module = parallel.wrap(loss, self.group)
 
+        if settings.dropout:
+            regularizers.add_dropout(model, settings.dropout)
+
         # after wrapping: a shard's parameters are other objects than the model's were
         self.optimizers = _optimizers(model, settings)
+        averages = settings.ema_decay or settings.tail_average
+        self.average = regularizers.WeightAverage(model) if averages else None
         self.curve = Curve()
         self.ahead: Batch | None = None
         if latest is not None:
             _load_optimizer(model, self.optimizers, latest / "optimizer.safetensors")
             self.curve = Curve(**read_json(latest / "curve.json"))
+            if self.average is not None:
+                self.average.load(_load(latest / "average.safetensors"))
         self.group.wait()
 
     def _compiles(self, place: Place) -> bool:
@@ -260,6 +272,8 @@ class _Trainer:
         batch = self.ahead or self.batches.batch(number)
         if self.apart:
             batch = batch.apart(self.group.size)
+        if self.settings.dropout:
+            regularizers.seed_dropout(self.settings.dropout_seed, number, self.group.rank)
         try:
             loss, norm = _step(
                 self.module,
@@ -279,11 +293,19 @@ class _Trainer:
             raise TrainingError(advice) from None
 
         lr = _lr(number, steps, self.settings)
+        weight_decay = _weight_decay(number, steps, self.settings)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
+                if group["decayed"]:
+                    group["weight_decay"] = weight_decay
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            share = regularizers.average_share(
+                number + 1, steps, self.settings.ema_decay, self.settings.tail_average
+            )
+            self.average.update(share)
 
         # made while a GPU works on this one: the loss below is the first thing that waits for it
         self.ahead = self.batches.batch(number + 1) if number + 1 < steps else None
@@ -296,7 +318,8 @@ class _Trainer:
         best, is in place.
         """
         curve = self.curve
-        loss = self._validation_loss()
+        with self._averaged():
+            loss = self._validation_loss()
         curve.validation.append([curve.step * self.batches.batch_tokens, loss])
         is_best = bool(curve.step) and loss < curve.best_loss
         if is_best:
@@ -307,11 +330,22 @@ class _Trainer:
             curve.evals_since_best += 1
 
         # every process takes part in gathering, and only then does the first one write
+        if is_best:
+            with self._averaged():
+                self._gather()
+                if self.group.main:
+                    best = self.work / f"best-{curve.best_step:08d}"
+                    models.save(self.written, best, self.tokenizer)
         self._gather()
         state = _optimizer_state(self.model, self.optimizers)
+        average = None if self.average is None else self.average.state()
         if self.group.main:
-            self._write_checkpoint(state, is_best)
+            self._write_checkpoint(state, average)
         self.group.wait()
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """While this lasts the model is the one that is measured and kept."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def _validation_loss(self) -> float:
         eager: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
@@ -325,16 +359,16 @@ class _Trainer:
     def _write_checkpoint(
         self,
         state: dict[str, Tensor],
-        is_best: bool,
+        average: dict[str, Tensor] | None,
     ) -> None:
         curve = self.curve
         best = f"best-{curve.best_step:08d}"
-        if is_best:
-            models.save(self.written, self.work / best, self.tokenizer)
         current = self.work / f"checkpoint-{curve.step:08d}"
         with committed_folder(current) as temporary:
             models.export(self.written, temporary, self.tokenizer)
             _save(state, temporary / "optimizer.safetensors")
+            if average is not None:
+                _save(average, temporary / "average.safetensors")
             write_json(temporary / "curve.json", vars(curve))
 
         needed = {current.name, best}
@@ -344,9 +378,11 @@ class _Trainer:
 
     def finish(self) -> Curve:
         """Leave `last`, `best` and `curve.json`; a kill between any two spoils nothing."""
-        self._gather()
+        with self._averaged():
+            self._gather()
+            if self.group.main:
+                models.save(self.written, self.folder / "last", self.tokenizer)
         if self.group.main:
-            models.save(self.written, self.folder / "last", self.tokenizer)
             best = self.folder / "best"
             kept = self.work / f"best-{self.curve.best_step:08d}"
             if kept.exists():
@@ -412,6 +448,14 @@ def _lr(step: int, steps: int, settings: Settings) -> float:
     return settings.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
+def _weight_decay(step: int, steps: int, settings: Settings) -> float:
+    """The weight decay of a step: the same always, or in a straight line to the final one."""
+    if settings.final_weight_decay is None:
+        return settings.weight_decay
+    done = step / max(1, steps - 1)
+    return settings.weight_decay + done * (settings.final_weight_decay - settings.weight_decay)
+
+
 def _precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -432,7 +476,7 @@ def _optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimizer]:
                 tables.add(id(module.weight))
         hidden = [p for p in matrices if p.dim() == 2 and id(p) not in tables]
         muon = torch.optim.Muon(
-            hidden,
+            [{"params": hidden, "decayed": True}],
             lr=settings.lr,
             weight_decay=settings.weight_decay,
             adjust_lr_fn="match_rms_adamw",  # one learning rate for both optimizers
@@ -443,8 +487,8 @@ def _optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimizer]:
         matrices = [p for p in matrices if id(p) not in hidden_ids]
 
     groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": settings.weight_decay, "decayed": True},
+        {"params": vectors, "weight_decay": 0.0, "decayed": False},
     ]
     # sharded weights (FSDP2) take the plain implementation
     fused = not any(hasattr(p, "device_mesh") for p in model.parameters())
@@ -591,16 +635,20 @@ def _save(state: dict[str, Tensor], path: Path) -> None:
     save_file(state, path)
 
 
+def _load(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
 def _load_optimizer(
     model: Any,
     optimizers: Iterable[torch.optim.Optimizer],
     path: Path,
 ) -> None:
     """Put the states that `_optimizer_state` gathered back into the optimizers."""
-    from safetensors.torch import load_file
-
     states: dict[str, dict[str, Tensor]] = {}
-    for name, value in load_file(path).items():
+    for name, value in _load(path).items():
         parameter_name, _, key = name.rpartition("/")
         states.setdefault(parameter_name, {})[key] = value
 

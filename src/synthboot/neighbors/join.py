@@ -31,6 +31,7 @@ from jaxtyping import Float, Float16, Float32, Int32, Int64
 from synthboot import kernels
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.disk import save_array
+from synthboot.rng import rng
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -220,13 +221,13 @@ def fit_centroids(
     """
     import torch
 
-    rng = np.random.default_rng([seed, 0xCE11])
+    random = rng(seed, "join.clusters")
     size = min(len(vectors), 32 * clusters)
-    chosen = np.sort(rng.choice(len(vectors), size, replace=False))
+    chosen = np.sort(random.choice(len(vectors), size, replace=False))
     rows = np.asarray(vectors[chosen])
     sample = _float_rows(rows, device)
 
-    start = torch.from_numpy(rng.permutation(len(sample))[:clusters])
+    start = torch.from_numpy(random.permutation(len(sample))[:clusters])
     centroids = sample[start.to(device)].clone()
     for _ in range(iterations):
         # A negative radius probes the nearest cluster alone.

@@ -24,6 +24,7 @@ from synthboot.data.disk import committed_folder, damage, read_json, save_array,
 from synthboot.errors import DataError
 from synthboot.neighbors import join
 from synthboot.neighbors.join import QUERY_BLOCK, Clusters
+from synthboot.rng import rng
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def choose_search(
     is_small = cfg.search == "auto" and docs <= cfg.exact_docs
     if cfg.search == "exact" or is_small or docs < 4:
         return Search("exact")
-    rng = np.random.default_rng([seed, 0x2ECA])
-    queries = rng.permutation(docs)[: max(4, cfg.recall_queries)].astype(np.int64)
+    random = rng(seed, "search.recall")
+    queries = random.permutation(docs)[: max(4, cfg.recall_queries)].astype(np.int64)
     progress(0.0, f"exact neighbours of {len(queries):,} documents")
     truth, _ = join.exact(vectors[queries], vectors, cfg.num_neighbors, queries, device)
     progress(0.05, "fitting clusters")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 from synthboot import config, statistics, verdicts
 from synthboot.errors import ConfigError, UnfairComparison
+from synthboot.lm.train import Settings
 
 REPETITION = "repetition"
 _MORE_SEEDS = (2, 3, 5, 8, 10, 15, 20)
@@ -105,14 +107,15 @@ def _check_flops(
 
 
 def _flat(ledger: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to be equal between arms."""
+    """What has to be equal between arms; a setting that came later has its default."""
+    later = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
     values = {key: ledger[key] for key in (*_EQUAL, *_BY_LENGTH)}
-    return values | dict(ledger["settings"])
+    return values | later | dict(ledger["settings"])
 
 
 def _free(recipe: Mapping[str, Any]) -> set[str]:
     """What a recipe lets differ."""
-    found = {key for key in ("weight_decay", "lr") if recipe[key] is not None}
+    found = {key for key in config.TUNED if recipe.get(key) is not None}
     if recipe["match"] == "flops" or recipe["epochs"] is not None:
         found |= {*_BY_LENGTH, *_SET_BY_LENGTH}
     return found

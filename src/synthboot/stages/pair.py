@@ -30,6 +30,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
 from synthboot.neighbors import join
 from synthboot.neighbors.search import Neighbors, interval, nearest
+from synthboot.rng import rng
 
 _BINS = np.linspace(-0.2, 1.0, 121)
 _BLOCK = 8_192  # random pairs compared at once
@@ -235,7 +236,7 @@ def random_pairs(like: Pairs, docs: int, seed: int) -> Pairs:
     """The control: as many pairs as `like` in each split, with the same d2 and a d1 drawn at random
     from the documents that are not held out."""
     allowed = np.setdiff1d(np.arange(docs), like.d2[like.split == HELDOUT])
-    index = np.random.default_rng([seed, 0xC0FFEE]).integers(0, len(allowed), len(like))
+    index = rng(seed, "pair.random_pairs").integers(0, len(allowed), len(like))
 
     # a d2 of the validation set has another numbering, so the same number is another document
     itself = (allowed[index] == like.d2) & (like.split != VALIDATION)
@@ -263,10 +264,10 @@ def random_similarity(
     docs = len(vectors)
     if docs < 2:
         return np.zeros(0, np.float32)
-    rng = np.random.default_rng([seed, 0xA1FA])
-    first = rng.integers(0, docs, pairs)
+    random = rng(seed, "pair.random_similarity")
+    first = random.integers(0, docs, pairs)
     # a step of 1 to docs - 1 around the circle never comes back to where it began
-    second = (first + rng.integers(1, docs, pairs)) % docs
+    second = (first + random.integers(1, docs, pairs)) % docs
 
     # in blocks, since the vectors of all pairs at once would take gigabytes
     found = []
@@ -317,7 +318,7 @@ def alphas(
     the share of random pairs above it."""
     docs = len(vectors)
     # a sample: the exact neighbours of all would take as long as pairing
-    order = np.random.default_rng([seed, 0xD27]).permutation(docs)
+    order = rng(seed, "pair.dry_run").permutation(docs)
     rows = np.sort(order[:sample]).astype(np.int64)
     index, score = join.exact(
         vectors[rows],
@@ -378,7 +379,7 @@ def _above(
 
 def _held_out(docs: int, share: float, seed: int) -> np.ndarray:
     """Which documents are held out: none is tuned on, on either side of a pair."""
-    order = np.random.default_rng([seed, 0x4E1D]).permutation(docs)
+    order = rng(seed, "pair.held_out").permutation(docs)
     held = np.zeros(docs, bool)
     held[order[: int(share * docs)]] = True
     return held
@@ -459,8 +460,8 @@ def _agreement_by_chance(label: np.ndarray, seed: int) -> float:
     """How often two documents drawn at random have the same label."""
     if not len(label):
         return 0.0
-    rng = np.random.default_rng([seed, 0xA62E])
-    first, second = rng.integers(0, len(label), (2, 100_000))  # each (pair)
+    random = rng(seed, "pair.label_agreement")
+    first, second = random.integers(0, len(label), (2, 100_000))  # each (pair)
     return float((label[first] == label[second]).mean())
 
 

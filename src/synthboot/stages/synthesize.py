@@ -36,6 +36,7 @@ from synthboot.errors import BudgetError, SamplingError
 from synthboot.lm.batches import d1_room
 from synthboot.lm.sampling.engines import open_sampler
 from synthboot.lm.sampling.protocol import Request, Result, Sampler
+from synthboot.rng import rng
 
 
 @dataclass(frozen=True)
@@ -263,4 +264,4 @@ def _check_tokens(
 @lru_cache(maxsize=2)
 def _order(seed: int, sample: int, docs: int) -> np.ndarray:
     """The order in which round `sample` goes through the documents."""
-    return np.random.default_rng([seed, 6, sample]).permutation(docs)
+    return rng(seed, "synthesize.d1", sample).permutation(docs)

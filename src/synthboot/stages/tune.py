@@ -26,22 +26,25 @@ from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
+from synthboot.lm import merging, score
 from synthboot.lm import model as models
-from synthboot.lm import score
 from synthboot.lm.arm import place_of
 from synthboot.lm.batches import PairPlan, cut_pair, d1_room
 from synthboot.lm.train import Curve, Settings, train
+from synthboot.rng import rng
 
 
 @dataclass(frozen=True)
 class Tuned:
     """The tuning curve, `conditioning` (nats per token of held-out d2 by condition), and the cost.
 
+    `base_share` are the shares of base's weights that were tried, each with its loss.
     `stopped_by` are the pairs whose loss the curve has: d1, validation document d2, tokens of it
     that are scored.
     """
 
     curve: Curve
+    base_share: list[tuple[float, float]]
     conditioning: dict[str, dict[str, float]]
     tokens: int
     padding_share: float
@@ -73,6 +76,9 @@ def tune(
         )
     settings, plan = _plan(cfg, pairs.only(TRAIN), corpus, tokenizer)
     model = _origin(cfg, start, tokenizer)
+    place = place_of(cfg, folder)
+    if place.group.main:
+        merging.undo(folder)
     curve = train(
         model,
         plan,
@@ -81,8 +87,15 @@ def tune(
         folder,
         tokenizer,
         progress,
-        place_of(cfg, folder),
+        place,
     )
+    shares: list[tuple[float, float]] = []
+    if start is not None and cfg.tune.base_share and place.group.main:
+        progress(1.0, "averaging with base")
+        tried = merging.SHARES if cfg.tune.base_share == "auto" else (cfg.tune.base_share,)
+        base = _origin(cfg, start, tokenizer)
+        shares = merging.average_with_base(folder, base, tried, stopping.loss, tokenizer)
+    place.group.wait()
 
     progress(1.0, "measuring held-out pairs")
     best = models.load(folder / "best").to(next(model.parameters()).device)
@@ -96,9 +109,10 @@ def tune(
     row_tokens = plan.rows_per_epoch() * plan.seq_len
     forward = models.flops_per_token(model, cfg.model.seq_len)
     # a step costs three forward passes, an evaluation one
-    evaluated = stopping.num_tokens * len(curve.validation)
+    evaluated = stopping.num_tokens * (len(curve.validation) + len(shares))
     return Tuned(
         curve=curve,
+        base_share=shares,
         conditioning=conditioning,
         tokens=tokens,
         padding_share=1 - float(plan.lengths.sum()) / row_tokens,
@@ -197,7 +211,7 @@ class _Held:
                 strict=True,
             )
         )
-        others = np.random.default_rng([cfg.seed, 5]).integers(0, len(first), len(chosen))
+        others = rng(cfg.seed, "tune.random_d1").integers(0, len(first), len(chosen))
         self.random = [first[int(doc)] for doc in others]
 
         self.num_tokens = 0  # fed to the model for one loss

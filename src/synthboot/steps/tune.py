@@ -38,6 +38,7 @@ def tune(c: Context) -> Outcome:
             **counts,
             "curve": asdict(tuned.curve),
             "stopped_by": tuned.stopped_by,
+            "base_share": tuned.base_share,
         }
         Model.open(c.folder).save_tuning(record)
     return counts, {"tokens": tuned.tokens, "flops": tuned.flops}

@@ -14,6 +14,7 @@ from synthboot.artifacts.corpus import PRETRAIN
 from synthboot.artifacts.synthetic import Sample
 from synthboot.data import documents, tasks
 from synthboot.data.documents import Document
+from synthboot.rng import rng
 from synthboot.steps.context import Context, conditional
 from synthboot.worlds.generator import PARTS, Told, World
 
@@ -82,7 +83,7 @@ def questions(c: Context) -> list[tasks.Item]:
     random."""
     world, known = _world(c)
     items = tasks.of(list(world.questions(known)), tasks.WORLD)
-    order = np.random.default_rng([c.cfg.seed, 10]).permutation(len(items))
+    order = rng(c.cfg.seed, "tasks.world_items").permutation(len(items))
     chosen = np.sort(order[: c.cfg.evaluate.task_items])
     return [items[i] for i in chosen]
 

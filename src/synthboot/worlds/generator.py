@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from synthboot import config
+from synthboot.rng import rng
 
 NOUNS = (
     "river",
@@ -88,14 +89,6 @@ _CONSONANTS = "bdfgklmnprstvz"
 _VOWELS = ("a", "e", "i", "o", "u", "ar", "el", "in", "or")
 _SYLLABLES = [consonant + vowel for consonant in _CONSONANTS for vowel in _VOWELS]
 
-# The random streams of a world, the second of two numbers: changing one changes every world.
-_OF_NAMES = 1
-_OF_VALUES = 2
-_OF_TRUTH = 3
-_OF_DOCUMENTS = 4
-_OF_UNSEEN = 5
-_OF_ORACLE = 6
-
 
 @dataclass(frozen=True)
 class Told:
@@ -120,13 +113,13 @@ class World:
     @cached_property
     def names(self) -> list[str]:
         """A name per entity."""
-        return _words(self.knobs.entities, 3, self.knobs.seed, _OF_NAMES)
+        return _words(self.knobs.entities, 3, self.knobs.seed, "world.names")
 
     @cached_property
     def vocabulary(self) -> list[list[str]]:
         """For every attribute the words it may take. No word stands for two things."""
         k = self.knobs
-        words = _words(k.attributes * k.values, 2, k.seed, _OF_VALUES)
+        words = _words(k.attributes * k.values, 2, k.seed, "world.values")
         vocabulary = []
         for first in range(0, len(words), k.values):
             vocabulary.append(words[first : first + k.values])
@@ -136,37 +129,37 @@ class World:
     def truth(self) -> np.ndarray:
         """(entity, attribute): which value."""
         k = self.knobs
-        rng = np.random.default_rng([k.seed, _OF_TRUTH])
-        return rng.integers(0, k.values, (k.entities, k.attributes))
+        random = rng(k.seed, "world.truth")
+        return random.integers(0, k.values, (k.entities, k.attributes))
 
     @property
     def many(self) -> int:
         """How many entities have many documents: they come first."""
         return round(self.knobs.many_share * self.knobs.entities)
 
-    def document(self, entity: int, rng: np.random.Generator) -> str:
+    def document(self, entity: int, random: np.random.Generator) -> str:
         """A document about an entity."""
         k = self.knobs
         sentences = []
-        for attribute in rng.permutation(k.attributes)[: k.revealed]:
-            wording = int(rng.integers(k.wordings))
+        for attribute in random.permutation(k.attributes)[: k.revealed]:
+            wording = int(random.integers(k.wordings))
             sentences.append(self._sentence(entity, int(attribute), wording))
         for _ in range(k.distractors):
-            position = int(rng.integers(len(sentences) + 1))
-            sentences.insert(position, self._distractor(rng))
+            position = int(random.integers(len(sentences) + 1))
+            sentences.insert(position, self._distractor(random))
         return f"{self.names[entity]}. " + " ".join(sentences)
 
     def documents(self) -> Iterator[dict[str, Any]]:
         """The corpus: id, text and entity of every document, in random order."""
         k = self.knobs
-        rng = np.random.default_rng([k.seed, _OF_DOCUMENTS])
+        random = rng(k.seed, "world.documents")
         entities = np.arange(k.entities)
         docs_of_entity = np.where(entities < self.many, k.many_docs, 1)
         owners = np.repeat(entities, docs_of_entity)  # (entity,) -> (document,)
-        for number, entity in enumerate(rng.permutation(owners).tolist()):
+        for number, entity in enumerate(random.permutation(owners).tolist()):
             yield {
                 "id": f"{number}",
-                "text": self.document(entity, rng),
+                "text": self.document(entity, random),
                 "entity": entity,
             }
 
@@ -180,17 +173,17 @@ class World:
         They are about entities with many and with one document in turn.
         """
         k = self.knobs
-        rng = np.random.default_rng([k.seed, _OF_UNSEEN, seed])
+        random = rng(k.seed, "world.unseen", seed)
         for number in range(docs):
             # Where all entities, or none, have many documents there is nothing to alternate with.
             wants_many = (number % 2 == 0 and self.many > 0) or self.many == k.entities
             if wants_many:
-                entity = int(rng.integers(0, self.many))
+                entity = int(random.integers(0, self.many))
             else:
-                entity = int(rng.integers(self.many, k.entities))
+                entity = int(random.integers(self.many, k.entities))
             yield {
                 "id": f"unseen-{seed}-{number}",
-                "text": self.document(entity, rng),
+                "text": self.document(entity, random),
                 "entity": entity,
             }
 
@@ -216,12 +209,12 @@ class World:
 
     def _oracle(self) -> Iterator[dict[str, Any]]:
         """Fresh documents about entities drawn evenly: what more text of this world would be."""
-        rng = np.random.default_rng([self.knobs.seed, _OF_ORACLE])
-        entities = rng.integers(self.knobs.entities, size=self.knobs.oracle_docs)
+        random = rng(self.knobs.seed, "world.oracle")
+        entities = random.integers(self.knobs.entities, size=self.knobs.oracle_docs)
         for number, entity in enumerate(entities.tolist()):
             yield {
                 "id": f"oracle-{number}",
-                "text": self.document(entity, rng),
+                "text": self.document(entity, random),
                 "entity": entity,
             }
 
@@ -376,10 +369,10 @@ class World:
         )
 
     @staticmethod
-    def _distractor(rng: np.random.Generator) -> str:
-        opener = _OPENERS[int(rng.integers(8))]
-        subject = _SUBJECTS[int(rng.integers(8))]
-        verb = _VERBS[int(rng.integers(8))]
+    def _distractor(random: np.random.Generator) -> str:
+        opener = _OPENERS[int(random.integers(8))]
+        subject = _SUBJECTS[int(random.integers(8))]
+        verb = _VERBS[int(random.integers(8))]
         return f"{opener} {subject} {verb}."
 
 
@@ -396,13 +389,13 @@ def _words(
     count: int,
     syllables: int,
     seed: int,
-    purpose: int,
+    stream: str,
 ) -> list[str]:
     """Different made-up words, the first letter a capital."""
-    rng = np.random.default_rng([seed, purpose])
+    random = rng(seed, stream)
     words = dict[str, None]()  # a set that keeps its order
     while len(words) < count:
-        chosen = rng.integers(len(_SYLLABLES), size=syllables)
+        chosen = random.integers(len(_SYLLABLES), size=syllables)
         word = "".join(_SYLLABLES[int(i)] for i in chosen)
         words[word.capitalize()] = None
     return list(words)

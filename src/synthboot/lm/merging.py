@@ -1,0 +1,64 @@
+"""Averages of the weights of two models: the one that tuning started from, and what it became.
+
+A synthesizer that reads d1 has usually forgotten some of what base knows; between the two lie
+weights that do both.
+
+Source: arXiv:2109.01903 (weight-space ensembles of a model and its fine-tuned self), whose mixing
+coefficient is a grid too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from synthboot.artifacts.store import WORK
+from synthboot.data.disk import remove
+from synthboot.data.tokenizer import Tokenizer
+from synthboot.lm import model as models
+
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of base that are tried."""
+
+
+def average_with_base(
+    folder: Path,
+    base: Any,
+    shares: Sequence[float],
+    loss: Callable[[Any], float],
+    tokenizer: Tokenizer,
+) -> list[tuple[float, float]]:
+    """The loss at every share of base; `folder/best` becomes the average of least loss.
+
+    What `best` was is kept in `work`, for `undo`.
+    """
+    best = folder / "best"
+    model = models.load(best).to(base.device)
+    tuned = {name: value.clone() for name, value in model.state_dict().items()}
+    start = base.state_dict()
+
+    def average(share: float) -> Any:
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                if value.is_floating_point():
+                    value.copy_(torch.lerp(tuned[name], start[name], share))
+        return model
+
+    losses = [(share, loss(average(share))) for share in shares]
+    chosen, _ = min(losses, key=lambda pair: pair[1])
+    if chosen:
+        os.rename(best, folder / WORK / "tuned")
+        models.save(average(chosen), best, tokenizer)
+    return losses
+
+
+def undo(folder: Path) -> None:
+    """Bring back what `average_with_base` had averaged, where a run was killed after it."""
+    kept = folder / WORK / "tuned"
+    if kept.exists():
+        remove(folder / "best")
+        os.rename(kept, folder / "best")

@@ -1,0 +1,110 @@
+"""What keeps a model from learning its text by heart, beside weight decay: dropout, and averages of
+the weights.
+
+Source: the fixed-data setting of arXiv:2509.14786, where repetition is regularized as well as it
+can be. Dropout is residual dropout (arXiv:1706.03762, section 5.4); the moving average is that of
+arXiv:1412.6980 (section 7.2), its decay warmed up; the tail average is stochastic weight averaging
+(arXiv:1803.05407).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthboot.lm import parallel
+from synthboot.rng import rng
+
+_SUBLAYERS = ("self_attn", "attn", "attention", "mlp")
+"""What blocks call the parts whose outputs are added to the residual stream."""
+
+
+def add_dropout(model: Any, rate: float) -> None:
+    """Drop elements of the embeddings and of what attention and MLP add to the residual stream.
+
+    Only in training mode; what is kept is scaled by 1 / (1 - rate). The weights, their names and
+    the saved model stay what they are.
+    """
+    modules = [model.get_input_embeddings()]
+    for block in parallel.blocks(model):
+        modules += [child for name, child in block.named_children() if name in _SUBLAYERS]
+
+    def drop(module: Any, _: Any, output: Any) -> Any:
+        # attention returns its weights beside what it adds
+        first, *others = output if isinstance(output, tuple) else (output,)
+        dropped = torch.nn.functional.dropout(first, rate, training=module.training)
+        return (dropped, *others) if isinstance(output, tuple) else dropped
+
+    for module in modules:
+        module.register_forward_hook(drop)
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Make what is dropped a function of the seed and the step, so that a resumed run drops the
+    same; every process has other rows and drops other elements of them."""
+    torch.manual_seed(int(rng(seed, "train.dropout", step, rank).integers(2**63)))
+
+
+def average_share(
+    step: int,
+    steps: int,
+    ema_decay: float,
+    tail_average: float,
+) -> float:
+    """How much of the average the weights after `step` steps (of `steps`) are.
+
+    The moving average forgets by `ema_decay` a step, faster at first, when there is little to
+    remember. The tail average is the mean over the last `tail_average` of all steps, and before
+    that the weights themselves.
+    """
+    if ema_decay:
+        return 1 - min(ema_decay, (1 + step) / (10 + step))
+    first = steps - round(tail_average * steps)
+    return 1 / max(1, step - first)
+
+
+class WeightAverage:
+    """A running average of a model's weights, float32, as large as they are.
+
+    With sharded weights each process averages its shards.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._average = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, share: float) -> None:
+        """Move the average towards the weights as they are now."""
+        for name, parameter in self._model.named_parameters():
+            self._average[name].lerp_(parameter, share)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """While this lasts the model has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def state(self) -> dict[str, Tensor]:
+        """The whole average by parameter, on the CPU; all processes have to ask."""
+        return {name: parallel.gathered(value) for name, value in self._average.items()}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        for name, parameter in self._model.named_parameters():
+            self._average[name].copy_(parallel.placed_as(parameter, state[name]))
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self._model.named_parameters():
+            kept = parameter.detach().clone()
+            parameter.copy_(self._average[name])
+            self._average[name].copy_(kept)

@@ -1,0 +1,63 @@
+"""A synthesizer averaged with the base that it was tuned from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synthboot.artifacts.store import WORK
+from synthboot.data.tokenizer import Tokenizer
+from synthboot.lm import merging
+from synthboot.lm import model as models
+from tests.lm.conftest import small_model
+
+
+def flat(model: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    """An artifact after its training: `best` is there, and room for work."""
+    (tmp_path / WORK).mkdir()
+    models.save(small_model(seed=1), tmp_path / "best", tokenizer)
+    return tmp_path
+
+
+def nearness(share: float) -> Any:
+    """A loss that is least at this share of base."""
+    target = torch.lerp(flat(small_model(seed=1)), flat(small_model(seed=0)), share)
+    return lambda model: float((flat(model) - target).square().sum())
+
+
+def test_best_becomes_the_average_of_least_loss(folder: Path, tokenizer: Tokenizer) -> None:
+    losses = merging.average_with_base(folder, small_model(seed=0), merging.SHARES, nearness(0.32), tokenizer)
+    assert [share for share, _ in losses] == list(merging.SHARES)
+    assert min(losses, key=lambda pair: pair[1])[0] == 0.3
+    expected = 0.7 * flat(small_model(seed=1)) + 0.3 * flat(small_model(seed=0))
+    torch.testing.assert_close(flat(models.load(folder / "best")), expected)
+
+
+def test_without_a_gain_best_stays_as_it_was(folder: Path, tokenizer: Tokenizer) -> None:
+    before = (folder / "best" / "model.safetensors").read_bytes()
+    merging.average_with_base(folder, small_model(seed=0), merging.SHARES, nearness(-0.5), tokenizer)
+    assert (folder / "best" / "model.safetensors").read_bytes() == before
+    assert not list((folder / WORK).iterdir())
+
+
+@pytest.mark.parametrize("best_is_there", [True, False])
+def test_a_run_killed_afterwards_averages_the_same_models_again(
+    folder: Path, tokenizer: Tokenizer, best_is_there: bool
+) -> None:
+    base = small_model(seed=0)
+    merging.average_with_base(folder, base, merging.SHARES, nearness(0.5), tokenizer)
+    first = (folder / "best" / "model.safetensors").read_bytes()
+    if not best_is_there:  # killed before the average was saved
+        for path in sorted((folder / "best").iterdir()):
+            path.unlink()
+        (folder / "best").rmdir()
+    merging.undo(folder)
+    torch.testing.assert_close(flat(models.load(folder / "best")), flat(small_model(seed=1)))
+    merging.average_with_base(folder, base, merging.SHARES, nearness(0.5), tokenizer)
+    assert (folder / "best" / "model.safetensors").read_bytes() == first

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -459,11 +459,13 @@ def _write_set(
             "unknown": unknown,
         }
 
-    total = 0
-    starts = range(0, max(1, len(chosen)), shard_docs)
-    for index, start in enumerate(starts):
-        rows = chosen[start : start + shard_docs]
-        total += shards.write(index, partial(write, rows))["tokens"]
-        progress((index + 1) / len(starts), f"{shards.folder.name}: {total:,} tokens")
-    shards.close(len(starts))
-    return total
+    count = max(1, -(-len(chosen) // shard_docs))  # an empty set has a shard too
+
+    def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
+        for index in missing:
+            start = index * shard_docs
+            yield partial(write, chosen[start : start + shard_docs])
+
+    for index, _ in shards.fill(count, writers):
+        progress((index + 1) / count, f"{shards.folder.name}: shard {index + 1:,} of {count:,}")
+    return sum(shards.counts(index)["tokens"] for index in range(count))

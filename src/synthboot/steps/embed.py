@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,23 +79,20 @@ def _embed_set(
     # the vectors lie in shards of the same documents as the texts
     shard_docs = max(1, source.counts(0)["docs"])
     starts = list(range(0, docs, shard_docs))
-    missing = [shard for shard in range(len(starts)) if not shards.done(shard)]
 
-    if own is None:
-        vectors = _embed_shards(
-            c,
-            source.folder,
-            made.embedder,
-            [(i, docs - starts[i]) for i in missing],
-        )
-    else:
-        vectors = (own[starts[i] : starts[i] + shard_docs] for i in missing)
+    def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
+        vectors: Iterable[np.ndarray]
+        if own is None:
+            wanted = [(i, docs - starts[i]) for i in missing]
+            vectors = _embed_shards(c, source.folder, made.embedder, wanted)
+        else:
+            vectors = (own[starts[i] : starts[i] + shard_docs] for i in missing)
+        for of_shard in vectors:
+            yield partial(save_vectors, of_shard)
 
-    for shard, of_shard in zip(missing, vectors, strict=True):
-        shards.write(shard, partial(save_vectors, of_shard))
-        done = starts[shard] + len(of_shard)
+    for shard, counts in shards.fill(len(starts), writers):
+        done = starts[shard] + counts["docs"]
         c.progress((shard + 1) / len(starts), f"{name}: {done:,} of {docs:,} documents")
-    shards.close(len(starts))
     return int(shards.counts(0)["dim"]) if starts else 0
 
 

@@ -78,7 +78,7 @@ def test_status(finished: dict[str, Any], tmp_path: Path) -> None:
     assert "04-base" in text
     rows = json.loads(call("status", str(run_folder(finished)), "--json").stdout)
     assert {r["status"] for r in rows} == {"done"}
-    assert len(rows) == 14
+    assert len(rows) == 20
     assert call("status", str(tmp_path)).exit_code == 2
 
 

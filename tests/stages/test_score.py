@@ -86,8 +86,12 @@ def test_a_checkpoint_that_is_best_and_last_is_scored_once(
 def test_without_questions_there_are_no_answers(saved: tuple[dict[str, Path], dict[str, Any]], tokenizer: Tokenizer) -> None:
     found = score(saved[0], Tokens.of(tokenizer.documents(TEXTS)), tokenizer, 64, "cpu")
     assert found.answers.figures.shape == (0, 4)
-    with pytest.raises(CorruptArtifact, match="checkpoint"):
-        score({"best": Path("none"), "last": Path("none")}, Tokens.of([[0]]), tokenizer, 64, "cpu")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    empty = dict.fromkeys(("best", "last"), tmp_path)
+    with pytest.raises(CorruptArtifact, match=f"checkpoint: {tmp_path}"):
+        score(empty, Tokens.of([[0]]), tokenizer, 64, "cpu")
 
 
 def test_scores_are_read_as_they_were_saved(

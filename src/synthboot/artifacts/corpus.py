@@ -28,7 +28,7 @@ from synthboot.data.tokens import Tokens
 PRETRAIN = "pretrain"
 DOCUMENTS = "documents.parquet"
 _SUMMARY = "corpus.json"
-_QUARANTINE = "quarantine.jsonl"
+QUARANTINE = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
@@ -121,5 +121,5 @@ class Corpus:
 
     def rejects(self) -> Iterator[dict[str, Any]]:
         """What was quarantined: `file`, `line` and `reason` of each record."""
-        for line in (self.folder / _QUARANTINE).read_text("utf-8").splitlines():
+        for line in (self.folder / QUARANTINE).read_text("utf-8").splitlines():
             yield json.loads(line)

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-small smollm world test test-slow fuzz kill lint format docs texture bench gpu clean
+.PHONY: help demo demo-small smollm world test test-slow coverage fuzz kill lint format docs texture bench gpu clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -38,6 +38,9 @@ test: $(STAMP)  ## the suite, two processes side by side
 test-slow: $(STAMP)  ## the long tests too: kill -9 across the demo
 	$(BIN)/pytest -q -m 'not gpu'
 
+coverage: $(STAMP)  ## the lines that no test runs; units and ranks count, but not workers of `imap`, which are killed
+	$(BIN)/pytest -q -n 2 --cov --cov-report=term
+
 fuzz: $(STAMP)  ## ten thousand inputs for everything that reads: read or refused, within time and memory
 	$(BIN)/python -m tests.fuzz
 
@@ -53,7 +56,7 @@ format: $(STAMP)  ## let ruff rewrite
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)  ## write docs/cli.md and docs/config.md from the code
+docs: $(STAMP)  ## write docs/cli.md, docs/config.md, the experiments' index and the README's figures
 	$(BIN)/python docs/generate.py
 
 texture: $(STAMP)  ## how dense the lines of the code are, file by file

@@ -1,13 +1,36 @@
-"""Write docs/cli.md and docs/config.md from the code; a test holds them to it."""
+"""Write what the documents have from elsewhere; a test holds them to it.
 
+From the code: docs/cli.md, docs/config.md. From the tables of each experiment: its result.json. From those: the index of
+the experiments, the claims restated by `synthboot.statistics`, and the README's table of what was found.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import click
+import numpy as np
 from pydantic import BaseModel
 
-from synthboot import config, schema
+from synthboot import config, schema, statistics
 from synthboot.cli import main
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = ROOT / "experiments"
+LEVEL = 0.05
+RESTATED = "2026-11-25-claims-restated"
+FIRST_SCREEN = (
+    ("2026-11-23-world", "sbp against repetition", "known world, 27 epochs"),
+    ("2026-11-23-world", "sbp against self", "known world, 27 epochs"),
+    ("2026-11-22-world-small-rate", "sbp against repetition", "known world, 17 epochs, a small rate of tuning"),
+    ("2026-11-23-learning-rate", "sbp-25 against repetition", "arXiv abstracts, 20 epochs, a quarter synthetic"),
+    ("2026-11-23-learning-rate", "self-25 against repetition", "arXiv abstracts, 20 epochs, a quarter synthetic"),
+    ("2026-11-22-three-arms", "sbp against repetition", "arXiv abstracts, 5 epochs"),
+)
+"""What the README says was found: experiment, claim, and what it was found on."""
 
 
 def cli() -> str:
@@ -32,8 +55,8 @@ def settings() -> str:
             top.append((name, field))
         else:
             title = f"{name}.NAME" if name == "arms" else name
-            parts.append(f"## {title}\n\n{_plain(section.__doc__)}\n\n{_table(section.model_fields.items())}")
-    parts.insert(1, f"## (top level)\n\n{_table(top)}")
+            parts.append(f"## {title}\n\n{_plain(section.__doc__)}\n\n{_settings_table(section.model_fields.items())}")
+    parts.insert(1, f"## (top level)\n\n{_settings_table(top)}")
     return "\n".join(parts)
 
 
@@ -41,7 +64,7 @@ def _is_section(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, BaseModel)
 
 
-def _table(fields: Any) -> str:
+def _settings_table(fields: Any) -> str:
     rows = ["| setting | default | takes | |", "|---|---|---|---|"]
     for name, field in fields:
         default = "" if field.is_required() else f"`{field.default}`"
@@ -53,8 +76,230 @@ def _plain(text: str | None) -> str:
     return " ".join((text or "").split()).replace("|", "\\|")
 
 
-PAGES = {"cli.md": cli, "config.md": settings}
+# --- experiments ---
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A difference of two arms as it was printed, and what can be said of it now.
+
+    `low`, `high` and `p` are those of percentiles over resampled seeds and documents if `resampled`, as before 2026-11-25;
+    otherwise they are those of `synthboot.statistics`, and stand. `by_seed` has the losses of both arms where they were
+    printed.
+    """
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    by_seed: tuple[list[float], list[float]] | None = None
+    seeds: int = 3
+    resampled: bool = True
+
+    def recomputed(self) -> statistics.Estimate | None:
+        """The paired t-interval over seeds alone: what documents add is not known any more."""
+        if self.by_seed is None or not self.resampled:
+            return None
+        first, second = self.by_seed
+        return _over_seeds([a - b for a, b in zip(first, second, strict=True)])
+
+    def bound(self) -> float | None:
+        """p, if the ends of the printed interval are its extreme seeds and its mean gives the third.
+
+        The old rule's interval reaches at least that far wherever seeds' noise rules, and further where documents add
+        to it, so this is not too sure: simulate.py beside the restated claims.
+        """
+        if self.value is None or self.low is None or self.high is None or self.seeds != 3:
+            return None
+        return _over_seeds([self.low, self.high, 3 * self.value - self.low - self.high]).p
+
+    def standing(self) -> str:
+        """In a word or two, what is left of it."""
+        if not self.resampled:
+            return "shown" if self.p is not None and self.p <= LEVEL else "not shown"
+        found = self.recomputed()
+        if found is not None:
+            return "shown by its seeds" if found.p <= LEVEL else "**not shown**"
+        # The old rule was too sure: what it did not show, nothing does.
+        if (self.low is not None and self.high is not None and self.low <= 0 <= self.high) or (self.p or 0) > LEVEL:
+            return "not shown"
+        bound = self.bound()
+        if bound is None:
+            return "cannot be recomputed †"
+        return "suggestive †" if bound <= LEVEL else "cannot be told †"
+
+
+def _over_seeds(gaps: list[float]) -> statistics.Estimate:
+    # Two items that are alike: no noise of items, and the interval is Student's over the seeds.
+    return statistics.estimate(np.repeat(np.array(gaps)[:, None], 2, axis=1))
+
+
+def folders() -> list[Path]:
+    """The experiments, newest first."""
+    return sorted((path.parent for path in EXPERIMENTS.glob("*/README.md")), reverse=True)
+
+
+def result(folder: Path) -> str:
+    """result.json: the tables of the README, and claims that stand in its text, which are kept by hand."""
+    kept = json.loads((folder / "result.json").read_text("utf-8")) if (folder / "result.json").exists() else {}
+    page = (folder / "README.md").read_text("utf-8")
+    parts = [f' "claims": {_lines(kept.get("claims", []))}']
+    for table in _tables(page):
+        names = json.dumps({"section": table["section"], "columns": table["columns"]}, ensure_ascii=False)
+        parts.append(f'  {names.removesuffix("}")}, "rows": {_lines(table["rows"])}}}')
+    return f'{{\n{parts[0]},\n "tables": [\n' + ",\n".join(parts[1:]) + "\n ]\n}\n"
+
+
+def _lines(values: list[Any]) -> str:
+    """JSON with a value a line."""
+    return "[" + ",".join(f"\n   {json.dumps(value, ensure_ascii=False)}" for value in values) + "]"
+
+
+def _tables(page: str) -> Iterator[dict[str, Any]]:
+    section = ""
+    rows: list[list[Any]] = []
+    for line in [*page.split("\n"), ""]:
+        if line.startswith("|"):
+            rows.append([text.strip() for text in line.strip("|").split("|")])
+            continue
+        if rows:
+            columns = [_bare(text) for text in rows[0]]
+            yield {"section": section, "columns": columns, "rows": [[_figure(text) for text in row] for row in rows[2:]]}
+            rows = []
+        if line.startswith("#"):
+            section = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", line.lstrip("# "))  # a link's words alone
+
+
+def _bare(text: str) -> str:
+    return text.replace("**", "").replace("†", "").strip()
+
+
+def _figure(text: str) -> Any:
+    """A cell: a number, a figure with its interval, numbers by seed, or text. Per cent stay per cent."""
+    text = _bare(text)
+    number = r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?"
+    parts = [part.removesuffix("%").strip() for part in re.split(r"(?:, | to | [\[(])", text.rstrip("])"))]
+    if not all(re.fullmatch(number, part) for part in parts):
+        return text or None
+    values = [float(part.replace(",", "")) for part in parts]
+    if len(values) == 3 and text[-1] in "])":
+        return dict(zip(("value", "low", "high"), values, strict=True))
+    return values if len(values) > 1 else values[0]
+
+
+def claims(folder: Path) -> list[Claim]:
+    """What an experiment says of differences: in its tables, and what result.json adds from its text."""
+    stored = json.loads((folder / "result.json").read_text("utf-8"))
+    found = [claim for table in stored["tables"] for claim in _in_table(table)]
+    for entry in stored.get("claims", []):
+        found.append(Claim(**entry))
+    return [replace(claim, resampled=folder.name < RESTATED) for claim in found]
+
+
+def _in_table(table: dict[str, Any]) -> Iterator[Claim]:
+    columns = table["columns"]
+    losses = {row[0]: row[columns.index("by seed")] for row in table["rows"]} if "by seed" in columns else {}
+    for row in table["rows"]:
+        for at, column in enumerate(columns):
+            if "against" not in column or not isinstance(row[at], dict):
+                continue
+            follows = columns[at + 1] if at + 1 < len(columns) else ""
+            name = f"{row[0]} {column}" if column == "against repetition" else f"{row[0]}: {column}"
+            yield Claim(
+                name=name if table["section"] == "Result" else f"{table['section']}: {name}",
+                **row[at],
+                p=row[at + 1] if follows in ("p", "p then") else None,
+                by_seed=(losses[row[0]], losses["repetition"]) if losses else None,
+            )
+
+
+def index() -> str:
+    """experiments/README.md: what was asked, what came out, and whether it stands."""
+    rows = ["| date | question | answer | status |", "|---|---|---|---|"]
+    for folder in folders():
+        page = (folder / "README.md").read_text("utf-8")
+        parts = [re.search(rf"^\*\*{name}\.\*\* (.*)$", page, re.M) for name in ("Question", "Answer", "Status")]
+        question, answer, status = (part[1] if part else "" for part in parts)
+        standing = re.split(r"[:;.]", status)[0]
+        standing = standing if standing.startswith("Stands") else f"**{standing}**"
+        rows.append(f"| {folder.name[:10]} | [{question}]({folder.name}/README.md) | {answer} | {standing} |")
+    return _filled(EXPERIMENTS / "README.md", "index", "\n".join(rows))
+
+
+def restated() -> str:
+    """The claims of every experiment by the statistics of today."""
+    parts = []
+    for folder in reversed(folders()):
+        found = claims(folder) if folder.name < RESTATED else []
+        if not found:
+            continue
+        rows = [
+            "| claim | difference then | p then | by its seeds now | p now | p at most | |",
+            "|---|---|--:|---|--:|--:|---|",
+        ]
+        for claim in found:
+            new = claim.recomputed()
+            bound = claim.bound()
+            rows.append(
+                f"| {claim.name} | {_span(claim.value, claim.low, claim.high)} | {_p(claim.p)} "
+                f"| {_span(new.value, new.low, new.high) if new else ''} | {_p(new.p if new else None)} "
+                f"| {_p(None if new else bound)} | {claim.standing()} |"
+            )
+        title = (folder / "README.md").read_text("utf-8").partition("\n")[0].lstrip("# ")
+        parts.append(f"### [{title}](../{folder.name}/README.md)\n\n" + "\n".join(rows))
+    return _filled(EXPERIMENTS / RESTATED / "README.md", "claims", "\n\n".join(parts))
+
+
+def readme() -> str:
+    """The README with its table of what was found."""
+    rows = ["| on | arms | nats a token | p | what that is |", "|---|---|---|---|---|"]
+    for name, wanted, text in FIRST_SCREEN:
+        claim = next(claim for claim in claims(EXPERIMENTS / name) if claim.name == wanted)
+        new = claim.recomputed()
+        bound = claim.bound()
+        sure = _p(new.p) if new else f"at most {_p(bound)}" if bound else "not known"
+        if not claim.resampled:
+            sure = _p(claim.p)
+        span = _span(new.value, new.low, new.high) if new else _span(claim.value, claim.low, claim.high)
+        rows.append(f"| [{text}](experiments/{name}/README.md) | {wanted} | {span} | {sure} | {claim.standing()} |")
+    return _filled(ROOT / "README.md", "found", "\n".join(rows))
+
+
+def _span(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:+.4g}" if low is None or high is None else f"{value:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else f"{p:.2f}" if p >= 0.095 else f"{p:.2g}"
+
+
+def _filled(page: Path, name: str, text: str) -> str:
+    """A page with what stands between its markers of that name replaced."""
+    before, start, rest = page.read_text("utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not (start and end):
+        raise ValueError(f"{page}: no <!-- {name} --> ... <!-- /{name} -->")
+    return f"{before}{start}{text}\n{end}{after}"
+
+
+def pages() -> Iterator[tuple[Path, Callable[[], str]]]:
+    """Every generated file and what makes it, sources first."""
+    yield ROOT / "docs" / "cli.md", cli
+    yield ROOT / "docs" / "config.md", settings
+    # The restated claims are made of all others' results, and have tables of their own.
+    latest = EXPERIMENTS / RESTATED
+    for folder in folders():
+        if folder != latest:
+            yield folder / "result.json", lambda folder=folder: result(folder)
+    yield latest / "README.md", restated
+    yield latest / "result.json", lambda: result(latest)
+    yield EXPERIMENTS / "README.md", index
+    yield ROOT / "README.md", readme
+
 
 if __name__ == "__main__":
-    for page, make in PAGES.items():
-        Path(__file__).with_name(page).write_text(make(), "utf-8")
+    for path, make in pages():
+        path.write_text(make(), "utf-8")

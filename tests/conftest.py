@@ -133,6 +133,16 @@ def finished(world_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return settings
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The settings of the smallest run that has every stage, run to its end; tests only read it."""
+    from synthboot import api
+
+    settings = tiny_config(tmp_path_factory.mktemp("tiny"))
+    api.Run(settings).run()
+    return settings
+
+
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
     """A folder of its own for temporary files: a socket's address has room for 107 characters, pytest's folders for more."""

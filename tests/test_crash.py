@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from synthboot import api
-from tests.conftest import contents, run_folder, small_config, tiny_config
+from tests.conftest import contents, run_folder, small_config
 
 DRIVER = """
 import sys, json
@@ -77,9 +77,11 @@ DIE_AT_EVERY_STEP = """
 import json, os, re, sys
 from pathlib import Path
 from synthboot import config, recipes
-from synthboot.runner import executor
+from synthboot.runner import unit
+from synthboot.runner.graph import fingerprints
+from synthboot.runner.state import states
 from synthboot import pool
-for name in [*pool._PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
+for name in [*pool.PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
     __import__(name)
 import torch
 torch.set_num_threads(1)
@@ -112,11 +114,13 @@ def make_all(cfg):
     for step in ("replace", "rename", "unlink", "remove", "rmdir"):
         setattr(os, step, deadly(step, getattr(os, step)))
     plan = recipes.units(cfg)
-    standing, marks = executor.state(cfg, plan), executor.fingerprints(plan)
-    executor._tidy(cfg, {name: unit for name, unit in plan.items() if standing[name].status == "done"})
+    standing, marks = states(cfg, plan), fingerprints(plan)
+    for name, each in plan.items():
+        if standing[name].status == "done":
+            unit.tidy(each.folder(cfg.folder))
     for name in plan:
         if standing[name].status != "done":
-            executor.make(cfg, plan, name, marks, 1, Deaf())
+            unit.make(cfg, plan, name, marks, 1, Deaf())
 
 cfg = config.Config.model_validate(json.loads(sys.argv[1]))
 status = 9
@@ -136,12 +140,10 @@ def listed(settings: dict[str, Any]) -> list[str]:
     return sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if not p.name.endswith(".lock"))
 
 
-def test_killed_just_before_every_rename_and_removal_it_ends_with_the_same_files(tmp_path: Path) -> None:
+def test_killed_just_before_every_rename_and_removal_it_ends_with_the_same_files(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Whatever a stage writes appears by a rename, and whatever goes does so by a removal. Here the process dies before each
     kind of them, one after the other."""
-    settings = tiny_config(tmp_path)
-    undisturbed = {**settings, "root": str(tmp_path / "undisturbed")}
-    api.Run(undisturbed).run()
+    settings = {**tiny, "root": str(tmp_path)}
     seen = tmp_path / "seen"
     seen.touch()
     command = [sys.executable, "-c", DIE_AT_EVERY_STEP, json.dumps(settings), str(seen)]
@@ -151,8 +153,8 @@ def test_killed_just_before_every_rename_and_removal_it_ends_with_the_same_files
     assert deaths.count("manifest.json\n") >= len(api.Run(settings).plan()), deaths
     for step in ("replace", "rename", "unlink", "rmdir"):
         assert f"\n{step} " in deaths
-    assert contents(settings) == contents(undisturbed)
-    assert listed(settings) == listed(undisturbed)
+    assert contents(settings) == contents(tiny)
+    assert listed(settings) == listed(tiny)
 
 
 def test_no_worker_outlives_a_killed_run(world_file: Path, tmp_path: Path) -> None:

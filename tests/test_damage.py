@@ -15,7 +15,8 @@ from synthboot.artifacts import store
 from synthboot.artifacts.store import Manifest, Shards
 from synthboot.data import disk
 from synthboot.errors import CorruptArtifact, SynthbootError
-from synthboot.runner import executor
+from synthboot.runner import unit
+from synthboot.runner.graph import fingerprints
 from tests.conftest import contents, run_folder, tiny_config
 
 
@@ -36,14 +37,14 @@ class World:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.cfg = config.Config.model_validate(settings)
         self.plan = recipes.units(self.cfg)
-        self.marks = executor.fingerprints(self.plan)
+        self.marks = fingerprints(self.plan)
 
     def folder(self, name: str) -> Path:
         return self.plan[name].folder(self.cfg.folder)
 
     def make(self, name: str) -> list[str]:
         heard = Heard()
-        executor.make(self.cfg, self.plan, name, self.marks, 1, heard)
+        unit.make(self.cfg, self.plan, name, self.marks, 1, heard)
         return heard.notes
 
 

@@ -24,9 +24,11 @@ MAKE_UNTIL_FULL = """
 import json, os, subprocess, sys
 from pathlib import Path
 from synthboot import config, recipes
-from synthboot.runner import executor
+from synthboot.runner import unit
+from synthboot.runner.graph import fingerprints
+from synthboot.runner.state import states
 from synthboot import pool
-for name in [*pool._PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
+for name in [*pool.PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
     __import__(name)
 import torch
 from synthboot.errors import StorageError
@@ -46,14 +48,14 @@ def leave(kilobytes):
 def make_all():
     plan = recipes.units(cfg)
     try:
-        standing, marks = executor.state(cfg, plan), executor.fingerprints(plan)
+        standing, marks = states(cfg, plan), fingerprints(plan)
         for name in plan:
             if standing[name].status != "done":
                 where = name
                 if name not in tried.read_text().splitlines():  # each unit meets a full disk
                     tried.write_text(tried.read_text() + name + "\\n")
                     leave(8)
-                executor.make(cfg, plan, name, marks, 1, Deaf())
+                unit.make(cfg, plan, name, marks, 1, Deaf())
     except StorageError as error:
         print(where, "|", error, flush=True)
         os._exit(28)
@@ -83,19 +85,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_full_at_every_stage_it_says_so_and_goes_on_to_the_same_bytes(small_disk: Path, tmp_path: Path) -> None:
-    settings = tiny_config(tmp_path)
-    elsewhere = {**settings, "root": str(tmp_path / "elsewhere")}
-    api.Run(elsewhere).run()
+def test_full_at_every_stage_it_says_so_and_goes_on_to_the_same_bytes(
+    tiny: dict[str, Any], small_disk: Path, tmp_path: Path
+) -> None:
     (tmp_path / "tried").touch()
-    full = {**settings, "root": str(small_disk)}
+    full = {**tiny, "root": str(small_disk)}
     command = [sys.executable, "-c", MAKE_UNTIL_FULL, json.dumps(full), str(small_disk), str(tmp_path / "tried")]
     process = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert process.returncode == 0, process.stderr[-2_000:]
     said = process.stdout.splitlines()
     assert all(str(small_disk) in line and "the disk is full; free some space" in line for line in said), said
     assert {line.split(" | ")[0] for line in said} == set(api.Run(full).plan())
-    assert contents(full) == contents(elsewhere)
+    assert contents(full) == contents(tiny)
 
 
 def test_a_read_only_disk_is_one_line(small_disk: Path, tmp_path: Path) -> None:

@@ -5,24 +5,91 @@ import re
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import yaml
 from benchmarks import coverage
+from scipy import special
 
+from synthboot import config
 from synthboot.cli import main
+from synthboot.lm import blocks, loss, precision
+from synthboot.lm.sampling import embedded
+from synthboot.neighbors import join
 
 ROOT = Path(__file__).parent.parent
-PAGES = [p for p in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")] if p.name != "CHANGELOG.md"]
+PAGES = [
+    path
+    for pattern in ("*.md", "docs/*.md", "experiments/*.md", "experiments/*/*.md")
+    for path in ROOT.glob(pattern)
+    if path.name != "CHANGELOG.md"
+]
+GENERATED = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 def test_generated_pages_are_current() -> None:
-    for page, make in runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"].items():
-        assert (ROOT / "docs" / page).read_text("utf-8") == make(), f"docs/{page} is old: make docs"
+    """The README's figures too: they are generated from the result files of the experiments."""
+    for page, make in GENERATED["pages"]():
+        assert page.read_text("utf-8") == make(), f"{name(page)} is old: make docs"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_experiment_says_what_it_asked_what_came_out_and_whether_it_stands() -> None:
+    for folder in GENERATED["folders"]():
+        page = (folder / "README.md").read_text("utf-8")
+        for word in ("Question", "Answer", "Status"):
+            assert re.search(rf"^\*\*{word}\.\*\* \S", page, re.M), f"{folder.name}: {word}"
+        status = re.search(r"^\*\*Status\.\*\* (.*)$", page, re.M)[1]
+        assert status.startswith(("Stands", "Taken back")), folder.name
+        # What is taken back says by what, where it stands
+        assert status.startswith("Stands") or "](../" in status, folder.name
+
+
+def test_p_values_of_resampled_seeds_are_marked() -> None:
+    """Before 2026-11-25 they were too sure: each carries the mark, or is what its seeds say."""
+    for folder in GENERATED["folders"]():
+        if folder.name >= GENERATED["RESTATED"]:
+            continue
+        found = [claim.recomputed() for claim in GENERATED["claims"](folder)]
+        by_seed = {f"{f.p:.{digits}f}" for f in found if f for digits in (2, 3)}
+        page = (folder / "README.md").read_text("utf-8")
+        for p in re.findall(r"p = ([01]\.\d+)(?!\d| †| and [01]\.\d+ †| then)", page):
+            assert p in by_seed, f"{folder.name}: p = {p}"
+        assert "| p |" not in page, folder.name
+
+
+def test_a_restated_p_value_is_a_paired_t_test_over_seeds() -> None:
+    folder = ROOT / "experiments" / "2026-11-23-learning-rate"
+    claim = next(c for c in GENERATED["claims"](folder) if c.name == "sbp-25 against repetition")
+    gaps = np.array([4.112, 4.141, 4.116]) - np.array([4.116, 4.150, 4.160])
+    error = gaps.std(ddof=1) / np.sqrt(3)
+    p = 2 * special.stdtr(2, -abs(gaps.mean()) / error)
+    assert claim.recomputed().p == pytest.approx(p, rel=1e-4)
+    half = -special.stdtrit(2, 0.025) * error
+    assert claim.recomputed().high == pytest.approx(gaps.mean() + half)
+    assert claim.standing() == "**not shown**"
+
+
+def test_a_bound_reads_the_ends_of_an_interval_as_the_extreme_seeds() -> None:
+    claim = GENERATED["Claim"]
+    gaps = np.array([-0.0669, -0.0455, 3 * -0.0565 + 0.0669 + 0.0455])
+    p = 2 * special.stdtr(2, -abs(gaps.mean()) / (gaps.std(ddof=1) / np.sqrt(3)))
+    read = claim("three seeds", -0.0565, -0.0669, -0.0455, 0.001)
+    assert read.bound() == pytest.approx(p, rel=1e-4)
+    assert read.standing() == "suggestive †"
+    # Of two seeds the ends say nothing, nor does a p-value without an interval
+    assert claim("two seeds", -0.0565, -0.0669, -0.0455, 0.001, seeds=2).bound() is None
+    assert claim("p alone", -0.0565, p=0.001).standing() == "cannot be recomputed †"
+    # What the old rule did not show, nothing does
+    assert claim("zero inside", 0.01, -0.01, 0.03, 0.2).standing() == "not shown"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_in_the_documents_exist(page: Path) -> None:
     text = page.read_text("utf-8")
     for verb, rest in re.findall(r"^\s*(?:\$ )?synthboot ([a-z]+)(.*)$", text, re.M):
@@ -36,14 +103,14 @@ def test_commands_in_the_documents_exist(page: Path) -> None:
     assert set(re.findall(r"^\s*(?:\$ )?make ([a-z-]+)", text, re.M)) <= targets
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), target
 
 
-def test_the_file_map_of_the_readme_is_the_tree() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
+def test_the_file_map_is_the_tree() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     block = re.search(r"<!-- map -->.*?```text\n(.*?)```", text, re.S)
     assert block
     mapped = set(re.findall(r"([a-z_]+\.py)", block[1]))
@@ -73,3 +140,32 @@ def test_the_figures_of_the_statistics_page_are_those_that_were_simulated() -> N
     page = (ROOT / "docs" / "statistics.md").read_text("utf-8")
     results = json.loads((ROOT / "docs" / "statistics.json").read_text("utf-8"))
     assert coverage.filled(page, results) == page
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "experiments" not in p.parts], ids=name)
+def test_files_that_the_documents_name_exist(page: Path) -> None:
+    """Experiments are dated: they may name what was there then."""
+    there = {
+        path.name for folder in ("src", "tests", "benchmarks", "docs", "experiments") for path in (ROOT / folder).rglob("*.py")
+    }
+    for path in re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py)\b", page.read_text("utf-8")):
+        tried = [ROOT / path, ROOT / "src" / "synthboot" / path]
+        assert any(p.exists() for p in tried) or path in there, path
+
+
+def test_sizes_in_the_decisions_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "decisions.md").read_text("utf-8")
+    assert f"block of {join.QUERY_BLOCK:,} queries" in page
+    assert f"Chunks of {loss.CHUNK:,} targets" in page
+    assert f"Blocks of {blocks.ROWS} rows" in page
+    assert f"At least {embedded.LEAST_ROWS} rows are decoded" in page
+    assert f"where it is {precision.MARGIN['cpu']} times as fast" in page
+    assert f"up to {config.Pair().exact_docs:,} documents" in (ROOT / "docs" / "paper-map.md").read_text("utf-8")
+
+
+def test_the_arms_page_names_all_that_can_be_swept() -> None:
+    page = (ROOT / "docs" / "arms.md").read_text("utf-8")
+    sentence = re.search(r"^`sweep` takes any of (.*?), for any arm\.$", page, re.M)
+    assert sentence
+    swept, _ = get_args(config.Arm.model_fields["sweep"].annotation)
+    assert re.findall(r"`(\w+)`", sentence[1]) == list(get_args(swept))

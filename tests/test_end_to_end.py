@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from synthboot import api, loading, recipes
 from synthboot.artifacts import store
@@ -27,7 +28,9 @@ from synthboot.errors import (
     StorageError,
     UnfairComparison,
 )
-from synthboot.runner import executor
+from synthboot.runner import lock
+from synthboot.runner.state import State
+from synthboot.runner.state import states as states_of
 from tests.conftest import contents, run_folder, small_config, write_jsonl
 
 
@@ -37,12 +40,12 @@ def copy(settings: dict[str, Any], to: Path) -> dict[str, Any]:
     return {**settings, "root": str(to)}
 
 
-def states(settings: dict[str, Any], **changes: Any) -> dict[str, executor.State]:
+def states(settings: dict[str, Any], **changes: Any) -> dict[str, State]:
     cfg = loading.load(settings, set=changes)
-    return executor.state(cfg, recipes.units(cfg))
+    return states_of(cfg, recipes.units(cfg))
 
 
-def not_done(found: dict[str, executor.State]) -> set[str]:
+def not_done(found: dict[str, State]) -> set[str]:
     return {name for name, s in found.items() if s.status != "done"}
 
 
@@ -183,7 +186,7 @@ def test_deleting_a_manifest_rebuilds_its_descendants_alone_to_the_same_bytes(fi
 
 
 def test_two_runs_on_one_folder_the_second_is_refused(finished: dict[str, Any]) -> None:
-    with executor._lock(run_folder(finished)):
+    with lock.held(run_folder(finished)):
         started = time.monotonic()
         code = f"from synthboot import api; api.Run({finished!r}).run()"
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -193,6 +196,24 @@ def test_two_runs_on_one_folder_the_second_is_refused(finished: dict[str, Any]) 
         with pytest.raises(LockedRun):
             api.Run(finished).run()
     api.Run(finished).run()
+
+
+COUNTED = """
+import sys
+source, *arguments = sys.argv[1:]
+read = []
+sys.addaudithook(lambda event, given: read.append(source) if event == "open" and str(given[0]) == source else None)
+from synthboot.cli import main
+main(arguments, standalone_mode=False)
+sys.exit(len(read) != 1 and f"read {len(read)} times")
+"""
+
+
+def test_a_run_that_has_nothing_to_make_reads_its_source_once(finished: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(finished))
+    command = [sys.executable, "-c", COUNTED, finished["corpus"]["source"], "run", str(tmp_path / "run.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_corrupt_artifact_is_refused_by_name(finished: dict[str, Any], tmp_path: Path) -> None:

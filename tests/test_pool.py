@@ -6,14 +6,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from synthboot import pool
 from synthboot.errors import ConfigError
+from tests.conftest import tiny_config
 
 
 def double(offset: int) -> Any:
@@ -112,8 +114,11 @@ def test_workers_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     running = pool.Pool()
     try:
         for number in range(4):
-            running.start(number, time.sleep, own_gpu=True)
-        assert sorted(str(gpu) for *_, gpu in running._running.values()) == ["3", "3", "5", "5"]
+            running.start(number, _seen, own_gpu=True)
+        found: list[str] = []
+        while len(running):
+            found += [value for _, kind, value in running.wait() if kind == "done"]
+        assert sorted(found) == ["3", "3", "5", "5"]
     finally:
         running.close()
 
@@ -210,6 +215,14 @@ def processes() -> list[tuple[int, str, int]]:
     return found
 
 
+def below(program: str) -> int:
+    """The child of this process that runs a program of multiprocessing, 0 where there is none."""
+    for pid, state, parent in processes():
+        if parent == os.getpid() and state != "Z" and program.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    return 0
+
+
 def alive(pid: int) -> bool:
     return any(pid == found and state != "Z" for found, state, _ in processes())
 
@@ -243,10 +256,9 @@ def _stops() -> Any:
 
 def test_a_worker_that_is_stopped_for_a_while_goes_on() -> None:
     found = pool.imap(_stops, (), range(6), 2)
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
 
     def go_on() -> None:
-        for pid in soon(lambda: stopped(forkserver._forkserver._forkserver_pid or server)):  # type: ignore[attr-defined]
+        for pid in soon(lambda: stopped(below("forkserver"))):
             os.kill(pid, signal.SIGCONT)
 
     thread = threading.Thread(target=go_on)
@@ -282,21 +294,22 @@ def test_a_killed_worker_takes_its_own_workers_along_even_a_stopped_one(tmp_path
 def test_a_fork_server_that_is_killed_is_an_error_and_then_there_is_another() -> None:
     found = pool.imap(_itself, (), iter(lambda: 0, 1), 2)
     worker = next(found)
-    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    os.kill(below("forkserver"), signal.SIGKILL)
     with pytest.raises(pool.WorkerDied, match=r"its process died, exit code 255 \(with the fork server"):
         for _ in range(10**6):
             next(found)
     soon(lambda: not alive(worker), 10)
-    os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)  # type: ignore[attr-defined]
-    soon(lambda: not alive(resource_tracker._resource_tracker._pid))  # type: ignore[attr-defined]
+    os.kill(below("resource_tracker"), signal.SIGKILL)
+    soon(lambda: not below("resource_tracker"))
     with pytest.warns(UserWarning, match="resource_tracker"):
-        pool._fork_server()  # which is busy for a while, importing
-    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        forkserver.ensure_running()  # which is busy for a while, importing
+    server = below("forkserver")
+    os.kill(server, signal.SIGKILL)
     try:
         with pytest.raises(pool.WorkerDied, match=r"worker 1: its process did not start \(\w+Error: .*\); run again"):
             list(pool.imap(_itself, (), range(4), 2))
     finally:
-        soon(lambda: not alive(forkserver._forkserver._forkserver_pid))  # type: ignore[attr-defined]
+        soon(lambda: not alive(server))
     assert len(list(pool.imap(_itself, (), range(4), 2))) == 4
 
 
@@ -305,7 +318,7 @@ import os, signal, sys, tempfile
 from pathlib import Path
 from synthboot import pool
 from tests.test_pool import parent_of_stopped
-pool._PRELOAD = pool._PRELOAD[:1]
+pool.PRELOAD[1:] = []
 if __name__ == "__main__":
     running = pool.Pool()
     running.start("unit", parent_of_stopped, sys.argv[1])
@@ -330,6 +343,36 @@ def test_nothing_outlives_its_parent(tmp_path: Path, short_folder: Path, number:
 
     soon(lambda: not left())
     assert not list(folder.iterdir())
+
+
+def listening(session: int) -> set[str]:
+    """The paths of the sockets that a session's processes listen at."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    paths = {f"socket:[{line[6]}]": line[7] for line in lines if len(line) == 8 and line[7].startswith("/")}
+    found = set()
+    for pid, _, _ in processes():
+        try:
+            if os.getsid(pid) == session:
+                links = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+                found |= {paths[link] for link in links & paths.keys()}
+        except OSError:
+            continue  # it has just gone
+    return found
+
+
+def test_a_long_folder_for_temporary_files_is_no_obstacle(tmp_path: Path) -> None:
+    """A socket's address has room for 107 characters."""
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_config(tmp_path)))
+    command = [sys.executable, "-m", "synthboot", "corpus", str(tmp_path / "run.yaml")]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    path = Path(soon(lambda: listening(process.pid), 120).pop())
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert len(str(path)) <= 107
+    assert not path.parent.exists()
 
 
 def _session(pid: int) -> int | None:

@@ -119,7 +119,7 @@ def test_arms_that_need_the_same_thing_share_it(tmp_path: Path) -> None:
 
 
 def test_another_recipe_leaves_what_it_does_not_read_alone(tmp_path: Path) -> None:
-    from synthboot.runner.executor import fingerprints
+    from synthboot.runner.graph import fingerprints
 
     plain = recipes.units(loading.load(world_config(tmp_path)))
     more = recipes.units(loading.load(world_config(tmp_path, arms={**ARMS, "noisier": {"noise": 0.3}})))

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from synthboot import config, loading, recipes, settings
+from synthboot.artifacts import store
 from synthboot.errors import UndeclaredSetting
-from synthboot.runner.executor import fingerprints
+from synthboot.runner.graph import fingerprints
+from synthboot.runner.state import State, states
 from tests.test_recipes import ARMS, world_config
 
 FEW = {name: ARMS[name] for name in ("repetition", "sbp", "sbp-25", "sbp-2", "self", "random_pairs", "scratch")}
@@ -129,21 +131,47 @@ def test_without_questions_scores_do_not_depend_on_how_they_are_asked(tmp_path: 
         assert (before == after) == stays
 
 
-def test_a_setting_added_later_at_its_default_makes_nothing_stale(tmp_path: Path) -> None:
-    """What a folder made before was known by is what it is known by now."""
+class NewerOptim(config.Optim):
+    """Optimization with a knob more."""
 
-    class Newer(config.Optim):
-        """Optimization with a knob more."""
+    knob: float = 0.5
+    """A new one."""
 
-        knob: float = 0.5
-        """A new one."""
 
-    cfg = loading.load(world_config(tmp_path))
-    before = fingerprints(recipes.units(cfg))
-    newer = cfg.model_copy(update={"optim": Newer(**cfg.optim.model_dump())})
-    assert fingerprints(recipes.units(newer)) == before
-    turned = cfg.model_copy(update={"optim": Newer(**cfg.optim.model_dump(), knob=0.6)})
-    assert fingerprints(recipes.units(turned))["base/chosen"] != before["base/chosen"]
+class NewerArm(config.Arm):
+    """A recipe with a knob more."""
+
+    knob: float = 0.5
+    """A new one."""
+
+
+def newer(cfg: config.Config, **knobs: float) -> config.Config:
+    """The same configuration by a schema that has two settings more; `knobs` sets that of sections by name, `arms` of all."""
+    turned = {name: {"knob": value} for name, value in knobs.items()}
+    optim = NewerOptim(**cfg.optim.model_dump(), **turned.get("optim", {}))
+    arms = {name: NewerArm(**arm.model_dump(), **turned.get("arms", {})) for name, arm in cfg.arms.items()}
+    return cfg.model_copy(update={"optim": optim, "arms": arms})
+
+
+def standing(cfg: config.Config) -> dict[str, State]:
+    return states(cfg, recipes.units(cfg))
+
+
+def test_a_folder_made_before_a_setting_was_added_stays_done(tmp_path: Path) -> None:
+    cfg = loading.load(world_config(tmp_path, arms=FEW))
+    plan = recipes.units(cfg)
+    marks = fingerprints(plan)
+    for name, unit in plan.items():  # manifests that have never heard of the knobs
+        folder = unit.folder(cfg.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        parents = {role: marks[parent] for role, parent in unit.parents.items()}
+        store.commit(folder, store.Manifest(unit.stage, recipes.VERSIONS[unit.stage], marks[name], unit.reads, parents))
+
+    assert {state.status for state in standing(newer(cfg)).values()} == {"done"}
+    turned = standing(newer(cfg, optim=0.6))
+    assert turned["pretrain/sbp/seed-0"].reasons[0] == "optim.knob unset -> 0.6"
+    assert turned["embed"].status == turned["pair/related"].status == "done"
+    assert "arm.knob unset -> 0.7" in standing(newer(cfg, arms=0.7))["pretrain/sbp/seed-0"].reasons
 
 
 def test_a_default_given_by_hand_is_a_default(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from synthboot.errors import MissingArtifact
 from synthboot.report import page
 from synthboot.rng import rng
 from synthboot.runner import executor
+from synthboot.runner.state import State, states
 
 
 class Run:
@@ -34,14 +35,15 @@ class Run:
     ) -> None:
         self.config = loading.load(source, set=set)
         self._tell = progress or (lambda *_: None)
+        self._plan: dict[str, recipes.Unit] = {}  # of what was run last
 
     def run(self, stage: str = "report") -> None:
         """Make every artifact up to `stage`."""
-        executor.run(self.config, stage, self._tell)
+        self._plan = executor.run(self.config, stage, self._tell)
 
-    def plan(self) -> dict[str, executor.State]:
+    def plan(self) -> dict[str, State]:
         """How every artifact stands: done, missing, partial, or stale and why."""
-        return executor.state(self.config, recipes.units(self.config))
+        return states(self.config, recipes.units(self.config))
 
     def corpus(self) -> Texts:
         """D_pretrain."""
@@ -69,10 +71,9 @@ class Run:
         return Report(self._folder("report") / page.FILE)
 
     def _folder(self, name: str) -> Path:
-        units = recipes.units(self.config)
-        if name not in units:
+        if name not in self._plan:
             raise MissingArtifact(f"{name}: no arm of this configuration needs it")
-        return units[name].folder(self.config.folder)
+        return self._plan[name].folder(self.config.folder)
 
 
 class Texts:

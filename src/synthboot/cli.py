@@ -26,7 +26,7 @@ from synthboot.terminal import one_line, safe
 if TYPE_CHECKING:
     from synthboot.config import Config
     from synthboot.recipes import Unit
-    from synthboot.runner.executor import State
+    from synthboot.runner.state import State
 
 STAGE_HELP = {
     "corpus": "Read, clean, split and tokenize the text.",
@@ -141,12 +141,11 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
     if not dry_run:
         _execute(cfg, "pair", as_json)
         return
-    from synthboot import recipes
     from synthboot import show as shown
     from synthboot.runner import executor
 
-    with _progress(len(executor.needed(recipes.units(cfg), "embed"))) as tell:
-        executor.run(cfg, "embed", tell)
+    with _progress() as progress:
+        executor.run(cfg, "embed", progress.tell)
     found = shown.alphas(cfg)
     if as_json:
         _say_json(found)
@@ -186,11 +185,11 @@ def plan(cfg: Config, as_json: bool) -> None:
     from synthboot import preflight, recipes
     from synthboot.lm import precision
     from synthboot.runner import cost as plans
-    from synthboot.runner import executor
+    from synthboot.runner.state import states as states_of
 
     preflight.check(cfg)
     artifacts = recipes.units(cfg)
-    states = executor.state(cfg, artifacts)
+    states = states_of(cfg, artifacts)
     cost = plans.estimate(cfg, artifacts, states)
     power = plans.power(cfg, artifacts)
     speeds = precision.measure(cfg) if precision.undecided(cfg) else {}
@@ -293,8 +292,8 @@ def compare(
     by side.
 
     A and B are models' scores (RUN/NN-score/ARM/seed-N), folders of lm-eval's --log_samples output,
-    arms (RUN:ARM), or files with an item and a number a line. Several seeds of
-    each are joined by commas: A1,A2,A3 B1,B2,B3."""
+    arms (RUN:ARM), or files with an item and a number a line. Several seeds of each are joined by
+    commas: A1,A2,A3 B1,B2,B3."""
     from synthboot.recipes import folder_of
 
     folders = [Path(name) for name in names]
@@ -397,37 +396,27 @@ def _compare_runs(runs: list[Path], as_json: bool) -> None:
 
 
 def _execute(cfg: Config, target: str, as_json: bool) -> None:
-    from synthboot import recipes
     from synthboot.artifacts.evaluation import Evaluation
     from synthboot.report import page
     from synthboot.runner import executor
 
-    artifacts = recipes.units(cfg)
-    units = executor.needed(artifacts, target)
-    states = executor.state(cfg, units)
-    todo = {name: state for name, state in states.items() if state.status != "done"}
-    for name, state in todo.items():
-        if state.status == "stale" and not state.reasons[0].endswith(_FOLLOWS):
-            reasons = ", ".join(state.reasons)
-            _say(f"{name}: stale ({reasons}); it and what reads it will be rebuilt", err=True)
-
-    with _progress(len(todo)) as tell:
-        executor.run(cfg, target, tell)
+    with _progress() as progress:
+        units = executor.run(cfg, target, progress.tell)
 
     if target in ("report", "evaluate"):
-        result = Evaluation.open(artifacts["evaluate"].folder(cfg.folder)).result
+        result = Evaluation.open(units["evaluate"].folder(cfg.folder)).result
         if as_json:
             _say_json(result)
         else:
             _print_scores(result)
     elif as_json:
-        _say_json({name: states[name].status for name in units})
+        _say_json({name: state.status for name, state in progress.states.items()})
     else:
-        kept = len(units) - len(todo)
-        _say(f"{target}: done, {len(todo)} artifacts made, {kept} were there ({cfg.folder})")
+        kept = len(units) - progress.total
+        _say(f"{target}: done, {progress.total} artifacts made, {kept} were there ({cfg.folder})")
 
     if target == "report" and not as_json:
-        _say(f"report: {artifacts['report'].folder(cfg.folder) / page.FILE}")
+        _say(f"report: {units['report'].folder(cfg.folder) / page.FILE}")
 
 
 _FOLLOWS = (" changed", "stale", "missing", "partial")
@@ -437,7 +426,7 @@ _FOLLOWS = (" changed", "stale", "missing", "partial")
 class _progress:
     """Progress on stderr: bars with the time left on a terminal, a line per event elsewhere."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -450,7 +439,8 @@ class _progress:
         self.console = Console(stderr=True)
         # Bars are for eyes; a log gets lines.
         self.live = self.console.is_terminal
-        self.total = total
+        self.states: dict[str, State] = {}
+        self.total = 0
         self.done = 0
         self.tasks: dict[str, Any] = {}
         self.bars = Progress(
@@ -464,15 +454,17 @@ class _progress:
             disable=not self.live,
         )
 
-    def __enter__(self) -> Callable[[str, str, Any], None]:
+    def __enter__(self) -> _progress:
         self.bars.start()
-        return self.tell
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
     def tell(self, name: str, kind: str, value: Any) -> None:
-        if kind == "start":
+        if kind == "plan":
+            self._plan(value)
+        elif kind == "start":
             self.tasks[name] = self.bars.add_task(name, total=1.0, words="starting")
         elif kind == "progress":
             done, words = value
@@ -487,6 +479,15 @@ class _progress:
             self._line(
                 f"[{self.done}/{self.total}] {name}: {value['seconds']:.1f} s, {memory}{account}"
             )
+
+    def _plan(self, states: dict[str, State]) -> None:
+        """What will be made, and what made stale what is there."""
+        self.states = states
+        self.total = sum(state.status != "done" for state in states.values())
+        for name, state in states.items():
+            if state.status == "stale" and not state.reasons[0].endswith(_FOLLOWS):
+                reasons = ", ".join(state.reasons)
+                self._line(f"{name}: stale ({reasons}); it and what reads it will be rebuilt")
 
     def _line(self, text: str) -> None:
         """A line above the bars, as it is: paths and counts are no markup."""

@@ -141,8 +141,9 @@ class Optim(Section):
     """Stop training when the loss is this many nats above its mean over the last 50 steps."""
     document_mask: Switch = False
     """Mask attention between the documents of a row, except in layouts that place related documents
-    side by side. Better by 0.07 nats after two epochs, worse by 0.06 after eight (EXPERIMENTS.md),
-    so try both. Free on a CPU; on a GPU it gives up flash attention."""
+    side by side. Better by 0.07 nats after two epochs, worse by 0.06 after eight
+    (experiments/2026-11-23-document-mask), so try both. Free on a CPU; on a GPU it gives up flash
+    attention."""
     min_lr_fraction: float = Field(0.05, ge=0, le=1)
     """Final learning rate as a fraction of the peak."""
     weight_decay: float = Field(0.3, ge=0, le=1e4)
@@ -225,27 +226,29 @@ class Engine(Section):
     computed, except the order in which numbers are rounded."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train and sample on. `auto`: the GPU if there is one."""
+    """Device to train and sample on. `auto`: the GPU if there is one, whose results differ from a
+    CPU's by rounding."""
     jobs: int = Field(0, ge=0, le=10_000)
     """Number of worker processes, one thread each. 0: one per core, or one per GPU."""
     processes: int = Field(1, ge=1, le=100_000)
     """Data-parallel processes per model, started by torchrun: one per GPU, each with a share of the
-    rows of every step."""
+    rows of every step. Gradients are summed in another order: they differ by rounding."""
     launch: Command | None = None
     """Command that starts the `processes` on several machines, for example `srun torchrun --nnodes
-    4 ...` (docs/scaling-out.md); `-m synthboot.runner.rank JOB` is appended. Default: torchrun on
-    this machine."""
+    4 ...` (docs/scaling-out.md); `-m synthboot.runner.torchrun JOB` is appended. Default: torchrun
+    on this machine. As with any number of `processes`, weights differ by rounding."""
     shard: Switch = False
     """With `processes`: shard the weights over the processes (FSDP2) instead of replicating them
-    (DDP)."""
+    (DDP). They differ by rounding."""
     checkpoint_activations: Switch = False
     """Activation checkpointing: recompute activations in the backward pass. Less memory, a third
     more time."""
     micro_batch_tokens: Count | None = None
-    """Tokens per forward pass of training; gradients accumulate up to `optim.batch_tokens`.
-    Default: the whole batch at once."""
+    """Tokens per forward pass of training; gradients accumulate up to `optim.batch_tokens`,
+    and differ by rounding. Default: the whole batch at once."""
     embed_batch: Size = 32
-    """Batch size of sentence-transformers, in texts; texts are sorted by length first."""
+    """Batch size of sentence-transformers, in texts; texts are sorted by length first. Vectors
+    differ by rounding."""
     sample_batch: Size | None = None
     """Batch size of sampling, in rows. Default: chosen from free memory and a short measurement."""
     server: Server = Server()
@@ -253,7 +256,8 @@ class Engine(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the blocks of a model in training. It adds a minute or two before the first
     step, less with a warm cache. `auto`: on a GPU, for runs of ten minutes or more. On a CPU the
-    compiled loops that ship with the package are faster (docs/decisions.md)."""
+    compiled loops that ship with the package are faster (docs/decisions.md). Compiled, weights
+    differ by rounding."""
     track: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Experiment trackers to log training to, besides the report; each must be installed."""
 
@@ -451,7 +455,7 @@ class Tune(Section):
     lr: float = Field(5e-4, gt=0, le=100)
     """Peak learning rate; warm-up, then cosine decay to zero. Deviation: the paper has a small
     constant rate; with one, our small models lost more to the noise of the rate than they gained
-    from d1 (EXPERIMENTS.md)."""
+    from d1 (experiments/2026-11-22-three-arms)."""
     weight_decay: float = Field(0.1, ge=0, le=1e4)
     """Decoupled weight decay."""
     batch_tokens: Count = 8_192
@@ -479,7 +483,7 @@ class Tune(Section):
     sweep: dict[Literal["lr", "weight_decay"], Annotated[list[float], Field(min_length=1)]] = {}
     """Grid search: values to try, one synthesizer per combination; the one of lowest loss on
     held-out pairs generates the text. The learning rate may decide whether a small synthesizer
-    copies from d1 or answers from memory (EXPERIMENTS.md)."""
+    copies from d1 or answers from memory (experiments/2026-11-23-world-tuning-rate)."""
 
     @model_validator(mode="after")
     def _check_sweep(self) -> Tune:

@@ -18,12 +18,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import ModuleType
@@ -37,7 +38,7 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "true",
     # Keep freed memory: glibc gives large blocks back and gets them again, page by page, at every
-    # step of a loop (EXPERIMENTS.md has what that costs). A worker ends with its unit, and its
+    # step of a loop (docs/speed.md has what that costs). A worker ends with its unit, and its
     # memory with it.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -48,18 +49,21 @@ ENVIRONMENT = {
 Libraries and libc read it as they start.
 """
 
-PATIENCE = 5.0
-"""Seconds that a process may take to end once it has said its last word; then it is killed."""
-
-_PARENT_ONLY = {signal.SIGINT, signal.SIGHUP}
-_PR_SET_PDEATHSIG = 1
-_PRELOAD = [
+PRELOAD = [
     "synthboot.forked",
     "torch",
     "transformers.models.qwen3.modeling_qwen3",
     "sklearn.feature_extraction.text",
     "pyarrow.parquet",
 ]
+"""Modules that the fork server imports once, so that no worker has to."""
+
+PATIENCE = 5.0
+"""Seconds that a process may take to end once it has said its last word; then it is killed."""
+
+_PARENT_ONLY = {signal.SIGINT, signal.SIGHUP}
+_PR_SET_PDEATHSIG = 1
+_LONGEST_ADDRESS = 107  # bytes of a socket's path
 _REASONS = {
     -9: " (out of memory?)",
     255: " (with the fork server that it came from)",
@@ -103,7 +107,7 @@ class Pool:
         method = "fork" if multiprocessing.parent_process() else "forkserver"
         self._context: Any = multiprocessing.get_context(method)
         if self._context.get_start_method() == "forkserver":
-            self._context.set_forkserver_preload(_PRELOAD)
+            self._context.set_forkserver_preload(PRELOAD)
         self._running: dict[Connection, tuple[Any, Any, str | None]] = {}
 
     def __len__(self) -> int:
@@ -130,6 +134,8 @@ class Pool:
             in_use = [used for _, _, used in self._running.values()]
             gpu = min(visible, key=in_use.count)
 
+        own_end: Connection
+        worker_end: Connection
         own_end, worker_end = self._context.Pipe()
         process = self._context.Process(
             target=_main,
@@ -195,7 +201,8 @@ def _receive(
     with suppress(EOFError, OSError):
         if connection.poll():  # also what a process that is gone by now had still sent
             try:
-                return connection.recv()
+                kind, value = connection.recv()
+                return kind, value
             except (EOFError, OSError):
                 raise
             # An object that was taken apart there cannot be put together here.
@@ -358,11 +365,26 @@ def _fork_server() -> None:
     terminal.
     """
     resource_tracker.ensure_running()  # which unblocks Ctrl-C as it starts
+    _shorten_addresses()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_ONLY)
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _shorten_addresses() -> None:
+    """Let multiprocessing put its sockets into /tmp where their paths below TMPDIR would be longer
+    than the kernel takes; it makes the folder once, and removes it as this process ends."""
+    folder = os.fsencode(tempfile.gettempdir())
+    if len(folder) + len("/pymp-12345678/listener-12345678") <= _LONGEST_ADDRESS:
+        return
+    before = tempfile.tempdir
+    tempfile.tempdir = "/tmp"
+    try:
+        util.get_temp_dir()
+    finally:
+        tempfile.tempdir = before
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from synthboot import config
+from synthboot.artifacts.corpus import Corpus
 from synthboot.data import tasks, tokenizer
 from synthboot.errors import ConfigError, DataError, unloadable
 
@@ -47,6 +48,19 @@ def check(cfg: config.Config) -> None:
         raise ConfigError(
             "synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`"
         )
+
+
+def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:
+    """Raise what can be known to be wrong once there is a corpus, hours before it would be met.
+
+    BudgetError where an oracle asks for more text than it holds,
+    DataError where a question does not fit the window.
+    """
+    for name, arm in cfg.arms.items():
+        if isinstance(arm.unique_tokens, int):
+            # counted by the index alone; no token is read
+            corpus.pool.docs_holding(arm.unique_tokens, f"arms.{name}.unique_tokens")
+    check_questions_fit(cfg, corpus.tokenizer)
 
 
 def check_questions_fit(cfg: config.Config, corpus_tokenizer: tokenizer.Tokenizer) -> None:

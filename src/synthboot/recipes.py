@@ -7,9 +7,11 @@ Two arms that need the same thing share it: their pairs, their synthesizer, thei
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from synthboot import config
@@ -89,13 +91,17 @@ def folder_of(root: Path, stage: str, variant: str = "") -> Path:
     return root / f"{number:02d}-{stage}" / variant
 
 
-def units(cfg: config.Config) -> dict[str, Unit]:
+def units(
+    cfg: config.Config,
+    known: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Unit]:
     """Every artifact of a configuration by name, parents before children, in pipeline order, a
     later round of bootstrapping after an earlier one.
 
-    What was left to `auto` and is decided counts as what it is.
+    What was left to `auto` and is decided counts as what it is. Files outside the run are hashed,
+    which takes a while, but for those that are `known` (`outside`) by an earlier plan of one run.
     """
-    found = _Recipes(precision.recorded(cfg)).all()
+    found = _Recipes(precision.recorded(cfg), known).all()
     # (round, stage): a round ends where a unit reads one of a later stage than its own
     order: dict[str, tuple[int, int]] = {}
     for name, unit in found.items():
@@ -108,17 +114,29 @@ def units(cfg: config.Config) -> dict[str, Unit]:
     return {name: found[name] for name in sorted(found, key=lambda name: order[name])}
 
 
+def outside(plan: Mapping[str, Unit]) -> dict[str, Any]:
+    """What the files outside the run are known by, as a plan has hashed them."""
+    found: dict[str, Any] = {}
+    for unit in plan.values():
+        found |= unit.outside  # whoever reads the same files calls them the same
+    return found
+
+
 class _Recipes:
     """The units found so far, parents before children, and how to find more."""
 
-    def __init__(self, cfg: config.Config) -> None:
+    def __init__(self, cfg: config.Config, known: Mapping[str, Any]) -> None:
         self.cfg = cfg
+        self.known = known
         self.found: dict[str, Unit] = {}
         self.first = cfg.pretrain.seeds[0]
-        given = _outside("model.init_from", cfg.model.init_from)
-        given["files"] = documents.identity(cfg.corpus.source)
-        if cfg.corpus.replay is not None:
-            given["replay_files"] = documents.identity(cfg.corpus.replay, "corpus.replay")
+        given = self.given("model.init_from", cfg.model.init_from)
+        corpus = cfg.corpus
+        given["files"] = self.hashed("files", lambda: documents.identity(corpus.source))
+        if (replay := corpus.replay) is not None:
+            given["replay_files"] = self.hashed(
+                "replay_files", lambda: documents.identity(replay, "corpus.replay")
+            )
         self.corpus = {
             "corpus": self.add(
                 "corpus",
@@ -127,6 +145,22 @@ class _Recipes:
                 outside=given,
             )
         }
+
+    def hashed(self, name: str, read: Callable[[], list[str]]) -> list[str]:
+        """What `read` hashes, or what is known of it."""
+        known: list[str] | None = self.known.get(name)
+        return read() if known is None else known
+
+    def given(self, name: str, source: str | None) -> dict[str, Any]:
+        """A model or file from outside the run: where it lies on this machine, what is in it."""
+        if not source:
+            return {}
+        path = Path(source)
+        existing = [file for file in (path, path.with_suffix(".ids")) if file.exists()]
+        if not existing:  # a name on the hub
+            return {}
+        key = f"{name}_files"
+        return {key: self.hashed(key, lambda: _contents(existing))}
 
     def add(
         self,
@@ -230,10 +264,8 @@ class _Recipes:
             raise ConfigError(
                 "evaluate.tasks: `world` asks about a generated world; it needs corpus.source=world"
             )
-        task_files = []
-        for path in tasks.files(cfg.evaluate):
-            task_files += files.contents(path)
-        return {"questions": task_files} if task_files else {}
+        paths = tasks.files(cfg.evaluate)
+        return {"questions": self.hashed("questions", lambda: _contents(paths))} if paths else {}
 
     def model(self, name: str, seed: int) -> str:
         """The unit that holds the model of an arm and seed.
@@ -305,7 +337,7 @@ class _Recipes:
             return "pair/related"  # files from outside are hashed once
         cfg = self.cfg.embed
         source = cfg.path if cfg.model == "file" else cfg.model
-        given = _outside("embed.given", source)
+        given = self.given("embed.given", source)
         embed = self.add("embed", "", self.corpus, outside=given)
         return self.add("pair", "related", {**self.corpus, "embed": embed})
 
@@ -386,18 +418,6 @@ class _Recipes:
         )
 
 
-def _outside(
-    name: str,
-    given: str | None,
-) -> dict[str, Any]:
-    """A model or file from outside the run: where it lies on this machine, what is in it."""
-    if not given:
-        return {}
-    path = Path(given)
-    existing = [file for file in (path, path.with_suffix(".ids")) if file.exists()]
-    if not existing:  # a name on the hub
-        return {}
-    contents = []
-    for file in existing:
-        contents += files.contents(file)
-    return {f"{name}_files": contents}
+def _contents(paths: Iterable[Path]) -> list[str]:
+    """Name, size and hash of every file at or below the paths."""
+    return [line for path in paths for line in files.contents(path)]

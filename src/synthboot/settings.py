@@ -55,7 +55,8 @@ def view(cfg: Config, paths: Collection[str]) -> Config:
 
     Raises nothing itself; reading a setting that is left out raises UndeclaredSetting.
     """
-    return _only(cfg, {*paths, *RUNTIME}, prefix="")
+    seen: Config = _only(cfg, {*paths, *RUNTIME}, prefix="")
+    return seen
 
 
 def changed(cfg: Section) -> dict[str, Any]:

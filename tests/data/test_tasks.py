@@ -1,6 +1,7 @@
 # ruff: noqa: RUF001
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_an_unknown_task_is_an_error_that_names_the_known_ones(tmp_path: Path) -
 
 
 def test_lm_eval_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ConfigError, match=r"pip install 'synthboot\[eval\]'"):
         tasks.names(config.Evaluate(tasks=["lm-eval:piqa"]))
 

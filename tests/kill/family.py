@@ -41,9 +41,10 @@ def role(of: Process, family: dict[int, Process], top: int) -> str:
     """What a process is in a run whose command is process `top`."""
     if of.pid == top:
         return "parent"
-    if "torch.distributed.run" in of.command or "torchrun" in of.command:
+    program, *_ = of.command.split(" -m synthboot.runner.torchrun")
+    if "torch.distributed.run" in program or "torchrun" in program:
         return "agent"
-    if "synthboot.runner.rank" in of.command:
+    if program != of.command:
         return "rank"
     if "resource_tracker" in of.command:
         return "tracker"

@@ -12,7 +12,8 @@ import torch
 from synthboot import config, loading, recipes
 from synthboot.errors import CorruptArtifact
 from synthboot.lm import precision
-from synthboot.runner import executor
+from synthboot.runner.graph import fingerprints
+from synthboot.runner.state import states
 from tests.conftest import run_folder, small_config
 
 
@@ -28,16 +29,15 @@ def precisions(cfg: config.Config) -> tuple[str, str]:
 
 def test_a_run_measures_once_says_so_and_keeps_its_choice(world_file: Path, tmp_path: Path) -> None:
     cfg, told = left_to_auto(world_file, tmp_path), []
-    decided = executor._decided(cfg, lambda *event: told.append(event))
+    decided = precision.decided(cfg, told.append)
     record = json.loads((cfg.folder / precision.FILE).read_text())
     assert precisions(decided) == (record["training"], record["sampling"])
-    [(name, kind, words)] = told
-    assert (name, kind) == ("precision", "note")
+    [words] = told
     assert f"auto chose {record['training']} for training (bfloat16 is " in words
     assert " times as fast)" in words
     swapped = {k: "float32" if v == "bfloat16" else "bfloat16" for k, v in record.items()}
     (cfg.folder / precision.FILE).write_text(json.dumps(swapped))  # as if decided on another machine
-    assert precisions(executor._decided(cfg, lambda *_: pytest.fail("measured again"))) == tuple(swapped.values())
+    assert precisions(precision.decided(cfg, lambda _: pytest.fail("measured again"))) == tuple(swapped.values())
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_decision_makes_nothing_stale(finished: dict[str, Any], tmp_path: Path
     cfg = loading.load(settings)
 
     def standing() -> set[str]:
-        return {s.status for s in executor.state(cfg, recipes.units(cfg)).values()}
+        return {s.status for s in states(cfg, recipes.units(cfg)).values()}
 
     assert precision.undecided(cfg) == []  # its models were made with float32
     assert standing() == {"done"}
@@ -108,18 +108,18 @@ def test_a_decision_makes_nothing_stale(finished: dict[str, Any], tmp_path: Path
 
 def test_the_choice_is_part_of_what_is_made(world_file: Path, tmp_path: Path) -> None:
     cfg = left_to_auto(world_file, tmp_path)
-    before = executor.fingerprints(recipes.units(cfg))
+    before = fingerprints(recipes.units(cfg))
     marks = []
     for speed in (0.1, 5.0):
         (cfg.folder / precision.FILE).unlink(missing_ok=True)
         precision.decide(cfg, {"training": speed, "sampling": speed})
-        marks.append(executor.fingerprints(recipes.units(cfg)))
+        marks.append(fingerprints(recipes.units(cfg)))
     single, half = marks
     assert single["corpus"] == half["corpus"] == before["corpus"]
     assert single["pair/related"] == half["pair/related"] == before["pair/related"]
     assert single["base"] != half["base"]
     explicit = loading.load(small_config(world_file, tmp_path))
-    assert executor.fingerprints(recipes.units(explicit)) == single
+    assert fingerprints(recipes.units(explicit)) == single
 
 
 def test_shipped_configurations_leave_it_to_auto() -> None:

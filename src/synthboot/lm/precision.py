@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synthboot import config
+from synthboot import config, pool
 from synthboot.artifacts.store import MANIFEST, read_manifest
 from synthboot.data.disk import read_json, storage_errors, write_json
 from synthboot.errors import CorruptArtifact
@@ -61,6 +61,29 @@ def undecided(cfg: config.Config) -> list[str]:
         if setting == "auto" and kind not in known:
             kinds.append(kind)
     return kinds
+
+
+def decided(
+    cfg: config.Config,
+    note: Callable[[str], None] = lambda _: None,
+) -> config.Config:
+    """The configuration with a precision where it says `auto`: the run's, or what is faster here,
+    which then is the run's.
+
+    `note` is given the choice in words where it is made now.
+    """
+    if undecided(cfg):
+        running = pool.Pool()  # torch stays out of this process
+        try:
+            running.start("precision", measure, cfg)
+            [(_, kind, value)] = running.wait()
+        finally:
+            running.close()
+        if kind == "failed":
+            raise value
+        decide(cfg, value)
+        note(sentence(cfg, value))
+    return recorded(cfg)
 
 
 def decide(cfg: config.Config, speeds: Mapping[str, float]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from synthboot.data.tasks import Item
+from synthboot.data.items import Item
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import ConfigError
 from synthboot.lm import score

@@ -22,7 +22,7 @@ from synthboot.artifacts.store import read_manifest
 from synthboot.config import Config
 from synthboot.errors import CorruptArtifact
 from synthboot.recipes import Unit, folder_of
-from synthboot.runner.executor import State
+from synthboot.runner.state import State
 
 _EFFICIENCY = {"train": 0.4, "sample": 0.12}
 _MORE_SEEDS = (5, 10)

@@ -18,7 +18,7 @@ import numpy as np
 from synthboot.artifacts.scores import FIGURES, Answers, Scores
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data import tasks
-from synthboot.data.tasks import Item
+from synthboot.data.items import Item
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.lm import model as models

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from synthboot import api
+from synthboot import api, recipes
 from synthboot.artifacts import store
 from synthboot.errors import ConfigError, TrainingError
 from synthboot.lm import model as models
@@ -64,9 +64,10 @@ def job(settings: dict[str, Any], tmp_path: Path, processes: int) -> tuple[subpr
     cfg = api.Run({**settings, "engine": {"processes": processes}}).config
     (run_folder(settings) / "04-base").mkdir(parents=True, exist_ok=True)
     place = tmp_path / "job.json"
-    place.write_text(json.dumps({"config": cfg.model_dump(mode="json"), "unit": "base"}))
+    known = recipes.outside(recipes.units(cfg))
+    place.write_text(json.dumps({"config": cfg.model_dump(mode="json"), "outside": known, "unit": "base"}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "synthboot.runner.rank", str(place)]
+    command += ["-m", "synthboot.runner.torchrun", str(place)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment

@@ -1,0 +1,53 @@
+"""Which artifacts a target needs, what each is known by, and which can be made now."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from synthboot.artifacts import store
+from synthboot.errors import MissingArtifact
+from synthboot.recipes import VERSIONS, Unit
+
+
+def fingerprints(plan: Mapping[str, Unit]) -> dict[str, str]:
+    """The fingerprint every unit's artifact should have."""
+    marks: dict[str, str] = {}
+    for name, unit in plan.items():
+        parents = {role: marks[parent] for role, parent in unit.parents.items()}
+        # parents come first in a plan, so theirs are there; a change upstream changes all below
+        marks[name] = store.fingerprint(
+            unit.stage,
+            VERSIONS[unit.stage],
+            unit.reads,
+            parents,
+        )
+    return marks
+
+
+def needed(
+    plan: Mapping[str, Unit],
+    target: str,
+) -> dict[str, Unit]:
+    """The units of stage `target` and everything they read."""
+    wanted = {name for name, unit in plan.items() if unit.stage == target}
+    if not wanted:
+        raise MissingArtifact(
+            f"{target}: no arm of this configuration needs it; add an arm with `synthetic: related`"
+        )
+    # children before parents, so that one pass finds all ancestors
+    for name in reversed(list(plan)):
+        if name in wanted:
+            wanted.update(plan[name].parents.values())
+    return {name: unit for name, unit in plan.items() if name in wanted}
+
+
+def ready(
+    waiting: Iterable[Unit],
+    unfinished: Collection[str],
+) -> list[str]:
+    """The units, of those that wait, whose parents are all finished; in their order."""
+    able = []
+    for unit in waiting:
+        if not any(parent in unfinished for parent in unit.parents.values()):
+            able.append(unit.name)
+    return able

@@ -1,0 +1,50 @@
+"""What a run makes of a plan: everything a target needs, each after what it reads, with sources hashed once."""
+
+from pathlib import Path
+
+import pytest
+
+from synthboot import loading, recipes
+from synthboot.errors import DataError, MissingArtifact
+from synthboot.runner.graph import fingerprints, needed, ready
+from tests.conftest import tiny_config
+from tests.test_recipes import world_config
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> dict[str, recipes.Unit]:
+    """All arms on a generated world."""
+    return recipes.units(loading.load(world_config(tmp_path)))
+
+
+def test_a_target_needs_what_it_reads_and_nothing_else(plan: dict[str, recipes.Unit]) -> None:
+    def ancestors(name: str) -> set[str]:
+        return {name}.union(*(ancestors(parent) for parent in plan[name].parents.values()))
+
+    for target in ("corpus", "tune", "analyze", "report"):
+        wanted = set().union(*(ancestors(name) for name, unit in plan.items() if unit.stage == target))
+        assert list(needed(plan, target)) == [name for name in plan if name in wanted]
+    without = {name: unit for name, unit in plan.items() if unit.stage != "tune"}
+    with pytest.raises(MissingArtifact, match="tune: no arm of this configuration needs it"):
+        needed(without, "tune")
+
+
+def test_units_are_ready_once_their_parents_are_done(plan: dict[str, recipes.Unit]) -> None:
+    done: set[str] = set()
+    while len(done) < len(plan):
+        able = ready([plan[name] for name in plan if name not in done], plan.keys() - done)
+        assert able == [name for name in plan if name not in done and done.issuperset(plan[name].parents.values())]
+        done.add(able[-1])  # whichever is done first
+
+
+def test_what_an_earlier_plan_hashed_is_not_read_again(tmp_path: Path) -> None:
+    (tmp_path / "vectors.npy").write_bytes(b"vectors")
+    settings = tiny_config(tmp_path)
+    settings["embed"] = {"model": "file", "path": str(tmp_path / "vectors.npy")}
+    cfg = loading.load(settings)
+    before = recipes.units(cfg)
+    (tmp_path / "world.jsonl").unlink()
+    again = recipes.units(cfg, recipes.outside(before))
+    assert fingerprints(again) == fingerprints(before)
+    with pytest.raises(DataError, match=r"world\.jsonl: no such file"):
+        recipes.units(cfg)

@@ -1,0 +1,59 @@
+"""One process at a time: the others wait or are told by whom they are kept waiting, and a lock goes with its holder."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from synthboot.errors import LockedRun
+from synthboot.runner import lock
+
+HOLDS = """
+import os, sys, time
+from pathlib import Path
+from synthboot.runner import lock
+with lock.held(Path(sys.argv[1])):
+    child = os.fork()  # as a worker forks its own: it has what was open then
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the folder, and has a child."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    yield process
+    for pid in (child, process.pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_folder_that_is_held_names_its_holder_and_is_free_once_that_is_killed(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    for _ in range(2):  # who asks in vain changes nothing
+        with pytest.raises(LockedRun, match=f"process {holder.pid} is working on this run"), lock.held(tmp_path):
+            pytest.fail("two at a time")
+    holder.send_signal(signal.SIGKILL)
+    with lock.held(tmp_path, patience=5):  # though its child lives on
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+    with lock.held(tmp_path):
+        pass
+
+
+def test_patience_waits_for_who_holds_it(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    threading.Timer(0.2, holder.kill).start()
+    before = time.monotonic()
+    with lock.held(tmp_path, patience=30):
+        assert time.monotonic() - before >= 0.1

@@ -94,9 +94,12 @@ def training(name: str, device: torch.device, peak: float | None, seconds: float
     rate = rows * size.seq_len / statistics.median(np.diff(stamps[2:]))
     memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     return {
-        "parameters": sum(p.numel() for p in model.parameters()), "tokens_per_second": rate, "gib": memory,
-        "mfu": rate * flops / peak if peak else None, "seconds_to_third_step": stamps[2] - begun,
-    }  # fmt: skip
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens_per_second": rate,
+        "gib": memory,
+        "mfu": rate * flops / peak if peak else None,
+        "seconds_to_third_step": stamps[2] - begun,
+    }
 
 
 def batched(model: Any, asked: list[Request]) -> int:
@@ -160,16 +163,20 @@ def method(device: torch.device, folder: Path) -> dict[str, Any]:
     """The whole method once, at a size that takes minutes: the abstracts that ship with the project."""
     large = device.type == "cuda"
     settings = {
-        "name": "gpu", "root": str(folder),
+        "name": "gpu",
+        "root": str(folder),
         "model": {"layers": 6, "width": 384, "heads": 6, "kv_heads": 3} if large else {"layers": 2, "width": 64, "heads": 2},
-        "budget": {"unique_tokens": 300_000, "train_tokens": 3_000_000} if large
+        "budget": {"unique_tokens": 300_000, "train_tokens": 3_000_000}
+        if large
         else {"unique_tokens": 20_000, "train_tokens": 40_000},
         "optim": {"lr": 2e-3, "weight_decay": 0.5, "batch_tokens": 8_192 if large else 2_048, "evals": 6},
         "corpus": {"source": str(SAMPLE), "vocab_size": 2_048, "validation_docs": 100, "test_docs": 300},
-        "tune": {"max_tokens": 1_000_000 if large else 20_000}, "synthesize": {"keep_unfinished": True},
+        "tune": {"max_tokens": 1_000_000 if large else 20_000},
+        "synthesize": {"keep_unfinished": True},
         "arms": {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.5}, "oracle": {"unique_tokens": "all"}},
-        "pretrain": {"seeds": [0]}, "engine": {"device": device.type},
-    }  # fmt: skip
+        "pretrain": {"seeds": [0]},
+        "engine": {"device": device.type},
+    }
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
     begun = time.perf_counter()
     scores = api.Run(settings).evaluate()

@@ -46,12 +46,26 @@ from synthboot.data import ngrams, tasks, words
 from synthboot.stages import embed
 
 NAMES = {
-    "de": ("German", "Latin"), "vi": ("Vietnamese", "Latin"), "tr": ("Turkish", "Latin"), "hu": ("Hungarian", "Latin"),
-    "ru": ("Russian", "Cyrillic"), "uk": ("Ukrainian", "Cyrillic"), "el": ("Greek", "Greek"), "ka": ("Georgian", "Georgian"),
-    "ar": ("Arabic", "Arabic"), "he": ("Hebrew", "Hebrew"), "am": ("Amharic", "Ethiopic"), "hi": ("Hindi", "Devanagari"),
-    "ta": ("Tamil", "Tamil"), "th": ("Thai", "Thai"), "km": ("Khmer", "Khmer"), "dz": ("Dzongkha", "Tibetan"),
-    "ja": ("Japanese", "Hiragana"), "zh_CN": ("Chinese", "Han"), "ko": ("Korean", "Hangul"),
-}  # fmt: skip
+    "de": ("German", "Latin"),
+    "vi": ("Vietnamese", "Latin"),
+    "tr": ("Turkish", "Latin"),
+    "hu": ("Hungarian", "Latin"),
+    "ru": ("Russian", "Cyrillic"),
+    "uk": ("Ukrainian", "Cyrillic"),
+    "el": ("Greek", "Greek"),
+    "ka": ("Georgian", "Georgian"),
+    "ar": ("Arabic", "Arabic"),
+    "he": ("Hebrew", "Hebrew"),
+    "am": ("Amharic", "Ethiopic"),
+    "hi": ("Hindi", "Devanagari"),
+    "ta": ("Tamil", "Tamil"),
+    "th": ("Thai", "Thai"),
+    "km": ("Khmer", "Khmer"),
+    "dz": ("Dzongkha", "Tibetan"),
+    "ja": ("Japanese", "Hiragana"),
+    "zh_CN": ("Chinese", "Han"),
+    "ko": ("Korean", "Hangul"),
+}
 
 
 def described(path: Path) -> Iterator[str]:
@@ -127,9 +141,10 @@ def questions(texts: list[str], rng: random.Random) -> dict[str, float]:
     seen, short = tasks.seen(asked, training)
     hits = seen[:count].sum()
     return {
-        "questions, recall": float(hits / count), "questions, precision": float(hits / max(1, seen.sum())),
+        "questions, recall": float(hits / count),
+        "questions, precision": float(hits / max(1, seen.sum())),
         "too short": float(short.mean()),
-    }  # fmt: skip
+    }
 
 
 def neighbours(texts: list[str]) -> dict[str, float]:
@@ -168,19 +183,23 @@ def plain_terms(text: str) -> list[str]:
 def before() -> Iterator[None]:
     """Everything cuts words as it did."""
     with (
-        mock.patch.object(words, "words", plain), mock.patch.object(words, "with_symbols", return_value=False),
+        mock.patch.object(words, "words", plain),
+        mock.patch.object(words, "with_symbols", return_value=False),
         mock.patch.object(ngrams, "shingles", plain_shingles),
-        mock.patch.object(embed, "terms", plain_terms), mock.patch.object(words, "weight", return_value=1.0),
+        mock.patch.object(embed, "terms", plain_terms),
+        mock.patch.object(words, "weight", return_value=1.0),
         mock.patch.object(tasks, "LEAST_LETTERS", 1 << 30),
-    ):  # fmt: skip
+    ):
         yield
 
 
 def measured(texts: list[str], seed: int) -> dict[str, float]:
     """All figures of a language."""
     parts: list[Callable[[], dict[str, float]]] = [
-        lambda: copies(texts, random.Random(seed)), lambda: questions(texts, random.Random(seed)), lambda: neighbours(texts),
-    ]  # fmt: skip
+        lambda: copies(texts, random.Random(seed)),
+        lambda: questions(texts, random.Random(seed)),
+        lambda: neighbours(texts),
+    ]
     return {name: value for part in parts for name, value in part().items()}
 
 

@@ -64,16 +64,21 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("mamba_dt_rank", "time_step_rank", "rotary_dim"), 4),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCAB),
     **dict.fromkeys(("bos_token_id", "eos_token_id"), 0),
-    "num_experts_per_tok": 2, "index_topk": 1_000, "num_kv_shared_layers": 0, "pad_token_id": None,
-}  # fmt: skip
+    "num_experts_per_tok": 2,
+    "index_topk": 1_000,
+    "num_kv_shared_layers": 0,
+    "pad_token_id": None,
+}
 
 ALL_HEADS: dict[str, Any] = {"num_key_value_heads": 4}
 PADDED: dict[str, Any] = {"pad_token_id": 1, "max_position_embeddings": WINDOW + 2}
 MIXED = ["linear_attention", "full_attention"]
 MIXES: dict[str, Any] = {"layer_types": MIXED}
 ZAMBA = ALL_HEADS | {
-    "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "attention_hidden_size": 64,
-}  # fmt: skip
+    "num_hidden_layers": 4,
+    "layers_block_type": ["mamba", "hybrid"] * 2,
+    "attention_hidden_size": 64,
+}
 OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2},
@@ -83,9 +88,15 @@ OWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("roberta-prelayernorm", "modernbert-decoder"), PADDED),
     "prophetnet": PADDED | {"num_decoder_layers": 2, "num_encoder_layers": 2, "max_position_embeddings": 2 * WINDOW},
     "reformer": {
-        "is_decoder": True, "axial_pos_shape": (8, 8), "axial_pos_embds_dim": (16, 16), "num_buckets": 4,
-        "attention_head_size": 8, "feed_forward_size": 64, "attn_layers": ["local", "lsh"],
-        "local_attn_chunk_length": 16, "lsh_attn_chunk_length": 16,
+        "is_decoder": True,
+        "axial_pos_shape": (8, 8),
+        "axial_pos_embds_dim": (16, 16),
+        "num_buckets": 4,
+        "attention_head_size": 8,
+        "feed_forward_size": 64,
+        "attn_layers": ["local", "lsh"],
+        "local_attn_chunk_length": 16,
+        "lsh_attn_chunk_length": 16,
     },
     "bailing_hybrid": ALL_HEADS | {"layer_types": MIXED},
     **dict.fromkeys(("granitemoehybrid", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "qwen4_exp_text"), MIXES),
@@ -104,7 +115,7 @@ OWN: dict[str, dict[str, Any]] = {
     "xlm": {"emb_dim": 32},
     "zaya": {"num_experts_per_tok": 1},
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
-}  # fmt: skip
+}
 """What a layout needs beside `SMALL`."""
 
 
@@ -141,9 +152,17 @@ def pairs(rows: int) -> PairPlan:
     texts = Tokens.of([[*rng.integers(2, VOCAB, n).tolist(), 0] for n in rng.integers(3, 30, 40)])
     d1, d2 = rng.integers(0, 40, (2, 30)).tolist()
     return PairPlan(
-        texts, d1, d2, seq_len=WINDOW, d1_share=0.4, batch_tokens=rows * WINDOW, tokens=2 * rows * WINDOW, seed=0, end=0,
+        texts,
+        d1,
+        d2,
+        seq_len=WINDOW,
+        d1_share=0.4,
+        batch_tokens=rows * WINDOW,
+        tokens=2 * rows * WINDOW,
+        seed=0,
+        end=0,
         separator=1,
-    )  # fmt: skip
+    )
 
 
 def verdict(name: str) -> tuple[str, str]:

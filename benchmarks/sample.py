@@ -64,9 +64,16 @@ class Generate:
                 tokens[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
                 mask[row, width - len(request.prompt) :] = 1
             found = self.model.generate(
-                tokens.to(device), attention_mask=mask.to(device), max_new_tokens=chosen[0].max_tokens, do_sample=True,
-                temperature=1.0, top_p=0.9, top_k=0, eos_token_id=0, pad_token_id=0,
-            )  # fmt: skip
+                tokens.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=chosen[0].max_tokens,
+                do_sample=True,
+                temperature=1.0,
+                top_p=0.9,
+                top_k=0,
+                eos_token_id=0,
+                pad_token_id=0,
+            )
             for output in found[:, width:].tolist():
                 results.append(SimpleNamespace(tokens=output[: output.index(0)] if 0 in output else output))
         return results

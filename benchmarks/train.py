@@ -55,9 +55,15 @@ class Ours:
         """Seconds between steps, and losses."""
         plan = data(vocab, size.seq_len, rows, steps)
         how = Settings(
-            lr=LR, weight_decay=0.1, warmup_steps=0, eval_steps=(), schedule="wsd", decay_fraction=1e-9,
-            precision=self.precision, max_spike=1e9,
-        )  # fmt: skip
+            lr=LR,
+            weight_decay=0.1,
+            warmup_steps=0,
+            eval_steps=(),
+            schedule="wsd",
+            decay_fraction=1e-9,
+            precision=self.precision,
+            max_spike=1e9,
+        )
         stamps, losses = [time.perf_counter()], []
 
         def watch(_: int, values: Any) -> None:
@@ -102,11 +108,24 @@ class Trainer:
 
         with tempfile.TemporaryDirectory() as folder:
             arguments = transformers.TrainingArguments(
-                output_dir=folder, per_device_train_batch_size=rows, max_steps=steps, learning_rate=LR, weight_decay=0.1,
-                lr_scheduler_type="constant", adam_beta2=0.95, max_grad_norm=1.0, optim="adamw_torch_fused", logging_steps=1,
-                use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True, dataloader_num_workers=0,
-                bf16=self.precision == "bfloat16", logging_nan_inf_filter=False,
-            )  # fmt: skip
+                output_dir=folder,
+                per_device_train_batch_size=rows,
+                max_steps=steps,
+                learning_rate=LR,
+                weight_decay=0.1,
+                lr_scheduler_type="constant",
+                adam_beta2=0.95,
+                max_grad_norm=1.0,
+                optim="adamw_torch_fused",
+                logging_steps=1,
+                use_cpu=True,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_num_workers=0,
+                bf16=self.precision == "bfloat16",
+                logging_nan_inf_filter=False,
+            )
             model = models.build(wider(size), vocab, 0)
             trainer = InOrder(model=model, args=arguments, train_dataset=examples, callbacks=[Clock()])
             trainer.remove_callback(transformers.PrinterCallback)
@@ -221,8 +240,9 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
         rows.append(row)
         print(
             f"| {varied} | {at} | {row['parameters'] / 1e6:.1f}M | {row['rate']:,.0f} | {row['gib']:.2f} "
-            f"| {row['save']:.2f} | {row['resume']:.2f} |", flush=True,
-        )  # fmt: skip
+            f"| {row['save']:.2f} | {row['resume']:.2f} |",
+            flush=True,
+        )
     if args.plot:
         Path(args.plot).write_text(draw.grown(rows))
     return {"growth": rows}
@@ -242,9 +262,12 @@ def point(name: str, length: int, count: int) -> None:
         models.load_weights(model, Path(folder) / "m")
         resume = time.perf_counter() - begun
     found = {
-        "parameters": sum(p.numel() for p in model.parameters()), "rate": count * length / statistics.median(seconds[2:]),
-        "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "save": save, "resume": resume,
-    }  # fmt: skip
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "rate": count * length / statistics.median(seconds[2:]),
+        "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "save": save,
+        "resume": resume,
+    }
     print(json.dumps(found))
 
 

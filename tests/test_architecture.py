@@ -93,9 +93,7 @@ def test_public_names_have_docstrings(path: Path) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             nested = any(node in ast.walk(f) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f is not node)
-            private = any(
-                node in c.body for c in ast.walk(tree) if isinstance(c, ast.ClassDef) and c.name.startswith("_")
-            )  # fmt: skip
+            private = any(node in c.body for c in ast.walk(tree) if isinstance(c, ast.ClassDef) and c.name.startswith("_"))
             assert nested or private or ast.get_docstring(node), node.name
 
 

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -71,6 +73,21 @@ def test_one_verb_per_stage(config_file: str) -> None:
         result = call(stage, config_file)
         assert result.exit_code == 0, result.output
         assert f"{stage}: done, 0 artifacts made" in result.stdout
+
+
+def test_a_verb_says_first_what_is_stale_and_why(tiny: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(run_folder(tiny), tmp_path / tiny["name"])
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**tiny, "root": str(tmp_path)}))
+    result = call("analyze", str(path), "--set", "analyze.examples=3")
+    assert result.exit_code == 0, result.output
+    first, made = result.stderr.splitlines()
+    assert first == "analyze: stale (analyze.examples 2 -> 3); it and what reads it will be rebuilt"
+    assert made.startswith("[1/1] analyze: ")
+    assert re.match(r"analyze: done, 1 artifacts made, \d+ were there", result.stdout)
+    states = json.loads(call("analyze", str(path), "--json").stdout)  # as they were before it ran
+    assert states["corpus"] == "done"
+    assert states["analyze"] == "stale"
 
 
 def test_status(finished: dict[str, Any], tmp_path: Path) -> None:

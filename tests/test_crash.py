@@ -196,10 +196,14 @@ def test_a_signal_stops_with_one_line_and_leaves_nothing(
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_config(world_file, tmp_path)))
     command = [sys.executable, "-m", "synthboot", "run", str(tmp_path / "small.yaml")]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         env={**os.environ, "TMPDIR": str(short_folder)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell starts with it ignored
-    )  # fmt: skip
+    )
     while not list((tmp_path / "small").glob(once)):
         assert process.poll() is None
         time.sleep(0.001)
@@ -225,13 +229,16 @@ def test_the_demo_killed_at_ten_points_ends_with_the_same_bytes(tmp_path: Path) 
         "optim": {"lr": 4e-3, "batch_tokens": 2_048, "evals": 4},
         "engine": {"device": "cpu", "jobs": 1},
         "corpus": {
-            "source": str(Path(__file__).parent.parent / "examples/data/arxiv_cs_6000.jsonl.zst"), "vocab_size": 2_048,
-            "validation_docs": 60, "test_docs": 60, "shard_docs": 1_024,
+            "source": str(Path(__file__).parent.parent / "examples/data/arxiv_cs_6000.jsonl.zst"),
+            "vocab_size": 2_048,
+            "validation_docs": 60,
+            "test_docs": 60,
+            "shard_docs": 1_024,
         },
         "tune": {"lr": 2e-3, "batch_tokens": 4_096, "max_tokens": 80_000},
         "synthesize": {"keep_unfinished": True, "chunk": 64},
         "arms": {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.5}, "oracle": {"unique_tokens": "all"}},
-    }  # fmt: skip
+    }
     whole = {**settings, "name": "whole", "root": str(tmp_path)}
     api.Run(whole).run()
     again = {**settings, "name": "whole", "root": str(tmp_path / "again")}

@@ -306,9 +306,12 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     np.save(tmp_path / "v.npy", vectors)
     (tmp_path / "v.ids").write_text("\n".join(ids))
     settings = small_config(
-        world_file, tmp_path, embed={"model": "file", "path": str(tmp_path / "v.npy")}, pretrain__seeds=[0],
+        world_file,
+        tmp_path,
+        embed={"model": "file", "path": str(tmp_path / "v.npy")},
+        pretrain__seeds=[0],
         arms={"repetition": {}, "sbp": {"synthetic": "related", "share": 0.25}},
-    )  # fmt: skip
+    )
     api.Run(settings).run()
     np.save(tmp_path / "v.npy", -vectors)
     assert any(reason.startswith("embed.given_files") for reason in states(settings)["embed"].reasons)
@@ -318,10 +321,16 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     asked = [{"context": text.rpartition(" ")[0], "target": text.rpartition(" ")[2]} for text in (told[8], told[8][::-1])]
     questions = write_jsonl(tmp_path / "questions.jsonl", asked)
     settings = small_config(
-        world_file, tmp_path, name="continued", evaluate={"tasks": [str(questions)]},
-        model={"init_from": str(start), "seq_len": 64}, pretrain__seeds=[0],
-        arms={"repetition": {}, "oracle": {"unique_tokens": "all"}}, corpus__replay=str(old), budget__replay_share=0.2,
-    )  # fmt: skip
+        world_file,
+        tmp_path,
+        name="continued",
+        evaluate={"tasks": [str(questions)]},
+        model={"init_from": str(start), "seq_len": 64},
+        pretrain__seeds=[0],
+        arms={"repetition": {}, "oracle": {"unique_tokens": "all"}},
+        corpus__replay=str(old),
+        budget__replay_share=0.2,
+    )
     run = api.Run(settings)
     run.run()
     ledgers = [store.read_json(p) for p in run_folder(settings).rglob("ledger.json")]

@@ -97,13 +97,13 @@ def test_what_is_given_and_what_may_be_are_said_in_words(tmp_path: Path) -> None
         ("evaluate: {group_field: 7}", "got 7; it takes text that is not empty, or nothing (null); in quotes it is text"),
         ("embed: {model: file}", "line 7: embed: `model: file` needs `path`, the file of vectors"),
         ("engine: {server: {url: 'localhost'}}", "server.url: needs the form http://host:port/v1"),
-        ("engine: {launch: \"srun 'x\"}", "engine.launch: no command line: No closing quotation"),
+        ('engine: {launch: "srun \'x"}', "engine.launch: no command line: No closing quotation"),
         ("pair: {min_similarity: 0.5, max_similarity: 0.4}", "pair: min_similarity 0.5 is not below max_similarity 0.4"),
         ("pretrain: {seeds: [1, -2]}", "seeds: got [1, -2]; it takes a list of a whole number from 0 to 4,294,967,295"),
         ("seed: 18446744073709551616", "seed: got 18446744073709551616; it takes a whole number from 0 to 4,294,967,295"),
         ("tune: {sweep: {lr: [1e-3, 0.001]}}", "tune: `sweep` has lr=0.001 twice"),
         ("tune: {sweep: {lr: [-1]}}", "tune: `sweep`: lr=-1: it takes a number above 0 and at most 100"),
-    ]:  # fmt: skip
+    ]:
         assert message in refused(HEAD + ARMS + text, tmp_path), text
 
 
@@ -146,7 +146,7 @@ def test_what_is_given_and_what_may_be_are_said_in_words(tmp_path: Path) -> None
         ("".join(f"k{i}: 1\n" for i in range(300)), "; and 299 more"),
     ],
     ids=range(34),
-)  # fmt: skip
+)
 def test_yaml_that_is_none_is_one_line(text: str | bytes, message: str, tmp_path: Path) -> None:
     assert message in refused(text, tmp_path)
 
@@ -175,8 +175,9 @@ def test_values_mean_what_they_say(encoding: str, tmp_path: Path) -> None:
         "engine: {compile: on, shard: on, checkpoint_activations: No}\n"
         "optim: {document_mask: yes, lr: 1e-3, batch_tokens: 1_024, weight_decay: 1}\n"
         "pair:\nembed: # nothing\nseed: 4294967295\n".replace("corpus", "#corpus", 1),
-        tmp_path, encoding,
-    )  # fmt: skip
+        tmp_path,
+        encoding,
+    )
     assert (cfg.engine.compile, cfg.engine.shard, cfg.engine.checkpoint_activations) == ("on", True, False)
     assert (cfg.optim.document_mask, cfg.optim.lr, cfg.optim.batch_tokens, cfg.optim.weight_decay) == (True, 1e-3, 1_024, 1.0)
     assert (cfg.budget.train_tokens, cfg.seed) == (10_000, 2**32 - 1)
@@ -217,9 +218,32 @@ def test_values_to_sweep_are_checked_as_the_setting_is(sweep: Any) -> None:
     one_line(str(caught.value))
 
 
-@pytest.mark.parametrize("item", ["", "=", "=3", "a", ".=1", "pair.=1", "a..b=1", "pair.reach=[1", "pair.reach=!!x 1", "pair=5",
-                                  "pair.reach.x=1", "name.x=1", "seed=-1", "pair.reach=" + "9" * 5_000, "x" * 9_999, "name=\0",
-                                  "seed={a: 1, a: 2}", "seed=\x1b", "nme=1", "seed=1\n---\n2", "arms.v1=*a"])  # fmt: skip
+@pytest.mark.parametrize(
+    "item",
+    [
+        "",
+        "=",
+        "=3",
+        "a",
+        ".=1",
+        "pair.=1",
+        "a..b=1",
+        "pair.reach=[1",
+        "pair.reach=!!x 1",
+        "pair=5",
+        "pair.reach.x=1",
+        "name.x=1",
+        "seed=-1",
+        "pair.reach=" + "9" * 5_000,
+        "x" * 9_999,
+        "name=\0",
+        "seed={a: 1, a: 2}",
+        "seed=\x1b",
+        "nme=1",
+        "seed=1\n---\n2",
+        "arms.v1=*a",
+    ],
+)
 def test_set_has_the_same_errors(item: str) -> None:
     with pytest.raises(ConfigError) as caught:
         loading.load(small_config(Path("x.jsonl"), Path("runs")), set=loading.parse_set([item]))
@@ -233,9 +257,13 @@ def test_a_setting_given_twice_on_the_command_line_is_an_error() -> None:
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     for path, message in [
-        (tmp_path, "is not a file"), (tmp_path / "none.yaml", "no such file"), (tmp_path / ("x" * 300), "."),
-        ("/dev/zero", "is not a file"), ("a\0b", "."), ("", "is not a file"),
-    ]:  # fmt: skip
+        (tmp_path, "is not a file"),
+        (tmp_path / "none.yaml", "no such file"),
+        (tmp_path / ("x" * 300), "."),
+        ("/dev/zero", "is not a file"),
+        ("a\0b", "."),
+        ("", "is not a file"),
+    ]:
         with pytest.raises(ConfigError, match=message) as caught:
             loading.load(path)
         one_line(str(caught.value))

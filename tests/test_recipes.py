@@ -32,20 +32,29 @@ ARMS: dict[str, Any] = {
     "oracle": {"unique_tokens": "all"},
 }
 WORLD = {
-    "source": "world", "split_field": "split", "near_duplicates": "off", "vocab_size": 400, "validation_docs": 30,
-    "test_docs": 30, "shard_docs": 64,
+    "source": "world",
+    "split_field": "split",
+    "near_duplicates": "off",
+    "vocab_size": 400,
+    "validation_docs": 30,
+    "test_docs": 30,
+    "shard_docs": 64,
     "world": {"entities": 30, "many_docs": 4, "attributes": 4, "values": 6, "revealed": 3, "oracle_docs": 500},
-}  # fmt: skip
+}
 
 
 def world_config(root: Path, **changes: Any) -> dict[str, Any]:
     settings = {
-        "budget": {"unique_tokens": "all", "train_tokens": 60_000}, "corpus": WORLD, "arms": ARMS,
+        "budget": {"unique_tokens": "all", "train_tokens": 60_000},
+        "corpus": WORLD,
+        "arms": ARMS,
         "model": {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "seq_len": 128},
-        "optim": {"lr": 1e-2, "batch_tokens": 1_024, "evals": 3, "precision": "float32"}, "pretrain": {"seeds": [0]},
-        "tune": {"batch_tokens": 1_024, "max_tokens": 6_000}, "pair": {"num_neighbors": 5, "max_overlap": 1.0},
+        "optim": {"lr": 1e-2, "batch_tokens": 1_024, "evals": 3, "precision": "float32"},
+        "pretrain": {"seeds": [0]},
+        "tune": {"batch_tokens": 1_024, "max_tokens": 6_000},
+        "pair": {"num_neighbors": 5, "max_overlap": 1.0},
         "evaluate": {"tasks": ["world"], "task_items": 40, "group_field": "group"},
-    }  # fmt: skip
+    }
     return small_config(Path("world"), root, **{**settings, **changes})
 
 
@@ -102,8 +111,11 @@ def test_world_questions_need_a_world(tmp_path: Path) -> None:
 def test_arms_that_need_the_same_thing_share_it(tmp_path: Path) -> None:
     found = recipes.units(loading.load(world_config(tmp_path)))
     assert [n for n in found if n.startswith("tune")] == [
-        "tune/related", "tune/random_pairs", "tune/scratch", "tune/related-after-sbp",
-    ]  # fmt: skip
+        "tune/related",
+        "tune/random_pairs",
+        "tune/scratch",
+        "tune/related-after-sbp",
+    ]
     assert len([n for n in found if n.startswith("synthesize")]) == 5
     related = {
         a for a in ARMS if found.get(f"pretrain/{a}/seed-0", found["corpus"]).parents.get("synthesize") == "synthesize/related"
@@ -236,14 +248,18 @@ def test_samples_without_d1_have_none_in_later_rounds_either(tmp_path: Path) -> 
     from synthboot.steps.context import conditional
 
     arms = {
-        "repetition": {}, "unconditional": {"synthetic": "unconditional", "share": 0.5},
-        "again": {"synthetic": "unconditional", "share": 0.5, "rounds": 2}, "sbp": {"synthetic": "related", "share": 0.5},
-    }  # fmt: skip
+        "repetition": {},
+        "unconditional": {"synthetic": "unconditional", "share": 0.5},
+        "again": {"synthetic": "unconditional", "share": 0.5, "rounds": 2},
+        "sbp": {"synthetic": "related", "share": 0.5},
+    }
     found = recipes.units(loading.load(world_config(tmp_path, arms=arms)))
     kinds = {name: conditional(unit.variant) for name, unit in found.items() if unit.stage == "synthesize"}
     assert kinds == {
-        "synthesize/unconditional": False, "synthesize/unconditional-after-unconditional": False, "synthesize/related": True,
-    }  # fmt: skip
+        "synthesize/unconditional": False,
+        "synthesize/unconditional-after-unconditional": False,
+        "synthesize/related": True,
+    }
     assert conditional("synthesize/related-after-unconditional")
 
 

@@ -60,8 +60,13 @@ def test_show_loses_no_text_and_lets_none_act(shown: None, option: list[str], co
 def test_errors_statuses_and_comparisons_let_nothing_act(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text('name: "a\\e[2J\\u202e\\n"\n"b\\e]0;": 1\n')
-    for arguments in (["plan", str(config)], ["plan", str(tmp_path / EVIL)], ["status", str(tmp_path / f"a\n{EVIL}")],
-                      ["plan", str(config), "--set", f"{EVIL}=1"], ["show", f"{tmp_path}/{EVIL}", "pairs"]):  # fmt: skip
+    for arguments in (
+        ["plan", str(config)],
+        ["plan", str(tmp_path / EVIL)],
+        ["status", str(tmp_path / f"a\n{EVIL}")],
+        ["plan", str(config), "--set", f"{EVIL}=1"],
+        ["show", f"{tmp_path}/{EVIL}", "pairs"],
+    ):
         result = CliRunner().invoke(cli.main, arguments)
         assert result.exit_code == 2
         assert not {c for c in result.output if c in ACTING}

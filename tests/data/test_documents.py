@@ -177,11 +177,21 @@ def test_line_ends(tmp_path: Path) -> None:
 
 
 GIVEN = [
-    ("1.0", "1"), ("1", "1"), ("-0.0", "0"), ("1.5", "1.5"), ("1e20", "100000000000000000000"), ('"1.0"', "1.0"),
-    ("null", "a.jsonl:1"), ("NaN", "a.jsonl:1"), ('""', "a.jsonl:1"), ('"\\ud83d\\ude00"', "\N{GRINNING FACE}"),
-    ("true", '"id" is neither a string nor a number'), ("{}", '"id" is neither a string nor a number'),
-    ('"\\ud800"', '"id" holds lone surrogates'), ("9" * 5_000, "not valid JSON (truncated?)"),
-]  # fmt: skip
+    ("1.0", "1"),
+    ("1", "1"),
+    ("-0.0", "0"),
+    ("1.5", "1.5"),
+    ("1e20", "100000000000000000000"),
+    ('"1.0"', "1.0"),
+    ("null", "a.jsonl:1"),
+    ("NaN", "a.jsonl:1"),
+    ('""', "a.jsonl:1"),
+    ('"\\ud83d\\ude00"', "\N{GRINNING FACE}"),
+    ("true", '"id" is neither a string nor a number'),
+    ("{}", '"id" is neither a string nor a number'),
+    ('"\\ud800"', '"id" holds lone surrogates'),
+    ("9" * 5_000, "not valid JSON (truncated?)"),
+]
 
 
 @pytest.mark.parametrize(("given", "expected"), GIVEN, ids=[g[:12] for g, _ in GIVEN])
@@ -211,10 +221,14 @@ def test_one_bad_value_in_parquet_costs_one_row(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_in_a_column_that_nobody_asked_for_is_left_out_and_counted(tmp_path: Path) -> None:
     columns = {
-        "text": ["one", "two"], "n": [1, 2], "when": pa.array([0, 4 * 10**14], pa.timestamp("ms")),  # the year 14645
-        "where": pa.array([1, 1], pa.timestamp("us", "Nowhere/Land")), "note": bad_utf8([b"\xff", b"fine"]),
-        "kind": pa.array(["x", "y"]).dictionary_encode(), "list": [[1], []],
-    }  # fmt: skip
+        "text": ["one", "two"],
+        "n": [1, 2],
+        "when": pa.array([0, 4 * 10**14], pa.timestamp("ms")),  # the year 14645
+        "where": pa.array([1, 1], pa.timestamp("us", "Nowhere/Land")),
+        "note": bad_utf8([b"\xff", b"fine"]),
+        "kind": pa.array(["x", "y"]).dictionary_encode(),
+        "list": [[1], []],
+    }
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     ignored = documents.Ignored()
     cfg = config.Corpus(source=str(tmp_path))
@@ -255,8 +269,12 @@ def test_compressed_text_and_capital_suffixes(tmp_path: Path) -> None:
     (tmp_path / "E.text.gz").write_bytes(gzip.compress(b"a" * 200))
     found = read(tmp_path, max_document_bytes=100)
     assert [d.text if isinstance(d, Document) else d.reason for d in found] == [
-        "plain", "gzip", "zstd", "lines", "longer than 100 bytes",
-    ]  # fmt: skip
+        "plain",
+        "gzip",
+        "zstd",
+        "lines",
+        "longer than 100 bytes",
+    ]
 
 
 def test_an_empty_archive_is_no_archive(tmp_path: Path) -> None:

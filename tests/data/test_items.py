@@ -22,12 +22,22 @@ NUMBERED = {"text": ["river", "stone"], "label": ["1", "2"]}
 @pytest.mark.parametrize(
     ("changes", "gold"),
     [
-        ({}, 1), ({"gold": 1.0}, 1), ({"gold": "1"}, 1), ({"gold": " 1 "}, 1), ({"gold": "B"}, 1), ({"gold": "b"}, 1),
-        ({"gold": "stone"}, 1), ({"choices": HF}, 1), ({"choices": HF, "gold": "A"}, 0), ({"choices": HF, "gold": "1"}, 1),
-        ({"choices": NUMBERED, "gold": "2"}, 1), ({"choices": [3, 4], "gold": 0}, 0), ({"choices": ["7", "8"], "gold": "8"}, 1),
+        ({}, 1),
+        ({"gold": 1.0}, 1),
+        ({"gold": "1"}, 1),
+        ({"gold": " 1 "}, 1),
+        ({"gold": "B"}, 1),
+        ({"gold": "b"}, 1),
+        ({"gold": "stone"}, 1),
+        ({"choices": HF}, 1),
+        ({"choices": HF, "gold": "A"}, 0),
+        ({"choices": HF, "gold": "1"}, 1),
+        ({"choices": NUMBERED, "gold": "2"}, 1),
+        ({"choices": [3, 4], "gold": 0}, 0),
+        ({"choices": ["7", "8"], "gold": "8"}, 1),
         ({"choices": ["A", "B"], "gold": "A"}, 0),
     ],
-)  # fmt: skip
+)
 def test_gold_is_the_only_choice_it_can_mean(changes: dict[str, Any], gold: int) -> None:
     assert read(choice(**changes)).gold == gold
 
@@ -36,26 +46,33 @@ def test_gold_is_the_only_choice_it_can_mean(changes: dict[str, Any], gold: int)
     ("changes", "reason"),
     [
         *[({"gold": gold}, '"gold" is ') for gold in (True, None, 2, -1, 1.5, float("nan"), "", "C", "2", "tree", [1], {})],
-        ({"choices": NUMBERED, "gold": "1"}, '"gold" is \'1\', which may mean any of the choices 0, 1'),
+        ({"choices": NUMBERED, "gold": "1"}, "\"gold\" is '1', which may mean any of the choices 0, 1"),
         ({"choices": NUMBERED, "gold": 1}, "may mean any of the choices 0, 1"),
-        ({"choices": ["1", "2"], "gold": "1"}, "may mean any"), ({"choices": ["B", "A"], "gold": "A"}, "may mean any"),
-        ({"choices": ["x", "x"], "gold": "x"}, "may mean any"), ({"choices": HF, "gold": "river"}, '"gold" is'),
+        ({"choices": ["1", "2"], "gold": "1"}, "may mean any"),
+        ({"choices": ["B", "A"], "gold": "A"}, "may mean any"),
+        ({"choices": ["x", "x"], "gold": "x"}, "may mean any"),
+        ({"choices": HF, "gold": "river"}, '"gold" is'),
         ({"choices": {"text": ["a", "b"]}}, "as many labels it has not"),
         ({"choices": {"label": ["A"]}}, '"choices" is an object'),
         ({"choices": {"text": ["a", "b"], "label": ["A"]}}, "as many labels"),
         ({"choices": {"a": "b", "c": "d"}}, "is an object"),
-        ({"choices": "AB"}, "\"choices\" is 'AB'; it takes a list"), ({"choices": None}, '"choices" is null; it takes'),
-        ({"choices": []}, "has 0 to choose from"), ({"choices": ["a"], "gold": 0}, "has 1 to choose from"),
-        ({"choices": ["a", ""]}, '"choices" 2 is empty'), ({"choices": [" \u3000", "a"]}, '"choices" 1 is empty'),
+        ({"choices": "AB"}, "\"choices\" is 'AB'; it takes a list"),
+        ({"choices": None}, '"choices" is null; it takes'),
+        ({"choices": []}, "has 0 to choose from"),
+        ({"choices": ["a"], "gold": 0}, "has 1 to choose from"),
+        ({"choices": ["a", ""]}, '"choices" 2 is empty'),
+        ({"choices": [" \u3000", "a"]}, '"choices" 1 is empty'),
         ({"choices": ["a", None]}, '"choices" 2 is null, not text'),
         ({"choices": ["a", True]}, '"choices" 2 is true, not text'),
         ({"choices": ["a", 1.5]}, '"choices" 2 is 1.5, not text'),
         ({"choices": ["a", ["b"]]}, '"choices" 2 is ["b"], not text'),
-        ({"query": None}, '"query" is null, not text'), ({"query": " "}, '"query" is empty'),
+        ({"query": None}, '"query" is null, not text'),
+        ({"query": " "}, '"query" is empty'),
         ({"query": True}, '"query" is true'),
-        ({"query": "\ud800"}, '"query" holds lone surrogates'), ({"query": {"a": 1}}, '"query" is an object, not text'),
+        ({"query": "\ud800"}, '"query" holds lone surrogates'),
+        ({"query": {"a": 1}}, '"query" is an object, not text'),
     ],
-)  # fmt: skip
+)
 def test_what_could_mean_several_things_or_nothing_is_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(NoItem) as caught:
         read(choice(**changes))
@@ -64,9 +81,16 @@ def test_what_could_mean_several_things_or_nothing_is_refused(changes: dict[str,
 
 @pytest.mark.parametrize(
     ("answers", "read_as"),
-    [("Paris", ("Paris",)), (["Paris", "paris"], ("Paris", "paris")), (1945, ("1945",)), ([1945], ("1945",)),
-     ({"text": ["Paris"], "answer_start": [3]}, ("Paris",)), (["?", "Paris"], ("Paris",)), (["東京"], ("東京",))],
-)  # fmt: skip
+    [
+        ("Paris", ("Paris",)),
+        (["Paris", "paris"], ("Paris", "paris")),
+        (1945, ("1945",)),
+        ([1945], ("1945",)),
+        ({"text": ["Paris"], "answer_start": [3]}, ("Paris",)),
+        (["?", "Paris"], ("Paris",)),
+        (["東京"], ("東京",)),
+    ],
+)
 def test_one_answer_is_one_answer(answers: Any, read_as: tuple[str, ...]) -> None:
     assert read({"query": "Where?", "answers": answers}).answers == read_as
 
@@ -79,9 +103,14 @@ def test_an_answer_that_is_none_is_refused(answers: Any) -> None:
 
 @pytest.mark.parametrize("bad", [None, "", " \n", True, 1.5, [], {}, ["a"], "\udc80"])
 @pytest.mark.parametrize(
-    "row", [{"good": "a", "bad": "b"}, {"context": "a", "target": "b"}, {"query": "a", "answers": ["b"]},
-            {"context_options": ["a", "c"], "continuation": "b", "gold": 0}],
-)  # fmt: skip
+    "row",
+    [
+        {"good": "a", "bad": "b"},
+        {"context": "a", "target": "b"},
+        {"query": "a", "answers": ["b"]},
+        {"context_options": ["a", "c"], "continuation": "b", "gold": 0},
+    ],
+)
 def test_every_field_has_to_hold_text(row: dict[str, Any], bad: Any) -> None:
     for field in row:
         if field != "gold" and not (field in ("answers",) and bad == ["a"]):

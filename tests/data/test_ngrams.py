@@ -41,15 +41,15 @@ def test_containment_against_sets(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_copied_against_brute_force(seed: int) -> None:
     sample, source, n = random_tokens(seed, 60, 3), random_tokens(seed + 50, 60, 3), 4
-    known = set(runs(source.tolist(), n))
+    reference = set(runs(source.tolist(), n))
     expected = np.zeros(60, bool)
     for i, run in enumerate(runs(sample.tolist(), n)):
-        if run in known:
+        if run in reference:
             expected[i : i + n] = True
-    found = ngrams.copied(sample, np.unique(ngrams.hashes(source, n)), n)
-    assert (found == expected).all()
+    copied = ngrams.copied(sample, np.unique(ngrams.hashes(source, n)), n)
+    assert (copied == expected).all()
     longest = max((len(s) for s in "".join("x" if m else " " for m in expected).split()), default=0)
-    assert ngrams.longest_run(found) == longest
+    assert ngrams.longest_run(copied) == longest
 
 
 def test_repeated_share() -> None:
@@ -101,9 +101,9 @@ def test_containment_of_many_pairs_is_that_of_each() -> None:
     a, b = Tokens.of([[*t, 0] for t in texts]), Tokens.of([[*t, 0] for t in texts[::-1]])
     d1, d2 = rng.integers(0, len(texts), (2, 3_000))
     for one, other in ((a, a), (a, b)):
-        found = ngrams.pair_containments(one, other, d1, d2, 13)
+        containments = ngrams.pair_containments(one, other, d1, d2, 13)
         for i in range(len(d1)):
             x, y = one[int(d1[i])][:-1], other[int(d2[i])][:-1]
             n = max(1, min(13, len(x), len(y)))
-            assert found[i] == ngrams.containment(ngrams.hashes(x, n), ngrams.hashes(y, n))
+            assert containments[i] == ngrams.containment(ngrams.hashes(x, n), ngrams.hashes(y, n))
     assert len(ngrams.pair_containments(a, a, d1[:0], d2[:0], 13)) == 0

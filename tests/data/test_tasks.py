@@ -27,7 +27,7 @@ def test_fields_decide_what_kind_of_question_a_line_is(tmp_path: Path) -> None:
         {"good": "They go.", "bad": "They goes."},
         {"context": "The capital of France is", "target": "Paris"},
         {"query": "Who?", "answers": ["Ann", "Anna"]},
-    ]  # fmt: skip
+    ]
     items = asked(tmp_path, rows)
     assert [i.kind for i in items] == ["choice", "context", "pair", "cloze", "open"]
     assert items[0].contexts == ("What is warm?",)
@@ -97,8 +97,13 @@ def test_lm_eval_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatc
 
 def test_groups_are_their_tasks() -> None:
     assert tasks.names(config.Evaluate(tasks=["small", "blimp", "world", "lm-eval:piqa"])) == [
-        "blimp", "lambada", "sciq", "supported_wikidata_cloze", "world", "lm-eval:piqa",
-    ]  # fmt: skip
+        "blimp",
+        "lambada",
+        "sciq",
+        "supported_wikidata_cloze",
+        "world",
+        "lm-eval:piqa",
+    ]
 
 
 def test_items_are_drawn_at_random_and_the_same_for_a_seed(tmp_path: Path) -> None:
@@ -162,7 +167,7 @@ def test_items_that_the_training_text_holds_are_found(tmp_path: Path) -> None:
         {"context": "a b c d e f g h", "target": "i"},  # nine words: looked for whole
         {"context": "a b c d e f g x", "target": "i"},
         {"context": "too short", "target": "to tell"},
-    ]  # fmt: skip
+    ]
     items = asked(tmp_path, rows)
     texts = [f"And then: {long}; the end.", "so A b, c d e f g h i j", "too short to tell"]
     seen, short = tasks.seen(items, texts)

@@ -91,24 +91,48 @@ def kinds() -> dict[str, Any]:
     return {
         "byte-level BPE": (models.BPE(), None, level, decoders.ByteLevel(), partial(bpe, initial_alphabet=alphabet), []),
         "BPE that takes whole words": (
-            models.BPE(ignore_merges=True), None, words, decoders.ByteLevel(), partial(bpe, initial_alphabet=alphabet), [],
+            models.BPE(ignore_merges=True),
+            None,
+            words,
+            decoders.ByteLevel(),
+            partial(bpe, initial_alphabet=alphabet),
+            [],
         ),
         "BPE with bytes": (models.BPE(unk_token="<unk>", byte_fallback=True), spaces, None, whole, bpe, bytes_),
         "BPE of letters": (models.BPE(unk_token="<unk>"), None, pre_tokenizers.WhitespaceSplit(), None, bpe, []),
         "Unigram": (
-            models.Unigram(), None, pre_tokenizers.Metaspace(), decoders.Metaspace(), partial(unigram, unk_token="<unk>"), [],
+            models.Unigram(),
+            None,
+            pre_tokenizers.Metaspace(),
+            decoders.Metaspace(),
+            partial(unigram, unk_token="<unk>"),
+            [],
         ),
         "Unigram, folded": (
-            models.Unigram(), folded, pre_tokenizers.Metaspace(), decoders.Metaspace(), partial(unigram, unk_token="<unk>"), [],
+            models.Unigram(),
+            folded,
+            pre_tokenizers.Metaspace(),
+            decoders.Metaspace(),
+            partial(unigram, unk_token="<unk>"),
+            [],
         ),
         "WordPiece": (
-            models.WordPiece(unk_token="<unk>"), folded, pre_tokenizers.WhitespaceSplit(), decoders.WordPiece(),
-            trainers.WordPieceTrainer, [],
+            models.WordPiece(unk_token="<unk>"),
+            folded,
+            pre_tokenizers.WhitespaceSplit(),
+            decoders.WordPiece(),
+            trainers.WordPieceTrainer,
+            [],
         ),
         "WordLevel": (
-            models.WordLevel(unk_token="<unk>"), None, pre_tokenizers.WhitespaceSplit(), None, trainers.WordLevelTrainer, [],
+            models.WordLevel(unk_token="<unk>"),
+            None,
+            pre_tokenizers.WhitespaceSplit(),
+            None,
+            trainers.WordLevelTrainer,
+            [],
         ),
-    }  # fmt: skip
+    }
 
 
 def made(kind: str, end: str, folder: Path, unknown: str | None = "<unk>", special: bool = True, chat: bool = True) -> str:
@@ -138,9 +162,19 @@ def made(kind: str, end: str, folder: Path, unknown: str | None = "<unk>", speci
 
 
 SPELLED = [
-    "x </s> y", "</s>", "a</s></s>b", "x <eos> y", "<eos>", "x <|endoftext|> y", "<|endoftext|>", "<|im_start|> hi [USER] hi",
-    "<|separator|>", "\uff1c\uff0f\uff53\uff1e", "</S> <EOS>", "<unk> <pad> <0x0A>",
-]  # fmt: skip
+    "x </s> y",
+    "</s>",
+    "a</s></s>b",
+    "x <eos> y",
+    "<eos>",
+    "x <|endoftext|> y",
+    "<|endoftext|>",
+    "<|im_start|> hi [USER] hi",
+    "<|separator|>",
+    "\uff1c\uff0f\uff53\uff1e",
+    "</S> <EOS>",
+    "<unk> <pad> <0x0A>",
+]
 
 
 @pytest.mark.parametrize("special", [True, False], ids=["special", "plain"])
@@ -196,10 +230,12 @@ def test_ids_that_stand_for_nothing(tmp_path: Path) -> None:
 def test_the_corpus_counts_what_its_tokenizer_does_not_know_or_refuses_it(tmp_path: Path) -> None:
     rows = [{"id": str(i), "text": f"the cat sat on the mat and the zebra{i} </s>"} for i in range(40)]
     settings = {
-        "source": str(write_jsonl(tmp_path / "in.jsonl", rows)), "validation_docs": 5, "test_docs": 5,
+        "source": str(write_jsonl(tmp_path / "in.jsonl", rows)),
+        "validation_docs": 5,
+        "test_docs": 5,
         "near_duplicates": "off",
         "tokenizer": made("WordLevel", "</s>", tmp_path / "words"),
-    }  # fmt: skip
+    }
     found = corpus(config.Corpus(**settings), "all", tmp_path / "out")
     assert found.unknown_tokens == 40 * 4  # and, zebra, < and /s>
     assert sum(found.documents.values()) == 40

@@ -109,23 +109,45 @@ def test_symbols_are_words_on_request() -> None:
     assert words.words("x = a+b; ≠←ü", symbols=True) == ["x", "=", "a", "+", "b", ";", "≠", "←", "ü"]
     assert [words.in_symbols(t) for t in ("+[->+<]", "x = a + b", "«Да», — 他这样说了。", "")] == [True, False, False, False]
     assert [words.with_symbols(t) for t in ("x = a + b", "f(a) → g(b)", SENTENCES["English"], SENTENCES["Chinese"])] == [
-        True, True, False, False,
-    ]  # fmt: skip
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def different(name: str, rng: random.Random, size: int) -> str:
     alphabet = {
-        "DNA": "ACGT", "bits": "01", "digits": "0123456789", "brainfuck": "+-<>[].,", "emoji": "😀😡👍👎🎉🔥💧🌍",
-        "morse": ".- ", "braille": "⠁⠃⠉⠙⠑⠋⠛⠓", "spaced bits": ["0 ", "1 "], "arrows": "←↑→↓", "hexagrams": "䷀䷁䷂䷃",
-        "protein": "ACDEFGHIKLMNPQRSTVWY", "brackets": "(.)",
-    }[name]  # fmt: skip
+        "DNA": "ACGT",
+        "bits": "01",
+        "digits": "0123456789",
+        "brainfuck": "+-<>[].,",
+        "emoji": "😀😡👍👎🎉🔥💧🌍",
+        "morse": ".- ",
+        "braille": "⠁⠃⠉⠙⠑⠋⠛⠓",
+        "spaced bits": ["0 ", "1 "],
+        "arrows": "←↑→↓",
+        "hexagrams": "䷀䷁䷂䷃",
+        "protein": "ACDEFGHIKLMNPQRSTVWY",
+        "brackets": "(.)",
+    }[name]
     return "".join(rng.choice(alphabet) for _ in range(size))
 
 
 KINDS = [
-    "DNA", "bits", "digits", "brainfuck", "emoji", "morse", "braille", "spaced bits", "arrows", "hexagrams", "protein",
+    "DNA",
+    "bits",
+    "digits",
+    "brainfuck",
+    "emoji",
+    "morse",
+    "braille",
+    "spaced bits",
+    "arrows",
+    "hexagrams",
+    "protein",
     "brackets",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("size", [60, 1_500])
@@ -173,3 +195,12 @@ def test_long_strings_take_time_in_proportion(text: str) -> None:
     begun = time.process_time()
     words.words(text * 50_000)
     assert time.process_time() - begun < 3
+
+
+@pytest.mark.parametrize(("symbols", "pattern"), [(False, r"\w+|[¦©®°]"), (True, r"\w+|[^\w\s\x00-\x1f\x7f-\x9f]")])
+def test_words_of_latin_text_are_those_of_a_regular_expression(symbols: bool, pattern: str) -> None:
+    rng = random.Random(0)
+    letters = "aZ09_ \t\n\x00\x1c\x7f.,;#$ \xa0©°¦«»±éßłΩж–—“”…€"
+    for _ in range(500):
+        text = "".join(rng.choices(letters, k=40))
+        assert words.words(text, symbols) == re.findall(pattern, words.normal(text))

@@ -7,6 +7,9 @@ each (`test_fuzz.py`), `make fuzz` ten thousand (`__main__.py`), both within lim
 from tests.fuzz import answers, configurations, corpora, manifests, questions
 
 FUZZERS = {
-    "configuration": configurations.fuzzer, "corpora": corpora.fuzzer, "questions": questions.fuzzer,
-    "manifests": manifests.fuzzer, "answers": answers.fuzzer,
-}  # fmt: skip
+    "configuration": configurations.fuzzer,
+    "corpora": corpora.fuzzer,
+    "questions": questions.fuzzer,
+    "manifests": manifests.fuzzer,
+    "answers": answers.fuzzer,
+}

@@ -25,13 +25,22 @@ from tests.fuzz.mutations import Edit, changed, changes, edited, edits, once_in
 MOST = 8  # tokens asked for; as text, encoded again, they may be up to three times as many
 STATUS = [200] * 30 + [100, 201, 204, 301, 302, 307, 308, 400, 401, 403, 404, 408, 429, 500, 503, 599, 999]
 HEADERS = [
-    ("Retry-After", "1e9"), ("Retry-After", "-5"), ("Retry-After", "nan"),
-    ("Retry-After", "Wed, 21 Oct 2099 07:28:00 GMT"), ("Content-Length", "5"),
-    ("Content-Length", "99999"), ("Content-Length", "-1"), ("Content-Length", "x"),
-    ("Transfer-Encoding", "chunked"), ("Content-Encoding", "gzip"), ("Content-Encoding", "br"),
-    ("Location", "file:///etc/passwd"), ("Location", "http://localhost:{other}/v1/completions"),
-    ("Content-Type", "text/html; charset=utf-16"), ("X", "y" * 70_000),
-]  # fmt: skip
+    ("Retry-After", "1e9"),
+    ("Retry-After", "-5"),
+    ("Retry-After", "nan"),
+    ("Retry-After", "Wed, 21 Oct 2099 07:28:00 GMT"),
+    ("Content-Length", "5"),
+    ("Content-Length", "99999"),
+    ("Content-Length", "-1"),
+    ("Content-Length", "x"),
+    ("Transfer-Encoding", "chunked"),
+    ("Content-Encoding", "gzip"),
+    ("Content-Encoding", "br"),
+    ("Location", "file:///etc/passwd"),
+    ("Location", "http://localhost:{other}/v1/completions"),
+    ("Content-Type", "text/html; charset=utf-16"),
+    ("X", "y" * 70_000),
+]
 BODIES = ["answer"] * 30 + ["none", "drip", "huge", "bomb", "close"]
 
 

@@ -27,12 +27,22 @@ from tests.fuzz.mutations import Edit, edited, edits, odd, once_in
 
 PLAIN = [
     "The quick brown fox jumps over the lazy dog near the river bank at noon.",
-    "one two three four five six seven eight nine", "敏捷的棕色狐狸跳过了懒狗\uff0c然后在河边休息了一会儿。",
+    "one two three four five six seven eight nine",
+    "敏捷的棕色狐狸跳过了懒狗\uff0c然后在河边休息了一会儿。",
     "तेज़ भूरी लोमड़ी आलसी कुत्ते के ऊपर कूदती है और फिर सो जाती है।",
-    "الثعلب البني السريع يقفز فوق الكلب الكسول", "if (a <= b) { c += d * 3; }",
-    "ACGTACGTTAGCCATGACGT" * 20, "🙂🙃🙂🚀", "a", " \n x", "line\u2028separator\x85next",
-    "nul \0 inside", "e\u0301 is not \u00e9", "\ufeffmarked", "<|end|> spelled", "x" * 2_000,
-]  # fmt: skip
+    "الثعلب البني السريع يقفز فوق الكلب الكسول",
+    "if (a <= b) { c += d * 3; }",
+    "ACGTACGTTAGCCATGACGT" * 20,
+    "🙂🙃🙂🚀",
+    "a",
+    " \n x",
+    "line\u2028separator\x85next",
+    "nul \0 inside",
+    "e\u0301 is not \u00e9",
+    "\ufeffmarked",
+    "<|end|> spelled",
+    "x" * 2_000,
+]
 BLANK = ["", " ", "\n\t", "\u3000"]
 KINDS = [*[".jsonl"] * 4, ".ndjson", ".json", ".JSONL", ".jsonl.gz", ".jsonl.zst", ".parquet", ".Parquet", ".txt", ".md"]
 LAYOUTS = [*["lines"] * 6, "array", "cr", "crlf", "bom", "gaps", "utf-16"]

@@ -128,7 +128,8 @@ def run(fuzzer: Fuzzer[Input], profile: settings, seed: int | None = None, last:
             tally.accepted += 1
         except SynthbootError as error:
             tally.refused[skeleton(error)] += 1
-        except (Exception, OverTime) as error:
+        # a group: what rings inside several tasks of a client comes wrapped
+        except (Exception, OverTime, BaseExceptionGroup) as error:
             if last is None:
                 raise
             found, text = kind(error), repr(example)

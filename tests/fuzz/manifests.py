@@ -22,13 +22,25 @@ from tests.fuzz.fuzzer import Fuzzer
 from tests.fuzz.mutations import Change, Edit, changed, changes, edited, edits
 
 FILES = [
-    "01-corpus/manifest.json", "01-corpus/corpus.json", "01-corpus/quarantine.jsonl",
-    "01-corpus/pool/shards.json", "01-corpus/pool/000000/part.json", "01-corpus/pool/000000/counts.json",
-    "02-embed/manifest.json", "03-pair/related/manifest.json", "03-pair/related/pairs.json",
-    "04-base/manifest.json", "04-base/last/part.json", "06-synthesize/related/manifest.json",
-    "08-score/sbp/seed-0/manifest.json", "09-evaluate/manifest.json", "09-evaluate/evaluate.json", "11-report/manifest.json",
-    "01-corpus/progress.json", "precision.json",
-]  # fmt: skip
+    "01-corpus/manifest.json",
+    "01-corpus/corpus.json",
+    "01-corpus/quarantine.jsonl",
+    "01-corpus/pool/shards.json",
+    "01-corpus/pool/000000/part.json",
+    "01-corpus/pool/000000/counts.json",
+    "02-embed/manifest.json",
+    "03-pair/related/manifest.json",
+    "03-pair/related/pairs.json",
+    "04-base/manifest.json",
+    "04-base/last/part.json",
+    "06-synthesize/related/manifest.json",
+    "08-score/sbp/seed-0/manifest.json",
+    "09-evaluate/manifest.json",
+    "09-evaluate/evaluate.json",
+    "11-report/manifest.json",
+    "01-corpus/progress.json",
+    "precision.json",
+]
 VERBS = ["plan", "status", "compare", "verify", "begin", "show pairs", "show quarantine"]
 VERBS += ["show synthetic", "show copies"]
 

@@ -48,11 +48,17 @@ def settings(folder: Path, together: bool) -> dict[str, Any]:
     """A known world and a run with every stage, one unit each, that takes seconds."""
     world = write_jsonl(folder.resolve() / "world.jsonl", world_documents(40))
     return small_config(
-        world, folder, budget={"unique_tokens": 2_000, "train_tokens": 12_288 if not together else 6_144}, optim__evals=4,
-        engine={"device": "cpu", "jobs": 2, "processes": 2 if together else 1}, corpus__shard_docs=32,
-        tune={"batch_tokens": 384, "max_tokens": 6_144}, analyze={"docs": 40, "examples": 3},
-        arms={"repetition": {}, "sbp": {"synthetic": "related", "share": 0.5}}, pretrain={"seeds": [0]},
-    )  # fmt: skip
+        world,
+        folder,
+        budget={"unique_tokens": 2_000, "train_tokens": 12_288 if not together else 6_144},
+        optim__evals=4,
+        engine={"device": "cpu", "jobs": 2, "processes": 2 if together else 1},
+        corpus__shard_docs=32,
+        tune={"batch_tokens": 384, "max_tokens": 6_144},
+        analyze={"docs": 40, "examples": 3},
+        arms={"repetition": {}, "sbp": {"synthetic": "related", "share": 0.5}},
+        pretrain={"seeds": [0]},
+    )
 
 
 def undisturbed(folder: Path, together: bool) -> Campaign:
@@ -95,11 +101,13 @@ def tables(kills: list[Kill]) -> str:
     """Markdown: kills by stage, and by what was hit with what."""
     return "\n".join(
         [
-            f"{len(kills)} kills, {sum(map(fine, kills))} as promised: same files, same bytes, no process left.", "",
-            *table("stage", kills, lambda k: k.stage, list(STAGES)), "",
+            f"{len(kills)} kills, {sum(map(fine, kills))} as promised: same files, same bytes, no process left.",
+            "",
+            *table("stage", kills, lambda k: k.stage, list(STAGES)),
+            "",
             *table("target, signal", kills, lambda k: f"{k.target}, {k.signal}", []),
         ]
-    )  # fmt: skip
+    )
 
 
 def table(head: str, kills: list[Kill], key: Callable[[Kill], str], order: list[str]) -> list[str]:

@@ -79,10 +79,14 @@ class Campaign:
         environment = {**os.environ, family.MARK: self.mark, "TMPDIR": str(self.place / "tmp"), "OMP_NUM_THREADS": "1"}
         with open(self.place / "stderr", "w") as said:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "synthboot", "run", str(self.file)], env=environment, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
+                [sys.executable, "-m", "synthboot", "run", str(self.file)],
+                env=environment,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
                 preexec_fn=_hears_signals,
-            )  # fmt: skip
+            )
 
     def hit(self, stage: str, target: str, name: str, lengths: dict[str, float], rng: random.Random) -> None:
         """Hit the run at a random moment of a stage, if it comes by it, and wait until that stage or the run has ended."""

@@ -122,9 +122,17 @@ def test_a_cut_d2_does_not_learn_to_end() -> None:
 def packed(seed: int = 0) -> tuple[PairPlan, list[tuple[int, int]]]:
     pairs = [(i, j) for i in range(20) for j in range(20) if i != j and (i + j) % 3 == 0]
     p = PairPlan(
-        REAL, [a for a, _ in pairs], [b for _, b in pairs], seq_len=24, d1_share=0.4, batch_tokens=96, tokens=96 * 100,
-        seed=seed, end=0, separator=1,
-    )  # fmt: skip
+        REAL,
+        [a for a, _ in pairs],
+        [b for _, b in pairs],
+        seq_len=24,
+        d1_share=0.4,
+        batch_tokens=96,
+        tokens=96 * 100,
+        seed=seed,
+        end=0,
+        separator=1,
+    )
     return p, pairs
 
 
@@ -237,9 +245,7 @@ def test_noise_replaces_inputs_and_leaves_targets_and_document_ends() -> None:
 def test_late_passes_of_pairs_are_not_packed_over_and_over(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     d1, d2 = rng.integers(0, 20, (2, 60)).tolist()
-    laid = PairPlan(
-        REAL, d1, d2, seq_len=32, d1_share=0.4, batch_tokens=64, tokens=32 * 400, seed=0, end=0, separator=1
-    )  # fmt: skip
+    laid = PairPlan(REAL, d1, d2, seq_len=32, d1_share=0.4, batch_tokens=64, tokens=32 * 400, seed=0, end=0, separator=1)
     packed: list[int] = []
     pack = laid._packed
 
@@ -262,10 +268,13 @@ def test_late_passes_of_pairs_are_not_packed_over_and_over(monkeypatch: pytest.M
 def test_documents_that_a_layout_sets_side_by_side_see_each_other(layout: Literal["shuffled", "megadoc"], apart: bool) -> None:
     arm = config.Arm(synthetic="related", share=0.5, layout=layout)
     cfg = config.Config(
-        name="x", budget=config.Budget(unique_tokens=100, train_tokens=512), arms={"repetition": config.Arm(), "sbp": arm},
-        corpus=config.Corpus(source="none"), model=config.Model(seq_len=32),
+        name="x",
+        budget=config.Budget(unique_tokens=100, train_tokens=512),
+        arms={"repetition": config.Arm(), "sbp": arm},
+        corpus=config.Corpus(source="none"),
+        model=config.Model(seq_len=32),
         optim=config.Optim(batch_tokens=64, document_mask=True),
-    )  # fmt: skip
+    )
     text = Sources(REAL, SYNTHETIC, np.arange(40) % 20)
     batch = plan_of(cfg, arm, 0, tokenizers.train(iter(["a b"]), 258), text, 128).batch(0)
     assert (batch.segments is not None) == apart

@@ -44,12 +44,16 @@ PACKED: dict[str, dict[str, Any]] = {
     "gptj": GPT | {"rotary_dim": 4},
     "codegen": GPT | {"rotary_dim": 4},
     "gpt_neo": {
-        "hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 8, "max_position_embeddings": WINDOW,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "window_size": 8,
+        "max_position_embeddings": WINDOW,
         "attention_types": [[["global", "local"], 1]],
     },
     "gpt_neox": HEADS | {"max_position_embeddings": WINDOW},
     "lfm2": LLAMA | {"layer_types": ["conv", "full_attention"]},
-}  # fmt: skip
+}
 APART: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "attention_dropout": 0.0, "hidden_dropout": 0.0},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": WINDOW},
@@ -61,7 +65,7 @@ APART: dict[str, dict[str, Any]] = {
     "mamba2": STATE | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16},
     "jamba": LLAMA | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2},
     "rwkv": {"hidden_size": 32, "num_hidden_layers": 2},
-}  # fmt: skip
+}
 
 
 def fresh(kind: str, sizes: dict[str, Any]) -> Any:
@@ -81,7 +85,7 @@ def pair_plan() -> PairPlan:
     d1, d2 = np.random.default_rng(0).integers(0, 20, (2, 24)).tolist()
     return PairPlan(
         TEXTS, d1, d2, seq_len=WINDOW, d1_share=0.4, batch_tokens=3 * WINDOW, tokens=6 * WINDOW, seed=0, end=0, separator=1
-    )  # fmt: skip
+    )
 
 
 def alone(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -111,9 +115,7 @@ def test_a_step_on_packed_pairs_takes_the_loss_of_each_pair_alone(kind: str, tmp
     assert score.row_losses(model, rows) == pytest.approx(one_by_one, rel=1e-4)
     assert models.flops_per_token(model, WINDOW) > 0
     told: list[str] = []
-    curve = train(
-        model, plan, settings(), lambda _: 0.0, tmp_path / "m", tokenizer, lambda _, words="": told.append(words)
-    )  # fmt: skip
+    curve = train(model, plan, settings(), lambda _: 0.0, tmp_path / "m", tokenizer, lambda _, words="": told.append(words))
     targets = sum(int((y != IGNORE).sum()) for _, y in rows)
     assert curve.train[0][1] == pytest.approx(one_by_one.sum() / targets, abs=2e-5)
     assert any("each has a row of its own" in words for words in told) == (kind in APART)
@@ -246,9 +248,7 @@ def test_documents_of_a_row_stay_apart_in_a_layout_that_carries_state(tmp_path: 
     expected = score.row_losses(model, rows).sum() / plan.batch_tokens
     together = score.row_losses(model, list(zip(plan.batch(0).inputs, plan.batch(0).targets, strict=True))).sum()
     sizes: list[int] = []
-    model.register_forward_pre_hook(
-        lambda _, __, options: sizes.append(options["input_ids"].numel()), with_kwargs=True
-    )  # fmt: skip
+    model.register_forward_pre_hook(lambda _, __, options: sizes.append(options["input_ids"].numel()), with_kwargs=True)
     curve = train(model, plan, settings(), lambda _: 0.0, tmp_path / "m", tokenizer)
     assert curve.train[0][1] == pytest.approx(expected, abs=2e-5)
     assert plan.batch(0).apart(1).inputs.size > plan.batch_tokens >= max(sizes)  # no more memory than packed rows

@@ -22,9 +22,27 @@ from tests.conftest import write_jsonl
 from tests.lm.conftest import small_model
 
 WORDS = (
-    "red", "green", "blue", "cold", "warm", "small", "round", "old", "new", "the", "a", "cat", "dog", "house", "river",
-    "stone", "says", "sees", "makes", "finds",
-)  # fmt: skip
+    "red",
+    "green",
+    "blue",
+    "cold",
+    "warm",
+    "small",
+    "round",
+    "old",
+    "new",
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "house",
+    "river",
+    "stone",
+    "says",
+    "sees",
+    "makes",
+    "finds",
+)
 ITEMS, WINDOW = 200, 64
 
 
@@ -54,22 +72,27 @@ def rows(kind: str) -> list[dict[str, Any]]:
 # What each kind is in lm-eval's own words.
 HARNESS: dict[str, dict[str, Any]] = {
     "choice": {
-        "output_type": "multiple_choice", "doc_to_text": "{{query}}", "doc_to_choice": "{{choices}}",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{query}}",
+        "doc_to_choice": "{{choices}}",
         "doc_to_target": "gold",
     },
     "pair": {
-        "output_type": "multiple_choice", "doc_to_text": "", "doc_to_choice": "{{[good, bad]}}", "doc_to_target": 0,
+        "output_type": "multiple_choice",
+        "doc_to_text": "",
+        "doc_to_choice": "{{[good, bad]}}",
+        "doc_to_target": 0,
         "target_delimiter": "",
     },
     "cloze": {"output_type": "loglikelihood", "doc_to_text": "{{context}}", "doc_to_target": "{{' ' + target}}"},
     "open": {
-        "output_type": "generate_until", "doc_to_text": "{{query}}", "doc_to_target": "{{answers}}",
+        "output_type": "generate_until",
+        "doc_to_text": "{{query}}",
+        "doc_to_target": "{{answers}}",
         "generation_kwargs": {"until": ["\n", ".", ","], "do_sample": False, "max_gen_toks": questions.ANSWER_TOKENS},
-        "metric_list": [
-            {"metric": "exact_match", "aggregation": "mean", "ignore_case": True, "ignore_punctuation": True}
-        ],
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "ignore_case": True, "ignore_punctuation": True}],
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +121,14 @@ def both(
         names = {"choice": ("acc", "acc_norm"), "pair": ("acc", "acc_norm"), "cloze": ("perplexity", "acc")}.get(kind, ())
         metrics = {"metric_list": [{"metric": name} for name in names]} if names else {}
         task = {
-            "task": f"own_{kind}", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}},
-            "test_split": "test", "num_fewshot": 0, **metrics, **words,
-        }  # fmt: skip
+            "task": f"own_{kind}",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(path)}},
+            "test_split": "test",
+            "num_fewshot": 0,
+            **metrics,
+            **words,
+        }
         (place / f"{kind}.yaml").write_text(yaml.safe_dump(task))
         ours[kind] = questions.ask(model, tokenizer, tasks.read(str(path), config.Evaluate(tasks=[str(path)])), WINDOW)
     with pytest.MonkeyPatch.context() as patch:
@@ -144,10 +172,16 @@ def test_we_agree_with_lm_eval_on_worked_examples(
     parts = {"train": some[:9], "test": some[9:]}
     files = {name: str(write_jsonl(tmp_path / f"own_{name}.jsonl", part)) for name, part in parts.items()}
     task = {
-        "task": "own_shots", "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test",
-        "fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}, "num_fewshot": 2,
-        "metric_list": [{"metric": name} for name in ("acc", "acc_norm")], **HARNESS["choice"],
-    }  # fmt: skip
+        "task": "own_shots",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": files},
+        "test_split": "test",
+        "fewshot_split": "train",
+        "fewshot_config": {"sampler": "first_n"},
+        "num_fewshot": 2,
+        "metric_list": [{"metric": name} for name in ("acc", "acc_norm")],
+        **HARNESS["choice"],
+    }
     (tmp_path / "own_shots.yaml").write_text(yaml.safe_dump(task))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -118,9 +118,13 @@ def test_a_step_equals_plain_pytorch_with_and_without_accumulation() -> None:
         gradients.append((loss, norm, torch.cat([p.detach().flatten() for p in model.parameters()])))
     model = small_model()
     reference = torch.optim.AdamW(
-        [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
-         {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.95),
-    )  # fmt: skip
+        [
+            {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
+            {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+        ],
+        lr=1e-2,
+        betas=(0.9, 0.95),
+    )
     logits = model(input_ids=torch.from_numpy(batch.inputs)).logits
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten())
     expected.backward()
@@ -302,9 +306,15 @@ def test_compiled_blocks_learn_the_same_and_say_that_they_compile(tmp_path: Path
         words: list[str] = []
         model = small_model()
         curve = train(
-            model, plan(), settings(precision="float32"), validate, tmp_path / compile, tokenizer,
-            progress=lambda _, w="", words=words: words.append(w), place=Place(compile=compile),
-        )  # fmt: skip
+            model,
+            plan(),
+            settings(precision="float32"),
+            validate,
+            tmp_path / compile,
+            tokenizer,
+            progress=lambda _, w="", words=words: words.append(w),
+            place=Place(compile=compile),
+        )
         curves.append([v for _, v in curve.validation])
         done = [block._compiled_call_impl is not None for block in model.model.layers]
         told.append((any("compiling" in w for w in words), all(done), any(done)))

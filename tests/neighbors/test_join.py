@@ -31,8 +31,8 @@ def test_exact_against_brute_force_across_blocks(docs: int, queries: int, own: b
     mine = rows if own else None
     index, score = exact(vectors[rows], vectors, 7, mine)
     assert np.allclose(score, brute_force(vectors[rows], vectors, 7, mine), atol=1e-5)
-    found = np.einsum("qd,qkd->qk", vectors[rows].astype(np.float64), vectors[index].astype(np.float64))
-    assert np.allclose(found, score, atol=1e-5)
+    scores = np.einsum("qd,qkd->qk", vectors[rows].astype(np.float64), vectors[index].astype(np.float64))
+    assert np.allclose(scores, score, atol=1e-5)
     assert all(len(set(row)) == 7 for row in index.tolist())
     if own:
         assert (index != rows[:, None]).all()
@@ -58,12 +58,12 @@ def test_thousands_of_identical_vectors() -> None:
     assert (index >= 0).all()
     assert (index != np.arange(3_000)[:, None]).all()
     assert np.allclose(score, 1, atol=1e-3)
-    found = Clusters.build(same, join.fit_centroids(same, 8, 0), 0.1).join(0, 3_000, 5)[0]
-    assert (found >= 0).all()
+    index = Clusters.build(same, join.fit_centroids(same, 8, 0), 0.1).join(0, 3_000, 5)[0]
+    assert (index >= 0).all()
 
 
-def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.mean([np.isin(t, f).mean() for f, t in zip(found, truth, strict=True)]))
+def recall(index: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.mean([np.isin(t, i).mean() for i, t in zip(index, truth, strict=True)]))
 
 
 def build(vectors: np.ndarray, clusters: int, probe_radius: float) -> Clusters:
@@ -93,7 +93,7 @@ def test_recall_is_foretold_without_a_join() -> None:
     truth, _ = exact(vectors, vectors, 8, np.arange(4_000))
     queries = np.arange(0, 4_000, 7)
     centroids = join.fit_centroids(vectors, 64, 0)
-    needed = join.reach_needed(vectors, centroids, queries, truth[queries])
+    needed = join.radius_needed(vectors, centroids, queries, truth[queries])
     for probe_radius in (0.0, 0.05, 0.2):
         index, _ = joined(Clusters.build(vectors, centroids, probe_radius), 8, 2_048)
         real = recall(index[queries], truth[queries])
@@ -106,10 +106,10 @@ def test_what_is_within_reach() -> None:
     centroids = join.fit_centroids(vectors, 20, 0)
     clusters, counts = join.within_radius(vectors, centroids, 0.3)
     similarity = vectors.astype(np.float32) @ centroids.T
-    for row, found in zip(similarity, np.split(clusters, np.cumsum(counts)[:-1]), strict=True):
-        assert found[0] == row.argmax()
-        assert set(found.tolist()) == set(np.flatnonzero(row >= row.max() - 0.3).tolist())
-        assert (np.diff(found[1:]) > 0).all()
+    for row, probes in zip(similarity, np.split(clusters, np.cumsum(counts)[:-1]), strict=True):
+        assert probes[0] == row.argmax()
+        assert set(probes.tolist()) == set(np.flatnonzero(row >= row.max() - 0.3).tolist())
+        assert (np.diff(probes[1:]) > 0).all()
     assert (join.within_radius(vectors, centroids, 0.0)[1] == 1).all()
 
 

@@ -22,21 +22,21 @@ def test_auto_goes_by_size() -> None:
 
 
 @pytest.mark.parametrize("wanted", [0.8, 0.95, 0.99])
-def test_as_many_cells_as_the_recall_takes_and_no_more_than_that(wanted: float) -> None:
+def test_as_many_clusters_as_the_recall_takes_and_no_more_than_that(wanted: float) -> None:
     vectors = clustered(6_000, 600)
-    found = search.nearest(vectors, cfg(min_recall=wanted))
+    neighbors = search.nearest(vectors, cfg(min_recall=wanted))
     truth, _ = join.exact(vectors, vectors, 8, np.arange(6_000))
-    real = recall(found.index, truth)
+    real = recall(neighbors.index, truth)
     assert real >= wanted - 0.01
-    mean, low, high = found.search.recall
+    mean, low, high = neighbors.search.recall
     assert low - 0.01 <= real <= high + 0.01
-    told = found.search.describe()
-    assert told["search"] == "ivf"
-    assert told["clusters"] == search.clusters(6_000)
-    by_reach = {probe_radius: (looks, share) for probe_radius, looks, share in told["recall_by_radius"]}
-    looks, share = by_reach[told["probe_radius"]]
-    assert share == pytest.approx(mean, abs=1e-3)
-    assert 1 < looks < told["clusters"] / 2
+    report = neighbors.search.describe()
+    assert report["search"] == "ivf"
+    assert report["clusters"] == search.clusters(6_000)
+    by_radius = {probe_radius: (probes, recall_there) for probe_radius, probes, recall_there in report["recall_by_radius"]}
+    probes, recall_there = by_radius[report["probe_radius"]]
+    assert recall_there == pytest.approx(mean, abs=1e-3)
+    assert 1 < probes < report["clusters"] / 2
 
 
 def test_too_short_a_reach_says_what_would_do() -> None:
@@ -47,28 +47,28 @@ def test_too_short_a_reach_says_what_would_do() -> None:
     assert search.choose_search(vectors, cfg(probe_radius=enough, min_recall=0.98), 0).probe_radius == enough
 
 
-def test_workers_and_finished_tiles_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_and_finished_query_blocks_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "QUERY_BLOCK", 512)
     vectors, others = clustered(2_000), clustered(100, seed=5)
     for kind in ("ivf", "exact"):
-        whole = search.nearest(vectors, cfg(search=kind), 0, others)
+        uninterrupted = search.nearest(vectors, cfg(search=kind), 0, others)
         folder = tmp_path / kind
         first = search.nearest(vectors, cfg(search=kind), 0, others, folder=folder)
         query_blocks = sorted((folder / "query_blocks").glob("[0-9]*"))
         assert len(query_blocks) == 4
         stamps = [block.stat().st_ino for block in query_blocks]
-        (query_blocks[3] / "part.json").unlink()  # as if killed before it was whole
+        (query_blocks[3] / "part.json").unlink()  # as if killed before it was sealed
         again = search.nearest(vectors, cfg(search=kind), 0, others, folder=folder, workers=2)
         assert (query_blocks[3] / "part.json").exists()
         assert [block.stat().st_ino for block in query_blocks[:3]] == stamps[:3]
         for other in (first, again):
-            assert np.array_equal(whole.index, other.index)
-            assert np.array_equal(whole.score, other.score)
-            assert np.array_equal(whole.other_index, other.other_index)
-        assert whole.search.describe() == again.search.describe()
+            assert np.array_equal(uninterrupted.index, other.index)
+            assert np.array_equal(uninterrupted.score, other.score)
+            assert np.array_equal(uninterrupted.other_index, other.other_index)
+        assert uninterrupted.search.describe() == again.search.describe()
 
 
 @pytest.mark.parametrize("docs", [1, 2, 3, 5])
 def test_a_handful_of_documents(docs: int) -> None:
-    found = search.nearest(clustered(docs), cfg(num_neighbors=8))
-    assert (np.isfinite(found.score).sum(1) == min(8, docs - 1)).all()
+    neighbors = search.nearest(clustered(docs), cfg(num_neighbors=8))
+    assert (np.isfinite(neighbors.score).sum(1) == min(8, docs - 1)).all()

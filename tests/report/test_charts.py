@@ -38,10 +38,11 @@ def recipe(**changes: Any) -> dict[str, Any]:
 
 def test_the_share_sweep_joins_arms_that_differ_in_share_alone() -> None:
     arms = {
-        "repetition": recipe(), "sbp": recipe(synthetic="related", share=0.5),
+        "repetition": recipe(),
+        "sbp": recipe(synthetic="related", share=0.5),
         "sbp-25": recipe(synthetic="related", share=0.25),
         "mega": recipe(synthetic="related", share=0.4, layout="megadoc"),
-    }  # fmt: skip
+    }
     found = charts._shares(
         {"evaluate": evaluated({"repetition": 3, "sbp": 2, "sbp-25": 2.5, "mega": 1}), "config": {"arms": arms}}
     )

@@ -125,9 +125,11 @@ def test_kinds_of_recipes(recipe: dict[str, Any], kind: str) -> None:
 def test_the_oracle_of_the_share_is_the_one_with_the_most_text() -> None:
     recipes = {**RECIPES, "half": config.Arm(unique_tokens=5_000), "oracle": config.Arm(unique_tokens=9_000)}
     arms = {
-        "repetition": losses(3.0, seed=1), "sbp": losses(2.8, seed=2), "half": losses(2.8, seed=4),
+        "repetition": losses(3.0, seed=1),
+        "sbp": losses(2.8, seed=2),
+        "half": losses(2.8, seed=4),
         "oracle": losses(2.6, seed=3),
-    }  # fmt: skip
+    }
     result = evaluate(arms, TOKENS, BYTES, recipes, CFG)["arms"]
     assert result["sbp"]["oracle_share"][0] == pytest.approx(0.5, abs=0.1)
     assert result["half"]["oracle_share"][0] == pytest.approx(0.5, abs=0.1)
@@ -165,10 +167,14 @@ def test_without_repetition_there_is_nothing_to_compare_with() -> None:
 
 def test_every_arm_is_compared_with_every_other_and_the_verdict_says_what_controls_show() -> None:
     arms = {
-        "repetition": losses(3.0, seed=1), "sbp": losses(2.8, seed=2), "oracle": losses(2.6, seed=3),
-        "self": losses(3.4, seed=4), "random_pairs": losses(2.8, seed=5), "packed_pairs": losses(2.3, seed=6),
+        "repetition": losses(3.0, seed=1),
+        "sbp": losses(2.8, seed=2),
+        "oracle": losses(2.6, seed=3),
+        "self": losses(3.4, seed=4),
+        "random_pairs": losses(2.8, seed=5),
+        "packed_pairs": losses(2.3, seed=6),
         "sbp-75": losses(2.75, seed=7),
-    }  # fmt: skip
+    }
     result = figures(arms)
     against = result["arms"]["sbp"]["against"]
     assert set(against) == set(arms) - {"sbp"}

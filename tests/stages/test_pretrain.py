@@ -13,11 +13,21 @@ POOL = Tokens.of([[1] * 10] * 8)
 
 def ledger(**changes: Any) -> dict[str, Any]:
     base = {
-        "steps": 10, "batch_tokens": 64, "train_tokens": 640, "parameters": 5, "architecture": "qwen3", "vocab_size": 300,
+        "steps": 10,
+        "batch_tokens": 64,
+        "train_tokens": 640,
+        "parameters": 5,
+        "architecture": "qwen3",
+        "vocab_size": 300,
         "settings": {"lr": 1e-3, "warmup_steps": 1, "eval_steps": [5, 10], "weight_decay": 0.3},
-        "real_tokens": 640, "synthetic_tokens": 0, "synthetic_epochs": 0.0, "replayed_tokens": 0,
-        "recipe": config.Arm().model_dump(), "train_flops": 1e6, "spent_flops": 0.0,
-    }  # fmt: skip
+        "real_tokens": 640,
+        "synthetic_tokens": 0,
+        "synthetic_epochs": 0.0,
+        "replayed_tokens": 0,
+        "recipe": config.Arm().model_dump(),
+        "train_flops": 1e6,
+        "spent_flops": 0.0,
+    }
     return {**base, **changes}
 
 

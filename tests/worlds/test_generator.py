@@ -85,9 +85,12 @@ def test_every_character_of_a_document_has_its_part() -> None:
     parts = world.parts(text, known)
     found = {part: "".join(c for c, p in zip(text, parts, strict=True) if PARTS[p] == part) for part in PARTS}
     assert found == {
-        "name": name, "name again": name, "known values": founder, "unknown values": river,
+        "name": name,
+        "name again": name,
+        "known values": founder,
+        "unknown values": river,
         "form": ". The river of  is .  is the founder of this place.",
-    }  # fmt: skip
+    }
 
 
 def test_questions_have_the_right_answer_and_say_whether_it_was_told() -> None:

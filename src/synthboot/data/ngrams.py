@@ -246,35 +246,33 @@ def _chunks(sizes: Int64[np.ndarray, " item"]) -> Iterator[slice]:
 
 def copied(
     tokens: Integer[np.ndarray, " token"],
-    known: UInt64[np.ndarray, " ngram"],
+    reference: UInt64[np.ndarray, " ngram"],
     n: int,
 ) -> Bool[np.ndarray, " token"]:
-    """True at each token that lies in a run of `n` tokens found in `known` (sorted hashes).
+    """True at each token that lies in a run of `n` tokens that `reference` (sorted hashes) holds.
 
     Of a text of fewer than `n` tokens, none does.
     """
-    # +1 where a found run starts, -1 behind its end: the running sum counts the runs over a token.
+    # +1 where a copied run starts, -1 behind its end: the running sum counts the runs over a token.
     change = np.zeros(len(tokens) + 1, np.int64)
-    if len(tokens) >= n and len(known):
-        is_found = contains(known, hashes(tokens, n))
-        starts = np.flatnonzero(is_found)
+    if len(tokens) >= n and len(reference):
+        is_copied = contains(reference, hashes(tokens, n))
+        starts = np.flatnonzero(is_copied)
         np.add.at(change, starts, 1)
         np.add.at(change, starts + n, -1)
     return np.cumsum(change)[:-1] > 0
 
 
 def contains(
-    known: UInt64[np.ndarray, " x"],
+    reference: UInt64[np.ndarray, " x"],
     wanted: UInt64[np.ndarray, " y"],
 ) -> Bool[np.ndarray, " y"]:
-    """Whether each wanted hash is in the sorted array `known`."""
-    if not len(known):
+    """Whether each wanted hash is in the sorted array `reference`."""
+    if not len(reference):
         return np.zeros(len(wanted), bool)
-    position = np.searchsorted(known, wanted)
-    position = np.minimum(
-        position, len(known) - 1
-    )  # larger than all of them: compare with the last
-    return known[position] == wanted
+    position = np.searchsorted(reference, wanted)
+    position = np.minimum(position, len(reference) - 1)  # beyond all of them: the last is not equal
+    return reference[position] == wanted
 
 
 def longest_run(mask: Bool[np.ndarray, " token"]) -> int:
@@ -299,7 +297,7 @@ def shingles(text: str, symbols: bool | None = None) -> list[str]:
     """The runs of words by which a text is compared.
 
     A run has five words, more where a word tells little. A shorter text is one run; a text without
-    words has none, and is like no other.
+    words has none, and is similar to no other.
 
     `symbols` says whether symbols are words; unless given, they are in a text that has more of them
     than letters.
@@ -310,10 +308,11 @@ def shingles(text: str, symbols: bool | None = None) -> list[str]:
     if symbols is None:
         symbols = words.in_symbols(text)
     cut = words.words(text, symbols)
-    runs = words.runs(cut, words.run_length(cut))
+    kinds = len(set(cut))
+    runs = words.runs(cut, words.run_length(cut, kinds))
 
     # Two tests for one answer: most texts pass the first, which costs less.
-    if len(cut) <= 4 * len(set(cut)):
+    if len(cut) <= 4 * kinds:
         return runs
     if len(runs) <= 4 * len(set(runs)):
         return runs

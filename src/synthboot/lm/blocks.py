@@ -11,6 +11,11 @@ Weights, names and results stay those of the library; passes over memory become 
 
 The library's attention is kept for rows longer than `LONGEST`, whose attention weights would take
 more memory than time saved, and for processes of several threads.
+
+Modules get another `forward`, since `transformers` has no public place for norms, gates and matmuls
+without its hub's packages. It has one for attention (`AttentionInterface`), but a function that is
+registered there is called behind the rotary positions, which are then the library's: four passes
+over memory instead of one, and other bytes (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthboot import kernels
+from synthboot.kernels import training
 
 Gradients = tuple[Tensor | None, ...]
 """What a backward pass returns: a gradient for each input of the forward pass, or None."""
@@ -33,7 +38,7 @@ ROWS = 96
 """Query tokens of one block of attention."""
 
 
-def times(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x (..., in) times weight (out, in); in float32 on a CPU by oneDNN, if torch has it."""
     # a private operator: other versions of torch may not have it
     onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -53,17 +58,16 @@ class _Norm(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (..., dim) -> (rows, dim)
-        out, scale = kernels.norm(rows, weight.detach(), eps)
+        out, scale = training.rms_norm(rows, weight.detach(), eps)
 
         ctx.save_for_backward(rows, weight.detach(), scale)
-        ctx.eps = eps
         return out.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         rows, weight, scale = ctx.saved_tensors
         grad_out = gradient.reshape(rows.shape)  # (..., dim) -> (rows, dim)
-        grad_rows, grad_weight = kernels.norm(rows, weight, ctx.eps, grad_out, scale)
+        grad_rows, grad_weight = training.rms_norm_backward(rows, weight, scale, grad_out)
         return grad_rows.view(gradient.shape), grad_weight, None
 
 
@@ -73,12 +77,12 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, value: Tensor) -> Tensor:
         ctx.save_for_backward(gate, value)
-        return kernels.gate(gate.contiguous(), value.contiguous())[0]
+        return training.silu_gate(gate.contiguous(), value.contiguous())[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         gate, value = ctx.saved_tensors
-        return kernels.gate(
+        return training.silu_gate(
             gate.contiguous(),
             value.contiguous(),
             gradient.contiguous(),
@@ -105,12 +109,12 @@ class _Rotate(torch.autograd.Function):
 
         # written through a transposed view, so that the layout changes in the same pass over memory
         transposed = out.transpose(1, 2)  # (batch, seq, heads, head_dim)
-        kernels.rotate(
+        training.rotate(
             x.detach().float(),
             cos.float(),
             sin.float(),
             transposed,
-            back=False,
+            inverse=False,
         )
         return out
 
@@ -122,12 +126,12 @@ class _Rotate(torch.autograd.Function):
 
         # a rotation's gradient is the rotation by the negative angle
         transposed = gradient.float().transpose(1, 2)  # (batch, seq, heads, head_dim)
-        kernels.rotate(
+        training.rotate(
             transposed,
             cos.float(),
             sin.float(),
             grad_x,
-            back=True,
+            inverse=True,
         )
         return grad_x.to(ctx.dtype), None, None
 
@@ -138,7 +142,7 @@ class _Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return times(x, weight)
+        return linear(x, weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
@@ -146,33 +150,38 @@ class _Matmul(torch.autograd.Function):
         grad_rows = gradient.flatten(0, -2)  # (rows, out)
         x_rows = x.flatten(0, -2)  # (rows, in)
 
-        grad_x = times(gradient, weight.T)
+        grad_x = linear(gradient, weight.T)
         # not by oneDNN: where both matrices would have to be transposed MKL is the faster one
         grad_weight = grad_rows.T @ x_rows
         return grad_x, grad_weight
 
 
-def shorten(model: Any, full: bool) -> None:
-    """Let the model's norms and attention go through the compiled loops.
+def use_compiled_loops(model: Any, full: bool) -> None:
+    """Let the norms and the attention of a Llama-like model go through the compiled loops.
 
-    With `full`, for training in float32, gates and matmuls too.
+    With `full`, for training in float32, gates and matmuls too. The layouts that have these modules
+    under these names are those whose loss is taken by chunks (`loss.LLAMA_LIKE`).
     """
+    inner = model.model
+    norms = [inner.norm]
     silu = (torch.nn.SiLU, _library_silu())
-    for module in model.modules():
-        # every layout has classes of its own: LlamaRMSNorm, Qwen3RMSNorm
-        name = type(module).__name__
-        if name.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            module.forward = partial(_norm, module)
-        elif full and type(module) is torch.nn.Linear and module.bias is None:
-            module.forward = partial(_matmul, module)
-        elif full and name.endswith("MLP") and isinstance(getattr(module, "act_fn", None), silu):
-            module.forward = partial(_gated_mlp, module)
-        elif (
-            name.endswith("Attention")
-            and model.config._attn_implementation == "sdpa"  # another one was asked for by name
-            and hasattr(module, "o_proj")
-        ):
-            module.forward = partial(_attention, module)
+    own_attention = model.config._attn_implementation == "sdpa"  # else one was asked for by name
+    for layer in inner.layers:
+        attention = layer.self_attn
+        norms += [layer.input_layernorm, layer.post_attention_layernorm]
+        if hasattr(attention, "q_norm"):  # Qwen3 has QK-norm, Llama has not
+            norms += [attention.q_norm, attention.k_norm]
+        if own_attention:
+            attention.forward = partial(_attention, attention)
+        if full and isinstance(layer.mlp.act_fn, silu):
+            layer.mlp.forward = partial(_gated_mlp, layer.mlp)
+
+    for norm in norms:
+        norm.forward = partial(_norm, norm)
+    if full:
+        for module in model.modules():
+            if type(module) is torch.nn.Linear and module.bias is None:
+                module.forward = partial(_matmul, module)
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
@@ -324,7 +333,7 @@ class _Attend(torch.autograd.Function):
 
             # no later key is visible to these rows: (kv, group, rows, last)
             scores = torch.bmm(block, keys[:, :last].transpose(1, 2)).unflatten(1, (-1, rows))
-            kernels.attention_weights(scores, first, seq, kv_heads, scale, mask)  # in place
+            training.attention_weights(scores, first, seq, kv_heads, scale, mask)  # in place
             weights.append(scores)
 
             # (kv, group x rows, head_dim) -> (kv, group, rows, head_dim)
@@ -352,7 +361,6 @@ class _Attend(torch.autograd.Function):
         grad_values = torch.zeros(values.shape)
         for first, weight in zip(range(0, seq, ROWS), weights, strict=True):
             last = min(first + ROWS, seq)
-            rows = last - first
             # (kv, group, rows, ...) -> (kv, group x rows, ...), as in the forward pass
             query_block = queries[:, :, first:last].flatten(1, 2)
             grad_block = grad_out[:, :, first:last].flatten(1, 2)
@@ -363,22 +371,27 @@ class _Attend(torch.autograd.Function):
 
             # dP = dO V^T, and in place dS: (kv, group, rows, last)
             grad_scores = torch.bmm(grad_block, values[:, :last].transpose(1, 2)).view(weight.shape)
-            kernels.attention_weights(grad_scores, first, seq, kv_heads, ctx.scale, weights=weight)
+            training.attention_weights(grad_scores, first, seq, kv_heads, ctx.scale, weights=weight)
             score_block = grad_scores.flatten(1, 2)  # (kv, group x rows, last)
 
             # dQ = dS K: these rows are no other block's, so nothing is added up
-            grad_query_block = torch.bmm(score_block, keys[:, :last])
-            grad_queries[:, :, first:last] = grad_query_block.unflatten(1, (-1, rows))
+            # (kv, group x rows, head_dim) -> (kv, group, rows, head_dim)
+            mixed = torch.bmm(score_block, keys[:, :last])
+            grad_queries[:, :, first:last] = mixed.unflatten(1, weight.shape[1:3])
 
             # dK = dS^T Q
             grad_keys[:, :last] += torch.bmm(score_block.transpose(1, 2), query_block)
 
         # (kv, group, seq, head_dim) -> (batch, heads, seq, head_dim); keys and values have no group
         query_dtype, key_dtype, value_dtype = ctx.dtypes
-        grad_query = grad_queries.unflatten(0, (-1, kv_heads)).flatten(1, 2).to(query_dtype)
-        grad_key = grad_keys.unflatten(0, (-1, kv_heads)).to(key_dtype)
-        grad_value = grad_values.unflatten(0, (-1, kv_heads)).to(value_dtype)
-        return grad_query, grad_key, grad_value, None, None, None
+        return (
+            grad_queries.unflatten(0, (-1, kv_heads)).flatten(1, 2).to(query_dtype),
+            grad_keys.unflatten(0, (-1, kv_heads)).to(key_dtype),
+            grad_values.unflatten(0, (-1, kv_heads)).to(value_dtype),
+            None,
+            None,
+            None,
+        )
 
 
 def _library_silu() -> type:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthboot import kernels
+from synthboot.kernels import library, training
 from synthboot.lm.batches import IGNORE
-from synthboot.lm.blocks import shorten, times
+from synthboot.lm.blocks import linear, use_compiled_loops
 
-_PLAIN = ("qwen3", "llama", "qwen2", "mistral")
+LLAMA_LIKE = ("qwen3", "llama", "qwen2", "mistral")
 """Architectures whose logits are nothing but the last hidden state times the output matrix."""
 
 CHUNK = 1_024
@@ -50,9 +50,9 @@ class Loss(torch.nn.Module):
 
         head = model.get_output_embeddings()
         no_bias = getattr(head, "bias", None) is None
-        self.chunked = model.config.model_type in _PLAIN and no_bias
-        if self.chunked and not plain and kernels.available(head.weight.device.type):
-            shorten(model, full=precision == torch.float32)
+        self.chunked = model.config.model_type in LLAMA_LIKE and no_bias
+        if self.chunked and not plain and library.available(head.weight.device.type):
+            use_compiled_loops(model, full=precision == torch.float32)
 
     def forward(
         self,
@@ -149,11 +149,11 @@ class _Chunked(torch.autograd.Function):
 
         for start in range(0, len(rows), CHUNK):
             part = slice(start, start + CHUNK)
-            logits = times(rows[part], matrix).float()  # (chunk, vocab)
+            logits = linear(rows[part], matrix).float()  # (chunk, vocab)
             sums += softmax_gradient(logits, targets[part], 1 / divisor, z_loss)
             grad_logits = logits.to(precision)  # what the line above left in their place
 
-            grad_rows[part] = times(grad_logits, matrix.T)
+            grad_rows[part] = linear(grad_logits, matrix.T)
             if precision == torch.float32:
                 # in place, which saves a matrix of the vocabulary's size
                 grad_weight.addmm_(grad_logits.T, rows[part])
@@ -188,8 +188,8 @@ def softmax_gradient(
     Turns logits (row, vocab; float32) in place into the gradient of
     scale x (cross-entropy + z_loss x logsumexp squared).
     """
-    if kernels.available(logits.device.type):
-        return kernels.softmax_gradient(logits, targets, scale, z_loss)
+    if library.available(logits.device.type):
+        return training.softmax_gradient(logits, targets, scale, z_loss)
     top = logits.amax(1, keepdim=True)
     target_logits = logits.gather(1, targets[:, None])  # taken before they are overwritten
     mass = logits.sub_(top).exp_().sum(1, keepdim=True)

@@ -6,13 +6,13 @@ by their nearest k-means centroid, and a query probes every cluster whose centro
 where it does not. Queries are taken a query block at a time and regrouped by cluster, so that each
 cluster is one matmul with all queries of the block that probe it; clusters near each other stand
 next to each other, so that a query block meets few. Only what beats a query's k-th best so far is
-looked at again.
+scored again in float32.
 
     rows by cluster   [ c0       | c1    | c2           | c3  ]   `bounds` cuts them
     probes by query   q0: c0 c1    q1: c0    q2: c2 c0 c3         own cluster first
     probes by cluster c0: q0 q1 q2    c1: q0    c2: q2    c3: q2  one matmul a cluster
 
-Why not an index: this is a self-join. All queries are known beforehand, so the product has many
+Why not an index: this is a self-join. All queries are known beforehand, so the matmuls have many
 rows, which is what a CPU or a GPU is fast at; an index answers them one by one.
 `benchmarks/pair.py` has the figures.
 """
@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32, Int64
 
-from synthboot import kernels
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.disk import save_array
+from synthboot.kernels import library, topk
 from synthboot.rng import rng
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ QUERY_BLOCK = 65_536
 
 _ROWS = 512
 _COLUMNS = 8_192
-"""Rows and columns of one matmul: memory is their product."""
+"""Rows and columns of one matmul: memory is one times the other."""
 _EPSILON = 2.0**-16
-"""How far a product of unit rows can be off in float32."""
-_EPSILON_HALF = 2.0**-8 + 2.0**-9 + 2.0**-12
-"""How far a product of rows rounded to bfloat16, and itself rounded to it, can be off."""
+"""How far an inner product of unit rows can be off in float32."""
+_EPSILON_BFLOAT16 = 2.0**-8 + 2.0**-9 + 2.0**-12
+"""How far one of rows rounded to bfloat16, and itself rounded to it, can be off."""
 
 
 def exact(
@@ -59,7 +59,7 @@ def exact(
 
     `own` is each query's row in `base`, never returned for it. Where there are fewer than k others
     the rest is -1 at -inf. Equal similarities come by number. Memory is the queries, 8,192 rows and
-    512 x 8,192 products.
+    512 x 8,192 scores.
     """
     import torch
 
@@ -256,14 +256,14 @@ def within_radius(
     import torch
 
     c = _float_rows(centroids, device)
-    compiled = _Operand(centroids) if kernels.available(device) else None
+    compiled = _Operand(centroids) if library.available(device) else None
     clusters = [np.empty(0, np.int32)]
     counts = [np.empty(0, np.int64)]
     for start in range(0, len(vectors), 2_048):
         rows = vectors[start : start + 2_048]
         if compiled is not None:
             scored = _Operand(rows).matmul(compiled)
-            probes, count = kernels.within(scored, probe_radius)
+            probes, count = topk.within_radius(scored, probe_radius)
             clusters.append(probes)
             counts.append(count)
             continue
@@ -282,7 +282,7 @@ def within_radius(
     return np.concatenate(clusters), np.concatenate(counts)
 
 
-def reach_needed(
+def radius_needed(
     vectors: Float16[np.ndarray, "doc dim"],
     centroids: Float32[np.ndarray, "cluster dim"],
     queries: Int64[np.ndarray, " query"],
@@ -309,7 +309,7 @@ class _TopK:
     """The running k best of the queries of a query block.
 
     With the compiled loops every block of scores is gone through at once. Without them, and on a
-    GPU, what beats a query's k-th best collects until there is much of it; then one merge updates
+    GPU, what beats a query's k-th best waits until it is much; then one merge updates
     all queries.
     """
 
@@ -324,7 +324,7 @@ class _TopK:
 
         count = len(queries)
         self.device = device
-        self._operand = _Operand(queries) if kernels.available(device) else None
+        self._operand = _Operand(queries) if library.available(device) else None
         if self._operand is None:
             self.x = _float_rows(queries, device)
         else:
@@ -358,7 +358,7 @@ class _TopK:
             members = _Operand(vectors)
             for part in rows.split(_ROWS):
                 scored = self._operand.matmul(members, part, self._buffer)
-                kernels.offer(scored, part, self.own, first, self.index, self.score)
+                topk.update_topk(scored, part, self.own, first, self.index, self.score)
             return
 
         columns = _float_rows(vectors, self.device)
@@ -400,57 +400,53 @@ class _TopK:
         if not self._num_waiting:
             return
         # (candidate,) each
-        row, index, score = (torch.cat(column) for column in zip(*self._waiting, strict=True))
+        query, index, score = (torch.cat(column) for column in zip(*self._waiting, strict=True))
         self._waiting = []
         self._num_waiting = 0
 
         # Only what beats the thresholds as they are now.
-        beats = score > self.threshold[row]
-        row = row[beats]
-        index = index[beats]
-        score = score[beats]
-        if not len(row):
+        beats = score > self.threshold[query]
+        query = query[beats]
+        if not len(query):
             return
-
-        # Candidates of a query next to each other; `rank` counts them from 0.
-        order = _by_row(row)
-        row = row[order]
-        index = index[order]
-        score = score[order]
-        size = torch.bincount(row, minlength=len(self.threshold))
-        first = size.cumsum(0) - size
-        rank = torch.arange(len(row), device=row.device) - first[row]
+        candidates = _Candidates.of(query, index[beats], score[beats], len(self.threshold))
 
         # A table of all queries by all candidates would be mostly empty, as few queries have more
-        # than 64 candidates. It is taken in strips of columns, each with the lines that it needs.
-        k = self.index.shape[1]
-        most = int(size.max())
+        # than 64 candidates. It is taken in strips of columns, each with the rows that it needs.
+        most = int(candidates.count.max())
         start = 0
         while start < most:
             stop = min(most, start + (64 if start == 0 else 1_024))
-            queries = (size > start).nonzero()[:, 0]  # those with a candidate in this strip
-            line = torch.zeros_like(size)  # query -> its line in the strip
-            line[queries] = torch.arange(len(queries), device=row.device)
-            in_strip = (rank >= start) & (rank < stop)
-
-            # (line, k + width): the k best so far, then the candidates of the strip
-            width = stop - start
-            strip = torch.full((len(queries), k + width), float("-inf"), device=row.device)
-            strip[:, :k] = self.score[queries]
-            column = rank[in_strip] + (k - start)
-            strip[line[row[in_strip]], column] = score[in_strip]
-            top, which = strip.topk(k, 1)  # (line, k)
-
-            # Where `which` is below k, the number is an old one; else a candidate's. The clamps
-            # keep the gathers that are thrown away within bounds.
-            old = self.index[queries].gather(1, which.clamp(max=k - 1))
-            candidate = first[queries][:, None] + start + which - k
-            new = index[candidate.clamp(0, len(index) - 1)]
-            merged = torch.where(which < k, old, new)
-            self.index[queries] = merged.masked_fill(top == float("-inf"), -1)
-            self.score[queries] = top
+            self._merge_strip(candidates, start, stop)
             start = stop
         self.threshold = self.score[:, -1].clone()
+
+    def _merge_strip(self, candidates: _Candidates, start: int, stop: int) -> None:
+        """Merge the candidates `start` to `stop` of every query that has as many."""
+        import torch
+
+        k = self.index.shape[1]
+        queries = (candidates.count > start).nonzero()[:, 0]  # those with a candidate in this strip
+        row = torch.zeros_like(candidates.count)  # query -> its row in the strip
+        row[queries] = torch.arange(len(queries), device=row.device)
+
+        # (row, k + stop - start): the k best so far, then the candidates of the strip
+        shape = (len(queries), k + stop - start)
+        strip = torch.full(shape, float("-inf"), device=row.device)
+        strip[:, :k] = self.score[queries]
+        in_strip = (candidates.rank >= start) & (candidates.rank < stop)
+        column = candidates.rank[in_strip] + (k - start)
+        strip[row[candidates.query[in_strip]], column] = candidates.score[in_strip]
+        top, which = strip.topk(k, 1)  # (row, k)
+
+        # Where `which` is below k, the number is an old one; else a candidate's. The clamps keep
+        # the gathers that are thrown away within bounds.
+        old = self.index[queries].gather(1, which.clamp(max=k - 1))
+        candidate = candidates.first[queries][:, None] + start + which - k
+        new = candidates.index[candidate.clamp(0, len(candidates.index) - 1)]
+        merged = torch.where(which < k, old, new)
+        self.index[queries] = merged.masked_fill(top == float("-inf"), -1)
+        self.score[queries] = top
 
     def result(self) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
         """Numbers and similarities, best first, equal ones by number."""
@@ -466,6 +462,30 @@ class _TopK:
         return ordered_index, ordered_score
 
 
+@dataclass(frozen=True)
+class _Candidates:
+    """What may come among the k best, those of a query next to each other, as they came."""
+
+    query: Tensor  # (candidate,)
+    index: Tensor  # (candidate,)
+    score: Tensor  # (candidate,)
+    rank: Tensor  # (candidate,), from 0 within a query
+    count: Tensor  # (query,)
+    first: Tensor  # (query,), where its candidates begin
+
+    @staticmethod
+    def of(query: Tensor, index: Tensor, score: Tensor, num_queries: int) -> _Candidates:
+        """Candidates (candidate) in any order, sorted by query."""
+        import torch
+
+        order = _by_row(query)
+        query = query[order]
+        count = torch.bincount(query, minlength=num_queries)
+        first = count.cumsum(0) - count
+        rank = torch.arange(len(query), device=query.device) - first[query]
+        return _Candidates(query, index[order], score[order], rank, count, first)
+
+
 class _Operand:
     """Rows ready for matmuls: in bfloat16 where that is faster, with the margin that this takes.
 
@@ -476,18 +496,18 @@ class _Operand:
     def __init__(self, vectors: np.ndarray) -> None:
         import torch
 
-        self.half = _faster_in_half()
+        self.bfloat16 = _bfloat16_is_faster()
         self.height = _up_to_64(len(vectors))
         if vectors.dtype == np.float16:
-            height = self.height if self.half else None
-            self.rows, narrow, self.longest = kernels.widen(vectors, height)
-            self.factor = self.rows if narrow is None else narrow
+            height = self.height if self.bfloat16 else None
+            self.rows, rounded, self.longest = topk.upcast(vectors, height)
+            self.factor = self.rows if rounded is None else rounded
             return
 
         self.rows = _float_rows(vectors, "cpu")
         padding = (0, 0, 0, self.height - len(vectors))  # zero rows at the end
         filled = torch.nn.functional.pad(self.rows, padding)
-        self.factor = filled.bfloat16() if self.half else self.rows
+        self.factor = filled.bfloat16() if self.bfloat16 else self.rows
         self.longest = float(self.rows.norm(dim=1).max()) if len(vectors) else 0.0
 
     def matmul(
@@ -495,18 +515,18 @@ class _Operand:
         members: _Operand,
         chosen: Tensor | None = None,
         buffer: Tensor | None = None,
-    ) -> kernels.Scored:
+    ) -> topk.Scored:
         """These rows, or the `chosen` ones put together in `buffer`, times those of `members`."""
         import torch
 
         factor = self.factor
         if chosen is not None and buffer is not None:
             torch.index_select(self.factor, 0, chosen, out=buffer[: len(chosen)])
-            # What lies behind the chosen rows is left from before, and not looked at.
+            # What lies behind the chosen rows is left from before, and is never read.
             factor = buffer[: _up_to_64(len(chosen))]
-        epsilon = _EPSILON_HALF if self.half else _EPSILON
+        epsilon = _EPSILON_BFLOAT16 if self.bfloat16 else _EPSILON
         margin = epsilon * self.longest * members.longest
-        return kernels.Scored(factor @ members.factor.T, self.rows, members.rows, margin)
+        return topk.Scored(factor @ members.factor.T, self.rows, members.rows, margin)
 
 
 def _up_to_64(count: int) -> int:
@@ -514,7 +534,7 @@ def _up_to_64(count: int) -> int:
 
 
 @cache
-def _faster_in_half() -> bool:
+def _bfloat16_is_faster() -> bool:
     """Whether this CPU multiplies bfloat16 faster than float32.
 
     Some do so two and a half times as fast, others half as fast.
@@ -588,10 +608,10 @@ def _near_together(points: Float32[np.ndarray, "point dim"]) -> Int64[np.ndarray
         if stop - start < 3:
             continue
         piece = points[order[start:stop]]
-        # Two far ends: the point least like the middle, and the one least like that.
-        one = piece[np.argmin(piece @ piece.mean(0))]
-        other = piece[np.argmin(piece @ one)]
-        by_side = np.argsort(piece @ (one - other), kind="stable")
+        # Two far ends: the point least similar to the mean, and the one least similar to that.
+        left = piece[np.argmin(piece @ piece.mean(0))]
+        right = piece[np.argmin(piece @ left)]
+        by_side = np.argsort(piece @ (left - right), kind="stable")
         order[start:stop] = order[start:stop][by_side]
         middle = (start + stop) // 2
         pieces.append((start, middle))

@@ -29,11 +29,10 @@ from synthboot.rng import rng
 
 @dataclass(frozen=True)
 class Search:
-    """How neighbours are looked for.
+    """How neighbours are searched for.
 
     `centroids` and `probe_radius` belong to `ivf`; `recall` is (mean, low, high), the 95 % interval
-    over queries that had no say in the choice; `curve` is (probe_radius, clusters looked into,
-    recall).
+    over queries that had no part in the choice; `curve` is (probe_radius, clusters probed, recall).
     """
 
     kind: str
@@ -67,13 +66,13 @@ class Search:
 
     def describe(self) -> dict[str, Any]:
         """What the manifest and the report say of it."""
-        known: dict[str, Any] = {
+        summary: dict[str, Any] = {
             "search": self.kind,
             "recall": [round(value, 4) for value in self.recall],
         }
         if self.centroids is None:
-            return known
-        return known | {
+            return summary
+        return summary | {
             "clusters": len(self.centroids),
             "probe_radius": round(self.probe_radius, 4),
             "recall_by_radius": self.curve,
@@ -117,22 +116,12 @@ def choose_search(
     truth, _ = join.exact(vectors[queries], vectors, cfg.num_neighbors, queries, device)
     progress(0.05, "fitting clusters")
     centroids = join.fit_centroids(vectors, clusters(docs), seed, device)
-    needed = join.reach_needed(vectors, centroids, queries, truth, device)  # (query, k)
+    needed = join.radius_needed(vectors, centroids, queries, truth, device)  # (query, k)
 
     # One half chooses the radius, the other reports its recall, so that the report is not biased.
     half = len(queries) // 2
-    chooses = needed[:half]
+    enough = _radius_for(needed[:half], cfg.min_recall)
     reports = needed[half:]
-
-    # The least radius whose recall is surely enough; if none is, one that finds the most.
-    quantiles = np.quantile(chooses, np.linspace(0.5, 1, 251))
-    radii = np.unique(quantiles) + 1e-6
-    lows = np.empty(len(radii))
-    for i, radius in enumerate(radii):
-        found_shares = (chooses <= radius).mean(1)  # (query, k) -> (query,)
-        _, lows[i], _ = interval(found_shares)
-    target = min(cfg.min_recall, lows.max())
-    enough = float(radii[np.argmax(lows >= target)])
     probe_radius = enough if cfg.probe_radius is None else cfg.probe_radius
     recall = interval((reports <= probe_radius).mean(1))
     if cfg.probe_radius is not None and recall[0] < cfg.min_recall:
@@ -143,20 +132,30 @@ def choose_search(
 
     curve = []
     reporting = vectors[queries[half:]]
-    shown = {factor * probe_radius for factor in (0.0, 0.5, 1.0, 1.5, 2.0)}
-    for radius in sorted(shown):
+    for radius in sorted({factor * probe_radius for factor in (0.0, 0.5, 1.0, 1.5, 2.0)}):
         _, counts = join.within_radius(reporting, centroids, radius, device)
         probes = float(counts.mean())
-        found = float((reports <= radius).mean())
-        point = (round(radius, 4), round(probes, 2), round(found, 4))
-        curve.append(point)
+        recall_here = float((reports <= radius).mean())
+        curve.append((round(radius, 4), round(probes, 2), round(recall_here, 4)))
     return Search("ivf", recall, probe_radius, tuple(curve), centroids)
+
+
+def _radius_for(needed: Float32[np.ndarray, "query k"], min_recall: float) -> float:
+    """The least radius whose recall is surely enough; if none is, one that finds the most."""
+    quantiles = np.quantile(needed, np.linspace(0.5, 1, 251))
+    radii = np.unique(quantiles) + 1e-6
+    lows = np.empty(len(radii))
+    for i, radius in enumerate(radii):
+        recalls = (needed <= radius).mean(1)  # (query, k) -> (query,)
+        _, lows[i], _ = interval(recalls)
+    target = min(min_recall, lows.max())
+    return float(radii[np.argmax(lows >= target)])
 
 
 def clusters(docs: int) -> int:
     """How many clusters.
 
-    Sorting into c clusters costs docs x c products, probing p of them docs x p x docs / c, which is
+    Sorting into c clusters costs docs x c scores, probing p of them docs x p x docs / c, which is
     least at the root of p x docs. Few do for a small set, where fitting them is what costs; a large
     one wants clusters no larger than the groups its documents fall into, here 250, or p grows.
     """
@@ -167,17 +166,17 @@ def clusters(docs: int) -> int:
 
 
 def flops(
-    found: Mapping[str, Any],
+    report: Mapping[str, Any],
     docs: int,
     dim: int,
 ) -> float:
     """FLOPs of finding everyone's neighbours, by the report of the pairs."""
-    if found.get("search") != "ivf":
+    if report.get("search") != "ivf":
         return 2.0 * docs**2 * dim
-    used = round(found["probe_radius"], 4)
-    probes = next(count for radius, count, _ in found["recall_by_radius"] if radius >= used)
-    products = found["clusters"] + probes * docs / found["clusters"]  # of each document
-    return 2.0 * docs * dim * products
+    used = round(report["probe_radius"], 4)
+    probes = next(count for radius, count, _ in report["recall_by_radius"] if radius >= used)
+    scores = report["clusters"] + probes * docs / report["clusters"]  # of each document
+    return 2.0 * docs * dim * scores
 
 
 def nearest(
@@ -264,7 +263,7 @@ def _part(
     done: float,
     words: str,
 ) -> None:
-    """Progress of a part of the work, between two shares of the whole."""
+    """Progress of a part of the work, between two fractions of it all."""
     progress(start + (stop - start) * done, words)
 
 

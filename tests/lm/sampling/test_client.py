@@ -162,7 +162,7 @@ FAULTS: dict[str, tuple[bytes | Callable[[socket.socket], None], str, int]] = {
     "a number for text": (said(token_ids=None, text=5), 'neither "token_ids" nor a "text"', 2),
     "half a character": (said(token_ids=None, text="a \ud800"), "halves of characters", 1),
     "a long text": (said(token_ids=None, text="a z q " * 50), r"a text of \d+ tokens where 8 were the most", 1),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -220,11 +220,15 @@ def test_what_a_right_answer_says(start: Any) -> None:
     for answer, expected in [
         (GOOD, Result((5, 6), "end", -3.5)),
         (said(token_ids=[5, 6], finish_reason="stop", logprobs={"token_logprobs": [-1, -2]}), Result((5, 6), "end", -3.0)),
-        (said(token_ids=[5] * 7 + [0], finish_reason="length", logprobs={"token_logprobs": [-1] * 8}),
-         Result((5,) * 7, "end", -8.0)),  # the last token that it might write was the end
-        (said(token_ids=[5] * 8, finish_reason="length", logprobs={"token_logprobs": [-1] * 8}),
-         Result((5,) * 8, "length", -8.0)),
-    ]:  # fmt: skip
+        (
+            said(token_ids=[5] * 7 + [0], finish_reason="length", logprobs={"token_logprobs": [-1] * 8}),
+            Result((5,) * 7, "end", -8.0),
+        ),  # the last token that it might write was the end
+        (
+            said(token_ids=[5] * 8, finish_reason="length", logprobs={"token_logprobs": [-1] * 8}),
+            Result((5,) * 8, "length", -8.0),
+        ),
+    ]:
         assert start(answer)[0].sample(ASKED) == [expected]
     for logprobs in (None, {}, {"token_logprobs": [-1.0]}, {"token_logprobs": []}, {"content": []}):  # one for each, or none
         [result] = start(said(logprobs=logprobs))[0].sample(ASKED)
@@ -252,12 +256,21 @@ def test_one_fault_is_mended_by_another_try(start: Any) -> None:
 @pytest.mark.parametrize(
     ("asked", "least", "most"),
     [
-        ("0", 0, 0), ("7", 7, 7), ("0.5", 0.5, 0.5), ("-5", 0, 0), ("1e12", LONGEST_WAIT, LONGEST_WAIT),
-        ("nan", 1, 1), ("inf", 1, 1), ("soon", 1, 1), ("", 1, 1),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0), ("Wed, 21 Oct 9015 07:28:00 GMT", LONGEST_WAIT, LONGEST_WAIT),
-        ("Mon, 32 Foo 99999 99:99:99 GMT", 1, 1), ("Thu, 01 Jan 0001 00:00:00", 0, 1),
+        ("0", 0, 0),
+        ("7", 7, 7),
+        ("0.5", 0.5, 0.5),
+        ("-5", 0, 0),
+        ("1e12", LONGEST_WAIT, LONGEST_WAIT),
+        ("nan", 1, 1),
+        ("inf", 1, 1),
+        ("soon", 1, 1),
+        ("", 1, 1),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("Wed, 21 Oct 9015 07:28:00 GMT", LONGEST_WAIT, LONGEST_WAIT),
+        ("Mon, 32 Foo 99999 99:99:99 GMT", 1, 1),
+        ("Thu, 01 Jan 0001 00:00:00", 0, 1),
     ],
-)  # fmt: skip
+)
 def test_retry_after_is_kept_within_reason(start: Any, waits: list[float], asked: str, least: float, most: float) -> None:
     start(http(b"", "429 Busy", f"Retry-After: {asked}"), GOOD)[0].sample(ASKED)
     [waited] = waits
@@ -322,12 +335,30 @@ def test_an_address_of_the_sixth_version_of_ip(start: Any) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "file:///etc/passwd", "ftp://host/v1", "host:8000/v1", "//host/v1", "", "http://", "http:///v1", "http://host:99999/v1",
-        "http://host:0/v1", "http://host:x/v1", "http://[::1/v1", "http://user:pass@host/v1", "http://user@host/v1",
-        "https://:pass@host/v1", "http://host/v1?key=pass", "http://host/v1#pass", "http://host/v1?", " http://host/v1",
-        "http://host/\nv1", "http://host/\x00", "ftp://user:pass@host/v1", "javascript:pass",
+        "file:///etc/passwd",
+        "ftp://host/v1",
+        "host:8000/v1",
+        "//host/v1",
+        "",
+        "http://",
+        "http:///v1",
+        "http://host:99999/v1",
+        "http://host:0/v1",
+        "http://host:x/v1",
+        "http://[::1/v1",
+        "http://user:pass@host/v1",
+        "http://user@host/v1",
+        "https://:pass@host/v1",
+        "http://host/v1?key=pass",
+        "http://host/v1#pass",
+        "http://host/v1?",
+        " http://host/v1",
+        "http://host/\nv1",
+        "http://host/\x00",
+        "ftp://user:pass@host/v1",
+        "javascript:pass",
     ],
-)  # fmt: skip
+)
 def test_an_address_that_is_none_is_refused_before_anything_runs(url: str) -> None:
     from synthboot import loading
 

@@ -27,10 +27,13 @@ def llama(width: int = 32) -> Any:
 
 
 MODELS = {
-    "gqa": lambda: small_model(1), "mha": lambda: small_model(4), "llama": llama,
-    "gqa, compiled": lambda: small_model(1, width=64), "mha, compiled": lambda: small_model(4, width=128),
+    "gqa": lambda: small_model(1),
+    "mha": lambda: small_model(4),
+    "llama": llama,
+    "gqa, compiled": lambda: small_model(1, width=64),
+    "mha, compiled": lambda: small_model(4, width=128),
     "llama, compiled": lambda: llama(128),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
@@ -40,9 +43,13 @@ def test_greedy_output_equals_transformers_token_for_token(make: Any) -> None:
     for request, result in zip(asked, results, strict=True):
         prompt = torch.tensor([request.prompt])
         found = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=request.max_tokens, do_sample=False,
-            eos_token_id=0, pad_token_id=0,
-        )  # fmt: skip
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=request.max_tokens,
+            do_sample=False,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
         expected = found[0, len(request.prompt) :].tolist()
         ended = 0 in expected
         assert list(result.tokens) == (expected[: expected.index(0)] if ended else expected)

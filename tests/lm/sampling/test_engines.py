@@ -58,9 +58,10 @@ class Completions(BaseHTTPRequestHandler):
             result = state.engine.sample([request])[0]
         tokens = list(result.tokens) + ([0] if result.finish == "end" else [])
         choice: dict[str, Any] = {
-            "text": state.tokenizer.decode(result.tokens), "finish_reason": "stop" if result.finish == "end" else "length",
+            "text": state.tokenizer.decode(result.tokens),
+            "finish_reason": "stop" if result.finish == "end" else "length",
             "logprobs": {"token_logprobs": [result.logprob / max(1, len(tokens))] * len(tokens)},
-        }  # fmt: skip
+        }
         return {"choices": [choice | ({"token_ids": tokens} if state.ids else {})]}
 
 

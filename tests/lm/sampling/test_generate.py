@@ -19,9 +19,17 @@ from synthboot.lm.sampling.protocol import Request
 
 POSITIONS = 24
 SIZES: dict[str, Any] = {
-    "vocab_size": 280, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 64, "max_position_embeddings": POSITIONS, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 280,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": POSITIONS,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 HEADS = {**SIZES, "head_dim": 8}
 GPT2 = {"vocab_size": 280, "n_positions": POSITIONS, "n_embd": 32, "n_layer": 2, "n_head": 2}
 ROPE = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
@@ -35,7 +43,8 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "biases": ("qwen2", SIZES),
     "partly rotary": ("phi", SIZES),
     "capped logits, windows": (
-        "gemma2", {**HEADS, "sliding_window": 5, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0},
+        "gemma2",
+        {**HEADS, "sliding_window": 5, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0},
     ),
     "windows": ("mistral", {**SIZES, "sliding_window": 5}),
     "scaled logits": ("granite", {**SIZES, "logits_scaling": 4.0, "embedding_multiplier": 3.0}),
@@ -44,11 +53,20 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "a llama of another activation": ("llama", {**SIZES, "hidden_act": "gelu"}),
     "a llama of other positions": ("llama", {**SIZES, "rope_parameters": ROPE}),
     "a qwen3 of windows": ("qwen3", {**HEADS, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}),
-}  # fmt: skip
+}
 USERS = GenerationConfig(
-    repetition_penalty=1.8, do_sample=True, top_k=2, min_p=0.2, temperature=0.3, eos_token_id=[7, 8], no_repeat_ngram_size=2,
-    suppress_tokens=[9], max_length=9, bad_words_ids=[[10]], num_beams=2,
-)  # fmt: skip
+    repetition_penalty=1.8,
+    do_sample=True,
+    top_k=2,
+    min_p=0.2,
+    temperature=0.3,
+    eos_token_id=[7, 8],
+    no_repeat_ngram_size=2,
+    suppress_tokens=[9],
+    max_length=9,
+    bad_words_ids=[[10]],
+    num_beams=2,
+)
 
 
 def built(kind: str, settings: dict[str, Any]) -> Any:

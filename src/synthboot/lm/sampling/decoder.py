@@ -15,15 +15,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from synthboot import kernels
+from synthboot.kernels import decoding, library
+from synthboot.kernels.decoding import BLOCK
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Cache = list[tuple[Tensor, Tensor]]
 """Keys and values of every layer."""
-
-_BLOCK = 16
-"""Positions whose keys the compiled loop reads side by side, as `kernels.attend` has them."""
 
 
 class Decoder:
@@ -44,7 +42,7 @@ class Decoder:
         self.kv_heads = cfg.num_key_value_heads
         # not every Llama configuration names it
         self.head_dim = getattr(cfg, "head_dim", None) or cfg.hidden_size // cfg.num_attention_heads
-        self.compiled = kernels.available(self.device.type) and self.head_dim in kernels.HEADS
+        self.compiled = library.available(self.device.type) and self.head_dim in decoding.HEAD_DIMS
 
         def cast(weight: Any) -> Tensor:
             dtype = self.matrices if weight.dim() > 1 else self.dtype
@@ -69,7 +67,13 @@ class Decoder:
         value_shape = (rows, self.kv_heads, window, self.head_dim)
         key_shape: tuple[int, ...] = value_shape
         if self.compiled:
-            key_shape = (rows, self.kv_heads, window // _BLOCK, self.head_dim, _BLOCK)
+            key_shape = (
+                rows,
+                self.kv_heads,
+                window // BLOCK,
+                self.head_dim,
+                BLOCK,
+            )
 
         dtype = self._cache_dtype()
         cache = []
@@ -172,7 +176,7 @@ class Decoder:
         for layer, (keys, values) in zip(self.layers, cache, strict=True):
             normed = _rms(hidden, layer.input_norm, self.eps)
             qkv = _linear(normed, layer.qkv).view(shape)  # (row, head + 2 x kv_head, head_dim)
-            attended = kernels.attend(
+            attended = decoding.attend(
                 qkv,
                 layer.qk_norms,
                 self.eps,
@@ -192,8 +196,8 @@ class Decoder:
             keys[rows, :, :width] = k
             return
         # (row, head, token, dim) -> (row, head, block, 16, dim) -> (row, head, block, dim, 16)
-        padded = torch.nn.functional.pad(k, (0, 0, 0, -width % _BLOCK))
-        blocks = padded.unflatten(2, (-1, _BLOCK)).transpose(3, 4)
+        padded = torch.nn.functional.pad(k, (0, 0, 0, -width % BLOCK))
+        blocks = padded.unflatten(2, (-1, BLOCK)).transpose(3, 4)
         keys[rows, :, : blocks.shape[2]] = blocks.to(keys.dtype)
 
     def _rope(self, position: Tensor) -> tuple[Tensor, Tensor]:
@@ -270,7 +274,7 @@ class _Layer:
 
 
 def _whole_blocks(window: int) -> int:
-    return -(-window // _BLOCK) * _BLOCK
+    return -(-window // BLOCK) * BLOCK
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:

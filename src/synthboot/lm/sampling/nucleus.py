@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from synthboot import kernels
+from synthboot.kernels import decoding, library
 
 TRIES = 2
 """Draws that one step may reject before the row waits for the next step."""
@@ -44,15 +44,8 @@ def draw(
         correction = masked.logsumexp(1) - logits.logsumexp(1)
         return token, logprob + correction, accepted
 
-    if kernels.available(logits.device.type):
-        drawn = kernels.draw(
-            logits,
-            seeds.numpy(),
-            steps.numpy(),
-            temperature,
-            top_p,
-        )
-        token, logprob = map(torch.from_numpy, drawn)
+    if library.available(logits.device.type):
+        token, logprob = decoding.draw(logits.contiguous(), seeds, steps, temperature, top_p)
         return token, logprob, torch.ones_like(token, dtype=torch.bool)
 
     likeliest = logits.argmax(1)

@@ -1,0 +1,98 @@
+"""The compiled loops as one shared library, which is built with the package where a compiler is.
+
+Without it everything runs, slower, to the same result: `available` says whether it is there, and
+callers have a Python path. `SYNTHBOOT_KERNELS=0` leaves it aside.
+
+Three kinds of argument go over: an int as int64_t, a float as double, an array as its address.
+`array` is the one place where an array is checked to be what the loop takes it for; what an array
+holds is for the loop to check.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Callable
+from functools import cache
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_log = logging.getLogger(__name__)
+
+Address = ctypes.c_void_p | ctypes.Array[ctypes.c_int64] | None
+"""None is a null pointer."""
+
+Argument = int | float | Address
+_Converted = ctypes.c_int64 | ctypes.c_double | Address
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The shared library, or None where it was not built."""
+    path = Path(__file__).parent / "_loops.abi3.so"
+    try:
+        # a CDLL, not a PyDLL: the interpreter's lock is released while a loop runs
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        if parent_process() is None:  # once, not by every worker
+            _log.warning(
+                "synthboot was installed without its compiled loops (%s): "
+                "pairing and sampling are slower",
+                error,
+            )
+        return None
+
+
+def available(device: str = "cpu") -> bool:
+    """Whether the compiled loops were built, are not left aside, and are for this device."""
+    if device != "cpu" or os.environ.get("SYNTHBOOT_KERNELS") == "0":
+        return False
+    return _library() is not None
+
+
+def array(
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> ctypes.c_void_p:
+    """The address of a tensor that lies in one piece of memory.
+
+    Raises ValueError where it has another shape or dtype than the loop takes it for.
+    """
+    if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} is {tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype} in one piece"
+        )
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def call(name: str, *arguments: Argument) -> bool:
+    """Run a loop: False where it is one that refuses what an array holds, and did.
+
+    Arrays have to live until it returns.
+    """
+    converted: list[_Converted] = []
+    for argument in arguments:
+        if isinstance(argument, int):
+            converted.append(ctypes.c_int64(argument))  # a bare int would go over as 32 bits
+        elif isinstance(argument, float):
+            converted.append(ctypes.c_double(argument))
+        else:
+            converted.append(argument)
+    return bool(_function(name)(*converted))
+
+
+@cache
+def _function(name: str) -> Callable[..., bool]:
+    library = _library()
+    assert library is not None, "callers ask `available` first"
+    function = getattr(library, name)
+    function.restype = ctypes.c_bool
+    return function

@@ -1,0 +1,40 @@
+"""Whether the compiled loops are there, and what may go over to them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from synthboot.kernels import library
+
+
+def test_without_the_loops_it_is_said_once(tmp_path: Path) -> None:
+    package = Path(library.__file__).parent.parent
+    shutil.copytree(package, tmp_path / "synthboot", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    program = "from synthboot.kernels import library; print(library.available(), library.available())"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == "False False\n"
+    assert ran.stderr.count("installed without its compiled loops") == 1
+
+
+def test_the_loops_are_left_aside_and_for_cpus_alone(without_kernels: Callable[[], None]) -> None:
+    assert not library.available("cuda")
+    without_kernels()
+    assert not library.available()
+
+
+def test_arrays_are_what_a_loop_takes_them_for() -> None:
+    tensor = torch.zeros(3, 4)
+    assert library.array("x", tensor, (3, 4), torch.float32).value == tensor.data_ptr()
+    with pytest.raises(ValueError, match=r"x is \(3, 4\) torch.float32, expected \(4, 3\)"):
+        library.array("x", tensor, (4, 3), torch.float32)
+    with pytest.raises(ValueError, match=r"expected .* torch.float64"):
+        library.array("x", tensor, (3, 4), torch.float64)
+    with pytest.raises(ValueError, match="in one piece"):
+        library.array("x", tensor.T, (4, 3), torch.float32)

@@ -68,6 +68,18 @@ def test_plan_says_what_more_seeds_would_show(config_file: str, finished: dict[s
     assert "power:" not in elsewhere
 
 
+def test_plan_says_where_base_would_begin_to_copy(config_file: str) -> None:
+    # 10^5.7 x sqrt(384) = 9.8M tokens, of which 12,000 are 0.1 %
+    line = next(x for x in call("plan", config_file).stdout.splitlines() if x.startswith("copying: "))
+    assert "at 384 tokens a step" in line
+    assert "about 9.8M tokens" in line
+    assert "ends at 0.1% of that" in line
+    found = json.loads(call("plan", config_file, "--set", "budget.train_tokens=9821000", "--json").stdout)["copying"]
+    assert found["share"] == pytest.approx(1, abs=1e-3)
+    alone = call("plan", config_file, "--set", "arms={repetition: {}}").stdout
+    assert "copying:" not in alone  # nothing is tuned from base
+
+
 def test_one_verb_per_stage(config_file: str) -> None:
     for stage in ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "analyze"):
         result = call(stage, config_file)
@@ -92,6 +104,7 @@ def test_a_verb_says_first_what_is_stale_and_why(tiny: dict[str, Any], tmp_path:
 
 def test_status(finished: dict[str, Any], tmp_path: Path) -> None:
     text = call("status", str(run_folder(finished))).stdout
+    assert re.search(r"^05-tune/related: d1's worth [-+]0\.\d{4} \+- 0\.\d{4}, net worth [-+]0\.\d{4}", text, re.M)
     assert "04-base" in text
     rows = json.loads(call("status", str(run_folder(finished)), "--json").stdout)
     assert {r["status"] for r in rows} == {"done"}

@@ -28,10 +28,10 @@ from synthboot.errors import (
     StorageError,
     UnfairComparison,
 )
-from synthboot.runner import lock
+from synthboot.runner import executor, lock
 from synthboot.runner.state import State
 from synthboot.runner.state import states as states_of
-from tests.conftest import contents, run_folder, small_config, write_jsonl
+from tests.conftest import contents, run_folder, small_config, tiny_config, write_jsonl
 
 
 def copy(settings: dict[str, Any], to: Path) -> dict[str, Any]:
@@ -99,7 +99,56 @@ def test_the_synthesizer_starts_from_the_best_base(finished: dict[str, Any]) -> 
     tuned = store.read_json(run_folder(finished) / "05-tune" / "related" / "tune.json")
     assert tuned["curve"]["validation"][0][0] == 0
     assert tuned["conditioning"]["unseen"]["given_d1"] == pytest.approx(tuned["curve"]["best_loss"], abs=1e-5)
-    assert set(tuned["conditioning"]["unseen"]) == {"given_d1", "given_random_d1", "given_nothing", "base", "pairs"}
+    unseen = tuned["conditioning"]["unseen"]
+    assert unseen["d1_worth"] == pytest.approx(unseen["given_random_d1"] - unseen["given_d1"], abs=1e-5)
+    assert unseen["net_worth"] == pytest.approx(unseen["base"] - unseen["given_d1"], abs=1e-5)
+    assert unseen["d1_worth_error"] > 0
+    assert unseen["net_worth_error"] > 0
+    assert f"{unseen['net_worth']:+.4f}" in tuned["account"]
+
+
+def test_every_model_trained_from_scratch_has_its_copy_score_over_training(finished: dict[str, Any]) -> None:
+    for folder in ("04-base", "07-pretrain/sbp/seed-0"):
+        curve = store.read_json(run_folder(finished) / folder / "curve.json")
+        assert [tokens for tokens, _ in curve["copying"]] == [tokens for tokens, _ in curve["validation"]]
+
+
+def test_pairing_says_what_d1_could_tell(world_file: Path, tmp_path: Path) -> None:
+    budget = {"unique_tokens": 8_000, "train_tokens": 12_000}
+    settings = small_config(world_file, tmp_path, budget=budget, corpus__validation_docs=60, pair__min_similarity=0.4)
+    executor.run(loading.load(settings), "pair")
+    made = store.read_manifest(run_folder(settings) / "03-pair" / "related")
+    found = store.read_json(run_folder(settings) / "03-pair" / "related" / "pairs.json")["ceiling"]
+    assert made is not None
+    assert found["docs"] >= 20
+    assert found["worth"]["1"][0] > 3 * found["worth"]["1"][1]  # documents of an entity share its name and attributes
+    assert f"{found['worth']['1'][0]:.3f}" in made.counts["account"]
+
+
+def test_too_few_held_out_pairs_for_that_are_one_line(finished: dict[str, Any]) -> None:
+    assert store.read_json(run_folder(finished) / "03-pair" / "related" / "pairs.json")["ceiling"] is None
+    made = store.read_manifest(run_folder(finished) / "03-pair" / "related")
+    assert made is not None
+    assert "lower pair.min_similarity" in made.counts["account"]
+
+
+def test_a_synthesizer_of_several_d1_tuned_beside_plain_text(tmp_path: Path) -> None:
+    settings = tiny_config(tmp_path)
+    settings["tune"] = {**settings["tune"], "contexts": 2, "plain_share": 0.25}
+    told: list[tuple[str, str, Any]] = []
+    executor.run(loading.load(settings), "synthesize", lambda *event: told.append(event))
+    assert any("does not read d1" in str(words) for _, kind, words in told if kind == "note")
+
+    tuned = store.read_manifest(run_folder(settings) / "05-tune" / "related")
+    made = store.read_manifest(run_folder(settings) / "06-synthesize" / "related")
+    assert tuned is not None
+    assert made is not None
+    assert set(made.parents) >= {"pair", "synthesizer"}
+    # the pairs are paid for once, though both read them
+    assert made.counts["upstream_flops"] == tuned.counts["upstream_flops"] + tuned.cost["flops"]
+
+    one = {**settings, "tune": {**settings["tune"], "contexts": 1}}
+    assert states(one)["synthesize/related"].status == "stale"
 
 
 def test_counts_add_up_in_every_manifest(finished: dict[str, Any]) -> None:

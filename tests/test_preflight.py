@@ -12,10 +12,10 @@ from tests.conftest import run_folder, small_config, write_jsonl
 
 
 def refused(settings: dict[str, Any]) -> str:
-    begun: list[str] = []
+    told: list[str] = []
     with pytest.raises(SynthbootError) as caught:
-        api.Run(settings, progress=lambda name, *_: begun.append(name)).run("corpus")
-    assert not begun
+        api.Run(settings, progress=lambda _, kind, __: told.append(kind)).run("corpus")
+    assert "start" not in told
     assert not (run_folder(settings) / "01-corpus").exists()
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
@@ -56,6 +56,22 @@ def test_other_things_that_are_not_there(world_file: Path, tmp_path: Path) -> No
     assert "embed.path" in refused(small_config(world_file, tmp_path, embed=vectors))
     assert "engine.track: wandb: is not installed" in refused(small_config(world_file, tmp_path, engine__track=["wandb"]))
     assert "engine.device: cuda" in refused(small_config(world_file, tmp_path, engine__device="cuda"))
+
+
+def test_more_contexts_than_fit_the_window(world_file: Path, tmp_path: Path) -> None:
+    # a third of 95 tokens, less three separators, for four
+    message = refused(small_config(world_file, tmp_path, tune__contexts=4))
+    assert message.startswith("tune.contexts: 4 documents have 7 tokens each")
+    assert "raise tune.d1_share or model.seq_len" in message
+
+
+def test_a_contrast_needs_the_built_in_sampler(world_file: Path, tmp_path: Path) -> None:
+    synthesize = {"contrast": 0.5, "sampler": "server"}
+    assert "`contrast` needs `sampler: embedded`" in refused(small_config(world_file, tmp_path, synthesize=synthesize))
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    settings = small_config(world_file, tmp_path, model__init_from=str(tmp_path / "gpt2"), synthesize__contrast=0.5)
+    assert "does not know the layout of" in refused(settings)
 
 
 def test_questions_are_read_before_anything_is_made(world_file: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def another(path: str) -> Any:
     given: dict[str, Any] = {
         "budget.train_tokens": 61_000,
         "tune.sweep": {"lr": [0.1, 0.2]},
+        "tune.contexts": 2,
         "arms.*.sweep": {"share": [0.1, 0.2]},
         "arms.*.synthetic": "scratch",
         "arms.*.share": 0.3,

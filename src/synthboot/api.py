@@ -144,7 +144,8 @@ class Synthesizer:
         room = min(seq_len - len(prompt), settings.max_tokens or seq_len)
 
         # Every sample has a seed of its own, far from those of other values of `seed`.
-        requests = [Request(prompt, seed * 1_000_003 + i, room) for i in range(n)]
+        alone = (self.tokenizer.end, self.tokenizer.separator)
+        requests = [Request(prompt, seed * 1_000_003 + i, room, alone) for i in range(n)]
         engine = sampler(
             self.model,
             self.tokenizer.end,
@@ -152,6 +153,7 @@ class Synthesizer:
             top_p=settings.top_p,
             batch=self.config.engine.sample_batch,
             absent=self.tokenizer.absent(self.model.config.get_text_config().vocab_size),
+            contrast=settings.contrast,
         )
         return [self.tokenizer.decode(result.tokens) for result in engine.sample(requests)]
 

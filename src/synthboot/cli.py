@@ -192,6 +192,7 @@ def plan(cfg: Config, as_json: bool) -> None:
     states = states_of(cfg, artifacts)
     cost = plans.estimate(cfg, artifacts, states)
     power = plans.power(cfg, artifacts)
+    copying = plans.copying(cfg, artifacts)
     speeds = precision.measure(cfg) if precision.undecided(cfg) else {}
     if as_json:
         units = {}
@@ -203,12 +204,15 @@ def plan(cfg: Config, as_json: bool) -> None:
                 "estimate": cost,
                 "precision": {kind: precision.choice(cfg, speed) for kind, speed in speeds.items()},
                 "power": None if power is None else asdict(power),
+                "copying": copying,
             }
         )
         return
 
     _print_states(artifacts, states)
     _say(plans.sentence(cost))
+    if copying is not None:
+        _say(plans.copying_sentence(cfg, copying))
     if power is not None:
         _say(plans.power_sentence(power))
     if speeds:
@@ -238,6 +242,9 @@ def status(run_folder: Path, as_json: bool) -> None:
         for row in rows
     ]
     _print_table(header, table)
+    for row in rows:
+        if row["account"]:
+            _say(f"{row['unit']}: {row['account']}")
 
 
 @main.command(cls=Verb)

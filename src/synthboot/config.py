@@ -466,6 +466,15 @@ class Tune(Section):
     """Fraction of the context that d1 is entitled to, in tuning and in sampling; what one document
     leaves free the other may use. Deviation: the paper has halves; d1 only has to say what d2 is
     about, and a truncated d2 has no end to learn from."""
+    contexts: int = Field(1, ge=1, le=8)
+    """Most documents that d2 is conditioned on. In tuning other d1 of the same d2 stand before d1,
+    in synthesis the d1 of d1 itself; d1 comes last, next to d2, each cut to an equal part of d1's
+    room. `similarity` and what is said of copies are about d1 alone. Deviation: the paper has
+    one."""
+    plain_share: float = Field(0.0, ge=0, lt=1)
+    """Fraction of the tuning rows that are documents of D_pretrain as base reads them, not pairs,
+    against forgetting; none whose pairs are held out. `max_epochs` counts the pairs, `max_tokens`
+    everything. A plain row has a loss on all of its tokens, a row of pairs on those of d2."""
     max_tokens: Count | None = None
     """Most tokens to train on, padding included, if that is less than `max_epochs`."""
     evals: Size = 10
@@ -480,10 +489,13 @@ class Tune(Section):
     arXiv:2109.01903. From fresh weights (`scratch`) there is no base to average with."""
     eval_pairs: Count = 256
     """Number of held-out pairs in that loss."""
-    sweep: dict[Literal["lr", "weight_decay"], Annotated[list[float], Field(min_length=1)]] = {}
+    sweep: dict[
+        Literal["lr", "weight_decay", "plain_share"], Annotated[list[float], Field(min_length=1)]
+    ] = {}
     """Grid search: values to try, one synthesizer per combination; the one of lowest loss on
-    held-out pairs generates the text. The learning rate may decide whether a small synthesizer
-    copies from d1 or answers from memory (experiments/2026-11-23-world-tuning-rate)."""
+    held-out pairs, which is the one of highest net worth, generates the text. The learning rate may
+    decide whether a small synthesizer copies from d1 or answers from memory
+    (experiments/2026-11-23-world-tuning-rate)."""
 
     @model_validator(mode="after")
     def _check_sweep(self) -> Tune:
@@ -504,6 +516,10 @@ class Synthesize(Section):
     """Softmax temperature; 0 is greedy decoding."""
     top_p: float = Field(0.9, gt=0, le=1)
     """Nucleus sampling threshold."""
+    contrast: float = Field(0.0, ge=0, le=10)
+    """Contrast against no d1: sample from the logits given d1 plus this many times what d1 adds to
+    those given nothing. It leans on d1 more, and copies more; log-probabilities are then of that
+    mixture. Costs a second decoding; the built-in engine alone has it. Source: arXiv:2305.14739."""
     max_tokens: Count | None = None
     """Longest d2 in tokens. Default: what d1 leaves of the context."""
     min_tokens: int = Field(16, ge=1, le=1_000_000)
@@ -527,6 +543,8 @@ class Synthesize(Section):
                 f"max_tokens {self.max_tokens} is below min_tokens {self.min_tokens}: "
                 "all would be dropped"
             )
+        if self.contrast and self.sampler != "embedded":
+            raise ValueError(f"`contrast` needs `sampler: embedded`, not {self.sampler}")
         return self
 
 

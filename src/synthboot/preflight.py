@@ -11,6 +11,7 @@ from synthboot import config
 from synthboot.artifacts.corpus import Corpus
 from synthboot.data import tasks, tokenizer
 from synthboot.errors import ConfigError, DataError, unloadable
+from synthboot.lm.batches import LEAST_CONTEXT, context_room
 
 _BUILT_IN = ("self", "file")
 
@@ -26,6 +27,13 @@ def check(cfg: config.Config) -> None:
             known_to_harness([name.removeprefix(tasks.LM_EVAL)], cfg.evaluate.task_folder)
         elif name != tasks.WORLD:
             tasks.read(name, cfg.evaluate, cfg.seed)
+    room = context_room(cfg.model.seq_len, cfg.tune.d1_share, cfg.tune.contexts)
+    if cfg.tune.contexts > 1 and room < LEAST_CONTEXT:
+        raise ConfigError(
+            f"tune.contexts: {cfg.tune.contexts} documents have {max(0, room)} tokens each of what "
+            f"d1 gets of model.seq_len {cfg.model.seq_len:,}, and {LEAST_CONTEXT} are needed: "
+            f"lower it, or raise tune.d1_share or model.seq_len"
+        )
     for package in cfg.engine.track:
         if find_spec(package) is None:
             raise ConfigError(
@@ -36,7 +44,7 @@ def check(cfg: config.Config) -> None:
 
         device("cuda")
     if cfg.model.init_from is not None:
-        _model(cfg.model.init_from)
+        _model(cfg.model.init_from, cfg.synthesize.contrast)
         tokenizer.from_hugging_face(cfg.model.init_from)
     elif cfg.corpus.tokenizer != "train":
         tokenizer.from_hugging_face(cfg.corpus.tokenizer)
@@ -89,13 +97,20 @@ def check_questions_fit(cfg: config.Config, corpus_tokenizer: tokenizer.Tokenize
                 )
 
 
-def _model(source: str) -> None:
+def _model(source: str, contrast: float) -> None:
     from transformers import AutoConfig
 
+    from synthboot.lm.sampling.engines import is_native
+
     try:
-        AutoConfig.from_pretrained(source, trust_remote_code=False)
+        layout = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, KeyError, by what is wrong with the folder
         raise ConfigError(f"model.init_from: {source}: {unloadable(error)}") from None
+    if contrast and not is_native(layout):
+        raise ConfigError(
+            f"synthesize.contrast: the built-in sampler, which alone has it, does not know the "
+            f"layout of {source} ({layout.model_type}); set it to 0"
+        )
 
 
 def _embedder(source: str) -> None:

@@ -36,7 +36,11 @@ STAGES = (
 VERSIONS = dict.fromkeys(STAGES, 4) | {
     "corpus": 5,
     "embed": 5,
+    "pair": 5,
+    "base": 5,
+    "tune": 5,
     "synthesize": 4,
+    "pretrain": 5,
     "score": 1,
     "evaluate": 7,
     "analyze": 6,
@@ -357,6 +361,9 @@ class _Recipes:
                 share = max(share, *(trial.share for trial in other.trials().values()))
         tokens = math.ceil(share * cfg.budget.train_tokens) + cfg.model.seq_len
         parents = {**self.corpus, "synthesizer": synthesizer}
+        if cfg.tune.contexts > 1 and kind != "unconditional":
+            # the documents beside d1 come from the pairs that it was tuned on
+            parents["pair"] = self.found[synthesizer].parents["pair"]
         return self.add("synthesize", variant, parents, budget_tokens=tokens)
 
     def synthesizer(

@@ -44,6 +44,7 @@ def status(run: Path) -> list[dict[str, Any]]:
                 "seconds": cost.get("seconds"),
                 "peak_memory_bytes": cost.get("peak_memory_bytes"),
                 "flops": cost.get("flops"),
+                "account": manifest.counts.get("account", "") if manifest else "",
             }
         )
     return rows

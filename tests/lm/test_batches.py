@@ -8,7 +8,7 @@ from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
 from synthboot.lm.arm import Sources, plan_of
-from synthboot.lm.batches import IGNORE, PairPlan, Plan, cut_pair, pair_row
+from synthboot.lm.batches import IGNORE, PairPlan, Plan, cut_pair, d1_room, joined_contexts, pair_row
 from synthboot.lm.streams import Stream, megadocs, shuffled, walk
 
 REPLAY = Tokens.of([[900 + i] * 7 + [0] for i in range(5)])
@@ -278,3 +278,85 @@ def test_documents_that_a_layout_sets_side_by_side_see_each_other(layout: Litera
     text = Sources(REAL, SYNTHETIC, np.arange(40) % 20)
     batch = plan_of(cfg, arm, 0, tokenizers.train(iter(["a b"]), 258), text, 128).batch(0)
     assert (batch.segments is not None) == apart
+
+
+def with_contexts(contexts: int, **changes: Any) -> PairPlan:
+    d1, d2 = [1, 2, 3, 4, 5], [0, 0, 0, 9, 9]  # most similar first
+    options: dict[str, Any] = {"seq_len": 32, "d1_share": 0.6, "batch_tokens": 64, "tokens": 640, "seed": 0} | changes
+    return PairPlan(REAL, d1, d2, end=0, separator=1, contexts=contexts, **options)
+
+
+def prompts(laid: PairPlan) -> set[tuple[int, ...]]:
+    """What stands before d2 in one pass, d2 by its first token behind it."""
+    found = set()
+    for row in range(laid.rows_per_epoch()):
+        batch = laid.batch(row // laid.rows)
+        assert batch.segments is not None
+        segments, inputs, targets = (a[row % laid.rows] for a in (batch.segments, batch.inputs, batch.targets))
+        for number in range(1, segments.max() + 1):
+            x, y = inputs[segments == number], targets[segments == number]
+            given = int((y == IGNORE).sum())
+            found.add((*x[: given + 1].tolist(), int(y[given])))
+    return found
+
+
+def test_other_d1_of_a_d2_stand_before_its_d1_the_more_similar_the_later() -> None:
+    def text(*docs: int) -> tuple[int, ...]:
+        """Each cut to an equal part of d1's room, int(31 * 0.6) = 18, separators taken off."""
+        room = 18 if len(docs) == 1 else (18 - len(docs) + 1) // len(docs)
+        pieces = [[*REAL[doc][:-1][:room].tolist(), 1] for doc in docs]
+        return (0, *[token for piece in pieces for token in piece])
+
+    assert prompts(with_contexts(1)) == {
+        (*text(1), 100), (*text(2), 100), (*text(3), 100), (*text(4), 109), (*text(5), 109),
+    }  # fmt: skip
+    assert prompts(with_contexts(2)) == {
+        (*text(2, 1), 100), (*text(1, 2), 100), (*text(1, 3), 100), (*text(5, 4), 109), (*text(4, 5), 109),
+    }  # fmt: skip
+    assert prompts(with_contexts(8)) == {
+        (*text(3, 2, 1), 100), (*text(3, 1, 2), 100), (*text(2, 1, 3), 100), (*text(5, 4), 109), (*text(4, 5), 109),
+    }  # fmt: skip
+
+
+def test_contexts_are_cut_so_that_all_fit_the_room_of_d1() -> None:
+    long = [np.array([*range(100 * i, 100 * i + 50), 0]) for i in (1, 2, 3)]
+    joined = joined_contexts(long, 32, 0.6, separator=1)
+    assert joined.tolist() == [*range(100, 105), 1, *range(200, 205), 1, *range(300, 305), 0]
+    assert len(joined) - 1 <= d1_room(32, 0.6)
+    assert joined_contexts(long[:1], 32, 0.6, separator=1) is long[0]  # pair_row cuts a single one, by what d2 leaves
+    inputs, targets = pair_row(joined, np.array([7, 8, 0]), 32, 0.6, end=0, separator=1)
+    assert inputs.tolist() == [0, *joined[:-1].tolist(), 1, 7, 8]
+    assert targets[-3:].tolist() == [7, 8, 0]
+
+
+def test_plain_rows_are_documents_alone_and_those_of_pairs_are_as_they_are_without() -> None:
+    plain = np.array([6, 7, 8, 10, 11])
+    options: dict[str, Any] = {"seq_len": 24, "d1_share": 0.4, "batch_tokens": 96, "seed": 0, "end": 0, "separator": 1}
+    d1, d2 = [1, 2, 3, 4, 5], [0, 0, 0, 9, 9]
+    mixed = PairPlan(REAL, d1, d2, tokens=96 * 20, plain_share=0.25, plain=plain, **options)
+    pure = PairPlan(REAL, d1, d2, tokens=96 * 15, **options)
+    assert mixed.sources(20) == {"plain_tokens": 96 * 5, "pair_tokens": 96 * 15}
+    rows: list[np.ndarray] = []
+    read: list[int] = []
+    for step in range(mixed.steps):
+        batch = mixed.batch(step)
+        assert batch.segments is not None
+        assert batch.positions is not None
+        for inputs, targets, segments, positions in zip(
+            batch.inputs, batch.targets, batch.segments, batch.positions, strict=True
+        ):
+            if (targets == IGNORE).any():
+                rows.append(inputs)
+                continue
+            assert (targets[:-1] == inputs[1:]).all()
+            read += targets.tolist()
+            for number in np.unique(segments):
+                inside = segments == number
+                assert len(set(inputs[inside].tolist()) - {0}) <= 1  # one document, all of one token
+                assert positions[inside].tolist() == list(range(inside.sum()))
+    assert len(read) == 20 * 24  # a quarter of the rows, spread over the steps
+    assert set(read) == {0, *(100 + plain).tolist()}  # and no other documents
+    expected = np.concatenate([pure.batch(step).inputs for step in range(pure.steps)])
+    assert (np.stack(rows) == expected).all()
+    assert "documents " in mixed.describe(0)
+    assert "pairs " in mixed.describe(0)

@@ -1,3 +1,6 @@
+from collections.abc import Iterator
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +43,50 @@ def test_pairs_score_d2_given_end_d1_separator() -> None:
     assert given.loss[0] == pytest.approx(by_hand(model, [0, 5, 6, 7, 1], [8, 9, 0]), rel=1e-4)
     assert alone.loss[0] == pytest.approx(by_hand(model, [0], [8, 9, 0]), rel=1e-4)
     assert given.tokens[0] == alone.tokens[0] == 3
+
+
+class Copier:
+    """A model that knows what followed the last token the time before, and else nothing."""
+
+    training = False
+
+    def __init__(self, vocab_size: int = 280) -> None:
+        self.vocab_size = vocab_size
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        yield torch.zeros(1)
+
+    def eval(self) -> None: ...
+
+    def train(self, mode: bool) -> None: ...
+
+    def __call__(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        logits = torch.zeros(*input_ids.shape, self.vocab_size)
+        for row, tokens in enumerate(input_ids.tolist()):
+            for i, token in enumerate(tokens):
+                if token in tokens[:i]:
+                    logits[row, i, tokens[tokens.index(token) + 1]] = 50.0
+        return SimpleNamespace(logits=logits)
+
+
+def test_the_copy_score_is_what_a_second_time_saves() -> None:
+    assert score.copy_score(small_model(), range(2, 280), 64, end=0) == pytest.approx(0, abs=0.2)
+    # of 32 tokens all but the first follow one that has stood before; a run of 32 seldom holds a token twice
+    found = score.copy_score(Copier(20_000), range(2, 20_000), 64, end=0)
+    assert found == pytest.approx(np.log(20_000) * 31 / 32, rel=0.01)
+    assert score.copy_score(Copier(20_000), range(2, 20_000), 9, end=0) == pytest.approx(np.log(20_000) * 3 / 4, rel=0.01)
+
+
+def test_a_gain_is_nats_per_token_with_its_error_over_documents() -> None:
+    def scores(loss: list[float], tokens: list[int]) -> score.Scores:
+        return score.Scores(np.array(loss), np.array(tokens))
+
+    less, more = scores([1.0, 4.0, 9.0], [1, 2, 3]), scores([2.0, 6.0, 9.0], [1, 2, 3])
+    value, error = less.gain_over(more)
+    assert value == pytest.approx(3 / 6)
+    residual = np.array([1.0, 2.0, 0.0]) - 0.5 * np.array([1, 2, 3])
+    assert error == pytest.approx(np.sqrt((residual**2).sum() / 2 / 3) / 2)
+    assert scores([1.0], [2]).gain_over(scores([3.0], [2])) == (1.0, 1.0)  # one document has no spread
 
 
 def test_scores_do_not_depend_on_the_batch() -> None:

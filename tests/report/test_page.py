@@ -5,13 +5,16 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from synthboot import loading, recipes, steps
+from synthboot.report.charts import count_model
 from synthboot.report.page import report
+from synthboot.stages.ceiling import Band, Ceiling
 from tests.conftest import run_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -80,7 +83,7 @@ def test_the_page_works_in_a_browser(finished: dict[str, Any], tmp_path: Path) -
     page = (run_folder(finished) / "11-report" / "report.html").read_text("utf-8")
     found = probe(page, tmp_path)
     assert found["problems"] == []
-    drawn = {"scores", "differences", "curves", "similarities", "tuning", "lengths", "efficiency", "flops"}
+    drawn = {"scores", "differences", "curves", "similarities", "tuning", "copying", "lengths", "efficiency", "flops"}
     assert {name for name, traces in found["charts"] if traces} == drawn
     assert found["turned"]
     assert found["back"]
@@ -105,6 +108,20 @@ def test_corpus_text_is_inert(finished: dict[str, Any], tmp_path: Path) -> None:
     assert found["images"] == 0
     assert found["problems"] == []
     assert found["marks"] == 2
+
+
+def test_what_d1_could_tell_stands_beside_what_was_learned(finished: dict[str, Any], tmp_path: Path) -> None:
+    results = copy.deepcopy(gathered(finished))
+    found = Ceiling(
+        docs=50, tokens=900, d1=2.5, loss=3.25, worth={"1": (0.0421, 0.001), "2": (0.06, 0.001), "4": (0.1012, 0.001)},
+        random=(-0.0003, 0.0002), bands=[Band(0.2, 0.9, 50, (0.0421, 0.001), (0.1012, 0.001))], floor=3.3456,
+    )  # fmt: skip
+    results["pairs"]["pair/related"]["ceiling"] = json.loads(json.dumps(asdict(found)))
+    page = report(results)
+    for figure in ("0.0421", "0.1012", "-0.0003", "3.2500", "3.3456"):
+        assert figure in page
+    assert count_model(results) == 3.3456
+    assert probe(page, tmp_path)["problems"] == []
 
 
 def test_the_page_asks_nothing_of_the_network(finished: dict[str, Any]) -> None:

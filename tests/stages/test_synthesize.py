@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from synthboot import config
+from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
 from synthboot.artifacts.store import Shards
 from synthboot.data import tokens
 from synthboot.data.tokenizer import Tokenizer
@@ -15,7 +17,7 @@ from synthboot.errors import BudgetError, SamplingError
 from synthboot.lm import model as models
 from synthboot.lm.sampling.protocol import Result
 from synthboot.stages import synthesize as stage
-from synthboot.stages.synthesize import Job, requests_of, synthesize, verdict
+from synthboot.stages.synthesize import Job, related_of, requests_of, synthesize, verdict
 from tests.lm.conftest import small_model
 
 
@@ -92,6 +94,40 @@ def test_every_document_is_drawn_equally_often_and_seeded_by_d1_and_sample(tmp_p
     for d1, _, request in asked:
         assert request.prompt == (tokenizer.end, *corpus[d1][:-1][:21].tolist(), tokenizer.separator)
         assert len(request.prompt) + request.max_tokens <= 64
+
+
+def test_several_d1_stand_in_the_prompt_as_they_do_in_tuning(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    # d2 3 has the d1 4, 5 and 6; the third pair is of validation document 3, which is another
+    pairs = Pairs(
+        np.array([4, 5, 7, 6]),
+        np.array([3, 3, 3, 3]),
+        np.array([0.9, 0.8, 0.7, 0.6], np.float32),
+        np.array([TRAIN, HELDOUT, VALIDATION, TRAIN]),
+    )
+    pairs.save(tmp_path)
+    j = replace(job(tmp_path, tokenizer), contexts=3, pairs=tmp_path)
+    corpus = Tokens.open(j.corpus)
+    asked = [r for chunk in range(2) for r in requests_of(j, corpus, tokenizer, chunk, related_of(j))]
+    prompts = {d1: r.prompt for d1, _, r in asked}
+    room = (21 - 2) // 3  # a third of 63, less two separators
+    of_three = [corpus[doc][:-1][:room].tolist() for doc in (5, 4, 3)]
+    given = [token for text in of_three for token in (*text, tokenizer.separator)]
+    assert prompts[3] == (tokenizer.end, *given)
+    alone = {d1: r.prompt for d1, _, r in requests_of(job(tmp_path, tokenizer), corpus, tokenizer, 0)}
+    for d1 in set(alone) - {3}:
+        assert prompts[d1] == alone[d1]  # nobody's d2: it has no other
+
+
+def test_a_contrast_asks_with_and_without_d1(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    j = job(tmp_path, tokenizer, contrast=0.5)
+    corpus = Tokens.open(j.corpus)
+    nothing = (tokenizer.end, tokenizer.separator)
+    assert {r.alone for *_, r in requests_of(j, corpus, tokenizer, 0)} == {nothing}
+    assert {r.alone for *_, r in requests_of(replace(j, conditional=False), corpus, tokenizer, 0)} == {()}
+    assert {r.alone for *_, r in requests_of(job(tmp_path, tokenizer), corpus, tokenizer, 0)} == {()}
+    synthesize(j, 200, tmp_path / "with")
+    synthesize(job(tmp_path, tokenizer), 200, tmp_path / "without")
+    assert files(tmp_path / "with") != files(tmp_path / "without")
 
 
 def test_unconditional_requests_have_no_d1(tmp_path: Path, tokenizer: Tokenizer) -> None:

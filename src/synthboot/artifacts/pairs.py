@@ -65,3 +65,24 @@ class Pairs:
         table = pq.read_table(folder / "pairs.parquet")
         columns = {name: table[name].to_numpy() for name in _COLUMNS}
         return Pairs(**columns, report=read_json(folder / "pairs.json"))
+
+
+@dataclass(frozen=True)
+class Related:
+    """The d1 of every d2, most similar first."""
+
+    d1: Int64[np.ndarray, " pair"]
+    d2: Int64[np.ndarray, " pair"]
+
+    @staticmethod
+    def of(d1: Int64[np.ndarray, " pair"], d2: Int64[np.ndarray, " pair"]) -> Related:
+        """Of pairs that come most similar first."""
+        order = np.argsort(d2, kind="stable")
+        return Related(d1[order], d2[order])
+
+    def around(self, d1: int, d2: int, contexts: int) -> list[int]:
+        """The documents that a prompt of up to `contexts` holds: `d1` last, before it other d1 of
+        `d2`, the more similar the later."""
+        start, stop = np.searchsorted(self.d2, (d2, d2 + 1))
+        others = [doc for doc in self.d1[start:stop].tolist() if doc != d1]
+        return [*reversed(others[: contexts - 1]), d1]

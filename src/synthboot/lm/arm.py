@@ -162,9 +162,24 @@ def train_arm(
     def validate(current: Any) -> float:
         return score.documents(current, validation, seq_len, tokenizer.end).mean
 
+    ids = sorted(tokenizer.ids() - tokenizer.control)
+
+    def copying(current: Any) -> float:
+        return score.copy_score(current, ids, seq_len, tokenizer.end)
+
     settings = _settings(cfg, arm, seed, plan.steps)
     place = place_of(cfg, folder)
-    curve = train(model, plan, settings, validate, folder, tokenizer, progress, place)
+    curve = train(
+        model,
+        plan,
+        settings,
+        validate,
+        folder,
+        tokenizer,
+        progress,
+        place,
+        copying,
+    )
 
     train_flops = 3 * forward_flops * ledger["train_tokens"]
     ledger |= {

@@ -16,8 +16,9 @@ from functools import lru_cache
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Bool, Int64, Integer
 
+from synthboot.artifacts.pairs import Related
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
 from synthboot.lm.streams import Stream, megadocs, shuffled, walk
@@ -28,6 +29,22 @@ IGNORE = -100
 
 PACKED_TOGETHER = 512
 """Pairs of `PairPlan` that are packed as one group."""
+
+
+def tokens_until_copying(batch_tokens: int) -> float:
+    """About how many tokens a language model trains on, at so many a step, before it copies from
+    its context: 10^5.7 times the root of a step's tokens, whatever its size.
+
+    A law of larger runs, and one in the mean: over seeds the time is random. It is about plain
+    text; tuning on close pairs teaches copying sooner (docs/will-it-work.md).
+
+    Source: arXiv:2511.16893.
+    """
+    return float(10**5.7 * batch_tokens**0.5)
+
+
+LEAST_CONTEXT = 8
+"""Tokens of a document below which it is no use to condition on it."""
 
 
 @dataclass(frozen=True)
@@ -215,14 +232,8 @@ class Plan:
         if not self.packed:
             return Batch(inputs, targets)
 
-        # positions count from the last document start at or before each token
-        columns = np.broadcast_to(np.arange(self.seq_len), inputs.shape)
-        last_start = np.maximum.accumulate(
-            np.where(starts, columns, 0),
-            axis=1,
-        )
-        segments = 1 + np.cumsum(starts, axis=1)
-        return Batch(inputs, targets, segments, columns - last_start)
+        segments, positions = _by_document(starts)
+        return Batch(inputs, targets, segments, positions)
 
     def describe(self, step: int) -> str:
         """The documents that a step reads, in words."""
@@ -265,10 +276,7 @@ class Plan:
     def _row(self, row: int) -> np.ndarray:
         """A row's tokens, (seq_len + 1): the one before its first target, and its targets."""
         kind, start = self._source(row)
-        stream = self._stream(kind)
-        if start == 0:  # nothing is before the first token: it is read after an end
-            return np.concatenate(([self.end], stream.read(0, self.seq_len)))
-        return stream.read(start - 1, self.seq_len + 1)
+        return _read_after(self._stream(kind), start, self.seq_len, self.end)
 
     def _stream(self, kind: str) -> Stream:
         streams = {
@@ -329,9 +337,61 @@ def _spread(
     return before, through > before
 
 
+def _by_document(
+    starts: Bool[np.ndarray, "row token"],
+) -> tuple[Int64[np.ndarray, "row token"], Int64[np.ndarray, "row token"]]:
+    """Segments and positions that keep documents apart, from where they start."""
+    # positions count from the last document start at or before each token
+    columns = np.broadcast_to(np.arange(starts.shape[1]), starts.shape)
+    last_start = np.maximum.accumulate(
+        np.where(starts, columns, 0),
+        axis=1,
+    )
+    return 1 + np.cumsum(starts, axis=1), columns - last_start
+
+
+def _read_after(
+    stream: Stream,
+    start: int,
+    seq_len: int,
+    end: int,
+) -> Int64[np.ndarray, " token"]:
+    """A row of a stream, (seq_len + 1): the token before its first target, and its targets."""
+    if start == 0:  # nothing is before the first token: it is read after an end
+        return np.concatenate(([end], stream.read(0, seq_len)))
+    return stream.read(start - 1, seq_len + 1)
+
+
 def d1_room(seq_len: int, share: float) -> int:
     """The tokens of d1 that a row always has room for."""
     return int((seq_len - 1) * share)
+
+
+def context_room(seq_len: int, share: float, contexts: int) -> int:
+    """The tokens that each of several d1 has of d1's room, separators taken off."""
+    return (d1_room(seq_len, share) - (contexts - 1)) // contexts
+
+
+def joined_contexts(
+    documents: Sequence[Integer[np.ndarray, " _"]],
+    seq_len: int,
+    share: float,
+    separator: int,
+) -> Integer[np.ndarray, " token"]:
+    """Several d1 as one: their heads, separated, closed as the last one is.
+
+    Each is cut to an equal part of d1's room, whatever the others leave of theirs; a single one
+    stays whole. The last stands next to d2 as a single d1 does, since what is to be copied is found
+    the better the nearer it is (arXiv:2307.03172): so the most similar comes last.
+    """
+    if len(documents) == 1:
+        return documents[0]
+    room = context_room(seq_len, share, len(documents))
+    pieces: list[np.ndarray] = []
+    for document in documents:
+        pieces += [document[:-1][:room].astype(np.int64), np.array([separator])]
+    pieces[-1] = documents[-1][-1:].astype(np.int64)
+    return np.concatenate(pieces)
 
 
 def cut_pair(
@@ -378,6 +438,11 @@ class PairPlan:
     They are shuffled anew in every epoch. Packing is best-fit by falling length within groups of
     `PACKED_TOGETHER` shuffled pairs. The last rows of an epoch that do not fill a batch are filled
     from the next.
+
+    With `contexts` of more than one, as many other d1 of the same d2 stand before d1, and only such
+    as these pairs have. A `plain_share` of all rows, spread evenly, is the documents `plain` end to
+    end, each seen alone after an end and learned in whole: with as many pairs to a row as without,
+    and more targets.
     """
 
     packed = True
@@ -395,6 +460,9 @@ class PairPlan:
         seed: int,
         end: int,
         separator: int,
+        contexts: int = 1,
+        plain_share: float = 0.0,
+        plain: Int64[np.ndarray, " doc"] | None = None,
     ) -> None:
         self.tokens = first
         self.d1 = np.asarray(d1, np.int64)
@@ -408,8 +476,21 @@ class PairPlan:
         self.batch_tokens = self.rows * seq_len
         self.steps = max(1, tokens // self.batch_tokens)
 
+        self.contexts = contexts
+        self.related = Related.of(self.d1, self.d2)
+
+        self.plain_rows = 0
+        if plain is not None and plain_share:
+            docs = plain  # a name of its own: what is None is no array
+            self.plain_rows = round(plain_share * self.rows * self.steps)
+            self.plain = Stream(
+                first, lambda epoch: rng(seed, "tune.plain", epoch).permutation(docs)
+            )
+
         # the tokens that each pair takes of a row, an end and a separator less d2's last included
         d1_lengths = first.lengths[self.d1].tolist()
+        if contexts > 1:
+            d1_lengths = [len(self._given(pair)) for pair in range(len(self.d1))]
         d2_lengths = first.lengths[self.d2].tolist()
         lengths = []
         for d1_length, d2_length in zip(d1_lengths, d2_lengths, strict=True):
@@ -463,10 +544,14 @@ class PairPlan:
         segments = np.zeros(shape, np.int64)
         positions = np.zeros(shape, np.int64)
         for row in range(self.rows):
+            number, is_plain = self._source(step * self.rows + row)
+            if is_plain:
+                self._fill_plain(row, number, inputs, targets, segments, positions)
+                continue
             filled = 0
-            for number, pair in enumerate(self._members(step * self.rows + row), 1):
+            for segment, pair in enumerate(self._members(number), 1):
                 x, y = pair_row(
-                    self.tokens[int(self.d1[pair])],
+                    self._given(pair),
                     self.tokens[int(self.d2[pair])],
                     self.seq_len,
                     self.d1_share,
@@ -476,25 +561,69 @@ class PairPlan:
                 columns = slice(filled, filled + len(x))
                 inputs[row, columns] = x
                 targets[row, columns] = y
-                segments[row, columns] = number
+                segments[row, columns] = segment
                 positions[row, columns] = np.arange(len(x))
                 filled += len(x)
         return Batch(inputs, targets, segments, positions)
 
+    def _fill_plain(
+        self,
+        row: int,
+        number: int,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        segments: np.ndarray,
+        positions: np.ndarray,
+    ) -> None:
+        """Write plain row `number` to row `row` of these."""
+        tokens = _read_after(self.plain, number * self.seq_len, self.seq_len, self.end)
+        inputs[row] = tokens[:-1]
+        targets[row] = tokens[1:]
+        starts = inputs[row : row + 1] == self.end
+        segments[row : row + 1], positions[row : row + 1] = _by_document(starts)
+
+    def _given(self, pair: int) -> Integer[np.ndarray, " token"]:
+        """What stands before a pair's d2: its d1, after others if there are to be several."""
+        d1 = int(self.d1[pair])
+        if self.contexts == 1:
+            return self.tokens[d1]
+        docs = self.related.around(d1, int(self.d2[pair]), self.contexts)
+        texts = [self.tokens[doc] for doc in docs]
+        return joined_contexts(texts, self.seq_len, self.d1_share, self.separator)
+
     def describe(self, step: int) -> str:
-        """The pairs that a step reads, as d1 > d2."""
+        """What a step reads: pairs, as d1 > d2, and plain documents."""
         words = []
+        documents = []
         for row in range(step * self.rows, (step + 1) * self.rows):
-            for pair in self._members(row):
+            number, is_plain = self._source(row)
+            if is_plain:
+                documents += self.plain.documents(number * self.seq_len, self.seq_len)
+                continue
+            for pair in self._members(number):
                 words.append(f"{self.d1[pair]} > {self.d2[pair]}")
-        return "pairs " + ", ".join(words)
+        parts = []
+        if words:
+            parts.append("pairs " + ", ".join(words))
+        if documents:
+            parts.append("documents " + ", ".join(map(str, documents)))
+        return " and ".join(parts)
 
     def sources(self, steps: int) -> dict[str, float]:
-        """Tokens of packed pairs, padding included."""
-        return {"pair_tokens": steps * self.batch_tokens}
+        """Tokens of packed pairs, padding included, and of plain documents."""
+        plain, _ = _spread(steps * self.rows, self.plain_rows, self.rows * self.steps)
+        found: dict[str, float] = {"pair_tokens": steps * self.batch_tokens - plain * self.seq_len}
+        if self.plain_rows:
+            found["plain_tokens"] = plain * self.seq_len
+        return found
+
+    def _source(self, row: int) -> tuple[int, bool]:
+        """Which of the plain rows or of those of pairs a row is, and whether it is plain."""
+        before, is_plain = _spread(row, self.plain_rows, self.rows * self.steps)
+        return (before, True) if is_plain else (row - before, False)
 
     def _members(self, row: int) -> list[int]:
-        """The pairs of a row, counted over all epochs."""
+        """The pairs of a row of pairs, counted over all epochs."""
         # `_starts[e]` is the first row of epoch e: epochs differ in length, so each is packed once
         # to know where the next begins
         while row >= self._starts[-1]:

@@ -15,14 +15,19 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
+from synthboot import statistics
 from synthboot.data.tokens import Tokens
 from synthboot.lm.batches import IGNORE, pair_row
+from synthboot.rng import rng
 
 Row = tuple[np.ndarray, np.ndarray]
 """The inputs and the targets of a row, without padding."""
 
 BATCH_TOKENS = 8_192
 """Tokens of one forward pass, padding included: their logits are the most that scoring holds."""
+
+_COPIED_ROWS = 16
+_COPIED_TOKENS = 128  # the longest run that is repeated
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,16 @@ class Scores:
     def mean(self) -> float:
         """Nats per token over all documents together."""
         return float(self.loss.sum() / max(1, self.tokens.sum()))
+
+    def gain_over(self, other: Scores) -> tuple[float, float]:
+        """How many nats per token fewer the same documents cost here than in `other`, and the
+        standard error of that over documents."""
+        if len(self.loss) < 2:
+            # one document has no spread: the figure is as unsure as it is large
+            gain = other.mean - self.mean
+            return gain, abs(gain)
+        found = statistics.difference(other.loss[None], self.loss[None], self.tokens)
+        return found.value, found.standard_error
 
 
 def documents(
@@ -79,6 +94,27 @@ def token_losses(
             start = starts[number]
             token_loss[start : start + size] = loss[:size]
     return token_loss
+
+
+def copy_score(
+    model: Any,
+    ids: Sequence[int],
+    seq_len: int,
+    end: int,
+) -> float:
+    """How many nats per token random tokens cost less when they come a second time.
+
+    Zero where a model reads nothing of what stands before, the logarithm of the number of `ids` at
+    most. The same 16 sequences for every model: up to 128 of the ids, twice.
+
+    Source: arXiv:2209.11895, repeated random tokens as the test for induction heads.
+    """
+    half = max(1, min(seq_len // 2, _COPIED_TOKENS))
+    once = rng(0, "score.copied").choice(ids, (_COPIED_ROWS, half))  # (row, token)
+    twice = np.concatenate((once, once), axis=1)
+    losses = token_losses(model, Tokens.of(twice.tolist()), seq_len, end)
+    first, second = losses.reshape(_COPIED_ROWS, 2, half).mean((0, 2))  # (row, half, token)
+    return float(first - second)
 
 
 def pairs(

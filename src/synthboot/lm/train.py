@@ -94,7 +94,8 @@ class Curve:
     """What happened.
 
     `train` rows are [tokens, mean loss since the last row, gradient norm, lr]; `validation` rows
-    are [tokens, loss]; `best_step` counts optimizer steps done.
+    are [tokens, loss], `copying` rows [tokens, copy score] where that is taken; `best_step` counts
+    optimizer steps done.
     """
 
     step: int = 0
@@ -103,6 +104,7 @@ class Curve:
     evals_since_best: int = 0
     train: list[list[float]] = field(default_factory=list)
     validation: list[list[float]] = field(default_factory=list)
+    copying: list[list[float]] = field(default_factory=list)
 
     @property
     def last_loss(self) -> float:
@@ -119,13 +121,16 @@ def train(
     tokenizer: Tokenizer,
     progress: Progress = silent,
     place: Place = Place(),
+    copying: Callable[[Any], float] | None = None,
 ) -> Curve:
     """The curve of training `model` in place, from where `folder` left off.
+
+    `copying` is taken beside every validation loss; it is for the curve alone.
 
     Raises TrainingError where the loss is not finite or leaps, naming the step, what it read, and
     the checkpoint to go back to.
     """
-    trainer = _Trainer(model, batches, settings, validate, folder, tokenizer, place)
+    trainer = _Trainer(model, batches, settings, validate, folder, tokenizer, place, copying)
     curve = trainer.curve
     if not curve.step and not curve.validation and 0 in settings.eval_steps:
         trainer.evaluate()
@@ -193,11 +198,13 @@ class _Trainer:
         folder: Path,
         tokenizer: Tokenizer,
         place: Place,
+        copying: Callable[[Any], float] | None,
     ) -> None:
         self.model = model
         self.batches = batches
         self.settings = settings
         self.validate = validate
+        self.copying = copying
         self.folder = folder
         self.work = folder / WORK
         self.tokenizer = tokenizer
@@ -318,9 +325,12 @@ class _Trainer:
         best, is in place.
         """
         curve = self.curve
+        tokens = curve.step * self.batches.batch_tokens
         with self._averaged():
-            loss = self._validation_loss()
-        curve.validation.append([curve.step * self.batches.batch_tokens, loss])
+            loss = self._scored(self.validate)
+            curve.validation.append([tokens, loss])
+            if self.copying is not None:
+                curve.copying.append([tokens, self._scored(self.copying)])
         is_best = bool(curve.step) and loss < curve.best_loss
         if is_best:
             curve.best_step = curve.step
@@ -347,14 +357,14 @@ class _Trainer:
         """While this lasts the model is the one that is measured and kept."""
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 
-    def _validation_loss(self) -> float:
+    def _scored(self, measure: Callable[[Any], float]) -> float:
         eager: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if self.compiled:
             # rows have other lengths here, and would all be compiled anew
             eager = torch.compiler.set_stance("force_eager")
         with eager:
             model = parallel.ScoringView(self.module) if self.group.shard else self.model
-            return self.validate(model)
+            return measure(model)
 
     def _write_checkpoint(
         self,

@@ -45,6 +45,7 @@ def charts(results: Mapping[str, Any]) -> list[Chart]:
         _rounds(results),
     ]
     found = [_scores(evaluated, paint), _curves(results, paint)]
+    optional.append(_copying(results, paint))
     found += [chart for chart in optional if chart is not None]
 
     if evaluated["questions"]:
@@ -199,7 +200,58 @@ def _curves(results: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
                 "showarrow": False,
             }
         ]
+    floor = count_model(results)
+    if floor is not None:
+        layout.setdefault("shapes", []).append(_horizontal(floor))
+        layout.setdefault("annotations", []).append(
+            {
+                "x": 0,
+                "xref": "paper",
+                "xanchor": "left",
+                "y": floor,
+                "yanchor": "bottom",
+                "text": "n-grams with a cache",
+                "showarrow": False,
+            }
+        )
     return {"id": "curves", "data": data, "layout": layout}
+
+
+def _copying(results: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | None:
+    """The copy score of every model while it trains."""
+    data = []
+    shown = set()
+    for role, curve in results["curves"].items():
+        # base stands once more under its arm and seed
+        if "/" not in role or not curve.get("copying"):
+            continue
+        arm = role.rsplit("/", 1)[0]
+        tokens, scores = zip(*curve["copying"], strict=True)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": tokens,
+                "y": scores,
+                "name": arm,
+                "legendgroup": arm,
+                "showlegend": arm not in shown,  # once for all its seeds
+                "line": {"color": paint[arm]},
+            }
+        )
+        shown.add(arm)
+    if not data:
+        return None
+    layout = _layout("tokens trained on", "copy score, nats per token")
+    return {"id": "copying", "data": data, "layout": _beside(layout, len(shown))}
+
+
+def count_model(results: Mapping[str, Any]) -> float | None:
+    """The validation loss of n-grams with a cache, where pairing measured it."""
+    for pairs in results["pairs"].values():
+        if pairs.get("ceiling"):
+            return float(pairs["ceiling"]["floor"])
+    return None
 
 
 def crossing(results: Mapping[str, Any], arm: str) -> float | None:
@@ -536,6 +588,11 @@ def _error_bars(values: Sequence[Sequence[float]]) -> dict[str, Any]:
 def _vertical(x: float) -> dict[str, Any]:
     """A dotted line from the bottom to the top."""
     return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": _DOTTED}
+
+
+def _horizontal(y: float) -> dict[str, Any]:
+    """A dotted line from the left to the right."""
+    return {"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": y, "y1": y, "line": _DOTTED}
 
 
 def _area(name: str, x: Sequence[float], counts: Sequence[float]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synthboot.artifacts.store import flat
+from synthboot.lm.batches import tokens_until_copying
 from synthboot.report.charts import charts
 
 PAPER = {
@@ -63,6 +64,7 @@ def report(results: Mapping[str, Any]) -> str:
         recipes=results["config"]["arms"],
         chart_ids=[chart["id"] for chart in drawn],
         conditioning=conditioning,
+        copying_after=tokens_until_copying(results["config"]["optim"]["batch_tokens"]),
         pair=related,
         costs=results["costs"],
         paper=PAPER,

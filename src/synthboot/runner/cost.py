@@ -21,6 +21,7 @@ from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.store import read_manifest
 from synthboot.config import Config
 from synthboot.errors import CorruptArtifact
+from synthboot.lm.batches import tokens_until_copying
 from synthboot.recipes import Unit, folder_of
 from synthboot.runner.state import State
 
@@ -68,6 +69,31 @@ def sentence(cost: dict[str, float]) -> str:
         f"on this machine about {cost['hours']:.1f} hours (to a factor of two) and "
         f"{cost['bytes'] / 2**20:,.0f} MiB"
     )
+
+
+def copying(cfg: Config, units: dict[str, Unit]) -> dict[str, float] | None:
+    """`expected_tokens` after which base would copy from its context, and the `share` of them at
+    which it ends.
+
+    None where nothing is tuned from it, or it starts from a model that copies already.
+    """
+    tunes = any(unit.stage == "tune" for unit in units.values())
+    if cfg.model.init_from is not None or not tunes:
+        return None
+    expected = tokens_until_copying(cfg.optim.batch_tokens)
+    return {"expected_tokens": expected, "share": cfg.budget.train_tokens / expected}
+
+
+def copying_sentence(cfg: Config, found: dict[str, float]) -> str:
+    """The same in words."""
+    words = (
+        f"copying: at {cfg.optim.batch_tokens:,} tokens a step a model copies from its context "
+        f"after about {found['expected_tokens'] / 1e6:,.1f}M tokens (arXiv:2511.16893); "
+        f"base ends at {found['share']:.1%} of that"
+    )
+    if found["share"] < 1:
+        words += ": smaller steps come there sooner, else tuning has to teach it"
+    return words
 
 
 @dataclass(frozen=True)
@@ -123,7 +149,8 @@ def _is_copy(unit: Unit) -> bool:
 
 def _tuning_tokens(cfg: Config) -> int:
     """Most tokens that one synthesizer is tuned on; a pair is taken for two documents."""
-    return cfg.tune.max_tokens or int(2 * _unique_tokens(cfg) * cfg.tune.max_epochs)
+    pair_tokens = 2 * _unique_tokens(cfg) * cfg.tune.max_epochs
+    return cfg.tune.max_tokens or int(pair_tokens / (1 - cfg.tune.plain_share))
 
 
 def _stored_bytes(cfg: Config, models: int, train_tokens: int, sampled_tokens: int) -> float:

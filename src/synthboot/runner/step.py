@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from synthboot import config
@@ -19,6 +19,7 @@ def run_step(
     unit: Unit,
     workers: int,
     progress: Progress,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """What the unit's step returns, (counts, cost), once its folder holds the artifact.
 
@@ -33,6 +34,7 @@ def run_step(
         {role: plan[parent].folder(cfg.folder) for role, parent in unit.parents.items()},
         workers,
         progress,
+        note=note,
         outside=unit.outside,
         variant=unit.variant,
         recipe=unit.recipe,

@@ -60,7 +60,7 @@ def make(
             counts, cost = torchrun.run_step_together(cfg, plan, unit, progress)
         else:
             workers = jobs if unit.stage in PARALLEL else 1
-            counts, cost = run_step(cfg, plan, unit, workers, progress)
+            counts, cost = run_step(cfg, plan, unit, workers, progress, note)
         cost["seconds"] = time.monotonic() - started
         cost["peak_memory_bytes"] = _peak_memory()
 

@@ -27,13 +27,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from synthboot import config, pool
+from synthboot.artifacts.pairs import VALIDATION, Pairs, Related
 from synthboot.artifacts.store import Progress, Shards, silent
 from synthboot.artifacts.synthetic import CHUNKS, FILE, KEPT
 from synthboot.data import ngrams, tokens
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, SamplingError
-from synthboot.lm.batches import d1_room
+from synthboot.lm.batches import d1_room, joined_contexts
 from synthboot.lm.sampling.engines import open_sampler
 from synthboot.lm.sampling.protocol import Request, Result, Sampler
 from synthboot.rng import rng
@@ -43,7 +44,8 @@ from synthboot.rng import rng
 class Job:
     """Everything a chunk depends on; plain values, so that it can be sent to a worker.
 
-    Without `conditional`, documents are sampled from the model alone.
+    Without `conditional`, documents are sampled from the model alone. With `pairs`, the folder they
+    lie in, up to `contexts` documents are conditioned on: d1, and the d1 of d1.
     """
 
     cfg: config.Synthesize
@@ -56,6 +58,8 @@ class Job:
     seed: int
     conditional: bool
     engine: config.Engine
+    contexts: int = 1
+    pairs: Path | None = None
 
 
 def synthesize(
@@ -125,10 +129,15 @@ def _check_yield(
 
 
 def requests_of(
-    job: Job, corpus: Tokens, tokenizer: tokenizers.Tokenizer, chunk: int
+    job: Job,
+    corpus: Tokens,
+    tokenizer: tokenizers.Tokenizer,
+    chunk: int,
+    related: Related | None = None,
 ) -> Iterator[tuple[int, int, Request]]:
     """(d1, sample number, request) for every request of a chunk."""
     d1_tokens = d1_room(job.window, job.d1_share)
+    contrasts = job.conditional and job.cfg.contrast > 0
     first = chunk * job.cfg.chunk
     for number in range(first, first + job.cfg.chunk):
         sample, index = divmod(number, job.docs)
@@ -136,8 +145,10 @@ def requests_of(
         prompt = [tokenizer.end]
         if job.conditional:
             # as in tuning: end + d1, cut to its share of the window, + separator
-            document = corpus[d1][:-1]
-            prompt += [*document[:d1_tokens].tolist(), tokenizer.separator]
+            docs = [d1] if related is None else related.around(d1, d1, job.contexts)
+            texts = [corpus[doc] for doc in docs]
+            given = joined_contexts(texts, job.window, job.d1_share, tokenizer.separator)[:-1]
+            prompt += [*given[:d1_tokens].tolist(), tokenizer.separator]
         room = job.window - len(prompt)
         yield (
             d1,
@@ -146,6 +157,7 @@ def requests_of(
                 prompt=tuple(prompt),
                 seed=_seed(job.seed, d1, sample),
                 max_tokens=min(room, job.cfg.max_tokens or room),
+                alone=(tokenizer.end, tokenizer.separator) if contrasts else (),
             ),
         )
 
@@ -185,10 +197,21 @@ def _chunk_writer(
         if not loaded:
             tokenizer = tokenizers.load(job.tokenizer)
             engine = open_sampler(job.cfg, job.engine, job.synthesizer, tokenizer.end)
-            loaded.extend((engine, tokenizer, Tokens.open(job.corpus).head(job.docs)))
+            corpus = Tokens.open(job.corpus).head(job.docs)
+            loaded.extend((engine, tokenizer, corpus, related_of(job)))
         return shards.write(chunk, lambda out: _write_chunk(job, chunk, out, *loaded))
 
     return run
+
+
+def related_of(job: Job) -> Related | None:
+    """The d1 of every document of D_pretrain, where several are conditioned on."""
+    if job.pairs is None:
+        return None
+    pairs = Pairs.load(job.pairs)
+    # d2 of the validation set are numbered by themselves, and nothing is written from them
+    inside = pairs.split != VALIDATION
+    return Related.of(pairs.d1[inside], pairs.d2[inside])
 
 
 def _write_chunk(
@@ -198,6 +221,7 @@ def _write_chunk(
     engine: Sampler,
     tokenizer: tokenizers.Tokenizer,
     corpus: Tokens,
+    related: Related | None,
 ) -> dict[str, Any]:
     """Sample a chunk and write it to `out`: all outputs as rows, those kept as tokens too."""
     d1s, samples, requests = zip(
@@ -206,6 +230,7 @@ def _write_chunk(
             corpus,
             tokenizer,
             chunk,
+            related,
         ),
         strict=True,
     )

@@ -4,7 +4,10 @@ Rows are end + d1 + separator + d2 + end with the loss on d2 and its end only, p
 pair seeing another. Pairs whose d2 is a validation document, which neither base nor tune has seen,
 decide when to stop; the best is kept. Base itself, which has never seen the separator, is measured
 first but cannot be the best. The report gives the log-likelihood of held-out d2 given its d1, given
-a random d1, and given nothing: the gap shows that the relation was learned.
+a random d1, and given nothing. Two gaps say what that is good for:
+
+- d1's worth, given a random d1 minus given its own: the relation was learned,
+- net worth, base without any d1 minus given its own: and more was gained than forgotten.
 
 Without `start` it is tuned from fresh weights: the control that asks what base is worth.
 
@@ -14,6 +17,7 @@ stopping rule are ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from synthboot import config
-from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
+from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs, Related
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
@@ -29,7 +33,7 @@ from synthboot.errors import DataError
 from synthboot.lm import merging, score
 from synthboot.lm import model as models
 from synthboot.lm.arm import place_of
-from synthboot.lm.batches import PairPlan, cut_pair, d1_room
+from synthboot.lm.batches import PairPlan, cut_pair, d1_room, joined_contexts
 from synthboot.lm.train import Curve, Settings, train
 from synthboot.rng import rng
 
@@ -39,6 +43,7 @@ class Tuned:
     """The tuning curve, `conditioning` (nats per token of held-out d2 by condition), and the cost.
 
     `base_share` are the shares of base's weights that were tried, each with its loss.
+    `untuned` is what d1 is worth to the model that tuning starts from, with its standard error.
     `stopped_by` are the pairs whose loss the curve has: d1, validation document d2, tokens of it
     that are scored.
     """
@@ -46,10 +51,20 @@ class Tuned:
     curve: Curve
     base_share: list[tuple[float, float]]
     conditioning: dict[str, dict[str, float]]
+    untuned: tuple[float, float]
     tokens: int
     padding_share: float
     flops: float
     stopped_by: list[tuple[int, int, int]]
+
+    def sentence(self) -> str:
+        """What d1 is worth, in words."""
+        unseen = self.conditioning["unseen"]
+        parts = []
+        for name, key in (("d1's worth", "d1_worth"), ("net worth", "net_worth")):
+            if key in unseen:
+                parts.append(f"{name} {unseen[key]:+.4f} +- {unseen[f'{key}_error']:.4f}")
+        return f"{', '.join(parts)} nats a token of unseen d2"
 
 
 def tune(
@@ -61,10 +76,12 @@ def tune(
     tokenizer: Tokenizer,
     folder: Path,
     progress: Progress = silent,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Tuned:
     """The synthesizer, its best checkpoint in `folder/best`.
 
-    `start` is base's best checkpoint, if any.
+    `start` is base's best checkpoint, if any. `note` is told before tuning where it does not read
+    d1.
 
     Raises DataError where there are no pairs to stop by.
     """
@@ -74,8 +91,17 @@ def tune(
             "tune: no validation document has a neighbour above min_similarity, so nothing says "
             "when to stop; lower pair.min_similarity or raise corpus.validation_docs"
         )
-    settings, plan = _plan(cfg, pairs.only(TRAIN), corpus, tokenizer)
+    settings, plan = _plan(cfg, pairs, corpus, tokenizer)
     model = _origin(cfg, start, tokenizer)
+    progress(0.0, "measuring what d1 is worth untuned")
+    untuned = stopping.d1_worth(model)
+    worth, error = untuned
+    # fresh weights read nothing, and nobody expects them to
+    if start is not None and worth < 2 * error:
+        note(
+            f"the model that tuning starts from does not read d1: its worth is {worth:+.4f} +- "
+            f"{error:.4f} nats a token untuned; tuning has to teach that (docs/will-it-work.md)"
+        )
     place = place_of(cfg, folder)
     if place.group.main:
         merging.undo(folder)
@@ -103,7 +129,8 @@ def tune(
     conditioning = {}
     for name, held in (("unseen", stopping), ("seen_by_base", seen)):
         if len(held):
-            conditioning[name] = held.conditioning(best, _origin(cfg, start, tokenizer))
+            origin = _origin(cfg, start, tokenizer)
+            conditioning[name] = held.conditioning(best, origin, is_base=start is not None)
 
     tokens = curve.step * plan.batch_tokens
     row_tokens = plan.rows_per_epoch() * plan.seq_len
@@ -114,6 +141,7 @@ def tune(
         curve=curve,
         base_share=shares,
         conditioning=conditioning,
+        untuned=untuned,
         tokens=tokens,
         padding_share=1 - float(plan.lengths.sum()) / row_tokens,
         flops=3 * forward * tokens + forward * evaluated,
@@ -139,12 +167,15 @@ def _plan(
 ) -> tuple[Settings, PairPlan]:
     """How to tune, and on what: as many rows as `max_epochs` and `max_tokens` allow."""
     tune = cfg.tune
+    tuned_on = pairs.only(TRAIN)
+    # what the model is measured on stays unseen by tuning, as a document too
+    plain = np.setdiff1d(np.arange(len(corpus)), pairs.only(HELDOUT).d2)
 
     def plan(tokens: int) -> PairPlan:
         return PairPlan(
             corpus,
-            pairs.d1.tolist(),
-            pairs.d2.tolist(),
+            tuned_on.d1.tolist(),
+            tuned_on.d2.tolist(),
             seq_len=cfg.model.seq_len,
             d1_share=tune.d1_share,
             batch_tokens=tune.batch_tokens,
@@ -152,11 +183,14 @@ def _plan(
             seed=cfg.seed,
             end=tokenizer.end,
             separator=tokenizer.separator,
+            contexts=tune.contexts,
+            plain_share=tune.plain_share,
+            plain=plain,
         )
 
     # how many rows an epoch takes shows only once its pairs are packed
     epoch_tokens = plan(1).rows_per_epoch() * cfg.model.seq_len
-    wanted = int(tune.max_epochs * epoch_tokens)
+    wanted = int(tune.max_epochs * epoch_tokens / (1 - tune.plain_share))
     packed = plan(min(wanted, tune.max_tokens or wanted))
 
     # a set: with few steps several evaluations fall on one
@@ -201,7 +235,11 @@ class _Held:
         room = self.window - 1 - d1_room(self.window, self.share)
         d1 = pairs.d1[chosen].tolist()
         d2 = pairs.d2[chosen].tolist()
-        self.d1 = [first[doc] for doc in d1]
+        related = Related.of(pairs.d1, pairs.d2)
+        given = []
+        for one, other in zip(d1, d2, strict=True):
+            given.append(related.around(one, other, cfg.tune.contexts))
+        self.d1 = [self._joined(first, docs) for docs in given]
         self.d2 = [second[doc][:room] for doc in d2]
         self.numbers = list(
             zip(
@@ -211,8 +249,12 @@ class _Held:
                 strict=True,
             )
         )
-        others = rng(cfg.seed, "tune.random_d1").integers(0, len(first), len(chosen))
-        self.random = [first[int(doc)] for doc in others]
+        # as many random ones as it has d1
+        shape = (len(chosen), cfg.tune.contexts)
+        others = rng(cfg.seed, "tune.random_d1").integers(0, len(first), shape).tolist()
+        self.random = []
+        for docs, instead in zip(given, others, strict=True):
+            self.random.append(self._joined(first, instead[: len(docs)]))
 
         self.num_tokens = 0  # fed to the model for one loss
         for a, b in zip(self.d1, self.d2, strict=True):
@@ -227,36 +269,55 @@ class _Held:
     def __len__(self) -> int:
         return len(self.d2)
 
+    def _joined(self, first: Tokens, docs: list[int]) -> np.ndarray:
+        texts = [first[doc] for doc in docs]
+        return joined_contexts(texts, self.window, self.share, self.tokenizer.separator)
+
     def loss(self, model: Any) -> float:
         """Nats per token of d2 given its d1."""
-        return self._score(model, self.d1)
+        return self._score(model, self.d1).mean
+
+    def d1_worth(self, model: Any) -> tuple[float, float]:
+        """How many nats per token d2 costs less given its d1 than given a random one, with the
+        standard error over pairs."""
+        return self._score(model, self.d1).gain_over(self._score(model, self.random))
 
     def conditioning(
         self,
         model: Any,
         origin: Any,
+        is_base: bool,
     ) -> dict[str, float]:
         """Nats per token of d2 under each condition; `base` is the model that tuning started from,
-        without d1."""
+        without d1.
+
+        Where that is a language model (`is_base`, not fresh weights), there is a net worth too.
+        """
         nothing = [np.array([self.tokenizer.end])] * len(self)
+        given = self._score(model, self.d1)
+        random = self._score(model, self.random)
         # base has never seen the separator: without one, d2 is a document like any other
         alone = score.pairs(
             origin, nothing, self.d2, self.window, self.share, self.tokenizer.end, None
         )
-        return {
-            "given_d1": self.loss(model),
-            "given_random_d1": self._score(model, self.random),
-            "given_nothing": self._score(model, nothing),
+        found = {
+            "given_d1": given.mean,
+            "given_random_d1": random.mean,
+            "given_nothing": self._score(model, nothing).mean,
             "base": alone.mean,
             "pairs": len(self),
         }
+        found["d1_worth"], found["d1_worth_error"] = given.gain_over(random)
+        if is_base:
+            found["net_worth"], found["net_worth_error"] = given.gain_over(alone)
+        return found
 
     def _score(
         self,
         model: Any,
         d1: list[np.ndarray],
-    ) -> float:
-        scores = score.pairs(
+    ) -> score.Scores:
+        return score.pairs(
             model,
             d1,
             self.d2,
@@ -265,4 +326,3 @@ class _Held:
             self.tokenizer.end,
             self.tokenizer.separator,
         )
-        return scores.mean

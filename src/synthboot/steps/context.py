@@ -26,7 +26,7 @@ class Context:
 
     Steps read parents as the artifacts that they are. `outside` names and hashes the files from
     outside that its artifact is known by; `ready` says that a trial of its sweep is this model
-    already.
+    already; `note` takes a line for the user.
     """
 
     cfg: config.Config
@@ -34,6 +34,7 @@ class Context:
     parents: dict[str, Path]
     workers: int
     progress: Progress
+    note: Callable[[str], None] = lambda _: None
     outside: Mapping[str, Any] = field(default_factory=dict)
     arm: str = ""
     seed: int = 0
@@ -96,7 +97,9 @@ def upstream_flops(c: Context) -> float:
     """What the units that this one reads have cost, and those above them, but for corpus and base:
     what an arm of `match: flops` pays for beside its own training."""
     flops = 0.0
-    for folder in c.parents.values():
+    for role, folder in c.parents.items():
+        if role == "pair" and "synthesizer" in c.parents:
+            continue  # the synthesizer has paid for its pairs
         manifest = read_manifest(folder)
         if manifest is not None and manifest.stage in ("embed", "pair", "tune"):
             flops += manifest.cost.get("flops", 0.0) + manifest.counts.get("upstream_flops", 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
 
 
 def pair(c: Context) -> Outcome:
-    """Related pairs, or the random pairs of the control."""
+    """Related pairs with what d1 could tell there, or the random pairs of the control."""
     from synthboot.neighbors import search
     from synthboot.stages.pair import random_pairs
 
+    account = ""
     if c.variant == "random_pairs":
         pairs = random_pairs(c.pairs(), c.corpus.pretrain_docs, c.cfg.seed)
     else:
         pairs = _related(c)
+        pairs.report["ceiling"], account = _ceiling(c, pairs)
     pairs.save(c.folder)
     # read back: the report as JSON has it is what the manifest records
     pairs = Pairs.load(c.folder)
@@ -43,7 +46,31 @@ def pair(c: Context) -> Outcome:
     counts["kept"] = len(pairs)
     counts["train"] = len(pairs.only(TRAIN))
     counts["upstream_flops"] = upstream_flops(c)
+    counts["account"] = account
     return counts, {"flops": flops}
+
+
+def _ceiling(c: Context, pairs: Pairs) -> tuple[dict[str, Any] | None, str]:
+    """What d1 could tell, or None, and the same in words."""
+    from synthboot.stages.ceiling import LEAST_DOCS, ceiling
+
+    c.progress(0.95, "measuring what d1 could tell")
+    tokenizer = c.corpus.tokenizer
+    found = ceiling(
+        pairs,
+        c.corpus.pretrain,
+        c.corpus.validation,
+        tokenizer.vocab_size,
+        tokenizer.end,
+        c.cfg.seed,
+    )
+    if found is None:
+        return None, (
+            f"what d1 could tell is not known: fewer than {LEAST_DOCS} held-out documents have a "
+            f"related one; lower pair.min_similarity, or raise pair.heldout_share or "
+            f"corpus.validation_docs"
+        )
+    return asdict(found), found.sentence()
 
 
 def _related(c: Context) -> Pairs:

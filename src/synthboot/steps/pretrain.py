@@ -10,7 +10,7 @@ from synthboot.artifacts.pairs import TRAIN
 from synthboot.artifacts.store import read_manifest
 from synthboot.artifacts.synthetic import Synthetic
 from synthboot.steps.context import Context, Outcome
-from synthboot.steps.sweep import best_trial
+from synthboot.steps.sweep import best_loss, best_trial
 
 if TYPE_CHECKING:
     from synthboot.lm.arm import Sources
@@ -64,7 +64,7 @@ def _recipe(c: Context) -> tuple[config.Arm, Model | None]:
     if not c.recipe.sweep:
         return c.recipe, None
     trials = c.recipe.trials()
-    best = best_trial(c, trials, c.recipe.sweep)
+    best = best_trial(c, trials, c.recipe.sweep, best_loss)
     return trials[best], c.model(f"trial/{best}") if c.ready else None
 
 

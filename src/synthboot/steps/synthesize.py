@@ -23,6 +23,8 @@ def synthesize(c: Context) -> Outcome:
         seed=c.cfg.seed,
         conditional=conditional(c.variant),
         engine=c.cfg.engine,
+        contexts=c.cfg.tune.contexts,
+        pairs=c.parents.get("pair"),
     )
     counts = stage(
         job,
@@ -35,6 +37,8 @@ def synthesize(c: Context) -> Outcome:
 
     sampled = counts["sampled_tokens"]
     read = counts["prompt_tokens"] + sampled
+    if c.cfg.synthesize.contrast and job.conditional:
+        read += sampled  # each once more, without d1
     tokens_per_row = read / max(1, counts["requests"])
     forward = models.flops_per_token(models.load(synthesizer), round(tokens_per_row))
     return counts, {"tokens": sampled, "flops": forward * read}

@@ -26,9 +26,12 @@ def tune(c: Context) -> Outcome:
         c.corpus.tokenizer,
         c.folder,
         c.progress,
+        c.note,
     )
     counts = {
+        "account": tuned.sentence(),
         "conditioning": tuned.conditioning,
+        "untuned": tuned.untuned,
         "padding_share": tuned.padding_share,
         "best_loss": tuned.curve.best_loss,
         "upstream_flops": upstream_flops(c),
@@ -46,7 +49,13 @@ def tune(c: Context) -> Outcome:
 
 def _chosen(c: Context) -> Outcome:
     """The synthesizer of the sweep's best trial, under this unit's name."""
-    best = best_trial(c, c.cfg.tune.trials(), c.cfg.tune.sweep)
+
+    def loss_given_d1(trial: Model) -> float:
+        # of the model that is kept, averaged with base or not; base's own loss is the same for
+        # all, so that the least is the highest net worth
+        return float(trial.tuning["conditioning"]["unseen"]["given_d1"])
+
+    best = best_trial(c, c.cfg.tune.trials(), c.cfg.tune.sweep, loss_given_d1)
     trial = c.model(f"trial/{best}")
     made = trial.manifest
     Model.open(c.folder).copy(trial)

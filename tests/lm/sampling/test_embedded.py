@@ -315,3 +315,40 @@ def test_a_token_without_mass_is_not_drawn_by_rounding(
     monkeypatch.setattr(nucleus, "uniforms", lambda *_: torch.ones(64))
     _, _, accepted = nucleus.draw(logits, *torch.zeros(3, 64, dtype=torch.int64), 1.0, 1.0)
     assert not accepted.any()
+
+
+@pytest.mark.parametrize("make", [lambda: small_model(1), lambda: small_model(1, width=64)], ids=["torch", "compiled"])
+def test_a_contrast_draws_by_both_prompts_whatever_else_is_decoded_beside(make: Callable[[], Any]) -> None:
+    model, weight = make(), 1.5
+    asked = [Request(r.prompt, r.seed, 2 + i % 7, (7, r.prompt[-1])) for i, r in enumerate(requests(40))]
+    asked[3] = Request((5,), 3, 6, (5,))  # nothing to take off
+    asked = [r if len(r.alone) <= len(r.prompt) else Request((9, *r.prompt), r.seed, r.max_tokens, r.alone) for r in asked]
+    engine = EmbeddedSampler(model, 0, temperature=0, top_p=1, batch=30, contrast=weight)
+    for request, result in zip(asked, engine.sample(asked), strict=True):
+        expected: list[int] = []
+        logprob = 0.0
+        while len(expected) < request.max_tokens and 0 not in expected:
+            given, alone = (
+                model(input_ids=torch.tensor([[*prompt, *expected]])).logits[0, -1].detach().double()
+                for prompt in (request.prompt, request.alone)
+            )
+            mixed = given + weight * (given - alone)
+            expected.append(int(mixed.argmax()))
+            logprob += float(torch.log_softmax(mixed, -1)[expected[-1]])
+        assert list(result.tokens) == [token for token in expected if token]
+        assert result.logprob == pytest.approx(logprob, rel=1e-3)
+
+
+def test_what_is_alone_is_no_longer_than_the_prompt() -> None:
+    engine = EmbeddedSampler(small_model(), 0, temperature=0, top_p=1, batch=24, contrast=1.0)
+    with pytest.raises(ValueError, match="at least as long"):
+        engine.sample([Request((5,), 0, 3, (7, 5))])
+
+
+def test_without_a_contrast_or_what_to_contrast_with_nothing_changes() -> None:
+    model, asked = small_model(), requests(6)
+    plain = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample(asked)
+    also = [Request(r.prompt, r.seed, r.max_tokens, r.prompt[-1:]) for r in asked]
+    assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample(also) == plain
+    assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24, contrast=2.0).sample(asked) == plain
+    assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24, contrast=2.0).sample(also) != plain

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthboot.lm.sampling.decoder import Decoder
+from synthboot.lm.sampling.decoder import Cache, Decoder
 from synthboot.lm.sampling.nucleus import TRIES, draw, signed
 from synthboot.lm.sampling.protocol import Request, Result
 
@@ -46,7 +46,11 @@ _BATCH_SIZES = (32, 64, 128, 256, 512, 1_024, 2_048)
 class EmbeddedSampler:
     """Continuous batching over `batch` rows of a fixed cache.
 
-    Memory: 2 x layers x batch x window x key/value width.
+    Memory: 2 x layers x batch x window x key/value width, twice that with a contrast.
+
+    With a `contrast` w, and requests that say what they are `alone`, every token is decoded after
+    both prompts, and drawn from logits + w x (logits - logits alone): what the prompt makes
+    likelier becomes likelier still. Source: arXiv:2305.14739, context-aware decoding.
     """
 
     def __init__(
@@ -60,12 +64,14 @@ class EmbeddedSampler:
         dtype: str = "auto",
         graphs: bool = True,
         absent: Sequence[int] = (),
+        contrast: float = 0.0,
     ) -> None:
         self.decoder = Decoder(model, dtype)
         self.absent = torch.tensor(absent, device=self.decoder.device) if absent else None
         self.end = end
         self.temperature = temperature
         self.top_p = top_p
+        self.contrast = contrast
         self.batch = batch
         self.graphs = graphs
         # a device that runs beside the host: to read the rows is to wait for it
@@ -75,11 +81,14 @@ class EmbeddedSampler:
     def sample(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in order.
 
-        Raises ValueError where a prompt is empty, FloatingPointError where the model's logits are
-        not numbers.
+        Raises ValueError where a prompt is empty or shorter than what it is contrasted with,
+        FloatingPointError where the model's logits are not numbers.
         """
         if any(not r.prompt for r in requests):
             raise ValueError("a prompt needs at least one token")
+        if any(len(r.alone) > len(r.prompt) for r in requests):
+            # its positions would lie beyond the window
+            raise ValueError("a prompt is at least as long as what it is contrasted with")
         window = max((len(r.prompt) + r.max_tokens for r in requests), default=1)
         if self.batch is None:
             self.batch = best_batch(self.decoder, window)
@@ -132,16 +141,18 @@ def _step_seconds(decoder: Decoder, rows: int, window: int) -> float:
 class _Rows:
     """The rows in flight as the device knows them, a tensor each.
 
-    The token to decode and its position, the request's seed and limit, how many tokens were drawn
-    so far, how often the next one was tried, whether the row is done and by its end token, the
+    The token to decode and its position, how much earlier that is without what is conditioned on,
+    the request's seed and limit, how many tokens were drawn so far, how often the next one was
+    tried, whether the row is done and by its end token, the
     log-probability so far, and the tokens drawn.
 
     Tensors are changed in place, so that a step can be recorded once and replayed.
     """
 
     def __init__(self, rows: int, longest: int, device: torch.device) -> None:
-        integers = torch.zeros(6, rows, dtype=torch.int64, device=device)
-        self.token, self.position, self.seed, self.limit, self.count, self.tries = integers
+        integers = torch.zeros(7, rows, dtype=torch.int64, device=device)
+        self.token, self.position, self.seed, self.limit, self.count, self.tries = integers[:6]
+        self.shift = integers[6]
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self.done = torch.ones_like(self.ended)
         self.logprob = torch.zeros(rows, dtype=torch.float64, device=device)
@@ -155,9 +166,14 @@ class _Rows:
 
     def put(self, rows: Tensor, requests: Sequence[Request]) -> None:
         """Begin requests in these rows: the last token of a prompt is decoded first."""
-        values = [(r.prompt[-1], len(r.prompt) - 1, signed(r.seed), r.max_tokens) for r in requests]
-        columns = torch.tensor(values).to(rows.device)  # (request, 4), in one copy to the device
-        token, position, seed, limit = columns.unbind(1)
+        values = []
+        for r in requests:
+            last = len(r.prompt) - 1
+            shift = len(r.prompt) - len(r.alone)
+            values.append((r.prompt[-1], last, signed(r.seed), r.max_tokens, shift))
+        columns = torch.tensor(values).to(rows.device)  # (request, 5), in one copy to the device
+        token, position, seed, limit, shift_back = columns.unbind(1)
+        self.shift[rows] = shift_back
         self.token[rows] = token
         self.position[rows] = position
         self.seed[rows] = seed
@@ -233,6 +249,10 @@ class _State:
         rows = max(LEAST_ROWS, min(batch, len(requests)))
         longest = max((r.max_tokens for r in requests), default=0)
         self.cache = self.decoder.cache(rows, window)
+        # of the same rows without what they are conditioned on
+        self.alone = None
+        if owner.contrast and all(request.alone for request in requests):
+            self.alone = self.decoder.cache(rows, window)
         self.rows = _Rows(rows, longest, self.device)
 
         # what the host knows of each row without asking the device
@@ -290,10 +310,27 @@ class _State:
                 self.cache,
             )
             self._copy_prompts(group_rows, chosen, reader)
+        if self.alone is not None:
+            self._prefill_alone(self.alone, group_rows, chosen)
 
         self.rows.put(self._index(group), chosen)
         self.request[group] = numbers
         self.max_position[group] = [len(request.prompt) - 1 for request in chosen]
+
+    def _prefill_alone(
+        self,
+        cache: Cache,
+        rows: list[int],
+        requests: list[Request],
+    ) -> None:
+        """Fill these rows of the second cache; such prompts are too short to be worth sharing."""
+        width = max(len(request.alone) for request in requests) - 1
+        if not width:
+            return
+        tokens = np.zeros((len(rows), width), np.int64)
+        for i, request in enumerate(requests):
+            tokens[i, : len(request.alone) - 1] = request.alone[:-1]
+        self.decoder.prefill(torch.from_numpy(tokens).to(self.device), self._index(rows), cache)
 
     def _copy_prompts(
         self,
@@ -322,6 +359,8 @@ class _State:
         """Give up all rows but these, and with them their part of the cache."""
         index = self._index(rows)
         self.cache = [(keys[index], values[index]) for keys, values in self.cache]
+        if self.alone is not None:
+            self.alone = [(keys[index], values[index]) for keys, values in self.alone]
         self.rows.keep(index)
         self.request = self.request[rows]
         self.max_position = self.max_position[rows]
@@ -354,6 +393,11 @@ class _State:
             self.cache,
             span,
         )
+        if self.alone is not None:
+            # a row that is done stands at position 0 in both caches
+            position = (self.rows.position - self.rows.shift).clamp_(min=0)
+            alone = self.decoder.step(self.rows.token, position, self.alone, span)
+            logits = torch.lerp(alone, logits, 1 + self.owner.contrast)
         self.rows.advance(logits, self.owner)
 
     def _recorded(self, span: int) -> Callable[[], None]:

@@ -44,6 +44,7 @@ def open_sampler(
         batch=engine.sample_batch,
         dtype=cfg.dtype,
         absent=tokenizers.load(folder).absent(vocab_size),
+        contrast=cfg.contrast,
     )
 
 
@@ -56,10 +57,22 @@ def sampler(
     batch: int | None = None,
     dtype: str = "auto",
     absent: Sequence[int] = (),
+    contrast: float = 0.0,
 ) -> Sampler:
-    """The embedded engine where it knows the layout, else `transformers.generate`."""
-    engine = EmbeddedSampler if _is_native(model.config) else TransformersSampler
-    return engine(
+    """The embedded engine where it knows the layout, else `transformers.generate`, which draws
+    without a contrast."""
+    if is_native(model.config):
+        return EmbeddedSampler(
+            model,
+            end,
+            temperature=temperature,
+            top_p=top_p,
+            batch=batch,
+            dtype=dtype,
+            absent=absent,
+            contrast=contrast,
+        )
+    return TransformersSampler(
         model,
         end,
         temperature=temperature,
@@ -70,7 +83,7 @@ def sampler(
     )
 
 
-def _is_native(layout: Any) -> bool:
+def is_native(layout: Any) -> bool:
     """Whether the embedded engine knows all that this configuration asks for."""
     rope = getattr(layout, "rope_parameters", None) or {}
     layer_types = getattr(layout, "layer_types", None) or ()

@@ -17,12 +17,14 @@ from typing import Literal, Protocol, runtime_checkable
 class Request:
     """A prompt to continue by at most `max_tokens`.
 
-    Equal seeds give equal continuations of equal prompts.
+    Equal seeds give equal continuations of equal prompts. `alone` is the prompt without what it is
+    conditioned on, ending in the same token and no longer, for a sampler that contrasts the two.
     """
 
     prompt: tuple[int, ...]
     seed: int
     max_tokens: int
+    alone: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -351,9 +351,9 @@ def exact(args: argparse.Namespace) -> dict[str, Any]:
 
 def read(folder: str) -> np.ndarray:
     """The vectors of an embed artifact."""
-    from synthboot.steps import embedded
+    from synthboot.artifacts.embeddings import Embeddings
 
-    return embedded(Path(folder), "pool")
+    return Embeddings.open(Path(folder)).pretrain
 
 
 def main() -> None:

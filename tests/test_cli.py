@@ -31,7 +31,7 @@ def test_run_prints_the_comparison_the_verdict_and_where_the_report_lies(config_
     assert result.exit_code == 0
     for word in ("repetition", "sbp", "oracle", "test loss", "bits/byte", "an anecdote"):
         assert word in result.stdout
-    assert f"report: {run_folder(finished) / '10-report' / 'report.html'}" in result.stdout
+    assert f"report: {run_folder(finished) / '11-report' / 'report.html'}" in result.stdout
 
 
 def test_run_as_json(config_file: str) -> None:
@@ -108,7 +108,7 @@ def test_status(finished: dict[str, Any], tmp_path: Path) -> None:
     assert "04-base" in text
     rows = json.loads(call("status", str(run_folder(finished)), "--json").stdout)
     assert {r["status"] for r in rows} == {"done"}
-    assert len(rows) == 14
+    assert len(rows) == 20
     assert call("status", str(tmp_path)).exit_code == 2
 
 

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from synthboot import comparison
+from synthboot.artifacts.scores import Answers, Scores
 from synthboot.errors import DataError
 
 
@@ -110,6 +111,27 @@ def test_items_of_one_side_are_counted_and_left_out(tmp_path: Path) -> None:
     (row,) = comparison.compare([str(tmp_path / "a.tsv")], [str(tmp_path / "b.jsonl")])
     assert (row.items, row.unmatched) == (2, 2)
     assert row.difference.value == pytest.approx(1.0)
+
+
+def test_scores_of_two_models_are_compared_as_they_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    document = np.repeat(np.arange(40), rng.integers(1, 9, 40))
+    sides = []
+    for name in ("a", "b"):
+        losses = {checkpoint: rng.random(len(document), np.float32) for checkpoint in ("best", "last")}
+        answered = Answers(("x",) * 30 + ("y",) * 30, tuple(map(str, range(60))), ("",) * 60, rng.random((60, 4)))
+        sides.append(Scores(document, losses, answered))
+        (tmp_path / name).mkdir()
+        sides[-1].save(tmp_path / name)
+    rows = {row.task: row for row in comparison.compare([str(tmp_path / "a")], [str(tmp_path / "b")], metric="nll")}
+    assert list(rows) == ["test loss (best)", "test loss (last)", "x", "y", comparison.ALL]
+    first, second = (side.losses["last"].mean(dtype=np.float64) for side in sides)
+    assert rows["test loss (last)"].difference.value == pytest.approx(first - second)  # per token
+    nll = [side.answers.figures[:, 2] for side in sides]
+    assert rows["y"].difference.p == pytest.approx(stats.ttest_rel(nll[0][30:], nll[1][30:]).pvalue, rel=1e-4)
+    assert rows[comparison.ALL].items == 60
+    with pytest.raises(DataError, match="there are acc, acc_norm, nll, choice_nll"):
+        comparison.read(str(tmp_path / "a"), "f1")
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from synthboot import api
-from synthboot.stages.evaluate import Job
-from synthboot.steps import Context
 from tests.conftest import contents, run_folder, small_config
 
 DRIVER = """
@@ -36,7 +31,7 @@ POINTS = [
     ("tune", "05-tune/related/work/checkpoint-*"),
     ("synthesize", "06-synthesize/related/chunks/000000"),
     ("pretrain", "07-pretrain/sbp/seed-0/work/checkpoint-*"),
-    ("evaluate, between two models", ".scores/*[0-9a-f]"),
+    ("score, between two models", "08-score/*/*/manifest.json"),
 ]
 
 
@@ -76,52 +71,6 @@ def test_killed_at_ten_points_of_one_run_it_ends_with_the_same_bytes(finished: d
     finish(settings)
     assert contents(settings) == contents(finished)
     assert not list(run_folder(settings).rglob("*.tmp"))
-
-
-def test_a_model_that_was_scored_is_not_scored_again(
-    finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from synthboot import pool
-    from synthboot.steps import measure
-
-    run, made = api.Run(finished), run_folder(finished)
-    (tmp_path / "items").write_text("a question")
-    (tmp_path / "parts").write_text("")
-    job = Job(made / "01-corpus/tokenizer", (), 96, "cpu", tmp_path / "items", tmp_path / "parts", 1)
-    sbp = {("sbp", seed): made / f"07-pretrain/sbp/seed-{seed}" for seed in run.config.pretrain.seeds}
-    first = run.config.pretrain.seeds[0]
-    more = {**sbp, ("oracle", first): made / f"07-pretrain/oracle/seed-{first}"}
-    c = Context(run.config, tmp_path / "08-evaluate", {"corpus": made / "01-corpus"}, 1, lambda *_: None)
-    calls: list[list[tuple[Path, bool]]] = []
-
-    def imap(_: Any, __: Any, wanted: list[tuple[Path, bool]], ___: int) -> Iterator[Any]:
-        calls.append(wanted)
-        for number, _wanted in enumerate(wanted):
-            if len(calls) == 1 and number == 1:
-                raise KeyboardInterrupt  # between the first model and the second
-            yield np.full((3, 1), float(len(calls))), np.zeros((0, 4)), {"of the harness": np.ones((2, 4))}
-
-    monkeypatch.setattr(pool, "imap", imap)
-    with pytest.raises(KeyboardInterrupt):
-        measure._scored(c, job, sbp)
-    rows, losses, answers = measure._scored(c, job, sbp)
-    assert len(calls[0]) > 1
-    assert calls[1] == calls[0][1:]
-    assert {(r["seed"], r["loss"]) for r in rows} >= {(0, 1.0), (1, 2.0)}
-    assert losses["last", "sbp"][1].tolist() == [[2.0]] * 3
-    assert answers["of the harness"]["sbp"][0].tolist() == np.ones((2, 4)).tolist()
-    measure._scored(c, job, more)  # an arm joins
-    assert {path.parent for path, _ in calls[2]} == {more["oracle", first]}
-    (tmp_path / "items").write_text("another question")
-    measure._scored(c, job, sbp)
-    assert {path for path, _ in calls[3]} == {path for path, asking in calls[0] if asking}
-    measure._scored(c, job, more)  # what nothing asked for has gone
-    assert {path.parent for path, _ in calls[4]} == {more["oracle", first]}
-    next(tmp_path.glob(".scores/*/scores.npz")).write_bytes(b"PK half")
-    said: list[str] = []
-    measure._scored(replace(c, note=said.append), job, more)
-    assert len(calls[5]) == 1
-    assert "scores.npz: has 7 bytes" in said[0]
 
 
 DIE_AT_EVERY_STEP = """

@@ -86,7 +86,7 @@ def flipped(data: bytes) -> bytes:
 
 DAMAGE = {"flipped": flipped, "cut": lambda data: data[: len(data) // 2], "gone": lambda _: None}
 QUICK = ("corpus", "pair/related", "base", "synthesize/related")
-STAGES = (*QUICK, "embed", "tune/related", "pretrain/sbp/seed-0", "evaluate", "analyze", "report")
+STAGES = (*QUICK, "embed", "tune/related", "pretrain/sbp/seed-0", "score/sbp/seed-0", "evaluate", "analyze", "report")
 CASES = [pytest.param(n, "flipped") for n in QUICK]
 CASES += [pytest.param(n, d, marks=pytest.mark.slow) for d in DAMAGE for n in STAGES if d != "flipped" or n not in QUICK]
 
@@ -117,7 +117,7 @@ def test_damage_in_what_is_half_made_is_mended_or_named(half_made: World, tmp_pa
         shutil.rmtree(folder)
         shutil.copytree(tmp_path / "kept", folder)
     assert not silent
-    assert told or name in ("evaluate", "analyze", "report")
+    assert told or name in ("score/sbp/seed-0", "evaluate", "analyze", "report")
 
 
 def made(folder: Path) -> Path:
@@ -231,7 +231,7 @@ def test_what_a_finished_run_has_lost_is_named(finished: dict[str, Any], tmp_pat
     run = api.Run(settings)
     assert {state.status for state in run.plan().values()} == {"done"}
     run.run()
-    result = run_folder(settings) / "08-evaluate/evaluate.json"
+    result = run_folder(settings) / "09-evaluate/evaluate.json"
     text = result.read_text()
     for spoiled in (None, text[: len(text) // 2], text.replace("0", "1", 1), "{}"):
         if spoiled is None:
@@ -240,7 +240,7 @@ def test_what_a_finished_run_has_lost_is_named(finished: dict[str, Any], tmp_pat
             result.write_text(spoiled)
         with pytest.raises(CorruptArtifact, match=r"evaluate.json: (is missing|has \d|does not match).*; delete .* and run"):
             run.evaluate()
-    (run_folder(settings) / "08-evaluate/evaluate.json").write_text(text)
+    (run_folder(settings) / "09-evaluate/evaluate.json").write_text(text)
     run.evaluate()
     left = run_folder(settings) / "04-base"  # as if killed while it cleared up
     (left / "work.old.tmp").mkdir()

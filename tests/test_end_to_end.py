@@ -1,5 +1,6 @@
 """Whole runs of the small world: what is made, what is stale and why, what is refused."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import yaml
 
 from synthboot import api, loading, recipes
 from synthboot.artifacts import store
+from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.scores import Scores
 from synthboot.data.tokens import Tokens
 from synthboot.errors import (
     BudgetError,
@@ -28,7 +31,6 @@ from synthboot.errors import (
 from synthboot.runner import executor, lock
 from synthboot.runner.state import State
 from synthboot.runner.state import states as states_of
-from synthboot.stages.corpus import read_texts
 from tests.conftest import contents, run_folder, small_config, tiny_config, write_jsonl
 
 
@@ -48,17 +50,22 @@ def not_done(found: dict[str, State]) -> set[str]:
 
 
 MODELS = {f"pretrain/{a}/seed-{s}" for a in ("sbp", "oracle") for s in (0, 1)} | {"pretrain/repetition/seed-1"}
-ALL = {
-    "corpus",
-    "embed",
-    "pair/related",
-    "base",
-    "tune/related",
-    "synthesize/related",
-    "evaluate",
-    "analyze",
-    "report",
-} | MODELS
+SCORES = {f"score/{a}/seed-{s}" for a in ("repetition", "sbp", "oracle") for s in (0, 1)}
+ALL = (
+    {
+        "corpus",
+        "embed",
+        "pair/related",
+        "base",
+        "tune/related",
+        "synthesize/related",
+        "evaluate",
+        "analyze",
+        "report",
+    }
+    | MODELS
+    | SCORES
+)
 
 
 def test_every_artifact_is_made_once_and_nothing_is_trained_twice(finished: dict[str, Any]) -> None:
@@ -66,11 +73,11 @@ def test_every_artifact_is_made_once_and_nothing_is_trained_twice(finished: dict
     assert not not_done(states(finished))
     made = sorted(p.parent.relative_to(run_folder(finished)).as_posix() for p in run_folder(finished).rglob("manifest.json"))
     assert len(made) == len(ALL)
-    assert not any("repetition/seed-0" in m for m in made)  # that is base
+    assert not any("pretrain/repetition/seed-0" in m for m in made)  # that is base
 
 
 def test_arms_spend_exactly_the_same_and_ledgers_match_what_was_synthesized(finished: dict[str, Any]) -> None:
-    result = store.read_json(run_folder(finished) / "08-evaluate" / "evaluate.json")
+    result = store.read_json(run_folder(finished) / "09-evaluate" / "evaluate.json")
     ledgers = [ledger for seeds in result["ledgers"].values() for ledger in seeds.values()]
     assert len(ledgers) == 6
     assert {ledger["train_tokens"] for ledger in ledgers} == {11_904}  # 31 batches of 384
@@ -82,7 +89,7 @@ def test_arms_spend_exactly_the_same_and_ledgers_match_what_was_synthesized(fini
 
 
 def test_seeds_share_initial_weights_and_arms_differ(finished: dict[str, Any]) -> None:
-    losses = pq.read_table(run_folder(finished) / "08-evaluate" / "losses.parquet").to_pandas()
+    losses = pq.read_table(run_folder(finished) / "09-evaluate" / "losses.parquet").to_pandas()
     by_model = losses[losses.checkpoint == "last"].groupby(["arm", "seed"]).loss.sum()
     assert len(set(by_model.round(6))) == 6
     assert len(losses) == 3 * 2 * 2 * 30
@@ -172,7 +179,25 @@ def test_changing_a_setting_names_what_is_stale_and_why(finished: dict[str, Any]
     assert found["pair/related"].reasons == ("pair.num_neighbors 5 -> 4",)
     assert "pair changed" in found["tune/related"].reasons
     affected = {"pair/related", "tune/related", "synthesize/related", "evaluate", "analyze", "report"}
-    assert not_done(found) == affected | {"pretrain/sbp/seed-0", "pretrain/sbp/seed-1"}
+    assert not_done(found) == affected | {f"{stage}/sbp/seed-{seed}" for stage in ("pretrain", "score") for seed in (0, 1)}
+
+
+def test_an_arm_that_joins_is_scored_alone_and_other_figures_score_nothing(finished: dict[str, Any]) -> None:
+    later = {"evaluate", "report"}
+    assert not_done(states(finished, **{"evaluate.confidence": 0.9})) == later
+    assert not_done(states(finished, **{"evaluate.checkpoint": "last"})) == later  # both are scored, and nothing was asked
+    joined = {**finished, "arms": {**finished["arms"], "self": {"synthetic": "unconditional", "share": 0.5}}}
+    of_arm = {f"{stage}/self/seed-{seed}" for stage in ("pretrain", "score") for seed in (0, 1)}
+    assert not_done(states(joined)) == {"synthesize/unconditional", "analyze"} | later | of_arm
+
+
+def test_what_joins_later_is_made_from_the_scores_that_are_there(finished: dict[str, Any], tmp_path: Path) -> None:
+    mine = copy(finished, tmp_path)
+    shutil.rmtree(run_folder(mine) / "08-score" / "oracle" / "seed-1")
+    made: list[str] = []
+    api.Run(mine, progress=lambda name, kind, _: made.append(name) if kind == "done" else None).run()
+    assert made == ["score/oracle/seed-1", "evaluate", "report"]
+    assert contents(mine) == contents(finished)
 
 
 def test_where_and_how_it_runs_makes_nothing_stale(finished: dict[str, Any]) -> None:
@@ -196,6 +221,8 @@ def test_deleting_a_manifest_rebuilds_its_descendants_alone_to_the_same_bytes(fi
         "synthesize/related",
         "pretrain/sbp/seed-0",
         "pretrain/sbp/seed-1",
+        "score/sbp/seed-0",
+        "score/sbp/seed-1",
         "evaluate",
         "analyze",
         "report",
@@ -258,7 +285,7 @@ def test_a_comparison_that_is_not_fair_is_refused(finished: dict[str, Any], tmp_
     manifest = store.read_manifest(path)
     assert manifest is not None
     store.commit(path, manifest)
-    (run_folder(mine) / "08-evaluate" / "manifest.json").unlink()
+    (run_folder(mine) / "09-evaluate" / "manifest.json").unlink()
     with pytest.raises(UnfairComparison, match=r"repetition and sbp differ in steps \(31 and 32, seed 1\)"):
         api.Run(mine).run()
 
@@ -317,14 +344,13 @@ def test_controls_are_recipes(world_file: Path, tmp_path: Path) -> None:
     manifest = store.read_manifest(unconditional)
     assert manifest is not None
     assert manifest.parents.keys() == {"corpus", "synthesizer"}
-    analyzed = store.read_json(run_folder(settings) / "09-analyze" / "analyze.json")
+    analyzed = store.read_json(run_folder(settings) / "10-analyze" / "analyze.json")
     assert {"related", "unconditional", "random_pairs"} <= set(analyzed["kinds"])
 
 
 def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, Any], world_file: Path, tmp_path: Path) -> None:
-    corpus = store.read_json(run_folder(finished) / "01-corpus" / "corpus.json")
-    folder = run_folder(finished) / "01-corpus"
-    ids = [d.id for d in (*read_texts(folder, "pool", corpus["pretrain_docs"]), *read_texts(folder, "validation"))]
+    corpus = Corpus.open(run_folder(finished) / "01-corpus")
+    ids = [document.id for name in ("pretrain", "validation") for document in corpus.texts(name)]
     vectors = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)
     np.save(tmp_path / "v.npy", vectors)
     (tmp_path / "v.ids").write_text("\n".join(ids))
@@ -361,6 +387,12 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     for ledger in ledgers:
         assert ledger["replayed_tokens"] == pytest.approx(0.2 * ledger["train_tokens"], abs=64)
     assert next(iter(run.evaluate().result["asked"].values())) == {"items": 2, "seen": 1, "short": 0}
+    answers = Scores.open(run_folder(settings) / "08-score" / "repetition" / "seed-0").answers
+    lines = (run_folder(settings) / "09-evaluate" / "questions.jsonl").read_text().splitlines()
+    recorded = [json.loads(line) for line in lines]
+    assert [record["seen"] for record in recorded] == [True, False]  # what the text holds is asked, and left out of figures
+    assert [record["item"] for record in recorded] == list(answers.item)
+    assert not run.evaluate().result["questions"]  # one question is left, which has no interval
     write_jsonl(old, [{"text": "Another past."}] * 9)
     assert any(reason.startswith("replay_files") for reason in states(settings)["corpus"].reasons)
     first = store.read_json(run_folder(settings) / "04-base" / "curve.json")["validation"][0][1]

@@ -67,7 +67,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def evaluated(ran: dict[str, Any]) -> dict[str, Any]:
-    return read_json(run_folder(ran) / "08-evaluate" / "evaluate.json")
+    return read_json(run_folder(ran) / "09-evaluate" / "evaluate.json")
 
 
 def refused(arms: dict[str, Any]) -> str:
@@ -137,6 +137,13 @@ def test_another_recipe_leaves_what_it_does_not_read_alone(tmp_path: Path) -> No
     more = recipes.units(loading.load(world_config(tmp_path, arms={**ARMS, "noisier": {"noise": 0.3}})))
     before, after = fingerprints(plain), fingerprints(more)
     assert {n for n in before if before[n] != after[n]} == {"evaluate", "report"}
+    assert set(after) - set(before) == {"pretrain/noisier/seed-0", "score/noisier/seed-0"}
+
+
+def test_a_model_of_two_arms_is_scored_once(tmp_path: Path) -> None:
+    found = recipes.units(loading.load(world_config(tmp_path, arms={"repetition": {}, "again": {}})))
+    assert [name for name in found if name.startswith("score/")] == ["score/repetition/seed-0"]
+    assert found["evaluate"].parents["score/again/0"] == "score/repetition/seed-0"
 
 
 def test_all_arms_run_and_are_compared(ran: dict[str, Any], evaluated: dict[str, Any]) -> None:
@@ -199,7 +206,7 @@ def test_a_sweep_of_tuning_takes_the_synthesizer_of_least_loss_on_held_out_pairs
 
 
 def test_a_known_world_says_how_far_everything_is_from_the_truth(ran: dict[str, Any], evaluated: dict[str, Any]) -> None:
-    world = read_json(run_folder(ran) / "09-analyze" / "analyze.json")["world"]
+    world = read_json(run_folder(ran) / "10-analyze" / "analyze.json")["world"]
     points = world["excess"]["related"]["points"]
     assert points[-1][2] < points[0][2]  # it falls as tuning goes on
     assert all(read <= knows for _, knows, read in points)  # who has read D_pretrain alone needs more nats himself
@@ -221,7 +228,7 @@ def test_a_known_world_says_how_far_everything_is_from_the_truth(ran: dict[str, 
 
 
 def test_the_page_shows_it_all(ran: dict[str, Any]) -> None:
-    page = (run_folder(ran) / "10-report" / "report.html").read_text("utf-8")
+    page = (run_folder(ran) / "11-report" / "report.html").read_text("utf-8")
     for place in ("scores", "curves", "shares", "flops", "efficiency", "rounds", "questions", "parts", "excess", "against"):
         assert f'id="{place}"' in page, place
     charts = json.loads(page.split("const charts = ", 1)[1].split(";\n", 1)[0])

@@ -123,6 +123,15 @@ def test_precision_is_part_of_what_tuning_makes(tmp_path: Path) -> None:
     assert marks["tune/related"] != later["tune/related"]
 
 
+def test_without_questions_scores_do_not_depend_on_how_they_are_asked(tmp_path: Path) -> None:
+    asking, silent = ({"evaluate": {"tasks": given, "checkpoint": "last"}, "seed": 7} for given in (["world"], []))
+    for changes, stays in ((asking, False), (silent, True)):
+        plain = {**changes, "evaluate": {"tasks": changes["evaluate"]["tasks"]}}
+        units = [recipes.units(loading.load(world_config(tmp_path, **given))) for given in (changes, plain)]
+        before, after = (found["score/sbp/seed-0"].reads for found in units)
+        assert (before == after) == stays
+
+
 class NewerOptim(config.Optim):
     """Optimization with a knob more."""
 

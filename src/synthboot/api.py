@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from synthboot import config, loading, recipes
+from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.model import Model
 from synthboot.artifacts.pairs import TRAIN, Pairs
-from synthboot.artifacts.store import Shards, read_listed
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
+from synthboot.report import page
 from synthboot.rng import rng
 from synthboot.runner import executor
 from synthboot.runner.state import State, states
@@ -46,27 +48,27 @@ class Run:
     def corpus(self) -> Texts:
         """D_pretrain."""
         self.run("corpus")
-        return Texts(self._folder("corpus"))
+        return Texts(Corpus.open(self._folder("corpus")))
 
     def pair(self) -> TextPairs:
         """The related pairs."""
         self.run("pair")
-        return TextPairs(Pairs.load(self._folder("pair/related")), Texts(self._folder("corpus")))
+        return TextPairs(Pairs.load(self._folder("pair/related")), self.corpus())
 
     def tune(self, kind: str = "related") -> Synthesizer:
         """The synthesizer p(d2|d1)."""
         self.run("tune")
-        return Synthesizer(self._folder(f"tune/{kind}") / "best", self.config)
+        return Synthesizer(Model.open(self._folder(f"tune/{kind}")).best, self.config)
 
     def evaluate(self) -> Evaluation:
         """The scores of every arm."""
         self.run("evaluate")
-        return Evaluation(read_listed(self._folder("evaluate"), "evaluate.json"))
+        return Evaluation.open(self._folder("evaluate"))
 
     def report(self) -> Report:
         """The report page."""
         self.run("report")
-        return Report(self._folder("report") / "report.html")
+        return Report(self._folder("report") / page.FILE)
 
     def _folder(self, name: str) -> Path:
         if name not in self._plan:
@@ -77,10 +79,10 @@ class Run:
 class Texts:
     """D_pretrain by number, as text."""
 
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = tokenizers.load(folder / "tokenizer")
-        self.summary = read_listed(folder, "corpus.json")
-        self.tokens = Tokens.open(Shards(folder / "pool")).head(self.summary["pretrain_docs"])
+    def __init__(self, corpus: Corpus) -> None:
+        self.tokenizer = corpus.tokenizer
+        self.summary = corpus.summary
+        self.tokens = corpus.pretrain
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -170,27 +172,6 @@ class Synthesizer:
             self.tokenizer.separator,
         )
         return -float(scores.loss[0])
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of every arm; `result` is what `evaluate.json` holds."""
-
-    result: dict[str, Any]
-
-    @property
-    def arms(self) -> dict[str, Any]:
-        """Scores by arm, at the checkpoint the verdict is about."""
-        return dict(self.result[self.result["checkpoint"]]["arms"])
-
-    def summary(self) -> str:
-        """A line per arm and the verdict."""
-        lines = []
-        for arm, scores in self.arms.items():
-            loss, low, high = scores["loss"]
-            lines.append(f"{arm}: test loss {loss:.4f} [{low:.4f}, {high:.4f}]")
-        lines.append(self.result["verdict"])
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ STAGE_HELP = {
     "tune": "Tune the synthesizer p(d2|d1).",
     "synthesize": "Sample the synthetic corpus.",
     "pretrain": "Train every arm from scratch.",
-    "evaluate": "Score every arm on the test set.",
+    "score": "Score every model on the test set and on questions.",
+    "evaluate": "Compare the scores of all arms.",
     "analyze": "Measure the synthetic text beside the real.",
     "report": "Write the report page.",
 }
@@ -281,7 +282,9 @@ def convert(source: Path, folder: Path) -> None:
 @main.command(cls=Verb)
 @click.argument("names", metavar="A [B ...]", nargs=-1, required=True)
 @click.option(
-    "--metric", help="Field of lm-eval's samples to compare; the first of each task unless given."
+    "--metric",
+    help="Field of lm-eval's samples to compare, the first of each task unless given; "
+    "of our answers acc, acc_norm, nll or choice_nll.",
 )
 @click.option(
     "--wanted",
@@ -295,10 +298,13 @@ def compare(
     """Is A better than B? Or, of run folders: their scores, and the settings they differ in, side
     by side.
 
-    A and B are folders of lm-eval's --log_samples output, arms (RUN:ARM), or files with an item and
-    a number a line. Several seeds of each are joined by commas: A1,A2,A3 B1,B2,B3."""
+    A and B are models' scores (RUN/NN-score/ARM/seed-N), folders of lm-eval's --log_samples output,
+    arms (RUN:ARM), or files with an item and a number a line. Several seeds of each are joined by
+    commas: A1,A2,A3 B1,B2,B3."""
+    from synthboot.recipes import folder_of
+
     folders = [Path(name) for name in names]
-    if all((folder / "01-corpus").is_dir() for folder in folders):
+    if all(folder_of(folder, "corpus").is_dir() for folder in folders):
         _compare_runs(folders, as_json)
     else:
         _compare_scores(names, metric, wanted, as_json)
@@ -397,14 +403,15 @@ def _compare_runs(runs: list[Path], as_json: bool) -> None:
 
 
 def _execute(cfg: Config, target: str, as_json: bool) -> None:
-    from synthboot.artifacts.store import read_listed
+    from synthboot.artifacts.evaluation import Evaluation
+    from synthboot.report import page
     from synthboot.runner import executor
 
     with _progress() as progress:
         units = executor.run(cfg, target, progress.tell)
 
     if target in ("report", "evaluate"):
-        result = read_listed(units["evaluate"].folder(cfg.folder), "evaluate.json")
+        result = Evaluation.open(units["evaluate"].folder(cfg.folder)).result
         if as_json:
             _say_json(result)
         else:
@@ -416,7 +423,7 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
         _say(f"{target}: done, {progress.total} artifacts made, {kept} were there ({cfg.folder})")
 
     if target == "report" and not as_json:
-        _say(f"report: {units['report'].folder(cfg.folder) / 'report.html'}")
+        _say(f"report: {units['report'].folder(cfg.folder) / page.FILE}")
 
 
 _FOLLOWS = (" changed", "stale", "missing", "partial")

@@ -2,8 +2,11 @@
 
 What is read, without torch:
 
+- a model's scores, `RUN/NN-score/ARM/seed-N`: the loss of every test document at both checkpoints,
+  and every question that it was asked;
 - a folder of lm-eval's `--log_samples` output: `samples_TASK_TIME.jsonl`, the newest of each task;
-- `RUN:ARM`, an arm of a run folder: the loss of every test document, all seeds;
+- `RUN:ARM`, an arm of a run folder: the loss of every test document at both checkpoints,
+  all seeds;
 - a file with an item and a number a line: `.csv`, `.tsv`, or `.jsonl` with the fields `item` and
   `score` (and, where there are several, `task`).
 
@@ -24,10 +27,13 @@ from pathlib import Path
 import numpy as np
 
 from synthboot import statistics
+from synthboot.artifacts.evaluation import read_losses
+from synthboot.artifacts.scores import CHECKPOINTS, FIGURES, Scores
 from synthboot.errors import DataError
+from synthboot.recipes import folder_of
 
 ALL = "all tasks"
-LOSS = "test loss"
+LOSSES = {name: f"test loss ({name})" for name in CHECKPOINTS}
 Seed = Mapping[str, Mapping[str, tuple[float, float]]]
 """By task and item: the score, and the size it is divided by (tokens of a document; else 1)."""
 
@@ -62,7 +68,8 @@ def compare(
 ) -> list[Comparison]:
     """Every task that both sides have; with several, also `all tasks`, each counting alike.
 
-    `metric` names the field of lm-eval's samples (the first of each task unless given); `wanted` is
+    `metric` names the field of lm-eval's samples (the first of each task unless given) or the
+    figure of our answers (`acc` unless given); `wanted` is
     the difference to plan for, the one found unless given. Raises DataError where files cannot be
     read, or nothing is in common.
     """
@@ -86,14 +93,18 @@ def compare(
             f"compare: {first[0]} and {second[0]} have no task with two items or more in common"
         )
 
-    if len(tables) > 1:
-        tables[ALL] = _together(list(tables.values()))
+    # a loss and a share of right answers make no mean
+    asked = [table for task, table in tables.items() if task not in LOSSES.values()]
+    if len(asked) > 1:
+        tables[ALL] = _together(asked)
     return [_compared(task, table, wanted, confidence) for task, table in tables.items()]
 
 
 def read(name: str, metric: str | None = None) -> list[Seed]:
     """The scores that a folder, a run's arm or a file holds, one mapping for each seed."""
     path = Path(name)
+    if Scores.there(path):
+        return [_scores(path, metric or FIGURES[0])]
     if path.is_dir():
         return [_samples(path, metric)]
     if path.is_file():
@@ -103,7 +114,7 @@ def read(name: str, metric: str | None = None) -> list[Seed]:
         return _arm(Path(run), arm)
     raise DataError(
         f"compare: {name}: no such file or folder; "
-        "known are lm-eval's --log_samples folders, RUN:ARM, "
+        "known are scores of a model, lm-eval's --log_samples folders, RUN:ARM, "
         "and files with an item and a number a line (.csv, .tsv, .jsonl)"
     )
 
@@ -240,26 +251,41 @@ def _listed(path: Path) -> Seed:
 
 
 def _arm(run: Path, arm: str) -> list[Seed]:
-    """Test losses of an arm's models, at the checkpoint that the run's verdict is about."""
-    import pyarrow.parquet as pq
-
-    place = run / "08-evaluate"
-    if not (place / "losses.parquet").exists():
+    """Test losses of an arm's models."""
+    rows = read_losses(folder_of(run, "evaluate"))
+    if not rows:
         raise DataError(
             f"compare: {run}: has not been evaluated; `synthboot evaluate CONFIG` does that"
         )
-    checkpoint = json.loads((place / "evaluate.json").read_text("utf-8"))["checkpoint"]
-    rows = pq.read_table(place / "losses.parquet").to_pylist()
     # For the error: what could have been meant.
     known = sorted({row["arm"] for row in rows})
     if arm not in known:
         raise DataError(f"compare: {run}: has no arm {arm!r}; it has {', '.join(known)}")
-    by_seed: dict[int, dict[str, tuple[float, float]]] = {}
+    by_seed: dict[int, dict[str, dict[str, tuple[float, float]]]] = {}
     for row in rows:
-        if row["arm"] == arm and row["checkpoint"] == checkpoint:
+        if row["arm"] == arm:
             score = (row["loss"], float(row["tokens"]))
-            by_seed.setdefault(row["seed"], {})[str(row["doc"])] = score
-    return [{LOSS: by_seed[seed]} for seed in sorted(by_seed)]
+            of_seed = by_seed.setdefault(row["seed"], {})
+            of_seed.setdefault(LOSSES[row["checkpoint"]], {})[str(row["doc"])] = score
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def _scores(folder: Path, metric: str) -> Seed:
+    """A score artifact: test losses at both checkpoints, and the figure `metric` of its answers."""
+    if metric not in FIGURES:
+        raise DataError(f"compare: {folder}: {metric}: no figure; there are {', '.join(FIGURES)}")
+    scores = Scores.open(folder)
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for checkpoint, task in LOSSES.items():
+        losses, tokens = scores.by_document(checkpoint)
+        pairs = zip(losses.tolist(), tokens.tolist(), strict=True)
+        found[task] = {str(doc): (loss, float(size)) for doc, (loss, size) in enumerate(pairs)}
+
+    answers = scores.answers
+    values = answers.figures[:, FIGURES.index(metric)].tolist()
+    for task, item, value in zip(answers.task, answers.item, values, strict=True):
+        found.setdefault(task, {})[item] = (value, 1.0)
+    return found
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:

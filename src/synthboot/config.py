@@ -330,7 +330,7 @@ class Corpus(Section):
     validation_docs: Count = 500
     """Size of the validation set (model selection, early stopping), in documents."""
     test_docs: Count = 500
-    """Size of the test set, in documents; only `evaluate` reads it."""
+    """Size of the test set, in documents; only `score` and `evaluate` read it."""
     tokenizer: Text = "train"
     """`train` fits a byte-level BPE on D_pretrain alone; otherwise the folder or name of a Hugging
     Face tokenizer. With `model.init_from`, that model's tokenizer is used."""

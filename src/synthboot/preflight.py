@@ -8,9 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from synthboot import config
-from synthboot.artifacts.store import Shards
+from synthboot.artifacts.corpus import Corpus
 from synthboot.data import tasks, tokenizer
-from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, DataError, unloadable
 from synthboot.lm.batches import LEAST_CONTEXT, context_room
 
@@ -59,28 +58,23 @@ def check(cfg: config.Config) -> None:
         )
 
 
-def check_against_corpus(cfg: config.Config, corpus: Path) -> None:
+def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:
     """Raise what can be known to be wrong once there is a corpus, hours before it would be met.
 
-    `corpus` is the finished artifact. BudgetError where an oracle asks for more text than it holds,
+    BudgetError where an oracle asks for more text than it holds,
     DataError where a question does not fit the window.
     """
-    # counted by the index alone; no token is read
-    pool = Tokens.open(Shards(corpus / "pool"))
     for name, arm in cfg.arms.items():
         if isinstance(arm.unique_tokens, int):
-            pool.docs_holding(arm.unique_tokens, f"arms.{name}.unique_tokens")
-    check_questions_fit(cfg, corpus)
+            # counted by the index alone; no token is read
+            corpus.pool.docs_holding(arm.unique_tokens, f"arms.{name}.unique_tokens")
+    check_questions_fit(cfg, corpus.tokenizer)
 
 
-def check_questions_fit(cfg: config.Config, corpus: Path) -> None:
+def check_questions_fit(cfg: config.Config, corpus_tokenizer: tokenizer.Tokenizer) -> None:
     """Raise DataError where a choice is longer than the window: cut, it would be likelier than it
-    is.
-
-    `corpus` is the finished artifact with the tokenizer.
-    """
+    is."""
     window = cfg.model.seq_len
-    corpus_tokenizer = tokenizer.load(corpus / "tokenizer")
     for name in tasks.names(cfg.evaluate):
         if name == tasks.WORLD or name.startswith(tasks.LM_EVAL):
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +18,7 @@ from synthboot import config
 from synthboot.data import documents, files, tasks
 from synthboot.errors import ConfigError
 from synthboot.lm import precision
-from synthboot.settings import READS, changed, view
+from synthboot.settings import ASKING, READS, changed, view
 
 STAGES = (
     "corpus",
@@ -27,6 +28,7 @@ STAGES = (
     "tune",
     "synthesize",
     "pretrain",
+    "score",
     "evaluate",
     "analyze",
     "report",
@@ -39,9 +41,10 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "tune": 5,
     "synthesize": 4,
     "pretrain": 5,
-    "evaluate": 6,
+    "score": 1,
+    "evaluate": 7,
     "analyze": 6,
-    "report": 3,
+    "report": 4,
 }
 """Raised where a stage would leave something else from the same settings and parents."""
 
@@ -83,9 +86,13 @@ class Unit:
 
     def folder(self, root: Path) -> Path:
         """Where its artifact lies: `NN-stage[/variant]`."""
-        number = STAGES.index(self.stage) + 1
-        folder = root / f"{number:02d}-{self.stage}"
-        return folder / self.variant if self.variant else folder
+        return folder_of(root, self.stage, self.variant)
+
+
+def folder_of(root: Path, stage: str, variant: str = "") -> Path:
+    """Where an artifact of a run lies: `NN-stage[/variant]`."""
+    number = STAGES.index(stage) + 1
+    return root / f"{number:02d}-{stage}" / variant
 
 
 def units(
@@ -193,9 +200,12 @@ class _Recipes:
         """All units."""
         cfg = self.cfg
         models = {}
+        scores = {}
         for name in cfg.arms:
             for seed in cfg.pretrain.seeds:
-                models[f"{name}/{seed}"] = self.model(name, seed)
+                model = self.model(name, seed)
+                models[f"model/{name}/{seed}"] = model
+                scores[f"score/{name}/{seed}"] = self.score(model)
 
         upstream = {}
         synthetic = {}
@@ -207,13 +217,16 @@ class _Recipes:
             if unit.stage == "synthesize":
                 synthetic[name] = name
 
-        evaluate = self.evaluate(models, synthetic)
+        # synthetic text is read to look for questions in it
+        parents = {**self.corpus, **models, **scores, **synthetic}
+        evaluate = self.add("evaluate", "", parents)
         base = self.model("repetition", self.first)
         roles = {
             **self.corpus,
             "base": base,
             "evaluate": evaluate,
             **models,
+            **scores,
             **upstream,
         }
         if synthetic:
@@ -228,12 +241,27 @@ class _Recipes:
         self.add("report", "", roles, outside={"name": cfg.name})
         return self.found
 
-    def evaluate(
-        self,
-        models: dict[str, str],
-        synthetic: dict[str, str],
-    ) -> str:
-        """The unit that scores all models; it reads synthetic text to look for questions in it."""
+    def score(self, model: str) -> str:
+        """The unit that holds the scores of a model, under the name that the model has as an arm.
+
+        Raises ConfigError for questions about a world where the corpus is none.
+        """
+        unit = self.found[model]
+        arm = unit.options["arm"]
+        seed = unit.options["seed"]
+        # without questions, losses do not depend on how these are asked
+        reads = ASKING if self.cfg.evaluate.tasks else ()
+        return self.add(
+            "score",
+            f"{arm}/seed-{seed}",
+            {**self.corpus, "model": model},
+            reads=reads,
+            outside=self.questions,
+        )
+
+    @cached_property
+    def questions(self) -> dict[str, Any]:
+        """The files of questions, hashed once for all models."""
         cfg = self.cfg
         asks_world = tasks.WORLD in tasks.names(cfg.evaluate)
         if asks_world and cfg.corpus.source != documents.WORLD:
@@ -241,9 +269,7 @@ class _Recipes:
                 "evaluate.tasks: `world` asks about a generated world; it needs corpus.source=world"
             )
         paths = tasks.files(cfg.evaluate)
-        task_files = self.hashed("questions", lambda: _contents(paths))
-        parents = {**self.corpus, **models, **synthetic}
-        return self.add("evaluate", "", parents, outside={"questions": task_files})
+        return {"questions": self.hashed("questions", lambda: _contents(paths))} if paths else {}
 
     def model(self, name: str, seed: int) -> str:
         """The unit that holds the model of an arm and seed.

@@ -24,6 +24,15 @@ _TRAINING = (
     "budget.replay_share",
 )
 
+ASKING = (
+    "evaluate.checkpoint",
+    "evaluate.task_items",
+    "evaluate.task_folder",
+    "seed",
+    *_WORLD,
+)
+"""What scoring reads beside READS where there are questions to ask."""
+
 READS: Mapping[str, tuple[str, ...]] = {
     "corpus": ("corpus", "budget.unique_tokens", "model.init_from"),
     "embed": ("embed", "seed"),
@@ -38,7 +47,8 @@ READS: Mapping[str, tuple[str, ...]] = {
         "seed",
     ),
     "pretrain": _TRAINING,
-    "evaluate": ("evaluate", "arms", "model.seq_len", "seed", *_WORLD),
+    "score": ("model.seq_len", "evaluate.tasks"),
+    "evaluate": ("evaluate", "arms", "seed", *_WORLD),
     "analyze": ("analyze", "embed.model", "seed", *_WORLD),
     "report": tuple(name for name in Config.model_fields if name not in RUNTIME),
 }

@@ -6,20 +6,22 @@ Reads only what is on disk.
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from synthboot.artifacts import store
+from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.embeddings import Embeddings
+from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.pairs import TRAIN, Pairs
 from synthboot.artifacts.synthetic import Synthetic
 from synthboot.config import Config
-from synthboot.data.tokenizer import Tokenizer, load
+from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
-from synthboot.recipes import STAGES
+from synthboot.recipes import STAGES, folder_of
 from synthboot.settings import default
 
 _COPY = 13
@@ -54,23 +56,21 @@ def examples(run: Path, what: str, count: int, near: float | None = None) -> lis
 
     Pairs with `near` are those of the nearest similarity.
     """
+    corpus = Corpus.open(_need(run, "corpus"))
     if what == "quarantine":
-        path = _need(run, "corpus") / "quarantine.jsonl"
-        lines = itertools.islice(path.read_text("utf-8").splitlines(), count)
-        rejects = [json.loads(line) for line in lines]
         return [
             {"title": f"{r['file']} line {r['line']}", "texts": {"reason": [(r["reason"], 0)]}}
-            for r in rejects
+            for r in itertools.islice(corpus.rejects(), count)
         ]
-    corpus_folder = _need(run, "corpus")
-    summary = store.read_listed(corpus_folder, "corpus.json")
-    corpus = Tokens.open(store.Shards(corpus_folder / "pool")).head(summary["pretrain_docs"])
-    tokenizer = load(corpus_folder / "tokenizer")
     if what == "pairs":
         return _pairs(
-            Pairs.load(_need(run, "pair", "related")).only(TRAIN), corpus, tokenizer, count, near
+            Pairs.load(_need(run, "pair", "related")).only(TRAIN),
+            corpus.pretrain,
+            corpus.tokenizer,
+            count,
+            near,
         )
-    return _synthetic(run, corpus, tokenizer, count, copies=what == "copies")
+    return _synthetic(run, corpus.pretrain, corpus.tokenizer, count, copies=what == "copies")
 
 
 def alphas(cfg: Config) -> dict[str, Any]:
@@ -79,21 +79,19 @@ def alphas(cfg: Config) -> dict[str, Any]:
     Raises MissingArtifact where they have not been made.
     """
     from synthboot.stages import pair
-    from synthboot.steps.context import embedded
 
-    embed, corpus = _need(cfg.folder, "embed"), _need(cfg.folder, "corpus")
-    docs = store.read_listed(corpus, "corpus.json")["pretrain_docs"]
-    tokens = Tokens.open(store.Shards(corpus / "pool")).head(docs)
-    return pair.alphas(embedded(embed, "pool"), tokens, cfg.pair, cfg.seed)
+    embeddings = Embeddings.open(_need(cfg.folder, "embed"))
+    corpus = Corpus.open(_need(cfg.folder, "corpus"))
+    return pair.alphas(embeddings.pretrain, corpus.pretrain, cfg.pair, cfg.seed)
 
 
 def compare(runs: list[Path]) -> dict[str, Any]:
     """The evaluated scores of several runs, and every setting in which they differ."""
     scores, settings = {}, {}
     for run in runs:
-        result = store.read_listed(_need(run, "evaluate"), "evaluate.json")
-        scores[str(run)] = result[result["checkpoint"]]["arms"]
-        for task, found in result["questions"].items():
+        evaluation = Evaluation.open(_need(run, "evaluate"))
+        scores[str(run)] = evaluation.arms
+        for task, found in evaluation.result["questions"].items():
             for arm, answers in found["groups"]["all"].items():
                 scores[str(run)][arm].setdefault("questions", {})[task] = answers
         manifest = store.read_manifest(_need(run, "report"))
@@ -146,7 +144,7 @@ def _synthetic(
 
 
 def _artifacts(run: Path) -> list[Path]:
-    known = {f"{i:02d}-{stage}" for i, stage in enumerate(STAGES, 1)}
+    known = {folder_of(run, stage).name for stage in STAGES}
     places = sorted(p for p in run.iterdir() if p.name in known) if run.is_dir() else []
     if not places:
         raise MissingArtifact(f"{run}: no run folder; `synthboot run CONFIG` makes one")
@@ -155,7 +153,7 @@ def _artifacts(run: Path) -> list[Path]:
 
 
 def _need(run: Path, stage: str, variant: str = "") -> Path:
-    folder = run / f"{STAGES.index(stage) + 1:02d}-{stage}" / variant
+    folder = folder_of(run, stage, variant)
     if store.read_manifest(folder) is None:
         raise MissingArtifact(
             f"{run}: {stage} has not been made yet; run `synthboot {stage} CONFIG`"

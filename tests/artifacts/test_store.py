@@ -1,4 +1,6 @@
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +97,30 @@ def test_shards_are_written_once_and_cut(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["000000", "000001", "shards.json"]
     shards.write(2, lambda _: {})  # one too many, or a copy: no reader sees it
     assert [p.name for p in shards] == ["000000", "000001"]
+
+
+def test_what_is_missing_is_filled_in_order_told_of_and_closed(tmp_path: Path) -> None:
+    shards = Shards(tmp_path / "s")
+    for index in (1, 4):
+        shards.write(index, lambda out, index=index: {"n": index})  # type: ignore[misc]
+    asked: list[list[int]] = []
+
+    def writers(missing: list[int]) -> Iterator[Callable[[Path], dict[str, Any]]]:
+        asked.append(missing)
+        for index in missing:
+            yield lambda _, index=index: {"n": 10 * index}  # type: ignore[misc]
+
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        for index, counts in shards.fill(4, writers):
+            told.append((index, counts["n"]))
+            if index == 2:
+                raise KeyboardInterrupt  # what was committed by then is kept
+    told += [(index, counts["n"]) for index, counts in shards.fill(4, writers)]
+    assert asked == [[0, 2, 3], [3]]
+    assert told == [(0, 0), (2, 20), (3, 30)]
+    assert [shards.counts(index)["n"] for index in range(len(shards))] == [0, 1, 20, 30]
+    assert not shards.done(4)
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from synthboot import config
+from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.store import Shards
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
-from synthboot.stages.corpus import Corpus, corpus, read_texts
+from synthboot.stages.corpus import Counts, corpus
 from tests.fuzz.fuzzer import Fault, Fuzzer
 from tests.fuzz.mutations import Edit, edited, edits, odd, once_in
 
@@ -222,7 +223,7 @@ def fuzzer(place: Path) -> Iterator[Fuzzer[Given]]:
     yield Fuzzer("corpora", inputs(), check)
 
 
-def balanced(made: Corpus, out: Path) -> None:
+def balanced(made: Counts, out: Path) -> None:
     """Raise a Fault unless every record is accounted for and every document is in one set, under an id of its own, whole."""
     if made.records != sum(made.documents.values()) + made.quarantined + sum(made.dropped.values()):
         raise Fault("counts do not balance", str(made))
@@ -230,7 +231,7 @@ def balanced(made: Corpus, out: Path) -> None:
         raise Fault("the quarantine does not hold what it counts", str(made))
     tokenizer, seen = tokenizers.load(out / "tokenizer"), Counter[str]()
     for name, count in made.documents.items():
-        documents = list(read_texts(out, name))
+        documents = list(Corpus.open(out).texts(name))
         tokens = Tokens.open(Shards(out / name))
         if not len(documents) == len(tokens) == count or tokens.num_tokens != made.tokens[name]:
             raise Fault("a set has not the size it says", f"{name}: {len(documents)}, {len(tokens)}, {count}")
@@ -246,7 +247,7 @@ def balanced(made: Corpus, out: Path) -> None:
 
 def kept(wanted: Counter[str], out: Path) -> None:
     """Raise a Fault unless each of the texts is in one set, once."""
-    found = Counter(d.text for name in ("validation", "test", "pool") for d in read_texts(out, name))
+    found = Counter(d.text for name in ("validation", "test", "pool") for d in Corpus.open(out).texts(name))
     lost = [text for text in wanted if found[text] != 1]
     if lost:
         raise Fault("a text is lost or doubled", f"{lost[0]!r}: {found[lost[0]]} times")

@@ -34,9 +34,10 @@ FILES = [
     "04-base/manifest.json",
     "04-base/last/part.json",
     "06-synthesize/related/manifest.json",
-    "08-evaluate/manifest.json",
-    "08-evaluate/evaluate.json",
-    "10-report/manifest.json",
+    "08-score/sbp/seed-0/manifest.json",
+    "09-evaluate/manifest.json",
+    "09-evaluate/evaluate.json",
+    "11-report/manifest.json",
     "01-corpus/progress.json",
     "precision.json",
 ]

@@ -21,7 +21,7 @@ from tests.kill import family
 SIGNALS = ("KILL", "TERM", "INT", "HUP", "STOP")
 ANYWHERE = ("worker", "fork server", "tracker", "parent", "group")
 ALONE = dict.fromkeys(recipes.STAGES, ANYWHERE)
-ALONE |= dict.fromkeys(("embed", "pair", "synthesize", "evaluate"), (*ANYWHERE, "sub-worker", "sub-worker"))
+ALONE |= dict.fromkeys(("embed", "pair", "synthesize"), (*ANYWHERE, "sub-worker", "sub-worker"))
 TOGETHER = dict.fromkeys(("base", "tune", "pretrain"), ("rank", "rank", "agent", "agent", "worker", "parent"))
 ENDS = {"KILL": {-9}, "TERM": {143, -15}, "INT": {130}, "HUP": {129, -1}}  # exit codes of a parent that is hit itself
 PATIENCE = 300.0

@@ -70,7 +70,7 @@ def test_a_byte_a_file_too_many_and_one_too_few_are_seen(finished: dict[str, Any
     assert runs[1].differs_from(runs[0]) == "missing: 04-base/checkpoint-8"
 
 
-@pytest.mark.parametrize(("stage", "together"), [("corpus", False), ("evaluate", False), ("base", True)])
+@pytest.mark.parametrize(("stage", "together"), [("corpus", False), ("synthesize", False), ("base", True)])
 def test_every_target_gets_every_signal(stage: str, together: bool) -> None:
     targets = TOGETHER[stage] if together else ALONE[stage]
     aims = Counter(aim(stage, number, 0, together) for number in range(len(targets) * len(SIGNALS)))

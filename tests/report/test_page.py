@@ -80,7 +80,7 @@ def probe(page: str, folder: Path) -> dict[str, Any]:
 
 
 def test_the_page_works_in_a_browser(finished: dict[str, Any], tmp_path: Path) -> None:
-    page = (run_folder(finished) / "10-report" / "report.html").read_text("utf-8")
+    page = (run_folder(finished) / "11-report" / "report.html").read_text("utf-8")
     found = probe(page, tmp_path)
     assert found["problems"] == []
     drawn = {"scores", "differences", "curves", "similarities", "tuning", "copying", "lengths", "efficiency", "flops"}

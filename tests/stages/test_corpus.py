@@ -1,3 +1,4 @@
+import itertools
 import json
 import random
 from pathlib import Path
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 
 from synthboot import config
+from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.store import Shards
 from synthboot.data import ngrams
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, DataError
-from synthboot.stages.corpus import corpus, read_texts
+from synthboot.stages.corpus import corpus
 from tests.conftest import world_documents, write_jsonl
 
 
@@ -23,7 +25,7 @@ def make(folder: Path, rows: list[Any], unique_tokens: int = 1_000, **changes: A
 
 
 def texts(folder: Path, name: str) -> list[str]:
-    return [d.text for d in read_texts(folder / "out", name)]
+    return [d.text for d in Corpus.open(folder / "out").texts(name)]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -105,7 +107,7 @@ def clusters(*sizes: int) -> list[dict[str, str]]:
 def split(folder: Path, rows: list[dict[str, str]], validation: int, test: int) -> list[list[str]]:
     settings: dict[str, Any] = {"near_duplicates": "flag", "validation_docs": validation, "test_docs": test}
     make(folder, rows, 100, **settings)
-    return [[d.id for d in read_texts(folder / "out", name)] for name in ("validation", "test", "pool")]
+    return [[d.id for d in Corpus.open(folder / "out").texts(name)] for name in ("validation", "test", "pool")]
 
 
 @pytest.mark.parametrize("sizes", [(40, *[1] * 30), (20, 20, *[1] * 12), (6, 6, 6, 6, *[1] * 5), (2,) * 5 + (5,) * 3])
@@ -173,7 +175,7 @@ def test_d_pretrain_is_a_nested_head_of_the_pool(tmp_path: Path) -> None:
 def test_the_tokenizer_sees_d_pretrain_alone(tmp_path: Path) -> None:
     result = make(tmp_path / "a", world_documents(), 1_500)
     assert 0.9 * result.pretrain_docs <= result.tokenizer_docs <= result.pretrain_docs
-    kept = {d.id for d in read_texts(tmp_path / "a" / "out", "pool", result.pretrain_docs)}
+    kept = {d.id for d in itertools.islice(Corpus.open(tmp_path / "a" / "out").texts("pool"), result.pretrain_docs)}
     changed = [r if r["id"] in kept else {**r, "text": r["text"].upper()} for r in world_documents()]
     make(tmp_path / "b", changed, 1_500)
     same = [(tmp_path / x / "out" / "tokenizer" / "tokenizer.json").read_bytes() for x in "ab"]
@@ -222,7 +224,9 @@ def test_documents_go_where_their_mark_says_and_the_oracles_come_last(tmp_path: 
     result = corpus(split_config(path), "all", tmp_path / "c")
     assert result.documents == {"validation": 5, "test": 7, "pool": 50}
     assert result.pretrain_docs == 20
-    read = {name: [d.metadata["split"] for d in read_texts(tmp_path / "c", name)] for name in ("validation", "test", "pool")}
+    read = {
+        name: [d.metadata["split"] for d in Corpus.open(tmp_path / "c").texts(name)] for name in ("validation", "test", "pool")
+    }
     assert read == {"validation": ["validation"] * 5, "test": ["test"] * 7, "pool": ["pretrain"] * 20 + ["oracle"] * 30}
     assert result.tokenizer_docs <= 20  # the tokenizer sees D_pretrain alone
     few = corpus(split_config(path), 100, tmp_path / "few")

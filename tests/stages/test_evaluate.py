@@ -6,7 +6,7 @@ import pytest
 
 from synthboot import config
 from synthboot.errors import ConfigError
-from synthboot.stages.evaluate import answered, efficiency, evaluate
+from synthboot.stages.evaluate import answered, efficiency, evaluate, summed
 from synthboot.verdicts import verdict
 
 TOKENS = np.full(400, 50)
@@ -213,6 +213,29 @@ def test_data_efficiency_is_read_off_the_curve_of_real_text() -> None:
     assert efficiency(points, 1.9) is None
     assert efficiency([(100, 3.0)], 3.0) is None
     assert efficiency([(100, 3.0), (200, 3.2), (400, 2.0)], 3.2) is None  # a point that rose is left out
+
+
+def test_losses_of_tokens_are_summed_by_document_and_part() -> None:
+    rng = np.random.default_rng(0)
+    document = np.repeat(np.arange(3), (4, 1, 7))
+    part = rng.integers(0, 2, 12).astype(np.uint8)
+    by_token = rng.random(12, np.float32)
+    found = summed(by_token, document, part, 2)
+    for doc in range(3):
+        for number in range(2):
+            assert found[doc, number] == pytest.approx(by_token[(document == doc) & (part == number)].sum())
+    assert summed(by_token, document) == pytest.approx(found.sum(1, keepdims=True))
+
+
+def test_questions_that_a_training_text_holds_are_masked() -> None:
+    rng = np.random.default_rng(0)
+    arms = {name: rng.random((2, 50, 4)).round(1) for name in ("repetition", "sbp")}
+    seen = np.arange(50) % 3 == 0
+    tasks, groups = ["a"] * 25 + ["b"] * 25, ["x", "y"] * 25
+    clean = {name: values[:, ~seen] for name, values in arms.items()}
+    left = [[of for of, is_seen in zip(names, seen, strict=True) if not is_seen] for names in (tasks, groups)]
+    assert answered(arms, tasks, groups, CFG, seen) == answered(clean, *left, CFG)
+    assert answered(arms, tasks, groups, CFG, np.ones(50, bool)) == {}
 
 
 def test_answers_by_task_and_group() -> None:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from jaxtyping import Bool, UInt64
 
 from synthboot import config
+from synthboot.artifacts.corpus import QUARANTINE
 from synthboot.artifacts.store import WORK, Progress, Shards
 from synthboot.data import documents, files, ngrams
 from synthboot.data.disk import save_array, write_bytes
@@ -80,14 +81,14 @@ def ingest(
     shards.close(num_shards)
     if not count:
         raise DataError(f"corpus.source: {cfg.source}: holds no records")
-    lines = b"".join((shard / "quarantine.jsonl").read_bytes() for shard in shards)
-    write_bytes(folder / "quarantine.jsonl", lines)
+    lines = b"".join((shard / QUARANTINE).read_bytes() for shard in shards)
+    write_bytes(folder / QUARANTINE, lines)
     if bad > cfg.max_quarantine * count:
         first = json.loads(lines.splitlines()[0])
         raise DataError(
             f"{first['file']} line {first['line']}: {first['reason']}; "
             f"{bad:,} of {count:,} records are bad (limit {cfg.max_quarantine:.1%}): "
-            f"{files.counted(reasons, 3)}; see {folder / 'quarantine.jsonl'}, "
+            f"{files.counted(reasons, 3)}; see {folder / QUARANTINE}, "
             f"or raise corpus.max_quarantine"
         )
     return Ingested(
@@ -244,7 +245,7 @@ def _spool(
     if cfg.near_duplicates != "off":
         save_array(out / "signatures.npy", ngrams.signatures(values_of["text"]))
     lines = [json.dumps(asdict(reject)) + "\n" for reject in bad]
-    (out / "quarantine.jsonl").write_text("".join(lines), "utf-8")
+    (out / QUARANTINE).write_text("".join(lines), "utf-8")
 
     reasons = dict(Counter(reject.reason for reject in bad))
     return {

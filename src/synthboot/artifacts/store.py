@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, field
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -257,6 +257,21 @@ class Shards:
             with committed_folder(self.path(index)) as temporary:
                 write_json(temporary / "counts.json", writer(temporary))
         return self.counts(index)
+
+    def fill(
+        self,
+        count: int,
+        writers: Callable[[list[int]], Iterable[Callable[[Path], dict[str, Any]]]],
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Commit each of `count` shards that is not there yet, one after the other, then `close`.
+
+        `writers` gives for the numbers of the missing ones, in order, what fills the folder of
+        each. After each that is committed, its number and counts are yielded, to report progress.
+        """
+        missing = [index for index in range(count) if not self.done(index)]
+        for index, writer in zip(missing, writers(missing), strict=True):
+            yield index, self.write(index, writer)
+        self.close(count)
 
     def close(self, count: int) -> None:
         """Record that there are `count` shards, and delete whatever else lies there."""

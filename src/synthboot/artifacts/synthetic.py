@@ -22,6 +22,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import CorruptArtifact
 
 FILE = "synthetic.parquet"
+CHUNKS = "chunks"
 KEPT = "kept"
 
 
@@ -57,7 +58,7 @@ class Synthetic:
 
         Raises CorruptArtifact where a file does not fit its index.
         """
-        chunks = tuple(Shards(folder / "chunks"))
+        chunks = tuple(Shards(folder / CHUNKS))
         return Synthetic(chunks, Tokens.open(chunks))
 
     def __len__(self) -> int:

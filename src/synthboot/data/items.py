@@ -8,6 +8,7 @@ that can mean one choice only.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import string
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,13 @@ class Item:
     answers: tuple[str, ...] = ()
     group: str = ""
     bare: tuple[str, ...] = ("",)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of what is asked and what is right, by which runs are matched."""
+        asked = [self.kind, self.contexts, self.continuations, self.gold, self.answers]
+        text = json.dumps(asked, ensure_ascii=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 class NoItem(ValueError):

@@ -7,7 +7,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -216,15 +216,17 @@ def nearest(
 
         query_blocks = Shards(Path(work) / "query_blocks")
         starts = range(0, len(vectors), QUERY_BLOCK)
-        missing = [i for i in range(len(starts)) if not query_blocks.done(i)]
-        missing_starts = [starts[i] for i in missing]
-        results = pool.imap(_block_search, (str(chosen), k, device), missing_starts, workers)
-        for i, arrays in zip(missing, results, strict=True):
-            query_blocks.write(i, partial(_save, arrays))
+
+        def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
+            missing_starts = [starts[i] for i in missing]
+            arguments = (str(chosen), k, device)
+            for arrays in pool.imap(_block_search, arguments, missing_starts, workers):
+                yield partial(_save, arrays)
+
+        for i, _ in query_blocks.fill(len(starts), writers):
             done = 0.1 + 0.5 * (i + 1) / len(starts)
             docs = min(len(vectors), starts[i] + QUERY_BLOCK)
             progress(done, f"neighbours of {docs:,} documents")
-        query_blocks.close(len(starts))
 
         # Blocks go by position in the clusters, the result by document.
         index = np.empty((len(vectors), k), np.int64)

@@ -27,6 +27,10 @@ PAPER = {
 }
 
 
+FILE = "report.html"
+"""Where a report artifact has its page."""
+
+
 def report(results: Mapping[str, Any]) -> str:
     """The page."""
     from jinja2 import Environment, PackageLoader, select_autoescape

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from synthboot import pool, statistics
-from synthboot.artifacts.store import read_listed
+from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.store import read_manifest
 from synthboot.config import Config
-from synthboot.data.disk import read_json
 from synthboot.errors import CorruptArtifact
 from synthboot.lm.batches import tokens_until_copying
-from synthboot.recipes import Unit
+from synthboot.recipes import Unit, folder_of
 from synthboot.runner.state import State
 
 _EFFICIENCY = {"train": 0.4, "sample": 0.12}
@@ -111,10 +112,9 @@ def power(cfg: Config, units: dict[str, Unit]) -> Power | None:
     """
     folder = units["evaluate"].folder(cfg.folder)
     try:
-        result = read_listed(folder, "evaluate.json")
+        measured = Evaluation.open(folder).chosen.get("power")
     except CorruptArtifact:
         return None  # not there, or damaged: `run` makes it, and says so
-    measured = result[result["checkpoint"]].get("power")
     if measured is None:
         return None
 
@@ -168,10 +168,10 @@ def _unique_tokens(cfg: Config) -> int:
     """Tokens in D_pretrain; before all of a corpus has been read, what is trained on."""
     if cfg.budget.unique_tokens != "all":
         return cfg.budget.unique_tokens
-    summary = cfg.folder / "01-corpus" / "corpus.json"
-    if not summary.exists():
+    folder = folder_of(cfg.folder, "corpus")
+    if read_manifest(folder) is None:
         return cfg.budget.train_tokens
-    return int(read_json(summary)["pretrain_tokens"])
+    return int(Corpus.open(folder).summary["pretrain_tokens"])
 
 
 def _parameters(cfg: Config) -> float:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from synthboot import config, pool, preflight
+from synthboot.artifacts.corpus import Corpus
 from synthboot.data import disk
 from synthboot.lm import precision
 from synthboot.recipes import Unit, outside, units
@@ -59,7 +60,7 @@ def run(
         if waiting:
             preflight.check(cfg)
             if "corpus" not in waiting:
-                preflight.check_against_corpus(cfg, plan["corpus"].folder(cfg.folder))
+                preflight.check_against_corpus(cfg, _corpus(cfg, plan))
             _make_all(cfg, plan, waiting, tell)
     return plan
 
@@ -100,9 +101,13 @@ def _make_all(
                     raise value
                 tell(name, kind, value)
                 if kind == "done" and name == "corpus":
-                    preflight.check_against_corpus(cfg, plan[name].folder(cfg.folder))
+                    preflight.check_against_corpus(cfg, _corpus(cfg, plan))
     finally:
         running.close()
         for left in torchrun.leftovers(cfg.folder):  # of a unit that was killed just now
             with suppress(OSError):  # the next run tries again
                 shutil.rmtree(left)
+
+
+def _corpus(cfg: config.Config, plan: dict[str, Unit]) -> Corpus:
+    return Corpus.open(plan["corpus"].folder(cfg.folder))

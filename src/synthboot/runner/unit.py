@@ -18,7 +18,7 @@ from synthboot.recipes import VERSIONS, Unit
 from synthboot.runner import lock, torchrun
 from synthboot.runner.step import run_step
 
-PARALLEL = ("embed", "pair", "synthesize", "evaluate")
+PARALLEL = ("embed", "pair", "synthesize")
 """Stages whose steps have workers of their own."""
 
 _PATIENCE = 30.0

@@ -32,10 +32,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from synthboot import config
+from synthboot.artifacts.corpus import DOCUMENTS, Corpus
 from synthboot.artifacts.spool import Ingested, Spool, ingest
 from synthboot.artifacts.store import WORK, Progress, Shards, silent
-from synthboot.data import documents, ngrams, tokenizer, tokens
-from synthboot.data.disk import write_json
+from synthboot.data import ngrams, tokenizer, tokens
 from synthboot.data.files import counted
 from synthboot.errors import BudgetError, DataError
 
@@ -46,7 +46,7 @@ _BYTES_PER_TOKEN = 3.5  # a first guess at what a trained tokenizer makes of tex
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Counts:
     """What the corpus holds. records = documents + quarantined + dropped, summed over all of
     `dropped`.
 
@@ -79,7 +79,7 @@ def corpus(
     tokenizer_name: str | None = None,
     progress: Progress = silent,
     expected: Mapping[str, Sequence[str]] | None = None,
-) -> Corpus:
+) -> Counts:
     """The corpus written to `folder`; work already there is kept.
 
     `tokenizer_name` overrides `cfg.tokenizer`; `expected` has the identities of `source` and
@@ -105,7 +105,8 @@ def corpus(
     fitted, tokenizer_docs, pretrain_docs = _fit_tokenizer(
         spool, open_pool, unique_tokens, cfg, tokenizer_name
     )
-    fitted.save(folder / "tokenizer")
+    made = Corpus.open(folder)
+    fitted.save(made.tokenizer_folder)
 
     if cfg.replay is not None:
         by_set["replay"] = replay
@@ -115,14 +116,14 @@ def corpus(
     set_tokens: dict[str, int] = {}
     for name, chosen in by_set.items():
         set_tokens[name] = _write_set(
-            Shards(folder / name), spool, chosen, flagged, fitted, cfg.shard_docs, progress
+            made.shards(name), spool, chosen, flagged, fitted, cfg.shard_docs, progress
         )
-    unknown = _unknown(folder, list(by_set))
+    unknown = _unknown(made, list(by_set))
     _check_unknown(unknown, sum(set_tokens.values()), tokenizer_name or cfg.tokenizer)
 
     # D_pretrain has no folder of its own: it is the head of the pool
-    head = tokens.Tokens.open(Shards(folder / "pool")).head(pretrain_docs)
-    result = Corpus(
+    head = made.pool.head(pretrain_docs)
+    result = Counts(
         **asdict(ingested),
         renamed_ids=len(spool.renamed),
         dropped=dropped,
@@ -136,7 +137,7 @@ def corpus(
         tokenizer_docs=tokenizer_docs,
         unknown_tokens=unknown,
     )
-    write_json(folder / "corpus.json", asdict(result))
+    made.save_summary(asdict(result))
     return result
 
 
@@ -192,31 +193,14 @@ def _account(
     return ", ".join(parts)
 
 
-def _unknown(folder: Path, names: Sequence[str]) -> int:
+def _unknown(made: Corpus, names: Sequence[str]) -> int:
     """Unknown tokens in these sets."""
     total = 0
     for name in names:
-        shards = Shards(folder / name)
+        shards = made.shards(name)
         for number, _ in enumerate(shards):
             total += shards.counts(number)["unknown"]
     return total
-
-
-def read_texts(
-    folder: Path,
-    name: str,
-    docs: int | None = None,
-) -> Iterator[documents.Document]:
-    """The first `docs` documents of a set, in order, from a corpus folder."""
-    remaining = docs if docs is not None else 1 << 62
-    for shard in Shards(folder / name):
-        for batch in pq.ParquetFile(shard / "documents.parquet").iter_batches(batch_size=1_024):
-            for row in batch.to_pylist()[:remaining]:
-                metadata = json.loads(row["metadata"])
-                yield documents.Document(row["id"], row["text"], metadata)
-            remaining -= min(remaining, len(batch))
-        if not remaining:
-            return
 
 
 def _deduplicate(
@@ -463,7 +447,7 @@ def _write_set(
                 "near_duplicate": flagged[rows].tolist(),
             }
         )
-        pq.write_table(table, out / "documents.parquet", compression="zstd")
+        pq.write_table(table, out / DOCUMENTS, compression="zstd")
 
         ids = fitted.documents(texts)
         unknown = 0
@@ -475,11 +459,13 @@ def _write_set(
             "unknown": unknown,
         }
 
-    total = 0
-    starts = range(0, max(1, len(chosen)), shard_docs)
-    for index, start in enumerate(starts):
-        rows = chosen[start : start + shard_docs]
-        total += shards.write(index, partial(write, rows))["tokens"]
-        progress((index + 1) / len(starts), f"{shards.folder.name}: {total:,} tokens")
-    shards.close(len(starts))
-    return total
+    count = max(1, -(-len(chosen) // shard_docs))  # an empty set has a shard too
+
+    def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
+        for index in missing:
+            start = index * shard_docs
+            yield partial(write, chosen[start : start + shard_docs])
+
+    for index, _ in shards.fill(count, writers):
+        progress((index + 1) / count, f"{shards.folder.name}: shard {index + 1:,} of {count:,}")
+    return sum(shards.counts(index)["tokens"] for index in range(count))

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32, Int64
 
 from synthboot import config
+from synthboot.artifacts.corpus import DOCUMENTS
 from synthboot.artifacts.store import Progress, Shards, silent
 from synthboot.data import documents
 from synthboot.data.disk import write_bytes
@@ -119,7 +120,7 @@ def shard_embedder(
 
     def vectors(wanted: tuple[int, int]) -> np.ndarray:
         shard, docs = wanted
-        texts = _texts(shards.path(shard) / "documents.parquet")
+        texts = _texts(shards.path(shard) / DOCUMENTS)
         return embed(islice(texts, docs), model)
 
     return vectors

@@ -1,5 +1,4 @@
-"""Score every arm and seed on the test set, which nothing else reads, and on questions: figures
-with intervals.
+"""What the scores of all models show: every arm beside repetition, figures with intervals.
 
 Arms are compared paired, by seed and document (or question); what an arm is - the method, a
 control, an oracle - its recipe says, not its name. `oracle_share` = (arm - repetition) / (oracle -
@@ -12,23 +11,16 @@ run per cell, no intervals.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, astuple, dataclass, fields
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 from synthboot import config, statistics, verdicts
-from synthboot.data import tokenizer as tokenizers
-from synthboot.data.items import Item
-from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, UnfairComparison
-from synthboot.lm import model as models
-from synthboot.lm import questions, score
 from synthboot.lm.train import Settings
 
 REPETITION = "repetition"
@@ -38,82 +30,6 @@ _MORE_SEEDS = (2, 3, 5, 8, 10, 15, 20)
 _EQUAL = ("batch_tokens", "parameters", "architecture", "vocab_size")
 _BY_LENGTH = ("steps", "train_tokens", "replayed_tokens")
 _SET_BY_LENGTH = ("warmup_steps", "eval_steps")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What scoring a model needs; plain values, so that it can be sent to a worker.
-
-    `items` is a JSON-lines file of questions, each with the name of its task; `parts`, an .npy
-    file, says of every test token to which of `kinds` parts it belongs; `harness` names tasks for
-    lm-eval, `include` the folder of those it has not.
-    """
-
-    tokenizer: Path
-    test_set: tuple[Path, ...]
-    window: int
-    device: str
-    items: Path
-    parts: Path
-    kinds: int
-    harness: tuple[str, ...] = ()
-    include: str = "."
-
-
-Scores = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]
-
-
-def scorer(job: Job) -> Callable[[tuple[Path, bool]], Scores]:
-    """A worker: (model folder, whether to ask) -> its scores.
-
-    These are the summed loss of each test document and part in nats; for each item whether it was
-    answered right, right by likelihood per character, the nats of the right continuation and those
-    of the right choice among all; and the same by lm-eval.
-    """
-    tokenizer = tokenizers.load(job.tokenizer)
-    test_set = Tokens.open(job.test_set)
-    items = []
-    for line in job.items.read_text("utf-8").splitlines():
-        items.append(_item(json.loads(line)))
-
-    # cell doc * kinds + part of the table of losses, for every test token
-    docs = len(test_set)
-    cells = np.repeat(np.arange(docs) * job.kinds, test_set.lengths) + np.load(job.parts)
-
-    def run(wanted: tuple[Path, bool]) -> Scores:
-        folder, asking = wanted
-        device = models.device(job.device)
-        model = models.load(folder).to(device)
-
-        by_token = score.token_losses(model, test_set, job.window, tokenizer.end)
-        losses = np.bincount(cells, by_token, docs * job.kinds)
-        losses = losses.reshape(docs, job.kinds)  # (doc, part)
-
-        answers = []
-        if asking and items:
-            for answer in questions.ask(model, tokenizer, items, job.window):
-                answers.append(astuple(answer))
-        harness: dict[str, np.ndarray] = {}
-        if asking and job.harness:
-            harness = questions.harness(
-                folder,
-                job.harness,
-                job.include,
-                str(device),
-            )
-
-        by_item = np.array(answers, np.float64).reshape(-1, 4)  # (item, measure)
-        return losses, by_item, harness
-
-    return run
-
-
-def _item(fields: Mapping[str, Any]) -> Item:
-    values: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name != "task":
-            values[name] = tuple(value) if isinstance(value, list) else value
-    return Item(**values)
 
 
 def compare_ledgers(ledgers: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
@@ -203,6 +119,21 @@ def _free(recipe: Mapping[str, Any]) -> set[str]:
     if recipe["match"] == "flops" or recipe["epochs"] is not None:
         found |= {*_BY_LENGTH, *_SET_BY_LENGTH}
     return found
+
+
+def summed(
+    by_token: Float32[np.ndarray, " token"],
+    document: Int64[np.ndarray, " token"],
+    part: UInt8[np.ndarray, " token"] | None = None,
+    parts: int = 1,
+) -> Float64[np.ndarray, "doc part"]:
+    """The losses of tokens summed by the document that each belongs to, and by which of so many
+    parts of it; a document is one part unless `part` says otherwise."""
+    docs = int(document[-1]) + 1
+    cell = document * parts  # of the table of documents and parts
+    if part is not None:
+        cell = cell + part
+    return np.bincount(cell, by_token, docs * parts).reshape(docs, parts)
 
 
 def evaluate(
@@ -356,20 +287,23 @@ def answered(
     tasks: Sequence[str],
     groups: Sequence[str],
     cfg: config.Evaluate,
+    seen: Bool[np.ndarray, " item"] | None = None,
 ) -> dict[str, Any]:
-    """By task: its items, and by group of them (`all` first) and arm the share answered right, the
-    same by likelihood per character, the nats of the right continuation and those of the right
-    choice among all (`choice_nll`; None where nothing is to choose), each [value, low, high], with
-    the difference of the first to repetition [value, low, high, p].
+    """By task: its items but those that a training text has `seen`, and by group of them (`all`
+    first) and arm the share answered right, the same by likelihood per character, the nats of the
+    right continuation and those of the right choice among all (`choice_nll`; None where nothing is
+    to choose), each [value, low, high], with the difference of the first to repetition [value, low,
+    high, p].
 
     A task or group of one item has no interval and is left out.
     """
     task_of = np.array(tasks)
     group_of = np.array(groups)
+    clean = np.ones(len(tasks), bool) if seen is None else ~seen
     result: dict[str, Any] = {}
 
     for task in dict.fromkeys(tasks):
-        of_task = task_of == task
+        of_task = (task_of == task) & clean
         if of_task.sum() < 2:
             continue
         chosen = {"all": of_task}

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from synthboot import config, pool
 from synthboot.artifacts.pairs import VALIDATION, Pairs, Related
 from synthboot.artifacts.store import Progress, Shards, silent
-from synthboot.artifacts.synthetic import FILE, KEPT
+from synthboot.artifacts.synthetic import CHUNKS, FILE, KEPT
 from synthboot.data import ngrams, tokens
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
@@ -73,7 +73,7 @@ def synthesize(
 
     Raises BudgetError where almost everything sampled is dropped.
     """
-    shards = Shards(folder / "chunks")
+    shards = Shards(folder / CHUNKS)
     outputs: Counter[str] = Counter()
     total: Counter[str] = Counter()
     chunks = 0

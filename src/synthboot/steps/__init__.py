@@ -2,24 +2,33 @@
 it leaves.
 
 A step gets a Context, calls the stage's one function and returns (counts, cost). It runs in a
-process of its own; steps know folders, stages do not know each other.
+process of its own; steps know artifacts, stages do not know each other.
 """
 
-from synthboot.steps import make, measure
+from synthboot.steps.analyze import analyze
 from synthboot.steps.context import Context, Step
-from synthboot.steps.measure import gather
+from synthboot.steps.corpus import corpus
+from synthboot.steps.embed import embed
+from synthboot.steps.evaluate import evaluate
+from synthboot.steps.pair import pair
+from synthboot.steps.pretrain import base, pretrain
+from synthboot.steps.report import gather, report
+from synthboot.steps.score import score
+from synthboot.steps.synthesize import synthesize
+from synthboot.steps.tune import tune
 
 STEPS: dict[str, Step] = {
-    "corpus": make.corpus,
-    "embed": make.embed,
-    "pair": make.pair,
-    "base": make.base,
-    "tune": make.tune,
-    "synthesize": make.synthesize,
-    "pretrain": make.pretrain,
-    "evaluate": measure.evaluate,
-    "analyze": measure.analyze,
-    "report": measure.report,
+    "corpus": corpus,
+    "embed": embed,
+    "pair": pair,
+    "base": base,
+    "tune": tune,
+    "synthesize": synthesize,
+    "pretrain": pretrain,
+    "score": score,
+    "evaluate": evaluate,
+    "analyze": analyze,
+    "report": report,
 }
 
 __all__ = ["STEPS", "Context", "gather"]

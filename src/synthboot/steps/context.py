@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from synthboot import config
-from synthboot.artifacts.store import Progress, Shards, read_manifest
-from synthboot.data import tokenizer as tokenizers
-from synthboot.data.disk import read_json
-from synthboot.data.tokenizer import Tokenizer
-from synthboot.data.tokens import Tokens
+from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.embeddings import Embeddings
+from synthboot.artifacts.model import Model
+from synthboot.artifacts.pairs import Pairs
+from synthboot.artifacts.store import Progress, read_manifest
+from synthboot.artifacts.synthetic import Synthetic
+
+_SYNTHESIZE = "synthesize/"
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Context:
     """What a step works with: the settings that its stage declares, its folder, its parents'
     folders by role, and where in the recipe it stands.
 
-    `outside` names and hashes the files from outside that its artifact is known by; `ready` says
-    that a trial of its sweep is this model already.
+    Steps read parents as the artifacts that they are. `outside` names and hashes the files from
+    outside that its artifact is known by; `ready` says that a trial of its sweep is this model
+    already; `note` takes a line for the user.
     """
 
     cfg: config.Config
@@ -41,31 +44,53 @@ class Context:
     variant: str = ""
     budget_tokens: int = 0
 
-    def tokenizer(self) -> Tokenizer:
-        """The corpus' tokenizer."""
-        return tokenizers.load(self.parents["corpus"] / "tokenizer")
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The corpus, which every other stage reads."""
+        return Corpus.open(self.parents["corpus"])
 
-    def tokens(self, name: str) -> Tokens:
-        """The tokens of a set: `pool`, `validation`, `test`, or `pretrain` (D_pretrain, the head of
-        the pool)."""
-        if name == "pretrain":
-            return self.tokens("pool").head(self.pretrain_docs)
-        return Tokens.open(Shards(self.parents["corpus"] / name))
+    @cached_property
+    def embeddings(self) -> Embeddings | None:
+        """The vectors of the corpus, where this unit reads them."""
+        folder = self.parents.get("embed")
+        return None if folder is None else Embeddings.open(folder)
+
+    def pairs(self, role: str = "pair") -> Pairs:
+        """The pairs that stand in a role."""
+        return Pairs.load(self.parents[role])
+
+    def model(self, role: str) -> Model:
+        """The model that stands in a role."""
+        return Model.open(self.parents[role])
 
     @property
-    def pretrain_docs(self) -> int:
-        """Documents in D_pretrain."""
-        return int(read_json(self.parents["corpus"] / "corpus.json")["pretrain_docs"])
+    def models(self) -> dict[str, dict[int, Model]]:
+        """The models of all arms by name and seed, where this unit compares them."""
+        found: dict[str, dict[int, Model]] = {}
+        for role in self.parents:
+            kind, _, model = role.partition("/")
+            if kind == "model":
+                arm, _, seed = model.rpartition("/")
+                found.setdefault(arm, {})[int(seed)] = self.model(role)
+        return found
+
+    @property
+    def synthetic(self) -> dict[str, Synthetic]:
+        """By kind, all synthetic text that this unit looks into."""
+        found = {}
+        for role, folder in self.parents.items():
+            if role.startswith(_SYNTHESIZE):
+                found[role.removeprefix(_SYNTHESIZE)] = Synthetic.open(folder)
+        return found
 
 
 Outcome = tuple[dict[str, Any], dict[str, float]]
 Step = Callable[[Context], Outcome]
 
 
-def conditional(role: str) -> bool:
-    """Whether an S_pretrain, by its variant or `synthesize/VARIANT`, was written from d1; in later
-    rounds too."""
-    return not role.rpartition("/")[2].startswith("unconditional")
+def conditional(kind: str) -> bool:
+    """Whether an S_pretrain of this kind was written from d1; in later rounds too."""
+    return not kind.rpartition("/")[2].startswith("unconditional")
 
 
 def upstream_flops(c: Context) -> float:
@@ -79,12 +104,3 @@ def upstream_flops(c: Context) -> float:
         if manifest is not None and manifest.stage in ("embed", "pair", "tune"):
             flops += manifest.cost.get("flops", 0.0) + manifest.counts.get("upstream_flops", 0.0)
     return flops
-
-
-def embedded(folder: Path, name: str) -> np.ndarray:
-    """The float16 vectors of `pool` (the documents of D_pretrain) or `validation` in an embed
-    artifact."""
-    vectors = []
-    for shard in Shards(folder / name):
-        vectors.append(np.load(shard / "vectors.npy", allow_pickle=False))
-    return np.concatenate(vectors)  # (doc, dim)

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from synthboot.artifacts.corpus import PRETRAIN
 from synthboot.artifacts.synthetic import Sample
-from synthboot.data import tasks
-from synthboot.data import tokenizer as tokenizers
-from synthboot.data.disk import read_json
+from synthboot.data import documents, tasks
 from synthboot.data.documents import Document
 from synthboot.rng import rng
 from synthboot.steps.context import Context, conditional
@@ -24,6 +23,11 @@ Facts = set[tuple[int, int, int]]
 
 Orders = set[tuple[int, tuple[int, ...]]]
 """(entity, its attributes in the order in which a document tells them)."""
+
+
+def is_world(c: Context) -> bool:
+    """Whether the corpus is a generated world."""
+    return c.cfg.corpus.source == documents.WORLD
 
 
 def bounds(
@@ -61,7 +65,7 @@ def bounds(
 def parts(c: Context, test_set: Sequence[Document]) -> np.ndarray:
     """(token of the test set): which of `worlds.PARTS` it belongs to; end tokens are form."""
     world, known = _world(c)
-    tokenizer = tokenizers.load(c.parents["corpus"] / "tokenizer")
+    tokenizer = c.corpus.tokenizer
     form = PARTS.index("form")
 
     found = []
@@ -91,13 +95,13 @@ def measured(
     """`excess`: how far each synthesizer is from the least loss there is. `facts`: by kind of
     synthetic text and group of its entity, what it says."""
     world, known = _world(c)
-    corpus = [world.read(text) for text in _texts(c, "pool")]
+    corpus = [world.read(text) for text in _texts(c, PRETRAIN)]
     validation = [world.read(text) for text in _texts(c, "validation")]
 
     excess = {}
-    for role, folder in c.parents.items():
+    for role in c.parents:
         if role.startswith("tune/"):
-            tuned = read_json(folder / "tune.json")
+            tuned = c.model(role).tuning
             excess[role.removeprefix("tune/")] = _excess(
                 world,
                 known,
@@ -114,8 +118,7 @@ def measured(
             seen.add((told.entity, attribute, wording))
 
     facts: dict[str, Any] = {}
-    for role, rows in samples.items():
-        kind = role.removeprefix("synthesize/")
+    for kind, rows in samples.items():
         by_group: dict[str, list[_Written]] = {
             "many": [],
             "one": [],
@@ -235,12 +238,9 @@ def _order(told: Told) -> tuple[int, tuple[int, ...]]:
 def _world(c: Context) -> tuple[World, np.ndarray]:
     """The world, and which of its facts D_pretrain tells."""
     world = World(c.cfg.corpus.world)
-    return world, world.known(_texts(c, "pool"))
+    return world, world.known(_texts(c, PRETRAIN))
 
 
 def _texts(c: Context, name: str) -> list[str]:
-    """The texts of D_pretrain (`pool`) or of another set."""
-    from synthboot.stages.corpus import read_texts
-
-    docs = c.pretrain_docs if name == "pool" else None
-    return [document.text for document in read_texts(c.parents["corpus"], name, docs)]
+    """The texts of a set."""
+    return [document.text for document in c.corpus.texts(name)]

@@ -1,0 +1,125 @@
+"""The corpus as the other stages read it: sets of documents, as text and as tokens, and the
+tokenizer.
+
+A set (`pool`, `validation`, `test`, and `replay` where there is such text) is a folder of shards,
+each with `documents.parquet` and the token shard of the same documents. D_pretrain has none of its
+own: it is the head of the pool.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from synthboot.artifacts.store import Shards, read_listed
+from synthboot.data import tokenizer as tokenizers
+from synthboot.data.disk import write_json
+from synthboot.data.documents import Document
+from synthboot.data.tokenizer import Tokenizer
+from synthboot.data.tokens import Tokens
+
+PRETRAIN = "pretrain"
+DOCUMENTS = "documents.parquet"
+_SUMMARY = "corpus.json"
+QUARANTINE = "quarantine.jsonl"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus artifact. Its files are read when they are asked for."""
+
+    folder: Path
+
+    @staticmethod
+    def open(folder: Path) -> Corpus:
+        """The corpus in a folder."""
+        return Corpus(folder)
+
+    def shards(self, name: str) -> Shards:
+        """The shards of a set that has a folder."""
+        return Shards(self.folder / name)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer lies, as Hugging Face has it."""
+        return self.folder / "tokenizer"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        return tokenizers.load(self.tokenizer_folder)
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """What the stage counted, as `stages.corpus.Counts` has it.
+
+        Raises CorruptArtifact where it is not what the manifest lists.
+        """
+        return dict(read_listed(self.folder, _SUMMARY))
+
+    def save_summary(self, counts: Mapping[str, Any]) -> None:
+        """Write what `summary` reads."""
+        write_json(self.folder / _SUMMARY, counts)
+
+    @property
+    def pretrain_docs(self) -> int:
+        """Documents in D_pretrain."""
+        return int(self.summary["pretrain_docs"])
+
+    @property
+    def pretrain(self) -> Tokens:
+        """The tokens of D_pretrain."""
+        return self.pool.head(self.pretrain_docs)
+
+    @cached_property
+    def pool(self) -> Tokens:
+        """The tokens of D_pretrain, then of what only oracles read."""
+        return self.tokens("pool")
+
+    @cached_property
+    def validation(self) -> Tokens:
+        """The tokens of the validation set."""
+        return self.tokens("validation")
+
+    @cached_property
+    def test(self) -> Tokens:
+        """The tokens of the test set."""
+        return self.tokens("test")
+
+    @property
+    def has_replay(self) -> bool:
+        """Whether there is text to replay."""
+        return self.shards("replay").folder.exists()
+
+    @cached_property
+    def replay(self) -> Tokens:
+        """The tokens of the text to replay."""
+        return self.tokens("replay")
+
+    def tokens(self, name: str) -> Tokens:
+        """The tokens of a set that has a folder."""
+        return Tokens.open(self.shards(name))
+
+    def texts(self, name: str) -> Iterator[Document]:
+        """The documents of a set, or of `pretrain`, in order."""
+        if name == PRETRAIN:
+            return itertools.islice(self.texts("pool"), self.pretrain_docs)
+        return self._documents(name)
+
+    def _documents(self, name: str) -> Iterator[Document]:
+        for shard in self.shards(name):
+            for batch in pq.ParquetFile(shard / DOCUMENTS).iter_batches(batch_size=1_024):
+                for row in batch.to_pylist():
+                    yield Document(row["id"], row["text"], json.loads(row["metadata"]))
+
+    def rejects(self) -> Iterator[dict[str, Any]]:
+        """What was quarantined: `file`, `line` and `reason` of each record."""
+        for line in (self.folder / QUARANTINE).read_text("utf-8").splitlines():
+            yield json.loads(line)

@@ -1,0 +1,56 @@
+"""Vectors of documents, in the shards of the corpus, and the embedder that was fitted for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float16
+
+from synthboot.artifacts.store import Shards
+from synthboot.data.disk import save_array
+
+_VECTORS = "vectors.npy"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The vectors of D_pretrain (`pool`, its head) and of the validation set."""
+
+    folder: Path
+
+    @staticmethod
+    def open(folder: Path) -> Embeddings:
+        """The vectors in a folder."""
+        return Embeddings(folder)
+
+    def shards(self, name: str) -> Shards:
+        """The shards of a set, one for each of the corpus."""
+        return Shards(self.folder / name)
+
+    @property
+    def embedder(self) -> Path:
+        """Where the `self` embedder lies, in a folder that is whole or absent."""
+        return self.folder / "embedder" / "embedder.safetensors"
+
+    @property
+    def pretrain(self) -> Float16[np.ndarray, "doc dim"]:
+        """The vectors of D_pretrain, of length 1."""
+        return self._vectors("pool")
+
+    @property
+    def validation(self) -> Float16[np.ndarray, "doc dim"]:
+        """The vectors of the validation set, of length 1."""
+        return self._vectors("validation")
+
+    def _vectors(self, name: str) -> np.ndarray:
+        shards = [np.load(shard / _VECTORS, allow_pickle=False) for shard in self.shards(name)]
+        return np.concatenate(shards)  # (doc, dim)
+
+
+def save_vectors(vectors: np.ndarray, folder: Path) -> dict[str, Any]:
+    """Write one shard, (doc, dim), and return its counts."""
+    save_array(folder / _VECTORS, vectors)
+    return {"docs": len(vectors), "dim": vectors.shape[1]}

@@ -1,0 +1,133 @@
+"""analyze: pairs and synthetic text in, measures and examples out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from synthboot.artifacts.analysis import Analysis
+from synthboot.artifacts.pairs import TRAIN
+from synthboot.artifacts.synthetic import Sample
+from synthboot.data.tokens import Tokens
+from synthboot.steps import worlds
+from synthboot.steps.context import Context, Outcome, conditional
+
+
+def analyze(c: Context) -> Outcome:
+    """Measures of real and synthetic text side by side, and examples."""
+    from synthboot.stages import analyze as stage
+
+    cfg = c.cfg.analyze
+    corpus = c.corpus.pretrain
+    tokenizer = c.corpus.tokenizer
+
+    kinds = {}
+    for name, tokens in (("unseen real", c.corpus.validation), ("D_pretrain", corpus)):
+        real = _bare(tokens, cfg.docs)
+        kinds[name] = stage.analyze(
+            real,
+            [tokenizer.decode(t) for t in real],
+            corpus,
+            cfg,
+        )
+
+    samples = _samples(c)
+    for number, (kind, rows) in enumerate(samples.items(), 1):
+        c.progress(number / (len(samples) + 2), kind)
+        kinds[kind] = _analyzed(c, kind, rows, corpus)
+
+    of_world = worlds.measured(c, samples) if worlds.is_world(c) else None
+    result = {
+        "kinds": kinds,
+        "relevance": _relevance(c, samples),
+        "copy_tokens": cfg.copy_tokens,
+        "world": of_world,
+    }
+
+    pairs = None
+    if "pair/related" in c.parents:
+        pairs = c.pairs("pair/related").only(TRAIN)
+    related = samples.get("related", [])
+    examples = []
+    if pairs and related:
+        examples = stage.examples(related, pairs, tokenizer, corpus, cfg)
+    spread = stage.spread(pairs, tokenizer, corpus, cfg) if pairs else []
+    Analysis(result, examples, spread).save(c.folder)
+    return {"kinds": list(kinds), "examples": len(examples)}, {}
+
+
+def _samples(c: Context) -> dict[str, list[Sample]]:
+    """By kind of synthetic text, the documents that are analyzed."""
+    found = {}
+    for kind, synthetic in c.synthetic.items():
+        found[kind] = list(itertools.islice(synthetic, c.cfg.analyze.docs))
+    return found
+
+
+def _analyzed(
+    c: Context,
+    kind: str,
+    rows: Sequence[Sample],
+    corpus: Tokens,
+) -> dict[str, Any]:
+    """The measures of one kind of synthetic text, by the tokens that were sampled."""
+    from synthboot.stages import analyze as stage
+
+    tokens = [row.tokens for row in rows]
+    texts = [row.text for row in rows]
+    given = [corpus[row.d1][:-1] for row in rows] if conditional(kind) else None
+    result = stage.analyze(tokens, texts, corpus, c.cfg.analyze, given)
+
+    # per sampled token: where a document ended by itself, its end was sampled too
+    sampled = [len(row.tokens) + (row.finish == "end") for row in rows]
+    nats = 0.0
+    for row, count in zip(rows, sampled, strict=True):
+        nats += row.mean_logprob * count
+    result["entropy"] = -nats / max(1, sum(sampled))
+    return result
+
+
+def _bare(tokens: Tokens, count: int) -> list[np.ndarray]:
+    """The first `count` documents, which lie in random order already, without their end tokens."""
+    chosen = range(len(tokens))[:count]
+    return [np.asarray(tokens[doc][:-1], np.int64) for doc in chosen]
+
+
+def _relevance(
+    c: Context,
+    samples: Mapping[str, Sequence[Sample]],
+) -> dict[str, Any]:
+    """Similarity of d1 with real d2, with sampled d2, and of random pairs.
+
+    Sampled text is left out where vectors came from a file: nothing here can embed it.
+    """
+    from synthboot.lm.model import device
+    from synthboot.stages import embed as stage
+    from synthboot.stages.analyze import relevance
+    from synthboot.stages.pair import random_similarity
+
+    if c.embeddings is None:
+        return {}
+    vectors = c.embeddings.pretrain
+    pairs = c.pairs("pair/related")
+    alpha = pairs.report["alpha"]
+    by_chance = random_similarity(vectors, c.cfg.seed, 20_000)
+    result = {
+        "real pairs": relevance(pairs.only(TRAIN).similarity, alpha),
+        "random pairs": relevance(by_chance, alpha),
+    }
+    if c.cfg.embed.model == "file":
+        return result
+
+    where = str(device(c.cfg.engine.device))
+    embedder = stage.embedder(c.cfg.embed, c.embeddings.embedder, where)
+    for kind, rows in samples.items():
+        if rows and conditional(kind):
+            given = vectors[[row.d1 for row in rows]].astype(np.float32)
+            sampled = embedder([row.text for row in rows])
+            similarity = np.einsum("ij,ij->i", given, sampled)  # (doc)
+            result[kind] = relevance(similarity, alpha)
+    return result

@@ -1,0 +1,116 @@
+"""embed: documents in, a vector for each out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthboot import pool
+from synthboot.artifacts.corpus import PRETRAIN
+from synthboot.artifacts.embeddings import Embeddings, save_vectors
+from synthboot.data.disk import committed_folder, damage
+from synthboot.steps.context import Context, Outcome
+
+
+def embed(c: Context) -> Outcome:
+    """Vectors of D_pretrain and of the validation set, a shard of documents at a time."""
+    from synthboot.stages import embed as stage
+
+    cfg = c.cfg.embed
+    sizes = {
+        "pool": c.corpus.pretrain_docs,
+        "validation": len(c.corpus.validation),
+    }
+
+    own = None
+    if cfg.model == "file":
+        documents = itertools.chain(c.corpus.texts(PRETRAIN), c.corpus.texts("validation"))
+        ids = [document.id for document in documents]
+        own = stage.read_vectors(cfg.path, ids, cfg.unknown_ids)
+    made = Embeddings.open(c.folder)
+    if cfg.model == "self":
+        _fit_embedder(c, made.embedder)
+
+    dim = 0
+    first = 0  # vectors from a file hold both sets, one after the other
+    for name, docs in sizes.items():
+        of_set = None if own is None else own[first : first + docs]
+        dim = max(dim, _embed_set(c, made, name, docs, of_set))
+        first += docs
+
+    tokens = c.corpus.pretrain.num_tokens + c.corpus.validation.num_tokens
+    flops = stage.flops(cfg, sum(sizes.values()), tokens)
+    return {"docs": sizes["pool"], "dim": dim}, {"flops": flops}
+
+
+def _fit_embedder(c: Context, path: Path) -> None:
+    """Fit the `self` embedder, unless an earlier run has: shards of one artifact share it."""
+    from synthboot.stages import embed as stage
+
+    if not damage(path.parent):  # there, and whole
+        return
+    c.progress(0.0, "fitting")
+    texts = (document.text for document in c.corpus.texts(PRETRAIN))
+    with committed_folder(path.parent) as folder:
+        stage.fit(
+            texts,
+            c.cfg.embed,
+            c.cfg.seed,
+            c.progress,
+        ).save(folder / path.name)
+
+
+def _embed_set(
+    c: Context,
+    made: Embeddings,
+    name: str,
+    docs: int,
+    own: np.ndarray | None,
+) -> int:
+    """Write the vectors of the first `docs` documents of a set, which `own` holds where they came
+    from a file; returns their dimensions."""
+    shards = made.shards(name)
+    source = c.corpus.shards(name)
+    # the vectors lie in shards of the same documents as the texts
+    shard_docs = max(1, source.counts(0)["docs"])
+    starts = list(range(0, docs, shard_docs))
+
+    def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
+        vectors: Iterable[np.ndarray]
+        if own is None:
+            wanted = [(i, docs - starts[i]) for i in missing]
+            vectors = _embed_shards(c, source.folder, made.embedder, wanted)
+        else:
+            vectors = (own[starts[i] : starts[i] + shard_docs] for i in missing)
+        for of_shard in vectors:
+            yield partial(save_vectors, of_shard)
+
+    for shard, counts in shards.fill(len(starts), writers):
+        done = starts[shard] + counts["docs"]
+        c.progress((shard + 1) / len(starts), f"{name}: {done:,} of {docs:,} documents")
+    return int(shards.counts(0)["dim"]) if starts else 0
+
+
+def _embed_shards(
+    c: Context,
+    source: Path,
+    fitted: Path,
+    wanted: list[tuple[int, int]],
+) -> Iterator[np.ndarray]:
+    """The vectors of shards, each asked for with the number of documents it may have at most."""
+    from synthboot.lm.model import device
+    from synthboot.stages import embed as stage
+
+    arguments = (
+        str(source),
+        c.cfg.embed,
+        str(fitted),
+        str(device(c.cfg.engine.device)),
+        c.cfg.engine.embed_batch,
+    )
+    return pool.imap(stage.shard_embedder, arguments, wanted, c.workers)

@@ -1,0 +1,315 @@
+"""evaluate: the scores of all models in, what they show out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from synthboot import config
+from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.model import Model
+from synthboot.artifacts.scores import CHECKPOINTS, Answers, Scores
+from synthboot.data import documents, tasks
+from synthboot.data.disk import read_json, write_json
+from synthboot.errors import ConfigError, CorruptArtifact
+from synthboot.steps import worlds
+from synthboot.steps.context import Context, Outcome
+from synthboot.steps.score import asked
+from synthboot.worlds.generator import PARTS
+
+Losses = dict[str, dict[str, list[np.ndarray]]]
+"""By checkpoint and arm, for every seed: (test document, part of it), summed nats."""
+
+_LOOKS = "looks.json"
+
+
+def evaluate(c: Context) -> Outcome:
+    """Every arm against repetition, in test loss and in answers, and the verdict."""
+    from synthboot.stages import evaluate as stage
+
+    models = c.models
+    ledgers = {}
+    for arm, by_seed in models.items():
+        ledgers[arm] = {seed: model.token_counts for seed, model in by_seed.items()}
+    stage.compare_ledgers(ledgers)
+
+    test_set = list(c.corpus.texts("test"))
+    groups = _groups(c, test_set)
+    losses, answers = _scores(c, models, test_set)
+    questions, counts, seen = _contaminated(c, answers)
+
+    result: dict[str, Any] = {
+        "checkpoint": c.cfg.evaluate.checkpoint,
+        "ledgers": ledgers,
+        "asked": counts,
+    }
+    result |= _compared(c, models, ledgers, losses, test_set, groups)
+    result["questions"] = _answered(c, answers, seen)
+    result |= _of_world(c, losses, test_set, groups)
+    result["sweeps"] = _sweeps(c, models)
+
+    rows = _rows(losses, models, c.corpus.test.lengths)
+    Evaluation(result, rows, questions).save(c.folder)
+    return {
+        "models": sum(map(len, models.values())),
+        "docs": len(test_set),
+        "items": int((~seen).sum()),
+    }, {}
+
+
+def _groups(
+    c: Context,
+    test_set: Sequence[documents.Document],
+) -> list[str]:
+    """The group of each test document; none where no field is named.
+
+    Raises ConfigError where no document has the field.
+    """
+    field = c.cfg.evaluate.group_field
+    if not field:
+        return []
+    groups = [str(document.metadata.get(field, "")) for document in test_set]
+    if groups and not any(groups):
+        raise ConfigError(f"evaluate.group_field: no test document has a field {field!r}")
+    return groups
+
+
+def _scores(
+    c: Context,
+    models: Mapping[str, Mapping[int, Model]],
+    test_set: Sequence[documents.Document],
+) -> tuple[Losses, dict[str, list[Answers]]]:
+    """The losses of every model by document and part of it, and by arm its answers."""
+    from synthboot.stages.evaluate import summed
+
+    # a document of the user's is one part
+    parts = worlds.parts(c, test_set) if worlds.is_world(c) else None
+    kinds = len(PARTS) if worlds.is_world(c) else 1
+
+    losses: Losses = {checkpoint: {} for checkpoint in CHECKPOINTS}
+    answers: dict[str, list[Answers]] = {}
+    for arm, seeds in models.items():
+        for seed in seeds:
+            scores = Scores.open(c.parents[f"score/{arm}/{seed}"])
+            answers.setdefault(arm, []).append(scores.answers)
+            for checkpoint in CHECKPOINTS:
+                by_part = summed(scores.losses[checkpoint], scores.document, parts, kinds)
+                losses[checkpoint].setdefault(arm, []).append(by_part)
+    return losses, answers
+
+
+def _contaminated(
+    c: Context,
+    answers: Mapping[str, Sequence[Answers]],
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]], np.ndarray]:
+    """Our questions; by task how many there are, how many the training text holds, and how many are
+    too short to tell; and of every answer whether its question is one that the text holds.
+
+    Raises CorruptArtifact where these are not the questions that were asked.
+    """
+    items = asked(c)
+    names = np.array([name for name, _ in items], str)
+    digests = [item.digest for _, item in items]
+    # lm-eval's questions come after ours; their texts are not at hand
+    first = next(iter(answers.values()))[0]
+    seen = np.zeros(len(first), bool)
+    short = np.zeros(len(first), bool)
+    for by_seed in answers.values():
+        for of_model in by_seed:
+            if of_model.item != first.item or list(of_model.item[: len(items)]) != digests:
+                raise CorruptArtifact(
+                    "evaluate.tasks: files of questions have changed since the models were asked; "
+                    "run again"
+                )
+
+    # what the world asks is said in the corpus on purpose
+    checked = np.flatnonzero(names != tasks.WORLD)
+    if len(checked):
+        c.progress(0.0, "looking for the questions in the training text")
+        questions = [items[number][1] for number in checked]
+        seen[checked], short[checked] = tasks.seen(questions, _training_texts(c))
+
+    counts = {}
+    for name in dict.fromkeys(names.tolist()):
+        of_name = np.flatnonzero(names == name)
+        counts[name] = {
+            "items": len(of_name),
+            "seen": int(seen[of_name].sum()),
+            "short": int(short[of_name].sum()),
+        }
+
+    records = []
+    for (name, item), is_seen in zip(items, seen.tolist(), strict=False):
+        record = {"task": name, "seen": is_seen, "item": item.digest}
+        records.append(record | asdict(item))
+    return records, counts, seen
+
+
+def _training_texts(c: Context) -> Iterator[str]:
+    """All that any arm may have read: real text, and all synthetic text."""
+    for name in ("pool", "replay") if c.corpus.has_replay else ("pool",):
+        for document in c.corpus.texts(name):
+            yield document.text
+    for synthetic in c.synthetic.values():
+        yield from synthetic.texts()
+
+
+def _compared(
+    c: Context,
+    models: Mapping[str, Mapping[int, Model]],
+    ledgers: Mapping[str, Mapping[int, Any]],
+    losses: Losses,
+    test_set: Sequence[documents.Document],
+    groups: Sequence[str],
+) -> dict[str, Any]:
+    """Every arm against repetition, at both checkpoints, and the verdict at the chosen one."""
+    from synthboot.stages import evaluate as stage
+
+    cfg = c.cfg.evaluate
+    tokens = c.corpus.test.lengths
+    size_bytes = np.array([len(document.text.encode()) for document in test_set])
+    first_model, *others = models[stage.REPETITION].values()
+    looks = _looks(c, first_model, 1 + len(others))
+
+    result: dict[str, Any] = {}
+    for checkpoint, by_arm in losses.items():
+        by_document = {}
+        for arm, by_seed in by_arm.items():
+            by_document[arm] = np.stack(by_seed).sum(2)  # (seed, doc, part) -> (seed, doc)
+        result[checkpoint] = stage.evaluate(
+            by_document, tokens, size_bytes, c.cfg.arms, cfg, groups, looks
+        )
+
+    chosen = result[cfg.checkpoint]
+    result["verdict"] = chosen["verdict"]
+    result["efficiency"] = _efficiency(c, ledgers, chosen["arms"])
+    return result
+
+
+def _looks(
+    c: Context,
+    first_model: Model,
+    seeds: int,
+) -> list[int]:
+    """The numbers of seeds at which this experiment has been evaluated, this one last.
+
+    They are kept beside the artifacts, since to look again is to try again, whatever became of the
+    first look. Another base is another experiment.
+    """
+    path = c.folder.parent / _LOOKS
+    base = first_model.manifest.fingerprint
+    all_looks = read_json(path) if path.exists() else {}
+    looks = sorted({*all_looks.get(base, []), seeds})
+    write_json(path, {**all_looks, base: looks})
+    return [n for n in looks if n < seeds] + [seeds]
+
+
+def _efficiency(
+    c: Context,
+    ledgers: Mapping[str, Mapping[int, Any]],
+    arms: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The curve of loss over unique real tokens, from arms of real text alone, and how many of
+    these tokens each other arm is worth."""
+    from synthboot.stages.evaluate import efficiency
+
+    plain = []
+    for arm in ledgers:
+        # an arm of real text is repetition but for how much text it has, and its sweep
+        recipe = c.cfg.arms[arm].model_copy(
+            update={
+                "unique_tokens": None,
+                "sweep": {},
+            }
+        )
+        if recipe == config.Arm():
+            plain.append(arm)
+
+    points = []
+    for arm in plain:
+        ledger = next(iter(ledgers[arm].values()))  # the seeds of an arm read the same text
+        points.append((int(ledger["unique_real_tokens"]), float(arms[arm]["loss"][0])))
+
+    worth = {}
+    for arm, scores in arms.items():
+        if arm not in plain:
+            worth[arm] = efficiency(points, scores["loss"][0])
+    return {"points": sorted(points), "worth": worth}
+
+
+def _answered(
+    c: Context,
+    answers: Mapping[str, Sequence[Answers]],
+    seen: np.ndarray,
+) -> dict[str, Any]:
+    """The figures of every task, ours and those of lm-eval."""
+    from synthboot.stages import evaluate as stage
+
+    stacked = {}
+    for arm, by_seed in answers.items():
+        stacked[arm] = np.stack([of_seed.figures for of_seed in by_seed])  # (seed, item, figure)
+    first = next(iter(answers.values()))[0]
+    return stage.answered(stacked, first.task, first.group, c.cfg.evaluate, seen)
+
+
+def _of_world(
+    c: Context,
+    losses: Losses,
+    test_set: Sequence[documents.Document],
+    groups: Sequence[str],
+) -> dict[str, Any]:
+    """For a generated world: the losses by part of a document, and the least losses there are."""
+    from synthboot.stages import evaluate as stage
+
+    if not worlds.is_world(c):
+        return {"world": None}
+    cfg = c.cfg.evaluate
+    by_arm = {arm: np.stack(by_seed) for arm, by_seed in losses[cfg.checkpoint].items()}
+    return {
+        "parts": stage.parted(by_arm, PARTS, groups, cfg),
+        "world": worlds.bounds(
+            c,
+            test_set,
+            c.corpus.test.lengths,
+            groups,
+        ),
+    }
+
+
+def _sweeps(
+    c: Context,
+    models: Mapping[str, Mapping[int, Model]],
+) -> dict[str, Any]:
+    """What the trials of every arm with a sweep reached; the first seed has the record."""
+    found = {}
+    for arm, by_seed in models.items():
+        if c.cfg.arms[arm].sweep:
+            found[arm] = next(iter(by_seed.values())).sweep
+    return found
+
+
+def _rows(
+    losses: Losses,
+    models: Mapping[str, Mapping[int, Model]],
+    tokens: np.ndarray,
+) -> list[dict[str, Any]]:
+    """A row for every model, checkpoint and test document."""
+    rows = []
+    for checkpoint, by_arm in losses.items():
+        for arm, by_seed in by_arm.items():
+            for seed, by_part in zip(models[arm], by_seed, strict=True):
+                for doc, loss in enumerate(by_part.sum(1).tolist()):
+                    rows.append(
+                        {
+                            "arm": arm,
+                            "seed": seed,
+                            "checkpoint": checkpoint,
+                            "doc": doc,
+                            "loss": loss,
+                            "tokens": int(tokens[doc]),
+                        }
+                    )
+    return rows

@@ -1,0 +1,139 @@
+"""pair: vectors in, pairs of related documents out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from synthboot.artifacts.corpus import PRETRAIN
+from synthboot.artifacts.pairs import TRAIN, Pairs
+from synthboot.artifacts.store import WORK, read_manifest
+from synthboot.errors import ConfigError
+from synthboot.steps.context import Context, Outcome, upstream_flops
+
+if TYPE_CHECKING:
+    from synthboot.stages.pair import Fields
+
+
+def pair(c: Context) -> Outcome:
+    """Related pairs with what d1 could tell there, or the random pairs of the control."""
+    from synthboot.neighbors import search
+    from synthboot.stages.pair import random_pairs
+
+    account = ""
+    if c.variant == "random_pairs":
+        pairs = random_pairs(c.pairs(), c.corpus.pretrain_docs, c.cfg.seed)
+    else:
+        pairs = _related(c)
+        pairs.report["ceiling"], account = _ceiling(c, pairs)
+    pairs.save(c.folder)
+    # read back: the report as JSON has it is what the manifest records
+    pairs = Pairs.load(c.folder)
+
+    flops = 0.0
+    embed = read_manifest(c.parents["embed"]) if "embed" in c.parents else None
+    if embed is not None:
+        flops = search.flops(pairs.report, c.corpus.pretrain_docs, embed.counts["dim"])
+
+    counts = {}
+    for name, value in pairs.report.items():
+        if name not in ("bins", "histograms"):
+            counts[name] = value
+    counts["kept"] = len(pairs)
+    counts["train"] = len(pairs.only(TRAIN))
+    counts["upstream_flops"] = upstream_flops(c)
+    counts["account"] = account
+    return counts, {"flops": flops}
+
+
+def _ceiling(c: Context, pairs: Pairs) -> tuple[dict[str, Any] | None, str]:
+    """What d1 could tell, or None, and the same in words."""
+    from synthboot.stages.ceiling import LEAST_DOCS, ceiling
+
+    c.progress(0.95, "measuring what d1 could tell")
+    tokenizer = c.corpus.tokenizer
+    found = ceiling(
+        pairs,
+        c.corpus.pretrain,
+        c.corpus.validation,
+        tokenizer.vocab_size,
+        tokenizer.end,
+        c.cfg.seed,
+    )
+    if found is None:
+        return None, (
+            f"what d1 could tell is not known: fewer than {LEAST_DOCS} held-out documents have a "
+            f"related one; lower pair.min_similarity, or raise pair.heldout_share or "
+            f"corpus.validation_docs"
+        )
+    return asdict(found), found.sentence()
+
+
+def _related(c: Context) -> Pairs:
+    from synthboot.lm.model import device
+    from synthboot.neighbors import search
+    from synthboot.stages.pair import pair as stage
+
+    fields = _fields(c)
+    assert c.embeddings is not None  # `pair/related` reads them
+    vectors = c.embeddings.pretrain
+    validation = c.embeddings.validation
+    found = search.nearest(
+        vectors,
+        c.cfg.pair,
+        c.cfg.seed,
+        validation,
+        str(device(c.cfg.engine.device)),
+        c.folder / WORK / "neighbors",
+        c.workers,
+        c.progress,
+    )
+    return stage(
+        vectors,
+        c.corpus.pretrain,
+        c.cfg.pair,
+        c.cfg.seed,
+        (validation, c.corpus.validation),
+        found,
+        fields,
+        c.progress,
+    )
+
+
+def _fields(c: Context) -> Fields:
+    """The fields of the corpus that pairing asks for, as numbers.
+
+    Raises ConfigError where no document has one.
+    """
+    from synthboot.stages.pair import Fields
+
+    wanted = {
+        "source": c.cfg.pair.source_field,
+        "label": c.cfg.pair.label_field,
+    }
+    codes = {}
+    for role, name in wanted.items():
+        if name is None:
+            continue
+        values = [document.metadata.get(name) for document in c.corpus.texts(PRETRAIN)]
+        if all(value is None for value in values):
+            raise ConfigError(f"pair.{role}_field: no document of the corpus has a field {name!r}")
+        codes[role] = _codes(values)
+    return Fields(**codes)
+
+
+def _codes(values: Sequence[Any]) -> np.ndarray:
+    """A number for each different value, in the order in which they come; -1 for None."""
+    numbers: dict[str, int] = {}
+    codes = []
+    for value in values:
+        if value is None:
+            codes.append(-1)
+        else:
+            # as JSON, since a value may be a list or an object
+            codes.append(numbers.setdefault(json.dumps(value, sort_keys=True), len(numbers)))
+    return np.array(codes, np.int64)

@@ -1,0 +1,98 @@
+"""base and pretrain: an arm's text in, a model out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from synthboot import config
+from synthboot.artifacts.model import Model
+from synthboot.artifacts.pairs import TRAIN
+from synthboot.artifacts.store import read_manifest
+from synthboot.artifacts.synthetic import Synthetic
+from synthboot.steps.context import Context, Outcome
+from synthboot.steps.sweep import best_loss, best_trial
+
+if TYPE_CHECKING:
+    from synthboot.lm.arm import Sources
+
+
+def base(c: Context) -> Outcome:
+    """The LM on real text alone, which is also the repetition arm of its seed, so that nothing is
+    trained twice. Its checkpoint of best validation loss is where the synthesizer starts.
+
+    Source: arXiv:2509.15248, the synthesizer starts from an LM pretrained on the same D_pretrain.
+    Deviation: from its best validation loss, not from its end; a synthesizer started from an
+    over-trained base loses the subject of d1.
+    """
+    return pretrain(c)
+
+
+def pretrain(c: Context) -> Outcome:
+    """The model of one arm and seed."""
+    from synthboot.lm import parallel
+    from synthboot.stages.pretrain import pretrain as stage
+
+    recipe, ready = _recipe(c)
+    model = Model.open(c.folder)
+    if ready is not None:
+        model.copy(ready)
+        curve = model.curve
+        losses = {"best_loss": curve["best_loss"], "last_loss": curve["validation"][-1][1]}
+        return losses | model.token_counts, {}
+
+    trained = stage(
+        c.cfg,
+        recipe,
+        c.seed,
+        _sources(c, recipe),
+        c.corpus.validation,
+        c.corpus.tokenizer,
+        c.folder,
+        c.progress,
+    )
+    ledger = trained.ledger
+    if parallel.rank() == 0:
+        model.save_token_counts(ledger)
+    losses = {"best_loss": trained.curve.best_loss, "last_loss": trained.curve.last_loss}
+    return losses | ledger, {"tokens": ledger["train_tokens"], "flops": trained.flops}
+
+
+def _recipe(c: Context) -> tuple[config.Arm, Model | None]:
+    """The recipe of this model (of a sweep, the trial of the least validation loss) and, where a
+    trial is this model already, that trial."""
+    assert c.recipe is not None  # a unit of these stages has one
+    if not c.recipe.sweep:
+        return c.recipe, None
+    trials = c.recipe.trials()
+    best = best_trial(c, trials, c.recipe.sweep, best_loss)
+    return trials[best], c.model(f"trial/{best}") if c.ready else None
+
+
+def _sources(c: Context, arm: config.Arm) -> Sources:
+    """The text of an arm, and what its synthetic part cost."""
+    from synthboot.lm.arm import Sources
+    from synthboot.stages.pretrain import real_docs
+
+    pool = c.corpus.pool
+    real = pool.head(real_docs(arm, c.arm, pool, c.corpus.pretrain_docs))
+    replay = c.corpus.replay if c.cfg.budget.replay_share else None
+
+    if arm.layout == "packed_pairs":
+        pairs = c.pairs().only(TRAIN)
+        return Sources(real, pairs=(pairs.d1, pairs.d2), replay=replay)
+    if "synthesize" not in c.parents:
+        return Sources(real, replay=replay)
+
+    folder = c.parents["synthesize"]
+    synthetic = Synthetic.open(folder)
+    made = read_manifest(folder)
+    assert made is not None  # it was verified before this step began
+    return Sources(
+        real,
+        synthetic.tokens,
+        synthetic.d1(),
+        replay=replay,
+        upstream_flops=made.counts["upstream_flops"],
+        # per kept token: what was dropped is paid for, what is not read is not
+        sample_flops=made.cost["flops"] / synthetic.tokens.num_tokens,
+    )

@@ -216,11 +216,12 @@ def processes() -> list[tuple[int, str, int]]:
 
 
 def below(program: str) -> int:
-    """The child of this process that runs a program of multiprocessing, 0 where there is none."""
+    """The youngest child of this process that runs a program of multiprocessing, 0 where there is none."""
+    found = [0]
     for pid, state, parent in processes():
         if parent == os.getpid() and state != "Z" and program.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return pid
-    return 0
+            found.append(pid)
+    return max(found)
 
 
 def alive(pid: int) -> bool:
@@ -294,7 +295,8 @@ def test_a_killed_worker_takes_its_own_workers_along_even_a_stopped_one(tmp_path
 def test_a_fork_server_that_is_killed_is_an_error_and_then_there_is_another() -> None:
     found = pool.imap(_itself, (), iter(lambda: 0, 1), 2)
     worker = next(found)
-    os.kill(below("forkserver"), signal.SIGKILL)
+    [server] = [parent for pid, _, parent in processes() if pid == worker]  # it forked the worker
+    os.kill(server, signal.SIGKILL)
     with pytest.raises(pool.WorkerDied, match=r"its process died, exit code 255 \(with the fork server"):
         for _ in range(10**6):
             next(found)

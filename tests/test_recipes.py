@@ -195,7 +195,7 @@ def test_a_sweep_of_tuning_takes_the_synthesizer_of_least_loss_on_held_out_pairs
     place = run_folder(settings) / "05-tune"
     sweep = read_json(place / "related" / "sweep.json")
     losses = {trial: read_json(place / f"related,{trial}" / "tune.json")["best_loss"] for trial in sweep["losses"]}
-    assert sweep["losses"] == losses
+    assert sweep["losses"] == pytest.approx(losses, rel=1e-5)  # the model that was kept, measured once more
     assert sweep["chosen"] == min(losses, key=lambda c: losses[c]) == "lr=0.01"
     weights = "best/model.safetensors"
     assert (place / "related" / weights).read_bytes() == (place / "related,lr=0.01" / weights).read_bytes()

@@ -259,6 +259,6 @@ def test_rows_of_many_lengths_are_not_compiled_for(tmp_path: Path, tokenizer: To
     model = small_model(vocab_size=VOCAB)
     forgets(model, "position_ids")
     place = training.Place(compile="on")
-    trainer = training._Trainer(model, pair_plan(), settings(), lambda _: 0.0, tmp_path, tokenizer, place)
+    trainer = training._Trainer(model, pair_plan(), settings(), lambda _: 0.0, tmp_path, tokenizer, place, None)
     assert trainer.apart
     assert not trainer.compiled

@@ -430,6 +430,30 @@ def test_a_regularized_run_that_is_killed_ends_with_the_same_bytes(
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
+def test_a_model_that_brings_dropout_along_resumes_to_the_same_bytes(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def gpt2(seed: int) -> Any:
+        torch.manual_seed(seed)
+        layout = GPT2Config(
+            vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=16, resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3
+        )
+        return GPT2LMHeadModel(layout)
+
+    def dying(model: Any) -> float:
+        calls.append(validate(model))
+        if len(calls) == 3:
+            raise Killed
+        return calls[-1]
+
+    calls: list[float] = []
+    train(gpt2(0), plan(), settings(), validate, tmp_path / "whole", tokenizer)
+    with pytest.raises(Killed):
+        train(gpt2(0), plan(), settings(), dying, tmp_path / "killed", tokenizer)
+    train(gpt2(9), plan(), settings(), validate, tmp_path / "killed", tokenizer)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 

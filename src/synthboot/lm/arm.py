@@ -215,7 +215,7 @@ def _settings(
     evals.discard(0)
     return Settings(
         **tuned,
-        dropout_seed=seed if tuned["dropout"] else 0,
+        dropout_seed=seed,
         warmup_steps=max(1, round(optim.warmup_fraction * steps)),
         eval_steps=tuple(sorted(evals)),
         min_lr_fraction=optim.min_lr_fraction,

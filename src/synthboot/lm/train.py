@@ -279,8 +279,8 @@ class _Trainer:
         batch = self.ahead or self.batches.batch(number)
         if self.apart:
             batch = batch.apart(self.group.size)
-        if self.settings.dropout:
-            regularizers.seed_dropout(self.settings.dropout_seed, number, self.group.rank)
+        # without dropout of ours too: a model to continue from may bring its own
+        regularizers.seed_dropout(self.settings.dropout_seed, number, self.group.rank)
         try:
             loss, norm = _step(
                 self.module,

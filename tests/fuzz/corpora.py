@@ -166,7 +166,9 @@ def readable(given: Given) -> Counter[str]:
         if not plain or file.damage or file.folder in (".hidden", "__MACOSX") or file.stem.startswith("."):
             continue
         for record in file.records:
-            if not isinstance(record, dict) or not isinstance(record.get("text"), str) or not record["text"].strip():
+            if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+                continue
+            if not record["text"].replace("\0", "").strip():  # empty, and quarantined as that
                 continue
             identifier, text = record.get("id"), record["text"].removeprefix("\ufeff")
             fine = identifier is None or (isinstance(identifier, str | int) and not isinstance(identifier, bool))

@@ -24,6 +24,7 @@ from synthboot.data.disk import write_json
 from synthboot.data.documents import Document
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
+from synthboot.errors import CorruptArtifact
 
 PRETRAIN = "pretrain"
 DOCUMENTS = "documents.parquet"
@@ -120,6 +121,19 @@ class Corpus:
                     yield Document(row["id"], row["text"], json.loads(row["metadata"]))
 
     def rejects(self) -> Iterator[dict[str, Any]]:
-        """What was quarantined: `file`, `line` and `reason` of each record."""
-        for line in (self.folder / QUARANTINE).read_text("utf-8").splitlines():
-            yield json.loads(line)
+        """What was quarantined: `file`, `line` and `reason` of each record.
+
+        Raises CorruptArtifact where the file is gone or damaged.
+        """
+        path = self.folder / QUARANTINE
+        try:
+            for line in path.read_bytes().splitlines():
+                record = json.loads(line)
+                if not (isinstance(record, dict) and record.keys() >= {"file", "line", "reason"}):
+                    raise ValueError("a line is no record of a file, a line and a reason")
+                yield record
+        except (ValueError, OSError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CorruptArtifact(
+                f"{path}: unreadable ({reason}); delete {self.folder} and run again"
+            ) from None

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from synthboot.artifacts.store import read_listed
+from synthboot.artifacts.store import read_listed, read_table
 from synthboot.data.disk import write_json
 
 _RESULT = "evaluate.json"
@@ -73,4 +73,4 @@ class Evaluation:
 def read_losses(folder: Path) -> list[dict[str, Any]]:
     """The rows of `losses.parquet`; none where there is no such file."""
     path = folder / _LOSSES
-    return pq.read_table(path).to_pylist() if path.exists() else []
+    return read_table(path).to_pylist() if path.exists() else []

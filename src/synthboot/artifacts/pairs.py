@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
+from synthboot.artifacts.store import read_table
 from synthboot.data.disk import read_json, write_json
 
 TRAIN = 0
@@ -62,7 +63,7 @@ class Pairs:
     @staticmethod
     def load(folder: Path) -> Pairs:
         """Read what `save` wrote."""
-        table = pq.read_table(folder / "pairs.parquet")
+        table = read_table(folder / "pairs.parquet")
         columns = {name: table[name].to_numpy() for name in _COLUMNS}
         return Pairs(**columns, report=read_json(folder / "pairs.json"))
 

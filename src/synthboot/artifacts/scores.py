@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Float64, Int64
 
+from synthboot.artifacts.store import read_table
+
 CHECKPOINTS = ("best", "last")
 FIGURES = ("acc", "acc_norm", "nll", "choice_nll")
 _LOSSES = "losses.parquet"
@@ -79,8 +81,8 @@ class Scores:
     @staticmethod
     def open(folder: Path) -> Scores:
         """Read what `save` wrote."""
-        losses = pq.read_table(folder / _LOSSES)
-        answers = pq.read_table(folder / _ANSWERS)
+        losses = read_table(folder / _LOSSES)
+        answers = read_table(folder / _ANSWERS)
         figures = [answers[name].to_numpy() for name in FIGURES]
         return Scores(
             document=losses["document"].to_numpy(),

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, field
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
@@ -39,6 +39,9 @@ from synthboot.data.disk import (
     write_record,
 )
 from synthboot.errors import CorruptArtifact, StorageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Progress = Callable[[float, str], None]
 """What a stage reports while it works: the share done, in [0, 1], and a few words."""
@@ -127,6 +130,20 @@ def read_listed(folder: Path, name: str) -> Any:
     if problem:
         raise CorruptArtifact(f"{folder}/{problem}; delete {folder} and run again to rebuild it")
     return read_json(folder / name)
+
+
+def read_table(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
+    """A Parquet file of an artifact. Raises CorruptArtifact where it is missing or damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CorruptArtifact(
+            f"{path}: unreadable ({reason}); delete its artifact and run again"
+        ) from None
 
 
 def begin(folder: Path, mark: str) -> list[str]:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from synthboot.artifacts.store import Shards
+from synthboot.artifacts.store import Shards, read_table
 from synthboot.data.tokens import Tokens
 from synthboot.errors import CorruptArtifact
 
@@ -97,7 +96,7 @@ class Synthetic:
         """The d1 of every document."""
         found = [np.empty(0, np.int64)]
         for chunk in self.chunks:
-            table = pq.read_table(chunk / FILE, columns=["d1", "verdict"])
+            table = read_table(chunk / FILE, columns=["d1", "verdict"])
             kept = table["verdict"].to_numpy(zero_copy_only=False) == KEPT
             found.append(table["d1"].to_numpy()[kept])
         return np.concatenate(found)
@@ -112,7 +111,7 @@ def _kept(
     columns: Sequence[str],
 ) -> list[dict[str, Any]]:
     """These columns of the rows that were kept."""
-    table = pq.read_table(chunk / FILE, columns=[*columns, "verdict"])
+    table = read_table(chunk / FILE, columns=[*columns, "verdict"])
     rows = []
     for row in table.to_pylist():
         if row.pop("verdict") == KEPT:

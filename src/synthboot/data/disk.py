@@ -191,9 +191,10 @@ def load_array(path: Path, mapped: bool = False) -> np.ndarray:
     Raises CorruptArtifact where it is missing, short, or no array.
     """
     try:
-        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        array: np.ndarray = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise unreadable(path, error) from None
+    return array
 
 
 def unreadable(path: Path, error: Exception) -> CorruptArtifact:

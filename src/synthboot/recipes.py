@@ -42,7 +42,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "synthesize": 4,
     "pretrain": 6,
     "score": 1,
-    "evaluate": 8,
+    "evaluate": 9,
     "analyze": 6,
     "report": 4,
 }

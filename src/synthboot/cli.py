@@ -574,8 +574,8 @@ def _print_example(example: dict[str, Any]) -> None:
     for title, parts in example["texts"].items():
         # A line without spaces goes on in the next, rather than end in dots.
         text = Text(overflow="fold")
-        for part, mark in parts:
-            text.append(safe(part), style=("", "bold yellow", "bold red")[mark])
+        for part, origin in parts:
+            text.append(safe(part), style=("", "bold yellow", "bold red")[origin])
         panels.append(Panel(text, title=Text(one_line(title))))
     # Below forty columns each, texts are hard to read side by side.
     beside = console.width >= 40 * len(panels)

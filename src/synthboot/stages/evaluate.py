@@ -210,8 +210,8 @@ def _entry(
     ends = [loss.value, loss.low, loss.high]
     entry: dict[str, Any] = {
         "loss": ends,
-        "perplexity": [math.exp(nats) for nats in ends],
-        "bits_per_byte": [nats * tokens_per_byte / math.log(2) for nats in ends],
+        "perplexity": [math.exp(loss) for loss in ends],
+        "bits_per_byte": [loss * tokens_per_byte / math.log(2) for loss in ends],
         "loss_by_seed": list(loss.by_seed),
         "against": {},
     }
@@ -368,8 +368,8 @@ def parted(
         for arm, by_part in losses.items():
             intervals = {}
             for number, name in enumerate(names):
-                nats = by_part[:, of_group, number]  # (seed, doc)
-                intervals[name] = _interval(nats, cfg.confidence)
+                loss = by_part[:, of_group, number]  # (seed, doc)
+                intervals[name] = _interval(loss, cfg.confidence)
             result[group][arm] = intervals
     return result
 

@@ -222,7 +222,7 @@ class World:
         """Whether the corpus has `many` documents of an entity, or `one`."""
         return "many" if entity < self.many else "one"
 
-    def nats(
+    def nll(
         self,
         told: Told | None = None,
         known: np.ndarray | None = None,

@@ -142,7 +142,7 @@ def made_right(kind: str, some: list[dict[str, Any]], model: Any, tokenizer: Tok
     """The rows, some with what the model would say: a random model is never right by chance on an open question."""
     if kind not in ("cloze", "open"):
         return some
-    said = questions._said(model, tokenizer, [r.get("query", r.get("context")) for r in some], WINDOW)
+    said = questions._generated(model, tokenizer, [r.get("query", r.get("context")) for r in some], WINDOW)
     for number, row in enumerate(some):
         words = said[number].split()
         if kind == "open" and number % 3 == 0 and words:
@@ -198,15 +198,15 @@ def test_a_choice_is_the_sum_of_its_tokens(saved: tuple[Path, Any, Tokenizer]) -
     row = {"query": "the cat sees", "choices": ["a dog", "the old river stone"], "gold": 1}
     (item,) = tasks.of([row], "here")
     (answer,) = questions.ask(model, tokenizer, [item], WINDOW)
-    nats = []
+    nll = []
     for choice in row["choices"]:
         context, both = tokenizer.encode([row["query"], row["query"] + " " + choice])
         logits = model(torch.tensor([both])).logits[0].log_softmax(-1)
-        nats.append(-sum(float(logits[i - 1, both[i]].detach()) for i in range(len(context), len(both))))
-    assert answer.nats == pytest.approx(nats[1], rel=1e-5)
-    assert answer.acc == (nats[1] < nats[0])
-    assert answer.acc_norm == (nats[1] / len(row["choices"][1]) < nats[0] / len(row["choices"][0]))
-    assert answer.choice_nll == pytest.approx(math.log(1 + math.exp(nats[1] - nats[0])), rel=1e-4)
+        nll.append(-sum(float(logits[i - 1, both[i]].detach()) for i in range(len(context), len(both))))
+    assert answer.nll == pytest.approx(nll[1], rel=1e-5)
+    assert answer.acc == (nll[1] < nll[0])
+    assert answer.acc_norm == (nll[1] / len(row["choices"][1]) < nll[0] / len(row["choices"][0]))
+    assert answer.choice_nll == pytest.approx(math.log(1 + math.exp(nll[1] - nll[0])), rel=1e-4)
 
 
 def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(saved: tuple[Path, Any, Tokenizer]) -> None:
@@ -245,4 +245,4 @@ def test_chance_is_chance() -> None:
     answers = questions.ask(small_model(), tokenizer, tasks.of(some, "here"), WINDOW)
     share = np.mean([a.acc for a in answers])
     assert abs(share - 0.25) < 3 * math.sqrt(0.25 * 0.75 / 400)
-    assert json.dumps([a.nats for a in answers])
+    assert json.dumps([a.nll for a in answers])

@@ -19,6 +19,13 @@ _BUILT_IN = ("self", "file")
 def check(cfg: config.Config) -> None:
     """Raise ConfigError or DataError for questions that are none, and for models, packages and a
     GPU that are not here."""
+    _check_questions(cfg)
+    _check_contexts(cfg)
+    _check_packages(cfg)
+    _check_models(cfg)
+
+
+def _check_questions(cfg: config.Config) -> None:
     for name in tasks.names(cfg.evaluate):
         if name.startswith(tasks.LM_EVAL):
             # imported here, since it takes torch, which takes seconds
@@ -27,6 +34,9 @@ def check(cfg: config.Config) -> None:
             known_to_harness([name.removeprefix(tasks.LM_EVAL)], cfg.evaluate.task_folder)
         elif name != tasks.WORLD:
             tasks.read(name, cfg.evaluate, cfg.seed)
+
+
+def _check_contexts(cfg: config.Config) -> None:
     room = context_room(cfg.model.seq_len, cfg.tune.d1_share, cfg.tune.contexts)
     if cfg.tune.contexts > 1 and room < LEAST_CONTEXT:
         raise ConfigError(
@@ -34,11 +44,22 @@ def check(cfg: config.Config) -> None:
             f"d1 gets of model.seq_len {cfg.model.seq_len:,}, and {LEAST_CONTEXT} are needed: "
             f"lower it, or raise tune.d1_share or model.seq_len"
         )
+
+
+def _check_packages(cfg: config.Config) -> None:
     for package in cfg.engine.track:
         if find_spec(package) is None:
             raise ConfigError(
                 f"engine.track: {package}: is not installed: pip install {package}, or leave it out"
             )
+    if cfg.synthesize.sampler == "vllm" and find_spec("vllm") is None:
+        raise ConfigError(
+            "synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`"
+        )
+
+
+def _check_models(cfg: config.Config) -> None:
+    """The GPU, and every model that comes from outside."""
     if cfg.engine.device == "cuda":
         from synthboot.lm.model import device
 
@@ -52,10 +73,6 @@ def check(cfg: config.Config) -> None:
         _embedder(cfg.embed.model)
     if cfg.embed.model == "file" and not Path(cfg.embed.path or "").is_file():
         raise ConfigError(f"embed.path: {cfg.embed.path}: no such file")
-    if cfg.synthesize.sampler == "vllm" and find_spec("vllm") is None:
-        raise ConfigError(
-            "synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`"
-        )
 
 
 def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:

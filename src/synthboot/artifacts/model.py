@@ -1,7 +1,7 @@
 """A trained model: two checkpoints, and the records of how it came about.
 
-`best` and `last` are Hugging Face folders, written by the training loop with `curve.json`; the
-other records are those of the stage that trained it.
+`best` and `last` are Hugging Face folders, written by the training loop with its curve; the other
+records are those of the stage that trained it.
 """
 
 from __future__ import annotations
@@ -84,6 +84,10 @@ class Model:
         """What the trials of its sweep reached, and which was chosen; None without a sweep."""
         path = self.folder / _SWEEP
         return dict(read_json(path)) if path.exists() else None
+
+    def save_curve(self, record: Mapping[str, Any]) -> None:
+        """Write what `curve` reads."""
+        write_json(self.folder / _CURVE, record)
 
     def save_token_counts(self, counts: Mapping[str, Any]) -> None:
         """Write what `token_counts` reads."""

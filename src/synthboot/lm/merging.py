@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from synthboot.artifacts.model import Model
 from synthboot.artifacts.store import WORK
 from synthboot.data.disk import remove
 from synthboot.data.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ def average_with_base(
 
     What `best` was is kept in `work`, for `undo`.
     """
-    best = folder / "best"
+    best = Model.open(folder).best
     model = models.load(best).to(base.device)
     tuned = {name: value.clone() for name, value in model.state_dict().items()}
     start = base.state_dict()
@@ -60,5 +61,6 @@ def undo(folder: Path) -> None:
     """Bring back what `average_with_base` had averaged, where a run was killed after it."""
     kept = folder / WORK / "tuned"
     if kept.exists():
-        remove(folder / "best")
-        os.rename(kept, folder / "best")
+        best = Model.open(folder).best
+        remove(best)
+        os.rename(kept, best)

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from synthboot.artifacts.model import Model
 from synthboot.artifacts.store import WORK, Progress, silent
-from synthboot.data.disk import committed_folder, damage, read_json, remove, write_json
+from synthboot.data.disk import committed_folder, damage, remove
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import TrainingError
 from synthboot.lm import layouts, parallel, regularizers
@@ -202,7 +203,6 @@ class _Trainer:
     ) -> None:
         self.model = model
         self.batches = batches
-        self.settings = settings
         self.validate = validate
         self.copying = copying
         self.folder = folder
@@ -222,11 +222,7 @@ class _Trainer:
             )
 
         self.apart = batches.packed and not layouts.packs(model, batches.seq_len)
-        if self.apart and settings.micro_batch_tokens is None:
-            # a row for each segment is padded to the longest, so all at once would take more memory
-            # than the packed rows that the batch was sized for
-            micro_batch_tokens = batches.batch_tokens // self.group.size
-            self.settings = replace(settings, micro_batch_tokens=micro_batch_tokens)
+        self.settings = _for_rows_apart(settings, batches, self.group) if self.apart else settings
 
         # the model that is saved: with sharded weights the writing process has a whole copy
         self.written = model
@@ -258,11 +254,15 @@ class _Trainer:
         self.curve = Curve()
         self.ahead: Batch | None = None
         if latest is not None:
-            _load_optimizer(model, self.optimizers, latest / "optimizer.safetensors")
-            self.curve = Curve(**read_json(latest / "curve.json"))
-            if self.average is not None:
-                self.average.load(_load(latest / "average.safetensors"))
+            self._resume(latest)
         self.group.wait()
+
+    def _resume(self, latest: Path) -> None:
+        """Go on from a checkpoint, whose weights the model has: all else that it holds."""
+        _load_optimizer(self.model, self.optimizers, latest / "optimizer.safetensors")
+        self.curve = Curve(**Model.open(latest).curve)
+        if self.average is not None:
+            self.average.load(_load(latest / "average.safetensors"))
 
     def _compiles(self, runtime: Runtime) -> bool:
         """Whether blocks are compiled, unless rows of many lengths would each be compiled for."""
@@ -379,7 +379,7 @@ class _Trainer:
             _save(state, temporary / "optimizer.safetensors")
             if average is not None:
                 _save(average, temporary / "average.safetensors")
-            write_json(temporary / "curve.json", vars(curve))
+            Model.open(temporary).save_curve(vars(curve))
 
         needed = {current.name, best}
         for old in sorted(self.work.iterdir()):
@@ -388,12 +388,13 @@ class _Trainer:
 
     def finish(self) -> Curve:
         """Leave `last`, `best` and `curve.json`; a kill between any two spoils nothing."""
+        artifact = Model.open(self.folder)
         with self._averaged():
             self._gather()
             if self.group.main:
-                models.save(self.written, self.folder / "last", self.tokenizer)
+                models.save(self.written, artifact.last, self.tokenizer)
         if self.group.main:
-            best = self.folder / "best"
+            best = artifact.best
             kept = self.work / f"best-{self.curve.best_step:08d}"
             if kept.exists():
                 _require_intact(kept)
@@ -401,7 +402,7 @@ class _Trainer:
                 os.rename(kept, best)
             elif self.curve.best_step >= 0:  # a run that was killed here has moved it already
                 _require_intact(best)
-            write_json(self.folder / "curve.json", vars(self.curve))
+            artifact.save_curve(vars(self.curve))
         self.group.wait()
         return self.curve
 
@@ -414,6 +415,17 @@ class _Trainer:
             weights[name] = parallel.gathered(value)
         if self.group.main:
             self.written.load_state_dict(weights)
+
+
+def _for_rows_apart(settings: Settings, batches: Batches, group: Group) -> Settings:
+    """The settings where every segment has a row of its own.
+
+    Such a row is padded to the longest, so all at once would take more memory than the packed rows
+    that the batch was sized for.
+    """
+    if settings.micro_batch_tokens is not None:
+        return settings
+    return replace(settings, micro_batch_tokens=batches.batch_tokens // group.size)
 
 
 def _check(

@@ -87,23 +87,12 @@ def _scores_of(evaluated: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _scores(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
+    """Each arm's test loss, with its interval and a line for every seed."""
     arms = _scores_of(evaluated)["arms"]
-    names = list(arms)
-    losses = [arm["loss"] for arm in arms.values()]
-    bars = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [loss[0] for loss in losses],
-        "y": names,
-        "marker": {"size": 12, "color": [paint[name] for name in names]},
-        "error_x": _error_bars(losses),
-        "showlegend": False,
-    }
-
-    by_seed = {name: arm["loss_by_seed"] for name, arm in arms.items()}
-    dots = _dots(by_seed, {"symbol": "line-ns-open", "size": 14, "color": _INK})
-    layout = _arms_downwards("test loss, nats per token", len(names))
-    return {"id": "scores", "data": [bars, dots], "layout": layout}
+    line = {"symbol": "line-ns-open", "size": 14, "color": _INK}
+    data = [_bars(arms, "loss", paint), _dots(arms, "loss_by_seed", line)]
+    layout = _arms_downwards("test loss, nats per token", len(arms))
+    return {"id": "scores", "data": data, "layout": layout}
 
 
 def _differences(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | None:
@@ -117,31 +106,34 @@ def _differences(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Char
     if not arms:
         return None
 
-    differences = [arm["difference"] for arm in arms.values()]
-    bars = {
-        "x": [difference[0] for difference in differences],
-        "y": list(arms),
-        "error_x": _error_bars(differences),
-        "type": "scatter",
-        "mode": "markers",
-        "showlegend": False,
-        "marker": {"size": 12, "color": [paint[name] for name in arms]},
-    }
-
-    by_seed = {name: arm["difference_by_seed"] for name, arm in arms.items()}
-    dots = _dots(by_seed, {"symbol": "circle-open", "size": 8, "color": _INK})
+    dot = {"symbol": "circle-open", "size": 8, "color": _INK}
+    data = [_bars(arms, "difference", paint), _dots(arms, "difference_by_seed", dot)]
     layout = _arms_downwards("difference to repetition, nats per token", len(arms))
     layout["shapes"] = [_vertical(0)]
-    return {"id": "differences", "data": [bars, dots], "layout": layout}
+    return {"id": "differences", "data": data, "layout": layout}
 
 
-def _dots(by_seed: Mapping[str, Sequence[float]], marker: dict[str, Any]) -> dict[str, Any]:
+def _bars(arms: Mapping[str, Any], figure: str, paint: Mapping[str, str]) -> dict[str, Any]:
+    """A figure of every arm with its interval, an arm a line."""
+    values = [arm[figure] for arm in arms.values()]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [value[0] for value in values],
+        "y": list(arms),
+        "marker": {"size": 12, "color": [paint[name] for name in arms]},
+        "error_x": _error_bars(values),
+        "showlegend": False,
+    }
+
+
+def _dots(arms: Mapping[str, Any], figure: str, marker: dict[str, Any]) -> dict[str, Any]:
     """A dot for every seed, on the line of its arm."""
     x: list[float] = []
     y: list[str] = []
-    for name, values in by_seed.items():
-        x += values
-        y += [name] * len(values)
+    for name, arm in arms.items():
+        x += arm[figure]
+        y += [name] * len(arm[figure])
     return {
         "type": "scatter",
         "mode": "markers",

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from synthboot import config
+from synthboot.artifacts.model import Model
 from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs, Related
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
@@ -124,7 +125,7 @@ def tune(
     runtime.group.wait()
 
     progress(1.0, "measuring held-out pairs")
-    best = models.load(folder / "best").to(next(model.parameters()).device)
+    best = models.load(Model.open(folder).best).to(next(model.parameters()).device)
     seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer)
     conditioning = {}
     for name, held in (("unseen", stopping), ("seen_by_base", seen)):

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,10 @@ def sampler(
 ) -> Sampler:
     """The embedded engine where it knows the layout, else `transformers.generate`, which draws
     without a contrast."""
+    engine: Callable[..., Sampler] = TransformersSampler
     if is_native(model.config):
-        return EmbeddedSampler(
-            model,
-            end,
-            temperature=temperature,
-            top_p=top_p,
-            batch=batch,
-            dtype=dtype,
-            absent=absent,
-            contrast=contrast,
-        )
-    return TransformersSampler(
+        engine = partial(EmbeddedSampler, contrast=contrast)
+    return engine(
         model,
         end,
         temperature=temperature,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from synthboot.config import Config
     from synthboot.recipes import Unit
     from synthboot.runner.state import State
+    from synthboot.statistics import Interval
 
 STAGE_HELP = {
     "corpus": "Read, clean, split and tokenize the text.",
@@ -388,7 +389,7 @@ def _compare_runs(runs: list[Path], as_json: bool) -> None:
                 run,
                 arm,
                 _with_interval(entry["loss"]),
-                f"{entry['bits_per_byte'][0]:.4f}",
+                f"{entry['bits_per_byte'].value:.4f}",
                 _share(entry),
                 _against_repetition(entry),
                 *(_accuracy(answers.get(task)) for task in tasks),
@@ -520,9 +521,9 @@ def _print_scores(result: dict[str, Any]) -> None:
             [
                 arm,
                 _with_interval(entry["loss"]),
-                f"{result[other]['arms'][arm]['loss'][0]:.4f}",
-                f"{entry['perplexity'][0]:.2f}",
-                f"{entry['bits_per_byte'][0]:.4f}",
+                f"{result[other]['arms'][arm]['loss'].value:.4f}",
+                f"{entry['perplexity'].value:.2f}",
+                f"{entry['bits_per_byte'].value:.4f}",
                 _share(entry),
                 f"{counts['real_epochs']:.1f} x {unique}",
                 _count(counts["synthetic_tokens"]),
@@ -617,17 +618,17 @@ def _write(text: str, err: bool = False) -> None:
         sys.exit(141)
 
 
-def _with_interval(value: list[float]) -> str:
-    return f"{value[0]:.4f} [{value[1]:.4f}, {value[2]:.4f}]"
+def _with_interval(figure: Interval) -> str:
+    return f"{figure.value:.4f} [{figure.low:.4f}, {figure.high:.4f}]"
 
 
 def _share(entry: dict[str, Any]) -> str:
     share = entry.get("oracle_share")
-    return "" if share is None else f"{share[0]:.0%} [{share[1]:.0%}, {share[2]:.0%}]"
+    return "" if share is None else f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
 def _against_repetition(entry: dict[str, Any]) -> str:
-    return f"{entry['difference'][0]:+.4f} (p = {entry['p']:.2g})" if "p" in entry else ""
+    return f"{entry['difference'].value:+.4f} (p = {entry['p']:.2g})" if "p" in entry else ""
 
 
 def _accuracy(answers: dict[str, Any] | None) -> str:

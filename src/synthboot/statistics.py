@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Real
@@ -38,13 +39,22 @@ POWER = 0.8
 """How often a difference of the size that `detectable` gives is found."""
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A figure with the ends of its confidence interval."""
+class Interval(NamedTuple):
+    """A figure with the ends of its confidence interval; in JSON a list of the three."""
 
     value: float
     low: float
     high: float
+
+
+class Difference(NamedTuple):
+    """A difference with the ends of its confidence interval, and the p-value of "it is zero"; in
+    JSON a list of the four."""
+
+    value: float
+    low: float
+    high: float
+    p: float
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,11 @@ class Estimate:
     def interval(self) -> Interval:
         """Value and interval alone."""
         return Interval(self.value, self.low, self.high)
+
+    @property
+    def tested(self) -> Difference:
+        """Value, interval and p-value alone, where it is a difference that was estimated."""
+        return Difference(self.value, self.low, self.high, self.p)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from synthboot.report import charts
+from synthboot.statistics import Interval
 
 
 def results(sbp: list[list[float]], repetition: list[list[float]]) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def test_no_crossing_where_the_arm_ends_behind_or_on_other_tokens() -> None:
 
 
 def evaluated(losses: dict[str, float]) -> dict[str, Any]:
-    arms = {name: {"loss": [loss, loss - 0.1, loss + 0.1], "loss_by_seed": [loss]} for name, loss in losses.items()}
+    arms = {name: {"loss": Interval(loss, loss - 0.1, loss + 0.1), "loss_by_seed": [loss]} for name, loss in losses.items()}
     token_counts = {name: {"0": {"train_flops": 100.0, "spent_flops": 50.0 * (name == "sbp")}} for name in losses}
     return {"checkpoint": "best", "best": {"arms": arms}, "token_counts": token_counts}
 
@@ -73,7 +74,7 @@ def test_an_arm_has_the_colour_of_its_kind_whatever_its_name() -> None:
 
 
 def test_differences_to_repetition_show_every_seed() -> None:
-    entry = {"difference": [-0.1, -0.2, 0.0], "difference_by_seed": [-0.05, -0.15]}
+    entry = {"difference": Interval(-0.1, -0.2, 0.0), "difference_by_seed": [-0.05, -0.15]}
     scores = {
         "arms": {"repetition": {}, "ours": entry, "top": entry},
         "kinds": {"repetition": "repetition", "ours": "method", "top": "oracle"},
@@ -87,7 +88,10 @@ def test_differences_to_repetition_show_every_seed() -> None:
 
 
 def test_parts_of_a_document_are_shown_beside_repetition() -> None:
-    values = {"repetition": {"name": [7.0, 6, 8], "form": [4.0, 3, 5]}, "sbp": {"name": [6.5, 6, 7], "form": [4.25, 4, 5]}}
+    values = {
+        "repetition": {"name": Interval(7.0, 6, 8), "form": Interval(4.0, 3, 5)},
+        "sbp": {"name": Interval(6.5, 6, 7), "form": Interval(4.25, 4, 5)},
+    }
     parts = {"all": values, "many": values, "one": values}
     name, form = charts._parts(parts)["data"]
     assert (name["name"], name["x"], name["y"]) == ("name", [-0.5, -0.5], ["sbp, many", "sbp, one"])

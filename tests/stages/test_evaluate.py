@@ -178,7 +178,7 @@ def test_every_arm_is_compared_with_every_other_and_the_verdict_says_what_contro
     result = figures(arms)
     against = result["arms"]["sbp"]["against"]
     assert set(against) == set(arms) - {"sbp"}
-    assert against["repetition"] == [*result["arms"]["sbp"]["difference"], result["arms"]["sbp"]["p"]]
+    assert against["repetition"] == (*result["arms"]["sbp"]["difference"], result["arms"]["sbp"]["p"])
     assert against["self"][0] == pytest.approx(-0.6, abs=0.03)
     assert against["self"][3] < 0.05 < against["random_pairs"][3]
     assert result["arms"]["self"]["against"]["sbp"][0] == pytest.approx(-against["self"][0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from synthboot.artifacts.scores import CHECKPOINTS, FIGURES
 from synthboot.artifacts.store import read_listed, read_table
 from synthboot.data.disk import write_json
+from synthboot.statistics import Difference, Interval
 
 _RESULT = "evaluate.json"
 _LOSSES = "losses.parquet"
 _QUESTIONS = "questions.jsonl"
+
+_OF_ARM = ("loss", "perplexity", "bits_per_byte", "difference", "oracle_share")
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class Evaluation:
         """A line per arm and the verdict."""
         lines = []
         for arm, scores in self.arms.items():
-            loss, low, high = scores["loss"]
-            lines.append(f"{arm}: test loss {loss:.4f} [{low:.4f}, {high:.4f}]")
+            loss = scores["loss"]
+            lines.append(f"{arm}: test loss {loss.value:.4f} [{loss.low:.4f}, {loss.high:.4f}]")
         lines.append(self.result["verdict"])
         return "\n".join(lines)
 
@@ -67,7 +71,35 @@ class Evaluation:
     @staticmethod
     def open(folder: Path) -> Evaluation:
         """The result. Raises CorruptArtifact where it is not what the manifest lists."""
-        return Evaluation(read_listed(folder, _RESULT))
+        result = read_listed(folder, _RESULT)
+        _restore(result)
+        return Evaluation(result)
+
+
+def _restore(result: dict[str, Any]) -> None:
+    """Make the lists that JSON has for them intervals and differences again."""
+    for checkpoint in CHECKPOINTS:
+        for arm in result[checkpoint]["arms"].values():
+            _restore_intervals(arm, _OF_ARM)
+            for other, figures in arm["against"].items():
+                arm["against"][other] = Difference(*figures)
+        for by_arm in result[checkpoint]["groups"].values():
+            _restore_intervals(by_arm, by_arm)
+
+    for task in result["questions"].values():
+        for by_arm in task["groups"].values():
+            for answers in by_arm.values():
+                _restore_intervals(answers, FIGURES)
+                answers["difference"] = Difference(*answers["difference"])
+    for by_arm in result.get("parts", {}).values():
+        for by_part in by_arm.values():
+            _restore_intervals(by_part, by_part)
+
+
+def _restore_intervals(figures: dict[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        if figures.get(name) is not None:
+            figures[name] = Interval(*figures[name])
 
 
 def read_losses(folder: Path) -> list[dict[str, Any]]:

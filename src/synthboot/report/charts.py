@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from synthboot.statistics import Interval
+
 Chart = dict[str, Any]
 
 COLORS = {"repetition": "#6b7280", "method": "#2563eb", "oracle": "#d97706"}
@@ -119,7 +121,7 @@ def _bars(arms: Mapping[str, Any], figure: str, paint: Mapping[str, str]) -> dic
     return {
         "type": "scatter",
         "mode": "markers",
-        "x": [value[0] for value in values],
+        "x": [value.value for value in values],
         "y": list(arms),
         "marker": {"size": 12, "color": [paint[name] for name in arms]},
         "error_x": _error_bars(values),
@@ -332,7 +334,7 @@ def _efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart
                 "type": "scatter",
                 "mode": "markers",
                 "x": [tokens],
-                "y": [arms[name]["loss"][0]],
+                "y": [arms[name]["loss"].value],
                 "name": name,
                 "marker": {"size": 11, "symbol": "diamond", "color": paint[name]},
             }
@@ -373,7 +375,7 @@ def _rounds(results: Mapping[str, Any]) -> Chart | None:
 
     names = [f"round {row['round']}: {row['arm']}" for row in rows]
     line: dict[str, Any] = {"type": "scatter", "mode": "lines+markers", "x": names}
-    losses = [row["loss"][0] for row in rows]
+    losses = [row["loss"].value for row in rows]
     entropies = [row["entropy"] for row in rows]
     distinct = [row["distinct"] for row in rows]
     data = [
@@ -452,7 +454,7 @@ def _parts(parts: Mapping[str, Any]) -> Chart:
         for arm in arms:
             for group in groups:
                 by_arm = parts[group]
-                x.append(by_arm[arm][part][0] - by_arm["repetition"][part][0])
+                x.append(by_arm[arm][part].value - by_arm["repetition"][part].value)
                 y.append(f"{arm}, {group}")
         data.append(
             {
@@ -555,22 +557,20 @@ def _lengths(analyzed: Mapping[str, Any]) -> Chart:
     return {"id": "lengths", "data": data, "layout": layout}
 
 
-def _with_intervals(
-    x: Sequence[Any], values: Sequence[Sequence[float]], name: str
-) -> dict[str, Any]:
-    """A line through [value, low, high], with error bars."""
+def _with_intervals(x: Sequence[Any], values: Sequence[Interval], name: str) -> dict[str, Any]:
+    """A line through these figures, with error bars."""
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "x": list(x),
-        "y": [value[0] for value in values],
+        "y": [value.value for value in values],
         "name": name,
         "error_y": _error_bars(values),
     }
 
 
-def _error_bars(values: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Plotly's lengths of error bars, from [value, low, high]."""
+def _error_bars(values: Sequence[Interval]) -> dict[str, Any]:
+    """Plotly's lengths of error bars."""
     above = []
     below = []
     for value, low, high in values:

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from synthboot import config, statistics, verdicts
 from synthboot.errors import ConfigError, UnfairComparison
 from synthboot.lm.train import Settings
+from synthboot.statistics import Interval
 
 REPETITION = "repetition"
 _MORE_SEEDS = (2, 3, 5, 8, 10, 15, 20)
@@ -144,7 +145,7 @@ def evaluate(
     looks: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Per arm: loss (nats per token), perplexity, bits per byte, difference to repetition and
-    oracle_share, each [value, low, high]; `p` of the difference and `p_adjusted` for the number of
+    oracle_share, each an Interval; `p` of the difference and `p_adjusted` for the number of
     arms; the difference of each seed; `against` with difference and p to every other arm.
 
     `groups`: the loss by the group of each document. `power`: the smallest difference that so many
@@ -207,23 +208,23 @@ def _entry(
     """The figures of one arm."""
     # (seed, doc): weighed by tokens, so that it is the loss per token
     loss = statistics.estimate(losses[name], tokens, confidence)
-    ends = [loss.value, loss.low, loss.high]
     entry: dict[str, Any] = {
-        "loss": ends,
-        "perplexity": [math.exp(loss) for loss in ends],
-        "bits_per_byte": [loss * tokens_per_byte / math.log(2) for loss in ends],
+        "loss": loss.interval,
+        "perplexity": Interval(*map(math.exp, loss.interval)),
+        "bits_per_byte": Interval(*(nll * tokens_per_byte / math.log(2) for nll in loss.interval)),
         "loss_by_seed": list(loss.by_seed),
         "against": {},
     }
     for other in losses:
         if other != name:
             difference = statistics.difference(losses[name], losses[other], tokens, confidence)
-            entry["against"][other] = _with_p(difference)
+            entry["against"][other] = difference.tested
     if name == REPETITION:
         return entry
 
     difference = statistics.difference(losses[name], losses[REPETITION], tokens, confidence)
-    *entry["difference"], entry["p"] = _with_p(difference)
+    entry["difference"] = difference.interval
+    entry["p"] = difference.p
     entry["difference_by_seed"] = list(difference.by_seed)
     entry["standard_error"] = difference.standard_error
     entry["df"] = difference.df
@@ -234,8 +235,7 @@ def _entry(
         # there is nothing to have a share of where more real text did not help
         if oracle_gain.sum() < 0:
             gain = losses[name] - losses[REPETITION]
-            share = statistics.ratio(gain, oracle_gain, tokens, confidence)
-            entry["oracle_share"] = _plain(share) if share else None
+            entry["oracle_share"] = statistics.ratio(gain, oracle_gain, tokens, confidence)
     return entry
 
 
@@ -290,8 +290,7 @@ def answered(
     """By task: its items but those that a training text has `seen`, and by group of them (`all`
     first) and arm the share answered right, the same by likelihood per character, the nats of the
     right continuation and those of the right choice among all (`choice_nll`; None where nothing is
-    to choose), each [value, low, high], with the difference of the first to repetition [value, low,
-    high, p].
+    to choose), each an Interval, with the Difference of the first to repetition.
 
     A task or group of one item has no interval and is left out.
     """
@@ -341,7 +340,7 @@ def _answers(
             "nll": _interval(nll, confidence),
             # all zero: an item with one continuation has nothing to choose among
             "choice_nll": _interval(choice_nll, confidence) if choice_nll.any() else None,
-            "difference": _with_p(difference),
+            "difference": difference.tested,
         }
     return entries
 
@@ -351,16 +350,16 @@ def parted(
     names: Sequence[str],
     groups: Sequence[str],
     cfg: config.Evaluate,
-) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """By group of the documents (`all` first), arm and part of a document: its nats per document
-    [value, low, high]."""
+) -> dict[str, dict[str, dict[str, Interval]]]:
+    """By group of the documents (`all` first), arm and part of a document: its nats per
+    document."""
     docs = next(iter(losses.values())).shape[1]  # (seed, doc, part)
     group_of = np.array(groups)
     chosen = {"all": np.ones(docs, bool)}
     for group in sorted(set(groups) - {"all"}):
         chosen[group] = group_of == group
 
-    result: dict[str, dict[str, dict[str, list[float]]]] = {}
+    result: dict[str, dict[str, dict[str, Interval]]] = {}
     for group, of_group in chosen.items():
         if of_group.sum() < 2:
             continue
@@ -400,10 +399,10 @@ def _grouped(
     tokens: Int64[np.ndarray, " doc"],
     groups: Sequence[str],
     confidence: float,
-) -> dict[str, dict[str, list[float]]]:
+) -> dict[str, dict[str, Interval]]:
     """By group of two documents or more, and arm: the loss with its interval."""
     group_of = np.array(groups)
-    result: dict[str, dict[str, list[float]]] = {}
+    result: dict[str, dict[str, Interval]] = {}
     for group in sorted(set(groups)):
         chosen = group_of == group
         if chosen.sum() < 2:
@@ -418,14 +417,5 @@ def _interval(
     values: Float64[np.ndarray, "seed item"],
     confidence: float,
     weights: np.ndarray | None = None,
-) -> list[float]:
-    """[value, low, high]."""
-    return _plain(statistics.estimate(values, weights, confidence))
-
-
-def _plain(estimate: statistics.Interval | statistics.Estimate) -> list[float]:
-    return [estimate.value, estimate.low, estimate.high]
-
-
-def _with_p(estimate: statistics.Estimate) -> list[float]:
-    return [estimate.value, estimate.low, estimate.high, estimate.p]
+) -> Interval:
+    return statistics.estimate(values, weights, confidence).interval

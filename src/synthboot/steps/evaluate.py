@@ -284,12 +284,12 @@ def _efficiency(
     points = []
     for arm in plain:
         counts = next(iter(token_counts[arm].values()))  # the seeds of an arm read the same text
-        points.append((int(counts["unique_real_tokens"]), float(arms[arm]["loss"][0])))
+        points.append((int(counts["unique_real_tokens"]), float(arms[arm]["loss"].value)))
 
     worth = {}
     for arm, scores in arms.items():
         if arm not in plain:
-            worth[arm] = efficiency(points, scores["loss"][0])
+            worth[arm] = efficiency(points, scores["loss"].value)
     return {"points": sorted(points), "worth": worth}
 
 

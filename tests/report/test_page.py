@@ -158,3 +158,10 @@ def test_what_a_sweep_of_tuning_reached_is_shown(finished: dict[str, Any]) -> No
     page = report(results | {"sweeps": {"tune/related": sweep}})
     assert "tune/related</th><th>best validation loss on held-out pairs</th>" in page
     assert re.search(r"lr=0\.01 <b>chosen</b></td><td>1\.5000<.*lr=0\.001</td><td>2\.5000<", page, re.DOTALL)
+
+
+def test_a_search_by_clusters_says_how_many_and_what_it_finds(finished: dict[str, Any]) -> None:
+    results = copy.deepcopy(gathered(finished))
+    results["pairs"]["pair/related"] |= {"search": "ivf", "clusters": 1_234, "recall": [0.97, 0.961, 0.982]}
+    page = report(results)
+    assert "Neighbours by 1,234 clusters; 97.0 % of the exact ones were found (96.1 to 98.2 %" in page

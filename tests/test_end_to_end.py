@@ -398,3 +398,36 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     first = store.read_json(run_folder(settings) / "04-base" / "curve.json")["validation"][0][1]
     fresh = store.read_json(run_folder(finished) / "04-base" / "curve.json")["validation"][0][1]
     assert first < fresh
+
+
+def test_an_ensemble_and_who_learns_from_it_run_to_the_end(tmp_path: Path) -> None:
+    arms = {"repetition": {}, "ens": {"ensemble": 2}, "taught": {"distill": "ens"}}
+    questions = write_jsonl(
+        tmp_path / "questions.jsonl",
+        [{"query": f"what is {n}?", "choices": ["red", "blue"], "gold": 0} for n in range(4)]
+        + [{"query": f"who is {n}?", "answers": ["a miller"]} for n in range(2)],
+    )
+    settings = {**tiny_config(tmp_path), "arms": arms, "pretrain": {"seeds": [0, 1]}, "evaluate": {"tasks": [str(questions)]}}
+    api.Run(settings).run()
+    assert not not_done(states(settings))
+    result = store.read_json(run_folder(settings) / "09-evaluate" / "evaluate.json")
+    chosen = result["best"]
+    assert chosen["kinds"] == {"repetition": "repetition", "ens": "ensemble", "taught": "control"}
+    # more compute is no claim: it is not one of the compared, and it is marked
+    assert "p_adjusted" not in chosen["arms"]["ens"]
+    assert "ens (2 models, 2 times as much), taught (taught by ens, 3.67 times as much)" in chosen["more_compute"]
+    assert chosen["more_compute"] in (run_folder(settings) / "11-report" / "report.html").read_text("utf-8")
+
+    ledgers = {arm: by_seed["0"] for arm, by_seed in result["ledgers"].items()}
+    assert ledgers["taught"]["train_tokens"] == ledgers["repetition"]["train_tokens"]
+    # training two teachers, and asking each for every token
+    own = ledgers["taught"]["train_flops"]
+    assert ledgers["taught"]["spent_flops"] == pytest.approx(2 * own + 2 * own / 3)
+    members = {m["seed"] for by_seed in result["ledgers"]["ens"].values() for m in by_seed["members"]}
+    assert len(members) == 4
+
+    # another teacher makes stale whoever learned from it
+    found = states(settings, **{"arms.ens.ensemble": 3})
+    assert {n for n in not_done(found) if n.startswith("pretrain")} == {
+        f"pretrain/{arm}/seed-{seed}" for arm in ("ens", "taught") for seed in (0, 1)
+    }

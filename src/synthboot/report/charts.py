@@ -355,7 +355,8 @@ def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | No
     arms = _scores_of(evaluated)["arms"]
     # Seeds of an arm cost the same, so the first ledger speaks for all.
     ledgers = {name: next(iter(seeds.values())) for name, seeds in evaluated["ledgers"].items()}
-    if not any(ledger["spent_flops"] for ledger in ledgers.values()):
+    # Where training is all there is, it is the same for all but ensembles.
+    if not any(ledger["spent_flops"] or "members" in ledger for ledger in ledgers.values()):
         return None
 
     data = []
@@ -366,7 +367,8 @@ def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | No
         point["marker"] = {"size": 10, "color": paint[name]}
         data.append(point)
     layout = _layout(
-        "FLOPs: training, embedding, pairing, tuning, synthesis", "test loss, nats per token"
+        "FLOPs: training, embedding, pairing, tuning, synthesis, teachers",
+        "test loss, nats per token",
     )
     return {"id": "flops", "data": data, "layout": _beside(layout, len(ledgers))}
 

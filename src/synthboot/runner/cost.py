@@ -34,19 +34,27 @@ def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> d
     todo = [unit for name, unit in units.items() if states[name].status != "done"]
     models = 0
     tuned = 0
+    asked = 0  # models that teach another
     sampled_tokens = 0
     for unit in todo:
         if unit.stage == "synthesize":
             sampled_tokens += unit.options["budget_tokens"]
-        elif unit.stage in ("base", "pretrain"):
-            models += not _is_copy(unit)
+        elif unit.stage in ("base", "pretrain") and not _is_copy(unit):
+            assert unit.recipe is not None  # a unit of these stages has one
+            models += unit.recipe.ensemble
+            if unit.recipe.distill is not None:
+                asked += cfg.arms[unit.recipe.distill].ensemble
         elif unit.stage == "tune":
             tuned += not _is_copy(unit)
     train_tokens = models * cfg.budget.train_tokens + tuned * _tuning_tokens(cfg)
 
     # A backward pass costs twice a forward pass. Sampling reads a d1 for every d2.
     forward = _forward_flops(cfg)
-    flops = {"train": 3 * forward * train_tokens, "sample": 2 * forward * sampled_tokens}
+    taught_tokens = asked * cfg.budget.train_tokens
+    flops = {
+        "train": forward * (3 * train_tokens + taught_tokens),
+        "sample": 2 * forward * sampled_tokens,
+    }
     rate = _matmul_rate() * pool.jobs(cfg.engine.jobs, cfg.engine.device)
     seconds = sum(work / (rate * _EFFICIENCY[kind]) for kind, work in flops.items())
 

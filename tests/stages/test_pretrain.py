@@ -13,14 +13,14 @@ from synthboot.errors import BudgetError, UnfairComparison
 from synthboot.lm import model as models
 from synthboot.lm import score
 from synthboot.lm.arm import Sources, Trained
-from synthboot.stages.evaluate import compare_ledgers
+from synthboot.stages.evaluate import check_comparable
 from synthboot.stages.pretrain import pretrain, real_docs
 from tests.conftest import small_config
 
 POOL = Tokens.of([[1] * 10] * 8)
 
 
-def ledger(**changes: Any) -> dict[str, Any]:
+def counts(**changes: Any) -> dict[str, Any]:
     base = {
         "steps": 10,
         "batch_tokens": 64,
@@ -41,8 +41,8 @@ def ledger(**changes: Any) -> dict[str, Any]:
 
 
 def test_arms_that_differ_in_data_alone_are_compared() -> None:
-    sbp = ledger(real_tokens=320, synthetic_tokens=320, synthetic_epochs=0.9)
-    compare_ledgers({"repetition": {0: ledger(), 1: ledger()}, "sbp": {0: sbp, 1: sbp}})
+    sbp = counts(real_tokens=320, synthetic_tokens=320, synthetic_epochs=0.9)
+    check_comparable({"repetition": {0: counts(), 1: counts()}, "sbp": {0: sbp, 1: sbp}})
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_arms_that_differ_in_data_alone_are_compared() -> None:
 )
 def test_any_other_difference_is_refused_with_the_reason(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnfairComparison, match=message):
-        compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: ledger(**changes)}})
+        check_comparable({"repetition": {0: counts()}, "sbp": {0: counts(**changes)}})
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
@@ -67,22 +67,22 @@ def recipe(**changes: Any) -> dict[str, Any]:
 
 
 def test_what_a_sweep_or_a_budget_of_flops_chose_may_differ_and_nothing_else() -> None:
-    settings = {**ledger()["settings"], "weight_decay": 1.0}
-    tuned = ledger(settings=settings, recipe=recipe(weight_decay=1.0))
-    compare_ledgers({"repetition": {0: tuned}, "sbp": {0: ledger()}})
+    settings = {**counts()["settings"], "weight_decay": 1.0}
+    tuned = counts(settings=settings, recipe=recipe(weight_decay=1.0))
+    check_comparable({"repetition": {0: tuned}, "sbp": {0: counts()}})
     with pytest.raises(UnfairComparison, match="differ in lr"):
-        compare_ledgers({"repetition": {0: tuned}, "sbp": {0: ledger(settings={**settings, "lr": 2e-3})}})
+        check_comparable({"repetition": {0: tuned}, "sbp": {0: counts(settings={**settings, "lr": 2e-3})}})
     shorter = {"steps": 8, "train_tokens": 512, "real_tokens": 512, "train_flops": 8e5}
-    compare_ledgers({"repetition": {0: ledger(**shorter, recipe=recipe(epochs=4.0))}, "sbp": {0: ledger()}})
-    paid = ledger(**shorter, recipe=recipe(match="flops"), spent_flops=2e5)
-    compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: paid}})
+    check_comparable({"repetition": {0: counts(**shorter, recipe=recipe(epochs=4.0))}, "sbp": {0: counts()}})
+    paid = counts(**shorter, recipe=recipe(match="flops"), spent_flops=2e5)
+    check_comparable({"repetition": {0: counts()}, "sbp": {0: paid}})
     with pytest.raises(UnfairComparison, match="FLOPs, the budget is 1e"):
-        compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: {**paid, "spent_flops": 2.1e5}}})
+        check_comparable({"repetition": {0: counts()}, "sbp": {0: {**paid, "spent_flops": 2.1e5}}})
 
 
 def test_arms_need_the_same_seeds() -> None:
     with pytest.raises(UnfairComparison, match="different seeds"):
-        compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: ledger(), 1: ledger()}})
+        check_comparable({"repetition": {0: counts()}, "sbp": {0: counts(), 1: counts()}})
 
 
 def test_real_text_of_an_arm_is_a_head_of_the_pool() -> None:
@@ -94,25 +94,25 @@ def test_real_text_of_an_arm_is_a_head_of_the_pool() -> None:
 
 
 def test_each_model_of_an_ensemble_is_held_to_what_every_arm_is() -> None:
-    member = ledger(recipe=recipe(ensemble=2), settings={**ledger()["settings"], "dropout_seed": 7})
+    member = counts(recipe=recipe(ensemble=2), settings={**counts()["settings"], "dropout_seed": 7})
     whole = {**member, "steps": 20, "train_tokens": 1_280, "real_tokens": 1_280, "parameters": 10}
-    compare_ledgers({"repetition": {0: ledger()}, "ens": {0: {**whole, "members": [member, member]}}})
-    compare_ledgers({"ens": {0: {**whole, "members": [member, member]}}, "repetition": {0: ledger()}})
+    check_comparable({"repetition": {0: counts()}, "ens": {0: {**whole, "members": [member, member]}}})
+    check_comparable({"ens": {0: {**whole, "members": [member, member]}}, "repetition": {0: counts()}})
     longer = {**member, "steps": 11}
     with pytest.raises(UnfairComparison, match="arms repetition and ens differ in steps"):
-        compare_ledgers({"repetition": {0: ledger()}, "ens": {0: {**whole, "members": [member, longer]}}})
+        check_comparable({"repetition": {0: counts()}, "ens": {0: {**whole, "members": [member, longer]}}})
     # without the recipe it is another arm that had more of everything
     plain = {**whole, "recipe": recipe()}
     with pytest.raises(UnfairComparison, match="differ in"):
-        compare_ledgers({"repetition": {0: ledger()}, "ens": {0: plain}})
+        check_comparable({"repetition": {0: counts()}, "ens": {0: plain}})
 
 
 def test_a_taught_arm_differs_in_its_targets_alone() -> None:
-    settings = {**ledger()["settings"], "distill_weight": 0.5}
-    taught = ledger(recipe=recipe(distill="ens"), settings=settings)
-    compare_ledgers({"repetition": {0: ledger()}, "taught": {0: taught}})
+    settings = {**counts()["settings"], "distill_weight": 0.5}
+    taught = counts(recipe=recipe(distill="ens"), settings=settings)
+    check_comparable({"repetition": {0: counts()}, "taught": {0: taught}})
     with pytest.raises(UnfairComparison, match="differ in distill_weight"):
-        compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: ledger(settings=settings)}})
+        check_comparable({"repetition": {0: counts()}, "sbp": {0: counts(settings=settings)}})
 
 
 class Killed(BaseException):
@@ -158,15 +158,15 @@ def test_an_ensemble_is_its_members_and_resumes_to_the_same_bytes(tmp_path: Path
     again = trained(tmp_path / "killed", ensemble=2)
     assert kept(tmp_path / "killed") == kept(tmp_path / "whole")
     assert (tmp_path / "killed" / "last" / "member-0" / "model.safetensors").stat().st_mtime_ns == before
-    assert json.dumps(again.ledger) == json.dumps(whole.ledger)
+    assert json.dumps(again.token_counts) == json.dumps(whole.token_counts)
     assert (again.curve, again.flops) == (whole.curve, whole.flops)
 
-    ledger = whole.ledger
+    both = whole.token_counts
     alone = trained(tmp_path / "alone")
     for key in ("steps", "train_tokens", "real_tokens", "parameters", "train_flops"):
-        assert ledger[key] == 2 * alone.ledger[key]
-    assert len({member["seed"] for member in ledger["members"]} | {0}) == 3
-    compare_ledgers({"repetition": {0: alone.ledger}, "ens": {0: ledger}})
+        assert both[key] == 2 * alone.token_counts[key]
+    assert len({member["seed"] for member in both["members"]} | {0}) == 3
+    check_comparable({"repetition": {0: alone.token_counts}, "ens": {0: both}})
 
     curve = read_json(tmp_path / "whole" / "curve.json")
     for name, found in (("last", curve["validation"][-1][1]), ("best", curve["best_loss"])):

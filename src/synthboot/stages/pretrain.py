@@ -4,7 +4,7 @@ Every arm and seed trains with the same batch, schedule and initial weights, on 
 `budget.train_tokens`; real text is repeated to fill the budget, synthetic text is read at most
 once. Two exceptions, each asked for by name: `match: flops` takes what the synthetic text cost out
 of the budget, and a `sweep` may choose fewer epochs or another weight decay or rate for its arm.
-`evaluate.compare_ledgers` refuses a comparison in which anything else but the data differs.
+`evaluate.check_comparable` refuses a comparison in which anything else but the data differs.
 
 An ensemble is several such models, each of a seed of its own, trained one after the other.
 
@@ -122,12 +122,12 @@ def _ensemble(
     if group.main:
         write_json(folder / CURVE, vars(curve))
 
-    ledger = _ledger(seed, [member.ledger for member in members])
+    token_counts = _token_counts(seed, [member.token_counts for member in members])
     flops = sum(member.flops for member in members)
     # both checkpoints of every member read the validation set once more
-    forward_flops = ledger["train_flops"] / (3 * ledger["train_tokens"])
+    forward_flops = token_counts["train_flops"] / (3 * token_counts["train_tokens"])
     flops += len(CHECKPOINTS) * arm.ensemble * forward_flops * validation.num_tokens
-    return Trained(curve, ledger, flops)
+    return Trained(curve, token_counts, flops)
 
 
 def _part(progress: Progress, number: int, members: int) -> Progress:
@@ -141,7 +141,11 @@ def _part(progress: Progress, number: int, members: int) -> Progress:
 
 def _record(place: Path, trained: Trained) -> None:
     """Note that a member is finished, and how."""
-    record = {"ledger": trained.ledger, "flops": trained.flops, "curve": vars(trained.curve)}
+    record = {
+        "token_counts": trained.token_counts,
+        "flops": trained.flops,
+        "curve": vars(trained.curve),
+    }
     write_json(place / _RECORD, record)
     remove(place / WORK)  # its last checkpoint, which is as large as the model three times
 
@@ -149,7 +153,7 @@ def _record(place: Path, trained: Trained) -> None:
 def _recorded(place: Path) -> Trained:
     """What `_record` wrote."""
     record = read_json(place / _RECORD)
-    return Trained(Curve(**record["curve"]), record["ledger"], record["flops"])
+    return Trained(Curve(**record["curve"]), record["token_counts"], record["flops"])
 
 
 def _gather(places: Sequence[Path], folder: Path) -> None:
@@ -190,16 +194,17 @@ def _curve(members: Sequence[Trained], losses: Mapping[str, Sequence[float]]) ->
     tokens = 0.0
     for member, loss in zip(members, losses["last"], strict=True):
         curve.train += [[tokens + at, *figures] for at, *figures in member.curve.train]
-        tokens += member.ledger["train_tokens"]
+        tokens += member.token_counts["train_tokens"]
         curve.validation.append([tokens, loss])
         curve.step += member.curve.step
     curve.best_step = curve.step
     return curve
 
 
-def _ledger(seed: int, members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _token_counts(seed: int, members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What all members have read and cost; the synthetic text that they share was paid for once."""
-    ledger = {**members[0], "seed": seed, "members": list(members)}
+    found = {**members[0], "seed": seed, "members": list(members)}
+    del found["best_step"]  # each has its own
     for key in _ADDED:
-        ledger[key] = sum(member[key] for member in members)
-    return ledger
+        found[key] = sum(member[key] for member in members)
+    return found

@@ -103,7 +103,8 @@ class Model(Section):
 
 
 class Budget(Section):
-    """Token budgets. All arms train on exactly `train_tokens`, so they are matched in compute."""
+    """Token budgets. All arms train on exactly `train_tokens`, so they are matched in compute, but
+    for those with `ensemble` and `distill`, which are marked."""
 
     unique_tokens: Count | Literal["all"]
     """Size of D_pretrain: the unique real tokens that every arm but the oracle may use. `all`:
@@ -556,7 +557,7 @@ _MEGADOC = "`layout: megadoc` needs synthetic text that has a d1"
 
 class Arm(Section):
     """The recipe of one arm: its training text and the layout of it. Arms differ in nothing
-    else."""
+    else, but for how many models there are (`ensemble`) and who teaches them (`distill`)."""
 
     synthetic: Literal["related", "random_pairs", "scratch", "unconditional"] | None = None
     """Where synthetic text comes from. `related`: a synthesizer tuned on related pairs (the

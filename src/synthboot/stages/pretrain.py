@@ -6,7 +6,8 @@ once. Two exceptions, each asked for by name: `match: flops` takes what the synt
 of the budget, and a `sweep` may choose fewer epochs or another weight decay or rate for its arm.
 `evaluate.check_comparable` refuses a comparison in which anything else but the data differs.
 
-An ensemble is several such models, each of a seed of its own, trained one after the other.
+An ensemble is several such models, each of a seed of its own, trained one after the other; a model
+that is taught by one has other targets beside the text.
 
 Source: arXiv:2509.15248, joint pretraining from scratch.
 """

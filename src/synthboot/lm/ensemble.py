@@ -70,10 +70,10 @@ class Ensemble(PreTrainedModel, GenerationMixin):
 
 def folders(checkpoint: Path) -> list[Path]:
     """The folders of the members of a checkpoint, in order; none where it is one model."""
-    found = []
-    while (folder := member(checkpoint, len(found))).is_dir():
-        found.append(folder)
-    return found
+    members: list[Path] = []
+    while (folder := member(checkpoint, len(members))).is_dir():
+        members.append(folder)
+    return members
 
 
 def member(folder: Path, number: int) -> Path:

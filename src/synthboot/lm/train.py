@@ -85,7 +85,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Place:
+class Runtime:
     """Where a model trains, which does not change what it learns but for rounding."""
 
     group: Group = ALONE
@@ -125,7 +125,7 @@ def train(
     folder: Path,
     tokenizer: Tokenizer,
     progress: Progress = silent,
-    place: Place = Place(),
+    runtime: Runtime = Runtime(),
     copying: Callable[[Any], float] | None = None,
     teachers: Sequence[Any] = (),
 ) -> Curve:
@@ -145,7 +145,7 @@ def train(
         validate,
         folder,
         tokenizer,
-        place,
+        runtime,
         copying,
         teachers,
     )
@@ -183,14 +183,14 @@ def train(
             "tokens_per_second": rate,
             "fraction_of_peak": utilization,
         }
-        place.watch(tokens, figures | batches.sources(curve.step))
+        runtime.watch(tokens, figures | batches.sources(curve.step))
 
         # after the last step in any case, so that the curve ends with a validation loss
         if curve.step in settings.eval_steps or curve.step == batches.steps:
             curve.train.append([tokens, sum(losses) / len(losses), norm, lr])
             losses = []
             trainer.evaluate()
-            place.watch(tokens, {"validation_loss": curve.validation[-1][1]})
+            runtime.watch(tokens, {"validation_loss": curve.validation[-1][1]})
     return trainer.finish()
 
 
@@ -215,7 +215,7 @@ class _Trainer:
         validate: Callable[[Any], float],
         folder: Path,
         tokenizer: Tokenizer,
-        place: Place,
+        runtime: Runtime,
         copying: Callable[[Any], float] | None,
         teachers: Sequence[Any],
     ) -> None:
@@ -227,7 +227,7 @@ class _Trainer:
         self.folder = folder
         self.work = folder / WORK
         self.tokenizer = tokenizer
-        self.group = place.group
+        self.group = runtime.group
         self.device = next(model.parameters()).device
 
         # before the model is wrapped or sharded, while its weights are still whole
@@ -235,7 +235,7 @@ class _Trainer:
         if latest is not None:
             _require_intact(latest)
             models.load_weights(model, latest)
-        if place.checkpoint_activations:
+        if runtime.checkpoint_activations:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
@@ -256,7 +256,7 @@ class _Trainer:
         peak = models.product_rate(self.device, precision) * self.group.size
         # seconds a token at the peak; a training step costs three forward passes
         self.cost = 3 * models.flops_per_token(model, batches.seq_len) / peak
-        self.compiled = not self.apart and self._compiles(place)
+        self.compiled = not self.apart and self._compiles(runtime)
         self.module = parallel.wrap(self._loss(precision, teachers), self.group)
 
         if settings.dropout:
@@ -294,13 +294,13 @@ class _Trainer:
                 block.compile(dynamic=False)
         return loss
 
-    def _compiles(self, place: Place) -> bool:
+    def _compiles(self, runtime: Runtime) -> bool:
         """Whether blocks are compiled, unless rows of many lengths would each be compiled for."""
         # of the whole run, not of what is left of it, so that a resumed run decides alike
         tokens = self.batches.steps * self.batches.batch_tokens
         seconds = self.cost * tokens / _USUAL_UTILIZATION
         long = self.device.type == "cuda" and seconds >= COMPILE_FROM
-        return place.compile == "on" or (place.compile == "auto" and long)
+        return runtime.compile == "on" or (runtime.compile == "auto" and long)
 
     def step(self) -> tuple[float, float]:
         """The mean loss over a step's targets and the gradient norm before clipping."""

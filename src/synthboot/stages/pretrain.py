@@ -100,24 +100,24 @@ def _ensemble(
     A member is finished once its record stands beside it; what a kill has left of the next goes on
     from its last checkpoint. Raises as `train_arm` does.
     """
-    places = [ensemble.member(folder / WORK, number) for number in range(arm.ensemble)]
+    folders = [ensemble.member(folder / WORK, number) for number in range(arm.ensemble)]
     # looked up by all processes before any of them trains
-    finished = [(place / _RECORD).exists() for place in places]
+    finished = [(of_member / _RECORD).exists() for of_member in folders]
     members = []
     for number, member_seed in enumerate(ensemble.seeds(seed, arm.ensemble)):
-        place = places[number]
+        of_member = folders[number]
         if finished[number]:
-            members.append(_recorded(place))
+            members.append(_recorded(of_member))
             continue
-        tell = _part(progress, number, arm.ensemble)
-        trained = train_arm(cfg, arm, member_seed, text, validation, tokenizer, place, tell)
+        part = _part(progress, number, arm.ensemble)
+        trained = train_arm(cfg, arm, member_seed, text, validation, tokenizer, of_member, part)
         if parallel.rank() == 0:
-            _record(place, trained)
+            _record(of_member, trained)
         members.append(trained)
 
     group = parallel.join(models.device(cfg.engine.device), cfg.engine.shard)
     if group.main:
-        _gather(places, folder)
+        _gather(folders, folder)
     group.wait()
     curve = _curve(members, _losses(cfg, folder, validation, tokenizer))
     if group.main:
@@ -134,38 +134,38 @@ def _ensemble(
 def _part(progress: Progress, number: int, members: int) -> Progress:
     """The progress of one member as part of that of all."""
 
-    def tell(done: float, words: str) -> None:
+    def of_member(done: float, words: str) -> None:
         progress((number + done) / members, f"model {number + 1} of {members}: {words}")
 
-    return tell
+    return of_member
 
 
-def _record(place: Path, trained: Trained) -> None:
+def _record(folder: Path, trained: Trained) -> None:
     """Note that a member is finished, and how."""
     record = {
         "token_counts": trained.token_counts,
         "flops": trained.flops,
         "curve": vars(trained.curve),
     }
-    write_json(place / _RECORD, record)
-    remove(place / WORK)  # its last checkpoint, which is as large as the model three times
+    write_json(folder / _RECORD, record)
+    remove(folder / WORK)  # its last checkpoint, which is as large as the model three times
 
 
-def _recorded(place: Path) -> Trained:
+def _recorded(folder: Path) -> Trained:
     """What `_record` wrote."""
-    record = read_json(place / _RECORD)
+    record = read_json(folder / _RECORD)
     return Trained(Curve(**record["curve"]), record["token_counts"], record["flops"])
 
 
-def _gather(places: Sequence[Path], folder: Path) -> None:
+def _gather(members: Sequence[Path], folder: Path) -> None:
     """Move the members' checkpoints into one folder for each kind of them.
 
     Whatever a killed process has moved already is there.
     """
     for checkpoint in CHECKPOINTS:
         (folder / checkpoint).mkdir(exist_ok=True)
-        for number, place in enumerate(places):
-            source = place / checkpoint
+        for number, member in enumerate(members):
+            source = member / checkpoint
             if source.exists():
                 os.rename(source, ensemble.member(folder / checkpoint, number))
 
@@ -178,15 +178,15 @@ def _losses(
 ) -> dict[str, list[float]]:
     """By checkpoint, nats a token of the validation set: by the first member alone, by the first
     two, and so on."""
-    found = {}
+    by_checkpoint = {}
     for checkpoint in CHECKPOINTS:
         losses = []
-        for place in ensemble.folders(folder / checkpoint):
-            model = models.load(place).to(models.device(cfg.engine.device))
+        for member in ensemble.folders(folder / checkpoint):
+            model = models.load(member).to(models.device(cfg.engine.device))
             losses.append(score.token_losses(model, validation, cfg.model.seq_len, tokenizer.end))
         # (member, token) -> (member)
-        found[checkpoint] = ensemble.mean_losses(np.stack(losses)).mean(1).tolist()
-    return found
+        by_checkpoint[checkpoint] = ensemble.mean_losses(np.stack(losses)).mean(1).tolist()
+    return by_checkpoint
 
 
 def _curve(members: Sequence[Trained], losses: Mapping[str, Sequence[float]]) -> Curve:
@@ -204,8 +204,8 @@ def _curve(members: Sequence[Trained], losses: Mapping[str, Sequence[float]]) ->
 
 def _token_counts(seed: int, members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What all members have read and cost; the synthetic text that they share was paid for once."""
-    found = {**members[0], "seed": seed, "members": list(members)}
-    del found["best_step"]  # each has its own
+    total = {**members[0], "seed": seed, "members": list(members)}
+    del total["best_step"]  # each has its own
     for key in _ADDED:
-        found[key] = sum(member[key] for member in members)
-    return found
+        total[key] = sum(member[key] for member in members)
+    return total

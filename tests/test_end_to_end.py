@@ -426,7 +426,7 @@ def test_an_ensemble_and_who_learns_from_it_run_to_the_end(tmp_path: Path) -> No
         [{"query": f"what is {n}?", "choices": ["red", "blue"], "gold": 0} for n in range(4)]
         + [{"query": f"who is {n}?", "answers": ["a miller"]} for n in range(2)],
     )
-    settings = {**tiny_config(tmp_path), "arms": arms, "pretrain": {"seeds": [0, 1]}, "evaluate": {"tasks": [str(questions)]}}
+    settings = {**tiny_config(tmp_path), "arms": arms, "evaluate": {"tasks": [str(questions)]}}
     api.Run(settings).run()
     assert not not_done(states(settings))
     result = store.read_json(run_folder(settings) / "09-evaluate" / "evaluate.json")
@@ -442,11 +442,7 @@ def test_an_ensemble_and_who_learns_from_it_run_to_the_end(tmp_path: Path) -> No
     # training two teachers, and asking each for every token
     own = token_counts["taught"]["train_flops"]
     assert token_counts["taught"]["spent_flops"] == pytest.approx(2 * own + 2 * own / 3)
-    members = {m["seed"] for by_seed in result["token_counts"]["ens"].values() for m in by_seed["members"]}
-    assert len(members) == 4
 
     # another teacher makes stale whoever learned from it
     found = states(settings, **{"arms.ens.ensemble": 3})
-    assert {n for n in not_done(found) if n.startswith("pretrain")} == {
-        f"pretrain/{arm}/seed-{seed}" for arm in ("ens", "taught") for seed in (0, 1)
-    }
+    assert {n for n in not_done(found) if n.startswith("pretrain")} == {"pretrain/ens/seed-0", "pretrain/taught/seed-0"}

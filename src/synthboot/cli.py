@@ -205,12 +205,18 @@ def plan(cfg: Config, as_json: bool) -> None:
                 "precision": {kind: precision.choice(cfg, speed) for kind, speed in speeds.items()},
                 "power": None if power is None else asdict(power),
                 "copying": copying,
+                "external": cfg.tune.init_from,
             }
         )
         return
 
     _print_states(artifacts, states)
     _say(plans.sentence(cost))
+    if cfg.tune.init_from is not None:
+        _say(
+            f"external: {cfg.tune.init_from}, a model from outside the corpus, will write the "
+            "synthetic text"
+        )
     if copying is not None:
         _say(plans.copying_sentence(cfg, copying))
     if power is not None:

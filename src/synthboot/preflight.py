@@ -27,13 +27,13 @@ def check(cfg: config.Config) -> None:
             known_to_harness([name.removeprefix(tasks.LM_EVAL)], cfg.evaluate.task_folder)
         elif name != tasks.WORLD:
             tasks.read(name, cfg.evaluate, cfg.seed)
-    window = cfg.tune_seq_len
-    room = context_room(window, cfg.tune.d1_share, cfg.tune.contexts)
+    seq_len = cfg.tune_seq_len
+    room = context_room(seq_len, cfg.tune.d1_share, cfg.tune.contexts)
     if cfg.tune.contexts > 1 and room < LEAST_CONTEXT:
         setting = "model.seq_len" if cfg.tune.init_from is None else "tune.seq_len"
         raise ConfigError(
             f"tune.contexts: {cfg.tune.contexts} documents have {max(0, room)} tokens each of what "
-            f"d1 gets of {setting} {window:,}, and {LEAST_CONTEXT} are needed: "
+            f"d1 gets of {setting} {seq_len:,}, and {LEAST_CONTEXT} are needed: "
             f"lower it, or raise tune.d1_share or {setting}"
         )
     if (cfg.tune.lora.rank or cfg.optim.lora.rank) and find_spec("peft") is None:
@@ -72,7 +72,7 @@ def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:
     """Raise what can be known to be wrong once there is a corpus, hours before it would be met.
 
     BudgetError where an oracle asks for more text than it holds,
-    DataError where a question does not fit the window.
+    DataError where a question does not fit into `model.seq_len`.
     """
     for name, arm in cfg.arms.items():
         if isinstance(arm.unique_tokens, int):
@@ -82,9 +82,9 @@ def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:
 
 
 def check_questions_fit(cfg: config.Config, corpus_tokenizer: tokenizer.Tokenizer) -> None:
-    """Raise DataError where a choice is longer than the window: cut, it would be likelier than it
-    is."""
-    window = cfg.model.seq_len
+    """Raise DataError where a choice is longer than `model.seq_len`: cut, it would be likelier than
+    it is."""
+    seq_len = cfg.model.seq_len
     for name in tasks.names(cfg.evaluate):
         if name == tasks.WORLD or name.startswith(tasks.LM_EVAL):
             continue
@@ -93,16 +93,16 @@ def check_questions_fit(cfg: config.Config, corpus_tokenizer: tokenizer.Tokenize
         for item in tasks.read(name, cfg.evaluate, cfg.seed):
             for text in item.continuations:
                 # a token has a byte at least, so what is shorter need not be encoded
-                if len(text.encode()) > window:
+                if len(text.encode()) > seq_len:
                     identifiers.append(item.id)
                     texts.append(text)
 
         encoded = corpus_tokenizer.encode(texts)
         for identifier, tokens in zip(identifiers, encoded, strict=True):
-            if len(tokens) > window:
+            if len(tokens) > seq_len:
                 raise DataError(
                     f"evaluate.tasks: {name}: question {identifier} has a choice of "
-                    f"{len(tokens):,} tokens, and model.seq_len is {window:,}; "
+                    f"{len(tokens):,} tokens, and model.seq_len is {seq_len:,}; "
                     f"shorten it or leave it out"
                 )
 

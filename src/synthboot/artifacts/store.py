@@ -35,6 +35,7 @@ from synthboot.data.disk import (
     read_record,
     record,
     remove,
+    unreadable,
     write_json,
     write_record,
 )
@@ -140,16 +141,29 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CorruptArtifact(
-            f"{path}: unreadable ({reason}); delete its artifact and run again"
-        ) from None
+        raise unreadable(path, error) from None
 
 
-def begin(folder: Path, mark: str) -> list[str]:
+def read_rows(path: Path, columns: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file of an artifact, a thousand in memory at a time.
+
+    Raises CorruptArtifact where it is missing or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(1_024, columns=list(columns)):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+
+
+def begin(folder: Path, fingerprint: str) -> list[str]:
     """What was damaged, in a few words each, once `folder` is ready for work.
 
-    Only whole parts that belong to the artifact `mark` are kept; damaged ones will be made again.
+    Only whole parts of the artifact of this `fingerprint` are kept; damaged ones will be made
+    again.
     """
     progress = folder / PROGRESS
     current = None
@@ -161,7 +175,7 @@ def begin(folder: Path, mark: str) -> list[str]:
             current = read_record(progress).get("fingerprint")
 
     remove(folder / MANIFEST)  # first: what is half wiped must not look finished
-    if current != mark:
+    if current != fingerprint:
         _clear(folder)
     _sweep(folder)
 
@@ -175,7 +189,7 @@ def begin(folder: Path, mark: str) -> list[str]:
             remove(part)
             damaged.append(f"{part}: {problem}; made again")
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(progress, {"fingerprint": mark})
+    write_record(progress, {"fingerprint": fingerprint})
     return damaged
 
 

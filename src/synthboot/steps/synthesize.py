@@ -19,7 +19,7 @@ def synthesize(c: Context) -> Outcome:
         tokenizer=c.corpus.tokenizer_folder,
         corpus=tuple(external.shards("pretrain") if external else c.corpus.shards("pool")),
         docs=c.corpus.pretrain_docs,
-        window=c.cfg.tune_seq_len,
+        seq_len=c.cfg.tune_seq_len,
         d1_share=c.cfg.tune.d1_share,
         seed=c.cfg.seed,
         conditional=conditional(c.variant),

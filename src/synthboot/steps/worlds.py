@@ -4,7 +4,7 @@ sampled text tells the truth."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from synthboot.data import documents, tasks
 from synthboot.data.documents import Document
 from synthboot.rng import rng
 from synthboot.steps.context import Context, conditional
-from synthboot.worlds.generator import PARTS, Told, World
+from synthboot.worlds.generator import Told, World
 
 Facts = set[tuple[int, int, int]]
 """(entity, attribute, wording)."""
@@ -44,8 +44,8 @@ def bounds(
     for document in test_set:
         told = world.read(document.text)
         prior = world.prior(told.entity)
-        knows_world.append(prior + world.nats())
-        read_corpus.append(prior + world.nats(told, known))
+        knows_world.append(prior + world.nll())
+        read_corpus.append(prior + world.nll(told, known))
 
     group_of = np.array(groups or [""] * len(test_set))
     chosen = {"all": np.ones(len(test_set), bool)}
@@ -62,20 +62,10 @@ def bounds(
     return result
 
 
-def parts(c: Context, test_set: Sequence[Document]) -> np.ndarray:
-    """(token of the test set): which of `worlds.PARTS` it belongs to; end tokens are form."""
+def parts(c: Context) -> Callable[[str], np.ndarray]:
+    """From a document's text to which of PARTS each of its characters belongs to."""
     world, known = _world(c)
-    tokenizer = c.corpus.tokenizer
-    form = PARTS.index("form")
-
-    found = []
-    for document in test_set:
-        part_of_character = world.parts(document.text, known)
-        # a token belongs to the part in which its first letter stands
-        for start in tokenizer.starts(document.text):
-            found.append(int(part_of_character[start]))
-        found.append(form)
-    return np.array(found, np.uint8)
+    return lambda text: world.parts(text, known)
 
 
 def questions(c: Context) -> list[tasks.Item]:
@@ -151,18 +141,18 @@ def _excess(
     tokens = 0
     for d1, d2, size in pairs:
         same_entity.append(corpus[d1].entity == validation[d2].entity)
-        read_corpus.append(world.nats(validation[d2], known))
+        read_corpus.append(world.nll(validation[d2], known))
         tokens += size
 
     # the curve is in nats per token, what the world says in nats per document
     tokens_per_doc = tokens / len(pairs)
-    knows_world = world.nats()
+    knows_world = world.nll()
     knows_corpus = float(np.mean(read_corpus))
 
     points = []
     for step_tokens, loss in tuned["curve"]["validation"]:
-        nats = loss * tokens_per_doc
-        points.append([step_tokens, nats - knows_world, nats - knows_corpus])
+        nll = loss * tokens_per_doc
+        points.append([step_tokens, nll - knows_world, nll - knows_corpus])
     return {"points": points, "same_entity": float(np.mean(same_entity))}
 
 

@@ -8,14 +8,16 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from synthboot import config
+from synthboot import config, loading
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError
 from synthboot.lm import adapters
 from synthboot.lm import model as models
+from synthboot.lm.arm import Sources, train_arm
 from synthboot.lm.batches import PairPlan
 from synthboot.lm.train import Settings, train
+from tests.conftest import small_config
 
 VOCAB = 280
 LORA = config.Lora(rank=4, dropout=0.1)
@@ -129,3 +131,27 @@ def test_the_layers_may_be_named_and_others_are_refused() -> None:
     assert all("q_proj" in name for name in trained)
     with pytest.raises(ConfigError, match=r"optim\.lora: llama: .*nowhere"):
         adapters.add(llama(), config.Lora(rank=2, targets=["nowhere"]), 0, "optim")
+
+
+def test_arms_may_be_continued_by_adapters(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    llama().save_pretrained(tmp_path / "start")
+    text = Tokens.of([[*range(2, 60), tokenizer.end]] * 8)
+    trained = {}
+    for rank in (0, 4):
+        changes = {"optim": {"batch_tokens": 128, "evals": 1, "lora": {"rank": rank}, "precision": "float32"}}
+        settings = small_config(
+            tmp_path / "none", tmp_path, model={"init_from": str(tmp_path / "start"), "seq_len": 64}, **changes
+        )
+        settings["budget"] = {"unique_tokens": 100, "train_tokens": 512}
+        cfg = loading.load(settings)
+        folder = tmp_path / str(rank)
+        trained[rank] = train_arm(cfg, cfg.arms["repetition"], 0, Sources(text), text, tokenizer, folder)
+    before = models.load(tmp_path / "start").state_dict()
+    after = models.load(tmp_path / "4" / "last").state_dict()
+    assert after.keys() == before.keys()
+    moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert moved
+    assert all("_proj" in name for name in moved)
+    # a backward pass without the gradients of weights, and the adapters' own matmuls
+    flops = [trained[rank].token_counts["train_flops"] for rank in (4, 0)]
+    assert 2 / 3 < flops[0] / flops[1] < 0.85

@@ -32,7 +32,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.lm import adapters
 from synthboot.lm import model as models
 from synthboot.lm.batches import Plan
-from synthboot.lm.train import Place, Settings, train
+from synthboot.lm.train import Runtime, Settings, train
 
 SEQ_LEN = 256
 VOCAB = 16_384
@@ -53,8 +53,8 @@ def turn(source: str | None, rank: int, rows: int, steps: int) -> None:
     settings = Settings(lr=1e-4, weight_decay=0.1, warmup_steps=1, eval_steps=(), precision="float32")
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(watch=lambda _, figures: ends.append(time.perf_counter()) if "loss" in figures else None)
-        train(model, plan, settings, lambda _: 0.0, Path(folder), tokenizer, place=place)
+        runtime = Runtime(watch=lambda _, figures: ends.append(time.perf_counter()) if "loss" in figures else None)
+        train(model, plan, settings, lambda _: 0.0, Path(folder), tokenizer, runtime=runtime)
     step = statistics.median(np.diff(ends))  # the first step, which warms up, ends where this begins
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"weights": weights, "rate": tokens / step, "gib": peak}))

@@ -35,7 +35,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
 from synthboot.lm import adapters, merging, score
 from synthboot.lm import model as models
-from synthboot.lm.arm import place_of
+from synthboot.lm.arm import runtime_of
 from synthboot.lm.batches import PairPlan, cut_pair, d1_room, joined_contexts
 from synthboot.lm.train import Curve, Settings, train
 from synthboot.rng import rng
@@ -115,8 +115,8 @@ def tune(
         )
     if cfg.tune.lora.rank:
         adapters.add(model, cfg.tune.lora, cfg.seed, "tune")
-    place = place_of(cfg, folder)
-    if place.group.main:
+    runtime = runtime_of(cfg, folder)
+    if runtime.group.main:
         merging.undo(folder)
     curve = train(
         model,
@@ -126,15 +126,15 @@ def tune(
         folder,
         tokenizer,
         progress,
-        place,
+        runtime,
     )
     shares: list[tuple[float, float]] = []
-    if start is not None and cfg.tune.base_share and place.group.main:
+    if start is not None and cfg.tune.base_share and runtime.group.main:
         progress(1.0, "averaging with base")
         tried = merging.SHARES if cfg.tune.base_share == "auto" else (cfg.tune.base_share,)
         base = _origin(cfg, start, tokenizer)
         shares = merging.average_with_base(folder, base, tried, stopping.loss, tokenizer)
-    place.group.wait()
+    runtime.group.wait()
 
     progress(1.0, "measuring held-out pairs")
     best = models.load(folder / "best").to(next(model.parameters()).device)
@@ -326,23 +326,23 @@ class _Held:
         alone = score.pairs(
             origin, nothing, self.d2, self.seq_len, self.share, self.tokenizer.end, None
         )
-        found = {
+        losses = {
             "given_d1": given.mean,
             "given_random_d1": random.mean,
             "given_nothing": self._score(model, nothing).mean,
             "base": alone.mean,
             "pairs": len(self),
         }
-        found["d1_worth"], found["d1_worth_error"] = given.gain_over(random)
+        losses["d1_worth"], losses["d1_worth_error"] = given.gain_over(random)
         if self.separator is None:
             for name in ("given_d1", "given_random_d1", "d1_worth", "d1_worth_error"):
-                del found[name]
+                del losses[name]
         if is_base:
-            found["net_worth"], found["net_worth_error"] = given.gain_over(alone)
+            losses["net_worth"], losses["net_worth_error"] = given.gain_over(alone)
         if self.external:
             size = sum(len(self.tokenizer.decode(d2).encode()) for d2 in self.d2)
-            found["tokens_per_byte"] = sum(map(len, self.d2)) / size
-        return found
+            losses["tokens_per_byte"] = sum(map(len, self.d2)) / size
+        return losses
 
     def _score(
         self,

@@ -205,6 +205,7 @@ def plan(cfg: Config, as_json: bool) -> None:
                 "precision": {kind: precision.choice(cfg, speed) for kind, speed in speeds.items()},
                 "power": None if power is None else asdict(power),
                 "copying": copying,
+                "external": cfg.tune.init_from,
             }
         )
         return
@@ -213,6 +214,11 @@ def plan(cfg: Config, as_json: bool) -> None:
     _say(plans.sentence(cost))
     if more_compute := verdicts.more_compute(cfg.arms):
         _say(more_compute)
+    if cfg.tune.init_from is not None:
+        _say(
+            f"external: {cfg.tune.init_from}, a model from outside the corpus, will write the "
+            "synthetic text"
+        )
     if copying is not None:
         _say(plans.copying_sentence(cfg, copying))
     if power is not None:

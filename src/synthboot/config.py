@@ -118,6 +118,28 @@ class Budget(Section):
     unique_tokens epochs."""
 
 
+class Lora(Section):
+    """Low-rank adapters: instead of a weight matrix the product of two narrow ones is trained, and
+    added to it. Saved models have them merged, so that whatever reads one finds an ordinary folder.
+    Needs the package peft. Source: arXiv:2106.09685."""
+
+    rank: int = Field(0, ge=0, le=65_536)
+    """Rank of an adapter. 0: no adapters, all weights are trained."""
+    alpha: float | None = Field(None, gt=0, le=1e6)
+    """Scale: what an adapter adds is multiplied by alpha / rank. Default: twice the rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Fraction of an adapter's inputs that is dropped in training."""
+    targets: list[Text] = []
+    """Names of the linear layers that get adapters, such as `q_proj`. Default: all of the
+    blocks."""
+
+    @property
+    def passes(self) -> int:
+        """What a training step costs, in forward passes: the backward pass takes as much once for
+        activations and once for weights, the latter next to nothing with adapters."""
+        return 2 if self.rank else 3
+
+
 class Optim(Section):
     """The optimizer and its learning-rate schedule. Lengths are in tokens."""
 
@@ -175,6 +197,8 @@ class Optim(Section):
     evals: Size = 20
     """Number of validation losses computed over a run; each comes with a checkpoint to resume
     from."""
+    lora: Lora = Lora()
+    """Adapters for base and the arms, with `model.init_from`."""
 
     @model_validator(mode="after")
     def _check_averages(self) -> Optim:
@@ -453,6 +477,17 @@ class Pair(Section):
 class Tune(Section):
     """Fine-tuning the synthesizer p(d2|d1), from base's checkpoint of best validation loss."""
 
+    init_from: Text | None = None
+    """Folder or name of a Hugging Face model to tune instead of base: an *external* synthesizer,
+    with a tokenizer of its own. Documents are tokenized again for it, and what it writes is
+    tokenized for the arms. It writes `random_pairs` and `unconditional` too, tuned for the latter
+    on the same d2 without their d1. It knows more than the corpus: plan, `show`, report and verdict
+    say so."""
+    seq_len: int | None = Field(None, ge=8, le=1_000_000)
+    """With `init_from`: context length of the synthesizer, in its own tokens. Default:
+    `model.seq_len`."""
+    lora: Lora = Lora()
+    """Adapters for the synthesizer."""
     lr: float = Field(5e-4, gt=0, le=100)
     """Peak learning rate; warm-up, then cosine decay to zero. Deviation: the paper has a small
     constant rate; with one, our small models lost more to the noise of the rate than they gained
@@ -500,6 +535,10 @@ class Tune(Section):
 
     @model_validator(mode="after")
     def _check_sweep(self) -> Tune:
+        if self.seq_len is not None and self.init_from is None:
+            raise ValueError(
+                "`seq_len` is that of a model named by `init_from`; base has model.seq_len"
+            )
         trials(self)  # raises for a value that its setting does not take
         return self
 
@@ -840,6 +879,32 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_external(self) -> Config:
+        for name, arm in self.arms.items():
+            if self.tune.init_from is not None and (arm.synthetic == "scratch" or arm.rounds > 1):
+                raise ValueError(
+                    f"arms.{name}: `synthetic: scratch` and `rounds` tune a model of the arms' "
+                    "own; they do not go with tune.init_from"
+                )
+            if self.tune.lora.rank and arm.synthetic == "scratch":
+                raise ValueError(
+                    f"arms.{name}: `synthetic: scratch` tunes fresh weights, "
+                    "which adapters would leave as they are; set tune.lora.rank=0"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_lora(self) -> Config:
+        if self.optim.lora.rank and self.model.init_from is None:
+            raise ValueError(
+                "optim.lora: adapters are for a model to continue from; "
+                "set model.init_from, or optim.lora.rank=0"
+            )
+        if self.engine.shard and (self.optim.lora.rank or self.tune.lora.rank):
+            raise ValueError("engine.shard: adapters are trained whole; set one of the two")
+        return self
+
+    @model_validator(mode="after")
     def _check_steps(self) -> Config:
         batch = self.optim.batch_tokens
         if batch < self.model.seq_len:
@@ -859,6 +924,11 @@ class Config(Section):
             if other == wanted:
                 return name
         return None
+
+    @property
+    def tune_seq_len(self) -> int:
+        """The context length of the synthesizer, in tokens of its own."""
+        return self.tune.seq_len or self.model.seq_len
 
     @property
     def folder(self) -> Path:

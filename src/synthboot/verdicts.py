@@ -41,14 +41,16 @@ def verdict(
     seeds: int,
     confidence: float,
     looks: Sequence[int] = (),
+    external: str | None = None,
 ) -> str:
     """The first arm of the method against repetition, and against every control.
 
     `arms` holds what `evaluate` found of each, `kinds` what each is. Where several arms are
     compared, what counts is the p-value adjusted for their number; where a run was looked at with
-    fewer seeds before, for that too.
+    fewer seeds before, for that too. `external` names the model from outside the corpus that wrote
+    the synthetic text, if one did.
     """
-    cautions = _cautions(seeds, looks)
+    cautions = _cautions(seeds, looks, external)
     name = _first_method(kinds)
     if name is None:
         return f"No arm of the method was run (`synthetic: related`){cautions}."
@@ -103,9 +105,13 @@ def _difference(entry: Mapping[str, Any], seeds: int, confidence: float) -> str:
     )
 
 
-def _cautions(seeds: int, looks: Sequence[int]) -> str:
+def _cautions(seeds: int, looks: Sequence[int], external: str | None) -> str:
     """What a reader has to bear in mind, in brackets."""
     cautions = []
+    if external is not None:
+        cautions.append(
+            f"external: {external}, a model from outside the corpus, wrote the synthetic text"
+        )
     if seeds == 1:
         cautions.append(
             "1 seed: nothing is known about seeds, "

@@ -18,7 +18,7 @@ from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
-from synthboot.lm import ensemble, parallel, score, track
+from synthboot.lm import adapters, ensemble, parallel, score, track
 from synthboot.lm import model as models
 from synthboot.lm.batches import Plan
 from synthboot.lm.train import Curve, Runtime, Settings, train
@@ -105,8 +105,8 @@ def tokens_of(
     if arm.epochs is not None:
         tokens = min(tokens, int(arm.epochs * text.real.num_tokens / own_share))
     elif arm.match == "flops":
-        # training a token costs three forward passes; a share of the tokens had to be sampled first
-        train_flops = 3 * flops_per_token
+        # a share of the tokens had to be sampled first
+        train_flops = cfg.optim.lora.passes * flops_per_token
         sampled = arm.share * own_share
         left = tokens * train_flops - text.upstream_flops
         tokens = int(left / (train_flops + sampled * text.sample_flops))
@@ -152,6 +152,8 @@ def train_arm(
     seq_len = cfg.model.seq_len
     device = models.device(cfg.engine.device)
     model = models.build(cfg.model, tokenizer.vocab_size, seed).to(device)
+    if cfg.optim.lora.rank:
+        adapters.add(model, cfg.optim.lora, seed, "optim")
     forward_flops = models.flops_per_token(model, seq_len)
     tokens = tokens_of(cfg, arm, text, forward_flops)
     plan = plan_of(cfg, arm, seed, tokenizer, text, tokens)
@@ -189,7 +191,7 @@ def train_arm(
         teachers,
     )
 
-    train_flops = 3 * forward_flops * token_counts["train_tokens"]
+    train_flops = cfg.optim.lora.passes * forward_flops * token_counts["train_tokens"]
     # every member reads every token once, forwards
     teacher_flops = len(teachers) * forward_flops * token_counts["train_tokens"]
     sampling_flops = text.sample_flops * token_counts["synthetic_tokens"]

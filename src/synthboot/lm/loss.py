@@ -234,7 +234,8 @@ class _Chunked(torch.autograd.Function):
         rows = hidden.to(precision)
         grad_rows = torch.empty_like(rows)
         # float32 whatever the precision: every chunk adds to it
-        grad_weight = torch.zeros_like(weight)
+        trains_weight = ctx.needs_input_grad[1]  # with adapters it stays as it is
+        grad_weight = torch.zeros_like(weight) if trains_weight else None
         sums = torch.zeros(2, device=hidden.device, dtype=torch.float64)
         # what the teacher's targets cost more than the tokens
         gap = torch.zeros((), device=hidden.device, dtype=torch.float64)
@@ -251,6 +252,8 @@ class _Chunked(torch.autograd.Function):
             grad_logits = logits.to(precision)  # what the line above left in their place
 
             grad_rows[part] = linear(grad_logits, matrix.T)
+            if grad_weight is None:
+                continue
             if precision == torch.float32:
                 # in place, which saves a matrix of the vocabulary's size
                 grad_weight.addmm_(grad_logits.T, rows[part])
@@ -274,7 +277,9 @@ class _Chunked(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         grad_rows, grad_weight = ctx.saved_tensors
         grad_hidden = (grad_rows * gradient).to(ctx.dtype)
-        return grad_hidden, grad_weight * gradient, None, None, None, None, None, None
+        if grad_weight is not None:
+            grad_weight = grad_weight * gradient
+        return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
 def _gap(logits: Tensor, targets: Tensor, probabilities: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 Killed at any step, it resumes from its last checkpoint and ends with the same bytes on a CPU:
 batches are a pure function of the step, and a checkpoint holds the weights, the optimizer and the
 curve so far. Every checkpoint is a Hugging Face folder in `work/`, which goes once the artifact is
-done. Left in the end: `last/`, `best/` (least validation loss) and `curve.json`. Under torchrun
+done; of a model with adapters it has these alone, which go on top of the weights that are handed in
+again. Left in the end: `last/`, `best/` (least validation loss) and `curve.json`. Under torchrun
 every process calls `train`, and the first one writes.
 
 Source: arXiv:2509.15248, AdamW, warm-up then cosine. Deviation: the peak rate is a plain one, not a
@@ -31,7 +32,7 @@ from synthboot.artifacts.store import WORK, Progress, silent
 from synthboot.data.disk import committed_folder, damage, read_json, remove, write_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import TrainingError
-from synthboot.lm import layouts, parallel, regularizers
+from synthboot.lm import adapters, layouts, parallel, regularizers
 from synthboot.lm import model as models
 from synthboot.lm.batches import IGNORE, Batch, Batches
 from synthboot.lm.loss import Loss, Teacher
@@ -232,9 +233,9 @@ class _Trainer:
 
         # before the model is wrapped or sharded, while its weights are still whole
         latest = _latest(folder)
+        self.adapted = adapters.present(model)
         if latest is not None:
-            _require_intact(latest)
-            models.load_weights(model, latest)
+            self._load_weights(latest)
         if runtime.checkpoint_activations:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -293,6 +294,11 @@ class _Trainer:
             for block in parallel.blocks(self.model):
                 block.compile(dynamic=False)
         return loss
+
+    def _load_weights(self, checkpoint: Path) -> None:
+        _require_intact(checkpoint)
+        load = adapters.load if self.adapted else models.load_weights
+        load(self.model, checkpoint)
 
     def _compiles(self, runtime: Runtime) -> bool:
         """Whether blocks are compiled, unless rows of many lengths would each be compiled for."""
@@ -375,7 +381,7 @@ class _Trainer:
                 self._gather()
                 if self.group.main:
                     best = self.work / f"best-{curve.best_step:08d}"
-                    models.save(self.written, best, self.tokenizer)
+                    models.save(self._whole(), best, self.tokenizer)
         self._gather()
         state = _optimizer_state(self.model, self.optimizers)
         average = None if self.average is None else self.average.state()
@@ -405,7 +411,10 @@ class _Trainer:
         best = f"best-{curve.best_step:08d}"
         current = self.work / f"checkpoint-{curve.step:08d}"
         with committed_folder(current) as temporary:
-            models.export(self.written, temporary, self.tokenizer)
+            if self.adapted:
+                adapters.save(self.model, temporary)
+            else:
+                models.export(self.written, temporary, self.tokenizer)
             _save(state, temporary / "optimizer.safetensors")
             if average is not None:
                 _save(average, temporary / "average.safetensors")
@@ -421,7 +430,7 @@ class _Trainer:
         with self._averaged():
             self._gather()
             if self.group.main:
-                models.save(self.written, self.folder / "last", self.tokenizer)
+                models.save(self._whole(), self.folder / "last", self.tokenizer)
         if self.group.main:
             best = self.folder / "best"
             kept = self.work / f"best-{self.curve.best_step:08d}"
@@ -434,6 +443,10 @@ class _Trainer:
             write_json(self.folder / CURVE, vars(self.curve))
         self.group.wait()
         return self.curve
+
+    def _whole(self) -> Any:
+        """The model as an ordinary one."""
+        return adapters.merged(self.model) if self.adapted else self.written
 
     def _gather(self) -> None:
         """Bring the model that is written up to date, where this process trains but a shard."""
@@ -504,8 +517,9 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
 
 def _optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimizer]:
     """AdamW, with decay for matrices alone; before it Muon for the blocks', if asked for."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]  # norms and biases are not decayed
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.dim() > 1]
+    vectors = [p for p in trained if p.dim() <= 1]  # norms and biases are not decayed
     optimizers: list[torch.optim.Optimizer] = []
 
     if settings.optimizer == "muon":

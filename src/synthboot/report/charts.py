@@ -536,11 +536,14 @@ def _tuning(tuned: Mapping[str, Any]) -> Chart:
     data = []
     shown: list[float] = []
     for role, result in tuned.items():
-        losses = [result["conditioning"]["unseen"][key] for key in names]
+        unseen = result["conditioning"]["unseen"]
+        # one that is tuned without d1 has no loss given one
+        known = {key: name for key, name in names.items() if key in unseen}
+        losses = [unseen[key] for key in known]
         data.append(
             {
                 "type": "bar",
-                "x": list(names.values()),
+                "x": list(known.values()),
                 "y": losses,
                 "name": role.removeprefix("tune/"),
                 "text": [f"{loss:.3f}" for loss in losses],

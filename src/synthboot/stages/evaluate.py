@@ -158,6 +158,7 @@ def evaluate(
     cfg: config.Evaluate,
     groups: Sequence[str] = (),
     looks: Sequence[int] = (),
+    external: str | None = None,
 ) -> dict[str, Any]:
     """Per arm: loss (nats per token), perplexity, bits per byte, difference to repetition and
     oracle_share, each [value, low, high]; `p` of the difference and `p_adjusted` for the number of
@@ -167,8 +168,9 @@ def evaluate(
     seeds would show. `verdict` says it in one sentence, `more_compute` which arms had more of it.
 
     `losses` holds each document's summed loss, the same seeds in the same order for every arm;
-    `looks` the numbers of seeds at which this run was evaluated, this one last. Raises ConfigError
-    without a repetition arm.
+    `looks` the numbers of seeds at which this run was evaluated, this one last; `external` names a
+    model from outside the corpus that wrote the synthetic text. Raises ConfigError without a
+    repetition arm.
     """
     if REPETITION not in losses:
         raise ConfigError("evaluate: arms.repetition is missing; every arm is compared with it")
@@ -210,7 +212,7 @@ def evaluate(
         "confidence": cfg.confidence,
         "groups": _grouped(losses, tokens, groups, cfg.confidence),
         "power": _power(losses, tokens, subject, cfg.confidence),
-        "verdict": verdicts.verdict(arms, kinds, seeds, cfg.confidence, looks),
+        "verdict": verdicts.verdict(arms, kinds, seeds, cfg.confidence, looks, external),
     }
 
 

@@ -33,13 +33,14 @@ _FITTED = (
 )
 _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "cross", "hexagon")
 _METRICS = {
-    "d1_worth": "d1's worth, nats a token",
-    "net_worth": "net worth, nats a token",
-    "base_loss": "validation loss of base, nats a token",
-    "loss": "test loss, nats a token",
-    "minus_repetition": "the method minus repetition, nats a token",
-    "minus_self": "the method minus self, nats a token",
+    "d1_worth": "d1's worth",
+    "net_worth": "net worth",
+    "minus_repetition": "the method minus repetition",
+    "minus_self": "the method minus self",
+    "base_loss": "validation loss of base",
+    "loss": "test loss of every arm",
 }
+_MOST_TICKS = 8
 
 
 def curves(table: Table, varied: Sequence[str]) -> list[dict[str, Any]]:
@@ -211,12 +212,24 @@ def _over(
     if max((len(line["x"]) for line in data), default=0) < 2:
         return None
 
-    layout = axes(axis, _METRICS[metric])
-    layout["xaxis"]["type"] = _scale(table, axis)
+    layout = axes("", "nats a token")
+    layout["xaxis"] |= _scale(table, axis)
+    layout["margin"]["b"] = 30
     if metric not in ("loss", "base_loss"):
         layout["shapes"] = [horizontal_line(0)]
-    layout["legend"] = {"orientation": "h", "y": -0.25}
-    return {"data": data, "layout": layout}
+    entries = sum(line["showlegend"] for line in data)
+    if metric == "loss":
+        layout["legend"] = {"orientation": "v", "x": 1.02, "y": 1}
+        layout["height"] = max(layout["height"], 60 + 20 * entries)
+    else:
+        layout["legend"] = {"orientation": "h", "y": -0.12}
+        layout["height"] = 260 + 10 * entries
+    return {
+        "title": _METRICS[metric],
+        "wide": metric == "loss",
+        "data": data,
+        "layout": layout,
+    }
 
 
 def _paint(
@@ -301,11 +314,24 @@ def _is_numeric(rows: Table, axis: str) -> bool:
     return all(type(row[axis]) in (int, float) for row in rows)
 
 
-def _scale(table: Table, axis: str) -> str:
+def _scale(table: Table, axis: str) -> dict[str, Any]:
+    """The kind of an axis, and where it has ticks: at what was measured, if that is not much."""
     rows = [row for row in table if row[axis] is not None]
     if not _is_numeric(rows, axis):
-        return "category"
-    return "log" if all(row[axis] > 0 for row in rows) else "linear"
+        return {"type": "category"}
+    values = sorted({row[axis] for row in rows})
+    kind = "log" if values[0] > 0 else "linear"
+    if len(values) > _MOST_TICKS:
+        return {"type": kind}
+    return {"type": kind, "tickvals": values, "ticktext": [_brief(value) for value in values]}
+
+
+def _brief(value: float) -> str:
+    """A number in few characters: 400k, 1.5M, 0.0005."""
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def _at(value: Any) -> Any:

@@ -104,10 +104,10 @@ def storage_errors(where: Path) -> Iterator[None]:
             raise
         what, advice = _ADVICE[number]
         named = getattr(error, "filename", None)
-        place = str(named) if isinstance(named, str | Path) else str(where)
-        if len(place) > 200:
-            place = f"{place[:120]}...{place[-40:]}"
-        raise StorageError(f"{place}: {what}; {advice}") from error
+        shown = str(named) if isinstance(named, str | Path) else str(where)
+        if len(shown) > 200:
+            shown = f"{shown[:120]}...{shown[-40:]}"
+        raise StorageError(f"{shown}: {what}; {advice}") from error
 
 
 def _number(error: Exception) -> int | None:
@@ -183,6 +183,24 @@ def save_array(path: Path, array: np.ndarray) -> None:
         # Not a file object, so that numpy writes by its method and not past it to the descriptor.
         sink = SimpleNamespace(write=file.write)
         np.lib.format.write_array(sink, array, allow_pickle=False)
+
+
+def load_array(path: Path, mapped: bool = False) -> np.ndarray:
+    """What `save_array` wrote; `mapped`: read from disk where it is touched.
+
+    Raises CorruptArtifact where it is missing, short, or no array.
+    """
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise unreadable(path, error) from None
+    return array
+
+
+def unreadable(path: Path, error: Exception) -> CorruptArtifact:
+    """What is said of a file of an artifact that a library cannot read."""
+    reason = " ".join(str(error).split())[:200]
+    return CorruptArtifact(f"{path}: unreadable ({reason}); delete its artifact and run again")
 
 
 def remove(path: Path) -> None:

@@ -84,7 +84,9 @@ def study(
     sections = []
     for number, axis in enumerate(_axes(table, varied)):
         drawn = []
-        for metric in _METRICS:
+        # parameters say no more than the setting does, but for the curves that are fitted
+        metrics = ("base_loss", "loss") if axis == "parameters" else _METRICS
+        for metric in metrics:
             chart = _over(table, varied, axis, metric, fitted)
             if chart is not None:
                 drawn.append(chart | {"id": f"over-{number}-{metric}"})

@@ -21,12 +21,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32, Int64
+from safetensors import SafetensorError
 
 from synthboot import config
 from synthboot.artifacts.corpus import DOCUMENTS
-from synthboot.artifacts.store import Progress, Shards, silent
+from synthboot.artifacts.store import Progress, Shards, read_rows, silent
 from synthboot.data import documents
-from synthboot.data.disk import write_bytes
+from synthboot.data.disk import unreadable, write_bytes
 from synthboot.data.words import LONGEST, terms
 from synthboot.errors import ConfigError, DataError, unloadable
 
@@ -65,8 +66,8 @@ class SelfEmbedder:
         weights = _weigh(counts, self.column, self.idf)
         rows = weights @ self.components - self.shift  # (doc, dim)
         # the shift alone is no content: without a known word a text has nothing to go by
-        known = np.diff(weights.indptr) > 0
-        return _unit(rows * known[:, None])
+        has_features = np.diff(weights.indptr) > 0
+        return _unit(rows * has_features[:, None])
 
     def save(self, path: Path) -> None:
         """Write as safetensors, whole or not at all."""
@@ -76,10 +77,13 @@ class SelfEmbedder:
 
     @staticmethod
     def load(path: Path) -> SelfEmbedder:
-        """Read what `save` wrote."""
+        """Read what `save` wrote. Raises CorruptArtifact where it is missing or damaged."""
         from safetensors.numpy import load_file
 
-        return SelfEmbedder(**load_file(path))
+        try:
+            return SelfEmbedder(**load_file(path))
+        except (SafetensorError, OSError, TypeError) as error:
+            raise unreadable(path, error) from None
 
 
 def embed(
@@ -128,10 +132,8 @@ def shard_embedder(
 
 def _texts(path: Path) -> Iterator[str]:
     """The texts of a shard of documents."""
-    import pyarrow.parquet as pq
-
-    for batch in pq.ParquetFile(path).iter_batches(1_024, columns=["text"]):
-        yield from batch["text"].to_pylist()
+    for row in read_rows(path, ["text"]):
+        yield row["text"]
 
 
 def fit(
@@ -369,38 +371,47 @@ def read_vectors(
     if not Path(path).exists():
         raise DataError(f"embed.path: {path}: no such file")
     try:
-        known, vectors = _read_rows(path)
-    except (OSError, ValueError, KeyError) as error:
+        own_ids, vectors = _read_rows(path)
+    except (OSError, ValueError, KeyError, EOFError, SafetensorError) as error:
         raise DataError(f"embed.path: {path}: cannot be read: {error}") from None
-    if vectors.ndim != 2 or len(vectors) != len(known):
+    if vectors.dtype.kind not in "fiu":
+        raise DataError(
+            f"embed.path: {path}: holds values of type {vectors.dtype}, expected real numbers"
+        )
+    if vectors.ndim != 2 or len(vectors) != len(own_ids):
         raise DataError(
             f"embed.path: {path}: has shape {vectors.shape}, "
-            f"expected one row for each of {len(known):,} ids"
+            f"expected one row for each of {len(own_ids):,} ids"
         )
 
-    rows = _rows_of(path, known, ids, unknown)
-    vectors = np.asarray(vectors[rows], np.float32)  # (doc, dim), in the order of `ids`
-    bad = np.flatnonzero(~np.isfinite(vectors).all(1) | ~vectors.any(1))
-    if len(bad):
-        raise DataError(
-            f"embed.path: {path}: row {rows[bad[0]]} ({ids[bad[0]]}) is zero or not finite; "
-            f"{len(bad):,} such rows"
-        )
-    return _unit(vectors).astype(np.float16)
+    rows = _rows_of(path, own_ids, ids, unknown)
+    result = np.empty((len(ids), vectors.shape[1]), np.float16)  # (doc, dim), in the order of `ids`
+    for start in range(0, len(ids), 16_384):
+        block = slice(start, start + 16_384)
+        values = np.asarray(vectors[rows[block]], np.float64)
+        bad = np.flatnonzero(~np.isfinite(values).all(1) | ~values.any(1))
+        if len(bad):
+            doc = start + int(bad[0])
+            raise DataError(
+                f"embed.path: {path}: row {rows[doc]} ({ids[doc]}) is zero or not finite"
+            )
+        # the largest is 1 before anything is squared: 1e200 and 1e-200 are values too
+        result[block] = _unit(values / np.abs(values).max(1, keepdims=True))
+    return result
 
 
 def _rows_of(
     path: str,
-    known: Sequence[str],
+    own_ids: Sequence[str],
     ids: Sequence[str],
     unknown: str,
 ) -> Int64[np.ndarray, " doc"]:
     """The row of each document. Raises DataError for ids that do not match."""
-    row_of = {name: row for row, name in enumerate(known)}
-    if len(row_of) < len(known):
-        twice = next(name for row, name in enumerate(known) if row_of[name] != row)
+    row_of = {name: row for row, name in enumerate(own_ids)}
+    if len(row_of) < len(own_ids):
+        twice = next(name for row, name in enumerate(own_ids) if row_of[name] != row)
         raise DataError(
-            f"embed.path: {path}: {len(known) - len(row_of):,} ids come more than once, "
+            f"embed.path: {path}: {len(own_ids) - len(row_of):,} ids come more than once, "
             f"the first is {twice!r}"
         )
     missing = [name for name in ids if name not in row_of]
@@ -430,9 +441,16 @@ def _read_rows(path: str) -> tuple[list[str], np.ndarray]:
     if path.endswith(".npy"):
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     elif path.endswith(".safetensors"):
-        from safetensors.numpy import load_file
+        from safetensors.torch import load_file  # numpy's does not know bfloat16
 
-        vectors = next(iter(load_file(path).values()))
+        tensors = load_file(path)
+        if len(tensors) != 1:
+            raise DataError(
+                f"embed.path: {path}: holds {len(tensors)} tensors, expected one: "
+                f"a row for each document"
+            )
+        (tensor,) = tensors.values()
+        vectors = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     else:
         raise DataError(
             f"embed.path: {path}: unknown kind of file; known are .npy, .safetensors and .parquet"
@@ -473,12 +491,12 @@ def _weigh(
     from sklearn.preprocessing import normalize
 
     features = column[counts.indices]
-    known = features >= 0
-    features = features[known]
+    is_feature = features >= 0
+    features = features[is_feature]
     # how many known entries stand before each row's first
-    bounds = np.concatenate(([0], np.cumsum(known)))[counts.indptr]
+    bounds = np.concatenate(([0], np.cumsum(is_feature)))[counts.indptr]
 
-    tf = 1 + np.log(counts.data[known])
+    tf = 1 + np.log(counts.data[is_feature])
     values = (tf * idf[features]).astype(np.float32)
     shape = (counts.shape[0], len(idf))
     return normalize(csr_matrix((values, features, bounds), shape=shape), copy=False)

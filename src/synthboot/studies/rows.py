@@ -268,7 +268,7 @@ def _self(evaluation: Evaluation, method: str) -> str | None:
     """The arm of unconditional samples: that whose recipe is the method's otherwise, else the
     first."""
     recipes = {}
-    for arm, by_seed in evaluation.result["ledgers"].items():
+    for arm, by_seed in evaluation.result["token_counts"].items():
         recipes[arm] = next(iter(by_seed.values()))["recipe"]
     wanted = {**recipes[method], "synthetic": "unconditional"}
     controls = [arm for arm, r in recipes.items() if r["synthetic"] == "unconditional"]

@@ -127,7 +127,8 @@ def _ensemble(
     token_counts = _token_counts(seed, [member.token_counts for member in members])
     flops = sum(member.flops for member in members)
     # both checkpoints of every member read the validation set once more
-    forward_flops = token_counts["train_flops"] / (3 * token_counts["train_tokens"])
+    trained_tokens = cfg.optim.lora.passes * token_counts["train_tokens"]
+    forward_flops = token_counts["train_flops"] / trained_tokens
     flops += len(CHECKPOINTS) * arm.ensemble * forward_flops * validation.num_tokens
     return Trained(curve, token_counts, flops)
 

@@ -400,7 +400,7 @@ class _Recipes:
     def external(self) -> str:
         """The unit that holds an external model, and the corpus in its tokens."""
         name = f"corpus/{EXTERNAL}"
-        if name in self.found:
+        if name in self.units:
             return name  # its files are hashed once
         return self.add(
             "corpus",

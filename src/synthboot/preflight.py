@@ -19,6 +19,7 @@ _BUILT_IN = ("self", "file")
 def check(cfg: config.Config) -> None:
     """Raise ConfigError or DataError for questions that are none, and for models, packages and a
     GPU that are not here."""
+    _check_several_models(cfg)
     for name in tasks.names(cfg.evaluate):
         if name.startswith(tasks.LM_EVAL):
             # imported here, since it takes torch, which takes seconds
@@ -66,6 +67,22 @@ def check(cfg: config.Config) -> None:
         raise ConfigError(
             "synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`"
         )
+
+
+def _check_several_models(cfg: config.Config) -> None:
+    """Raise ConfigError for what ensembles and their teaching cannot do."""
+    by_harness = [name for name in tasks.names(cfg.evaluate) if name.startswith(tasks.LM_EVAL)]
+    for name, arm in cfg.arms.items():
+        if arm.ensemble > 1 and by_harness:
+            raise ConfigError(
+                f"evaluate.tasks: {by_harness[0]}: lm-eval takes a model's folder, and "
+                f"arms.{name} is {arm.ensemble} models; drop one of them"
+            )
+        if arm.distill is not None and cfg.engine.processes > 1:
+            raise ConfigError(
+                f"arms.{name}.distill: a teacher is asked by one process alone; "
+                f"set engine.processes=1"
+            )
 
 
 def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:

@@ -43,7 +43,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "synthesize": 4,
     "pretrain": 6,
     "score": 1,
-    "evaluate": 9,
+    "evaluate": 10,
     "analyze": 6,
     "report": 4,
 }
@@ -293,7 +293,7 @@ class _Recipes:
         if unit in self.units:
             return unit
 
-        sources = self.sources(arm)
+        sources = self.sources(arm, seed)
         if not arm.sweep:
             return self.add(
                 stage,
@@ -309,7 +309,7 @@ class _Recipes:
             trial_unit = self.add(
                 "base" if is_repetition else "pretrain",
                 trial if is_repetition else f"{name}/{trial}",
-                sources,
+                self.sources(arm, self.first),
                 recipe=setting,
                 arm=name,
                 seed=self.first,
@@ -329,13 +329,16 @@ class _Recipes:
             ready=ready,
         )
 
-    def sources(self, arm: config.Arm) -> dict[str, str]:
-        """What an arm's text is made from, by role."""
+    def sources(self, arm: config.Arm, seed: int) -> dict[str, str]:
+        """What a model of an arm is trained on, by role."""
         result = dict(self.corpus)
         if arm.synthetic:
             result["synthesize"] = self.synthesize(arm)
         if arm.layout == "packed_pairs":
             result["pair"] = self.related()
+        if arm.distill is not None:
+            # seed by seed: teachers that share nothing keep the seeds of this arm apart
+            result["teacher"] = self.model(arm.distill, seed)
         return result
 
     def related(self) -> str:

@@ -15,6 +15,26 @@ def subject(recipes: Mapping[str, config.Arm]) -> str | None:
     return _first_method({name: arm.kind for name, arm in recipes.items()})
 
 
+def more_compute(recipes: Mapping[str, config.Arm]) -> str:
+    """A sentence on the arms that are several models, or are taught by several; empty without any.
+
+    Asking a model costs a third of training it on as many tokens.
+    """
+    parts = []
+    for name, arm in recipes.items():
+        if arm.ensemble > 1:
+            parts.append(f"{name} ({arm.ensemble} models, {arm.ensemble} times as much)")
+        if arm.distill is not None:
+            times = 1 + recipes[arm.distill].ensemble * (1 + 1 / 3)
+            parts.append(f"{name} (taught by {arm.distill}, {times:.3g} times as much)")
+    if not parts:
+        return ""
+    return (
+        f"More training compute than repetition: {', '.join(parts)}; "
+        f"what they gain is no gain at equal compute."
+    )
+
+
 def verdict(
     arms: Mapping[str, Any],
     kinds: Mapping[str, str],

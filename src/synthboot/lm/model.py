@@ -95,7 +95,15 @@ def continued(
 
 
 def load(folder: Path) -> Any:
-    """The model in a folder that `save` wrote. Raises CorruptArtifact where it cannot be read."""
+    """The model in a folder that `save` wrote, or the ensemble of those in a folder of them.
+
+    Raises CorruptArtifact where one cannot be read.
+    """
+    # imported here, as the library is: it takes seconds
+    from synthboot.lm import ensemble
+
+    if members := ensemble.folders(folder):
+        return ensemble.Ensemble([load(member) for member in members])
     return _from_pretrained(str(folder), CorruptArtifact, "checkpoint")
 
 

@@ -19,7 +19,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,12 @@ from synthboot.errors import TrainingError
 from synthboot.lm import adapters, layouts, parallel, regularizers
 from synthboot.lm import model as models
 from synthboot.lm.batches import IGNORE, Batch, Batches
-from synthboot.lm.loss import Loss
+from synthboot.lm.loss import Loss, Teacher
 from synthboot.lm.parallel import ALONE, Group
 from synthboot.lm.track import Watch, unwatched
+
+CURVE = "curve.json"
+"""Where a model has its curve."""
 
 COMPILE_FROM = 600.0
 """Seconds that a run takes for which compiling pays."""
@@ -55,6 +58,7 @@ class Settings:
 
     `eval_steps` are the steps after which validation loss is taken and a checkpoint written; a loss
     at step 0 is for the curve alone and never the best. `dropout_seed` decides what dropout drops.
+    `distill_weight` is that of a teacher's probabilities in the targets.
     """
 
     lr: float
@@ -78,6 +82,7 @@ class Settings:
     ema_decay: float = 0.0
     tail_average: float = 0.0
     dropout_seed: int = 0
+    distill_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,15 +128,28 @@ def train(
     progress: Progress = silent,
     runtime: Runtime = Runtime(),
     copying: Callable[[Any], float] | None = None,
+    teachers: Sequence[Any] = (),
 ) -> Curve:
     """The curve of training `model` in place, from where `folder` left off.
 
-    `copying` is taken beside every validation loss; it is for the curve alone.
+    `copying` is taken beside every validation loss; it is for the curve alone. The mean of the
+    probabilities of `teachers` is a target beside the text; the losses of the curve are those of
+    the text.
 
     Raises TrainingError where the loss is not finite or leaps, naming the step, what it read, and
     the checkpoint to go back to.
     """
-    trainer = _Trainer(model, batches, settings, validate, folder, tokenizer, runtime, copying)
+    trainer = _Trainer(
+        model,
+        batches,
+        settings,
+        validate,
+        folder,
+        tokenizer,
+        runtime,
+        copying,
+        teachers,
+    )
     curve = trainer.curve
     if not curve.step and not curve.validation and 0 in settings.eval_steps:
         trainer.evaluate()
@@ -200,6 +218,7 @@ class _Trainer:
         tokenizer: Tokenizer,
         runtime: Runtime,
         copying: Callable[[Any], float] | None,
+        teachers: Sequence[Any],
     ) -> None:
         self.model = model
         self.batches = batches
@@ -239,15 +258,7 @@ class _Trainer:
         # seconds a token at the peak; a training step costs three forward passes
         self.cost = 3 * models.flops_per_token(model, batches.seq_len) / peak
         self.compiled = not self.apart and self._compiles(runtime)
-        # neither shards, whose weights are gathered and freed, nor torch's compiler go with the
-        # compiled loops
-        plain = self.group.shard or self.compiled
-        loss = Loss(model, precision, settings.z_loss, plain=plain)
-        if self.compiled:
-            # the blocks are alike, so that one is compiled for all
-            for block in parallel.blocks(model):
-                block.compile(dynamic=False)
-        self.module = parallel.wrap(loss, self.group)
+        self.module = parallel.wrap(self._loss(precision, teachers), self.group)
 
         if settings.dropout:
             regularizers.add_dropout(model, settings.dropout)
@@ -260,10 +271,29 @@ class _Trainer:
         self.ahead: Batch | None = None
         if latest is not None:
             _load_optimizer(model, self.optimizers, latest / "optimizer.safetensors")
-            self.curve = Curve(**read_json(latest / "curve.json"))
+            self.curve = Curve(**read_json(latest / CURVE))
             if self.average is not None:
                 self.average.load(_load(latest / "average.safetensors"))
         self.group.wait()
+
+    def _loss(
+        self,
+        precision: torch.dtype,
+        teachers: Sequence[Any],
+    ) -> Loss:
+        """The model with its loss, as it runs here."""
+        # neither shards, whose weights are gathered and freed, nor torch's compiler go with the
+        # compiled loops
+        plain = self.group.shard or self.compiled
+        teacher = None
+        if teachers:
+            teacher = Teacher(teachers, self.settings.distill_weight, precision, plain)
+        loss = Loss(self.model, precision, self.settings.z_loss, plain, teacher)
+        if self.compiled:
+            # the blocks are alike, so that one is compiled for all
+            for block in parallel.blocks(self.model):
+                block.compile(dynamic=False)
+        return loss
 
     def _load_weights(self, checkpoint: Path) -> None:
         _require_intact(checkpoint)
@@ -388,7 +418,7 @@ class _Trainer:
             _save(state, temporary / "optimizer.safetensors")
             if average is not None:
                 _save(average, temporary / "average.safetensors")
-            write_json(temporary / "curve.json", vars(curve))
+            write_json(temporary / CURVE, vars(curve))
 
         needed = {current.name, best}
         for old in sorted(self.work.iterdir()):
@@ -410,7 +440,7 @@ class _Trainer:
                 os.rename(kept, best)
             elif self.curve.best_step >= 0:  # a run that was killed here has moved it already
                 _require_intact(best)
-            write_json(self.folder / "curve.json", vars(self.curve))
+            write_json(self.folder / CURVE, vars(self.curve))
         self.group.wait()
         return self.curve
 

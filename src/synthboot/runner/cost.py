@@ -34,12 +34,16 @@ def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> d
     todo = [unit for name, unit in units.items() if states[name].status != "done"]
     models = 0
     tuned = 0
+    asked = 0  # models that teach another
     sampled_tokens = 0
     for unit in todo:
         if unit.stage == "synthesize":
             sampled_tokens += unit.options["budget_tokens"]
-        elif unit.stage in ("base", "pretrain"):
-            models += not _is_copy(unit)
+        elif unit.stage in ("base", "pretrain") and not _is_copy(unit):
+            assert unit.recipe is not None  # a unit of these stages has one
+            models += unit.recipe.ensemble
+            if unit.recipe.distill is not None:
+                asked += cfg.arms[unit.recipe.distill].ensemble
         elif unit.stage == "tune":
             tuned += not _is_copy(unit)
     arms_tokens = models * cfg.budget.train_tokens
@@ -50,8 +54,10 @@ def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> d
     # Sampling reads a d1 for every d2.
     arms_forward = arms.forward_flops(cfg.model.seq_len)
     forward = synthesizer.forward_flops(cfg.tune_seq_len)
+    taught_tokens = asked * cfg.budget.train_tokens  # a distilled model's teachers read them too
     flops = {
         "train": cfg.optim.lora.passes * arms_forward * arms_tokens
+        + arms_forward * taught_tokens
         + cfg.tune.lora.passes * forward * tuning_tokens,
         "sample": 2 * forward * sampled_tokens,
     }

@@ -148,7 +148,7 @@ class Synthesizer:
         from synthboot.lm.sampling.engines import sampler
         from synthboot.lm.sampling.protocol import Request
 
-        seq_len = self.config.model.seq_len
+        seq_len = self.config.tune_seq_len
         settings = self.config.synthesize
         tokens = self.tokenizer.encode([given])[0]
         d1 = tokens[: d1_room(seq_len, self.config.tune.d1_share)]
@@ -178,7 +178,7 @@ class Synthesizer:
             self.model,
             [np.array(d1)],
             [np.array(d2)],
-            self.config.model.seq_len,
+            self.config.tune_seq_len,
             self.config.tune.d1_share,
             self.tokenizer.end,
             self.tokenizer.separator,

@@ -183,7 +183,7 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
 @_configured
 def plan(cfg: Config, as_json: bool) -> None:
     """Say what `run` would do and why, what it would cost, and what more seeds would show."""
-    from synthboot import preflight, recipes
+    from synthboot import preflight, recipes, verdicts
     from synthboot.lm import precision
     from synthboot.runner import cost as plans
     from synthboot.runner.state import states as states_of
@@ -206,12 +206,20 @@ def plan(cfg: Config, as_json: bool) -> None:
                 "precision": {kind: precision.choice(cfg, speed) for kind, speed in speeds.items()},
                 "power": None if power is None else asdict(power),
                 "copying": copying,
+                "external": cfg.tune.init_from,
             }
         )
         return
 
     _print_states(artifacts, states)
     _say(plans.sentence(cost))
+    if more_compute := verdicts.more_compute(cfg.arms):
+        _say(more_compute)
+    if cfg.tune.init_from is not None:
+        _say(
+            f"external: {cfg.tune.init_from}, a model from outside the corpus, will write the "
+            "synthetic text"
+        )
     if copying is not None:
         _say(plans.copying_sentence(cfg, copying))
     if power is not None:
@@ -698,6 +706,8 @@ def _print_scores(result: dict[str, Any]) -> None:
             answered.append([arm, *(_accuracy(by_arm[arm]) for by_arm in by_task.values())])
         _print_table(["answered right", *by_task], answered)
     _say(result["verdict"])
+    if chosen["more_compute"]:
+        _say(chosen["more_compute"])
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:

@@ -357,7 +357,8 @@ def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | No
     token_counts = {}
     for name, by_seed in evaluated["token_counts"].items():
         token_counts[name] = next(iter(by_seed.values()))
-    if not any(counts["spent_flops"] for counts in token_counts.values()):
+    # Where training is all there is, it is the same for all but ensembles.
+    if not any(counts["spent_flops"] or "members" in counts for counts in token_counts.values()):
         return None
 
     data = []
@@ -368,7 +369,8 @@ def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | No
         point["marker"] = {"size": 10, "color": paint[name]}
         data.append(point)
     layout = axes(
-        "FLOPs: training, embedding, pairing, tuning, synthesis", "test loss, nats per token"
+        "FLOPs: training, embedding, pairing, tuning, synthesis, teachers",
+        "test loss, nats per token",
     )
     return {"id": "flops", "data": data, "layout": _beside(layout, len(token_counts))}
 
@@ -534,11 +536,14 @@ def _tuning(tuned: Mapping[str, Any]) -> Chart:
     data = []
     shown: list[float] = []
     for role, result in tuned.items():
-        losses = [result["conditioning"]["unseen"][key] for key in names]
+        unseen = result["conditioning"]["unseen"]
+        # one that is tuned without d1 has no loss given one
+        known = {key: name for key, name in names.items() if key in unseen}
+        losses = [unseen[key] for key in known]
         data.append(
             {
                 "type": "bar",
-                "x": list(names.values()),
+                "x": list(known.values()),
                 "y": losses,
                 "name": role.removeprefix("tune/"),
                 "text": [f"{loss:.3f}" for loss in losses],

@@ -189,7 +189,7 @@ def test_the_command_line_with_arms(tiny: dict[str, Any], tmp_path: Path) -> Non
     arguments = ["study", tmp_path / "tiny.yaml", "--vary", "evaluate.confidence=0.95,0.9", "--until", "evaluate"]
     arguments += ["--set", "arms.self={synthetic: unconditional, share: 0.2}", "--out", tmp_path / "study"]
     dry = call(*arguments, "--dry-run")
-    assert "2 points; to do: 2,688 tokens to train on" in dry.stdout, dry.output
+    assert "2 points; to do: 3,000 tokens to train on" in dry.stdout, dry.output
     assert not (tmp_path / "study" / "study.json").exists()
 
     result = call(*arguments)

@@ -122,11 +122,12 @@ class Planner:
         self.target = target
         self._hashed: dict[str, dict[str, Any]] = {}
 
-    def units(self, cfg: config.Config) -> dict[str, recipes.Unit]:
+    def units(self, point: Point) -> dict[str, recipes.Unit]:
         """The units that a point needs."""
-        sources = repr(_sources(cfg))
-        everything = recipes.units(cfg, self._hashed.get(sources, {}))
-        self._hashed[sources] = recipes.outside(everything)
+        # whatever names a file is text, so points with the same texts read the same files
+        texts = {key: value for key, value in point.settings.items() if not _is_number(value)}
+        everything = recipes.units(point.config, self._hashed.get(repr(texts), {}))
+        self._hashed[repr(texts)] = recipes.outside(everything)
         return needed(everything, self.target)
 
     def check_different(self, points: Sequence[Point]) -> None:
@@ -134,7 +135,7 @@ class Planner:
         reads what they differ in."""
         known: dict[tuple[str, ...], str] = {}
         for point in points:
-            marks = fingerprints(self.units(point.config))
+            marks = fingerprints(self.units(point))
             # the report holds the name of its run, so it always differs
             marks.pop("report", None)
             same = known.setdefault(tuple(marks.values()), point.name)
@@ -146,17 +147,8 @@ class Planner:
                 )
 
 
-def _sources(cfg: config.Config) -> tuple[Any, ...]:
-    """What files outside the run are named by."""
-    return (
-        cfg.corpus.source,
-        cfg.corpus.replay,
-        cfg.model.init_from,
-        cfg.embed.model,
-        cfg.embed.path,
-        cfg.evaluate.tasks,
-        cfg.evaluate.task_folder,
-    )
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float)
 
 
 def _combinations(

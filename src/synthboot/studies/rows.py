@@ -237,7 +237,10 @@ def _with_tune(row: Row, manifest: store.Manifest) -> Row:
         contexts=contexts,
         tuned_tokens=None if tokens is None else int(tokens),
         d1_worth=(unseen["d1_worth"], unseen["d1_worth_error"]),
-        net_worth=(unseen["net_worth"], unseen["net_worth_error"]),
+        # one that starts from fresh weights has no base to be compared with
+        net_worth=(unseen["net_worth"], unseen["net_worth_error"])
+        if "net_worth" in unseen
+        else None,
     )
 
 

@@ -159,7 +159,7 @@ class Grid:
         result = []
         for point in self._decided():
             cfg = point.config
-            units = self._planner.units(cfg)
+            units = self._planner.units(point)
             marks = fingerprints(units)
             standing = states(cfg, units)
             missing = [name for name, state in standing.items() if state.status != "done"]
@@ -223,7 +223,7 @@ class Grid:
         """Have one precision for all points, as a run has one for all its models: what a machine
         is faster at for the first of them."""
         first = self.points[0]
-        stages = {unit.stage for unit in self._planner.units(first.config).values()}
+        stages = {unit.stage for unit in self._planner.units(first).values()}
         if not stages.isdisjoint(executor.MODELS):
             precision.decided(
                 self._here(first),

@@ -85,6 +85,21 @@ def _from_init(cfg: config.Model, init_from: str, vocab_size: int) -> Any:
     return model
 
 
+def outline(source: str) -> Any:
+    """The layout of a Hugging Face model, by its config.json alone: shapes, and no numbers in them.
+
+    Raises ConfigError where that is not here, or no language model's.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        layout = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(layout, trust_remote_code=False)
+    except Exception as error:  # OSError, ValueError, KeyError, by what is wrong with the folder
+        raise ConfigError(f"model.init_from: {source}: {unloadable(error)}") from None
+
+
 def load(folder: Path) -> Any:
     """The model in a folder that `save` wrote. Raises CorruptArtifact where it cannot be read."""
     return _from_pretrained(str(folder), CorruptArtifact, "checkpoint")

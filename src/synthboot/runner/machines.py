@@ -62,7 +62,7 @@ class Assumed(config.Section):
     """What is taken of text and models that are not here."""
 
     document_tokens: Figure
-    products_per_document: Figure
+    clusters_probed: Figure
     embedder_parameters: Figure
     embedder_dim: Figure
     expansion: Figure

@@ -240,7 +240,7 @@ class Workload:
         by_clusters = cfg.search == "ivf" or (cfg.search == "auto" and docs > cfg.exact_docs)
         if by_clusters:
             count = clusters(round(docs))
-            products = count + min(docs, known().assumed.products_per_document.value)
+            products = count + docs * min(1.0, known().assumed.clusters_probed.value / count)
         vectors = docs * dim * 2
         lists = docs * cfg.num_neighbors * 12  # a number of 8 bytes and a similarity of 4
         considered = docs * cfg.num_neighbors

@@ -609,9 +609,9 @@ def _print_scores(result: dict[str, Any]) -> None:
     other = "last" if result["checkpoint"] == "best" else "best"
     rows = []
     for arm, entry in chosen["arms"].items():
-        # Seeds of an arm read the same amounts, so the first ledger speaks for all.
-        ledger = next(iter(result["ledgers"][arm].values()))
-        unique = _count(ledger["unique_real_tokens"])
+        # Seeds of an arm read the same amounts, so the first speaks for all.
+        counts = next(iter(result["token_counts"][arm].values()))
+        unique = _count(counts["unique_real_tokens"])
         rows.append(
             [
                 arm,
@@ -620,8 +620,8 @@ def _print_scores(result: dict[str, Any]) -> None:
                 f"{entry['perplexity'][0]:.2f}",
                 f"{entry['bits_per_byte'][0]:.4f}",
                 _share(entry),
-                f"{ledger['real_epochs']:.1f} x {unique}",
-                _count(ledger["synthetic_tokens"]),
+                f"{counts['real_epochs']:.1f} x {unique}",
+                _count(counts["synthetic_tokens"]),
             ]
         )
     header = [

@@ -37,12 +37,12 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "corpus": 5,
     "embed": 5,
     "pair": 5,
-    "base": 5,
+    "base": 6,
     "tune": 5,
     "synthesize": 4,
-    "pretrain": 5,
+    "pretrain": 6,
     "score": 1,
-    "evaluate": 7,
+    "evaluate": 9,
     "analyze": 6,
     "report": 4,
 }
@@ -217,8 +217,10 @@ class _Recipes:
             if unit.stage == "synthesize":
                 synthetic[name] = name
 
-        # synthetic text is read to look for questions in it
+        # synthetic text is read to look for questions in it, vectors to find neighbours
         parents = {**self.corpus, **models, **scores, **synthetic}
+        if "pair/related" in self.found and cfg.embed.model != "file":
+            parents |= {"embed": "embed", "pair/related": "pair/related"}
         evaluate = self.add("evaluate", "", parents)
         base = self.model("repetition", self.first)
         roles = {

@@ -104,9 +104,9 @@ def test_a_plan_reads_every_token_of_its_streams_in_turn(
         own = targets[[k == kind for k in kinds]].ravel()
         assert own.tolist() == (stream.read(0, len(own)).tolist() if len(own) else [])
     assert kinds.count("synthetic") == plan.synthetic_rows == round(share * rows * steps)
-    sources, ledger = plan.sources(steps), plan.ledger()
-    assert sources["synthetic_tokens"] == ledger["synthetic_tokens"] == kinds.count("synthetic") * window
-    assert sum(sources.values()) == ledger["train_tokens"] == targets.size
+    sources, token_counts = plan.sources(steps), plan.token_counts()
+    assert sources["synthetic_tokens"] == token_counts["synthetic_tokens"] == kinds.count("synthetic") * window
+    assert sum(sources.values()) == token_counts["train_tokens"] == targets.size
 
 
 @every

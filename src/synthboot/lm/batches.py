@@ -301,7 +301,7 @@ class Plan:
             "replayed_tokens": replayed * self.seq_len,
         }
 
-    def ledger(self) -> dict[str, float]:
+    def token_counts(self) -> dict[str, float]:
         """Tokens by source, and epochs over each, over the whole run."""
         # what is read of the synthetic stream, and the real text that megadocs hold of it
         stream_tokens = self.synthetic_rows * self.seq_len

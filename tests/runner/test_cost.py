@@ -234,7 +234,7 @@ def test_rates_are_those_of_finished_artifacts_of_this_run_else_of_others(tmp_pa
     assert said == "as 1 finished artifact of this run"
     assert assumed != hours
     # on another machine it says nothing
-    assert "989" in row(cost.plan(cfg, units, states(cfg, units), "h100"), "base").rate
+    assert "H100s" in row(cost.plan(cfg, units, states(cfg, units), "h100"), "base").rate
 
 
 def test_predictions_are_held_to_what_was_taken_each_without_itself(tmp_path: Path) -> None:

@@ -530,6 +530,7 @@ def _print_states(units: dict[str, Unit], states: dict[str, State]) -> None:
 
 def _print_plan(planned: Plan, where: str) -> None:
     from synthboot.runner import cost as plans
+    from synthboot.runner.work import size
 
     rows = []
     for row in planned.rows:
@@ -539,10 +540,10 @@ def _print_plan(planned: Plan, where: str) -> None:
                 str(row.artifacts),
                 _count(row.tokens),
                 f"{row.flops:.2g}",
-                plans.size(row.read_bytes),
-                plans.size(row.written_bytes),
-                plans.size(row.kept_bytes),
-                plans.size(row.memory_bytes),
+                size(row.read_bytes),
+                size(row.written_bytes),
+                size(row.kept_bytes),
+                size(row.memory_bytes),
                 _hours(row.device_hours),
                 _hours(row.hours),
                 _dollars(row.dollars),

@@ -1,8 +1,8 @@
 """What a run will cost, and what it will be able to show, before anything is started.
 
-Cost: what each artifact takes (`work`) over what a machine does (`machines`). On this machine the
-rate of a stage is that of finished artifacts, of this run or else of others beside it, where there
-are some; `check` holds such predictions to what finished artifacts took.
+Cost: what each artifact takes (`work`) over what a machine does (`estimator`), and how long all of
+them take beside and after each other. `check` holds such predictions to what finished artifacts
+took.
 
 Power: where the run folder holds an evaluation of two seeds or more, the smallest difference to
 repetition that the configured number of seeds, and more of them, would show.
@@ -12,56 +12,23 @@ from __future__ import annotations
 
 import heapq
 import math
-import statistics as numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from statistics import median
 
 from synthboot import config, recipes, statistics
 from synthboot.artifacts.evaluation import Evaluation
-from synthboot.artifacts.store import MANIFEST, Manifest, environment, read_manifest
+from synthboot.artifacts.store import read_manifest
 from synthboot.errors import CorruptArtifact, DataError
 from synthboot.lm.batches import tokens_until_copying
 from synthboot.recipes import STAGES, Unit, folder_of
-from synthboot.runner import machines, torchrun
-from synthboot.runner.machines import THIS, Machine, known
+from synthboot.runner import machines
+from synthboot.runner.estimator import TRAINED, Estimator, finished
+from synthboot.runner.machines import THIS, Machine
 from synthboot.runner.state import State
-from synthboot.runner.unit import PARALLEL
-from synthboot.runner.work import Sizes, Work, Workload, is_copy, sizes
+from synthboot.runner.work import Sizes, Work, Workload, duration, is_copy, sizes
 
 _MORE_SEEDS = (5, 10)
-_FREE = 0.9
-"""The share of a device's memory that may be planned for: libraries and fragments take the rest."""
-_LEAST_SECONDS = 2.0
-"""Artifacts that took less say nothing of a rate: most of it was starting."""
-_TRAINED = ("base", "tune", "pretrain")
-_SHARES: dict[str, machines.Work] = {
-    "embed": "embed",
-    "pair": "pair",
-    "base": "train",
-    "tune": "train",
-    "pretrain": "train",
-    "score": "train",
-    "synthesize": "sample",
-}
-_FIXED: dict[str, Callable[[machines.Core], machines.Figure]] = {
-    "evaluate": lambda core: core.evaluate_seconds,
-    "analyze": lambda core: core.analyze_seconds,
-    "report": lambda core: core.report_seconds,
-}
-"""Stages whose work is not counted: they take seconds."""
-
-
-@dataclass(frozen=True)
-class Rate:
-    """How fast a stage is expected to be: units of its work (FLOPs, or tokens where it has none)
-    a second, and where that is from.
-
-    None: seconds follow from the machine.
-    """
-
-    per_second: float | None
-    source: str
 
 
 @dataclass(frozen=True)
@@ -147,8 +114,8 @@ def plan(
     """What the artifacts that are not done will take on a machine (`machines.machine`)."""
     machine = machines.machine(hardware, cfg)
     workload = Workload(cfg, sizes(cfg, _files(units)))
-    finished = _finished(cfg) if hardware.lower() == THIS else {}
-    estimator = _Estimator(cfg, workload, machine, finished)
+    known = finished(cfg) if hardware.lower() == THIS else {}
+    estimator = Estimator(cfg, workload, machine, known)
     todo = {name: unit for name, unit in units.items() if states[name].status != "done"}
 
     works = {name: workload.of(unit) for name, unit in todo.items()}
@@ -178,7 +145,9 @@ def plan(
                 device_hours=device_hours if fits else None,
                 hours=alone / 3600 if fits else None,
                 dollars=device_hours * machine.dollars_per_device_hour if fits else None,
-                rate=estimator.rate(stage).source,
+                rate=estimator.rate(
+                    stage, max(map(works.__getitem__, of_stage), key=_flops)
+                ).source,
             )
         )
     hours = _clock(todo, seconds, needs, machine.devices) / 3600
@@ -207,7 +176,7 @@ def estimate(
 def totals(found: Plan) -> dict[str, float]:
     """Totals of a plan; no `hours` where the machine cannot do it."""
     result = {
-        "train_tokens": sum(row.tokens for row in found.rows if row.stage in _TRAINED),
+        "train_tokens": sum(row.tokens for row in found.rows if row.stage in TRAINED),
         "sampled_tokens": sum(row.tokens for row in found.rows if row.stage == "synthesize"),
         "flops": sum(row.flops for row in found.rows),
         "bytes": sum(row.kept_bytes for row in found.rows),
@@ -230,13 +199,6 @@ def sentence(cost: dict[str, float], machine: str = "this machine") -> str:
     )
 
 
-def duration(hours: float) -> str:
-    """Hours in words, minutes where there are few of them."""
-    if hours < 1:
-        return f"{max(1, math.ceil(60 * hours))} minutes"
-    return f"{hours:,.1f} hours" if hours < 100 else f"{hours:,.0f} hours"
-
-
 def check(cfg: config.Config, units: dict[str, Unit]) -> list[Checked]:
     """Predicted beside actual seconds, for every finished artifact made by these settings.
 
@@ -245,34 +207,26 @@ def check(cfg: config.Config, units: dict[str, Unit]) -> list[Checked]:
     """
     machine = machines.this(cfg)
     workload = Workload(cfg, sizes(cfg, _files(units)))
-    finished = _finished(cfg)
+    made = finished(cfg)
     rows = []
     for name, unit in units.items():
         folder = unit.folder(cfg.folder)
-        manifest = finished.get(folder)
-        if manifest is None or manifest.reads != unit.reads:
+        manifest = made.get(folder)
+        if manifest is None or manifest.reads != unit.reads or is_copy(unit):
             continue
-        others = {path: other for path, other in finished.items() if path != folder}
-        estimator = _Estimator(cfg, workload, machine, others)
-        predicted = estimator.seconds(unit, workload.of(unit))
-        rate = estimator.rate(unit.stage).source
-        rows.append(Checked(name, predicted, float(manifest.cost["seconds"]), rate))
+        others = {path: other for path, other in made.items() if path != folder}
+        estimator = Estimator(cfg, workload, machine, others)
+        takes = workload.of(unit)
+        rate = estimator.rate(unit.stage, takes).source
+        seconds = float(manifest.cost["seconds"])
+        rows.append(Checked(name, estimator.seconds(unit, takes), seconds, rate))
     return rows
 
 
 def median_error(checked: Iterable[Checked]) -> float:
     """The median of how far predictions are off, as a factor: 1.3 is 30 % too much or too
     little."""
-    return math.exp(numbers.median(abs(math.log(row.ratio)) for row in checked))
-
-
-def size(count: float) -> str:
-    """Bytes in words."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} PB"
+    return math.exp(median(abs(math.log(row.ratio)) for row in checked))
 
 
 def copying(cfg: config.Config, units: dict[str, Unit]) -> dict[str, float] | None:
@@ -344,230 +298,6 @@ def power_sentence(found: Power) -> str:
     )
 
 
-class _Estimator:
-    """Work into seconds on one machine; `finished` are manifests by folder that say how fast it
-    was."""
-
-    def __init__(
-        self,
-        cfg: config.Config,
-        workload: Workload,
-        machine: Machine,
-        finished: Mapping[Path, Manifest],
-    ) -> None:
-        self.cfg = cfg
-        self.workload = workload
-        self.machine = machine
-        self.finished = finished
-        self.shares = known().shares[machine.kind]
-        self.start = known().core.start_seconds.value
-        self.train_dtype = machine.dtype(cfg.optim.precision)
-        self.sample_dtype = machine.dtype(cfg.synthesize.dtype)
-
-    def devices(self, unit: Unit) -> int:
-        """How many devices the artifact's work keeps."""
-        processes = self.cfg.engine.processes
-        if unit.stage in torchrun.STAGES and processes > 1:
-            return min(processes, self.machine.devices)
-        return self.machine.devices if unit.stage in PARALLEL else 1
-
-    def rate(self, stage: str) -> Rate:
-        """The rate of a stage by finished artifacts, of this run if it has any; else None, and what
-        share of the machine is assumed."""
-        mine = self.cfg.folder
-        for where, is_near in (("this run", True), (f"runs in {self.cfg.root}", False)):
-            rates = []
-            for folder, manifest in self.finished.items():
-                if manifest.stage == stage and (mine in folder.parents or not is_near):
-                    rates += _rates(manifest, self.start)
-            if rates:
-                many = f"{len(rates)} finished artifact{'s' * (len(rates) > 1)}"
-                return Rate(numbers.median(rates), f"as {many} of {where}")
-        return Rate(None, self._assumed(stage))
-
-    def seconds(self, unit: Unit, work: Work) -> float:
-        """How long the artifact takes on its devices."""
-        if is_copy(unit):
-            return self.start
-        rate = self.rate(unit.stage).per_second
-        if unit.stage in _FIXED:
-            return 1 / rate if rate is not None else _FIXED[unit.stage](known().core).value
-        if rate is not None:
-            return self.start + _amount(unit.stage, work.flops, work.tokens) / rate
-        devices = self.devices(unit)
-        disk = (work.read_bytes + work.written_bytes) / self.machine.disk_bytes_per_second
-        network = work.exchanged_bytes / self.machine.network_bytes_per_second
-        # Reading, exchanging and computing go on side by side, so that the slowest one counts.
-        return self.start + max(disk, network, self._computing(unit, work, devices))
-
-    def memory(self, unit: Unit, work: Work) -> float:
-        """Bytes of each device."""
-        if unit.stage == "synthesize":
-            rows = self._sampled_rows(work)
-            return work.memory + rows * work.row_tokens * self._cache_bytes()
-        if unit.stage in _TRAINED and not is_copy(unit):
-            return self._training_memory(self._micro_batch(unit))
-        return work.memory
-
-    def misfit(self, unit: Unit, work: Work) -> str | None:
-        """Why an artifact cannot be made on this machine, and what would do; None where it can."""
-        room = _FREE * self.machine.memory_bytes
-        needed = self.memory(unit, work)
-        processes = self.cfg.engine.processes
-        if unit.stage in torchrun.STAGES and processes > self.machine.devices:
-            return (
-                f"engine.processes is {processes}, and {self.machine.name} has "
-                f"{self.machine.devices} device{'s' * (self.machine.devices > 1)}: "
-                f"take more devices, or fewer processes"
-            )
-        if needed <= room:
-            return None
-        if unit.stage in _TRAINED:
-            kind, instead = "training", self._instead(room)
-        elif unit.stage == "synthesize" and work.memory < room:
-            rows = int((room - work.memory) / (work.row_tokens * self._cache_bytes()))
-            kind, instead = "sampling", f"engine.sample_batch={max(1, rows)} would fit"
-        else:
-            kind, instead = unit.stage, "its model alone does not fit; take a larger device"
-        return (
-            f"{kind} needs {size(needed)} of a device, and {size(room)} of the memory of "
-            f"{self.machine.title} can be planned for: {instead}"
-        )
-
-    def notes(
-        self,
-        todo: Mapping[str, Unit],
-        works: Mapping[str, Work],
-        seconds: Mapping[str, float],
-    ) -> list[str]:
-        """What the table cannot say."""
-        found = []
-        host = max((work.host_memory for work in works.values()), default=0.0)
-        if host > 2**36:
-            found.append(f"pairing holds {size(host)} of vectors and neighbours in memory")
-        for name, unit in todo.items():
-            on_core = works[name].core_seconds
-            if unit.stage == "corpus" and self.machine.kind != "cpu" and on_core > 3600:
-                found.append(
-                    "the corpus is read by one process, without a GPU: make it on a machine that "
-                    f"costs less ({duration(seconds[name] / 3600)})"
-                )
-        processes = self.cfg.engine.processes
-        if processes == 1 and self.machine.kind == "gpu" and self.machine.devices > 1:
-            models = sum(unit.stage in _TRAINED for unit in todo.values())
-            found.append(
-                f"each model is trained on one device, {models} models in all; "
-                f"engine.processes={self.machine.devices} trains each on all"
-            )
-        return found
-
-    def _assumed(self, stage: str) -> str:
-        cpu_work = known().core
-        if stage == "corpus":
-            figure = cpu_work.corpus_bytes_per_second
-            return f"{figure.value / 1e6:.3g} MB of text a second by one core ({figure.source})"
-        if stage == "embed" and self.cfg.embed.model == "self":
-            figure = cpu_work.self_embedding_flops
-            return f"{figure.value / 1e9:.3g} GFLOP/s a core ({figure.source})"
-        share = _SHARES.get(stage)
-        if share is None:
-            return "a few seconds, assumed"
-        figure = self.shares[share]
-        dtype = self._dtype(stage)
-        peak = f"{self.machine.flops[dtype] / 1e12:,.3g} TFLOP/s in {dtype}"
-        if stage == "synthesize":
-            peak += f" or {size(self.machine.memory_bytes_per_second)}/s, what is slower"
-        return f"{figure.value:.0%} of {peak} ({figure.source})"
-
-    def _dtype(self, stage: str) -> machines.Dtype:
-        if stage in ("embed", "pair"):
-            return self.machine.dtype("bfloat16" if self.machine.kind != "cpu" else "float32")
-        return self.sample_dtype if stage == "synthesize" else self.train_dtype
-
-    def _computing(self, unit: Unit, work: Work, devices: int) -> float:
-        """Seconds of arithmetic, and of memory where that is what sampling waits for."""
-        if unit.stage == "corpus":
-            return work.core_seconds
-        cores = max(1, min(self.machine.cores, devices if self.machine.kind == "cpu" else 10**6))
-        if unit.stage == "embed" and self.cfg.embed.model == "self":
-            return work.core_seconds / cores
-        peak = self.machine.flops[self._dtype(unit.stage)]
-        share = self.shares[_SHARES[unit.stage]].value
-        busy = work.flops / (peak * share * devices)
-        if unit.stage in _TRAINED and self.cfg.engine.checkpoint_activations:
-            busy *= 4 / 3  # the forward pass once more
-        if unit.stage == "pair":
-            busy += work.core_seconds / cores
-        if unit.stage == "synthesize":
-            bandwidth = self.machine.memory_bytes_per_second * share
-            busy = max(busy, self._sampling_bytes(work) / (bandwidth * devices))
-        return busy
-
-    def _sampling_bytes(self, work: Work) -> float:
-        """What decoding reads from memory: all weights for every step, and for every row the cache
-        of what it has read so far."""
-        weights = self.workload.model.parameters * _bytes(self.sample_dtype)
-        context = work.row_tokens - work.tokens / work.requests / 2  # half of d2 on average
-        for_token = weights / self._sampled_rows(work) + context * self._cache_bytes()
-        return work.tokens * for_token
-
-    def _cache_bytes(self) -> float:
-        """Keys and values of one token."""
-        model = self.workload.model
-        return 2 * model.layers * model.kv_width * _bytes(self.sample_dtype)
-
-    def _sampled_rows(self, work: Work) -> float:
-        """Rows decoded at once: as set, or as many as memory has room for, 512 at most."""
-        if self.cfg.engine.sample_batch is not None:
-            return float(self.cfg.engine.sample_batch)
-        room = _FREE * self.machine.memory_bytes - work.memory
-        return min(512.0, max(24.0, room / (work.row_tokens * self._cache_bytes())))
-
-    def _micro_batch(self, unit: Unit) -> float:
-        """Tokens that one device reads at once in training."""
-        batch = self.cfg.tune.batch_tokens if unit.stage == "tune" else self.cfg.optim.batch_tokens
-        each = batch / self.cfg.engine.processes
-        return min(each, self.cfg.engine.micro_batch_tokens or each)
-
-    def _training_memory(
-        self,
-        micro_batch: float,
-        processes: int | None = None,
-        recomputed: bool | None = None,
-    ) -> float:
-        engine = self.cfg.engine
-        state = self.workload.state_bytes()
-        if processes is not None or (engine.shard and engine.processes > 1):
-            state /= processes or engine.processes
-        again = engine.checkpoint_activations if recomputed is None else recomputed
-        dtype_bytes = _bytes(self.train_dtype)
-        return state + self.workload.activation_bytes(micro_batch, dtype_bytes, again)
-
-    def _instead(self, room: float) -> str:
-        """Settings that would fit, the least change first."""
-        seq_len = self.cfg.model.seq_len
-        for recomputed in (self.cfg.engine.checkpoint_activations, True):
-            least = self._training_memory(seq_len, recomputed=recomputed)
-            if least <= room:
-                rows = 1
-                while self._training_memory(2 * rows * seq_len, recomputed=recomputed) <= room:
-                    rows *= 2
-                again = ", engine.checkpoint_activations=true" if recomputed else ""
-                return f"engine.micro_batch_tokens={rows * seq_len}{again} would fit"
-        for processes in (2**power for power in range(1, 14)):
-            if self._training_memory(seq_len, processes, recomputed=True) <= room:
-                return (
-                    f"engine.processes={processes}, engine.shard=true, "
-                    f"engine.checkpoint_activations=true, engine.micro_batch_tokens={seq_len} "
-                    f"would fit, on as many devices"
-                )
-        return "not even a row of it fits; take a smaller model"
-
-
-def _bytes(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else 4
-
-
 def _clock(
     todo: Mapping[str, Unit],
     seconds: Mapping[str, float],
@@ -593,48 +323,16 @@ def _clock(
     return now
 
 
+def _flops(work: Work) -> float:
+    return work.flops
+
+
 def _sum(works: Iterable[Work]) -> Work:
     totals = dict.fromkeys(Work.__dataclass_fields__, 0.0)
     for work in works:
         for name, value in asdict(work).items():
             totals[name] += value
     return Work(**totals)
-
-
-def _amount(stage: str, flops: float, tokens: float) -> float:
-    """What a stage's rate is counted in: FLOPs, tokens where manifests have no FLOPs, or artifacts
-    where they have neither."""
-    if stage in _FIXED:
-        return 1.0
-    return tokens if stage in ("corpus", "score") else flops
-
-
-def _rates(manifest: Manifest, start: float) -> list[float]:
-    """The rate that one finished artifact had, unless it was over before that could be told."""
-    cost = manifest.cost
-    seconds = float(cost.get("seconds", 0))
-    amount = _amount(manifest.stage, float(cost.get("flops", 0)), float(cost.get("tokens", 0)))
-    if seconds <= 0 or amount <= 0:
-        return []  # a copy of a trial, for one
-    if manifest.stage in _FIXED:
-        return [1 / seconds]
-    return [amount / (seconds - start)] if seconds >= _LEAST_SECONDS else []
-
-
-def _finished(cfg: config.Config) -> dict[Path, Manifest]:
-    """The manifests of this run and of those beside it that were made on a machine like this."""
-    here = environment()["machine"]
-    found = {}
-    # Artifacts lie one to three folders below a run, and nothing below these needs to be searched.
-    for depth in ("", "*/", "*/*/"):
-        for path in sorted(Path(cfg.root).glob(f"*/[0-9][0-9]-*/{depth}{MANIFEST}")):
-            try:
-                manifest = read_manifest(path.parent)
-            except CorruptArtifact:
-                continue  # of another version, or damaged: `run` says so where it matters
-            if manifest is not None and manifest.environment.get("machine") == here:
-                found[path.parent] = manifest
-    return found
 
 
 def _files(units: Mapping[str, Unit]) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from synthboot import config
-from synthboot.artifacts.store import Manifest, read_manifest
+from synthboot.artifacts.store import read_manifest
 from synthboot.data import documents
 from synthboot.errors import SynthbootError
 from synthboot.lm.batches import d1_room
@@ -96,14 +96,10 @@ def sizes(cfg: config.Config, files: Sequence[str]) -> Sizes:
     """The sizes of a run's corpus; `files` are its source's as a plan has hashed them."""
     assumed = known().assumed
     heldout = cfg.corpus.validation_docs + cfg.corpus.test_docs
-    manifest = _finished(cfg, "corpus")
     vocab_size = cfg.corpus.vocab_size
     per_token = _bytes_per_token(vocab_size)
-    if manifest is not None:
-        counts = manifest.counts
-        vocab_size = int(counts["vocab_size"])
-        docs = float(sum(counts["documents"].values()))
-        tokens = float(sum(counts["tokens"].values()))
+    if (known_counts := _counted(cfg)) is not None:
+        docs, tokens, vocab_size = known_counts
         source = "the finished corpus"
     else:
         length, source = _document_bytes(cfg.corpus, assumed.document_tokens.value * per_token)
@@ -362,6 +358,22 @@ class Workload:
         return cfg.dim if cfg.model == "self" else known().assumed.embedder_dim.value
 
 
+def duration(hours: float) -> str:
+    """Hours in words, minutes where there are few of them."""
+    if hours < 1:
+        return f"{max(1, math.ceil(60 * hours))} minutes"
+    return f"{hours:,.1f} hours" if hours < 100 else f"{hours:,.0f} hours"
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} PB"
+
+
 def is_copy(unit: Unit) -> bool:
     """Whether a model is one of its sweep's, trained already."""
     if unit.stage == "tune":
@@ -369,13 +381,18 @@ def is_copy(unit: Unit) -> bool:
     return bool(unit.options.get("ready"))
 
 
-def _finished(cfg: config.Config, stage: str, variant: str = "") -> Manifest | None:
-    """The manifest of a run's artifact, where its counts are of this version."""
-    manifest = read_manifest(folder_of(cfg.folder, stage, variant))
-    wanted = {"corpus": ("documents", "tokens", "vocab_size"), "pair": ("train",)}[stage]
-    if manifest is None or not all(name in manifest.counts for name in wanted):
+def _counted(cfg: config.Config) -> tuple[float, float, int] | None:
+    """Documents, tokens and vocabulary of the finished corpus, where one of this version is."""
+    manifest = read_manifest(folder_of(cfg.folder, "corpus"))
+    if manifest is None:
         return None
-    return manifest
+    try:
+        docs = float(sum(manifest.counts["documents"].values()))
+        tokens = float(sum(manifest.counts["tokens"].values()))
+        vocab_size = int(manifest.counts["vocab_size"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return (docs, tokens, vocab_size) if docs > 0 and tokens > 0 and vocab_size > 1 else None
 
 
 def _world_documents(world: config.World) -> float:
@@ -392,9 +409,10 @@ def _needed_tokens(cfg: config.Config) -> float:
 
 def _pairs_per_document(cfg: config.Config, docs: float) -> float:
     """Pairs to tune on: as found, or as `auto` keeps them, or one where alpha is a number."""
-    found = _finished(cfg, "pair", "related")
-    if found is not None:
-        return float(found.counts["train"]) / max(1.0, docs)
+    manifest = read_manifest(folder_of(cfg.folder, "pair", "related"))
+    found = None if manifest is None else manifest.counts.get("train")
+    if isinstance(found, int):
+        return found / max(1.0, docs)
     wanted = cfg.pair.auto_pairs_per_doc if cfg.pair.min_similarity == "auto" else 1.0
     return min(wanted, cfg.pair.num_neighbors) * (1 - cfg.pair.heldout_share)
 

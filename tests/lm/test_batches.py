@@ -9,7 +9,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
 from synthboot.lm.arm import Sources, plan_of
 from synthboot.lm.batches import IGNORE, PairPlan, Plan, cut_pair, d1_room, joined_contexts, pair_row
-from synthboot.lm.streams import Stream, megadocs, shuffled, walk
+from synthboot.lm.streams import Stream, megadocs, packed_pairs, shuffled
 
 REPLAY = Tokens.of([[900 + i] * 7 + [0] for i in range(5)])
 REAL = Tokens.of([[100 + i] * (3 + i % 5) + [0] for i in range(20)])
@@ -172,7 +172,7 @@ def test_pair_batches_depend_on_the_step_alone() -> None:
 
 def test_a_walk_reads_every_document_once_and_goes_to_the_most_similar_one_not_yet_read() -> None:
     d1, d2 = np.array([0, 0, 1, 2, 5]), np.array([1, 3, 2, 0, 5 - 1])  # most similar first for each d1
-    order = walk(d1, d2, 6, 3, "plan.real")
+    order = packed_pairs(d1, d2, 6, 3, "plan.real")
     passes = [order(n).tolist() for n in range(40)]
     near = {0: [1, 3], 1: [2], 2: [0], 5: [4]}
     for found in passes:

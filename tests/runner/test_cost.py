@@ -189,7 +189,7 @@ def test_a_machine_of_ones_own(tmp_path: Path) -> None:
     for wrong in ("h1000", "0xh100", "8x", str(tmp_path / "none.yaml")):
         with pytest.raises(ConfigError):
             machines.machine(wrong, cfg)
-    for name in machines.known().machines:
+    for name in machines.figures().machines:
         assert machines.machine(f"3x{name}", cfg).devices == 3 * machines.machine(name.upper(), cfg).devices
 
 
@@ -219,7 +219,7 @@ def test_rates_are_those_of_finished_artifacts_of_this_run_else_of_others(tmp_pa
     assumed, said = base_hours()
     assert "TFLOP/s" in said
     flops = row(cost.plan(cfg, units, states(cfg, units)), "base").flops
-    start = machines.known().core.start_seconds.value
+    start = machines.figures().core.start_seconds.value
     finished(tmp_path, "other/04-base", "base", 100 + start, flops=flops)
     hours, said = base_hours()
     assert hours == pytest.approx((100 + start) / 3600)
@@ -242,7 +242,7 @@ def test_predictions_are_held_to_what_was_taken_each_without_itself(tmp_path: Pa
     units = recipes.units(cfg)
     assert cost.check(cfg, units) == []
     flops = row(cost.plan(cfg, units, states(cfg, units)), "base").flops
-    start = machines.known().core.start_seconds.value
+    start = machines.figures().core.start_seconds.value
     reads = json.loads(json.dumps(units["base"].reads))
     finished(tmp_path, "small/04-base", "base", 40 + start, reads, flops=flops)
     finished(tmp_path, "other/04-base", "base", 10 + start, flops=flops)

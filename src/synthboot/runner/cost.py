@@ -114,8 +114,8 @@ def plan(
     """What the artifacts that are not done will take on a machine (`machines.machine`)."""
     machine = machines.machine(hardware, cfg)
     workload = Workload(cfg, sizes(cfg, _files(units)))
-    known = finished(cfg) if hardware.lower() == THIS else {}
-    estimator = Estimator(cfg, workload, machine, known)
+    manifests = finished(cfg) if hardware.lower() == THIS else {}
+    estimator = Estimator(cfg, workload, machine, manifests)
     todo = {name: unit for name, unit in units.items() if states[name].status != "done"}
 
     works = {name: workload.of(unit) for name, unit in todo.items()}
@@ -173,15 +173,15 @@ def estimate(
     return totals(plan(cfg, units, states))
 
 
-def totals(found: Plan) -> dict[str, float]:
+def totals(planned: Plan) -> dict[str, float]:
     """Totals of a plan; no `hours` where the machine cannot do it."""
     result = {
-        "train_tokens": sum(row.tokens for row in found.rows if row.stage in TRAINED),
-        "sampled_tokens": sum(row.tokens for row in found.rows if row.stage == "synthesize"),
-        "flops": sum(row.flops for row in found.rows),
-        "bytes": sum(row.kept_bytes for row in found.rows),
+        "train_tokens": sum(row.tokens for row in planned.rows if row.stage in TRAINED),
+        "sampled_tokens": sum(row.tokens for row in planned.rows if row.stage == "synthesize"),
+        "flops": sum(row.flops for row in planned.rows),
+        "bytes": sum(row.kept_bytes for row in planned.rows),
     }
-    return result if found.hours is None else {**result, "hours": found.hours}
+    return result if planned.hours is None else {**result, "hours": planned.hours}
 
 
 def sentence(cost: dict[str, float], machine: str = "this machine") -> str:
@@ -207,14 +207,14 @@ def check(cfg: config.Config, units: dict[str, Unit]) -> list[Checked]:
     """
     machine = machines.this(cfg)
     workload = Workload(cfg, sizes(cfg, _files(units)))
-    made = finished(cfg)
+    manifests = finished(cfg)
     rows = []
     for name, unit in units.items():
         folder = unit.folder(cfg.folder)
-        manifest = made.get(folder)
+        manifest = manifests.get(folder)
         if manifest is None or manifest.reads != unit.reads or is_copy(unit):
             continue
-        others = {path: other for path, other in made.items() if path != folder}
+        others = {path: other for path, other in manifests.items() if path != folder}
         estimator = Estimator(cfg, workload, machine, others)
         takes = workload.of(unit)
         rate = estimator.rate(unit.stage, takes).source
@@ -242,14 +242,14 @@ def copying(cfg: config.Config, units: dict[str, Unit]) -> dict[str, float] | No
     return {"expected_tokens": expected, "share": cfg.budget.train_tokens / expected}
 
 
-def copying_sentence(cfg: config.Config, found: dict[str, float]) -> str:
+def copying_sentence(cfg: config.Config, copying: dict[str, float]) -> str:
     """The same in words."""
     words = (
         f"copying: at {cfg.optim.batch_tokens:,} tokens a step a model copies from its context "
-        f"after about {found['expected_tokens'] / 1e6:,.1f}M tokens (arXiv:2511.16893); "
-        f"base ends at {found['share']:.1%} of that"
+        f"after about {copying['expected_tokens'] / 1e6:,.1f}M tokens (arXiv:2511.16893); "
+        f"base ends at {copying['share']:.1%} of that"
     )
-    if found["share"] < 1:
+    if copying["share"] < 1:
         words += ": smaller steps come there sooner, else tuning has to teach it"
     return words
 
@@ -287,13 +287,13 @@ def power(cfg: config.Config, units: dict[str, Unit]) -> Power | None:
     )
 
 
-def power_sentence(found: Power) -> str:
+def power_sentence(power: Power) -> str:
     """What more seeds would show, in words."""
-    (fewest, difference), *more = found.detectable.items()
+    (fewest, difference), *more = power.detectable.items()
     further = "".join(f", {seeds} seeds {value:.4f}" for seeds, value in more)
     return (
         f"power: by the noise of the evaluation that is there, {fewest} seeds show a difference of "
-        f"{found.subject} to repetition of {difference:.4f} nats per token or more "
+        f"{power.subject} to repetition of {difference:.4f} nats per token or more "
         f"four times in five{further}"
     )
 

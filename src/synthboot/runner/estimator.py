@@ -17,7 +17,7 @@ from synthboot.artifacts.store import MANIFEST, Manifest, environment, read_mani
 from synthboot.errors import CorruptArtifact
 from synthboot.recipes import Unit
 from synthboot.runner import machines, torchrun
-from synthboot.runner.machines import Machine, known
+from synthboot.runner.machines import Machine, figures
 from synthboot.runner.unit import PARALLEL
 from synthboot.runner.work import Work, Workload, duration, is_copy, size
 
@@ -58,7 +58,7 @@ class Rate:
 
 
 class Estimator:
-    """Work into seconds on one machine; `made` holds manifests of finished artifacts by folder,
+    """Work into seconds on one machine; `manifests` are those of finished artifacts by folder,
     which say how fast it was."""
 
     def __init__(
@@ -66,14 +66,14 @@ class Estimator:
         cfg: config.Config,
         workload: Workload,
         machine: Machine,
-        made: Mapping[Path, Manifest],
+        manifests: Mapping[Path, Manifest],
     ) -> None:
         self.cfg = cfg
         self.workload = workload
         self.machine = machine
-        self.made = made
-        self.shares = known().shares[machine.kind]
-        self.start = known().core.start_seconds.value
+        self.manifests = manifests
+        self.shares = figures().shares[machine.kind]
+        self.start = figures().core.start_seconds.value
         self.train_dtype = machine.dtype(cfg.optim.precision)
         self.sample_dtype = machine.dtype(cfg.synthesize.dtype)
 
@@ -95,7 +95,7 @@ class Estimator:
         wanted = _amount(stage, work.flops, work.tokens)
         for where, is_near in (("this run", True), (f"runs in {self.cfg.root}", False)):
             rates = []
-            for folder, manifest in self.made.items():
+            for folder, manifest in self.manifests.items():
                 if manifest.stage != stage or (is_near and mine not in folder.parents):
                     continue
                 done = _amount(stage, manifest.cost.get("flops", 0), manifest.cost.get("tokens", 0))
@@ -112,7 +112,7 @@ class Estimator:
             return self.start
         rate = self.rate(unit.stage, work).per_second
         if unit.stage in _FIXED:
-            return 1 / rate if rate is not None else _FIXED[unit.stage](known().core).value
+            return 1 / rate if rate is not None else _FIXED[unit.stage](figures().core).value
         if rate is not None:
             return self.start + _amount(unit.stage, work.flops, work.tokens) / rate
         devices = self.devices(unit)
@@ -183,7 +183,7 @@ class Estimator:
         return found
 
     def _assumed(self, stage: str) -> str:
-        cpu_work = known().core
+        cpu_work = figures().core
         if stage == "corpus":
             figure = cpu_work.corpus_bytes_per_second
             return f"{figure.value / 1e6:.3g} MB of text a second by one core ({figure.source})"

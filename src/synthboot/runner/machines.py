@@ -32,7 +32,7 @@ KEPT = ".machine.json"
 Dtype = Literal["float32", "bfloat16"]
 Work = Literal["embed", "pair", "train", "sample"]
 
-_KNOWN = Path(__file__).with_name("machines.yaml")
+_SHIPPED = Path(__file__).with_name("machines.yaml")
 _COUNTED = re.compile(r"([1-9]\d{0,5})x(.+)")
 _Positive = Field(gt=0, le=1e24)
 
@@ -99,7 +99,7 @@ class Machine(config.Section):
         return max(self.flops, key=lambda dtype: self.flops[dtype])
 
 
-class Known(config.Section):
+class Figures(config.Section):
     """All of `machines.yaml`."""
 
     machines: dict[str, Machine]
@@ -109,9 +109,9 @@ class Known(config.Section):
 
 
 @cache
-def known() -> Known:
+def figures() -> Figures:
     """The machines and shares that ship with the package."""
-    return _checked(_KNOWN, Known)
+    return _checked(_SHIPPED, Figures)
 
 
 def machine(name: str, cfg: config.Config) -> Machine:
@@ -129,14 +129,15 @@ def machine(name: str, cfg: config.Config) -> Machine:
     if counted := _COUNTED.fullmatch(single):
         count = int(counted[1])
         single = counted[2]
-    found = known().machines.get(single)
-    if found is None:
-        names = ", ".join([*known().machines, THIS])
+    chosen = figures().machines.get(single)
+    if chosen is None:
+        names = ", ".join([*figures().machines, THIS])
         raise ConfigError(
             f"--hardware: {name!r} is not known; choose one of {names}, several such as 8xh100, "
             f"or a YAML file that describes it (docs/scaling-out.md)"
         )
-    return found.model_copy(update={"devices": count * found.devices, "cores": count * found.cores})
+    counts = {"devices": count * chosen.devices, "cores": count * chosen.cores}
+    return chosen.model_copy(update=counts)
 
 
 def this(cfg: config.Config) -> Machine:
@@ -159,7 +160,7 @@ def this(cfg: config.Config) -> Machine:
         "source": f"matrix products measured here once and kept in {root / KEPT}; "
         "memory bandwidth and disk as of a laptop",
     }
-    return known().machines["laptop"].model_copy(update=measured)
+    return figures().machines["laptop"].model_copy(update=measured)
 
 
 def kept(root: Path, name: str, measure: Callable[[], float]) -> float:
@@ -202,13 +203,13 @@ def _gpu(root: Path) -> Machine | None:
     if not torch.cuda.is_available():
         return None
     title = torch.cuda.get_device_name()
-    for name, found in known().machines.items():
+    for name, found in figures().machines.items():
         if found.kind == "gpu" and name in title.lower():
             return found
 
     place = torch.device("cuda")
     rate = kept(root, title, lambda: product_rate(place, torch.bfloat16))
-    like = known().machines["a100"]
+    like = figures().machines["a100"]
     size = rate / like.flops["bfloat16"]
     guessed = {
         "title": title,

@@ -20,7 +20,7 @@ from synthboot.errors import SynthbootError
 from synthboot.lm.batches import d1_room
 from synthboot.neighbors.search import clusters
 from synthboot.recipes import Unit, folder_of
-from synthboot.runner.machines import known
+from synthboot.runner.machines import figures
 
 _SAMPLED_RECORDS = 200
 _PACKED = (".zst", ".gz", ".parquet")
@@ -94,7 +94,7 @@ NOTHING = Work()
 
 def sizes(cfg: config.Config, files: Sequence[str]) -> Sizes:
     """The sizes of a run's corpus; `files` are its source's as a plan has hashed them."""
-    assumed = known().assumed
+    assumed = figures().assumed
     heldout = cfg.corpus.validation_docs + cfg.corpus.test_docs
     vocab_size = cfg.corpus.vocab_size
     per_token = _bytes_per_token(vocab_size)
@@ -192,9 +192,9 @@ class Workload:
     def read(self) -> Work:
         """The corpus: its text once, its tokens kept, and the text itself packed."""
         sizes = self.corpus
-        packed = sizes.text_bytes / known().assumed.expansion.value
+        packed = sizes.text_bytes / figures().assumed.expansion.value
         kept = packed + sizes.tokens * self.token_bytes
-        rate = known().core.corpus_bytes_per_second.value
+        rate = figures().core.corpus_bytes_per_second.value
         return Work(
             tokens=sizes.tokens,
             core_seconds=sizes.text_bytes / rate,
@@ -222,9 +222,9 @@ class Workload:
             from synthboot.stages.embed import flops
 
             count = flops(cfg, round(docs), round(tokens))
-            rate = known().core.self_embedding_flops.value
+            rate = figures().core.self_embedding_flops.value
             return replace(work, flops=count, core_seconds=count / rate)
-        parameters = known().assumed.embedder_parameters.value
+        parameters = figures().assumed.embedder_parameters.value
         return replace(work, flops=2 * parameters * tokens, memory=2 * parameters)
 
     def pair(self) -> Work:
@@ -236,7 +236,7 @@ class Workload:
         by_clusters = cfg.search == "ivf" or (cfg.search == "auto" and docs > cfg.exact_docs)
         if by_clusters:
             count = clusters(round(docs))
-            products = count + docs * min(1.0, known().assumed.clusters_probed.value / count)
+            products = count + docs * min(1.0, figures().assumed.clusters_probed.value / count)
         vectors = docs * dim * 2
         lists = docs * cfg.num_neighbors * 12  # a number of 8 bytes and a similarity of 4
         considered = docs * cfg.num_neighbors
@@ -244,7 +244,7 @@ class Workload:
         return Work(
             tokens=docs,
             flops=2 * docs * dim * products,
-            core_seconds=considered / known().core.pairs_per_second.value,
+            core_seconds=considered / figures().core.pairs_per_second.value,
             read_bytes=vectors,
             written_bytes=2 * lists + kept,
             kept_bytes=kept,
@@ -355,7 +355,7 @@ class Workload:
 
     def _dim(self) -> float:
         cfg = self.cfg.embed
-        return cfg.dim if cfg.model == "self" else known().assumed.embedder_dim.value
+        return cfg.dim if cfg.model == "self" else figures().assumed.embedder_dim.value
 
 
 def duration(hours: float) -> str:
@@ -432,7 +432,7 @@ def _stored_bytes(files: Sequence[str]) -> float | None:
         name, _, rest = line.rpartition(" ")[0].rpartition(" ")
         if not rest.isdigit():
             return None
-        expansion = known().assumed.expansion.value if name.endswith(_PACKED) else 1.0
+        expansion = figures().assumed.expansion.value if name.endswith(_PACKED) else 1.0
         total += expansion * int(rest)
     return total or None
 

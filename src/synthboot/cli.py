@@ -568,7 +568,7 @@ def _print_plan(planned: Plan, where: str) -> None:
     _say(plans.sentence(plans.totals(planned), where))
     for problem in planned.misfits:
         _say(f"does not fit: {problem}")
-    if planned.dollars:
+    if planned.dollars and planned.dollars >= 0.5:
         machine = planned.machine
         price = f"${machine.dollars_per_device_hour:.2f} ({machine.source})"
         devices = f"{machine.devices} x {_hours(planned.hours)} hours"

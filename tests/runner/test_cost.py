@@ -286,6 +286,6 @@ def test_plan_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_durations_and_sizes_in_words() -> None:
-    assert [work.duration(h) for h in (0.001, 0.5, 12.34, 1234.5)] == ["1 minutes", "30 minutes", "12.3 hours", "1,234 hours"]
+    assert [work.duration(h) for h in (0.001, 0.5, 12.34, 1234.5)] == ["1 minute", "30 minutes", "12.3 hours", "1,234 hours"]
     assert [work.size(b) for b in (12, 1_500, 2e12, 3e18)] == ["12 B", "1.5 kB", "2 TB", "3e+03 PB"]
     assert math.isclose(cost.median_error([cost.Checked("a", 1.0, 1.0, "")]), 1)

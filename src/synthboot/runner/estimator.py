@@ -162,25 +162,25 @@ class Estimator:
         seconds: Mapping[str, float],
     ) -> list[str]:
         """What the table cannot say."""
-        found = []
+        notes = []
         host = max((work.host_memory for work in works.values()), default=0.0)
         if host > 2**36:
-            found.append(f"pairing holds {size(host)} of vectors and neighbours in memory")
+            notes.append(f"pairing holds {size(host)} of vectors and neighbours in memory")
         for name, unit in todo.items():
             on_core = works[name].core_seconds
             if unit.stage == "corpus" and self.machine.kind != "cpu" and on_core > 3600:
-                found.append(
+                notes.append(
                     "the corpus is read by one process, without a GPU: make it on a machine that "
                     f"costs less ({duration(seconds[name] / 3600)})"
                 )
         processes = self.cfg.engine.processes
         if processes == 1 and self.machine.kind == "gpu" and self.machine.devices > 1:
             models = sum(unit.stage in TRAINED for unit in todo.values())
-            found.append(
+            notes.append(
                 f"each model is trained on one device, {models} models in all; "
                 f"engine.processes={self.machine.devices} trains each on all"
             )
-        return found
+        return notes
 
     def _assumed(self, stage: str) -> str:
         cpu_work = figures().core
@@ -288,7 +288,7 @@ class Estimator:
 def finished(cfg: config.Config) -> dict[Path, Manifest]:
     """The manifests of this run and of those beside it that were made on a machine like this."""
     here = environment()["machine"]
-    found = {}
+    manifests = {}
     # Artifacts lie one to three folders below a run, and nothing below these needs to be searched.
     for depth in ("", "*/", "*/*/"):
         for path in sorted(Path(cfg.root).glob(f"*/[0-9][0-9]-*/{depth}{MANIFEST}")):
@@ -298,8 +298,8 @@ def finished(cfg: config.Config) -> dict[Path, Manifest]:
                 continue  # of another version, or damaged: `run` says so where it matters
             is_mine = manifest is not None and manifest.environment.get("machine") == here
             if manifest is not None and is_mine and manifest.cost.get("seconds", 0) > 0:
-                found[path.parent] = manifest
-    return found
+                manifests[path.parent] = manifest
+    return manifests
 
 
 def _amount(stage: str, flops: float, tokens: float) -> float:

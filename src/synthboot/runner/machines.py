@@ -203,9 +203,9 @@ def _gpu(root: Path) -> Machine | None:
     if not torch.cuda.is_available():
         return None
     title = torch.cuda.get_device_name()
-    for name, found in figures().machines.items():
-        if found.kind == "gpu" and name in title.lower():
-            return found
+    for name, card in figures().machines.items():
+        if card.kind == "gpu" and name in title.lower():
+            return card
 
     place = torch.device("cuda")
     rate = kept(root, title, lambda: product_rate(place, torch.bfloat16))

@@ -98,8 +98,8 @@ def sizes(cfg: config.Config, files: Sequence[str]) -> Sizes:
     heldout = cfg.corpus.validation_docs + cfg.corpus.test_docs
     vocab_size = cfg.corpus.vocab_size
     per_token = _bytes_per_token(vocab_size)
-    if (known_counts := _counted(cfg)) is not None:
-        docs, tokens, vocab_size = known_counts
+    if (counts := _counted(cfg)) is not None:
+        docs, tokens, vocab_size = counts
         source = "the finished corpus"
     else:
         length, source = _document_bytes(cfg.corpus, assumed.document_tokens.value * per_token)
@@ -361,7 +361,8 @@ class Workload:
 def duration(hours: float) -> str:
     """Hours in words, minutes where there are few of them."""
     if hours < 1:
-        return f"{max(1, math.ceil(60 * hours))} minutes"
+        minutes = max(1, math.ceil(60 * hours))
+        return f"{minutes} minute{'s' * (minutes > 1)}"
     return f"{hours:,.1f} hours" if hours < 100 else f"{hours:,.0f} hours"
 
 
@@ -410,9 +411,9 @@ def _needed_tokens(cfg: config.Config) -> float:
 def _pairs_per_document(cfg: config.Config, docs: float) -> float:
     """Pairs to tune on: as found, or as `auto` keeps them, or one where alpha is a number."""
     manifest = read_manifest(folder_of(cfg.folder, "pair", "related"))
-    found = None if manifest is None else manifest.counts.get("train")
-    if isinstance(found, int):
-        return found / max(1.0, docs)
+    pairs = None if manifest is None else manifest.counts.get("train")
+    if isinstance(pairs, int):
+        return pairs / max(1.0, docs)
     wanted = cfg.pair.auto_pairs_per_doc if cfg.pair.min_similarity == "auto" else 1.0
     return min(wanted, cfg.pair.num_neighbors) * (1 - cfg.pair.heldout_share)
 

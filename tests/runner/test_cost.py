@@ -15,6 +15,7 @@ from synthboot.artifacts import store
 from synthboot.cli import main
 from synthboot.errors import ConfigError
 from synthboot.runner import cost, machines, work
+from synthboot.runner.estimator import Estimator
 from synthboot.runner.state import states
 from tests.conftest import small_config
 
@@ -253,6 +254,29 @@ def test_predictions_are_held_to_what_was_taken_each_without_itself(tmp_path: Pa
     assert checked.ratio == pytest.approx((10 + start) / (40 + start))
     off = [cost.Checked("a", ratio, 1.0, "") for ratio in (0.5, 2.0, 1.1, 0.9, 4.0)]
     assert cost.median_error(off) == pytest.approx(2)
+
+
+def test_the_demos_record_is_predicted_to_a_third_in_the_median(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a quiet machine of two cores; the share that training reaches was fitted to it, nothing else was."""
+    root = PAPER.parent.parent
+    monkeypatch.chdir(root)
+    record = (root / "experiments" / "2026-11-23-demo" / "README.md").read_text("utf-8")
+    laptop = machines.figures().machines["laptop"].model_dump()
+    own = tmp_path / "two-cores.yaml"
+    own.write_text(json.dumps({**laptop, "devices": 2, "cores": 2, "flops": {"float32": 74e9}}))
+    cfg = loading.load(root / "configs" / "demo.yaml", set={"root": str(tmp_path)})
+    units = recipes.units(cfg)
+    estimator = Estimator(
+        cfg, work.Workload(cfg, work.sizes(cfg, units["corpus"].outside["files"])), machines.machine(str(own), cfg), {}
+    )
+    checked = []
+    for name, seconds in re.findall(r"^\[[0-9]+/14\] (\S+): ([0-9.]+) s", record, re.M):
+        if name != "evaluate":  # which scored all models then
+            predicted = estimator.seconds(units[name], estimator.workload.of(units[name]))
+            checked.append(cost.Checked(name, predicted, float(seconds), ""))
+    assert len(checked) == 13
+    assert cost.median_error(checked) < 1.33
+    assert all(0.5 < row.ratio < 2 for row in checked if row.actual > 0.2)
 
 
 def test_plan_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,9 @@ def test_more_devices_take_less_time_and_the_same_work(paper: Any) -> None:
     assert row(eight, "synthesize").hours == pytest.approx(row(one, "synthesize").hours / 8, rel=1e-3)
     assert one.hours > eight.hours > together.hours
     assert "engine.processes=8" in " ".join(eight.notes)
-    assert eight.hours >= max(r.hours for r in eight.rows)
+    # The method's own arm comes after everything that it is made of.
+    chain = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "score")
+    assert eight.hours >= sum(row(eight, stage).hours for stage in chain)
 
 
 @pytest.mark.parametrize(

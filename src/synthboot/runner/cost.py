@@ -19,7 +19,7 @@ from statistics import median
 from synthboot import config, recipes, statistics
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.store import read_manifest
-from synthboot.errors import CorruptArtifact, DataError
+from synthboot.errors import ConfigError, CorruptArtifact, DataError
 from synthboot.lm.batches import tokens_until_copying
 from synthboot.recipes import STAGES, Unit, folder_of
 from synthboot.runner import machines
@@ -169,8 +169,14 @@ def estimate(
     states: Mapping[str, State],
 ) -> dict[str, float]:
     """Totals over what is not done, on this machine: `train_tokens`, `sampled_tokens`, `flops`,
-    `hours`, `bytes`."""
-    return totals(plan(cfg, units, states))
+    `hours`, `bytes`.
+
+    Raises ConfigError where it has not the memory.
+    """
+    planned = plan(cfg, units, states)
+    if planned.misfits:
+        raise ConfigError(f"{cfg.name}: does not fit: {planned.misfits[0]}")
+    return totals(planned)
 
 
 def totals(planned: Plan) -> dict[str, float]:
@@ -235,7 +241,7 @@ def copying(cfg: config.Config, units: dict[str, Unit]) -> dict[str, float] | No
 
     None where nothing is tuned from it, or it starts from a model that copies already.
     """
-    tunes = any(unit.stage == "tune" for unit in units.values())
+    tunes = any(unit.stage == "tune" and "base" in unit.parents for unit in units.values())
     if cfg.model.init_from is not None or not tunes:
         return None
     expected = tokens_until_copying(cfg.optim.batch_tokens)

@@ -227,14 +227,14 @@ class Estimator:
     def _sampling_bytes(self, work: Work) -> float:
         """What decoding reads from memory: all weights for every step, and for every row the cache
         of what it has read so far."""
-        weights = self.workload.model.parameters * _bytes(self.sample_dtype)
+        weights = self.workload.synthesizer.parameters * _bytes(self.sample_dtype)
         context = work.row_tokens - work.tokens / work.requests / 2  # half of d2 on average
         for_token = weights / self._sampled_rows(work) + context * self._cache_bytes()
         return work.tokens * for_token
 
     def _cache_bytes(self) -> float:
         """Keys and values of one token."""
-        model = self.workload.model
+        model = self.workload.synthesizer
         return 2 * model.layers * model.kv_width * _bytes(self.sample_dtype)
 
     def _sampled_rows(self, work: Work) -> float:

@@ -166,6 +166,11 @@ class Workload:
         self.cfg = cfg
         self.corpus = corpus
         self.model = model_size(cfg.model, corpus.vocab_size)
+        self.synthesizer = self.model
+        if cfg.tune.init_from is not None:
+            outside = config.Model(init_from=cfg.tune.init_from)
+            self.synthesizer = model_size(outside, corpus.vocab_size)
+        self.largest = max(self.model, self.synthesizer, key=lambda model: model.parameters)
         self.token_bytes = 2 if self.model.vocab_size <= 1 << 16 else 4
 
     def of(self, unit: Unit) -> Work:
@@ -173,7 +178,7 @@ class Workload:
         if is_copy(unit):
             return Work(kept_bytes=self._weights(2), written_bytes=self._weights(2))
         if unit.stage in ("base", "pretrain"):
-            return self.training()
+            return self.training(unit.recipe or config.Arm())
         if unit.stage == "synthesize":
             is_plain = unit.variant.startswith("unconditional")
             return self.synthesize(unit.options["budget_tokens"], conditional=not is_plain)
@@ -251,28 +256,46 @@ class Workload:
             host_memory=vectors + 2 * lists,
         )
 
-    def training(self) -> Work:
-        """A model of an arm: all of `train_tokens`, and the validation set at every evaluation."""
+    def training(self, recipe: config.Arm) -> Work:
+        """A model of an arm, or as many as its ensemble has: all of `train_tokens`, which teachers
+        read too, and the validation set at every evaluation."""
         cfg = self.cfg
-        tokens = float(cfg.budget.train_tokens)
-        evaluated = cfg.optim.evals * self.corpus.validation_tokens
-        return self._trained(tokens, evaluated, cfg.optim.evals, cfg.optim.batch_tokens)
+        tokens = float(cfg.budget.train_tokens) * recipe.ensemble
+        evaluated = cfg.optim.evals * self.corpus.validation_tokens * recipe.ensemble
+        teachers = 0 if recipe.distill is None else cfg.arms[recipe.distill].ensemble
+        return self._trained(
+            self.model,
+            cfg.model.seq_len,
+            cfg.optim.lora.passes * tokens + teachers * cfg.budget.train_tokens + evaluated,
+            tokens,
+            cfg.optim.evals,
+            cfg.optim.batch_tokens,
+        )
 
     def tune(self) -> Work:
         """The synthesizer, at most: it may stop earlier."""
         cfg = self.cfg.tune
-        both = min(2 * self.corpus.document_tokens, self.cfg.model.seq_len)
+        window = self.cfg.tune_seq_len
+        both = min(2 * self.corpus.document_tokens, window)
         pairs = self.corpus.pretrain_documents * self.corpus.pairs_per_document
         tokens = pairs * both * cfg.max_epochs / (1 - cfg.plain_share)
         if cfg.max_tokens is not None:
             tokens = min(tokens, cfg.max_tokens)
         evaluated = (cfg.evals + 1) * cfg.eval_pairs * both
-        return self._trained(tokens, evaluated, cfg.evals, cfg.batch_tokens)
+        return self._trained(
+            self.synthesizer,
+            window,
+            cfg.lora.passes * tokens + evaluated,
+            tokens,
+            cfg.evals,
+            cfg.batch_tokens,
+        )
 
     def synthesize(self, budget_tokens: int, conditional: bool) -> Work:
         """S_pretrain, if no sample is dropped: every d1 is read, every token of d2 decoded."""
         cfg = self.cfg
-        window = cfg.model.seq_len
+        model = self.synthesizer if conditional else self.model
+        window = cfg.tune_seq_len if conditional else cfg.model.seq_len
         document = self.corpus.document_tokens
         d1 = min(document, d1_room(window, cfg.tune.d1_share)) if conditional else 0.0
         d2 = min(document, window - d1, cfg.synthesize.max_tokens or math.inf)
@@ -283,11 +306,11 @@ class Workload:
         kept = budget_tokens * (self.token_bytes + 4)  # and its log-probability
         return Work(
             tokens=budget_tokens,
-            flops=read * self.model.forward(read / requests),
+            flops=read * model.forward(read / requests),
             read_bytes=requests * d1 * self.token_bytes,
             written_bytes=kept,
             kept_bytes=kept,
-            memory=self._weights(1),
+            memory=4 * model.parameters,
             requests=requests,
             row_tokens=d1 + d2,
         )
@@ -313,7 +336,7 @@ class Workload:
         residuals (eight of the width) and four of the MLP's inner size; recomputed, its input and
         one whole block. Source: arXiv:2205.05198, section 4, for a gated MLP.
         """
-        model = self.model
+        model = self.largest
         block = dtype_bytes * (8 * model.width + 4 * model.inner) * tokens
         logits = 2 * 4 * min(tokens, _LOGITS_OF) * model.vocab_size
         if not recomputed:
@@ -323,30 +346,32 @@ class Workload:
     def state_bytes(self) -> float:
         """Weights, gradients and both moments of Adam in float32, and a copy to multiply by."""
         averages = 4 if self.cfg.optim.ema_decay or self.cfg.optim.tail_average else 0
-        return (18 + averages) * self.model.parameters
+        return (18 + averages) * self.largest.parameters
 
     def _trained(
         self,
+        model: ModelSize,
+        seq_len: int,
+        read: float,
         tokens: float,
-        evaluated: float,
         evals: int,
         batch_tokens: int,
     ) -> Work:
+        """What training a model on `tokens` takes, where that and its evaluations are as many FLOPs
+        as to read so many forwards."""
         engine = self.cfg.engine
         exchanged = 0.0
         if engine.processes > 1:
             # Every step sums the gradients; each process sends them and receives the sum. Sharded
             # weights are gathered twice on top.
             passes = 6 if engine.shard else 2
-            exchanged = passes * 4 * self.model.parameters * tokens / batch_tokens
-        forward = self.model.forward(self.cfg.model.seq_len)
+            exchanged = passes * 4 * model.parameters * tokens / batch_tokens
         return Work(
             tokens=tokens,
-            # A backward pass costs twice a forward pass.
-            flops=forward * (3 * tokens + evaluated),
+            flops=model.forward(seq_len) * read,
             read_bytes=tokens * self.token_bytes,
-            written_bytes=evals * self._weights(3),  # with the optimizer's two moments
-            kept_bytes=self._weights(2),
+            written_bytes=evals * 12 * model.parameters,  # with the optimizer's two moments
+            kept_bytes=8 * model.parameters,
             exchanged_bytes=exchanged,
         )
 

@@ -94,10 +94,10 @@ def continued(
     return model
 
 
-def outline(source: str) -> Any:
+def outline(source: str, setting: str = "model.init_from") -> Any:
     """The layout of a Hugging Face model, by its config.json alone: shapes, and no numbers in them.
 
-    Raises ConfigError where that is not here, or no language model's.
+    Raises ConfigError, naming the setting, where that is not here, or no language model's.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -106,7 +106,7 @@ def outline(source: str) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(layout, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, KeyError, by what is wrong with the folder
-        raise ConfigError(f"model.init_from: {source}: {unloadable(error)}") from None
+        raise ConfigError(f"{setting}: {source}: {unloadable(error)}") from None
 
 
 def load(folder: Path) -> Any:

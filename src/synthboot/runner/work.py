@@ -140,7 +140,7 @@ def model_size(cfg: config.Model, vocab_size: int) -> ModelSize:
     Raises ConfigError where that cannot be read.
     """
     if cfg.init_from is not None:
-        return _given_size(cfg.init_from)
+        return _given_size(cfg.init_from, "model.init_from")
     kv_width = cfg.width * (cfg.kv_heads or cfg.heads) / cfg.heads
     inner = cfg.ffn or 3 * cfg.width
 
@@ -168,8 +168,7 @@ class Workload:
         self.model = model_size(cfg.model, corpus.vocab_size)
         self.synthesizer = self.model
         if cfg.tune.init_from is not None:
-            outside = config.Model(init_from=cfg.tune.init_from)
-            self.synthesizer = model_size(outside, corpus.vocab_size)
+            self.synthesizer = _given_size(cfg.tune.init_from, "tune.init_from")
         self.largest = max(self.model, self.synthesizer, key=lambda model: model.parameters)
         self.token_bytes = 2 if self.model.vocab_size <= 1 << 16 else 4
 
@@ -481,12 +480,12 @@ def _document_bytes(cfg: config.Corpus, assumed: float) -> tuple[float, str]:
     return sum(lengths) / len(lengths), "documents as long as its first"
 
 
-def _given_size(source: str) -> ModelSize:
+def _given_size(source: str, setting: str) -> ModelSize:
     """The size of a Hugging Face model: its layout without weights."""
     from synthboot.lm import layouts
     from synthboot.lm import model as models
 
-    model = models.outline(source)
+    model = models.outline(source, setting)
     layers = int(layouts.setting(model, "num_hidden_layers") or 0)
     heads = int(layouts.setting(model, "num_attention_heads") or 1)
     width = int(layouts.setting(model, "hidden_size") or 0)

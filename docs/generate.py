@@ -6,7 +6,7 @@ the experiments, the claims restated by `synthboot.statistics`, and the README's
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,8 +15,10 @@ import click
 import numpy as np
 from pydantic import BaseModel
 
-from synthboot import config, schema, statistics
+from synthboot import config, loading, schema, statistics
 from synthboot.cli import main
+from synthboot.runner import cost
+from synthboot.runner.state import states
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -31,6 +33,25 @@ FIRST_SCREEN = (
     ("2026-11-22-three-arms", "sbp against repetition", "arXiv abstracts, 5 epochs"),
 )
 """What the README says was found: experiment, claim, and what it was found on."""
+
+
+LARGER = {
+    "budget.unique_tokens": 50_000_000_000,
+    "budget.train_tokens": 1_000_000_000_000,
+    "arms.oracle.unique_tokens": 482_000_000_000,
+    "tune.max_tokens": 50_000_000_000,
+}
+SIX = {"model.layers": 32, "model.width": 4_096, "model.heads": 32, "model.ffn": 10_752}
+SCALES: dict[str, tuple[int, dict[str, Any]]] = {
+    "200B tokens, 3B": (11_000, {}),
+    "1T tokens, 3B": (59_000, {**LARGER, "arms.sbp.share": 0.125}),
+    "1T tokens, 6B": (265_000, {**LARGER, **SIX, "arms.sbp.share": 0.25}),
+}
+"""The paper's three scales: the TPU-hours that it prints, and what of configs/paper.yaml is another there."""
+POOL: dict[str, dict[str, Any]] = {
+    "all 582M documents by clusters": {"budget.unique_tokens": 482_000_000_000},
+    "each with all, exactly": {"budget.unique_tokens": 482_000_000_000, "pair.search": "exact"},
+}
 
 
 def cli() -> str:
@@ -224,7 +245,7 @@ def index() -> str:
         standing = re.split(r"[:;.]", status)[0]
         standing = standing if standing.startswith("Stands") else f"**{standing}**"
         rows.append(f"| {folder.name[:10]} | [{question}]({folder.name}/README.md) | {answer} | {standing} |")
-    return _filled(EXPERIMENTS / "README.md", "index", "\n".join(rows))
+    return _filled((EXPERIMENTS / "README.md").read_text("utf-8"), "index", "\n".join(rows))
 
 
 def restated() -> str:
@@ -248,7 +269,7 @@ def restated() -> str:
             )
         title = (folder / "README.md").read_text("utf-8").partition("\n")[0].lstrip("# ")
         parts.append(f"### [{title}](../{folder.name}/README.md)\n\n" + "\n".join(rows))
-    return _filled(EXPERIMENTS / RESTATED / "README.md", "claims", "\n\n".join(parts))
+    return _filled((EXPERIMENTS / RESTATED / "README.md").read_text("utf-8"), "claims", "\n\n".join(parts))
 
 
 def readme() -> str:
@@ -263,7 +284,62 @@ def readme() -> str:
             sure = _p(claim.p)
         span = _span(new.value, new.low, new.high) if new else _span(claim.value, claim.low, claim.high)
         rows.append(f"| [{text}](experiments/{name}/README.md) | {wanted} | {span} | {sure} | {claim.standing()} |")
-    return _filled(ROOT / "README.md", "found", "\n".join(rows))
+    return _filled((ROOT / "README.md").read_text("utf-8"), "found", "\n".join(rows))
+
+
+def scaling() -> str:
+    """The page about more than one machine, with its tables as `synthboot plan` has them."""
+    page = _filled((ROOT / "docs" / "scaling-out.md").read_text("utf-8"), "pool", _pool())
+    return _filled(page, "scales", _scales())
+
+
+def _planned(hardware: str, sets: Mapping[str, Any]) -> dict[str, cost.Row]:
+    """The stages of a plan of configs/paper.yaml, of which nothing is done, by name."""
+    cfg = loading.load(ROOT / "configs" / "paper.yaml", set={"root": "nowhere", **sets})
+    units = cost.units_anywhere(cfg)
+    found = cost.plan(cfg, units, states(cfg, units), hardware)
+    return {row.stage: row for row in found.rows}
+
+
+def _pool() -> str:
+    rows = ["| what | FLOPs | H100-hours | dollars | rate |", "|---|---|---|---|---|"]
+
+    def add(what: str, row: cost.Row) -> None:
+        rows.append(f"| {what} | {row.flops:.2g} | {row.device_hours:,.0f} | {row.dollars:,.0f} | {row.rate} |")
+
+    smallest = _planned("h100", {})
+    for what, sets in POOL.items():
+        found = _planned("h100", sets)
+        if len(rows) == 2:
+            add("corpus: read, deduplicated, tokenized, by one process", found["corpus"])
+            add("embed: all 582M documents", found["embed"])
+        add(f"pair: {what}", found["pair"])
+    add("synthesize: 75B tokens by the 3B model", smallest["synthesize"])
+    add("base: 200B tokens, 3B", smallest["base"])
+    return "\n".join(rows) + "\n"
+
+
+def _scales() -> str:
+    rows = [
+        "| scale | paper | base | tune | synthesize | sbp | base to sbp | times the paper's | oracle too |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for scale, (printed, sets) in SCALES.items():
+        found = _planned("8xtpu-v5p", {"engine.processes": 8, "engine.shard": True, **sets})
+        hours = {stage: row.device_hours or 0.0 for stage, row in found.items()}
+        arm = hours["pretrain"] / found["pretrain"].artifacts
+        steps = [hours["base"], hours["tune"], hours["synthesize"], arm]
+        ours = sum(steps) + hours["embed"] + hours["pair"]
+        cells = [
+            scale,
+            f"{printed:,}",
+            *(f"{h:,.0f}" for h in steps),
+            f"{ours:,.0f}",
+            f"{ours / printed:.2f}",
+            f"{ours + arm:,.0f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
 
 
 def _span(value: float | None, low: float | None, high: float | None) -> str:
@@ -276,12 +352,12 @@ def _p(p: float | None) -> str:
     return "" if p is None else f"{p:.2f}" if p >= 0.095 else f"{p:.2g}"
 
 
-def _filled(page: Path, name: str, text: str) -> str:
+def _filled(page: str, name: str, text: str) -> str:
     """A page with what stands between its markers of that name replaced."""
-    before, start, rest = page.read_text("utf-8").partition(f"<!-- {name} -->\n")
+    before, start, rest = page.partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- /{name} -->")
     if not (start and end):
-        raise ValueError(f"{page}: no <!-- {name} --> ... <!-- /{name} -->")
+        raise ValueError(f"no <!-- {name} --> ... <!-- /{name} --> in a page that begins {page[:60]!r}")
     return f"{before}{start}{text}\n{end}{after}"
 
 
@@ -298,6 +374,7 @@ def pages() -> Iterator[tuple[Path, Callable[[], str]]]:
     yield latest / "result.json", lambda: result(latest)
     yield EXPERIMENTS / "README.md", index
     yield ROOT / "README.md", readme
+    yield ROOT / "docs" / "scaling-out.md", scaling
 
 
 if __name__ == "__main__":

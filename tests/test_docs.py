@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from benchmarks import coverage
+from click.testing import CliRunner
 from scipy import special
 
 from synthboot import config
@@ -134,6 +135,19 @@ def test_the_shipped_text_is_small_and_names_its_origin() -> None:
     data = ROOT / "examples" / "data"
     assert sum(p.stat().st_size for p in data.iterdir()) < 3_000_000
     assert "CC0" in (data / "README.md").read_text()
+
+
+def test_the_plans_of_the_scaling_page_are_those_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "scaling-out.md").read_text("utf-8")
+    sets = ["budget.unique_tokens=482_000_000_000", "pair.search=exact"]
+    assert all(f"`--set {item}`" in page for item in sets)
+    asked = ["plan", str(ROOT / "configs" / "paper.yaml"), "--hardware", "h100", "--json"]
+    found = CliRunner().invoke(main, [*asked, *(word for item in sets for word in ("--set", item))])
+    rows = {row["stage"]: row for row in json.loads(found.stdout)["plan"]["rows"]}
+    for stage, words in (("embed", "all 582M documents"), ("pair", "each with all, exactly"), ("base", "200B tokens, 3B")):
+        hours = f"{rows[stage]['device_hours']:,.0f}"
+        assert re.search(rf"^\| {stage}: {words} \| [0-9.e+]+ \| {hours} \|", page, re.M), stage
 
 
 def test_the_figures_of_the_statistics_page_are_those_that_were_simulated() -> None:

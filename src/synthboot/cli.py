@@ -26,6 +26,7 @@ from synthboot.terminal import one_line, safe
 if TYPE_CHECKING:
     from synthboot.config import Config
     from synthboot.recipes import Unit
+    from synthboot.runner.cost import Checked, Plan
     from synthboot.runner.state import State
     from synthboot.statistics import Interval
     from synthboot.studies.study import Planned, Study
@@ -182,20 +183,38 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
 
 @main.command(cls=Verb)
 @_configured
-def plan(cfg: Config, as_json: bool) -> None:
+@click.option(
+    "--hardware",
+    metavar="NAME",
+    help="Plan for another machine, whether the text is here or not: h100, 8xh100, h200, a100, "
+    "tpu-v5p, laptop, this, or a YAML file that describes it (docs/scaling-out.md).",
+)
+@click.option(
+    "--check", is_flag=True, help="Only hold the plan to what finished artifacts took here."
+)
+def plan(cfg: Config, as_json: bool, hardware: str | None, check: bool) -> None:
     """Say what `run` would do and why, what it would cost, and what more seeds would show."""
     from synthboot import preflight, recipes, verdicts
     from synthboot.lm import precision
     from synthboot.runner import cost as plans
+    from synthboot.runner.machines import THIS
     from synthboot.runner.state import states as states_of
 
-    preflight.check(cfg)
-    artifacts = recipes.units(cfg)
+    is_here = hardware in (None, THIS)
+    if hardware is None:
+        preflight.check(cfg)
+        artifacts = recipes.units(cfg)
+    else:
+        artifacts = plans.units_anywhere(cfg)
+    if check:
+        _print_check(plans.check(cfg, artifacts), as_json)
+        return
+
     states = states_of(cfg, artifacts)
-    cost = plans.estimate(cfg, artifacts, states)
+    planned = plans.plan(cfg, artifacts, states, hardware or THIS)
     power = plans.power(cfg, artifacts)
     copying = plans.copying(cfg, artifacts)
-    speeds = precision.measure(cfg) if precision.undecided(cfg) else {}
+    speeds = precision.measure(cfg) if is_here and precision.undecided(cfg) else {}
     if as_json:
         units = {}
         for name, state in states.items():
@@ -203,7 +222,8 @@ def plan(cfg: Config, as_json: bool) -> None:
         _say_json(
             {
                 "units": units,
-                "estimate": cost,
+                "estimate": plans.totals(planned),
+                "plan": {**asdict(planned), "machine": planned.machine.model_dump()},
                 "precision": {kind: precision.choice(cfg, speed) for kind, speed in speeds.items()},
                 "power": None if power is None else asdict(power),
                 "copying": copying,
@@ -213,7 +233,7 @@ def plan(cfg: Config, as_json: bool) -> None:
         return
 
     _print_states(artifacts, states)
-    _say(plans.sentence(cost))
+    _print_cost(planned, "this machine" if is_here else planned.machine.name)
     if more_compute := verdicts.more_compute(cfg.arms):
         _say(more_compute)
     if cfg.tune.init_from is not None:
@@ -668,6 +688,83 @@ def _print_states(units: dict[str, Unit], states: dict[str, State]) -> None:
         _say(f"{name}: {state.status}{reasons}")
 
 
+def _print_cost(planned: Plan, where: str) -> None:
+    from synthboot.runner import cost as plans
+    from synthboot.runner.work import size
+
+    rows = []
+    for row in planned.rows:
+        rows.append(
+            [
+                row.stage,
+                str(row.artifacts),
+                _count(row.tokens),
+                f"{row.flops:.2g}",
+                size(row.read_bytes),
+                size(row.written_bytes),
+                size(row.kept_bytes),
+                size(row.memory_bytes),
+                _hours(row.device_hours),
+                _hours(row.hours),
+                _dollars(row.dollars),
+            ]
+        )
+    if rows:
+        header = [
+            "stage",
+            "artifacts",
+            "tokens",
+            "FLOPs",
+            "read",
+            "written",
+            "kept",
+            "a device's memory",
+            "device hours",
+            "hours",
+            "$",
+        ]
+        _print_table(header, rows)
+
+    _say(plans.sentence(plans.totals(planned), where))
+    for problem in planned.misfits:
+        _say(f"does not fit: {problem}")
+    if planned.dollars and planned.dollars >= 0.5:
+        machine = planned.machine
+        price = f"${machine.dollars_per_device_hour:.2f} ({machine.source})"
+        devices = f"{machine.devices} x {_hours(planned.hours)} hours"
+        _say(f"money: ${planned.dollars:,.0f}, {devices} at {price}")
+    if rows:
+        _say(f"sizes: by {planned.corpus.source}")
+    rates: dict[str, list[str]] = {}
+    for row in planned.rows:
+        rates.setdefault(row.rate, []).append(row.stage)
+    for rate, stages in rates.items():
+        _say(f"rate of {', '.join(stages)}: {rate}")
+    for note in planned.notes:
+        _say(f"note: {note}")
+
+
+def _print_check(checked: list[Checked], as_json: bool) -> None:
+    from synthboot.errors import MissingArtifact
+    from synthboot.runner import cost as plans
+
+    if not checked:
+        raise MissingArtifact(
+            "plan --check: no finished artifact here was made by these settings; run first"
+        )
+    error = plans.median_error(checked)
+    if as_json:
+        rows = [{**asdict(row), "ratio": row.ratio} for row in checked]
+        _say_json({"artifacts": rows, "median_error": error})
+        return
+    table = [
+        [row.artifact, f"{row.predicted:.1f}", f"{row.actual:.1f}", f"{row.ratio:.2f}", row.rate]
+        for row in checked
+    ]
+    _print_table(["artifact", "predicted, s", "actual, s", "ratio", "rate"], table)
+    _say(f"median error of {len(checked)}: a factor of {error:.2f}")
+
+
 def _print_scores(result: dict[str, Any]) -> None:
     chosen = result[result["checkpoint"]]
     other = "last" if result["checkpoint"] == "best" else "best"
@@ -794,6 +891,18 @@ def _against_repetition(entry: dict[str, Any]) -> str:
 
 def _accuracy(answers: dict[str, Any] | None) -> str:
     return "" if answers is None else "{:.1%} [{:.1%}, {:.1%}]".format(*answers["acc"])
+
+
+def _hours(hours: float | None) -> str:
+    if hours is None:
+        return "-"
+    if hours < 0.01:
+        return "<0.01"
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
+def _dollars(dollars: float | None) -> str:
+    return "-" if dollars is None else f"{dollars:,.0f}"
 
 
 def _count(number: float | None) -> str:

@@ -16,7 +16,7 @@ from synthboot.cli import main
 from synthboot.config import Arm, Config
 from synthboot.errors import SynthbootError
 from synthboot.lm import precision
-from synthboot.runner import cost as plans
+from synthboot.runner import machines
 from tests.fuzz.fuzzer import Fault, Fuzzer
 from tests.fuzz.mutations import edited, edits, once_in
 
@@ -201,7 +201,7 @@ def fuzzer(place: Path) -> Iterator[Fuzzer[tuple[bytes, list[str]]]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setattr(plans, "_matmul_rate", lambda: 1e9)  # neither is about reading, both take a while
+        patch.setattr(machines, "core_flops", lambda: 1e9)  # neither is about reading, both take a while
         patch.setattr(precision, "undecided", lambda cfg: False)
         yield Fuzzer("configuration", inputs(), check)
 

@@ -16,7 +16,7 @@ from synthboot.cli import main
 from synthboot.data import disk
 from synthboot.errors import SynthbootError
 from synthboot.lm import precision
-from synthboot.runner import cost as plans
+from synthboot.runner import machines
 from tests.fuzz.configurations import one_line
 from tests.fuzz.fuzzer import Fuzzer
 from tests.fuzz.mutations import Change, Edit, changed, changes, edited, edits
@@ -107,6 +107,6 @@ def fuzzer(place: Path, settings: dict[str, Any] | None = None) -> Iterator[Fuzz
                 raise SynthbootError(found.stderr)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plans, "_matmul_rate", lambda: 1e9)
+        patch.setattr(machines, "core_flops", lambda: 1e9)
         patch.setattr(precision, "undecided", lambda cfg: False)
         yield Fuzzer("manifests", inputs(), check)

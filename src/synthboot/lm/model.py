@@ -94,6 +94,21 @@ def continued(
     return model
 
 
+def outline(source: str, setting: str = "model.init_from") -> Any:
+    """The layout of a Hugging Face model, by its config.json alone: shapes, and no numbers in them.
+
+    Raises ConfigError, naming the setting, where that is not here, or no language model's.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        layout = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(layout, trust_remote_code=False)
+    except Exception as error:  # OSError, ValueError, KeyError, by what is wrong with the folder
+        raise ConfigError(f"{setting}: {source}: {unloadable(error)}") from None
+
+
 def load(folder: Path) -> Any:
     """The model in a folder that `save` wrote, or the ensemble of those in a folder of them.
 

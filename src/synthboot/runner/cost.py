@@ -1,8 +1,8 @@
 """What a run will cost, and what it will be able to show, before anything is started.
 
-Cost: training and sampling are counted from the configuration. The time is those FLOPs over a
-matrix-product rate measured here in half a second, times the share of it that each kind of work
-has been seen to reach (`docs/decisions.md`). Good to a factor of two.
+Cost: what each artifact takes (`work`) over what a machine does (`estimator`), and how long all of
+them take beside and after each other. `check` holds such predictions to what finished artifacts
+took.
 
 Power: where the run folder holds an evaluation of two seeds or more, the smallest difference to
 repetition that the configured number of seeds, and more of them, would show.
@@ -10,83 +10,232 @@ repetition that the configured number of seeds, and more of them, would show.
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+import heapq
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from statistics import median
 
-import numpy as np
-
-from synthboot import pool, statistics
-from synthboot.artifacts.corpus import Corpus
+from synthboot import config, recipes, statistics
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.store import read_manifest
-from synthboot.config import Config
-from synthboot.errors import CorruptArtifact
+from synthboot.errors import ConfigError, CorruptArtifact, DataError
 from synthboot.lm.batches import tokens_until_copying
-from synthboot.recipes import Unit, folder_of
+from synthboot.recipes import STAGES, Unit, folder_of
+from synthboot.runner import machines
+from synthboot.runner.estimator import TRAINED, Estimator, finished
+from synthboot.runner.machines import THIS, Machine
 from synthboot.runner.state import State
+from synthboot.runner.work import Sizes, Work, Workload, duration, is_copy, sizes
 
-_EFFICIENCY = {"train": 0.4, "sample": 0.12}
 _MORE_SEEDS = (5, 10)
 
 
-def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> dict[str, float]:
-    """Totals over what is not done: `train_tokens`, `sampled_tokens`, `flops`, `hours`, `bytes`."""
-    todo = [unit for name, unit in units.items() if states[name].status != "done"]
-    models = 0
-    tuned = 0
-    asked = 0  # models that teach another
-    sampled_tokens = 0
-    for unit in todo:
-        if unit.stage == "synthesize":
-            sampled_tokens += unit.options["budget_tokens"]
-        elif unit.stage in ("base", "pretrain") and not _is_copy(unit):
-            assert unit.recipe is not None  # a unit of these stages has one
-            models += unit.recipe.ensemble
-            if unit.recipe.distill is not None:
-                asked += cfg.arms[unit.recipe.distill].ensemble
-        elif unit.stage == "tune":
-            tuned += not _is_copy(unit)
-    arms_tokens = models * cfg.budget.train_tokens
-    tuning_tokens = tuned * _tuning_tokens(cfg)
-    arms = _arms(cfg)
-    synthesizer = arms if cfg.tune.init_from is None else _named(cfg.tune.init_from, arms)
+@dataclass(frozen=True)
+class Row:
+    """What the artifacts of one stage that are not done will take, all of them together.
 
-    # Sampling reads a d1 for every d2.
-    arms_forward = arms.forward_flops(cfg.model.seq_len)
-    forward = synthesizer.forward_flops(cfg.tune_seq_len)
-    taught_tokens = asked * cfg.budget.train_tokens  # a distilled model's teachers read them too
-    flops = {
-        "train": cfg.optim.lora.passes * arms_forward * arms_tokens
-        + arms_forward * taught_tokens
-        + cfg.tune.lora.passes * forward * tuning_tokens,
-        "sample": 2 * forward * sampled_tokens,
-    }
-    parameters = models * arms.parameters + tuned * synthesizer.parameters
-    rate = _matmul_rate() * pool.jobs(cfg.engine.jobs, cfg.engine.device)
-    seconds = sum(work / (rate * _EFFICIENCY[kind]) for kind, work in flops.items())
+    Hours are those of devices and those on the clock, if nothing else ran; money is for the former.
+    """
 
-    return {
-        "train_tokens": arms_tokens + tuning_tokens,
-        "sampled_tokens": sampled_tokens,
-        "flops": sum(flops.values()),
-        "hours": seconds / 3600,
-        "bytes": _stored_bytes(cfg, parameters, arms.parameters, sampled_tokens),
-    }
+    stage: str
+    artifacts: int
+    tokens: float
+    flops: float
+    read_bytes: float
+    written_bytes: float
+    kept_bytes: float
+    memory_bytes: float
+    device_hours: float | None
+    hours: float | None
+    dollars: float | None
+    rate: str
 
 
-def sentence(cost: dict[str, float]) -> str:
-    """The estimate in words."""
-    if not cost["flops"]:
-        return "nothing to train or to sample"
-    return (
-        f"to do: {cost['train_tokens']:,.0f} tokens to train on and "
-        f"{cost['sampled_tokens']:,.0f} to sample, {cost['flops']:.2g} FLOPs; "
-        f"on this machine about {cost['hours']:.1f} hours (to a factor of two) and "
-        f"{cost['bytes'] / 2**20:,.0f} MiB"
+@dataclass(frozen=True)
+class Plan:
+    """What is still to be done, stage by stage, on a machine.
+
+    Hours on the clock are those with as many artifacts side by side as the machine has room for;
+    money is for all of its devices that long. There are none where `misfits` says why the machine
+    cannot do it.
+    """
+
+    machine: Machine
+    corpus: Sizes
+    rows: list[Row]
+    hours: float | None
+    dollars: float | None
+    misfits: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One finished artifact: the seconds that it took, and those predicted without it."""
+
+    artifact: str
+    predicted: float
+    actual: float
+    rate: str
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over actual."""
+        return self.predicted / self.actual
+
+
+def units_anywhere(cfg: config.Config) -> dict[str, Unit]:
+    """The artifacts of a configuration, whether its text is on this machine or not.
+
+    Text that is missing counts as what the finished corpus was made of, if there is one.
+    """
+    try:
+        return recipes.units(cfg)
+    except DataError:
+        manifest = read_manifest(folder_of(cfg.folder, "corpus"))
+        made_of = {} if manifest is None else manifest.reads
+        missing = ["not on this machine"]
+        return recipes.units(
+            cfg,
+            {
+                "files": made_of.get("files", missing),
+                "replay_files": made_of.get("replay_files", missing),
+            },
+        )
+
+
+def plan(
+    cfg: config.Config,
+    units: dict[str, Unit],
+    states: Mapping[str, State],
+    hardware: str = THIS,
+) -> Plan:
+    """What the artifacts that are not done will take on a machine (`machines.machine`)."""
+    machine = machines.machine(hardware, cfg)
+    workload = Workload(cfg, sizes(cfg, _files(units)))
+    manifests = finished(cfg) if hardware.lower() == THIS else {}
+    estimator = Estimator(cfg, workload, machine, manifests)
+    todo = {name: unit for name, unit in units.items() if states[name].status != "done"}
+
+    works = {name: workload.of(unit) for name, unit in todo.items()}
+    problems = (estimator.misfit(unit, works[name]) for name, unit in todo.items())
+    misfits = list(dict.fromkeys(problem for problem in problems if problem is not None))
+    seconds = {name: estimator.seconds(unit, works[name]) for name, unit in todo.items()}
+    needs = {name: estimator.devices(unit) for name, unit in todo.items()}
+    fits = not misfits
+    rows = []
+    for stage in STAGES:
+        of_stage = [name for name, unit in todo.items() if unit.stage == stage]
+        if not of_stage:
+            continue
+        total = _sum(works[name] for name in of_stage)
+        device_hours = sum(seconds[name] * needs[name] for name in of_stage) / 3600
+        alone = _clock({name: todo[name] for name in of_stage}, seconds, needs, machine.devices)
+        rows.append(
+            Row(
+                stage=stage,
+                artifacts=len(of_stage),
+                tokens=total.tokens,
+                flops=total.flops,
+                read_bytes=total.read_bytes,
+                written_bytes=total.written_bytes,
+                kept_bytes=total.kept_bytes,
+                memory_bytes=max(estimator.memory(todo[name], works[name]) for name in of_stage),
+                device_hours=device_hours if fits else None,
+                hours=alone / 3600 if fits else None,
+                dollars=device_hours * machine.dollars_per_device_hour if fits else None,
+                rate=estimator.rate(
+                    stage, max(map(works.__getitem__, of_stage), key=_flops)
+                ).source,
+            )
+        )
+    hours = _clock(todo, seconds, needs, machine.devices) / 3600
+    dollars = hours * machine.devices * machine.dollars_per_device_hour
+    return Plan(
+        machine=machine,
+        corpus=workload.corpus,
+        rows=rows,
+        hours=hours if fits else None,
+        dollars=dollars if fits else None,
+        misfits=misfits,
+        notes=estimator.notes(todo, works, seconds),
     )
 
 
-def copying(cfg: Config, units: dict[str, Unit]) -> dict[str, float] | None:
+def estimate(
+    cfg: config.Config,
+    units: dict[str, Unit],
+    states: Mapping[str, State],
+) -> dict[str, float]:
+    """Totals over what is not done, on this machine: `train_tokens`, `sampled_tokens`, `flops`,
+    `hours`, `bytes`.
+
+    Raises ConfigError where it has not the memory.
+    """
+    planned = plan(cfg, units, states)
+    if planned.misfits:
+        raise ConfigError(f"{cfg.name}: does not fit: {planned.misfits[0]}")
+    return totals(planned)
+
+
+def totals(planned: Plan) -> dict[str, float]:
+    """Totals of a plan; no `hours` where the machine cannot do it."""
+    result = {
+        "train_tokens": sum(row.tokens for row in planned.rows if row.stage in TRAINED),
+        "sampled_tokens": sum(row.tokens for row in planned.rows if row.stage == "synthesize"),
+        "flops": sum(row.flops for row in planned.rows),
+        "bytes": sum(row.kept_bytes for row in planned.rows),
+    }
+    return result if planned.hours is None else {**result, "hours": planned.hours}
+
+
+def sentence(cost: dict[str, float], machine: str = "this machine") -> str:
+    """The totals in words."""
+    if not cost["train_tokens"] and not cost["sampled_tokens"]:
+        return "nothing to train or to sample"
+    hours = cost.get("hours")
+    time = (
+        "" if hours is None else f"on {machine} about {duration(hours)} (to a factor of two) and "
+    )
+    return (
+        f"to do: {cost['train_tokens']:,.0f} tokens to train on and "
+        f"{cost['sampled_tokens']:,.0f} to sample, {cost['flops']:.2g} FLOPs; "
+        f"{time}{cost['bytes'] / 2**20:,.0f} MiB"
+    )
+
+
+def check(cfg: config.Config, units: dict[str, Unit]) -> list[Checked]:
+    """Predicted beside actual seconds, for every finished artifact made by these settings.
+
+    Each is predicted without itself: by the rate of the others of its stage, of this run or of
+    those beside it, and where there are none by what is assumed of this machine.
+    """
+    machine = machines.this(cfg)
+    workload = Workload(cfg, sizes(cfg, _files(units)))
+    manifests = finished(cfg)
+    rows = []
+    for name, unit in units.items():
+        folder = unit.folder(cfg.folder)
+        manifest = manifests.get(folder)
+        if manifest is None or manifest.reads != unit.reads or is_copy(unit):
+            continue
+        others = {path: other for path, other in manifests.items() if path != folder}
+        estimator = Estimator(cfg, workload, machine, others)
+        takes = workload.of(unit)
+        rate = estimator.rate(unit.stage, takes).source
+        seconds = float(manifest.cost["seconds"])
+        rows.append(Checked(name, estimator.seconds(unit, takes), seconds, rate))
+    return rows
+
+
+def median_error(checked: Iterable[Checked]) -> float:
+    """The median of how far predictions are off, as a factor: 1.3 is 30 % too much or too
+    little."""
+    return math.exp(median(abs(math.log(row.ratio)) for row in checked))
+
+
+def copying(cfg: config.Config, units: dict[str, Unit]) -> dict[str, float] | None:
     """`expected_tokens` after which base would copy from its context, and the `share` of them at
     which it ends.
 
@@ -99,7 +248,7 @@ def copying(cfg: Config, units: dict[str, Unit]) -> dict[str, float] | None:
     return {"expected_tokens": expected, "share": cfg.budget.train_tokens / expected}
 
 
-def copying_sentence(cfg: Config, copying: dict[str, float]) -> str:
+def copying_sentence(cfg: config.Config, copying: dict[str, float]) -> str:
     """The same in words."""
     words = (
         f"copying: at {cfg.optim.batch_tokens:,} tokens a step a model copies from its context "
@@ -120,7 +269,7 @@ class Power:
     detectable: dict[int, float]
 
 
-def power(cfg: Config, units: dict[str, Unit]) -> Power | None:
+def power(cfg: config.Config, units: dict[str, Unit]) -> Power | None:
     """What more seeds would show, by the noise of the evaluation in the run folder.
 
     None where there is none, or where it has one seed or no arm of the method.
@@ -155,109 +304,43 @@ def power_sentence(power: Power) -> str:
     )
 
 
-def _is_copy(unit: Unit) -> bool:
-    """Whether a model is one of its sweep's, trained already."""
-    if unit.stage == "tune":
-        return any(role.startswith("trial/") for role in unit.parents)
-    return bool(unit.options.get("ready"))
-
-
-def _tuning_tokens(cfg: Config) -> int:
-    """Most tokens that one synthesizer is tuned on; a pair is taken for two documents."""
-    pair_tokens = 2 * _unique_tokens(cfg) * cfg.tune.max_epochs
-    return cfg.tune.max_tokens or int(pair_tokens / (1 - cfg.tune.plain_share))
-
-
-def _stored_bytes(
-    cfg: Config,
-    parameters: float,
-    largest: float,
-    sampled_tokens: int,
+def _clock(
+    todo: Mapping[str, Unit],
+    seconds: Mapping[str, float],
+    needs: Mapping[str, int],
+    devices: int,
 ) -> float:
-    """What the run adds to the disk: two checkpoints of every model, `parameters` in all, the
-    optimizer state of one that is training, and the samples."""
-    checkpoints = 2 * 4 * parameters
-    resumable = 3 * 4 * largest if parameters else 0
-    token_bytes = 2 if cfg.corpus.vocab_size <= 1 << 16 else 4
-    log_probability_bytes = 4
-    return checkpoints + resumable + sampled_tokens * (token_bytes + log_probability_bytes)
+    """Seconds until all are made, each begun once its parents are done and its devices are free, in
+    the order of the plan."""
+    waiting = dict(todo)
+    running: list[tuple[float, str]] = []  # when it will be done, and what
+    now = 0.0
+    while waiting or running:
+        busy = {name for _, name in running}
+        free = devices - sum(needs[name] for name in busy)
+        for name, unit in list(waiting.items()):
+            held = any(parent in waiting or parent in busy for parent in unit.parents.values())
+            if not held and needs[name] <= free:
+                heapq.heappush(running, (now + seconds[name], name))
+                busy.add(name)
+                free -= needs[name]
+                del waiting[name]
+        now, _ = heapq.heappop(running)
+    return now
 
 
-def _unique_tokens(cfg: Config) -> int:
-    """Tokens in D_pretrain; before all of a corpus has been read, what is trained on."""
-    if cfg.budget.unique_tokens != "all":
-        return cfg.budget.unique_tokens
-    folder = folder_of(cfg.folder, "corpus")
-    if read_manifest(folder) is None:
-        return cfg.budget.train_tokens
-    return int(Corpus.open(folder).summary["pretrain_tokens"])
+def _flops(work: Work) -> float:
+    return work.flops
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """What decides the cost of a model."""
-
-    layers: int
-    width: int
-    kv_fraction: float  # of the heads
-    ffn: int
-    vocab: int
-
-    @property
-    def parameters(self) -> float:
-        # Queries and output, keys and values, and the three matrices of the gated MLP.
-        ffn_fraction = self.ffn / self.width
-        per_block = self.width**2 * (2 + 2 * self.kv_fraction + 3 * ffn_fraction)
-        return self.layers * per_block + self.vocab * self.width
-
-    def forward_flops(self, seq_len: int) -> float:
-        """Per token: two for every parameter, and attention over half a row on average."""
-        return 2 * self.parameters + 2 * self.layers * self.width * seq_len
+def _sum(works: Iterable[Work]) -> Work:
+    totals = dict.fromkeys(Work.__dataclass_fields__, 0.0)
+    for work in works:
+        for name, value in asdict(work).items():
+            totals[name] += value
+    return Work(**totals)
 
 
-def _arms(cfg: Config) -> _Sizes:
-    model = cfg.model
-    sizes = _Sizes(
-        layers=model.layers,
-        width=model.width,
-        kv_fraction=(model.kv_heads or model.heads) / model.heads,
-        ffn=model.ffn or 3 * model.width,
-        vocab=cfg.corpus.vocab_size,
-    )
-    return sizes if model.init_from is None else _named(model.init_from, sizes)
-
-
-def _named(source: str, default: _Sizes) -> _Sizes:
-    """The sizes of a model to start from; `default` where its layout has no such sizes."""
-    from transformers import AutoConfig
-
-    layout = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
-    try:
-        heads = layout.num_attention_heads
-        kv_heads = getattr(layout, "num_key_value_heads", None) or heads
-        width = layout.hidden_size
-        return _Sizes(
-            layers=layout.num_hidden_layers,
-            width=width,
-            kv_fraction=kv_heads / heads,
-            # two matrices of four times the width are as large as three of 8/3
-            ffn=getattr(layout, "intermediate_size", None) or 8 * width // 3,
-            vocab=layout.vocab_size,
-        )
-    except (AttributeError, TypeError):  # none, or one for every layer
-        return default
-
-
-def _matmul_rate() -> float:
-    """FLOP/s of one process here, in float32 products of 512 x 512, the best of several."""
-    from threadpoolctl import threadpool_limits
-
-    matrix = np.ones((512, 512), np.float32)
-    times = []
-    # Workers have one thread each, and are counted by `pool.jobs`.
-    with threadpool_limits(1):
-        for _ in range(8):
-            start = time.perf_counter()
-            matrix @ matrix
-            times.append(time.perf_counter() - start)
-    return 2 * 512**3 / min(times)
+def _files(units: Mapping[str, Unit]) -> list[str]:
+    """The files of the corpus, as its unit knows them."""
+    return list(units["corpus"].outside.get("files", []))

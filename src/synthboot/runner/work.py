@@ -1,0 +1,504 @@
+"""What each artifact will take to make, counted from the configuration: tokens, FLOPs, bytes.
+
+Nothing here knows how fast a machine is, and nothing needs the text: sizes come from the finished
+corpus, else from the size of its files and its first records, else from the budget and an assumed
+length of a document (`Sizes.source` says which). FLOPs are counted as manifests count them
+(`lm.model.flops_per_token`), so that what is predicted can be held to what was done.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from synthboot import config
+from synthboot.artifacts.store import read_manifest
+from synthboot.data import documents
+from synthboot.errors import SynthbootError
+from synthboot.lm.batches import d1_room
+from synthboot.neighbors.search import clusters
+from synthboot.recipes import Unit, folder_of
+from synthboot.runner.machines import figures
+
+_SAMPLED_RECORDS = 200
+_PACKED = (".zst", ".gz", ".parquet")
+_LOGITS_OF = 1_024  # targets whose logits are in memory at once (`lm.loss`)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Documents and tokens of a corpus, as far as they are known, and how."""
+
+    documents: float
+    tokens: float
+    text_bytes: float
+    pretrain_documents: float
+    pretrain_tokens: float
+    validation_tokens: float
+    test_tokens: float
+    vocab_size: int
+    pairs_per_document: float
+    source: str
+
+    @property
+    def document_tokens(self) -> float:
+        """Mean length of a document."""
+        return self.tokens / max(1.0, self.documents)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A language model as far as it decides what work on it costs."""
+
+    parameters: float
+    flops_of_weights: float
+    flops_of_position: float
+    layers: int
+    width: int
+    inner: int
+    kv_width: float
+    vocab_size: int
+
+    def forward(self, seq_len: float) -> float:
+        """FLOPs per token in rows of `seq_len`: two for every weight, and attention over half of
+        the row on average."""
+        return self.flops_of_weights + self.flops_of_position * seq_len
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one artifact takes.
+
+    `tokens` are read, trained on, sampled or scored; `flops` are of matrix products; the seconds of
+    one core are for what has none. Sampling has `requests` of `row_tokens` each, d1 and d2.
+    `memory` is of a device, `host_memory` of all of the machine.
+    """
+
+    tokens: float = 0.0
+    flops: float = 0.0
+    core_seconds: float = 0.0
+    read_bytes: float = 0.0
+    written_bytes: float = 0.0
+    kept_bytes: float = 0.0
+    exchanged_bytes: float = 0.0
+    memory: float = 0.0
+    host_memory: float = 0.0
+    requests: float = 0.0
+    row_tokens: float = 0.0
+
+
+NOTHING = Work()
+
+
+def sizes(cfg: config.Config, files: Sequence[str]) -> Sizes:
+    """The sizes of a run's corpus; `files` are its source's as a plan has hashed them."""
+    assumed = figures().assumed
+    heldout = cfg.corpus.validation_docs + cfg.corpus.test_docs
+    vocab_size = cfg.corpus.vocab_size
+    per_token = _bytes_per_token(vocab_size)
+    if (counts := _counted(cfg)) is not None:
+        docs, tokens, vocab_size = counts
+        source = "the finished corpus"
+    else:
+        length, source = _document_bytes(cfg.corpus, assumed.document_tokens.value * per_token)
+        if cfg.corpus.source == documents.WORLD:
+            tokens = (_world_documents(cfg.corpus.world) + heldout) * length / per_token
+            source = f"the world's documents, {source}"
+        elif (stored := _stored_bytes(files)) is not None:
+            tokens = stored / per_token
+            source = f"the size of the files, {source}"
+        else:
+            tokens = _needed_tokens(cfg) + heldout * length / per_token
+            source = f"what the arms read, {source}"
+        docs = tokens * per_token / length
+
+    each = tokens / max(1.0, docs)
+    pool = max(each, tokens - heldout * each)
+    if cfg.corpus.source == documents.WORLD:
+        pool -= cfg.corpus.world.oracle_docs * each  # which only an oracle reads
+    unique = cfg.budget.unique_tokens
+    pretrain = pool if unique == "all" else min(float(unique), pool)
+    return Sizes(
+        documents=docs,
+        tokens=tokens,
+        text_bytes=tokens * per_token,
+        pretrain_documents=pretrain / each,
+        pretrain_tokens=pretrain,
+        validation_tokens=cfg.corpus.validation_docs * each,
+        test_tokens=cfg.corpus.test_docs * each,
+        vocab_size=vocab_size,
+        pairs_per_document=_pairs_per_document(cfg, pretrain / each),
+        source=source,
+    )
+
+
+def model_size(cfg: config.Model, vocab_size: int) -> ModelSize:
+    """The size of the model that `model` describes, or of `init_from` by its own config.json.
+
+    Raises ConfigError where that cannot be read.
+    """
+    if cfg.init_from is not None:
+        return _given_size(cfg.init_from, "model.init_from")
+    kv_width = cfg.width * (cfg.kv_heads or cfg.heads) / cfg.heads
+    inner = cfg.ffn or 3 * cfg.width
+
+    # Queries and output, keys and values, and the three matrices of the gated MLP.
+    per_block = cfg.width * (2 * cfg.width + 2 * kv_width + 3 * inner)
+    parameters = cfg.layers * per_block + vocab_size * cfg.width  # tied: one matrix at both ends
+    return ModelSize(
+        parameters=parameters,
+        flops_of_weights=2 * parameters,
+        flops_of_position=2.0 * cfg.layers * cfg.width,
+        layers=cfg.layers,
+        width=cfg.width,
+        inner=inner,
+        kv_width=kv_width,
+        vocab_size=vocab_size,
+    )
+
+
+class Workload:
+    """A configuration and the sizes of its corpus: what each of its artifacts takes."""
+
+    def __init__(self, cfg: config.Config, corpus: Sizes) -> None:
+        self.cfg = cfg
+        self.corpus = corpus
+        self.model = model_size(cfg.model, corpus.vocab_size)
+        self.synthesizer = self.model
+        if cfg.tune.init_from is not None:
+            self.synthesizer = _given_size(cfg.tune.init_from, "tune.init_from")
+        self.largest = max(self.model, self.synthesizer, key=lambda model: model.parameters)
+        self.token_bytes = 2 if self.model.vocab_size <= 1 << 16 else 4
+
+    def of(self, unit: Unit) -> Work:
+        """What one artifact takes."""
+        if is_copy(unit):
+            return Work(kept_bytes=self._weights(2), written_bytes=self._weights(2))
+        if unit.stage in ("base", "pretrain"):
+            return self.training(unit.recipe or config.Arm())
+        if unit.stage == "synthesize":
+            is_plain = unit.variant.startswith("unconditional")
+            return self.synthesize(unit.options["budget_tokens"], conditional=not is_plain)
+        if unit.variant == "random_pairs" and unit.stage == "pair":
+            return NOTHING
+        stages = {
+            "corpus": self.read,
+            "embed": self.embed,
+            "pair": self.pair,
+            "tune": self.tune,
+            "score": self.score,
+        }
+        stage = stages.get(unit.stage)
+        return NOTHING if stage is None else stage()
+
+    def read(self) -> Work:
+        """The corpus: its text once, its tokens kept, and the text itself packed."""
+        sizes = self.corpus
+        packed = sizes.text_bytes / figures().assumed.expansion.value
+        kept = packed + sizes.tokens * self.token_bytes
+        rate = figures().core.corpus_bytes_per_second.value
+        return Work(
+            tokens=sizes.tokens,
+            core_seconds=sizes.text_bytes / rate,
+            read_bytes=sizes.text_bytes,
+            written_bytes=sizes.text_bytes + kept,  # the text is spooled first
+            kept_bytes=kept,
+        )
+
+    def embed(self) -> Work:
+        """Vectors of D_pretrain and the validation set, of two bytes a number."""
+        cfg = self.cfg.embed
+        sizes = self.corpus
+        docs = sizes.pretrain_documents + self.cfg.corpus.validation_docs
+        tokens = sizes.pretrain_tokens + sizes.validation_tokens
+        vectors = docs * self._dim() * 2
+        work = Work(
+            tokens=tokens,
+            read_bytes=tokens * sizes.text_bytes / sizes.tokens,
+            written_bytes=vectors,
+            kept_bytes=vectors,
+        )
+        if cfg.model == "file":
+            return work
+        if cfg.model == "self":
+            from synthboot.stages.embed import flops
+
+            count = flops(cfg, round(docs), round(tokens))
+            rate = figures().core.self_embedding_flops.value
+            return replace(work, flops=count, core_seconds=count / rate)
+        parameters = figures().assumed.embedder_parameters.value
+        return replace(work, flops=2 * parameters * tokens, memory=2 * parameters)
+
+    def pair(self) -> Work:
+        """Everyone's neighbours among D_pretrain, and the pairs that are kept."""
+        cfg = self.cfg.pair
+        docs = self.corpus.pretrain_documents
+        dim = self._dim()
+        products = docs
+        by_clusters = cfg.search == "ivf" or (cfg.search == "auto" and docs > cfg.exact_docs)
+        if by_clusters:
+            count = clusters(round(docs))
+            products = count + docs * min(1.0, figures().assumed.clusters_probed.value / count)
+        vectors = docs * dim * 2
+        lists = docs * cfg.num_neighbors * 12  # a number of 8 bytes and a similarity of 4
+        considered = docs * cfg.num_neighbors
+        kept = docs * self.corpus.pairs_per_document * 24
+        return Work(
+            tokens=docs,
+            flops=2 * docs * dim * products,
+            core_seconds=considered / figures().core.pairs_per_second.value,
+            read_bytes=vectors,
+            written_bytes=2 * lists + kept,
+            kept_bytes=kept,
+            host_memory=vectors + 2 * lists,
+        )
+
+    def training(self, recipe: config.Arm) -> Work:
+        """A model of an arm, or as many as its ensemble has: all of `train_tokens`, which teachers
+        read too, and the validation set at every evaluation."""
+        cfg = self.cfg
+        tokens = float(cfg.budget.train_tokens) * recipe.ensemble
+        evaluated = cfg.optim.evals * self.corpus.validation_tokens * recipe.ensemble
+        teachers = 0 if recipe.distill is None else cfg.arms[recipe.distill].ensemble
+        return self._trained(
+            self.model,
+            cfg.model.seq_len,
+            cfg.optim.lora.passes * tokens + teachers * cfg.budget.train_tokens + evaluated,
+            tokens,
+            cfg.optim.evals,
+            cfg.optim.batch_tokens,
+        )
+
+    def tune(self) -> Work:
+        """The synthesizer, at most: it may stop earlier."""
+        cfg = self.cfg.tune
+        window = self.cfg.tune_seq_len
+        both = min(2 * self.corpus.document_tokens, window)
+        pairs = self.corpus.pretrain_documents * self.corpus.pairs_per_document
+        tokens = pairs * both * cfg.max_epochs / (1 - cfg.plain_share)
+        if cfg.max_tokens is not None:
+            tokens = min(tokens, cfg.max_tokens)
+        evaluated = (cfg.evals + 1) * cfg.eval_pairs * both
+        return self._trained(
+            self.synthesizer,
+            window,
+            cfg.lora.passes * tokens + evaluated,
+            tokens,
+            cfg.evals,
+            cfg.batch_tokens,
+        )
+
+    def synthesize(self, budget_tokens: int, conditional: bool) -> Work:
+        """S_pretrain, if no sample is dropped: every d1 is read, every token of d2 decoded."""
+        cfg = self.cfg
+        model = self.synthesizer if conditional else self.model
+        window = cfg.tune_seq_len if conditional else cfg.model.seq_len
+        document = self.corpus.document_tokens
+        d1 = min(document, d1_room(window, cfg.tune.d1_share)) if conditional else 0.0
+        d2 = min(document, window - d1, cfg.synthesize.max_tokens or math.inf)
+        requests = budget_tokens / d2
+        read = budget_tokens + requests * d1
+        if cfg.synthesize.contrast and conditional:
+            read += budget_tokens  # each once more, without d1
+        kept = budget_tokens * (self.token_bytes + 4)  # and its log-probability
+        return Work(
+            tokens=budget_tokens,
+            flops=read * model.forward(read / requests),
+            read_bytes=requests * d1 * self.token_bytes,
+            written_bytes=kept,
+            kept_bytes=kept,
+            memory=4 * model.parameters,
+            requests=requests,
+            row_tokens=d1 + d2,
+        )
+
+    def score(self) -> Work:
+        """The loss of every token of the test set under both checkpoints; questions are not
+        counted."""
+        tokens = 2 * self.corpus.test_tokens
+        return Work(
+            tokens=tokens,
+            flops=tokens * self.model.forward(self.cfg.model.seq_len),
+            read_bytes=self._weights(2),
+            written_bytes=4 * tokens,
+            kept_bytes=4 * tokens,
+            memory=self._weights(1),
+        )
+
+    def activation_bytes(self, tokens: float, dtype_bytes: int, recomputed: bool) -> float:
+        """What a forward pass over so many tokens leaves for the backward pass, attention's weights
+        apart.
+
+        Of each block its input, queries, keys, values, the outputs of attention, norms and
+        residuals (eight of the width) and four of the MLP's inner size; recomputed, its input and
+        one whole block. Source: arXiv:2205.05198, section 4, for a gated MLP.
+        """
+        model = self.largest
+        block = dtype_bytes * (8 * model.width + 4 * model.inner) * tokens
+        logits = 2 * 4 * min(tokens, _LOGITS_OF) * model.vocab_size
+        if not recomputed:
+            return model.layers * block + logits
+        return model.layers * dtype_bytes * model.width * tokens + block + logits
+
+    def state_bytes(self) -> float:
+        """Weights, gradients and both moments of Adam in float32, and a copy to multiply by."""
+        averages = 4 if self.cfg.optim.ema_decay or self.cfg.optim.tail_average else 0
+        return (18 + averages) * self.largest.parameters
+
+    def _trained(
+        self,
+        model: ModelSize,
+        seq_len: int,
+        read: float,
+        tokens: float,
+        evals: int,
+        batch_tokens: int,
+    ) -> Work:
+        """What training a model on `tokens` takes, where that and its evaluations are as many FLOPs
+        as to read so many forwards."""
+        engine = self.cfg.engine
+        exchanged = 0.0
+        if engine.processes > 1:
+            # Every step sums the gradients; each process sends them and receives the sum. Sharded
+            # weights are gathered twice on top.
+            passes = 6 if engine.shard else 2
+            exchanged = passes * 4 * model.parameters * tokens / batch_tokens
+        return Work(
+            tokens=tokens,
+            flops=model.forward(seq_len) * read,
+            read_bytes=tokens * self.token_bytes,
+            written_bytes=evals * 12 * model.parameters,  # with the optimizer's two moments
+            kept_bytes=8 * model.parameters,
+            exchanged_bytes=exchanged,
+        )
+
+    def _weights(self, copies: int) -> float:
+        return copies * 4 * self.model.parameters
+
+    def _dim(self) -> float:
+        cfg = self.cfg.embed
+        return cfg.dim if cfg.model == "self" else figures().assumed.embedder_dim.value
+
+
+def duration(hours: float) -> str:
+    """Hours in words, minutes where there are few of them."""
+    if hours < 1:
+        minutes = max(1, math.ceil(60 * hours))
+        return f"{minutes} minute{'s' * (minutes > 1)}"
+    return f"{hours:,.1f} hours" if hours < 100 else f"{hours:,.0f} hours"
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} PB"
+
+
+def is_copy(unit: Unit) -> bool:
+    """Whether a model is one of its sweep's, trained already."""
+    if unit.stage == "tune":
+        return any(role.startswith("trial/") for role in unit.parents)
+    return bool(unit.options.get("ready"))
+
+
+def _counted(cfg: config.Config) -> tuple[float, float, int] | None:
+    """Documents, tokens and vocabulary of the finished corpus, where one of this version is."""
+    manifest = read_manifest(folder_of(cfg.folder, "corpus"))
+    if manifest is None:
+        return None
+    try:
+        docs = float(sum(manifest.counts["documents"].values()))
+        tokens = float(sum(manifest.counts["tokens"].values()))
+        vocab_size = int(manifest.counts["vocab_size"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return (docs, tokens, vocab_size) if docs > 0 and tokens > 0 and vocab_size > 1 else None
+
+
+def _world_documents(world: config.World) -> float:
+    several = world.many_share * world.many_docs + 1 - world.many_share
+    return world.entities * several + world.oracle_docs
+
+
+def _needed_tokens(cfg: config.Config) -> float:
+    """The most real text that any arm reads, where that is a number."""
+    wanted = [cfg.budget.unique_tokens, *(arm.unique_tokens for arm in cfg.arms.values())]
+    numbers = [count for count in wanted if isinstance(count, int)]
+    return float(max(numbers, default=cfg.budget.train_tokens))
+
+
+def _pairs_per_document(cfg: config.Config, docs: float) -> float:
+    """Pairs to tune on: as found, or as `auto` keeps them, or one where alpha is a number."""
+    manifest = read_manifest(folder_of(cfg.folder, "pair", "related"))
+    pairs = None if manifest is None else manifest.counts.get("train")
+    if isinstance(pairs, int):
+        return pairs / max(1.0, docs)
+    wanted = cfg.pair.auto_pairs_per_doc if cfg.pair.min_similarity == "auto" else 1.0
+    return min(wanted, cfg.pair.num_neighbors) * (1 - cfg.pair.heldout_share)
+
+
+def _bytes_per_token(vocab_size: int) -> float:
+    """Bytes of English text to a token of a byte-level BPE.
+
+    3.2 with a vocabulary of 2,048 (short Wikipedia articles), 4.4 with 49,152 (SmolLM2's).
+    """
+    return 0.3 + 0.265 * math.log2(vocab_size)
+
+
+def _stored_bytes(files: Sequence[str]) -> float | None:
+    """The bytes of text in files, each a line of name, size and hash; None where none is named."""
+    total = 0.0
+    for line in files:
+        name, _, rest = line.rpartition(" ")[0].rpartition(" ")
+        if not rest.isdigit():
+            return None
+        expansion = figures().assumed.expansion.value if name.endswith(_PACKED) else 1.0
+        total += expansion * int(rest)
+    return total or None
+
+
+def _document_bytes(cfg: config.Corpus, assumed: float) -> tuple[float, str]:
+    """The mean length of a document in bytes, by the first records of the source, and how that is
+    known; `assumed` where they cannot be read here."""
+    lengths = []
+    is_local = isinstance(cfg.source, list) or not cfg.source.startswith("hub:")
+    if is_local:
+        try:
+            for record in itertools.islice(documents.records(cfg), _SAMPLED_RECORDS):
+                document = documents.parse(record, cfg)
+                if isinstance(document, documents.Document):
+                    lengths.append(len(document.text.encode()))
+        except SynthbootError:
+            lengths = []  # not here, or damaged: `corpus` says what is wrong
+    if not sum(lengths):
+        return assumed, "documents as long as the paper's"
+    return sum(lengths) / len(lengths), "documents as long as its first"
+
+
+def _given_size(source: str, setting: str) -> ModelSize:
+    """The size of a Hugging Face model: its layout without weights."""
+    from synthboot.lm import layouts
+    from synthboot.lm import model as models
+
+    model = models.outline(source, setting)
+    layers = int(layouts.setting(model, "num_hidden_layers") or 0)
+    heads = int(layouts.setting(model, "num_attention_heads") or 1)
+    width = int(layouts.setting(model, "hidden_size") or 0)
+    head_dim = int(layouts.setting(model, "head_dim") or width // heads)
+    kv_heads = int(layouts.setting(model, "num_key_value_heads") or heads)
+    of_weights = models.flops_per_token(model, 0)
+    return ModelSize(
+        parameters=float(sum(p.numel() for p in model.parameters())),
+        flops_of_weights=of_weights,
+        flops_of_position=models.flops_per_token(model, 1) - of_weights,
+        layers=layers,
+        width=width,
+        inner=int(layouts.setting(model, "intermediate_size") or 4 * width),
+        kv_width=float(kv_heads * head_dim),
+        vocab_size=int(model.get_input_embeddings().weight.shape[0]),
+    )

@@ -1,0 +1,317 @@
+"""What a plan says a run takes, beside what can be counted by hand or was really taken."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from synthboot import config, loading, recipes
+from synthboot.artifacts import store
+from synthboot.cli import main
+from synthboot.errors import ConfigError
+from synthboot.runner import cost, machines, work
+from synthboot.runner.estimator import Estimator
+from synthboot.runner.state import states
+from tests.conftest import small_config
+
+PAPER = Path(__file__).parent.parent.parent / "configs" / "paper.yaml"
+
+
+@pytest.fixture
+def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The paper's setting, on a machine that has none of its text."""
+    monkeypatch.chdir(tmp_path)
+
+    def planned(hardware: str, **sets: Any) -> cost.Plan:
+        cfg = loading.load(PAPER, set={key.replace("__", "."): value for key, value in sets.items()})
+        units = cost.units_anywhere(cfg)
+        return cost.plan(cfg, units, states(cfg, units), hardware)
+
+    return planned
+
+
+def row(planned: cost.Plan, stage: str) -> cost.Row:
+    return next(r for r in planned.rows if r.stage == stage)
+
+
+def finished(root: Path, place: str, stage: str, seconds: float, reads: Any = None, **spent: float) -> None:
+    """A finished artifact of which only the manifest matters."""
+    folder = root / place
+    folder.mkdir(parents=True)
+    manifest = store.Manifest(stage, recipes.VERSIONS[stage], "0" * 32, reads or {}, {}, cost={"seconds": seconds, **spent})
+    store.commit(folder, manifest)
+
+
+def test_a_model_is_counted_as_transformers_builds_it() -> None:
+    from synthboot.lm import model as models
+
+    for cfg in (config.Model(layers=2, width=64, heads=4, kv_heads=2), config.Model(layers=1, width=48, heads=3, ffn=100)):
+        built = models.build(cfg, 300, 0)
+        size = work.model_size(cfg, 300)
+        assert size.parameters == sum(p.numel() for p in built.parameters() if p.dim() > 1)
+        for seq_len in (16, 512):
+            assert size.forward(seq_len) == models.flops_per_token(built, seq_len)
+
+
+def test_a_model_to_go_on_from_is_counted_by_its_own_configuration(tmp_path: Path) -> None:
+    """SmolLM2-135M's, without a weight of it."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1_536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(tmp_path)
+    size = work.model_size(config.Model(init_from=str(tmp_path)), 4_096)
+    assert size.parameters == 134_515_008
+    assert (size.layers, size.width, size.inner, size.kv_width, size.vocab_size) == (30, 576, 1_536, 192, 49_152)
+    assert size.forward(2_048) == pytest.approx(2 * 134_515_008 + 2 * 30 * 576 * 2_048, rel=1e-3)
+    with pytest.raises(ConfigError, match=r"model\.init_from: .*nowhere"):
+        work.model_size(config.Model(init_from=str(tmp_path / "nowhere")), 4_096)
+
+
+def test_the_papers_setting_is_planned_without_its_text(paper: Any) -> None:
+    planned = paper("h100")
+    model = planned.machine
+    base = row(planned, "base")
+    parameters = 26 * 3072 * (2 * 3072 + 2 * 1024 + 3 * 8064) + 49_152 * 3072
+    forward = 2 * parameters + 2 * 26 * 3072 * 4096
+    assert base.tokens == 200e9
+    assert base.flops == pytest.approx(3 * forward * 200e9, rel=0.01)  # and the validation set 200 times
+    assert base.device_hours == pytest.approx(base.flops / (0.4 * 989e12) / 3600, rel=1e-3)
+    assert base.dollars == pytest.approx(3 * base.device_hours)
+    assert row(planned, "synthesize").tokens == pytest.approx(75e9, rel=1e-3)
+    assert row(planned, "embed").flops == pytest.approx(2 * 0.6e9 * 10e9, rel=0.01)
+    # one device does one thing after the other
+    assert planned.hours == pytest.approx(sum(r.device_hours for r in planned.rows), rel=1e-6)
+    assert planned.dollars == pytest.approx(planned.hours * model.dollars_per_device_hour)
+    assert "documents as long as the paper's" in planned.corpus.source
+    assert all(r.rate for r in planned.rows)
+
+
+def test_pairing_all_with_all_grows_with_the_square(paper: Any) -> None:
+    ten = row(paper("h100", pair__search="exact"), "pair")
+    hundred = row(paper("h100", pair__search="exact", budget__unique_tokens=100_000_000_000), "pair")
+    documents = 10e9 / 828
+    assert ten.flops == pytest.approx(2 * documents**2 * 1024, rel=0.01)
+    assert hundred.flops == pytest.approx(100 * ten.flops, rel=0.01)
+    assert row(paper("h100"), "pair").flops < ten.flops / 100
+
+
+def test_more_devices_take_less_time_and_the_same_work(paper: Any) -> None:
+    one = paper("h100")
+    eight = paper("8xh100")
+    together = paper("8xh100", engine__processes=8)
+    assert eight.machine.devices == 8
+    for stage in ("base", "pretrain", "tune"):
+        assert row(eight, stage).device_hours == pytest.approx(row(one, stage).device_hours, rel=1e-6)
+        assert row(together, stage).device_hours == pytest.approx(row(one, stage).device_hours, rel=0.01)
+    # A model to a device: the two arms side by side, base before them.
+    assert row(eight, "pretrain").hours == pytest.approx(row(one, "pretrain").hours / 2, rel=1e-6)
+    assert row(eight, "synthesize").hours == pytest.approx(row(one, "synthesize").hours / 8, rel=1e-3)
+    assert one.hours > eight.hours > together.hours
+    assert "engine.processes=8" in " ".join(eight.notes)
+    # The method's own arm comes after everything that it is made of.
+    chain = ("corpus", "embed", "pair", "base", "tune", "synthesize", "pretrain", "score")
+    assert eight.hours >= sum(row(eight, stage).hours for stage in chain)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "sets"),
+    [
+        ("h100", {"engine__micro_batch_tokens": 65_536}),
+        ("a100", {"engine__micro_batch_tokens": None}),
+        ("h100", {"model__layers": 60}),
+        ("h100", {"engine__sample_batch": 4_096}),
+        ("laptop", {}),
+    ],
+)
+def test_a_machine_that_is_too_small_gets_no_hours_but_what_would_do(paper: Any, hardware: str, sets: Any) -> None:
+    planned = paper(hardware, **sets)
+    assert planned.misfits
+    assert planned.hours is None
+    assert planned.dollars is None
+    assert all(r.hours is None and r.device_hours is None and r.dollars is None for r in planned.rows)
+    assert "hours" not in cost.totals(planned)
+
+    # What it says would fit does, on as many devices as it asks for.
+    for _ in range(3):
+        said = dict(re.findall(r"(engine\.\w+)=(\w+)", planned.misfits[0]))
+        if not said:
+            assert hardware == "laptop"
+            return
+        told = {key.replace(".", "__"): json.loads(value) for key, value in said.items()}
+        sets = {**sets, **told}
+        planned = paper(f"{sets.get('engine__processes', 1)}x{hardware}", **sets)
+        if not planned.misfits:
+            return
+    raise AssertionError(planned.misfits)
+
+
+def test_more_processes_than_devices_are_said(paper: Any) -> None:
+    planned = paper("8xh100", engine__processes=32)
+    assert planned.misfits == ["engine.processes is 32, and 8 x H100 SXM has 8 devices: take more devices, or fewer processes"]
+
+
+def test_a_machine_of_ones_own(tmp_path: Path) -> None:
+    cfg = loading.load(small_config(tmp_path / "x.jsonl", tmp_path))
+    own = {
+        "flops": {"bfloat16": "1e12"},
+        "memory_bytes": "8e9",
+        "memory_bytes_per_second": "1e11",
+        "network_bytes_per_second": "1e9",
+        "disk_bytes_per_second": "1e9",
+        "cores": 4,
+    }
+    path = tmp_path / "own.yaml"
+
+    def written(**changes: Any) -> str:
+        path.write_text(yaml.safe_dump({**own, **changes}).replace("'", ""))
+        return str(path)
+
+    found = machines.machine(written(), cfg)
+    assert found.flops == {"bfloat16": 1e12}
+    assert (found.devices, found.dollars_per_device_hour, found.dtype("float32")) == (1, 0, "bfloat16")
+    for changes, said in (
+        ({"memory": 5}, "memory: extra"),
+        ({"cores": 0}, "cores: input should be greater"),
+        ({"flops": {"float12": 1.0}}, "flops.float12: input should be"),
+    ):
+        with pytest.raises(ConfigError, match=f"own.yaml line [0-9]+: {said}"):
+            machines.machine(written(**changes), cfg)
+    for wrong in ("h1000", "0xh100", "8x", str(tmp_path / "none.yaml")):
+        with pytest.raises(ConfigError):
+            machines.machine(wrong, cfg)
+    for name in machines.figures().machines:
+        assert machines.machine(f"3x{name}", cfg).devices == 3 * machines.machine(name.upper(), cfg).devices
+
+
+def test_this_machine_is_measured_once(tmp_path: Path) -> None:
+    cfg = loading.load(small_config(tmp_path / "x.jsonl", tmp_path))
+    first = machines.this(cfg)
+    assert machines.this(cfg) == first
+    kept = tmp_path / machines.KEPT
+    rates = json.loads(kept.read_text())
+    kept.write_text(json.dumps(dict.fromkeys(rates, 1.5e9)))
+    assert machines.this(cfg).flops["float32"] == 1.5e9
+    for damaged in ("{", "[1]", json.dumps(dict.fromkeys(rates, "fast")), json.dumps(dict.fromkeys(rates, -1))):
+        kept.write_text(damaged)
+        assert machines.this(cfg).flops["float32"] > 1e8
+        assert json.loads(kept.read_text()).keys() == rates.keys()
+
+
+def test_rates_are_those_of_finished_artifacts_of_this_run_else_of_others(tmp_path: Path) -> None:
+    cfg = loading.load(small_config(tmp_path / "x.jsonl", tmp_path, corpus__source="world"))
+    units = recipes.units(cfg)
+
+    def base_hours() -> tuple[float, str]:
+        found = row(cost.plan(cfg, units, states(cfg, units)), "base")
+        assert found.device_hours is not None
+        return found.device_hours, found.rate
+
+    assumed, said = base_hours()
+    assert "TFLOP/s" in said
+    flops = row(cost.plan(cfg, units, states(cfg, units)), "base").flops
+    start = machines.figures().core.start_seconds.value
+    finished(tmp_path, "other/04-base", "base", 100 + start, flops=flops)
+    hours, said = base_hours()
+    assert hours == pytest.approx((100 + start) / 3600)
+    assert said == f"as 1 finished artifact of runs in {tmp_path}"
+    # over before anything could be told; another stage; a run's own goes before those of others
+    finished(tmp_path, "quick/04-base", "base", 0.1, flops=flops)
+    finished(tmp_path, "other/05-tune/related", "tune", 1_000, flops=flops)
+    assert base_hours()[0] == hours
+    finished(tmp_path, "small/04-base/lr=1", "base", 10 + start, flops=flops)
+    hours, said = base_hours()
+    assert hours == pytest.approx((10 + start) / 3600)
+    assert said == "as 1 finished artifact of this run"
+    assert assumed != hours
+    # on another machine it says nothing
+    assert "H100s" in row(cost.plan(cfg, units, states(cfg, units), "h100"), "base").rate
+
+
+def test_predictions_are_held_to_what_was_taken_each_without_itself(tmp_path: Path) -> None:
+    cfg = loading.load(small_config(tmp_path / "x.jsonl", tmp_path, corpus__source="world"))
+    units = recipes.units(cfg)
+    assert cost.check(cfg, units) == []
+    flops = row(cost.plan(cfg, units, states(cfg, units)), "base").flops
+    start = machines.figures().core.start_seconds.value
+    reads = json.loads(json.dumps(units["base"].reads))
+    finished(tmp_path, "small/04-base", "base", 40 + start, reads, flops=flops)
+    finished(tmp_path, "other/04-base", "base", 10 + start, flops=flops)
+    finished(tmp_path, "small/05-tune/related", "tune", 7, {"tune.lr": 1.0}, flops=flops)  # by other settings
+    [checked] = cost.check(cfg, units)
+    assert (checked.artifact, checked.actual) == ("base", 40 + start)
+    assert checked.predicted == pytest.approx(10 + start)
+    assert checked.ratio == pytest.approx((10 + start) / (40 + start))
+    off = [cost.Checked("a", ratio, 1.0, "") for ratio in (0.5, 2.0, 1.1, 0.9, 4.0)]
+    assert cost.median_error(off) == pytest.approx(2)
+
+
+def test_the_demos_record_is_predicted_to_a_third_in_the_median(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a quiet machine of two cores; the share that training reaches was fitted to it, nothing else was."""
+    root = PAPER.parent.parent
+    monkeypatch.chdir(root)
+    record = (root / "experiments" / "2026-11-23-demo" / "README.md").read_text("utf-8")
+    laptop = machines.figures().machines["laptop"].model_dump()
+    own = tmp_path / "two-cores.yaml"
+    own.write_text(json.dumps({**laptop, "devices": 2, "cores": 2, "flops": {"float32": 74e9}}))
+    cfg = loading.load(root / "configs" / "demo.yaml", set={"root": str(tmp_path)})
+    units = recipes.units(cfg)
+    estimator = Estimator(
+        cfg, work.Workload(cfg, work.sizes(cfg, units["corpus"].outside["files"])), machines.machine(str(own), cfg), {}
+    )
+    checked = []
+    for name, seconds in re.findall(r"^\[[0-9]+/14\] (\S+): ([0-9.]+) s", record, re.M):
+        if name != "evaluate":  # which scored all models then
+            predicted = estimator.seconds(units[name], estimator.workload.of(units[name]))
+            checked.append(cost.Checked(name, predicted, float(seconds), ""))
+    assert len(checked) == 13
+    assert cost.median_error(checked) < 1.33
+    assert all(0.5 < row.ratio < 2 for row in checked if row.actual > 0.2)
+
+
+def test_plan_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Any:
+        return CliRunner().invoke(main, ["plan", str(PAPER), *arguments])
+
+    said = call("--hardware", "8xh100").stdout
+    assert re.search(r"^base +1 +200,000,000,000 ", said, re.M)
+    assert re.search(r"on 8 x H100 SXM about [\d,]+ hours", said)
+    assert re.search(r"^money: \$[\d,]+, 8 x [\d,]+ hours at \$3\.00", said, re.M)
+    assert "rate of base, tune, pretrain, score: 40% of 989 TFLOP/s in bfloat16 (Llama 3" in said
+    found = json.loads(call("--hardware", "8xh100", "--json").stdout)
+    assert found["plan"]["hours"] == found["estimate"]["hours"] > 1
+    assert not list(tmp_path.iterdir())  # a plan for another machine leaves nothing here
+
+    small = call("--hardware", "h100", "--set", "engine.micro_batch_tokens=65536").stdout
+    assert "does not fit: training needs" in small
+    assert " hours" not in small.partition("to do:")[2].partition("\n")[0]
+    for arguments, wrong in (
+        (["--hardware", "h1"], "--hardware: 'h1' is not known"),
+        (["--hardware", "this", "--check"], "plan --check: no"),
+    ):
+        failed = call(*arguments)
+        assert failed.exit_code == 2
+        assert wrong in failed.stderr
+        assert failed.stderr.count("\n") == 1
+    # without a machine it is `run`'s plan: what is missing is an error, as it was
+    assert call().exit_code == 2
+
+
+def test_durations_and_sizes_in_words() -> None:
+    assert [work.duration(h) for h in (0.001, 0.5, 12.34, 1234.5)] == ["1 minute", "30 minutes", "12.3 hours", "1,234 hours"]
+    assert [work.size(b) for b in (12, 1_500, 2e12, 3e18)] == ["12 B", "1.5 kB", "2 TB", "3e+03 PB"]
+    assert math.isclose(cost.median_error([cost.Checked("a", 1.0, 1.0, "")]), 1)

@@ -34,6 +34,8 @@ ORDER = [
     "recipes",
     "preflight",
     "runner",
+    "survey",
+    "proposal",
     "show",
     "comparison",
     "api",

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from synthboot.data.items import titles
+
 Chart = dict[str, Any]
 
 COLORS = {"repetition": "#6b7280", "method": "#2563eb", "oracle": "#d97706"}
@@ -431,9 +433,9 @@ def _questions(asked: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
     """Share answered right by arm, for every task and group of its items."""
     columns = []
     by_column = []
-    for task, answers in asked.items():
+    for title, answers in zip(titles(list(asked)), asked.values(), strict=True):
         for group, by_arm in answers["groups"].items():
-            columns.append(task if group == "all" else f"{task}: {group}")
+            columns.append(title if group == "all" else f"{title}: {group}")
             by_column.append(by_arm)
 
     data = []

@@ -29,8 +29,16 @@ _EFFICIENCY = {"train": 0.4, "sample": 0.12}
 _MORE_SEEDS = (5, 10)
 
 
-def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> dict[str, float]:
-    """Totals over what is not done: `train_tokens`, `sampled_tokens`, `flops`, `hours`, `bytes`."""
+def estimate(
+    cfg: Config,
+    units: dict[str, Unit],
+    states: dict[str, State],
+    rate: float | None = None,
+) -> dict[str, float]:
+    """Totals over what is not done: `train_tokens`, `sampled_tokens`, `flops`, `hours`, `bytes`.
+
+    `rate` is `matmul_rate`, measured unless it is given.
+    """
     todo = [unit for name, unit in units.items() if states[name].status != "done"]
     models = 0
     tuned = 0
@@ -47,8 +55,8 @@ def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> d
     # A backward pass costs twice a forward pass. Sampling reads a d1 for every d2.
     forward = _forward_flops(cfg)
     flops = {"train": 3 * forward * train_tokens, "sample": 2 * forward * sampled_tokens}
-    rate = _matmul_rate() * pool.jobs(cfg.engine.jobs, cfg.engine.device)
-    seconds = sum(work / (rate * _EFFICIENCY[kind]) for kind, work in flops.items())
+    at_once = (rate or matmul_rate()) * pool.jobs(cfg.engine.jobs, cfg.engine.device)
+    seconds = sum(work / (at_once * _EFFICIENCY[kind]) for kind, work in flops.items())
 
     return {
         "train_tokens": train_tokens,
@@ -190,7 +198,7 @@ def _forward_flops(cfg: Config) -> float:
     return 2 * _parameters(cfg) + attention
 
 
-def _matmul_rate() -> float:
+def matmul_rate() -> float:
     """FLOP/s of one process here, in float32 products of 512 x 512, the best of several."""
     from threadpoolctl import threadpool_limits
 

@@ -259,6 +259,9 @@ def _load(cfg: config.Embed, device: str) -> Any:
         ) from None
     import torch
 
+    from synthboot.lm.model import quiet
+
+    quiet()
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     try:
         return SentenceTransformer(

@@ -598,9 +598,9 @@ def _print_scores(result: dict[str, Any]) -> None:
     other = "last" if result["checkpoint"] == "best" else "best"
     rows = []
     for arm, entry in chosen["arms"].items():
-        # Seeds of an arm read the same amounts, so the first ledger speaks for all.
-        ledger = next(iter(result["ledgers"][arm].values()))
-        unique = _count(ledger["unique_real_tokens"])
+        # Seeds of an arm read the same amounts, so the first speaks for all.
+        counts = next(iter(result["token_counts"][arm].values()))
+        unique = _count(counts["unique_real_tokens"])
         rows.append(
             [
                 arm,
@@ -609,8 +609,8 @@ def _print_scores(result: dict[str, Any]) -> None:
                 f"{entry['perplexity'][0]:.2f}",
                 f"{entry['bits_per_byte'][0]:.4f}",
                 _share(entry),
-                f"{ledger['real_epochs']:.1f} x {unique}",
-                _count(ledger["synthetic_tokens"]),
+                f"{counts['real_epochs']:.1f} x {unique}",
+                _count(counts["synthetic_tokens"]),
             ]
         )
     header = [
@@ -659,8 +659,8 @@ def _print_example(example: dict[str, Any]) -> None:
     for title, parts in example["texts"].items():
         # A line without spaces goes on in the next, rather than end in dots.
         text = Text(overflow="fold")
-        for part, mark in parts:
-            text.append(safe(part), style=("", "bold yellow", "bold red")[mark])
+        for part, origin in parts:
+            text.append(safe(part), style=("", "bold yellow", "bold red")[origin])
         panels.append(Panel(text, title=Text(one_line(title))))
     # Below forty columns each, texts are hard to read side by side.
     beside = console.width >= 40 * len(panels)

@@ -159,10 +159,11 @@ def read_rows(path: Path, columns: Iterable[str]) -> Iterator[dict[str, Any]]:
         raise unreadable(path, error) from None
 
 
-def begin(folder: Path, mark: str) -> list[str]:
+def begin(folder: Path, fingerprint: str) -> list[str]:
     """What was damaged, in a few words each, once `folder` is ready for work.
 
-    Only whole parts that belong to the artifact `mark` are kept; damaged ones will be made again.
+    Only whole parts of the artifact of this `fingerprint` are kept; damaged ones will be made
+    again.
     """
     progress = folder / PROGRESS
     current = None
@@ -174,7 +175,7 @@ def begin(folder: Path, mark: str) -> list[str]:
             current = read_record(progress).get("fingerprint")
 
     remove(folder / MANIFEST)  # first: what is half wiped must not look finished
-    if current != mark:
+    if current != fingerprint:
         _clear(folder)
     _sweep(folder)
 
@@ -188,7 +189,7 @@ def begin(folder: Path, mark: str) -> list[str]:
             remove(part)
             damaged.append(f"{part}: {problem}; made again")
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(progress, {"fingerprint": mark})
+    write_record(progress, {"fingerprint": fingerprint})
     return damaged
 
 

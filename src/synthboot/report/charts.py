@@ -188,7 +188,7 @@ def _curves(results: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
 
     evaluated = results["evaluate"]
     layout = _layout("tokens trained on", "validation loss, nats per token")
-    layout = _beside(layout, len(evaluated["ledgers"]))
+    layout = _beside(layout, len(evaluated["token_counts"]))
     subject = _scores_of(evaluated)["subject"]
     cross = crossing(results, subject) if subject else None
     if cross is not None:
@@ -355,14 +355,16 @@ def _efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart
 def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | None:
     """Loss over everything that was computed for an arm, its synthetic text included."""
     arms = _scores_of(evaluated)["arms"]
-    # Seeds of an arm cost the same, so the first ledger speaks for all.
-    ledgers = {name: next(iter(seeds.values())) for name, seeds in evaluated["ledgers"].items()}
-    if not any(ledger["spent_flops"] for ledger in ledgers.values()):
+    # Seeds of an arm cost the same, so the first speaks for all.
+    token_counts = {}
+    for name, by_seed in evaluated["token_counts"].items():
+        token_counts[name] = next(iter(by_seed.values()))
+    if not any(counts["spent_flops"] for counts in token_counts.values()):
         return None
 
     data = []
-    for name, ledger in ledgers.items():
-        flops = ledger["train_flops"] + ledger["spent_flops"]
+    for name, counts in token_counts.items():
+        flops = counts["train_flops"] + counts["spent_flops"]
         point = _with_intervals([flops], [arms[name]["loss"]], name)
         point["mode"] = "markers"
         point["marker"] = {"size": 10, "color": paint[name]}
@@ -370,7 +372,7 @@ def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | No
     layout = _layout(
         "FLOPs: training, embedding, pairing, tuning, synthesis", "test loss, nats per token"
     )
-    return {"id": "flops", "data": data, "layout": _beside(layout, len(ledgers))}
+    return {"id": "flops", "data": data, "layout": _beside(layout, len(token_counts))}
 
 
 def _rounds(results: Mapping[str, Any]) -> Chart | None:

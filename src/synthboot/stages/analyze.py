@@ -182,11 +182,11 @@ def examples(
                 "sampled": [],
             }
         # d1 is part of the corpus, so its mark goes over the corpus' mark
-        mark = np.where(from_corpus[number], 2, 0)
-        mark[from_d1[number]] = 1
+        origin = np.where(from_corpus[number], 2, 0)
+        origin[from_d1[number]] = 1
         found[row.d1]["sampled"].append(
             {
-                "segments": segments(tokenizer, row.tokens, mark),
+                "segments": segments(tokenizer, row.tokens, origin),
                 "mean_logprob": row.mean_logprob,
                 "finish": row.finish,
             }
@@ -222,9 +222,9 @@ def spread(
     """Up to `count` pairs, least similar first, spread evenly over the range of similarity."""
     wanted = np.linspace(pairs.similarity.min(), pairs.similarity.max(), count)
     order = np.argsort(pairs.similarity, kind="stable")
-    ranks = np.searchsorted(pairs.similarity[order], wanted)
+    nearest = np.searchsorted(pairs.similarity[order], wanted)
     # the largest wanted similarity may lie past the last pair by rounding
-    ranks = np.unique(np.minimum(ranks, len(order) - 1))
+    nearest = np.unique(np.minimum(nearest, len(order) - 1))
     return [
         shown(
             pairs,
@@ -233,7 +233,7 @@ def spread(
             corpus,
             cfg.copy_tokens,
         )
-        for i in order[ranks]
+        for i in order[nearest]
     ]
 
 
@@ -255,26 +255,26 @@ def shown(
 def segments(
     tokenizer: Tokenizer,
     tokens: Integer[np.ndarray, " token"],
-    mark: Integer[np.ndarray, " token"],
+    origin: Integer[np.ndarray, " token"],
 ) -> list[tuple[str, int]]:
-    """The text of the tokens, cut where `mark` changes, with the mark of each part."""
+    """The text of the tokens, cut where `origin` changes, with the mark of each part."""
     # the first token of every part but the first
-    changes = np.flatnonzero(np.diff(mark)) + 1
+    changes = np.flatnonzero(np.diff(origin)) + 1
     edges = [0, *changes.tolist(), len(tokens)]
     text = tokenizer.decode(tokens)
 
     # The head up to an edge is decoded, not the part between two edges: a character may be
     # spelled by several tokens, and a part may begin amid one.
     prefixes = {edge: len(tokenizer.decode(tokens[:edge])) for edge in edges}
-    return _cut(text, prefixes, mark)
+    return _cut(text, prefixes, origin)
 
 
 def _cut(
     text: str,
     prefixes: Mapping[int, int],
-    mark: Integer[np.ndarray, " token"],
+    origin: Integer[np.ndarray, " token"],
 ) -> list[tuple[str, int]]:
-    """The text cut where `mark` changes, with the mark of each part; empty parts are left out.
+    """The text cut where `origin` changes, with the mark of each part; empty parts are left out.
 
     `prefixes[i]` is how many characters the first i tokens decode to, for 0, every i where the mark
     changes, and the number of all.
@@ -284,7 +284,7 @@ def _cut(
     for start, end in zip(edges, edges[1:], strict=False):
         part = text[prefixes[start] : prefixes[end]]
         if part:
-            parts.append((part, int(mark[start])))
+            parts.append((part, int(origin[start])))
     return parts
 
 

@@ -338,8 +338,8 @@ def _losses(
     for half in (0, 1):
         mine = text.doc % 2 == half
         weights = _fitted(parts[~mine])
-        nats = -np.log(parts[mine] @ weights)
-        losses += np.bincount(text.doc[mine], nats, len(losses))
+        nll = -np.log(parts[mine] @ weights)
+        losses += np.bincount(text.doc[mine], nll, len(losses))
     return losses
 
 

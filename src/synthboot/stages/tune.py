@@ -209,7 +209,7 @@ def _plan(
 class _Held:
     """Held-out pairs, one d1 for each d2, spread over the similarities.
 
-    d2 is cut to what the window always has room for, so that every condition is scored on the same
+    d2 is cut to what a row always has room for, so that every condition is scored on the same
     tokens.
     """
 
@@ -221,7 +221,7 @@ class _Held:
         cfg: config.Config,
         tokenizer: Tokenizer,
     ) -> None:
-        self.window = cfg.model.seq_len
+        self.seq_len = cfg.model.seq_len
         self.share = cfg.tune.d1_share
         self.tokenizer = tokenizer
 
@@ -232,7 +232,7 @@ class _Held:
             spread = np.linspace(0, len(chosen) - 1, cfg.tune.eval_pairs).astype(int)
             chosen = chosen[spread]
 
-        room = self.window - 1 - d1_room(self.window, self.share)
+        room = self.seq_len - 1 - d1_room(self.seq_len, self.share)
         d1 = pairs.d1[chosen].tolist()
         d2 = pairs.d2[chosen].tolist()
         related = Related.of(pairs.d1, pairs.d2)
@@ -261,7 +261,7 @@ class _Held:
             d1_tokens, d2_tokens = cut_pair(
                 len(a) - 1,
                 len(b),
-                self.window,
+                self.seq_len,
                 self.share,
             )
             self.num_tokens += 1 + d1_tokens + d2_tokens
@@ -271,7 +271,7 @@ class _Held:
 
     def _joined(self, first: Tokens, docs: list[int]) -> np.ndarray:
         texts = [first[doc] for doc in docs]
-        return joined_contexts(texts, self.window, self.share, self.tokenizer.separator)
+        return joined_contexts(texts, self.seq_len, self.share, self.tokenizer.separator)
 
     def loss(self, model: Any) -> float:
         """Nats per token of d2 given its d1."""
@@ -298,7 +298,7 @@ class _Held:
         random = self._score(model, self.random)
         # base has never seen the separator: without one, d2 is a document like any other
         alone = score.pairs(
-            origin, nothing, self.d2, self.window, self.share, self.tokenizer.end, None
+            origin, nothing, self.d2, self.seq_len, self.share, self.tokenizer.end, None
         )
         found = {
             "given_d1": given.mean,
@@ -321,7 +321,7 @@ class _Held:
             model,
             d1,
             self.d2,
-            self.window,
+            self.seq_len,
             self.share,
             self.tokenizer.end,
             self.tokenizer.separator,

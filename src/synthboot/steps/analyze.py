@@ -83,10 +83,10 @@ def _analyzed(
 
     # per sampled token: where a document ended by itself, its end was sampled too
     sampled = [len(row.tokens) + (row.finish == "end") for row in rows]
-    nats = 0.0
+    total_logprob = 0.0
     for row, count in zip(rows, sampled, strict=True):
-        nats += row.mean_logprob * count
-    result["entropy"] = -nats / max(1, sum(sampled))
+        total_logprob += row.mean_logprob * count
+    result["entropy"] = -total_logprob / max(1, sum(sampled))
     return result
 
 

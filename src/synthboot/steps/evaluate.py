@@ -36,10 +36,10 @@ def evaluate(c: Context) -> Outcome:
     from synthboot.stages import evaluate as stage
 
     models = c.models
-    ledgers = {}
+    token_counts = {}
     for arm, by_seed in models.items():
-        ledgers[arm] = {seed: model.token_counts for seed, model in by_seed.items()}
-    stage.compare_ledgers(ledgers)
+        token_counts[arm] = {seed: model.token_counts for seed, model in by_seed.items()}
+    stage.check_comparable(token_counts)
 
     test_set = list(c.corpus.texts("test"))
     groups = _groups(c, test_set)
@@ -49,10 +49,10 @@ def evaluate(c: Context) -> Outcome:
 
     result: dict[str, Any] = {
         "checkpoint": c.cfg.evaluate.checkpoint,
-        "ledgers": ledgers,
+        "token_counts": token_counts,
         "asked": counts,
     }
-    result |= _compared(c, models, ledgers, losses, test_set, groups)
+    result |= _compared(c, models, token_counts, losses, test_set, groups)
     result["questions"] = _answered(c, answers, seen)
     of_chosen = losses[c.cfg.evaluate.checkpoint]
     by_part = {arm: np.stack(by_seed) for arm, by_seed in of_chosen.items()}
@@ -213,7 +213,7 @@ def _training_texts(c: Context) -> Iterator[str]:
 def _compared(
     c: Context,
     models: Mapping[str, Mapping[int, Model]],
-    ledgers: Mapping[str, Mapping[int, Any]],
+    token_counts: Mapping[str, Mapping[int, Any]],
     losses: Losses,
     test_set: Sequence[documents.Document],
     groups: Sequence[str],
@@ -238,7 +238,7 @@ def _compared(
 
     chosen = result[cfg.checkpoint]
     result["verdict"] = chosen["verdict"]
-    result["efficiency"] = _efficiency(c, ledgers, chosen["arms"])
+    result["efficiency"] = _efficiency(c, token_counts, chosen["arms"])
     return result
 
 
@@ -262,7 +262,7 @@ def _looks(
 
 def _efficiency(
     c: Context,
-    ledgers: Mapping[str, Mapping[int, Any]],
+    token_counts: Mapping[str, Mapping[int, Any]],
     arms: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The curve of loss over unique real tokens, from arms of real text alone, and how many of
@@ -270,7 +270,7 @@ def _efficiency(
     from synthboot.stages.evaluate import efficiency
 
     plain = []
-    for arm in ledgers:
+    for arm in token_counts:
         # an arm of real text is repetition but for how much text it has, and its sweep
         recipe = c.cfg.arms[arm].model_copy(
             update={
@@ -283,8 +283,8 @@ def _efficiency(
 
     points = []
     for arm in plain:
-        ledger = next(iter(ledgers[arm].values()))  # the seeds of an arm read the same text
-        points.append((int(ledger["unique_real_tokens"]), float(arms[arm]["loss"][0])))
+        counts = next(iter(token_counts[arm].values()))  # the seeds of an arm read the same text
+        points.append((int(counts["unique_real_tokens"]), float(arms[arm]["loss"][0])))
 
     worth = {}
     for arm, scores in arms.items():

@@ -50,11 +50,11 @@ def pretrain(c: Context) -> Outcome:
         c.folder,
         c.progress,
     )
-    ledger = trained.ledger
+    token_counts = trained.token_counts
     if parallel.rank() == 0:
-        model.save_token_counts(ledger)
+        model.save_token_counts(token_counts)
     losses = {"best_loss": trained.curve.best_loss, "last_loss": trained.curve.last_loss}
-    return losses | ledger, {"tokens": ledger["train_tokens"], "flops": trained.flops}
+    return losses | token_counts, {"tokens": token_counts["train_tokens"], "flops": trained.flops}
 
 
 def _recipe(c: Context) -> tuple[config.Arm, Model | None]:

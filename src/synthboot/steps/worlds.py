@@ -44,8 +44,8 @@ def bounds(
     for document in test_set:
         told = world.read(document.text)
         prior = world.prior(told.entity)
-        knows_world.append(prior + world.nats())
-        read_corpus.append(prior + world.nats(told, known))
+        knows_world.append(prior + world.nll())
+        read_corpus.append(prior + world.nll(told, known))
 
     group_of = np.array(groups or [""] * len(test_set))
     chosen = {"all": np.ones(len(test_set), bool)}
@@ -141,18 +141,18 @@ def _excess(
     tokens = 0
     for d1, d2, size in pairs:
         same_entity.append(corpus[d1].entity == validation[d2].entity)
-        read_corpus.append(world.nats(validation[d2], known))
+        read_corpus.append(world.nll(validation[d2], known))
         tokens += size
 
     # the curve is in nats per token, what the world says in nats per document
     tokens_per_doc = tokens / len(pairs)
-    knows_world = world.nats()
+    knows_world = world.nll()
     knows_corpus = float(np.mean(read_corpus))
 
     points = []
     for step_tokens, loss in tuned["curve"]["validation"]:
-        nats = loss * tokens_per_doc
-        points.append([step_tokens, nats - knows_world, nats - knows_corpus])
+        nll = loss * tokens_per_doc
+        points.append([step_tokens, nll - knows_world, nll - knows_corpus])
     return {"points": points, "same_entity": float(np.mean(same_entity))}
 
 

@@ -4,12 +4,12 @@ A world has entities, each with a value for every attribute. A document is about
 name, then some of its attributes in random order, each in one of several wordings, with sentences
 between them that have nothing to do with it. Some entities have many documents, the others one.
 What a document says is drawn uniformly, so its probability given its entity is a product of known
-numbers (`World.nats`), and what a text says can be read off (`World.read`).
+numbers (`World.nll`), and what a text says can be read off (`World.read`).
 
 A name says who an entity is, so P(d2|d1) is P(d2|entity of d1), integrated over what is not known
 of that entity. Two readers bound every model: one who knows the world, and one who knows how worlds
 are made and has read D_pretrain: an attribute that no document told may have any value for him,
-each as likely, until the document tells it (`World.nats`).
+each as likely, until the document tells it (`World.nll`).
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class World:
         """Whether the corpus has `many` documents of an entity, or `one`."""
         return "many" if entity < self.many else "one"
 
-    def nats(
+    def nll(
         self,
         told: Told | None = None,
         known: np.ndarray | None = None,
@@ -284,7 +284,7 @@ class World:
     def parts(self, text: str, known: np.ndarray) -> np.ndarray:
         """(character): which of PARTS it belongs to, of a document of this world.
 
-        Values are known where D_pretrain tells them (`known` as in `nats`).
+        Values are known where D_pretrain tells them (`known` as in `nll`).
         """
         told = self.read(text)
         part_of_word = {self.names[told.entity]: "name again"}

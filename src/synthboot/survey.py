@@ -1,4 +1,4 @@
-"""What the user's files hold: fields, documents, tokens and scripts, by their first 64 MiB of text."""
+"""What the user's files hold: fields, documents, tokens, scripts, by the first 64 MiB of text."""
 
 from __future__ import annotations
 
@@ -188,9 +188,9 @@ def _values(rows: Rows, name: str) -> list[Any]:
 
 
 def _text_field(rows: Rows, names: Sequence[str]) -> str:
-    """`text` where there is one, else the field with most text in it."""
+    """`text` where there is one, else the field with most text in it that is no id."""
     letters = {"text": 0}
-    for name in names:
+    for name in [name for name in names if name not in _ID_FIELDS]:
         texts = [value for value in _values(rows, name) if isinstance(value, str)]
         letters[name] = sum(map(len, texts))
     return "text" if letters["text"] else max(letters, key=lambda name: letters[name])

@@ -1,6 +1,6 @@
 """Write what runs/articles printed into the README beside this, and all that follows from it.
 
-    make articles && python experiments/2026-11-25-demo/fill.py
+make articles && python experiments/2026-11-25-demo/fill.py
 """
 
 import re

@@ -572,7 +572,8 @@ class _progress:
         waited = now - written
         least, most = _SECONDS_A_LINE
         is_further = int(done * _LINES_A_UNIT) > int(before * _LINES_A_UNIT)
-        if done <= share or waited < least or not (is_further or waited >= most):
+        is_due = waited >= least and (is_further or waited >= most)
+        if not is_due or not share < done < 1:
             return
 
         self.written[name] = (now, done)

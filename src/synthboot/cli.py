@@ -193,9 +193,9 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
 
     with _progress() as progress:
         executor.run(cfg, "embed", progress.tell)
-    found = shown.alphas(cfg)
+    choices = shown.alphas(cfg)
     if as_json:
-        _say_json(found)
+        _say_json(choices)
         return
 
     rows = [
@@ -207,7 +207,7 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
             f"{row['near_duplicates']:.1%}",
             f"{row['random_pairs_above']:.2%}",
         ]
-        for row in found["table"]
+        for row in choices["table"]
     ]
     header = [
         "alpha",
@@ -219,9 +219,9 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
     ]
     _print_table(header, rows)
     _say(
-        f"from {found['sampled']:,} of {found['docs']:,} documents, near-duplicates taken off, "
+        f"from {choices['sampled']:,} of {choices['docs']:,} documents, near-duplicates taken off, "
         "caps and held-out documents not; "
-        f"min_similarity now gives {found['alpha']:.3f} ({found['why']})"
+        f"min_similarity now gives {choices['alpha']:.3f} ({choices['why']})"
     )
 
 
@@ -374,13 +374,13 @@ def _compare_scores(
             f"and {len(names)} were given; commas join seeds"
         )
     first, second = (name.split(",") for name in names)
-    found = comparison.compare(first, second, metric, wanted)
+    compared = comparison.compare(first, second, metric, wanted)
     if as_json:
-        _say_json([asdict(row) for row in found])
+        _say_json([asdict(row) for row in compared])
         return
 
     rows = []
-    for row in found:
+    for row in compared:
         unmatched = f" ({row.unmatched:,} unmatched)" if row.unmatched else ""
         gap = row.difference
         rows.append(
@@ -410,7 +410,7 @@ def _compare_scores(
         "seeds needed",
     ]
     _print_table(header, rows)
-    if all(row.seeds == 1 for row in found):
+    if all(row.seeds == 1 for row in compared):
         _say(
             "One seed of each: this is about these two models, "
             "and says nothing of how others trained alike would differ."
@@ -587,9 +587,9 @@ class _progress:
 
 def _print_states(units: dict[str, Unit], states: dict[str, State]) -> None:
     for name in units:
-        found = states[name]
-        reasons = f" ({', '.join(found.reasons)})" if found.reasons else ""
-        _say(f"{name}: {found.status}{reasons}")
+        state = states[name]
+        reasons = f" ({', '.join(state.reasons)})" if state.reasons else ""
+        _say(f"{name}: {state.status}{reasons}")
 
 
 def _print_scores(result: dict[str, Any]) -> None:
@@ -627,7 +627,7 @@ def _print_scores(result: dict[str, Any]) -> None:
     _print_table(header, rows)
 
     if result["questions"]:
-        by_task = {task: found["groups"]["all"] for task, found in result["questions"].items()}
+        by_task = {task: answers["groups"]["all"] for task, answers in result["questions"].items()}
         answered = []
         for arm in chosen["arms"]:
             answered.append([arm, *(_accuracy(by_arm[arm]) for by_arm in by_task.values())])

@@ -185,7 +185,7 @@ def test_we_agree_with_lm_eval_on_worked_examples(
     (tmp_path / "own_shots.yaml").write_text(yaml.safe_dump(task))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setitem(tasks.KNOWN, "own", tasks.Known("own_test", "{query}", shots_file="own_train"))
+    monkeypatch.setitem(tasks.TASKS, "own", tasks.Task("own_test", "{query}", shots_file="own_train"))
     theirs = questions.harness(folder, ["own_shots"], str(tmp_path), "cpu")["own_shots"]
     asked = {shots: tasks.read(f"own@{shots}", config.Evaluate(task_folder=str(tmp_path))) for shots in (0, 2)}
     ours, none = (questions.ask(model, tokenizer, asked[shots], WINDOW) for shots in (2, 0))

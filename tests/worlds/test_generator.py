@@ -51,7 +51,7 @@ def test_what_d_pretrain_does_not_tell_costs_a_guess() -> None:
     nothing, everything = np.zeros((6, 2), bool), np.ones((6, 2), bool)
     assert world.nll(told, everything) == pytest.approx(world.nll())
     assert world.nll(told, nothing) == pytest.approx(world.nll() + 2 * math.log(3))
-    known = world.known([world.document(0, np.random.default_rng(1))])
+    known = world.stated([world.document(0, np.random.default_rng(1))])
     assert known[0].all()
     assert not known[1:].any()
 
@@ -95,7 +95,7 @@ def test_every_character_of_a_document_has_its_part() -> None:
 
 def test_questions_have_the_right_answer_and_say_whether_it_was_told() -> None:
     world = World(SMALL)
-    known = world.known(d["text"] for d in world.documents())
+    known = world.stated(d["text"] for d in world.documents())
     questions = list(world.questions(known))
     assert len(questions) == 12
     for question in questions:

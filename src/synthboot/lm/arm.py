@@ -21,7 +21,7 @@ from synthboot.errors import BudgetError
 from synthboot.lm import model as models
 from synthboot.lm import parallel, score, track
 from synthboot.lm.batches import Plan
-from synthboot.lm.train import Curve, Place, Settings, train
+from synthboot.lm.train import Curve, Runtime, Settings, train
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def tokens_of(
     return tokens
 
 
-def place_of(cfg: config.Config, folder: Path) -> Place:
+def runtime_of(cfg: config.Config, folder: Path) -> Runtime:
     """Where a model trains: alone or with other processes, watched or not."""
     engine = cfg.engine
     group = parallel.join(models.device(engine.device), engine.shard)
@@ -129,7 +129,7 @@ def place_of(cfg: config.Config, folder: Path) -> Place:
         name = "-".join(folder.relative_to(cfg.folder).parts)
     trackers = engine.track if group.main else []  # once, not by every process
     watch = track.watch(trackers, cfg.folder / "track", cfg.name, name)
-    return Place(group, engine.checkpoint_activations, engine.compile, watch)
+    return Runtime(group, engine.checkpoint_activations, engine.compile, watch)
 
 
 def train_arm(
@@ -169,7 +169,7 @@ def train_arm(
         return score.copy_score(current, ids, seq_len, tokenizer.end)
 
     settings = _settings(cfg, arm, seed, plan.steps)
-    place = place_of(cfg, folder)
+    runtime = runtime_of(cfg, folder)
     curve = train(
         model,
         plan,
@@ -178,7 +178,7 @@ def train_arm(
         folder,
         tokenizer,
         progress,
-        place,
+        runtime,
         copying,
     )
 

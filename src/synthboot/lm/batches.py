@@ -612,10 +612,10 @@ class PairPlan:
     def sources(self, steps: int) -> dict[str, float]:
         """Tokens of packed pairs, padding included, and of plain documents."""
         plain, _ = _spread(steps * self.rows, self.plain_rows, self.rows * self.steps)
-        found: dict[str, float] = {"pair_tokens": steps * self.batch_tokens - plain * self.seq_len}
+        tokens: dict[str, float] = {"pair_tokens": steps * self.batch_tokens - plain * self.seq_len}
         if self.plain_rows:
-            found["plain_tokens"] = plain * self.seq_len
-        return found
+            tokens["plain_tokens"] = plain * self.seq_len
+        return tokens
 
     def _source(self, row: int) -> tuple[int, bool]:
         """Which of the plain rows or of those of pairs a row is, and whether it is plain."""

@@ -126,10 +126,10 @@ class Stream:
 
     def _find(self, position: int) -> tuple[int, int]:
         """The document at a position, and how many of its tokens come before it."""
-        epoch, place = divmod(position, self.num_tokens)
+        epoch, in_epoch = divmod(position, self.num_tokens)
         order, bounds = self._epoch(epoch)
-        slot = int(np.searchsorted(bounds, place, side="right")) - 1
-        return int(order[slot]), place - int(bounds[slot])
+        slot = int(np.searchsorted(bounds, in_epoch, side="right")) - 1
+        return int(order[slot]), in_epoch - int(bounds[slot])
 
     def read(
         self,

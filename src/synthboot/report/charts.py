@@ -46,40 +46,40 @@ def charts(results: Mapping[str, Any]) -> list[Chart]:
         _flops(evaluated, paint),
         _rounds(results),
     ]
-    found = [_scores(evaluated, paint), _curves(results, paint)]
+    drawn = [_scores(evaluated, paint), _curves(results, paint)]
     optional.append(_copying(results, paint))
-    found += [chart for chart in optional if chart is not None]
+    drawn += [chart for chart in optional if chart is not None]
 
     if evaluated["questions"]:
-        found.append(_questions(evaluated["questions"], paint))
+        drawn.append(_questions(evaluated["questions"], paint))
     if evaluated.get("parts"):
-        found.append(_parts(evaluated["parts"]))
+        drawn.append(_parts(evaluated["parts"]))
     for role, pairs in results["pairs"].items():
         if role.endswith("related"):
-            found.append(_similarities(pairs, analyzed))
+            drawn.append(_similarities(pairs, analyzed))
             break
     if results["tune"]:
-        found.append(_tuning(results["tune"]))
+        drawn.append(_tuning(results["tune"]))
     if analyzed:
-        found.append(_lengths(analyzed))
+        drawn.append(_lengths(analyzed))
         if analyzed.get("world"):
-            found.append(_excess(analyzed["world"]["excess"]))
-    return found
+            drawn.append(_excess(analyzed["world"]["excess"]))
+    return drawn
 
 
 def colors(kinds: Mapping[str, str]) -> dict[str, str]:
     """A colour for every arm, from what each is."""
-    found: dict[str, str] = {}
+    by_arm: dict[str, str] = {}
     others = 0
     for arm, kind in kinds.items():
         # A second arm of the method must not look like the first.
         own = COLORS.get(kind)
-        if own is not None and own not in found.values():
-            found[arm] = own
+        if own is not None and own not in by_arm.values():
+            by_arm[arm] = own
         else:
-            found[arm] = _PALETTE[others % len(_PALETTE)]
+            by_arm[arm] = _PALETTE[others % len(_PALETTE)]
             others += 1
-    return found
+    return by_arm
 
 
 def _scores_of(evaluated: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -431,11 +431,11 @@ def rounds(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _questions(asked: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
+def _questions(questions: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
     """Share answered right by arm, for every task and group of its items."""
     columns = []
     by_column = []
-    for title, answers in zip(titles(list(asked)), asked.values(), strict=True):
+    for title, answers in zip(titles(list(questions)), questions.values(), strict=True):
         for group, by_arm in answers["groups"].items():
             columns.append(title if group == "all" else f"{title}: {group}")
             by_column.append(by_arm)

@@ -83,8 +83,8 @@ def d1_masks(
     """Which tokens of each sample lie in a run of `n` that its d1 holds."""
     masks = []
     for sample, d1 in zip(samples, given, strict=True):
-        known = np.unique(ngrams.hashes(d1, n))
-        masks.append(ngrams.copied(sample, known, n))
+        d1_hashes = np.unique(ngrams.hashes(d1, n))
+        masks.append(ngrams.copied(sample, d1_hashes, n))
     return masks
 
 
@@ -97,8 +97,8 @@ def corpus_masks(
 
     A marked stretch longer than `n` may be stitched from several documents.
     """
-    known = _found(samples, corpus, n)
-    return [ngrams.copied(s, known, n) for s in samples]
+    in_corpus = _in_corpus(samples, corpus, n)
+    return [ngrams.copied(s, in_corpus, n) for s in samples]
 
 
 def novel_share(
@@ -107,11 +107,11 @@ def novel_share(
     n: int,
 ) -> float:
     """Share of the samples' runs of `n` tokens that the corpus does not hold."""
-    known = _found(samples, corpus, n)
+    in_corpus = _in_corpus(samples, corpus, n)
     hashed = _hashed(samples, n)
     if not len(hashed):
         return 0.0
-    return float(1 - np.mean(ngrams.contains(known, hashed)))
+    return float(1 - np.mean(ngrams.contains(in_corpus, hashed)))
 
 
 def distinct_share(
@@ -171,11 +171,11 @@ def examples(
     from_d1 = d1_masks(tokens, given, cfg.copy_tokens)
     from_corpus = corpus_masks(tokens, corpus, cfg.copy_tokens)
 
-    found: dict[int, dict[str, Any]] = {}
+    by_d1: dict[int, dict[str, Any]] = {}
     for number, row in enumerate(chosen):
-        if row.d1 not in found:
+        if row.d1 not in by_d1:
             d2, similarity = best[row.d1]
-            found[row.d1] = {
+            by_d1[row.d1] = {
                 "d1": tokenizer.decode(corpus[row.d1]),
                 "d2": tokenizer.decode(corpus[d2]),
                 "similarity": similarity,
@@ -184,14 +184,14 @@ def examples(
         # d1 is part of the corpus, so its mark goes over the corpus' mark
         origin = np.where(from_corpus[number], 2, 0)
         origin[from_d1[number]] = 1
-        found[row.d1]["sampled"].append(
+        by_d1[row.d1]["sampled"].append(
             {
                 "segments": segments(tokenizer, row.tokens, origin),
                 "mean_logprob": row.mean_logprob,
                 "finish": row.finish,
             }
         )
-    return list(found.values())
+    return list(by_d1.values())
 
 
 def _chosen(
@@ -297,7 +297,7 @@ def _hashed(
     return np.concatenate(hashed) if hashed else np.empty(0, np.uint64)
 
 
-def _found(
+def _in_corpus(
     samples: Sequence[Integer[np.ndarray, " _"]],
     corpus: Tokens,
     n: int,

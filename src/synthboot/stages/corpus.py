@@ -105,8 +105,8 @@ def corpus(
     fitted, tokenizer_docs, pretrain_docs = _fit_tokenizer(
         spool, open_pool, unique_tokens, cfg, tokenizer_name
     )
-    made = Corpus.open(folder)
-    fitted.save(made.tokenizer_folder)
+    out = Corpus.open(folder)
+    fitted.save(out.tokenizer_folder)
 
     if cfg.replay is not None:
         by_set["replay"] = replay
@@ -116,13 +116,13 @@ def corpus(
     set_tokens: dict[str, int] = {}
     for name, chosen in by_set.items():
         set_tokens[name] = _write_set(
-            made.shards(name), spool, chosen, flagged, fitted, cfg.shard_docs, progress
+            out.shards(name), spool, chosen, flagged, fitted, cfg.shard_docs, progress
         )
-    unknown = _unknown(made, list(by_set))
+    unknown = _unknown(out, list(by_set))
     _check_unknown(unknown, sum(set_tokens.values()), tokenizer_name or cfg.tokenizer)
 
     # D_pretrain has no folder of its own: it is the head of the pool
-    head = made.pool.head(pretrain_docs)
+    head = out.pool.head(pretrain_docs)
     result = Counts(
         **asdict(ingested),
         renamed_ids=len(spool.renamed),
@@ -137,7 +137,7 @@ def corpus(
         tokenizer_docs=tokenizer_docs,
         unknown_tokens=unknown,
     )
-    made.save_summary(asdict(result))
+    out.save_summary(asdict(result))
     return result
 
 
@@ -168,24 +168,24 @@ def _check_unknown(unknown: int, total: int, name: str) -> None:
 
 
 def _account(
-    found: Ingested,
+    ingested: Ingested,
     renamed: int,
     dropped: dict[str, int],
     unknown: int,
 ) -> str:
     """What was not kept as it came, and why, in one line."""
-    kept = found.records - found.quarantined - sum(dropped.values())
-    reasons = f" ({counted(found.reasons)})" if found.quarantined else ""
+    kept = ingested.records - ingested.quarantined - sum(dropped.values())
+    reasons = f" ({counted(ingested.reasons)})" if ingested.quarantined else ""
     parts = [
-        f"{found.records:,} records: {kept:,} kept",
-        f"{found.quarantined:,} quarantined{reasons}",
+        f"{ingested.records:,} records: {kept:,} kept",
+        f"{ingested.quarantined:,} quarantined{reasons}",
     ]
     for reason, count in dropped.items():
         if count:
             parts.append(f"{count:,} x {reason.replace('_', ' ')} dropped")
     if renamed:
         parts.append(f"{renamed:,} x repeated id of another text renamed")
-    for what, ignored in (("files", found.ignored_files), ("values", found.ignored_values)):
+    for what, ignored in (("files", ingested.ignored_files), ("values", ingested.ignored_values)):
         if ignored:
             parts.append(f"{sum(ignored.values()):,} {what} ignored ({counted(ignored)})")
     if unknown:
@@ -193,11 +193,11 @@ def _account(
     return ", ".join(parts)
 
 
-def _unknown(made: Corpus, names: Sequence[str]) -> int:
+def _unknown(corpus: Corpus, names: Sequence[str]) -> int:
     """Unknown tokens in these sets."""
     total = 0
     for name in names:
-        shards = made.shards(name)
+        shards = corpus.shards(name)
         for number, _ in enumerate(shards):
             total += shards.counts(number)["unknown"]
     return total

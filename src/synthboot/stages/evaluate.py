@@ -115,10 +115,10 @@ def _flat(counts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _free(recipe: Mapping[str, Any]) -> set[str]:
     """What a recipe lets differ."""
-    found = {key for key in config.TUNED if recipe.get(key) is not None}
+    free = {key for key in config.TUNED if recipe.get(key) is not None}
     if recipe["match"] == "flops" or recipe["epochs"] is not None:
-        found |= {*_BY_LENGTH, *_SET_BY_LENGTH}
-    return found
+        free |= {*_BY_LENGTH, *_SET_BY_LENGTH}
+    return free
 
 
 def summed(
@@ -217,8 +217,8 @@ def _entry(
     }
     for other in losses:
         if other != name:
-            found = statistics.difference(losses[name], losses[other], tokens, confidence)
-            entry["against"][other] = _with_p(found)
+            difference = statistics.difference(losses[name], losses[other], tokens, confidence)
+            entry["against"][other] = _with_p(difference)
     if name == REPETITION:
         return entry
 
@@ -423,9 +423,9 @@ def _interval(
     return _plain(statistics.estimate(values, weights, confidence))
 
 
-def _plain(found: statistics.Interval | statistics.Estimate) -> list[float]:
-    return [found.value, found.low, found.high]
+def _plain(estimate: statistics.Interval | statistics.Estimate) -> list[float]:
+    return [estimate.value, estimate.low, estimate.high]
 
 
-def _with_p(found: statistics.Estimate) -> list[float]:
-    return [found.value, found.low, found.high, found.p]
+def _with_p(estimate: statistics.Estimate) -> list[float]:
+    return [estimate.value, estimate.low, estimate.high, estimate.p]

@@ -32,7 +32,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
 from synthboot.lm import merging, score
 from synthboot.lm import model as models
-from synthboot.lm.arm import place_of
+from synthboot.lm.arm import runtime_of
 from synthboot.lm.batches import PairPlan, cut_pair, d1_room, joined_contexts
 from synthboot.lm.train import Curve, Settings, train
 from synthboot.rng import rng
@@ -102,8 +102,8 @@ def tune(
             f"the model that tuning starts from does not read d1: its worth is {worth:+.4f} +- "
             f"{error:.4f} nats a token untuned; tuning has to teach that (docs/will-it-work.md)"
         )
-    place = place_of(cfg, folder)
-    if place.group.main:
+    runtime = runtime_of(cfg, folder)
+    if runtime.group.main:
         merging.undo(folder)
     curve = train(
         model,
@@ -113,15 +113,15 @@ def tune(
         folder,
         tokenizer,
         progress,
-        place,
+        runtime,
     )
     shares: list[tuple[float, float]] = []
-    if start is not None and cfg.tune.base_share and place.group.main:
+    if start is not None and cfg.tune.base_share and runtime.group.main:
         progress(1.0, "averaging with base")
         tried = merging.SHARES if cfg.tune.base_share == "auto" else (cfg.tune.base_share,)
         base = _origin(cfg, start, tokenizer)
         shares = merging.average_with_base(folder, base, tried, stopping.loss, tokenizer)
-    place.group.wait()
+    runtime.group.wait()
 
     progress(1.0, "measuring held-out pairs")
     best = models.load(folder / "best").to(next(model.parameters()).device)
@@ -300,17 +300,17 @@ class _Held:
         alone = score.pairs(
             origin, nothing, self.d2, self.seq_len, self.share, self.tokenizer.end, None
         )
-        found = {
+        losses = {
             "given_d1": given.mean,
             "given_random_d1": random.mean,
             "given_nothing": self._score(model, nothing).mean,
             "base": alone.mean,
             "pairs": len(self),
         }
-        found["d1_worth"], found["d1_worth_error"] = given.gain_over(random)
+        losses["d1_worth"], losses["d1_worth_error"] = given.gain_over(random)
         if is_base:
-            found["net_worth"], found["net_worth_error"] = given.gain_over(alone)
-        return found
+            losses["net_worth"], losses["net_worth_error"] = given.gain_over(alone)
+        return losses
 
     def _score(
         self,

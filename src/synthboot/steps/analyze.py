@@ -61,10 +61,10 @@ def analyze(c: Context) -> Outcome:
 
 def _samples(c: Context) -> dict[str, list[Sample]]:
     """By kind of synthetic text, the documents that are analyzed."""
-    found = {}
+    by_kind = {}
     for kind, synthetic in c.synthetic.items():
-        found[kind] = list(itertools.islice(synthetic, c.cfg.analyze.docs))
-    return found
+        by_kind[kind] = list(itertools.islice(synthetic, c.cfg.analyze.docs))
+    return by_kind
 
 
 def _analyzed(

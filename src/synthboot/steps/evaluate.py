@@ -18,7 +18,7 @@ from synthboot.data.disk import read_json, write_json
 from synthboot.errors import ConfigError, CorruptArtifact
 from synthboot.steps import worlds
 from synthboot.steps.context import Context, Outcome
-from synthboot.steps.score import asked
+from synthboot.steps.score import our_questions
 from synthboot.worlds.generator import PARTS
 
 Losses = dict[str, dict[str, list[np.ndarray]]]
@@ -123,14 +123,14 @@ def _parts(
         names = PARTS
         parts_of = worlds.parts(c)
 
-    found = []
+    parts = []
     for document in test_set:
         part_of_character = parts_of(document.text)
         # a token belongs to the part in which its first letter stands
         for start in c.corpus.tokenizer.starts(document.text):
-            found.append(int(part_of_character[start]))
-        found.append(names.index("form"))  # its end
-    return names, np.array(found, np.uint8)
+            parts.append(int(part_of_character[start]))
+        parts.append(names.index("form"))  # its end
+    return names, np.array(parts, np.uint8)
 
 
 def _scores(
@@ -163,7 +163,7 @@ def _contaminated(
 
     Raises CorruptArtifact where these are not the questions that were asked.
     """
-    items = asked(c)
+    items = our_questions(c)
     names = np.array([name for name, _ in items], str)
     digests = [item.digest for _, item in items]
     # lm-eval's questions come after ours; their texts are not at hand
@@ -313,11 +313,11 @@ def _sweeps(
     models: Mapping[str, Mapping[int, Model]],
 ) -> dict[str, Any]:
     """What the trials of every arm with a sweep reached; the first seed has the record."""
-    found = {}
+    sweeps = {}
     for arm, by_seed in models.items():
         if c.cfg.arms[arm].sweep:
-            found[arm] = next(iter(by_seed.values())).sweep
-    return found
+            sweeps[arm] = next(iter(by_seed.values())).sweep
+    return sweeps
 
 
 def _rows(

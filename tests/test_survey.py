@@ -43,7 +43,7 @@ def test_a_configuration_for_lines_whose_text_has_another_name(tmp_path: Path) -
     result = init(source, "--out", str(out))
     assert result.exit_code == 0, result.output
     cfg = loading.load(out)
-    assert cfg.corpus.source == [source]
+    assert cfg.corpus.source == source
     assert (cfg.corpus.text_field, cfg.corpus.id_field, cfg.pair.label_field) == ("body", "doi", "kind")
     assert (cfg.corpus.validation_docs, cfg.corpus.test_docs) == (7, 14)
     assert cfg.budget.unique_tokens == "all"

@@ -129,26 +129,26 @@ def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 def init(paths: tuple[str, ...], out: Path, hours: float) -> None:
     """Look at your files and write a configuration for them."""
-    from synthboot import proposal
     from synthboot.errors import ConfigError
-    from synthboot.survey import survey
+    from synthboot.proposal import propose
+    from synthboot.survey import survey as look
 
     taken = f"{out}: is there already; name another with --out"
     if out.exists():
         raise ConfigError(taken)
-    found = survey(paths[0] if len(paths) == 1 else list(paths))
-    for line in found.lines():
+    survey = look(paths[0] if len(paths) == 1 else list(paths))
+    for line in survey.lines():
         _say(line)
 
-    made = proposal.propose(found, _as_name(out.stem), hours)
+    proposed = propose(survey, _as_name(out.stem), hours)
     try:
         with out.open("x", encoding="utf-8") as file:
-            file.write(made.text)
+            file.write(proposed.text)
     except FileExistsError:
         raise ConfigError(taken) from None
     _say(
-        f"{out}: arms of {_count(made.train_tokens)} tokens, of which {_count(made.unique_tokens)} "
-        f"are unique; about {made.hours:.1f} hours here (to a factor of two)"
+        f"{out}: arms of {proposed.train_tokens:,} tokens, {proposed.unique_tokens:,} of them "
+        f"unique; about {proposed.hours:.1f} hours here (to a factor of two)"
     )
     named = shlex.quote(str(out))
     _say(f"next: synthboot pair {named}   what related documents tell of each other")

@@ -39,12 +39,12 @@ class Proposal:
     train_tokens: int
 
 
-def propose(found: Survey, name: str, hours: float) -> Proposal:
+def propose(survey: Survey, name: str, hours: float) -> Proposal:
     """The configuration `name` for what a survey found, to run in about `hours` here.
 
     Raises DataError where there is too little to learn from.
     """
-    docs = len(found.lengths)
+    docs = len(survey.lengths)
     if docs < LEAST_DOCS:
         raise DataError(
             f"{docs:,} different documents are too few to find related ones among, or to test on: "
@@ -53,19 +53,19 @@ def propose(found: Survey, name: str, hours: float) -> Proposal:
     validation = min(300, docs // 20)
     test = min(1_000, docs // 10)
     held_out = (validation + test) / docs
-    unique = int(found.tokens * (1 - held_out))
+    unique = int(survey.tokens * (1 - held_out))
     rate = cost.matmul_rate()
 
     def written(size: Sequence[int], passes: int, tokens: int) -> Proposal:
-        is_cut = tokens < unique or not found.is_whole
-        text = _yaml(found, name, size, passes, tokens, is_cut, validation, test)
+        is_cut = tokens < unique or not survey.is_whole
+        text = _yaml(survey, name, size, passes, tokens, is_cut, validation, test)
         cfg = loading.load(strict_yaml.parse(text, name)[0])
         return Proposal(text, _hours(cfg, rate), tokens, cfg.budget.train_tokens)
 
     for passes in _PASSES:
         for size in _SIZES:
             proposal = written(size, passes, unique)
-            is_enough = proposal.train_tokens >= _TOKENS_A_PARAMETER * _parameters(size, found)
+            is_enough = proposal.train_tokens >= _TOKENS_A_PARAMETER * _parameters(size, survey)
             if proposal.hours <= hours and (is_enough or size == _SIZES[-1]):
                 return proposal
     # Too much text for so many hours: less of it, as often as needed.
@@ -82,13 +82,13 @@ def _hours(cfg: Config, rate: float) -> float:
     return cost.estimate(cfg, units, dict.fromkeys(units, State("missing")), rate)["hours"]
 
 
-def _parameters(size: Sequence[int], found: Survey) -> int:
+def _parameters(size: Sequence[int], survey: Survey) -> int:
     layers, width, _ = size
-    return layers * 13 * width**2 + found.vocab_size * width
+    return layers * 13 * width**2 + survey.vocab_size * width
 
 
 def _yaml(
-    found: Survey,
+    survey: Survey,
     name: str,
     size: Sequence[int],
     passes: int,
@@ -99,18 +99,21 @@ def _yaml(
 ) -> str:
     """The file. Only `tokens` of the text are used where `is_cut`; the oracle has the others."""
     layers, width, heads = size
-    longest = 1.5 * float(np.quantile(found.lengths, 0.75))
+    longest = 1.5 * float(np.quantile(survey.lengths, 0.75))
     seq_len = next((room for room in _ROOMS if room >= longest), _ROOMS[-1])
     batch = (4 if width <= 256 else 32) * seq_len
     train = max(batch, passes * tokens // 1_000 * 1_000)
     unique = f"{tokens:_}" if is_cut else "all"
-    corpus = found.corpus
-    label = "" if found.label_field is None else f", label_field: {_quoted(found.label_field)}"
-    source = corpus.source if isinstance(corpus.source, list) else [corpus.source]
+    corpus = survey.corpus
+    label = "" if survey.label_field is None else f", label_field: {_quoted(survey.label_field)}"
+    if isinstance(corpus.source, str):
+        source = _quoted(corpus.source)
+    else:
+        source = f"[{', '.join(map(_quoted, corpus.source))}]"
     lines = [
         "# Written by `synthboot init`; docs/config.md has every setting.",
-        f"# {len(found.lengths):,} documents, about {found.tokens:,} tokens"
-        + ("." if found.is_whole else " looked at, and there are more."),
+        f"# {len(survey.lengths):,} documents, about {survey.tokens:,} tokens"
+        + ("." if survey.is_whole else " looked at, and there are more."),
         f"name: {_quoted(name)}",
         "# d1 and d2 share seq_len tokens; three quarters of the documents are shorter than two "
         "thirds of it, or it is the most.",
@@ -121,10 +124,10 @@ def _yaml(
         "# Heavy repetition wants much weight decay; small steps learn to copy sooner.",
         f"optim: {{lr: 2.0e-3, weight_decay: 1.0, batch_tokens: {batch:_}, evals: 16}}",
         "corpus:",
-        f"  source: [{', '.join(map(_quoted, source))}]",
+        f"  source: {source}",
         f"  text_field: {_quoted(corpus.text_field)}",
         f"  id_field: {_quoted(corpus.id_field)}",
-        f"  vocab_size: {found.vocab_size}",
+        f"  vocab_size: {survey.vocab_size}",
         f"  validation_docs: {validation}",
         f"  test_docs: {test}",
         "# Related documents: docs/will-it-work.md says what to look at after `synthboot pair`.",

@@ -69,7 +69,7 @@ class Survey:
         least = "" if self.is_whole else "more than "
         ids = self.corpus.id_field
         others = [field for field in self.fields if field not in (self.corpus.text_field, ids)]
-        found = [
+        lines = [
             f"documents: {least}{len(self.lengths):,}"
             f" of {self.records:,} records ({self._losses()})",
             f'text: field "{self.corpus.text_field}"; '
@@ -82,10 +82,10 @@ class Survey:
             "scripts: " + ", ".join(f"{name} {part:.0%}" for name, part in self.scripts.items()),
         ]
         if self.dates is not None:
-            found.append('dates: field "{}", {} to {}'.format(*self.dates))
+            lines.append('dates: field "{}", {} to {}'.format(*self.dates))
         if self.label_field is not None:
-            found.append(f'labels: field "{self.label_field}"')
-        return found
+            lines.append(f'labels: field "{self.label_field}"')
+        return lines
 
     def _losses(self) -> str:
         parts = [f"{self.duplicates / max(1, self.records):.1%} exact duplicates"]
@@ -145,7 +145,7 @@ def survey(source: str | list[str], most_bytes: int = MOST_BYTES) -> Survey:
         corpus=corpus,
         fields=fields,
         label_field=next((name for name in others if _is_label(head, name)), None),
-        dates=next((found for name in others if (found := _dates(head, name))), None),
+        dates=next((dates for name in others if (dates := _dates(head, name))), None),
         records=records,
         rejects=rejects,
         duplicates=records - rejects.total() - len(sizes),
@@ -170,8 +170,8 @@ def _head(source: str | list[str]) -> tuple[Rows, Corpus]:
     names = dict.fromkeys(name for row in head for name in row)
     text_field = _text_field(head, list(names))
     ids = (name for name in _ID_FIELDS if name != text_field and _is_id(head, name))
-    found = {"text_field": text_field, "id_field": next(ids, plain.id_field)}
-    return head, Corpus(source=source, **found)
+    fields = {"text_field": text_field, "id_field": next(ids, plain.id_field)}
+    return head, Corpus(source=source, **fields)
 
 
 def _named(source: str | list[str]) -> str:

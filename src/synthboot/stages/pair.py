@@ -78,7 +78,7 @@ def pair(
     report: dict[str, Any] = {
         "alpha": alpha,
         "why": why,
-        "chance_share": chance_share(found.score, chance, alpha),
+        "chance_share": chance_share(neighbors.score, chance, alpha),
         "considered": len(kept.d1),
     }
     report["added_by_direction"] = _filter_related(kept, cfg, alpha, fields, len(tokens))

@@ -127,8 +127,8 @@ def _embed_shards(
     done = 0
     rows: list[np.ndarray] = []
     vectors = pool.imap(stage.shard_embedder, arguments, parts, c.workers)
-    for (shard, first, end), vectors_of_part in zip(parts, vectors, strict=True):
-        rows.append(part)
+    for (shard, first, end), of_part in zip(parts, vectors, strict=True):
+        rows.append(of_part)
         done += end - first
         if not whole:
             c.progress(done / total, f"{done:,} of {total:,} documents")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from synthboot import api
 from synthboot.cli import main
 from tests.conftest import run_folder, small_config
 
@@ -68,8 +69,12 @@ def test_plan_says_what_more_seeds_would_show(config_file: str, finished: dict[s
     assert "power:" not in elsewhere
 
 
-def test_plan_says_that_an_oracle_asks_for_more_than_there_is(config_file: str) -> None:
-    result = call("plan", config_file, "--set", "arms.oracle.unique_tokens=900000000")
+def test_plan_says_that_an_oracle_asks_for_more_than_there_is(world_file: Path, tmp_path: Path) -> None:
+    settings = small_config(world_file, tmp_path)
+    api.Run(settings).run("corpus")
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    result = call("plan", str(path), "--set", "arms.oracle.unique_tokens=900000000")
     assert result.exit_code == 2
     assert "arms.oracle.unique_tokens" in result.stderr
 

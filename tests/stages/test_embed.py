@@ -14,8 +14,8 @@ from synthboot.artifacts.embeddings import Embeddings
 from synthboot.errors import ConfigError, DataError
 from synthboot.stages import embed
 from synthboot.stages.embed import SelfEmbedder
-from synthboot.steps import embed as steps_embed
 from synthboot.steps.context import Context
+from synthboot.steps.embed import embed as step
 from tests.conftest import run_folder, small_config, world_documents
 
 DOCUMENTS = world_documents()
@@ -297,7 +297,7 @@ def test_a_model_from_outside_is_told_of_in_parts_that_give_the_same_vectors(
     context = Context(
         loading.load(settings), tmp_path / "vectors", {"corpus": corpus}, 1, lambda done, words: told.append((done, words))
     )
-    counts, _ = steps_embed.embed(context)
+    counts, _ = step(context)
 
     texts = [document.text for document in Corpus.open(corpus).texts("validation")]
     whole = embed.sentence_transformer(config.Embed(model=random_transformer), "cpu")(texts)

@@ -170,8 +170,8 @@ def _head(source: str | list[str]) -> tuple[Rows, Corpus]:
     names = dict.fromkeys(name for row in head for name in row)
     text_field = _text_field(head, list(names))
     ids = (name for name in _ID_FIELDS if name != text_field and _is_id(head, name))
-    fields = {"text_field": text_field, "id_field": next(ids, plain.id_field)}
-    return head, Corpus(source=source, **fields)
+    id_field = next(ids, plain.id_field)
+    return head, Corpus(source=source, text_field=text_field, id_field=id_field)
 
 
 def _named(source: str | list[str]) -> str:

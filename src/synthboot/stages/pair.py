@@ -328,7 +328,7 @@ def chance_share(
     unlikely = 1 - NormalDist(middle, spread).cdf(alpha)
     docs, k = similarity.shape
     expected = docs * min(k, (docs - 1) * unlikely)
-    return min(1.0, expected / kept)
+    return float(min(1.0, expected / kept))
 
 
 def alphas(

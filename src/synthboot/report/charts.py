@@ -14,7 +14,7 @@ Chart = dict[str, Any]
 
 COLORS = {"repetition": "#6b7280", "method": "#2563eb", "oracle": "#d97706"}
 """The colour of the first arm of a kind, the same in every chart; the others have the palette's."""
-_PALETTE = (
+PALETTE = (
     "#059669",
     "#9333ea",
     "#db2777",
@@ -77,7 +77,7 @@ def colors(kinds: Mapping[str, str]) -> dict[str, str]:
         if own is not None and own not in by_arm.values():
             by_arm[arm] = own
         else:
-            by_arm[arm] = _PALETTE[others % len(_PALETTE)]
+            by_arm[arm] = PALETTE[others % len(PALETTE)]
             others += 1
     return by_arm
 
@@ -98,7 +98,7 @@ def _scores(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
         "x": [loss[0] for loss in losses],
         "y": names,
         "marker": {"size": 12, "color": [paint[name] for name in names]},
-        "error_x": _error_bars(losses),
+        "error_x": error_bars(losses),
         "showlegend": False,
     }
 
@@ -123,7 +123,7 @@ def _differences(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Char
     bars = {
         "x": [difference[0] for difference in differences],
         "y": list(arms),
-        "error_x": _error_bars(differences),
+        "error_x": error_bars(differences),
         "type": "scatter",
         "mode": "markers",
         "showlegend": False,
@@ -133,7 +133,7 @@ def _differences(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Char
     by_seed = {name: arm["difference_by_seed"] for name, arm in arms.items()}
     dots = _dots(by_seed, {"symbol": "circle-open", "size": 8, "color": _INK})
     layout = _arms_downwards("difference to repetition, nats per token", len(arms))
-    layout["shapes"] = [_vertical(0)]
+    layout["shapes"] = [vertical(0)]
     return {"id": "differences", "data": [bars, dots], "layout": layout}
 
 
@@ -156,7 +156,7 @@ def _dots(by_seed: Mapping[str, Sequence[float]], marker: dict[str, Any]) -> dic
 
 def _arms_downwards(title: str, arms: int) -> dict[str, Any]:
     """The layout of a chart with a line for every arm, the first on top."""
-    layout = _layout(title, "")
+    layout = axes(title, "")
     layout["height"] = max(layout["height"], 90 + 28 * arms)
     # Plotly counts upwards.
     layout["yaxis"]["autorange"] = "reversed"
@@ -187,12 +187,12 @@ def _curves(results: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
         shown.add(arm)
 
     evaluated = results["evaluate"]
-    layout = _layout("tokens trained on", "validation loss, nats per token")
+    layout = axes("tokens trained on", "validation loss, nats per token")
     layout = _beside(layout, len(evaluated["token_counts"]))
     subject = _scores_of(evaluated)["subject"]
     cross = crossing(results, subject) if subject else None
     if cross is not None:
-        layout["shapes"] = [_vertical(cross)]
+        layout["shapes"] = [vertical(cross)]
         layout["annotations"] = [
             {
                 "x": cross,
@@ -204,7 +204,7 @@ def _curves(results: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
         ]
     floor = count_model(results)
     if floor is not None:
-        layout.setdefault("shapes", []).append(_horizontal(floor))
+        layout.setdefault("shapes", []).append(horizontal(floor))
         layout.setdefault("annotations", []).append(
             {
                 "x": 0,
@@ -244,7 +244,7 @@ def _copying(results: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | No
         shown.add(arm)
     if not data:
         return None
-    layout = _layout("tokens trained on", "copy score, nats per token")
+    layout = axes("tokens trained on", "copy score, nats per token")
     return {"id": "copying", "data": data, "layout": _beside(layout, len(shown))}
 
 
@@ -314,7 +314,7 @@ def _shares(results: Mapping[str, Any]) -> Chart | None:
     if not data:
         return None
 
-    layout = _layout("share of synthetic text (0: repetition)", "test loss")
+    layout = axes("share of synthetic text (0: repetition)", "test loss")
     return {"id": "shares", "data": data, "layout": layout}
 
 
@@ -347,7 +347,7 @@ def _efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart
                 "marker": {"size": 11, "symbol": "diamond", "color": paint[name]},
             }
         )
-    layout = _layout("unique real tokens", "test loss, nats per token")
+    layout = axes("unique real tokens", "test loss, nats per token")
     layout["xaxis"]["type"] = "log"
     return {"id": "efficiency", "data": data, "layout": layout}
 
@@ -359,7 +359,8 @@ def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | No
     token_counts = {}
     for name, by_seed in evaluated["token_counts"].items():
         token_counts[name] = next(iter(by_seed.values()))
-    if not any(counts["spent_flops"] for counts in token_counts.values()):
+    # Where training is all there is, it is the same for all but ensembles.
+    if not any(counts["spent_flops"] or "members" in counts for counts in token_counts.values()):
         return None
 
     data = []
@@ -369,8 +370,9 @@ def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | No
         point["mode"] = "markers"
         point["marker"] = {"size": 10, "color": paint[name]}
         data.append(point)
-    layout = _layout(
-        "FLOPs: training, embedding, pairing, tuning, synthesis", "test loss, nats per token"
+    layout = axes(
+        "FLOPs: training, embedding, pairing, tuning, synthesis, teachers",
+        "test loss, nats per token",
     )
     return {"id": "flops", "data": data, "layout": _beside(layout, len(token_counts))}
 
@@ -391,7 +393,7 @@ def _rounds(results: Mapping[str, Any]) -> Chart | None:
         {**line, "y": entropies, "name": "entropy of samples, nats per token"},
         {**line, "y": distinct, "name": "distinct 4-grams (right)", "yaxis": "y2"},
     ]
-    layout = _layout("", "nats per token")
+    layout = axes("", "nats per token")
     # Fractions beside nats: an axis of their own.
     layout["yaxis2"] = {"overlaying": "y", "side": "right", "tickformat": ".0%", "automargin": True}
     return {"id": "rounds", "data": data, "layout": layout}
@@ -444,7 +446,7 @@ def _questions(questions: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
     for name in by_column[0]:
         bars = _with_intervals(columns, [by_arm[name]["acc"] for by_arm in by_column], name)
         data.append({**bars, "type": "bar", "marker": {"color": paint[name]}})
-    layout = _beside(_layout("", "answered right"), len(data))
+    layout = _beside(axes("", "answered right"), len(data))
     layout["barmode"] = "group"
     return {"id": "questions", "data": data, "layout": layout}
 
@@ -456,7 +458,7 @@ def _parts(parts: Mapping[str, Any]) -> Chart:
     arms = [arm for arm in parts["all"] if arm != "repetition"]
 
     data = []
-    for part, color in zip(parts["all"]["repetition"], _PALETTE, strict=False):
+    for part, color in zip(parts["all"]["repetition"], PALETTE, strict=False):
         x = []
         y = []
         for arm in arms:
@@ -475,7 +477,7 @@ def _parts(parts: Mapping[str, Any]) -> Chart:
             }
         )
 
-    layout = _layout("nats a document, beside repetition", "")
+    layout = axes("nats a document, beside repetition", "")
     layout["barmode"] = "relative"
     layout["height"] = 120 + 22 * len(arms) * len(groups)
     layout["legend"] = {"orientation": "v", "x": 1.02, "y": 1}
@@ -497,7 +499,7 @@ def _excess(curves: Mapping[str, Any]) -> Chart:
                 "line": _DOTTED,
             }
         )
-    layout = _layout("tokens tuned on", "excess nats per d2")
+    layout = axes("tokens tuned on", "excess nats per d2")
     # What is left of the excess falls by orders of magnitude.
     layout["yaxis"]["type"] = "log"
     return {"id": "excess", "data": data, "layout": layout}
@@ -521,8 +523,8 @@ def _similarities(pairs: Mapping[str, Any], analyzed: Mapping[str, Any] | None) 
         centers = [-0.2 + (i + 0.5) * width for i in range(bins)]
         data.append(_area("d1 and sampled d2", centers, sampled["histogram"]))
 
-    layout = _layout("similarity of d1 and d2", "density")
-    layout["shapes"] = [_vertical(pairs["alpha"])]
+    layout = axes("similarity of d1 and d2", "density")
+    layout["shapes"] = [vertical(pairs["alpha"])]
     return {"id": "similarities", "data": data, "layout": layout}
 
 
@@ -536,11 +538,14 @@ def _tuning(tuned: Mapping[str, Any]) -> Chart:
     data = []
     shown: list[float] = []
     for role, result in tuned.items():
-        losses = [result["conditioning"]["unseen"][key] for key in names]
+        unseen = result["conditioning"]["unseen"]
+        # one that is tuned without d1 has no loss given one
+        known = {key: name for key, name in names.items() if key in unseen}
+        losses = [unseen[key] for key in known]
         data.append(
             {
                 "type": "bar",
-                "x": list(names.values()),
+                "x": list(known.values()),
                 "y": losses,
                 "name": role.removeprefix("tune/"),
                 "text": [f"{loss:.3f}" for loss in losses],
@@ -549,7 +554,7 @@ def _tuning(tuned: Mapping[str, Any]) -> Chart:
         shown += losses
 
     # Bars from zero would all look alike.
-    layout = _layout("", "loss on unseen d2, nats per token")
+    layout = axes("", "loss on unseen d2, nats per token")
     margin = 0.25 * (max(shown) - min(shown)) + 0.01
     layout["yaxis"]["range"] = [min(shown) - margin, max(shown) + margin]
     return {"id": "tuning", "data": data, "layout": layout}
@@ -561,7 +566,7 @@ def _lengths(analyzed: Mapping[str, Any]) -> Chart:
     last = max(int(np.flatnonzero([1, *counts[1:]])[-1]) for counts in histograms.values())
     centers = [16 + 32 * i for i in range(64)][: last + 2]
     data = [_area(name, centers, counts[: last + 2]) for name, counts in histograms.items()]
-    layout = _layout("tokens in a document", "share of documents")
+    layout = axes("tokens in a document", "share of documents")
     return {"id": "lengths", "data": data, "layout": layout}
 
 
@@ -575,11 +580,11 @@ def _with_intervals(
         "x": list(x),
         "y": [value[0] for value in values],
         "name": name,
-        "error_y": _error_bars(values),
+        "error_y": error_bars(values),
     }
 
 
-def _error_bars(values: Sequence[Sequence[float]]) -> dict[str, Any]:
+def error_bars(values: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Plotly's lengths of error bars, from [value, low, high]."""
     above = []
     below = []
@@ -589,12 +594,12 @@ def _error_bars(values: Sequence[Sequence[float]]) -> dict[str, Any]:
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
 
 
-def _vertical(x: float) -> dict[str, Any]:
+def vertical(x: float) -> dict[str, Any]:
     """A dotted line from the bottom to the top."""
     return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": _DOTTED}
 
 
-def _horizontal(y: float) -> dict[str, Any]:
+def horizontal(y: float) -> dict[str, Any]:
     """A dotted line from the left to the right."""
     return {"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": y, "y1": y, "line": _DOTTED}
 
@@ -620,7 +625,8 @@ def _beside(layout: dict[str, Any], entries: int) -> dict[str, Any]:
     return layout
 
 
-def _layout(x: str, y: str) -> dict[str, Any]:
+def axes(x: str, y: str) -> dict[str, Any]:
+    """The layout of a chart with titles at its axes, and nothing else yet."""
     return {
         "margin": {"l": 70, "r": 10, "t": 10, "b": 50},
         "height": 320,

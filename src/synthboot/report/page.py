@@ -34,13 +34,6 @@ FILE = "report.html"
 
 def report(results: Mapping[str, Any]) -> str:
     """The page."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    environment = Environment(
-        loader=PackageLoader("synthboot", "report"), autoescape=select_autoescape(["html", "j2"])
-    )
     evaluated = results["evaluate"]
     scores = evaluated[evaluated["checkpoint"]]
     other = "last" if evaluated["checkpoint"] == "best" else "best"
@@ -56,7 +49,9 @@ def report(results: Mapping[str, Any]) -> str:
     conditioning = {role: tuned["conditioning"] for role, tuned in results["tune"].items()}
 
     asked = list(evaluated["questions"])
-    page = environment.get_template("report.html.j2").render(
+    return rendered(
+        "report.html.j2",
+        {"charts": drawn, "examples": results["examples"], "spread": results["pair_examples"]},
         results=results,
         scores=scores,
         other=evaluated[other],
@@ -71,9 +66,21 @@ def report(results: Mapping[str, Any]) -> str:
         pair=related,
         costs=results["costs"],
         paper=PAPER,
-        charts=Markup(_script(drawn)),
-        examples=Markup(_script(results["examples"])),
-        spread=Markup(_script(results["pair_examples"])),
+    )
+
+
+def rendered(template: str, scripts: Mapping[str, Any], **values: Any) -> str:
+    """A page from a template: `values` are shown, `scripts` are what its script reads, as JSON."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=PackageLoader("synthboot", "report"), autoescape=select_autoescape(["html", "j2"])
+    )
+    page = environment.get_template(template).render(
+        **values,
+        **{name: Markup(_script(value)) for name, value in scripts.items()},
         plotly=Markup(get_plotlyjs()),
     )
     return page + "\n"

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-small smollm world test test-slow coverage fuzz kill lint format docs texture bench gpu clean
+.PHONY: help demo demo-small data articles smollm world test test-slow coverage fuzz kill lint format docs texture bench gpu clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -21,6 +21,12 @@ demo-small: $(STAMP)  ## the demo at a tenth of its size
 	$(BIN)/synthboot run configs/demo.yaml --set name=demo-small --set budget.train_tokens=80000 --set budget.unique_tokens=20000 \
 	  --set tune.max_tokens=40000 --set corpus.validation_docs=60 --set corpus.test_docs=60 --set optim.evals=2 \
 	  --set 'pretrain.seeds=[0]'
+
+data: $(STAMP)  ## larger corpora into data/, of what you have (SHARED=FOLDER, ARXIV=FILE, WIKIPEDIA='FILES'), or where to get them
+	$(BIN)/python examples/make_data.py $(if $(SHARED),--shared $(SHARED)) $(if $(ARXIV),--arxiv $(ARXIV)) $(if $(WIKIPEDIA),--wikipedia $(WIKIPEDIA))
+
+articles: data  ## the whole method on short encyclopedia articles, on which a small model can read d1
+	$(BIN)/synthboot run configs/articles.yaml
 
 smollm: $(STAMP) models/smollm2-135m ## continue a real pretrained model of 135M parameters; hours on two cores
 	$(BIN)/synthboot run configs/continue.yaml

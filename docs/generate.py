@@ -26,10 +26,8 @@ LEVEL = 0.05
 RESTATED = "2026-11-25-claims-restated"
 FIRST_SCREEN = (
     ("2026-11-23-world", "sbp against repetition", "known world, 27 epochs"),
-    ("2026-11-23-world", "sbp against self", "known world, 27 epochs"),
     ("2026-11-22-world-small-rate", "sbp against repetition", "known world, 17 epochs, a small rate of tuning"),
     ("2026-11-23-learning-rate", "sbp-25 against repetition", "arXiv abstracts, 20 epochs, a quarter synthetic"),
-    ("2026-11-23-learning-rate", "self-25 against repetition", "arXiv abstracts, 20 epochs, a quarter synthetic"),
     ("2026-11-22-three-arms", "sbp against repetition", "arXiv abstracts, 5 epochs"),
 )
 """What the README says was found: experiment, claim, and what it was found on."""

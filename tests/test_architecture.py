@@ -35,6 +35,8 @@ ORDER = [
     "recipes",
     "preflight",
     "runner",
+    "survey",
+    "proposal",
     "studies",
     "show",
     "comparison",

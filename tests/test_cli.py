@@ -11,6 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from synthboot import api
 from synthboot.cli import main
 from tests.conftest import run_folder, small_config
 
@@ -68,6 +69,16 @@ def test_plan_says_what_more_seeds_would_show(config_file: str, finished: dict[s
     assert "power:" not in elsewhere
 
 
+def test_plan_says_that_an_oracle_asks_for_more_than_there_is(world_file: Path, tmp_path: Path) -> None:
+    settings = small_config(world_file, tmp_path)
+    api.Run(settings).run("corpus")
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    result = call("plan", str(path), "--set", "arms.oracle.unique_tokens=900000000")
+    assert result.exit_code == 2
+    assert "arms.oracle.unique_tokens" in result.stderr
+
+
 def test_plan_says_where_base_would_begin_to_copy(config_file: str) -> None:
     # 10^5.7 x sqrt(384) = 9.8M tokens, of which 12,000 are 0.1 %
     line = next(x for x in call("plan", config_file).stdout.splitlines() if x.startswith("copying: "))
@@ -112,10 +123,39 @@ def test_status(finished: dict[str, Any], tmp_path: Path) -> None:
     assert call("status", str(tmp_path)).exit_code == 2
 
 
+def test_a_log_has_a_line_now_and_then_with_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, world_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(small_config(world_file, tmp_path)))
+    now = [0.0]
+    told = [(0.0, "starting"), (0.04, "loss 6"), (0.1, "loss 5"), (0.12, "loss 4.9"), (0.3, "loss 4"), (0.31, "loss 3")]
+    waits = [0.0, 20.0, 9.0, 20.0, 1_000.0, 700.0]
+
+    def run(cfg: Any, target: str, tell: Any) -> dict[str, Any]:
+        tell("base", "plan", {})
+        tell("base", "start", None)
+        for (done, words), wait in zip(told, waits, strict=True):
+            now[0] += wait
+            tell("base", "progress", (done, words))
+        return {}
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("synthboot.runner.executor.run", run)
+    result = CliRunner().invoke(main, ["base", str(path)])
+    assert result.stderr.splitlines() == [
+        "base: 10%, loss 5; 4 min left",  # a twentieth is done, and ten seconds are over
+        "base: 30%, loss 4; 41 min left",
+        "base: 31%, loss 3; 65 min left",  # less than a twentieth, but ten minutes
+    ]
+
+
 @pytest.mark.parametrize("what", ["pairs", "synthetic", "copies", "quarantine"])
 def test_show(finished: dict[str, Any], what: str) -> None:
     result = call("show", str(run_folder(finished)), what, "-n", "2")
     assert result.exit_code == 0, result.output
+    if what == "quarantine":
+        assert result.stdout == f"{run_folder(finished)}: nothing is quarantined\n"
     if what in ("pairs", "synthetic"):
         found = json.loads(call("show", str(run_folder(finished)), what, "-n", "2", "--json").stdout)
         assert len(found) == 2

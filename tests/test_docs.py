@@ -14,8 +14,9 @@ from benchmarks import coverage
 from click.testing import CliRunner
 from scipy import special
 
-from synthboot import config
+from synthboot import config, loading
 from synthboot.cli import main
+from synthboot.data import documents
 from synthboot.lm import blocks, loss, precision
 from synthboot.lm.sampling import embedded
 from synthboot.neighbors import join
@@ -129,6 +130,84 @@ def test_examples_api_runs(finished: dict[str, Any], tmp_path: Path, monkeypatch
     assert "log p(d2|d1): -" in printed
     assert "report.html" in printed
     assert printed.count("(0, 1, 0.9") == 1
+
+
+@pytest.fixture(scope="module")
+def make_data() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "examples" / "make_data.py"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_shipped_configuration_reads_what_the_repository_has_or_makes(path: Path, make_data: dict[str, Any]) -> None:
+    made = make_data["WHERE"]
+    cfg = loading.load(path)
+    sources = [cfg.corpus.source] if isinstance(cfg.corpus.source, str) else cfg.corpus.source
+    if cfg.evaluate.task_folder != ".":
+        sources = [*sources, cfg.evaluate.task_folder]
+    for source in sources:
+        is_there = (ROOT / source).exists() and source.startswith("examples/data/")
+        is_made = source.startswith("data/") and source.removeprefix("data/") in made
+        is_not_to_be_had = path.stem == "paper"
+        assert is_there or is_made or source == "world" or is_not_to_be_had, source
+    assert "../" not in path.read_text("utf-8")
+
+
+def test_data_is_made_of_the_files_that_one_has(
+    make_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    articles = [
+        {"id": 1, "title": "Ob", "text": "The Ob is a major river in Russia."},
+        {"id": 2, "title": "A", "text": "Long is a moth. " * 200},
+        {"id": 3, "title": "B", "text": "B was an album by a rower. It is a river."},
+        {"id": 4, "title": "C", "text": "C (born 1950) was a Finnish boxer, like his father."},
+    ]
+    papers = [
+        {"id": "9901.1", "title": "P", "categories": "cs.CL stat.ML", "abstract": "  We train\n a model. "},
+        {"id": "9901.2", "title": "Q", "categories": "math.AG cs.CL", "abstract": "We prove it."},
+    ]
+    for name, rows in (("wiki", articles), ("arxiv", papers)):
+        (tmp_path / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "data"
+    monkeypatch.setenv("PATH", "")  # no apt-cache
+    given = ["--arxiv", str(tmp_path / "arxiv.json"), "--wikipedia", str(tmp_path / "wiki.json")]
+    monkeypatch.setattr(sys, "argv", ["make_data.py", "--out", str(out), "--shared", str(tmp_path / "none"), *given])
+    make_data["main"]()
+    told = capsys.readouterr().out.splitlines()
+
+    def texts(name: str) -> list[Any]:
+        return [json.loads(line.content) for line in documents.lines(out / name)]
+
+    assert [(row["id"], row["kind"]) for row in texts("articles.jsonl.zst")] == [("1", "river"), ("3", "rower"), ("4", "boxer")]
+    assert [row["id"] for row in texts("encyclopedia.jsonl.zst")] == ["1", "3", "4"]
+    assert texts("abstracts.jsonl.zst") == [{"id": "9901.1", "title": "P", "label": "cs.CL", "text": "We train a model."}]
+    assert f"{out / 'packages.jsonl.zst'}: not made: needs apt-cache, on Debian or Ubuntu" in told
+    assert f"{out / 'articles.jsonl.zst'}: 3 documents" in told
+    make_data["main"]()  # what is there stays
+    assert capsys.readouterr().out.count("is there") == 3
+
+
+def test_data_that_a_folder_has_ready_is_linked(
+    make_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    ready = tmp_path / "shared" / "arxiv_cs.jsonl.zst"
+    ready.parent.mkdir()
+    ready.write_bytes(b"as it is")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "argv", ["make_data.py", "--out", str(tmp_path / "data"), "--shared", str(ready.parent)])
+    make_data["main"]()
+    assert (tmp_path / "data" / "abstracts.jsonl.zst").resolve() == ready
+    assert capsys.readouterr().out.count("not made: ") == 4
+
+
+def test_packages_are_told_of_once_for_each_source(make_data: dict[str, Any]) -> None:
+    listing = (
+        "Package: tool\nSection: web\nDescription: a tool\n It does things.\n .\n Many.\n\n"
+        "Package: tool-doc\nSource: tool (1.2)\nDescription: its pages\n Pages.\n\n"
+        "Package: bare\nDescription: nothing more\n"
+    )
+    assert list(make_data["packages"](listing)) == [
+        {"id": "tool", "section": "web", "text": "a tool\nIt does things.\n\nMany."}
+    ]
 
 
 def test_the_shipped_text_is_small_and_names_its_origin() -> None:

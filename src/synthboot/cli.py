@@ -11,7 +11,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shlex
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -112,6 +115,50 @@ def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @main.command(cls=Verb)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("mine.yaml"),
+    show_default=True,
+    help="The file to write; one that is there stays.",
+)
+@click.option(
+    "--hours",
+    type=click.FloatRange(min=0, min_open=True),
+    default=8.0,
+    show_default=True,
+    help="How long it may run here.",
+)
+def init(paths: tuple[str, ...], out: Path, hours: float) -> None:
+    """Look at your files and write a configuration for them."""
+    from synthboot.errors import ConfigError
+    from synthboot.proposal import propose
+    from synthboot.survey import survey as look
+
+    taken = f"{out}: is there already; name another with --out"
+    if out.exists():
+        raise ConfigError(taken)
+    survey = look(paths[0] if len(paths) == 1 else list(paths))
+    for line in survey.lines():
+        _say(line)
+
+    proposed = propose(survey, _as_name(out.stem), hours)
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(proposed.text)
+    except FileExistsError:
+        raise ConfigError(taken) from None
+    _say(
+        f"{out}: arms of {proposed.train_tokens:,} tokens, {proposed.unique_tokens:,} of them "
+        f"unique; about {proposed.hours:.1f} hours here (to a factor of two)"
+    )
+    named = shlex.quote(str(out))
+    _say(f"next: synthboot pair {named}   what related documents tell of each other")
+    _say(f"      synthboot plan {named}   what all of it would take; then synthboot run")
+
+
+@main.command(cls=Verb)
 @_configured
 def run(cfg: Config, as_json: bool) -> None:
     """Make every artifact that is missing or stale, then print the comparison."""
@@ -195,6 +242,7 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
 def plan(cfg: Config, as_json: bool, hardware: str | None, check: bool) -> None:
     """Say what `run` would do and why, what it would cost, and what more seeds would show."""
     from synthboot import preflight, recipes, verdicts
+    from synthboot.artifacts.corpus import Corpus
     from synthboot.lm import precision
     from synthboot.runner import cost as plans
     from synthboot.runner.machines import THIS
@@ -211,6 +259,10 @@ def plan(cfg: Config, as_json: bool, hardware: str | None, check: bool) -> None:
         return
 
     states = states_of(cfg, artifacts)
+    if is_here and states["corpus"].status == "done":
+        # The pool is known now, and whether it has what oracles ask for.
+        corpus = Corpus.open(artifacts["corpus"].folder(cfg.folder))
+        preflight.check_against_corpus(cfg, corpus)
     planned = plans.plan(cfg, artifacts, states, hardware or THIS)
     power = plans.power(cfg, artifacts)
     copying = plans.copying(cfg, artifacts)
@@ -439,7 +491,7 @@ def show(run_folder: Path, what: str, count: int, near: float | None, as_json: b
         _say_json(examples)
         return
     if not examples:
-        _say(f"no {what} in {run_folder}")
+        _say(f"{run_folder}: {_NOTHING[what]}")
     for example in examples:
         _print_example(example)
 
@@ -543,6 +595,7 @@ def _compare_scores(
 
 def _compare_runs(runs: list[Path], as_json: bool) -> None:
     from synthboot import show as shown
+    from synthboot.data.items import titles
 
     result = shown.compare(runs)
     if as_json:
@@ -571,7 +624,7 @@ def _compare_runs(runs: list[Path], as_json: bool) -> None:
             ]
         )
     header = ["run", "arm", "test loss", "bits/byte", "oracle share", "against repetition"]
-    _print_table([*header, *tasks], rows)
+    _print_table([*header, *titles(list(tasks))], rows)
 
     if result["differences"]:
         settings = [[key, *map(str, values)] for key, values in result["differences"].items()]
@@ -604,10 +657,20 @@ def _execute(cfg: Config, target: str, as_json: bool) -> None:
 
 _FOLLOWS = (" changed", "stale", "missing", "partial")
 """How a reason ends that is about what an artifact reads, and not about a setting of its own."""
+_LINES_A_UNIT = 20
+_SECONDS_A_LINE = (10.0, 600.0)
+"""What a log says of a unit: so many lines, no closer together and no further apart than this."""
+_NOTHING = {
+    "pairs": "no pairs",
+    "synthetic": "no synthetic text",
+    "copies": "nothing is copied from d1",
+    "quarantine": "nothing is quarantined",
+}
 
 
 class _progress:
-    """Progress on stderr: bars with the time left on a terminal, a line per event elsewhere."""
+    """Progress on stderr: bars with the time left on a terminal; elsewhere a line per event, and
+    now and then how far a unit is."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -626,6 +689,9 @@ class _progress:
         self.total = 0
         self.done = 0
         self.tasks: dict[str, Any] = {}
+        # By unit: when progress was first told and last written, and the share done then.
+        self.first: dict[str, tuple[float, float]] = {}
+        self.written: dict[str, tuple[float, float]] = {}
         self.bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -655,6 +721,8 @@ class _progress:
         elif kind == "progress":
             done, words = value
             self.bars.update(self.tasks[name], completed=done, words=one_line(words))
+            if not self.live:
+                self._log(name, done, words)
         elif kind == "note":
             self._line(f"{name}: {value}")
         elif kind == "done":
@@ -675,6 +743,22 @@ class _progress:
             if state.status == "stale" and not state.reasons[0].endswith(_FOLLOWS):
                 reasons = ", ".join(state.reasons)
                 self._line(f"{name}: stale ({reasons}); it and what reads it will be rebuilt")
+
+    def _log(self, name: str, done: float, words: str) -> None:
+        """A line about a unit that is at work, where the last is long enough ago."""
+        now = time.monotonic()
+        started, share = self.first.setdefault(name, (now, done))
+        written, before = self.written.setdefault(name, (now, done))
+        waited = now - written
+        least, most = _SECONDS_A_LINE
+        is_further = int(done * _LINES_A_UNIT) > int(before * _LINES_A_UNIT)
+        is_due = waited >= least and (is_further or waited >= most)
+        if not is_due or not share < done < 1:
+            return
+
+        self.written[name] = (now, done)
+        left = (now - started) * (1 - done) / (done - share)
+        self._line(f"{name}: {done:.0%}, {words}; {_duration(left)} left")
 
     def _line(self, text: str) -> None:
         """A line above the bars, as it is: paths and counts are no markup."""
@@ -766,6 +850,8 @@ def _print_check(checked: list[Checked], as_json: bool) -> None:
 
 
 def _print_scores(result: dict[str, Any]) -> None:
+    from synthboot.data.items import titles
+
     chosen = result[result["checkpoint"]]
     other = "last" if result["checkpoint"] == "best" else "best"
     rows = []
@@ -802,7 +888,7 @@ def _print_scores(result: dict[str, Any]) -> None:
         answered = []
         for arm in chosen["arms"]:
             answered.append([arm, *(_accuracy(by_arm[arm]) for by_arm in by_task.values())])
-        _print_table(["answered right", *by_task], answered)
+        _print_table(["answered right", *titles(list(by_task))], answered)
     _say(result["verdict"])
     if chosen["more_compute"]:
         _say(chosen["more_compute"])
@@ -907,6 +993,18 @@ def _dollars(dollars: float | None) -> str:
 
 def _count(number: float | None) -> str:
     return "" if number is None else f"{number:,.0f}"
+
+
+def _as_name(stem: str) -> str:
+    """A run's name out of a file's, which may have anything in it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100] or "mine"
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _size(number: float | None) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from synthboot.data.items import Item, NoItem, item
+from synthboot.data.items import Item, NoItem, item, titles
 
 
 def choice(**changes: Any) -> dict[str, Any]:
@@ -140,3 +140,8 @@ def test_choices_beyond_the_letters_are_refused() -> None:
 
 def test_ids_and_groups_that_are_null_are_none() -> None:
     assert (read(choice(id=None, group=None)).id, read(choice(group=None)).group, read(choice(id=7)).id) == ("0", "", "7")
+
+
+def test_files_are_called_by_their_stems_where_these_differ() -> None:
+    given = ["arc_easy@5", "/a/long/path/facts.jsonl.zst", "lm-eval:piqa", "x/v1.2.jsonl", "y/v1.2.jsonl", ".jsonl"]
+    assert titles(given) == ["arc_easy@5", "facts", "lm-eval:piqa", "x/v1.2.jsonl", "y/v1.2.jsonl", ".jsonl"]

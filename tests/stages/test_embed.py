@@ -8,11 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from synthboot import config
+from synthboot import api, config, loading
+from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.embeddings import Embeddings
 from synthboot.errors import ConfigError, DataError
 from synthboot.stages import embed
 from synthboot.stages.embed import SelfEmbedder
-from tests.conftest import world_documents
+from synthboot.steps.context import Context
+from synthboot.steps.embed import embed as step
+from tests.conftest import run_folder, small_config, world_documents
 
 DOCUMENTS = world_documents()
 TEXTS = [d["text"] for d in DOCUMENTS]
@@ -279,3 +283,25 @@ def test_a_model_that_is_not_there_and_no_room_for_text(random_transformer: str,
         embed.sentence_transformer(config.Embed(model=str(tmp_path / "none")), "cpu")
     with pytest.raises(ConfigError, match="leaves no room for text"):
         embed.sentence_transformer(config.Embed(model=random_transformer, max_tokens=2, long="windows"), "cpu")
+
+
+def test_a_model_from_outside_is_told_of_in_parts_that_give_the_same_vectors(
+    random_transformer: str, world_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small_config(world_file, tmp_path, embed={"model": random_transformer})
+    api.Run(settings).run("corpus")
+    corpus = run_folder(settings) / "01-corpus"
+    monkeypatch.setattr(embed, "BATCH_DOCS", 25)  # of shards of 64 documents
+    told: list[tuple[float, str]] = []
+    (tmp_path / "vectors").mkdir()
+    context = Context(
+        loading.load(settings), tmp_path / "vectors", {"corpus": corpus}, 1, lambda done, words: told.append((done, words))
+    )
+    counts, _ = step(context)
+
+    texts = [document.text for document in Corpus.open(corpus).texts("validation")]
+    whole = embed.sentence_transformer(config.Embed(model=random_transformer), "cpu")(texts)
+    vectors = Embeddings.open(tmp_path / "vectors")
+    assert np.allclose(vectors.validation, whole, atol=2e-3)
+    assert len(vectors.pretrain) == counts["docs"]
+    assert f"25 of {counts['docs']:,} documents" in [words for _, words in told]

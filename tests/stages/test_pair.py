@@ -10,7 +10,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
 from synthboot.neighbors.join import exact
 from synthboot.neighbors.search import Neighbors
-from synthboot.stages.pair import Fields, alphas, choose_alpha, pair, random_pairs, random_similarity
+from synthboot.stages.pair import Fields, alphas, chance_share, choose_alpha, pair, random_pairs, random_similarity
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -208,3 +208,19 @@ def test_random_pairs_keep_the_shape_and_lose_the_relation() -> None:
     assert not set(control.only(TRAIN).d1.tolist()) & set(pairs.only(HELDOUT).d2.tolist())
     train, related = control.only(TRAIN), pairs.only(TRAIN)
     assert np.mean(group[train.d1] == group[train.d2]) < 0.3 < np.mean(group[related.d1] == group[related.d2])
+
+
+def test_chance_would_give_most_pairs_of_unrelated_documents_and_few_of_related_ones() -> None:
+    rng = np.random.default_rng(0)
+    unrelated = unit(rng.normal(size=(100, 16)))
+    related, _ = clustered(200, 20)
+    shares = []
+    for vectors in (unrelated, related):
+        score = -np.sort(-(vectors @ vectors.T), axis=1)[:, 1:9]
+        chance = random_similarity(vectors, 0)
+        alpha, _ = choose_alpha(config.Pair(), score, chance)
+        shares.append(chance_share(score, chance, alpha))
+    assert shares[0] > 0.6
+    assert shares[1] < 0.1
+    assert chance_share(score, chance, 1.0) == 0  # no pair at all
+    assert chance_share(score[:1], np.zeros(0), 0.0) == 0  # a single document

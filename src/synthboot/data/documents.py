@@ -155,14 +155,14 @@ def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
     def reject(reason: str) -> Reject:
         return Reject(record.file, record.line, reason)
 
-    fields = _fields(record, cfg)
-    if isinstance(fields, str):
-        return reject(fields)
-    if fields.get(cfg.text_field) is None:
+    row = fields(record, cfg)
+    if isinstance(row, str):
+        return reject(row)
+    if row.get(cfg.text_field) is None:
         return reject(f'no "{cfg.text_field}" field')
     try:
-        text = _string(fields[cfg.text_field])
-        identifier = id_of(fields.get(cfg.id_field))
+        text = _string(row[cfg.text_field])
+        identifier = id_of(row.get(cfg.id_field))
     except UnicodeDecodeError:
         return reject("invalid UTF-8")
 
@@ -177,13 +177,13 @@ def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
     if not _encodable(identifier):
         return reject(f'"{cfg.id_field}" holds lone surrogates')
 
-    metadata = dict(fields)
+    metadata = dict(row)
     metadata.pop(cfg.id_field, None)
     metadata.pop(cfg.text_field, None)
     return Document(identifier or f"{record.file}:{record.line}", text, metadata)
 
 
-def _fields(record: Record, cfg: config.Corpus) -> dict[str, Any] | str:
+def fields(record: Record, cfg: config.Corpus) -> dict[str, Any] | str:
     """The fields of a record, or why it has none."""
     content = record.content
     if content is None:

@@ -13,8 +13,11 @@ import json
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 LETTERS = string.ascii_uppercase
+FILES = (".jsonl.zst", ".jsonl.gz", ".jsonl")
+"""How the name of a file of questions ends."""
 _FIELDS = {
     "choice": ("query", "choices", "gold"),
     "context": ("context_options", "continuation", "gold"),
@@ -52,6 +55,18 @@ class Item:
         content = [self.kind, self.contexts, self.continuations, self.gold, self.answers]
         text = json.dumps(content, ensure_ascii=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def titles(tasks: Sequence[str]) -> list[str]:
+    """What tasks are called where there is little room: files by their stems, if those differ."""
+    stems = []
+    for task in tasks:
+        stem = PurePath(task).name
+        for suffix in FILES:
+            stem = stem.removesuffix(suffix)
+        stems.append(stem)
+    named = zip(tasks, stems, strict=True)
+    return [stem if stem and stems.count(stem) == 1 else task for task, stem in named]
 
 
 class NoItem(ValueError):

@@ -36,7 +36,6 @@ LM_EVAL = "lm-eval:"
 SHARED_WORDS = 13
 LEAST_WORDS = 8
 LEAST_LETTERS = 24
-_SUFFIXES = (".jsonl.zst", ".jsonl.gz", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -336,12 +335,12 @@ def _needle(item: Item, n: int) -> tuple[bool, int, list[str]] | None:
 
 
 def _file(cfg: config.Evaluate, task: str, stem: str) -> Path:
-    for suffix in _SUFFIXES:
+    for suffix in items.FILES:
         path = Path(cfg.task_folder) / (stem + suffix)
         if path.exists():
             return path
     raise ConfigError(
-        f"evaluate.tasks: {task}: no {stem}{_SUFFIXES[0]} "
+        f"evaluate.tasks: {task}: no {stem}{items.FILES[0]} "
         f"in evaluate.task_folder ({cfg.task_folder})"
     )
 

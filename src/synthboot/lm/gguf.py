@@ -13,6 +13,7 @@ import torch
 
 from synthboot.data.disk import committed_folder
 from synthboot.errors import ConfigError, unloadable
+from synthboot.lm.model import quiet
 
 _MAGIC = b"GGUF"
 
@@ -51,10 +52,8 @@ def _require_gguf(source: Path) -> None:
 def _model(source: Path) -> Any:
     """The model in plain float32, without a trace of how it was quantized."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # what is wrong is one line of ours
+    quiet()  # what is wrong is one line of ours
     try:
         read = AutoModelForCausalLM.from_pretrained(
             str(source.parent),

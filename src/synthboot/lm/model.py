@@ -136,7 +136,7 @@ def export(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
     """
     from transformers import GenerationConfig
 
-    _quiet()
+    quiet()
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.end)
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save(folder)
@@ -215,11 +215,14 @@ def _wait(where: torch.device) -> None:
         torch.cuda.synchronize(where)
 
 
-def _quiet() -> None:
-    """Keep transformers' own progress bars off a terminal that has ours."""
+def quiet() -> None:
+    """Keep transformers' own progress bars off a terminal that has ours, and its warnings unless
+    TRANSFORMERS_VERBOSITY asks for them."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()
 
 
 def _from_pretrained(
@@ -229,7 +232,7 @@ def _from_pretrained(
 ) -> Any:
     from transformers import AutoModelForCausalLM
 
-    _quiet()
+    quiet()
     try:
         return AutoModelForCausalLM.from_pretrained(
             source,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from synthboot.data.items import titles
 from synthboot.statistics import Interval
 
 Chart = dict[str, Any]
@@ -429,9 +430,9 @@ def _questions(questions: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
     """Share answered right by arm, for every task and group of its items."""
     columns = []
     by_column = []
-    for task, answers in questions.items():
+    for title, answers in zip(titles(list(questions)), questions.values(), strict=True):
         for group, by_arm in answers["groups"].items():
-            columns.append(task if group == "all" else f"{task}: {group}")
+            columns.append(title if group == "all" else f"{title}: {group}")
             by_column.append(by_arm)
 
     data = []

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synthboot.artifacts.store import flat
+from synthboot.data.items import titles
 from synthboot.lm.batches import tokens_until_copying
 from synthboot.report.charts import charts
 
@@ -47,6 +48,7 @@ def report(results: Mapping[str, Any]) -> str:
             related = pairs
     conditioning = {role: tuned["conditioning"] for role, tuned in results["tune"].items()}
 
+    asked = list(evaluated["questions"])
     return rendered(
         "report.html.j2",
         {"charts": drawn, "examples": results["examples"], "spread": results["pair_examples"]},
@@ -57,6 +59,7 @@ def report(results: Mapping[str, Any]) -> str:
         settings=sorted(flat(results["config"]).items()),
         quality=quality(results["analyze"]),
         recipes=results["config"]["arms"],
+        titles=dict(zip(asked, titles(asked), strict=True)),
         chart_ids=[chart["id"] for chart in drawn],
         conditioning=conditioning,
         copying_after=tokens_until_copying(results["config"]["optim"]["batch_tokens"]),

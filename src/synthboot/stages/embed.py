@@ -31,6 +31,9 @@ from synthboot.data.disk import unreadable, write_bytes
 from synthboot.data.words import LONGEST, terms
 from synthboot.errors import ConfigError, DataError, unloadable
 
+BATCH_DOCS = 1_024
+"""Documents that an embedder is given at a time."""
+
 
 @runtime_checkable
 class Embedder(Protocol):
@@ -89,10 +92,10 @@ class SelfEmbedder:
 def embed(
     texts: Iterable[str], embedder: Embedder, progress: Progress = silent
 ) -> Float16[np.ndarray, "doc dim"]:
-    """Unit vectors of all texts, in order, embedded 1,024 at a time."""
+    """Unit vectors of all texts, in order, embedded `BATCH_DOCS` at a time."""
     rows: list[np.ndarray] = []
     docs = 0
-    for batch in _batches(texts, 1_024):
+    for batch in _batches(texts, BATCH_DOCS):
         rows.append(embedder(batch).astype(np.float16))
         docs += len(batch)
         progress(0.5, f"{docs:,} documents embedded")
@@ -117,15 +120,15 @@ def shard_embedder(
     fitted: str,
     device: str,
     batch: int = 32,
-) -> Callable[[tuple[int, int]], np.ndarray]:
-    """In a worker: (shard, at most so many documents) -> the vectors of a shard of documents."""
+) -> Callable[[tuple[int, int, int]], np.ndarray]:
+    """In a worker: (shard, first, end) -> the vectors of these documents of a shard."""
     model = embedder(cfg, Path(fitted), device, batch)
     shards = Shards(Path(folder))
 
-    def vectors(wanted: tuple[int, int]) -> np.ndarray:
-        shard, docs = wanted
+    def vectors(wanted: tuple[int, int, int]) -> np.ndarray:
+        shard, first, end = wanted
         texts = _texts(shards.path(shard) / DOCUMENTS)
-        return embed(islice(texts, docs), model)
+        return embed(islice(texts, first, end), model)
 
     return vectors
 
@@ -259,6 +262,9 @@ def _load(cfg: config.Embed, device: str) -> Any:
         ) from None
     import torch
 
+    from synthboot.lm.model import quiet
+
+    quiet()
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     try:
         return SentenceTransformer(

@@ -17,6 +17,7 @@ known recall, not ScaNN on quantized vectors.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,7 @@ def pair(
     report: dict[str, Any] = {
         "alpha": alpha,
         "why": why,
+        "chance_share": chance_share(neighbors.score, chance, alpha),
         "considered": len(kept.d1),
     }
     report["added_by_direction"] = _filter_related(kept, cfg, alpha, fields, len(tokens))
@@ -304,6 +306,29 @@ def choose_alpha(
         f"{cfg.auto_chance:.1%} of random pairs are more similar "
         f"({per_doc} a document: {enough:.3f})"
     )
+
+
+def chance_share(
+    similarity: Float[np.ndarray, "doc k"],
+    chance: Float[np.ndarray, " pair"],
+    alpha: float,
+) -> float:
+    """Of neighbours above alpha, the share that documents unrelated to each other would give too.
+
+    How similar these are, the middle half of random pairs says, taken as that of a normal
+    distribution: the upper end of random pairs has related ones in it.
+    """
+    kept = int((similarity > alpha).sum())
+    if not len(chance) or not kept:
+        return 0.0
+    low, middle, high = np.quantile(chance, [0.25, 0.5, 0.75])
+    spread = (high - low) / (2 * NormalDist().inv_cdf(0.75))
+    if spread == 0:
+        return 0.0
+    unlikely = 1 - NormalDist(middle, spread).cdf(alpha)
+    docs, k = similarity.shape
+    expected = docs * min(k, (docs - 1) * unlikely)
+    return float(min(1.0, expected / kept))
 
 
 def alphas(

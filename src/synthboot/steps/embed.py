@@ -83,7 +83,7 @@ def _embed_set(
     def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
         vectors: Iterable[np.ndarray]
         if own is None:
-            wanted = [(i, docs - starts[i]) for i in missing]
+            wanted = [(i, min(shard_docs, docs - starts[i])) for i in missing]
             vectors = _embed_shards(c, source.folder, embeddings.embedder, wanted)
         else:
             vectors = (own[starts[i] : starts[i] + shard_docs] for i in missing)
@@ -102,7 +102,10 @@ def _embed_shards(
     fitted: Path,
     wanted: list[tuple[int, int]],
 ) -> Iterator[np.ndarray]:
-    """The vectors of shards, each asked for with the number of documents it may have at most."""
+    """The vectors of shards, each asked for with its number of documents.
+
+    A model from outside may take an hour for a shard: it is asked for parts, each told of.
+    """
     from synthboot.lm.model import device
     from synthboot.stages import embed as stage
 
@@ -113,4 +116,22 @@ def _embed_shards(
         str(device(c.cfg.engine.device)),
         c.cfg.engine.embed_batch,
     )
-    return pool.imap(stage.shard_embedder, arguments, wanted, c.workers)
+    total = sum(docs for _, docs in wanted)
+    whole = c.cfg.embed.model == "self"
+    parts = []
+    for shard, docs in wanted:
+        step = docs if whole else stage.BATCH_DOCS
+        parts += [(shard, first, min(docs, first + step)) for first in range(0, docs, step)]
+
+    docs_of = dict(wanted)
+    done = 0
+    rows: list[np.ndarray] = []
+    vectors = pool.imap(stage.shard_embedder, arguments, parts, c.workers)
+    for (shard, first, end), of_part in zip(parts, vectors, strict=True):
+        rows.append(of_part)
+        done += end - first
+        if not whole:
+            c.progress(done / total, f"{done:,} of {total:,} documents")
+        if end == docs_of[shard]:
+            yield np.concatenate(rows)  # (doc, dim)
+            rows = []

@@ -30,6 +30,8 @@ def pair(c: Context) -> Outcome:
     else:
         pairs = _related(c)
         pairs.report["ceiling"], account = _ceiling(c, pairs)
+        by_chance = pairs.report["chance_share"]
+        account = f"chance would give {by_chance:.0%} of the pairs; {account}"
     pairs.save(c.folder)
     # read back: the report as JSON has it is what the manifest records
     pairs = Pairs.load(c.folder)

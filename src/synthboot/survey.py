@@ -1,0 +1,233 @@
+"""What the user's files hold: fields, documents, tokens, scripts, by the first 64 MiB of text."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from synthboot.config import Corpus
+from synthboot.data import documents, tokenizer
+from synthboot.data.documents import Ignored, Reject
+from synthboot.data.files import counted
+from synthboot.errors import DataError
+
+MOST_BYTES = 64 << 20
+"""Text that is looked at; of what is longer, the head."""
+_HEAD_RECORDS = 500
+_TOKENIZED_BYTES = 2 << 20
+_SCRIPT_CHARACTERS = 200_000
+_LEAST_SCRIPT = 0.005
+_VOCABULARIES = ((8 << 20, 2_048), (80 << 20, 4_096))
+_LARGEST_VOCABULARY = 16_384
+_DATE = re.compile(r"\d{4}-\d\d(-\d\d)?\b")
+_ID_FIELDS = ("id", "_id", "doc_id", "docid", "uid", "uuid", "key", "doi", "url")
+_MOST = 0.9  # of the records have a field that counts as one of theirs
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is there.
+
+    `corpus` has the source and the fields that were found. `lengths` are of the documents that were
+    read, each text once, in tokens of a vocabulary of `vocab_size`, as estimated from
+    `bytes_per_token`. `label_field` and `dates` (field, first, last) are None where there are none;
+    `is_whole` says that nothing was left unread.
+    """
+
+    corpus: Corpus
+    fields: tuple[str, ...]
+    label_field: str | None
+    dates: tuple[str, str, str] | None
+    records: int
+    rejects: Counter[str]
+    duplicates: int
+    ignored: Ignored
+    is_whole: bool
+    lengths: Int64[np.ndarray, " doc"]
+    vocab_size: int
+    bytes_per_token: float
+    scripts: dict[str, float]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the documents that were read."""
+        return int(self.lengths.sum())
+
+    def lines(self) -> list[str]:
+        """The same in words."""
+        least = "" if self.is_whole else "more than "
+        ids = self.corpus.id_field
+        others = [field for field in self.fields if field not in (self.corpus.text_field, ids)]
+        lines = [
+            f"documents: {least}{len(self.lengths):,}"
+            f" of {self.records:,} records ({self._losses()})",
+            f'text: field "{self.corpus.text_field}"; '
+            + (f'ids: field "{ids}"' if ids in self.fields else "ids: made of file and line"),
+            f"other fields: {', '.join(others) or 'none'}",
+            f"tokens: {least}{self.tokens:,} at a vocabulary of {self.vocab_size:,} "
+            f"({self.bytes_per_token:.1f} bytes each)",
+            f"length: half have {np.median(self.lengths):,.0f} tokens or more, "
+            f"a tenth {np.quantile(self.lengths, 0.9):,.0f}",
+            "scripts: " + ", ".join(f"{name} {part:.0%}" for name, part in self.scripts.items()),
+        ]
+        if self.dates is not None:
+            lines.append('dates: field "{}", {} to {}'.format(*self.dates))
+        if self.label_field is not None:
+            lines.append(f'labels: field "{self.label_field}"')
+        return lines
+
+    def _losses(self) -> str:
+        parts = [f"{self.duplicates / max(1, self.records):.1%} exact duplicates"]
+        if self.rejects:
+            parts.append(f"{self.rejects.total():,} bad: {counted(self.rejects)}")
+        if self.ignored.files:
+            parts.append(f"files ignored: {counted(self.ignored.files)}")
+        return "; ".join(parts)
+
+
+def survey(source: str | list[str], most_bytes: int = MOST_BYTES) -> Survey:
+    """Look at the files of a source.
+
+    Raises DataError where the reader does, and where no record is a document.
+    """
+    head, corpus = _head(source)
+    fields = tuple(dict.fromkeys(name for row in head for name in row))
+    ignored = Ignored()
+    rejects: Counter[str] = Counter()
+    seen: set[bytes] = set()
+    sizes: list[int] = []
+    sample: list[str] = []
+    records = 0
+    total = 0
+    sampled = 0
+    is_whole = True
+    for record in documents.records(corpus, ignored=ignored):
+        if total >= most_bytes:
+            is_whole = False
+            break
+        records += 1
+        document = documents.parse(record, corpus)
+        if isinstance(document, Reject):
+            rejects[document.reason] += 1
+            continue
+        raw = document.text.encode()
+        total += len(raw)
+        digest = hashlib.blake2b(raw, digest_size=16).digest()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        sizes.append(len(raw))
+        if sampled < _TOKENIZED_BYTES:
+            sample.append(document.text)
+            sampled += len(raw)
+    if not sizes:
+        reasons = counted(rejects) or "there are none"
+        has = f"; fields: {', '.join(fields)}" if fields else ""
+        raise DataError(f"{_named(source)}: no record is a document: {reasons}{has}")
+
+    vocab_size = next((v for size, v in _VOCABULARIES if total < size), _LARGEST_VOCABULARY)
+    fitted = tokenizer.train(iter(sample), vocab_size)
+    tokens = sum(len(ids) for ids in fitted.documents(sample))
+    rate = sampled / tokens
+    others = [name for name in fields if name not in (corpus.text_field, corpus.id_field)]
+    return Survey(
+        corpus=corpus,
+        fields=fields,
+        label_field=next((name for name in others if _is_label(head, name)), None),
+        dates=next((dates for name in others if (dates := _dates(head, name))), None),
+        records=records,
+        rejects=rejects,
+        duplicates=records - rejects.total() - len(sizes),
+        ignored=ignored,
+        is_whole=is_whole,
+        lengths=np.maximum(1, np.array(sizes) / rate).astype(np.int64),
+        vocab_size=vocab_size,
+        bytes_per_token=rate,
+        scripts=_scripts(sample),
+    )
+
+
+def _head(source: str | list[str]) -> tuple[Rows, Corpus]:
+    """The first records, and the source with the fields that they have for text and id."""
+    plain = Corpus(source=source)
+    head = []
+    for record in islice(documents.records(plain), _HEAD_RECORDS):
+        row = documents.fields(record, plain)
+        if not isinstance(row, str):
+            head.append({name: _decoded(value) for name, value in row.items()})
+
+    names = dict.fromkeys(name for row in head for name in row)
+    text_field = _text_field(head, list(names))
+    ids = (name for name in _ID_FIELDS if name != text_field and _is_id(head, name))
+    id_field = next(ids, plain.id_field)
+    return head, Corpus(source=source, text_field=text_field, id_field=id_field)
+
+
+def _named(source: str | list[str]) -> str:
+    return source if isinstance(source, str) else ", ".join(source)
+
+
+def _decoded(value: Any) -> Any:
+    """Columns of text come as bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _values(rows: Rows, name: str) -> list[Any]:
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
+def _text_field(rows: Rows, names: Sequence[str]) -> str:
+    """`text` where there is one, else the field with most text in it that is no id."""
+    letters = {"text": 0}
+    for name in [name for name in names if name not in _ID_FIELDS]:
+        texts = [value for value in _values(rows, name) if isinstance(value, str)]
+        letters[name] = sum(map(len, texts))
+    return "text" if letters["text"] else max(letters, key=lambda name: letters[name])
+
+
+def _is_id(rows: Rows, name: str) -> bool:
+    """Whether every record has it, and another one each."""
+    values = [str(value) for value in _values(rows, name)]
+    return len(values) == len(rows) > 0 and len(set(values)) == len(rows)
+
+
+def _is_label(rows: Rows, name: str) -> bool:
+    """Whether most records have a short text that others have too."""
+    values = [v for v in _values(rows, name) if isinstance(v, str) and 0 < len(v) <= 40]
+    kinds = len(set(values))
+    return len(values) >= _MOST * len(rows) and 2 <= kinds <= len(values) / 4
+
+
+def _dates(rows: Rows, name: str) -> tuple[str, str, str] | None:
+    values = [str(value)[:10] for value in _values(rows, name)]
+    dates = sorted(value for value in values if _DATE.match(value))
+    if not rows or len(dates) < _MOST * len(rows):
+        return None
+    return name, dates[0], dates[-1]
+
+
+def _scripts(texts: Iterable[str]) -> dict[str, float]:
+    """The three scripts that most letters are of, each with its share."""
+    letters: Counter[str] = Counter()
+    for text in texts:
+        letters.update(character for character in text if character.isalpha())
+        if letters.total() >= _SCRIPT_CHARACTERS:
+            break
+    scripts: Counter[str] = Counter()
+    for letter, count in letters.items():
+        # a letter's name begins with its script's
+        scripts[unicodedata.name(letter, "UNKNOWN").partition(" ")[0].capitalize()] += count
+    total = max(1, scripts.total())
+    shares = {name: count / total for name, count in scripts.most_common(3)}
+    return {name: share for name, share in shares.items() if share >= _LEAST_SCRIPT}

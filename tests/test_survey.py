@@ -1,0 +1,129 @@
+"""`synthboot init`: what it finds in files, and that what it writes fits them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from synthboot import loading
+from synthboot.cli import main
+from synthboot.data import documents
+from synthboot.proposal import propose
+from synthboot.survey import survey
+
+WORDS = ["river", "moth", "rower", "village", "summit", "valley", "wing", "boat", "north", "south", "league", "season"]
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    random = np.random.default_rng(seed)
+    return [" ".join(random.choice(WORDS, 40)) + f" number {number}." for number in range(count)]
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def init(*arguments: str) -> Any:
+    return CliRunner().invoke(main, ["init", *arguments])
+
+
+def test_a_configuration_for_lines_whose_text_has_another_name(tmp_path: Path) -> None:
+    rows = [
+        {"doi": f"10/{i}", "kind": ("a", "b")[i % 2], "posted": f"2020-0{1 + i % 9}-03", "body": text}
+        for i, text in enumerate(texts(140))
+    ]
+    source = lines(tmp_path / "mine.jsonl", [*rows, {"doi": "10/x", "body": rows[0]["body"]}, {"doi": "10/y"}])
+    out = tmp_path / "first try.yaml"
+    result = init(source, "--out", str(out))
+    assert result.exit_code == 0, result.output
+    cfg = loading.load(out)
+    assert cfg.corpus.source == source
+    assert (cfg.corpus.text_field, cfg.corpus.id_field, cfg.pair.label_field) == ("body", "doi", "kind")
+    assert (cfg.corpus.validation_docs, cfg.corpus.test_docs) == (7, 14)
+    assert cfg.budget.unique_tokens == "all"
+    assert "oracle" not in cfg.arms  # there is no more text than all arms have
+    for found in (
+        "documents: 140 of 142 records (0.7% exact duplicates; 1 bad: 1 x no",
+        'text: field "body"; ids: field "doi"',
+        "other fields: kind, posted",
+        "scripts: Latin 100%",
+        'dates: field "posted", 2020-01-03 to 2020-09-03',
+        'labels: field "kind"',
+        f"synthboot pair '{out}'",
+    ):
+        assert found in result.stdout
+    again = init(source, "--out", str(out))
+    assert again.exit_code == 2
+    assert "is there already" in again.stderr
+
+
+def test_every_format_is_looked_at_by_the_reader(tmp_path: Path) -> None:
+    written = texts(120)
+    (tmp_path / "folder").mkdir()
+    for number, text in enumerate(written):
+        (tmp_path / "folder" / f"{number}.txt").write_text(text)
+    (tmp_path / "folder" / "notes.csv").write_text("a,b")
+    pq.write_table(pa.table({"id": [str(i) for i in range(120)], "text": written}), tmp_path / "t.parquet")
+    rows = [{"id": i, "text": text} for i, text in enumerate(written)]
+    sources = [str(tmp_path / "folder"), str(tmp_path / "t.parquet"), lines(tmp_path / "l.jsonl", rows)]
+    found = [survey(source) for source in sources]
+    for one in found:
+        assert len(one.lengths) == one.records == 120
+        assert one.corpus.text_field == "text"
+        assert one.is_whole
+    assert len({one.tokens for one in found[1:]}) == 1  # a folder's files come in another order
+    assert "files ignored: 1 x .csv" in found[0].lines()[0]
+
+
+def test_tokens_are_about_those_of_the_corpus(tmp_path: Path) -> None:
+    source = lines(tmp_path / "l.jsonl", [{"text": text} for text in texts(150)])
+    found = survey(source)
+    exact = np.array([len(text.encode()) for text in texts(150)]) / found.bytes_per_token
+    assert np.abs(found.lengths - exact).max() <= 1
+    assert not survey(source, most_bytes=5_000).is_whole
+    assert survey(source, most_bytes=5_000).tokens < found.tokens / 2
+
+
+def test_what_cannot_be_used_is_said_and_nothing_is_written(tmp_path: Path) -> None:
+    out = tmp_path / "mine.yaml"
+    (tmp_path / "empty").mkdir()
+    few = lines(tmp_path / "few.jsonl", [{"text": text} for text in texts(12)])
+    numbers = lines(tmp_path / "numbers.jsonl", [{"a": 1, "b": 2}])
+    for source, reason in (
+        (str(tmp_path / "empty"), "no such file, or nothing in it that can be read"),
+        (few, "12 different documents are too few"),
+        (numbers, 'no record is a document: 1 x no "text" field; fields: a, b'),
+    ):
+        result = init(source, "--out", str(out))
+        assert result.exit_code == 2, result.output
+        assert reason in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_fewer_hours_mean_less_text_and_an_oracle_that_has_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synthboot.runner.cost.matmul_rate", lambda: 1e9)
+    found = survey(lines(tmp_path / "l.jsonl", [{"text": text} for text in texts(1_000)]))
+    plenty = propose(found, "mine", 1_000)
+    little = propose(found, "mine", plenty.hours / 2)
+    assert little.hours <= plenty.hours / 2
+    assert little.unique_tokens < plenty.unique_tokens
+    for made, arms in ((plenty, ["repetition", "sbp", "self"]), (little, ["repetition", "sbp", "self", "oracle"])):
+        path = tmp_path / f"{made.unique_tokens}.yaml"
+        path.write_text(made.text)
+        assert list(loading.load(path).arms) == arms
+
+
+def test_a_source_may_be_called_anything(tmp_path: Path) -> None:
+    path = tmp_path / "it's: #1 [a], {b}.jsonl"
+    lines(path, [{"text": text} for text in texts(110)])
+    result = init(str(path), "--out", str(tmp_path / "c.yaml"))
+    assert result.exit_code == 0, result.output
+    cfg = loading.load(tmp_path / "c.yaml")
+    assert len(list(documents.records(cfg.corpus))) == 110

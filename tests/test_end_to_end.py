@@ -17,6 +17,7 @@ from synthboot import api, loading, recipes
 from synthboot.artifacts import store
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.scores import Scores
+from synthboot.data import words
 from synthboot.data.tokens import Tokens
 from synthboot.errors import (
     BudgetError,
@@ -31,6 +32,7 @@ from synthboot.errors import (
 from synthboot.runner import executor, lock
 from synthboot.runner.state import State
 from synthboot.runner.state import states as states_of
+from synthboot.steps.evaluate import FAR, NEAR
 from tests.conftest import contents, run_folder, small_config, tiny_config, write_jsonl
 
 
@@ -93,6 +95,23 @@ def test_seeds_share_initial_weights_and_arms_differ(finished: dict[str, Any]) -
     by_model = losses[losses.checkpoint == "last"].groupby(["arm", "seed"]).loss.sum()
     assert len(set(by_model.round(6))) == 6
     assert len(losses) == 3 * 2 * 2 * 30
+
+
+def test_where_the_loss_lies_adds_up(finished: dict[str, Any]) -> None:
+    """By part of a document, and by whether D_pretrain has a neighbour of it."""
+    result = store.read_json(run_folder(finished) / "09-evaluate" / "evaluate.json")
+    rows = pq.read_table(run_folder(finished) / "09-evaluate" / "losses.parquet").to_pandas()
+    mean = rows[rows.checkpoint == result["checkpoint"]].groupby("arm").loss.mean()
+    for arm, parts in result["parts"]["all"].items():
+        assert set(parts) == set(words.KINDS)
+        assert sum(value for value, _, _ in parts.values()) == pytest.approx(mean[arm])
+        assert parts["number"][0] > 0  # every document of this world has two
+
+    groups = result[result["checkpoint"]]["groups"]
+    assert set(groups) <= {NEAR, FAR}
+    assert NEAR in groups  # six documents of an entity: the others are neighbours
+    for by_arm in groups.values():
+        assert set(by_arm) == set(mean.index)
 
 
 def test_the_synthesizer_starts_from_the_best_base(finished: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "synthesize": 4,
     "pretrain": 5,
     "score": 1,
-    "evaluate": 8,
+    "evaluate": 9,
     "analyze": 7,
     "report": 5,
 }
@@ -217,8 +217,10 @@ class _Recipes:
             if unit.stage == "synthesize":
                 synthetic[name] = name
 
-        # synthetic text is read to look for questions in it
+        # synthetic text is read to look for questions in it, vectors to find neighbours
         parents = {**self.corpus, **models, **scores, **synthetic}
+        if "pair/related" in self.found and cfg.embed.model != "file":
+            parents |= {"embed": "embed", "pair/related": "pair/related"}
         evaluate = self.add("evaluate", "", parents)
         base = self.model("repetition", self.first)
         roles = {

@@ -48,7 +48,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     ),
     "pretrain": _TRAINING,
     "score": ("model.seq_len", "evaluate.tasks"),
-    "evaluate": ("evaluate", "arms", "seed", *_WORLD),
+    "evaluate": ("evaluate", "arms", "embed.model", "seed", *_WORLD),
     "analyze": ("analyze", "embed.model", "seed", *_WORLD),
     "report": tuple(name for name in Config.model_fields if name not in RUNTIME),
 }

@@ -33,7 +33,9 @@ from functools import cache
 from itertools import pairwise
 from math import log, log2
 
+import numpy as np
 import regex
+from jaxtyping import UInt8
 
 LONGEST = 40
 SHINGLE = 5
@@ -89,6 +91,12 @@ _MARKS = regex.compile(f"(?V1){_MARK}")
 _SYMBOLS = string.punctuation.replace("_", "").encode()
 
 
+KINDS = ("number", "capitalized", "other words", "form")
+"""Of what stands in a text: runs with a digit, words with a capital letter inside a sentence (names
+mostly; in German nouns), all other words, and what is between them."""
+_RUN = regex.compile(r"[\p{L}\p{M}\p{N}]+")
+_ENDS_SENTENCE = regex.compile(r"[\n\p{STerm}:;][\s\p{Ps}\p{Pi}\"']*$")
+
 # Plain characters that are words by themselves: pictures; all symbols.
 _ALONE = [re.compile(r"[\xa6\xa9\xae\xb0]"), re.compile(r"[^\s\x00-\x1f\x7f-\x9f]")]
 
@@ -113,6 +121,26 @@ def words(text: str, symbols: bool = False) -> list[str]:
             result += _CLUSTER.findall(word)
         else:
             result.append(word)
+    return result
+
+
+def kinds(text: str) -> UInt8[np.ndarray, " character"]:
+    """Which of KINDS each character belongs to, by its number there."""
+    number, capitalized, other, form = range(len(KINDS))
+    result = np.full(len(text), form, np.uint8)
+    end = 0
+    for run in _RUN.finditer(text):
+        word = run[0]
+        before = text[end : run.start()]
+        opens_sentence = end == 0 or _ENDS_SENTENCE.search(before) is not None
+        end = run.end()
+        if any(character.isnumeric() for character in word):
+            kind = number
+        elif word[0].isupper() and not opens_sentence:
+            kind = capitalized
+        else:
+            kind = other
+        result[run.start() : end] = kind
     return result
 
 

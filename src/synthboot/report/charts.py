@@ -119,11 +119,11 @@ def chain(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None
     ceiling = (first_pairs(results) or {}).get("ceiling")
     if ceiling:
         value, error = ceiling["worth"]["1"]
-        links.append(_with_errors("counting, given the nearest d1", _INK, value, error))
+        links.append(_with_errors("counting, from the nearest d1", _INK, value, error))
         said.append(f"counting saves {value:.4f} nats a token by copying from the nearest d1")
     tuned = results["tune"].get(f"tune/{results['config']['arms'][subject]['synthetic']}")
     unseen = (tuned or {"conditioning": {}})["conditioning"].get("unseen", {})
-    names = {"d1_worth": "the synthesizer, given its d1", "net_worth": "net of what tuning forgot"}
+    names = {"d1_worth": "the synthesizer, from its d1", "net_worth": "the same, net of forgetting"}
     for key, name in names.items():
         if key in unseen:
             value, error = unseen[key], unseen[f"{key}_error"]
@@ -137,7 +137,7 @@ def chain(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None
         return None
 
     value, low, high = scored["arms"][subject]["difference"]
-    gain = Mark(f"{subject}, trained on what was written", paint[subject], -value, (-high, -low))
+    gain = Mark(f"{subject}'s gain", paint[subject], -value, (-high, -low))
     said.append(f"{subject} saves {-value:+.4f} on test documents beside repetition")
     sentence = "; ".join(said)
     return Values(

@@ -124,15 +124,13 @@ def _free(recipe: Mapping[str, Any]) -> set[str]:
 def summed(
     by_token: Float32[np.ndarray, " token"],
     document: Int64[np.ndarray, " token"],
-    part: UInt8[np.ndarray, " token"] | None = None,
-    parts: int = 1,
+    part: UInt8[np.ndarray, " token"],
+    parts: int,
 ) -> Float64[np.ndarray, "doc part"]:
     """The losses of tokens summed by the document that each belongs to, and by which of so many
-    parts of it; a document is one part unless `part` says otherwise."""
+    parts of it."""
     docs = int(document[-1]) + 1
-    cell = document * parts  # of the table of documents and parts
-    if part is not None:
-        cell = cell + part
+    cell = document * parts + part  # of the table of documents and parts
     return np.bincount(cell, by_token, docs * parts).reshape(docs, parts)
 
 

@@ -4,7 +4,7 @@ sampled text tells the truth."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from synthboot.data import documents, tasks
 from synthboot.data.documents import Document
 from synthboot.rng import rng
 from synthboot.steps.context import Context, conditional
-from synthboot.worlds.generator import PARTS, Told, World
+from synthboot.worlds.generator import Told, World
 
 Facts = set[tuple[int, int, int]]
 """(entity, attribute, wording)."""
@@ -62,20 +62,10 @@ def bounds(
     return result
 
 
-def parts(c: Context, test_set: Sequence[Document]) -> np.ndarray:
-    """(token of the test set): which of `worlds.PARTS` it belongs to; end tokens are form."""
+def parts(c: Context) -> Callable[[str], np.ndarray]:
+    """From a document's text to which of PARTS each of its characters belongs to."""
     world, known = _world(c)
-    tokenizer = c.corpus.tokenizer
-    form = PARTS.index("form")
-
-    found = []
-    for document in test_set:
-        part_of_character = world.parts(document.text, known)
-        # a token belongs to the part in which its first letter stands
-        for start in tokenizer.starts(document.text):
-            found.append(int(part_of_character[start]))
-        found.append(form)
-    return np.array(found, np.uint8)
+    return lambda text: world.parts(text, known)
 
 
 def questions(c: Context) -> list[tasks.Item]:

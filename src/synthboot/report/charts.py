@@ -326,7 +326,7 @@ def efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure
         return None
     return Curves(
         "efficiency",
-        "Worth in real tokens",
+        "Beside real text alone",
         "An arm stands where as much real text alone, on as many tokens trained on, would have "
         "reached its loss.",
         "unique real tokens",
@@ -452,7 +452,7 @@ def parts(by_group: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
             groups[part if group == "all" else f"{part}, {group}"] = marks
     return Values(
         "parts",
-        "Where the loss lies",
+        "Parts of a document",
         "Left of zero an arm pays less than repetition.",
         "nats a document, beside repetition",
         groups,

@@ -19,8 +19,8 @@ _LEFT = 56
 _RIGHT = 14
 _TOP = 26
 _BOTTOM = 44
-_NAME = 120  # how wide a column of names is, and one of values
-_VALUE = 160
+_NAME = 125  # how wide a column of names is, and one of values
+_VALUE = 180
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ class Values(Figure):
                 y += 24
             top = y
             for mark in marks:
-                parts.append(self._mark(mark, x, y + 12, y + 12 if grouped else y + 22))
-                y += 20 if grouped else 34
+                parts.append(self._mark(mark, x, y + 12, y + 8 if grouped else y + 21))
+                y += 20 if grouped else 40
             if group in self.references:
                 at = x(self.references[group])
                 parts.append(_line(at, top, at, y, "reference"))
@@ -194,7 +194,7 @@ class Values(Figure):
             parts.append(Markup(bar).format(left, y - 5, right - left))
         else:
             parts.append(_dot(x(mark.value), y, 5, "value"))
-        parts += [_dot(x(seed), y, 3, "seed") for seed in mark.seeds]
+        parts += [_dot(x(seed), y + 7, 3, "seed") for seed in mark.seeds]
         parts.append(_text(_RIGHT, of_text, mark.name, "start"))
         parts.append(_text(_WIDTH - _RIGHT, of_text, said, "end"))
         title = Markup("<title>{}: {}</title>").format(mark.name, said)
@@ -219,7 +219,7 @@ class Curves(Figure):
         for number, line in enumerate(self.lines):
             for x, y, *ends in line.points:
                 cells = by_x.setdefault(x, [""] * len(self.lines))
-                cells[number] = _said(y) + (f" ({_said(ends[0])} to {_said(ends[1])})" * bool(ends))
+                cells[number] = _with_ends(y, ends)
         rows = [[_said(x), *by_x[x]] for x in sorted(by_x)]
         return [self.x, *(line.name for line in self.lines)], rows
 
@@ -258,7 +258,7 @@ class Curves(Figure):
             after = x(value) > _WIDTH / 2
             side = -4 if after else 4
             parts.append(_text(x(value) + side, _TOP + 10, name, "end" if after else "start"))
-        parts += [_curve(line, x, y, bottom) for line in self.lines]
+        parts += [_curve(line, x, y) for line in self.lines]
         return self._framed(_HEIGHT, parts)
 
 
@@ -277,23 +277,27 @@ def _said(value: float) -> str:
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
+def _with_ends(value: float, ends: Sequence[float]) -> str:
+    interval = f" ({_said(ends[0])} to {_said(ends[1])})" if ends else ""
+    return _said(value) + interval
+
+
 def _arm(name: str) -> str:
     return name.partition(", seed ")[0]
 
 
-def _curve(line: Line, x: Scale, y: Scale, bottom: float) -> Markup:
+def _curve(line: Line, x: Scale, y: Scale) -> Markup:
     places = [(x(point[0]), y(point[1])) for point in line.points]
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
     parts = []
     if line.style == "area":
-        around = f"{places[0][0]:.1f},{bottom} {path} {places[-1][0]:.1f},{bottom}"
+        around = f"{places[0][0]:.1f},{y(0):.1f} {path} {places[-1][0]:.1f},{y(0):.1f}"
         parts.append(Markup('<polygon points="{}"/>').format(around))
     if line.style != "points":
         parts.append(Markup('<polyline class="{}" points="{}"/>').format(line.style, path))
     for (px, py), (value, of_y, *ends) in zip(places, line.points, strict=True):
-        said = f"{line.name}: {_said(of_y)} at {_said(value)}"
+        said = f"{line.name} at {_said(value)}: {_with_ends(of_y, ends)}"
         if ends:
-            said += f" ({_said(ends[0])} to {_said(ends[1])})"
             parts.append(_line(px, y(ends[0]), px, y(ends[1]), "interval"))
         drawn = "value" if line.style == "points" or ends else "hidden"
         title = Markup("<title>{}</title>").format(said)

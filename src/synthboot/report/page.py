@@ -16,7 +16,14 @@ from typing import Any
 
 from synthboot.artifacts.store import flat
 from synthboot.lm.batches import tokens_until_copying
-from synthboot.report.charts import COLORS, PALETTE, charts, colors, first_pairs, rounds, text_colors
+from synthboot.report.charts import (
+    COLORS,
+    PALETTE,
+    charts,
+    colors,
+    first_pairs,
+    rounds,
+)
 
 PAPER = {
     "headers": ["200B, 3B", "1T, 3B", "1T, 6B", "real text"],
@@ -43,14 +50,10 @@ def report(results: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("synthboot", "report"),
         autoescape=select_autoescape(["html", "j2"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
     evaluated = results["evaluate"]
     scores = evaluated[evaluated["checkpoint"]]
     other = "last" if evaluated["checkpoint"] == "best" else "best"
-    recipes = results["config"]["arms"]
-    paint = colors(scores["kinds"])
 
     ledgers = {}
     for arm, seeds in evaluated["ledgers"].items():
@@ -68,9 +71,8 @@ def report(results: Mapping[str, Any]) -> str:
         ledgers=ledgers,
         settings=sorted(flat(results["config"]).items()),
         quality=quality(results["analyze"]),
-        recipes=recipes,
-        paint=paint,
-        text_paint=text_colors(recipes, paint),
+        recipes=results["config"]["arms"],
+        paint=colors(scores["kinds"]),
         figures={figure.id: figure for figure in charts(results)},
         rounds=rounds(results),
         conditioning=conditioning,
@@ -86,7 +88,8 @@ def report(results: Mapping[str, Any]) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(digest).decode(),
     )
-    return page + "\n"
+    # macros leave empty lines before the page begins
+    return page.lstrip() + "\n"
 
 
 def palette() -> dict[str, tuple[str, str]]:

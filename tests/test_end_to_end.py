@@ -78,12 +78,12 @@ def test_every_artifact_is_made_once_and_nothing_is_trained_twice(finished: dict
     assert not any("pretrain/repetition/seed-0" in m for m in made)  # that is base
 
 
-def test_arms_spend_exactly_the_same_and_ledgers_match_what_was_synthesized(finished: dict[str, Any]) -> None:
+def test_arms_spend_exactly_the_same_and_token_counts_match_what_was_synthesized(finished: dict[str, Any]) -> None:
     result = store.read_json(run_folder(finished) / "09-evaluate" / "evaluate.json")
-    ledgers = [ledger for seeds in result["ledgers"].values() for ledger in seeds.values()]
-    assert len(ledgers) == 6
-    assert {ledger["train_tokens"] for ledger in ledgers} == {11_904}  # 31 batches of 384
-    sbp = result["ledgers"]["sbp"]["0"]
+    token_counts = [counts for seeds in result["token_counts"].values() for counts in seeds.values()]
+    assert len(token_counts) == 6
+    assert {counts["train_tokens"] for counts in token_counts} == {11_904}  # 31 batches of 384
+    sbp = result["token_counts"]["sbp"]["0"]
     found = Tokens.open(store.Shards(run_folder(finished) / "06-synthesize" / "related" / "chunks"))
     assert sbp["synthetic_tokens"] == round(0.5 * 31 * 4) * 96
     assert sbp["synthetic_epochs"] == pytest.approx(sbp["synthetic_tokens"] / found.num_tokens)
@@ -298,9 +298,9 @@ def test_a_corrupt_artifact_is_refused_by_name(finished: dict[str, Any], tmp_pat
 def test_a_comparison_that_is_not_fair_is_refused(finished: dict[str, Any], tmp_path: Path) -> None:
     mine = copy(finished, tmp_path)
     path = run_folder(mine) / "07-pretrain" / "sbp" / "seed-1"
-    ledger = store.read_json(path / "ledger.json")
-    ledger["steps"] += 1
-    store.write_json(path / "ledger.json", ledger)
+    counts = store.read_json(path / "token_counts.json")
+    counts["steps"] += 1
+    store.write_json(path / "token_counts.json", counts)
     manifest = store.read_manifest(path)
     assert manifest is not None
     store.commit(path, manifest)
@@ -401,10 +401,10 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     )
     run = api.Run(settings)
     run.run()
-    ledgers = [store.read_json(p) for p in run_folder(settings).rglob("ledger.json")]
-    assert len(ledgers) == 2
-    for ledger in ledgers:
-        assert ledger["replayed_tokens"] == pytest.approx(0.2 * ledger["train_tokens"], abs=64)
+    token_counts = [store.read_json(p) for p in run_folder(settings).rglob("token_counts.json")]
+    assert len(token_counts) == 2
+    for counts in token_counts:
+        assert counts["replayed_tokens"] == pytest.approx(0.2 * counts["train_tokens"], abs=64)
     assert next(iter(run.evaluate().result["asked"].values())) == {"items": 2, "seen": 1, "short": 0}
     answers = Scores.open(run_folder(settings) / "08-score" / "repetition" / "seed-0").answers
     lines = (run_folder(settings) / "09-evaluate" / "questions.jsonl").read_text().splitlines()

@@ -258,7 +258,7 @@ def test_documents_of_a_row_stay_apart_in_a_layout_that_carries_state(tmp_path: 
 def test_rows_of_many_lengths_are_not_compiled_for(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model = small_model(vocab_size=VOCAB)
     forgets(model, "position_ids")
-    place = training.Place(compile="on")
+    place = training.Runtime(compile="on")
     trainer = training._Trainer(model, pair_plan(), settings(), lambda _: 0.0, tmp_path, tokenizer, place, None)
     assert trainer.apart
     assert not trainer.compiled

@@ -142,7 +142,7 @@ def made_right(kind: str, some: list[dict[str, Any]], model: Any, tokenizer: Tok
     """The rows, some with what the model would say: a random model is never right by chance on an open question."""
     if kind not in ("cloze", "open"):
         return some
-    said = questions._said(model, tokenizer, [r.get("query", r.get("context")) for r in some], WINDOW)
+    said = questions._generated(model, tokenizer, [r.get("query", r.get("context")) for r in some], WINDOW)
     for number, row in enumerate(some):
         words = said[number].split()
         if kind == "open" and number % 3 == 0 and words:
@@ -156,10 +156,10 @@ def made_right(kind: str, some: list[dict[str, Any]], model: Any, tokenizer: Tok
 def test_we_agree_with_lm_eval_on_every_item(kind: str, both: dict[str, tuple[list[questions.Answer], np.ndarray]]) -> None:
     ours, theirs = both[kind]
     assert len(ours) == len(theirs) == ITEMS
-    assert [float(a.right) for a in ours] == theirs[:, 0].tolist()
+    assert [float(a.acc) for a in ours] == theirs[:, 0].tolist()
     if kind in ("choice", "pair"):
         assert [float(a.acc_norm) for a in ours] == theirs[:, 1].tolist()
-    assert 0 < sum(a.right for a in ours) < ITEMS  # a figure that could have come out otherwise
+    assert 0 < sum(a.acc for a in ours) < ITEMS  # a figure that could have come out otherwise
 
 
 def test_we_agree_with_lm_eval_on_worked_examples(
@@ -185,12 +185,12 @@ def test_we_agree_with_lm_eval_on_worked_examples(
     (tmp_path / "own_shots.yaml").write_text(yaml.safe_dump(task))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setitem(tasks.KNOWN, "own", tasks.Known("own_test", "{query}", shots_file="own_train"))
+    monkeypatch.setitem(tasks.TASKS, "own", tasks.Task("own_test", "{query}", shots_file="own_train"))
     theirs = questions.harness(folder, ["own_shots"], str(tmp_path), "cpu")["own_shots"]
     asked = {shots: tasks.read(f"own@{shots}", config.Evaluate(task_folder=str(tmp_path))) for shots in (0, 2)}
     ours, none = (questions.ask(model, tokenizer, asked[shots], WINDOW) for shots in (2, 0))
-    assert [[float(a.right), float(a.acc_norm)] for a in ours] == theirs[:, :2].tolist()
-    assert [a.right for a in ours] != [a.right for a in none]  # the examples made a difference
+    assert [[float(a.acc), float(a.acc_norm)] for a in ours] == theirs[:, :2].tolist()
+    assert [a.acc for a in ours] != [a.acc for a in none]  # the examples made a difference
 
 
 def test_a_choice_is_the_sum_of_its_tokens(saved: tuple[Path, Any, Tokenizer]) -> None:
@@ -198,15 +198,15 @@ def test_a_choice_is_the_sum_of_its_tokens(saved: tuple[Path, Any, Tokenizer]) -
     row = {"query": "the cat sees", "choices": ["a dog", "the old river stone"], "gold": 1}
     (item,) = tasks.of([row], "here")
     (answer,) = questions.ask(model, tokenizer, [item], WINDOW)
-    nats = []
+    nll = []
     for choice in row["choices"]:
         context, both = tokenizer.encode([row["query"], row["query"] + " " + choice])
         logits = model(torch.tensor([both])).logits[0].log_softmax(-1)
-        nats.append(-sum(float(logits[i - 1, both[i]].detach()) for i in range(len(context), len(both))))
-    assert answer.nats == pytest.approx(nats[1], rel=1e-5)
-    assert answer.right == (nats[1] < nats[0])
-    assert answer.acc_norm == (nats[1] / len(row["choices"][1]) < nats[0] / len(row["choices"][0]))
-    assert answer.choice_nll == pytest.approx(math.log(1 + math.exp(nats[1] - nats[0])), rel=1e-4)
+        nll.append(-sum(float(logits[i - 1, both[i]].detach()) for i in range(len(context), len(both))))
+    assert answer.nll == pytest.approx(nll[1], rel=1e-5)
+    assert answer.acc == (nll[1] < nll[0])
+    assert answer.acc_norm == (nll[1] / len(row["choices"][1]) < nll[0] / len(row["choices"][0]))
+    assert answer.choice_nll == pytest.approx(math.log(1 + math.exp(nll[1] - nll[0])), rel=1e-4)
 
 
 def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(saved: tuple[Path, Any, Tokenizer]) -> None:
@@ -243,6 +243,6 @@ def test_chance_is_chance() -> None:
         for _ in range(400)
     ]
     answers = questions.ask(small_model(), tokenizer, tasks.of(some, "here"), WINDOW)
-    share = np.mean([a.right for a in answers])
+    share = np.mean([a.acc for a in answers])
     assert abs(share - 0.25) < 3 * math.sqrt(0.25 * 0.75 / 400)
-    assert json.dumps([a.nats for a in answers])
+    assert json.dumps([a.nll for a in answers])

@@ -21,7 +21,7 @@ from synthboot.lm import model as models
 from synthboot.lm import train as training
 from synthboot.lm.batches import IGNORE, Batch, PairPlan, Plan
 from synthboot.lm.loss import Loss
-from synthboot.lm.train import Place, Settings, train
+from synthboot.lm.train import Runtime, Settings, train
 from tests.lm.conftest import small_model
 
 TEXTS = Tokens.of([[*[10 + (i * j) % 40 for j in range(12)], 0] for i in range(30)])
@@ -286,7 +286,7 @@ def test_figures_go_where_they_are_sent(tmp_path: Path, tokenizer: Tokenizer, mo
     module.init = lambda **options: SimpleNamespace(log=lambda values: logged.append({**values, **options}))
     monkeypatch.setitem(sys.modules, "trackio", module)
     watch = track.watch(["trackio"], tmp_path, "run", "base")
-    train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer, place=Place(watch=watch))
+    train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer, runtime=Runtime(watch=watch))
     assert [v["tokens"] for v in logged if "loss" in v] == [64 * i for i in range(1, 9)]
     assert len([v for v in logged if "validation_loss" in v]) == 4
     assert {"gradient_norm", "lr", "tokens_per_second", "project", "name"} <= logged[0].keys()
@@ -313,7 +313,7 @@ def test_compiled_blocks_learn_the_same_and_say_that_they_compile(tmp_path: Path
             tmp_path / compile,
             tokenizer,
             progress=lambda _, w="", words=words: words.append(w),
-            place=Place(compile=compile),
+            runtime=Runtime(compile=compile),
         )
         curves.append([v for _, v in curve.validation])
         done = [block._compiled_call_impl is not None for block in model.model.layers]

@@ -29,8 +29,8 @@ def test_no_crossing_where_the_arm_ends_behind_or_on_other_tokens() -> None:
 
 def evaluated(losses: dict[str, float]) -> dict[str, Any]:
     arms = {name: {"loss": [loss, loss - 0.1, loss + 0.1], "loss_by_seed": [loss]} for name, loss in losses.items()}
-    ledgers = {name: {"0": {"train_flops": 100.0, "spent_flops": 50.0 * (name == "sbp")}} for name in losses}
-    return {"checkpoint": "best", "best": {"arms": arms}, "ledgers": ledgers}
+    token_counts = {name: {"0": {"train_flops": 100.0, "spent_flops": 50.0 * (name == "sbp")}} for name in losses}
+    return {"checkpoint": "best", "best": {"arms": arms}, "token_counts": token_counts}
 
 
 def recipe(**changes: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def charts(results: Mapping[str, Any]) -> list[Figure]:
     paint = colors(_scores_of(evaluated)["kinds"])
     of_text = text_colors(results["config"]["arms"], paint)
 
-    found = [
+    drawn = [
         chain(results, paint),
         scores(evaluated, paint),
         differences(evaluated, paint),
@@ -59,52 +60,52 @@ def charts(results: Mapping[str, Any]) -> list[Figure]:
     ]
     related = first_pairs(results)
     if related:
-        found.append(_similarities(related, analyzed))
+        drawn.append(_similarities(related, analyzed))
     if analyzed:
-        found.append(_lengths(analyzed, of_text))
+        drawn.append(_lengths(analyzed, of_text))
         if analyzed.get("world"):
-            found.append(_excess(analyzed["world"]["excess"], of_text))
-    return [figure for figure in found if figure is not None]
+            drawn.append(_excess(analyzed["world"]["excess"], of_text))
+    return [figure for figure in drawn if figure is not None]
 
 
 def colors(kinds: Mapping[str, str]) -> dict[str, str]:
     """The name of a colour for every arm, from what each is: of `COLORS`, or `other-` and its
     number in the palette."""
-    found: dict[str, str] = {}
+    by_arm: dict[str, str] = {}
     others = 0
     for arm, kind in kinds.items():
         # A second arm of the method must not look like the first.
-        if kind in COLORS and kind not in found.values():
-            found[arm] = kind
+        if kind in COLORS and kind not in by_arm.values():
+            by_arm[arm] = kind
         else:
-            found[arm] = f"other-{others % len(PALETTE)}"
+            by_arm[arm] = f"other-{others % len(PALETTE)}"
             others += 1
-    return found
+    return by_arm
 
 
 def text_colors(recipes: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, str]:
     """A kind of synthetic text has the colour of the first arm that reads it, D_pretrain that of
     repetition, real text that nothing reads the page's."""
-    found = {"unseen real": _INK, "D_pretrain": "repetition"}
+    by_text = {"unseen real": _INK, "D_pretrain": "repetition"}
     for arm, recipe in recipes.items():
         if recipe["synthetic"] and arm in paint:
-            found.setdefault(recipe["synthetic"], paint[arm])
-    return found
+            by_text.setdefault(recipe["synthetic"], paint[arm])
+    return by_text
 
 
 def first_pairs(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What pairing told of the pairs that the method reads, if it has any."""
     for role, pairs in results["pairs"].items():
         if role.endswith("related"):
-            found: Mapping[str, Any] = pairs
-            return found
+            related: Mapping[str, Any] = pairs
+            return related
     return None
 
 
 def _scores_of(evaluated: Mapping[str, Any]) -> Mapping[str, Any]:
     """The scores at the checkpoint that the verdict is about."""
-    found: Mapping[str, Any] = evaluated[evaluated["checkpoint"]]
-    return found
+    scored: Mapping[str, Any] = evaluated[evaluated["checkpoint"]]
+    return scored
 
 
 def chain(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
@@ -189,8 +190,8 @@ def differences(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figur
     )
 
 
-def _mark(name: str, color: str, found: Sequence[float], seeds: Sequence[float] = ()) -> Mark:
-    value, low, high = found
+def _mark(name: str, color: str, ends: Sequence[float], seeds: Sequence[float] = ()) -> Mark:
+    value, low, high = ends
     return Mark(name, color, value, (low, high), seeds)
 
 
@@ -339,14 +340,16 @@ def efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure
 def flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
     """Loss over everything that was computed for an arm, its synthetic text included."""
     arms = _scores_of(evaluated)["arms"]
-    # Seeds of an arm cost the same, so the first ledger speaks for all.
-    ledgers = {name: next(iter(seeds.values())) for name, seeds in evaluated["ledgers"].items()}
-    if not any(ledger["spent_flops"] for ledger in ledgers.values()):
+    # Seeds of an arm cost the same, so the first speaks for all.
+    token_counts = {}
+    for name, by_seed in evaluated["token_counts"].items():
+        token_counts[name] = next(iter(by_seed.values()))
+    if not any(counts["spent_flops"] for counts in token_counts.values()):
         return None
 
     lines = []
-    for name, ledger in ledgers.items():
-        spent = ledger["train_flops"] + ledger["spent_flops"]
+    for name, counts in token_counts.items():
+        spent = counts["train_flops"] + counts["spent_flops"]
         lines.append(Line(name, paint[name], [(spent, *arms[name]["loss"])], "points"))
     return Curves(
         "flops",
@@ -420,9 +423,9 @@ def questions(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure 
         for group, by_arm in answers["groups"].items():
             name = task if group == "all" else f"{task}: {group}"
             groups[name] = [_mark(arm, paint[arm], by_arm[arm]["acc"]) for arm in by_arm]
-            known = evaluated["asked"].get(task, {}).get("chance")
-            if known is not None:
-                chance[name] = known
+            by_guessing = evaluated["asked"].get(task, {}).get("chance")
+            if by_guessing is not None:
+                chance[name] = by_guessing
     if not groups:
         return None
     return Values(
@@ -498,8 +501,8 @@ def _similarities(pairs: Mapping[str, Any], analyzed: Mapping[str, Any] | None) 
         bins = len(sampled["histogram"])
         width = 1.2 / bins
         centers = [-0.2 + (i + 0.5) * width for i in range(bins)]
-        found = _area("d1 and sampled d2", "method", centers, sampled["histogram"])
-        lines.append(Line(found.name, found.color, found.points, "dotted"))
+        area = _area("d1 and sampled d2", "method", centers, sampled["histogram"])
+        lines.append(replace(area, style="dotted"))
     return Curves(
         "similarities",
         "How similar",

@@ -59,12 +59,13 @@ class Scale:
         if self.log:
             exponents = range(math.floor(self.low), math.ceil(self.high) + 1)
             for digits in ((1, 2, 5), (1, 3), (1,)):
-                found = [digit * 10.0**e for e in exponents for digit in digits]
-                found = [v for v in found if self.low <= math.log10(v) <= self.high]
-                if len(found) <= 6:
+                values = [digit * 10.0**e for e in exponents for digit in digits]
+                values = [v for v in values if self.low <= math.log10(v) <= self.high]
+                if len(values) <= 6:
                     break
-            every = math.ceil(len(found) / 6)
-            return found[::every] if found else [10.0 ** ((self.low + self.high) / 2)]
+            every = math.ceil(len(values) / 6)
+            # between 6 and 9, say, there is no round one
+            return values[::every] if values else [10.0 ** ((self.low + self.high) / 2)]
         rough = (self.high - self.low) / 5
         unit = 10.0 ** math.floor(math.log10(rough))
         step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit >= rough)
@@ -142,7 +143,7 @@ class Values(Figure):
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """A row for every value."""
-        marks = [(group, mark) for group, found in self.groups.items() for mark in found]
+        marks = [(group, mark) for group, of_group in self.groups.items() for mark in of_group]
         seeds = max((len(mark.seeds) for _, mark in marks), default=0)
         rows = []
         for group, mark in marks:
@@ -182,11 +183,11 @@ class Values(Figure):
         return self._framed(y + 42, [*behind, *parts, *below])
 
     def _mark(self, mark: Mark, x: Scale, of_text: float, y: float) -> Markup:
-        said = format(mark.value, self.pattern)
+        text = format(mark.value, self.pattern)
         parts = []
         if mark.interval:
             low, high = mark.interval
-            said += f" ({low:{self.pattern}} to {high:{self.pattern}})"
+            text += f" ({low:{self.pattern}} to {high:{self.pattern}})"
             parts.append(_line(x(low), y, x(high), y, "interval"))
         if self.bars:
             left, right = sorted((x(0), x(mark.value)))
@@ -196,8 +197,8 @@ class Values(Figure):
             parts.append(_dot(x(mark.value), y, 5, "value"))
         parts += [_dot(x(seed), y + 7, 3, "seed") for seed in mark.seeds]
         parts.append(_text(_RIGHT, of_text, mark.name, "start"))
-        parts.append(_text(_WIDTH - _RIGHT, of_text, said, "end"))
-        title = Markup("<title>{}: {}</title>").format(mark.name, said)
+        parts.append(_text(_WIDTH - _RIGHT, of_text, text, "end"))
+        title = Markup("<title>{}: {}</title>").format(mark.name, text)
         return Markup('<g class="{}">{}{}</g>').format(mark.color, title, Markup("").join(parts))
 
 
@@ -220,7 +221,7 @@ class Curves(Figure):
             for x, y, *ends in line.points:
                 cells = by_x.setdefault(x, [""] * len(self.lines))
                 cells[number] = _with_ends(y, ends)
-        rows = [[_said(x), *by_x[x]] for x in sorted(by_x)]
+        rows = [[_plain(x), *by_x[x]] for x in sorted(by_x)]
         return [self.x, *(line.name for line in self.lines)], rows
 
     def legend(self) -> list[tuple[str, str, str]]:
@@ -273,13 +274,13 @@ def short(value: float, percent: bool = False) -> str:
     return f"{value:.6g}"
 
 
-def _said(value: float) -> str:
+def _plain(value: float) -> str:
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def _with_ends(value: float, ends: Sequence[float]) -> str:
-    interval = f" ({_said(ends[0])} to {_said(ends[1])})" if ends else ""
-    return _said(value) + interval
+    interval = f" ({_plain(ends[0])} to {_plain(ends[1])})" if ends else ""
+    return _plain(value) + interval
 
 
 def _arm(name: str) -> str:
@@ -287,20 +288,20 @@ def _arm(name: str) -> str:
 
 
 def _curve(line: Line, x: Scale, y: Scale) -> Markup:
-    places = [(x(point[0]), y(point[1])) for point in line.points]
-    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
+    pixels = [(x(point[0]), y(point[1])) for point in line.points]
+    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in pixels)
     parts = []
     if line.style == "area":
-        around = f"{places[0][0]:.1f},{y(0):.1f} {path} {places[-1][0]:.1f},{y(0):.1f}"
+        around = f"{pixels[0][0]:.1f},{y(0):.1f} {path} {pixels[-1][0]:.1f},{y(0):.1f}"
         parts.append(Markup('<polygon points="{}"/>').format(around))
     if line.style != "points":
         parts.append(Markup('<polyline class="{}" points="{}"/>').format(line.style, path))
-    for (px, py), (value, of_y, *ends) in zip(places, line.points, strict=True):
-        said = f"{line.name} at {_said(value)}: {_with_ends(of_y, ends)}"
+    for (px, py), (value, of_y, *ends) in zip(pixels, line.points, strict=True):
+        text = f"{line.name} at {_plain(value)}: {_with_ends(of_y, ends)}"
         if ends:
             parts.append(_line(px, y(ends[0]), px, y(ends[1]), "interval"))
         drawn = "value" if line.style == "points" or ends else "hidden"
-        title = Markup("<title>{}</title>").format(said)
+        title = Markup("<title>{}</title>").format(text)
         parts.append(Markup("<g>{}{}</g>").format(title, _dot(px, py, 5, drawn)))
     return Markup('<g class="{}">{}</g>').format(line.color, Markup("").join(parts))
 

@@ -55,9 +55,9 @@ def report(results: Mapping[str, Any]) -> str:
     scores = evaluated[evaluated["checkpoint"]]
     other = "last" if evaluated["checkpoint"] == "best" else "best"
 
-    ledgers = {}
-    for arm, seeds in evaluated["ledgers"].items():
-        ledgers[arm] = next(iter(seeds.values()))  # alike but for the seed
+    token_counts = {}
+    for arm, seeds in evaluated["token_counts"].items():
+        token_counts[arm] = next(iter(seeds.values()))  # alike but for the seed
     conditioning = {role: tuned["conditioning"] for role, tuned in results["tune"].items()}
     files = resources.files("synthboot.report")
     script = files.joinpath("report.js").read_text("utf-8")
@@ -68,7 +68,7 @@ def report(results: Mapping[str, Any]) -> str:
         scores=scores,
         other=evaluated[other],
         other_name=other,
-        ledgers=ledgers,
+        token_counts=token_counts,
         settings=sorted(flat(results["config"]).items()),
         quality=quality(results["analyze"]),
         recipes=results["config"]["arms"],

@@ -45,27 +45,33 @@ function browse(id, toCards, moved) {
   if (!root) return;
   const items = JSON.parse(root.querySelector("script").textContent);
   const find = (selector) => root.querySelector(selector);
-  const cards = find(".cards");
+  const shown = find(".shown");
   const slider = find("[type=range]");
   const search = find("[type=search]");
-  let found = items;
+  let matching = items;
 
+  function row(item) {
+    const cards = document.createElement("div");
+    cards.className = "cards";
+    cards.append(...toCards(item));
+    return cards;
+  }
   function show() {
     const at = Number(slider.value);
-    cards.replaceChildren(...(found.length ? toCards(found[at]) : []));
-    const place = found.length ? at + 1 + " of " + found.length : "nothing found";
+    shown.replaceChildren(...matching.slice(at, at + 1).map(row));
+    const place = matching.length ? at + 1 + " of " + matching.length : "nothing found";
     find("output").textContent = place;
     slider.setAttribute("aria-valuetext", place);
-    if (found.length && moved) moved(found[at]);
+    if (matching.length && moved) moved(matching[at]);
   }
   function turn(step) {
-    slider.value = (Number(slider.value) + step + found.length) % (found.length || 1);
+    slider.value = (Number(slider.value) + step + matching.length) % (matching.length || 1);
     show();
   }
   search.addEventListener("input", () => {
     const wanted = search.value.toLowerCase();
-    found = items.filter((item) => searched(item).includes(wanted));
-    slider.max = Math.max(0, found.length - 1);
+    matching = items.filter((item) => searched(item).includes(wanted));
+    slider.max = Math.max(0, matching.length - 1);
     slider.value = 0;
     show();
   });
@@ -73,7 +79,7 @@ function browse(id, toCards, moved) {
   find(".previous").addEventListener("click", () => turn(-1));
   find(".next").addEventListener("click", () => turn(1));
   // Paper has no pages to turn.
-  addEventListener("beforeprint", () => cards.replaceChildren(...items.flatMap(toCards)));
+  addEventListener("beforeprint", () => shown.replaceChildren(...items.map(row)));
   addEventListener("afterprint", show);
   show();
 }

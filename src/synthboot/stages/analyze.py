@@ -83,8 +83,8 @@ def d1_masks(
     """Which tokens of each sample lie in a run of `n` that its d1 holds."""
     masks = []
     for sample, d1 in zip(samples, given, strict=True):
-        known = np.unique(ngrams.hashes(d1, n))
-        masks.append(ngrams.copied(sample, known, n))
+        d1_hashes = np.unique(ngrams.hashes(d1, n))
+        masks.append(ngrams.copied(sample, d1_hashes, n))
     return masks
 
 
@@ -97,8 +97,8 @@ def corpus_masks(
 
     A marked stretch longer than `n` may be stitched from several documents.
     """
-    known = _found(samples, corpus, n)
-    return [ngrams.copied(s, known, n) for s in samples]
+    in_corpus = _in_corpus(samples, corpus, n)
+    return [ngrams.copied(s, in_corpus, n) for s in samples]
 
 
 def novel_share(
@@ -107,11 +107,11 @@ def novel_share(
     n: int,
 ) -> float:
     """Share of the samples' runs of `n` tokens that the corpus does not hold."""
-    known = _found(samples, corpus, n)
+    in_corpus = _in_corpus(samples, corpus, n)
     hashed = _hashed(samples, n)
     if not len(hashed):
         return 0.0
-    return float(1 - np.mean(ngrams.contains(known, hashed)))
+    return float(1 - np.mean(ngrams.contains(in_corpus, hashed)))
 
 
 def distinct_share(
@@ -171,22 +171,22 @@ def examples(
     from_d1 = d1_masks(tokens, given, cfg.copy_tokens)
     from_corpus = corpus_masks(tokens, corpus, cfg.copy_tokens)
 
-    found: dict[int, dict[str, Any]] = {}
+    by_d1: dict[int, dict[str, Any]] = {}
     for number, row in enumerate(chosen):
-        if row.d1 not in found:
+        if row.d1 not in by_d1:
             pair = shown(pairs, best[row.d1], tokenizer, corpus, cfg.copy_tokens)
-            found[row.d1] = {**pair, "sampled": []}
+            by_d1[row.d1] = {**pair, "sampled": []}
         # d1 is part of the corpus, so its mark goes over the corpus' mark
-        mark = np.where(from_corpus[number], 2, 0)
-        mark[from_d1[number]] = 1
-        found[row.d1]["sampled"].append(
+        origin = np.where(from_corpus[number], 2, 0)
+        origin[from_d1[number]] = 1
+        by_d1[row.d1]["sampled"].append(
             {
-                "segments": segments(tokenizer, row.tokens, mark),
+                "segments": segments(tokenizer, row.tokens, origin),
                 "mean_logprob": row.mean_logprob,
                 "finish": row.finish,
             }
         )
-    return list(found.values())
+    return list(by_d1.values())
 
 
 def _chosen(
@@ -217,9 +217,9 @@ def spread(
     """Up to `count` pairs, least similar first, spread evenly over the range of similarity."""
     wanted = np.linspace(pairs.similarity.min(), pairs.similarity.max(), count)
     order = np.argsort(pairs.similarity, kind="stable")
-    ranks = np.searchsorted(pairs.similarity[order], wanted)
+    nearest = np.searchsorted(pairs.similarity[order], wanted)
     # the largest wanted similarity may lie past the last pair by rounding
-    ranks = np.unique(np.minimum(ranks, len(order) - 1))
+    nearest = np.unique(np.minimum(nearest, len(order) - 1))
     return [
         shown(
             pairs,
@@ -228,7 +228,7 @@ def spread(
             corpus,
             cfg.copy_tokens,
         )
-        for i in order[ranks]
+        for i in order[nearest]
     ]
 
 
@@ -250,26 +250,26 @@ def shown(
 def segments(
     tokenizer: Tokenizer,
     tokens: Integer[np.ndarray, " token"],
-    mark: Integer[np.ndarray, " token"],
+    origin: Integer[np.ndarray, " token"],
 ) -> list[tuple[str, int]]:
-    """The text of the tokens, cut where `mark` changes, with the mark of each part."""
+    """The text of the tokens, cut where `origin` changes, with the mark of each part."""
     # the first token of every part but the first
-    changes = np.flatnonzero(np.diff(mark)) + 1
+    changes = np.flatnonzero(np.diff(origin)) + 1
     edges = [0, *changes.tolist(), len(tokens)]
     text = tokenizer.decode(tokens)
 
     # The head up to an edge is decoded, not the part between two edges: a character may be
     # spelled by several tokens, and a part may begin amid one.
     prefixes = {edge: len(tokenizer.decode(tokens[:edge])) for edge in edges}
-    return _cut(text, prefixes, mark)
+    return _cut(text, prefixes, origin)
 
 
 def _cut(
     text: str,
     prefixes: Mapping[int, int],
-    mark: Integer[np.ndarray, " token"],
+    origin: Integer[np.ndarray, " token"],
 ) -> list[tuple[str, int]]:
-    """The text cut where `mark` changes, with the mark of each part; empty parts are left out.
+    """The text cut where `origin` changes, with the mark of each part; empty parts are left out.
 
     `prefixes[i]` is how many characters the first i tokens decode to, for 0, every i where the mark
     changes, and the number of all.
@@ -279,7 +279,7 @@ def _cut(
     for start, end in zip(edges, edges[1:], strict=False):
         part = text[prefixes[start] : prefixes[end]]
         if part:
-            parts.append((part, int(mark[start])))
+            parts.append((part, int(origin[start])))
     return parts
 
 
@@ -292,7 +292,7 @@ def _hashed(
     return np.concatenate(hashed) if hashed else np.empty(0, np.uint64)
 
 
-def _found(
+def _in_corpus(
     samples: Sequence[Integer[np.ndarray, " _"]],
     corpus: Tokens,
     n: int,

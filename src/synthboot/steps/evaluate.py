@@ -19,7 +19,7 @@ from synthboot.data.items import Item
 from synthboot.errors import ConfigError, CorruptArtifact
 from synthboot.steps import worlds
 from synthboot.steps.context import Context, Outcome
-from synthboot.steps.score import asked
+from synthboot.steps.score import our_questions
 from synthboot.worlds.generator import PARTS
 
 Losses = dict[str, dict[str, list[np.ndarray]]]
@@ -37,10 +37,10 @@ def evaluate(c: Context) -> Outcome:
     from synthboot.stages import evaluate as stage
 
     models = c.models
-    ledgers = {}
+    token_counts = {}
     for arm, by_seed in models.items():
-        ledgers[arm] = {seed: model.token_counts for seed, model in by_seed.items()}
-    stage.compare_ledgers(ledgers)
+        token_counts[arm] = {seed: model.token_counts for seed, model in by_seed.items()}
+    stage.check_comparable(token_counts)
 
     test_set = list(c.corpus.texts("test"))
     groups = _groups(c, test_set)
@@ -50,10 +50,10 @@ def evaluate(c: Context) -> Outcome:
 
     result: dict[str, Any] = {
         "checkpoint": c.cfg.evaluate.checkpoint,
-        "ledgers": ledgers,
+        "token_counts": token_counts,
         "asked": counts,
     }
-    result |= _compared(c, models, ledgers, losses, test_set, groups)
+    result |= _compared(c, models, token_counts, losses, test_set, groups)
     result["questions"] = _answered(c, answers, seen)
     of_chosen = losses[c.cfg.evaluate.checkpoint]
     by_part = {arm: np.stack(by_seed) for arm, by_seed in of_chosen.items()}
@@ -124,14 +124,14 @@ def _parts(
         names = PARTS
         parts_of = worlds.parts(c)
 
-    found = []
+    parts = []
     for document in test_set:
         part_of_character = parts_of(document.text)
         # a token belongs to the part in which its first letter stands
         for start in c.corpus.tokenizer.starts(document.text):
-            found.append(int(part_of_character[start]))
-        found.append(names.index("form"))  # its end
-    return names, np.array(found, np.uint8)
+            parts.append(int(part_of_character[start]))
+        parts.append(names.index("form"))  # its end
+    return names, np.array(parts, np.uint8)
 
 
 def _scores(
@@ -164,7 +164,7 @@ def _contaminated(
 
     Raises CorruptArtifact where these are not the questions that were asked.
     """
-    items = asked(c)
+    items = our_questions(c)
     names = np.array([name for name, _ in items], str)
     digests = [item.digest for _, item in items]
     # lm-eval's questions come after ours; their texts are not at hand
@@ -224,7 +224,7 @@ def _training_texts(c: Context) -> Iterator[str]:
 def _compared(
     c: Context,
     models: Mapping[str, Mapping[int, Model]],
-    ledgers: Mapping[str, Mapping[int, Any]],
+    token_counts: Mapping[str, Mapping[int, Any]],
     losses: Losses,
     test_set: Sequence[documents.Document],
     groups: Sequence[str],
@@ -249,7 +249,7 @@ def _compared(
 
     chosen = result[cfg.checkpoint]
     result["verdict"] = chosen["verdict"]
-    result["efficiency"] = _efficiency(c, ledgers, chosen["arms"])
+    result["efficiency"] = _efficiency(c, token_counts, chosen["arms"])
     return result
 
 
@@ -273,7 +273,7 @@ def _looks(
 
 def _efficiency(
     c: Context,
-    ledgers: Mapping[str, Mapping[int, Any]],
+    token_counts: Mapping[str, Mapping[int, Any]],
     arms: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The curve of loss over unique real tokens, from arms of real text alone, and how many of
@@ -281,7 +281,7 @@ def _efficiency(
     from synthboot.stages.evaluate import efficiency
 
     plain = []
-    for arm in ledgers:
+    for arm in token_counts:
         # an arm of real text is repetition but for how much text it has, and its sweep
         recipe = c.cfg.arms[arm].model_copy(
             update={
@@ -294,8 +294,8 @@ def _efficiency(
 
     points = []
     for arm in plain:
-        ledger = next(iter(ledgers[arm].values()))  # the seeds of an arm read the same text
-        points.append((int(ledger["unique_real_tokens"]), float(arms[arm]["loss"][0])))
+        counts = next(iter(token_counts[arm].values()))  # the seeds of an arm read the same text
+        points.append((int(counts["unique_real_tokens"]), float(arms[arm]["loss"][0])))
 
     worth = {}
     for arm, scores in arms.items():
@@ -324,11 +324,11 @@ def _sweeps(
     models: Mapping[str, Mapping[int, Model]],
 ) -> dict[str, Any]:
     """What the trials of every arm with a sweep reached; the first seed has the record."""
-    found = {}
+    sweeps = {}
     for arm, by_seed in models.items():
         if c.cfg.arms[arm].sweep:
-            found[arm] = next(iter(by_seed.values())).sweep
-    return found
+            sweeps[arm] = next(iter(by_seed.values())).sweep
+    return sweeps
 
 
 def _rows(

@@ -59,8 +59,8 @@ def gather(
             continue
         name = role.removeprefix("model/")
         if folder not in paid:  # base is the first seed of repetition too
-            place = folder.relative_to(cfg.folder).as_posix()
-            cost = {"unit": name, "stage": manifest.stage, "folder": place, **manifest.cost}
+            inside = folder.relative_to(cfg.folder).as_posix()
+            cost = {"unit": name, "stage": manifest.stage, "folder": inside, **manifest.cost}
             result["costs"].append(cost)
         paid.add(folder)
         if manifest.stage == "evaluate":

@@ -116,12 +116,12 @@ def chain(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None
         return None
 
     links = []
-    said = []
+    clauses = []
     ceiling = (first_pairs(results) or {}).get("ceiling")
     if ceiling:
         value, error = ceiling["worth"]["1"]
         links.append(_with_errors("counting, from the nearest d1", _INK, value, error))
-        said.append(f"counting saves {value:.4f} nats a token by copying from the nearest d1")
+        clauses.append(f"counting saves {value:.4f} nats a token by copying from the nearest d1")
     tuned = results["tune"].get(f"tune/{results['config']['arms'][subject]['synthetic']}")
     unseen = (tuned or {"conditioning": {}})["conditioning"].get("unseen", {})
     names = {"d1_worth": "the synthesizer, from its d1", "net_worth": "the same, net of forgetting"}
@@ -130,7 +130,7 @@ def chain(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None
             value, error = unseen[key], unseen[f"{key}_error"]
             links.append(_with_errors(name, paint[subject], value, error))
     if "net_worth" in unseen:
-        said.append(
+        clauses.append(
             f"the synthesizer reads {unseen['d1_worth']:+.4f} of d1, "
             f"{unseen['net_worth']:+.4f} net of what tuning made it forget"
         )
@@ -139,8 +139,8 @@ def chain(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None
 
     value, low, high = scored["arms"][subject]["difference"]
     gain = Mark(f"{subject}'s gain", paint[subject], -value, (-high, -low))
-    said.append(f"{subject} saves {-value:+.4f} on test documents beside repetition")
-    sentence = "; ".join(said)
+    clauses.append(f"{subject} saves {-value:+.4f} on test documents beside repetition")
+    sentence = "; ".join(clauses)
     return Values(
         "chain",
         "From d1 to the gain",

@@ -417,3 +417,32 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     first = store.read_json(run_folder(settings) / "04-base" / "curve.json")["validation"][0][1]
     fresh = store.read_json(run_folder(finished) / "04-base" / "curve.json")["validation"][0][1]
     assert first < fresh
+
+
+def test_an_ensemble_and_who_learns_from_it_run_to_the_end(tmp_path: Path) -> None:
+    arms = {"repetition": {}, "ens": {"ensemble": 2}, "taught": {"distill": "ens"}}
+    questions = write_jsonl(
+        tmp_path / "questions.jsonl",
+        [{"query": f"what is {n}?", "choices": ["red", "blue"], "gold": 0} for n in range(4)]
+        + [{"query": f"who is {n}?", "answers": ["a miller"]} for n in range(2)],
+    )
+    settings = {**tiny_config(tmp_path), "arms": arms, "evaluate": {"tasks": [str(questions)]}}
+    api.Run(settings).run()
+    assert not not_done(states(settings))
+    result = store.read_json(run_folder(settings) / "09-evaluate" / "evaluate.json")
+    chosen = result["best"]
+    assert chosen["kinds"] == {"repetition": "repetition", "ens": "ensemble", "taught": "control"}
+    # more compute is no claim: it is not one of the compared, and it is marked
+    assert "p_adjusted" not in chosen["arms"]["ens"]
+    assert "ens (2 models, 2 times as much), taught (taught by ens, 3.67 times as much)" in chosen["more_compute"]
+    assert chosen["more_compute"] in (run_folder(settings) / "11-report" / "report.html").read_text("utf-8")
+
+    token_counts = {arm: by_seed["0"] for arm, by_seed in result["token_counts"].items()}
+    assert token_counts["taught"]["train_tokens"] == token_counts["repetition"]["train_tokens"]
+    # training two teachers, and asking each for every token
+    own = token_counts["taught"]["train_flops"]
+    assert token_counts["taught"]["spent_flops"] == pytest.approx(2 * own + 2 * own / 3)
+
+    # another teacher makes stale whoever learned from it
+    found = states(settings, **{"arms.ens.ensemble": 3})
+    assert {n for n in not_done(found) if n.startswith("pretrain")} == {"pretrain/ens/seed-0", "pretrain/taught/seed-0"}

@@ -97,3 +97,11 @@ def test_a_choice_longer_than_the_window_stops_the_run_before_any_model(finished
 def test_an_unknown_task_names_the_nearest(world_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"blimpp: neither a file nor a known task; .*; did you mean blimp\?"):
         api.Run(small_config(world_file, tmp_path, evaluate={"tasks": ["blimpp"]})).run("corpus")
+
+
+def test_what_several_models_cannot_do_is_said_at_once(world_file: Path, tmp_path: Path) -> None:
+    arms = {"repetition": {}, "ens": {"ensemble": 2}}
+    asked = small_config(world_file, tmp_path, arms=arms, evaluate={"tasks": ["lm-eval:piqa"]})
+    assert "lm-eval takes a model's folder, and arms.ens is 2 models" in refused(asked)
+    taught = small_config(world_file, tmp_path, arms={**arms, "taught": {"distill": "ens"}}, engine={"processes": 2})
+    assert "arms.taught.distill: a teacher is asked by one process alone" in refused(taught)

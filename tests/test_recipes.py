@@ -10,6 +10,9 @@ from synthboot import api, loading, recipes
 from synthboot.artifacts.store import read_manifest
 from synthboot.data.disk import read_json
 from synthboot.errors import ConfigError
+from synthboot.runner import cost
+from synthboot.runner.graph import fingerprints
+from synthboot.runner.state import states
 from tests.conftest import run_folder, small_config
 
 pytestmark = pytest.mark.timeout(900)  # a run of all arms takes two minutes, longer beside other work
@@ -93,6 +96,19 @@ def refused(arms: dict[str, Any]) -> str:
         ({"sweep": {"noise": []}}, "arms.odd.sweep.noise"),
         ({"sweep": {"nois": [1]}}, "arms.odd.sweep.nois"),
         ({"share": 0.5}, "go together"),
+        ({"ensemble": 2, "distill": "odd"}, "drop `rounds`, `match: flops` and `distill`"),
+        ({"ensemble": 2, "synthetic": "related", "share": 0.5, "rounds": 2}, "`ensemble` is several models"),
+        ({"ensemble": 2, "synthetic": "related", "share": 0.5, "match": "flops"}, "`ensemble` is several models"),
+        ({"ensemble": 0}, "arms.odd.ensemble: got 0; it takes a whole number from 1 to 100"),
+        ({"distill": "repetition"}, "arms.odd.distill: repetition is no arm with `ensemble`; add one"),
+        ({"distill": "nobody"}, "nobody is no arm with `ensemble`; add one, for example `nobody: {ensemble: 3}`"),
+        ({"distill": "odd"}, "odd is no arm with `ensemble`"),
+        ({"distill": "e", "noise": 0.1}, "`distill` is about D_pretrain as it is"),
+        ({"distill": "e", "sweep": {"noise": [0.1]}}, "`distill` is about D_pretrain as it is"),
+        ({"distill": "e", "unique_tokens": "all"}, "`distill` is about D_pretrain as it is"),
+        ({"distill": "e", "synthetic": "related", "share": 0.5}, "`distill` is about D_pretrain as it is"),
+        ({"distill_weight": 0.9}, "`distill_weight` needs `distill`"),
+        ({"sweep": {"distill_weight": [0.9]}}, "a `sweep` of `distill_weight` needs `distill`"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused_in_one_line(arm: dict[str, Any], message: str) -> None:
@@ -138,6 +154,51 @@ def test_another_recipe_leaves_what_it_does_not_read_alone(tmp_path: Path) -> No
     before, after = fingerprints(plain), fingerprints(more)
     assert {n for n in before if before[n] != after[n]} == {"evaluate", "report"}
     assert set(after) - set(before) == {"pretrain/noisier/seed-0", "score/noisier/seed-0"}
+
+
+def test_whoever_is_taught_waits_for_the_teacher_of_its_seed_and_goes_stale_with_it(tmp_path: Path) -> None:
+    source = tmp_path / "x.jsonl"
+    source.write_text("{}\n")
+    arms = {"repetition": {}, "taught": {"distill": "ens", "sweep": {"distill_weight": [0.3, 0.9]}}, "ens": {"ensemble": 3}}
+
+    def marks(arms: dict[str, Any]) -> tuple[dict[str, recipes.Unit], dict[str, str]]:
+        plan = recipes.units(loading.load(small_config(source, tmp_path, arms=arms)))
+        return plan, fingerprints(plan)
+
+    plan, before = marks(arms)
+    assert plan["pretrain/taught/seed-1"].parents["teacher"] == "pretrain/ens/seed-1"
+    assert plan["pretrain/taught/distill_weight=0.3"].parents["teacher"] == "pretrain/ens/seed-0"
+    order = list(plan)
+    assert all(order.index(p) < order.index(n) for n, u in plan.items() for p in u.parents.values())
+
+    _, after = marks({**arms, "ens": {"ensemble": 2}})
+    changed = {name for name in plan if before[name] != after[name]}
+    assert {n.partition("/seed")[0] for n in changed if n.startswith("pretrain")} == {
+        "pretrain/ens",
+        "pretrain/taught",
+        "pretrain/taught/distill_weight=0.3",
+        "pretrain/taught/distill_weight=0.9",
+    }
+    # a setting that nobody uses leaves what is there as it is
+    _, without = marks({"repetition": {}})
+    assert all(before[name] == mark for name, mark in without.items() if name.startswith(("base", "pretrain", "score")))
+
+
+def test_members_and_teachers_are_in_the_estimate(tmp_path: Path) -> None:
+    source = tmp_path / "x.jsonl"
+    source.write_text("{}\n")
+
+    def estimated(**arms: Any) -> dict[str, float]:
+        cfg = loading.load(small_config(source, tmp_path, arms={"repetition": {}, **arms}, pretrain={"seeds": [0]}))
+        plan = recipes.units(cfg)
+        return cost.estimate(cfg, plan, states(cfg, plan))
+
+    alone = estimated()
+    ensemble = estimated(ens={"ensemble": 3})
+    assert ensemble["train_tokens"] == 4 * alone["train_tokens"]
+    taught = estimated(ens={"ensemble": 3}, taught={"distill": "ens"})
+    # one model more, whose teachers each read the text forwards, a third of training
+    assert taught["flops"] == pytest.approx(ensemble["flops"] + 2 * alone["flops"])
 
 
 def test_a_model_of_two_arms_is_scored_once(tmp_path: Path) -> None:

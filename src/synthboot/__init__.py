@@ -9,6 +9,7 @@ from typing import Any
 
 _NAMES = {
     "Run": "synthboot.api",
+    "Study": "synthboot.api",
     "Synthesizer": "synthboot.api",
     "Document": "synthboot.data.documents",
     "Tokens": "synthboot.data.tokens",
@@ -24,6 +25,7 @@ _NAMES = {
     "evaluate": "synthboot.stages.evaluate",
     "analyze": "synthboot.stages.analyze",
     "report": "synthboot.report.page",
+    "study": "synthboot.api",
 }
 __all__ = list(_NAMES)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,18 @@ from synthboot.report import page
 from synthboot.rng import rng
 from synthboot.runner import executor
 from synthboot.runner.state import State, states
+from synthboot.studies.study import Grid, Study, collect
+
+__all__ = [
+    "Report",
+    "Run",
+    "Study",
+    "Synthesizer",
+    "TextPairs",
+    "Texts",
+    "collect",
+    "study",
+]
 
 
 class Run:
@@ -136,7 +148,7 @@ class Synthesizer:
         from synthboot.lm.sampling.engines import sampler
         from synthboot.lm.sampling.protocol import Request
 
-        seq_len = self.config.model.seq_len
+        seq_len = self.config.tune_seq_len
         settings = self.config.synthesize
         tokens = self.tokenizer.encode([given])[0]
         d1 = tokens[: d1_room(seq_len, self.config.tune.d1_share)]
@@ -166,12 +178,41 @@ class Synthesizer:
             self.model,
             [np.array(d1)],
             [np.array(d2)],
-            self.config.model.seq_len,
+            self.config.tune_seq_len,
             self.config.tune.d1_share,
             self.tokenizer.end,
             self.tokenizer.separator,
         )
         return -float(scores.loss[0])
+
+
+def study(
+    source: str | Path | Mapping[str, Any],
+    vary: Mapping[str, Sequence[Any]],
+    *,
+    set: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | None = None,
+    together: bool = False,
+    until: str = "report",
+    out: str | Path | None = None,
+    progress: executor.Event | None = None,
+) -> Study:
+    """A configuration run over every combination of some settings' values (`together`: over the
+    first values of all, then the second ones, and so on), each up to the stage `until`.
+
+    What is finished is not made again. The study's folder, `out` or NAME-study beside the run,
+    holds the runs, `study.json`, `study.csv` and `study.html`.
+    """
+    points = Grid(
+        source,
+        vary,
+        set=set,
+        seeds=seeds,
+        together=together,
+        target=until,
+        out=out,
+    )
+    return points.run(progress or (lambda *_: None))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from synthboot.config import Config
     from synthboot.recipes import Unit
     from synthboot.runner.state import State
+    from synthboot.studies.study import Planned, Study
 
 STAGE_HELP = {
     "corpus": "Read, clean, split and tokenize the text.",
@@ -182,7 +183,7 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
 @_configured
 def plan(cfg: Config, as_json: bool) -> None:
     """Say what `run` would do and why, what it would cost, and what more seeds would show."""
-    from synthboot import preflight, recipes
+    from synthboot import preflight, recipes, verdicts
     from synthboot.lm import precision
     from synthboot.runner import cost as plans
     from synthboot.runner.state import states as states_of
@@ -205,18 +206,172 @@ def plan(cfg: Config, as_json: bool) -> None:
                 "precision": {kind: precision.choice(cfg, speed) for kind, speed in speeds.items()},
                 "power": None if power is None else asdict(power),
                 "copying": copying,
+                "external": cfg.tune.init_from,
             }
         )
         return
 
     _print_states(artifacts, states)
     _say(plans.sentence(cost))
+    if more_compute := verdicts.more_compute(cfg.arms):
+        _say(more_compute)
+    if cfg.tune.init_from is not None:
+        _say(
+            f"external: {cfg.tune.init_from}, a model from outside the corpus, will write the "
+            "synthetic text"
+        )
     if copying is not None:
         _say(plans.copying_sentence(cfg, copying))
     if power is not None:
         _say(plans.power_sentence(power))
     if speeds:
         _say(f"precision: {precision.sentence(cfg, speeds, ahead=True)}")
+
+
+@main.command(cls=Verb)
+@click.argument(
+    "paths", metavar="CONFIG | RUN ...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option(
+    "--vary",
+    multiple=True,
+    metavar="KEY=A,B,...",
+    help="A setting and its values, e.g. model.width=96,192; several make a grid.",
+)
+@click.option("--together", is_flag=True, help="Vary all settings at once instead of a grid.")
+@click.option("--seeds", metavar="A,B,...", help="pretrain.seeds of every point.")
+@click.option(
+    "--until",
+    type=click.Choice(list(STAGE_HELP)),
+    default="report",
+    show_default=True,
+    help="The stage that every point goes to.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The study's folder; NAME-study beside the run unless given.",
+)
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting for every point, e.g. pair.num_neighbors=8.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what it would take.")
+@click.option("--runs", is_flag=True, help="Collect run folders that are there; run nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def study(paths: tuple[Path, ...], runs: bool, as_json: bool, **options: Any) -> None:
+    """Run a configuration over several values of its settings, and show what they do: a table, a
+    figure for each setting, fitted curves, and what sbp buys against what d1 is worth.
+
+    What points have alike is made once. Killed and started again, it goes on. With --runs, the
+    same of run folders (or the folders of studies) that are there."""
+    if runs:
+        _collect(paths, as_json, options)
+    else:
+        _study(paths, as_json, **options)
+
+
+def _collect(paths: tuple[Path, ...], as_json: bool, options: dict[str, Any]) -> None:
+    from synthboot.errors import ConfigError
+    from synthboot.studies import study as studies
+
+    for name in ("vary", "seeds", "together", "dry_run", "sets"):
+        if options[name]:
+            option = {"sets": "set"}.get(name, name).replace("_", "-")
+            raise ConfigError(f"study: --{option} is about runs to be made; drop it, or --runs")
+    out = options["out"] or paths[0].parent / "study"
+    found = studies.collect(paths, out.name)
+    found.save(out)
+    _print_study(found, out, as_json)
+
+
+def _study(
+    paths: tuple[Path, ...],
+    as_json: bool,
+    *,
+    vary: tuple[str, ...],
+    together: bool,
+    seeds: str | None,
+    until: str,
+    out: Path | None,
+    sets: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    from synthboot import loading
+    from synthboot.errors import ConfigError, TrainingError
+    from synthboot.studies import grid
+    from synthboot.studies import study as studies
+
+    if len(paths) > 1:
+        raise ConfigError("study: several paths are run folders for --runs; it varies one CONFIG")
+    points = studies.Grid(
+        paths[0],
+        grid.parse_vary(vary),
+        set=loading.parse_set(sets),
+        seeds=grid.parse_seeds(seeds),
+        together=together,
+        target=until,
+        out=out,
+    )
+    if dry_run:
+        _print_plan(points.plan(), as_json)
+        return
+    with _progress() as progress:
+        found = points.run(progress.tell)
+    _print_study(found, points.out, as_json)
+    failed = [row.point for row in found.rows if row.failed]
+    if failed:
+        raise TrainingError(
+            f"study: {len(failed)} of {len(found.rows)} points failed ({', '.join(failed[:5])}); "
+            f"the table says of what"
+        )
+
+
+def _print_plan(planned: list[Planned], as_json: bool) -> None:
+    from synthboot.runner import cost
+
+    if as_json:
+        _say_json([asdict(point) for point in planned])
+        return
+    rows = []
+    total = dict.fromkeys(planned[0].estimate, 0.0)
+    for point in planned:
+        found = point.estimate
+        for name, value in found.items():
+            total[name] += value
+        rows.append(
+            [
+                point.point,
+                str(point.to_make),
+                str(point.shared),
+                _count(found["train_tokens"]),
+                _count(found["sampled_tokens"]),
+                f"{found['flops']:.2g}",
+                f"{found['hours']:.2f}",
+            ]
+        )
+    header = ["point", "to make", "taken over", "to train on", "to sample", "FLOPs", "hours"]
+    _print_table(header, rows)
+    _say(f"{len(planned)} points; {cost.sentence(total)}")
+
+
+def _print_study(found: Study, out: Path, as_json: bool) -> None:
+    from synthboot.studies.study import PAGE
+
+    if as_json:
+        _say_json(found.table())
+        return
+    shown = [name for name in ("d1_worth", "net_worth", "base_loss") if name in found.columns]
+    shown += [name for name in ("minus_repetition", "minus_self") if name in found.columns]
+    rows = []
+    for row in found.table():
+        figures = ["" if row[name] is None else f"{row[name]:+.4f}" for name in shown]
+        rows.append([row["point"], *figures, row["note"]])
+    _print_table(["point", *(name.replace("_", " ") for name in shown), "note"], rows)
+    _say(f"study: {out / PAGE}")
 
 
 @main.command(cls=Verb)
@@ -469,7 +624,10 @@ class _progress:
         self.bars.stop()
 
     def tell(self, name: str, kind: str, value: Any) -> None:
-        if kind == "plan":
+        if kind == "point":
+            number, points = value
+            self._line(f"point {number} of {points}: {name}")
+        elif kind == "plan":
             self._plan(value)
         elif kind == "start":
             self.tasks[name] = self.bars.add_task(name, total=1.0, words="starting")
@@ -490,6 +648,7 @@ class _progress:
     def _plan(self, states: dict[str, State]) -> None:
         """What will be made, and what made stale what is there."""
         self.states = states
+        self.done = 0
         self.total = sum(state.status != "done" for state in states.values())
         for name, state in states.items():
             if state.status == "stale" and not state.reasons[0].endswith(_FOLLOWS):
@@ -547,6 +706,8 @@ def _print_scores(result: dict[str, Any]) -> None:
             answered.append([arm, *(_accuracy(by_arm[arm]) for by_arm in by_task.values())])
         _print_table(["answered right", *by_task], answered)
     _say(result["verdict"])
+    if chosen["more_compute"]:
+        _say(chosen["more_compute"])
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:

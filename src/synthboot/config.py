@@ -103,7 +103,8 @@ class Model(Section):
 
 
 class Budget(Section):
-    """Token budgets. All arms train on exactly `train_tokens`, so they are matched in compute."""
+    """Token budgets. All arms train on exactly `train_tokens`, so they are matched in compute, but
+    for those with `ensemble` and `distill`, which are marked."""
 
     unique_tokens: Count | Literal["all"]
     """Size of D_pretrain: the unique real tokens that every arm but the oracle may use. `all`:
@@ -115,6 +116,28 @@ class Budget(Section):
     train_tokens: Count
     """Tokens every arm trains on, rounded down to whole batches. Repetition makes train_tokens /
     unique_tokens epochs."""
+
+
+class Lora(Section):
+    """Low-rank adapters: instead of a weight matrix the product of two narrow ones is trained, and
+    added to it. Saved models have them merged, so that whatever reads one finds an ordinary folder.
+    Needs the package peft. Source: arXiv:2106.09685."""
+
+    rank: int = Field(0, ge=0, le=65_536)
+    """Rank of an adapter. 0: no adapters, all weights are trained."""
+    alpha: float | None = Field(None, gt=0, le=1e6)
+    """Scale: what an adapter adds is multiplied by alpha / rank. Default: twice the rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Fraction of an adapter's inputs that is dropped in training."""
+    targets: list[Text] = []
+    """Names of the linear layers that get adapters, such as `q_proj`. Default: all of the
+    blocks."""
+
+    @property
+    def passes(self) -> int:
+        """What a training step costs, in forward passes: the backward pass takes as much once for
+        activations and once for weights, the latter next to nothing with adapters."""
+        return 2 if self.rank else 3
 
 
 class Optim(Section):
@@ -174,6 +197,8 @@ class Optim(Section):
     evals: Size = 20
     """Number of validation losses computed over a run; each comes with a checkpoint to resume
     from."""
+    lora: Lora = Lora()
+    """Adapters for base and the arms, with `model.init_from`."""
 
     @model_validator(mode="after")
     def _check_averages(self) -> Optim:
@@ -452,6 +477,17 @@ class Pair(Section):
 class Tune(Section):
     """Fine-tuning the synthesizer p(d2|d1), from base's checkpoint of best validation loss."""
 
+    init_from: Text | None = None
+    """Folder or name of a Hugging Face model to tune instead of base: an *external* synthesizer,
+    with a tokenizer of its own. Documents are tokenized again for it, and what it writes is
+    tokenized for the arms. It writes `random_pairs` and `unconditional` too, tuned for the latter
+    on the same d2 without their d1. It knows more than the corpus: plan, `show`, report and verdict
+    say so."""
+    seq_len: int | None = Field(None, ge=8, le=1_000_000)
+    """With `init_from`: context length of the synthesizer, in its own tokens. Default:
+    `model.seq_len`."""
+    lora: Lora = Lora()
+    """Adapters for the synthesizer."""
     lr: float = Field(5e-4, gt=0, le=100)
     """Peak learning rate; warm-up, then cosine decay to zero. Deviation: the paper has a small
     constant rate; with one, our small models lost more to the noise of the rate than they gained
@@ -499,6 +535,10 @@ class Tune(Section):
 
     @model_validator(mode="after")
     def _check_sweep(self) -> Tune:
+        if self.seq_len is not None and self.init_from is None:
+            raise ValueError(
+                "`seq_len` is that of a model named by `init_from`; base has model.seq_len"
+            )
         trials(self)  # raises for a value that its setting does not take
         return self
 
@@ -556,7 +596,7 @@ _MEGADOC = "`layout: megadoc` needs synthetic text that has a d1"
 
 class Arm(Section):
     """The recipe of one arm: its training text and the layout of it. Arms differ in nothing
-    else."""
+    else, but for how many models there are (`ensemble`) and who teaches them (`distill`)."""
 
     synthetic: Literal["related", "random_pairs", "scratch", "unconditional"] | None = None
     """Where synthetic text comes from. `related`: a synthesizer tuned on related pairs (the
@@ -583,6 +623,17 @@ class Arm(Section):
     pairing, tuning and synthesis count against `train_tokens`, so that the arm trains on fewer."""
     unique_tokens: Count | Literal["all"] | None = None
     """Unique real tokens of this arm instead of `budget.unique_tokens`; makes it an oracle."""
+    ensemble: int = Field(1, ge=1, le=100)
+    """Number of models that differ in their seed alone, each trained on `train_tokens`; the arm is
+    the mean of their probabilities. It takes that many times the compute of another arm, and is
+    marked so: what it gains is no gain at equal compute. Source: arXiv:2509.14786."""
+    distill: Name | None = None
+    """Real text only: name of an arm with `ensemble`, the teacher, whose probabilities of the next
+    token are targets beside the token itself. One model, on as many tokens as every arm; training
+    and asking the teacher count as FLOPs. Source: arXiv:1503.02531, at temperature 1; for text that
+    is repeated, arXiv:2509.14786."""
+    distill_weight: float = Field(0.5, gt=0, le=1)
+    """`distill`: weight of the teacher's probabilities in the targets; the text has the rest."""
     epochs: float | None = Field(None, gt=0, le=1e6)
     """Real text only: number of epochs, where fewer than fill `train_tokens` are better. Set by
     `sweep`."""
@@ -610,6 +661,7 @@ class Arm(Section):
             "dropout",
             "ema_decay",
             "tail_average",
+            "distill_weight",
         ],
         Annotated[list[float], Field(min_length=1)],
     ] = {}
@@ -626,9 +678,30 @@ class Arm(Section):
             self._check_real_text()
         else:
             self._check_synthetic_text()
+        self._check_several_models()
 
         trials(self)  # raises for a value that its setting does not take
         return self
+
+    def _check_several_models(self) -> None:
+        if self.ensemble > 1 and (self.rounds > 1 or self.match == "flops" or self.distill):
+            raise ValueError(
+                "`ensemble` is several models at several times the compute; "
+                "drop `rounds`, `match: flops` and `distill`"
+            )
+        if self.distill is None:
+            if self.distill_weight != Arm.model_fields["distill_weight"].default:
+                raise ValueError("`distill_weight` needs `distill`, the arm of the teacher")
+            if "distill_weight" in self.sweep:
+                raise ValueError("a `sweep` of `distill_weight` needs `distill`")
+            return
+        # what the teacher has not read, or read otherwise, would be another difference
+        noisy = self.noise > 0 or "noise" in self.sweep
+        if self.synthetic or self.unique_tokens or noisy or self.layout != "shuffled":
+            raise ValueError(
+                "`distill` is about D_pretrain as it is; "
+                "drop `synthetic`, `unique_tokens`, `noise` and `layout`"
+            )
 
     def _check_real_text(self) -> None:
         if self.rounds > 1 or self.match == "flops" or self.order != "mixed":
@@ -655,10 +728,12 @@ class Arm(Section):
             raise ValueError("`epochs` is about real text alone")
 
     @property
-    def kind(self) -> Literal["repetition", "method", "control", "oracle"]:
-        """What the arm is for, by its recipe. `oracle`: more real text than the others; `method`:
-        synthetic text from related pairs; `repetition`: D_pretrain as it is; `control`: anything
-        else."""
+    def kind(self) -> Literal["repetition", "method", "control", "oracle", "ensemble"]:
+        """What the arm is for, by its recipe. `ensemble`: more compute than the others; `oracle`:
+        more real text; `method`: synthetic text from related pairs; `repetition`: D_pretrain as it
+        is; `control`: anything else."""
+        if self.ensemble > 1:
+            return "ensemble"
         if self.unique_tokens is not None:
             return "oracle"
         if self.synthetic == "related":
@@ -768,12 +843,22 @@ class Config(Section):
                         f"set optim.{key} for all, or `sweep: {{{key}: [...]}}` "
                         "to have it chosen by validation loss"
                     )
+            if arm.distill is not None:
+                self._check_teacher(name, arm.distill)
             if arm.rounds > 1 and self.before(arm) is None:
                 raise ValueError(
                     f"arms.{name}: needs an arm with the same recipe and "
                     f"`rounds: {arm.rounds - 1}` to go on from"
                 )
         return self
+
+    def _check_teacher(self, name: str, teacher: str) -> None:
+        recipe = self.arms.get(teacher)
+        if recipe is None or recipe.ensemble == 1:
+            raise ValueError(
+                f"arms.{name}.distill: {teacher} is no arm with `ensemble`; add one, "
+                f"for example `{teacher}: {{ensemble: 3}}`"
+            )
 
     @model_validator(mode="after")
     def _check_start(self) -> Config:
@@ -791,6 +876,32 @@ class Config(Section):
                 "`corpus.replay` keeps what a model already knows, "
                 "and this one starts from nothing; drop it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_external(self) -> Config:
+        for name, arm in self.arms.items():
+            if self.tune.init_from is not None and (arm.synthetic == "scratch" or arm.rounds > 1):
+                raise ValueError(
+                    f"arms.{name}: `synthetic: scratch` and `rounds` tune a model of the arms' "
+                    "own; they do not go with tune.init_from"
+                )
+            if self.tune.lora.rank and arm.synthetic == "scratch":
+                raise ValueError(
+                    f"arms.{name}: `synthetic: scratch` tunes fresh weights, "
+                    "which adapters would leave as they are; set tune.lora.rank=0"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_lora(self) -> Config:
+        if self.optim.lora.rank and self.model.init_from is None:
+            raise ValueError(
+                "optim.lora: adapters are for a model to continue from; "
+                "set model.init_from, or optim.lora.rank=0"
+            )
+        if self.engine.shard and (self.optim.lora.rank or self.tune.lora.rank):
+            raise ValueError("engine.shard: adapters are trained whole; set one of the two")
         return self
 
     @model_validator(mode="after")
@@ -813,6 +924,11 @@ class Config(Section):
             if other == wanted:
                 return name
         return None
+
+    @property
+    def tune_seq_len(self) -> int:
+        """The context length of the synthesizer, in tokens of its own."""
+        return self.tune.seq_len or self.model.seq_len
 
     @property
     def folder(self) -> Path:

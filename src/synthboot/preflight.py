@@ -19,6 +19,7 @@ _BUILT_IN = ("self", "file")
 def check(cfg: config.Config) -> None:
     """Raise ConfigError or DataError for questions that are none, and for models, packages and a
     GPU that are not here."""
+    _check_several_models(cfg)
     for name in tasks.names(cfg.evaluate):
         if name.startswith(tasks.LM_EVAL):
             # imported here, since it takes torch, which takes seconds
@@ -27,12 +28,19 @@ def check(cfg: config.Config) -> None:
             known_to_harness([name.removeprefix(tasks.LM_EVAL)], cfg.evaluate.task_folder)
         elif name != tasks.WORLD:
             tasks.read(name, cfg.evaluate, cfg.seed)
-    room = context_room(cfg.model.seq_len, cfg.tune.d1_share, cfg.tune.contexts)
+    seq_len = cfg.tune_seq_len
+    room = context_room(seq_len, cfg.tune.d1_share, cfg.tune.contexts)
     if cfg.tune.contexts > 1 and room < LEAST_CONTEXT:
+        setting = "model.seq_len" if cfg.tune.init_from is None else "tune.seq_len"
         raise ConfigError(
             f"tune.contexts: {cfg.tune.contexts} documents have {max(0, room)} tokens each of what "
-            f"d1 gets of model.seq_len {cfg.model.seq_len:,}, and {LEAST_CONTEXT} are needed: "
-            f"lower it, or raise tune.d1_share or model.seq_len"
+            f"d1 gets of {setting} {seq_len:,}, and {LEAST_CONTEXT} are needed: "
+            f"lower it, or raise tune.d1_share or {setting}"
+        )
+    if (cfg.tune.lora.rank or cfg.optim.lora.rank) and find_spec("peft") is None:
+        setting = "tune.lora" if cfg.tune.lora.rank else "optim.lora"
+        raise ConfigError(
+            f"{setting}: needs the package peft: pip install 'synthboot[lora]', or set rank to 0"
         )
     for package in cfg.engine.track:
         if find_spec(package) is None:
@@ -43,9 +51,12 @@ def check(cfg: config.Config) -> None:
         from synthboot.lm.model import device
 
         device("cuda")
+    if cfg.tune.init_from is not None:
+        _model(cfg.tune.init_from, "tune", cfg.synthesize.contrast)
     if cfg.model.init_from is not None:
-        _model(cfg.model.init_from, cfg.synthesize.contrast)
-        tokenizer.from_hugging_face(cfg.model.init_from)
+        # an external model samples in its place
+        contrast = 0.0 if cfg.tune.init_from else cfg.synthesize.contrast
+        _model(cfg.model.init_from, "model", contrast)
     elif cfg.corpus.tokenizer != "train":
         tokenizer.from_hugging_face(cfg.corpus.tokenizer)
     if cfg.embed.model not in _BUILT_IN:
@@ -56,6 +67,22 @@ def check(cfg: config.Config) -> None:
         raise ConfigError(
             "synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`"
         )
+
+
+def _check_several_models(cfg: config.Config) -> None:
+    """Raise ConfigError for what ensembles and their teaching cannot do."""
+    by_harness = [name for name in tasks.names(cfg.evaluate) if name.startswith(tasks.LM_EVAL)]
+    for name, arm in cfg.arms.items():
+        if arm.ensemble > 1 and by_harness:
+            raise ConfigError(
+                f"evaluate.tasks: {by_harness[0]}: lm-eval takes a model's folder, and "
+                f"arms.{name} is {arm.ensemble} models; drop one of them"
+            )
+        if arm.distill is not None and cfg.engine.processes > 1:
+            raise ConfigError(
+                f"arms.{name}.distill: a teacher is asked by one process alone; "
+                f"set engine.processes=1"
+            )
 
 
 def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:
@@ -97,19 +124,35 @@ def check_questions_fit(cfg: config.Config, corpus_tokenizer: tokenizer.Tokenize
                 )
 
 
-def _model(source: str, contrast: float) -> None:
+def _model(source: str, section: str, contrast: float) -> None:
+    """Raise ConfigError unless `init_from` of the `section` names a model and its tokenizer.
+
+    `contrast` is what it is to be sampled with.
+    """
     from transformers import AutoConfig
 
     from synthboot.lm.sampling.engines import is_native
 
+    where = f"{section}.init_from"
     try:
         layout = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, KeyError, by what is wrong with the folder
-        raise ConfigError(f"model.init_from: {source}: {unloadable(error)}") from None
+        raise ConfigError(f"{where}: {source}: {unloadable(error)}") from None
     if contrast and not is_native(layout):
         raise ConfigError(
             f"synthesize.contrast: the built-in sampler, which alone has it, does not know the "
             f"layout of {source} ({layout.model_type}); set it to 0"
+        )
+    # of a model that the arms continue from the corpus has the tokenizer
+    setting = "corpus.tokenizer" if section == "model" else where
+    fitted = tokenizer.from_hugging_face(source, setting)
+    # special tokens may come beyond a model's rows, which then get fresh ones; text may not
+    spelling = fitted.backend.get_vocab_size(with_added_tokens=False)
+    rows = getattr(layout.get_text_config(), "vocab_size", None)
+    if isinstance(rows, int) and spelling > rows:
+        raise ConfigError(
+            f"{where}: {source}: its tokenizer spells text in {spelling:,} tokens, "
+            f"its model knows {rows:,}; they do not belong together"
         )
 
 

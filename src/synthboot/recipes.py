@@ -15,10 +15,11 @@ from types import MappingProxyType
 from typing import Any
 
 from synthboot import config
+from synthboot.artifacts.external import EXTERNAL
 from synthboot.data import documents, files, tasks
 from synthboot.errors import ConfigError
 from synthboot.lm import precision
-from synthboot.settings import ASKING, READS, changed, view
+from synthboot.settings import ASKING, READ_BY_EXTERNAL, READS, changed, view
 
 STAGES = (
     "corpus",
@@ -292,7 +293,7 @@ class _Recipes:
         if unit in self.units:
             return unit
 
-        sources = self.sources(arm)
+        sources = self.sources(arm, seed)
         if not arm.sweep:
             return self.add(
                 stage,
@@ -308,7 +309,7 @@ class _Recipes:
             trial_unit = self.add(
                 "base" if is_repetition else "pretrain",
                 trial if is_repetition else f"{name}/{trial}",
-                sources,
+                self.sources(arm, self.first),
                 recipe=setting,
                 arm=name,
                 seed=self.first,
@@ -328,13 +329,16 @@ class _Recipes:
             ready=ready,
         )
 
-    def sources(self, arm: config.Arm) -> dict[str, str]:
-        """What an arm's text is made from, by role."""
+    def sources(self, arm: config.Arm, seed: int) -> dict[str, str]:
+        """What a model of an arm is trained on, by role."""
         result = dict(self.corpus)
         if arm.synthetic:
             result["synthesize"] = self.synthesize(arm)
         if arm.layout == "packed_pairs":
             result["pair"] = self.related()
+        if arm.distill is not None:
+            # seed by seed: teachers that share nothing keep the seeds of this arm apart
+            result["teacher"] = self.model(arm.distill, seed)
         return result
 
     def related(self) -> str:
@@ -363,6 +367,8 @@ class _Recipes:
                 share = max(share, *(trial.share for trial in other.trials().values()))
         tokens = math.ceil(share * cfg.budget.train_tokens) + cfg.model.seq_len
         parents = {**self.corpus, "synthesizer": synthesizer}
+        if cfg.tune.init_from is not None:
+            parents[EXTERNAL] = self.external()
         if cfg.tune.contexts > 1 and kind != "unconditional":
             # the documents beside d1 come from the pairs that it was tuned on
             parents["pair"] = self.units[synthesizer].parents["pair"]
@@ -377,7 +383,8 @@ class _Recipes:
         """The unit that holds the model which writes synthetic text of this kind."""
         if kind == "scratch":
             return self.tune(variant, self.related(), None)
-        start = self.model(before or "repetition", self.first)
+        external = self.cfg.tune.init_from is not None
+        start = self.external() if external else self.model(before or "repetition", self.first)
         if kind == "random_pairs":
             pairs = self.add(
                 "pair",
@@ -388,9 +395,23 @@ class _Recipes:
                 },
             )
             return self.tune(variant, pairs, start)
-        if kind == "related":
+        # tuned on the same d2 without d1, so that it knows as much of D_pretrain as the others
+        if kind == "related" or external:
             return self.tune(variant, self.related(), start)
         return start  # unconditional: the language model itself
+
+    def external(self) -> str:
+        """The unit that holds an external model, and the corpus in its tokens."""
+        name = f"corpus/{EXTERNAL}"
+        if name in self.units:
+            return name  # its files are hashed once
+        return self.add(
+            "corpus",
+            EXTERNAL,
+            self.corpus,
+            reads=READ_BY_EXTERNAL,
+            outside=self.given("tune.init_from", self.cfg.tune.init_from),
+        )
 
     def tune(
         self,
@@ -402,7 +423,8 @@ class _Recipes:
         the best of its trials."""
         parents = {**self.corpus, "pair": pairs}
         if start:
-            parents["base"] = start
+            is_external = self.cfg.tune.init_from is not None
+            parents[EXTERNAL if is_external else "base"] = start
         # fresh weights are built by the model's settings; others have theirs from where they start
         reads = () if start else ("model",)
         if not self.cfg.tune.sweep:

@@ -18,6 +18,8 @@ STREAMS: Mapping[str, int] = {
     "plan.replay": 3,
     "plan.noise": 8,
     "train.dropout": 0xD0,
+    # the seeds of an ensemble's members
+    "train.member": 0xE5E,
     # tuning: which pairs stand in which row, by epoch (never beside a plan)
     "tune.pairs": 3,
     "tune.rows": 4,

@@ -33,6 +33,9 @@ ASKING = (
 )
 """What scoring reads beside READS where there are questions to ask."""
 
+READ_BY_EXTERNAL = ("tune.init_from", "tune.seq_len", "model.seq_len", "seed")
+"""What preparing an external synthesizer reads beside READS of `corpus`."""
+
 READS: Mapping[str, tuple[str, ...]] = {
     "corpus": ("corpus", "budget.unique_tokens", "model.init_from"),
     "embed": ("embed", "seed"),
@@ -43,12 +46,14 @@ READS: Mapping[str, tuple[str, ...]] = {
         "synthesize",
         "tune.d1_share",
         "tune.contexts",
+        "tune.init_from",
+        "tune.seq_len",
         "model.seq_len",
         "seed",
     ),
     "pretrain": _TRAINING,
     "score": ("model.seq_len", "evaluate.tasks"),
-    "evaluate": ("evaluate", "arms", "embed.model", "seed", *_WORLD),
+    "evaluate": ("evaluate", "arms", "tune.init_from", "embed.model", "seed", *_WORLD),
     "analyze": ("analyze", "embed.model", "seed", *_WORLD),
     "report": tuple(name for name in Config.model_fields if name not in RUNTIME),
 }

@@ -126,15 +126,20 @@ def _synthetic(
 ) -> list[dict[str, Any]]:
     from synthboot.stages import analyze
 
+    folder = _need(run, "synthesize", "related")
+    made = store.read_manifest(folder)
+    external = made.counts.get("external") if made else None
+    by = f", external ({external})" if external else ""
+
     shown: list[dict[str, Any]] = []
-    for row in Synthetic.open(_need(run, "synthesize", "related")):
+    for row in Synthetic.open(folder):
         if len(shown) == count:
             break
         d1 = corpus[row.d1][:-1]
         [copied] = analyze.d1_masks([row.tokens], [d1], _COPY)
         if copies and not copied.any():
             continue
-        title = f"d1 {row.d1}, sample {row.sample}, mean log-probability {row.mean_logprob:.2f}"
+        title = f"d1 {row.d1}, sample {row.sample}, mean log-probability {row.mean_logprob:.2f}{by}"
         texts = {
             "d1": [(tokenizer.decode(d1), 0)],
             "sampled d2": analyze.segments(tokenizer, row.tokens, copied.astype(int)),

@@ -15,20 +15,42 @@ def subject(recipes: Mapping[str, config.Arm]) -> str | None:
     return _first_method({name: arm.kind for name, arm in recipes.items()})
 
 
+def more_compute(recipes: Mapping[str, config.Arm]) -> str:
+    """A sentence on the arms that are several models, or are taught by several; empty without any.
+
+    Asking a model costs a third of training it on as many tokens.
+    """
+    parts = []
+    for name, arm in recipes.items():
+        if arm.ensemble > 1:
+            parts.append(f"{name} ({arm.ensemble} models, {arm.ensemble} times as much)")
+        if arm.distill is not None:
+            times = 1 + recipes[arm.distill].ensemble * (1 + 1 / 3)
+            parts.append(f"{name} (taught by {arm.distill}, {times:.3g} times as much)")
+    if not parts:
+        return ""
+    return (
+        f"More training compute than repetition: {', '.join(parts)}; "
+        f"what they gain is no gain at equal compute."
+    )
+
+
 def verdict(
     arms: Mapping[str, Any],
     kinds: Mapping[str, str],
     seeds: int,
     confidence: float,
     looks: Sequence[int] = (),
+    external: str | None = None,
 ) -> str:
     """The first arm of the method against repetition, and against every control.
 
     `arms` holds what `evaluate` found of each, `kinds` what each is. Where several arms are
     compared, what counts is the p-value adjusted for their number; where a run was looked at with
-    fewer seeds before, for that too.
+    fewer seeds before, for that too. `external` names the model from outside the corpus that wrote
+    the synthetic text, if one did.
     """
-    cautions = _cautions(seeds, looks)
+    cautions = _cautions(seeds, looks, external)
     name = _first_method(kinds)
     if name is None:
         return f"No arm of the method was run (`synthetic: related`){cautions}."
@@ -83,9 +105,13 @@ def _difference(entry: Mapping[str, Any], seeds: int, confidence: float) -> str:
     )
 
 
-def _cautions(seeds: int, looks: Sequence[int]) -> str:
+def _cautions(seeds: int, looks: Sequence[int], external: str | None) -> str:
     """What a reader has to bear in mind, in brackets."""
     cautions = []
+    if external is not None:
+        cautions.append(
+            f"external: {external}, a model from outside the corpus, wrote the synthetic text"
+        )
     if seeds == 1:
         cautions.append(
             "1 seed: nothing is known about seeds, "

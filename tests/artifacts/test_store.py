@@ -133,3 +133,48 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
         raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors says it
     with pytest.raises(StorageError, match="choose another `root`"), disk.storage_errors(tmp_path):
         raise PermissionError(13, "Permission denied")
+
+
+def test_an_adopted_artifact_is_whole_and_on_its_own(tmp_path: Path) -> None:
+    made(tmp_path / "x")
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y" / "stale").write_text("of other settings")
+    store.adopt(tmp_path / "x", tmp_path / "y")
+    assert store.read_manifest(tmp_path / "y") == store.read_manifest(tmp_path / "x")
+    assert not (tmp_path / "y" / "stale").exists()
+    data = [tmp_path / name / "part" / "data.bin" for name in ("x", "y")]
+    assert data[0].stat().st_ino == data[1].stat().st_ino  # no second copy on the disk
+    disk.write_bytes(data[0], b"another")  # as everything here writes
+    assert data[1].read_bytes() == b"abc" * 1_000
+    disk.remove(tmp_path / "x")
+    found = store.read_manifest(tmp_path / "y")
+    assert found is not None
+    store.verify(tmp_path / "y", found)
+
+
+def test_without_hard_links_it_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path / "x")
+
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refused)
+    store.adopt(tmp_path / "x", tmp_path / "y")
+    (tmp_path / "x" / "part" / "data.bin").write_bytes(b"changed in place")
+    found = store.read_manifest(tmp_path / "y")
+    assert found is not None
+    store.verify(tmp_path / "y", found)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone", "unfinished"])
+def test_what_is_damaged_is_not_adopted(tmp_path: Path, damage: str) -> None:
+    made(tmp_path / "x")
+    path = tmp_path / "x" / "part" / "data.bin"
+    if damage == "flipped":
+        path.write_bytes(b"abd" + b"abc" * 999)
+    else:
+        (path if damage == "gone" else tmp_path / "x" / "manifest.json").unlink()
+    with pytest.raises(CorruptArtifact, match="x: is"):
+        store.adopt(tmp_path / "x", tmp_path / "y")
+    assert not list((tmp_path / "y").rglob("*.bin"))
+    assert not (tmp_path / "y" / "manifest.json").exists()

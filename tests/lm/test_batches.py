@@ -280,6 +280,24 @@ def test_documents_that_a_layout_sets_side_by_side_see_each_other(layout: Litera
     assert (batch.segments is not None) == apart
 
 
+def test_without_a_separator_every_d2_is_seen_alone_as_often_as_there_are_pairs_of_it() -> None:
+    d1, d2 = [1, 2, 3, 4, 5, 6], [0, 0, 0, 9, 9, 7]
+    laid = PairPlan(
+        REAL, d1, d2, seq_len=24, d1_share=0.4, batch_tokens=24, tokens=240, seed=0, end=0, separator=None, contexts=3
+    )
+    found = []
+    for step in range(laid.rows_per_epoch()):
+        batch = laid.batch(step)
+        assert batch.segments is not None
+        assert batch.positions is not None
+        for number in range(1, batch.segments.max() + 1):
+            inside = batch.segments == number
+            assert batch.positions[inside].tolist() == list(range(inside.sum()))
+            assert batch.inputs[inside].tolist() == [0, *batch.targets[inside][:-1].tolist()]  # after an end, as any document
+            found.append(batch.targets[inside].tolist())
+    assert sorted(found) == sorted(REAL[doc][:24].tolist() for doc in d2)
+
+
 def with_contexts(contexts: int, **changes: Any) -> PairPlan:
     d1, d2 = [1, 2, 3, 4, 5], [0, 0, 0, 9, 9]  # most similar first
     options: dict[str, Any] = {"seq_len": 32, "d1_share": 0.6, "batch_tokens": 64, "tokens": 640, "seed": 0} | changes

@@ -116,6 +116,10 @@ def test_what_an_arm_is_its_recipe_says_and_not_its_name() -> None:
         ({"synthetic": "related", "share": 0.1, "match": "flops"}, "method"),
         ({"synthetic": "related", "share": 0.1, "unique_tokens": "all"}, "oracle"),
         ({"unique_tokens": 1_000}, "oracle"),
+        ({"ensemble": 2}, "ensemble"),
+        ({"ensemble": 2, "synthetic": "related", "share": 0.1}, "ensemble"),
+        ({"ensemble": 2, "unique_tokens": "all"}, "ensemble"),
+        ({"distill": "ens"}, "control"),
     ],
 )
 def test_kinds_of_recipes(recipe: dict[str, Any], kind: str) -> None:

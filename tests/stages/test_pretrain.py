@@ -1,12 +1,21 @@
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from synthboot import config
+from synthboot import config, loading
+from synthboot.data import tokenizer as tokenizers
+from synthboot.data.disk import read_json
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, UnfairComparison
+from synthboot.lm import model as models
+from synthboot.lm import score
+from synthboot.lm.arm import Sources, Trained
 from synthboot.stages.evaluate import check_comparable
-from synthboot.stages.pretrain import real_docs
+from synthboot.stages.pretrain import pretrain, real_docs
+from tests.conftest import small_config
 
 POOL = Tokens.of([[1] * 10] * 8)
 
@@ -82,3 +91,91 @@ def test_real_text_of_an_arm_is_a_head_of_the_pool() -> None:
     assert real_docs(config.Arm(unique_tokens=35), "a", POOL, 3) == 4
     with pytest.raises(BudgetError, match=r"arms\.oracle\.unique_tokens: 81 asked for, the pool has 80"):
         real_docs(config.Arm(unique_tokens=81), "oracle", POOL, 3)
+
+
+def test_each_model_of_an_ensemble_is_held_to_what_every_arm_is() -> None:
+    member = counts(recipe=recipe(ensemble=2), settings={**counts()["settings"], "dropout_seed": 7})
+    whole = {**member, "steps": 20, "train_tokens": 1_280, "real_tokens": 1_280, "parameters": 10}
+    check_comparable({"repetition": {0: counts()}, "ens": {0: {**whole, "members": [member, member]}}})
+    check_comparable({"ens": {0: {**whole, "members": [member, member]}}, "repetition": {0: counts()}})
+    longer = {**member, "steps": 11}
+    with pytest.raises(UnfairComparison, match="arms repetition and ens differ in steps"):
+        check_comparable({"repetition": {0: counts()}, "ens": {0: {**whole, "members": [member, longer]}}})
+    # without the recipe it is another arm that had more of everything
+    plain = {**whole, "recipe": recipe()}
+    with pytest.raises(UnfairComparison, match="differ in"):
+        check_comparable({"repetition": {0: counts()}, "ens": {0: plain}})
+
+
+def test_a_taught_arm_differs_in_its_targets_alone() -> None:
+    settings = {**counts()["settings"], "distill_weight": 0.5}
+    taught = counts(recipe=recipe(distill="ens"), settings=settings)
+    check_comparable({"repetition": {0: counts()}, "taught": {0: taught}})
+    with pytest.raises(UnfairComparison, match="differ in distill_weight"):
+        check_comparable({"repetition": {0: counts()}, "sbp": {0: counts(settings=settings)}})
+
+
+class Killed(BaseException):
+    """As abrupt as a signal: no handler of ours sees it."""
+
+
+TEXT = Tokens.of([[*[10 + (i * j) % 40 for j in range(20)], 0] for i in range(60)])
+
+
+def trained(folder: Path, die_at: float = 2.0, **arm: Any) -> Trained:
+    """A model of an arm; the process dies once that share of its training is done."""
+    tokenizer = tokenizers.train(iter(["the cat sat on the mat and the dog on the log"] * 30), 280)
+    cfg = loading.load(
+        small_config(
+            Path("x.jsonl"),
+            folder,
+            model={"layers": 1, "width": 16, "heads": 2, "seq_len": 16},
+            optim={"lr": 1e-2, "batch_tokens": 64, "evals": 3, "precision": "float32", "dropout": 0.1},
+            budget={"unique_tokens": 1_000, "train_tokens": 64 * 12},
+        )
+    )
+
+    def progress(done: float, words: str) -> None:
+        if done >= die_at:
+            raise Killed
+
+    return pretrain(cfg, config.Arm(**arm), 0, Sources(TEXT), TEXT, tokenizer, folder, progress)
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    """Every file of the artifact but those for the making of it."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files if "work" not in p.parts}
+
+
+def test_an_ensemble_is_its_members_and_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", ensemble=2)
+    # in the second member, past its first checkpoint
+    with pytest.raises(Killed):
+        trained(tmp_path / "killed", die_at=0.8, ensemble=2)
+    first = tmp_path / "killed" / "work" / "member-0" / "last" / "model.safetensors"
+    before = first.stat().st_mtime_ns
+    again = trained(tmp_path / "killed", ensemble=2)
+    assert kept(tmp_path / "killed") == kept(tmp_path / "whole")
+    assert (tmp_path / "killed" / "last" / "member-0" / "model.safetensors").stat().st_mtime_ns == before
+    assert json.dumps(again.token_counts) == json.dumps(whole.token_counts)
+    assert (again.curve, again.flops) == (whole.curve, whole.flops)
+
+    both = whole.token_counts
+    alone = trained(tmp_path / "alone")
+    for key in ("steps", "train_tokens", "real_tokens", "parameters", "train_flops"):
+        assert both[key] == 2 * alone.token_counts[key]
+    assert len({member["seed"] for member in both["members"]} | {0}) == 3
+    check_comparable({"repetition": {0: alone.token_counts}, "ens": {0: both}})
+
+    curve = read_json(tmp_path / "whole" / "curve.json")
+    for name, found in (("last", curve["validation"][-1][1]), ("best", curve["best_loss"])):
+        loaded = models.load(tmp_path / "whole" / name)
+        assert found == pytest.approx(score.documents(loaded, TEXT, 16, 0).mean, abs=1e-5)
+    member = models.load(tmp_path / "whole" / "last" / "member-0")
+    assert curve["validation"][0][1] == pytest.approx(score.documents(member, TEXT, 16, 0).mean, abs=1e-5)
+    assert [tokens for tokens, _ in curve["validation"]] == [64 * 12, 64 * 24]
+    first_weights, second_weights = (
+        models.load(tmp_path / "whole" / "last" / f"member-{n}").get_input_embeddings().weight for n in (0, 1)
+    )
+    assert not np.allclose(first_weights.detach(), second_weights.detach())

@@ -1,7 +1,7 @@
 """A trained model: two checkpoints, and the records of how it came about.
 
-`best` and `last` are Hugging Face folders, written by the training loop with `curve.json`; the
-other records are those of the stage that trained it.
+`best` and `last` are Hugging Face folders, written by the training loop with `curve.json`, or of an
+ensemble folders of them (`lm.ensemble`); the other records are those of the stage that trained it.
 """
 
 from __future__ import annotations

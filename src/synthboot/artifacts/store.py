@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, field
 from importlib import metadata
@@ -226,6 +227,33 @@ def verify(folder: Path, manifest: Manifest, contents: bool = True) -> None:
         )
 
 
+def adopt(source: Path, folder: Path) -> None:
+    """Make `folder` the finished artifact that lies in `source`.
+
+    Its files are hard links where the disk has them, else copies: whatever writes into an artifact
+    puts another file in the place of one, so neither folder changes with the other, and either can
+    be moved or removed. The manifest comes last, so that a kill midway leaves nothing that looks
+    finished.
+
+    Raises CorruptArtifact where the files are not those of the manifest.
+    """
+    manifest = read_manifest(source)
+    if manifest is None:
+        raise CorruptArtifact(f"{source}: is not finished; run again to make it")
+    remove(folder / MANIFEST)
+    _clear(folder)
+    try:
+        for name in manifest.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            _link((source / name).resolve(), folder / name)
+        # as they came: a copy may fail, and a file in use may be damaged since it was made
+        verify(folder, manifest)
+    except (CorruptArtifact, FileNotFoundError):
+        _clear(folder)
+        raise CorruptArtifact(f"{source}: is damaged; delete it and run again") from None
+    write_record(folder / MANIFEST, asdict(manifest))
+
+
 def drift(
     manifest: Manifest,
     version: int,
@@ -413,6 +441,15 @@ def _clear(folder: Path) -> None:
     # `progress.json` last: while it is there, what is left is known to be stale.
     for path in sorted(own, key=lambda path: path.name == PROGRESS):
         remove(path)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def _first(error: ValidationError) -> str:

@@ -4,6 +4,9 @@ A chunk holds `synthetic.parquet`, a row for every request, and `tokens.bin`, a 
 row that was kept, in the same order and closed by the end token. Whoever needs the tokens of a
 sample takes them from here: a sample need not encode to itself, since a model may spell a word in
 tokens that the tokenizer would not choose.
+
+An external synthesizer has a tokenizer of its own: what it sampled is the column `sampled`, `text`
+is that as text, and `tokens.bin` has the text in the tokens of the arms.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ class Sample:
     """One kept document, sampled from `d1` for the `sample`-th time.
 
     `tokens` lack the end token; `finish` is why it ended (`end` or `length`); `mean_logprob` is of
-    all that was sampled, the end included.
+    all that was sampled, `sampled` tokens and the end. Only of an external synthesizer is their
+    number another than that of `tokens`.
     """
 
     d1: int
@@ -39,6 +43,7 @@ class Sample:
     tokens: Int64[np.ndarray, " token"]
     finish: str
     mean_logprob: float
+    sampled: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Synthetic:
 
         Raises CorruptArtifact where a chunk has not as many tokens as texts.
         """
-        columns = ("d1", "sample", "text", "finish", "mean_logprob")
+        columns = ("d1", "sample", "text", "finish", "mean_logprob", "tokens")
         number = 0
 
         for chunk, first, last in zip(
@@ -83,7 +88,7 @@ class Synthetic:
             for row in rows:
                 # the end token closes a document for training; it is not part of the text
                 tokens = np.asarray(self.tokens[number][:-1], np.int64)
-                yield Sample(tokens=tokens, **row)
+                yield Sample(tokens=tokens, sampled=row.pop("tokens"), **row)
                 number += 1
 
     def texts(self) -> Iterator[str]:

@@ -167,27 +167,29 @@ def load(source: str | Path) -> Tokenizer:
     return _with_specials(backend, end, separator)
 
 
-def from_hugging_face(source: str) -> Tokenizer:
-    """Any fast Hugging Face tokenizer, its own end-of-text token kept and a separator added."""
+def from_hugging_face(source: str, setting: str = "corpus.tokenizer") -> Tokenizer:
+    """Any fast Hugging Face tokenizer, its own end-of-text token kept and a separator added.
+
+    Raises ConfigError, naming the `setting` that has it, for one that documents cannot be trusted
+    to.
+    """
     from transformers import AutoTokenizer
 
     try:
         loaded = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, ImportError, and what tokenizers raises
-        raise ConfigError(f"corpus.tokenizer: {source}: {unloadable(error)}") from None
+        raise ConfigError(f"{setting}: {source}: {unloadable(error)}") from None
     if not loaded.is_fast or loaded.eos_token is None:
-        raise ConfigError(
-            f"corpus.tokenizer: {source}: needs a fast tokenizer with an end-of-text token"
-        )
+        raise ConfigError(f"{setting}: {source}: needs a fast tokenizer with an end-of-text token")
     loaded.add_special_tokens({"sep_token": SEPARATOR})
     backend = _guarded(loaded.backend_tokenizer, loaded.all_special_tokens)
     fitted = _with_specials(backend, loaded.eos_token)
     fault = _fault(fitted)
     if fault:
+        # of a model it is the tokenizer that it has
+        advice = "choose another" if setting != "corpus.tokenizer" else "choose another, or `train`"
         kind = type(fitted.backend.model).__name__
-        raise ConfigError(
-            f"corpus.tokenizer: {source}: its {kind} {fault}; choose another, or `train`"
-        )
+        raise ConfigError(f"{setting}: {source}: its {kind} {fault}; {advice}")
     return fitted
 
 

@@ -18,8 +18,8 @@ from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
+from synthboot.lm import adapters, ensemble, parallel, score, track
 from synthboot.lm import model as models
-from synthboot.lm import parallel, score, track
 from synthboot.lm.batches import Plan
 from synthboot.lm.train import Curve, Runtime, Settings, train
 
@@ -41,8 +41,9 @@ class Sources:
     """The text of an arm, and what it cost.
 
     Real tokens; synthetic ones with the d1 of each document; related pairs, most similar first, for
-    the layout that packs them; tokens to replay. The synthetic text cost `upstream_flops` for
-    embedding, pairing and tuning, and `sample_flops` for each token of it.
+    the layout that packs them; tokens to replay; the folder of an ensemble whose probabilities are
+    targets too. These cost `upstream_flops` (embedding, pairing and tuning, or training the
+    teacher), and `sample_flops` for each synthetic token.
     """
 
     real: Tokens
@@ -50,6 +51,7 @@ class Sources:
     owners: np.ndarray | None = None
     pairs: tuple[np.ndarray, np.ndarray] | None = None
     replay: Tokens | None = None
+    teacher: Path | None = None
     upstream_flops: float = 0.0
     sample_flops: float = 0.0
 
@@ -103,8 +105,8 @@ def tokens_of(
     if arm.epochs is not None:
         tokens = min(tokens, int(arm.epochs * text.real.num_tokens / own_share))
     elif arm.match == "flops":
-        # training a token costs three forward passes; a share of the tokens had to be sampled first
-        train_flops = 3 * flops_per_token
+        # a share of the tokens had to be sampled first
+        train_flops = cfg.optim.lora.passes * flops_per_token
         sampled = arm.share * own_share
         left = tokens * train_flops - text.upstream_flops
         tokens = int(left / (train_flops + sampled * text.sample_flops))
@@ -148,7 +150,10 @@ def train_arm(
     Raises BudgetError where synthetic text would have to be read twice.
     """
     seq_len = cfg.model.seq_len
-    model = models.build(cfg.model, tokenizer.vocab_size, seed).to(models.device(cfg.engine.device))
+    device = models.device(cfg.engine.device)
+    model = models.build(cfg.model, tokenizer.vocab_size, seed).to(device)
+    if cfg.optim.lora.rank:
+        adapters.add(model, cfg.optim.lora, seed, "optim")
     forward_flops = models.flops_per_token(model, seq_len)
     tokens = tokens_of(cfg, arm, text, forward_flops)
     plan = plan_of(cfg, arm, seed, tokenizer, text, tokens)
@@ -168,6 +173,9 @@ def train_arm(
     def copying(current: Any) -> float:
         return score.copy_score(current, ids, seq_len, tokenizer.end)
 
+    teachers = []
+    if text.teacher is not None:
+        teachers = [models.load(member).to(device) for member in ensemble.folders(text.teacher)]
     settings = _settings(cfg, arm, seed, plan.steps)
     runtime = runtime_of(cfg, folder)
     curve = train(
@@ -180,9 +188,13 @@ def train_arm(
         progress,
         runtime,
         copying,
+        teachers,
     )
 
-    train_flops = 3 * forward_flops * token_counts["train_tokens"]
+    train_flops = cfg.optim.lora.passes * forward_flops * token_counts["train_tokens"]
+    # every member reads every token once, forwards
+    teacher_flops = len(teachers) * forward_flops * token_counts["train_tokens"]
+    sampling_flops = text.sample_flops * token_counts["synthetic_tokens"]
     token_counts |= {
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -192,11 +204,11 @@ def train_arm(
         "recipe": arm.model_dump(mode="json"),
         "best_step": curve.best_step,
         "train_flops": train_flops,
-        "spent_flops": text.upstream_flops + text.sample_flops * token_counts["synthetic_tokens"],
+        "spent_flops": text.upstream_flops + sampling_flops + teacher_flops,
     }
     # every evaluation reads the whole validation set once, forwards
     evaluation_flops = forward_flops * validation.num_tokens * len(curve.validation)
-    return Trained(curve, token_counts, train_flops + evaluation_flops)
+    return Trained(curve, token_counts, train_flops + teacher_flops + evaluation_flops)
 
 
 def _settings(
@@ -230,4 +242,5 @@ def _settings(
         precision=optim.precision,
         z_loss=optim.z_loss,
         max_spike=optim.max_spike,
+        distill_weight=arm.distill_weight if arm.distill else 0.0,
     )

@@ -417,13 +417,16 @@ def pair_row(
     seq_len: int,
     share: float,
     end: int,
-    separator: int,
+    separator: int | None,
 ) -> tuple[Int64[np.ndarray, " token"], Int64[np.ndarray, " token"]]:
     """Inputs and targets of one pair, at most `seq_len` long; the loss is on d2 and its end alone.
 
     Both documents come closed by `end`; d1 loses it, and a d2 cut short keeps no end that it did
-    not reach.
+    not reach. Without `separator` there is no d1: d2 stands after an end, as any document.
     """
+    if separator is None:
+        alone = d2[:seq_len].astype(np.int64)
+        return np.concatenate(([end], alone[:-1])), alone
     first, second = cut_pair(len(d1) - 1, len(d2), seq_len, share)
     tokens = np.concatenate(([end], d1[:first], [separator], d2[:second])).astype(np.int64)
     targets = tokens[1:].copy()
@@ -439,6 +442,7 @@ class PairPlan:
     `PACKED_TOGETHER` shuffled pairs. The last rows of an epoch that do not fill a batch are filled
     from the next.
 
+    Without `separator` there is no d1: every d2 is seen alone, as often as there are pairs of it.
     With `contexts` of more than one, as many other d1 of the same d2 stand before d1, and only such
     as these pairs have. A `plain_share` of all rows, spread evenly, is the documents `plain` end to
     end, each seen alone after an end and learned in whole: with as many pairs to a row as without,
@@ -459,7 +463,7 @@ class PairPlan:
         tokens: int,
         seed: int,
         end: int,
-        separator: int,
+        separator: int | None,
         contexts: int = 1,
         plain_share: float = 0.0,
         plain: Int64[np.ndarray, " doc"] | None = None,
@@ -476,7 +480,7 @@ class PairPlan:
         self.batch_tokens = self.rows * seq_len
         self.steps = max(1, tokens // self.batch_tokens)
 
-        self.contexts = contexts
+        self.contexts = 1 if separator is None else contexts
         self.related = Related.of(self.d1, self.d2)
 
         self.plain_rows = 0
@@ -489,11 +493,14 @@ class PairPlan:
 
         # the tokens that each pair takes of a row, an end and a separator less d2's last included
         d1_lengths = first.lengths[self.d1].tolist()
-        if contexts > 1:
+        if self.contexts > 1:
             d1_lengths = [len(self._given(pair)) for pair in range(len(self.d1))]
         d2_lengths = first.lengths[self.d2].tolist()
         lengths = []
         for d1_length, d2_length in zip(d1_lengths, d2_lengths, strict=True):
+            if separator is None:
+                lengths.append(min(d2_length, seq_len))
+                continue
             d1_kept, d2_kept = cut_pair(d1_length - 1, d2_length, seq_len, d1_share)
             lengths.append(1 + d1_kept + d2_kept)
         self.lengths = np.array(lengths, np.int64)
@@ -585,7 +592,7 @@ class PairPlan:
     def _given(self, pair: int) -> Integer[np.ndarray, " token"]:
         """What stands before a pair's d2: its d1, after others if there are to be several."""
         d1 = int(self.d1[pair])
-        if self.contexts == 1:
+        if self.contexts == 1 or self.separator is None:
             return self.tokens[d1]
         docs = self.related.around(d1, int(self.d2[pair]), self.contexts)
         texts = [self.tokens[doc] for doc in docs]

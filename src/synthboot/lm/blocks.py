@@ -151,6 +151,8 @@ class _Matmul(torch.autograd.Function):
         x_rows = x.flatten(0, -2)  # (rows, in)
 
         grad_x = linear(gradient, weight.T)
+        if not ctx.needs_input_grad[1]:  # adapters are trained in its place
+            return grad_x, None
         # not by oneDNN: where both matrices would have to be transposed MKL is the faster one
         grad_weight = grad_rows.T @ x_rows
         return grad_x, grad_weight

@@ -8,11 +8,15 @@ Rows of targets are taken a chunk at a time:
 
 Memory is one chunk of logits, and nothing is kept for the backward pass but the gradients
 themselves. Rows without a target (d1 in tuning, padding) cost nothing here.
+
+With a teacher the target of a row is a distribution: the token with weight 1 - w, and with w what
+the teacher gives to every token, likewise a chunk at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,11 +33,16 @@ CHUNK = 1_024
 """Rows whose logits are held at once."""
 
 
+SoftTargets = Callable[[slice], Tensor]
+"""The probabilities that a teacher gives to every token (row, vocab), for a part of the rows."""
+
+
 class Loss(torch.nn.Module):
     """A causal LM with its loss as one module, so that wrappers for processes see one forward pass.
 
     `precision` is the dtype of matmuls and activations; weights, gradients and the loss itself stay
-    float32. `plain` leaves the blocks as the library has them.
+    float32. `plain` leaves the blocks as the library has them. With a `teacher` the loss is that of
+    its probabilities and of the text.
     """
 
     def __init__(
@@ -42,11 +51,13 @@ class Loss(torch.nn.Module):
         precision: torch.dtype = torch.float32,
         z_loss: float = 0.0,
         plain: bool = False,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
         self.z_loss = z_loss
+        self.teacher = teacher
 
         head = model.get_output_embeddings()
         no_bias = getattr(head, "bias", None) is None
@@ -62,7 +73,7 @@ class Loss(torch.nn.Module):
         positions: Tensor | None = None,
         kept: Tensor | None = None,
     ) -> Any:
-        """What to differentiate, and the cross-entropy in it.
+        """What to differentiate, and the cross-entropy of the text in it.
 
         Without targets it is the model's own output. Both are sums over the targets, divided by
         `divisor`. `positions` start again where what follows must not see what was before. `kept`
@@ -71,25 +82,18 @@ class Loss(torch.nn.Module):
         """
         if targets is None:
             return self.model(input_ids=inputs, use_cache=False)
-        options: dict[str, Any] = {"use_cache": False}
-        if positions is not None:
-            # no mask is made here: the layout's own follow from positions, while one from outside
-            # would switch its windows off, or be added as 0 and 1
-            options["position_ids"] = positions
 
         flat_targets = targets.flatten()  # (row, token) -> (row x token)
-        if not self.chunked:
-            with self._autocast(inputs.device):
-                logits = self.model(input_ids=inputs, **options).logits.flatten(0, 1)
-            return self._of_logits(logits, flat_targets, divisor)
-
-        with self._autocast(inputs.device):
-            hidden = self.model.model(input_ids=inputs, **options).last_hidden_state
-        rows = hidden.flatten(0, 1)  # (row, token, width) -> (row x token, width)
         if kept is None:
             kept = (flat_targets != IGNORE).nonzero()[:, 0]
+        rows = self.rows(inputs, positions, kept)
+        soft = None
+        if self.teacher is not None:
+            soft = self.teacher.probabilities(inputs, positions, kept)
+        if not self.chunked:
+            return self._of_logits(rows, flat_targets, divisor, soft)
+
         if len(kept) < len(flat_targets):
-            rows = rows[kept]
             flat_targets = flat_targets[kept]
         weight = self.model.get_output_embeddings().weight
         return _Chunked.apply(
@@ -99,13 +103,49 @@ class Loss(torch.nn.Module):
             divisor,
             self.z_loss,
             self.precision,
+            soft,
+            self._soft_weight,
         )
+
+    def rows(
+        self,
+        inputs: Tensor,
+        positions: Tensor | None,
+        kept: Tensor,
+    ) -> Tensor:
+        """What logits are made of: the last hidden states (kept row, width) of what is `kept` of
+        all rows; the logits themselves (row x token, vocab), of every row, for architectures that
+        do more to them."""
+        options: dict[str, Any] = {"use_cache": False}
+        if positions is not None:
+            # no mask is made here: the layout's own follow from positions, while one from outside
+            # would switch its windows off, or be added as 0 and 1
+            options["position_ids"] = positions
+        with self._autocast(inputs.device):
+            if not self.chunked:
+                logits: Tensor = self.model(input_ids=inputs, **options).logits
+                return logits.flatten(0, 1)
+            hidden = self.model.model(input_ids=inputs, **options).last_hidden_state
+        rows: Tensor = hidden.flatten(0, 1)  # (row, token, width) -> (row x token, width)
+        return rows[kept] if len(kept) < len(rows) else rows
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """The logits (row, vocab) of some of `rows`, float32."""
+        if not self.chunked:
+            return rows.float()
+        matrix = self.model.get_output_embeddings().weight.to(self.precision)
+        return linear(rows.to(self.precision), matrix).float()
+
+    @property
+    def _soft_weight(self) -> float:
+        return 0.0 if self.teacher is None else self.teacher.weight
 
     def _of_logits(
         self,
         logits: Tensor,
         targets: Tensor,
         divisor: float,
+        soft: SoftTargets | None,
     ) -> tuple[Tensor, Tensor]:
         """The same of all logits (target, vocab), for architectures that do more to them."""
         total = torch.nn.functional.cross_entropy(
@@ -115,16 +155,64 @@ class Loss(torch.nn.Module):
             ignore_index=IGNORE,
         )
         loss = total / divisor
+        cross_entropy = loss.detach()
+        if soft is not None:
+            counted = targets != IGNORE
+            log_probs = logits.float().log_softmax(1)
+            expected = (soft(slice(None)) * log_probs).sum(1)[counted].sum()
+            loss = (1 - self._soft_weight) * loss - self._soft_weight * expected / divisor
         if not self.z_loss:
-            return loss, loss.detach()
+            return loss, cross_entropy
         lse = torch.logsumexp(logits.float(), 1)[targets != IGNORE]
         square = lse.square().sum()
-        return loss + self.z_loss * square / divisor, loss.detach()
+        return loss + self.z_loss * square / divisor, cross_entropy
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         if self.precision == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(device.type, self.precision)
+
+
+class Teacher:
+    """The mean probabilities of several models, as targets for another.
+
+    They have `weight` in the targets. No module, since it is no part of the model that is trained:
+    its weights are not decayed, clipped or saved, and it is never in training mode.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Any],
+        weight: float,
+        precision: torch.dtype = torch.float32,
+        plain: bool = False,
+    ) -> None:
+        self.weight = weight
+        self._members = []
+        for member in members:
+            frozen = member.eval().requires_grad_(False)
+            self._members.append(Loss(frozen, precision, plain=plain))
+
+    @torch.no_grad()
+    def probabilities(
+        self,
+        inputs: Tensor,
+        positions: Tensor | None,
+        kept: Tensor,
+    ) -> SoftTargets:
+        """What `Loss.rows` takes, turned into the probabilities for parts of these rows."""
+        rows = [member.rows(inputs, positions, kept) for member in self._members]
+
+        @torch.no_grad()
+        def of(part: slice) -> Tensor:
+            total: Tensor | None = None
+            for member, own in zip(self._members, rows, strict=True):
+                probabilities = member.logits(own[part]).softmax(1)
+                total = probabilities if total is None else total.add_(probabilities)
+            assert total is not None
+            return total.div_(len(rows))
+
+        return of
 
 
 class _Chunked(torch.autograd.Function):
@@ -139,21 +227,33 @@ class _Chunked(torch.autograd.Function):
         divisor: float,
         z_loss: float,
         precision: torch.dtype,
+        soft: SoftTargets | None,
+        soft_weight: float,
     ) -> tuple[Tensor, Tensor]:
         matrix = weight.to(precision)  # (vocab, width)
         rows = hidden.to(precision)
         grad_rows = torch.empty_like(rows)
         # float32 whatever the precision: every chunk adds to it
-        grad_weight = torch.zeros_like(weight)
+        trains_weight = ctx.needs_input_grad[1]  # with adapters it stays as it is
+        grad_weight = torch.zeros_like(weight) if trains_weight else None
         sums = torch.zeros(2, device=hidden.device, dtype=torch.float64)
+        # what the teacher's targets cost more than the tokens
+        gap = torch.zeros((), device=hidden.device, dtype=torch.float64)
 
         for start in range(0, len(rows), CHUNK):
             part = slice(start, start + CHUNK)
             logits = linear(rows[part], matrix).float()  # (chunk, vocab)
+            probabilities = None if soft is None else soft(part)  # (chunk, vocab)
+            if probabilities is not None:
+                gap += _gap(logits, targets[part], probabilities)
             sums += softmax_gradient(logits, targets[part], 1 / divisor, z_loss)
+            if probabilities is not None:
+                _soften(logits, targets[part], probabilities, soft_weight / divisor)
             grad_logits = logits.to(precision)  # what the line above left in their place
 
             grad_rows[part] = linear(grad_logits, matrix.T)
+            if grad_weight is None:
+                continue
             if precision == torch.float32:
                 # in place, which saves a matrix of the vocabulary's size
                 grad_weight.addmm_(grad_logits.T, rows[part])
@@ -164,7 +264,10 @@ class _Chunked(torch.autograd.Function):
         ctx.dtype = hidden.dtype
         cross_entropy, square = (sums / divisor).float()
         ctx.mark_non_differentiable(cross_entropy)
-        return cross_entropy + z_loss * square, cross_entropy
+        loss = cross_entropy + z_loss * square
+        if soft is not None:
+            loss = loss + (soft_weight * gap / divisor).float()
+        return loss, cross_entropy
 
     @staticmethod
     def backward(
@@ -174,7 +277,30 @@ class _Chunked(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         grad_rows, grad_weight = ctx.saved_tensors
         grad_hidden = (grad_rows * gradient).to(ctx.dtype)
-        return grad_hidden, grad_weight * gradient, None, None, None, None
+        if grad_weight is not None:
+            grad_weight = grad_weight * gradient
+        return grad_hidden, grad_weight, None, None, None, None, None, None
+
+
+def _gap(logits: Tensor, targets: Tensor, probabilities: Tensor) -> Tensor:
+    """How much more the cross-entropy of `probabilities` (row, vocab) is than that of the targets,
+    summed over rows: what logsumexp adds to both is the same."""
+    target_logits = logits.gather(1, targets[:, None])[:, 0]
+    expected = (probabilities * logits).sum(1)
+    return (target_logits - expected).double().sum()
+
+
+def _soften(gradient: Tensor, targets: Tensor, probabilities: Tensor, scale: float) -> None:
+    """Move `scale` of a gradient's target from the token to `probabilities`, in place.
+
+    scale x (softmax - one-hot) turns into scale x (softmax - probabilities).
+    """
+    gradient.scatter_add_(
+        1,
+        targets[:, None],
+        torch.full_like(gradient[:, :1], scale),
+    )
+    gradient.sub_(probabilities, alpha=scale)
 
 
 def softmax_gradient(

@@ -44,7 +44,7 @@ def build(cfg: config.Model, vocab_size: int, seed: int) -> Any:
     """
     torch.manual_seed(seed)
     if cfg.init_from is not None:
-        return _from_init(cfg, cfg.init_from, vocab_size)
+        return continued(cfg.init_from, cfg.seq_len, vocab_size, "model")
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     layout = Qwen3Config(
@@ -64,19 +64,28 @@ def build(cfg: config.Model, vocab_size: int, seed: int) -> Any:
     return Qwen3ForCausalLM(layout)
 
 
-def _from_init(cfg: config.Model, init_from: str, vocab_size: int) -> Any:
-    """The model that `init_from` names, once it is known to train right."""
-    if init_from.lower().endswith(".gguf"):
-        raise ConfigError(
-            f"model.init_from: {init_from}: convert it first: synthboot convert {init_from} FOLDER"
-        )
-    model = _from_pretrained(init_from, ConfigError, "model.init_from")
+def continued(
+    source: str,
+    seq_len: int,
+    vocab_size: int,
+    section: str,
+) -> Any:
+    """The model in a folder or of a name on the hub, with room for every token.
+
+    Rows that it lacks are drawn from torch's generator. Raises ConfigError, naming `init_from` or
+    `seq_len` of the settings' `section`, where it cannot be loaded, is too short, or has a layout
+    that does not train right.
+    """
+    where = f"{section}.init_from"
+    if source.lower().endswith(".gguf"):
+        raise ConfigError(f"{where}: {source}: convert it first: synthboot convert {source} FOLDER")
+    model = _from_pretrained(source, ConfigError, where)
     longest = _longest(model)
-    if longest is not None and cfg.seq_len > longest:
+    if longest is not None and seq_len > longest:
         raise ConfigError(
-            f"model.seq_len: {cfg.seq_len} is more than the {longest} positions of {init_from}"
+            f"{section}.seq_len: {seq_len} is more than the {longest} positions of {source}"
         )
-    layouts.require_causal(model, cfg.seq_len, f"model.init_from: {init_from}")
+    layouts.require_causal(model, seq_len, f"{where}: {source}")
 
     # never made smaller: many models have more rows than their tokenizer has entries
     if model.get_input_embeddings().weight.shape[0] < vocab_size:
@@ -86,7 +95,15 @@ def _from_init(cfg: config.Model, init_from: str, vocab_size: int) -> Any:
 
 
 def load(folder: Path) -> Any:
-    """The model in a folder that `save` wrote. Raises CorruptArtifact where it cannot be read."""
+    """The model in a folder that `save` wrote, or the ensemble of those in a folder of them.
+
+    Raises CorruptArtifact where one cannot be read.
+    """
+    # imported here, as the library is: it takes seconds
+    from synthboot.lm import ensemble
+
+    if members := ensemble.folders(folder):
+        return ensemble.Ensemble([load(member) for member in members])
     return _from_pretrained(str(folder), CorruptArtifact, "checkpoint")
 
 

@@ -131,13 +131,8 @@ def pairs(
     Both come closed by `end` unless they were cut.
     """
     rows: list[Row] = []
-    if separator is None:
-        for document in d2:
-            targets = document[:seq_len].astype(np.int64)
-            rows.append((np.concatenate(([end], targets[:-1])), targets))
-    else:
-        for first, second in zip(d1, d2, strict=True):
-            rows.append(pair_row(first, second, seq_len, share, end, separator))
+    for first, second in zip(d1, d2, strict=True):
+        rows.append(pair_row(first, second, seq_len, share, end, separator))
 
     # what a row does not score (d1, the separator) is no token of its mean
     counts = [int((targets != IGNORE).sum()) for _, targets in rows]

@@ -3,7 +3,8 @@
 Killed at any step, it resumes from its last checkpoint and ends with the same bytes on a CPU:
 batches are a pure function of the step, and a checkpoint holds the weights, the optimizer and the
 curve so far. Every checkpoint is a Hugging Face folder in `work/`, which goes once the artifact is
-done. Left in the end: `last/`, `best/` (least validation loss) and `curve.json`. Under torchrun
+done; of a model with adapters it has these alone, which go on top of the weights that are handed in
+again. Left in the end: `last/`, `best/` (least validation loss) and `curve.json`. Under torchrun
 every process calls `train`, and the first one writes.
 
 Source: arXiv:2509.15248, AdamW, warm-up then cosine. Deviation: the peak rate is a plain one, not a
@@ -18,7 +19,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,15 @@ from synthboot.artifacts.store import WORK, Progress, silent
 from synthboot.data.disk import committed_folder, damage, read_json, remove, write_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import TrainingError
-from synthboot.lm import layouts, parallel, regularizers
+from synthboot.lm import adapters, layouts, parallel, regularizers
 from synthboot.lm import model as models
 from synthboot.lm.batches import IGNORE, Batch, Batches
-from synthboot.lm.loss import Loss
+from synthboot.lm.loss import Loss, Teacher
 from synthboot.lm.parallel import ALONE, Group
 from synthboot.lm.track import Watch, unwatched
+
+CURVE = "curve.json"
+"""Where a model has its curve."""
 
 COMPILE_FROM = 600.0
 """Seconds that a run takes for which compiling pays."""
@@ -54,6 +58,7 @@ class Settings:
 
     `eval_steps` are the steps after which validation loss is taken and a checkpoint written; a loss
     at step 0 is for the curve alone and never the best. `dropout_seed` decides what dropout drops.
+    `distill_weight` is that of a teacher's probabilities in the targets.
     """
 
     lr: float
@@ -77,6 +82,7 @@ class Settings:
     ema_decay: float = 0.0
     tail_average: float = 0.0
     dropout_seed: int = 0
+    distill_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -122,15 +128,28 @@ def train(
     progress: Progress = silent,
     runtime: Runtime = Runtime(),
     copying: Callable[[Any], float] | None = None,
+    teachers: Sequence[Any] = (),
 ) -> Curve:
     """The curve of training `model` in place, from where `folder` left off.
 
-    `copying` is taken beside every validation loss; it is for the curve alone.
+    `copying` is taken beside every validation loss; it is for the curve alone. The mean of the
+    probabilities of `teachers` is a target beside the text; the losses of the curve are those of
+    the text.
 
     Raises TrainingError where the loss is not finite or leaps, naming the step, what it read, and
     the checkpoint to go back to.
     """
-    trainer = _Trainer(model, batches, settings, validate, folder, tokenizer, runtime, copying)
+    trainer = _Trainer(
+        model,
+        batches,
+        settings,
+        validate,
+        folder,
+        tokenizer,
+        runtime,
+        copying,
+        teachers,
+    )
     curve = trainer.curve
     if not curve.step and not curve.validation and 0 in settings.eval_steps:
         trainer.evaluate()
@@ -199,6 +218,7 @@ class _Trainer:
         tokenizer: Tokenizer,
         runtime: Runtime,
         copying: Callable[[Any], float] | None,
+        teachers: Sequence[Any],
     ) -> None:
         self.model = model
         self.batches = batches
@@ -213,9 +233,9 @@ class _Trainer:
 
         # before the model is wrapped or sharded, while its weights are still whole
         latest = _latest(folder)
+        self.adapted = adapters.present(model)
         if latest is not None:
-            _require_intact(latest)
-            models.load_weights(model, latest)
+            self._load_weights(latest)
         if runtime.checkpoint_activations:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -238,15 +258,7 @@ class _Trainer:
         # seconds a token at the peak; a training step costs three forward passes
         self.cost = 3 * models.flops_per_token(model, batches.seq_len) / peak
         self.compiled = not self.apart and self._compiles(runtime)
-        # neither shards, whose weights are gathered and freed, nor torch's compiler go with the
-        # compiled loops
-        plain = self.group.shard or self.compiled
-        loss = Loss(model, precision, settings.z_loss, plain=plain)
-        if self.compiled:
-            # the blocks are alike, so that one is compiled for all
-            for block in parallel.blocks(model):
-                block.compile(dynamic=False)
-        self.module = parallel.wrap(loss, self.group)
+        self.module = parallel.wrap(self._loss(precision, teachers), self.group)
 
         if settings.dropout:
             regularizers.add_dropout(model, settings.dropout)
@@ -259,10 +271,34 @@ class _Trainer:
         self.ahead: Batch | None = None
         if latest is not None:
             _load_optimizer(model, self.optimizers, latest / "optimizer.safetensors")
-            self.curve = Curve(**read_json(latest / "curve.json"))
+            self.curve = Curve(**read_json(latest / CURVE))
             if self.average is not None:
                 self.average.load(_load(latest / "average.safetensors"))
         self.group.wait()
+
+    def _loss(
+        self,
+        precision: torch.dtype,
+        teachers: Sequence[Any],
+    ) -> Loss:
+        """The model with its loss, as it runs here."""
+        # neither shards, whose weights are gathered and freed, nor torch's compiler go with the
+        # compiled loops
+        plain = self.group.shard or self.compiled
+        teacher = None
+        if teachers:
+            teacher = Teacher(teachers, self.settings.distill_weight, precision, plain)
+        loss = Loss(self.model, precision, self.settings.z_loss, plain, teacher)
+        if self.compiled:
+            # the blocks are alike, so that one is compiled for all
+            for block in parallel.blocks(self.model):
+                block.compile(dynamic=False)
+        return loss
+
+    def _load_weights(self, checkpoint: Path) -> None:
+        _require_intact(checkpoint)
+        load = adapters.load if self.adapted else models.load_weights
+        load(self.model, checkpoint)
 
     def _compiles(self, runtime: Runtime) -> bool:
         """Whether blocks are compiled, unless rows of many lengths would each be compiled for."""
@@ -345,7 +381,7 @@ class _Trainer:
                 self._gather()
                 if self.group.main:
                     best = self.work / f"best-{curve.best_step:08d}"
-                    models.save(self.written, best, self.tokenizer)
+                    models.save(self._whole(), best, self.tokenizer)
         self._gather()
         state = _optimizer_state(self.model, self.optimizers)
         average = None if self.average is None else self.average.state()
@@ -375,11 +411,14 @@ class _Trainer:
         best = f"best-{curve.best_step:08d}"
         current = self.work / f"checkpoint-{curve.step:08d}"
         with committed_folder(current) as temporary:
-            models.export(self.written, temporary, self.tokenizer)
+            if self.adapted:
+                adapters.save(self.model, temporary)
+            else:
+                models.export(self.written, temporary, self.tokenizer)
             _save(state, temporary / "optimizer.safetensors")
             if average is not None:
                 _save(average, temporary / "average.safetensors")
-            write_json(temporary / "curve.json", vars(curve))
+            write_json(temporary / CURVE, vars(curve))
 
         needed = {current.name, best}
         for old in sorted(self.work.iterdir()):
@@ -391,7 +430,7 @@ class _Trainer:
         with self._averaged():
             self._gather()
             if self.group.main:
-                models.save(self.written, self.folder / "last", self.tokenizer)
+                models.save(self._whole(), self.folder / "last", self.tokenizer)
         if self.group.main:
             best = self.folder / "best"
             kept = self.work / f"best-{self.curve.best_step:08d}"
@@ -401,9 +440,13 @@ class _Trainer:
                 os.rename(kept, best)
             elif self.curve.best_step >= 0:  # a run that was killed here has moved it already
                 _require_intact(best)
-            write_json(self.folder / "curve.json", vars(self.curve))
+            write_json(self.folder / CURVE, vars(self.curve))
         self.group.wait()
         return self.curve
+
+    def _whole(self) -> Any:
+        """The model as an ordinary one."""
+        return adapters.merged(self.model) if self.adapted else self.written
 
     def _gather(self) -> None:
         """Bring the model that is written up to date, where this process trains but a shard."""
@@ -474,8 +517,9 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
 
 def _optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimizer]:
     """AdamW, with decay for matrices alone; before it Muon for the blocks', if asked for."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]  # norms and biases are not decayed
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.dim() > 1]
+    vectors = [p for p in trained if p.dim() <= 1]  # norms and biases are not decayed
     optimizers: list[torch.optim.Optimizer] = []
 
     if settings.optimizer == "muon":

@@ -129,7 +129,7 @@ def chain(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None
         if key in unseen:
             value, error = unseen[key], unseen[f"{key}_error"]
             links.append(_with_errors(name, paint[subject], value, error))
-    if "net_worth" in unseen:
+    if "d1_worth" in unseen and "net_worth" in unseen:
         clauses.append(
             f"the synthesizer reads {unseen['d1_worth']:+.4f} of d1, "
             f"{unseen['net_worth']:+.4f} net of what tuning made it forget"
@@ -344,7 +344,8 @@ def flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | No
     token_counts = {}
     for name, by_seed in evaluated["token_counts"].items():
         token_counts[name] = next(iter(by_seed.values()))
-    if not any(counts["spent_flops"] for counts in token_counts.values()):
+    # Where training is all there is, it is the same for all but ensembles.
+    if not any(counts["spent_flops"] or "members" in counts for counts in token_counts.values()):
         return None
 
     lines = []
@@ -356,7 +357,7 @@ def flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | No
         "What it cost",
         "At the same height further left is cheaper. All is counted but base, from which the "
         "synthesizer starts; an arm with match: flops stands under repetition.",
-        "FLOPs: training, embedding, pairing, tuning, synthesis",
+        "FLOPs: training, pairing, tuning, synthesis, teachers",
         "test loss, nats per token",
         lines,
     )
@@ -526,7 +527,9 @@ def _tuning(tuned: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None
         kind = role.removeprefix("tune/")
         unseen = result["conditioning"]["unseen"]
         color = paint.get(kind, _INK)
-        groups[kind] = [Mark(name, color, unseen[key]) for key, name in names.items()]
+        # one that is tuned without d1 has no loss given one
+        marks = [Mark(name, color, unseen[key]) for key, name in names.items() if key in unseen]
+        groups[kind] = marks
     if not groups:
         return None
     return Values(

@@ -82,8 +82,8 @@ def report(results: Mapping[str, Any]) -> str:
         paper=PAPER,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         palette=palette(),
-        examples=Markup(_json(results["examples"])),
-        spread=Markup(_json(results["pair_examples"])),
+        examples=Markup(as_json(results["examples"])),
+        spread=Markup(as_json(results["pair_examples"])),
         style=Markup(files.joinpath("report.css").read_text("utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(digest).decode(),
@@ -161,6 +161,6 @@ def _cell(
     return "-" if measures is None else format(measures, format_value)
 
 
-def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+def as_json(value: Any) -> str:
+    """JSON that cannot end the script element that it stands in."""
     return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")

@@ -34,28 +34,43 @@ def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> d
     todo = [unit for name, unit in units.items() if states[name].status != "done"]
     models = 0
     tuned = 0
+    asked = 0  # models that teach another
     sampled_tokens = 0
     for unit in todo:
         if unit.stage == "synthesize":
             sampled_tokens += unit.options["budget_tokens"]
-        elif unit.stage in ("base", "pretrain"):
-            models += not _is_copy(unit)
+        elif unit.stage in ("base", "pretrain") and not _is_copy(unit):
+            assert unit.recipe is not None  # a unit of these stages has one
+            models += unit.recipe.ensemble
+            if unit.recipe.distill is not None:
+                asked += cfg.arms[unit.recipe.distill].ensemble
         elif unit.stage == "tune":
             tuned += not _is_copy(unit)
-    train_tokens = models * cfg.budget.train_tokens + tuned * _tuning_tokens(cfg)
+    arms_tokens = models * cfg.budget.train_tokens
+    tuning_tokens = tuned * _tuning_tokens(cfg)
+    arms = _arms(cfg)
+    synthesizer = arms if cfg.tune.init_from is None else _named(cfg.tune.init_from, arms)
 
-    # A backward pass costs twice a forward pass. Sampling reads a d1 for every d2.
-    forward = _forward_flops(cfg)
-    flops = {"train": 3 * forward * train_tokens, "sample": 2 * forward * sampled_tokens}
+    # Sampling reads a d1 for every d2.
+    arms_forward = arms.forward_flops(cfg.model.seq_len)
+    forward = synthesizer.forward_flops(cfg.tune_seq_len)
+    taught_tokens = asked * cfg.budget.train_tokens  # a distilled model's teachers read them too
+    flops = {
+        "train": cfg.optim.lora.passes * arms_forward * arms_tokens
+        + arms_forward * taught_tokens
+        + cfg.tune.lora.passes * forward * tuning_tokens,
+        "sample": 2 * forward * sampled_tokens,
+    }
+    parameters = models * arms.parameters + tuned * synthesizer.parameters
     rate = _matmul_rate() * pool.jobs(cfg.engine.jobs, cfg.engine.device)
     seconds = sum(work / (rate * _EFFICIENCY[kind]) for kind, work in flops.items())
 
     return {
-        "train_tokens": train_tokens,
+        "train_tokens": arms_tokens + tuning_tokens,
         "sampled_tokens": sampled_tokens,
         "flops": sum(flops.values()),
         "hours": seconds / 3600,
-        "bytes": _stored_bytes(cfg, models, train_tokens, sampled_tokens),
+        "bytes": _stored_bytes(cfg, parameters, arms.parameters, sampled_tokens),
     }
 
 
@@ -77,7 +92,7 @@ def copying(cfg: Config, units: dict[str, Unit]) -> dict[str, float] | None:
 
     None where nothing is tuned from it, or it starts from a model that copies already.
     """
-    tunes = any(unit.stage == "tune" for unit in units.values())
+    tunes = any(unit.stage == "tune" and "base" in unit.parents for unit in units.values())
     if cfg.model.init_from is not None or not tunes:
         return None
     expected = tokens_until_copying(cfg.optim.batch_tokens)
@@ -153,12 +168,16 @@ def _tuning_tokens(cfg: Config) -> int:
     return cfg.tune.max_tokens or int(pair_tokens / (1 - cfg.tune.plain_share))
 
 
-def _stored_bytes(cfg: Config, models: int, train_tokens: int, sampled_tokens: int) -> float:
-    """What the run adds to the disk: two checkpoints of every model, the optimizer state of the
-    one that is training, and the samples."""
-    parameters = _parameters(cfg)
-    checkpoints = models * 2 * 4 * parameters
-    resumable = 3 * 4 * parameters if train_tokens else 0
+def _stored_bytes(
+    cfg: Config,
+    parameters: float,
+    largest: float,
+    sampled_tokens: int,
+) -> float:
+    """What the run adds to the disk: two checkpoints of every model, `parameters` in all, the
+    optimizer state of one that is training, and the samples."""
+    checkpoints = 2 * 4 * parameters
+    resumable = 3 * 4 * largest if parameters else 0
     token_bytes = 2 if cfg.corpus.vocab_size <= 1 << 16 else 4
     log_probability_bytes = 4
     return checkpoints + resumable + sampled_tokens * (token_bytes + log_probability_bytes)
@@ -174,20 +193,59 @@ def _unique_tokens(cfg: Config) -> int:
     return int(Corpus.open(folder).summary["pretrain_tokens"])
 
 
-def _parameters(cfg: Config) -> float:
+@dataclass(frozen=True)
+class _Sizes:
+    """What decides the cost of a model."""
+
+    layers: int
+    width: int
+    kv_fraction: float  # of the heads
+    ffn: int
+    vocab: int
+
+    @property
+    def parameters(self) -> float:
+        # Queries and output, keys and values, and the three matrices of the gated MLP.
+        ffn_fraction = self.ffn / self.width
+        per_block = self.width**2 * (2 + 2 * self.kv_fraction + 3 * ffn_fraction)
+        return self.layers * per_block + self.vocab * self.width
+
+    def forward_flops(self, seq_len: int) -> float:
+        """Per token: two for every parameter, and attention over half a row on average."""
+        return 2 * self.parameters + 2 * self.layers * self.width * seq_len
+
+
+def _arms(cfg: Config) -> _Sizes:
     model = cfg.model
-    kv_fraction = (model.kv_heads or model.heads) / model.heads
-    ffn_fraction = (model.ffn or 3 * model.width) / model.width
+    sizes = _Sizes(
+        layers=model.layers,
+        width=model.width,
+        kv_fraction=(model.kv_heads or model.heads) / model.heads,
+        ffn=model.ffn or 3 * model.width,
+        vocab=cfg.corpus.vocab_size,
+    )
+    return sizes if model.init_from is None else _named(model.init_from, sizes)
 
-    # Queries and output, keys and values, and the three matrices of the gated MLP.
-    per_block = model.width**2 * (2 + 2 * kv_fraction + 3 * ffn_fraction)
-    return model.layers * per_block + cfg.corpus.vocab_size * model.width
 
+def _named(source: str, default: _Sizes) -> _Sizes:
+    """The sizes of a model to start from; `default` where its layout has no such sizes."""
+    from transformers import AutoConfig
 
-def _forward_flops(cfg: Config) -> float:
-    """Per token: two for every parameter, and attention over half a row on average."""
-    attention = 2 * cfg.model.layers * cfg.model.width * cfg.model.seq_len
-    return 2 * _parameters(cfg) + attention
+    layout = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
+    try:
+        heads = layout.num_attention_heads
+        kv_heads = getattr(layout, "num_key_value_heads", None) or heads
+        width = layout.hidden_size
+        return _Sizes(
+            layers=layout.num_hidden_layers,
+            width=width,
+            kv_fraction=kv_heads / heads,
+            # two matrices of four times the width are as large as three of 8/3
+            ffn=getattr(layout, "intermediate_size", None) or 8 * width // 3,
+            vocab=layout.vocab_size,
+        )
+    except (AttributeError, TypeError):  # none, or one for every layer
+        return default
 
 
 def _matmul_rate() -> float:

@@ -4,8 +4,9 @@ side by side as there are processes."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from synthboot import config, pool, preflight
@@ -15,6 +16,7 @@ from synthboot.lm import precision
 from synthboot.recipes import Unit, outside, units
 from synthboot.runner import lock, torchrun
 from synthboot.runner.graph import fingerprints, needed, ready
+from synthboot.runner.sharing import finished, take_over
 from synthboot.runner.state import states
 from synthboot.runner.unit import PARALLEL, make, tidy
 
@@ -33,8 +35,11 @@ def run(
     cfg: config.Config,
     target: str = "report",
     tell: Event = lambda *_: None,
+    others: Iterable[Path] = (),
 ) -> dict[str, Unit]:
     """Make every artifact up to `target` that is missing or stale, and return them all.
+
+    What the run folders `others` hold of them already is taken over (`sharing`).
 
     Raises LockedRun while another process works on the folder, and whatever error a stage meets;
     finished shards are kept and the next run goes on from them.
@@ -47,6 +52,9 @@ def run(
             cfg = precision.decided(cfg, lambda words: tell("precision", "note", words))
             plan = needed(units(cfg, outside(everything)), target)
         standing = states(cfg, plan)
+        shelf = finished(others)
+        if take_over(cfg, plan, standing, shelf, lambda name, words: tell(name, "note", words)):
+            standing = states(cfg, plan)
         tell(target, "plan", standing)
         for left in torchrun.leftovers(cfg.folder):
             disk.remove(left)

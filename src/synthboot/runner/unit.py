@@ -50,7 +50,7 @@ def make(
     folder = unit.folder(cfg.folder)
     progress, note = _tellers(listener)
 
-    with disk.storage_errors(folder), _held(folder):
+    with disk.storage_errors(folder), held(folder):
         _verify_parents(cfg, plan, unit)
         for lost in store.begin(folder, fingerprints[name]):
             note(lost)
@@ -83,7 +83,7 @@ def tidy(folder: Path) -> None:
     Raises CorruptArtifact unless its files are there.
     """
     if (folder / store.PROGRESS).exists():
-        with _held(folder):
+        with held(folder):
             store.finish(folder)
     manifest = store.read_manifest(folder)
     if manifest is not None:
@@ -91,7 +91,7 @@ def tidy(folder: Path) -> None:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[None]:
     """Hold an artifact; the lock lies beside it, as a folder may be wiped while it is held."""
     with lock.held(folder.parent, f".{folder.name}.lock", patience=_PATIENCE):
         yield

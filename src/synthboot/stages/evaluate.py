@@ -1,9 +1,9 @@
 """What the scores of all models show: every arm beside repetition, figures with intervals.
 
 Arms are compared paired, by seed and document (or question); what an arm is - the method, a
-control, an oracle - its recipe says, not its name. `oracle_share` = (arm - repetition) / (oracle -
-repetition). `statistics` says how intervals and p-values come about; p-values of a family of
-comparisons stand beside those adjusted for their number (Holm).
+control, an oracle, an ensemble - its recipe says, not its name. `oracle_share` = (arm - repetition)
+/ (oracle - repetition). `statistics` says how intervals and p-values come about; p-values of a
+family of comparisons stand beside those adjusted for their number (Holm).
 
 Source: arXiv:2509.15248 compares gains over repetition as shares of the oracle's gain; it has one
 run per cell, no intervals.
@@ -34,7 +34,11 @@ _SET_BY_LENGTH = ("warmup_steps", "eval_steps")
 
 def check_comparable(token_counts: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
     """Raise UnfairComparison, naming what differs, unless arms (name -> seed -> token counts)
-    differ only in their data, and in what their recipes had a sweep or a budget of FLOPs choose."""
+    differ only in their data, and in what their recipes had a sweep or a budget of FLOPs choose.
+
+    Of an ensemble each model is held to that: all of it has as many times the compute, by its
+    recipe, and `config.Arm.kind` marks it.
+    """
     first = next(iter(token_counts))
     for name, seeds in token_counts.items():
         if set(seeds) != set(token_counts[first]):
@@ -43,10 +47,17 @@ def check_comparable(token_counts: Mapping[str, Mapping[int, Mapping[str, Any]]]
                 f"{sorted(token_counts[first])}, {sorted(seeds)}"
             )
         for seed, counts in seeds.items():
-            reference = token_counts[first][seed]
-            _compare_settings(first, name, seed, reference, counts)
-            _check_tokens(name, seed, counts)
-            _check_flops(name, seed, reference, counts)
+            reference, *_ = _models(token_counts[first][seed])
+            for model in _models(counts):
+                _compare_settings(first, name, seed, reference, model)
+                _check_tokens(name, seed, model)
+                _check_flops(name, seed, reference, model)
+
+
+def _models(counts: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The token counts of the models of an arm: its own, or those of an ensemble's members."""
+    members: Sequence[Mapping[str, Any]] = counts.get("members", [counts])
+    return members
 
 
 def _compare_settings(
@@ -118,6 +129,11 @@ def _free(recipe: Mapping[str, Any]) -> set[str]:
     free = {key for key in config.TUNED if recipe.get(key) is not None}
     if recipe["match"] == "flops" or recipe["epochs"] is not None:
         free |= {*_BY_LENGTH, *_SET_BY_LENGTH}
+    # what was counted before these were settings has neither
+    if recipe.get("ensemble", 1) > 1:
+        free.add("dropout_seed")  # that of the member, not of the arm
+    if recipe.get("distill") is not None:
+        free.add("distill_weight")
     return free
 
 
@@ -142,17 +158,19 @@ def evaluate(
     cfg: config.Evaluate,
     groups: Sequence[str] = (),
     looks: Sequence[int] = (),
+    external: str | None = None,
 ) -> dict[str, Any]:
     """Per arm: loss (nats per token), perplexity, bits per byte, difference to repetition and
     oracle_share, each [value, low, high]; `p` of the difference and `p_adjusted` for the number of
     arms; the difference of each seed; `against` with difference and p to every other arm.
 
     `groups`: the loss by the group of each document. `power`: the smallest difference that so many
-    seeds would show. `verdict` says it in one sentence.
+    seeds would show. `verdict` says it in one sentence, `more_compute` which arms had more of it.
 
     `losses` holds each document's summed loss, the same seeds in the same order for every arm;
-    `looks` the numbers of seeds at which this run was evaluated, this one last. Raises ConfigError
-    without a repetition arm.
+    `looks` the numbers of seeds at which this run was evaluated, this one last; `external` names a
+    model from outside the corpus that wrote the synthetic text. Raises ConfigError without a
+    repetition arm.
     """
     if REPETITION not in losses:
         raise ConfigError("evaluate: arms.repetition is missing; every arm is compared with it")
@@ -170,10 +188,11 @@ def evaluate(
             cfg.confidence,
         )
 
-    # that an oracle is better is no claim, so it does not make the others' threshold stricter
+    # that more text or more compute is better is no claim, so it does not make the threshold of
+    # the others stricter
     p_values = {}
     for name, kind in kinds.items():
-        if name != REPETITION and kind != "oracle":
+        if name != REPETITION and kind not in ("oracle", "ensemble"):
             p_values[name] = arms[name]["p"]
     for name, p in statistics.holm(p_values).items():
         # whoever looks again after every few seeds has had as many chances (Bonferroni)
@@ -185,6 +204,7 @@ def evaluate(
         "arms": arms,
         "kinds": kinds,
         "subject": subject,
+        "more_compute": verdicts.more_compute({name: recipes[name] for name in losses}),
         "seeds": seeds,
         "looks": list(looks),
         "docs": len(tokens),
@@ -192,7 +212,7 @@ def evaluate(
         "confidence": cfg.confidence,
         "groups": _grouped(losses, tokens, groups, cfg.confidence),
         "power": _power(losses, tokens, subject, cfg.confidence),
-        "verdict": verdicts.verdict(arms, kinds, seeds, cfg.confidence, looks),
+        "verdict": verdicts.verdict(arms, kinds, seeds, cfg.confidence, looks, external),
     }
 
 

@@ -6,18 +6,46 @@ once. Two exceptions, each asked for by name: `match: flops` takes what the synt
 of the budget, and a `sweep` may choose fewer epochs or another weight decay or rate for its arm.
 `evaluate.check_comparable` refuses a comparison in which anything else but the data differs.
 
+An ensemble is several such models, each of a seed of its own, trained one after the other; a model
+that is taught by one has other targets beside the text.
+
 Source: arXiv:2509.15248, joint pretraining from scratch.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from synthboot import config
-from synthboot.artifacts.store import Progress, silent
+from synthboot.artifacts.scores import CHECKPOINTS
+from synthboot.artifacts.store import WORK, Progress, silent
+from synthboot.data.disk import read_json, remove, write_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
+from synthboot.lm import ensemble, parallel, score
+from synthboot.lm import model as models
 from synthboot.lm.arm import Sources, Trained, train_arm
+from synthboot.lm.train import CURVE, Curve
+
+_RECORD = "trained.json"
+_ADDED = (
+    "steps",
+    "train_tokens",
+    "real_tokens",
+    "real_epochs",
+    "synthetic_tokens",
+    "synthetic_epochs",
+    "replayed_tokens",
+    "replayed_epochs",
+    "parameters",
+    "train_flops",
+)
+"""What an ensemble has as often as it has members."""
 
 
 def pretrain(
@@ -35,6 +63,8 @@ def pretrain(
     Raises BudgetError where synthetic text would have to be read twice, or where a FLOPs budget
     leaves nothing to train on.
     """
+    if arm.ensemble > 1:
+        return _ensemble(cfg, arm, seed, text, validation, tokenizer, folder, progress)
     return train_arm(cfg, arm, seed, text, validation, tokenizer, folder, progress)
 
 
@@ -53,3 +83,129 @@ def real_docs(
     if arm.unique_tokens == "all":
         return len(pool)
     return pool.docs_holding(arm.unique_tokens, f"arms.{name}.unique_tokens")
+
+
+def _ensemble(
+    cfg: config.Config,
+    arm: config.Arm,
+    seed: int,
+    text: Sources,
+    validation: Tokens,
+    tokenizer: Tokenizer,
+    folder: Path,
+    progress: Progress = silent,
+) -> Trained:
+    """The models of an ensemble, one after the other; `best` and `last` are folders of them.
+
+    A member is finished once its record stands beside it; what a kill has left of the next goes on
+    from its last checkpoint. Raises as `train_arm` does.
+    """
+    folders = [ensemble.member(folder / WORK, number) for number in range(arm.ensemble)]
+    # looked up by all processes before any of them trains
+    finished = [(of_member / _RECORD).exists() for of_member in folders]
+    members = []
+    for number, member_seed in enumerate(ensemble.seeds(seed, arm.ensemble)):
+        of_member = folders[number]
+        if finished[number]:
+            members.append(_recorded(of_member))
+            continue
+        part = _part(progress, number, arm.ensemble)
+        trained = train_arm(cfg, arm, member_seed, text, validation, tokenizer, of_member, part)
+        if parallel.rank() == 0:
+            _record(of_member, trained)
+        members.append(trained)
+
+    group = parallel.join(models.device(cfg.engine.device), cfg.engine.shard)
+    if group.main:
+        _gather(folders, folder)
+    group.wait()
+    curve = _curve(members, _losses(cfg, folder, validation, tokenizer))
+    if group.main:
+        write_json(folder / CURVE, vars(curve))
+
+    token_counts = _token_counts(seed, [member.token_counts for member in members])
+    flops = sum(member.flops for member in members)
+    # both checkpoints of every member read the validation set once more
+    forward_flops = token_counts["train_flops"] / (3 * token_counts["train_tokens"])
+    flops += len(CHECKPOINTS) * arm.ensemble * forward_flops * validation.num_tokens
+    return Trained(curve, token_counts, flops)
+
+
+def _part(progress: Progress, number: int, members: int) -> Progress:
+    """The progress of one member as part of that of all."""
+
+    def of_member(done: float, words: str) -> None:
+        progress((number + done) / members, f"model {number + 1} of {members}: {words}")
+
+    return of_member
+
+
+def _record(folder: Path, trained: Trained) -> None:
+    """Note that a member is finished, and how."""
+    record = {
+        "token_counts": trained.token_counts,
+        "flops": trained.flops,
+        "curve": vars(trained.curve),
+    }
+    write_json(folder / _RECORD, record)
+    remove(folder / WORK)  # its last checkpoint, which is as large as the model three times
+
+
+def _recorded(folder: Path) -> Trained:
+    """What `_record` wrote."""
+    record = read_json(folder / _RECORD)
+    return Trained(Curve(**record["curve"]), record["token_counts"], record["flops"])
+
+
+def _gather(members: Sequence[Path], folder: Path) -> None:
+    """Move the members' checkpoints into one folder for each kind of them.
+
+    Whatever a killed process has moved already is there.
+    """
+    for checkpoint in CHECKPOINTS:
+        (folder / checkpoint).mkdir(exist_ok=True)
+        for number, member in enumerate(members):
+            source = member / checkpoint
+            if source.exists():
+                os.rename(source, ensemble.member(folder / checkpoint, number))
+
+
+def _losses(
+    cfg: config.Config,
+    folder: Path,
+    validation: Tokens,
+    tokenizer: Tokenizer,
+) -> dict[str, list[float]]:
+    """By checkpoint, nats a token of the validation set: by the first member alone, by the first
+    two, and so on."""
+    by_checkpoint = {}
+    for checkpoint in CHECKPOINTS:
+        losses = []
+        for member in ensemble.folders(folder / checkpoint):
+            model = models.load(member).to(models.device(cfg.engine.device))
+            losses.append(score.token_losses(model, validation, cfg.model.seq_len, tokenizer.end))
+        # (member, token) -> (member)
+        by_checkpoint[checkpoint] = ensemble.mean_losses(np.stack(losses)).mean(1).tolist()
+    return by_checkpoint
+
+
+def _curve(members: Sequence[Trained], losses: Mapping[str, Sequence[float]]) -> Curve:
+    """Training goes on from member to member; a validation loss is that of all so far."""
+    curve = Curve(best_loss=losses["best"][-1])
+    tokens = 0.0
+    for member, loss in zip(members, losses["last"], strict=True):
+        curve.train += [[tokens + at, *figures] for at, *figures in member.curve.train]
+        tokens += member.token_counts["train_tokens"]
+        curve.validation.append([tokens, loss])
+        curve.step += member.curve.step
+    curve.best_step = curve.step
+    return curve
+
+
+def _token_counts(seed: int, members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all members have read and cost; the synthetic text that they share was paid for once."""
+    total = {**members[0], "seed": seed, "members": list(members)}
+    del total["best_step"]  # each has its own
+    for key in _ADDED:
+        total[key] = sum(member[key] for member in members)
+    return total

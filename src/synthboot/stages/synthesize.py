@@ -7,6 +7,9 @@ sample number). Requests go in chunks, committed one by one; the result is the s
 chunks 0, 1, 2, ... that meets the budget, so it does not depend on workers, interruptions or speed.
 Dropped outputs are counted by reason: empty, unfinished, looping.
 
+An external synthesizer reads d1 and writes d2 in tokens of its own. Its text is then tokenized for
+the arms, and the budget is met in their tokens, since that is what they train on.
+
 Source: arXiv:2509.15248; temperature 1 and top-p 0.9 are recalled, not printed. Deviation: the
 dropping rules are ours.
 """
@@ -45,7 +48,8 @@ class Job:
     """Everything a chunk depends on; plain values, so that it can be sent to a worker.
 
     Without `conditional`, documents are sampled from the model alone. With `pairs`, the folder they
-    lie in, up to `contexts` documents are conditioned on: d1, and the d1 of d1.
+    lie in, up to `contexts` documents are conditioned on: d1, and the d1 of d1. `tokenizer` is that
+    of the arms; an `external` synthesizer has another, and `corpus` is in its tokens.
     """
 
     cfg: config.Synthesize
@@ -60,6 +64,7 @@ class Job:
     engine: config.Engine
     contexts: int = 1
     pairs: Path | None = None
+    external: bool = False
 
 
 def synthesize(
@@ -135,7 +140,10 @@ def requests_of(
     chunk: int,
     related: Related | None = None,
 ) -> Iterator[tuple[int, int, Request]]:
-    """(d1, sample number, request) for every request of a chunk."""
+    """(d1, sample number, request) for every request of a chunk.
+
+    `corpus` and `tokenizer` are those that the synthesizer reads and writes by.
+    """
     d1_tokens = d1_room(job.seq_len, job.d1_share)
     contrasts = job.conditional and job.cfg.contrast > 0
     first = chunk * job.cfg.chunk
@@ -195,10 +203,11 @@ def _chunk_writer(
         if shards.done(chunk):
             return shards.counts(chunk)
         if not loaded:
-            tokenizer = tokenizers.load(job.tokenizer)
-            engine = open_sampler(job.cfg, job.engine, job.synthesizer, tokenizer.end)
+            arms = tokenizers.load(job.tokenizer)
+            own = tokenizers.load(job.synthesizer) if job.external else arms
+            engine = open_sampler(job.cfg, job.engine, job.synthesizer, own.end)
             corpus = Tokens.open(job.corpus).head(job.docs)
-            loaded.extend((engine, tokenizer, corpus, related_of(job)))
+            loaded.extend((engine, own, arms, corpus, related_of(job)))
         return shards.write(chunk, lambda out: _write_chunk(job, chunk, out, *loaded))
 
     return run
@@ -219,51 +228,63 @@ def _write_chunk(
     chunk: int,
     out: Path,
     engine: Sampler,
-    tokenizer: tokenizers.Tokenizer,
+    own: tokenizers.Tokenizer,
+    arms: tokenizers.Tokenizer,
     corpus: Tokens,
     related: Related | None,
 ) -> dict[str, Any]:
-    """Sample a chunk and write it to `out`: all outputs as rows, those kept as tokens too."""
+    """Sample a chunk and write it to `out`: all outputs as rows, those kept as tokens too.
+
+    The synthesizer has its `own` tokenizer, which is that of the `arms` unless it is external.
+    """
     d1s, samples, requests = zip(
         *requests_of(
             job,
             corpus,
-            tokenizer,
+            own,
             chunk,
             related,
         ),
         strict=True,
     )
     results = engine.sample(list(requests))
-    _check_tokens(job, results, tokenizer)
+    _check_tokens(job, results, own)
 
-    reasons = [verdict(result, job.cfg) for result in results]
+    sampled = [list(result.tokens) for result in results]
+    texts = [own.decode(ids) for ids in sampled]
+    # what the arms train on
+    trained = arms.encode(texts) if job.external else sampled
+
+    reasons = []
     mean_logprobs = []
     kept = []
-    for result, reason in zip(results, reasons, strict=True):
+    for result, ids in zip(results, trained, strict=True):
+        # special tokens alone are no text
+        reason = verdict(result, job.cfg) if ids else "empty"
+        reasons.append(reason)
         # where it ended by itself, its end was sampled too; 1 where nothing was
-        sampled = len(result.tokens) + (result.finish == "end")
-        mean_logprobs.append(result.logprob / (sampled or 1))
+        drawn = len(result.tokens) + (result.finish == "end")
+        mean_logprobs.append(result.logprob / (drawn or 1))
         if reason == KEPT:
-            kept.append([*result.tokens, tokenizer.end])
+            kept.append([*ids, arms.end])
 
-    table = pa.table(
-        {
-            "d1": d1s,
-            "sample": samples,
-            "finish": [result.finish for result in results],
-            "verdict": reasons,
-            "tokens": [len(result.tokens) for result in results],
-            "mean_logprob": mean_logprobs,
-            "text": [tokenizer.decode(result.tokens) for result in results],
-        }
-    )
-    pq.write_table(table, out / FILE, compression="zstd")
+    columns = {
+        "d1": d1s,
+        "sample": samples,
+        "finish": [result.finish for result in results],
+        "verdict": reasons,
+        "tokens": [len(ids) for ids in sampled],
+        "mean_logprob": mean_logprobs,
+        "text": texts,
+    }
+    if job.external:
+        columns["sampled"] = pa.array(sampled, pa.list_(pa.uint32()))
+    pq.write_table(pa.table(columns), out / FILE, compression="zstd")
     return {
         "outputs": dict(Counter(reasons)),
         "kept": len(kept),
-        "tokens": tokens.write(out, kept, tokenizer.vocab_size),
-        "sampled_tokens": sum(len(result.tokens) for result in results),
+        "tokens": tokens.write(out, kept, arms.vocab_size),
+        "sampled_tokens": sum(map(len, sampled)),
         "prompt_tokens": sum(len(request.prompt) for request in requests),
     }
 

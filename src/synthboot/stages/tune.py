@@ -9,7 +9,10 @@ a random d1, and given nothing. Two gaps say what that is good for:
 - d1's worth, given a random d1 minus given its own: the relation was learned,
 - net worth, base without any d1 minus given its own: and more was gained than forgotten.
 
-Without `start` it is tuned from fresh weights: the control that asks what base is worth.
+Without `start` it is tuned from fresh weights: the control that asks what base is worth. An
+external model (`tune.init_from`) may take base's place, in tokens of its own. It is tuned a second
+time for the arms without d1, on the same d2, as often, each alone after an end token: what the two
+write then differs in the relation, and not in how much they know of D_pretrain.
 
 Source: arXiv:2509.15248, theta = argmax sum log p(d2|d1). Deviation: separator, batch, schedule and
 stopping rule are ours.
@@ -30,7 +33,7 @@ from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
-from synthboot.lm import merging, score
+from synthboot.lm import adapters, merging, score
 from synthboot.lm import model as models
 from synthboot.lm.arm import runtime_of
 from synthboot.lm.batches import PairPlan, cut_pair, d1_room, joined_contexts
@@ -61,10 +64,15 @@ class Tuned:
         """What d1 is worth, in words."""
         unseen = self.conditioning["unseen"]
         parts = []
+        by_byte = []
         for name, key in (("d1's worth", "d1_worth"), ("net worth", "net_worth")):
             if key in unseen:
                 parts.append(f"{name} {unseen[key]:+.4f} +- {unseen[f'{key}_error']:.4f}")
-        return f"{', '.join(parts)} nats a token of unseen d2"
+                by_byte.append(f"{unseen[key] * unseen.get('tokens_per_byte', 0):+.4f}")
+        words = f"{', '.join(parts)} nats a token of unseen d2"
+        if "tokens_per_byte" in unseen:
+            words += f" ({', '.join(by_byte)} a byte); external"
+        return words
 
 
 def tune(
@@ -77,21 +85,24 @@ def tune(
     folder: Path,
     progress: Progress = silent,
     note: Callable[[str], None] = lambda _: None,
+    conditional: bool = True,
 ) -> Tuned:
     """The synthesizer, its best checkpoint in `folder/best`.
 
-    `start` is base's best checkpoint, if any. `note` is told before tuning where it does not read
-    d1.
+    `start` is base's best checkpoint, if any, or an external model; `tokenizer` is its own, and
+    `corpus` and `validation` are in its tokens. `note` is told before tuning where it does not read
+    d1. Without `conditional` d1 is left out of every pair.
 
     Raises DataError where there are no pairs to stop by.
     """
-    stopping = _Held(pairs.only(VALIDATION), corpus, validation, cfg, tokenizer)
+    separator = tokenizer.separator if conditional else None
+    stopping = _Held(pairs.only(VALIDATION), corpus, validation, cfg, tokenizer, separator)
     if not len(stopping):
         raise DataError(
             "tune: no validation document has a neighbour above min_similarity, so nothing says "
             "when to stop; lower pair.min_similarity or raise corpus.validation_docs"
         )
-    settings, plan = _plan(cfg, pairs, corpus, tokenizer)
+    settings, plan = _plan(cfg, pairs, corpus, tokenizer, separator)
     model = _origin(cfg, start, tokenizer)
     progress(0.0, "measuring what d1 is worth untuned")
     untuned = stopping.d1_worth(model)
@@ -102,6 +113,8 @@ def tune(
             f"the model that tuning starts from does not read d1: its worth is {worth:+.4f} +- "
             f"{error:.4f} nats a token untuned; tuning has to teach that (docs/will-it-work.md)"
         )
+    if cfg.tune.lora.rank:
+        adapters.add(model, cfg.tune.lora, cfg.seed, "tune")
     runtime = runtime_of(cfg, folder)
     if runtime.group.main:
         merging.undo(folder)
@@ -125,7 +138,7 @@ def tune(
 
     progress(1.0, "measuring held-out pairs")
     best = models.load(folder / "best").to(next(model.parameters()).device)
-    seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer)
+    seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer, separator)
     conditioning = {}
     for name, held in (("unseen", stopping), ("seen_by_base", seen)):
         if len(held):
@@ -134,8 +147,8 @@ def tune(
 
     tokens = curve.step * plan.batch_tokens
     row_tokens = plan.rows_per_epoch() * plan.seq_len
-    forward = models.flops_per_token(model, cfg.model.seq_len)
-    # a step costs three forward passes, an evaluation one
+    forward = models.flops_per_token(model, cfg.tune_seq_len)
+    # an evaluation costs one forward pass
     evaluated = stopping.num_tokens * (len(curve.validation) + len(shares))
     return Tuned(
         curve=curve,
@@ -144,7 +157,7 @@ def tune(
         untuned=untuned,
         tokens=tokens,
         padding_share=1 - float(plan.lengths.sum()) / row_tokens,
-        flops=3 * forward * tokens + forward * evaluated,
+        flops=cfg.tune.lora.passes * forward * tokens + forward * evaluated,
         stopped_by=stopping.numbers,
     )
 
@@ -163,7 +176,11 @@ def _origin(
 
 
 def _plan(
-    cfg: config.Config, pairs: Pairs, corpus: Tokens, tokenizer: Tokenizer
+    cfg: config.Config,
+    pairs: Pairs,
+    corpus: Tokens,
+    tokenizer: Tokenizer,
+    separator: int | None,
 ) -> tuple[Settings, PairPlan]:
     """How to tune, and on what: as many rows as `max_epochs` and `max_tokens` allow."""
     tune = cfg.tune
@@ -171,27 +188,31 @@ def _plan(
     # what the model is measured on stays unseen by tuning, as a document too
     plain = np.setdiff1d(np.arange(len(corpus)), pairs.only(HELDOUT).d2)
 
-    def plan(tokens: int) -> PairPlan:
+    def plan(tokens: int, separator: int | None) -> PairPlan:
         return PairPlan(
             corpus,
             tuned_on.d1.tolist(),
             tuned_on.d2.tolist(),
-            seq_len=cfg.model.seq_len,
+            seq_len=cfg.tune_seq_len,
             d1_share=tune.d1_share,
             batch_tokens=tune.batch_tokens,
             tokens=tokens,
             seed=cfg.seed,
             end=tokenizer.end,
-            separator=tokenizer.separator,
+            separator=separator,
             contexts=tune.contexts,
             plain_share=tune.plain_share,
             plain=plain,
         )
 
     # how many rows an epoch takes shows only once its pairs are packed
-    epoch_tokens = plan(1).rows_per_epoch() * cfg.model.seq_len
-    wanted = int(tune.max_epochs * epoch_tokens / (1 - tune.plain_share))
-    packed = plan(min(wanted, tune.max_tokens or wanted))
+    epoch_rows = plan(1, tokenizer.separator).rows_per_epoch()
+    wanted = int(tune.max_epochs * epoch_rows * cfg.tune_seq_len / (1 - tune.plain_share))
+    tokens = min(wanted, tune.max_tokens or wanted)
+    if separator is None:
+        # as many passes over the d2, whose rows are fewer without their d1
+        tokens = tokens * plan(1, None).rows_per_epoch() // epoch_rows
+    packed = plan(tokens, separator)
 
     # a set: with few steps several evaluations fall on one
     evals = {round(packed.steps * i / tune.evals) for i in range(tune.evals + 1)}
@@ -210,7 +231,7 @@ class _Held:
     """Held-out pairs, one d1 for each d2, spread over the similarities.
 
     d2 is cut to what a row always has room for, so that every condition is scored on the same
-    tokens.
+    tokens. Without `separator` the model that is tuned is given no d1.
     """
 
     def __init__(
@@ -220,10 +241,13 @@ class _Held:
         second: Tokens,
         cfg: config.Config,
         tokenizer: Tokenizer,
+        separator: int | None,
     ) -> None:
-        self.seq_len = cfg.model.seq_len
+        self.seq_len = cfg.tune_seq_len
         self.share = cfg.tune.d1_share
         self.tokenizer = tokenizer
+        self.separator = separator
+        self.external = cfg.tune.init_from is not None
 
         # pairs come most similar first, so the first of a d2 is its best
         _, once = np.unique(pairs.d2, return_index=True)
@@ -264,7 +288,7 @@ class _Held:
                 self.seq_len,
                 self.share,
             )
-            self.num_tokens += 1 + d1_tokens + d2_tokens
+            self.num_tokens += d2_tokens if separator is None else 1 + d1_tokens + d2_tokens
 
     def __len__(self) -> int:
         return len(self.d2)
@@ -274,7 +298,7 @@ class _Held:
         return joined_contexts(texts, self.seq_len, self.share, self.tokenizer.separator)
 
     def loss(self, model: Any) -> float:
-        """Nats per token of d2 given its d1."""
+        """Nats per token of d2 given its d1, or nothing where it is tuned without."""
         return self._score(model, self.d1).mean
 
     def d1_worth(self, model: Any) -> tuple[float, float]:
@@ -292,6 +316,8 @@ class _Held:
         without d1.
 
         Where that is a language model (`is_base`, not fresh weights), there is a net worth too.
+        Conditions with a d1 are left out where it is tuned without. Tokens of another tokenizer
+        than the arms' are compared with theirs by `tokens_per_byte`.
         """
         nothing = [np.array([self.tokenizer.end])] * len(self)
         given = self._score(model, self.d1)
@@ -308,8 +334,14 @@ class _Held:
             "pairs": len(self),
         }
         losses["d1_worth"], losses["d1_worth_error"] = given.gain_over(random)
+        if self.separator is None:
+            for name in ("given_d1", "given_random_d1", "d1_worth", "d1_worth_error"):
+                del losses[name]
         if is_base:
             losses["net_worth"], losses["net_worth_error"] = given.gain_over(alone)
+        if self.external:
+            size = sum(len(self.tokenizer.decode(d2).encode()) for d2 in self.d2)
+            losses["tokens_per_byte"] = sum(map(len, self.d2)) / size
         return losses
 
     def _score(
@@ -324,5 +356,5 @@ class _Held:
             self.seq_len,
             self.share,
             self.tokenizer.end,
-            self.tokenizer.separator,
+            self.separator,
         )

@@ -73,7 +73,7 @@ def _analyzed(
     rows: Sequence[Sample],
     corpus: Tokens,
 ) -> dict[str, Any]:
-    """The measures of one kind of synthetic text, by the tokens that were sampled."""
+    """The measures of one kind of synthetic text, by the tokens that the arms read."""
     from synthboot.stages import analyze as stage
 
     tokens = [row.tokens for row in rows]
@@ -82,7 +82,7 @@ def _analyzed(
     result = stage.analyze(tokens, texts, corpus, c.cfg.analyze, given)
 
     # per sampled token: where a document ended by itself, its end was sampled too
-    sampled = [len(row.tokens) + (row.finish == "end") for row in rows]
+    sampled = [row.sampled + (row.finish == "end") for row in rows]
     total_logprob = 0.0
     for row, count in zip(rows, sampled, strict=True):
         total_logprob += row.mean_logprob * count

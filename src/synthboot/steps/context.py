@@ -11,6 +11,7 @@ from typing import Any
 from synthboot import config
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.embeddings import Embeddings
+from synthboot.artifacts.external import EXTERNAL, External
 from synthboot.artifacts.model import Model
 from synthboot.artifacts.pairs import Pairs
 from synthboot.artifacts.store import Progress, read_manifest
@@ -48,6 +49,12 @@ class Context:
     def corpus(self) -> Corpus:
         """The corpus, which every other stage reads."""
         return Corpus.open(self.parents["corpus"])
+
+    @cached_property
+    def external(self) -> External | None:
+        """The model from outside and the corpus in its tokens, where the synthesizer is one."""
+        folder = self.parents.get(EXTERNAL)
+        return None if folder is None else External.open(folder)
 
     @cached_property
     def embeddings(self) -> Embeddings | None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from synthboot.artifacts.external import EXTERNAL
 from synthboot.steps.context import Context, Outcome
+from synthboot.steps.external import external
 
 
 def corpus(c: Context) -> Outcome:
-    """The user's files, cleaned, split and tokenized."""
+    """The user's files, cleaned, split and tokenized, or what an external synthesizer reads."""
     from synthboot.stages.corpus import corpus as stage
+
+    if c.variant == EXTERNAL:
+        return external(c)
 
     expected = {
         "source": c.outside["files"],

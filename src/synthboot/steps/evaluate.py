@@ -237,6 +237,8 @@ def _compared(
     size_bytes = np.array([len(document.text.encode()) for document in test_set])
     first_model, *others = models[stage.REPETITION].values()
     looks = _looks(c, first_model, 1 + len(others))
+    wrote = any(arm.synthetic is not None for arm in c.cfg.arms.values())
+    external = c.cfg.tune.init_from if wrote else None
 
     result: dict[str, Any] = {}
     for checkpoint, by_arm in losses.items():
@@ -244,7 +246,7 @@ def _compared(
         for arm, by_seed in by_arm.items():
             by_document[arm] = np.stack(by_seed).sum(2)  # (seed, doc, part) -> (seed, doc)
         result[checkpoint] = stage.evaluate(
-            by_document, tokens, size_bytes, c.cfg.arms, cfg, groups, looks
+            by_document, tokens, size_bytes, c.cfg.arms, cfg, groups, looks, external
         )
 
     chosen = result[cfg.checkpoint]

@@ -80,6 +80,11 @@ def _sources(c: Context, arm: config.Arm) -> Sources:
     if arm.layout == "packed_pairs":
         pairs = c.pairs().only(TRAIN)
         return Sources(real, pairs=(pairs.d1, pairs.d2), replay=replay)
+    if "teacher" in c.parents:
+        teacher = c.model("teacher")
+        counts = teacher.token_counts
+        flops = counts["train_flops"] + counts["spent_flops"]
+        return Sources(real, replay=replay, teacher=teacher.best, upstream_flops=flops)
     if "synthesize" not in c.parents:
         return Sources(real, replay=replay)
 

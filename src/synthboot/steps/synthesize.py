@@ -12,19 +12,21 @@ def synthesize(c: Context) -> Outcome:
     from synthboot.stages.synthesize import synthesize as stage
 
     synthesizer = c.model("synthesizer").best
+    external = c.external
     job = Job(
         cfg=c.cfg.synthesize,
         synthesizer=synthesizer,
         tokenizer=c.corpus.tokenizer_folder,
-        corpus=tuple(c.corpus.shards("pool")),
+        corpus=tuple(external.shards("pretrain") if external else c.corpus.shards("pool")),
         docs=c.corpus.pretrain_docs,
-        seq_len=c.cfg.model.seq_len,
+        seq_len=c.cfg.tune_seq_len,
         d1_share=c.cfg.tune.d1_share,
         seed=c.cfg.seed,
         conditional=conditional(c.variant),
         engine=c.cfg.engine,
         contexts=c.cfg.tune.contexts,
         pairs=c.parents.get("pair"),
+        external=external is not None,
     )
     counts = stage(
         job,
@@ -34,6 +36,8 @@ def synthesize(c: Context) -> Outcome:
         c.progress,
     )
     counts["upstream_flops"] = upstream_flops(c)
+    if external is not None:
+        counts["external"] = c.cfg.tune.init_from
 
     sampled = counts["sampled_tokens"]
     read = counts["prompt_tokens"] + sampled

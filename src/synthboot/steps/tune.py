@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.external import External
 from synthboot.artifacts.model import Model
-from synthboot.steps.context import Context, Outcome, upstream_flops
+from synthboot.steps.context import Context, Outcome, conditional, upstream_flops
 from synthboot.steps.sweep import best_trial
 
 
@@ -17,16 +19,19 @@ def tune(c: Context) -> Outcome:
     if c.cfg.tune.sweep:
         return _chosen(c)
 
+    text: Corpus | External = c.external or c.corpus
+    start = c.model("base").best if "base" in c.parents else None
     tuned = stage(
         c.cfg,
-        c.model("base").best if "base" in c.parents else None,
+        c.external.model if c.external else start,
         c.pairs(),
-        c.corpus.pretrain,
-        c.corpus.validation,
-        c.corpus.tokenizer,
+        text.pretrain,
+        text.validation,
+        text.tokenizer,
         c.folder,
         c.progress,
         c.note,
+        conditional(c.variant),
     )
     counts = {
         "account": tuned.sentence(),
@@ -50,12 +55,13 @@ def tune(c: Context) -> Outcome:
 def _chosen(c: Context) -> Outcome:
     """The synthesizer of the sweep's best trial, under this unit's name."""
 
-    def loss_given_d1(trial: Model) -> float:
+    def loss(trial: Model) -> float:
         # of the model that is kept, averaged with base or not; base's own loss is the same for
         # all, so that the least is the highest net worth
-        return float(trial.tuning["conditioning"]["unseen"]["given_d1"])
+        condition = "given_d1" if conditional(c.variant) else "given_nothing"
+        return float(trial.tuning["conditioning"]["unseen"][condition])
 
-    best = best_trial(c, c.cfg.tune.trials(), c.cfg.tune.sweep, loss_given_d1)
+    best = best_trial(c, c.cfg.tune.trials(), c.cfg.tune.sweep, loss)
     trial = c.model(f"trial/{best}")
     manifest = trial.manifest
     Model.open(c.folder).copy(trial)

@@ -1,0 +1,66 @@
+"""Artifacts that several runs have alike are made once: a run takes over what another has finished,
+where the fingerprint says that it would make the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from synthboot import config
+from synthboot.artifacts import store
+from synthboot.errors import CorruptArtifact
+from synthboot.recipes import Unit
+from synthboot.runner.graph import fingerprints
+from synthboot.runner.state import State
+from synthboot.runner.unit import held
+
+OWN = ("evaluate", "report")
+"""Stages whose artifacts every run makes itself: `evaluate` counts how often a run was looked at,
+the report holds its name. Both are cheap."""
+
+
+def finished(runs: Iterable[Path]) -> dict[str, Path]:
+    """The finished artifacts of run folders that another run may take over, by fingerprint."""
+    found: dict[str, Path] = {}
+    for run in runs:
+        for path in sorted(run.glob(f"[0-9][0-9]-*/**/{store.MANIFEST}")):
+            try:
+                manifest = store.read_manifest(path.parent)
+            except CorruptArtifact:
+                continue  # its own run says so
+            if manifest is not None and manifest.stage not in OWN:
+                found.setdefault(manifest.fingerprint, path.parent)
+    return found
+
+
+def take_over(
+    cfg: config.Config,
+    plan: Mapping[str, Unit],
+    standing: Mapping[str, State],
+    others: Mapping[str, Path],
+    note: Callable[[str, str], None],
+) -> bool:
+    """Whether any artifact of the plan was taken over from `others` (folders by fingerprint).
+
+    One that is damaged there is made anew instead. `note` is told the unit and where its artifact
+    is from.
+    """
+    marks = fingerprints(plan)
+    done = {name for name, state in standing.items() if state.status == "done"}
+    taken = False
+    for name, unit in plan.items():
+        source = others.get(marks[name])
+        # a child of what has yet to be made would be made anew with it
+        if name in done or source is None or not done.issuperset(unit.parents.values()):
+            continue
+        folder = unit.folder(cfg.folder)
+        try:
+            with held(folder):
+                store.adopt(source, folder)
+        except CorruptArtifact as error:
+            note(name, f"{error}; made anew")
+            continue
+        done.add(name)
+        taken = True
+        note(name, f"taken over from {source}")
+    return taken

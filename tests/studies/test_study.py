@@ -1,0 +1,236 @@
+"""Studies on the smallest run: what points have alike is made once, a killed study goes on, rows are what artifacts say."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from synthboot import api, loading, recipes
+from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.model import Model
+from synthboot.cli import main
+from synthboot.errors import LockedRun, MissingArtifact
+from synthboot.recipes import folder_of
+from synthboot.runner import lock
+from synthboot.runner.graph import needed
+from synthboot.runner.sharing import finished, take_over
+from synthboot.runner.state import states
+from synthboot.statistics import holm
+from synthboot.studies.study import Grid, collect
+from tests.conftest import contents, run_folder
+
+VARY = {"tune.lr": [5e-4, 2e-3], "tune.weight_decay": [0.1, 0.2]}  # the first of each as the finished run has it
+NAMES = [f"lr-{lr}_weight_decay-{decay}" for lr in (0.0005, 0.002) for decay in (0.1, 0.2)]
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+class Told:
+    """What a study tells: the units that were made, and those taken over, by point."""
+
+    def __init__(self, kill_at: int = 0) -> None:
+        self.kill_at = kill_at
+        self.made: dict[str, list[str]] = {}
+        self.taken: dict[str, list[str]] = {}
+
+    def __call__(self, name: str, kind: str, value: Any) -> None:
+        if kind == "point":
+            if value[0] == self.kill_at:
+                raise KeyboardInterrupt
+            self.point = name
+            self.made[name], self.taken[name] = [], []
+        elif kind == "start":
+            self.made[self.point].append(name)
+        elif kind == "note" and "taken over from" in value:
+            self.taken[self.point].append(name)
+
+
+@pytest.fixture(scope="module")
+def studied(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Told, Told, api.Study]:
+    """A study up to tune beside an earlier run, killed before its third point and started again."""
+    out = tmp_path_factory.mktemp("studied") / "study"
+    shutil.copytree(run_folder(tiny), out / "earlier")
+    grid = Grid(tiny, VARY, target="tune", out=out)
+    planned = grid.plan()
+    assert [(p.to_make, p.shared) for p in planned] == [(0, 5), (1, 4), (1, 4), (1, 4)]
+    killed, again = Told(kill_at=3), Told()
+    with pytest.raises(KeyboardInterrupt):
+        grid.run(killed)
+    assert len(json.loads((out / "study.json").read_text())["rows"]) == 2
+    return out, killed, again, api.study(tiny, VARY, until="tune", out=out, progress=again)
+
+
+def test_what_points_have_alike_is_made_once(studied: Any) -> None:
+    out, killed, again, _ = studied
+    shared = ["corpus", "embed", "pair/related", "base"]
+    assert killed.made == {NAMES[0]: [], NAMES[1]: ["tune/related"]}
+    assert killed.taken == {NAMES[0]: [*shared, "tune/related"], NAMES[1]: shared}
+    assert again.made == dict(zip(NAMES, [[], [], ["tune/related"], ["tune/related"]], strict=True))
+    assert list(again.taken.values()) == [[], [], shared, shared]
+    for stage in ("01-corpus", "03-pair", "04-base"):
+        for path in (out / "earlier" / stage).rglob("*.json"):
+            if path.name != "manifest.json":
+                copies = [out / name / path.relative_to(out / "earlier") for name in NAMES]
+                assert {copy.stat().st_ino for copy in copies} == {path.stat().st_ino}
+
+
+def test_a_point_is_an_ordinary_run_to_the_byte(studied: Any, tiny: dict[str, Any], tmp_path: Path) -> None:
+    out = studied[0]
+    settings = {**tiny, "root": str(out), "name": NAMES[2], "tune": {**tiny["tune"], "lr": 2e-3, "weight_decay": 0.1}}
+    alone = {**settings, "root": str(tmp_path)}
+    api.Run(alone).run("tune")
+    assert contents(settings) == contents(alone)
+    standing = api.Run(settings).plan()  # and it knows itself again
+    assert standing["tune/related"].status == "done"
+
+
+def test_rows_say_what_the_artifacts_say_and_the_files_the_same(studied: Any) -> None:
+    out, _, _, study = studied
+    assert [row.point for row in study.rows] == NAMES
+    for row in study.rows:
+        unseen = Model.open(folder_of(out / row.folder, "tune", "related")).tuning["conditioning"]["unseen"]
+        assert row.d1_worth == (unseen["d1_worth"], unseen["d1_worth_error"])
+        assert row.net_worth == (unseen["net_worth"], unseen["net_worth_error"])
+        base = Model.open(folder_of(out / row.folder, "base"))
+        assert (row.parameters, row.base_loss) == (base.token_counts["parameters"], base.curve["best_loss"])
+        assert (row.train_tokens, row.batch_tokens) == (2_688, 384)
+        assert (row.contexts, row.seeds, row.minus_self, row.note) == (1, None, None, "")
+    assert len({row.d1_worth for row in study.rows}) == 4
+
+    found = json.loads((out / "study.json").read_text())["rows"]
+    assert found == study.table()
+    with open(out / "study.csv", newline="") as file:
+        for line, row in zip(csv.DictReader(file), found, strict=True):
+            assert list(line) == list(row)
+            for name, value in row.items():
+                assert line[name] == ("" if value is None else value if isinstance(value, str) else json.dumps(value))
+    frame = study.to_pandas()
+    assert frame["tune.lr"].tolist() == [0.0005, 0.0005, 0.002, 0.002]
+    assert frame["d1_worth"].tolist() == [row.d1_worth[0] for row in study.rows]
+
+
+def test_one_study_at_a_time(studied: Any, tiny: dict[str, Any]) -> None:
+    out = studied[0]
+    with lock.held(out), pytest.raises(LockedRun, match="is working on"):
+        Grid(tiny, VARY, target="tune", out=out).run()
+
+
+def test_collected_runs_have_the_same_figures_and_what_sets_them_apart(studied: Any, tmp_path: Path) -> None:
+    out, _, _, study = studied
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(out, moved)
+    found = collect([moved / name for name in NAMES])
+    assert [row.settings for row in found.rows] == [row.settings for row in study.rows]
+    assert [row.d1_worth for row in found.rows] == [row.d1_worth for row in study.rows]
+
+    # a study's folder stands for its runs, the earlier one among them, which has got further
+    everything = collect([moved])
+    assert [row.point for row in everything.rows] == ["earlier", *NAMES]
+    assert set(everything.rows[0].losses) == {"repetition", "sbp"}
+    with pytest.raises(MissingArtifact, match="no run folder"):
+        collect([tmp_path])
+
+
+def test_what_is_left_of_other_settings_is_left_out_of_the_row(studied: Any, tmp_path: Path) -> None:
+    out = studied[0]
+    run = tmp_path / "mixed"
+    shutil.copytree(out / "earlier", run)
+    shutil.rmtree(run / "05-tune" / "related")
+    shutil.copytree(out / NAMES[3] / "05-tune" / "related", run / "05-tune" / "related")
+    [row] = collect([run]).rows
+    assert row.d1_worth is not None
+    assert row.losses == {}  # its arms read what another synthesizer wrote
+    assert "06-synthesize/related is left out" in row.note
+
+
+def test_what_another_run_has_damaged_is_made_anew(tiny: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(run_folder(tiny), tmp_path / "other")
+    [vectors] = (tmp_path / "other" / "02-embed" / "pool" / "000000").glob("*.npy")
+    vectors.write_bytes(vectors.read_bytes()[:-1] + b"?")
+    cfg = loading.load({**tiny, "root": str(tmp_path), "name": "mine"})
+    plan = needed(recipes.units(cfg), "pair")
+    notes: list[tuple[str, str]] = []
+    shelf = finished([tmp_path / "other"])
+    assert take_over(cfg, plan, states(cfg, plan), shelf, lambda *note: notes.append(note))
+    assert [name for name, _ in notes] == ["corpus", "embed"]
+    assert notes[1][1].endswith("made anew")
+    # pairs of vectors that are not there would be made anew with them
+    assert {name: state.status for name, state in states(cfg, plan).items()} == {
+        "corpus": "done",
+        "embed": "missing",
+        "pair/related": "missing",
+    }
+
+
+def test_a_point_that_cannot_be_is_noted_and_the_study_goes_on(tiny: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(run_folder(tiny), tmp_path / "study" / "earlier")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    arguments = ["study", tmp_path / "tiny.yaml", "--until", "corpus", "--out", tmp_path / "study"]
+    result = call(*arguments, "--vary", "corpus.validation_docs=100000,12")
+    assert result.exit_code == 2
+    assert "1 of 2 points failed (validation_docs-100000)" in result.stderr
+    failed, fine = json.loads((tmp_path / "study" / "study.json").read_text())["rows"]
+    assert failed["note"].startswith("failed: ")
+    assert failed["pool_tokens"] is None
+    assert fine["note"] == ""
+    assert fine["pool_tokens"] > 1_000
+
+
+def test_the_command_line_with_arms(tiny: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(run_folder(tiny), tmp_path / "study" / "earlier")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    arguments = ["study", tmp_path / "tiny.yaml", "--vary", "evaluate.confidence=0.95,0.9", "--until", "evaluate"]
+    arguments += ["--set", "arms.self={synthetic: unconditional, share: 0.2}", "--out", tmp_path / "study"]
+    dry = call(*arguments, "--dry-run")
+    assert "2 points; to do: 2,688 tokens to train on" in dry.stdout, dry.output
+    assert not (tmp_path / "study" / "study.json").exists()
+
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert f"study: {tmp_path / 'study' / 'study.html'}" in result.stdout
+    assert "point 2 of 2: confidence-0.9" in result.stderr
+    rows = json.loads((tmp_path / "study" / "study.json").read_text())["rows"]
+    assert [row["point"] for row in rows] == ["confidence-0.95", "confidence-0.9"]
+    p_values = {}
+    for row in rows:
+        result_of = Evaluation.open(folder_of(tmp_path / "study" / row["folder"], "evaluate"))
+        arms = result_of.arms
+        assert [row["loss.sbp"], row["loss.sbp.low"], row["loss.sbp.high"]] == arms["sbp"]["loss"]
+        for other in ("repetition", "self"):
+            ends = [row[f"minus_{other}{end}"] for end in ("", ".low", ".high", ".p")]
+            assert ends == arms["sbp"]["against"][other]
+            p_values[row["point"], other] = ends[-1]
+    wanted = holm(p_values)
+    for row in rows:
+        for other in ("repetition", "self"):
+            assert row[f"minus_{other}.p_adjusted"] == pytest.approx(wanted[row["point"], other])
+
+    # once more: all is there; and from the run folders alone, by one of no configuration
+    assert "to make" not in call(*arguments).stderr
+    collected = call("study", "--runs", *(tmp_path / "study" / row["folder"] for row in rows), "--json")
+    figures = [row["minus_self"] for row in json.loads(collected.stdout)]
+    assert figures == [row["minus_self"] for row in rows]
+    assert (tmp_path / "study" / "study" / "study.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--runs", "a", "--vary", "tune.lr=1,2"], "--vary is about runs to be made"),
+        (["--runs", "a", "--set", "tune.lr=1"], "--set is about runs to be made"),
+        (["--runs", "nowhere"], "nowhere: no run folder"),
+        (["a.yaml", "b.yaml", "--vary", "tune.lr=1,2"], "several paths are run folders for --runs"),
+        (["nowhere.yaml", "--vary", "tune.lr=1,2"], "nowhere.yaml: no such file"),
+    ],
+)
+def test_what_the_command_line_refuses(arguments: list[str], message: str) -> None:
+    result = call("study", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr

@@ -15,7 +15,7 @@ from synthboot.artifacts.model import Model
 from synthboot.artifacts.scores import CHECKPOINTS, Answers, Scores
 from synthboot.data import documents, tasks, words
 from synthboot.data.disk import read_json, write_json
-from synthboot.data.items import Item
+from synthboot.data.items import chance
 from synthboot.errors import ConfigError, CorruptArtifact
 from synthboot.steps import worlds
 from synthboot.steps.context import Context, Outcome
@@ -193,7 +193,7 @@ def _contaminated(
             "items": len(of_name),
             "seen": int(seen[of_name].sum()),
             "short": int(short[of_name].sum()),
-            "chance": _chance([item for task, item in items if task == name]),
+            "chance": chance([item for task, item in items if task == name]),
         }
 
     records = []
@@ -201,15 +201,6 @@ def _contaminated(
         record = {"task": name, "seen": is_seen, "item": item.digest}
         records.append(record | asdict(item))
     return records, counts, seen
-
-
-def _chance(items: Sequence[Item]) -> float | None:
-    """The share that guessing gets right; None where something is to be written, or the choices
-    are not at hand (lm-eval's)."""
-    choices = [max(len(item.contexts), len(item.continuations)) for item in items]
-    if not choices or min(choices) < 2:
-        return None
-    return sum(1 / number for number in choices) / len(choices)
 
 
 def _training_texts(c: Context) -> Iterator[str]:

@@ -137,9 +137,7 @@ def survey(source: str | list[str], most_bytes: int = MOST_BYTES) -> Survey:
         raise DataError(f"{_named(source)}: no record is a document: {reasons}{has}")
 
     vocab_size = next((v for size, v in _VOCABULARIES if total < size), _LARGEST_VOCABULARY)
-    fitted = tokenizer.train(iter(sample), vocab_size)
-    tokens = sum(len(ids) for ids in fitted.documents(sample))
-    rate = sampled / tokens
+    rate = sampled / _tokens(sample, vocab_size)
     others = [name for name in fields if name not in (corpus.text_field, corpus.id_field)]
     return Survey(
         corpus=corpus,
@@ -156,6 +154,12 @@ def survey(source: str | list[str], most_bytes: int = MOST_BYTES) -> Survey:
         bytes_per_token=rate,
         scripts=_scripts(sample),
     )
+
+
+def _tokens(texts: Sequence[str], vocab_size: int) -> int:
+    """How many tokens the texts have in a tokenizer of so many, trained on them."""
+    fitted = tokenizer.train(iter(texts), vocab_size)
+    return sum(len(ids) for ids in fitted.documents(texts))
 
 
 def _head(source: str | list[str]) -> tuple[Rows, Corpus]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from synthboot.data.items import Item, NoItem, item, titles
+from synthboot.data.items import Item, NoItem, chance, item, titles
 
 
 def choice(**changes: Any) -> dict[str, Any]:
@@ -145,3 +145,13 @@ def test_ids_and_groups_that_are_null_are_none() -> None:
 def test_files_are_called_by_their_stems_where_these_differ() -> None:
     given = ["arc_easy@5", "/a/long/path/facts.jsonl.zst", "lm-eval:piqa", "x/v1.2.jsonl", "y/v1.2.jsonl", ".jsonl"]
     assert titles(given) == ["arc_easy@5", "facts", "lm-eval:piqa", "x/v1.2.jsonl", "y/v1.2.jsonl", ".jsonl"]
+
+
+def test_chance_is_one_of_the_choices_and_none_where_something_is_written() -> None:
+    of_three = read(choice(choices=["river", "stone", "tree"]))
+    pair = read({"good": "a b", "bad": "b a"})
+    contexts = read({"context_options": ["A", "B", "C", "D"], "continuation": "c", "gold": 0})
+    assert chance([of_three]) == pytest.approx(1 / 3)
+    assert chance([pair, contexts]) == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert chance([pair, read({"context": "a", "target": "b"})]) is None
+    assert chance([]) is None

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from synthboot import recipes
 
 SOURCE = Path(__file__).parent.parent / "src" / "synthboot"
 FILES = sorted(SOURCE.rglob("*.py"))
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 ORDER = [
     "errors",
     "rng",
@@ -147,3 +149,41 @@ def test_a_stage_is_one_word_everywhere() -> None:
 
 def test_no_vague_file_names() -> None:
     assert not {p.stem for p in FILES} & {"utils", "helpers", "misc", "common", "manager"}
+
+
+def is_private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.startswith("__") and name.isidentifier() and name != "_"
+
+
+def private_names(trees: Iterable[ast.Module]) -> set[str]:
+    """Every private function, class, constant and attribute that is defined."""
+    found: set[object] = set()
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                found.add(node.attr)
+    return {str(name) for name in found if is_private(name)}
+
+
+def reached(tree: ast.Module) -> set[str]:
+    """The private names that a test names and does not define."""
+    found: set[object] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # as patching names them
+            found.add(node.value)
+    return {str(name) for name in found if is_private(name)} - private_names([tree])
+
+
+def test_no_test_reaches_for_a_private_name() -> None:
+    """What a test needs of the inside is a thing of its own, and then it has a name and a docstring."""
+    ours = private_names(ast.parse(p.read_text("utf-8")) for p in FILES)
+    found = {path.relative_to(TESTS[0].parent).as_posix(): reached(ast.parse(path.read_text("utf-8"))) & ours for path in TESTS}
+    assert {name: names for name, names in found.items() if names} == {}

@@ -160,11 +160,49 @@ def test_an_id_that_comes_twice_and_ids_that_are_not_there(tmp_path: Path) -> No
         (VECTORS[:2], r"has shape \(2, 2\), expected one row for each of 3"),
         (np.array([[1.0, 0], [np.nan, 1], [1, 1]], np.float32), r"row 1 \(b\) is zero or not finite"),
         (np.array([[1.0, 0], [1, 1], [0, 0]], np.float32), r"row 2 \(c\) is zero or not finite"),
+        (np.array([["x"], ["y"], ["z"]]), r"holds values of type <U1, expected real numbers"),
+        (VECTORS + 1j, r"holds values of type complex64, expected real numbers"),
+        (VECTORS > 1, r"holds values of type bool, expected real numbers"),
     ],
 )
 def test_bad_vectors_say_what_and_where(tmp_path: Path, vectors: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=message):
         embed.read_vectors(stored(tmp_path / "v.npy", vectors, IDS), IDS)
+
+
+def test_vectors_of_any_size_have_a_direction(tmp_path: Path) -> None:
+    for scale in (1e-200, 1e30, 1e200):
+        found = embed.read_vectors(stored(tmp_path / "v.npy", VECTORS.astype(np.float64) * scale, IDS), IDS)
+        assert np.allclose(found, [[0.6, 0.8], [0, 1], [1, 0]], atol=1e-3), scale
+
+
+def test_half_precision_of_both_kinds_is_read(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file as save_tensors
+
+    path = tmp_path / "v.safetensors"
+    stored(path, VECTORS, IDS)
+    for dtype in (torch.float16, torch.bfloat16):
+        save_tensors({"vectors": torch.from_numpy(VECTORS).to(dtype)}, path)
+        assert np.allclose(embed.read_vectors(str(path), IDS), [[0.6, 0.8], [0, 1], [1, 0]], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["v.npy", "v.safetensors", "v.parquet"])
+@pytest.mark.parametrize("length", [0, 5, -4], ids=["empty", "a few bytes", "cut"])
+def test_damaged_vector_files_are_named(tmp_path: Path, name: str, length: int) -> None:
+    path = Path(stored(tmp_path / name, VECTORS, IDS))
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(DataError, match=rf"{name}: cannot be read"):
+        embed.read_vectors(str(path), IDS)
+
+
+def test_a_file_of_several_tensors_does_not_say_which_are_the_vectors(tmp_path: Path) -> None:
+    path = tmp_path / "v.safetensors"
+    stored(path, VECTORS, IDS)
+    for tensors in ({}, {"a": VECTORS, "b": VECTORS}):
+        save_file(tensors, path)
+        with pytest.raises(DataError, match=f"holds {len(tensors)} tensors, expected one"):
+            embed.read_vectors(str(path), IDS)
 
 
 def test_missing_unknown_and_pickled_vector_files(tmp_path: Path) -> None:

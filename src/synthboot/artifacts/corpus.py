@@ -16,15 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from synthboot.artifacts.store import Shards, read_listed
+from synthboot.artifacts.store import Shards, read_listed, read_rows
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.disk import write_json
+from synthboot.data.disk import unreadable, write_json
 from synthboot.data.documents import Document
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
-from synthboot.errors import CorruptArtifact
 
 PRETRAIN = "pretrain"
 DOCUMENTS = "documents.parquet"
@@ -116,9 +113,8 @@ class Corpus:
 
     def _documents(self, name: str) -> Iterator[Document]:
         for shard in self.shards(name):
-            for batch in pq.ParquetFile(shard / DOCUMENTS).iter_batches(batch_size=1_024):
-                for row in batch.to_pylist():
-                    yield Document(row["id"], row["text"], json.loads(row["metadata"]))
+            for row in read_rows(shard / DOCUMENTS, ["id", "text", "metadata"]):
+                yield Document(row["id"], row["text"], json.loads(row["metadata"]))
 
     def rejects(self) -> Iterator[dict[str, Any]]:
         """What was quarantined: `file`, `line` and `reason` of each record.
@@ -133,7 +129,4 @@ class Corpus:
                     raise ValueError("a line is no record of a file, a line and a reason")
                 yield record
         except (ValueError, OSError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CorruptArtifact(
-                f"{path}: unreadable ({reason}); delete {self.folder} and run again"
-            ) from None
+            raise unreadable(path, error) from None

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float16
 
 from synthboot.artifacts.store import Shards
-from synthboot.data.disk import save_array
+from synthboot.data.disk import load_array, save_array
 
 _VECTORS = "vectors.npy"
 
@@ -46,7 +46,7 @@ class Embeddings:
         return self._vectors("validation")
 
     def _vectors(self, name: str) -> np.ndarray:
-        shards = [np.load(shard / _VECTORS, allow_pickle=False) for shard in self.shards(name)]
+        shards = [load_array(shard / _VECTORS) for shard in self.shards(name)]
         return np.concatenate(shards)  # (doc, dim)
 
 

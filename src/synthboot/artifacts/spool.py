@@ -24,7 +24,7 @@ from synthboot import config
 from synthboot.artifacts.corpus import QUARANTINE
 from synthboot.artifacts.store import WORK, Progress, Shards
 from synthboot.data import documents, files, ngrams
-from synthboot.data.disk import save_array, write_bytes
+from synthboot.data.disk import load_array, save_array, unreadable, write_bytes
 from synthboot.errors import DataError
 
 _HOPELESS = 100_000
@@ -113,9 +113,12 @@ class Spool(Sequence[str]):
         self.tables = []
         columns = [np.empty((0, 4), np.uint64)]
         for shard in self.shards:
-            source = pa.memory_map(str(shard / "documents.arrow"))
-            self.tables.append(pa.ipc.open_file(source).read_all())
-            columns.append(np.load(shard / "hashes.npy", allow_pickle=False))
+            path = shard / "documents.arrow"
+            try:
+                self.tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+            except (pa.ArrowException, OSError) as error:
+                raise unreadable(path, error) from None
+            columns.append(load_array(shard / "hashes.npy"))
         sizes = [len(table) for table in self.tables]
         self.first = np.cumsum([0, *sizes])
 
@@ -151,7 +154,7 @@ class Spool(Sequence[str]):
         """All MinHash signatures, (documents, permutations)."""
         arrays = []
         for shard in self.shards:
-            arrays.append(np.load(shard / "signatures.npy", allow_pickle=False))
+            arrays.append(load_array(shard / "signatures.npy"))
         return np.concatenate(arrays)
 
     def _tell_apart(self) -> None:

@@ -35,6 +35,7 @@ from synthboot.data.disk import (
     read_record,
     record,
     remove,
+    unreadable,
     write_json,
     write_record,
 )
@@ -140,10 +141,22 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CorruptArtifact(
-            f"{path}: unreadable ({reason}); delete its artifact and run again"
-        ) from None
+        raise unreadable(path, error) from None
+
+
+def read_rows(path: Path, columns: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file of an artifact, a thousand in memory at a time.
+
+    Raises CorruptArtifact where it is missing or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(1_024, columns=list(columns)):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise unreadable(path, error) from None
 
 
 def begin(folder: Path, mark: str) -> list[str]:

@@ -185,6 +185,24 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.lib.format.write_array(sink, array, allow_pickle=False)
 
 
+def load_array(path: Path, mapped: bool = False) -> np.ndarray:
+    """What `save_array` wrote; `mapped`: read from disk where it is touched.
+
+    Raises CorruptArtifact where it is missing, short, or no array.
+    """
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise unreadable(path, error) from None
+    return array
+
+
+def unreadable(path: Path, error: Exception) -> CorruptArtifact:
+    """What is said of a file of an artifact that a library cannot read."""
+    reason = " ".join(str(error).split())[:200]
+    return CorruptArtifact(f"{path}: unreadable ({reason}); delete its artifact and run again")
+
+
 def remove(path: Path) -> None:
     """Delete a file, a link, or a folder with all that is in it, unless there is nothing.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Integer
 
-from synthboot.data.disk import save_array
+from synthboot.data.disk import load_array, save_array
 from synthboot.errors import BudgetError, CorruptArtifact
 
 
@@ -59,7 +59,7 @@ class Tokens:
         docs = 0
         for folder in folders:
             path = folder / "tokens.bin"
-            index = np.load(folder / "index.npy", allow_pickle=False)
+            index = load_array(folder / "index.npy")
             count = int(index[-1])
             size = path.stat().st_size
             if size not in (2 * count, 4 * count):

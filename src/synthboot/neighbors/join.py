@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32, Int64
 
 from synthboot.artifacts.store import Progress, silent
-from synthboot.data.disk import save_array
+from synthboot.data.disk import load_array, save_array
 from synthboot.kernels import library, topk
 from synthboot.rng import rng
 
@@ -141,8 +141,7 @@ class Clusters:
         """Map what `save` wrote."""
         arrays = {}
         for name in ("centroids", "order", "bounds", "near", "edges", "vectors"):
-            path = folder / f"{name}.npy"
-            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+            arrays[name] = load_array(folder / f"{name}.npy", mapped=True)
         return Clusters(**arrays)
 
     def join(

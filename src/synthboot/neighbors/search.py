@@ -20,7 +20,14 @@ from jaxtyping import Float, Float32, Int64
 
 from synthboot import config, pool
 from synthboot.artifacts.store import Progress, Shards, silent
-from synthboot.data.disk import committed_folder, damage, read_json, save_array, write_json
+from synthboot.data.disk import (
+    committed_folder,
+    damage,
+    load_array,
+    read_json,
+    save_array,
+    write_json,
+)
 from synthboot.errors import DataError
 from synthboot.neighbors import join
 from synthboot.neighbors.join import QUERY_BLOCK, Clusters
@@ -61,7 +68,7 @@ class Search:
             recall=tuple(settings["recall"]),
             probe_radius=settings["probe_radius"],
             curve=tuple(curve),
-            centroids=np.load(path, allow_pickle=False) if path.exists() else None,
+            centroids=load_array(path) if path.exists() else None,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -232,9 +239,9 @@ def nearest(
         index = np.empty((len(vectors), k), np.int64)
         score = np.empty((len(vectors), k), np.float32)
         for shard in query_blocks:
-            rows = np.load(shard / "rows.npy", allow_pickle=False)
-            index[rows] = np.load(shard / "index.npy", allow_pickle=False)  # (row, k)
-            score[rows] = np.load(shard / "score.npy", allow_pickle=False)  # (row, k)
+            rows = load_array(shard / "rows.npy")
+            index[rows] = load_array(shard / "index.npy")  # (row, k)
+            score[rows] = load_array(shard / "score.npy")  # (row, k)
 
         search = Search.load(chosen)
         if validation is None:
@@ -284,7 +291,7 @@ def _block_search(
 
         return by_clusters
 
-    vectors = np.load(Path(folder) / "vectors.npy", mmap_mode="r", allow_pickle=False)
+    vectors = load_array(Path(folder) / "vectors.npy", mapped=True)
 
     def exact(start: int) -> tuple[np.ndarray, ...]:
         rows = np.arange(start, min(start + QUERY_BLOCK, len(vectors)))

@@ -21,12 +21,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32, Int64
+from safetensors import SafetensorError
 
 from synthboot import config
 from synthboot.artifacts.corpus import DOCUMENTS
-from synthboot.artifacts.store import Progress, Shards, silent
+from synthboot.artifacts.store import Progress, Shards, read_rows, silent
 from synthboot.data import documents
-from synthboot.data.disk import write_bytes
+from synthboot.data.disk import unreadable, write_bytes
 from synthboot.data.words import LONGEST, terms
 from synthboot.errors import ConfigError, DataError, unloadable
 
@@ -76,10 +77,13 @@ class SelfEmbedder:
 
     @staticmethod
     def load(path: Path) -> SelfEmbedder:
-        """Read what `save` wrote."""
+        """Read what `save` wrote. Raises CorruptArtifact where it is missing or damaged."""
         from safetensors.numpy import load_file
 
-        return SelfEmbedder(**load_file(path))
+        try:
+            return SelfEmbedder(**load_file(path))
+        except (SafetensorError, OSError, TypeError) as error:
+            raise unreadable(path, error) from None
 
 
 def embed(
@@ -128,10 +132,8 @@ def shard_embedder(
 
 def _texts(path: Path) -> Iterator[str]:
     """The texts of a shard of documents."""
-    import pyarrow.parquet as pq
-
-    for batch in pq.ParquetFile(path).iter_batches(1_024, columns=["text"]):
-        yield from batch["text"].to_pylist()
+    for row in read_rows(path, ["text"]):
+        yield row["text"]
 
 
 def fit(
@@ -370,8 +372,12 @@ def read_vectors(
         raise DataError(f"embed.path: {path}: no such file")
     try:
         known, vectors = _read_rows(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, SafetensorError) as error:
         raise DataError(f"embed.path: {path}: cannot be read: {error}") from None
+    if vectors.dtype.kind not in "fiu":
+        raise DataError(
+            f"embed.path: {path}: holds values of type {vectors.dtype}, expected real numbers"
+        )
     if vectors.ndim != 2 or len(vectors) != len(known):
         raise DataError(
             f"embed.path: {path}: has shape {vectors.shape}, "
@@ -379,14 +385,19 @@ def read_vectors(
         )
 
     rows = _rows_of(path, known, ids, unknown)
-    vectors = np.asarray(vectors[rows], np.float32)  # (doc, dim), in the order of `ids`
-    bad = np.flatnonzero(~np.isfinite(vectors).all(1) | ~vectors.any(1))
-    if len(bad):
-        raise DataError(
-            f"embed.path: {path}: row {rows[bad[0]]} ({ids[bad[0]]}) is zero or not finite; "
-            f"{len(bad):,} such rows"
-        )
-    return _unit(vectors).astype(np.float16)
+    result = np.empty((len(ids), vectors.shape[1]), np.float16)  # (doc, dim), in the order of `ids`
+    for start in range(0, len(ids), 16_384):
+        block = slice(start, start + 16_384)
+        values = np.asarray(vectors[rows[block]], np.float64)
+        bad = np.flatnonzero(~np.isfinite(values).all(1) | ~values.any(1))
+        if len(bad):
+            doc = start + int(bad[0])
+            raise DataError(
+                f"embed.path: {path}: row {rows[doc]} ({ids[doc]}) is zero or not finite"
+            )
+        # the largest is 1 before anything is squared: 1e200 and 1e-200 are values too
+        result[block] = _unit(values / np.abs(values).max(1, keepdims=True))
+    return result
 
 
 def _rows_of(
@@ -430,9 +441,16 @@ def _read_rows(path: str) -> tuple[list[str], np.ndarray]:
     if path.endswith(".npy"):
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     elif path.endswith(".safetensors"):
-        from safetensors.numpy import load_file
+        from safetensors.torch import load_file  # numpy's does not know bfloat16
 
-        vectors = next(iter(load_file(path).values()))
+        tensors = load_file(path)
+        if len(tensors) != 1:
+            raise DataError(
+                f"embed.path: {path}: holds {len(tensors)} tensors, expected one: "
+                f"a row for each document"
+            )
+        (tensor,) = tensors.values()
+        vectors = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     else:
         raise DataError(
             f"embed.path: {path}: unknown kind of file; known are .npy, .safetensors and .parquet"

@@ -169,7 +169,7 @@ def test_fields_that_no_file_can_hold_do_not_stop_the_run(tmp_path: Path) -> Non
 
 
 def test_a_wrong_field_name_is_told_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "_HOPELESS", 20)
+    monkeypatch.setattr(spool, "GIVE_UP_AFTER", 20)
     read: list[int] = []
     real = documents.records
 
@@ -186,7 +186,7 @@ def test_a_wrong_field_name_is_told_before_the_end(tmp_path: Path, monkeypatch: 
 
 
 def test_a_shard_ends_where_its_records_take_too_much_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "_SHARD_BYTES", 100)
+    monkeypatch.setattr(spool, "SHARD_BYTES", 100)
     cfg = settings(write_jsonl(tmp_path / "a.jsonl", [{"text": "long " * 50 + str(i)} for i in range(4)]))
     assert len(ingested(cfg, tmp_path / "out")) == 4
     assert len(Shards(tmp_path / "out" / WORK / "ingest")) == 4

@@ -99,7 +99,7 @@ def test_a_plan_reads_every_token_of_its_streams_in_turn(
     size = {"seq_len": window, "batch_tokens": rows * window, "train_tokens": rows * window * steps}
     plan = Plan(Tokens.of(real), Tokens.of(written), share, seed=0, end=0, **size)
     targets = np.concatenate([plan.batch(step).targets for step in range(steps)])
-    kinds = [plan._source(row)[0] for row in range(rows * steps)]
+    kinds = [plan.source(row)[0] for row in range(rows * steps)]
     for kind, stream in (("real", plan.real), ("synthetic", plan.synthetic)):
         own = targets[[k == kind for k in kinds]].ravel()
         assert own.tolist() == (stream.read(0, len(own)).tolist() if len(own) else [])
@@ -119,7 +119,7 @@ def test_a_pass_of_packed_pairs_has_each_pair_once(
     d1, d2 = zip(*pairs, strict=True)
     closed = Tokens.of([[*d, 0] for d in docs])
     plan = PairPlan(closed, d1, d2, seq_len=window, d1_share=share, batch_tokens=window, tokens=9, seed=0, end=0, separator=1)
-    laid = plan._packed(0)
+    laid = plan.row_pairs(0)
     assert sorted(pair for row in laid for pair in row) == list(range(len(pairs)))
     assert all(sum(int(plan.lengths[pair]) for pair in row) <= window for row in laid)
     for step in range(len(laid)):

@@ -142,7 +142,7 @@ def test_large_groups_are_held_out_no_more_often_than_others() -> None:
         group = np.concatenate((np.zeros(50, np.int64), np.arange(1, 51)))
         cfg = config.Corpus(source="x", validation_docs=49, test_docs=1)
         kept = np.concatenate(([True], np.zeros(49, bool), np.ones(50, bool)))  # one of each
-        order, _ = stage._split(spool, kept, group, cfg)
+        order, _ = stage.split(spool, kept, group, cfg)
         first += int(np.flatnonzero(order == 0)[0] < 25)
     assert 110 < first < 185  # a half, by chance; nearly always where the least hash decides
 

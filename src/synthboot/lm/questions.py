@@ -75,7 +75,7 @@ def ask(
             questions.append(item.contexts[0])
     rows = _rows(tokenizer, contexts, continuations, window)
     losses, first = score.row_choices(model, rows)
-    open_answers = iter(_said(model, tokenizer, questions, window))
+    open_answers = iter(greedy_answers(model, tokenizer, questions, window))
 
     answers = []
     start = 0
@@ -193,7 +193,7 @@ def _rows(
     return rows
 
 
-def _said(
+def greedy_answers(
     model: Any,
     tokenizer: Tokenizer,
     contexts: Sequence[str],

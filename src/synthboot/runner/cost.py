@@ -47,7 +47,7 @@ def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> d
     # A backward pass costs twice a forward pass. Sampling reads a d1 for every d2.
     forward = _forward_flops(cfg)
     flops = {"train": 3 * forward * train_tokens, "sample": 2 * forward * sampled_tokens}
-    rate = _matmul_rate() * pool.jobs(cfg.engine.jobs, cfg.engine.device)
+    rate = matmul_rate() * pool.jobs(cfg.engine.jobs, cfg.engine.device)
     seconds = sum(work / (rate * _EFFICIENCY[kind]) for kind, work in flops.items())
 
     return {
@@ -190,7 +190,7 @@ def _forward_flops(cfg: Config) -> float:
     return 2 * _parameters(cfg) + attention
 
 
-def _matmul_rate() -> float:
+def matmul_rate() -> float:
     """FLOP/s of one process here, in float32 products of 512 x 512, the best of several."""
     from threadpoolctl import threadpool_limits
 

@@ -112,6 +112,10 @@ def test_words(text: str, expected: list[str]) -> None:
     assert words.words(text) == expected
 
 
+def test_the_terms_of_scripts_without_spaces_are_letters_and_pairs_of_them() -> None:
+    assert [len(words.terms(text)) for text in ("天地玄黄天", "ภาษาไทย", "two words")] == [9, 13, 2]
+
+
 def test_symbols_are_words_on_request() -> None:
     assert words.words("x = a+b; ≠←ü", symbols=True) == ["x", "=", "a", "+", "b", ";", "≠", "←", "ü"]
     assert [words.in_symbols(t) for t in ("+[->+<]", "x = a + b", "«Да», — 他这样说了。", "")] == [True, False, False, False]

@@ -14,6 +14,7 @@ import torch
 from synthboot import config
 from synthboot.data import tasks
 from synthboot.data import tokenizer as tokenizers
+from synthboot.data.items import Item
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import ConfigError
 from synthboot.lm import model as models
@@ -44,6 +45,7 @@ WORDS = (
     "finds",
 )
 ITEMS, WINDOW = 200, 64
+SEAMS = [("the cat ", "sees"), ("the cat", " sees"), ("the cat", "sees")]
 
 
 def sentence(rng: random.Random, low: int = 2, high: int = 9) -> str:
@@ -142,7 +144,7 @@ def made_right(kind: str, some: list[dict[str, Any]], model: Any, tokenizer: Tok
     """The rows, some with what the model would say: a random model is never right by chance on an open question."""
     if kind not in ("cloze", "open"):
         return some
-    said = questions._said(model, tokenizer, [r.get("query", r.get("context")) for r in some], WINDOW)
+    said = questions.greedy_answers(model, tokenizer, [r.get("query", r.get("context")) for r in some], WINDOW)
     for number, row in enumerate(some):
         words = said[number].split()
         if kind == "open" and number % 3 == 0 and words:
@@ -210,22 +212,33 @@ def test_a_choice_is_the_sum_of_its_tokens(saved: tuple[Path, Any, Tokenizer]) -
 
 
 def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(saved: tuple[Path, Any, Tokenizer]) -> None:
-    _, _, tokenizer = saved
-    (one,) = questions._rows(tokenizer, ["the cat "], ["sees"], WINDOW)
-    (two,) = questions._rows(tokenizer, ["the cat"], [" sees"], WINDOW)
-    assert all((a == b).all() for a, b in zip(one, two, strict=True))
+    _, model, tokenizer = saved
+    items = [Item("x", "cloze", (context,), (continuation,), 0) for context, continuation in SEAMS]
+    one, two, other = questions.ask(model, tokenizer, items, WINDOW)
+    assert one == two
+    assert one.nats != pytest.approx(other.nats)
 
 
 def test_what_is_too_long_loses_its_beginning(saved: tuple[Path, Any, Tokenizer]) -> None:
-    _, _, tokenizer = saved
-    (inputs, targets) = questions._rows(tokenizer, ["cat " * 200], ["dog"], 16)[0]
-    assert len(inputs) == len(targets) == 16
-    assert tokenizer.decode(targets[targets >= 0]).strip() == "dog"
+    _, model, tokenizer = saved
+    (answer,) = questions.ask(model, tokenizer, [Item("x", "cloze", ("cat " * 200,), ("dog",), 0)], 16)
+    (whole,) = tokenizer.encode(["cat " * 200 + "dog"])
+    ids = whole[-17:]
+    length = len(whole) - len(tokenizer.encode([("cat " * 200).rstrip()])[0])  # of the continuation
+    logits = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+    nats = -sum(float(logits[place - 1, ids[place]].detach()) for place in range(17 - length, 17))
+    assert answer.nats == pytest.approx(nats, rel=1e-5)
 
 
-def test_open_answers_are_compared_without_case_and_punctuation() -> None:
-    assert questions._plain(" The U.S.! ") == "the us"
-    assert questions._STOPS.split("Paris, France", maxsplit=1)[0] == "Paris"
+def test_open_answers_are_compared_without_case_and_punctuation(saved: tuple[Path, Any, Tokenizer]) -> None:
+    _, model, tokenizer = saved
+    asked = [sentence(random.Random(n)) for n in range(20)]
+    said = questions.greedy_answers(model, tokenizer, asked, WINDOW)
+    assert not any(stop in text for text in said for stop in "\n.,")
+    question, text = next((q, t) for q, t in zip(asked, said, strict=True) if t.split())
+    answers = [f" {text.upper()}!? ", f"{text} too"]
+    items = [Item("x", "open", (question,), (), 0, answers=(answer,)) for answer in answers]
+    assert [answer.right for answer in questions.ask(model, tokenizer, items, WINDOW)] == [True, False]
 
 
 def test_an_unknown_lm_eval_task_is_an_error(saved: tuple[Path, Any, Tokenizer], tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def _tuning_tokens(cfg: Config) -> int:
 def _stored_bytes(cfg: Config, models: int, train_tokens: int, sampled_tokens: int) -> float:
     """What the run adds to the disk: two checkpoints of every model, the optimizer state of the
     one that is training, and the samples."""
-    parameters = _parameters(cfg)
+    parameters = _num_parameters(cfg)
     checkpoints = models * 2 * 4 * parameters
     resumable = 3 * 4 * parameters if train_tokens else 0
     token_bytes = 2 if cfg.corpus.vocab_size <= 1 << 16 else 4
@@ -174,7 +174,7 @@ def _unique_tokens(cfg: Config) -> int:
     return int(Corpus.open(folder).summary["pretrain_tokens"])
 
 
-def _parameters(cfg: Config) -> float:
+def _num_parameters(cfg: Config) -> float:
     model = cfg.model
     kv_fraction = (model.kv_heads or model.heads) / model.heads
     ffn_fraction = (model.ffn or 3 * model.width) / model.width
@@ -187,7 +187,7 @@ def _parameters(cfg: Config) -> float:
 def _forward_flops(cfg: Config) -> float:
     """Per token: two for every parameter, and attention over half a row on average."""
     attention = 2 * cfg.model.layers * cfg.model.width * cfg.model.seq_len
-    return 2 * _parameters(cfg) + attention
+    return 2 * _num_parameters(cfg) + attention
 
 
 def matmul_rate() -> float:

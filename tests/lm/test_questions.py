@@ -44,7 +44,7 @@ WORDS = (
     "makes",
     "finds",
 )
-ITEMS, WINDOW = 200, 64
+ITEMS, WINDOW = 100, 64
 SEAMS = [("the cat ", "sees"), ("the cat", " sees"), ("the cat", "sees")]
 
 
@@ -133,11 +133,38 @@ def both(
         }
         (place / f"{kind}.yaml").write_text(yaml.safe_dump(task))
         ours[kind] = questions.ask(model, tokenizer, tasks.read(str(path), config.Evaluate(tasks=[str(path)])), WINDOW)
-    with pytest.MonkeyPatch.context() as patch:
+    ours["shots"] = with_examples(model, tokenizer, place)
+    with pytest.MonkeyPatch.context() as patch:  # once: the harness looks through ten thousand files
         patch.setenv("HF_DATASETS_CACHE", str(place / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        theirs = questions.harness(folder, [f"own_{kind}" for kind in HARNESS], str(place), "cpu")
-    return {kind: (ours[kind], theirs[f"own_{kind}"]) for kind in HARNESS}
+        theirs = questions.harness(folder, [f"own_{kind}" for kind in ours], str(place), "cpu")
+    return {kind: (answers, theirs[f"own_{kind}"]) for kind, answers in ours.items()}
+
+
+def with_examples(model: Any, tokenizer: Tokenizer, place: Path) -> list[questions.Answer]:
+    """Our answers after two worked examples; what lm-eval needs for its own is written to `place`."""
+    yaml = pytest.importorskip("yaml")
+    some = [row | {"query": " ".join(row["query"].split()[:6])} for row in rows("choice")]
+    parts = {"train": some[:9], "test": some[9:]}
+    files = {name: str(write_jsonl(place / f"own_{name}.jsonl", part)) for name, part in parts.items()}
+    task = {
+        "task": "own_shots",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": files},
+        "test_split": "test",
+        "fewshot_split": "train",
+        "fewshot_config": {"sampler": "first_n"},
+        "num_fewshot": 2,
+        "metric_list": [{"metric": name} for name in ("acc", "acc_norm")],
+        **HARNESS["choice"],
+    }
+    (place / "own_shots.yaml").write_text(yaml.safe_dump(task))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tasks.KNOWN, "own", tasks.Known("own_test", "{query}", shots_file="own_train"))
+        asked = {shots: tasks.read(f"own@{shots}", config.Evaluate(task_folder=str(place))) for shots in (0, 2)}
+    found, none = (questions.ask(model, tokenizer, asked[shots], WINDOW) for shots in (2, 0))
+    assert [a.right for a in found] != [a.right for a in none]  # the examples made a difference
+    return found
 
 
 def made_right(kind: str, some: list[dict[str, Any]], model: Any, tokenizer: Tokenizer) -> list[dict[str, Any]]:
@@ -154,45 +181,14 @@ def made_right(kind: str, some: list[dict[str, Any]], model: Any, tokenizer: Tok
     return some
 
 
-@pytest.mark.parametrize("kind", list(HARNESS))
+@pytest.mark.parametrize("kind", [*HARNESS, "shots"])
 def test_we_agree_with_lm_eval_on_every_item(kind: str, both: dict[str, tuple[list[questions.Answer], np.ndarray]]) -> None:
     ours, theirs = both[kind]
-    assert len(ours) == len(theirs) == ITEMS
+    assert len(ours) == len(theirs) == (ITEMS - 9 if kind == "shots" else ITEMS)  # nine are the worked examples
     assert [float(a.right) for a in ours] == theirs[:, 0].tolist()
-    if kind in ("choice", "pair"):
+    if kind in ("choice", "pair", "shots"):
         assert [float(a.acc_norm) for a in ours] == theirs[:, 1].tolist()
     assert 0 < sum(a.right for a in ours) < ITEMS  # a figure that could have come out otherwise
-
-
-def test_we_agree_with_lm_eval_on_worked_examples(
-    saved: tuple[Path, Any, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("lm_eval")
-    yaml = pytest.importorskip("yaml")
-    folder, model, tokenizer = saved
-    some = [row | {"query": " ".join(row["query"].split()[:6])} for row in rows("choice")]
-    parts = {"train": some[:9], "test": some[9:]}
-    files = {name: str(write_jsonl(tmp_path / f"own_{name}.jsonl", part)) for name, part in parts.items()}
-    task = {
-        "task": "own_shots",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": files},
-        "test_split": "test",
-        "fewshot_split": "train",
-        "fewshot_config": {"sampler": "first_n"},
-        "num_fewshot": 2,
-        "metric_list": [{"metric": name} for name in ("acc", "acc_norm")],
-        **HARNESS["choice"],
-    }
-    (tmp_path / "own_shots.yaml").write_text(yaml.safe_dump(task))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setitem(tasks.KNOWN, "own", tasks.Known("own_test", "{query}", shots_file="own_train"))
-    theirs = questions.harness(folder, ["own_shots"], str(tmp_path), "cpu")["own_shots"]
-    asked = {shots: tasks.read(f"own@{shots}", config.Evaluate(task_folder=str(tmp_path))) for shots in (0, 2)}
-    ours, none = (questions.ask(model, tokenizer, asked[shots], WINDOW) for shots in (2, 0))
-    assert [[float(a.right), float(a.acc_norm)] for a in ours] == theirs[:, :2].tolist()
-    assert [a.right for a in ours] != [a.right for a in none]  # the examples made a difference
 
 
 def test_a_choice_is_the_sum_of_its_tokens(saved: tuple[Path, Any, Tokenizer]) -> None:

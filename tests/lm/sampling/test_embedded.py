@@ -149,7 +149,7 @@ def test_a_prompt_that_many_share_is_read_once(width: int) -> None:
     sampler = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24)
     sampler.decoder = decoder = Watched(model)
     together = sampler.sample(asked)
-    assert 3 <= sum(decoder.read) <= 6  # of 24: eight rows are filled at a time
+    assert 2 <= sum(decoder.read) <= 6  # of 24: eight rows are filled at a time
     assert np.mean([a.tokens == b.tokens for a, b in zip(together, plain, strict=True)]) >= 0.95
 
 

@@ -33,7 +33,7 @@ from synthboot.lm import model as models
 from synthboot.lm.batches import Plan
 from synthboot.lm.sampling.embedded import EmbeddedSampler
 from synthboot.lm.sampling.protocol import Request
-from synthboot.lm.train import Place, Settings, train
+from synthboot.lm.train import Runtime, Settings, train
 
 SIZES = {
     "30M": config.Model(layers=8, width=512, heads=8, kv_heads=4, seq_len=1_024),
@@ -90,7 +90,7 @@ def training(name: str, device: torch.device, peak: float | None, seconds: float
     made = tokenizers.train(iter(["a few words"] * 10), 280)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
-        train(model, plan, how, lambda _: 0.0, Path(folder), made, place=Place(compile=compile, watch=watch))
+        train(model, plan, how, lambda _: 0.0, Path(folder), made, runtime=Runtime(compile=compile, watch=watch))
     rate = rows * size.seq_len / statistics.median(np.diff(stamps[2:]))
     memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     return {

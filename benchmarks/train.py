@@ -35,7 +35,7 @@ from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
 from synthboot.lm import model as models
 from synthboot.lm.batches import Plan
-from synthboot.lm.train import Place, Settings, train
+from synthboot.lm.train import Runtime, Settings, train
 
 SIZES = {
     "demo": (2_048, config.Model(layers=3, width=96, heads=3, kv_heads=1, seq_len=256)),
@@ -72,7 +72,7 @@ class Ours:
                 losses.append(values["loss"])
 
         with tempfile.TemporaryDirectory() as folder:
-            train(models.build(size, vocab, 0), plan, how, lambda _: 0.0, Path(folder), TOKENIZER, place=Place(watch=watch))
+            train(models.build(size, vocab, 0), plan, how, lambda _: 0.0, Path(folder), TOKENIZER, runtime=Runtime(watch=watch))
         return np.diff(stamps).tolist(), losses
 
 

@@ -17,6 +17,7 @@ from synthboot import api, loading, recipes
 from synthboot.artifacts import store
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.scores import Scores
+from synthboot.data import words
 from synthboot.data.tokens import Tokens
 from synthboot.errors import (
     BudgetError,
@@ -31,6 +32,7 @@ from synthboot.errors import (
 from synthboot.runner import executor, lock
 from synthboot.runner.state import State
 from synthboot.runner.state import states as states_of
+from synthboot.steps.evaluate import FAR, NEAR
 from tests.conftest import contents, run_folder, small_config, tiny_config, write_jsonl
 
 
@@ -76,12 +78,12 @@ def test_every_artifact_is_made_once_and_nothing_is_trained_twice(finished: dict
     assert not any("pretrain/repetition/seed-0" in m for m in made)  # that is base
 
 
-def test_arms_spend_exactly_the_same_and_ledgers_match_what_was_synthesized(finished: dict[str, Any]) -> None:
+def test_arms_spend_exactly_the_same_and_token_counts_match_what_was_synthesized(finished: dict[str, Any]) -> None:
     result = store.read_json(run_folder(finished) / "09-evaluate" / "evaluate.json")
-    ledgers = [ledger for seeds in result["ledgers"].values() for ledger in seeds.values()]
-    assert len(ledgers) == 6
-    assert {ledger["train_tokens"] for ledger in ledgers} == {11_904}  # 31 batches of 384
-    sbp = result["ledgers"]["sbp"]["0"]
+    token_counts = [counts for seeds in result["token_counts"].values() for counts in seeds.values()]
+    assert len(token_counts) == 6
+    assert {counts["train_tokens"] for counts in token_counts} == {11_904}  # 31 batches of 384
+    sbp = result["token_counts"]["sbp"]["0"]
     found = Tokens.open(store.Shards(run_folder(finished) / "06-synthesize" / "related" / "chunks"))
     assert sbp["synthetic_tokens"] == round(0.5 * 31 * 4) * 96
     assert sbp["synthetic_epochs"] == pytest.approx(sbp["synthetic_tokens"] / found.num_tokens)
@@ -93,6 +95,23 @@ def test_seeds_share_initial_weights_and_arms_differ(finished: dict[str, Any]) -
     by_model = losses[losses.checkpoint == "last"].groupby(["arm", "seed"]).loss.sum()
     assert len(set(by_model.round(6))) == 6
     assert len(losses) == 3 * 2 * 2 * 30
+
+
+def test_where_the_loss_lies_adds_up(finished: dict[str, Any]) -> None:
+    """By part of a document, and by whether D_pretrain has a neighbour of it."""
+    result = store.read_json(run_folder(finished) / "09-evaluate" / "evaluate.json")
+    rows = pq.read_table(run_folder(finished) / "09-evaluate" / "losses.parquet").to_pandas()
+    mean = rows[rows.checkpoint == result["checkpoint"]].groupby("arm").loss.mean()
+    for arm, parts in result["parts"]["all"].items():
+        assert set(parts) == set(words.KINDS)
+        assert sum(value for value, _, _ in parts.values()) == pytest.approx(mean[arm])
+        assert parts["number"][0] > 0  # every document of this world has two
+
+    groups = result[result["checkpoint"]]["groups"]
+    assert set(groups) <= {NEAR, FAR}
+    assert NEAR in groups  # six documents of an entity: the others are neighbours
+    for by_arm in groups.values():
+        assert set(by_arm) == set(mean.index)
 
 
 def test_the_synthesizer_starts_from_the_best_base(finished: dict[str, Any]) -> None:
@@ -279,9 +298,9 @@ def test_a_corrupt_artifact_is_refused_by_name(finished: dict[str, Any], tmp_pat
 def test_a_comparison_that_is_not_fair_is_refused(finished: dict[str, Any], tmp_path: Path) -> None:
     mine = copy(finished, tmp_path)
     path = run_folder(mine) / "07-pretrain" / "sbp" / "seed-1"
-    ledger = store.read_json(path / "ledger.json")
-    ledger["steps"] += 1
-    store.write_json(path / "ledger.json", ledger)
+    counts = store.read_json(path / "token_counts.json")
+    counts["steps"] += 1
+    store.write_json(path / "token_counts.json", counts)
     manifest = store.read_manifest(path)
     assert manifest is not None
     store.commit(path, manifest)
@@ -359,10 +378,10 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     )
     run = api.Run(settings)
     run.run()
-    ledgers = [store.read_json(p) for p in run_folder(settings).rglob("ledger.json")]
-    assert len(ledgers) == 2
-    for ledger in ledgers:
-        assert ledger["replayed_tokens"] == pytest.approx(0.2 * ledger["train_tokens"], abs=64)
+    token_counts = [store.read_json(p) for p in run_folder(settings).rglob("token_counts.json")]
+    assert len(token_counts) == 2
+    for counts in token_counts:
+        assert counts["replayed_tokens"] == pytest.approx(0.2 * counts["train_tokens"], abs=64)
     assert next(iter(run.evaluate().result["asked"].values())) == {"items": 2, "seen": 1, "short": 0}
     answers = Scores.open(run_folder(settings) / "08-score" / "repetition" / "seed-0").answers
     lines = (run_folder(settings) / "09-evaluate" / "questions.jsonl").read_text().splitlines()

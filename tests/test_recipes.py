@@ -149,17 +149,17 @@ def test_a_model_of_two_arms_is_scored_once(tmp_path: Path) -> None:
 def test_all_arms_run_and_are_compared(ran: dict[str, Any], evaluated: dict[str, Any]) -> None:
     arms = evaluated["best"]["arms"]
     assert list(arms) == list(ARMS)
-    ledgers = {arm: seeds["0"] for arm, seeds in evaluated["ledgers"].items()}
-    full = ledgers["sbp"]["train_tokens"]
-    assert all(ledgers[a]["train_tokens"] == full for a in ARMS if a not in ("sbp-flops", "repetition"))
-    assert ledgers["sbp"]["synthetic_tokens"] == pytest.approx(0.5 * full, abs=128)
-    assert ledgers["sbp-25"]["synthetic_tokens"] == pytest.approx(0.25 * full, abs=128)
-    assert ledgers["sbp-megadoc"]["synthetic_tokens"] == pytest.approx(0.4 * full, abs=256)
-    paid = ledgers["sbp-flops"]
+    token_counts = {arm: seeds["0"] for arm, seeds in evaluated["token_counts"].items()}
+    full = token_counts["sbp"]["train_tokens"]
+    assert all(token_counts[a]["train_tokens"] == full for a in ARMS if a not in ("sbp-flops", "repetition"))
+    assert token_counts["sbp"]["synthetic_tokens"] == pytest.approx(0.5 * full, abs=128)
+    assert token_counts["sbp-25"]["synthetic_tokens"] == pytest.approx(0.25 * full, abs=128)
+    assert token_counts["sbp-megadoc"]["synthetic_tokens"] == pytest.approx(0.4 * full, abs=256)
+    paid = token_counts["sbp-flops"]
     assert paid["train_tokens"] < full
-    assert paid["train_flops"] + paid["spent_flops"] <= ledgers["token_noise"]["train_flops"]
-    one_step = ledgers["token_noise"]["train_flops"] / ledgers["token_noise"]["steps"]
-    assert paid["train_flops"] + paid["spent_flops"] > ledgers["token_noise"]["train_flops"] - 2.2 * one_step
+    assert paid["train_flops"] + paid["spent_flops"] <= token_counts["token_noise"]["train_flops"]
+    one_step = token_counts["token_noise"]["train_flops"] / token_counts["token_noise"]["steps"]
+    assert paid["train_flops"] + paid["spent_flops"] > token_counts["token_noise"]["train_flops"] - 2.2 * one_step
     assert set(arms["sbp"]["against"]) == set(ARMS) - {"sbp"}
     assert arms["self"]["against"]["sbp"][0] == pytest.approx(-arms["sbp"]["against"]["self"][0])
     assert "Beside its controls it is" in evaluated["verdict"]
@@ -186,7 +186,7 @@ def test_a_sweep_takes_the_least_validation_loss_for_every_seed(tmp_path: Path) 
     weights = "best/model.safetensors"
     assert (base / "chosen" / weights).read_bytes() == (base / sweep["chosen"] / weights).read_bytes()
     chosen = sweep["settings"][sweep["chosen"]]
-    other = run.evaluate().result["ledgers"]["repetition"]["1"]
+    other = run.evaluate().result["token_counts"]["repetition"]["1"]
     assert other["settings"]["weight_decay"] == chosen["weight_decay"]
     assert other["recipe"]["epochs"] == chosen["epochs"]
 

@@ -146,9 +146,9 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
 
     with _progress() as progress:
         executor.run(cfg, "embed", progress.tell)
-    found = shown.alphas(cfg)
+    choices = shown.alphas(cfg)
     if as_json:
-        _say_json(found)
+        _say_json(choices)
         return
 
     rows = [
@@ -160,7 +160,7 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
             f"{row['near_duplicates']:.1%}",
             f"{row['random_pairs_above']:.2%}",
         ]
-        for row in found["table"]
+        for row in choices["table"]
     ]
     header = [
         "alpha",
@@ -172,9 +172,9 @@ def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
     ]
     _print_table(header, rows)
     _say(
-        f"from {found['sampled']:,} of {found['docs']:,} documents, near-duplicates taken off, "
+        f"from {choices['sampled']:,} of {choices['docs']:,} documents, near-duplicates taken off, "
         "caps and held-out documents not; "
-        f"min_similarity now gives {found['alpha']:.3f} ({found['why']})"
+        f"min_similarity now gives {choices['alpha']:.3f} ({choices['why']})"
     )
 
 
@@ -322,13 +322,13 @@ def _compare_scores(
             f"and {len(names)} were given; commas join seeds"
         )
     first, second = (name.split(",") for name in names)
-    found = comparison.compare(first, second, metric, wanted)
+    compared = comparison.compare(first, second, metric, wanted)
     if as_json:
-        _say_json([asdict(row) for row in found])
+        _say_json([asdict(row) for row in compared])
         return
 
     rows = []
-    for row in found:
+    for row in compared:
         unmatched = f" ({row.unmatched:,} unmatched)" if row.unmatched else ""
         gap = row.difference
         rows.append(
@@ -358,7 +358,7 @@ def _compare_scores(
         "seeds needed",
     ]
     _print_table(header, rows)
-    if all(row.seeds == 1 for row in found):
+    if all(row.seeds == 1 for row in compared):
         _say(
             "One seed of each: this is about these two models, "
             "and says nothing of how others trained alike would differ."
@@ -503,9 +503,9 @@ class _progress:
 
 def _print_states(units: dict[str, Unit], states: dict[str, State]) -> None:
     for name in units:
-        found = states[name]
-        reasons = f" ({', '.join(found.reasons)})" if found.reasons else ""
-        _say(f"{name}: {found.status}{reasons}")
+        state = states[name]
+        reasons = f" ({', '.join(state.reasons)})" if state.reasons else ""
+        _say(f"{name}: {state.status}{reasons}")
 
 
 def _print_scores(result: dict[str, Any]) -> None:
@@ -513,9 +513,9 @@ def _print_scores(result: dict[str, Any]) -> None:
     other = "last" if result["checkpoint"] == "best" else "best"
     rows = []
     for arm, entry in chosen["arms"].items():
-        # Seeds of an arm read the same amounts, so the first ledger speaks for all.
-        ledger = next(iter(result["ledgers"][arm].values()))
-        unique = _count(ledger["unique_real_tokens"])
+        # Seeds of an arm read the same amounts, so the first speaks for all.
+        counts = next(iter(result["token_counts"][arm].values()))
+        unique = _count(counts["unique_real_tokens"])
         rows.append(
             [
                 arm,
@@ -524,8 +524,8 @@ def _print_scores(result: dict[str, Any]) -> None:
                 f"{entry['perplexity'][0]:.2f}",
                 f"{entry['bits_per_byte'][0]:.4f}",
                 _share(entry),
-                f"{ledger['real_epochs']:.1f} x {unique}",
-                _count(ledger["synthetic_tokens"]),
+                f"{counts['real_epochs']:.1f} x {unique}",
+                _count(counts["synthetic_tokens"]),
             ]
         )
     header = [
@@ -541,7 +541,7 @@ def _print_scores(result: dict[str, Any]) -> None:
     _print_table(header, rows)
 
     if result["questions"]:
-        by_task = {task: found["groups"]["all"] for task, found in result["questions"].items()}
+        by_task = {task: answers["groups"]["all"] for task, answers in result["questions"].items()}
         answered = []
         for arm in chosen["arms"]:
             answered.append([arm, *(_accuracy(by_arm[arm]) for by_arm in by_task.values())])
@@ -566,8 +566,8 @@ def _print_example(example: dict[str, Any]) -> None:
     for title, parts in example["texts"].items():
         # A line without spaces goes on in the next, rather than end in dots.
         text = Text(overflow="fold")
-        for part, mark in parts:
-            text.append(safe(part), style=("", "bold yellow", "bold red")[mark])
+        for part, origin in parts:
+            text.append(safe(part), style=("", "bold yellow", "bold red")[origin])
         panels.append(Panel(text, title=Text(one_line(title))))
     # Below forty columns each, texts are hard to read side by side.
     beside = console.width >= 40 * len(panels)

@@ -94,16 +94,16 @@ def compare(
         )
 
     # a loss and a share of right answers make no mean
-    asked = [table for task, table in tables.items() if task not in LOSSES.values()]
-    if len(asked) > 1:
-        tables[ALL] = _together(asked)
+    answered = [table for task, table in tables.items() if task not in LOSSES.values()]
+    if len(answered) > 1:
+        tables[ALL] = _together(answered)
     return [_compared(task, table, wanted, confidence) for task, table in tables.items()]
 
 
 def read(name: str, metric: str | None = None) -> list[Seed]:
     """The scores that a folder, a run's arm or a file holds, one mapping for each seed."""
     path = Path(name)
-    if Scores.there(path):
+    if Scores.exists(path):
         return [_scores(path, metric or FIGURES[0])]
     if path.is_dir():
         return [_samples(path, metric)]
@@ -209,7 +209,7 @@ def _samples(folder: Path, metric: str | None) -> Seed:
 
 def _of_task(path: Path, metric: str | None) -> dict[str, tuple[float, float]]:
     """Item -> score of one sample file; of a task with several filters, the first."""
-    found: dict[str, tuple[float, float]] = {}
+    scores: dict[str, tuple[float, float]] = {}
     chosen: str | None = None
     for line, row in _rows(path):
         name = str(row.get("filter", ""))
@@ -222,18 +222,18 @@ def _of_task(path: Path, metric: str | None) -> dict[str, tuple[float, float]]:
         field = metric or (names[0] if isinstance(names, list) and names else "acc")
         # The hash names the item itself, doc_id only its place in a list.
         item = str(row.get("doc_hash") or row.get("doc_id"))
-        found[item] = (_number(row.get(field), path, line, field), 1.0)
-    return found
+        scores[item] = (_number(row.get(field), path, line, field), 1.0)
+    return scores
 
 
 def _listed(path: Path) -> Seed:
     """A file of items and numbers."""
-    found: dict[str, dict[str, tuple[float, float]]] = {}
+    by_task: dict[str, dict[str, tuple[float, float]]] = {}
     if path.suffix == ".jsonl":
         for line, row in _rows(path):
             task = str(row.get("task", path.stem))
             score = _number(row.get("score"), path, line, "score")
-            found.setdefault(task, {})[str(row.get("item"))] = (score, 1.0)
+            by_task.setdefault(task, {})[str(row.get("item"))] = (score, 1.0)
     else:
         delimiter = "\t" if path.suffix == ".tsv" else ","
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -242,12 +242,12 @@ def _listed(path: Path) -> Seed:
                 if len(cells) < 2 or is_header:
                     continue
                 score = _number(cells[1], path, line, "the second column")
-                found.setdefault("scores", {})[cells[0]] = (score, 1.0)
-    if not found:
+                by_task.setdefault("scores", {})[cells[0]] = (score, 1.0)
+    if not by_task:
         raise DataError(f"compare: {path}: no item with a number in it")
 
     # One task without a name that both sides would have to agree on.
-    return found if len(found) > 1 else {"scores": next(iter(found.values()))}
+    return by_task if len(by_task) > 1 else {"scores": next(iter(by_task.values()))}
 
 
 def _arm(run: Path, arm: str) -> list[Seed]:
@@ -258,9 +258,9 @@ def _arm(run: Path, arm: str) -> list[Seed]:
             f"compare: {run}: has not been evaluated; `synthboot evaluate CONFIG` does that"
         )
     # For the error: what could have been meant.
-    known = sorted({row["arm"] for row in rows})
-    if arm not in known:
-        raise DataError(f"compare: {run}: has no arm {arm!r}; it has {', '.join(known)}")
+    arms = sorted({row["arm"] for row in rows})
+    if arm not in arms:
+        raise DataError(f"compare: {run}: has no arm {arm!r}; it has {', '.join(arms)}")
     by_seed: dict[int, dict[str, dict[str, tuple[float, float]]]] = {}
     for row in rows:
         if row["arm"] == arm:
@@ -275,17 +275,17 @@ def _scores(folder: Path, metric: str) -> Seed:
     if metric not in FIGURES:
         raise DataError(f"compare: {folder}: {metric}: no figure; there are {', '.join(FIGURES)}")
     scores = Scores.open(folder)
-    found: dict[str, dict[str, tuple[float, float]]] = {}
+    by_task: dict[str, dict[str, tuple[float, float]]] = {}
     for checkpoint, task in LOSSES.items():
         losses, tokens = scores.by_document(checkpoint)
         pairs = zip(losses.tolist(), tokens.tolist(), strict=True)
-        found[task] = {str(doc): (loss, float(size)) for doc, (loss, size) in enumerate(pairs)}
+        by_task[task] = {str(doc): (loss, float(size)) for doc, (loss, size) in enumerate(pairs)}
 
     answers = scores.answers
     values = answers.figures[:, FIGURES.index(metric)].tolist()
     for task, item, value in zip(answers.task, answers.item, values, strict=True):
-        found.setdefault(task, {})[item] = (value, 1.0)
-    return found
+        by_task.setdefault(task, {})[item] = (value, 1.0)
+    return by_task
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:

@@ -710,7 +710,8 @@ class Evaluate(Section):
     task_items: Count | None = None
     """Most items per task, sampled at random. Default: all."""
     group_field: Text | None = None
-    """Field of the corpus by whose values test losses are also reported."""
+    """Field of the corpus by whose values test losses are also reported. Without one: whether
+    D_pretrain has a document as similar as those of a pair are."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Confidence level of the intervals."""
 

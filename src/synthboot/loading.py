@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from synthboot import schema, strict_yaml
 from synthboot.config import Config
 from synthboot.errors import ConfigError
-from synthboot.strict_yaml import Place, dotted
+from synthboot.strict_yaml import KeyPath, dotted
 
 _SHOWN_CHARACTERS = 60
 _SHOWN_ERRORS = 5
@@ -32,21 +32,21 @@ def load(source: str | Path | Mapping[str, Any], set: Mapping[str, Any] | None =
     """
     where = "config"
     raw: Any = source
-    lines: dict[Place, int] = {}
+    lines: dict[KeyPath, int] = {}
     if not isinstance(source, Mapping):
         where = str(source)
         raw, lines = strict_yaml.read(source)
 
     raw = _plain(raw, (), where)
     if not isinstance(raw, dict):
-        found = "nothing" if raw is None else _quoted(raw)
+        given = "nothing" if raw is None else _quoted(raw)
         raise ConfigError(
-            f"{where}: expected sections such as `corpus:` and `budget:`, found {found}"
+            f"{where}: expected sections such as `corpus:` and `budget:`, found {given}"
         )
     for key, value in (set or {}).items():
-        place = _assign(raw, key, _plain(value, (), f"--set {key}"))
+        key_path = _assign(raw, key, _plain(value, (), f"--set {key}"))
         # What is overridden stands on no line of the file any more.
-        lines = {known: line for known, line in lines.items() if known[: len(place)] != place}
+        lines = {other: line for other, line in lines.items() if other[: len(key_path)] != key_path}
 
     try:
         return Config.model_validate(raw)
@@ -75,20 +75,20 @@ def parse_set(items: list[str] | tuple[str, ...]) -> dict[str, Any]:
     return parsed
 
 
-def _plain(value: Any, place: Place, where: str) -> Any:
+def _plain(value: Any, key_path: KeyPath, where: str) -> Any:
     """A copy with whole numbers as such (1e4, 2.0); an error for what cannot be any setting's."""
-    here = f"{where}: {dotted(place)}" if place else where
-    if len(place) > strict_yaml.MAX_DEPTH:
+    here = f"{where}: {dotted(key_path)}" if key_path else where
+    if len(key_path) > strict_yaml.MAX_DEPTH:
         raise ConfigError(f"{here}: nested more than {strict_yaml.MAX_DEPTH} deep")
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise ConfigError(f"{here}: the key {_quoted(key)} is not text")
             # A key may hold what text cannot, as a value may.
-            _plain(key, place, where)
-        return {key: _plain(inner, (*place, key), where) for key, inner in value.items()}
+            _plain(key, key_path, where)
+        return {key: _plain(inner, (*key_path, key), where) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner, (*place, i), where) for i, inner in enumerate(value)]
+        return [_plain(inner, (*key_path, i), where) for i, inner in enumerate(value)]
     if isinstance(value, str) and _NO_TEXT.search(value):
         raise ConfigError(
             f"{here}: {_quoted(value)} holds a character that text cannot (NUL, or half of a pair)"
@@ -104,7 +104,7 @@ def _plain(value: Any, place: Place, where: str) -> Any:
     return value
 
 
-def _assign(raw: dict[str, Any], key: str, value: Any) -> Place:
+def _assign(raw: dict[str, Any], key: str, value: Any) -> KeyPath:
     *path, last = key.split(".")
     for number, part in enumerate(path):
         # A section that the file leaves out, or leaves empty.
@@ -117,14 +117,14 @@ def _assign(raw: dict[str, Any], key: str, value: Any) -> Place:
     return (*path, last)
 
 
-def _explain(error: Any, raw: dict[str, Any], lines: dict[Place, int]) -> str:
+def _explain(error: Any, raw: dict[str, Any], lines: dict[KeyPath, int]) -> str:
     """One line for one error: the line of the file, the setting, what is given, what may be."""
-    place, field, known = _setting(error["loc"])
-    line = _line_of(place, lines)
-    where = ("" if line is None else f"line {line}: ") + (dotted(place) or "config")
+    key_path, field, keys = _setting(error["loc"])
+    line = _line_of(key_path, lines)
+    where = ("" if line is None else f"line {line}: ") + (dotted(key_path) or "config")
 
     if error["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(_cut(str(place[-1])), known, n=1)
+        nearest = difflib.get_close_matches(_cut(str(key_path[-1])), keys, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         return f"{_cut(where)}: unknown key{hint}"
     if error["type"] == "missing":
@@ -133,17 +133,17 @@ def _explain(error: Any, raw: dict[str, Any], lines: dict[Place, int]) -> str:
         return f"{where}: {error['ctx']['error']}"
 
     given: Any = raw
-    for part in place:
+    for part in key_path:
         given = given.get(part) if isinstance(given, dict) else None
 
     # A name of `arms` that is no name.
     names_sections = field is not None and schema.section(field.annotation) is not None
     if field is not None and names_sections and error["loc"][-1:] == ("[key]",):
         where = where.rpartition(".")[0]
-        return f"{where}: {_quoted(place[-1])} is no name: {schema.takes(field)}"
+        return f"{where}: {_quoted(key_path[-1])} is no name: {schema.takes(field)}"
 
     # A key of `sweep` is not a place of its own in the schema, but it is what is wrong.
-    inner = error["loc"][len(place) : len(place) + 1]
+    inner = error["loc"][len(key_path) : len(key_path) + 1]
     if isinstance(given, dict) and inner and inner[0] in given:
         where = f"{where}.{inner[0]}"
         given = given[inner[0]]
@@ -155,15 +155,15 @@ def _explain(error: Any, raw: dict[str, Any], lines: dict[Place, int]) -> str:
     return message
 
 
-def _line_of(place: Place, lines: dict[Place, int]) -> int | None:
+def _line_of(key_path: KeyPath, lines: dict[KeyPath, int]) -> int | None:
     """The line of a place, or of the nearest above it that the file has."""
-    for length in range(len(place), 0, -1):
-        if place[:length] in lines:
-            return lines[place[:length]]
+    for length in range(len(key_path), 0, -1):
+        if key_path[:length] in lines:
+            return lines[key_path[:length]]
     return None
 
 
-def _setting(loc: tuple[str | int, ...]) -> tuple[Place, FieldInfo | None, list[str]]:
+def _setting(loc: tuple[str | int, ...]) -> tuple[KeyPath, FieldInfo | None, list[str]]:
     """Where an error lies: the place of the setting, its field if it is one, the keys known there.
 
     What follows in `loc` lies inside the setting's value.
@@ -178,15 +178,15 @@ def _setting(loc: tuple[str | int, ...]) -> tuple[Place, FieldInfo | None, list[
             field = None
             continue
 
-        found = model.model_fields.get(str(part))
-        if found is None:
+        entry = model.model_fields.get(str(part))
+        if entry is None:
             return loc[: depth + 1], None, list(model.model_fields)
-        section = schema.section(found.annotation)
+        section = schema.section(entry.annotation)
         if section is None:
-            return loc[: depth + 1], found, []
+            return loc[: depth + 1], entry, []
         model = section
-        if found.annotation is not section:
-            field = found  # sections by name
+        if entry.annotation is not section:
+            field = entry  # sections by name
     return loc, field, list(model.model_fields)
 
 

@@ -62,7 +62,7 @@ def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:
     """Raise what can be known to be wrong once there is a corpus, hours before it would be met.
 
     BudgetError where an oracle asks for more text than it holds,
-    DataError where a question does not fit the window.
+    DataError where a question does not fit into `model.seq_len`.
     """
     for name, arm in cfg.arms.items():
         if isinstance(arm.unique_tokens, int):
@@ -72,9 +72,9 @@ def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:
 
 
 def check_questions_fit(cfg: config.Config, corpus_tokenizer: tokenizer.Tokenizer) -> None:
-    """Raise DataError where a choice is longer than the window: cut, it would be likelier than it
-    is."""
-    window = cfg.model.seq_len
+    """Raise DataError where a choice is longer than `model.seq_len`: cut, it would be likelier than
+    it is."""
+    seq_len = cfg.model.seq_len
     for name in tasks.names(cfg.evaluate):
         if name == tasks.WORLD or name.startswith(tasks.LM_EVAL):
             continue
@@ -83,16 +83,16 @@ def check_questions_fit(cfg: config.Config, corpus_tokenizer: tokenizer.Tokenize
         for item in tasks.read(name, cfg.evaluate, cfg.seed):
             for text in item.continuations:
                 # a token has a byte at least, so what is shorter need not be encoded
-                if len(text.encode()) > window:
+                if len(text.encode()) > seq_len:
                     identifiers.append(item.id)
                     texts.append(text)
 
         encoded = corpus_tokenizer.encode(texts)
         for identifier, tokens in zip(identifiers, encoded, strict=True):
-            if len(tokens) > window:
+            if len(tokens) > seq_len:
                 raise DataError(
                     f"evaluate.tasks: {name}: question {identifier} has a choice of "
-                    f"{len(tokens):,} tokens, and model.seq_len is {window:,}; "
+                    f"{len(tokens):,} tokens, and model.seq_len is {seq_len:,}; "
                     f"shorten it or leave it out"
                 )
 

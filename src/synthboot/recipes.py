@@ -37,12 +37,12 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "corpus": 5,
     "embed": 5,
     "pair": 5,
-    "base": 5,
+    "base": 6,
     "tune": 5,
     "synthesize": 4,
-    "pretrain": 5,
+    "pretrain": 6,
     "score": 1,
-    "evaluate": 7,
+    "evaluate": 9,
     "analyze": 6,
     "report": 4,
 }
@@ -76,13 +76,13 @@ class Unit:
     def reads(self) -> dict[str, Any]:
         """What its artifact is known by: settings and recipe where they are not their default, and
         what is outside."""
-        found = changed(self.settings) | self.outside
+        result = changed(self.settings) | self.outside
         if self.recipe is not None:
-            found["arm"] = changed(self.recipe)
+            result["arm"] = changed(self.recipe)
         for name in ("seed", "budget_tokens"):
             if name in self.options:
-                found[f"unit.{name}"] = self.options[name]
-        return found
+                result[f"unit.{name}"] = self.options[name]
+        return result
 
     def folder(self, root: Path) -> Path:
         """Where its artifact lies: `NN-stage[/variant]`."""
@@ -97,42 +97,42 @@ def folder_of(root: Path, stage: str, variant: str = "") -> Path:
 
 def units(
     cfg: config.Config,
-    known: Mapping[str, Any] = MappingProxyType({}),
+    hashes: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Unit]:
     """Every artifact of a configuration by name, parents before children, in pipeline order, a
     later round of bootstrapping after an earlier one.
 
     What was left to `auto` and is decided counts as what it is. Files outside the run are hashed,
-    which takes a while, but for those that are `known` (`outside`) by an earlier plan of one run.
+    which takes a while, but for those whose `hashes` an earlier plan of the run has (`outside`).
     """
-    found = _Recipes(precision.recorded(cfg), known).all()
+    all_units = _Recipes(precision.recorded(cfg), hashes).all()
     # (round, stage): a round ends where a unit reads one of a later stage than its own
     order: dict[str, tuple[int, int]] = {}
-    for name, unit in found.items():
+    for name, unit in all_units.items():
         stage = STAGES.index(unit.stage)
         round_number = 0
         for parent in unit.parents.values():
             parent_round, parent_stage = order[parent]
             round_number = max(round_number, parent_round + (parent_stage > stage))
         order[name] = round_number, stage
-    return {name: found[name] for name in sorted(found, key=lambda name: order[name])}
+    return {name: all_units[name] for name in sorted(all_units, key=lambda name: order[name])}
 
 
 def outside(plan: Mapping[str, Unit]) -> dict[str, Any]:
     """What the files outside the run are known by, as a plan has hashed them."""
-    found: dict[str, Any] = {}
+    hashes: dict[str, Any] = {}
     for unit in plan.values():
-        found |= unit.outside  # whoever reads the same files calls them the same
-    return found
+        hashes |= unit.outside  # whoever reads the same files calls them the same
+    return hashes
 
 
 class _Recipes:
     """The units found so far, parents before children, and how to find more."""
 
-    def __init__(self, cfg: config.Config, known: Mapping[str, Any]) -> None:
+    def __init__(self, cfg: config.Config, hashes: Mapping[str, Any]) -> None:
         self.cfg = cfg
-        self.known = known
-        self.found: dict[str, Unit] = {}
+        self.hashes = hashes
+        self.units: dict[str, Unit] = {}
         self.first = cfg.pretrain.seeds[0]
         given = self.given("model.init_from", cfg.model.init_from)
         corpus = cfg.corpus
@@ -152,8 +152,8 @@ class _Recipes:
 
     def hashed(self, name: str, read: Callable[[], list[str]]) -> list[str]:
         """What `read` hashes, or what is known of it."""
-        known: list[str] | None = self.known.get(name)
-        return read() if known is None else known
+        hashes: list[str] | None = self.hashes.get(name)
+        return read() if hashes is None else hashes
 
     def given(self, name: str, source: str | None) -> dict[str, Any]:
         """A model or file from outside the run: where it lies on this machine, what is in it."""
@@ -193,7 +193,7 @@ class _Recipes:
             options,
         )
         # arms that need the same thing share it
-        self.found.setdefault(unit.name, unit)
+        self.units.setdefault(unit.name, unit)
         return unit.name
 
     def all(self) -> dict[str, Unit]:
@@ -209,7 +209,7 @@ class _Recipes:
 
         upstream = {}
         synthetic = {}
-        for name, unit in self.found.items():
+        for name, unit in self.units.items():
             # a trial is seen through the unit that its sweep chose
             makes_text = unit.stage in ("embed", "pair", "synthesize", "tune")
             if makes_text and not unit.options.get("trial"):
@@ -217,8 +217,10 @@ class _Recipes:
             if unit.stage == "synthesize":
                 synthetic[name] = name
 
-        # synthetic text is read to look for questions in it
+        # synthetic text is read to look for questions in it, vectors to find neighbours
         parents = {**self.corpus, **models, **scores, **synthetic}
+        if "pair/related" in self.units and cfg.embed.model != "file":
+            parents |= {"embed": "embed", "pair/related": "pair/related"}
         evaluate = self.add("evaluate", "", parents)
         base = self.model("repetition", self.first)
         roles = {
@@ -239,14 +241,14 @@ class _Recipes:
                 },
             )
         self.add("report", "", roles, outside={"name": cfg.name})
-        return self.found
+        return self.units
 
     def score(self, model: str) -> str:
         """The unit that holds the scores of a model, under the name that the model has as an arm.
 
         Raises ConfigError for questions about a world where the corpus is none.
         """
-        unit = self.found[model]
+        unit = self.units[model]
         arm = unit.options["arm"]
         seed = unit.options["seed"]
         # without questions, losses do not depend on how these are asked
@@ -287,7 +289,7 @@ class _Recipes:
             stage = "base"
             variant = "chosen" if arm.sweep else ""
         unit = f"{stage}/{variant}" if variant else stage
-        if unit in self.found:
+        if unit in self.units:
             return unit
 
         sources = self.sources(arm)
@@ -328,16 +330,16 @@ class _Recipes:
 
     def sources(self, arm: config.Arm) -> dict[str, str]:
         """What an arm's text is made from, by role."""
-        found = dict(self.corpus)
+        result = dict(self.corpus)
         if arm.synthetic:
-            found["synthesize"] = self.synthesize(arm)
+            result["synthesize"] = self.synthesize(arm)
         if arm.layout == "packed_pairs":
-            found["pair"] = self.related()
-        return found
+            result["pair"] = self.related()
+        return result
 
     def related(self) -> str:
         """The related pairs."""
-        if "pair/related" in self.found:
+        if "pair/related" in self.units:
             return "pair/related"  # files from outside are hashed once
         cfg = self.cfg.embed
         source = cfg.path if cfg.model == "file" else cfg.model
@@ -363,7 +365,7 @@ class _Recipes:
         parents = {**self.corpus, "synthesizer": synthesizer}
         if cfg.tune.contexts > 1 and kind != "unconditional":
             # the documents beside d1 come from the pairs that it was tuned on
-            parents["pair"] = self.found[synthesizer].parents["pair"]
+            parents["pair"] = self.units[synthesizer].parents["pair"]
         return self.add("synthesize", variant, parents, budget_tokens=tokens)
 
     def synthesizer(

@@ -68,19 +68,19 @@ def trials(swept: Swept) -> dict[str, Swept]:
         raise ValueError(f"`sweep` has more than {MAX_TRIALS:,} combinations, a model each")
 
     unswept = swept.model_dump(exclude={"sweep"})
-    found: dict[str, Swept] = {}
+    by_name: dict[str, Swept] = {}
     for values in itertools.product(*sweep.values()):
         combination = dict(zip(sweep, values, strict=True))
         # Also the name of a folder, so it has to be short and the same everywhere.
         name = ",".join(f"{key}={value:g}" for key, value in combination.items())
-        if name in found:
+        if name in by_name:
             raise ValueError(f"`sweep` has {name} twice (six digits count)")
         try:
-            found[name] = type(swept)(**unswept | combination)
+            by_name[name] = type(swept)(**unswept | combination)
         except ValidationError as error:
             reason = _reason(type(swept), error)
             raise ValueError(f"`sweep`: {name}: {reason}") from None
-    return found
+    return by_name
 
 
 def _reason(kind: type[BaseModel], error: ValidationError) -> str:
@@ -139,13 +139,13 @@ def _plain_words(kind: Any, limits: list[Any]) -> str:
 
 def _metadata(annotations: tuple[Any, ...]) -> list[Any]:
     """The limits of an `Annotated`; a Field holds several."""
-    found: list[Any] = []
+    limits: list[Any] = []
     for annotation in annotations:
         if isinstance(annotation, FieldInfo):
-            found += annotation.metadata
+            limits += annotation.metadata
         else:
-            found.append(annotation)
-    return found
+            limits.append(annotation)
+    return limits
 
 
 def _range(limits: list[Any]) -> str:
@@ -160,8 +160,8 @@ def _range(limits: list[Any]) -> str:
         "below": _limit(limits, "lt"),
         "at most": most,
     }
-    found = [f"{word} {limit:,.16g}" for word, limit in words.items() if limit is not None]
-    return f" {' and '.join(found)}" if found else ""
+    bounds = [f"{word} {limit:,.16g}" for word, limit in words.items() if limit is not None]
+    return f" {' and '.join(bounds)}" if bounds else ""
 
 
 def _limit(limits: list[Any], name: str) -> Any:

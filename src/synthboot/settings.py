@@ -48,7 +48,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     ),
     "pretrain": _TRAINING,
     "score": ("model.seq_len", "evaluate.tasks"),
-    "evaluate": ("evaluate", "arms", "seed", *_WORLD),
+    "evaluate": ("evaluate", "arms", "embed.model", "seed", *_WORLD),
     "analyze": ("analyze", "embed.model", "seed", *_WORLD),
     "report": tuple(name for name in Config.model_fields if name not in RUNTIME),
 }
@@ -72,26 +72,26 @@ def changed(cfg: Section) -> dict[str, Any]:
     what was done before, makes no finished artifact stale. Whoever changes a default has to raise
     the stage's number in `recipes.VERSIONS`.
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name in _present(cfg):
         is_runtime = isinstance(cfg, Config) and name in RUNTIME
         if not is_runtime:
-            found |= _leaves(getattr(cfg, name), _default(cfg, name), name)
-    return found
+            settings |= _leaves(getattr(cfg, name), _default(cfg, name), name)
+    return settings
 
 
 def leaves(section: type[Section] = Config, prefix: str = "") -> list[str]:
     """The dotted name of every setting of the schema; recipes stand under `arms.*`."""
-    found: list[str] = []
+    names: list[str] = []
     for name, field in section.model_fields.items():
         nested = field.annotation
         if name == "arms":
-            found += leaves(Arm, prefix=f"{prefix}arms.*.")
+            names += leaves(Arm, prefix=f"{prefix}arms.*.")
         elif isinstance(nested, type) and issubclass(nested, Section):
-            found += leaves(nested, prefix=f"{prefix}{name}.")
+            names += leaves(nested, prefix=f"{prefix}{name}.")
         else:
-            found.append(prefix + name)
-    return found
+            names.append(prefix + name)
+    return names
 
 
 def default(path: str) -> Any:
@@ -135,10 +135,10 @@ def _leaves(value: Any, default: Any, path: str) -> dict[str, Any]:
         defaults = dict.fromkeys(inner)
     else:
         return {} if value == default else {path: value}
-    found: dict[str, Any] = {}
+    differing: dict[str, Any] = {}
     for name, part in inner.items():
-        found |= _leaves(part, defaults[name], f"{path}.{name}")
-    return found
+        differing |= _leaves(part, defaults[name], f"{path}.{name}")
+    return differing
 
 
 def _present(section: Section) -> list[str]:

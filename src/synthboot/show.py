@@ -91,8 +91,8 @@ def compare(runs: list[Path]) -> dict[str, Any]:
     for run in runs:
         evaluation = Evaluation.open(_need(run, "evaluate"))
         scores[str(run)] = evaluation.arms
-        for task, found in evaluation.result["questions"].items():
-            for arm, answers in found["groups"]["all"].items():
+        for task, results in evaluation.result["questions"].items():
+            for arm, answers in results["groups"]["all"].items():
                 scores[str(run)][arm].setdefault("questions", {})[task] = answers
         manifest = store.read_manifest(_need(run, "report"))
         settings[str(run)] = manifest.reads if manifest else {}
@@ -111,13 +111,13 @@ def _pairs(
         order = np.argsort(np.abs(pairs.similarity - near), kind="stable")[:count]
     else:
         order = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)
-    found = [analyze.shown(pairs, int(i), tokenizer, corpus, _COPY) for i in order]
+    shown = [analyze.shown(pairs, int(i), tokenizer, corpus, _COPY) for i in order]
     return [
         {
             "title": f"similarity {p['similarity']:.3f}",
             "texts": {"d1": [(p["d1"], 0)], "d2": p["d2"]},
         }
-        for p in found
+        for p in shown
     ]
 
 
@@ -126,9 +126,9 @@ def _synthetic(
 ) -> list[dict[str, Any]]:
     from synthboot.stages import analyze
 
-    found: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
     for row in Synthetic.open(_need(run, "synthesize", "related")):
-        if len(found) == count:
+        if len(shown) == count:
             break
         d1 = corpus[row.d1][:-1]
         [copied] = analyze.d1_masks([row.tokens], [d1], _COPY)
@@ -139,17 +139,18 @@ def _synthetic(
             "d1": [(tokenizer.decode(d1), 0)],
             "sampled d2": analyze.segments(tokenizer, row.tokens, copied.astype(int)),
         }
-        found.append({"title": title, "texts": texts})
-    return found
+        shown.append({"title": title, "texts": texts})
+    return shown
 
 
 def _artifacts(run: Path) -> list[Path]:
-    known = {folder_of(run, stage).name for stage in STAGES}
-    places = sorted(p for p in run.iterdir() if p.name in known) if run.is_dir() else []
-    if not places:
+    names = {folder_of(run, stage).name for stage in STAGES}
+    folders = sorted(p for p in run.iterdir() if p.name in names) if run.is_dir() else []
+    if not folders:
         raise MissingArtifact(f"{run}: no run folder; `synthboot run CONFIG` makes one")
-    names = (store.MANIFEST, store.PROGRESS)
-    return sorted({file.parent for place in places for name in names for file in place.rglob(name)})
+    records = (store.MANIFEST, store.PROGRESS)
+    files = (file for folder in folders for name in records for file in folder.rglob(name))
+    return sorted({file.parent for file in files})
 
 
 def _need(run: Path, stage: str, variant: str = "") -> Path:

@@ -18,7 +18,7 @@ import yaml
 from synthboot.errors import ConfigError
 
 Value = None | bool | int | float | str | list[Any] | dict[str, Any]
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 MAX_BYTES = 128 * 1024
 MAX_VALUES = 50_000
@@ -35,7 +35,7 @@ _NUMBER = re.compile(
 _ENDLESS = re.compile(r"([-+]?)\.(inf|nan)", re.IGNORECASE)
 
 
-def read(path: str | Path) -> tuple[Value, dict[Place, int]]:
+def read(path: str | Path) -> tuple[Value, dict[KeyPath, int]]:
     """What a file holds, and the line of every value by its place.
 
     Raises ConfigError, naming the line, for anything odd.
@@ -70,14 +70,14 @@ def read(path: str | Path) -> tuple[Value, dict[Place, int]]:
     return parse(text, str(path))
 
 
-def parse(text: str, where: str) -> tuple[Value, dict[Place, int]]:
+def parse(text: str, where: str) -> tuple[Value, dict[KeyPath, int]]:
     """What a text holds, and the line of every value; `where` begins the message of an error."""
     try:
         return _Parser(text, where).document()
     except yaml.reader.ReaderError as error:
         line = 1 + text.count("\n", 0, error.position)
-        found = error.character if isinstance(error.character, int) else ord(error.character)
-        what = f"holds the character U+{found:04X}, which no YAML file may"
+        character = error.character if isinstance(error.character, int) else ord(error.character)
+        what = f"holds the character U+{character:04X}, which no YAML file may"
         raise ConfigError(f"{where} line {line}: {what}; is it a text file?") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -95,11 +95,11 @@ class _Parser:
     def __init__(self, text: str, where: str) -> None:
         self.where = where
         self.events: Iterator[yaml.Event] = yaml.parse(text, yaml.SafeLoader)
-        self.lines: dict[Place, int] = {}
+        self.lines: dict[KeyPath, int] = {}
         self.anchors: dict[str, tuple[Value, int]] = {}
         self.count = 0
 
-    def document(self) -> tuple[Value, dict[Place, int]]:
+    def document(self) -> tuple[Value, dict[KeyPath, int]]:
         """The only document there may be."""
         next(self.events)
         if isinstance(next(self.events), yaml.StreamEndEvent):
@@ -111,10 +111,10 @@ class _Parser:
             raise self.error(after, "a second document begins; one file is one configuration")
         return value, self.lines
 
-    def value(self, event: yaml.Event, place: Place) -> Value:
-        self.lines[place] = _line(event)
+    def value(self, event: yaml.Event, key_path: KeyPath) -> Value:
+        self.lines[key_path] = _line(event)
         self.spend(event, 1)
-        if len(place) > MAX_DEPTH:
+        if len(key_path) > MAX_DEPTH:
             raise self.error(event, f"nested more than {MAX_DEPTH} deep")
         if isinstance(event, yaml.AliasEvent):
             return self.alias(event)
@@ -127,21 +127,21 @@ class _Parser:
         if isinstance(event, yaml.ScalarEvent):
             value = self.scalar(event)
         elif isinstance(event, yaml.SequenceStartEvent):
-            value = self.sequence(place)
+            value = self.sequence(key_path)
         else:
-            value = self.mapping(place)
+            value = self.mapping(key_path)
         if event.anchor is not None:
             self.anchors[event.anchor] = value, 1 + self.count - before
         return value
 
-    def sequence(self, place: Place) -> list[Value]:
-        found: list[Value] = []
+    def sequence(self, key_path: KeyPath) -> list[Value]:
+        values: list[Value] = []
         for event in self.until(yaml.SequenceEndEvent):
-            found.append(self.value(event, (*place, len(found))))
-        return found
+            values.append(self.value(event, (*key_path, len(values))))
+        return values
 
-    def mapping(self, place: Place) -> dict[str, Value]:
-        found: dict[str, Value] = {}
+    def mapping(self, key_path: KeyPath) -> dict[str, Value]:
+        values: dict[str, Value] = {}
         merged: list[Value] = []
         for event in self.until(yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
@@ -149,25 +149,25 @@ class _Parser:
             key = event.value
             # In quotes it is a key like any other.
             if key == "<<" and not event.style:
-                value = self.value(next(self.events), place)
+                value = self.value(next(self.events), key_path)
                 merged += value if isinstance(value, list) else [value]
                 if not all(isinstance(m, dict) for m in merged):
                     raise self.error(event, "`<<` takes a mapping, or a list of them")
                 continue
-            inner = (*place, key)
-            if key in found:
+            inner = (*key_path, key)
+            if key in values:
                 first = self.lines[inner]
                 raise self.error(
                     event, f"{dotted(inner)} stands twice, first on line {first}; keep one"
                 )
-            found[key] = self.value(next(self.events), inner)
+            values[key] = self.value(next(self.events), inner)
             self.lines[inner] = _line(event)
 
         # What stands in the mapping itself goes before what is merged into it.
         for mapping in merged:
             assert isinstance(mapping, dict)
-            found = {**mapping, **found}
-        return found
+            values = {**mapping, **values}
+        return values
 
     def alias(self, event: yaml.AliasEvent) -> Value:
         if event.anchor not in self.anchors:
@@ -213,6 +213,6 @@ def _line(event: yaml.Event) -> int:
     return 1 if event.start_mark is None else event.start_mark.line + 1
 
 
-def dotted(place: Place) -> str:
+def dotted(key_path: KeyPath) -> str:
     """A place as `--set` names it."""
-    return ".".join(map(str, place))
+    return ".".join(map(str, key_path))

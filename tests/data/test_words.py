@@ -215,3 +215,25 @@ def test_words_of_latin_text_are_those_of_a_regular_expression(symbols: bool, pa
     for _ in range(500):
         text = "".join(rng.choices(letters, k=40))
         assert words.words(text, symbols) == re.findall(pattern, words.normal(text))
+
+
+def test_kinds_of_what_stands_in_a_text() -> None:
+    text = 'Born in 1908, Ivo lives near Lake Bled. "He paints 3rd-rate boats."\nZoe: no.'
+    marks = {"number": "9", "capitalized": "N", "other words": "w", "form": "-"}
+    shown = "".join(marks[words.KINDS[kind]] for kind in words.kinds(text))
+    expected = text
+    for name in ("Ivo", "Lake", "Bled"):
+        expected = expected.replace(name, "N" * len(name))
+    for number in ("1908", "3rd"):
+        expected = expected.replace(number, "9" * len(number))
+    for word in ("Born", "in", "lives", "near", "He", "paints", "rate", "boats", "Zoe", "no"):
+        expected = re.sub(rf"\b{word}\b", "w" * len(word), expected)
+    assert shown == re.sub(r"[^9Nw]", "-", expected)
+
+
+@pytest.mark.parametrize("text", ["", "東京は1908年。", "العدد ١٢", "ὁ Σωκράτης", "\U0001f600 a"])
+def test_kinds_of_any_script(text: str) -> None:
+    kinds = words.kinds(text)
+    assert len(kinds) == len(text)
+    for character, kind in zip(text, kinds, strict=True):
+        assert (words.KINDS[kind] == "form") == (not character.isalnum())

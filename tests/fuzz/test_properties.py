@@ -20,7 +20,7 @@ from synthboot.data import documents, tokenizer, tokens
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
 from synthboot.lm.batches import IGNORE, PairPlan, Plan, cut_pair, d1_room, joined_contexts, pair_row
-from synthboot.lm.streams import Stream, shuffled, walk
+from synthboot.lm.streams import Stream, packed_pairs, shuffled
 from synthboot.terminal import one_line, safe
 from tests.fuzz.configurations import section
 from tests.fuzz.corpora import records
@@ -36,7 +36,11 @@ shares = st.floats(0.01, 0.99)
 def test_a_stream_is_its_documents_end_to_end(docs: list[list[int]], seed: int, start: int, count: int, related: bool) -> None:
     """Whatever the place it is read from: pass after pass, every document of a pass once."""
     near = np.arange(len(docs))
-    order = walk(near, np.roll(near, 1), len(docs), seed, "plan.real") if related else shuffled(len(docs), seed, "plan.real")
+    order = (
+        packed_pairs(near, np.roll(near, 1), len(docs), seed, "plan.real")
+        if related
+        else shuffled(len(docs), seed, "plan.real")
+    )
     stream = Stream(Tokens.of(docs), order)
     passes = 1 + (start + count) // stream.num_tokens
     numbers = [int(n) for number in range(passes) for n in order(number)]
@@ -51,21 +55,21 @@ def test_a_stream_is_its_documents_end_to_end(docs: list[list[int]], seed: int, 
 
 @every
 @given(st.integers(0, 200), st.integers(1, 200), st.integers(2, 150), shares)
-def test_a_pair_is_cut_to_its_window_and_no_further(d1: int, d2: int, window: int, share: float) -> None:
-    first, second = cut_pair(d1, d2, window, share)
+def test_a_pair_is_cut_to_its_row_and_no_further(d1: int, d2: int, seq_len: int, share: float) -> None:
+    first, second = cut_pair(d1, d2, seq_len, share)
     assert 0 <= first <= d1
     assert 0 <= second <= d2
-    assert first + second == min(d1 + d2, window - 1)  # nothing is cut where there is room
-    assert first >= min(d1, d1_room(window, share))
-    assert second >= min(d2, window - 1 - d1_room(window, share))
+    assert first + second == min(d1 + d2, seq_len - 1)  # nothing is cut where there is room
+    assert first >= min(d1, d1_room(seq_len, share))
+    assert second >= min(d2, seq_len - 1 - d1_room(seq_len, share))
 
 
 @every
 @given(st.lists(st.integers(2, 99), max_size=30), st.lists(st.integers(2, 99), max_size=30), st.integers(2, 40), shares)
-def test_a_pair_s_row_learns_d2_and_nothing_else(d1: list[int], d2: list[int], window: int, share: float) -> None:
-    inputs, targets = pair_row(np.array([*d1, 0]), np.array([*d2, 0]), window, share, 0, 1)
-    first, second = cut_pair(len(d1), len(d2) + 1, window, share)
-    assert len(inputs) == len(targets) <= window
+def test_a_pair_s_row_learns_d2_and_nothing_else(d1: list[int], d2: list[int], seq_len: int, share: float) -> None:
+    inputs, targets = pair_row(np.array([*d1, 0]), np.array([*d2, 0]), seq_len, share, 0, 1)
+    first, second = cut_pair(len(d1), len(d2) + 1, seq_len, share)
+    assert len(inputs) == len(targets) <= seq_len
     assert inputs.tolist() == [0, *d1[:first], 1, *[*d2, 0][:second]][: len(inputs)]
     assert [t for t in targets.tolist() if t != IGNORE] == [*d2, 0][:second]
 
@@ -97,9 +101,9 @@ def test_token_shards_hold_what_was_written(docs: list[list[int]], each: int, as
 @every
 @given(corpus, corpus, st.floats(0, 0.9), st.integers(2, 7), st.integers(1, 4), st.integers(1, 9))
 def test_a_plan_reads_every_token_of_its_streams_in_turn(
-    real: list[list[int]], written: list[list[int]], share: float, window: int, rows: int, steps: int
+    real: list[list[int]], written: list[list[int]], share: float, seq_len: int, rows: int, steps: int
 ) -> None:
-    size = {"seq_len": window, "batch_tokens": rows * window, "train_tokens": rows * window * steps}
+    size = {"seq_len": seq_len, "batch_tokens": rows * seq_len, "train_tokens": rows * seq_len * steps}
     plan = Plan(Tokens.of(real), Tokens.of(written), share, seed=0, end=0, **size)
     targets = np.concatenate([plan.batch(step).targets for step in range(steps)])
     kinds = [plan.source(row)[0] for row in range(rows * steps)]
@@ -107,24 +111,24 @@ def test_a_plan_reads_every_token_of_its_streams_in_turn(
         own = targets[[k == kind for k in kinds]].ravel()
         assert own.tolist() == (stream.read(0, len(own)).tolist() if len(own) else [])
     assert kinds.count("synthetic") == plan.synthetic_rows == round(share * rows * steps)
-    sources, ledger = plan.sources(steps), plan.ledger()
-    assert sources["synthetic_tokens"] == ledger["synthetic_tokens"] == kinds.count("synthetic") * window
-    assert sum(sources.values()) == ledger["train_tokens"] == targets.size
+    sources, token_counts = plan.sources(steps), plan.token_counts()
+    assert sources["synthetic_tokens"] == token_counts["synthetic_tokens"] == kinds.count("synthetic") * seq_len
+    assert sum(sources.values()) == token_counts["train_tokens"] == targets.size
 
 
 @every
 @given(corpus, st.data(), st.integers(4, 20), shares)
 def test_a_pass_of_packed_pairs_has_each_pair_once(
-    docs: list[list[int]], data: st.DataObject, window: int, share: float
+    docs: list[list[int]], data: st.DataObject, seq_len: int, share: float
 ) -> None:
     pick = st.integers(0, len(docs) - 1)
     pairs = data.draw(st.lists(st.tuples(pick, pick), min_size=1, max_size=12))
     d1, d2 = zip(*pairs, strict=True)
     closed = Tokens.of([[*d, 0] for d in docs])
-    plan = PairPlan(closed, d1, d2, seq_len=window, d1_share=share, batch_tokens=window, tokens=9, seed=0, end=0, separator=1)
+    plan = PairPlan(closed, d1, d2, seq_len=seq_len, d1_share=share, batch_tokens=seq_len, tokens=9, seed=0, end=0, separator=1)
     laid = plan.row_pairs(0)
     assert sorted(pair for row in laid for pair in row) == list(range(len(pairs)))
-    assert all(sum(int(plan.lengths[pair]) for pair in row) <= window for row in laid)
+    assert all(sum(int(plan.lengths[pair]) for pair in row) <= seq_len for row in laid)
     for step in range(len(laid)):
         batch = plan.batch(step)
         assert batch.segments is not None

@@ -29,10 +29,10 @@ def small_model(kv_heads: int = 1, vocab_size: int = 280, seed: int = 0, width: 
 def draw(logits: torch.Tensor, seeds: torch.Tensor, steps: torch.Tensor, temperature: float, top_p: float) -> Any:
     """Tokens and log-probabilities, asked for until all are accepted."""
     tries = torch.zeros_like(seeds)
-    token, logprob, accepted = nucleus.draw(logits, seeds, steps, tries, temperature, top_p)
+    token, logprob, accepted = nucleus.sample_top_p(logits, seeds, steps, tries, temperature, top_p)
     while not accepted.all():
         tries += nucleus.TRIES
-        again = nucleus.draw(logits, seeds, steps, tries, temperature, top_p)
+        again = nucleus.sample_top_p(logits, seeds, steps, tries, temperature, top_p)
         token, logprob = (torch.where(accepted, old, new) for old, new in zip((token, logprob), again[:2], strict=True))
         accepted = accepted | again[2]
     return token.numpy(), logprob.numpy()

@@ -9,7 +9,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
 from synthboot.lm.arm import Sources, plan_of
 from synthboot.lm.batches import IGNORE, PairPlan, Plan, cut_pair, d1_room, joined_contexts, pair_row
-from synthboot.lm.streams import Stream, megadocs, shuffled, walk
+from synthboot.lm.streams import Stream, megadocs, packed_pairs, shuffled
 
 REPLAY = Tokens.of([[900 + i] * 7 + [0] for i in range(5)])
 REAL = Tokens.of([[100 + i] * (3 + i % 5) + [0] for i in range(20)])
@@ -53,15 +53,15 @@ def test_a_batch_depends_on_the_step_alone() -> None:
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.33])
-def test_shares_are_exact_and_the_ledger_counts_what_is_read(share: float) -> None:
+def test_shares_are_exact_and_token_counts_say_what_is_read(share: float) -> None:
     p = plan(share)
     rows = np.concatenate([p.batch(s).targets for s in range(p.steps)])
     synthetic = [bool((row >= 500).any()) for row in rows]
-    ledger = p.ledger()
+    counts = p.token_counts()
     assert sum(synthetic) == round(share * 40)
-    assert ledger["synthetic_tokens"] == sum(synthetic) * 16
-    assert ledger["real_tokens"] + ledger["synthetic_tokens"] == ledger["train_tokens"] == 640
-    assert ledger["real_epochs"] == pytest.approx(ledger["real_tokens"] / REAL.num_tokens)
+    assert counts["synthetic_tokens"] == sum(synthetic) * 16
+    assert counts["real_tokens"] + counts["synthetic_tokens"] == counts["train_tokens"] == 640
+    assert counts["real_epochs"] == pytest.approx(counts["real_tokens"] / REAL.num_tokens)
     window = np.convolve(synthetic, np.ones(8), "valid")
     assert window.max() - window.min() <= 1  # spread evenly
 
@@ -71,11 +71,11 @@ def test_replayed_rows_are_spread_evenly_and_other_shares_are_of_the_rest(order:
     p = plan(0.5, replay=REPLAY, replay_share=0.25, order=order)
     rows = np.concatenate([p.batch(s).targets for s in range(p.steps)])
     replayed, synthetic = ((rows >= 900).any(1), ((rows >= 500) & (rows < 900)).any(1))
-    ledger = p.ledger()
+    counts = p.token_counts()
     assert (replayed.sum(), synthetic.sum()) == (10, 15)
     assert not (replayed & synthetic).any()
-    assert (ledger["real_tokens"], ledger["synthetic_tokens"], ledger["replayed_tokens"]) == (15 * 16, 15 * 16, 10 * 16)
-    assert ledger["replayed_epochs"] == pytest.approx(160 / REPLAY.num_tokens)
+    assert (counts["real_tokens"], counts["synthetic_tokens"], counts["replayed_tokens"]) == (15 * 16, 15 * 16, 10 * 16)
+    assert counts["replayed_epochs"] == pytest.approx(160 / REPLAY.num_tokens)
     window = np.convolve(replayed, np.ones(8), "valid")
     assert window.min() == window.max() == 2
     assert (synthetic[~replayed][:15].all()) == (order == "synthetic_first")
@@ -172,7 +172,7 @@ def test_pair_batches_depend_on_the_step_alone() -> None:
 
 def test_a_walk_reads_every_document_once_and_goes_to_the_most_similar_one_not_yet_read() -> None:
     d1, d2 = np.array([0, 0, 1, 2, 5]), np.array([1, 3, 2, 0, 5 - 1])  # most similar first for each d1
-    order = walk(d1, d2, 6, 3, "plan.real")
+    order = packed_pairs(d1, d2, 6, 3, "plan.real")
     passes = [order(n).tolist() for n in range(40)]
     near = {0: [1, 3], 1: [2], 2: [0], 5: [4]}
     for found in passes:
@@ -213,14 +213,14 @@ def test_megadocs_put_what_was_written_from_a_document_right_before_it() -> None
 def test_a_megadoc_plan_counts_the_real_text_inside_as_real() -> None:
     owners = np.arange(40) % 20
     laid = plan(0.4, owners=owners)
-    ledger = laid.ledger()
+    counts = laid.token_counts()
     tokens = np.concatenate([laid.batch(s).targets.ravel() for s in range(laid.steps)])
     where = {doc: kind for kind, docs in (("real", range(100, 120)), ("synthetic", range(500, 540))) for doc in docs}
     rows = [[where[t] for t in row if t != 0] for step in range(laid.steps) for row in laid.batch(step).targets.tolist()]
     synthetic = sum(kind == "synthetic" for row in rows for kind in row)
-    assert abs(ledger["synthetic_tokens"] - 0.4 * len(tokens)) <= 16
-    assert abs(synthetic * 10 / 9 - ledger["synthetic_tokens"]) < 20  # end tokens, which look alike, are one in ten
-    assert ledger["real_tokens"] + ledger["synthetic_tokens"] == len(tokens)
+    assert abs(counts["synthetic_tokens"] - 0.4 * len(tokens)) <= 16
+    assert abs(synthetic * 10 / 9 - counts["synthetic_tokens"]) < 20  # end tokens, which look alike, are one in ten
+    assert counts["real_tokens"] + counts["synthetic_tokens"] == len(tokens)
 
 
 def test_megadocs_that_cannot_hold_the_share_are_an_error() -> None:

@@ -259,7 +259,7 @@ def test_rows_of_many_lengths_are_not_compiled_for(tmp_path: Path, tokenizer: To
     model = small_model(vocab_size=VOCAB)
     forgets(model, "position_ids")
     told: list[str] = []
-    place = training.Place(compile="on")
+    place = training.Runtime(compile="on")
     train(model, pair_plan(), settings(), lambda _: 0.0, tmp_path, tokenizer, lambda _, words: told.append(words), place)
     assert "each has a row of its own" in told[0]
     assert not any("compiling" in words for words in told)

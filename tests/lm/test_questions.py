@@ -160,10 +160,10 @@ def with_examples(model: Any, tokenizer: Tokenizer, place: Path) -> list[questio
     }
     (place / "own_shots.yaml").write_text(yaml.safe_dump(task))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tasks.KNOWN, "own", tasks.Known("own_test", "{query}", shots_file="own_train"))
+        patch.setitem(tasks.TASKS, "own", tasks.Task("own_test", "{query}", shots_file="own_train"))
         asked = {shots: tasks.read(f"own@{shots}", config.Evaluate(task_folder=str(place))) for shots in (0, 2)}
     found, none = (questions.ask(model, tokenizer, asked[shots], WINDOW) for shots in (2, 0))
-    assert [a.right for a in found] != [a.right for a in none]  # the examples made a difference
+    assert [a.acc for a in found] != [a.acc for a in none]  # the examples made a difference
     return found
 
 
@@ -185,10 +185,10 @@ def made_right(kind: str, some: list[dict[str, Any]], model: Any, tokenizer: Tok
 def test_we_agree_with_lm_eval_on_every_item(kind: str, both: dict[str, tuple[list[questions.Answer], np.ndarray]]) -> None:
     ours, theirs = both[kind]
     assert len(ours) == len(theirs) == (ITEMS - 9 if kind == "shots" else ITEMS)  # nine are the worked examples
-    assert [float(a.right) for a in ours] == theirs[:, 0].tolist()
+    assert [float(a.acc) for a in ours] == theirs[:, 0].tolist()
     if kind in ("choice", "pair", "shots"):
         assert [float(a.acc_norm) for a in ours] == theirs[:, 1].tolist()
-    assert 0 < sum(a.right for a in ours) < ITEMS  # a figure that could have come out otherwise
+    assert 0 < sum(a.acc for a in ours) < ITEMS  # a figure that could have come out otherwise
 
 
 def test_a_choice_is_the_sum_of_its_tokens(saved: tuple[Path, Any, Tokenizer]) -> None:
@@ -196,15 +196,15 @@ def test_a_choice_is_the_sum_of_its_tokens(saved: tuple[Path, Any, Tokenizer]) -
     row = {"query": "the cat sees", "choices": ["a dog", "the old river stone"], "gold": 1}
     (item,) = tasks.of([row], "here")
     (answer,) = questions.ask(model, tokenizer, [item], WINDOW)
-    nats = []
+    nll = []
     for choice in row["choices"]:
         context, both = tokenizer.encode([row["query"], row["query"] + " " + choice])
         logits = model(torch.tensor([both])).logits[0].log_softmax(-1)
-        nats.append(-sum(float(logits[i - 1, both[i]].detach()) for i in range(len(context), len(both))))
-    assert answer.nats == pytest.approx(nats[1], rel=1e-5)
-    assert answer.right == (nats[1] < nats[0])
-    assert answer.acc_norm == (nats[1] / len(row["choices"][1]) < nats[0] / len(row["choices"][0]))
-    assert answer.choice_nll == pytest.approx(math.log(1 + math.exp(nats[1] - nats[0])), rel=1e-4)
+        nll.append(-sum(float(logits[i - 1, both[i]].detach()) for i in range(len(context), len(both))))
+    assert answer.nll == pytest.approx(nll[1], rel=1e-5)
+    assert answer.acc == (nll[1] < nll[0])
+    assert answer.acc_norm == (nll[1] / len(row["choices"][1]) < nll[0] / len(row["choices"][0]))
+    assert answer.choice_nll == pytest.approx(math.log(1 + math.exp(nll[1] - nll[0])), rel=1e-4)
 
 
 def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(saved: tuple[Path, Any, Tokenizer]) -> None:
@@ -212,7 +212,7 @@ def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(saved: tuple[
     items = [Item("x", "cloze", (context,), (continuation,), 0) for context, continuation in SEAMS]
     one, two, other = questions.ask(model, tokenizer, items, WINDOW)
     assert one == two
-    assert one.nats != pytest.approx(other.nats)
+    assert one.nll != pytest.approx(other.nll)
 
 
 def test_what_is_too_long_loses_its_beginning(saved: tuple[Path, Any, Tokenizer]) -> None:
@@ -222,8 +222,8 @@ def test_what_is_too_long_loses_its_beginning(saved: tuple[Path, Any, Tokenizer]
     ids = whole[-17:]
     length = len(whole) - len(tokenizer.encode([("cat " * 200).rstrip()])[0])  # of the continuation
     logits = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
-    nats = -sum(float(logits[place - 1, ids[place]].detach()) for place in range(17 - length, 17))
-    assert answer.nats == pytest.approx(nats, rel=1e-5)
+    nll = -sum(float(logits[i - 1, ids[i]].detach()) for i in range(17 - length, 17))
+    assert answer.nll == pytest.approx(nll, rel=1e-5)
 
 
 def test_open_answers_are_compared_without_case_and_punctuation(saved: tuple[Path, Any, Tokenizer]) -> None:
@@ -234,7 +234,7 @@ def test_open_answers_are_compared_without_case_and_punctuation(saved: tuple[Pat
     question, text = next((q, t) for q, t in zip(asked, said, strict=True) if t.split())
     answers = [f" {text.upper()}!? ", f"{text} too"]
     items = [Item("x", "open", (question,), (), 0, answers=(answer,)) for answer in answers]
-    assert [answer.right for answer in questions.ask(model, tokenizer, items, WINDOW)] == [True, False]
+    assert [answer.acc for answer in questions.ask(model, tokenizer, items, WINDOW)] == [True, False]
 
 
 def test_an_unknown_lm_eval_task_is_an_error(saved: tuple[Path, Any, Tokenizer], tmp_path: Path) -> None:
@@ -252,6 +252,6 @@ def test_chance_is_chance() -> None:
         for _ in range(400)
     ]
     answers = questions.ask(small_model(), tokenizer, tasks.of(some, "here"), WINDOW)
-    share = np.mean([a.right for a in answers])
+    share = np.mean([a.acc for a in answers])
     assert abs(share - 0.25) < 3 * math.sqrt(0.25 * 0.75 / 400)
-    assert json.dumps([a.nats for a in answers])
+    assert json.dumps([a.nll for a in answers])

@@ -22,7 +22,7 @@ from synthboot.lm import model as models
 from synthboot.lm import train as training
 from synthboot.lm.batches import IGNORE, Batch, PairPlan, Plan
 from synthboot.lm.loss import Loss
-from synthboot.lm.train import Place, Settings, train
+from synthboot.lm.train import Runtime, Settings, train
 from tests.lm.conftest import small_model
 
 TEXTS = Tokens.of([[*[10 + (i * j) % 40 for j in range(12)], 0] for i in range(30)])
@@ -48,15 +48,15 @@ class Killed(BaseException):
     """As abrupt as a signal: no handler of ours sees it."""
 
 
-def killed_after(steps: int) -> Place:
-    """A place where training is killed so many steps after it began, before what follows the last of them."""
+def killed_after(steps: int) -> Runtime:
+    """A runtime in which training is killed so many steps after it began, before what follows the last of them."""
     taken = iter(range(steps, 0, -1))
 
     def watch(_: int, figures: Any) -> None:
         if "loss" in figures and next(taken) == 1:
             raise Killed
 
-    return Place(watch=watch)
+    return Runtime(watch=watch)
 
 
 def test_loss_falls_and_the_last_and_best_models_are_left_as_hugging_face_folders(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -83,7 +83,7 @@ def test_killed_at_any_step_and_resumed_gives_the_same_bytes(
     tmp_path: Path, tokenizer: Tokenizer, point: int, whole: dict[str, bytes]
 ) -> None:
     with pytest.raises(Killed):
-        train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer, place=killed_after(point))
+        train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer, runtime=killed_after(point))
     seed = 99 if point > 2 else 0  # from the first checkpoint on weights come from disk
     train(small_model(seed=seed), plan(), settings(), validate, tmp_path / "m", tokenizer)
     assert files(tmp_path / "m") == whole
@@ -218,7 +218,7 @@ def test_muon_trains_and_resumes_to_the_same_bytes(tmp_path: Path, tokenizer: To
     curve = train(small_model(), plan(), how, validate, tmp_path / "a", tokenizer)
     assert curve.last_loss < curve.validation[0][1]
     with pytest.raises(Killed):
-        train(small_model(), plan(), how, validate, tmp_path / "b", tokenizer, place=killed_after(5))
+        train(small_model(), plan(), how, validate, tmp_path / "b", tokenizer, runtime=killed_after(5))
     train(small_model(), plan(), how, validate, tmp_path / "b", tokenizer)
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
@@ -277,7 +277,7 @@ def test_figures_go_where_they_are_sent(tmp_path: Path, tokenizer: Tokenizer, mo
     module.init = lambda **options: SimpleNamespace(log=lambda values: logged.append({**values, **options}))
     monkeypatch.setitem(sys.modules, "trackio", module)
     watch = track.watch(["trackio"], tmp_path, "run", "base")
-    train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer, place=Place(watch=watch))
+    train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer, runtime=Runtime(watch=watch))
     assert [v["tokens"] for v in logged if "loss" in v] == [64 * i for i in range(1, 9)]
     assert len([v for v in logged if "validation_loss" in v]) == 4
     assert {"gradient_norm", "lr", "tokens_per_second", "project", "name"} <= logged[0].keys()
@@ -304,7 +304,7 @@ def test_compiled_blocks_learn_the_same_and_say_that_they_compile(tmp_path: Path
             tmp_path / compile,
             tokenizer,
             progress=lambda _, w="", words=words: words.append(w),
-            place=Place(compile=compile),
+            runtime=Runtime(compile=compile),
         )
         curves.append([v for _, v in curve.validation])
         done = [block._compiled_call_impl is not None for block in model.model.layers]
@@ -331,7 +331,7 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path: Path, tokenizer:
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "curve.json"])
 def test_an_unreadable_checkpoint_says_which_and_what_to_do(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
     with pytest.raises(Killed):
-        train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer, place=killed_after(3))
+        train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer, runtime=killed_after(3))
     (tmp_path / "m" / "work" / "checkpoint-00000002" / name).write_bytes(b"{garbage")
     with pytest.raises(TrainingError, match=r"checkpoint-00000002.*unreadable checkpoint.*delete"):
         train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
@@ -403,7 +403,7 @@ def test_a_regularized_run_that_is_killed_ends_with_the_same_bytes(
     how = settings(**changes)
     train(small_qwen(), plan(), how, validate, tmp_path / "whole", tokenizer)
     with pytest.raises(Killed):
-        train(small_qwen(), plan(), how, validate, tmp_path / "killed", tokenizer, place=killed_after(6))
+        train(small_qwen(), plan(), how, validate, tmp_path / "killed", tokenizer, runtime=killed_after(6))
     torch.manual_seed(99)  # what others drew in between does not matter
     train(small_qwen(seed=99), plan(), how, validate, tmp_path / "killed", tokenizer)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
@@ -421,7 +421,7 @@ def test_a_model_that_brings_dropout_along_resumes_to_the_same_bytes(tmp_path: P
 
     train(gpt2(0), plan(), settings(), validate, tmp_path / "whole", tokenizer)
     with pytest.raises(Killed):
-        train(gpt2(0), plan(), settings(), validate, tmp_path / "killed", tokenizer, place=killed_after(6))
+        train(gpt2(0), plan(), settings(), validate, tmp_path / "killed", tokenizer, runtime=killed_after(6))
     train(gpt2(9), plan(), settings(), validate, tmp_path / "killed", tokenizer)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 

@@ -33,15 +33,15 @@ def evaluated(losses: dict[str, float]) -> dict[str, Any]:
         arms[name] = {"loss": [loss, loss - 0.1, loss + 0.1], "loss_by_seed": [loss]}
         arms[name] |= {"difference": [loss - 3, loss - 3.1, loss - 2.9], "difference_by_seed": [loss - 3]}
     kinds = {name: {"repetition": "repetition", "top": "oracle"}.get(name, "method") for name in losses}
-    ledgers = {name: {"0": {"train_flops": 100.0, "spent_flops": 50.0 * (name == "sbp")}} for name in losses}
+    token_counts = {name: {"0": {"train_flops": 100.0, "spent_flops": 50.0 * (name == "sbp")}} for name in losses}
     best = {"arms": arms, "kinds": kinds, "subject": None}
     efficiency: dict[str, Any] = {"points": [], "worth": {}}
-    return {"checkpoint": "best", "best": best, "ledgers": ledgers, "questions": {}, "efficiency": efficiency}
+    return {"checkpoint": "best", "best": best, "token_counts": token_counts, "questions": {}, "efficiency": efficiency}
 
 
 def drawn(evaluated: dict[str, Any], arms: dict[str, Any] | None = None) -> dict[str, Any]:
     """The charts of a comparison by their places."""
-    arms = arms or {name: recipe() for name in evaluated["ledgers"]}
+    arms = arms or {name: recipe() for name in evaluated["token_counts"]}
     rest: dict[str, Any] = {"curves": {}, "pairs": {}, "tune": {}, "analyze": None}
     return {c["id"]: c for c in charts.charts({"evaluate": evaluated, "config": {"arms": arms}, **rest})}
 

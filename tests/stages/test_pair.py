@@ -172,7 +172,7 @@ def test_known_neighbours_are_taken_as_they_are() -> None:
     vectors, _ = clustered()
     index, score = exact(vectors, vectors, 4, np.arange(120))
     cfg = config.Pair(num_neighbors=8, min_similarity=-1, heldout_share=0)
-    pairs = pair(vectors, distinct_texts(120), cfg, found=Neighbors(index, score))
+    pairs = pair(vectors, distinct_texts(120), cfg, neighbors=Neighbors(index, score))
     assert {(a, b) for a, b, _ in pairs} == {(i, int(j)) for i in range(120) for j in index[i]}
 
 

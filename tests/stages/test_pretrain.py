@@ -5,13 +5,13 @@ import pytest
 from synthboot import config
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, UnfairComparison
-from synthboot.stages.evaluate import compare_ledgers
+from synthboot.stages.evaluate import check_comparable
 from synthboot.stages.pretrain import real_docs
 
 POOL = Tokens.of([[1] * 10] * 8)
 
 
-def ledger(**changes: Any) -> dict[str, Any]:
+def counts(**changes: Any) -> dict[str, Any]:
     base = {
         "steps": 10,
         "batch_tokens": 64,
@@ -32,8 +32,8 @@ def ledger(**changes: Any) -> dict[str, Any]:
 
 
 def test_arms_that_differ_in_data_alone_are_compared() -> None:
-    sbp = ledger(real_tokens=320, synthetic_tokens=320, synthetic_epochs=0.9)
-    compare_ledgers({"repetition": {0: ledger(), 1: ledger()}, "sbp": {0: sbp, 1: sbp}})
+    sbp = counts(real_tokens=320, synthetic_tokens=320, synthetic_epochs=0.9)
+    check_comparable({"repetition": {0: counts(), 1: counts()}, "sbp": {0: sbp, 1: sbp}})
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_arms_that_differ_in_data_alone_are_compared() -> None:
 )
 def test_any_other_difference_is_refused_with_the_reason(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnfairComparison, match=message):
-        compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: ledger(**changes)}})
+        check_comparable({"repetition": {0: counts()}, "sbp": {0: counts(**changes)}})
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
@@ -58,22 +58,22 @@ def recipe(**changes: Any) -> dict[str, Any]:
 
 
 def test_what_a_sweep_or_a_budget_of_flops_chose_may_differ_and_nothing_else() -> None:
-    settings = {**ledger()["settings"], "weight_decay": 1.0}
-    tuned = ledger(settings=settings, recipe=recipe(weight_decay=1.0))
-    compare_ledgers({"repetition": {0: tuned}, "sbp": {0: ledger()}})
+    settings = {**counts()["settings"], "weight_decay": 1.0}
+    tuned = counts(settings=settings, recipe=recipe(weight_decay=1.0))
+    check_comparable({"repetition": {0: tuned}, "sbp": {0: counts()}})
     with pytest.raises(UnfairComparison, match="differ in lr"):
-        compare_ledgers({"repetition": {0: tuned}, "sbp": {0: ledger(settings={**settings, "lr": 2e-3})}})
+        check_comparable({"repetition": {0: tuned}, "sbp": {0: counts(settings={**settings, "lr": 2e-3})}})
     shorter = {"steps": 8, "train_tokens": 512, "real_tokens": 512, "train_flops": 8e5}
-    compare_ledgers({"repetition": {0: ledger(**shorter, recipe=recipe(epochs=4.0))}, "sbp": {0: ledger()}})
-    paid = ledger(**shorter, recipe=recipe(match="flops"), spent_flops=2e5)
-    compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: paid}})
+    check_comparable({"repetition": {0: counts(**shorter, recipe=recipe(epochs=4.0))}, "sbp": {0: counts()}})
+    paid = counts(**shorter, recipe=recipe(match="flops"), spent_flops=2e5)
+    check_comparable({"repetition": {0: counts()}, "sbp": {0: paid}})
     with pytest.raises(UnfairComparison, match="FLOPs, the budget is 1e"):
-        compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: {**paid, "spent_flops": 2.1e5}}})
+        check_comparable({"repetition": {0: counts()}, "sbp": {0: {**paid, "spent_flops": 2.1e5}}})
 
 
 def test_arms_need_the_same_seeds() -> None:
     with pytest.raises(UnfairComparison, match="different seeds"):
-        compare_ledgers({"repetition": {0: ledger()}, "sbp": {0: ledger(), 1: ledger()}})
+        check_comparable({"repetition": {0: counts()}, "sbp": {0: counts(), 1: counts()}})
 
 
 def test_real_text_of_an_arm_is_a_head_of_the_pool() -> None:

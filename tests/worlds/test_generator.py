@@ -33,25 +33,25 @@ def test_half_the_entities_have_many_documents_and_half_one() -> None:
 def test_nats_are_those_of_the_distribution_that_documents_are_drawn_from() -> None:
     world, rng = World(SMALL), np.random.default_rng(0)
     drawn = Counter(world.document(0, rng) for _ in range(20_000))
-    assert len(drawn) == round(math.exp(world.nats())) == 8  # two orders, two wordings of each of two attributes
+    assert len(drawn) == round(math.exp(world.nll())) == 8  # two orders, two wordings of each of two attributes
     entropy = -sum(n / 20_000 * math.log(n / 20_000) for n in drawn.values())
-    assert entropy == pytest.approx(world.nats(), abs=0.01)
+    assert entropy == pytest.approx(world.nll(), abs=0.01)
 
 
 def test_distractors_are_counted_too() -> None:
     knobs = config.World(entities=2, attributes=1, values=2, revealed=1, wordings=1, distractors=1)
     world, rng = World(knobs), np.random.default_rng(0)
     drawn = {world.document(0, rng) for _ in range(40_000)}
-    assert len(drawn) == round(math.exp(world.nats())) == 2 * 8**3
+    assert len(drawn) == round(math.exp(world.nll())) == 2 * 8**3
 
 
 def test_what_d_pretrain_does_not_tell_costs_a_guess() -> None:
     world = World(SMALL)
     told = world.read(world.document(0, np.random.default_rng(1)))
     nothing, everything = np.zeros((6, 2), bool), np.ones((6, 2), bool)
-    assert world.nats(told, everything) == pytest.approx(world.nats())
-    assert world.nats(told, nothing) == pytest.approx(world.nats() + 2 * math.log(3))
-    known = world.known([world.document(0, np.random.default_rng(1))])
+    assert world.nll(told, everything) == pytest.approx(world.nll())
+    assert world.nll(told, nothing) == pytest.approx(world.nll() + 2 * math.log(3))
+    known = world.stated([world.document(0, np.random.default_rng(1))])
     assert known[0].all()
     assert not known[1:].any()
 
@@ -95,7 +95,7 @@ def test_every_character_of_a_document_has_its_part() -> None:
 
 def test_questions_have_the_right_answer_and_say_whether_it_was_told() -> None:
     world = World(SMALL)
-    known = world.known(d["text"] for d in world.documents())
+    known = world.stated(d["text"] for d in world.documents())
     questions = list(world.questions(known))
     assert len(questions) == 12
     for question in questions:

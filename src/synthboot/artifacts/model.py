@@ -18,7 +18,7 @@ from synthboot.data.disk import read_json, write_json
 from synthboot.errors import MissingArtifact
 
 _CURVE = "curve.json"
-_TOKEN_COUNTS = "ledger.json"
+_TOKEN_COUNTS = "token_counts.json"
 _TUNING = "tune.json"
 _SWEEP = "sweep.json"
 

@@ -74,7 +74,7 @@ class Scores:
         pq.write_table(pa.table(table), folder / _ANSWERS, compression="zstd")
 
     @staticmethod
-    def there(folder: Path) -> bool:
+    def exists(folder: Path) -> bool:
         """Whether a folder holds scores."""
         return (folder / _LOSSES).is_file() and (folder / _ANSWERS).is_file()
 

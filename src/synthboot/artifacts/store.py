@@ -159,10 +159,11 @@ def read_rows(path: Path, columns: Iterable[str]) -> Iterator[dict[str, Any]]:
         raise unreadable(path, error) from None
 
 
-def begin(folder: Path, mark: str) -> list[str]:
+def begin(folder: Path, fingerprint: str) -> list[str]:
     """What was damaged, in a few words each, once `folder` is ready for work.
 
-    Only whole parts that belong to the artifact `mark` are kept; damaged ones will be made again.
+    Only whole parts of the artifact of this `fingerprint` are kept; damaged ones will be made
+    again.
     """
     progress = folder / PROGRESS
     current = None
@@ -174,7 +175,7 @@ def begin(folder: Path, mark: str) -> list[str]:
             current = read_record(progress).get("fingerprint")
 
     remove(folder / MANIFEST)  # first: what is half wiped must not look finished
-    if current != mark:
+    if current != fingerprint:
         _clear(folder)
     _sweep(folder)
 
@@ -188,7 +189,7 @@ def begin(folder: Path, mark: str) -> list[str]:
             remove(part)
             damaged.append(f"{part}: {problem}; made again")
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(progress, {"fingerprint": mark})
+    write_record(progress, {"fingerprint": fingerprint})
     return damaged
 
 
@@ -305,12 +306,12 @@ class Shards:
 
     def close(self, count: int) -> None:
         """Record that there are `count` shards, and delete whatever else lies there."""
-        known = {_COUNT}
+        names = {_COUNT}
         for index in range(count):
-            known.add(self.path(index).name)
+            names.add(self.path(index).name)
         if self.folder.exists():
             for path in sorted(self.folder.iterdir()):
-                if path.name not in known and not path.name.startswith("."):
+                if path.name not in names and not path.name.startswith("."):
                     remove(path)
         write_record(self.folder / _COUNT, {"shards": count})
 
@@ -330,17 +331,17 @@ def _names(folder: Path) -> list[str]:
 
     All but its records, what lies in `work`, hidden ones, and artifacts inside it (of a sweep).
     """
-    found = []
+    names = []
     for parent, folders, files in os.walk(folder):
         current = Path(parent)
         is_top = current == folder
         # `os.walk` goes into the folders that are left in its own list.
-        folders[:] = [name for name in folders if _is_part(current / name, is_top)]
-        for name in files:
-            is_record = is_top and name in (MANIFEST, PROGRESS)
-            if not is_record and not name.startswith("."):
-                found.append((current / name).relative_to(folder).as_posix())
-    return sorted(found)
+        folders[:] = [file for file in folders if _is_part(current / file, is_top)]
+        for file in files:
+            is_record = is_top and file in (MANIFEST, PROGRESS)
+            if not is_record and not file.startswith("."):
+                names.append((current / file).relative_to(folder).as_posix())
+    return sorted(names)
 
 
 def _is_part(folder: Path, is_top: bool) -> bool:
@@ -433,20 +434,20 @@ def environment() -> dict[str, str]:
         "pyarrow",
         "scikit-learn",
     )
-    found = {name: metadata.version(name) for name in packages}
-    found["python"] = platform.python_version()
-    found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
-    return found
+    versions = {name: metadata.version(name) for name in packages}
+    versions["python"] = platform.python_version()
+    versions["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    return versions
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, keys joined by dots."""
     if not isinstance(value, Mapping):
         return {prefix: value}
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        result |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return result
 
 
 def _short(value: Any) -> str:

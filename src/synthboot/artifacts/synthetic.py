@@ -94,12 +94,12 @@ class Synthetic:
 
     def d1(self) -> Int64[np.ndarray, " doc"]:
         """The d1 of every document."""
-        found = [np.empty(0, np.int64)]
+        numbers = [np.empty(0, np.int64)]
         for chunk in self.chunks:
             table = read_table(chunk / FILE, columns=["d1", "verdict"])
             kept = table["verdict"].to_numpy(zero_copy_only=False) == KEPT
-            found.append(table["d1"].to_numpy()[kept])
-        return np.concatenate(found)
+            numbers.append(table["d1"].to_numpy()[kept])
+        return np.concatenate(numbers)
 
     def _bounds(self) -> list[int]:
         """The first document of each chunk, and the number of all."""

@@ -105,10 +105,10 @@ def storage_errors(where: Path) -> Iterator[None]:
             raise
         what, advice = ADVICE[number]
         named = getattr(error, "filename", None)
-        place = str(named) if isinstance(named, str | Path) else str(where)
-        if len(place) > 200:
-            place = f"{place[:120]}...{place[-40:]}"
-        raise StorageError(f"{place}: {what}; {advice}") from error
+        shown = str(named) if isinstance(named, str | Path) else str(where)
+        if len(shown) > 200:
+            shown = f"{shown[:120]}...{shown[-40:]}"
+        raise StorageError(f"{shown}: {what}; {advice}") from error
 
 
 def _number(error: Exception) -> int | None:

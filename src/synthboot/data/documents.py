@@ -102,9 +102,9 @@ def identity(source: str | list[str], setting: str = "corpus.source") -> list[st
     """
     if isinstance(source, str) and (source == WORLD or source.startswith("hub:")):
         return [source]
-    found, _ = files.find(source, setting)
+    sources, _ = files.find(source, setting)
     lines: list[str] = []
-    for file in found:
+    for file in sources:
         lines += files.contents(file.path, file.name)
     return lines
 
@@ -133,12 +133,12 @@ def records(
         yield from _hub(source.removeprefix("hub:"))
         return
 
-    found, passed_over = files.find(source, f"corpus.{setting}")
+    sources, passed_over = files.find(source, f"corpus.{setting}")
     ignored.files.update(passed_over)
     # `expected` lists every file that the source had when the run began: strike off what is read.
     remaining = list(expected or ())
     again = "since this run began to look at it; run again"
-    for file in found:
+    for file in sources:
         read: list[str] = []
         yield from _file(file, cfg, ignored, read)
         if expected is not None and read != remaining[: len(read)]:
@@ -296,7 +296,7 @@ def _too_long(cfg: config.Corpus) -> str:
 
 
 def _file(
-    file: files.Found,
+    file: files.SourceFile,
     cfg: config.Corpus,
     ignored: Ignored,
     read: list[str],
@@ -371,7 +371,7 @@ def _skip_line(stream: io.BufferedReader) -> None:
 
 
 def _parquet(
-    file: files.Found,
+    file: files.SourceFile,
     raw: files.HashedFile,
     cfg: config.Corpus,
     ignored: Ignored,
@@ -395,7 +395,7 @@ def _parquet(
 
 
 def _saved_dataset(
-    file: files.Found,
+    file: files.SourceFile,
     cfg: config.Corpus,
     ignored: Ignored,
 ) -> Iterator[Record]:

@@ -55,7 +55,7 @@ _SPECIAL = "broken link, pipe or device"
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceFile:
     """A file, or the folder of a saved dataset, and the name that ids and messages have for it."""
 
     path: Path
@@ -66,7 +66,7 @@ class Found:
 def find(
     source: str | Sequence[str],
     setting: str = "corpus.source",
-) -> tuple[list[Found], Counter[str]]:
+) -> tuple[list[SourceFile], Counter[str]]:
     """The files that a source names, in sorted order, and how many were passed over.
 
     `setting` is where the source was given; what is passed over is counted by what it is. Raises
@@ -97,7 +97,7 @@ def find(
     names = _names([(path, own_parts) for path, own_parts, _ in by_target.values()])
     result = []
     for (path, _, kind), name in zip(by_target.values(), names, strict=True):
-        result.append(Found(path, name, kind))
+        result.append(SourceFile(path, name, kind))
     return result, ignored
 
 
@@ -121,9 +121,9 @@ def kind_of(path: Path) -> Kind | None:
     return None
 
 
-def counted(found: Mapping[str, int], most: int = 4) -> str:
+def counted(counts: Mapping[str, int], most: int = 4) -> str:
     """Counts as words, the largest first: `3 x .csv, 1 x hidden`."""
-    ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = [f"{count:,} x {what}" for what, count in ordered[:most]]
     rest = sum(count for _, count in ordered[most:])
     if rest:
@@ -418,7 +418,7 @@ def _below(folder: Path, ignored: Counter[str]) -> list[tuple[Path, int]]:
 
     Links are followed, and no folder is entered twice, so that a loop of them ends.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     entered: set[str] = set()
     waiting = [folder]
     while waiting:
@@ -438,14 +438,14 @@ def _below(folder: Path, ignored: Counter[str]) -> list[tuple[Path, int]]:
                 elif stat.S_ISDIR(mode) and kind_of(path) is None:
                     waiting.append(path)
                 elif stat.S_ISDIR(mode) or stat.S_ISREG(mode):
-                    found.append(path)
+                    paths.append(path)
                 else:
                     ignored[_SPECIAL] += 1
         except OSError as error:
             raise DataError(f"{current}: cannot be listed: {error.strerror}") from None
 
     depth = len(folder.parts)
-    return [(path, len(path.parts) - depth) for path in sorted(found)]
+    return [(path, len(path.parts) - depth) for path in sorted(paths)]
 
 
 def _mode(path: Path) -> int:

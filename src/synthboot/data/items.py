@@ -49,8 +49,8 @@ class Item:
     @property
     def digest(self) -> str:
         """16 hex digits of what is asked and what is right, by which runs are matched."""
-        asked = [self.kind, self.contexts, self.continuations, self.gold, self.answers]
-        text = json.dumps(asked, ensure_ascii=True)
+        content = [self.kind, self.contexts, self.continuations, self.gold, self.answers]
+        text = json.dumps(content, ensure_ascii=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -40,7 +40,7 @@ _SUFFIXES = (".jsonl.zst", ".jsonl.gz", ".jsonl")
 
 
 @dataclass(frozen=True)
-class Known:
+class Task:
     """A task by name: its file, the prompt of a question, and its worked examples.
 
     Worked examples stand before a question, and may have a file of their own.
@@ -53,19 +53,19 @@ class Known:
     letters: bool = False
 
 
-KNOWN = {
-    "arc_challenge": Known("arc_challenge_test", shots_file="arc_challenge_train"),
-    "arc_easy": Known("arc_easy_test", shots_file="arc_easy_train"),
-    "sciq": Known("sciq_val"),
-    "piqa": Known("piqa_val"),
-    "hellaswag": Known("hellaswag_1000", "{query}"),
-    "winogrande": Known("winogrande_val"),
-    "triviaqa": Known("triviaqa_sm_sub", shots=1),
-    "webqs": Known("webquestions_test", shots=1, shots_file="webquestions_trainmodel"),
-    "mmlu": Known("mmlu_test", "{query}", 5, "mmlu_dev", letters=True),
-    "lambada": Known("lambada_openai"),
-    "blimp": Known("blimp"),
-    "supported_wikidata_cloze": Known("supported_wikidata_cloze"),
+TASKS = {
+    "arc_challenge": Task("arc_challenge_test", shots_file="arc_challenge_train"),
+    "arc_easy": Task("arc_easy_test", shots_file="arc_easy_train"),
+    "sciq": Task("sciq_val"),
+    "piqa": Task("piqa_val"),
+    "hellaswag": Task("hellaswag_1000", "{query}"),
+    "winogrande": Task("winogrande_val"),
+    "triviaqa": Task("triviaqa_sm_sub", shots=1),
+    "webqs": Task("webquestions_test", shots=1, shots_file="webquestions_trainmodel"),
+    "mmlu": Task("mmlu_test", "{query}", 5, "mmlu_dev", letters=True),
+    "lambada": Task("lambada_openai"),
+    "blimp": Task("blimp"),
+    "supported_wikidata_cloze": Task("supported_wikidata_cloze"),
 }
 GROUPS = {
     "paper": (
@@ -99,13 +99,13 @@ def names(cfg: config.Evaluate) -> list[str]:
                 f"evaluate.tasks: {name}: worked examples go with single tasks of ours; "
                 f"drop @{shots}"
             )
-        if is_ours and stem not in KNOWN and not Path(stem).is_file():
-            known = [*KNOWN, *GROUPS, WORLD, f"{LM_EVAL}NAME"]
-            close = difflib.get_close_matches(stem, known, n=1)
+        if is_ours and stem not in TASKS and not Path(stem).is_file():
+            valid = [*TASKS, *GROUPS, WORLD, f"{LM_EVAL}NAME"]
+            close = difflib.get_close_matches(stem, valid, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(
                 f"evaluate.tasks: {name}: neither a file nor a known task; "
-                f"known are {', '.join(known)}{hint}"
+                f"known are {', '.join(valid)}{hint}"
             )
     needs_lm_eval = any(name.startswith(LM_EVAL) for name in wanted)
     if needs_lm_eval and find_spec("lm_eval") is None:
@@ -115,15 +115,15 @@ def names(cfg: config.Evaluate) -> list[str]:
 
 def files(cfg: config.Evaluate) -> list[Path]:
     """Every file that the tasks read. Raises ConfigError where one is missing."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for name in names(cfg):
         if name == WORLD or name.startswith(LM_EVAL):
             continue
-        known = _known(name)
-        found.append(_path(cfg, name))
-        if known.shots and known.shots_file:
-            found.append(_file(cfg, name, known.shots_file))
-    return list(dict.fromkeys(found))
+        task = _task(name)
+        paths.append(_path(cfg, name))
+        if task.shots and task.shots_file:
+            paths.append(_file(cfg, name, task.shots_file))
+    return list(dict.fromkeys(paths))
 
 
 def read(
@@ -136,11 +136,11 @@ def read(
     Raises DataError, naming the first, where a line is no question: a test set that shrinks unseen
     is none.
     """
-    known = _known(name)
-    questions = _questions(_path(cfg, name), known)
+    task = _task(name)
+    questions = _questions(_path(cfg, name), task)
     examples = questions
-    if known.shots and known.shots_file:
-        examples = _questions(_file(cfg, name, known.shots_file), known)
+    if task.shots and task.shots_file:
+        examples = _questions(_file(cfg, name, task.shots_file), task)
     subjects: dict[str | None, list[int]] = {}
     for number, example in enumerate(examples):
         subjects.setdefault(example.subject, []).append(number)
@@ -151,20 +151,20 @@ def read(
     for number in chosen:
         question = questions[number]
         item = question.item
-        if known.shots:
+        if task.shots:
             numbers = subjects.get(question.subject, [])
             if examples is questions:
                 # No file of examples: they are sampled from the other questions.
                 numbers = [i for i in numbers if i != number]
-            if len(numbers) < known.shots:
+            if len(numbers) < task.shots:
                 raise DataError(
-                    f"{question.where}: {known.shots} worked examples are asked for, "
+                    f"{question.where}: {task.shots} worked examples are asked for, "
                     f"and there are {len(numbers)}; evaluate.tasks: {name}"
                 )
             if examples is questions:
                 numbers = random.permutation(numbers).tolist()
-            shown = [examples[i].item for i in numbers[: known.shots]]
-            worked = _worked(shown, question.subject, known)
+            shown = [examples[i].item for i in numbers[: task.shots]]
+            worked = _worked(shown, question.subject, task)
             item = replace(item, contexts=tuple(worked + context for context in item.contexts))
         result.append(item)
     return result
@@ -173,7 +173,7 @@ def read(
 def of(rows: Sequence[dict[str, Any]], where: str) -> list[Item]:
     """Items of rows that are at hand, such as a world's questions."""
     numbered = ((row, f"{where} {i}") for i, row in enumerate(rows))
-    questions = _checked(numbered, Known(where, "{query}"))
+    questions = _checked(numbered, Task(where, "{query}"))
     return [question.item for question in questions]
 
 
@@ -186,20 +186,20 @@ def _split(name: str) -> tuple[str, int | None]:
     return name, None
 
 
-def _known(name: str) -> Known:
+def _task(name: str) -> Task:
     stem, shots = _split(name)
-    known = KNOWN.get(stem, Known(stem, "{query}"))
+    task = TASKS.get(stem, Task(stem, "{query}"))
     if shots is None:
-        return known
-    return replace(known, shots=shots)
+        return task
+    return replace(task, shots=shots)
 
 
 def _path(cfg: config.Evaluate, name: str) -> Path:
-    known = _known(name)
+    task = _task(name)
     stem, _ = _split(name)
-    if stem in KNOWN:
-        return _file(cfg, name, known.file)
-    return Path(known.file)
+    if stem in TASKS:
+        return _file(cfg, name, task.file)
+    return Path(task.file)
 
 
 @dataclass(frozen=True)
@@ -214,11 +214,11 @@ class _Question:
 def _worked(
     examples: Sequence[Item],
     subject: str | None,
-    known: Known,
+    task: Task,
 ) -> str:
     """Worked examples as they stand before a question."""
     text = ""
-    if known.letters:
+    if task.letters:
         about = (subject or "many things").replace("_", " ")
         text = f"The following are multiple choice questions (with answers) about {about}.\n\n"
     for example in examples:
@@ -230,36 +230,36 @@ def _worked(
     return text
 
 
-def _questions(path: Path, known: Known) -> list[_Question]:
-    found = _checked(_rows(path), known)
-    if not found:
+def _questions(path: Path, task: Task) -> list[_Question]:
+    questions = _checked(_rows(path), task)
+    if not questions:
         raise DataError(f"{path}: holds no questions")
-    return found
+    return questions
 
 
-def _checked(rows: Iterable[tuple[Any, str]], known: Known) -> list[_Question]:
+def _checked(rows: Iterable[tuple[Any, str]], task: Task) -> list[_Question]:
     """All rows as questions.
 
     Raises DataError that says what is wrong with the first that is none, and how many there are.
     """
-    found: list[_Question] = []
+    questions: list[_Question] = []
     bad: list[str] = []
     for number, (row, where) in enumerate(rows):
         try:
             if not isinstance(row, dict):
                 raise items.NoItem(row if isinstance(row, str) else "not a JSON object")
-            item = items.item(row, str(number), known.prompt, known.letters)
+            item = items.item(row, str(number), task.prompt, task.letters)
         except items.NoItem as error:
             bad.append(f"{where}: {error}")
             continue
         subject = row.get("subject")
-        found.append(_Question(item, where, None if subject is None else str(subject)))
+        questions.append(_Question(item, where, None if subject is None else str(subject)))
     if bad:
         problem = bad[0]
         if len(bad) > 1:
-            problem += f"; {len(bad):,} of {len(bad) + len(found):,} are no questions"
+            problem += f"; {len(bad):,} of {len(bad) + len(questions):,} are no questions"
         raise DataError(problem)
-    return found
+    return questions
 
 
 def seen(

@@ -172,16 +172,16 @@ def from_hugging_face(source: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, ImportError, and what tokenizers raises
         raise ConfigError(f"corpus.tokenizer: {source}: {unloadable(error)}") from None
-    if not found.is_fast or found.eos_token is None:
+    if not loaded.is_fast or loaded.eos_token is None:
         raise ConfigError(
             f"corpus.tokenizer: {source}: needs a fast tokenizer with an end-of-text token"
         )
-    found.add_special_tokens({"sep_token": SEPARATOR})
-    backend = _guarded(found.backend_tokenizer, found.all_special_tokens)
-    fitted = _with_specials(backend, found.eos_token)
+    loaded.add_special_tokens({"sep_token": SEPARATOR})
+    backend = _guarded(loaded.backend_tokenizer, loaded.all_special_tokens)
+    fitted = _with_specials(backend, loaded.eos_token)
     fault = _fault(fitted)
     if fault:
         kind = type(fitted.backend.model).__name__

@@ -33,7 +33,9 @@ from functools import cache
 from itertools import pairwise
 from math import log, log2
 
+import numpy as np
 import regex
+from jaxtyping import UInt8
 
 LONGEST = 40
 SHINGLE = 5
@@ -89,6 +91,12 @@ _MARKS = regex.compile(f"(?V1){_MARK}")
 _SYMBOLS = string.punctuation.replace("_", "").encode()
 
 
+KINDS = ("number", "capitalized", "other words", "form")
+"""Of what stands in a text: runs with a digit, words with a capital letter inside a sentence (names
+mostly; in German nouns), all other words, and what is between them."""
+_RUN = regex.compile(r"[\p{L}\p{M}\p{N}]+")
+_ENDS_SENTENCE = regex.compile(r"[\n\p{STerm}:;][\s\p{Ps}\p{Pi}\"']*$")
+
 # Plain characters that are words by themselves: pictures; all symbols.
 _ALONE = [re.compile(r"[\xa6\xa9\xae\xb0]"), re.compile(r"[^\s\x00-\x1f\x7f-\x9f]")]
 
@@ -103,16 +111,36 @@ def normal(text: str) -> str:
 
 def words(text: str, symbols: bool = False) -> list[str]:
     """The words of a text as it is compared; all symbols too if so asked."""
-    found = _cut(normal(text), symbols)
-    if not found or max(map(len, found)) <= LONGEST:
-        return found
+    pieces = _cut(normal(text), symbols)
+    if not pieces or max(map(len, pieces)) <= LONGEST:
+        return pieces
 
     result = []
-    for word in found:
+    for word in pieces:
         if len(word) > LONGEST:  # no language has such words: letters with their marks
             result += _CLUSTER.findall(word)
         else:
             result.append(word)
+    return result
+
+
+def kinds(text: str) -> UInt8[np.ndarray, " character"]:
+    """Which of KINDS each character belongs to, by its number there."""
+    number, capitalized, other, form = range(len(KINDS))
+    result = np.full(len(text), form, np.uint8)
+    end = 0
+    for run in _RUN.finditer(text):
+        word = run[0]
+        before = text[end : run.start()]
+        opens_sentence = end == 0 or _ENDS_SENTENCE.search(before) is not None
+        end = run.end()
+        if any(character.isnumeric() for character in word):
+            kind = number
+        elif word[0].isupper() and not opens_sentence:
+            kind = capitalized
+        else:
+            kind = other
+        result[run.start() : end] = kind
     return result
 
 
@@ -131,17 +159,17 @@ def with_symbols(text: str) -> bool:
     return 2 * _symbols(text) >= len(words(text))
 
 
-def weight(found: Sequence[str]) -> float:
+def weight(pieces: Sequence[str]) -> float:
     """About how much of a word each of these is.
 
     It is 1; of single letters 2/3 (Han, kana, Hangul), 1/3 in scripts that spell words out (Thai,
     Khmer, strings without spaces).
     """
-    letters = sum(_CLUSTER.fullmatch(word) is not None for word in found)
-    if 2 * letters <= len(found):
+    letters = sum(_CLUSTER.fullmatch(word) is not None for word in pieces)
+    if 2 * letters <= len(pieces):
         return 1.0
-    syllables = sum(_SYLLABLE.match(word) is not None for word in found)
-    return 2 / 3 if 2 * syllables > len(found) else 1 / 3
+    syllables = sum(_SYLLABLE.match(word) is not None for word in pieces)
+    return 2 / 3 if 2 * syllables > len(pieces) else 1 / 3
 
 
 def _cut(text: str, symbols: bool) -> list[str]:
@@ -149,19 +177,19 @@ def _cut(text: str, symbols: bool) -> list[str]:
     if not _OTHER.search(_not_ascii(text)):
         return _cut_plain(text, symbols)
 
-    found: list[str] = []
+    pieces: list[str] = []
     end = 0
     for other in _OTHER.finditer(text):
         if other.start() < end:
             continue
         # From the space before to the space after, for a word may be of both kinds.
         start = text.rfind(" ", end, other.start()) + 1 or end
-        found += _cut_plain(text[end:start], symbols)
+        pieces += _cut_plain(text[end:start], symbols)
         end = text.find(" ", other.end())
         if end < 0:
             end = len(text)
-        found += _OF_ANY[symbols].findall(text, start, end)
-    return found + _cut_plain(text[end:], symbols)
+        pieces += _OF_ANY[symbols].findall(text, start, end)
+    return pieces + _cut_plain(text[end:], symbols)
 
 
 def _cut_plain(text: str, symbols: bool) -> list[str]:
@@ -220,29 +248,29 @@ def terms(text: str) -> list[str]:
     That is its words; neighbouring letters of scripts without spaces as well; and runs of words
     where a word alone says little.
     """
-    found = words(text, in_symbols(text))
+    pieces = words(text, in_symbols(text))
     letters: list[str] = []
     if not text.isascii():
-        is_solid = [_OF_SOLID.match(word) is not None for word in found]
-        for (a, b), both in zip(pairwise(found), pairwise(is_solid), strict=True):
+        is_solid = [_OF_SOLID.match(word) is not None for word in pieces]
+        for (a, b), both in zip(pairwise(pieces), pairwise(is_solid), strict=True):
             if all(both):
                 letters.append(a + b)
 
-    length = run_length(found, len(set(found)))
+    length = run_length(pieces, len(set(pieces)))
     if length <= SHINGLE:
-        return found + letters
-    return found + letters + runs(found, length)
+        return pieces + letters
+    return pieces + letters + runs(pieces, length)
 
 
-def runs(found: Sequence[str], n: int) -> list[str]:
+def runs(pieces: Sequence[str], n: int) -> list[str]:
     """All runs of n words; of fewer words, all of them as one run; of none, none."""
-    n = max(1, min(n, len(found)))
+    n = max(1, min(n, len(pieces)))
     # Column i is the words moved by i: a row across the columns is a run.
-    columns = [found[i:] for i in range(n)]
+    columns = [pieces[i:] for i in range(n)]
     return list(map(" ".join, zip(*columns, strict=False)))
 
 
-def run_length(found: Sequence[str], kinds: int) -> int:
+def run_length(pieces: Sequence[str], kinds: int) -> int:
     """How many of these words, of so many kinds, in a run tell texts apart.
 
     `SHINGLE` do for language, and 2, 4, 8 or 16 times as many for texts of a few different words,
@@ -250,12 +278,12 @@ def run_length(found: Sequence[str], kinds: int) -> int:
     entropy of a word (with the correction of Miller and Madow for short texts), which halves from
     step to step, so that near-copies hardly ever fall on two sides of one.
     """
-    count = len(found)
+    count = len(pieces)
     # Most texts: bits cannot be fewer than that.
     if count <= 2 * kinds or kinds * log2(count) >= _BITS * count:
         return SHINGLE
 
-    bits = sum(c * log2(count / c) for c in Counter(found).values()) / count
+    bits = sum(c * log2(count / c) for c in Counter(pieces).values()) / count
     bits += (kinds - 1) / (2 * count * log(2))  # Miller and Madow's correction
     for times in (1, 2, 4, 8):
         if bits * times >= _BITS:

@@ -78,7 +78,7 @@ def attend(
     return out
 
 
-def draw(
+def sample_top_p(
     logits: Tensor,
     seeds: Tensor,
     steps: Tensor,
@@ -87,8 +87,8 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """A token per row of `logits` (row, vocab; float32) and its log-probability at temperature 1.
 
-    It is the one that `nucleus.draw` would accept, after as many tries as that takes, for `seeds`
-    and `steps` (row; int64). Raises FloatingPointError for a logit that is not a number.
+    It is the one that `nucleus.sample_top_p` would accept, after as many tries as that takes, for
+    `seeds` and `steps` (row; int64). Raises FloatingPointError for a logit that is not a number.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""One arm: a model with fresh weights trained on a plan, and its ledger.
+"""One arm: a model with fresh weights trained on a plan, and the token counts that show what it was
+trained on.
 
-The ledger is the token counts that show what the model was trained on. base (the repetition arm of
-its seed) and every arm of `pretrain` go through here, so that arms can differ in their plan and in
-nothing else.
+base (the repetition arm of its seed) and every arm of `pretrain` go through here, so that arms can
+differ in their plan and in nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from synthboot.errors import BudgetError
 from synthboot.lm import model as models
 from synthboot.lm import parallel, score, track
 from synthboot.lm.batches import Plan
-from synthboot.lm.train import Curve, Place, Settings, train
+from synthboot.lm.train import Curve, Runtime, Settings, train
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Trained:
     """
 
     curve: Curve
-    ledger: dict[str, Any]
+    token_counts: dict[str, Any]
     flops: float
 
 
@@ -120,7 +120,7 @@ def tokens_of(
     return tokens
 
 
-def place_of(cfg: config.Config, folder: Path) -> Place:
+def runtime_of(cfg: config.Config, folder: Path) -> Runtime:
     """Where a model trains: alone or with other processes, watched or not."""
     engine = cfg.engine
     group = parallel.join(models.device(engine.device), engine.shard)
@@ -129,7 +129,7 @@ def place_of(cfg: config.Config, folder: Path) -> Place:
         name = "-".join(folder.relative_to(cfg.folder).parts)
     trackers = engine.track if group.main else []  # once, not by every process
     watch = track.watch(trackers, cfg.folder / "track", cfg.name, name)
-    return Place(group, engine.checkpoint_activations, engine.compile, watch)
+    return Runtime(group, engine.checkpoint_activations, engine.compile, watch)
 
 
 def train_arm(
@@ -142,7 +142,8 @@ def train_arm(
     folder: Path,
     progress: Progress = silent,
 ) -> Trained:
-    """A model with fresh weights (or `init_from`) trained on an arm's text, with its ledger.
+    """A model with fresh weights (or `init_from`) trained on an arm's text, with its token
+    counts.
 
     Raises BudgetError where synthetic text would have to be read twice.
     """
@@ -151,11 +152,11 @@ def train_arm(
     forward_flops = models.flops_per_token(model, seq_len)
     tokens = tokens_of(cfg, arm, text, forward_flops)
     plan = plan_of(cfg, arm, seed, tokenizer, text, tokens)
-    ledger: dict[str, Any] = dict(plan.ledger())
-    if ledger["synthetic_epochs"] > 1:
+    token_counts: dict[str, Any] = dict(plan.token_counts())
+    if token_counts["synthetic_epochs"] > 1:
         raise BudgetError(
-            f"pretrain: {ledger['synthetic_tokens']:,} synthetic tokens are needed, "
-            f"{ledger['synthetic_epochs']:.2f} times what was sampled; "
+            f"pretrain: {token_counts['synthetic_tokens']:,} synthetic tokens are needed, "
+            f"{token_counts['synthetic_epochs']:.2f} times what was sampled; "
             f"synthetic text is never read twice"
         )
 
@@ -168,7 +169,7 @@ def train_arm(
         return score.copy_score(current, ids, seq_len, tokenizer.end)
 
     settings = _settings(cfg, arm, seed, plan.steps)
-    place = place_of(cfg, folder)
+    runtime = runtime_of(cfg, folder)
     curve = train(
         model,
         plan,
@@ -177,12 +178,12 @@ def train_arm(
         folder,
         tokenizer,
         progress,
-        place,
+        runtime,
         copying,
     )
 
-    train_flops = 3 * forward_flops * ledger["train_tokens"]
-    ledger |= {
+    train_flops = 3 * forward_flops * token_counts["train_tokens"]
+    token_counts |= {
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "architecture": model.config.model_type,
@@ -191,11 +192,11 @@ def train_arm(
         "recipe": arm.model_dump(mode="json"),
         "best_step": curve.best_step,
         "train_flops": train_flops,
-        "spent_flops": text.upstream_flops + text.sample_flops * ledger["synthetic_tokens"],
+        "spent_flops": text.upstream_flops + text.sample_flops * token_counts["synthetic_tokens"],
     }
     # every evaluation reads the whole validation set once, forwards
     evaluation_flops = forward_flops * validation.num_tokens * len(curve.validation)
-    return Trained(curve, ledger, train_flops + evaluation_flops)
+    return Trained(curve, token_counts, train_flops + evaluation_flops)
 
 
 def _settings(

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int64, Integer
 from synthboot.artifacts.pairs import Related
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
-from synthboot.lm.streams import Stream, megadocs, shuffled, walk
+from synthboot.lm.streams import Stream, megadocs, packed_pairs, shuffled
 from synthboot.rng import rng
 
 IGNORE = -100
@@ -124,8 +124,8 @@ class Plan:
     takes, and `share` is one of the others. With `owners`, the d1 of each synthetic document, the
     synthetic stream is one of megadocs, whose real text counts as real: it gets as many rows as
     hold `share` of synthetic text. With `pairs` (d1, d2, most similar first) real documents follow
-    each other as `walk` says. `noise` is the share of input tokens that are replaced by random ones
-    of the first `vocab_size`, but for `end`.
+    each other as `packed_pairs` says. `noise` is the share of input tokens that are replaced by
+    random ones of the first `vocab_size`, but for `end`.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Plan:
             real_order = shuffled(docs, seed, "plan.real")
         else:
             d1, d2 = pairs
-            real_order = walk(d1, d2, docs, seed, "plan.real")
+            real_order = packed_pairs(d1, d2, docs, seed, "plan.real")
         self.real = Stream(real, real_order)
         self.replay = self.real
         if replay:
@@ -301,7 +301,7 @@ class Plan:
             "replayed_tokens": replayed * self.seq_len,
         }
 
-    def ledger(self) -> dict[str, float]:
+    def token_counts(self) -> dict[str, float]:
         """Tokens by source, and epochs over each, over the whole run."""
         # what is read of the synthetic stream, and the real text that megadocs hold of it
         stream_tokens = self.synthetic_rows * self.seq_len
@@ -613,10 +613,10 @@ class PairPlan:
     def sources(self, steps: int) -> dict[str, float]:
         """Tokens of packed pairs, padding included, and of plain documents."""
         plain, _ = _spread(steps * self.rows, self.plain_rows, self.rows * self.steps)
-        found: dict[str, float] = {"pair_tokens": steps * self.batch_tokens - plain * self.seq_len}
+        tokens: dict[str, float] = {"pair_tokens": steps * self.batch_tokens - plain * self.seq_len}
         if self.plain_rows:
-            found["plain_tokens"] = plain * self.seq_len
-        return found
+            tokens["plain_tokens"] = plain * self.seq_len
+        return tokens
 
     def _source(self, row: int) -> tuple[int, bool]:
         """Which of the plain rows or of those of pairs a row is, and whether it is plain."""

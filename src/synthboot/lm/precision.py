@@ -54,11 +54,11 @@ def recorded(cfg: config.Config) -> config.Config:
 
 def undecided(cfg: config.Config) -> list[str]:
     """The kinds of work, `training` or `sampling`, left to `auto` and not decided by the run."""
-    known = _record(cfg)
+    choices = _record(cfg)
     kinds = []
     for kind, (section, name) in SETTINGS.items():
         setting = getattr(getattr(cfg, section), name)
-        if setting == "auto" and kind not in known:
+        if setting == "auto" and kind not in choices:
             kinds.append(kind)
     return kinds
 
@@ -151,8 +151,8 @@ def _sizes(model: config.Model) -> tuple[int, int]:
     from transformers import AutoConfig
 
     try:
-        whole = AutoConfig.from_pretrained(model.init_from, trust_remote_code=False)
-        layout = whole.get_text_config()
+        cfg = AutoConfig.from_pretrained(model.init_from, trust_remote_code=False)
+        layout = cfg.get_text_config()
     except (OSError, ValueError):
         return model.width, 3 * model.width  # base will say what is wrong with it
     inner = getattr(layout, "intermediate_size", None) or 4 * layout.hidden_size
@@ -211,16 +211,16 @@ def _record(cfg: config.Config) -> dict[str, str]:
     """
     path = cfg.folder / FILE
     with storage_errors(path):  # a root that cannot be looks at this file first
-        known = read_json(path) if path.exists() else {}
+        choices = read_json(path) if path.exists() else {}
     # it decides what is trained, so a file that says anything else is no file to go on from
-    if not _is_record(known):
+    if not _is_record(choices):
         raise CorruptArtifact(
             f"{path}: not a choice of precision; put back the one that was there, or delete the run"
         )
     for kind, stage in (("training", "base"), ("sampling", "synthesize")):
-        if kind not in known and (made_with := _made_with(cfg.folder, stage, *SETTINGS[kind])):
-            known[kind] = made_with
-    return known
+        if kind not in choices and (precision := _made_with(cfg.folder, stage, *SETTINGS[kind])):
+            choices[kind] = precision
+    return choices
 
 
 def _is_record(record: object) -> bool:

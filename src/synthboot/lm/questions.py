@@ -31,7 +31,7 @@ from synthboot.lm.sampling.protocol import Request
 ANSWER_TOKENS = 32
 """The most tokens of an answer to an open question."""
 
-_RIGHT = ("acc", "exact_match", "f1")
+_ACC = ("acc", "exact_match", "f1")
 """lm-eval's figures that say whether an answer is right, by kind of task."""
 
 _STOPS = re.compile(r"[\n.,]")
@@ -42,16 +42,16 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 class Answer:
     """What a model made of an item.
 
-    `right`: the likeliest continuation is the right one, a cloze's target is what the model would
+    `acc`: the likeliest continuation is the right one, a cloze's target is what the model would
     say, or an open answer matches. `acc_norm`: the same by likelihood per character of the choice.
-    `nats` is the negative log-likelihood of the right continuation, 0 for open questions;
+    `nll` is the negative log-likelihood of the right continuation, 0 for open questions;
     `choice_nll` that of the right choice among those there are, 0 where there is none to make:
-    unlike `right` it tells doubt from error.
+    unlike `acc` it tells doubt from error.
     """
 
-    right: bool
+    acc: bool
     acc_norm: bool
-    nats: float
+    nll: float
     choice_nll: float
 
 
@@ -59,7 +59,7 @@ def ask(
     model: Any,
     tokenizer: Tokenizer,
     items: Sequence[Item],
-    window: int,
+    seq_len: int,
 ) -> list[Answer]:
     """An answer to every item, in order."""
     # all continuations of all items at once, so that rows of like length share a batch
@@ -73,9 +73,9 @@ def ask(
             continuations.append(continuation)
         if item.kind == "open":
             questions.append(item.contexts[0])
-    rows = _rows(tokenizer, contexts, continuations, window)
+    rows = _rows(tokenizer, contexts, continuations, seq_len)
     losses, first = score.row_choices(model, rows)
-    open_answers = iter(greedy_answers(model, tokenizer, questions, window))
+    open_answers = iter(greedy_answers(model, tokenizer, questions, seq_len))
 
     answers = []
     start = 0
@@ -83,12 +83,12 @@ def ask(
         part = slice(start, start + len(item.continuations))
         start = part.stop
         if item.kind == "open":
-            right = _plain(next(open_answers)) in map(_plain, item.answers)
-            answers.append(Answer(right, right, 0.0, 0.0))
+            acc = _plain(next(open_answers)) in map(_plain, item.answers)
+            answers.append(Answer(acc, acc, 0.0, 0.0))
         elif item.kind == "cloze":
             greedy = bool(first[part][0])
-            nats = float(losses[part][0])
-            answers.append(Answer(greedy, greedy, nats, 0.0))
+            nll = float(losses[part][0])
+            answers.append(Answer(greedy, greedy, nll, 0.0))
         else:
             answers.append(_choice(item, losses[part]))
     return answers
@@ -148,13 +148,13 @@ def harness(
     answers = {}
     for task, samples in results["samples"].items():
         # not every task has `acc_norm`: there right per character is right
-        right = _first_in(samples[0], _RIGHT)
-        norm = _first_in(samples[0], ("acc_norm", *_RIGHT))
-        if right is None or norm is None:
+        acc = _first_in(samples[0], _ACC)
+        norm = _first_in(samples[0], ("acc_norm", *_ACC))
+        if acc is None or norm is None:
             raise ConfigError(
-                f"evaluate.tasks: lm-eval's {task} has none of the figures {', '.join(_RIGHT)}"
+                f"evaluate.tasks: lm-eval's {task} has none of the figures {', '.join(_ACC)}"
             )
-        rows = [[float(sample[right]), float(sample[norm]), 0.0, 0.0] for sample in samples]
+        rows = [[float(sample[acc]), float(sample[norm]), 0.0, 0.0] for sample in samples]
         answers[task] = np.array(rows)
     return answers
 
@@ -167,7 +167,7 @@ def _rows(
     tokenizer: Tokenizer,
     contexts: Sequence[str],
     continuations: Sequence[str],
-    window: int,
+    seq_len: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(inputs, targets) of each continuation after its context."""
     heads: list[str] = []
@@ -186,7 +186,7 @@ def _rows(
         # together, since a tokenizer may merge across the seam; cut where the context ends alone
         continuation_ids = both[len(before) :]
         ids = (before or [tokenizer.end]) + continuation_ids
-        tokens = np.array(ids[-(window + 1) :], np.int64)
+        tokens = np.array(ids[-(seq_len + 1) :], np.int64)
         targets = tokens[1:].copy()
         targets[: max(0, len(targets) - len(continuation_ids))] = IGNORE
         rows.append((tokens[:-1], targets))
@@ -197,7 +197,7 @@ def greedy_answers(
     model: Any,
     tokenizer: Tokenizer,
     contexts: Sequence[str],
-    window: int,
+    seq_len: int,
 ) -> list[str]:
     """What the model says next, one likeliest token after the other.
 
@@ -205,7 +205,7 @@ def greedy_answers(
     """
     if not contexts:
         return []
-    room = window - ANSWER_TOKENS
+    room = seq_len - ANSWER_TOKENS
     requests = []
     for ids in tokenizer.encode(contexts):
         requests.append(Request(tuple(ids[-room:]), 0, ANSWER_TOKENS))

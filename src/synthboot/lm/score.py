@@ -49,8 +49,8 @@ class Scores:
             # one document has no spread: the figure is as unsure as it is large
             gain = other.mean - self.mean
             return gain, abs(gain)
-        found = statistics.difference(other.loss[None], self.loss[None], self.tokens)
-        return found.value, found.standard_error
+        difference = statistics.difference(other.loss[None], self.loss[None], self.tokens)
+        return difference.value, difference.standard_error
 
 
 def documents(

@@ -1,6 +1,7 @@
 """A corpus' documents end to end, for ever, read from any position.
 
-An epoch's number decides the order of its documents: shuffled, or as `walk` and `megadocs` say.
+An epoch's number decides the order of its documents: shuffled, or as `packed_pairs` and `megadocs`
+say.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def shuffled(docs: int, seed: int, stream: str) -> Order:
     return lambda number: rng(seed, stream, number).permutation(docs)
 
 
-def walk(
+def packed_pairs(
     d1: Integer[np.ndarray, " pair"],
     d2: Integer[np.ndarray, " pair"],
     docs: int,
@@ -38,7 +39,7 @@ def walk(
     Pairs come most similar first. Where no d2 is left the next is the next in a random order,
     another in every epoch.
 
-    Source: arXiv:2310.10638. Deviation: a walk starts at random, not where neighbours are fewest,
+    Source: arXiv:2310.10638. Deviation: a path starts at random, not where neighbours are fewest,
     so that epochs differ.
     """
     # the d2 of document d, in the order of the pairs, are `near[bounds[d] : bounds[d + 1]]`
@@ -55,7 +56,7 @@ def walk(
                 read[doc] = True
                 path.append(doc)
                 unread = (int(n) for n in near[bounds[doc] : bounds[doc + 1]] if not read[n])
-                doc = next(unread, doc)  # itself, which has been read: the walk ends
+                doc = next(unread, doc)  # itself, which has been read: the path ends
         return np.array(path, np.int64)
 
     return order
@@ -64,13 +65,13 @@ def walk(
 def megadocs(
     owners: Integer[np.ndarray, " synthetic"],
     lengths: Int64[np.ndarray, " doc"],
-    window: int,
+    seq_len: int,
     seed: int,
     stream: str,
 ) -> Order:
     """Every synthetic document once, followed by the document that it was written from.
 
-    A run is one real document, last, and before it as many of its synthetic ones as fit a window
+    A run is one real document, last, and before it as many of its synthetic ones as fit a row
     together with it; runs come in random order. Documents are numbered real ones first, as
     `lengths` has them; `owners` names the d1 of each synthetic one.
 
@@ -87,7 +88,7 @@ def megadocs(
         # a full run is followed by another of the same d1, which brings the real document again
         if d1 != last_d1 or lengths[doc] > room:
             runs.append([d1])
-            room = window - int(lengths[d1])
+            room = seq_len - int(lengths[d1])
             last_d1 = d1
         runs[-1].insert(-1, doc)
         room -= int(lengths[doc])
@@ -125,10 +126,10 @@ class Stream:
 
     def _find(self, position: int) -> tuple[int, int]:
         """The document at a position, and how many of its tokens come before it."""
-        epoch, place = divmod(position, self.num_tokens)
+        epoch, in_epoch = divmod(position, self.num_tokens)
         order, bounds = self._epoch(epoch)
-        slot = int(np.searchsorted(bounds, place, side="right")) - 1
-        return int(order[slot]), place - int(bounds[slot])
+        slot = int(np.searchsorted(bounds, in_epoch, side="right")) - 1
+        return int(order[slot]), in_epoch - int(bounds[slot])
 
     def read(
         self,

@@ -80,7 +80,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Place:
+class Runtime:
     """Where a model trains, which does not change what it learns but for rounding."""
 
     group: Group = ALONE
@@ -120,7 +120,7 @@ def train(
     folder: Path,
     tokenizer: Tokenizer,
     progress: Progress = silent,
-    place: Place = Place(),
+    runtime: Runtime = Runtime(),
     copying: Callable[[Any], float] | None = None,
 ) -> Curve:
     """The curve of training `model` in place, from where `folder` left off.
@@ -130,7 +130,7 @@ def train(
     Raises TrainingError where the loss is not finite or leaps, naming the step, what it read, and
     the checkpoint to go back to.
     """
-    trainer = _Trainer(model, batches, settings, validate, folder, tokenizer, place, copying)
+    trainer = _Trainer(model, batches, settings, validate, folder, tokenizer, runtime, copying)
     curve = trainer.curve
     if not curve.step and not curve.validation and 0 in settings.eval_steps:
         trainer.evaluate()
@@ -165,14 +165,14 @@ def train(
             "tokens_per_second": rate,
             "fraction_of_peak": utilization,
         }
-        place.watch(tokens, figures | batches.sources(curve.step))
+        runtime.watch(tokens, figures | batches.sources(curve.step))
 
         # after the last step in any case, so that the curve ends with a validation loss
         if curve.step in settings.eval_steps or curve.step == batches.steps:
             curve.train.append([tokens, sum(losses) / len(losses), norm, lr])
             losses = []
             trainer.evaluate()
-            place.watch(tokens, {"validation_loss": curve.validation[-1][1]})
+            runtime.watch(tokens, {"validation_loss": curve.validation[-1][1]})
     return trainer.finish()
 
 
@@ -197,7 +197,7 @@ class _Trainer:
         validate: Callable[[Any], float],
         folder: Path,
         tokenizer: Tokenizer,
-        place: Place,
+        runtime: Runtime,
         copying: Callable[[Any], float] | None,
     ) -> None:
         self.model = model
@@ -208,7 +208,7 @@ class _Trainer:
         self.folder = folder
         self.work = folder / WORK
         self.tokenizer = tokenizer
-        self.group = place.group
+        self.group = runtime.group
         self.device = next(model.parameters()).device
 
         # before the model is wrapped or sharded, while its weights are still whole
@@ -216,7 +216,7 @@ class _Trainer:
         if latest is not None:
             _require_intact(latest)
             models.load_weights(model, latest)
-        if place.checkpoint_activations:
+        if runtime.checkpoint_activations:
             model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
@@ -237,7 +237,7 @@ class _Trainer:
         peak = models.product_rate(self.device, precision) * self.group.size
         # seconds a token at the peak; a training step costs three forward passes
         self.cost = 3 * models.flops_per_token(model, batches.seq_len) / peak
-        self.compiled = not self.apart and self._compiles(place)
+        self.compiled = not self.apart and self._compiles(runtime)
         # neither shards, whose weights are gathered and freed, nor torch's compiler go with the
         # compiled loops
         plain = self.group.shard or self.compiled
@@ -264,13 +264,13 @@ class _Trainer:
                 self.average.load(_load(latest / "average.safetensors"))
         self.group.wait()
 
-    def _compiles(self, place: Place) -> bool:
+    def _compiles(self, runtime: Runtime) -> bool:
         """Whether blocks are compiled, unless rows of many lengths would each be compiled for."""
         # of the whole run, not of what is left of it, so that a resumed run decides alike
         tokens = self.batches.steps * self.batches.batch_tokens
         seconds = self.cost * tokens / _USUAL_UTILIZATION
         long = self.device.type == "cuda" and seconds >= COMPILE_FROM
-        return place.compile == "on" or (place.compile == "auto" and long)
+        return runtime.compile == "on" or (runtime.compile == "auto" and long)
 
     def step(self) -> tuple[float, float]:
         """The mean loss over a step's targets and the gradient norm before clipping."""

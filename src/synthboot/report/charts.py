@@ -44,40 +44,40 @@ def charts(results: Mapping[str, Any]) -> list[Chart]:
         _flops(evaluated, paint),
         _rounds(results),
     ]
-    found = [_scores(evaluated, paint), _curves(results, paint)]
+    drawn = [_scores(evaluated, paint), _curves(results, paint)]
     optional.append(_copying(results, paint))
-    found += [chart for chart in optional if chart is not None]
+    drawn += [chart for chart in optional if chart is not None]
 
     if evaluated["questions"]:
-        found.append(_questions(evaluated["questions"], paint))
+        drawn.append(_questions(evaluated["questions"], paint))
     if evaluated.get("parts"):
-        found.append(_parts(evaluated["parts"]))
+        drawn.append(_parts(evaluated["parts"]))
     for role, pairs in results["pairs"].items():
         if role.endswith("related"):
-            found.append(_similarities(pairs, analyzed))
+            drawn.append(_similarities(pairs, analyzed))
             break
     if results["tune"]:
-        found.append(_tuning(results["tune"]))
+        drawn.append(_tuning(results["tune"]))
     if analyzed:
-        found.append(_lengths(analyzed))
+        drawn.append(_lengths(analyzed))
         if analyzed.get("world"):
-            found.append(_excess(analyzed["world"]["excess"]))
-    return found
+            drawn.append(_excess(analyzed["world"]["excess"]))
+    return drawn
 
 
 def colors(kinds: Mapping[str, str]) -> dict[str, str]:
     """A colour for every arm, from what each is."""
-    found: dict[str, str] = {}
+    by_arm: dict[str, str] = {}
     others = 0
     for arm, kind in kinds.items():
         # A second arm of the method must not look like the first.
         own = COLORS.get(kind)
-        if own is not None and own not in found.values():
-            found[arm] = own
+        if own is not None and own not in by_arm.values():
+            by_arm[arm] = own
         else:
-            found[arm] = _PALETTE[others % len(_PALETTE)]
+            by_arm[arm] = _PALETTE[others % len(_PALETTE)]
             others += 1
-    return found
+    return by_arm
 
 
 def _scores_of(evaluated: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -186,7 +186,7 @@ def _curves(results: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
 
     evaluated = results["evaluate"]
     layout = _layout("tokens trained on", "validation loss, nats per token")
-    layout = _beside(layout, len(evaluated["ledgers"]))
+    layout = _beside(layout, len(evaluated["token_counts"]))
     subject = _scores_of(evaluated)["subject"]
     cross = crossing(results, subject) if subject else None
     if cross is not None:
@@ -353,14 +353,16 @@ def _efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart
 def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | None:
     """Loss over everything that was computed for an arm, its synthetic text included."""
     arms = _scores_of(evaluated)["arms"]
-    # Seeds of an arm cost the same, so the first ledger speaks for all.
-    ledgers = {name: next(iter(seeds.values())) for name, seeds in evaluated["ledgers"].items()}
-    if not any(ledger["spent_flops"] for ledger in ledgers.values()):
+    # Seeds of an arm cost the same, so the first speaks for all.
+    token_counts = {}
+    for name, by_seed in evaluated["token_counts"].items():
+        token_counts[name] = next(iter(by_seed.values()))
+    if not any(counts["spent_flops"] for counts in token_counts.values()):
         return None
 
     data = []
-    for name, ledger in ledgers.items():
-        flops = ledger["train_flops"] + ledger["spent_flops"]
+    for name, counts in token_counts.items():
+        flops = counts["train_flops"] + counts["spent_flops"]
         point = _with_intervals([flops], [arms[name]["loss"]], name)
         point["mode"] = "markers"
         point["marker"] = {"size": 10, "color": paint[name]}
@@ -368,7 +370,7 @@ def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | No
     layout = _layout(
         "FLOPs: training, embedding, pairing, tuning, synthesis", "test loss, nats per token"
     )
-    return {"id": "flops", "data": data, "layout": _beside(layout, len(ledgers))}
+    return {"id": "flops", "data": data, "layout": _beside(layout, len(token_counts))}
 
 
 def _rounds(results: Mapping[str, Any]) -> Chart | None:
@@ -427,11 +429,11 @@ def rounds(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _questions(asked: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
+def _questions(questions: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
     """Share answered right by arm, for every task and group of its items."""
     columns = []
     by_column = []
-    for task, answers in asked.items():
+    for task, answers in questions.items():
         for group, by_arm in answers["groups"].items():
             columns.append(task if group == "all" else f"{task}: {group}")
             by_column.append(by_arm)

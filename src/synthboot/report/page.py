@@ -45,9 +45,9 @@ def report(results: Mapping[str, Any]) -> str:
     other = "last" if evaluated["checkpoint"] == "best" else "best"
     drawn = charts(results)
 
-    ledgers = {}
-    for arm, seeds in evaluated["ledgers"].items():
-        ledgers[arm] = next(iter(seeds.values()))  # alike but for the seed
+    token_counts = {}
+    for arm, seeds in evaluated["token_counts"].items():
+        token_counts[arm] = next(iter(seeds.values()))  # alike but for the seed
     related = None
     for role, pairs in results["pairs"].items():
         if role.endswith("related") and related is None:
@@ -58,7 +58,7 @@ def report(results: Mapping[str, Any]) -> str:
         results=results,
         scores=scores,
         other=evaluated[other],
-        ledgers=ledgers,
+        token_counts=token_counts,
         settings=sorted(flat(results["config"]).items()),
         quality=quality(results["analyze"]),
         recipes=results["config"]["arms"],

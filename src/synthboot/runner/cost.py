@@ -84,14 +84,14 @@ def copying(cfg: Config, units: dict[str, Unit]) -> dict[str, float] | None:
     return {"expected_tokens": expected, "share": cfg.budget.train_tokens / expected}
 
 
-def copying_sentence(cfg: Config, found: dict[str, float]) -> str:
+def copying_sentence(cfg: Config, copying: dict[str, float]) -> str:
     """The same in words."""
     words = (
         f"copying: at {cfg.optim.batch_tokens:,} tokens a step a model copies from its context "
-        f"after about {found['expected_tokens'] / 1e6:,.1f}M tokens (arXiv:2511.16893); "
-        f"base ends at {found['share']:.1%} of that"
+        f"after about {copying['expected_tokens'] / 1e6:,.1f}M tokens (arXiv:2511.16893); "
+        f"base ends at {copying['share']:.1%} of that"
     )
-    if found["share"] < 1:
+    if copying["share"] < 1:
         words += ": smaller steps come there sooner, else tuning has to teach it"
     return words
 
@@ -129,13 +129,13 @@ def power(cfg: Config, units: dict[str, Unit]) -> Power | None:
     )
 
 
-def power_sentence(found: Power) -> str:
+def power_sentence(power: Power) -> str:
     """What more seeds would show, in words."""
-    (fewest, difference), *more = found.detectable.items()
+    (fewest, difference), *more = power.detectable.items()
     further = "".join(f", {seeds} seeds {value:.4f}" for seeds, value in more)
     return (
         f"power: by the noise of the evaluation that is there, {fewest} seeds show a difference of "
-        f"{found.subject} to repetition of {difference:.4f} nats per token or more "
+        f"{power.subject} to repetition of {difference:.4f} nats per token or more "
         f"four times in five{further}"
     )
 

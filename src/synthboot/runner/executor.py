@@ -72,7 +72,7 @@ def _make_all(
     tell: Event,
 ) -> None:
     """Make the waiting units, as many side by side as there are processes for."""
-    marks = fingerprints(plan)
+    expected = fingerprints(plan)
     jobs = pool.jobs(cfg.engine.jobs, cfg.engine.device)
     side_by_side = max(1, jobs // cfg.engine.processes)
     running = pool.Pool()
@@ -92,7 +92,7 @@ def _make_all(
                     cfg,
                     plan,
                     name,
-                    marks,
+                    expected,
                     jobs,
                     own_gpu=own_gpu,
                 )

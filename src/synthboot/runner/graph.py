@@ -11,17 +11,17 @@ from synthboot.recipes import VERSIONS, Unit
 
 def fingerprints(plan: Mapping[str, Unit]) -> dict[str, str]:
     """The fingerprint every unit's artifact should have."""
-    marks: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for name, unit in plan.items():
-        parents = {role: marks[parent] for role, parent in unit.parents.items()}
+        parents = {role: by_name[parent] for role, parent in unit.parents.items()}
         # parents come first in a plan, so theirs are there; a change upstream changes all below
-        marks[name] = store.fingerprint(
+        by_name[name] = store.fingerprint(
             unit.stage,
             VERSIONS[unit.stage],
             unit.reads,
             parents,
         )
-    return marks
+    return by_name
 
 
 def needed(

@@ -30,7 +30,7 @@ def states(
     Raises CorruptArtifact for a manifest that cannot be read, or that a newer synthboot wrote, and
     StorageError where the disk does not let one look.
     """
-    marks = fingerprints(plan)
+    expected = fingerprints(plan)
     result: dict[str, State] = {}
     for name, unit in plan.items():
         folder = unit.folder(cfg.folder)
@@ -47,8 +47,8 @@ def states(
         if manifest is None:
             begun = (folder / store.PROGRESS).exists()
             result[name] = State("partial" if begun else "missing")
-        elif manifest.fingerprint != marks[name]:
-            parents = {role: marks[parent] for role, parent in unit.parents.items()}
+        elif manifest.fingerprint != expected[name]:
+            parents = {role: expected[parent] for role, parent in unit.parents.items()}
             reasons = store.drift(
                 manifest,
                 VERSIONS[unit.stage],

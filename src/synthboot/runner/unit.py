@@ -37,11 +37,11 @@ def make(
     cfg: config.Config,
     plan: Mapping[str, Unit],
     name: str,
-    marks: Mapping[str, str],
+    fingerprints: Mapping[str, str],
     jobs: int,
     listener: Listener,
 ) -> dict[str, Any]:
-    """Make the artifact of one unit of the plan, whose fingerprints are `marks`.
+    """Make the artifact of one unit of the plan, whose `fingerprints` these are.
 
     Returns its cost, and an `account` in words where the step gives one; `listener` is told of
     progress and notes.
@@ -52,7 +52,7 @@ def make(
 
     with disk.storage_errors(folder), _held(folder):
         _verify_parents(cfg, plan, unit)
-        for lost in store.begin(folder, marks[name]):
+        for lost in store.begin(folder, fingerprints[name]):
             note(lost)
 
         started = time.monotonic()
@@ -67,9 +67,9 @@ def make(
         record = store.Manifest(
             stage=unit.stage,
             version=VERSIONS[unit.stage],
-            fingerprint=marks[name],
+            fingerprint=fingerprints[name],
             reads=unit.reads,
-            parents={role: marks[parent] for role, parent in unit.parents.items()},
+            parents={role: fingerprints[parent] for role, parent in unit.parents.items()},
             counts=counts,
             cost=cost,
         )

@@ -84,8 +84,8 @@ def d1_masks(
     """Which tokens of each sample lie in a run of `n` that its d1 holds."""
     masks = []
     for sample, d1 in zip(samples, given, strict=True):
-        known = np.unique(ngrams.hashes(d1, n))
-        masks.append(ngrams.copied(sample, known, n))
+        d1_hashes = np.unique(ngrams.hashes(d1, n))
+        masks.append(ngrams.copied(sample, d1_hashes, n))
     return masks
 
 
@@ -98,8 +98,8 @@ def corpus_masks(
 
     A marked stretch longer than `n` may be stitched from several documents.
     """
-    known = _found(samples, corpus, n)
-    return [ngrams.copied(s, known, n) for s in samples]
+    in_corpus = _in_corpus(samples, corpus, n)
+    return [ngrams.copied(s, in_corpus, n) for s in samples]
 
 
 def novel_share(
@@ -108,11 +108,11 @@ def novel_share(
     n: int,
 ) -> float:
     """Share of the samples' runs of `n` tokens that the corpus does not hold."""
-    known = _found(samples, corpus, n)
+    in_corpus = _in_corpus(samples, corpus, n)
     hashed = _hashed(samples, n)
     if not len(hashed):
         return 0.0
-    return float(1 - np.mean(ngrams.contains(known, hashed)))
+    return float(1 - np.mean(ngrams.contains(in_corpus, hashed)))
 
 
 def distinct_share(
@@ -172,27 +172,27 @@ def examples(
     from_d1 = d1_masks(tokens, given, cfg.copy_tokens)
     from_corpus = corpus_masks(tokens, corpus, cfg.copy_tokens)
 
-    found: dict[int, dict[str, Any]] = {}
+    by_d1: dict[int, dict[str, Any]] = {}
     for number, row in enumerate(chosen):
-        if row.d1 not in found:
+        if row.d1 not in by_d1:
             d2, similarity = best[row.d1]
-            found[row.d1] = {
+            by_d1[row.d1] = {
                 "d1": tokenizer.decode(corpus[row.d1]),
                 "d2": tokenizer.decode(corpus[d2]),
                 "similarity": similarity,
                 "sampled": [],
             }
         # d1 is part of the corpus, so its mark goes over the corpus' mark
-        mark = np.where(from_corpus[number], 2, 0)
-        mark[from_d1[number]] = 1
-        found[row.d1]["sampled"].append(
+        origin = np.where(from_corpus[number], 2, 0)
+        origin[from_d1[number]] = 1
+        by_d1[row.d1]["sampled"].append(
             {
-                "segments": segments(tokenizer, row.tokens, mark),
+                "segments": segments(tokenizer, row.tokens, origin),
                 "mean_logprob": row.mean_logprob,
                 "finish": row.finish,
             }
         )
-    return list(found.values())
+    return list(by_d1.values())
 
 
 def _chosen(
@@ -223,9 +223,9 @@ def spread(
     """Up to `count` pairs, least similar first, spread evenly over the range of similarity."""
     wanted = np.linspace(pairs.similarity.min(), pairs.similarity.max(), count)
     order = np.argsort(pairs.similarity, kind="stable")
-    ranks = np.searchsorted(pairs.similarity[order], wanted)
+    nearest = np.searchsorted(pairs.similarity[order], wanted)
     # the largest wanted similarity may lie past the last pair by rounding
-    ranks = np.unique(np.minimum(ranks, len(order) - 1))
+    nearest = np.unique(np.minimum(nearest, len(order) - 1))
     return [
         shown(
             pairs,
@@ -234,7 +234,7 @@ def spread(
             corpus,
             cfg.copy_tokens,
         )
-        for i in order[ranks]
+        for i in order[nearest]
     ]
 
 
@@ -256,12 +256,12 @@ def shown(
 def segments(
     tokenizer: Tokenizer,
     tokens: Integer[np.ndarray, " token"],
-    mark: Integer[np.ndarray, " token"],
+    origin: Integer[np.ndarray, " token"],
 ) -> list[tuple[str, int]]:
-    """The text of the tokens, cut where `mark` changes, with the mark of each part; empty
+    """The text of the tokens, cut where `origin` changes, with the mark of each part; empty
     parts are left out."""
     # the first token of every part but the first
-    changes = np.flatnonzero(np.diff(mark)) + 1
+    changes = np.flatnonzero(np.diff(origin)) + 1
     edges = [0, *changes.tolist(), len(tokens)]
     text = tokenizer.decode(tokens)
 
@@ -272,7 +272,7 @@ def segments(
     for start, end in pairwise(edges):
         part = text[prefixes[start] : prefixes[end]]
         if part:
-            parts.append((part, int(mark[start])))
+            parts.append((part, int(origin[start])))
     return parts
 
 
@@ -285,7 +285,7 @@ def _hashed(
     return np.concatenate(hashed) if hashed else np.empty(0, np.uint64)
 
 
-def _found(
+def _in_corpus(
     samples: Sequence[Integer[np.ndarray, " _"]],
     corpus: Tokens,
     n: int,

@@ -140,8 +140,8 @@ def ceiling(
         )
 
     heads = [[_head(validation[doc])] for doc in range(len(validation))[:_MOST_DOCS]]
-    whole = _Text.of(heads, end)
-    floor = _losses(counts.read(whole), whole)
+    unseen = _Text.of(heads, end)
+    floor = _losses(counts.read(unseen), unseen)
     return Ceiling(
         docs=len(held),
         tokens=len(text.token),
@@ -150,7 +150,7 @@ def ceiling(
         worth={str(k): worth(losses, everything) for k, losses in nearest.items()},
         random=worth(given([[int(doc)] for doc in drawn]), everything),
         bands=bands,
-        floor=float(floor.sum() / len(whole.token)),
+        floor=float(floor.sum() / len(unseen.token)),
     )
 
 
@@ -166,13 +166,13 @@ class _Held:
 
 def _held(pairs: Pairs) -> list[_Held]:
     """The held-out documents that have a d1, most similar first, spread where they are many."""
-    found: dict[tuple[int, int], _Held] = {}
+    by_d2: dict[tuple[int, int], _Held] = {}
     for split in (HELDOUT, VALIDATION):
         for d1, d2, similarity in pairs.only(split):
             # pairs come most similar first, so the first of a d2 is its nearest
-            one = found.setdefault((split, d2), _Held(split, d2, [], similarity))
+            one = by_d2.setdefault((split, d2), _Held(split, d2, [], similarity))
             one.d1.append(d1)
-    ranked = sorted(found.values(), key=lambda one: -one.similarity)
+    ranked = sorted(by_d2.values(), key=lambda one: -one.similarity)
     if len(ranked) <= _MOST_DOCS:
         return ranked
     return [ranked[i] for i in np.linspace(0, len(ranked) - 1, _MOST_DOCS).astype(int)]
@@ -234,10 +234,10 @@ class _Counts:
         first = context * self.vocab_size
         low = np.searchsorted(self.keys, first)
         high = np.searchsorted(self.keys, first + self.vocab_size)
-        here = np.searchsorted(self.keys, first + token)
-        there = np.searchsorted(self.keys, first + token, side="right")
+        start = np.searchsorted(self.keys, first + token)
+        stop = np.searchsorted(self.keys, first + token, side="right")
         until = self.until
-        return until[there] - until[here], until[high] - until[low], high - low
+        return until[stop] - until[start], until[high] - until[low], high - low
 
 
 @dataclass(frozen=True)
@@ -264,21 +264,21 @@ class _NGrams:
     def read(self, text: _Text) -> Float64[np.ndarray, "token part"]:
         """The probability of each token by the n-grams, and by the uni- and bigrams of its own
         document so far."""
-        known = np.full(len(text.token), 1 / self.vocab_size)
+        prob = np.full(len(text.token), 1 / self.vocab_size)
         for counts, context in zip(self.counts, _contexts(text, self.vocab_size), strict=True):
             count, total, different = counts.after(context, text.token)
-            kept = np.maximum(count - _DISCOUNT, 0) + _DISCOUNT * different * known
-            known = np.divide(kept, total, out=known, where=total > 0)
+            kept = np.maximum(count - _DISCOUNT, 0) + _DISCOUNT * different * prob
+            prob = np.divide(kept, total, out=prob, where=total > 0)
 
         # what came before in the document: how many equals of a number stand earlier
         single = text.doc * self.vocab_size + text.token
-        place = _earlier(text.doc)
+        position = _earlier(text.doc)
         context = text.doc * self.vocab_size + text.previous
         double = context * self.vocab_size + text.token
         parts = (
-            known,
-            _share(_earlier(single), place, known),
-            _share(_earlier(double), _earlier(context), known),
+            prob,
+            _share(_earlier(single), position, prob),
+            _share(_earlier(double), _earlier(context), prob),
         )
         return np.stack(parts, axis=1)  # (token, part)
 
@@ -286,22 +286,22 @@ class _NGrams:
         self,
         d1: _Text,
         text: _Text,
-        known: Float64[np.ndarray, " token"],
+        backoff: Float64[np.ndarray, " token"],
     ) -> Float64[np.ndarray, "token part"]:
         """The probability of each token by the uni- and bigrams of the d1 of its document; that by
-        the n-grams, `known`, where these say nothing."""
+        the n-grams, `backoff`, where these say nothing."""
         single = _Counts.of(d1.doc, d1.token, self.vocab_size)
         double = _Counts.of(self._context(d1), d1.token, self.vocab_size)
         parts = []
         for counts, context in ((single, text.doc), (double, self._context(text))):
             count, total, _ = counts.after(context, text.token)
-            parts.append(_share(count, total, known))
+            parts.append(_share(count, total, backoff))
         return np.stack(parts, axis=1)  # (token, part)
 
     def _context(self, text: _Text) -> np.ndarray:
         """The token before, told apart by document."""
-        found: np.ndarray = text.doc * self.vocab_size + text.previous
-        return found
+        context: np.ndarray = text.doc * self.vocab_size + text.previous
+        return context
 
 
 def _contexts(text: _Text, vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -313,19 +313,19 @@ def _earlier(numbers: Int64[np.ndarray, " token"]) -> Int64[np.ndarray, " token"
     """How often each number stands earlier."""
     order = np.argsort(numbers, kind="stable")
     ranked = numbers[order]
-    place = np.arange(len(order))
+    position = np.arange(len(order))
     begins = np.ones(len(order), bool)
     begins[1:] = ranked[1:] != ranked[:-1]
-    found = np.empty(len(order), np.int64)
-    found[order] = place - np.maximum.accumulate(np.where(begins, place, 0))
-    return found
+    count = np.empty(len(order), np.int64)
+    count[order] = position - np.maximum.accumulate(np.where(begins, position, 0))
+    return count
 
 
 def _share(count: np.ndarray, total: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
     """count / total, and where there is nothing to count what is said otherwise."""
-    found = otherwise.copy()
-    np.divide(count, total, out=found, where=total > 0)
-    return found
+    share = otherwise.copy()
+    np.divide(count, total, out=share, where=total > 0)
+    return share
 
 
 def _losses(
@@ -338,8 +338,8 @@ def _losses(
     for half in (0, 1):
         mine = text.doc % 2 == half
         weights = _fitted(parts[~mine])
-        nats = -np.log(parts[mine] @ weights)
-        losses += np.bincount(text.doc[mine], nats, len(losses))
+        nll = -np.log(parts[mine] @ weights)
+        losses += np.bincount(text.doc[mine], nll, len(losses))
     return losses
 
 

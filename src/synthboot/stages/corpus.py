@@ -89,24 +89,24 @@ def corpus(
     """
     ingested = ingest(cfg, folder, progress, expected or {})
     spool = Spool(Shards(folder / WORK / "ingest"))
-    marks = _marks(spool, cfg)
-    kept, group, dropped = _deduplicate(spool, marks, cfg, progress)
-    replay = np.flatnonzero(kept & (marks == _REPLAY))
+    splits = _named_splits(spool, cfg)
+    kept, group, dropped = _deduplicate(spool, splits, cfg, progress)
+    replay = np.flatnonzero(kept & (splits == _REPLAY))
     if cfg.replay is not None and not len(replay):
         raise DataError(
             f"corpus.replay: {cfg.replay}: nothing is left of it beside the corpus; "
             f"dropped: {dropped}"
         )
 
-    kept &= marks != _REPLAY
-    by_set, oracle_docs = _sets(spool, kept, group, marks, cfg)
+    kept &= splits != _REPLAY
+    by_set, oracle_docs = _sets(spool, kept, group, splits, cfg)
     # text for oracles alone lies at the end of the pool, and the tokenizer may not see it
     open_pool = by_set["pool"][: len(by_set["pool"]) - oracle_docs]
     fitted, tokenizer_docs, pretrain_docs = _fit_tokenizer(
         spool, open_pool, unique_tokens, cfg, tokenizer_name
     )
-    made = Corpus.open(folder)
-    fitted.save(made.tokenizer_folder)
+    out = Corpus.open(folder)
+    fitted.save(out.tokenizer_folder)
 
     if cfg.replay is not None:
         by_set["replay"] = replay
@@ -116,13 +116,13 @@ def corpus(
     set_tokens: dict[str, int] = {}
     for name, chosen in by_set.items():
         set_tokens[name] = _write_set(
-            made.shards(name), spool, chosen, flagged, fitted, cfg.shard_docs, progress
+            out.shards(name), spool, chosen, flagged, fitted, cfg.shard_docs, progress
         )
-    unknown = _unknown(made, list(by_set))
+    unknown = _unknown(out, list(by_set))
     _check_unknown(unknown, sum(set_tokens.values()), tokenizer_name or cfg.tokenizer)
 
     # D_pretrain has no folder of its own: it is the head of the pool
-    head = made.pool.head(pretrain_docs)
+    head = out.pool.head(pretrain_docs)
     result = Counts(
         **asdict(ingested),
         renamed_ids=len(spool.renamed),
@@ -137,7 +137,7 @@ def corpus(
         tokenizer_docs=tokenizer_docs,
         unknown_tokens=unknown,
     )
-    made.save_summary(asdict(result))
+    out.save_summary(asdict(result))
     return result
 
 
@@ -145,14 +145,14 @@ def _sets(
     spool: Spool,
     kept: np.ndarray,
     group: Int64[np.ndarray, " doc"],
-    marks: Int64[np.ndarray, " doc"],
+    splits: Int64[np.ndarray, " doc"],
     cfg: config.Corpus,
 ) -> tuple[dict[str, np.ndarray], int]:
     """The documents of validation, test and pool, in order, and how many at the end of the pool are
     for oracles alone."""
     oracle_docs = 0
     if cfg.split_field:
-        order, sets, oracle_docs = _as_marked(spool, kept, marks)
+        order, sets, oracle_docs = _by_named_split(spool, kept, splits)
     else:
         order, sets = split(spool, kept, group, cfg)
     return {name: order[sets == number] for number, name in enumerate(_SETS)}, oracle_docs
@@ -168,24 +168,24 @@ def _check_unknown(unknown: int, total: int, name: str) -> None:
 
 
 def _account(
-    found: Ingested,
+    ingested: Ingested,
     renamed: int,
     dropped: dict[str, int],
     unknown: int,
 ) -> str:
     """What was not kept as it came, and why, in one line."""
-    kept = found.records - found.quarantined - sum(dropped.values())
-    reasons = f" ({counted(found.reasons)})" if found.quarantined else ""
+    kept = ingested.records - ingested.quarantined - sum(dropped.values())
+    reasons = f" ({counted(ingested.reasons)})" if ingested.quarantined else ""
     parts = [
-        f"{found.records:,} records: {kept:,} kept",
-        f"{found.quarantined:,} quarantined{reasons}",
+        f"{ingested.records:,} records: {kept:,} kept",
+        f"{ingested.quarantined:,} quarantined{reasons}",
     ]
     for reason, count in dropped.items():
         if count:
             parts.append(f"{count:,} x {reason.replace('_', ' ')} dropped")
     if renamed:
         parts.append(f"{renamed:,} x repeated id of another text renamed")
-    for what, ignored in (("files", found.ignored_files), ("values", found.ignored_values)):
+    for what, ignored in (("files", ingested.ignored_files), ("values", ingested.ignored_values)):
         if ignored:
             parts.append(f"{sum(ignored.values()):,} {what} ignored ({counted(ignored)})")
     if unknown:
@@ -193,11 +193,11 @@ def _account(
     return ", ".join(parts)
 
 
-def _unknown(made: Corpus, names: Sequence[str]) -> int:
+def _unknown(corpus: Corpus, names: Sequence[str]) -> int:
     """Unknown tokens in these sets."""
     total = 0
     for name in names:
-        shards = made.shards(name)
+        shards = corpus.shards(name)
         for number, _ in enumerate(shards):
             total += shards.counts(number)["unknown"]
     return total
@@ -205,7 +205,7 @@ def _unknown(made: Corpus, names: Sequence[str]) -> int:
 
 def _deduplicate(
     spool: Spool,
-    marks: Int64[np.ndarray, " doc"],
+    splits: Int64[np.ndarray, " doc"],
     cfg: config.Corpus,
     progress: Progress,
 ) -> tuple[np.ndarray, Int64[np.ndarray, " doc"], dict[str, int]]:
@@ -214,7 +214,7 @@ def _deduplicate(
     Of equals the least id hash stays, or with marks a held-out one, then one of D_pretrain.
     """
     # np.unique returns the first of equals, so the order says which of them stays
-    by_id = np.lexsort((spool.ids, marks))
+    by_id = np.lexsort((spool.ids, splits))
     _, first = np.unique(spool.digests[by_id], axis=0, return_index=True)
     kept = np.zeros(len(spool), bool)
     kept[by_id[first]] = True
@@ -230,7 +230,7 @@ def _deduplicate(
     stays = np.isin(np.arange(len(remaining)), first)
     if cfg.near_duplicates == "flag":
         # text to replay never stays beside what it resembles, which may be held out
-        stays |= marks[remaining] != _REPLAY
+        stays |= splits[remaining] != _REPLAY
     dropped["near_duplicate"] = int((~stays).sum())
     kept[:] = False
     kept[remaining[stays]] = True
@@ -313,7 +313,7 @@ def _filling(
     return chosen
 
 
-def _marks(
+def _named_splits(
     spool: Spool,
     cfg: config.Corpus,
 ) -> Int64[np.ndarray, " doc"]:
@@ -321,10 +321,10 @@ def _marks(
     to replay is `_REPLAY`."""
     if cfg.split_field is None:
         return np.where(spool.replay, _REPLAY, 0)
-    marks = np.zeros(len(spool), np.int64)
+    splits = np.zeros(len(spool), np.int64)
     for number in range(len(spool)):
         if spool.replay[number]:
-            marks[number] = _REPLAY
+            splits[number] = _REPLAY
             continue
         name = json.loads(spool.row(number, "metadata")).get(cfg.split_field)
         if name not in _SPLITS:
@@ -332,12 +332,12 @@ def _marks(
                 f"corpus.split_field: document {spool.row(number, 'id')!r} has {cfg.split_field} "
                 f"{name!r}; {', '.join(_SPLITS)} are known"
             )
-        marks[number] = _SPLITS[name]
-    return marks
+        splits[number] = _SPLITS[name]
+    return splits
 
 
-def _as_marked(
-    spool: Spool, kept: np.ndarray, marks: Int64[np.ndarray, " doc"]
+def _by_named_split(
+    spool: Spool, kept: np.ndarray, splits: Int64[np.ndarray, " doc"]
 ) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " kept"], int]:
     """Kept documents by hash of their id, the set of each as its mark says, and how many of the
     pool, which come last, are for oracles alone.
@@ -346,11 +346,11 @@ def _as_marked(
     """
     alive = np.flatnonzero(kept)
     for name in ("validation", "test", "pretrain"):
-        if not (marks[alive] == _SPLITS[name]).any():
+        if not (splits[alive] == _SPLITS[name]).any():
             raise DataError(f"corpus.split_field: no document is marked {name}")
-    order = alive[np.lexsort((spool.ids[alive], marks[alive]))]
-    sets = np.minimum(marks[order], _SPLITS["pretrain"])  # what oracles alone read is pool too
-    oracle_docs = int((marks[order] == _SPLITS["oracle"]).sum())
+    order = alive[np.lexsort((spool.ids[alive], splits[alive]))]
+    sets = np.minimum(splits[order], _SPLITS["pretrain"])  # what oracles alone read is pool too
+    oracle_docs = int((splits[order] == _SPLITS["oracle"]).sum())
     return order, sets, oracle_docs
 
 

@@ -66,8 +66,8 @@ class SelfEmbedder:
         weights = _weigh(counts, self.column, self.idf)
         rows = weights @ self.components - self.shift  # (doc, dim)
         # the shift alone is no content: without a known word a text has nothing to go by
-        known = np.diff(weights.indptr) > 0
-        return _unit(rows * known[:, None])
+        has_features = np.diff(weights.indptr) > 0
+        return _unit(rows * has_features[:, None])
 
     def save(self, path: Path) -> None:
         """Write as safetensors, whole or not at all."""
@@ -371,20 +371,20 @@ def read_vectors(
     if not Path(path).exists():
         raise DataError(f"embed.path: {path}: no such file")
     try:
-        known, vectors = _read_rows(path)
+        own_ids, vectors = _read_rows(path)
     except (OSError, ValueError, KeyError, EOFError, SafetensorError) as error:
         raise DataError(f"embed.path: {path}: cannot be read: {error}") from None
     if vectors.dtype.kind not in "fiu":
         raise DataError(
             f"embed.path: {path}: holds values of type {vectors.dtype}, expected real numbers"
         )
-    if vectors.ndim != 2 or len(vectors) != len(known):
+    if vectors.ndim != 2 or len(vectors) != len(own_ids):
         raise DataError(
             f"embed.path: {path}: has shape {vectors.shape}, "
-            f"expected one row for each of {len(known):,} ids"
+            f"expected one row for each of {len(own_ids):,} ids"
         )
 
-    rows = _rows_of(path, known, ids, unknown)
+    rows = _rows_of(path, own_ids, ids, unknown)
     result = np.empty((len(ids), vectors.shape[1]), np.float16)  # (doc, dim), in the order of `ids`
     for start in range(0, len(ids), 16_384):
         block = slice(start, start + 16_384)
@@ -402,16 +402,16 @@ def read_vectors(
 
 def _rows_of(
     path: str,
-    known: Sequence[str],
+    own_ids: Sequence[str],
     ids: Sequence[str],
     unknown: str,
 ) -> Int64[np.ndarray, " doc"]:
     """The row of each document. Raises DataError for ids that do not match."""
-    row_of = {name: row for row, name in enumerate(known)}
-    if len(row_of) < len(known):
-        twice = next(name for row, name in enumerate(known) if row_of[name] != row)
+    row_of = {name: row for row, name in enumerate(own_ids)}
+    if len(row_of) < len(own_ids):
+        twice = next(name for row, name in enumerate(own_ids) if row_of[name] != row)
         raise DataError(
-            f"embed.path: {path}: {len(known) - len(row_of):,} ids come more than once, "
+            f"embed.path: {path}: {len(own_ids) - len(row_of):,} ids come more than once, "
             f"the first is {twice!r}"
         )
     missing = [name for name in ids if name not in row_of]
@@ -491,12 +491,12 @@ def _weigh(
     from sklearn.preprocessing import normalize
 
     features = column[counts.indices]
-    known = features >= 0
-    features = features[known]
+    is_feature = features >= 0
+    features = features[is_feature]
     # how many known entries stand before each row's first
-    bounds = np.concatenate(([0], np.cumsum(known)))[counts.indptr]
+    bounds = np.concatenate(([0], np.cumsum(is_feature)))[counts.indptr]
 
-    tf = 1 + np.log(counts.data[known])
+    tf = 1 + np.log(counts.data[is_feature])
     values = (tf * idf[features]).astype(np.float32)
     shape = (counts.shape[0], len(idf))
     return normalize(csr_matrix((values, features, bounds), shape=shape), copy=False)

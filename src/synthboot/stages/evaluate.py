@@ -32,21 +32,21 @@ _BY_LENGTH = ("steps", "train_tokens", "replayed_tokens")
 _SET_BY_LENGTH = ("warmup_steps", "eval_steps")
 
 
-def compare_ledgers(ledgers: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
-    """Raise UnfairComparison, naming what differs, unless arms (name -> seed -> ledger) differ only
-    in their data, and in what their recipes had a sweep or a budget of FLOPs choose."""
-    first = next(iter(ledgers))
-    for name, seeds in ledgers.items():
-        if set(seeds) != set(ledgers[first]):
+def check_comparable(token_counts: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
+    """Raise UnfairComparison, naming what differs, unless arms (name -> seed -> token counts)
+    differ only in their data, and in what their recipes had a sweep or a budget of FLOPs choose."""
+    first = next(iter(token_counts))
+    for name, seeds in token_counts.items():
+        if set(seeds) != set(token_counts[first]):
             raise UnfairComparison(
                 f"arms {first} and {name} have different seeds: "
-                f"{sorted(ledgers[first])}, {sorted(seeds)}"
+                f"{sorted(token_counts[first])}, {sorted(seeds)}"
             )
-        for seed, ledger in seeds.items():
-            reference = ledgers[first][seed]
-            _compare_settings(first, name, seed, reference, ledger)
-            _check_tokens(name, seed, ledger)
-            _check_flops(name, seed, reference, ledger)
+        for seed, counts in seeds.items():
+            reference = token_counts[first][seed]
+            _compare_settings(first, name, seed, reference, counts)
+            _check_tokens(name, seed, counts)
+            _check_flops(name, seed, reference, counts)
 
 
 def _compare_settings(
@@ -54,11 +54,11 @@ def _compare_settings(
     name: str,
     seed: int,
     reference: Mapping[str, Any],
-    ledger: Mapping[str, Any],
+    counts: Mapping[str, Any],
 ) -> None:
-    free = _free(ledger["recipe"]) | _free(reference["recipe"])
+    free = _free(counts["recipe"]) | _free(reference["recipe"])
     expected = _flat(reference)
-    for key, value in _flat(ledger).items():
+    for key, value in _flat(counts).items():
         if key not in free and value != expected[key]:
             raise UnfairComparison(
                 f"arms {first} and {name} differ in {key} "
@@ -70,15 +70,15 @@ def _compare_settings(
 def _check_tokens(
     name: str,
     seed: int,
-    ledger: Mapping[str, Any],
+    counts: Mapping[str, Any],
 ) -> None:
     """Whether tokens by source add up, and synthetic text was read at most once."""
-    by_source = [ledger[f"{kind}_tokens"] for kind in ("real", "synthetic", "replayed")]
-    if sum(by_source) != ledger["train_tokens"]:
+    by_source = [counts[f"{kind}_tokens"] for kind in ("real", "synthetic", "replayed")]
+    if sum(by_source) != counts["train_tokens"]:
         raise UnfairComparison(
             f"arm {name}, seed {seed}: tokens by source do not add up to train_tokens"
         )
-    epochs = ledger["synthetic_epochs"]
+    epochs = counts["synthetic_epochs"]
     if epochs > 1:
         raise UnfairComparison(
             f"arm {name}, seed {seed}: synthetic text was read {epochs:.2f} times"
@@ -89,16 +89,16 @@ def _check_flops(
     name: str,
     seed: int,
     reference: Mapping[str, Any],
-    ledger: Mapping[str, Any],
+    counts: Mapping[str, Any],
 ) -> None:
     """Whether an arm of `match: flops` kept to what the first arm spent on training."""
     by_tokens = reference["recipe"]["match"] == "tokens"
     # a reference that a sweep let train for longer or shorter is no budget
     if reference["recipe"]["epochs"] is not None or not by_tokens:
         return
-    if ledger["recipe"]["match"] != "flops":
+    if counts["recipe"]["match"] != "flops":
         return
-    spent = ledger["train_flops"] + ledger["spent_flops"]
+    spent = counts["train_flops"] + counts["spent_flops"]
     budget = reference["train_flops"]
     if spent > budget:
         raise UnfairComparison(
@@ -106,33 +106,31 @@ def _check_flops(
         )
 
 
-def _flat(ledger: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(counts: Mapping[str, Any]) -> dict[str, Any]:
     """What has to be equal between arms; a setting that came later has its default."""
     later = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
-    values = {key: ledger[key] for key in (*_EQUAL, *_BY_LENGTH)}
-    return values | later | dict(ledger["settings"])
+    values = {key: counts[key] for key in (*_EQUAL, *_BY_LENGTH)}
+    return values | later | dict(counts["settings"])
 
 
 def _free(recipe: Mapping[str, Any]) -> set[str]:
     """What a recipe lets differ."""
-    found = {key for key in config.TUNED if recipe.get(key) is not None}
+    free = {key for key in config.TUNED if recipe.get(key) is not None}
     if recipe["match"] == "flops" or recipe["epochs"] is not None:
-        found |= {*_BY_LENGTH, *_SET_BY_LENGTH}
-    return found
+        free |= {*_BY_LENGTH, *_SET_BY_LENGTH}
+    return free
 
 
 def summed(
     by_token: Float32[np.ndarray, " token"],
     document: Int64[np.ndarray, " token"],
-    part: UInt8[np.ndarray, " token"] | None = None,
-    parts: int = 1,
+    part: UInt8[np.ndarray, " token"],
+    parts: int,
 ) -> Float64[np.ndarray, "doc part"]:
     """The losses of tokens summed by the document that each belongs to, and by which of so many
-    parts of it; a document is one part unless `part` says otherwise."""
+    parts of it."""
     docs = int(document[-1]) + 1
-    cell = document * parts  # of the table of documents and parts
-    if part is not None:
-        cell = cell + part
+    cell = document * parts + part  # of the table of documents and parts
     return np.bincount(cell, by_token, docs * parts).reshape(docs, parts)
 
 
@@ -212,15 +210,15 @@ def _entry(
     ends = [loss.value, loss.low, loss.high]
     entry: dict[str, Any] = {
         "loss": ends,
-        "perplexity": [math.exp(nats) for nats in ends],
-        "bits_per_byte": [nats * tokens_per_byte / math.log(2) for nats in ends],
+        "perplexity": [math.exp(loss) for loss in ends],
+        "bits_per_byte": [loss * tokens_per_byte / math.log(2) for loss in ends],
         "loss_by_seed": list(loss.by_seed),
         "against": {},
     }
     for other in losses:
         if other != name:
-            found = statistics.difference(losses[name], losses[other], tokens, confidence)
-            entry["against"][other] = _with_p(found)
+            difference = statistics.difference(losses[name], losses[other], tokens, confidence)
+            entry["against"][other] = _with_p(difference)
     if name == REPETITION:
         return entry
 
@@ -370,8 +368,8 @@ def parted(
         for arm, by_part in losses.items():
             intervals = {}
             for number, name in enumerate(names):
-                nats = by_part[:, of_group, number]  # (seed, doc)
-                intervals[name] = _interval(nats, cfg.confidence)
+                loss = by_part[:, of_group, number]  # (seed, doc)
+                intervals[name] = _interval(loss, cfg.confidence)
             result[group][arm] = intervals
     return result
 
@@ -425,9 +423,9 @@ def _interval(
     return _plain(statistics.estimate(values, weights, confidence))
 
 
-def _plain(found: statistics.Interval | statistics.Estimate) -> list[float]:
-    return [found.value, found.low, found.high]
+def _plain(estimate: statistics.Interval | statistics.Estimate) -> list[float]:
+    return [estimate.value, estimate.low, estimate.high]
 
 
-def _with_p(found: statistics.Estimate) -> list[float]:
-    return [found.value, found.low, found.high, found.p]
+def _with_p(estimate: statistics.Estimate) -> list[float]:
+    return [estimate.value, estimate.low, estimate.high, estimate.p]

@@ -50,18 +50,18 @@ def pair(
     cfg: config.Pair,
     seed: int = 0,
     validation: tuple[Float[np.ndarray, "other dim"], Tokens] | None = None,
-    found: Neighbors | None = None,
+    neighbors: Neighbors | None = None,
     fields: Fields | None = None,
     progress: Progress = silent,
 ) -> Pairs:
     """Every ordered pair that is related but not nearly the same, most similar first.
 
-    `validation` adds pairs whose d2 is in that set and whose d1 is in D_pretrain; `found` are the
-    neighbours where they are known already. Raises DataError where no pair passes, naming an alpha
-    that would give some.
+    `validation` adds pairs whose d2 is in that set and whose d1 is in D_pretrain; `neighbors` are
+    the neighbours where they are known already. Raises DataError where no pair passes, naming an
+    alpha that would give some.
     """
-    if found is None:
-        found = nearest(
+    if neighbors is None:
+        neighbors = nearest(
             vectors,
             cfg,
             seed,
@@ -69,11 +69,11 @@ def pair(
         )
     fields = fields or Fields()
     chance = random_similarity(vectors, seed)
-    alpha, why = choose_alpha(cfg, found.score, chance)
+    alpha, why = choose_alpha(cfg, neighbors.score, chance)
     held = _held_out(len(tokens), cfg.heldout_share, seed)
 
     # from all neighbours on, so that what alpha drops is counted too
-    kept = _Kept(*_above(found.index, found.score, float("-inf")))
+    kept = _Kept(*_above(neighbors.index, neighbors.score, float("-inf")))
     report: dict[str, Any] = {
         "alpha": alpha,
         "why": why,
@@ -85,7 +85,7 @@ def pair(
 
     split = np.where(held[kept.d2], HELDOUT, TRAIN)
     if not (split == TRAIN).any():
-        best = float(np.max(found.score, initial=-1.0))
+        best = float(np.max(neighbors.score, initial=-1.0))
         raise DataError(
             f"pair: no pair is left above min_similarity {alpha:.3f} ({kept.dropped}); "
             f"the most similar two documents have {best:.3f}: "
@@ -97,7 +97,7 @@ def pair(
             split,
             cfg,
             alpha,
-            found,
+            neighbors,
             tokens,
             validation[1],
         )
@@ -105,9 +105,9 @@ def pair(
     # hubs and agreement are about what is tuned on
     train = split == TRAIN
     report["dropped"] = kept.dropped
-    report |= found.search.describe()
-    report["hubs"] = _hubs(found.index, kept.d2[train])
-    report |= _describe(kept.d1, split, kept.score, found.score, chance)
+    report |= neighbors.search.describe()
+    report["hubs"] = _hubs(neighbors.index, kept.d2[train])
+    report |= _describe(kept.d1, split, kept.score, neighbors.score, chance)
     if fields.label is not None:
         report["agreement"] = _agreement(
             fields.label, kept.d1[train], kept.d2[train], kept.score[train], seed
@@ -218,41 +218,41 @@ def _add_validation(
     split: np.ndarray,
     cfg: config.Pair,
     alpha: float,
-    found: Neighbors,
+    neighbors: Neighbors,
     tokens: Tokens,
     validation: Tokens,
 ) -> np.ndarray:
     """Add pairs whose d2 is a validation document; returns the split of all pairs."""
-    if found.other_index is None or found.other_score is None:
+    if neighbors.other_index is None or neighbors.other_score is None:
         return split
-    d2, d1, score = _above(found.other_index, found.other_score, alpha)
+    d2, d1, score = _above(neighbors.other_index, neighbors.other_score, alpha)
     shared = ngrams.pair_containments(tokens, validation, d1, d2, cfg.shingle_tokens)
     distinct = shared <= cfg.max_overlap
     kept.add(d1[distinct], d2[distinct], score[distinct])
     return np.concatenate((split, np.full(int(distinct.sum()), VALIDATION)))
 
 
-def random_pairs(like: Pairs, docs: int, seed: int) -> Pairs:
-    """The control: as many pairs as `like` in each split, with the same d2 and a d1 drawn at random
-    from the documents that are not held out."""
-    allowed = np.setdiff1d(np.arange(docs), like.d2[like.split == HELDOUT])
-    index = rng(seed, "pair.random_pairs").integers(0, len(allowed), len(like))
+def random_pairs(related: Pairs, docs: int, seed: int) -> Pairs:
+    """The control: as many pairs as `related` in each split, with the same d2 and a d1 drawn at
+    random from the documents that are not held out."""
+    allowed = np.setdiff1d(np.arange(docs), related.d2[related.split == HELDOUT])
+    index = rng(seed, "pair.random_pairs").integers(0, len(allowed), len(related))
 
     # a d2 of the validation set has another numbering, so the same number is another document
-    itself = (allowed[index] == like.d2) & (like.split != VALIDATION)
+    itself = (allowed[index] == related.d2) & (related.split != VALIDATION)
     d1 = allowed[(index + itself) % len(allowed)]
 
     report: dict[str, Any] = {
         "alpha": None,
         "why": "d1 drawn at random",
-        "considered": len(like),
+        "considered": len(related),
         "dropped": {},
     }
     return Pairs(
         d1,
-        like.d2,
-        np.zeros(len(like), np.float32),
-        like.split,
+        related.d2,
+        np.zeros(len(related), np.float32),
+        related.split,
         report,
     )
 
@@ -270,13 +270,13 @@ def random_similarity(
     second = (first + random.integers(1, docs, pairs)) % docs
 
     # in blocks, since the vectors of all pairs at once would take gigabytes
-    found = []
+    similarity = []
     for start in range(0, pairs, _BLOCK):
         block = slice(start, start + _BLOCK)
         a = vectors[first[block]].astype(np.float32)
         b = vectors[second[block]].astype(np.float32)
-        found.append(np.einsum("ij,ij->i", a, b))  # (pair)
-    return np.concatenate(found)
+        similarity.append(np.einsum("ij,ij->i", a, b))  # (pair)
+    return np.concatenate(similarity)
 
 
 def choose_alpha(
@@ -438,10 +438,10 @@ def _agreement(
     """How often the two of a pair have the same label, by tenths of the pairs from least to most
     similar."""
     # of a document without a label nothing can be said
-    known = (label[d1] >= 0) & (label[d2] >= 0)
-    order = np.argsort(score[known], kind="stable")
-    same = (label[d1] == label[d2])[known][order]
-    ranked = score[known][order]
+    labelled = (label[d1] >= 0) & (label[d2] >= 0)
+    order = np.argsort(score[labelled], kind="stable")
+    same = (label[d1] == label[d2])[labelled][order]
+    ranked = score[labelled][order]
 
     deciles = []
     for part in np.array_split(np.arange(len(order)), 10):

@@ -4,7 +4,7 @@ Every arm and seed trains with the same batch, schedule and initial weights, on 
 `budget.train_tokens`; real text is repeated to fill the budget, synthetic text is read at most
 once. Two exceptions, each asked for by name: `match: flops` takes what the synthetic text cost out
 of the budget, and a `sweep` may choose fewer epochs or another weight decay or rate for its arm.
-`evaluate.compare_ledgers` refuses a comparison in which anything else but the data differs.
+`evaluate.check_comparable` refuses a comparison in which anything else but the data differs.
 
 Source: arXiv:2509.15248, joint pretraining from scratch.
 """

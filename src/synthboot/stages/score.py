@@ -22,7 +22,7 @@ from synthboot.data.items import Item
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.lm import model as models
-from synthboot.lm import questions
+from synthboot.lm import questions as answering
 from synthboot.lm import score as likelihood
 
 
@@ -46,7 +46,7 @@ def score(
     tokenizer: Tokenizer,
     seq_len: int,
     device: str,
-    asked: Questions | None = None,
+    questions: Questions | None = None,
     progress: Progress = silent,
 ) -> Scores:
     """The scores of a model whose `checkpoints` (`best` and `last`) lie in these folders; a folder
@@ -66,9 +66,9 @@ def score(
             tokenizer.end,
             progress,
         )
-        if asked is not None and folder == checkpoints[asked.checkpoint]:
+        if questions is not None and folder == checkpoints[questions.checkpoint]:
             progress(1.0, "asking questions")
-            answers = _ask(model, folder, asked, tokenizer, seq_len)
+            answers = _ask(model, folder, questions, tokenizer, seq_len)
     return Scores(
         document=np.repeat(np.arange(len(test_set)), test_set.lengths),
         losses={name: by_folder[folder] for name, folder in checkpoints.items()},
@@ -79,23 +79,23 @@ def score(
 def _ask(
     model: Any,
     folder: Path,
-    asked: Questions,
+    questions: Questions,
     tokenizer: Tokenizer,
     seq_len: int,
 ) -> Answers:
     """The answers of a model, which lies in `folder`: to our questions, then to lm-eval's."""
-    names = [task for task, _ in asked.items]
-    items = [item.digest for _, item in asked.items]
-    groups = [item.group for _, item in asked.items]
+    names = [task for task, _ in questions.items]
+    items = [item.digest for _, item in questions.items]
+    groups = [item.group for _, item in questions.items]
     figures: list[tuple[float, ...]] = []
-    ours = [item for _, item in asked.items]
-    for answer in questions.ask(model, tokenizer, ours, seq_len) if ours else ():
+    ours = [item for _, item in questions.items]
+    for answer in answering.ask(model, tokenizer, ours, seq_len) if ours else ():
         figures.append(tuple(map(float, astuple(answer))))
 
-    if asked.harness:
+    if questions.harness:
         where = str(next(model.parameters()).device)
-        found = questions.harness(folder, asked.harness, asked.include, where)
-        for task, rows in found.items():
+        by_task = answering.harness(folder, questions.harness, questions.include, where)
+        for task, rows in by_task.items():
             for number, row in enumerate(rows.tolist()):
                 names.append(tasks.LM_EVAL + task)
                 items.append(str(number))

@@ -53,7 +53,7 @@ class Job:
     tokenizer: Path
     corpus: tuple[Path, ...]
     docs: int
-    window: int
+    seq_len: int
     d1_share: float
     seed: int
     conditional: bool
@@ -136,7 +136,7 @@ def requests_of(
     related: Related | None = None,
 ) -> Iterator[tuple[int, int, Request]]:
     """(d1, sample number, request) for every request of a chunk."""
-    d1_tokens = d1_room(job.window, job.d1_share)
+    d1_tokens = d1_room(job.seq_len, job.d1_share)
     contrasts = job.conditional and job.cfg.contrast > 0
     first = chunk * job.cfg.chunk
     for number in range(first, first + job.cfg.chunk):
@@ -144,12 +144,12 @@ def requests_of(
         d1 = int(_order(job.seed, sample, job.docs)[index])
         prompt = [tokenizer.end]
         if job.conditional:
-            # as in tuning: end + d1, cut to its share of the window, + separator
+            # as in tuning: end + d1, cut to its share of the row, + separator
             docs = [d1] if related is None else related.around(d1, d1, job.contexts)
             texts = [corpus[doc] for doc in docs]
-            given = joined_contexts(texts, job.window, job.d1_share, tokenizer.separator)[:-1]
+            given = joined_contexts(texts, job.seq_len, job.d1_share, tokenizer.separator)[:-1]
             prompt += [*given[:d1_tokens].tolist(), tokenizer.separator]
-        room = job.window - len(prompt)
+        room = job.seq_len - len(prompt)
         yield (
             d1,
             sample,

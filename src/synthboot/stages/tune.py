@@ -32,7 +32,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
 from synthboot.lm import merging, score
 from synthboot.lm import model as models
-from synthboot.lm.arm import place_of
+from synthboot.lm.arm import runtime_of
 from synthboot.lm.batches import PairPlan, cut_pair, d1_room, joined_contexts
 from synthboot.lm.train import Curve, Settings, train
 from synthboot.rng import rng
@@ -102,8 +102,8 @@ def tune(
             f"the model that tuning starts from does not read d1: its worth is {worth:+.4f} +- "
             f"{error:.4f} nats a token untuned; tuning has to teach that (docs/will-it-work.md)"
         )
-    place = place_of(cfg, folder)
-    if place.group.main:
+    runtime = runtime_of(cfg, folder)
+    if runtime.group.main:
         merging.undo(folder)
     curve = train(
         model,
@@ -113,15 +113,15 @@ def tune(
         folder,
         tokenizer,
         progress,
-        place,
+        runtime,
     )
     shares: list[tuple[float, float]] = []
-    if start is not None and cfg.tune.base_share and place.group.main:
+    if start is not None and cfg.tune.base_share and runtime.group.main:
         progress(1.0, "averaging with base")
         tried = merging.SHARES if cfg.tune.base_share == "auto" else (cfg.tune.base_share,)
         base = _origin(cfg, start, tokenizer)
         shares = merging.average_with_base(folder, base, tried, stopping.loss, tokenizer)
-    place.group.wait()
+    runtime.group.wait()
 
     progress(1.0, "measuring held-out pairs")
     best = models.load(folder / "best").to(next(model.parameters()).device)
@@ -209,7 +209,7 @@ def _plan(
 class _Held:
     """Held-out pairs, one d1 for each d2, spread over the similarities.
 
-    d2 is cut to what the window always has room for, so that every condition is scored on the same
+    d2 is cut to what a row always has room for, so that every condition is scored on the same
     tokens.
     """
 
@@ -221,7 +221,7 @@ class _Held:
         cfg: config.Config,
         tokenizer: Tokenizer,
     ) -> None:
-        self.window = cfg.model.seq_len
+        self.seq_len = cfg.model.seq_len
         self.share = cfg.tune.d1_share
         self.tokenizer = tokenizer
 
@@ -232,7 +232,7 @@ class _Held:
             spread = np.linspace(0, len(chosen) - 1, cfg.tune.eval_pairs).astype(int)
             chosen = chosen[spread]
 
-        room = self.window - 1 - d1_room(self.window, self.share)
+        room = self.seq_len - 1 - d1_room(self.seq_len, self.share)
         d1 = pairs.d1[chosen].tolist()
         d2 = pairs.d2[chosen].tolist()
         related = Related.of(pairs.d1, pairs.d2)
@@ -261,7 +261,7 @@ class _Held:
             d1_tokens, d2_tokens = cut_pair(
                 len(a) - 1,
                 len(b),
-                self.window,
+                self.seq_len,
                 self.share,
             )
             self.num_tokens += 1 + d1_tokens + d2_tokens
@@ -271,7 +271,7 @@ class _Held:
 
     def _joined(self, first: Tokens, docs: list[int]) -> np.ndarray:
         texts = [first[doc] for doc in docs]
-        return joined_contexts(texts, self.window, self.share, self.tokenizer.separator)
+        return joined_contexts(texts, self.seq_len, self.share, self.tokenizer.separator)
 
     def loss(self, model: Any) -> float:
         """Nats per token of d2 given its d1."""
@@ -298,19 +298,19 @@ class _Held:
         random = self._score(model, self.random)
         # base has never seen the separator: without one, d2 is a document like any other
         alone = score.pairs(
-            origin, nothing, self.d2, self.window, self.share, self.tokenizer.end, None
+            origin, nothing, self.d2, self.seq_len, self.share, self.tokenizer.end, None
         )
-        found = {
+        losses = {
             "given_d1": given.mean,
             "given_random_d1": random.mean,
             "given_nothing": self._score(model, nothing).mean,
             "base": alone.mean,
             "pairs": len(self),
         }
-        found["d1_worth"], found["d1_worth_error"] = given.gain_over(random)
+        losses["d1_worth"], losses["d1_worth_error"] = given.gain_over(random)
         if is_base:
-            found["net_worth"], found["net_worth_error"] = given.gain_over(alone)
-        return found
+            losses["net_worth"], losses["net_worth_error"] = given.gain_over(alone)
+        return losses
 
     def _score(
         self,
@@ -321,7 +321,7 @@ class _Held:
             model,
             d1,
             self.d2,
-            self.window,
+            self.seq_len,
             self.share,
             self.tokenizer.end,
             self.tokenizer.separator,

@@ -61,10 +61,10 @@ def analyze(c: Context) -> Outcome:
 
 def _samples(c: Context) -> dict[str, list[Sample]]:
     """By kind of synthetic text, the documents that are analyzed."""
-    found = {}
+    by_kind = {}
     for kind, synthetic in c.synthetic.items():
-        found[kind] = list(itertools.islice(synthetic, c.cfg.analyze.docs))
-    return found
+        by_kind[kind] = list(itertools.islice(synthetic, c.cfg.analyze.docs))
+    return by_kind
 
 
 def _analyzed(
@@ -83,10 +83,10 @@ def _analyzed(
 
     # per sampled token: where a document ended by itself, its end was sampled too
     sampled = [len(row.tokens) + (row.finish == "end") for row in rows]
-    nats = 0.0
+    total_logprob = 0.0
     for row, count in zip(rows, sampled, strict=True):
-        nats += row.mean_logprob * count
-    result["entropy"] = -nats / max(1, sum(sampled))
+        total_logprob += row.mean_logprob * count
+    result["entropy"] = -total_logprob / max(1, sum(sampled))
     return result
 
 

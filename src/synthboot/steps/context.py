@@ -66,22 +66,22 @@ class Context:
     @property
     def models(self) -> dict[str, dict[int, Model]]:
         """The models of all arms by name and seed, where this unit compares them."""
-        found: dict[str, dict[int, Model]] = {}
+        by_arm: dict[str, dict[int, Model]] = {}
         for role in self.parents:
             kind, _, model = role.partition("/")
             if kind == "model":
                 arm, _, seed = model.rpartition("/")
-                found.setdefault(arm, {})[int(seed)] = self.model(role)
-        return found
+                by_arm.setdefault(arm, {})[int(seed)] = self.model(role)
+        return by_arm
 
     @property
     def synthetic(self) -> dict[str, Synthetic]:
         """By kind, all synthetic text that this unit looks into."""
-        found = {}
+        by_kind = {}
         for role, folder in self.parents.items():
             if role.startswith(_SYNTHESIZE):
-                found[role.removeprefix(_SYNTHESIZE)] = Synthetic.open(folder)
-        return found
+                by_kind[role.removeprefix(_SYNTHESIZE)] = Synthetic.open(folder)
+        return by_kind
 
 
 Outcome = tuple[dict[str, Any], dict[str, float]]

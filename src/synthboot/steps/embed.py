@@ -32,15 +32,15 @@ def embed(c: Context) -> Outcome:
         documents = itertools.chain(c.corpus.texts(PRETRAIN), c.corpus.texts("validation"))
         ids = [document.id for document in documents]
         own = stage.read_vectors(cfg.path, ids, cfg.unknown_ids)
-    made = Embeddings.open(c.folder)
+    embeddings = Embeddings.open(c.folder)
     if cfg.model == "self":
-        _fit_embedder(c, made.embedder)
+        _fit_embedder(c, embeddings.embedder)
 
     dim = 0
     first = 0  # vectors from a file hold both sets, one after the other
     for name, docs in sizes.items():
         of_set = None if own is None else own[first : first + docs]
-        dim = max(dim, _embed_set(c, made, name, docs, of_set))
+        dim = max(dim, _embed_set(c, embeddings, name, docs, of_set))
         first += docs
 
     tokens = c.corpus.pretrain.num_tokens + c.corpus.validation.num_tokens
@@ -67,14 +67,14 @@ def _fit_embedder(c: Context, path: Path) -> None:
 
 def _embed_set(
     c: Context,
-    made: Embeddings,
+    embeddings: Embeddings,
     name: str,
     docs: int,
     own: np.ndarray | None,
 ) -> int:
     """Write the vectors of the first `docs` documents of a set, which `own` holds where they came
     from a file; returns their dimensions."""
-    shards = made.shards(name)
+    shards = embeddings.shards(name)
     source = c.corpus.shards(name)
     # the vectors lie in shards of the same documents as the texts
     shard_docs = max(1, source.counts(0)["docs"])
@@ -84,7 +84,7 @@ def _embed_set(
         vectors: Iterable[np.ndarray]
         if own is None:
             wanted = [(i, docs - starts[i]) for i in missing]
-            vectors = _embed_shards(c, source.folder, made.embedder, wanted)
+            vectors = _embed_shards(c, source.folder, embeddings.embedder, wanted)
         else:
             vectors = (own[starts[i] : starts[i] + shard_docs] for i in missing)
         for of_shard in vectors:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from synthboot import config
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.model import Model
 from synthboot.artifacts.scores import CHECKPOINTS, Answers, Scores
-from synthboot.data import documents, tasks
+from synthboot.data import documents, tasks, words
 from synthboot.data.disk import read_json, write_json
 from synthboot.errors import ConfigError, CorruptArtifact
 from synthboot.steps import worlds
 from synthboot.steps.context import Context, Outcome
-from synthboot.steps.score import asked
+from synthboot.steps.score import our_questions
 from synthboot.worlds.generator import PARTS
 
 Losses = dict[str, dict[str, list[np.ndarray]]]
 """By checkpoint and arm, for every seed: (test document, part of it), summed nats."""
+
+NEAR = "with a neighbour"
+FAR = "without a neighbour"
+"""Groups of test documents: whether D_pretrain has one that they would be paired with."""
 
 _LOOKS = "looks.json"
 
@@ -31,24 +36,30 @@ def evaluate(c: Context) -> Outcome:
     from synthboot.stages import evaluate as stage
 
     models = c.models
-    ledgers = {}
+    token_counts = {}
     for arm, by_seed in models.items():
-        ledgers[arm] = {seed: model.token_counts for seed, model in by_seed.items()}
-    stage.compare_ledgers(ledgers)
+        token_counts[arm] = {seed: model.token_counts for seed, model in by_seed.items()}
+    stage.check_comparable(token_counts)
 
     test_set = list(c.corpus.texts("test"))
     groups = _groups(c, test_set)
-    losses, answers = _scores(c, models, test_set)
+    names, part = _parts(c, test_set)
+    losses, answers = _scores(c, models, part, len(names))
     questions, counts, seen = _contaminated(c, answers)
 
     result: dict[str, Any] = {
         "checkpoint": c.cfg.evaluate.checkpoint,
-        "ledgers": ledgers,
+        "token_counts": token_counts,
         "asked": counts,
     }
-    result |= _compared(c, models, ledgers, losses, test_set, groups)
+    result |= _compared(c, models, token_counts, losses, test_set, groups)
     result["questions"] = _answered(c, answers, seen)
-    result |= _of_world(c, losses, test_set, groups)
+    of_chosen = losses[c.cfg.evaluate.checkpoint]
+    by_part = {arm: np.stack(by_seed) for arm, by_seed in of_chosen.items()}
+    result["parts"] = stage.parted(by_part, names, groups, c.cfg.evaluate)
+    result["world"] = None
+    if worlds.is_world(c):
+        result["world"] = worlds.bounds(c, test_set, c.corpus.test.lengths, groups)
     result["sweeps"] = _sweeps(c, models)
 
     rows = _rows(losses, models, c.corpus.test.lengths)
@@ -64,30 +75,72 @@ def _groups(
     c: Context,
     test_set: Sequence[documents.Document],
 ) -> list[str]:
-    """The group of each test document; none where no field is named.
+    """The group of each test document: what its `evaluate.group_field` says, or whether D_pretrain
+    has a document that it would be paired with; none where there is neither.
 
     Raises ConfigError where no document has the field.
     """
     field = c.cfg.evaluate.group_field
     if not field:
-        return []
+        return _with_neighbor(c, test_set)
     groups = [str(document.metadata.get(field, "")) for document in test_set]
     if groups and not any(groups):
         raise ConfigError(f"evaluate.group_field: no test document has a field {field!r}")
     return groups
 
 
+def _with_neighbor(
+    c: Context,
+    test_set: Sequence[documents.Document],
+) -> list[str]:
+    """Whether the most similar document of D_pretrain is as similar as those of a pair are.
+
+    None where no pairs were made, or where vectors are the user's, who has none for the test set.
+    """
+    if c.embeddings is None or "pair/related" not in c.parents:
+        return []
+    from synthboot.lm.model import device
+    from synthboot.neighbors import join
+    from synthboot.stages import embed
+
+    c.progress(0.0, "looking for neighbours of the test set")
+    where = str(device(c.cfg.engine.device))
+    embedder = embed.embedder(c.cfg.embed, c.embeddings.embedder, where, c.cfg.engine.embed_batch)
+    vectors = embed.embed((document.text for document in test_set), embedder)
+    _, similarity = join.exact(vectors, c.embeddings.pretrain, 1, device=where)  # (doc, 1)
+    alpha = c.pairs("pair/related").report["alpha"]
+    return [NEAR if best >= alpha else FAR for best in similarity[:, 0].tolist()]
+
+
+def _parts(
+    c: Context,
+    test_set: Sequence[documents.Document],
+) -> tuple[Sequence[str], UInt8[np.ndarray, " token"]]:
+    """The names of the parts of a document, and which of them each token of the test set is in."""
+    names: Sequence[str] = words.KINDS
+    parts_of: Callable[[str], np.ndarray] = words.kinds
+    if worlds.is_world(c):
+        names = PARTS
+        parts_of = worlds.parts(c)
+
+    parts = []
+    for document in test_set:
+        part_of_character = parts_of(document.text)
+        # a token belongs to the part in which its first letter stands
+        for start in c.corpus.tokenizer.starts(document.text):
+            parts.append(int(part_of_character[start]))
+        parts.append(names.index("form"))  # its end
+    return names, np.array(parts, np.uint8)
+
+
 def _scores(
     c: Context,
     models: Mapping[str, Mapping[int, Model]],
-    test_set: Sequence[documents.Document],
+    part: UInt8[np.ndarray, " token"],
+    parts: int,
 ) -> tuple[Losses, dict[str, list[Answers]]]:
     """The losses of every model by document and part of it, and by arm its answers."""
     from synthboot.stages.evaluate import summed
-
-    # a document of the user's is one part
-    parts = worlds.parts(c, test_set) if worlds.is_world(c) else None
-    kinds = len(PARTS) if worlds.is_world(c) else 1
 
     losses: Losses = {checkpoint: {} for checkpoint in CHECKPOINTS}
     answers: dict[str, list[Answers]] = {}
@@ -96,7 +149,7 @@ def _scores(
             scores = Scores.open(c.parents[f"score/{arm}/{seed}"])
             answers.setdefault(arm, []).append(scores.answers)
             for checkpoint in CHECKPOINTS:
-                by_part = summed(scores.losses[checkpoint], scores.document, parts, kinds)
+                by_part = summed(scores.losses[checkpoint], scores.document, part, parts)
                 losses[checkpoint].setdefault(arm, []).append(by_part)
     return losses, answers
 
@@ -110,7 +163,7 @@ def _contaminated(
 
     Raises CorruptArtifact where these are not the questions that were asked.
     """
-    items = asked(c)
+    items = our_questions(c)
     names = np.array([name for name, _ in items], str)
     digests = [item.digest for _, item in items]
     # lm-eval's questions come after ours; their texts are not at hand
@@ -160,7 +213,7 @@ def _training_texts(c: Context) -> Iterator[str]:
 def _compared(
     c: Context,
     models: Mapping[str, Mapping[int, Model]],
-    ledgers: Mapping[str, Mapping[int, Any]],
+    token_counts: Mapping[str, Mapping[int, Any]],
     losses: Losses,
     test_set: Sequence[documents.Document],
     groups: Sequence[str],
@@ -185,7 +238,7 @@ def _compared(
 
     chosen = result[cfg.checkpoint]
     result["verdict"] = chosen["verdict"]
-    result["efficiency"] = _efficiency(c, ledgers, chosen["arms"])
+    result["efficiency"] = _efficiency(c, token_counts, chosen["arms"])
     return result
 
 
@@ -209,7 +262,7 @@ def _looks(
 
 def _efficiency(
     c: Context,
-    ledgers: Mapping[str, Mapping[int, Any]],
+    token_counts: Mapping[str, Mapping[int, Any]],
     arms: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The curve of loss over unique real tokens, from arms of real text alone, and how many of
@@ -217,7 +270,7 @@ def _efficiency(
     from synthboot.stages.evaluate import efficiency
 
     plain = []
-    for arm in ledgers:
+    for arm in token_counts:
         # an arm of real text is repetition but for how much text it has, and its sweep
         recipe = c.cfg.arms[arm].model_copy(
             update={
@@ -230,8 +283,8 @@ def _efficiency(
 
     points = []
     for arm in plain:
-        ledger = next(iter(ledgers[arm].values()))  # the seeds of an arm read the same text
-        points.append((int(ledger["unique_real_tokens"]), float(arms[arm]["loss"][0])))
+        counts = next(iter(token_counts[arm].values()))  # the seeds of an arm read the same text
+        points.append((int(counts["unique_real_tokens"]), float(arms[arm]["loss"][0])))
 
     worth = {}
     for arm, scores in arms.items():
@@ -255,40 +308,16 @@ def _answered(
     return stage.answered(stacked, first.task, first.group, c.cfg.evaluate, seen)
 
 
-def _of_world(
-    c: Context,
-    losses: Losses,
-    test_set: Sequence[documents.Document],
-    groups: Sequence[str],
-) -> dict[str, Any]:
-    """For a generated world: the losses by part of a document, and the least losses there are."""
-    from synthboot.stages import evaluate as stage
-
-    if not worlds.is_world(c):
-        return {"world": None}
-    cfg = c.cfg.evaluate
-    by_arm = {arm: np.stack(by_seed) for arm, by_seed in losses[cfg.checkpoint].items()}
-    return {
-        "parts": stage.parted(by_arm, PARTS, groups, cfg),
-        "world": worlds.bounds(
-            c,
-            test_set,
-            c.corpus.test.lengths,
-            groups,
-        ),
-    }
-
-
 def _sweeps(
     c: Context,
     models: Mapping[str, Mapping[int, Model]],
 ) -> dict[str, Any]:
     """What the trials of every arm with a sweep reached; the first seed has the record."""
-    found = {}
+    sweeps = {}
     for arm, by_seed in models.items():
         if c.cfg.arms[arm].sweep:
-            found[arm] = next(iter(by_seed.values())).sweep
-    return found
+            sweeps[arm] = next(iter(by_seed.values())).sweep
+    return sweeps
 
 
 def _rows(

@@ -56,7 +56,7 @@ def _ceiling(c: Context, pairs: Pairs) -> tuple[dict[str, Any] | None, str]:
 
     c.progress(0.95, "measuring what d1 could tell")
     tokenizer = c.corpus.tokenizer
-    found = ceiling(
+    measured = ceiling(
         pairs,
         c.corpus.pretrain,
         c.corpus.validation,
@@ -64,13 +64,13 @@ def _ceiling(c: Context, pairs: Pairs) -> tuple[dict[str, Any] | None, str]:
         tokenizer.end,
         c.cfg.seed,
     )
-    if found is None:
+    if measured is None:
         return None, (
             f"what d1 could tell is not known: fewer than {LEAST_DOCS} held-out documents have a "
             f"related one; lower pair.min_similarity, or raise pair.heldout_share or "
             f"corpus.validation_docs"
         )
-    return asdict(found), found.sentence()
+    return asdict(measured), measured.sentence()
 
 
 def _related(c: Context) -> Pairs:
@@ -82,7 +82,7 @@ def _related(c: Context) -> Pairs:
     assert c.embeddings is not None  # `pair/related` reads them
     vectors = c.embeddings.pretrain
     validation = c.embeddings.validation
-    found = search.nearest(
+    neighbors = search.nearest(
         vectors,
         c.cfg.pair,
         c.cfg.seed,
@@ -98,7 +98,7 @@ def _related(c: Context) -> Pairs:
         c.cfg.pair,
         c.cfg.seed,
         (validation, c.corpus.validation),
-        found,
+        neighbors,
         fields,
         c.progress,
     )

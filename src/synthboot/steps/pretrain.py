@@ -50,11 +50,11 @@ def pretrain(c: Context) -> Outcome:
         c.folder,
         c.progress,
     )
-    ledger = trained.ledger
+    token_counts = trained.token_counts
     if parallel.rank() == 0:
-        model.save_token_counts(ledger)
+        model.save_token_counts(token_counts)
     losses = {"best_loss": trained.curve.best_loss, "last_loss": trained.curve.last_loss}
-    return losses | ledger, {"tokens": ledger["train_tokens"], "flops": trained.flops}
+    return losses | token_counts, {"tokens": token_counts["train_tokens"], "flops": trained.flops}
 
 
 def _recipe(c: Context) -> tuple[config.Arm, Model | None]:
@@ -85,14 +85,14 @@ def _sources(c: Context, arm: config.Arm) -> Sources:
 
     folder = c.parents["synthesize"]
     synthetic = Synthetic.open(folder)
-    made = read_manifest(folder)
-    assert made is not None  # it was verified before this step began
+    manifest = read_manifest(folder)
+    assert manifest is not None  # it was verified before this step began
     return Sources(
         real,
         synthetic.tokens,
         synthetic.d1(),
         replay=replay,
-        upstream_flops=made.counts["upstream_flops"],
+        upstream_flops=manifest.counts["upstream_flops"],
         # per kept token: what was dropped is paid for, what is not read is not
-        sample_flops=made.cost["flops"] / synthetic.tokens.num_tokens,
+        sample_flops=manifest.cost["flops"] / synthetic.tokens.num_tokens,
     )

@@ -33,7 +33,7 @@ def score(c: Context) -> Outcome:
     return counts, {"tokens": float(scored * test_set.num_tokens)}
 
 
-def asked(c: Context) -> list[tuple[str, tasks.Item]]:
+def our_questions(c: Context) -> list[tuple[str, tasks.Item]]:
     """Our questions, each with the name of its task, in the order in which they are asked."""
     items = []
     for name in tasks.names(c.cfg.evaluate):
@@ -58,4 +58,4 @@ def _questions(c: Context) -> Questions | None:
     for name in tasks.names(cfg):
         if name.startswith(tasks.LM_EVAL):
             harness.append(name.removeprefix(tasks.LM_EVAL))
-    return Questions(cfg.checkpoint, asked(c), harness, cfg.task_folder)
+    return Questions(cfg.checkpoint, our_questions(c), harness, cfg.task_folder)

@@ -18,7 +18,7 @@ def synthesize(c: Context) -> Outcome:
         tokenizer=c.corpus.tokenizer_folder,
         corpus=tuple(c.corpus.shards("pool")),
         docs=c.corpus.pretrain_docs,
-        window=c.cfg.model.seq_len,
+        seq_len=c.cfg.model.seq_len,
         d1_share=c.cfg.tune.d1_share,
         seed=c.cfg.seed,
         conditional=conditional(c.variant),

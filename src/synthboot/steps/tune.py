@@ -57,9 +57,9 @@ def _chosen(c: Context) -> Outcome:
 
     best = best_trial(c, c.cfg.tune.trials(), c.cfg.tune.sweep, loss_given_d1)
     trial = c.model(f"trial/{best}")
-    made = trial.manifest
+    manifest = trial.manifest
     Model.open(c.folder).copy(trial)
 
     # this unit trained nothing; an arm of `match: flops` pays for the trial through it
-    upstream = made.counts["upstream_flops"] + made.cost["flops"]
-    return made.counts | {"upstream_flops": upstream}, {}
+    upstream = manifest.counts["upstream_flops"] + manifest.cost["flops"]
+    return manifest.counts | {"upstream_flops": upstream}, {}

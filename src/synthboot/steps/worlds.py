@@ -4,7 +4,7 @@ sampled text tells the truth."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from synthboot.data import documents, tasks
 from synthboot.data.documents import Document
 from synthboot.rng import rng
 from synthboot.steps.context import Context, conditional
-from synthboot.worlds.generator import PARTS, Told, World
+from synthboot.worlds.generator import Reading, World
 
 Facts = set[tuple[int, int, int]]
 """(entity, attribute, wording)."""
@@ -38,14 +38,14 @@ def bounds(
 ) -> dict[str, Any]:
     """By group and for `all`: the least loss there is on the test set in nats per token, for one
     who knows the world, and for one who knows how worlds are made and has read D_pretrain."""
-    world, known = _world(c)
+    world, stated = _world(c)
     knows_world = []
     read_corpus = []
     for document in test_set:
-        told = world.read(document.text)
-        prior = world.prior(told.entity)
-        knows_world.append(prior + world.nats())
-        read_corpus.append(prior + world.nats(told, known))
+        reading = world.read(document.text)
+        prior = world.prior(reading.entity)
+        knows_world.append(prior + world.nll())
+        read_corpus.append(prior + world.nll(reading, stated))
 
     group_of = np.array(groups or [""] * len(test_set))
     chosen = {"all": np.ones(len(test_set), bool)}
@@ -62,27 +62,17 @@ def bounds(
     return result
 
 
-def parts(c: Context, test_set: Sequence[Document]) -> np.ndarray:
-    """(token of the test set): which of `worlds.PARTS` it belongs to; end tokens are form."""
-    world, known = _world(c)
-    tokenizer = c.corpus.tokenizer
-    form = PARTS.index("form")
-
-    found = []
-    for document in test_set:
-        part_of_character = world.parts(document.text, known)
-        # a token belongs to the part in which its first letter stands
-        for start in tokenizer.starts(document.text):
-            found.append(int(part_of_character[start]))
-        found.append(form)
-    return np.array(found, np.uint8)
+def parts(c: Context) -> Callable[[str], np.ndarray]:
+    """From a document's text to which of PARTS each of its characters belongs to."""
+    world, stated = _world(c)
+    return lambda text: world.parts(text, stated)
 
 
 def questions(c: Context) -> list[tasks.Item]:
     """Closed-book questions about the world's facts, at most `evaluate.task_items`, drawn at
     random."""
-    world, known = _world(c)
-    items = tasks.of(list(world.questions(known)), tasks.WORLD)
+    world, stated = _world(c)
+    items = tasks.of(list(world.questions(stated)), tasks.WORLD)
     order = rng(c.cfg.seed, "tasks.world_items").permutation(len(items))
     chosen = np.sort(order[: c.cfg.evaluate.task_items])
     return [items[i] for i in chosen]
@@ -94,7 +84,7 @@ def measured(
 ) -> dict[str, Any]:
     """`excess`: how far each synthesizer is from the least loss there is. `facts`: by kind of
     synthetic text and group of its entity, what it says."""
-    world, known = _world(c)
+    world, stated = _world(c)
     corpus = [world.read(text) for text in _texts(c, PRETRAIN)]
     validation = [world.read(text) for text in _texts(c, "validation")]
 
@@ -104,7 +94,7 @@ def measured(
             tuned = c.model(role).tuning
             excess[role.removeprefix("tune/")] = _excess(
                 world,
-                known,
+                stated,
                 tuned,
                 corpus,
                 validation,
@@ -112,10 +102,10 @@ def measured(
 
     seen: Facts = set()
     orders: Orders = set()
-    for told in corpus:
-        orders.add(_order(told))
-        for attribute, wording, _ in told.facts:
-            seen.add((told.entity, attribute, wording))
+    for reading in corpus:
+        orders.add(_order(reading))
+        for attribute, wording, _ in reading.facts:
+            seen.add((reading.entity, attribute, wording))
 
     facts: dict[str, Any] = {}
     for kind, rows in samples.items():
@@ -138,10 +128,10 @@ def measured(
 
 def _excess(
     world: World,
-    known: np.ndarray,
+    stated: np.ndarray,
     tuned: Mapping[str, Any],
-    corpus: Sequence[Told],
-    validation: Sequence[Told],
+    corpus: Sequence[Reading],
+    validation: Sequence[Reading],
 ) -> dict[str, Any]:
     """On the pairs that stop tuning: [tokens tuned on, nats per document above one who knows the
     world, and above one who has read D_pretrain], and how often a pair is about one entity."""
@@ -151,18 +141,18 @@ def _excess(
     tokens = 0
     for d1, d2, size in pairs:
         same_entity.append(corpus[d1].entity == validation[d2].entity)
-        read_corpus.append(world.nats(validation[d2], known))
+        read_corpus.append(world.nll(validation[d2], stated))
         tokens += size
 
     # the curve is in nats per token, what the world says in nats per document
     tokens_per_doc = tokens / len(pairs)
-    knows_world = world.nats()
+    knows_world = world.nll()
     knows_corpus = float(np.mean(read_corpus))
 
     points = []
     for step_tokens, loss in tuned["curve"]["validation"]:
-        nats = loss * tokens_per_doc
-        points.append([step_tokens, nats - knows_world, nats - knows_corpus])
+        nll = loss * tokens_per_doc
+        points.append([step_tokens, nll - knows_world, nll - knows_corpus])
     return {"points": points, "same_entity": float(np.mean(same_entity))}
 
 
@@ -170,8 +160,8 @@ def _excess(
 class _Written:
     """What a sampled document tells, and its d1 where it was sampled from one."""
 
-    d1: Told | None
-    d2: Told
+    d1: Reading | None
+    d2: Reading
 
     @property
     def same_entity(self) -> bool:
@@ -224,21 +214,21 @@ def _kind(
     if world.truth[document.d2.entity, attribute] != value:
         return "contradicted"
     if document.d1 is not None and document.same_entity:
-        for told_attribute, _, told_value in document.d1.facts:
-            if (told_attribute, told_value) == (attribute, value):
+        for d1_attribute, _, d1_value in document.d1.facts:
+            if (d1_attribute, d1_value) == (attribute, value):
                 return "kept"
     return "known"
 
 
-def _order(told: Told) -> tuple[int, tuple[int, ...]]:
+def _order(reading: Reading) -> tuple[int, tuple[int, ...]]:
     """The entity of a document and its attributes in the order in which they are told."""
-    return told.entity, tuple(attribute for attribute, _, _ in told.facts)
+    return reading.entity, tuple(attribute for attribute, _, _ in reading.facts)
 
 
 def _world(c: Context) -> tuple[World, np.ndarray]:
     """The world, and which of its facts D_pretrain tells."""
     world = World(c.cfg.corpus.world)
-    return world, world.known(_texts(c, PRETRAIN))
+    return world, world.stated(_texts(c, PRETRAIN))
 
 
 def _texts(c: Context, name: str) -> list[str]:

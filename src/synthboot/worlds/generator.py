@@ -4,12 +4,12 @@ A world has entities, each with a value for every attribute. A document is about
 name, then some of its attributes in random order, each in one of several wordings, with sentences
 between them that have nothing to do with it. Some entities have many documents, the others one.
 What a document says is drawn uniformly, so its probability given its entity is a product of known
-numbers (`World.nats`), and what a text says can be read off (`World.read`).
+numbers (`World.nll`), and what a text says can be read off (`World.read`).
 
 A name says who an entity is, so P(d2|d1) is P(d2|entity of d1), integrated over what is not known
 of that entity. Two readers bound every model: one who knows the world, and one who knows how worlds
 are made and has read D_pretrain: an attribute that no document told may have any value for him,
-each as likely, until the document tells it (`World.nats`).
+each as likely, until the document tells it (`World.nll`).
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ _SYLLABLES = [consonant + vowel for consonant in _CONSONANTS for vowel in _VOWEL
 
 
 @dataclass(frozen=True)
-class Told:
+class Reading:
     """What a text says.
 
     `entity` is the one it is about (-1 where its first words are no name); `facts` are in order, as
@@ -222,31 +222,31 @@ class World:
         """Whether the corpus has `many` documents of an entity, or `one`."""
         return "many" if entity < self.many else "one"
 
-    def nats(
+    def nll(
         self,
-        told: Told | None = None,
-        known: np.ndarray | None = None,
+        reading: Reading | None = None,
+        stated: np.ndarray | None = None,
     ) -> float:
         """-log P(document | its entity), its name included, for a reader who knows the world.
 
-        It is the same for every document. With `told` and `known` (entity, attribute: whether
+        It is the same for every document. With `reading` and `stated` (entity, attribute: whether
         D_pretrain tells it), for one who has read D_pretrain alone.
         """
         k = self.knobs
         # Attributes in their order, wording of each, positions of distractors, and which they are.
-        untold = k.attributes - k.revealed
-        orders = math.lgamma(k.attributes + 1) - math.lgamma(untold + 1)
+        unstated = k.attributes - k.revealed
+        orders = math.lgamma(k.attributes + 1) - math.lgamma(unstated + 1)
         wordings = k.revealed * math.log(k.wordings)
         positions = sum(math.log(k.revealed + i + 1) for i in range(k.distractors))
         distractors = len(_OPENERS) * len(_SUBJECTS) * len(_VERBS)
         filler = k.distractors * math.log(distractors)
         least = orders + wordings + positions + filler
-        if told is None or known is None:
+        if reading is None or stated is None:
             return least
 
         unknown = 0
-        for attribute, _, _ in told.facts:
-            if not known[told.entity, attribute]:
+        for attribute, _, _ in reading.facts:
+            if not stated[reading.entity, attribute]:
                 unknown += 1
         return least + math.log(k.values) * unknown
 
@@ -260,7 +260,7 @@ class World:
         docs_of_entity = k.many_docs if entity < self.many else 1
         return math.log(docs / docs_of_entity)
 
-    def read(self, text: str) -> Told:
+    def read(self, text: str) -> Reading:
         """What a text says."""
         sentences = [s for s in re.split(r"(?<=\.)\s+", text.strip()) if s]
         entity = -1
@@ -279,17 +279,17 @@ class World:
                 facts.append(fact)
             elif not _DISTRACTOR.fullmatch(sentence):
                 strange += 1
-        return Told(entity, tuple(facts), strange)
+        return Reading(entity, tuple(facts), strange)
 
-    def parts(self, text: str, known: np.ndarray) -> np.ndarray:
+    def parts(self, text: str, stated: np.ndarray) -> np.ndarray:
         """(character): which of PARTS it belongs to, of a document of this world.
 
-        Values are known where D_pretrain tells them (`known` as in `nats`).
+        Values are known where D_pretrain tells them (`stated` as in `nll`).
         """
-        told = self.read(text)
-        part_of_word = {self.names[told.entity]: "name again"}
-        for attribute, _, value in told.facts:
-            is_known = known[told.entity, attribute]
+        reading = self.read(text)
+        part_of_word = {self.names[reading.entity]: "name again"}
+        for attribute, _, value in reading.facts:
+            is_known = stated[reading.entity, attribute]
             word = self.vocabulary[attribute][value]
             part_of_word[word] = "known values" if is_known else "unknown values"
 
@@ -300,18 +300,18 @@ class World:
                 result[slice(*match.span())] = PARTS.index("name" if is_first else part)
         return result
 
-    def known(self, texts: Iterable[str]) -> np.ndarray:
+    def stated(self, texts: Iterable[str]) -> np.ndarray:
         """(entity, attribute): whether one of the texts tells it."""
-        is_told = np.zeros(self.truth.shape, bool)
+        is_stated = np.zeros(self.truth.shape, bool)
         for text in texts:
-            told = self.read(text)
-            if told.entity < 0:
+            reading = self.read(text)
+            if reading.entity < 0:
                 continue
-            for attribute, _, _ in told.facts:
-                is_told[told.entity, attribute] = True
-        return is_told
+            for attribute, _, _ in reading.facts:
+                is_stated[reading.entity, attribute] = True
+        return is_stated
 
-    def questions(self, known: np.ndarray) -> Iterator[dict[str, Any]]:
+    def questions(self, stated: np.ndarray) -> Iterator[dict[str, Any]]:
         """A closed-book question for every entity and attribute.
 
         All values of the attribute are there to choose from; its `group` says how many documents
@@ -319,13 +319,13 @@ class World:
         """
         for entity, name in enumerate(self.names):
             for attribute, noun in enumerate(NOUNS[: self.knobs.attributes]):
-                told = "told" if known[entity, attribute] else "untold"
+                status = "told" if stated[entity, attribute] else "untold"
                 yield {
                     "id": f"{entity}-{attribute}",
                     "query": f"{name}. The {noun} of {name} is",
                     "choices": [f"{value}." for value in self.vocabulary[attribute]],
                     "gold": int(self.truth[entity, attribute]),
-                    "group": f"{self.group(entity)}, {told}",
+                    "group": f"{self.group(entity)}, {status}",
                 }
 
     def _fact(
@@ -354,11 +354,11 @@ class World:
     @cached_property
     def _meanings(self) -> dict[str, tuple[int, int]]:
         """For every word of the vocabulary the attribute and the value that it stands for."""
-        found = {}
+        meanings = {}
         for attribute, words in enumerate(self.vocabulary):
             for value, word in enumerate(words):
-                found[word] = (attribute, value)
-        return found
+                meanings[word] = (attribute, value)
+        return meanings
 
     def _sentence(self, entity: int, attribute: int, wording: int) -> str:
         value = self.vocabulary[attribute][self.truth[entity, attribute]]

@@ -328,7 +328,7 @@ def test_a_token_without_mass_is_not_drawn_by_rounding(
     logits[:, -1] = -torch.inf
     # the sum of what comes before it may round to less than one, and the number drawn to all of it
     monkeypatch.setattr(nucleus, "uniforms", lambda *_: torch.ones(64))
-    _, _, accepted = nucleus.draw(logits, *torch.zeros(3, 64, dtype=torch.int64), 1.0, 1.0)
+    _, _, accepted = nucleus.sample_top_p(logits, *torch.zeros(3, 64, dtype=torch.int64), 1.0, 1.0)
     assert not accepted.any()
 
 

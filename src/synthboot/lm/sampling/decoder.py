@@ -58,19 +58,19 @@ class Decoder:
         frequency = 1.0 / cfg.rope_parameters["rope_theta"] ** exponents
         self.frequency = torch.cat((frequency, frequency)).to(self.device)
 
-    def cache(self, rows: int, window: int) -> Cache:
+    def cache(self, rows: int, max_len: int) -> Cache:
         """An empty cache: keys and values of every layer, (row, head, position, dim).
 
         For the compiled loops keys are (row, head, block, dim, 16), sixteen positions side by side.
         """
-        window = _whole_blocks(window)
-        value_shape = (rows, self.kv_heads, window, self.head_dim)
+        max_len = _whole_blocks(max_len)
+        value_shape = (rows, self.kv_heads, max_len, self.head_dim)
         key_shape: tuple[int, ...] = value_shape
         if self.compiled:
             key_shape = (
                 rows,
                 self.kv_heads,
-                window // BLOCK,
+                max_len // BLOCK,
                 self.head_dim,
                 BLOCK,
             )
@@ -83,9 +83,9 @@ class Decoder:
             cache.append((keys, values))
         return cache
 
-    def cache_bytes(self, rows: int, window: int) -> int:
+    def cache_bytes(self, rows: int, max_len: int) -> int:
         """What `cache` takes."""
-        layer = rows * self.kv_heads * _whole_blocks(window) * self.head_dim
+        layer = rows * self.kv_heads * _whole_blocks(max_len) * self.head_dim
         keys_and_values = 2 * len(self.layers) * layer
         return keys_and_values * self._cache_dtype().itemsize
 
@@ -273,8 +273,8 @@ class _Layer:
         self.post_norm = cast(layer.post_attention_layernorm.weight)
 
 
-def _whole_blocks(window: int) -> int:
-    return -(-window // BLOCK) * BLOCK
+def _whole_blocks(max_len: int) -> int:
+    return -(-max_len // BLOCK) * BLOCK
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -294,5 +294,5 @@ def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions, as Llama has them: dimension i turns with dimension i + half."""
     half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), -1)
-    return x * cos + turned * sin
+    rotated = torch.cat((-x[..., half:], x[..., :half]), -1)
+    return x * cos + rotated * sin

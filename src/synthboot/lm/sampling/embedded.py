@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from synthboot.lm.sampling.decoder import Cache, Decoder
-from synthboot.lm.sampling.nucleus import TRIES, draw, signed
+from synthboot.lm.sampling.nucleus import TRIES, sample_top_p, signed
 from synthboot.lm.sampling.protocol import Request, Result
 
 LEAST_ROWS = 24
@@ -46,7 +46,7 @@ _BATCH_SIZES = (32, 64, 128, 256, 512, 1_024, 2_048)
 class EmbeddedSampler:
     """Continuous batching over `batch` rows of a fixed cache.
 
-    Memory: 2 x layers x batch x window x key/value width, twice that with a contrast.
+    Memory: 2 x layers x batch x max_len x key/value width, twice that with a contrast.
 
     With a `contrast` w, and requests that say what they are `alone`, every token is decoded after
     both prompts, and drawn from logits + w x (logits - logits alone): what the prompt makes
@@ -87,13 +87,13 @@ class EmbeddedSampler:
         if any(not r.prompt for r in requests):
             raise ValueError("a prompt needs at least one token")
         if any(len(r.alone) > len(r.prompt) for r in requests):
-            # its positions would lie beyond the window
+            # its positions would lie beyond the cache
             raise ValueError("a prompt is at least as long as what it is contrasted with")
-        window = max((len(r.prompt) + r.max_tokens for r in requests), default=1)
+        max_len = max((len(r.prompt) + r.max_tokens for r in requests), default=1)
         if self.batch is None:
-            self.batch = best_batch(self.decoder, window)
+            self.batch = best_batch(self.decoder, max_len)
 
-        state = ContinuousBatch(self, requests, window, self.batch)
+        state = ContinuousBatch(self, requests, max_len, self.batch)
         while state.waiting or state.live():
             state.refill()
             state.advance()
@@ -101,20 +101,20 @@ class EmbeddedSampler:
         return [result for result in state.results if result is not None]
 
 
-def best_batch(decoder: Decoder, window: int) -> int:
+def best_batch(decoder: Decoder, max_len: int) -> int:
     """How many rows to decode together: the fewest within 5 % of the most tokens per second.
 
-    Timed by a few steps of each size at half the window, as far as a quarter of the memory that is
-    free for this process goes.
+    Timed by a few steps of each size at half of `max_len`, as far as a quarter of the memory that
+    is free for this process goes.
     """
     budget = decoder.free_memory() // 4
-    most = budget // max(1, decoder.cache_bytes(1, window))
+    most = budget // max(1, decoder.cache_bytes(1, max_len))
     sizes = [size for size in _BATCH_SIZES if size <= most] or [LEAST_ROWS]
 
     rates: dict[int, float] = {}
     best = 0.0
     for rows in sizes:
-        rates[rows] = rows / _step_seconds(decoder, rows, window)
+        rates[rows] = rows / _step_seconds(decoder, rows, max_len)
         if rates[rows] < 1.05 * best:
             break  # larger batches gain no more, and each would cost its cache
         best = max(best, rates[rows])
@@ -123,16 +123,16 @@ def best_batch(decoder: Decoder, window: int) -> int:
     return min(rows for rows, rate in rates.items() if rate >= enough)
 
 
-def _step_seconds(decoder: Decoder, rows: int, window: int) -> float:
-    """The time of one step of `rows` rows at half the window, the best of three."""
-    cache = decoder.cache(rows, window)
+def _step_seconds(decoder: Decoder, rows: int, max_len: int) -> float:
+    """The time of one step of `rows` rows at half of `max_len`, the best of three."""
+    cache = decoder.cache(rows, max_len)
     tokens = torch.full((rows,), 0, device=decoder.device)
-    position = torch.full((rows,), window // 2, device=decoder.device)
+    position = torch.full((rows,), max_len // 2, device=decoder.device)
 
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        logits = decoder.step(tokens, position, cache, window // 2 + 1)
+        logits = decoder.step(tokens, position, cache, max_len // 2 + 1)
         logits[0, 0].item()  # waits for a GPU
         seconds.append(time.perf_counter() - started)
     return min(seconds)
@@ -192,7 +192,7 @@ class _Rows:
         A row whose draw was rejected decodes its last token once more. There are no branches on
         what was drawn: they would wait for a GPU, and could not be recorded.
         """
-        token, logprob, drawn = draw(
+        token, logprob, drawn = sample_top_p(
             logits,
             self.seed,
             self.count,
@@ -228,14 +228,14 @@ class ContinuousBatch:
         self,
         owner: EmbeddedSampler,
         requests: Sequence[Request],
-        window: int,
+        max_len: int,
         batch: int,
     ) -> None:
         self.owner = owner
         self.requests = requests
         self.decoder = owner.decoder
         self.device = self.decoder.device
-        self.window = window
+        self.max_len = max_len
         self.results: list[Result | None] = [None] * len(requests)
 
         # popped from the end, longest first: a group prefills prompts of like length, and equal
@@ -248,11 +248,11 @@ class ContinuousBatch:
 
         rows = max(LEAST_ROWS, min(batch, len(requests)))
         longest = max((r.max_tokens for r in requests), default=0)
-        self.cache = self.decoder.cache(rows, window)
+        self.cache = self.decoder.cache(rows, max_len)
         # of the same rows without what they are conditioned on
         self.alone = None
         if owner.contrast and all(request.alone for request in requests):
-            self.alone = self.decoder.cache(rows, window)
+            self.alone = self.decoder.cache(rows, max_len)
         self.rows = _Rows(rows, longest, self.device)
 
         # what the host knows of each row without asking the device
@@ -375,12 +375,12 @@ class ContinuousBatch:
     def advance(self) -> None:
         """Take a stride: that many steps of all rows."""
         # attention looks no further into the cache than any row will be at the end of the stride
-        span = min(int(self.max_position.max()) + self.stride, self.window)
+        span = min(int(self.max_position.max()) + self.stride, self.max_len)
         step: Callable[[], None] = partial(self._step, span)
         if self.owner.far:
             # rounded up to a multiple of SPAN, since every span needs a graph of its own
             rounded = -(-span // SPAN) * SPAN
-            step = self._recorded(min(rounded, self.window))
+            step = self._recorded(min(rounded, self.max_len))
 
         for _ in range(self.stride):
             step()

@@ -1,9 +1,9 @@
 """Sampling by `transformers.generate`: for every layout that the embedded engine does not decode.
 
 The library moves the model along, cache and all; what comes next is drawn here, by the embedded
-engine's `draw`. Prompts of different lengths are not padded: a batch is read as far as its shortest
-prompt goes, and then step by step, a row taking the next token of its prompt as long as there is
-one:
+engine's `sample_top_p`. Prompts of different lengths are not padded: a batch is read as far as its
+shortest prompt goes, and then step by step, a row taking the next token of its prompt as long as
+there is one:
 
     prompts          a b c d    e f        g h i
     read at once     a b        e f        g h
@@ -27,7 +27,7 @@ from transformers import GenerationConfig
 
 from synthboot.errors import SamplingError
 from synthboot.lm.sampling.decoder import DTYPES
-from synthboot.lm.sampling.nucleus import TRIES, draw, signed
+from synthboot.lm.sampling.nucleus import TRIES, sample_top_p, signed
 from synthboot.lm.sampling.protocol import Request, Result
 
 
@@ -219,10 +219,10 @@ class _Rows:
         owner = self.owner
         shape = (owner.temperature, owner.top_p, owner.absent)
         tries = torch.zeros_like(steps)
-        token, logprob, accepted = draw(logits, self.seeds, steps, tries, *shape)
+        token, logprob, accepted = sample_top_p(logits, self.seeds, steps, tries, *shape)
         while not accepted.all():
             tries += TRIES
-            again = draw(logits, self.seeds, steps, tries, *shape)
+            again = sample_top_p(logits, self.seeds, steps, tries, *shape)
             token = torch.where(accepted, token, again[0])
             logprob = torch.where(accepted, logprob, again[1])
             accepted = accepted | again[2]

@@ -20,7 +20,7 @@ _LAST_TRY = 64
 """Tries after which the likeliest token is taken: the nucleus is that token, or hardly more."""
 
 
-def draw(
+def sample_top_p(
     logits: Float[Tensor, "row vocab"],
     seeds: Int64[Tensor, " row"],
     steps: Int64[Tensor, " row"],
@@ -40,12 +40,14 @@ def draw(
     if absent is not None:
         # drawn from what is left, and then brought back to the model's own normalisation
         masked = logits.index_fill(1, absent, -torch.inf)
-        token, logprob, accepted = draw(masked, seeds, steps, tries, temperature, top_p)
+        token, logprob, accepted = sample_top_p(masked, seeds, steps, tries, temperature, top_p)
         correction = masked.logsumexp(1) - logits.logsumexp(1)
         return token, logprob + correction, accepted
 
     if library.available(logits.device.type):
-        token, logprob = decoding.draw(logits.contiguous(), seeds, steps, temperature, top_p)
+        token, logprob = decoding.sample_top_p(
+            logits.contiguous(), seeds, steps, temperature, top_p
+        )
         return token, logprob, torch.ones_like(token, dtype=torch.bool)
 
     likeliest = logits.argmax(1)

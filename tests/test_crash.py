@@ -66,7 +66,7 @@ def finish(settings: dict[str, Any]) -> None:
 
 def nothing_outlives(place: Path) -> None:
     """Wait until no process has anything to do with a folder."""
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + 30
     while alive := [p.name for p in Path("/proc").glob("[0-9]*") if str(place) in _command(p)]:
         assert time.monotonic() < give_up, f"still running: {alive}"
         time.sleep(0.05)

@@ -38,8 +38,8 @@ def base(settings: dict[str, Any]) -> Trained:
 
 
 def settings_of(world_file: Path, root: Path, **changes: Any) -> dict[str, Any]:
-    """Sixty-four steps with a dozen checkpoints."""
-    size: dict[str, Any] = {"budget__train_tokens": 24_576, "optim__evals": 12}
+    """256 steps with a dozen checkpoints: time enough to be killed after the first."""
+    size: dict[str, Any] = {"budget__train_tokens": 98_304, "optim__evals": 12}
     return small_config(world_file, root, arms={"repetition": {}}, **size | changes)
 
 

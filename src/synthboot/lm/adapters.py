@@ -42,7 +42,7 @@ def add(
         ) from None
     settings = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha or 2 * lora.rank,
+        lora_alpha=lora.alpha or 2 * lora.rank,  # type: ignore[arg-type]  # a fraction is fine
         lora_dropout=lora.dropout,
         # all but the output matrix
         target_modules=lora.targets or "all-linear",

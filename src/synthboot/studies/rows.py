@@ -160,9 +160,10 @@ def adjusted(rows: Sequence[Row]) -> list[Row]:
     result = list(rows)
     for name, p in statistics.holm(p_values).items():
         kind, number = name.split()
-        row = result[int(number)]
+        position = int(number)
+        row = result[position]
         changed = replace(getattr(row, kind), p_adjusted=min(1.0, p * row.looks))
-        result[int(number)] = replace(row, **{kind: changed})
+        result[position] = replace(row, **{kind: changed})
     return result
 
 

@@ -202,9 +202,9 @@ def test_the_command_line_with_arms(tiny: dict[str, Any], tmp_path: Path) -> Non
     for row in rows:
         result_of = Evaluation.open(folder_of(tmp_path / "study" / row["folder"], "evaluate"))
         arms = result_of.arms
-        assert [row["loss.sbp"], row["loss.sbp.low"], row["loss.sbp.high"]] == arms["sbp"]["loss"]
+        assert (row["loss.sbp"], row["loss.sbp.low"], row["loss.sbp.high"]) == arms["sbp"]["loss"]
         for other in ("repetition", "self"):
-            ends = [row[f"minus_{other}{end}"] for end in ("", ".low", ".high", ".p")]
+            ends = tuple(row[f"minus_{other}{end}"] for end in ("", ".low", ".high", ".p"))
             assert ends == arms["sbp"]["against"][other]
             p_values[row["point"], other] = ends[-1]
     wanted = holm(p_values)

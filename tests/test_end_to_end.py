@@ -405,7 +405,7 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     assert len(token_counts) == 2
     for counts in token_counts:
         assert counts["replayed_tokens"] == pytest.approx(0.2 * counts["train_tokens"], abs=64)
-    assert next(iter(run.evaluate().result["asked"].values())) == {"items": 2, "seen": 1, "short": 0}
+    assert next(iter(run.evaluate().result["asked"].values())) == {"items": 2, "seen": 1, "short": 0, "chance": None}
     answers = Scores.open(run_folder(settings) / "08-score" / "repetition" / "seed-0").answers
     lines = (run_folder(settings) / "09-evaluate" / "questions.jsonl").read_text().splitlines()
     recorded = [json.loads(line) for line in lines]

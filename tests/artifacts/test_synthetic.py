@@ -101,3 +101,8 @@ def test_what_was_sampled_is_what_is_looked_for_in_d1(tmp_path: Path, tokenizer:
     marks = [[mark for _, mark in example["sampled"][0]["segments"]] for example in found]
     assert marks == [[2], [1]]  # of the other document, spelled alike; of its own d1
     assert all("".join(p for p, _ in e["sampled"][0]["segments"]) == text for e in found)
+    # what the real d2 shares with d1 is marked too
+    assert [example["d2"] for example in found] == [[(text, 0)]] * 2
+    corpus = Tokens.of([[*unusual, tokenizer.end]] * 2)
+    [first, _] = analyze.examples(list(Synthetic.open(tmp_path)), pairs, tokenizer, corpus, cfg)
+    assert first["d2"] == [(text, 1)]

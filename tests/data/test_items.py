@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from synthboot.data.items import Item, NoItem, item
+from synthboot.data.items import Item, NoItem, chance, item
 
 
 def choice(**changes: Any) -> dict[str, Any]:
@@ -140,3 +140,13 @@ def test_choices_beyond_the_letters_are_refused() -> None:
 
 def test_ids_and_groups_that_are_null_are_none() -> None:
     assert (read(choice(id=None, group=None)).id, read(choice(group=None)).group, read(choice(id=7)).id) == ("0", "", "7")
+
+
+def test_chance_is_one_of_the_choices_and_none_where_something_is_written() -> None:
+    of_three = read(choice(choices=["river", "stone", "tree"]))
+    pair = read({"good": "a b", "bad": "b a"})
+    contexts = read({"context_options": ["A", "B", "C", "D"], "continuation": "c", "gold": 0})
+    assert chance([of_three]) == pytest.approx(1 / 3)
+    assert chance([pair, contexts]) == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert chance([pair, read({"context": "a", "target": "b"})]) is None
+    assert chance([]) is None

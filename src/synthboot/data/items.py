@@ -58,6 +58,14 @@ class NoItem(ValueError):
     """Why a line is no question."""
 
 
+def chance(items: Sequence[Item]) -> float | None:
+    """The share of items that guessing gets right; None where something is to be written."""
+    choices = [max(len(item.contexts), len(item.continuations)) for item in items]
+    if min(choices, default=0) < 2:
+        return None
+    return sum(1 / number for number in choices) / len(choices)
+
+
 def item(
     row: Row,
     number: str,

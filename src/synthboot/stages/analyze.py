@@ -158,12 +158,12 @@ def examples(
     """d1, its most similar real d2 and up to two sampled d2 (`rows` of S_pretrain), as many d1 as
     `cfg.examples`.
 
-    What is copied is marked: 1 from d1, 2 from elsewhere in the corpus.
+    What is copied is marked, in the real d2 too: 1 from d1, 2 from elsewhere in the corpus.
     """
     # pairs come most similar first, so the first of a d1 is its best
-    best: dict[int, tuple[int, float]] = {}
-    for d1, d2, similarity in pairs:
-        best.setdefault(d1, (d2, similarity))
+    best: dict[int, int] = {}
+    for number, d1 in enumerate(pairs.d1.tolist()):
+        best.setdefault(d1, number)
 
     chosen = _chosen(rows, best, cfg.examples)
     tokens = [row.tokens for row in chosen]
@@ -174,13 +174,8 @@ def examples(
     by_d1: dict[int, dict[str, Any]] = {}
     for number, row in enumerate(chosen):
         if row.d1 not in by_d1:
-            d2, similarity = best[row.d1]
-            by_d1[row.d1] = {
-                "d1": tokenizer.decode(corpus[row.d1]),
-                "d2": tokenizer.decode(corpus[d2]),
-                "similarity": similarity,
-                "sampled": [],
-            }
+            pair = shown(pairs, best[row.d1], tokenizer, corpus, cfg.copy_tokens)
+            by_d1[row.d1] = {**pair, "sampled": []}
         # d1 is part of the corpus, so its mark goes over the corpus' mark
         origin = np.where(from_corpus[number], 2, 0)
         origin[from_d1[number]] = 1
@@ -196,7 +191,7 @@ def examples(
 
 def _chosen(
     rows: Sequence[Sample],
-    best: Mapping[int, tuple[int, float]],
+    best: Mapping[int, int],
     count: int,
 ) -> list[Sample]:
     """The first two samples of each of the first `count` d1 that have a real d2 to show beside

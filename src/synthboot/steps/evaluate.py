@@ -15,6 +15,7 @@ from synthboot.artifacts.model import Model
 from synthboot.artifacts.scores import CHECKPOINTS, Answers, Scores
 from synthboot.data import documents, tasks, words
 from synthboot.data.disk import read_json, write_json
+from synthboot.data.items import chance
 from synthboot.errors import ConfigError, CorruptArtifact
 from synthboot.steps import worlds
 from synthboot.steps.context import Context, Outcome
@@ -192,6 +193,7 @@ def _contaminated(
             "items": len(of_name),
             "seen": int(seen[of_name].sum()),
             "short": int(short[of_name].sum()),
+            "chance": chance([item for task, item in items if task == name]),
         }
 
     records = []

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,8 +169,7 @@ def contents(settings: dict[str, Any]) -> dict[str, Any]:
             if record["stage"] == "report":
                 found[name].pop("counts")
         elif path.name == "report.html":
-            head, _, rest = path.read_text("utf-8").partition("<!-- cost -->")
-            found[name] = head + rest.partition("<!-- /cost -->")[2]
+            found[name] = re.sub("<!-- cost -->.*?<!-- /cost -->", "", path.read_text("utf-8"), flags=re.DOTALL)
         else:
             found[name] = path.read_bytes()
     return found

@@ -81,7 +81,7 @@ from synthboot.runner import unit
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.state import states
 from synthboot import pool
-for name in [*pool.PRELOAD, "sklearn.utils.extmath", "plotly.offline", "jinja2", "synthboot.steps"]:
+for name in [*pool.PRELOAD, "sklearn.utils.extmath", "jinja2", "synthboot.steps"]:
     __import__(name)
 import torch
 torch.set_num_threads(1)

@@ -64,7 +64,7 @@ def whole(folder: Path) -> dict[str, bytes]:
     found = {name: (folder / name).read_bytes() for name in store._names(folder)}
     if "report.html" in found:
         page = found["report.html"].decode()
-        found["report.html"] = re.sub("<!-- cost -->.*<!-- /cost -->", "", page, flags=re.DOTALL).encode()
+        found["report.html"] = re.sub("<!-- cost -->.*?<!-- /cost -->", "", page, flags=re.DOTALL).encode()
     return found
 
 

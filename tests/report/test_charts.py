@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from synthboot.report import charts
+from synthboot.report.figures import Curves, Mark, Values
 
 
 def results(sbp: list[list[float]], repetition: list[list[float]]) -> dict[str, Any]:
@@ -43,33 +44,30 @@ def test_the_share_sweep_joins_arms_that_differ_in_share_alone() -> None:
         "sbp-25": recipe(synthetic="related", share=0.25),
         "mega": recipe(synthetic="related", share=0.4, layout="megadoc"),
     }
-    found = charts._shares(
-        {"evaluate": evaluated({"repetition": 3, "sbp": 2, "sbp-25": 2.5, "mega": 1}), "config": {"arms": arms}}
-    )
-    assert found is not None
-    (line,) = found["data"]
-    assert line["x"] == [0.0, 0.25, 0.5]
-    assert line["y"] == [3, 2.5, 2]
-    assert (
-        charts._shares({"evaluate": evaluated({"repetition": 3, "mega": 1}), "config": {"arms": {"repetition": recipe()}}})
-        is None
-    )
+    losses = {"repetition": 3.0, "sbp": 2.0, "sbp-25": 2.5, "mega": 1.0}
+    paint = dict.fromkeys(losses, "ink")
+    found = charts.shares({"evaluate": evaluated(losses), "config": {"arms": arms}}, paint)
+    assert isinstance(found, Curves)
+    (line,) = found.lines
+    assert [point[:2] for point in line.points] == [(0.0, 3), (0.25, 2.5), (0.5, 2)]
+    alone = {"repetition": recipe(), "mega": arms["mega"]}
+    assert charts.shares({"evaluate": evaluated(losses), "config": {"arms": alone}}, paint) is None
 
 
 def test_flops_are_all_that_an_arm_cost() -> None:
-    found = charts._flops(evaluated({"repetition": 3, "sbp": 2}), {"repetition": "#1", "sbp": "#2"})
-    assert found is not None
-    assert {t["name"]: t["x"] for t in found["data"]} == {"repetition": [100.0], "sbp": [150.0]}
-    assert charts._flops(evaluated({"repetition": 3}), {"repetition": "#1"}) is None
+    found = charts.flops(evaluated({"repetition": 3, "sbp": 2}), {"repetition": "#1", "sbp": "#2"})
+    assert isinstance(found, Curves)
+    assert {line.name: line.points[0][0] for line in found.lines} == {"repetition": 100.0, "sbp": 150.0}
+    assert charts.flops(evaluated({"repetition": 3}), {"repetition": "#1"}) is None
 
 
 def test_an_arm_has_the_colour_of_its_kind_whatever_its_name() -> None:
-    found = charts.colors(
-        {"repetition": "repetition", "self": "control", "ours": "method", "ours-25": "method", "top": "oracle"}
-    )
-    assert found["ours"] == charts.COLORS["method"]
-    assert found["top"] == charts.COLORS["oracle"]
+    kinds = {"repetition": "repetition", "self": "control", "ours": "method", "ours-25": "method", "top": "oracle"}
+    found = charts.colors(kinds)
+    assert (found["ours"], found["top"]) == ("method", "oracle")
     assert len(set(found.values())) == 5
+    recipes = {name: recipe(synthetic="related" if kind == "method" else None) for name, kind in kinds.items()}
+    assert charts.text_colors(recipes, found)["related"] == "method"  # text has the colour of the arm that reads it
 
 
 def test_differences_to_repetition_show_every_seed() -> None:
@@ -78,17 +76,45 @@ def test_differences_to_repetition_show_every_seed() -> None:
         "arms": {"repetition": {}, "ours": entry, "top": entry},
         "kinds": {"repetition": "repetition", "ours": "method", "top": "oracle"},
     }
-    found = charts._differences({"checkpoint": "best", "best": scores}, {"ours": "#1"})
-    assert found is not None
-    bars, dots = found["data"]
-    assert (bars["x"], bars["y"]) == ([-0.1], ["ours"])  # an oracle would flatten the rest
-    assert bars["error_x"]["array"] == [pytest.approx(0.1)]
-    assert dots["x"] == [-0.05, -0.15]
+    found = charts.differences({"checkpoint": "best", "best": scores}, {"ours": "method"})
+    assert isinstance(found, Values)
+    # an oracle would flatten the rest
+    assert found.groups == {"": [Mark("ours", "method", -0.1, (-0.2, 0.0), [-0.05, -0.15])]}
 
 
 def test_parts_of_a_document_are_shown_beside_repetition() -> None:
     values = {"repetition": {"name": [7.0, 6, 8], "form": [4.0, 3, 5]}, "sbp": {"name": [6.5, 6, 7], "form": [4.25, 4, 5]}}
-    parts = {"all": values, "many": values, "one": values}
-    name, form = charts._parts(parts)["data"]
-    assert (name["name"], name["x"], name["y"]) == ("name", [-0.5, -0.5], ["sbp, many", "sbp, one"])
-    assert form["x"] == [0.25, 0.25]
+    found = charts.parts({"all": values, "many": values, "one": values}, {"sbp": "method"})
+    assert isinstance(found, Values)
+    shown = {group: [(mark.name, mark.value) for mark in marks] for group, marks in found.groups.items()}
+    assert shown["name, many"] == [("sbp", -0.5)]
+    assert shown["form, one"] == [("sbp", 0.25)]
+    assert "all" not in str(list(shown))
+
+
+def test_chance_stands_beside_the_answers_where_it_is_known() -> None:
+    answers = {"groups": {"all": {"sbp": {"acc": [0.5, 0.4, 0.6]}}}}
+    asked = {"arc": {"chance": 0.25}, "lambada": {"chance": None}}
+    found = charts.questions({"questions": {"arc": answers, "lambada": answers}, "asked": asked}, {"sbp": "method"})
+    assert isinstance(found, Values)
+    assert found.references == {"arc": 0.25}
+
+
+def test_the_chain_runs_from_what_d1_could_tell_to_the_gain() -> None:
+    scores = evaluated({"repetition": 3, "sbp": 2})
+    scores["best"] |= {"subject": "sbp"}
+    scores["best"]["arms"]["sbp"]["difference"] = [-0.05, -0.07, -0.03]
+    unseen = {"d1_worth": 0.02, "d1_worth_error": 0.01, "net_worth": -0.1, "net_worth_error": 0.02}
+    results = {
+        "evaluate": scores,
+        "config": {"arms": {"sbp": recipe(synthetic="related")}},
+        "pairs": {"pair/related": {"ceiling": {"worth": {"1": [0.04, 0.001]}}}},
+        "tune": {"tune/related": {"conditioning": {"unseen": unseen}}},
+    }
+    found = charts.chain(results, {"sbp": "method"})
+    assert isinstance(found, Values)
+    assert [mark.value for mark in found.groups[""]] == [0.04, 0.02, -0.1, 0.05]  # all of them saved: above zero is better
+    assert found.groups[""][-1].interval == (0.03, 0.07)
+    for figure in ("0.0400", "+0.0200", "-0.1000", "+0.0500"):
+        assert figure in found.read
+    assert charts.chain(results | {"pairs": {}, "tune": {}}, {"sbp": "method"}) is None

@@ -1,11 +1,16 @@
-"""The page in a real browser: no errors, every chart drawn, examples page, corpus text is inert."""
+"""The page in a real browser: no errors, every figure drawn, examples page, corpus text is inert, everybody can read it."""
 
+import base64
 import copy
+import hashlib
+import html
+import itertools
 import json
 import re
 import shutil
 import subprocess
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +18,58 @@ import pytest
 
 from synthboot import loading, recipes, steps
 from synthboot.report.charts import count_model
-from synthboot.report.page import report
+from synthboot.report.page import by_stage, palette, report
 from synthboot.stages.ceiling import Band, Ceiling
 from tests.conftest import run_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """
-<script>
 window.problems = [];
-addEventListener("error", e => problems.push(String(e.message || e.type)), true);
-addEventListener("securitypolicyviolation", e => problems.push("policy " + e.blockedURI));
-const complain = console.error; console.error = (...a) => { problems.push(a.join(" ")); complain(...a); };
+addEventListener("error", (e) => problems.push(String(e.message || e.type)), true);
+addEventListener("securitypolicyviolation", (e) => problems.push("policy " + e.blockedURI));
+const complain = console.error;
+console.error = (...a) => { problems.push(a.join(" ")); complain(...a); };
+const all = (selector) => [...document.querySelectorAll(selector)];
+
+function used(id) {  // what a reader sees who turns pages and searches
+  const root = document.getElementById(id), find = (selector) => root.querySelector(selector), seen = {};
+  const cards = () => [...root.querySelectorAll(".card p")].map((p) => p.textContent).join("|");
+  const put = (input, value) => { input.value = value; input.dispatchEvent(new Event("input")); };
+  seen.first = cards();
+  find(".next").click(); seen.next = cards();
+  find(".previous").click(); seen.back = cards();
+  put(find("[type=range]"), find("[type=range]").max); seen.last = cards();
+  put(find("[type=search]"), seen.last.split("|")[0]); seen.found = cards();
+  put(find("[type=search]"), "\u2603 in no document"); seen.none = cards() + find("output").textContent;
+  put(find("[type=search]"), ""); seen.all = find("output").textContent;
+  return seen;
+}
+
 addEventListener("load", () => setTimeout(() => {
-  const cards = () => [...document.querySelectorAll("#cards .card p")].map(p => p.textContent).join("|");
-  const before = cards(); document.getElementById("next").click(); const after = cards();
-  document.getElementById("previous").click();
-  const near = document.getElementById("near"), pair = () => document.getElementById("pair").textContent;
-  const least = [document.getElementById("similarity").textContent, pair()];
-  near.value = near.max; near.dispatchEvent(new Event("input"));
-  const most = [document.getElementById("similarity").textContent, pair()];
-  const charts = [...document.querySelectorAll(".js-plotly-plot")].map(c => [c.id, c.querySelectorAll("svg .trace").length]);
-  const out = document.createElement("pre"); out.id = "probe";
-  out.textContent = JSON.stringify({problems, charts, least, most, turned: before !== after, back: cards() === before,
-    marks: document.querySelectorAll(".card mark").length, pwned: !!window.pwned,
-    images: document.querySelectorAll(".card img").length,
-    verdict: document.getElementById("verdict").textContent, wide: document.documentElement.scrollWidth - innerWidth});
+  const result = {
+    problems,
+    pwned: !!window.pwned,
+    figures: Object.fromEntries(all("figure").map((f) => [f.id, f.querySelectorAll("svg g").length])),
+    pairs: used("pair-browser"),
+    examples: used("example-browser"),
+    marks: all(".card mark").length,
+    images: all("main img").length,
+    here: all("#similarities .here").length,
+    verdict: document.getElementById("verdict").textContent,
+    wide: document.documentElement.scrollWidth - innerWidth,
+    headings: all("h1, h2, h3").map((h) => Number(h.tagName[1])),
+    unnamed: all("svg:not([aria-label]), button:empty, input:not([aria-label]), .scroll:not([aria-label])").length,
+    dangling: all("nav a").filter((a) => !document.getElementById(a.hash.slice(1))).length,
+    unscoped: all("th:not([scope])").length,
+    twice: all("[id]").length - new Set(all("[id]").map((e) => e.id)).size,
+    unread: all("figure").filter((f) => !f.querySelector("figcaption p").textContent).map((f) => f.id),
+    untold: all("figure").filter((f) => !f.querySelector("details td")).map((f) => f.id),
+  };
+  const out = document.createElement("pre");
+  out.id = "probe";
+  out.textContent = JSON.stringify(result);
   document.body.append(out);
 }, 500));
-</script>
 """
 
 
@@ -50,11 +79,14 @@ def gathered(settings: dict[str, Any]) -> dict[str, Any]:
     return steps.gather(cfg, {role: plan[name].folder(cfg.folder) for role, name in plan["report"].parents.items()})
 
 
-def probe(page: str, folder: Path) -> dict[str, Any]:
+def probe(page: str, folder: Path, width: int = 1200) -> dict[str, Any]:
     if CHROMIUM is None:
         pytest.skip("needs chromium (Debian: apt-get install chromium)")
     path = folder / "probed.html"
-    path.write_text(page.replace("<head>", "<head>" + PROBE, 1), "utf-8")
+    # the page's policy runs its own script alone: the probe is let in by its hash, and nothing else is
+    digest = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
+    page = page.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
+    path.write_text(page.replace("</title>", f"</title><script>{PROBE}</script>", 1), "utf-8")
     command = [
         CHROMIUM,
         "--headless",
@@ -66,7 +98,7 @@ def probe(page: str, folder: Path) -> dict[str, Any]:
         "--disable-background-networking",
         "--disable-component-update",
         f"--user-data-dir={folder / 'profile'}",
-        "--window-size=1200,900",
+        f"--window-size={width},900",
         "--virtual-time-budget=10000",
         "--dump-dom",
         path.as_uri(),
@@ -74,30 +106,68 @@ def probe(page: str, folder: Path) -> dict[str, Any]:
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r'<pre id="probe">(.*?)</pre>', result.stdout, re.S)
     assert found, result.stdout[-2_000:]
-    import html
-
     return dict(json.loads(html.unescape(found[1])))
 
 
-def test_the_page_works_in_a_browser(finished: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [1400, 500])
+def test_the_page_works_in_a_browser(finished: dict[str, Any], tmp_path: Path, width: int) -> None:
     page = (run_folder(finished) / "11-report" / "report.html").read_text("utf-8")
-    found = probe(page, tmp_path)
+    assert len(page) < 1_000_000
+    found = probe(page, tmp_path, width)
     assert found["problems"] == []
-    drawn = {"scores", "differences", "curves", "similarities", "tuning", "copying", "lengths", "efficiency", "flops"}
-    assert {name for name, traces in found["charts"] if traces} == drawn
-    assert found["turned"]
-    assert found["back"]
-    assert float(found["least"][0]) < float(found["most"][0])
-    assert found["least"][1] != found["most"][1]
+    drawn = {"chain", "scores", "differences", "curves", "similarities", "tuning", "copying", "lengths", "flops"}
+    assert {name for name, shapes in found["figures"].items() if shapes} >= drawn
+    assert found["here"] == 1  # the pair that is shown, among all
     assert "anecdote" in found["verdict"]
     assert found["wide"] <= 0
+    for seen in (found["pairs"], found["examples"]):
+        assert seen["first"] == seen["back"] != seen["next"]
+        assert seen["found"].split("|")[0] == seen["last"].split("|")[0] != ""
+        assert seen["none"] == "nothing found"
+        assert seen["all"].startswith("1 of ")
+
+
+def test_the_page_can_be_read_without_seeing_it(finished: dict[str, Any], tmp_path: Path) -> None:
+    found = probe(report(gathered(finished)), tmp_path)
+    for what in ("unnamed", "dangling", "unscoped", "twice"):
+        assert found[what] == 0, what
+    assert found["unread"] == []  # every figure says how to read it,
+    assert found["untold"] == []  # and has its numbers in a table
+    levels = found["headings"]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_all_text_stands_out(theme: int) -> None:
+    style = resources.files("synthboot.report").joinpath("report.css").read_text("utf-8")
+    named = [dict(re.findall(r"--(\w+): (#\w{6})", root)) for root in re.findall(r":root \{(.*?)\}", style, re.DOTALL)]
+    color = named[theme]
+    texts = {name: color[name] for name in ("ink", "soft", "accent", "faint")} | {n: c[theme] for n, c in palette().items()}
+    for name, value in texts.items():
+        assert contrast(value, color["paper"]) >= 4.5, name
+    for text, ground in itertools.product(("ink", "soft"), ("raised", "copied", "known")):
+        assert contrast(color[text], color[ground]) >= 4.5, (text, ground)
+
+
+def contrast(first: str, second: str) -> float:
+    """Of WCAG 2.2: relative luminances of sRGB colours."""
+
+    def luminance(color: str) -> float:
+        channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted([luminance(first), luminance(second)], reverse=True)
+    return (light + 0.05) / (dark + 0.05)
 
 
 def test_corpus_text_is_inert(finished: dict[str, Any], tmp_path: Path) -> None:
     results = copy.deepcopy(gathered(finished))
     attack = "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=1'><b>&amp;"
     for example in results["examples"]:
-        example["d1"] = example["d2"] = attack
+        example["d1"], example["d2"] = attack, [[attack, 1]]
         example["sampled"] = [{"segments": [[attack, 1]], "mean_logprob": -1.0, "finish": "end"}]
     for pair in results["pair_examples"]:
         pair["d1"], pair["d2"] = attack, [[attack, 1]]
@@ -107,7 +177,8 @@ def test_corpus_text_is_inert(finished: dict[str, Any], tmp_path: Path) -> None:
     assert not found["pwned"]
     assert found["images"] == 0
     assert found["problems"] == []
-    assert found["marks"] == 2
+    assert found["marks"] == 3
+    assert found["examples"]["first"] == "|".join([attack] * 3)
 
 
 def test_what_d1_could_tell_stands_beside_what_was_learned(finished: dict[str, Any], tmp_path: Path) -> None:
@@ -126,9 +197,11 @@ def test_what_d1_could_tell_stands_beside_what_was_learned(finished: dict[str, A
 
 def test_the_page_asks_nothing_of_the_network(finished: dict[str, Any]) -> None:
     page = report(gathered(finished))
-    markup = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)[^"'#]""", markup)
+    markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    # folders of the run are links, and nothing else is
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|\.\./\d\d-)[^"'#]""", markup)
     assert "default-src 'none'" in page
+    assert "unsafe-inline" not in page.partition("script-src")[2].partition(";")[0]
 
 
 def test_the_figures_on_the_page_are_those_of_evaluate(finished: dict[str, Any]) -> None:
@@ -153,8 +226,39 @@ def test_a_run_without_synthetic_text_has_a_page_too(finished: dict[str, Any]) -
 
 def test_what_a_sweep_of_tuning_reached_is_shown(finished: dict[str, Any]) -> None:
     results = gathered(finished)
-    assert "loss on held-out pairs" not in report(results)
+    assert "best validation loss on held-out pairs" not in report(results)
     sweep = {"losses": {"lr=0.01": 1.5, "lr=0.001": 2.5}, "settings": {}, "chosen": "lr=0.01"}
     page = report(results | {"sweeps": {"tune/related": sweep}})
-    assert "tune/related</th><th>best validation loss on held-out pairs</th>" in page
-    assert re.search(r"lr=0\.01 <b>chosen</b></td><td>1\.5000<.*lr=0\.001</td><td>2\.5000<", page, re.DOTALL)
+    assert 'tune/related</th><th scope="col">best validation loss on held-out pairs</th>' in page
+    assert re.search(r"lr=0\.01 <b>chosen</b></th><td>1\.5000<.*lr=0\.001</th><td>2\.5000<", page, re.DOTALL)
+
+
+def test_every_artifact_is_linked_and_paid_for_once(finished: dict[str, Any]) -> None:
+    results = gathered(finished)
+    page = report(results)
+    links = re.findall(r'href="\.\./([^"]*)"', page)
+    assert len(links) == len(set(links)) == len(results["costs"])
+    assert all((run_folder(finished) / link / "manifest.json").exists() for link in links)
+    stages = by_stage(results["costs"])
+    assert next(iter(stages)) == "corpus"
+    assert sum(stage["hours"] for stage in stages.values()) * 3600 == pytest.approx(sum(c["seconds"] for c in results["costs"]))
+
+
+def test_what_is_not_known_has_its_reason(finished: dict[str, Any]) -> None:
+    results = copy.deepcopy(gathered(finished))
+    arms = results["evaluate"]["best"]["arms"]
+    arms["sbp"]["oracle_share"] = None
+    results["evaluate"]["efficiency"]["worth"] = {"sbp": None}
+    page = report(results)
+    assert "the oracle&#39;s own gain is not shown" in page or "the oracle's own gain is not shown" in page
+    assert 'id="efficiency"' not in page
+    assert re.search(r"Not known for\s+sbp: their loss lies beyond", page)
+    assert "<small>anecdote</small>" in page  # two seeds, beside p
+
+
+def test_a_name_of_an_arm_is_text_in_figures_too(finished: dict[str, Any]) -> None:
+    results = copy.deepcopy(gathered(finished))
+    page = report(results | {"tune": {"tune/<script>&": results["tune"]["tune/related"]}})
+    assert "tune/<script>" not in page
+    assert "<text" in page
+    assert "&lt;script&gt;&amp;</text>" in page

@@ -1,249 +1,240 @@
-"""The report's charts: plotly traces and layouts as plain values, from the JSON of the stages."""
+"""The report's figures, from the JSON of the stages."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-Chart = dict[str, Any]
+from synthboot.report.figures import Curves, Figure, Line, Mark, Values
 
-COLORS = {"repetition": "#6b7280", "method": "#2563eb", "oracle": "#d97706"}
-"""The colour of the first arm of a kind, the same in every chart; the others have the palette's."""
+COLORS = {
+    "repetition": ("#4b5563", "#9ca3af"),
+    "method": ("#1d4ed8", "#7aa2ff"),
+    "oracle": ("#b45309", "#f5a742"),
+}
+"""The colour of the first arm of a kind on white and in the dark, the same in every figure; the
+others have the palette's."""
 PALETTE = (
-    "#059669",
-    "#9333ea",
-    "#db2777",
-    "#0891b2",
-    "#65a30d",
-    "#b91c1c",
-    "#4338ca",
-    "#a16207",
-    "#0f766e",
-    "#be185d",
-    "#1e3a8a",
-    "#7c2d12",
+    ("#047857", "#34d399"),
+    ("#7e22ce", "#c084fc"),
+    ("#be185d", "#f472b6"),
+    ("#0e7490", "#22d3ee"),
+    ("#4d7c0f", "#a3e635"),
+    ("#b91c1c", "#f87171"),
+    ("#4338ca", "#a5b4fc"),
+    ("#854d0e", "#facc15"),
+    ("#115e59", "#5eead4"),
+    ("#9f1239", "#fda4af"),
+    ("#1e3a8a", "#7dd3fc"),
+    ("#7c2d12", "#fdba74"),
 )
 _COMPARED = ("method", "control")
-_INK = "#111827"
-_DOTTED = {"dash": "dot"}
+_INK = "ink"
+_FAINT = "faint"
 
 
-def charts(results: Mapping[str, Any]) -> list[Chart]:
-    """Every chart: the id of its place, plotly traces and layout."""
+def charts(results: Mapping[str, Any]) -> list[Figure]:
+    """Every figure that there is something to show in."""
     evaluated = results["evaluate"]
     analyzed = results["analyze"]
     paint = colors(_scores_of(evaluated)["kinds"])
+    of_text = text_colors(results["config"]["arms"], paint)
 
-    optional = [
-        _differences(evaluated, paint),
-        _shares(results),
-        _efficiency(evaluated, paint),
-        _flops(evaluated, paint),
+    drawn = [
+        chain(results, paint),
+        scores(evaluated, paint),
+        differences(evaluated, paint),
+        _curves(results, paint),
+        shares(results, paint),
+        efficiency(evaluated, paint),
+        flops(evaluated, paint),
         _rounds(results),
+        _copying(results, paint),
+        questions(evaluated, paint),
+        parts(evaluated["parts"], paint) if evaluated.get("parts") else None,
+        _tuning(results["tune"], of_text),
     ]
-    drawn = [_scores(evaluated, paint), _curves(results, paint)]
-    optional.append(_copying(results, paint))
-    drawn += [chart for chart in optional if chart is not None]
-
-    if evaluated["questions"]:
-        drawn.append(_questions(evaluated["questions"], paint))
-    if evaluated.get("parts"):
-        drawn.append(_parts(evaluated["parts"]))
-    for role, pairs in results["pairs"].items():
-        if role.endswith("related"):
-            drawn.append(_similarities(pairs, analyzed))
-            break
-    if results["tune"]:
-        drawn.append(_tuning(results["tune"]))
+    related = first_pairs(results)
+    if related:
+        drawn.append(_similarities(related, analyzed))
     if analyzed:
-        drawn.append(_lengths(analyzed))
+        drawn.append(_lengths(analyzed, of_text))
         if analyzed.get("world"):
-            drawn.append(_excess(analyzed["world"]["excess"]))
-    return drawn
+            drawn.append(_excess(analyzed["world"]["excess"], of_text))
+    return [figure for figure in drawn if figure is not None]
 
 
 def colors(kinds: Mapping[str, str]) -> dict[str, str]:
-    """A colour for every arm, from what each is."""
+    """The name of a colour for every arm, from what each is: of `COLORS`, or `other-` and its
+    number in the palette."""
     by_arm: dict[str, str] = {}
     others = 0
     for arm, kind in kinds.items():
         # A second arm of the method must not look like the first.
-        own = COLORS.get(kind)
-        if own is not None and own not in by_arm.values():
-            by_arm[arm] = own
+        if kind in COLORS and kind not in by_arm.values():
+            by_arm[arm] = kind
         else:
-            by_arm[arm] = PALETTE[others % len(PALETTE)]
+            by_arm[arm] = f"other-{others % len(PALETTE)}"
             others += 1
     return by_arm
 
 
+def text_colors(recipes: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, str]:
+    """A kind of synthetic text has the colour of the first arm that reads it, D_pretrain that of
+    repetition, real text that nothing reads the page's."""
+    by_text = {"unseen real": _INK, "D_pretrain": "repetition"}
+    for arm, recipe in recipes.items():
+        if recipe["synthetic"] and arm in paint:
+            by_text.setdefault(recipe["synthetic"], paint[arm])
+    return by_text
+
+
+def first_pairs(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What pairing told of the pairs that the method reads, if it has any."""
+    for role, pairs in results["pairs"].items():
+        if role.endswith("related"):
+            related: Mapping[str, Any] = pairs
+            return related
+    return None
+
+
 def _scores_of(evaluated: Mapping[str, Any]) -> Mapping[str, Any]:
     """The scores at the checkpoint that the verdict is about."""
-    scores: Mapping[str, Any] = evaluated[evaluated["checkpoint"]]
-    return scores
+    scored: Mapping[str, Any] = evaluated[evaluated["checkpoint"]]
+    return scored
 
 
-def _scores(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
-    arms = _scores_of(evaluated)["arms"]
-    names = list(arms)
-    losses = [arm["loss"] for arm in arms.values()]
-    bars = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [loss[0] for loss in losses],
-        "y": names,
-        "marker": {"size": 12, "color": [paint[name] for name in names]},
-        "error_x": error_bars(losses),
-        "showlegend": False,
-    }
-
-    by_seed = {name: arm["loss_by_seed"] for name, arm in arms.items()}
-    dots = _dots(by_seed, {"symbol": "line-ns-open", "size": 14, "color": _INK})
-    layout = _arms_downwards("test loss, nats per token", len(names))
-    return {"id": "scores", "data": [bars, dots], "layout": layout}
-
-
-def _differences(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | None:
-    """Each arm's difference to repetition, with its interval and a dot for every seed.
-
-    Oracles, which would flatten the rest, are left out.
-    """
-    scores = _scores_of(evaluated)
-    kinds = scores["kinds"]
-    arms = {name: arm for name, arm in scores["arms"].items() if kinds[name] in _COMPARED}
-    if not arms:
+def chain(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+    """From what d1 could tell to what an arm gained; None where there is but one link of it."""
+    scored = _scores_of(results["evaluate"])
+    subject = scored["subject"]
+    if subject is None:
         return None
 
-    differences = [arm["difference"] for arm in arms.values()]
-    bars = {
-        "x": [difference[0] for difference in differences],
-        "y": list(arms),
-        "error_x": error_bars(differences),
-        "type": "scatter",
-        "mode": "markers",
-        "showlegend": False,
-        "marker": {"size": 12, "color": [paint[name] for name in arms]},
-    }
-
-    by_seed = {name: arm["difference_by_seed"] for name, arm in arms.items()}
-    dots = _dots(by_seed, {"symbol": "circle-open", "size": 8, "color": _INK})
-    layout = _arms_downwards("difference to repetition, nats per token", len(arms))
-    layout["shapes"] = [vertical(0)]
-    return {"id": "differences", "data": [bars, dots], "layout": layout}
-
-
-def _dots(by_seed: Mapping[str, Sequence[float]], marker: dict[str, Any]) -> dict[str, Any]:
-    """A dot for every seed, on the line of its arm."""
-    x: list[float] = []
-    y: list[str] = []
-    for name, values in by_seed.items():
-        x += values
-        y += [name] * len(values)
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": x,
-        "y": y,
-        "name": "one seed",
-        "marker": marker,
-    }
-
-
-def _arms_downwards(title: str, arms: int) -> dict[str, Any]:
-    """The layout of a chart with a line for every arm, the first on top."""
-    layout = axes(title, "")
-    layout["height"] = max(layout["height"], 90 + 28 * arms)
-    # Plotly counts upwards.
-    layout["yaxis"]["autorange"] = "reversed"
-    return layout
-
-
-def _curves(results: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
-    data = []
-    shown = set()
-    for role, curve in results["curves"].items():
-        if role == "base" or "/" not in role:
-            continue
-        arm = role.rsplit("/", 1)[0]
-        x, y = zip(*curve["validation"], strict=True)
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "x": x,
-                "y": y,
-                "name": arm,
-                "legendgroup": arm,
-                "showlegend": arm not in shown,  # once for all its seeds
-                "line": {"color": paint[arm]},
-                "marker": {"size": 5},
-            }
+    links = []
+    clauses = []
+    ceiling = (first_pairs(results) or {}).get("ceiling")
+    if ceiling:
+        value, error = ceiling["worth"]["1"]
+        links.append(_with_errors("counting, from the nearest d1", _INK, value, error))
+        clauses.append(f"counting saves {value:.4f} nats a token by copying from the nearest d1")
+    tuned = results["tune"].get(f"tune/{results['config']['arms'][subject]['synthetic']}")
+    unseen = (tuned or {"conditioning": {}})["conditioning"].get("unseen", {})
+    names = {"d1_worth": "the synthesizer, from its d1", "net_worth": "the same, net of forgetting"}
+    for key, name in names.items():
+        if key in unseen:
+            value, error = unseen[key], unseen[f"{key}_error"]
+            links.append(_with_errors(name, paint[subject], value, error))
+    if "d1_worth" in unseen and "net_worth" in unseen:
+        clauses.append(
+            f"the synthesizer reads {unseen['d1_worth']:+.4f} of d1, "
+            f"{unseen['net_worth']:+.4f} net of what tuning made it forget"
         )
-        shown.add(arm)
+    if not links:
+        return None
 
-    evaluated = results["evaluate"]
-    layout = axes("tokens trained on", "validation loss, nats per token")
-    layout = _beside(layout, len(evaluated["token_counts"]))
-    subject = _scores_of(evaluated)["subject"]
+    value, low, high = scored["arms"][subject]["difference"]
+    gain = Mark(f"{subject}'s gain", paint[subject], -value, (-high, -low))
+    clauses.append(f"{subject} saves {-value:+.4f} on test documents beside repetition")
+    sentence = "; ".join(clauses)
+    return Values(
+        "chain",
+        "From d1 to the gain",
+        f"{sentence[0].upper()}{sentence[1:]}. Right of zero is better; a link near zero is where "
+        "the chain breaks. Whiskers: two standard errors, the interval for the last.",
+        "nats per token saved",
+        {"": [*links, gain]},
+        bars=True,
+    )
+
+
+def _with_errors(name: str, color: str, value: float, error: float) -> Mark:
+    return Mark(name, color, value, (value - 2 * error, value + 2 * error))
+
+
+def scores(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
+    """The test loss of every arm."""
+    marks = []
+    for name, arm in _scores_of(evaluated)["arms"].items():
+        marks.append(_mark(name, paint[name], arm["loss"], arm["loss_by_seed"]))
+    return Values(
+        "scores",
+        "Test loss",
+        "Further left is better. Lines are intervals, small dots single seeds.",
+        "test loss, nats per token",
+        {"": marks},
+        ".4f",
+    )
+
+
+def differences(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+    """Each arm's difference to repetition; oracles, which would flatten the rest, are left out."""
+    scored = _scores_of(evaluated)
+    marks = []
+    for name, arm in scored["arms"].items():
+        if scored["kinds"][name] in _COMPARED:
+            marks.append(_mark(name, paint[name], arm["difference"], arm["difference_by_seed"]))
+    if not marks:
+        return None
+    return Values(
+        "differences",
+        "Against repetition",
+        "Left of zero is better than repetition. Small dots are single seeds, lines intervals: "
+        "where the dots lie apart, only more seeds help.",
+        "difference to repetition, nats per token",
+        {"": marks},
+    )
+
+
+def _mark(name: str, color: str, ends: Sequence[float], seeds: Sequence[float] = ()) -> Mark:
+    value, low, high = ends
+    return Mark(name, color, value, (low, high), seeds)
+
+
+def _curves(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
+    subject = _scores_of(results["evaluate"])["subject"]
     cross = crossing(results, subject) if subject else None
-    if cross is not None:
-        layout["shapes"] = [vertical(cross)]
-        layout["annotations"] = [
-            {
-                "x": cross,
-                "y": 1,
-                "yref": "paper",
-                "text": f"{subject} overtakes",
-                "showarrow": False,
-            }
-        ]
     floor = count_model(results)
-    if floor is not None:
-        layout.setdefault("shapes", []).append(horizontal(floor))
-        layout.setdefault("annotations", []).append(
-            {
-                "x": 0,
-                "xref": "paper",
-                "xanchor": "left",
-                "y": floor,
-                "yanchor": "bottom",
-                "text": "n-grams with a cache",
-                "showarrow": False,
-            }
-        )
-    return {"id": "curves", "data": data, "layout": layout}
+    return Curves(
+        "curves",
+        "While training",
+        "A line for every seed, lower is better. Repetition bends up where its passes stop paying.",
+        "tokens trained on",
+        "validation loss, nats per token",
+        _by_seed(results, paint, "validation"),
+        verticals={} if cross is None else {f"{subject} overtakes": cross},
+        horizontals={} if floor is None else {"n-grams with a cache": floor},
+    )
 
 
-def _copying(results: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | None:
-    """The copy score of every model while it trains."""
-    data = []
-    shown = set()
+def _by_seed(results: Mapping[str, Any], paint: Mapping[str, str], measure: str) -> list[Line]:
+    """What was measured of every model while it trained."""
+    lines = []
     for role, curve in results["curves"].items():
         # base stands once more under its arm and seed
-        if "/" not in role or not curve.get("copying"):
-            continue
-        arm = role.rsplit("/", 1)[0]
-        tokens, scores = zip(*curve["copying"], strict=True)
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": tokens,
-                "y": scores,
-                "name": arm,
-                "legendgroup": arm,
-                "showlegend": arm not in shown,  # once for all its seeds
-                "line": {"color": paint[arm]},
-            }
-        )
-        shown.add(arm)
-    if not data:
+        if "/" in role and curve.get(measure):
+            arm, seed = role.rsplit("/", 1)
+            lines.append(Line(f"{arm}, seed {seed}", paint[arm], curve[measure]))
+    return lines
+
+
+def _copying(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+    lines = _by_seed(results, paint, "copying")
+    if not lines:
         return None
-    layout = axes("tokens trained on", "copy score, nats per token")
-    return {"id": "copying", "data": data, "layout": _beside(layout, len(shown))}
+    return Curves(
+        "copying",
+        "Copy score",
+        "How much less random tokens cost when they come a second time: zero is a model that reads "
+        "nothing of its context.",
+        "tokens trained on",
+        "copy score, nats per token",
+        lines,
+    )
 
 
 def count_model(results: Mapping[str, Any]) -> float | None:
@@ -291,7 +282,7 @@ def _mean_curve(results: Mapping[str, Any], arm: str) -> tuple[list[float], list
     return tokens, losses
 
 
-def _shares(results: Mapping[str, Any]) -> Chart | None:
+def shares(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
     """Loss over the share of synthetic text, for arms that differ in nothing else."""
     arms = _scores_of(results["evaluate"])["arms"]
     by_recipe: dict[str, list[tuple[float, str]]] = {}
@@ -301,56 +292,52 @@ def _shares(results: Mapping[str, Any]) -> Chart | None:
             rest = json.dumps(_without(recipe, "share"), sort_keys=True)
             by_recipe.setdefault(rest, []).append((recipe["share"], name))
 
-    data = []
+    lines = []
     for points in by_recipe.values():
-        if len(points) < 2:
-            continue
-        points = sorted([(0.0, "repetition"), *points])
-        shares = [share for share, _ in points]
-        losses = [arms[name]["loss"] for _, name in points]
-        data.append(_with_intervals(shares, losses, name=points[1][1]))
-    if not data:
+        if len(points) > 1:
+            points = sorted([(0.0, "repetition"), *points])
+            measured = [(share, *arms[name]["loss"]) for share, name in points]
+            lines.append(Line(points[1][1], paint[points[1][1]], measured))
+    if not lines:
         return None
-
-    layout = axes("share of synthetic text (0: repetition)", "test loss")
-    return {"id": "shares", "data": data, "layout": layout}
+    return Curves(
+        "shares",
+        "How much synthetic text",
+        "The lowest point is the best share that was tried; 0 is repetition.",
+        "share of synthetic text",
+        "test loss, nats per token",
+        lines,
+    )
 
 
 def _without(recipe: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if name != key}
 
 
-def _efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | None:
-    """Loss over unique real tokens, and where on that curve the other arms would stand."""
-    efficiency = evaluated["efficiency"]
+def efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+    """Loss over unique real tokens, and where on that curve the other arms would stand; None where
+    none of them stands on it."""
     arms = _scores_of(evaluated)["arms"]
-    # One point, repetition, is no curve: oracles make the others.
-    if len(efficiency["points"]) < 2:
+    measured = evaluated["efficiency"]
+    lines = [Line("real text alone", _INK, measured["points"])]
+    for name, tokens in measured["worth"].items():
+        if tokens:
+            lines.append(Line(name, paint[name], [(tokens, arms[name]["loss"][0])], "points"))
+    if len(lines) < 2:
         return None
-
-    x, y = zip(*efficiency["points"], strict=True)
-    data: list[dict[str, Any]] = [
-        {"type": "scatter", "mode": "lines+markers", "x": x, "y": y, "name": "real text alone"}
-    ]
-    for name, tokens in efficiency["worth"].items():
-        if not tokens:
-            continue
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": [tokens],
-                "y": [arms[name]["loss"][0]],
-                "name": name,
-                "marker": {"size": 11, "symbol": "diamond", "color": paint[name]},
-            }
-        )
-    layout = axes("unique real tokens", "test loss, nats per token")
-    layout["xaxis"]["type"] = "log"
-    return {"id": "efficiency", "data": data, "layout": layout}
+    return Curves(
+        "efficiency",
+        "Beside real text alone",
+        "An arm stands where as much real text alone, on as many tokens trained on, would have "
+        "reached its loss.",
+        "unique real tokens",
+        "test loss, nats per token",
+        lines,
+        x_log=True,
+    )
 
 
-def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | None:
+def flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
     """Loss over everything that was computed for an arm, its synthetic text included."""
     arms = _scores_of(evaluated)["arms"]
     # Seeds of an arm cost the same, so the first speaks for all.
@@ -361,40 +348,38 @@ def _flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Chart | No
     if not any(counts["spent_flops"] or "members" in counts for counts in token_counts.values()):
         return None
 
-    data = []
+    lines = []
     for name, counts in token_counts.items():
-        flops = counts["train_flops"] + counts["spent_flops"]
-        point = _with_intervals([flops], [arms[name]["loss"]], name)
-        point["mode"] = "markers"
-        point["marker"] = {"size": 10, "color": paint[name]}
-        data.append(point)
-    layout = axes(
-        "FLOPs: training, embedding, pairing, tuning, synthesis, teachers",
+        spent = counts["train_flops"] + counts["spent_flops"]
+        lines.append(Line(name, paint[name], [(spent, *arms[name]["loss"])], "points"))
+    return Curves(
+        "flops",
+        "What it cost",
+        "At the same height further left is cheaper. All is counted but base, from which the "
+        "synthesizer starts; an arm with match: flops stands under repetition.",
+        "FLOPs: training, pairing, tuning, synthesis, teachers",
         "test loss, nats per token",
+        lines,
     )
-    return {"id": "flops", "data": data, "layout": _beside(layout, len(token_counts))}
 
 
-def _rounds(results: Mapping[str, Any]) -> Chart | None:
-    """Entropy and distinct 4-grams of what each round wrote, beside the loss that it led to."""
+def _rounds(results: Mapping[str, Any]) -> Figure | None:
+    """The entropy of what each round wrote, beside the loss that it led to."""
     rows = rounds(results)
     if len(rows) < 2:
         return None
-
-    names = [f"round {row['round']}: {row['arm']}" for row in rows]
-    line: dict[str, Any] = {"type": "scatter", "mode": "lines+markers", "x": names}
-    losses = [row["loss"][0] for row in rows]
-    entropies = [row["entropy"] for row in rows]
-    distinct = [row["distinct"] for row in rows]
-    data = [
-        {**line, "y": losses, "name": "test loss"},
-        {**line, "y": entropies, "name": "entropy of samples, nats per token"},
-        {**line, "y": distinct, "name": "distinct 4-grams (right)", "yaxis": "y2"},
-    ]
-    layout = axes("", "nats per token")
-    # Fractions beside nats: an axis of their own.
-    layout["yaxis2"] = {"overlaying": "y", "side": "right", "tickformat": ".0%", "automargin": True}
-    return {"id": "rounds", "data": data, "layout": layout}
+    return Curves(
+        "rounds",
+        "Round after round",
+        "A round starts its synthesizer from the model of the round before. Falling entropy and "
+        "fewer distinct 4-grams (the table) at a rising loss would be collapse.",
+        "round",
+        "nats per token",
+        [
+            Line("test loss", "method", [(row["round"], *row["loss"]) for row in rows]),
+            Line("entropy of samples", _INK, [(row["round"], row["entropy"]) for row in rows]),
+        ],
+    )
 
 
 def rounds(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -431,86 +416,84 @@ def rounds(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _questions(questions: Mapping[str, Any], paint: Mapping[str, str]) -> Chart:
+def questions(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
     """Share answered right by arm, for every task and group of its items."""
-    columns = []
-    by_column = []
-    for task, answers in questions.items():
+    groups = {}
+    chance = {}
+    for task, answers in evaluated["questions"].items():
         for group, by_arm in answers["groups"].items():
-            columns.append(task if group == "all" else f"{task}: {group}")
-            by_column.append(by_arm)
+            name = task if group == "all" else f"{task}: {group}"
+            groups[name] = [_mark(arm, paint[arm], by_arm[arm]["acc"]) for arm in by_arm]
+            by_guessing = evaluated["asked"].get(task, {}).get("chance")
+            if by_guessing is not None:
+                chance[name] = by_guessing
+    if not groups:
+        return None
+    return Values(
+        "questions",
+        "Answered right",
+        "Further right is better. Lines are intervals over items and seeds; the dotted line is "
+        "what chance gives.",
+        "answered right",
+        groups,
+        ".1%",
+        references=chance,
+    )
 
-    data = []
-    for name in by_column[0]:
-        bars = _with_intervals(columns, [by_arm[name]["acc"] for by_arm in by_column], name)
-        data.append({**bars, "type": "bar", "marker": {"color": paint[name]}})
-    layout = _beside(axes("", "answered right"), len(data))
-    layout["barmode"] = "group"
-    return {"id": "questions", "data": data, "layout": layout}
 
-
-def _parts(parts: Mapping[str, Any]) -> Chart:
-    """By arm and group, what of a document costs more or less than it costs repetition."""
+def parts(by_group: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
+    """By part and group, what of a document costs an arm more or less than it costs repetition."""
     # Without groups of documents there is all of them.
-    groups = [group for group in parts if group != "all"] or ["all"]
-    arms = [arm for arm in parts["all"] if arm != "repetition"]
-
-    data = []
-    for part, color in zip(parts["all"]["repetition"], PALETTE, strict=False):
-        x = []
-        y = []
-        for arm in arms:
-            for group in groups:
-                by_arm = parts[group]
-                x.append(by_arm[arm][part][0] - by_arm["repetition"][part][0])
-                y.append(f"{arm}, {group}")
-        data.append(
-            {
-                "type": "bar",
-                "orientation": "h",
-                "name": part,
-                "marker": {"color": color},
-                "x": x,
-                "y": y,
-            }
-        )
-
-    layout = axes("nats a document, beside repetition", "")
-    layout["barmode"] = "relative"
-    layout["height"] = 120 + 22 * len(arms) * len(groups)
-    layout["legend"] = {"orientation": "v", "x": 1.02, "y": 1}
-    layout["yaxis"] |= {"autorange": "reversed", "automargin": True, "dtick": 1}
-    return {"id": "parts", "data": data, "layout": layout}
+    names = [group for group in by_group if group != "all"] or ["all"]
+    groups = {}
+    for group in names:
+        arms = by_group[group]
+        for part, (cost, *_) in arms["repetition"].items():
+            marks = []
+            for arm, by_part in arms.items():
+                if arm != "repetition":
+                    marks.append(Mark(arm, paint[arm], by_part[part][0] - cost))
+            groups[part if group == "all" else f"{part}, {group}"] = marks
+    return Values(
+        "parts",
+        "Parts of a document",
+        "Left of zero an arm pays less than repetition.",
+        "nats a document, beside repetition",
+        groups,
+        "+.3f",
+    )
 
 
-def _excess(curves: Mapping[str, Any]) -> Chart:
-    data = []
-    for name, curve in curves.items():
+def _excess(by_text: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
+    lines = []
+    for name, curve in by_text.items():
         tokens, above_world, above_corpus = zip(*curve["points"], strict=True)
-        line: dict[str, Any] = {"type": "scatter", "mode": "lines+markers", "x": tokens}
-        data.append({**line, "y": above_corpus, "name": f"{name}, above one who read D_pretrain"})
-        data.append(
-            {
-                **line,
-                "y": above_world,
-                "name": f"{name}, above one who knows the world",
-                "line": _DOTTED,
-            }
-        )
-    layout = axes("tokens tuned on", "excess nats per d2")
+        color = paint.get(name, _INK)
+        read = list(zip(tokens, above_corpus, strict=True))
+        knows = list(zip(tokens, above_world, strict=True))
+        lines.append(Line(f"{name}, above one who read D_pretrain", color, read))
+        lines.append(Line(f"{name}, above one who knows the world", color, knows, "dotted"))
     # What is left of the excess falls by orders of magnitude.
-    layout["yaxis"]["type"] = "log"
-    return {"id": "excess", "data": data, "layout": layout}
+    return Curves(
+        "excess",
+        "Above the exact posterior",
+        "How many nats more than the exact posterior the synthesizer needs for a d2, while it is "
+        "tuned: below the solid line's zero lies what D_pretrain does not tell.",
+        "tokens tuned on",
+        "excess nats per d2",
+        lines,
+        y_log=True,
+    )
 
 
-def _similarities(pairs: Mapping[str, Any], analyzed: Mapping[str, Any] | None) -> Chart:
+def _similarities(pairs: Mapping[str, Any], analyzed: Mapping[str, Any] | None) -> Figure:
     edges = pairs["bins"]
     centers = [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)]
     histograms = pairs["histograms"]
-    data = [
-        _area("random pairs", centers, histograms["random"]),
-        _area("nearest neighbours", centers, histograms["nearest"]),
-        _area("kept pairs", centers, histograms["pairs"]),
+    lines = [
+        _area("random pairs", _FAINT, centers, histograms["random"]),
+        _area("nearest neighbours", _INK, centers, histograms["nearest"]),
+        _area("kept pairs", "method", centers, histograms["pairs"]),
     ]
 
     sampled = (analyzed or {}).get("relevance", {}).get("related")
@@ -519,119 +502,66 @@ def _similarities(pairs: Mapping[str, Any], analyzed: Mapping[str, Any] | None) 
         bins = len(sampled["histogram"])
         width = 1.2 / bins
         centers = [-0.2 + (i + 0.5) * width for i in range(bins)]
-        data.append(_area("d1 and sampled d2", centers, sampled["histogram"]))
+        area = _area("d1 and sampled d2", "method", centers, sampled["histogram"])
+        lines.append(replace(area, style="dotted"))
+    return Curves(
+        "similarities",
+        "How similar",
+        "Kept pairs should lie right of random pairs; what was sampled should lie where they do.",
+        "similarity of d1 and d2",
+        "share of pairs",
+        lines,
+        verticals={"alpha": pairs["alpha"]},
+    )
 
-    layout = axes("similarity of d1 and d2", "density")
-    layout["shapes"] = [vertical(pairs["alpha"])]
-    return {"id": "similarities", "data": data, "layout": layout}
 
-
-def _tuning(tuned: Mapping[str, Any]) -> Chart:
+def _tuning(tuned: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
     names = {
         "given_d1": "given its d1",
         "given_random_d1": "given a random d1",
         "given_nothing": "given nothing",
         "base": "base, given nothing",
     }
-    data = []
-    shown: list[float] = []
+    groups = {}
     for role, result in tuned.items():
+        kind = role.removeprefix("tune/")
         unseen = result["conditioning"]["unseen"]
+        color = paint.get(kind, _INK)
         # one that is tuned without d1 has no loss given one
-        known = {key: name for key, name in names.items() if key in unseen}
-        losses = [unseen[key] for key in known]
-        data.append(
-            {
-                "type": "bar",
-                "x": list(known.values()),
-                "y": losses,
-                "name": role.removeprefix("tune/"),
-                "text": [f"{loss:.3f}" for loss in losses],
-            }
-        )
-        shown += losses
-
-    # Bars from zero would all look alike.
-    layout = axes("", "loss on unseen d2, nats per token")
-    margin = 0.25 * (max(shown) - min(shown)) + 0.01
-    layout["yaxis"]["range"] = [min(shown) - margin, max(shown) + margin]
-    return {"id": "tuning", "data": data, "layout": layout}
+        marks = [Mark(name, color, unseen[key]) for key, name in names.items() if key in unseen]
+        groups[kind] = marks
+    if not groups:
+        return None
+    return Values(
+        "tuning",
+        "What the synthesizer reads",
+        "Further left is better: the gap between its own d1 and a random one is what it reads.",
+        "loss on unseen d2, nats per token",
+        groups,
+        ".4f",
+    )
 
 
-def _lengths(analyzed: Mapping[str, Any]) -> Chart:
+def _lengths(analyzed: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
     # Bins of 32 tokens, cut off behind the last that any kind of text has a document in.
     histograms = {name: measured["lengths"] for name, measured in analyzed["kinds"].items()}
     last = max(int(np.flatnonzero([1, *counts[1:]])[-1]) for counts in histograms.values())
     centers = [16 + 32 * i for i in range(64)][: last + 2]
-    data = [_area(name, centers, counts[: last + 2]) for name, counts in histograms.items()]
-    layout = axes("tokens in a document", "share of documents")
-    return {"id": "lengths", "data": data, "layout": layout}
+    lines = []
+    for name, counts in histograms.items():
+        lines.append(_area(name, paint.get(name, _INK), centers, counts[: last + 2]))
+    return Curves(
+        "lengths",
+        "How long",
+        "Synthetic text should be as long as real text; a pile at the right was cut by the window.",
+        "tokens in a document",
+        "share of documents",
+        lines,
+    )
 
 
-def _with_intervals(
-    x: Sequence[Any], values: Sequence[Sequence[float]], name: str
-) -> dict[str, Any]:
-    """A line through [value, low, high], with error bars."""
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "x": list(x),
-        "y": [value[0] for value in values],
-        "name": name,
-        "error_y": error_bars(values),
-    }
-
-
-def error_bars(values: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Plotly's lengths of error bars, from [value, low, high]."""
-    above = []
-    below = []
-    for value, low, high in values:
-        above.append(high - value)
-        below.append(value - low)
-    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
-
-
-def vertical(x: float) -> dict[str, Any]:
-    """A dotted line from the bottom to the top."""
-    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": _DOTTED}
-
-
-def horizontal(y: float) -> dict[str, Any]:
-    """A dotted line from the left to the right."""
-    return {"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": y, "y1": y, "line": _DOTTED}
-
-
-def _area(name: str, x: Sequence[float], counts: Sequence[float]) -> dict[str, Any]:
+def _area(name: str, color: str, x: Sequence[float], counts: Sequence[float]) -> Line:
     # Shares, so that kinds of text of different size lie on one another.
     total = sum(counts) or 1
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "fill": "tozeroy",
-        "x": x,
-        "y": [count / total for count in counts],
-        "name": name,
-    }
-
-
-def _beside(layout: dict[str, Any], entries: int) -> dict[str, Any]:
-    """With a legend of many entries at the right, where it covers nothing."""
-    if entries > 5:
-        layout["legend"] = {"orientation": "v", "x": 1.02, "y": 1}
-        layout["height"] = max(360, 60 + 26 * entries)
-    return layout
-
-
-def axes(x: str, y: str) -> dict[str, Any]:
-    """The layout of a chart with titles at its axes, and nothing else yet."""
-    return {
-        "margin": {"l": 70, "r": 10, "t": 10, "b": 50},
-        "height": 320,
-        "xaxis": {"title": {"text": x}, "automargin": True},
-        "yaxis": {"title": {"text": y}, "automargin": True},
-        "legend": {"orientation": "h", "y": 1.12},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "#f9fafb",
-        "font": {"family": "system-ui, sans-serif", "size": 13},
-    }
+    points = [(at, count / total) for at, count in zip(x, counts, strict=True)]
+    return Line(name, color, points, "area")

@@ -1,18 +1,29 @@
-"""One self-contained HTML page from the JSON of all the other stages: plotly inline, no network.
+"""One self-contained HTML page from the JSON of all the other stages: no network, no libraries.
 
 Corpus text reaches the page as JSON and is placed with `textContent`, so nothing in it can become
-markup or script.
+markup or script; the policy of the page runs one script alone, ours, by its hash.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import resources
 from typing import Any
 
 from synthboot.artifacts.store import flat
 from synthboot.lm.batches import tokens_until_copying
-from synthboot.report.charts import charts
+from synthboot.report.charts import (
+    COLORS,
+    PALETTE,
+    charts,
+    colors,
+    first_pairs,
+    rounds,
+)
 
 PAPER = {
     "headers": ["200B, 3B", "1T, 3B", "1T, 6B", "real text"],
@@ -33,54 +44,72 @@ FILE = "report.html"
 
 def report(results: Mapping[str, Any]) -> str:
     """The page."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("synthboot", "report"),
+        autoescape=select_autoescape(["html", "j2"]),
+    )
     evaluated = results["evaluate"]
     scores = evaluated[evaluated["checkpoint"]]
     other = "last" if evaluated["checkpoint"] == "best" else "best"
-    drawn = charts(results)
 
     token_counts = {}
     for arm, seeds in evaluated["token_counts"].items():
         token_counts[arm] = next(iter(seeds.values()))  # alike but for the seed
-    related = None
-    for role, pairs in results["pairs"].items():
-        if role.endswith("related") and related is None:
-            related = pairs
     conditioning = {role: tuned["conditioning"] for role, tuned in results["tune"].items()}
+    files = resources.files("synthboot.report")
+    script = files.joinpath("report.js").read_text("utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
 
-    return rendered(
-        "report.html.j2",
-        {"charts": drawn, "examples": results["examples"], "spread": results["pair_examples"]},
+    page = environment.get_template("report.html.j2").render(
         results=results,
         scores=scores,
         other=evaluated[other],
+        other_name=other,
         token_counts=token_counts,
         settings=sorted(flat(results["config"]).items()),
         quality=quality(results["analyze"]),
         recipes=results["config"]["arms"],
-        chart_ids=[chart["id"] for chart in drawn],
+        paint=colors(scores["kinds"]),
+        figures={figure.id: figure for figure in charts(results)},
+        rounds=rounds(results),
         conditioning=conditioning,
         copying_after=tokens_until_copying(results["config"]["optim"]["batch_tokens"]),
-        pair=related,
-        costs=results["costs"],
+        pair=first_pairs(results),
+        stages=by_stage(results["costs"]),
         paper=PAPER,
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        palette=palette(),
+        examples=Markup(as_json(results["examples"])),
+        spread=Markup(as_json(results["pair_examples"])),
+        style=Markup(files.joinpath("report.css").read_text("utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(digest).decode(),
     )
+    # macros leave empty lines before the page begins
+    return page.lstrip() + "\n"
 
 
-def rendered(template: str, scripts: Mapping[str, Any], **values: Any) -> str:
-    """A page from a template: `values` are shown, `scripts` are what its script reads, as JSON."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
+def palette() -> dict[str, tuple[str, str]]:
+    """By the name of a colour, what it is on white and in the dark."""
+    return COLORS | {f"other-{number}": pair for number, pair in enumerate(PALETTE)}
 
-    environment = Environment(
-        loader=PackageLoader("synthboot", "report"), autoescape=select_autoescape(["html", "j2"])
-    )
-    page = environment.get_template(template).render(
-        **values,
-        **{name: Markup(_script(value)) for name, value in scripts.items()},
-        plotly=Markup(get_plotlyjs()),
-    )
-    return page + "\n"
+
+def by_stage(costs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By stage, its artifacts and what they cost together: tokens, FLOPs, hours one after another,
+    and the most memory that one of them had."""
+    stages: dict[str, dict[str, Any]] = {}
+    for cost in costs:
+        stage = stages.setdefault(cost["stage"], {"artifacts": [], "hours": 0.0, "memory": 0})
+        stage["artifacts"].append(cost)
+        stage["hours"] += cost["seconds"] / 3600
+        stage["memory"] = max(stage["memory"], cost["peak_memory_bytes"])
+        for what in ("tokens", "flops"):
+            if what in cost:
+                stage[what] = stage.get(what, 0) + cost[what]
+    return dict(sorted(stages.items(), key=lambda stage: stage[1]["artifacts"][0]["folder"]))
 
 
 def quality(analyzed: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -132,14 +161,6 @@ def _cell(
     return "-" if measures is None else format(measures, format_value)
 
 
-def _script(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(value, ensure_ascii=False)
-    # U+2028 and U+2029 end a line in JavaScript, though not in JSON
-    return (
-        text.replace("<", "\\u003c")
-        .replace(">", "\\u003e")
-        .replace("&", "\\u0026")
-        .replace("\u2028", "\\u2028")
-        .replace("\u2029", "\\u2029")
-    )
+def as_json(value: Any) -> str:
+    """JSON that cannot end the script element that it stands in."""
+    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from synthboot import scaling
-from synthboot.report.charts import PALETTE, Chart, axes, colors, error_bars, vertical
-from synthboot.report.charts import horizontal as horizontal_line
-from synthboot.report.page import rendered
+from synthboot.report.charts import PALETTE, colors
+from synthboot.report.page import palette
+from synthboot.report.traces import Chart, axes, error_bars, rendered, vertical
+from synthboot.report.traces import horizontal as horizontal_line
 
 Table = Sequence[Mapping[str, Any]]
 
@@ -241,14 +242,15 @@ def _paint(
 ) -> dict[tuple[str, str], str]:
     """A colour for each line of a chart: of its arm where several are drawn."""
     if len(columns) == 1:
-        return {(columns[0], label): PALETTE[i % len(PALETTE)] for i, label in enumerate(lines)}
+        return {(columns[0], label): PALETTE[i % len(PALETTE)][0] for i, label in enumerate(lines)}
     methods = {row["method"] for row in table}
     kinds = {}
     for column in columns:
         arm = column.removeprefix("loss.")
         kinds[column] = "method" if arm in methods else arm
     of_arm = colors(kinds)
-    return {(column, label): of_arm[column] for column in columns for label in lines}
+    on_white = {name: light for name, (light, _) in palette().items()}
+    return {(column, label): on_white[of_arm[column]] for column in columns for label in lines}
 
 
 def _curve(law: Mapping[str, Any], color: str) -> dict[str, Any]:

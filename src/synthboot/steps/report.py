@@ -44,6 +44,7 @@ def gather(
         "examples": [],
         "pair_examples": [],
         "costs": [],
+        "version": "",
     }
     if "analyze" in parents:
         analysis = Analysis.open(parents["analyze"])
@@ -51,18 +52,19 @@ def gather(
         result["examples"] = analysis.examples
         result["pair_examples"] = analysis.spread
 
+    paid = set()
     for role, folder in parents.items():
         manifest = read_manifest(folder)
         if manifest is None:
             continue
         name = role.removeprefix("model/")
-        result["costs"].append(
-            {
-                "unit": name,
-                "stage": manifest.stage,
-                **manifest.cost,
-            }
-        )
+        if folder not in paid:  # base is the first seed of repetition too
+            inside = folder.relative_to(cfg.folder).as_posix()
+            cost = {"unit": name, "stage": manifest.stage, "folder": inside, **manifest.cost}
+            result["costs"].append(cost)
+        paid.add(folder)
+        if manifest.stage == "evaluate":
+            result["version"] = manifest.environment.get("synthboot", "")
         model = Model.open(folder)
         if manifest.stage == "pair":
             result["pairs"][role] = Pairs.load(folder).report

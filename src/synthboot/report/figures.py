@@ -1,0 +1,324 @@
+"""Figures as inline SVG: values with their intervals, a line each, and curves over x and y.
+
+A figure knows its title, how to read it, its picture and its numbers as a table. Colours are names
+of the page's classes, so that a figure is dark where the page is; what a pointer rests on says its
+value by `title`. Names come from the user: Markup's `format` escapes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+_WIDTH = 480
+_HEIGHT = 280
+_LEFT = 56
+_RIGHT = 14
+_TOP = 26
+_BOTTOM = 44
+_NAME = 125  # how wide a column of names is, and one of values
+_VALUE = 180
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to pixels; `log` by orders of magnitude."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    @staticmethod
+    def over(values: Iterable[float], start: float, end: float, log: bool = False) -> Scale:
+        """The scale that has all finite values within, with a margin; logarithmic ones above zero.
+
+        Nothing to show is shown from 0 to 1.
+        """
+        shown = [v for v in values if math.isfinite(v) and (v > 0 or not log)] or [0.1, 1.0]
+        low, high = min(shown), max(shown)
+        if log:
+            low, high = math.log10(low), math.log10(high)
+        # one value alone stands in the middle
+        margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
+        return Scale(low - margin, high + margin, start, end, log)
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value; the nearest end for one beyond (an interval may have no end)."""
+        if self.log:
+            value = math.log10(value) if value > 0 else -math.inf
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return self.start + share * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Two to six round values within."""
+        if self.log:
+            exponents = range(math.floor(self.low), math.ceil(self.high) + 1)
+            for digits in ((1, 2, 5), (1, 3), (1,)):
+                values = [digit * 10.0**e for e in exponents for digit in digits]
+                values = [v for v in values if self.low <= math.log10(v) <= self.high]
+                if len(values) <= 6:
+                    break
+            every = math.ceil(len(values) / 6)
+            # between 6 and 9, say, there is no round one
+            return values[::every] if values else [10.0 ** ((self.low + self.high) / 2)]
+        rough = (self.high - self.low) / 5
+        unit = 10.0 ** math.floor(math.log10(rough))
+        step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit >= rough)
+        first, last = math.ceil(self.low / step), math.floor(self.high / step)
+        return [number * step for number in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A named value, its interval where there is one, and what each seed gave."""
+
+    name: str
+    color: str
+    value: float
+    interval: tuple[float, float] | None = None
+    seeds: Sequence[float] = ()
+
+    @property
+    def numbers(self) -> list[float]:
+        """All that has to be within the picture."""
+        return [self.value, *(self.interval or ()), *self.seeds]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points (x, y) or (x, y, low, high), least x first.
+
+    `style`: a line that is solid or dotted, an area, or points alone.
+    """
+
+    name: str
+    color: str
+    points: Sequence[Sequence[float]]
+    style: str = "solid"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What every figure has; `id` is its place on the page."""
+
+    id: str
+    title: str
+    read: str
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Headers and rows of all numbers."""
+        raise NotImplementedError
+
+    def legend(self) -> list[tuple[str, str, str]]:
+        """Name, colour and style of what the picture does not name itself."""
+        return []
+
+    def svg(self) -> Markup:
+        """The picture."""
+        raise NotImplementedError
+
+    def _framed(self, height: float, parts: Iterable[Markup]) -> Markup:
+        return Markup(
+            '<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}. {}">{}</svg>'
+        ).format(_WIDTH, height, self.title, self.read, Markup("").join(parts))
+
+
+@dataclass(frozen=True)
+class Values(Figure):
+    """A line for every value, by groups; an unnamed group has no heading.
+
+    `bars` start at zero; `references` are lines through a group, such as what chance gives.
+    """
+
+    axis: str
+    groups: Mapping[str, Sequence[Mark]]
+    pattern: str = "+.4f"
+    bars: bool = False
+    references: Mapping[str, float] = field(default_factory=dict)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """A row for every value."""
+        marks = [(group, mark) for group, of_group in self.groups.items() for mark in of_group]
+        seeds = max((len(mark.seeds) for _, mark in marks), default=0)
+        rows = []
+        for group, mark in marks:
+            numbers = [mark.value, *(mark.interval or (None, None)), *mark.seeds]
+            cells = ["" if n is None else format(n, self.pattern) for n in numbers]
+            name = f"{group}: {mark.name}" if group else mark.name
+            rows.append([name, *cells, *[""] * (seeds - len(mark.seeds))])
+        return ["", self.axis, "low", "high", *(f"seed {n + 1}" for n in range(seeds))], rows
+
+    def svg(self) -> Markup:
+        """Name and value stand above each line, so that a narrow screen has room for both; beside
+        it where groups make many of them."""
+        numbers = [n for marks in self.groups.values() for mark in marks for n in mark.numbers]
+        zero = [0.0] if self.bars or self.pattern.startswith("+") else []
+        grouped = any(self.groups)
+        left, right = (_NAME, _WIDTH - _VALUE) if grouped else (_RIGHT, _WIDTH - _RIGHT)
+        x = Scale.over([*numbers, *self.references.values(), *zero], left, right)
+
+        parts = []
+        y = 4.0
+        for group, marks in self.groups.items():
+            if group:
+                parts.append(_text(_RIGHT, y + 16, group, "start", "strong"))
+                y += 24
+            top = y
+            for mark in marks:
+                parts.append(self._mark(mark, x, y + 12, y + 8 if grouped else y + 21))
+                y += 20 if grouped else 40
+            if group in self.references:
+                at = x(self.references[group])
+                parts.append(_line(at, top, at, y, "reference"))
+        behind = [_line(x(tick), 0, x(tick), y, "grid") for tick in x.ticks()]
+        behind += [_line(x(0), 0, x(0), y, "reference") for _ in zero]
+        percent = self.pattern.endswith("%")
+        below = [_text(x(v), y + 16, short(v, percent), "middle") for v in x.ticks()]
+        below.append(_text(_WIDTH / 2, y + 34, self.axis, "middle"))
+        return self._framed(y + 42, [*behind, *parts, *below])
+
+    def _mark(self, mark: Mark, x: Scale, of_text: float, y: float) -> Markup:
+        text = format(mark.value, self.pattern)
+        parts = []
+        if mark.interval:
+            low, high = mark.interval
+            text += f" ({low:{self.pattern}} to {high:{self.pattern}})"
+            parts.append(_line(x(low), y, x(high), y, "interval"))
+        if self.bars:
+            left, right = sorted((x(0), x(mark.value)))
+            bar = '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="10"/>'
+            parts.append(Markup(bar).format(left, y - 5, right - left))
+        else:
+            parts.append(_dot(x(mark.value), y, 5, "value"))
+        parts += [_dot(x(seed), y + 7, 3, "seed") for seed in mark.seeds]
+        parts.append(_text(_RIGHT, of_text, mark.name, "start"))
+        parts.append(_text(_WIDTH - _RIGHT, of_text, text, "end"))
+        title = Markup("<title>{}: {}</title>").format(mark.name, text)
+        return Markup('<g class="{}">{}{}</g>').format(mark.color, title, Markup("").join(parts))
+
+
+@dataclass(frozen=True)
+class Curves(Figure):
+    """Curves over x, with lines of reference across, each with its name."""
+
+    x: str
+    y: str
+    lines: Sequence[Line]
+    x_log: bool = False
+    y_log: bool = False
+    verticals: Mapping[str, float] = field(default_factory=dict)
+    horizontals: Mapping[str, float] = field(default_factory=dict)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """A row for every x, a column for every curve."""
+        by_x: dict[float, list[str]] = {}
+        for number, line in enumerate(self.lines):
+            for x, y, *ends in line.points:
+                cells = by_x.setdefault(x, [""] * len(self.lines))
+                cells[number] = _with_ends(y, ends)
+        rows = [[_plain(x), *by_x[x]] for x in sorted(by_x)]
+        return [self.x, *(line.name for line in self.lines)], rows
+
+    def legend(self) -> list[tuple[str, str, str]]:
+        """Every curve, but one for all seeds of an arm."""
+        return list(dict.fromkeys((_arm(line.name), line.color, line.style) for line in self.lines))
+
+    @property
+    def x_scale(self) -> Scale:
+        """Where an x stands."""
+        xs = [point[0] for line in self.lines for point in line.points]
+        return Scale.over([*xs, *self.verticals.values()], _LEFT, _WIDTH - _RIGHT, self.x_log)
+
+    def svg(self) -> Markup:
+        """Curves, points that say their values, and lines of reference."""
+        bottom = _HEIGHT - _BOTTOM
+        ys = [y for line in self.lines for point in line.points for y in point[1:]]
+        x = self.x_scale
+        y = Scale.over([*ys, *self.horizontals.values()], bottom, _TOP, self.y_log)
+
+        parts = []
+        for tick in y.ticks():
+            parts.append(_line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), "grid"))
+            parts.append(_text(_LEFT - 6, y(tick) + 4, short(tick), "end"))
+        for tick in x.ticks():
+            parts.append(_line(x(tick), _TOP, x(tick), bottom, "grid"))
+            parts.append(_text(x(tick), bottom + 17, short(tick), "middle"))
+        parts.append(_text(0, 13, self.y, "start"))
+        parts.append(_text(_WIDTH / 2, _HEIGHT - 6, self.x, "middle"))
+        for name, value in self.horizontals.items():
+            parts.append(_line(_LEFT, y(value), _WIDTH - _RIGHT, y(value), "reference"))
+            parts.append(_text(_LEFT + 4, y(value) - 4, name, "start"))
+        for name, value in self.verticals.items():
+            parts.append(_line(x(value), _TOP, x(value), bottom, "reference"))
+            # inside the picture on either side
+            after = x(value) > _WIDTH / 2
+            side = -4 if after else 4
+            parts.append(_text(x(value) + side, _TOP + 10, name, "end" if after else "start"))
+        parts += [_curve(line, x, y) for line in self.lines]
+        return self._framed(_HEIGHT, parts)
+
+
+def short(value: float, percent: bool = False) -> str:
+    """A round value in few characters: 0.05, 12k, 3M, 1e+18."""
+    if percent:
+        return f"{value:.0%}"
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if size <= abs(value) < 1e12:
+            return f"{value / size:g}{unit}"
+    # what is left of a sum such as 3 * 0.1
+    return f"{value:.6g}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def _with_ends(value: float, ends: Sequence[float]) -> str:
+    interval = f" ({_plain(ends[0])} to {_plain(ends[1])})" if ends else ""
+    return _plain(value) + interval
+
+
+def _arm(name: str) -> str:
+    return name.partition(", seed ")[0]
+
+
+def _curve(line: Line, x: Scale, y: Scale) -> Markup:
+    pixels = [(x(point[0]), y(point[1])) for point in line.points]
+    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in pixels)
+    parts = []
+    if line.style == "area":
+        around = f"{pixels[0][0]:.1f},{y(0):.1f} {path} {pixels[-1][0]:.1f},{y(0):.1f}"
+        parts.append(Markup('<polygon points="{}"/>').format(around))
+    if line.style != "points":
+        parts.append(Markup('<polyline class="{}" points="{}"/>').format(line.style, path))
+    for (px, py), (value, of_y, *ends) in zip(pixels, line.points, strict=True):
+        text = f"{line.name} at {_plain(value)}: {_with_ends(of_y, ends)}"
+        if ends:
+            parts.append(_line(px, y(ends[0]), px, y(ends[1]), "interval"))
+        drawn = "value" if line.style == "points" or ends else "hidden"
+        title = Markup("<title>{}</title>").format(text)
+        parts.append(Markup("<g>{}{}</g>").format(title, _dot(px, py, 5, drawn)))
+    return Markup('<g class="{}">{}</g>').format(line.color, Markup("").join(parts))
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    return Markup(
+        '<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'
+    ).format(kind, x1, y1, x2, y2)  # fmt: skip
+
+
+def _dot(x: float, y: float, radius: float, kind: str) -> Markup:
+    return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(kind, x, y, radius)
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> Markup:
+    # no class of its own: what most texts are
+    own = Markup(' class="{}"').format(kind) if kind else ""
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}"{}>{}</text>').format(
+        x, y, anchor, own, text
+    )

@@ -1,0 +1,90 @@
+"""Figures: where values stand, what their tables hold, and that names are text."""
+
+import math
+import re
+
+import pytest
+
+from synthboot.report.figures import Curves, Line, Mark, Scale, Values, short
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log"), [(0, 1, False), (-0.0565, 0.0389, False), (3.2, 3.9, False), (5e17, 4e19, True), (800, 900, True)]
+)
+def test_ticks_are_few_round_and_inside(low: float, high: float, log: bool) -> None:
+    scale = Scale.over([low, high], 0, 100, log)
+    ticks = scale.ticks()
+    assert 1 <= len(ticks) <= 6
+    places = [scale(tick) for tick in ticks]
+    assert places == sorted(places)
+    assert places[0] >= -1e-6
+    assert places[-1] <= 100 + 1e-6
+    assert all(len(short(tick)) <= 8 for tick in ticks)
+
+
+def test_values_keep_their_order_and_distances() -> None:
+    linear = Scale.over([0, 10], 0, 110)
+    assert linear(5) == pytest.approx(55)
+    assert linear(10) - linear(5) == pytest.approx(linear(5) - linear(0))
+    log = Scale.over([1, 100], 0, 110, log=True)
+    assert log(10) == pytest.approx(55)
+    assert log(0) == 0  # what has no logarithm stands at the end
+    assert linear(math.inf) == 110
+    assert Scale.over([], 0, 100)(0.5) > 0
+    assert Scale.over([3.0, 3.0], 0, 100)(3.0) == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.30000000000000004, "0.3"), (12_000, "12k"), (2_500_000, "2.5M"), (-0.05, "-0.05"), (1e18, "1e+18")]
+)
+def test_round_values_are_short(value: float, said: str) -> None:
+    assert short(value) == said
+    assert short(0.25, percent=True) == "25%"
+
+
+def test_all_numbers_of_values_are_in_the_table() -> None:
+    marks = [Mark("ours", "method", -0.5, (-0.75, -0.25), [-0.4, -0.6]), Mark("self", "other-0", 0.125)]
+    figure = Values("x", "X", "How.", "nats", {"": marks}, "+.3f")
+    headers, rows = figure.table()
+    assert headers == ["", "nats", "low", "high", "seed 1", "seed 2"]
+    assert rows == [["ours", "-0.500", "-0.750", "-0.250", "-0.400", "-0.600"], ["self", "+0.125", "", "", "", ""]]
+    picture = figure.svg()
+    assert picture.count('class="seed"') == 2
+    assert "ours: -0.500 (-0.750 to -0.250)" in picture  # what the pointer shows
+    left, right = [float(x) for x in re.findall(r'class="value" cx="([\d.]+)"', picture)]
+    assert left < right
+
+
+def test_bars_start_at_zero() -> None:
+    picture = Values("x", "X", "How.", "nats", {"": [Mark("a", "ink", 2.0), Mark("b", "ink", -1.0)]}, bars=True).svg()
+    [(above, wide), (below, half)] = [
+        (float(x), float(w)) for x, w in re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', picture)
+    ]
+    assert wide == pytest.approx(2 * half, abs=0.2)
+    assert below + half == pytest.approx(above, abs=0.2)
+
+
+def test_curves_stand_beside_each_other_in_the_table() -> None:
+    lines = [
+        Line("a, seed 0", "ink", [(1, 3.0), (2, 2.5)]),
+        Line("a, seed 1", "ink", [(1, 3.25)]),
+        Line("b", "faint", [(2, 4, 3, 5)], "points"),
+    ]
+    figure = Curves("x", "X", "How.", "tokens", "loss", lines, verticals={"here": 1.5})
+    headers, rows = figure.table()
+    assert headers == ["tokens", "a, seed 0", "a, seed 1", "b"]
+    assert rows == [["1", "3", "3.25", ""], ["2", "2.5", "", "4 (3 to 5)"]]
+    assert figure.legend() == [("a", "ink", "solid"), ("b", "faint", "points")]
+    assert figure.svg().count("<polyline") == 2
+
+
+def test_names_are_text() -> None:
+    attack = "</title><script>1</script>"
+    for figure in (
+        Values("x", attack, attack, attack, {attack: [Mark(attack, "ink", 1.0)]}, references={attack: 0.5}),
+        Curves(
+            "x", attack, attack, attack, attack, [Line(attack, "ink", [(1, 1)])], verticals={attack: 1}, horizontals={attack: 1}
+        ),
+    ):
+        assert "<script" not in figure.svg()
+        assert "&lt;script&gt;" in figure.svg()

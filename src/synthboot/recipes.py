@@ -43,7 +43,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "synthesize": 4,
     "pretrain": 6,
     "score": 1,
-    "evaluate": 10,
+    "evaluate": 11,
     "analyze": 7,
     "report": 5,
 }

@@ -437,8 +437,8 @@ def _print_study(found: Study, out: Path, as_json: bool) -> None:
     if as_json:
         _say_json(found.table())
         return
-    shown = [name for name in ("d1_worth", "net_worth", "base_loss") if name in found.columns]
-    shown += [name for name in ("minus_repetition", "minus_self") if name in found.columns]
+    figures_of = ("d1_worth", "net_worth", "base_loss", "minus_repetition", "minus_self")
+    shown = [name for name in figures_of if name in found.columns]
     rows = []
     for row in found.table():
         figures = ["" if row[name] is None else f"{row[name]:+.4f}" for name in shown]

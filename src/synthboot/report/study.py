@@ -83,7 +83,7 @@ def study(
 ) -> str:
     """The page; `fitted` is what `curves` found."""
     maps = [chart for chart in (_map(table, kind) for kind in ("self", "repetition")) if chart]
-    sections = []
+    sections: list[dict[str, Any]] = []
     for number, axis in enumerate(_axes(table, varied)):
         drawn = []
         # parameters say no more than the setting does, but for the curves that are fitted
@@ -95,7 +95,7 @@ def study(
         if drawn:
             sections.append({"axis": axis, "charts": drawn})
 
-    everything = [*maps]
+    everything: list[Chart] = [*maps]
     for section in sections:
         everything += section["charts"]
     header, cells = _cells(table, varied)
@@ -189,7 +189,7 @@ def _over(
         if curve["axis"] == axis and not curve["refused"]:
             laws[curve["column"], curve["line"]] = curve
 
-    data = []
+    data: list[dict[str, Any]] = []
     for column in columns:
         for number, (label, rows) in enumerate(lines.items()):
             points = [row for row in rows if row[column] is not None]
@@ -281,7 +281,7 @@ def _map(table: Table, other: str) -> Chart | None:
 
     rows = [row for _, row in points]
     shown = [row[f"{column}.p_adjusted"] <= LEVEL for row in rows]
-    dots = {
+    dots: dict[str, Any] = {
         "type": "scatter",
         "mode": "markers+text",
         "x": [row["d1_worth"] for row in rows],

@@ -158,7 +158,7 @@ def _scores(
 def _contaminated(
     c: Context,
     answers: Mapping[str, Sequence[Answers]],
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]], np.ndarray]:
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, float | None]], np.ndarray]:
     """Our questions; by task how many there are, how many the training text holds, and how many are
     too short to tell; and of every answer whether its question is one that the text holds.
 
@@ -186,7 +186,7 @@ def _contaminated(
         questions = [items[number][1] for number in checked]
         seen[checked], short[checked] = tasks.seen(questions, _training_texts(c))
 
-    counts = {}
+    counts: dict[str, dict[str, float | None]] = {}
     for name in dict.fromkeys(names.tolist()):
         of_name = np.flatnonzero(names == name)
         counts[name] = {

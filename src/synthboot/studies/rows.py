@@ -159,8 +159,8 @@ def adjusted(rows: Sequence[Row]) -> list[Row]:
 
     result = list(rows)
     for name, p in statistics.holm(p_values).items():
-        kind, number = name.split()
-        position = int(number)
+        kind, of_row = name.split()
+        position = int(of_row)
         row = result[position]
         changed = replace(getattr(row, kind), p_adjusted=min(1.0, p * row.looks))
         result[position] = replace(row, **{kind: changed})

@@ -58,8 +58,8 @@ def fit(x: Sequence[float], losses: Sequence[float]) -> PowerLaw:
         """Offset and factor for an exponent, and the distance that they leave."""
         powers = (points / unit) ** -np.exp(log_exponent)
         design = np.stack((np.ones_like(powers), powers), axis=1)  # (point, parameter)
-        solution, residual = optimize.nnls(design, measured)
-        return np.asarray(solution), float(residual)
+        parameters, distance = optimize.nnls(design, measured)
+        return parameters, float(distance)
 
     low, high = np.log(_EXPONENTS)
     tried = np.linspace(low, high, _TRIED)

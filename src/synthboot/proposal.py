@@ -59,7 +59,9 @@ def propose(survey: Survey, name: str, hours: float) -> Proposal:
     def written(size: Sequence[int], passes: int, tokens: int) -> Proposal:
         is_cut = tokens < unique or not survey.is_whole
         text = _yaml(survey, name, size, passes, tokens, is_cut, validation, test)
-        cfg = loading.load(strict_yaml.parse(text, name)[0])
+        parsed, _ = strict_yaml.parse(text, name)
+        assert isinstance(parsed, dict)  # of sections, as written below
+        cfg = loading.load(parsed)
         return Proposal(text, _hours(cfg, rate), tokens, cfg.budget.train_tokens)
 
     for passes in _PASSES:

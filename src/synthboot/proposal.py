@@ -58,9 +58,9 @@ def propose(survey: Survey, name: str, hours: float) -> Proposal:
     def written(size: Sequence[int], passes: int, tokens: int) -> Proposal:
         is_cut = tokens < unique or not survey.is_whole
         text = _yaml(survey, name, size, passes, tokens, is_cut, validation, test)
-        settings, _ = strict_yaml.parse(text, name)
-        assert isinstance(settings, dict)  # `_yaml` writes sections
-        cfg = loading.load(settings)
+        parsed, _ = strict_yaml.parse(text, name)
+        assert isinstance(parsed, dict)  # of sections, as written below
+        cfg = loading.load(parsed)
         return Proposal(text, _hours(cfg), tokens, cfg.budget.train_tokens)
 
     for passes in _PASSES:

@@ -52,6 +52,7 @@ def another(path: str) -> Any:
         "arms.*.rounds": 3,
         "arms.*.match": "flops",
         "arms.*.unique_tokens": 5_000,
+        "arms.*.distill": "repetition",
         "arms.*.weight_decay": 0.5,
         "arms.*.lr": 0.5,
         "evaluate.tasks": [],

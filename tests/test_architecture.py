@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from synthboot import recipes
 
 SOURCE = Path(__file__).parent.parent / "src" / "synthboot"
 FILES = sorted(SOURCE.rglob("*.py"))
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 ORDER = [
     "errors",
     "rng",
@@ -44,13 +47,19 @@ ORDER = [
 ]
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file as Python reads it."""
+    return ast.parse(path.read_text("utf-8"))
+
+
 def room(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
 def imports(path: Path) -> list[str]:
     found = []
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("synthboot"):
             module = (node.module or "").split(".")
             found += [".".join([*module, alias.name]) for alias in node.names]
@@ -87,23 +96,29 @@ def test_no_stage_imports_another() -> None:
         assert not [n for n in imports(path) if n.startswith("stages")], path.name
 
 
+def public(of: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """The functions and classes that others may use, and what is public in such classes."""
+    for node in of.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from public(node)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(SOURCE).as_posix())
 def test_public_names_have_docstrings(path: Path) -> None:
-    tree = ast.parse(path.read_text("utf-8"))
+    tree = parsed(path)
     if path.name != "__init__.py":
         assert ast.get_docstring(tree), "module"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            nested = any(node in ast.walk(f) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f is not node)
-            private = any(node in c.body for c in ast.walk(tree) if isinstance(c, ast.ClassDef) and c.name.startswith("_"))
-            assert nested or private or ast.get_docstring(node), node.name
+    for node in public(tree):
+        assert ast.get_docstring(node), node.name
 
 
 def test_only_the_command_line_prints() -> None:
     for path in FILES:
         if path.name in ("cli.py", "docs.py"):
             continue
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(parsed(path)):
             assert not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"), path
 
 
@@ -120,7 +135,7 @@ def test_nothing_is_pickled_or_evaluated() -> None:
 def test_no_library_may_run_the_code_that_comes_with_a_model() -> None:
     calls = 0
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "attr", getattr(node.func, "id", ""))
                 if name in ("from_pretrained", "SentenceTransformer", "load_dataset", "LLM"):
@@ -149,3 +164,41 @@ def test_a_stage_is_one_word_everywhere() -> None:
 
 def test_no_vague_file_names() -> None:
     assert not {p.stem for p in FILES} & {"utils", "helpers", "misc", "common", "manager"}
+
+
+def is_private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.startswith("__") and name.isidentifier() and name != "_"
+
+
+def private_names(trees: Iterable[ast.Module]) -> set[str]:
+    """Every private function, class, constant and attribute that is defined."""
+    found: set[object] = set()
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                found.add(node.attr)
+    return {str(name) for name in found if is_private(name)}
+
+
+def reached(tree: ast.Module) -> set[str]:
+    """The private names that a test names and does not define."""
+    found: set[object] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # as patching names them
+            found.add(node.value)
+    return {str(name) for name in found if is_private(name)} - private_names([tree])
+
+
+def test_no_test_reaches_for_a_private_name() -> None:
+    """What a test needs of the inside is a thing of its own, and then it has a name and a docstring."""
+    ours = private_names(parsed(p) for p in FILES)
+    found = {path.relative_to(TESTS[0].parent).as_posix(): reached(parsed(path)) & ours for path in TESTS}
+    assert {name: names for name, names in found.items() if names} == {}

@@ -172,7 +172,7 @@ def _tokenizer(path: Path) -> None:
     Tokenizer(models.WordLevel({f"word{i}": i for i in range(100)}, "word0")).save(str(path))
 
 
-@pytest.mark.parametrize("number", sorted(disk._ADVICE))
+@pytest.mark.parametrize("number", sorted(disk.ADVICE))
 def test_every_error_of_a_disk_is_one_line_with_what_to_do(tmp_path: Path, number: int) -> None:
     words = os.strerror(number)
     as_rust, as_arrow = RuntimeError(f"I/O error: {words} (os error {number})"), OSError(f"Detail: [errno {number}] {words}")

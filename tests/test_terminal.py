@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from synthboot import cli, show
-from synthboot.terminal import one_line, safe
+from synthboot.terminal import one_line, safe, table_lines
 
 ACTING = [chr(c) for c in [*range(9), *range(11, 32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xD800]]
 TEXT = "a\u3000b\u00a0c\u200dd\u200ce\u00adf e\u0301 日本語 हिन्दी שלום \u200f العربية 👩\u200d🔬 \u2003\tx\ny \ue000"
@@ -73,9 +73,9 @@ def test_errors_statuses_and_comparisons_let_nothing_act(tmp_path: Path) -> None
         assert len(result.stderr.splitlines()) == 1
 
 
-def test_columns_line_up_where_characters_are_wide(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._print_table(["a", "b"], [["日本", "x"], ["y" * 4, "\x1b"]])
-    assert capsys.readouterr().out.splitlines() == ["a     b", "----  ------", "日本  x", "yyyy  \\u001b"]
+def test_columns_line_up_where_characters_are_wide() -> None:
+    lines = table_lines(["a", "b"], [["日本", "x"], ["y" * 4, "\x1b"]])
+    assert lines == ["a     b", "----  ------", "日本  x", "yyyy  \\u001b"]
 
 
 PROGRAM = """

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from synthboot.terminal import one_line, safe
+from synthboot.terminal import one_line, safe, table_lines
 
 if TYPE_CHECKING:
     from synthboot.config import Config
@@ -711,16 +711,8 @@ def _print_scores(result: dict[str, Any]) -> None:
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    from rich.cells import cell_len  # a Chinese character is two columns wide
-
-    cells = [[one_line(str(cell)) for cell in row] for row in (header, *rows)]
-    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-    rule = ["-" * width for width in widths]
-    for row in [cells[0], rule, *cells[1:]]:
-        line = ""
-        for cell, width in zip(row, widths, strict=True):
-            line += cell + " " * (width - cell_len(cell)) + "  "
-        _say(line.rstrip(" "))
+    for line in table_lines(header, rows):
+        _say(line)
 
 
 def _print_example(example: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import regex
 
 from synthboot import config
 from synthboot.data import ngrams, tasks, words
@@ -39,10 +40,16 @@ SENTENCES = {
 SOLID = {"Thai", "Lao", "Khmer", "Burmese", "Chinese", "Japanese"}
 
 
+def letters(text: str) -> list[str]:
+    """The characters of a text, each with its marks."""
+    found: list[str] = regex.findall(r".\p{M}*", text, regex.DOTALL)
+    return found
+
+
 def made(language: str, count: int, size: int = 120) -> list[str]:
     """Documents of words (two of a sentence in one; letters where there are no spaces) in random order."""
     rng, sentence = random.Random(3), SENTENCES[language]
-    parts = words._CLUSTER.findall(re.sub(r"\W\b|\s", "", sentence)) if language in SOLID else re.split("[ ⠀་]", sentence)
+    parts = letters(re.sub(r"\W\b|\s", "", sentence)) if language in SOLID else re.split("[ ⠀་]", sentence)
     parts = parts if language in SOLID else [a + b for a in parts for b in parts]
     gap = {"Braille": "⠀", "Tibetan": "་"}.get(language, "" if language in SOLID else " ")
     return [gap.join(rng.choice(parts) for _ in range(size)) for _ in range(count)]
@@ -69,7 +76,7 @@ def test_a_letter_is_less_than_a_word() -> None:
 @pytest.mark.parametrize("language", SENTENCES)
 def test_a_copied_question_is_found_however_it_is_composed_in(language: str) -> None:
     question, *others = SENTENCES[language], *made(language, 3)
-    parts = words._CLUSTER.findall(question) if language in SOLID else re.findall("[^ ⠀་]+[ ⠀་]?", question)
+    parts = letters(question) if language in SOLID else re.findall("[^ ⠀་]+[ ⠀་]?", question)
     short = "".join(parts[: 2 * len(parts) // 3])
     asked = [tasks.Item(str(n), "open", ("",), (), 0, bare=(q, "42")) for n, q in enumerate([question, short, others[0]])]
     for form in ("NFC", "NFD", "NFKD"):
@@ -103,6 +110,10 @@ def test_twins_in_other_forms_are_neighbours_in_every_script() -> None:
 )
 def test_words(text: str, expected: list[str]) -> None:
     assert words.words(text) == expected
+
+
+def test_the_terms_of_scripts_without_spaces_are_letters_and_pairs_of_them() -> None:
+    assert [len(words.terms(text)) for text in ("天地玄黄天", "ภาษาไทย", "two words")] == [9, 13, 2]
 
 
 def test_symbols_are_words_on_request() -> None:

@@ -57,7 +57,7 @@ def rewritten(data: bytes, asked: list[Change], sealed: bool) -> bytes:
     value = changed(json.loads(data), asked)
     if sealed and isinstance(value, dict):
         value.pop("hash", None)
-        value["hash"] = disk._hash_of(value)
+        value["hash"] = disk.record_hash(value)
     return json.dumps(value).encode()
 
 
@@ -107,6 +107,6 @@ def fuzzer(place: Path, settings: dict[str, Any] | None = None) -> Iterator[Fuzz
                 raise SynthbootError(found.stderr)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plans, "_matmul_rate", lambda: 1e9)
+        patch.setattr(plans, "matmul_rate", lambda: 1e9)
         patch.setattr(precision, "undecided", lambda cfg: False)
         yield Fuzzer("manifests", inputs(), check)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import tempfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 
 from synthboot import config, loading
 from synthboot.artifacts import store
+from synthboot.artifacts.pairs import Related
 from synthboot.data import documents, tokenizer, tokens
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
-from synthboot.lm.batches import IGNORE, PairPlan, Plan, cut_pair, d1_room, pair_row
+from synthboot.lm.batches import IGNORE, PairPlan, Plan, cut_pair, d1_room, joined_contexts, pair_row
 from synthboot.lm.streams import Stream, packed_pairs, shuffled
+from synthboot.terminal import one_line, safe
 from tests.fuzz.configurations import section
 from tests.fuzz.corpora import records
 
@@ -103,7 +106,7 @@ def test_a_plan_reads_every_token_of_its_streams_in_turn(
     size = {"seq_len": seq_len, "batch_tokens": rows * seq_len, "train_tokens": rows * seq_len * steps}
     plan = Plan(Tokens.of(real), Tokens.of(written), share, seed=0, end=0, **size)
     targets = np.concatenate([plan.batch(step).targets for step in range(steps)])
-    kinds = [plan._source(row)[0] for row in range(rows * steps)]
+    kinds = [plan.source(row)[0] for row in range(rows * steps)]
     for kind, stream in (("real", plan.real), ("synthetic", plan.synthetic)):
         own = targets[[k == kind for k in kinds]].ravel()
         assert own.tolist() == (stream.read(0, len(own)).tolist() if len(own) else [])
@@ -123,7 +126,7 @@ def test_a_pass_of_packed_pairs_has_each_pair_once(
     d1, d2 = zip(*pairs, strict=True)
     closed = Tokens.of([[*d, 0] for d in docs])
     plan = PairPlan(closed, d1, d2, seq_len=seq_len, d1_share=share, batch_tokens=seq_len, tokens=9, seed=0, end=0, separator=1)
-    laid = plan._packed(0)
+    laid = plan.row_pairs(0)
     assert sorted(pair for row in laid for pair in row) == list(range(len(pairs)))
     assert all(sum(int(plan.lengths[pair]) for pair in row) <= seq_len for row in laid)
     for step in range(len(laid)):
@@ -182,3 +185,34 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_settings(reads: dict[str,
     assert store.fingerprint("base", 1, {k: reads[k] for k in keys}, {}) == mark
     assert store.fingerprint("base", 1, {**reads, "another": 0}, {}) != mark
     assert store.fingerprint("base", 2, reads, {}) != mark
+
+
+@every
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30, unique=True), st.data())
+def test_a_prompt_of_several_d1_holds_the_most_similar_last(pairs: list[tuple[int, int]], data: st.DataObject) -> None:
+    """Pairs come most similar first, d1 of the pair at hand stands last of all."""
+    d1, d2 = data.draw(st.sampled_from(pairs))
+    contexts = data.draw(st.integers(1, 5))
+    others = [a for a, b in pairs if b == d2 and a != d1][: contexts - 1]
+    related = Related.of(*np.array(pairs).T)
+    assert related.around(d1, d2, contexts) == [*others[::-1], d1]
+
+
+@every
+@given(st.lists(st.lists(st.integers(2, 99), max_size=30), min_size=2, max_size=4), st.integers(30, 80), st.floats(0.3, 0.9))
+def test_several_d1_take_no_more_room_than_one(docs: list[list[int]], window: int, share: float) -> None:
+    joined = joined_contexts([np.array([*doc, 0]) for doc in docs], window, share, separator=1).tolist()
+    assert joined.pop() == 0
+    assert len(joined) <= d1_room(window, share)
+    heads = [list(group) for separates, group in itertools.groupby(joined, lambda token: token == 1) if not separates]
+    assert joined.count(1) == len(docs) - 1
+    assert all(doc[: len(head)] == head for doc, head in zip([d for d in docs if d], heads, strict=True))
+
+
+@every
+@given(st.text(max_size=60))
+def test_text_for_a_terminal_is_one_line_that_acts_on_nothing_and_the_same_json(text: str) -> None:
+    assert len(one_line(text).splitlines()) <= 1
+    assert not {unicodedata.category(c) for c in safe(text)} & {"Cs", "Zl", "Zp"}
+    assert not any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in safe(text))
+    assert json.loads(safe(json.dumps(text, ensure_ascii=False))) == text

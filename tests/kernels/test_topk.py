@@ -44,7 +44,7 @@ def test_the_precision_of_matmuls_does_not_show_in_the_result(monkeypatch: pytes
     clusters = join.Clusters.build(vectors, centroids, 0.05)
     results = []
     for half in (False, True):
-        monkeypatch.setattr(join, "_bfloat16_is_faster", lambda half=half: half)
+        monkeypatch.setattr(join, "bfloat16_is_faster", lambda half=half: half)
         results.append((*join.exact(vectors[:700], vectors, 9, np.arange(700)), *clusters.join(0, 5_000, 9)))
     for one, other in zip(*results, strict=True):
         assert one.tobytes() == other.tobytes()

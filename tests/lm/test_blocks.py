@@ -24,8 +24,8 @@ def test_norms_and_gates_are_torchs_both_ways(shape: tuple[int, ...]) -> None:
     for ours in (True, False):
         x, weight, gate = (t.detach().clone().requires_grad_() for t in (*inputs, 5 * given))
         other = value.detach().clone().requires_grad_()
-        normed = blocks._Norm.apply(x, weight, 1e-6) if ours else torch.nn.functional.rms_norm(x, (shape[-1],), weight, 1e-6)
-        gated = blocks._Gate.apply(gate, other) if ours else torch.nn.functional.silu(gate) * other
+        normed = blocks.rms_norm(x, weight, 1e-6) if ours else torch.nn.functional.rms_norm(x, (shape[-1],), weight, 1e-6)
+        gated = blocks.silu_gate(gate, other) if ours else torch.nn.functional.silu(gate) * other
         torch.autograd.backward([normed, gated], [upwards, upwards])
         results.append([normed, gated, x.grad, weight.grad, gate.grad, other.grad])
     for one, expected in zip(*results, strict=True):
@@ -48,7 +48,7 @@ def test_attention_by_blocks_of_rows_is_torchs_both_ways(
     for ours in (True, False):
         q, k, v = (t.clone().requires_grad_() for t in inputs)
         if ours:
-            out = blocks._Attend.apply(q, k, v, seen if masked else None, 0.3, precision)
+            out = blocks.attend(q, k, v, seen if masked else None, 0.3, precision)
         else:
             out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], scale=0.3, enable_gqa=True)
         out.backward(upwards.to(out.dtype))

@@ -68,12 +68,12 @@ def sampling(spoil: str) -> None:
     if spoil == "waits":
         engine.temperature = torch.ones((), device=DEVICE)  # type: ignore[assignment]
     with torch.inference_mode():
-        state = embedded._State(engine, asked, 64, 32)
+        state = embedded.ContinuousBatch(engine, asked, 64, 32)
         state.refill()
         if spoil == "mixes":
             state.rows.seed = torch.zeros(32, dtype=torch.int64)
         state.advance()
-        state._keep(np.arange(24))
+        state.keep(np.arange(24))
         state.advance()
     assert state.rows.token.device.type == DEVICE
 
@@ -91,7 +91,7 @@ def training(spoil: str) -> None:
     module = Loss(model(), torch.bfloat16, z_loss=1e-4)
     there = torch.device("cpu" if spoil == "mixes" else DEVICE)
     for segments in (None, tokens // 40):
-        loss, norm = train._step(
+        loss, norm = train.forward_backward(
             module, Batch(tokens, targets, segments, tokens if segments is None else segments), settings, ALONE, there
         )
         if spoil == "waits":

@@ -235,7 +235,7 @@ def test_rows_of_their_own_give_the_gradients_of_packed_rows(micro: int | None) 
     batch, found = pair_plan().batch(0), []
     for each, how in ((batch, settings()), (batch.apart(4), settings(micro_batch_tokens=micro))):
         model = small_model(vocab_size=VOCAB)
-        loss, norm = training._step(Loss(model), each, how, parallel.ALONE, torch.device("cpu"))
+        loss, norm = training.forward_backward(Loss(model), each, how, parallel.ALONE, torch.device("cpu"))
         found.append((float(loss), float(norm), model.lm_head.weight.grad))
     assert found[1][:2] == pytest.approx(found[0][:2], rel=1e-4)
     assert torch.allclose(found[1][2], found[0][2], atol=1e-6)
@@ -258,7 +258,8 @@ def test_documents_of_a_row_stay_apart_in_a_layout_that_carries_state(tmp_path: 
 def test_rows_of_many_lengths_are_not_compiled_for(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model = small_model(vocab_size=VOCAB)
     forgets(model, "position_ids")
+    told: list[str] = []
     place = training.Runtime(compile="on")
-    trainer = training._Trainer(model, pair_plan(), settings(), lambda _: 0.0, tmp_path, tokenizer, place, None)
-    assert trainer.apart
-    assert not trainer.compiled
+    train(model, pair_plan(), settings(), lambda _: 0.0, tmp_path, tokenizer, lambda _, words: told.append(words), place)
+    assert "each has a row of its own" in told[0]
+    assert not any("compiling" in words for words in told)

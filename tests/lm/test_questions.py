@@ -14,6 +14,7 @@ import torch
 from synthboot import config
 from synthboot.data import tasks
 from synthboot.data import tokenizer as tokenizers
+from synthboot.data.items import Item
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import ConfigError
 from synthboot.lm import model as models
@@ -43,7 +44,8 @@ WORDS = (
     "makes",
     "finds",
 )
-ITEMS, WINDOW = 200, 64
+ITEMS, WINDOW = 100, 64
+SEAMS = [("the cat ", "sees"), ("the cat", " sees"), ("the cat", "sees")]
 
 
 def sentence(rng: random.Random, low: int = 2, high: int = 9) -> str:
@@ -131,46 +133,20 @@ def both(
         }
         (place / f"{kind}.yaml").write_text(yaml.safe_dump(task))
         ours[kind] = questions.ask(model, tokenizer, tasks.read(str(path), config.Evaluate(tasks=[str(path)])), WINDOW)
-    with pytest.MonkeyPatch.context() as patch:
+    ours["shots"] = with_examples(model, tokenizer, place)
+    with pytest.MonkeyPatch.context() as patch:  # once: the harness looks through ten thousand files
         patch.setenv("HF_DATASETS_CACHE", str(place / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        theirs = questions.harness(folder, [f"own_{kind}" for kind in HARNESS], str(place), "cpu")
-    return {kind: (ours[kind], theirs[f"own_{kind}"]) for kind in HARNESS}
+        theirs = questions.harness(folder, [f"own_{kind}" for kind in ours], str(place), "cpu")
+    return {kind: (answers, theirs[f"own_{kind}"]) for kind, answers in ours.items()}
 
 
-def made_right(kind: str, some: list[dict[str, Any]], model: Any, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The rows, some with what the model would say: a random model is never right by chance on an open question."""
-    if kind not in ("cloze", "open"):
-        return some
-    said = questions._generated(model, tokenizer, [r.get("query", r.get("context")) for r in some], WINDOW)
-    for number, row in enumerate(some):
-        words = said[number].split()
-        if kind == "open" and number % 3 == 0 and words:
-            row["answers"] = [said[number].upper() + "!"]
-        elif kind == "cloze" and words and said[number].startswith(" "):
-            row["target"] = words[0][:8]
-    return some
-
-
-@pytest.mark.parametrize("kind", list(HARNESS))
-def test_we_agree_with_lm_eval_on_every_item(kind: str, both: dict[str, tuple[list[questions.Answer], np.ndarray]]) -> None:
-    ours, theirs = both[kind]
-    assert len(ours) == len(theirs) == ITEMS
-    assert [float(a.acc) for a in ours] == theirs[:, 0].tolist()
-    if kind in ("choice", "pair"):
-        assert [float(a.acc_norm) for a in ours] == theirs[:, 1].tolist()
-    assert 0 < sum(a.acc for a in ours) < ITEMS  # a figure that could have come out otherwise
-
-
-def test_we_agree_with_lm_eval_on_worked_examples(
-    saved: tuple[Path, Any, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("lm_eval")
+def with_examples(model: Any, tokenizer: Tokenizer, place: Path) -> list[questions.Answer]:
+    """Our answers after two worked examples; what lm-eval needs for its own is written to `place`."""
     yaml = pytest.importorskip("yaml")
-    folder, model, tokenizer = saved
     some = [row | {"query": " ".join(row["query"].split()[:6])} for row in rows("choice")]
     parts = {"train": some[:9], "test": some[9:]}
-    files = {name: str(write_jsonl(tmp_path / f"own_{name}.jsonl", part)) for name, part in parts.items()}
+    files = {name: str(write_jsonl(place / f"own_{name}.jsonl", part)) for name, part in parts.items()}
     task = {
         "task": "own_shots",
         "dataset_path": "json",
@@ -182,15 +158,37 @@ def test_we_agree_with_lm_eval_on_worked_examples(
         "metric_list": [{"metric": name} for name in ("acc", "acc_norm")],
         **HARNESS["choice"],
     }
-    (tmp_path / "own_shots.yaml").write_text(yaml.safe_dump(task))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setitem(tasks.TASKS, "own", tasks.Task("own_test", "{query}", shots_file="own_train"))
-    theirs = questions.harness(folder, ["own_shots"], str(tmp_path), "cpu")["own_shots"]
-    asked = {shots: tasks.read(f"own@{shots}", config.Evaluate(task_folder=str(tmp_path))) for shots in (0, 2)}
-    ours, none = (questions.ask(model, tokenizer, asked[shots], WINDOW) for shots in (2, 0))
-    assert [[float(a.acc), float(a.acc_norm)] for a in ours] == theirs[:, :2].tolist()
-    assert [a.acc for a in ours] != [a.acc for a in none]  # the examples made a difference
+    (place / "own_shots.yaml").write_text(yaml.safe_dump(task))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tasks.TASKS, "own", tasks.Task("own_test", "{query}", shots_file="own_train"))
+        asked = {shots: tasks.read(f"own@{shots}", config.Evaluate(task_folder=str(place))) for shots in (0, 2)}
+    found, none = (questions.ask(model, tokenizer, asked[shots], WINDOW) for shots in (2, 0))
+    assert [a.acc for a in found] != [a.acc for a in none]  # the examples made a difference
+    return found
+
+
+def made_right(kind: str, some: list[dict[str, Any]], model: Any, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The rows, some with what the model would say: a random model is never right by chance on an open question."""
+    if kind not in ("cloze", "open"):
+        return some
+    said = questions.greedy_answers(model, tokenizer, [r.get("query", r.get("context")) for r in some], WINDOW)
+    for number, row in enumerate(some):
+        words = said[number].split()
+        if kind == "open" and number % 3 == 0 and words:
+            row["answers"] = [said[number].upper() + "!"]
+        elif kind == "cloze" and words and said[number].startswith(" "):
+            row["target"] = words[0][:8]
+    return some
+
+
+@pytest.mark.parametrize("kind", [*HARNESS, "shots"])
+def test_we_agree_with_lm_eval_on_every_item(kind: str, both: dict[str, tuple[list[questions.Answer], np.ndarray]]) -> None:
+    ours, theirs = both[kind]
+    assert len(ours) == len(theirs) == (ITEMS - 9 if kind == "shots" else ITEMS)  # nine are the worked examples
+    assert [float(a.acc) for a in ours] == theirs[:, 0].tolist()
+    if kind in ("choice", "pair", "shots"):
+        assert [float(a.acc_norm) for a in ours] == theirs[:, 1].tolist()
+    assert 0 < sum(a.acc for a in ours) < ITEMS  # a figure that could have come out otherwise
 
 
 def test_a_choice_is_the_sum_of_its_tokens(saved: tuple[Path, Any, Tokenizer]) -> None:
@@ -210,22 +208,33 @@ def test_a_choice_is_the_sum_of_its_tokens(saved: tuple[Path, Any, Tokenizer]) -
 
 
 def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(saved: tuple[Path, Any, Tokenizer]) -> None:
-    _, _, tokenizer = saved
-    (one,) = questions._rows(tokenizer, ["the cat "], ["sees"], WINDOW)
-    (two,) = questions._rows(tokenizer, ["the cat"], [" sees"], WINDOW)
-    assert all((a == b).all() for a, b in zip(one, two, strict=True))
+    _, model, tokenizer = saved
+    items = [Item("x", "cloze", (context,), (continuation,), 0) for context, continuation in SEAMS]
+    one, two, other = questions.ask(model, tokenizer, items, WINDOW)
+    assert one == two
+    assert one.nll != pytest.approx(other.nll)
 
 
 def test_what_is_too_long_loses_its_beginning(saved: tuple[Path, Any, Tokenizer]) -> None:
-    _, _, tokenizer = saved
-    (inputs, targets) = questions._rows(tokenizer, ["cat " * 200], ["dog"], 16)[0]
-    assert len(inputs) == len(targets) == 16
-    assert tokenizer.decode(targets[targets >= 0]).strip() == "dog"
+    _, model, tokenizer = saved
+    (answer,) = questions.ask(model, tokenizer, [Item("x", "cloze", ("cat " * 200,), ("dog",), 0)], 16)
+    (whole,) = tokenizer.encode(["cat " * 200 + "dog"])
+    ids = whole[-17:]
+    length = len(whole) - len(tokenizer.encode([("cat " * 200).rstrip()])[0])  # of the continuation
+    logits = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+    nll = -sum(float(logits[i - 1, ids[i]].detach()) for i in range(17 - length, 17))
+    assert answer.nll == pytest.approx(nll, rel=1e-5)
 
 
-def test_open_answers_are_compared_without_case_and_punctuation() -> None:
-    assert questions._plain(" The U.S.! ") == "the us"
-    assert questions._STOPS.split("Paris, France", maxsplit=1)[0] == "Paris"
+def test_open_answers_are_compared_without_case_and_punctuation(saved: tuple[Path, Any, Tokenizer]) -> None:
+    _, model, tokenizer = saved
+    asked = [sentence(random.Random(n)) for n in range(20)]
+    said = questions.greedy_answers(model, tokenizer, asked, WINDOW)
+    assert not any(stop in text for text in said for stop in "\n.,")
+    question, text = next((q, t) for q, t in zip(asked, said, strict=True) if t.split())
+    answers = [f" {text.upper()}!? ", f"{text} too"]
+    items = [Item("x", "open", (question,), (), 0, answers=(answer,)) for answer in answers]
+    assert [answer.acc for answer in questions.ask(model, tokenizer, items, WINDOW)] == [True, False]
 
 
 def test_an_unknown_lm_eval_task_is_an_error(saved: tuple[Path, Any, Tokenizer], tmp_path: Path) -> None:

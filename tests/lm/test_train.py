@@ -3,6 +3,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,7 +17,7 @@ from synthboot import config
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, CorruptArtifact, TrainingError
-from synthboot.lm import loss, parallel, score, track
+from synthboot.lm import loss, score, track
 from synthboot.lm import model as models
 from synthboot.lm import train as training
 from synthboot.lm.batches import IGNORE, Batch, PairPlan, Plan
@@ -47,6 +48,17 @@ class Killed(BaseException):
     """As abrupt as a signal: no handler of ours sees it."""
 
 
+def killed_after(steps: int) -> Runtime:
+    """A runtime in which training is killed so many steps after it began, before what follows the last of them."""
+    taken = iter(range(steps, 0, -1))
+
+    def watch(_: int, figures: Any) -> None:
+        if "loss" in figures and next(taken) == 1:
+            raise Killed
+
+    return Runtime(watch=watch)
+
+
 def test_loss_falls_and_the_last_and_best_models_are_left_as_hugging_face_folders(tmp_path: Path, tokenizer: Tokenizer) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -58,27 +70,23 @@ def test_loss_falls_and_the_last_and_best_models_are_left_as_hugging_face_folder
     assert AutoTokenizer.from_pretrained(tmp_path / "m" / "last").eos_token_id == tokenizer.end
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> dict[str, bytes]:
+    """What is left of a run that was never disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "m"
+    train(small_model(), plan(), settings(), validate, folder, tokenizer)
+    return files(folder)
+
+
 @pytest.mark.parametrize("point", range(1, 9))
 def test_killed_at_any_step_and_resumed_gives_the_same_bytes(
-    tmp_path: Path, tokenizer: Tokenizer, point: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizer: Tokenizer, point: int, whole: dict[str, bytes]
 ) -> None:
-    train(small_model(), plan(), settings(), validate, tmp_path / "whole", tokenizer)
-    taken = {"steps": 0}
-    real = training._step
-
-    def dying(*arguments: Any) -> Any:
-        taken["steps"] += 1
-        if taken["steps"] == point:
-            raise Killed
-        return real(*arguments)
-
-    monkeypatch.setattr(training, "_step", dying)
     with pytest.raises(Killed):
-        train(small_model(), plan(), settings(), validate, tmp_path / "killed", tokenizer)
-    monkeypatch.setattr(training, "_step", real)
-    train(small_model(seed=99), plan(), settings(), validate, tmp_path / "killed", tokenizer)  # weights come from disk
-    if point > 2:
-        assert files(tmp_path / "killed") == files(tmp_path / "whole")
+        train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer, runtime=killed_after(point))
+    seed = 99 if point > 2 else 0  # from the first checkpoint on weights come from disk
+    train(small_model(seed=seed), plan(), settings(), validate, tmp_path / "m", tokenizer)
+    assert files(tmp_path / "m") == whole
 
 
 def test_patience_stops_and_keeps_the_best(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -101,22 +109,14 @@ def test_the_start_is_measured_but_is_never_the_best(tmp_path: Path, tokenizer: 
     assert (curve.best_step, curve.best_loss) == (8, 2.0)
 
 
-def one_step(model: Any, batch: Batch, how: Settings) -> tuple[float, float]:
-    """A step as the training loop takes it, at the full rate."""
-    [optimizer] = training._optimizers(model, how)
-    found = training._step(Loss(model, z_loss=how.z_loss), batch, how, parallel.ALONE, torch.device("cpu"))
-    optimizer.step()
-    return found
-
-
-def test_a_step_equals_plain_pytorch_with_and_without_accumulation() -> None:
-    batch = plan().batch(0)
-    gradients = []
+def test_a_step_equals_plain_pytorch_with_and_without_accumulation(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    one = plan(1)
+    found = []
     for micro in (None, 16):
-        model = small_model()
-        loss, norm = one_step(model, batch, settings(micro_batch_tokens=micro))
-        gradients.append((loss, norm, torch.cat([p.detach().flatten() for p in model.parameters()])))
-    model = small_model()
+        model, how = small_model(), settings(micro_batch_tokens=micro, warmup_steps=0, eval_steps=())
+        curve = train(model, one, how, lambda _: 0.0, tmp_path / str(micro), tokenizer)
+        found.append((curve.train[0], torch.cat([p.detach().flatten() for p in model.parameters()])))
+    model, batch = small_model(), one.batch(0)
     reference = torch.optim.AdamW(
         [
             {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
@@ -128,32 +128,32 @@ def test_a_step_equals_plain_pytorch_with_and_without_accumulation() -> None:
     logits = model(input_ids=torch.from_numpy(batch.inputs)).logits
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten())
     expected.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     reference.step()
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    for loss, _, found in gradients:
-        assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
-        near = torch.isclose(found, weights, atol=1e-5)  # Adam's first step is a sign: rounding flips it where it is near 0
+    for row, trained in found:
+        assert row == [64, pytest.approx(float(expected.detach()), rel=1e-5), pytest.approx(float(norm), rel=1e-4), 1e-2]
+        near = torch.isclose(trained, weights, atol=1e-5)  # Adam's first step is a sign: rounding flips it where it is near 0
         assert float(near.float().mean()) > 0.999
 
 
-def test_packed_pairs_do_not_see_each_other() -> None:
+def test_packed_pairs_do_not_see_each_other(tmp_path: Path, tokenizer: Tokenizer) -> None:
     pairs = PairPlan(
         TEXTS, [0, 1, 2, 3], [4, 5, 6, 7], seq_len=64, d1_share=0.5, batch_tokens=128, tokens=128, seed=0, end=0, separator=1
     )
-    model, batch = small_model(), pairs.batch(0)
-    mean, _ = one_step(model, batch, settings())
+    batch = pairs.batch(0)
+    curve = train(small_model(), pairs, settings(eval_steps=()), lambda _: 0.0, tmp_path / "m", tokenizer)
     fresh = small_model()
     rows = [(TEXTS[a], TEXTS[b]) for a, b in ((0, 4), (1, 5), (2, 6), (3, 7))]
     alone = score.pairs(fresh, [a for a, _ in rows], [b for _, b in rows], 64, 0.5, 0, 1)
     assert batch.segments is not None
     assert batch.segments.max() > 1  # several pairs share a row
-    assert mean == pytest.approx(alone.mean, rel=1e-4)
+    assert curve.train[0][1] == pytest.approx(alone.mean, rel=1e-4)
 
 
 def test_schedule_warms_up_then_falls_to_its_floor() -> None:
     s = settings(warmup_steps=10, min_lr_fraction=0.1)
-    rates = [training._lr(i, 100, s) for i in range(101)]
+    rates = [training.learning_rate(i, 100, s) for i in range(101)]
     assert rates[0] == pytest.approx(1e-3)
     assert rates[9] == rates[10] == pytest.approx(1e-2)
     assert rates[10:] == sorted(rates[10:], reverse=True)
@@ -163,7 +163,7 @@ def test_schedule_warms_up_then_falls_to_its_floor() -> None:
 
 def test_wsd_is_flat_and_then_falls_in_a_line() -> None:
     s = settings(warmup_steps=10, min_lr_fraction=0.1, schedule="wsd", decay_fraction=0.2)
-    rates = np.array([training._lr(i, 100, s) for i in range(101)])
+    rates = np.array([training.learning_rate(i, 100, s) for i in range(101)])
     assert np.allclose(rates[10:81], 1e-2)
     assert np.allclose(np.diff(rates[80:], 2), 0, atol=1e-9)
     assert rates[100] == pytest.approx(1e-3)
@@ -213,38 +213,29 @@ def test_bfloat16_products_leave_float32_weights_and_nearly_the_same_gradients(
     assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.999
 
 
-def test_muon_trains_and_resumes_to_the_same_bytes(
-    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_muon_trains_and_resumes_to_the_same_bytes(tmp_path: Path, tokenizer: Tokenizer) -> None:
     how = settings(optimizer="muon")
     curve = train(small_model(), plan(), how, validate, tmp_path / "a", tokenizer)
     assert curve.last_loss < curve.validation[0][1]
-    whole = training._Trainer.step
-
-    def dies(self: Any) -> tuple[float, float]:
-        if self.curve.step == 5:
-            raise Killed
-        return whole(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Trainer, "step", dies)
-        with pytest.raises(Killed):
-            train(small_model(), plan(), how, validate, tmp_path / "b", tokenizer)
+    with pytest.raises(Killed):
+        train(small_model(), plan(), how, validate, tmp_path / "b", tokenizer, runtime=killed_after(5))
     train(small_model(), plan(), how, validate, tmp_path / "b", tokenizer)
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
-def test_a_leap_of_the_loss_stops_the_run(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, steps = training._step, iter(range(1_000))
+class Leaping(Plan):
+    """Two of its steps read tokens that no other has: one of the first, and one when the loss has long been low."""
 
-    def leaping(*arguments: Any) -> tuple[float, float]:
-        found, norm = whole(*arguments)
-        return found + (5.0 if next(steps) == 60 else 0.0), norm
+    def batch(self, step: int) -> Batch:
+        found = super().batch(step)
+        return replace(found, targets=found.targets + 200) if step in (20, 60) else found
 
-    monkeypatch.setattr(training, "_step", leaping)
+
+def test_a_leap_of_the_loss_stops_the_run(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    leaping = Leaping(TEXTS, seq_len=16, batch_tokens=64, train_tokens=64 * 80, seed=0, end=0)
     how = settings(eval_steps=(40, 80))
     with pytest.raises(TrainingError, match=r"loss \d.*after a mean of .* at step 61 of 80, on real documents"):
-        train(small_model(), plan(80), how, validate, tmp_path / "m", tokenizer)
+        train(small_model(), leaping, how, validate, tmp_path / "m", tokenizer)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -338,14 +329,11 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path: Path, tokenizer:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "curve.json"])
-def test_an_unreadable_checkpoint_says_which_and_what_to_do(
-    tmp_path: Path, tokenizer: Tokenizer, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training._Trainer, "finish", lambda *_: (_ for _ in ()).throw(Killed))
+def test_an_unreadable_checkpoint_says_which_and_what_to_do(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
     with pytest.raises(Killed):
-        train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
-    (tmp_path / "m" / "work" / "checkpoint-00000008" / name).write_bytes(b"{garbage")
-    with pytest.raises(TrainingError, match=r"checkpoint-00000008.*unreadable checkpoint.*delete"):
+        train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer, runtime=killed_after(3))
+    (tmp_path / "m" / "work" / "checkpoint-00000002" / name).write_bytes(b"{garbage")
+    with pytest.raises(TrainingError, match=r"checkpoint-00000002.*unreadable checkpoint.*delete"):
         train(small_model(), plan(), settings(), validate, tmp_path / "m", tokenizer)
 
 
@@ -414,17 +402,8 @@ def test_a_regularized_run_that_is_killed_ends_with_the_same_bytes(
 ) -> None:
     how = settings(**changes)
     train(small_qwen(), plan(), how, validate, tmp_path / "whole", tokenizer)
-
-    def dying(model: Any) -> float:
-        # the third evaluation, after step 6: what is left is the checkpoint of step 4
-        calls.append(validate(model))
-        if len(calls) == 3:
-            raise Killed
-        return calls[-1]
-
-    calls: list[float] = []
     with pytest.raises(Killed):
-        train(small_qwen(), plan(), how, dying, tmp_path / "killed", tokenizer)
+        train(small_qwen(), plan(), how, validate, tmp_path / "killed", tokenizer, runtime=killed_after(6))
     torch.manual_seed(99)  # what others drew in between does not matter
     train(small_qwen(seed=99), plan(), how, validate, tmp_path / "killed", tokenizer)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
@@ -440,16 +419,9 @@ def test_a_model_that_brings_dropout_along_resumes_to_the_same_bytes(tmp_path: P
         )
         return GPT2LMHeadModel(layout)
 
-    def dying(model: Any) -> float:
-        calls.append(validate(model))
-        if len(calls) == 3:
-            raise Killed
-        return calls[-1]
-
-    calls: list[float] = []
     train(gpt2(0), plan(), settings(), validate, tmp_path / "whole", tokenizer)
     with pytest.raises(Killed):
-        train(gpt2(0), plan(), settings(), dying, tmp_path / "killed", tokenizer)
+        train(gpt2(0), plan(), settings(), validate, tmp_path / "killed", tokenizer, runtime=killed_after(6))
     train(gpt2(9), plan(), settings(), validate, tmp_path / "killed", tokenizer)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 

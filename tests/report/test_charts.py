@@ -27,9 +27,23 @@ def test_no_crossing_where_the_arm_ends_behind_or_on_other_tokens() -> None:
 
 
 def evaluated(losses: dict[str, float]) -> dict[str, Any]:
-    arms = {name: {"loss": [loss, loss - 0.1, loss + 0.1], "loss_by_seed": [loss]} for name, loss in losses.items()}
+    """What a comparison of arms with these losses says, one seed each."""
+    arms = {}
+    for name, loss in losses.items():
+        arms[name] = {"loss": [loss, loss - 0.1, loss + 0.1], "loss_by_seed": [loss]}
+        arms[name] |= {"difference": [loss - 3, loss - 3.1, loss - 2.9], "difference_by_seed": [loss - 3]}
+    kinds = {name: {"repetition": "repetition", "top": "oracle"}.get(name, "method") for name in losses}
     token_counts = {name: {"0": {"train_flops": 100.0, "spent_flops": 50.0 * (name == "sbp")}} for name in losses}
-    return {"checkpoint": "best", "best": {"arms": arms}, "token_counts": token_counts}
+    best = {"arms": arms, "kinds": kinds, "subject": None}
+    efficiency: dict[str, Any] = {"points": [], "worth": {}}
+    return {"checkpoint": "best", "best": best, "token_counts": token_counts, "questions": {}, "efficiency": efficiency}
+
+
+def drawn(evaluated: dict[str, Any], arms: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The charts of a comparison by their places."""
+    arms = arms or {name: recipe() for name in evaluated["token_counts"]}
+    rest: dict[str, Any] = {"curves": {}, "pairs": {}, "tune": {}, "analyze": None}
+    return {c["id"]: c for c in charts.charts({"evaluate": evaluated, "config": {"arms": arms}, **rest})}
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
@@ -43,24 +57,17 @@ def test_the_share_sweep_joins_arms_that_differ_in_share_alone() -> None:
         "sbp-25": recipe(synthetic="related", share=0.25),
         "mega": recipe(synthetic="related", share=0.4, layout="megadoc"),
     }
-    found = charts._shares(
-        {"evaluate": evaluated({"repetition": 3, "sbp": 2, "sbp-25": 2.5, "mega": 1}), "config": {"arms": arms}}
-    )
-    assert found is not None
-    (line,) = found["data"]
+    (line,) = drawn(evaluated({"repetition": 3, "sbp": 2, "sbp-25": 2.5, "mega": 1}), arms)["shares"]["data"]
     assert line["x"] == [0.0, 0.25, 0.5]
     assert line["y"] == [3, 2.5, 2]
-    assert (
-        charts._shares({"evaluate": evaluated({"repetition": 3, "mega": 1}), "config": {"arms": {"repetition": recipe()}}})
-        is None
-    )
+    few = {name: arms[name] for name in ("repetition", "mega")}
+    assert "shares" not in drawn(evaluated({"repetition": 3, "mega": 1}), few)
 
 
 def test_flops_are_all_that_an_arm_cost() -> None:
-    found = charts._flops(evaluated({"repetition": 3, "sbp": 2}), {"repetition": "#1", "sbp": "#2"})
-    assert found is not None
+    found = drawn(evaluated({"repetition": 3, "sbp": 2}))["flops"]
     assert {t["name"]: t["x"] for t in found["data"]} == {"repetition": [100.0], "sbp": [150.0]}
-    assert charts._flops(evaluated({"repetition": 3}), {"repetition": "#1"}) is None
+    assert "flops" not in drawn(evaluated({"repetition": 3}))
 
 
 def test_an_arm_has_the_colour_of_its_kind_whatever_its_name() -> None:
@@ -73,14 +80,9 @@ def test_an_arm_has_the_colour_of_its_kind_whatever_its_name() -> None:
 
 
 def test_differences_to_repetition_show_every_seed() -> None:
-    entry = {"difference": [-0.1, -0.2, 0.0], "difference_by_seed": [-0.05, -0.15]}
-    scores = {
-        "arms": {"repetition": {}, "ours": entry, "top": entry},
-        "kinds": {"repetition": "repetition", "ours": "method", "top": "oracle"},
-    }
-    found = charts._differences({"checkpoint": "best", "best": scores}, {"ours": "#1"})
-    assert found is not None
-    bars, dots = found["data"]
+    results = evaluated({"repetition": 3, "ours": 2, "top": 1})
+    results["best"]["arms"]["ours"] |= {"difference": [-0.1, -0.2, 0.0], "difference_by_seed": [-0.05, -0.15]}
+    bars, dots = drawn(results)["differences"]["data"]
     assert (bars["x"], bars["y"]) == ([-0.1], ["ours"])  # an oracle would flatten the rest
     assert bars["error_x"]["array"] == [pytest.approx(0.1)]
     assert dots["x"] == [-0.05, -0.15]
@@ -89,6 +91,6 @@ def test_differences_to_repetition_show_every_seed() -> None:
 def test_parts_of_a_document_are_shown_beside_repetition() -> None:
     values = {"repetition": {"name": [7.0, 6, 8], "form": [4.0, 3, 5]}, "sbp": {"name": [6.5, 6, 7], "form": [4.25, 4, 5]}}
     parts = {"all": values, "many": values, "one": values}
-    name, form = charts._parts(parts)["data"]
+    name, form = drawn({**evaluated({"repetition": 3, "sbp": 2}), "parts": parts})["parts"]["data"]
     assert (name["name"], name["x"], name["y"]) == ("name", [-0.5, -0.5], ["sbp, many", "sbp, one"])
     assert form["x"] == [0.25, 0.25]

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from synthboot import config
+from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
 from synthboot.stages import analyze
 
@@ -67,5 +68,13 @@ def test_an_empty_sample_is_measured_as_nothing() -> None:
 
 
 def test_segments_follow_the_mark() -> None:
-    found = analyze._cut("abcdefgh", {0: 0, 2: 3, 3: 5, 5: 8}, np.array([0, 0, 2, 1, 1]))
-    assert found == [("abc", 0), ("de", 2), ("fgh", 1)]
+    tokenizer = tokenizers.train(iter(["abc abc"] * 20), 280)
+    [tokens] = tokenizer.encode(["abc日 fgh"])
+    parts = [tokenizer.decode(np.array([token])) for token in tokens]
+    mark = np.zeros(len(tokens), np.int64)
+    mark[parts.index("\ufffd") + 1 :] = 2  # from amid a character, which stays whole
+    mark[-1] = 1
+    assert analyze.segments(tokenizer, np.array(tokens), mark) == [("abc日", 0), (" fg", 2), ("h", 1)]
+    mark[-2] = 5
+    mark[parts.index("\ufffd") + 2] = 7  # a part of no character of its own
+    assert analyze.segments(tokenizer, np.array(tokens), mark) == [("abc日", 0), (" f", 2), ("g", 5), ("h", 1)]

@@ -9,7 +9,7 @@ import pytest
 
 from synthboot import config
 from synthboot.artifacts.corpus import Corpus
-from synthboot.artifacts.store import Shards
+from synthboot.artifacts.store import Progress, Shards, silent
 from synthboot.data import ngrams
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, DataError
@@ -17,11 +17,11 @@ from synthboot.stages.corpus import corpus
 from tests.conftest import world_documents, write_jsonl
 
 
-def make(folder: Path, rows: list[Any], unique_tokens: int = 1_000, **changes: Any) -> Any:
+def make(folder: Path, rows: list[Any], unique_tokens: int = 1_000, progress: Progress = silent, **changes: Any) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     source = write_jsonl(folder / "source.jsonl", rows)
     settings = {"vocab_size": 320, "validation_docs": 20, "test_docs": 20, "shard_docs": 50} | changes
-    return corpus(config.Corpus(source=str(source), **settings), unique_tokens, folder / "out")
+    return corpus(config.Corpus(source=str(source), **settings), unique_tokens, folder / "out", progress=progress)
 
 
 def texts(folder: Path, name: str) -> list[str]:
@@ -142,7 +142,7 @@ def test_large_groups_are_held_out_no_more_often_than_others() -> None:
         group = np.concatenate((np.zeros(50, np.int64), np.arange(1, 51)))
         cfg = config.Corpus(source="x", validation_docs=49, test_docs=1)
         kept = np.concatenate(([True], np.zeros(49, bool), np.ones(50, bool)))  # one of each
-        order, _ = stage._split(spool, kept, group, cfg)
+        order, _ = stage.split(spool, kept, group, cfg)
         first += int(np.flatnonzero(order == 0)[0] < 25)
     assert 110 < first < 185  # a half, by chance; nearly always where the least hash decides
 
@@ -189,23 +189,24 @@ def test_asking_for_more_text_than_there_is(tmp_path: Path) -> None:
         make(tmp_path / "b", world_documents()[:25])
 
 
-def test_killed_between_shards_it_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_between_shards_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     make(tmp_path / "whole", world_documents())
-    real, calls = Shards.write, {"n": 0}
 
     class Killed(BaseException):
         pass
 
-    def dying(self: Shards, index: int, writer: Any) -> Any:
-        calls["n"] += 1
-        if calls["n"] in (3, 9, 14):
-            raise Killed
-        return real(self, index, writer)
+    def killed_at(number: int) -> Progress:
+        told = iter(range(1, 99))
 
-    monkeypatch.setattr(Shards, "write", dying)
-    for _ in range(3):
+        def progress(*_: Any) -> None:
+            if next(told) == number:
+                raise Killed
+
+        return progress
+
+    for number in (3, 9, 14):
         with pytest.raises(Killed):
-            make(tmp_path / "killed", world_documents())
+            make(tmp_path / "killed", world_documents(), progress=killed_at(number))
     make(tmp_path / "killed", world_documents())
     assert files(tmp_path / "killed" / "out") == files(tmp_path / "whole" / "out")
 

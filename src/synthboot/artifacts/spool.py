@@ -27,9 +27,9 @@ from synthboot.data import documents, files, ngrams
 from synthboot.data.disk import load_array, save_array, unreadable, write_bytes
 from synthboot.errors import DataError
 
-_HOPELESS = 100_000
+GIVE_UP_AFTER = 100_000
 """Bad records after which those to come are not waited for, where most are bad."""
-_SHARD_BYTES = 256 << 20
+SHARD_BYTES = 256 << 20
 """Bytes of records in a shard at most, so that long documents do not take a machine's memory."""
 
 
@@ -75,7 +75,7 @@ def ingest(
         bad += counts["quarantined"]
         reasons.update(counts["reasons"])
         progress(0.0, f"{count:,} records read")
-        if bad > _HOPELESS and bad > (1 + cfg.max_quarantine) / 2 * count:
+        if bad > GIVE_UP_AFTER and bad > (1 + cfg.max_quarantine) / 2 * count:
             break  # a wrong field name is told at once, not after a night
 
     shards.close(num_shards)
@@ -200,7 +200,7 @@ def _batches(
         for record in documents.records(cfg, setting, expected.get(setting), ignored):
             batch.append(record)
             size += documents.size_of(record)
-            if len(batch) == cfg.shard_docs or size >= _SHARD_BYTES:
+            if len(batch) == cfg.shard_docs or size >= SHARD_BYTES:
                 yield batch, setting == "replay"
                 batch, size = [], 0
         if batch:

@@ -36,7 +36,7 @@ class FileRecord(TypedDict):
     hash: str
 
 
-_ADVICE = {
+ADVICE = {
     errno.ENOSPC: ("the disk is full", "free some space and run again, finished shards are kept"),
     errno.EDQUOT: (
         "the quota is used up",
@@ -82,6 +82,7 @@ _ADVICE = {
     errno.EOPNOTSUPP: ("this file system lacks what is needed", "choose another `root`"),
     errno.ENOENT: ("is gone", "run again; what is missing is made anew"),
 }
+"""What is wrong with a disk, and what to do, by the number of the error."""
 _IN_WORDS = re.compile(r"\[?\b(?:os error|errno) (\d+)", re.IGNORECASE)
 """An errno as Rust and Arrow write it."""
 _SHORT = re.compile(r"\d+ requested and \d+ written")
@@ -100,9 +101,9 @@ def storage_errors(where: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = _number(error)
-        if number not in _ADVICE:
+        if number not in ADVICE:
             raise
-        what, advice = _ADVICE[number]
+        what, advice = ADVICE[number]
         named = getattr(error, "filename", None)
         shown = str(named) if isinstance(named, str | Path) else str(where)
         if len(shown) > 200:
@@ -158,7 +159,7 @@ def read_json(path: Path) -> Any:
 
 def write_record(path: Path, value: Mapping[str, Any]) -> None:
     """Write an object as JSON that carries its own hash."""
-    write_bytes(path, _json({**value, "hash": _hash_of(value)}))
+    write_bytes(path, _json({**value, "hash": record_hash(value)}))
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises CorruptArtifact where it is another.
     """
     value = read_json(path)
-    if not isinstance(value, dict) or value.pop("hash", None) != _hash_of(value):
+    if not isinstance(value, dict) or value.pop("hash", None) != record_hash(value):
         raise CorruptArtifact(
             f"{path}: edited or damaged; put it back, or delete {path.parent} and run again"
         )
@@ -220,7 +221,7 @@ def remove(path: Path) -> None:
             os.replace(path, doomed)
         shutil.rmtree(doomed)
     except OSError as error:
-        what, advice = _ADVICE.get(error.errno or 0, (str(error.strerror), "remove it by hand"))
+        what, advice = ADVICE.get(error.errno or 0, (str(error.strerror), "remove it by hand"))
         raise StorageError(f"{path}: cannot be removed: {what}; {advice}") from error
 
 
@@ -304,7 +305,7 @@ def _json(value: Any) -> bytes:
         return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def _hash_of(value: Any) -> str:
+def record_hash(value: Any) -> str:
     """32 hex digits of a value as JSON reads it back."""
     same = json.loads(json.dumps(value))  # keys become strings, tuples lists
     text = json.dumps(same, sort_keys=True)

@@ -239,7 +239,7 @@ class Plan:
         """The documents that a step reads, in words."""
         read: dict[str, list[int]] = {"real": [], "synthetic": [], "replayed": []}
         for row in range(step * self.rows, (step + 1) * self.rows):
-            kind, start = self._source(row)
+            kind, start = self.source(row)
             for doc in self._stream(kind).documents(start, self.seq_len):
                 if kind == "synthetic" and doc in self.real_inside:
                     read["real"].append(doc)
@@ -256,7 +256,7 @@ class Plan:
                 parts.append(f"{kind} documents {numbers}")
         return " and ".join(parts)
 
-    def _source(self, row: int) -> tuple[str, int]:
+    def source(self, row: int) -> tuple[str, int]:
         """Which stream a row is from, and at which token of it its first target lies."""
         replayed, is_replayed = _spread(row, self.replay_rows, self.rows * self.steps)
         if is_replayed:
@@ -275,7 +275,7 @@ class Plan:
 
     def _row(self, row: int) -> np.ndarray:
         """A row's tokens, (seq_len + 1): the one before its first target, and its targets."""
-        kind, start = self._source(row)
+        kind, start = self.source(row)
         return _read_after(self._stream(kind), start, self.seq_len, self.end)
 
     def _stream(self, kind: str) -> Stream:
@@ -505,13 +505,14 @@ class PairPlan:
             lengths.append(1 + d1_kept + d2_kept)
         self.lengths = np.array(lengths, np.int64)
 
-        # a batch may lie in two epochs; their packing is not done again for every batch
-        self._packed: Callable[[int], list[list[int]]] = lru_cache(maxsize=2)(self._pack)
+        # the pairs of each row of an epoch; a batch may lie in two, and packing is not done again
+        # for every batch
+        self.row_pairs: Callable[[int], list[list[int]]] = lru_cache(maxsize=2)(self._pack)
         self._starts = [0]
 
     def rows_per_epoch(self) -> int:
         """Rows of the first epoch; others differ by a few."""
-        return len(self._packed(0))
+        return len(self.row_pairs(0))
 
     def _pack(self, epoch: int) -> list[list[int]]:
         """The pairs of each row of an epoch."""
@@ -635,6 +636,6 @@ class PairPlan:
         # to know where the next begins
         while row >= self._starts[-1]:
             last = len(self._starts) - 1
-            self._starts.append(self._starts[-1] + len(self._packed(last)))
+            self._starts.append(self._starts[-1] + len(self.row_pairs(last)))
         epoch = bisect.bisect_right(self._starts, row) - 1
-        return self._packed(epoch)[row - self._starts[epoch]]
+        return self.row_pairs(epoch)[row - self._starts[epoch]]

@@ -47,6 +47,35 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return onednn(x, weight, None, "none", [], "")
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMS norm of x (..., dim) over its last dimension, float32."""
+    normed: Tensor = _Norm.apply(x, weight, eps)
+    return normed
+
+
+def silu_gate(gate: Tensor, value: Tensor) -> Tensor:
+    """silu(gate) x value, both (..., dim)."""
+    gated: Tensor = _Gate.apply(gate, value)
+    return gated
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    precision: torch.dtype,
+) -> Tensor:
+    """Causal attention of queries over keys and values, all (batch, heads, seq, head_dim).
+
+    Keys and values may have fewer heads, each shared by several of the queries'. `mask` (batch,
+    seq, seq) is true where a query may look. Matmuls are in `precision`.
+    """
+    mixed: Tensor = _Attend.apply(query, key, value, mask, scale, precision)
+    return mixed
+
+
 class _Norm(torch.autograd.Function):
     """RMS norm over the last dimension."""
 
@@ -187,7 +216,7 @@ def use_compiled_loops(model: Any, full: bool) -> None:
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
-    return _Norm.apply(x.float(), module.weight, module.variance_epsilon)
+    return rms_norm(x.float(), module.weight, module.variance_epsilon)
 
 
 def _matmul(module: Any, x: Tensor) -> Tensor:
@@ -195,7 +224,7 @@ def _matmul(module: Any, x: Tensor) -> Tensor:
 
 
 def _gated_mlp(module: Any, x: Tensor) -> Tensor:
-    hidden = _Gate.apply(module.gate_proj(x), module.up_proj(x))
+    hidden = silu_gate(module.gate_proj(x), module.up_proj(x))
     return module.down_proj(hidden)
 
 
@@ -272,7 +301,7 @@ def _mixed_values(
             # (1 or batch, 1, seq, seq) -> (batch, seq, seq)
             visible = mask.expand(len(query), -1, -1, -1)[:, 0].contiguous()
         # `value` comes from a matmul, so its dtype is the precision of training
-        mixed = _Attend.apply(
+        mixed = attend(
             query,
             key,
             value,
@@ -298,7 +327,7 @@ def _mixed_values(
 
 
 class _Attend(torch.autograd.Function):
-    """Causal attention of queries over keys and values, all (batch, heads, seq, head_dim).
+    """`attend` by blocks of rows.
 
     `kv` below counts batch x kv_heads; `group` the query heads that share one head of keys and
     values. A block of the scores S, its softmax P, and the gradients:

@@ -140,7 +140,7 @@ def measure(cfg: config.Config, *_: object) -> dict[str, float]:
         is_training = kind == "training"
         single = _matmuls(shape, torch.float32, device, is_training)
         half = _matmuls(shape, torch.bfloat16, device, is_training)
-        speeds[kind] = _ratio(single, half)
+        speeds[kind] = speed_ratio(single, half)
     return speeds
 
 
@@ -184,7 +184,7 @@ def _matmuls(
     return run
 
 
-def _ratio(single: Callable[[], None], half: Callable[[], None]) -> float:
+def speed_ratio(single: Callable[[], None], half: Callable[[], None]) -> float:
     """The median time of the first over that of the second, run in turns."""
     single_seconds: list[float] = []
     half_seconds: list[float] = []

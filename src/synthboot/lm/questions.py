@@ -75,7 +75,7 @@ def ask(
             questions.append(item.contexts[0])
     rows = _rows(tokenizer, contexts, continuations, seq_len)
     losses, first = score.row_choices(model, rows)
-    open_answers = iter(_generated(model, tokenizer, questions, seq_len))
+    open_answers = iter(greedy_answers(model, tokenizer, questions, seq_len))
 
     answers = []
     start = 0
@@ -193,7 +193,7 @@ def _rows(
     return rows
 
 
-def _generated(
+def greedy_answers(
     model: Any,
     tokenizer: Tokenizer,
     contexts: Sequence[str],

@@ -168,7 +168,7 @@ def train(
         curve.step += 1
 
         tokens = curve.step * batches.batch_tokens
-        lr = _lr(curve.step - 1, batches.steps, settings)
+        lr = learning_rate(curve.step - 1, batches.steps, settings)
         seconds = max(1e-9, time.monotonic() - started)
         rate = (curve.step - first) * batches.batch_tokens / seconds
         utilization = rate * trainer.cost
@@ -318,7 +318,7 @@ class _Trainer:
         # without dropout of ours too: a model to continue from may bring its own
         regularizers.seed_dropout(self.settings.dropout_seed, number, self.group.rank)
         try:
-            loss, norm = _step(
+            loss, norm = forward_backward(
                 self.module,
                 batch,
                 self.settings,
@@ -335,7 +335,7 @@ class _Trainer:
             )
             raise TrainingError(advice) from None
 
-        lr = _lr(number, steps, self.settings)
+        lr = learning_rate(number, steps, self.settings)
         weight_decay = _weight_decay(number, steps, self.settings)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -487,7 +487,7 @@ def _exhausted(curve: Curve, settings: Settings) -> bool:
     return settings.patience is not None and curve.evals_since_best >= settings.patience
 
 
-def _lr(step: int, steps: int, settings: Settings) -> float:
+def learning_rate(step: int, steps: int, settings: Settings) -> float:
     """The learning rate of a step: warm-up, then cosine or warm-up-stable-decay (wsd)."""
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
@@ -585,7 +585,7 @@ def _too_large(
             None if batch.positions is None else batch.positions[:rows],
         )
         with contextlib.suppress(torch.OutOfMemoryError):
-            _step(module, part, settings, group, device)
+            forward_backward(module, part, settings, group, device)
             fitting = rows * width
             return (
                 f"{problem}; {fitting:,} do: set engine.micro_batch_tokens={fitting}, "
@@ -597,7 +597,7 @@ def _too_large(
     )
 
 
-def _step(
+def forward_backward(
     module: torch.nn.Module,
     batch: Batch,
     settings: Settings,

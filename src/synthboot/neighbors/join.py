@@ -495,7 +495,7 @@ class _Operand:
     def __init__(self, vectors: np.ndarray) -> None:
         import torch
 
-        self.bfloat16 = _bfloat16_is_faster()
+        self.bfloat16 = bfloat16_is_faster()
         self.height = _up_to_64(len(vectors))
         if vectors.dtype == np.float16:
             height = self.height if self.bfloat16 else None
@@ -533,7 +533,7 @@ def _up_to_64(count: int) -> int:
 
 
 @cache
-def _bfloat16_is_faster() -> bool:
+def bfloat16_is_faster() -> bool:
     """Whether this CPU multiplies bfloat16 faster than float32.
 
     Some do so two and a half times as fast, others half as fast.

@@ -62,7 +62,7 @@ def estimate(cfg: Config, units: dict[str, Unit], states: dict[str, State]) -> d
         "sample": 2 * forward * sampled_tokens,
     }
     parameters = models * arms.parameters + tuned * synthesizer.parameters
-    rate = _matmul_rate() * pool.jobs(cfg.engine.jobs, cfg.engine.device)
+    rate = matmul_rate() * pool.jobs(cfg.engine.jobs, cfg.engine.device)
     seconds = sum(work / (rate * _EFFICIENCY[kind]) for kind, work in flops.items())
 
     return {
@@ -248,7 +248,7 @@ def _named(source: str, default: _Sizes) -> _Sizes:
         return default
 
 
-def _matmul_rate() -> float:
+def matmul_rate() -> float:
     """FLOP/s of one process here, in float32 products of 512 x 512, the best of several."""
     from threadpoolctl import threadpool_limits
 

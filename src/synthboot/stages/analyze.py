@@ -13,6 +13,7 @@ they are not on the paper's scale.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -257,7 +258,8 @@ def segments(
     tokens: Integer[np.ndarray, " token"],
     origin: Integer[np.ndarray, " token"],
 ) -> list[tuple[str, int]]:
-    """The text of the tokens, cut where `origin` changes, with the mark of each part."""
+    """The text of the tokens, cut where `origin` changes, with the mark of each part; empty
+    parts are left out."""
     # the first token of every part but the first
     changes = np.flatnonzero(np.diff(origin)) + 1
     edges = [0, *changes.tolist(), len(tokens)]
@@ -266,22 +268,8 @@ def segments(
     # The head up to an edge is decoded, not the part between two edges: a character may be
     # spelled by several tokens, and a part may begin amid one.
     prefixes = {edge: len(tokenizer.decode(tokens[:edge])) for edge in edges}
-    return _cut(text, prefixes, origin)
-
-
-def _cut(
-    text: str,
-    prefixes: Mapping[int, int],
-    origin: Integer[np.ndarray, " token"],
-) -> list[tuple[str, int]]:
-    """The text cut where `origin` changes, with the mark of each part; empty parts are left out.
-
-    `prefixes[i]` is how many characters the first i tokens decode to, for 0, every i where the mark
-    changes, and the number of all.
-    """
-    edges = sorted(prefixes)
     parts = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         part = text[prefixes[start] : prefixes[end]]
         if part:
             parts.append((part, int(origin[start])))

@@ -154,7 +154,7 @@ def _sets(
     if cfg.split_field:
         order, sets, oracle_docs = _by_named_split(spool, kept, splits)
     else:
-        order, sets = _split(spool, kept, group, cfg)
+        order, sets = split(spool, kept, group, cfg)
     return {name: order[sets == number] for number, name in enumerate(_SETS)}, oracle_docs
 
 
@@ -237,7 +237,7 @@ def _deduplicate(
     return kept, group, dropped
 
 
-def _split(
+def split(
     spool: Spool,
     kept: np.ndarray,
     group: Int64[np.ndarray, " doc"],

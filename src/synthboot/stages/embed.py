@@ -163,7 +163,7 @@ def fit(
     _, _, basis = randomized_svd(weights, wide, n_iter=3, random_state=seed)  # (wide, feature)
 
     halves = []
-    for texts_of_half in zip(*map(_halved, sample), strict=True):
+    for texts_of_half in zip(*map(cut_in_half, sample), strict=True):
         counts = _count(texts_of_half, buckets)
         halves.append(_weigh(counts, column, idf) @ basis.T)  # (doc, wide)
     rotation, mean = _discriminant(halves[0], halves[1], min(cfg.dim, wide))
@@ -239,7 +239,7 @@ def _discriminant(
     return directions[:, best] * scale, mean
 
 
-def _halved(text: str) -> tuple[str, str]:
+def cut_in_half(text: str) -> tuple[str, str]:
     """A text's two halves, cut at a space where one is near: the next may be far in a script that
     needs none."""
     middle = len(text) // 2

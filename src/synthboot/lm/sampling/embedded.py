@@ -93,7 +93,7 @@ class EmbeddedSampler:
         if self.batch is None:
             self.batch = best_batch(self.decoder, max_len)
 
-        state = _State(self, requests, max_len, self.batch)
+        state = ContinuousBatch(self, requests, max_len, self.batch)
         while state.waiting or state.live():
             state.refill()
             state.advance()
@@ -217,7 +217,7 @@ class _Rows:
         self.position.add_(drawn).masked_fill_(self.done, 0)
 
 
-class _State:
+class ContinuousBatch:
     """Which request each row decodes, which are waiting, and the results so far.
 
     On a GPU the rows run `STRIDE` steps before the host looks, each step one launch of a CUDA
@@ -265,6 +265,7 @@ class _State:
         self.graphs: dict[int, Any] = {}
 
     def live(self) -> bool:
+        """Whether any row decodes a request."""
         return bool((self.request >= 0).any())
 
     def refill(self) -> None:
@@ -283,7 +284,7 @@ class _State:
         elif not self.waiting and rows > LEAST_ROWS and len(free) >= rows // 2:
             live = np.flatnonzero(self.request >= 0)
             spare = free[: max(0, LEAST_ROWS - len(live))]
-            self._keep(np.sort(np.concatenate((live, spare))))
+            self.keep(np.sort(np.concatenate((live, spare))))
 
     def _prefill(self, group: np.ndarray) -> None:
         """Put the next requests into free rows; a prompt that several share is read once."""
@@ -355,7 +356,7 @@ class _State:
             keys[to] = keys[source_rows]
             values[to] = values[source_rows]
 
-    def _keep(self, rows: np.ndarray) -> None:
+    def keep(self, rows: np.ndarray) -> None:
         """Give up all rows but these, and with them their part of the cache."""
         index = self._index(rows)
         self.cache = [(keys[index], values[index]) for keys, values in self.cache]

@@ -33,13 +33,13 @@ world: $(STAMP) ## the experiment with all its controls on a known world: three 
 	$(BIN)/synthboot run configs/world.yaml
 
 test: $(STAMP)  ## the suite, two processes side by side
-	$(BIN)/pytest -q -n 2
+	$(BIN)/pytest -q -n 2 --dist worksteal
 
 test-slow: $(STAMP)  ## the long tests too: kill -9 across the demo
 	$(BIN)/pytest -q -m 'not gpu'
 
 coverage: $(STAMP)  ## the lines that no test runs; units and ranks count, but not workers of `imap`, which are killed
-	$(BIN)/pytest -q -n 2 --cov --cov-report=term
+	$(BIN)/pytest -q -n 2 --dist worksteal --cov --cov-report=term
 
 fuzz: $(STAMP)  ## ten thousand inputs for everything that reads: read or refused, within time and memory
 	$(BIN)/python -m tests.fuzz

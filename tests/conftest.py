@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads wait for each other for ages beside other work
@@ -100,6 +101,11 @@ def small_config(source: Path, root: Path, **changes: Any) -> dict[str, Any]:
     return settings
 
 
+def finished_config(root: Path) -> dict[str, Any]:
+    """The small run over a world of its own."""
+    return small_config(write_jsonl(root / "world.jsonl", world_documents()), root)
+
+
 def tiny_config(root: Path) -> dict[str, Any]:
     """A run for tests that make it many times over: every stage, one arm beside repetition, one seed."""
     source = write_jsonl(root / "world.jsonl", world_documents(entities=24, each=5))
@@ -123,24 +129,33 @@ def tiny_config(root: Path) -> dict[str, Any]:
     )
 
 
-@pytest.fixture(scope="session")
-def finished(world_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The settings of a small run that has been run to its end; tests only read it."""
+def run_once(name: str, config: Callable[[Path], dict[str, Any]], factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The settings of a run that is run to its end by whichever process of pytest asks for it first."""
     from synthboot import api
 
-    settings = small_config(world_file, tmp_path_factory.mktemp("finished"))
-    api.Run(settings).run()
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+    with FileLock(root / f"{name}.lock"):
+        (root / name).mkdir(exist_ok=True)
+        settings = config(root / name)
+        done = root / name / "done"
+        if not done.exists():
+            api.Run(settings).run()
+            done.touch()
     return settings
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The settings of a small run that has been run to its end; tests only read it."""
+    return run_once("finished", finished_config, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The settings of the smallest run that has every stage, run to its end; tests only read it."""
-    from synthboot import api
-
-    settings = tiny_config(tmp_path_factory.mktemp("tiny"))
-    api.Run(settings).run()
-    return settings
+    return run_once("tiny", tiny_config, tmp_path_factory)
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-"""kill -9 at ten points spread over the stages: the next run finishes, and every artifact has the bytes of a run that
-was never disturbed."""
+"""kill -9 at points spread over the stages, and before every rename: the next run finishes, and every artifact has the bytes
+of a run that was never disturbed."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from synthboot import api
-from tests.conftest import contents, run_folder, small_config
+from tests.conftest import contents, run_folder, tiny_config
 
 DRIVER = """
 import sys, json
@@ -33,6 +33,7 @@ POINTS = [
     ("pretrain", "07-pretrain/sbp/seed-0/work/checkpoint-*"),
     ("score, between two models", "08-score/*/*/manifest.json"),
 ]
+FEW = [POINTS[1], POINTS[4], POINTS[7]]  # workers write, a model is trained, chunks are sampled
 
 
 def start(settings: dict[str, Any]) -> subprocess.Popen[str]:
@@ -63,13 +64,28 @@ def finish(settings: dict[str, Any]) -> None:
     assert process.returncode == 0, errors
 
 
-def test_killed_at_ten_points_of_one_run_it_ends_with_the_same_bytes(finished: dict[str, Any], tmp_path: Path) -> None:
-    one_at_a_time = {**finished["engine"], "jobs": 1}  # stages follow one another, so that every point is reached
-    settings = {**finished, "root": str(tmp_path), "engine": one_at_a_time}
-    killed = [name for name, pattern in POINTS if kill_when(settings, pattern, 120)]
-    assert len(killed) == len(POINTS), killed
+def nothing_outlives(place: Path) -> None:
+    """Wait until no process has anything to do with a folder."""
+    give_up = time.monotonic() + 30
+    while alive := [p.name for p in Path("/proc").glob("[0-9]*") if str(place) in _command(p)]:
+        assert time.monotonic() < give_up, f"still running: {alive}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("world", "points"), [("tiny", FEW), pytest.param("finished", POINTS, marks=pytest.mark.slow)], ids=["three", "ten"]
+)
+def test_killed_at_several_points_of_one_run_it_ends_with_the_same_bytes(
+    world: str, points: list[tuple[str, str]], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    undisturbed = request.getfixturevalue(world)
+    one_at_a_time = {**undisturbed["engine"], "jobs": 1}  # stages follow one another, so that every point is reached
+    settings = {**undisturbed, "root": str(tmp_path), "engine": one_at_a_time}
+    for name, pattern in points:
+        assert kill_when(settings, pattern, 120), name
+        nothing_outlives(tmp_path)
     finish(settings)
-    assert contents(settings) == contents(finished)
+    assert contents(settings) == contents(undisturbed)
     assert not list(run_folder(settings).rglob("*.tmp"))
 
 
@@ -157,18 +173,6 @@ def test_killed_just_before_every_rename_and_removal_it_ends_with_the_same_files
     assert listed(settings) == listed(tiny)
 
 
-def test_no_worker_outlives_a_killed_run(world_file: Path, tmp_path: Path) -> None:
-    settings = small_config(world_file, tmp_path)
-    assert kill_when(settings, "04-base/work/checkpoint-*", 120)
-    give_up = time.monotonic() + 10
-    while time.monotonic() < give_up:
-        alive = [p for p in Path("/proc").glob("[0-9]*") if str(tmp_path) in _command(p)]
-        if not alive:
-            return
-        time.sleep(0.05)
-    pytest.fail(f"still running: {alive}")
-
-
 def _command(process: Path) -> str:
     """What a process was started with and the files it holds open."""
     try:
@@ -184,17 +188,18 @@ def _command(process: Path) -> str:
         (signal.SIGINT, 130, "04-base/work/checkpoint-*"),
         (signal.SIGINT, 130, ".lock"),  # while the fork server starts
         (signal.SIGTERM, 143, ".lock"),
-        (signal.SIGHUP, 129, ".lock"),
+        pytest.param(signal.SIGHUP, 129, ".lock", marks=pytest.mark.slow),
     ],
     ids=["Ctrl-C", "Ctrl-C at once", "TERM", "HUP"],
 )
 def test_a_signal_stops_with_one_line_and_leaves_nothing(
-    world_file: Path, tmp_path: Path, short_folder: Path, number: int, code: int, once: str
+    tmp_path: Path, short_folder: Path, number: int, code: int, once: str
 ) -> None:
     import yaml
 
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_config(world_file, tmp_path)))
-    command = [sys.executable, "-m", "synthboot", "run", str(tmp_path / "small.yaml")]
+    settings = tiny_config(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "synthboot", "run", str(tmp_path / "tiny.yaml")]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -204,7 +209,7 @@ def test_a_signal_stops_with_one_line_and_leaves_nothing(
         env={**os.environ, "TMPDIR": str(short_folder)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell starts with it ignored
     )
-    while not list((tmp_path / "small").glob(once)):
+    while not list(run_folder(settings).glob(once)):
         assert process.poll() is None
         time.sleep(0.001)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal does
@@ -213,10 +218,7 @@ def test_a_signal_stops_with_one_line_and_leaves_nothing(
     *told, last = errors.splitlines()
     assert last == "stopped; finished shards are kept, the same command goes on from there"
     assert all(line.startswith("[") for line in told)  # what was done by then
-    give_up = time.monotonic() + 10
-    while [p for p in Path("/proc").glob("[0-9]*") if str(tmp_path) in _command(p)]:
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
+    nothing_outlives(tmp_path)
     assert not list(short_folder.glob("pymp-*"))  # the socket of the fork server
 
 

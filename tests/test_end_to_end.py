@@ -344,29 +344,6 @@ def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(world_file: 
     assert states(settings)["base"].status == "done"
 
 
-def test_controls_are_recipes(world_file: Path, tmp_path: Path) -> None:
-    arms = {
-        "repetition": {},
-        "sbp": {"synthetic": "related", "share": 0.5},
-        "more": {"synthetic": "related", "share": 0.75, "order": "synthetic_first"},
-        "self": {"synthetic": "unconditional", "share": 0.5},
-        "random": {"synthetic": "random_pairs", "share": 0.5},
-    }
-    settings = small_config(world_file, tmp_path, arms=arms, pretrain__seeds=[0])
-    run = api.Run(settings)
-    run.run()
-    units = set(recipes.units(run.config))
-    assert {"pair/random_pairs", "tune/random_pairs", "synthesize/unconditional", "synthesize/random_pairs"} <= units
-    assert len([u for u in units if u.startswith("synthesize")]) == 3  # sbp and more share their samples
-    assert set(run.evaluate().arms) == set(arms)
-    unconditional = run_folder(settings) / "06-synthesize" / "unconditional"
-    manifest = store.read_manifest(unconditional)
-    assert manifest is not None
-    assert manifest.parents.keys() == {"corpus", "synthesizer"}
-    analyzed = store.read_json(run_folder(settings) / "10-analyze" / "analyze.json")
-    assert {"related", "unconditional", "random_pairs"} <= set(analyzed["kinds"])
-
-
 def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, Any], world_file: Path, tmp_path: Path) -> None:
     corpus = Corpus.open(run_folder(finished) / "01-corpus")
     ids = [document.id for name in ("pretrain", "validation") for document in corpus.texts(name)]
@@ -380,7 +357,7 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
         pretrain__seeds=[0],
         arms={"repetition": {}, "sbp": {"synthetic": "related", "share": 0.25}},
     )
-    api.Run(settings).run()
+    api.Run(settings).run("analyze")
     np.save(tmp_path / "v.npy", -vectors)
     assert any(reason.startswith("embed.given_files") for reason in states(settings)["embed"].reasons)
     start = run_folder(settings) / "04-base" / "best"

@@ -48,7 +48,7 @@ WORLD = {
 
 def world_config(root: Path, **changes: Any) -> dict[str, Any]:
     settings = {
-        "budget": {"unique_tokens": "all", "train_tokens": 60_000},
+        "budget": {"unique_tokens": "all", "train_tokens": 24_000},
         "corpus": WORLD,
         "arms": ARMS,
         "model": {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "seq_len": 128},
@@ -137,7 +137,7 @@ def test_arms_that_need_the_same_thing_share_it(tmp_path: Path) -> None:
         a for a in ARMS if found.get(f"pretrain/{a}/seed-0", found["corpus"]).parents.get("synthesize") == "synthesize/related"
     }
     assert related == {"sbp", "sbp-25", "sbp-megadoc", "sbp-first", "sbp-flops"}
-    assert found["synthesize/related"].options["budget_tokens"] == 30_000 + 128  # the largest share
+    assert found["synthesize/related"].options["budget_tokens"] == 12_000 + 128  # the largest share
     assert found["tune/related"].parents["base"] == "base/chosen"
     assert found["tune/related-after-sbp"].parents["base"] == "pretrain/sbp/seed-0"
     assert "base" not in found["tune/scratch"].parents
@@ -224,12 +224,17 @@ def test_all_arms_run_and_are_compared(ran: dict[str, Any], evaluated: dict[str,
     assert set(arms["sbp"]["against"]) == set(ARMS) - {"sbp"}
     assert arms["self"]["against"]["sbp"][0] == pytest.approx(-arms["sbp"]["against"]["self"][0])
     assert "Beside its controls it is" in evaluated["verdict"]
+    unconditional = read_manifest(run_folder(ran) / "06-synthesize" / "unconditional")
+    assert unconditional is not None
+    assert unconditional.parents.keys() == {"corpus", "synthesizer"}
+    analyzed = read_json(run_folder(ran) / "10-analyze" / "analyze.json")
+    assert {"related", "unconditional", "random_pairs", "scratch"} <= set(analyzed["kinds"])
 
 
 def test_a_sweep_takes_the_least_validation_loss_for_every_seed(tmp_path: Path) -> None:
     arms = {"repetition": {"sweep": {"weight_decay": [0.1, 1.0], "epochs": [2, 100]}}}
     settings = world_config(
-        tmp_path, arms=arms, pretrain={"seeds": [0, 1]}, budget={"unique_tokens": "all", "train_tokens": 20_000}
+        tmp_path, arms=arms, pretrain={"seeds": [0, 1]}, budget={"unique_tokens": "all", "train_tokens": 10_000}
     )
     run = api.Run(settings)
     run.run("evaluate")
@@ -250,7 +255,7 @@ def test_a_sweep_takes_the_least_validation_loss_for_every_seed(tmp_path: Path) 
 def test_a_sweep_of_tuning_takes_the_synthesizer_of_least_loss_on_held_out_pairs(tmp_path: Path) -> None:
     arms = {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.1}}
     tune = {"batch_tokens": 1_024, "max_tokens": 6_000, "sweep": {"lr": [1e-4, 1e-2]}}
-    settings = world_config(tmp_path, arms=arms, tune=tune, budget={"unique_tokens": "all", "train_tokens": 20_000})
+    settings = world_config(tmp_path, arms=arms, tune=tune, budget={"unique_tokens": "all", "train_tokens": 10_000})
     assert list(loading.load(settings).tune.trials()) == ["lr=0.0001", "lr=0.01"]
     api.Run(settings).run("synthesize")
     place = run_folder(settings) / "05-tune"

@@ -8,8 +8,6 @@ small world with the code before and after, on one machine, and compare the two 
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,8 +16,10 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from synthboot import api, config, loading, recipes, settings
+from synthboot.cli import main
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.unit import make
 from tests.conftest import contents, run_folder
@@ -105,9 +105,8 @@ def test_where_and_how_a_run_is_made_leaves_the_same_bytes(tiny: dict[str, Any],
     plain = {**tiny, "root": str(tmp_path)}
     other = {**tiny, "root": str(tmp_path / "a longer" / "place"), "name": "other", "engine": OTHER}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(other))
-    command = [sys.executable, "-m", "synthboot", "run", str(tmp_path / "run.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, ["run", str(tmp_path / "run.yaml")])
+    assert done.exit_code == 0, done.stderr
     report = api.Run(plain).report().path.parent.name  # which has the run's name as its title
     expected = {report, "track"}  # the logs of tensorboard, which one of them has
     assert differing(plain, other) == expected

@@ -2,12 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -22,41 +26,54 @@ from synthboot.lm import model as models
 from synthboot.lm import parallel
 from tests.conftest import run_folder, small_config
 
-ARMS = {"repetition": {}}
+Trained = tuple[Path, np.ndarray, dict[str, np.ndarray]]
 
 
-def base(settings: dict[str, Any]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The validation curve and the last weights of base."""
+def base(settings: dict[str, Any]) -> Trained:
+    """The run's folder, the validation curve and the last weights of base."""
     api.Run(settings).run("base")
     folder = run_folder(settings) / "04-base"
     curve = np.array(store.read_json(folder / "curve.json")["validation"])
-    return curve, load_file(folder / "last" / "model.safetensors")
+    return run_folder(settings), curve, load_file(folder / "last" / "model.safetensors")
+
+
+def settings_of(world_file: Path, root: Path, **changes: Any) -> dict[str, Any]:
+    """256 steps with a dozen checkpoints: time enough to be killed after the first."""
+    size: dict[str, Any] = {"budget__train_tokens": 98_304, "optim__evals": 12}
+    return small_config(world_file, root, arms={"repetition": {}}, **size | changes)
 
 
 @pytest.fixture(scope="module")
-def alone(world_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    return base(small_config(world_file, tmp_path_factory.mktemp("alone"), arms=ARMS))
+def alone(world_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return base(settings_of(world_file, tmp_path_factory.mktemp("alone")))
+
+
+def begun(alone: Trained, world_file: Path, root: Path, **changes: Any) -> dict[str, Any]:
+    """The settings of a run whose corpus is there already."""
+    settings = settings_of(world_file, root, **changes)
+    shutil.copytree(alone[0] / "01-corpus", run_folder(settings) / "01-corpus")
+    return settings
+
+
+def slow(engine: dict[str, Any], name: str) -> Any:
+    return pytest.param(engine, marks=pytest.mark.slow, id=name)
 
 
 @pytest.mark.parametrize(
     "engine",
     [
-        {"processes": 2},
-        {"processes": 4},
-        {"processes": 2, "shard": True},
-        {"processes": 2, "shard": True, "checkpoint_activations": True},
-        {"processes": 2, "shard": True, "checkpoint_activations": True, "compile": "on"},
+        pytest.param({"processes": 2, "shard": True, "checkpoint_activations": True}, id="2 shards, activations again"),
+        slow({"processes": 2}, "2 copies"),
+        slow({"processes": 4}, "4 copies"),
+        slow({"processes": 2, "shard": True}, "2 shards"),
+        slow({"processes": 2, "shard": True, "checkpoint_activations": True, "compile": "on"}, "compiled"),
     ],
-    ids=["2 copies", "4 copies", "2 shards", "2 shards, activations computed again", "the same, compiled"],
 )
-def test_the_loss_is_that_of_one_process(
-    alone: tuple[np.ndarray, dict[str, np.ndarray]], world_file: Path, tmp_path: Path, engine: dict[str, Any]
-) -> None:
-    curve, weights = base(small_config(world_file, tmp_path, arms=ARMS, engine=engine))
-    assert np.allclose(curve, alone[0], atol=1e-4)
-    assert weights.keys() == alone[1].keys()
-    for name, value in weights.items():
-        assert value.shape == alone[1][name].shape
+def test_the_loss_is_that_of_one_process(alone: Trained, world_file: Path, tmp_path: Path, engine: dict[str, Any]) -> None:
+    _, curve, weights = base(begun(alone, world_file, tmp_path, engine=engine))
+    _, expected, of_one = alone
+    assert np.allclose(curve, expected, atol=1e-4)
+    assert {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in of_one.items()}
 
 
 def job(settings: dict[str, Any], tmp_path: Path, processes: int) -> tuple[subprocess.Popen[bytes], Path]:
@@ -87,38 +104,19 @@ def ranks(of: Path, agents: bool = False) -> list[int]:
     return sorted(found)
 
 
-def test_a_killed_rank_ends_the_job_and_it_resumes_at_any_number(
-    alone: tuple[np.ndarray, dict[str, np.ndarray]], world_file: Path, tmp_path: Path
-) -> None:
-    settings = small_config(world_file, tmp_path, arms=ARMS, budget__train_tokens=24_576, optim__evals=12)
-    whole, _ = base({**settings, "name": "whole"})
-    api.Run(settings).run("corpus")
-    process, place = job(settings, tmp_path, 2)
-    folder, patience = run_folder(settings) / "04-base", time.monotonic() + 120
-    while not list(folder.glob("work/checkpoint-*[0-9]")):
-        assert time.monotonic() < patience
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.kill(ranks(place)[-1], signal.SIGKILL)
-    killed = time.monotonic()
-    assert process.wait(timeout=30) != 0
-    assert time.monotonic() - killed < 30
-    assert process.stdin is not None
-    process.stdin.close()
-    assert not ranks(place)
-    assert not (folder / "curve.json").exists()
-    process, place = job(settings, tmp_path, 4)
-    assert process.wait(timeout=120) == 0
-    assert process.stdin is not None
-    process.stdin.close()
-    curve = np.array(store.read_json(folder / "curve.json")["validation"])
-    assert np.allclose(curve, whole, atol=1e-4)
+def checkpoint(folder: Path) -> None:
+    """Wait until base has written one."""
+    give_up = time.monotonic() + 120
+    while not list((folder / "04-base").glob("work/checkpoint-*[0-9]")):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
 
 
-def test_the_ranks_end_with_who_started_them(world_file: Path, tmp_path: Path) -> None:
-    settings = small_config(world_file, tmp_path, arms=ARMS, budget__train_tokens=409_600)
-    api.Run(settings).run("corpus")
-    process, place = job(settings, tmp_path, 2)
+LONG = {"budget__train_tokens": 409_600}
+
+
+def test_the_ranks_end_with_who_started_them(alone: Trained, world_file: Path, tmp_path: Path) -> None:
+    process, place = job(begun(alone, world_file, tmp_path, **LONG), tmp_path, 2)
     patience = time.monotonic() + 60
     while len(ranks(place)) < 2:
         assert time.monotonic() < patience
@@ -129,25 +127,54 @@ def test_the_ranks_end_with_who_started_them(world_file: Path, tmp_path: Path) -
     assert not ranks(place)
 
 
-def test_a_killed_agent_ends_the_job_within_seconds(world_file: Path, tmp_path: Path) -> None:
+@contextmanager
+def meanwhile(settings: dict[str, Any], kill: Callable[[Path], None]) -> Iterator[list[Path]]:
+    """While the run trains, its job's file is given to `kill` as soon as there is a checkpoint."""
+    jobs: list[Path] = []
+
+    def look() -> None:
+        checkpoint(run_folder(settings))
+        jobs.extend(run_folder(settings).glob(".together-*/job.json"))
+        kill(jobs[0])
+
+    thread = Thread(target=look)
+    thread.start()
+    yield jobs
+    thread.join()
+
+
+@pytest.mark.parametrize("later", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_killed_rank_ends_the_job_and_it_resumes_at_any_number(
+    alone: Trained, world_file: Path, tmp_path: Path, later: int
+) -> None:
+    settings = begun(alone, world_file, tmp_path, engine={"processes": 2})
+    with (
+        meanwhile(settings, lambda job: os.kill(ranks(job)[-1], signal.SIGKILL)) as jobs,
+        pytest.raises(TrainingError, match="one of 2 processes died"),
+    ):
+        api.Run(settings).run("base")
+    assert not ranks(jobs[0])
+    assert not (run_folder(settings) / "04-base" / "curve.json").exists()
+    checkpoint(run_folder(settings))
+    _, curve, _ = base({**settings, "engine": {"processes": later}})
+    assert np.allclose(curve, alone[1], atol=1e-4)
+
+
+def test_a_killed_agent_ends_the_job_within_seconds(alone: Trained, world_file: Path, tmp_path: Path) -> None:
     """Its ranks would train on: they hold the output open that the unit reads."""
-    settings = small_config(world_file, tmp_path, arms=ARMS, budget__train_tokens=409_600, engine={"processes": 2})
-    code = "import json, sys; from synthboot import api; api.Run(json.loads(sys.argv[1])).run('base')"
-    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(settings)], stderr=subprocess.PIPE, text=True)
-    place, patience = run_folder(settings), time.monotonic() + 120
-    while not list((place / "04-base").glob("work/checkpoint-*[0-9]")):
-        assert time.monotonic() < patience
-        assert process.poll() is None
-        time.sleep(0.05)
-    [job] = place.glob(".together-*/job.json")
-    stopped, *_ = ranks(job)
-    os.kill(stopped, signal.SIGSTOP)  # which cannot see to its own end
-    [agent] = ranks(job, agents=True)
-    os.kill(agent, signal.SIGKILL)
-    _, said = process.communicate(timeout=30)
-    assert "one of 2 processes died (exit -9); run again to go on from the last checkpoint" in said
-    assert not ranks(job)
-    assert not list(place.glob(".together-*"))
+    settings = begun(alone, world_file, tmp_path, engine={"processes": 2}, **LONG)
+
+    def kill(job: Path) -> None:
+        stopped, *_ = ranks(job)
+        os.kill(stopped, signal.SIGSTOP)  # which cannot see to its own end
+        [agent] = ranks(job, agents=True)
+        os.kill(agent, signal.SIGKILL)
+
+    message = r"one of 2 processes died \(exit -9\); run again to go on from the last checkpoint"
+    with meanwhile(settings, kill) as jobs, pytest.raises(TrainingError, match=message):
+        api.Run(settings).run("base")
+    assert not ranks(jobs[0])
+    assert not list(run_folder(settings).glob(".together-*"))
 
 
 SRUN = """
@@ -175,45 +202,32 @@ def launcher(tmp_path: Path, nodes: int, each: int) -> str:
     return f"{sys.executable} {tmp_path / 'srun.py'} {nodes} {torchrun}"
 
 
-def test_two_nodes_train_as_one_process(
-    alone: tuple[np.ndarray, dict[str, np.ndarray]], world_file: Path, tmp_path: Path
+@pytest.mark.parametrize("each", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_nodes_train_as_one_process_and_a_killed_rank_ends_both(
+    alone: Trained, world_file: Path, tmp_path: Path, each: int
 ) -> None:
-    engine = {"processes": 4, "launch": launcher(tmp_path, 2, 2)}
-    curve, _ = base(small_config(world_file, tmp_path, arms=ARMS, engine=engine))
-    assert np.allclose(curve, alone[0], atol=1e-4)
+    engine = {"processes": 2 * each, "launch": launcher(tmp_path, 2, each)}
+    settings = begun(alone, world_file, tmp_path, engine=engine)
+    with (
+        meanwhile(settings, lambda job: os.kill(ranks(job)[-1], signal.SIGKILL)) as jobs,
+        pytest.raises(TrainingError, match=f"one of {2 * each} processes died"),
+    ):
+        api.Run(settings).run("base")
+    assert not ranks(jobs[0]) + ranks(jobs[0], agents=True)
+    assert not list(run_folder(settings).glob(".together-*"))
+    _, curve, _ = base(settings)
+    assert np.allclose(curve, alone[1], atol=1e-4)
 
 
-def test_a_launch_that_starts_another_number_or_does_not_start_is_an_error(world_file: Path, tmp_path: Path) -> None:
-    engine = {"processes": 4, "launch": launcher(tmp_path, 1, 2)}
-    settings = small_config(world_file, tmp_path, arms=ARMS, engine=engine)
-    with pytest.raises(TrainingError, match=r"engine.processes is 4, but engine.launch started 2"):
+def test_a_launch_that_starts_another_number_or_does_not_start_is_an_error(
+    alone: Trained, world_file: Path, tmp_path: Path
+) -> None:
+    settings = begun(alone, world_file, tmp_path, engine={"processes": 2, "launch": launcher(tmp_path, 1, 1)})
+    with pytest.raises(TrainingError, match=r"engine.processes is 2, but engine.launch started 1"):
         api.Run(settings).run("base")
     settings["engine"]["launch"] = "no-such-launcher --nodes 2"
     with pytest.raises(ConfigError, match=r"engine.launch: no-such-launcher does not start"):
         api.Run(settings).run("base")
-
-
-def test_a_killed_rank_ends_all_nodes(world_file: Path, tmp_path: Path) -> None:
-    settings = small_config(world_file, tmp_path, arms=ARMS, budget__train_tokens=409_600)
-    settings["engine"] = {"processes": 2, "launch": launcher(tmp_path, 2, 1)}
-    command = [
-        sys.executable,
-        "-c",
-        "import json, sys; from synthboot import api; api.Run(json.loads(sys.argv[1])).run('base')",
-    ]
-    process = subprocess.Popen([*command, json.dumps(settings)], stderr=subprocess.PIPE, text=True)
-    place, patience = run_folder(settings), time.monotonic() + 120
-    while not list((place / "04-base").glob("work/checkpoint-*[0-9]")):
-        assert time.monotonic() < patience
-        assert process.poll() is None
-        time.sleep(0.05)
-    [job] = place.glob(".together-*/job.json")
-    os.kill(ranks(job)[-1], signal.SIGKILL)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode != 0
-    assert "one of 2 processes died" in said
-    assert not ranks(job) + ranks(job, agents=True)
-    assert not list(place.glob(".together-*"))
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,9 +243,9 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert told["backend"] == "nccl"
 
 
-def test_rows_that_cannot_be_shared_are_an_error_in_one_line(world_file: Path, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_shared_are_an_error_in_one_line(alone: Trained, world_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a step of 4 rows cannot be shared by 3 processes; make batch_tokens"):
         parallel.share(4, parallel.Group(0, 3))
-    settings = small_config(world_file, tmp_path, arms=ARMS, engine={"processes": 3})
-    with pytest.raises(TrainingError, match=r"base: engine.processes: a step of \d+ rows cannot be shared by 3"):
+    settings = begun(alone, world_file, tmp_path, engine={"processes": 2}, optim__batch_tokens=288)
+    with pytest.raises(TrainingError, match=r"base: engine.processes: a step of 3 rows cannot be shared by 2"):
         api.Run(settings).run("base")

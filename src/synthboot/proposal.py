@@ -66,7 +66,7 @@ def propose(survey: Survey, name: str, hours: float) -> Proposal:
     for passes in _PASSES:
         for size in _SIZES:
             proposal = written(size, passes, unique)
-            is_enough = proposal.train_tokens >= _TOKENS_A_PARAMETER * _parameters(size, survey)
+            is_enough = proposal.train_tokens >= _TOKENS_A_PARAMETER * _num_parameters(size, survey)
             if proposal.hours <= hours and (is_enough or size == _SIZES[-1]):
                 return proposal
     # Too much text for so many hours: less of it, as often as needed.
@@ -83,7 +83,7 @@ def _hours(cfg: Config) -> float:
     return cost.estimate(cfg, units, dict.fromkeys(units, State("missing")))["hours"]
 
 
-def _parameters(size: Sequence[int], survey: Survey) -> int:
+def _num_parameters(size: Sequence[int], survey: Survey) -> int:
     layers, width, _ = size
     return layers * 13 * width**2 + survey.vocab_size * width
 

@@ -57,7 +57,7 @@ def rewritten(data: bytes, asked: list[Change], sealed: bool) -> bytes:
     value = changed(json.loads(data), asked)
     if sealed and isinstance(value, dict):
         value.pop("hash", None)
-        value["hash"] = disk._hash_of(value)
+        value["hash"] = disk.record_hash(value)
     return json.dumps(value).encode()
 
 

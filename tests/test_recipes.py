@@ -1,12 +1,12 @@
 """Every arm is a recipe: what it shares, what it refuses, and one run of all of them on a tiny world."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from synthboot import api, loading, recipes
+from synthboot.artifacts import store
 from synthboot.artifacts.store import read_manifest
 from synthboot.data.disk import read_json
 from synthboot.errors import ConfigError
@@ -198,7 +198,7 @@ def test_members_and_teachers_are_in_the_estimate(tmp_path: Path) -> None:
     assert ensemble["train_tokens"] == 4 * alone["train_tokens"]
     taught = estimated(ens={"ensemble": 3}, taught={"distill": "ens"})
     # one model more, whose teachers each read the text forwards, a third of training
-    assert taught["flops"] == pytest.approx(ensemble["flops"] + 2 * alone["flops"])
+    assert taught["flops"] == pytest.approx(ensemble["flops"] + 2 * alone["flops"], rel=0.01)  # but for being scored
 
 
 def test_a_model_of_two_arms_is_scored_once(tmp_path: Path) -> None:
@@ -295,10 +295,10 @@ def test_a_known_world_says_how_far_everything_is_from_the_truth(ran: dict[str, 
 
 def test_the_page_shows_it_all(ran: dict[str, Any]) -> None:
     page = (run_folder(ran) / "11-report" / "report.html").read_text("utf-8")
-    for place in ("scores", "curves", "shares", "flops", "efficiency", "rounds", "questions", "parts", "excess", "against"):
+    for place in ("scores", "curves", "shares", "flops", "rounds", "questions", "parts", "excess", "against"):
         assert f'id="{place}"' in page, place
-    charts = json.loads(page.split("const charts = ", 1)[1].split(";\n", 1)[0])
-    assert {c["id"] for c in charts} >= {"scores", "shares", "flops", "efficiency", "rounds", "questions", "parts", "excess"}
+    worth = store.read_json(run_folder(ran) / "09-evaluate" / "evaluate.json")["efficiency"]["worth"]
+    assert ('id="efficiency"' in page) == any(tokens is not None for tokens in worth.values())
 
 
 def test_every_stage_that_computes_says_its_flops(ran: dict[str, Any]) -> None:

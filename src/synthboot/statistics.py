@@ -27,9 +27,9 @@ ratios, Fieller 1954; many comparisons, Holm 1979.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Real
@@ -37,6 +37,10 @@ from scipy import optimize, special
 
 POWER = 0.8
 """How often a difference of the size that `detectable` gives is found."""
+
+
+Name = TypeVar("Name", bound=Hashable)
+"""Of a comparison."""
 
 
 class Interval(NamedTuple):
@@ -189,12 +193,12 @@ def ratio(
     return Interval(value, _end(outside, value, side=-1), _end(outside, value, side=1))
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """p-values adjusted for their number by Holm's step-down method.
 
     The chance of one false finding or more stays at the level.
     """
-    adjusted: dict[str, float] = {}
+    adjusted: dict[Name, float] = {}
     largest = 0.0
     ordered = sorted(p_values, key=lambda name: p_values[name])
     for rank, name in enumerate(ordered):

@@ -28,7 +28,7 @@ if __name__ == "__main__":
     run = loading.load(config).folder
     said = {row["unit"].partition("-")[2]: row["account"] for row in show.status(run)}
     verdict = Evaluation.open(folder_of(run, "evaluate")).result["verdict"]
-    answer = f"Whether it is read: {said['tune/related']}. What that bought: {verdict}"
+    answer = f"What it reads: {said['tune/related']}. What that bought: {verdict}"
     result = f"```text\n{printed('status', str(run))}\n```\n\n```text\n{printed('evaluate', str(config))}\n```"
 
     page = PAGE.read_text("utf-8")

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from synthboot import loading
+from synthboot import loading, proposal
 from synthboot.cli import main
 from synthboot.data import documents
 from synthboot.proposal import propose
+from synthboot.runner import machines
 from synthboot.survey import survey
 
 WORDS = ["river", "moth", "rower", "village", "summit", "valley", "wing", "boat", "north", "south", "league", "season"]
@@ -127,3 +128,17 @@ def test_a_source_may_be_called_anything(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     cfg = loading.load(tmp_path / "c.yaml")
     assert len(list(documents.records(cfg.corpus))) == 110
+
+
+def test_a_model_that_this_machine_has_no_memory_for_is_not_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = survey(lines(tmp_path / "l.jsonl", [{"text": text} for text in texts(1_000)]))
+    layers = []
+    for memory in (1e12, 2e9):
+        machine = machines.figures().machines["laptop"].model_copy(update={"memory_bytes": memory})
+        monkeypatch.setattr(machines, "this", lambda cfg, machine=machine: machine)
+        monkeypatch.setattr(proposal, "TOKENS_A_PARAMETER", 0)  # so that size alone decides
+        proposed = propose(found, "mine", 1e9)
+        assert proposed.hours < 1e9
+        (tmp_path / "mine.yaml").write_text(proposed.text)
+        layers.append(loading.load(tmp_path / "mine.yaml").model.layers)
+    assert layers[0] > layers[1]

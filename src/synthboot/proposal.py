@@ -6,6 +6,7 @@ largest model that so many tokens are enough for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ LEAST_DOCS = 100
 _SIZES = ((16, 1024, 16), (12, 768, 12), (8, 512, 8), (6, 256, 8), (4, 128, 8), (3, 96, 6))
 """Layers, width and heads, the largest first; six heads and more learn to copy sooner."""
 _PASSES = (16, 8)
-_TOKENS_A_PARAMETER = 10
+TOKENS_A_PARAMETER = 10
+"""Of a model, the least to train it on."""
 _ROOMS = (128, 256, 384, 512, 1_024)
 _LEAST_TOKENS = 20_000
 _MOST_TUNING = 10_000_000
@@ -66,7 +68,7 @@ def propose(survey: Survey, name: str, hours: float) -> Proposal:
     for passes in _PASSES:
         for size in _SIZES:
             proposal = written(size, passes, unique)
-            is_enough = proposal.train_tokens >= _TOKENS_A_PARAMETER * _num_parameters(size, survey)
+            is_enough = proposal.train_tokens >= TOKENS_A_PARAMETER * _num_parameters(size, survey)
             if proposal.hours <= hours and (is_enough or size == _SIZES[-1]):
                 return proposal
     # Too much text for so many hours: less of it, as often as needed.
@@ -78,9 +80,11 @@ def propose(survey: Survey, name: str, hours: float) -> Proposal:
 
 
 def _hours(cfg: Config) -> float:
+    """What the run would take here; infinite for a model that this machine has no memory for."""
     # The files are not hashed: nothing is made here.
     units = recipes.units(cfg, {"files": []})
-    return cost.estimate(cfg, units, dict.fromkeys(units, State("missing")))["hours"]
+    hours = cost.plan(cfg, units, dict.fromkeys(units, State("missing"))).hours
+    return math.inf if hours is None else hours
 
 
 def _num_parameters(size: Sequence[int], survey: Survey) -> int:

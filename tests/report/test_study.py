@@ -8,7 +8,7 @@ import pytest
 
 from synthboot.report import study
 from synthboot.statistics import Interval
-from synthboot.studies.rows import Difference, Row
+from synthboot.studies.rows import Comparison, Row
 from synthboot.studies.study import Study
 
 VARIED = ["budget.unique_tokens", "model.width"]
@@ -22,7 +22,7 @@ def row(tokens: int, width: int, **changes: Any) -> Row:
         "base_loss": loss,
         "method": "sbp-0.5",
         "losses": {"repetition": Interval(loss, loss - 0.1, loss + 0.1), "sbp-0.5": Interval(loss - 1, loss - 1.1, loss - 0.9)},
-        "minus_repetition": Difference(-1, -1.2, -0.8, 0.001, 0.004),
+        "minus_repetition": Comparison(-1, -1.2, -0.8, 0.001, 0.004),
     }
     settings = dict(zip(VARIED, (tokens, width), strict=True))
     return Row(f"{tokens}-{width}", f"{tokens}-{width}", settings, **{**values, **changes})
@@ -79,7 +79,7 @@ def test_settings_that_go_together_are_one_line() -> None:
 
 
 def test_the_map_has_a_dot_a_run_filled_where_a_difference_is_shown() -> None:
-    rows = [*ROWS[:2], row(50_000, 32, minus_repetition=Difference(0.1, -0.1, 0.3, 0.2, 0.4)), row(90_000, 32, d1_worth=None)]
+    rows = [*ROWS[:2], row(50_000, 32, minus_repetition=Comparison(0.1, -0.1, 0.3, 0.2, 0.4)), row(90_000, 32, d1_worth=None)]
     [dots] = drawn(made(rows)[0])["map-repetition"]["data"]
     assert dots["x"] == pytest.approx([0.32, 0.64, 0.32])
     assert dots["y"] == [-1, -1, 0.1]

@@ -8,6 +8,7 @@ value by `title`. Names come from the user: Markup's `format` escapes them.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -57,20 +58,25 @@ class Scale:
     def ticks(self) -> list[float]:
         """Two to six round values within."""
         if self.log:
-            exponents = range(math.floor(self.low), math.ceil(self.high) + 1)
-            for digits in ((1, 2, 5), (1, 3), (1,)):
-                values = [digit * 10.0**e for e in exponents for digit in digits]
-                values = [v for v in values if self.low <= math.log10(v) <= self.high]
-                if len(values) <= 6:
-                    break
-            every = math.ceil(len(values) / 6)
-            # between 6 and 9, say, there is no round one
-            return values[::every] if values else [10.0 ** ((self.low + self.high) / 2)]
+            return self._powers()
         rough = (self.high - self.low) / 5
         unit = 10.0 ** math.floor(math.log10(rough))
         step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit >= rough)
-        first, last = math.ceil(self.low / step), math.floor(self.high / step)
+        first = math.ceil(self.low / step)
+        last = math.floor(self.high / step)
         return [number * step for number in range(first, last + 1)]
+
+    def _powers(self) -> list[float]:
+        exponents = range(math.floor(self.low), math.ceil(self.high) + 1)
+        within = []
+        for digits in ((1, 2, 5), (1, 3), (1,)):
+            values = [digit * 10.0**exponent for exponent in exponents for digit in digits]
+            within = [value for value in values if self.low <= math.log10(value) <= self.high]
+            if len(within) <= 6:
+                break
+        if not within:  # between 6 and 9, say, there is no round one
+            return [10.0 ** ((self.low + self.high) / 2)]
+        return within[:: math.ceil(len(within) / 6)]
 
 
 @dataclass(frozen=True)
@@ -103,29 +109,28 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Figure(ABC):
     """What every figure has; `id` is its place on the page."""
 
     id: str
     title: str
     read: str
 
+    @abstractmethod
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Headers and rows of all numbers."""
-        raise NotImplementedError
 
     def legend(self) -> list[tuple[str, str, str]]:
         """Name, colour and style of what the picture does not name itself."""
         return []
 
+    @abstractmethod
     def svg(self) -> Markup:
         """The picture."""
-        raise NotImplementedError
 
     def _framed(self, height: float, parts: Iterable[Markup]) -> Markup:
-        return Markup(
-            '<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}. {}">{}</svg>'
-        ).format(_WIDTH, height, self.title, self.read, Markup("").join(parts))
+        picture = Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}. {}">{}</svg>')
+        return picture.format(_WIDTH, height, self.title, self.read, _joined(parts))
 
 
 @dataclass(frozen=True)
@@ -156,12 +161,8 @@ class Values(Figure):
     def svg(self) -> Markup:
         """Name and value stand above each line, so that a narrow screen has room for both; beside
         it where groups make many of them."""
-        numbers = [n for marks in self.groups.values() for mark in marks for n in mark.numbers]
-        zero = [0.0] if self.bars or self.pattern.startswith("+") else []
         grouped = any(self.groups)
-        left, right = (_NAME, _WIDTH - _VALUE) if grouped else (_RIGHT, _WIDTH - _RIGHT)
-        x = Scale.over([*numbers, *self.references.values(), *zero], left, right)
-
+        x = self._scale(grouped)
         parts = []
         y = 4.0
         for group, marks in self.groups.items():
@@ -170,17 +171,35 @@ class Values(Figure):
                 y += 24
             top = y
             for mark in marks:
-                parts.append(self._mark(mark, x, y + 12, y + 8 if grouped else y + 21))
+                below_text = y + 8 if grouped else y + 21
+                parts.append(self._mark(mark, x, y + 12, below_text))
                 y += 20 if grouped else 40
             if group in self.references:
-                at = x(self.references[group])
-                parts.append(_line(at, top, at, y, "reference"))
-        behind = [_line(x(tick), 0, x(tick), y, "grid") for tick in x.ticks()]
-        behind += [_line(x(0), 0, x(0), y, "reference") for _ in zero]
+                parts.append(_vertical(x(self.references[group]), top, y, "reference"))
+
+        behind = [_vertical(x(tick), 0, y, "grid") for tick in x.ticks()]
+        if self._has_zero:
+            behind.append(_vertical(x(0), 0, y, "reference"))
         percent = self.pattern.endswith("%")
-        below = [_text(x(v), y + 16, short(v, percent), "middle") for v in x.ticks()]
-        below.append(_text(_WIDTH / 2, y + 34, self.axis, "middle"))
-        return self._framed(y + 42, [*behind, *parts, *below])
+        for tick in x.ticks():
+            parts.append(_text(x(tick), y + 16, short(tick, percent), "middle"))
+        parts.append(_text(_WIDTH / 2, y + 34, self.axis, "middle"))
+        return self._framed(y + 42, [*behind, *parts])
+
+    @property
+    def _has_zero(self) -> bool:
+        return self.bars or self.pattern.startswith("+")
+
+    def _scale(self, grouped: bool) -> Scale:
+        numbers = list(self.references.values())
+        for marks in self.groups.values():
+            for mark in marks:
+                numbers += mark.numbers
+        if self._has_zero:
+            numbers.append(0.0)
+        if grouped:
+            return Scale.over(numbers, _NAME, _WIDTH - _VALUE)
+        return Scale.over(numbers, _RIGHT, _WIDTH - _RIGHT)
 
     def _mark(self, mark: Mark, x: Scale, of_text: float, y: float) -> Markup:
         text = format(mark.value, self.pattern)
@@ -188,18 +207,18 @@ class Values(Figure):
         if mark.interval:
             low, high = mark.interval
             text += f" ({low:{self.pattern}} to {high:{self.pattern}})"
-            parts.append(_line(x(low), y, x(high), y, "interval"))
+            parts.append(_horizontal(y, x(low), x(high), "interval"))
         if self.bars:
             left, right = sorted((x(0), x(mark.value)))
-            bar = '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="10"/>'
-            parts.append(Markup(bar).format(left, y - 5, right - left))
+            bar = Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="10"/>')
+            parts.append(bar.format(left, y - 5, right - left))
         else:
             parts.append(_dot(x(mark.value), y, 5, "value"))
         parts += [_dot(x(seed), y + 7, 3, "seed") for seed in mark.seeds]
         parts.append(_text(_RIGHT, of_text, mark.name, "start"))
         parts.append(_text(_WIDTH - _RIGHT, of_text, text, "end"))
         title = Markup("<title>{}: {}</title>").format(mark.name, text)
-        return Markup('<g class="{}">{}{}</g>').format(mark.color, title, Markup("").join(parts))
+        return _group(mark.color, [title, *parts])
 
 
 @dataclass(frozen=True)
@@ -241,24 +260,28 @@ class Curves(Figure):
         x = self.x_scale
         y = Scale.over([*ys, *self.horizontals.values()], bottom, _TOP, self.y_log)
 
+        right = _WIDTH - _RIGHT
         parts = []
         for tick in y.ticks():
-            parts.append(_line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), "grid"))
+            parts.append(_horizontal(y(tick), _LEFT, right, "grid"))
             parts.append(_text(_LEFT - 6, y(tick) + 4, short(tick), "end"))
         for tick in x.ticks():
-            parts.append(_line(x(tick), _TOP, x(tick), bottom, "grid"))
+            parts.append(_vertical(x(tick), _TOP, bottom, "grid"))
             parts.append(_text(x(tick), bottom + 17, short(tick), "middle"))
         parts.append(_text(0, 13, self.y, "start"))
         parts.append(_text(_WIDTH / 2, _HEIGHT - 6, self.x, "middle"))
+
         for name, value in self.horizontals.items():
-            parts.append(_line(_LEFT, y(value), _WIDTH - _RIGHT, y(value), "reference"))
+            parts.append(_horizontal(y(value), _LEFT, right, "reference"))
             parts.append(_text(_LEFT + 4, y(value) - 4, name, "start"))
         for name, value in self.verticals.items():
-            parts.append(_line(x(value), _TOP, x(value), bottom, "reference"))
+            at = x(value)
+            parts.append(_vertical(at, _TOP, bottom, "reference"))
             # inside the picture on either side
-            after = x(value) > _WIDTH / 2
-            side = -4 if after else 4
-            parts.append(_text(x(value) + side, _TOP + 10, name, "end" if after else "start"))
+            if at > _WIDTH / 2:
+                parts.append(_text(at - 4, _TOP + 10, name, "end"))
+            else:
+                parts.append(_text(at + 4, _TOP + 10, name, "start"))
         parts += [_curve(line, x, y) for line in self.lines]
         return self._framed(_HEIGHT, parts)
 
@@ -289,27 +312,47 @@ def _arm(name: str) -> str:
 
 def _curve(line: Line, x: Scale, y: Scale) -> Markup:
     pixels = [(x(point[0]), y(point[1])) for point in line.points]
-    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in pixels)
+    path = " ".join(f"{across:.1f},{down:.1f}" for across, down in pixels)
     parts = []
     if line.style == "area":
-        around = f"{pixels[0][0]:.1f},{y(0):.1f} {path} {pixels[-1][0]:.1f},{y(0):.1f}"
-        parts.append(Markup('<polygon points="{}"/>').format(around))
+        first = f"{pixels[0][0]:.1f},{y(0):.1f}"
+        last = f"{pixels[-1][0]:.1f},{y(0):.1f}"
+        parts.append(Markup('<polygon points="{} {} {}"/>').format(first, path, last))
     if line.style != "points":
         parts.append(Markup('<polyline class="{}" points="{}"/>').format(line.style, path))
-    for (px, py), (value, of_y, *ends) in zip(pixels, line.points, strict=True):
-        text = f"{line.name} at {_plain(value)}: {_with_ends(of_y, ends)}"
+
+    for (across, down), point in zip(pixels, line.points, strict=True):
+        at, value, *ends = point
+        title = Markup("<title>{} at {}: {}</title>")
+        of_point = [title.format(line.name, _plain(at), _with_ends(value, ends))]
         if ends:
-            parts.append(_line(px, y(ends[0]), px, y(ends[1]), "interval"))
-        drawn = "value" if line.style == "points" or ends else "hidden"
-        title = Markup("<title>{}</title>").format(text)
-        parts.append(Markup("<g>{}{}</g>").format(title, _dot(px, py, 5, drawn)))
-    return Markup('<g class="{}">{}</g>').format(line.color, Markup("").join(parts))
+            parts.append(_vertical(across, y(ends[0]), y(ends[1]), "interval"))
+        is_shown = line.style == "points" or bool(ends)
+        of_point.append(_dot(across, down, 5, "value" if is_shown else "hidden"))
+        parts.append(_group("", of_point))
+    return _group(line.color, parts)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    return Markup(
-        '<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'
-    ).format(kind, x1, y1, x2, y2)  # fmt: skip
+def _joined(parts: Iterable[Markup]) -> Markup:
+    return Markup("").join(parts)
+
+
+def _group(color: str, parts: Iterable[Markup]) -> Markup:
+    own = Markup(' class="{}"').format(color) if color else ""
+    return Markup("<g{}>{}</g>").format(own, _joined(parts))
+
+
+def _horizontal(y: float, left: float, right: float, kind: str) -> Markup:
+    return _line(kind, left, y, right, y)
+
+
+def _vertical(x: float, top: float, bottom: float, kind: str) -> Markup:
+    return _line(kind, x, top, x, bottom)
+
+
+def _line(kind: str, *ends: float) -> Markup:
+    picture = '<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'
+    return Markup(picture).format(kind, *ends)
 
 
 def _dot(x: float, y: float, radius: float, kind: str) -> Markup:

@@ -15,7 +15,7 @@ Source: arXiv:2509.15248, joint pretraining from scratch.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,35 @@ def pretrain(
     folder: Path,
     progress: Progress = silent,
 ) -> Trained:
-    """The model of one arm and seed.
+    """The model of one arm and seed, or its models: `best` and `last` of an ensemble are folders
+    of them.
 
     Raises BudgetError where synthetic text would have to be read twice, or where a FLOPs budget
     leaves nothing to train on.
     """
-    if arm.ensemble > 1:
-        return _ensemble(cfg, arm, seed, text, validation, tokenizer, folder, progress)
-    return train_arm(cfg, arm, seed, text, validation, tokenizer, folder, progress)
+
+    def train(seed: int, folder: Path, progress: Progress) -> Trained:
+        return train_arm(cfg, arm, seed, text, validation, tokenizer, folder, progress)
+
+    if arm.ensemble == 1:
+        return train(seed, folder, progress)
+
+    members = _members(train, ensemble.seeds(seed, arm.ensemble), folder, progress)
+    group = parallel.join(models.device(cfg.engine.device), cfg.engine.shard)
+    if group.main:
+        _gather(len(members), folder)
+    group.wait()
+    curve = _curve(members, _losses(cfg, folder, validation, tokenizer))
+    if group.main:
+        Model.open(folder).save_curve(vars(curve))
+
+    token_counts = _token_counts(seed, [member.token_counts for member in members])
+    flops = sum(member.flops for member in members)
+    # both checkpoints of every member read the validation set once more
+    trained_tokens = cfg.optim.lora.passes * token_counts["train_tokens"]
+    forward_flops = token_counts["train_flops"] / trained_tokens
+    flops += len(CHECKPOINTS) * arm.ensemble * forward_flops * validation.num_tokens
+    return Trained(curve, token_counts, flops)
 
 
 def real_docs(
@@ -86,51 +107,31 @@ def real_docs(
     return pool.docs_holding(arm.unique_tokens, f"arms.{name}.unique_tokens")
 
 
-def _ensemble(
-    cfg: config.Config,
-    arm: config.Arm,
-    seed: int,
-    text: Sources,
-    validation: Tokens,
-    tokenizer: Tokenizer,
+def _members(
+    train: Callable[[int, Path, Progress], Trained],
+    seeds: Sequence[int],
     folder: Path,
-    progress: Progress = silent,
-) -> Trained:
-    """The models of an ensemble, one after the other; `best` and `last` are folders of them.
+    progress: Progress,
+) -> list[Trained]:
+    """The models of an ensemble, trained one after the other.
 
     A member is finished once its record stands beside it; what a kill has left of the next goes on
     from its last checkpoint. Raises as `train_arm` does.
     """
-    folders = [ensemble.member(folder / WORK, number) for number in range(arm.ensemble)]
+    folders = [ensemble.member(folder / WORK, number) for number in range(len(seeds))]
     # looked up by all processes before any of them trains
     finished = [(of_member / _RECORD).exists() for of_member in folders]
     members = []
-    for number, member_seed in enumerate(ensemble.seeds(seed, arm.ensemble)):
+    for number, seed in enumerate(seeds):
         of_member = folders[number]
         if finished[number]:
             members.append(_recorded(of_member))
             continue
-        part = _part(progress, number, arm.ensemble)
-        trained = train_arm(cfg, arm, member_seed, text, validation, tokenizer, of_member, part)
+        trained = train(seed, of_member, _part(progress, number, len(seeds)))
         if parallel.rank() == 0:
             _record(of_member, trained)
         members.append(trained)
-
-    group = parallel.join(models.device(cfg.engine.device), cfg.engine.shard)
-    if group.main:
-        _gather(folders, folder)
-    group.wait()
-    curve = _curve(members, _losses(cfg, folder, validation, tokenizer))
-    if group.main:
-        Model.open(folder).save_curve(vars(curve))
-
-    token_counts = _token_counts(seed, [member.token_counts for member in members])
-    flops = sum(member.flops for member in members)
-    # both checkpoints of every member read the validation set once more
-    trained_tokens = cfg.optim.lora.passes * token_counts["train_tokens"]
-    forward_flops = token_counts["train_flops"] / trained_tokens
-    flops += len(CHECKPOINTS) * arm.ensemble * forward_flops * validation.num_tokens
-    return Trained(curve, token_counts, flops)
+    return members
 
 
 def _part(progress: Progress, number: int, members: int) -> Progress:
@@ -159,15 +160,15 @@ def _recorded(folder: Path) -> Trained:
     return Trained(Curve(**record["curve"]), record["token_counts"], record["flops"])
 
 
-def _gather(members: Sequence[Path], folder: Path) -> None:
+def _gather(members: int, folder: Path) -> None:
     """Move the members' checkpoints into one folder for each kind of them.
 
     Whatever a killed process has moved already is there.
     """
     for checkpoint in CHECKPOINTS:
         (folder / checkpoint).mkdir(exist_ok=True)
-        for number, member in enumerate(members):
-            source = member / checkpoint
+        for number in range(members):
+            source = ensemble.member(folder / WORK, number) / checkpoint
             if source.exists():
                 os.rename(source, ensemble.member(folder / checkpoint, number))
 

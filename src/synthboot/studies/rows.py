@@ -22,7 +22,7 @@ Worth = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Difference:
+class Comparison:
     """One arm's loss minus another's, in nats a token; `p_adjusted` for all comparisons of the
     study (Holm) and the looks that were taken at this run."""
 
@@ -67,8 +67,8 @@ class Row:
     base_loss: float | None = None
     method: str | None = None
     losses: dict[str, Interval] = field(default_factory=dict)
-    minus_repetition: Difference | None = None
-    minus_self: Difference | None = None
+    minus_repetition: Comparison | None = None
+    minus_self: Comparison | None = None
     looks: int = 1
     failed: bool = False
     note: str = ""
@@ -153,17 +153,15 @@ def adjusted(rows: Sequence[Row]) -> list[Row]:
     p_values = {}
     for number, row in enumerate(rows):
         for kind in kinds:
-            found = getattr(row, kind)
-            if found is not None:
-                p_values[f"{kind} {number}"] = found.p
+            comparison = getattr(row, kind)
+            if comparison is not None:
+                p_values[number, kind] = comparison.p
 
     result = list(rows)
-    for name, p in statistics.holm(p_values).items():
-        kind, of_row = name.split()
-        position = int(of_row)
-        row = result[position]
-        changed = replace(getattr(row, kind), p_adjusted=min(1.0, p * row.looks))
-        result[position] = replace(row, **{kind: changed})
+    for (number, kind), p in statistics.holm(p_values).items():
+        row = result[number]
+        comparison = replace(getattr(row, kind), p_adjusted=min(1.0, p * row.looks))
+        result[number] = replace(row, **{kind: comparison})
     return result
 
 
@@ -263,8 +261,8 @@ def _with_evaluation(row: Row, evaluation: Evaluation) -> Row:
     self_arm = _self(evaluation, method)
     return replace(
         row,
-        minus_repetition=_difference(repetition),
-        minus_self=None if self_arm is None else _difference(against[self_arm]),
+        minus_repetition=_comparison(repetition),
+        minus_self=None if self_arm is None else _comparison(against[self_arm]),
     )
 
 
@@ -285,6 +283,6 @@ def _worth(found: Sequence[float]) -> Worth:
     return float(value), float(error)
 
 
-def _difference(found: Sequence[float]) -> Difference:
+def _comparison(found: Sequence[float]) -> Comparison:
     value, low, high, p = found
-    return Difference(value, low, high, p, p_adjusted=p)
+    return Comparison(value, low, high, p, p_adjusted=p)

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from synthboot.report import charts
-from synthboot.report.figures import Curves, Mark, Values
+from synthboot.report.figures import Curves, Mark, Scale, Values
 
 
 def results(sbp: list[list[float]], repetition: list[list[float]]) -> dict[str, Any]:
@@ -118,3 +118,14 @@ def test_the_chain_runs_from_what_d1_could_tell_to_the_gain() -> None:
     for figure in ("0.0400", "+0.0200", "-0.1000", "+0.0500"):
         assert figure in found.read
     assert charts.chain(results | {"pairs": {}, "tune": {}}, {"sbp": "method"}) is None
+
+
+@pytest.mark.parametrize("ends", [(6, 9), (1, 1e9), (0.001, 40), (2.5, 2.5), (-3, 7)])
+@pytest.mark.parametrize("log", [False, True])
+def test_every_scale_has_a_few_round_ticks_within(ends: tuple[float, float], log: bool) -> None:
+    if log and ends[0] <= 0:
+        return
+    scale = Scale.over(ends, 0, 100, log)
+    ticks = scale.ticks()
+    assert 1 <= len(ticks) <= 7
+    assert all(0 < scale(tick) < 100 for tick in ticks)

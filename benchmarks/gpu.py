@@ -2,6 +2,7 @@ r"""One GPU, no network, nine minutes: is it right, is it fast, and one small ru
 
     make gpu                                  # on a machine with CUDA
     python benchmarks/gpu.py --device cpu     # the same script, small, to see that it runs
+    python benchmarks/gpu.py --parts right 'training 30M' 'sampling 30M'     # these, in this order
 
 Right: greedy decoding equals transformers', losses on the GPU are those on the CPU. Fast: training tokens per second and share
 of the peak (MFU, dense bfloat16), blocks compiled or not; sampling, steps recorded as CUDA graphs or not, beside
@@ -70,7 +71,7 @@ def right(device: torch.device) -> dict[str, Any]:
 
 def training(name: str, device: torch.device, peak: float | None, seconds: float, compile: str) -> dict[str, Any]:
     """Tokens per second of the training loop, validation and checkpoints left out; with the blocks compiled or not."""
-    size, rows = SIZES[name], {"30M": 32, "125M": 16, "350M": 8}[name] if device.type == "cuda" else 1
+    size, rows = SIZES[name], {"30M": 64, "125M": 32, "350M": 16}[name] if device.type == "cuda" else 1
     rng = np.random.default_rng(0)
     docs = Tokens.of([[*rng.integers(2, VOCAB, 700).tolist(), 0] for _ in range(400)])
     plan = Plan(docs, seq_len=size.seq_len, batch_tokens=rows * size.seq_len, train_tokens=10**10, seed=0, end=0)
@@ -188,6 +189,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--seconds", type=float, default=520, help="stop beginning new parts after this many")
+    parser.add_argument("--train-seconds", type=float, default=15, help="of each training part")
+    parser.add_argument("--parts", nargs="+", metavar="PART", help="which parts, in their order; all of them by default")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"))
     args = parser.parse_args()
     began = time.perf_counter()
@@ -198,11 +201,26 @@ def main() -> None:
     quick = device.type == "cpu"
     sizes = ["30M"] if quick else list(SIZES)
     parts: list[tuple[str, Any]] = [("right", lambda: right(device))]
-    trained = [(n, how, lambda n=n, how=how: training(n, device, peak, 2 if quick else 15, how)) for how in HOW for n in sizes]
-    parts += [(f"training {n}", part) for n, how, part in trained if how == "off"]
-    parts += [(f"sampling {n}", lambda n=n: sampling(n, device, 8 if quick else 512, 8 if quick else 256)) for n in sizes]
+    seconds = 2 if quick else args.train_seconds
+
+    def trained(name: str, how: str) -> tuple[str, Any]:
+        label = {"off": "training", "on": "training, blocks compiled,"}[how]
+        return f"{label} {name}", lambda: training(name, device, peak, seconds, how)
+
+    def sampled(name: str) -> tuple[str, Any]:
+        return f"sampling {name}", lambda: sampling(name, device, 8 if quick else 512, 8 if quick else 256)
+
+    # what decides most first: a call may end before the last
+    parts += [trained(name, "off") for name in sizes]
+    parts += [trained(sizes[-1], "on"), sampled(sizes[0])]
     parts += [("method", lambda: method(device, args.out.parent / "gpu"))]
-    parts += [(f"training, blocks compiled, {n}", part) for n, how, part in trained if how == "on"]  # the longest to start
+    parts += [trained(name, "on") for name in sizes[:-1]]
+    parts += [sampled(name) for name in sizes[1:]]
+    if args.parts:
+        unknown = set(args.parts) - dict(parts).keys()
+        if unknown:
+            parser.error(f"no such part: {', '.join(sorted(unknown))}; there are: {', '.join(dict(parts))}")
+        parts = [(name, dict(parts)[name]) for name in args.parts]
     for name, part in parts:
         if time.perf_counter() - began > args.seconds:
             figures[name] = "left out: no time"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from synthboot import pool
@@ -122,6 +123,30 @@ def test_workers_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sorted(found) == ["3", "3", "5", "5"]
     finally:
         running.close()
+
+
+written_by_parent = False
+
+
+def _reads_parent() -> Any:
+    return lambda _: written_by_parent
+
+
+def _with_own_workers(uses_gpu: bool) -> Any:
+    def run(_: int) -> list[bool]:
+        global written_by_parent
+        written_by_parent = True
+        torch.cuda.is_initialized = lambda: uses_gpu  # in this worker alone
+        return list(pool.imap(_reads_parent, (), range(2), 2))
+
+    return run
+
+
+@pytest.mark.parametrize("uses_gpu", [False, True])
+def test_a_worker_that_has_used_a_gpu_does_not_fork_it(uses_gpu: bool) -> None:
+    # a fork has its parent's memory, and its parent's use of the GPU, which breaks there
+    (seen,) = list(pool.imap(_with_own_workers, (uses_gpu,), range(1), 2))
+    assert seen == [not uses_gpu] * 2
 
 
 class Unreadable(ConfigError):

@@ -2,10 +2,11 @@
 
 One thread a process keeps results the same whatever `engine.jobs` is, and several processes use the
 cores better than several threads do at these sizes. Workers come from a fork server that has
-imported torch once, and a worker's own workers by forking it. A worker that dies is an error here,
-never a hang, and a worker does not outlive its parent, however that went: the kernel kills it, even
-one that is stopped or deep in a library. Ctrl-C and the terminal's end are for the parent alone,
-which kills its workers as it goes; one that is stopped for a while is waited for.
+imported torch once, and a worker's own workers by forking it, or anew where it has used a GPU. A
+worker that dies is an error here, never a hang, and a worker does not outlive its parent, however
+that went: the kernel kills it, even one that is stopped or deep in a library. Ctrl-C and the
+terminal's end are for the parent alone, which kills its workers as it goes; one that is stopped for
+a while is waited for.
 
 `start`/`wait` run whole units side by side; `imap` streams items through workers and yields results
 in item order.
@@ -89,6 +90,12 @@ def jobs(wanted: int, device: str = "cpu") -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _has_used_gpu() -> bool:
+    """Whether torch has set up CUDA in this process; asked without importing it."""
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
+
+
 def gpus() -> list[str]:
     """The names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -103,8 +110,11 @@ class Pool:
     def __init__(self) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        # A worker's own workers are forked: a worker has one thread, and has imported all there is.
-        method = "fork" if multiprocessing.parent_process() else "forkserver"
+        method = "forkserver"
+        if multiprocessing.parent_process():
+            # A worker's own workers are forked: it has one thread, and has imported all there is.
+            # A GPU that it has used cannot be used by a fork of it.
+            method = "spawn" if _has_used_gpu() else "fork"
         self._context: Any = multiprocessing.get_context(method)
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload(PRELOAD)

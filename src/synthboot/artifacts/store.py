@@ -18,6 +18,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, field
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -471,7 +472,10 @@ def environment() -> dict[str, str]:
         "pyarrow",
         "scikit-learn",
     )
-    versions = {name: metadata.version(name) for name in packages}
+    versions = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):  # run from its sources, without installing
+            versions[name] = metadata.version(name)
     versions["python"] = platform.python_version()
     versions["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
     return versions

@@ -15,6 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 ORDER = [
     "errors",
+    "notebook",
     "rng",
     "kernels",
     "forked",
@@ -41,6 +42,7 @@ ORDER = [
     "survey",
     "proposal",
     "studies",
+    "export",
     "show",
     "comparison",
     "api",

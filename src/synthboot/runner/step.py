@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from synthboot import config
-from synthboot.artifacts.store import Progress
+from synthboot.artifacts.store import Progress, silent
 from synthboot.recipes import Unit
 
 if TYPE_CHECKING:
-    from synthboot.steps.context import Outcome
+    from synthboot.steps.context import Context, Outcome
 
 
 def run_step(
@@ -26,9 +26,23 @@ def run_step(
     The step may start as many as `workers` processes of its own.
     """
     # it brings torch along, which whoever only plans should not wait for
-    from synthboot import steps
+    from synthboot.steps import STEPS
 
-    context = steps.Context(
+    return STEPS[unit.stage](context_of(cfg, plan, unit, workers, progress, note))
+
+
+def context_of(
+    cfg: config.Config,
+    plan: Mapping[str, Unit],
+    unit: Unit,
+    workers: int = 1,
+    progress: Progress = silent,
+    note: Callable[[str], None] = lambda _: None,
+) -> Context:
+    """What a unit's step is given."""
+    from synthboot.steps.context import Context
+
+    return Context(
         unit.settings,
         unit.folder(cfg.folder),
         {role: plan[parent].folder(cfg.folder) for role, parent in unit.parents.items()},
@@ -40,4 +54,3 @@ def run_step(
         recipe=unit.recipe,
         **unit.options,
     )
-    return steps.STEPS[unit.stage](context)

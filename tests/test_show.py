@@ -1,6 +1,7 @@
 """Looking into a run's texts: what is searched for is what is shown, in bounded time."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,6 @@ def test_grep_shows_every_document_that_a_pattern_is_found_in_and_no_other(finis
 
     texts = list(Synthetic.open(run / "06-synthesize/related").texts())
     found = show.examples(run, "synthetic", ENOUGH, grep="[aeiou]{3}")
-    import re
-
     assert [joined(example, "sampled d2") for example in found] == [text for text in texts if re.search("[aeiou]{3}", text)]
     assert show.examples(run, "quarantine", 3, grep="x") == []
 
@@ -50,9 +49,6 @@ def test_grep_shows_every_document_that_a_pattern_is_found_in_and_no_other(finis
 def test_like_shows_the_nearest_first(finished: dict[str, Any]) -> None:
     run = run_folder(finished)
     documents = list(Corpus.open(run / "01-corpus").texts("pretrain"))
-    [nearest, *_] = show.examples(run, "documents", 3, like=documents[17].text)
-    assert joined(nearest, "text") == documents[17].text
-
     embeddings = Embeddings.open(run / "02-embed")
     embedder = SelfEmbedder.load(embeddings.embedder)
     [vector] = embedder(["a sailor of the harbor"])
@@ -65,8 +61,9 @@ def test_like_shows_the_nearest_first(finished: dict[str, Any]) -> None:
     found = show.examples(run, "synthetic", 5, like="a sailor of the harbor")
     assert [joined(example, "sampled d2") for example in found] == by_hand[:5]
 
-    [pair, *_] = show.examples(run, "pairs", 2, like=documents[17].text)
-    assert documents[17].text in (joined(pair, "d1"), joined(pair, "d2"))
+    nearest = documents[int(np.argmax(similar))].text
+    [pair, *_] = show.examples(run, "pairs", 2, like="a sailor of the harbor")
+    assert nearest in (joined(pair, "d1"), joined(pair, "d2"))
     both = show.examples(run, "documents", 4, like="a sailor of the harbor", grep="printer")
     assert len(both) == 4
     assert all("printer" in joined(example, "text") for example in both)
@@ -78,7 +75,7 @@ def test_a_pattern_that_is_none_or_would_take_for_ever_is_one_line(finished: dic
         show.examples(run, "documents", 1, grep="(")
     started = time.monotonic()
     with pytest.raises(ConfigError, match=r"takes more than 1 s for one text; write it without"):
-        show.examples(run, "documents", 1, grep=r"^(\w+\s?\.?\w*)*\d$$x")
+        show.examples(run, "documents", 1, grep=r"^(([a-z]|\s|.)+)+[0-9]{9}$")
     assert time.monotonic() - started < 60
 
 

@@ -142,6 +142,7 @@ def mixture_card(run: Finished, record: Mapping[str, Any], license: str | None) 
     if record["taught_by"]:
         teacher = code(record["taught_by"])
         notes.append(f"The targets of {teacher}, which teaches the arm, are not in here.")
+    written = run.written(record["arm"]) if record["synthetic_tokens"] else []
     dtype, width = record["dtype"], record["row_tokens"]
     return _page(
         _header(license, {}),
@@ -159,7 +160,7 @@ def mixture_card(run: Finished, record: Mapping[str, Any], license: str | None) 
         *_table(["", ""], [[key.replace("_", " "), code(v)] for key, v in record.items()]),
         *_corpus(run),
         *_licence(license),
-        *_provenance(run, [run.made("corpus")]),
+        *_provenance(run, [run.made("corpus"), *map(run.made, written)]),
     )
 
 
@@ -193,7 +194,8 @@ def _header(license: str | None, more: Mapping[str, Any], *tags: str) -> str:
     elif license is not None:
         header |= {"license": "other", "license_name": license}
     header |= {"tags": [*_TAGS, *tags], **more}
-    text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    # one line a value: readers look for the next line of dashes
+    text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=1 << 20)
     return f"---\n{text}---"
 
 

@@ -64,7 +64,7 @@ def export(
     """
     if seed is not None and what not in ("models", "tokens"):
         raise ConfigError(f"export: --seed is about models and tokens, not --what {what}")
-    license = (license or "").strip() or None
+    license = " ".join((license or "").split()) or None
     place = Path(f"{cfg.name}-{what}") if out is None else out
     _check_place(place, cfg.folder, force)
 

@@ -1,6 +1,5 @@
 """What a run made can be got at from Python, and looked at in a notebook."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from tests.conftest import run_folder
 
 
 @pytest.fixture(scope="module")
-def run(finished: dict[str, Any]) -> Iterator[api.Run]:
-    yield api.Run(finished)
+def run(finished: dict[str, Any]) -> api.Run:
+    return api.Run(finished)
 
 
 def test_pairs_can_be_indexed_and_sliced(run: api.Run, finished: dict[str, Any]) -> None:
@@ -35,7 +34,7 @@ def test_pairs_can_be_indexed_and_sliced(run: api.Run, finished: dict[str, Any])
     with pytest.raises(IndexError):
         pairs[len(pairs)]
     frame = pairs[:4].to_pandas()
-    assert list(frame.itertuples(index=False, name=None))[0][:3] == pairs[0]
+    assert next(frame.itertuples(index=False, name=None))[:3] == pairs[0]
     assert list(frame.columns) == ["d1", "d2", "similarity", "split"]
     assert run.corpus()[-1] == train[-1].text
     assert run.corpus()[2:4] == [train[2].text, train[3].text]
@@ -58,7 +57,8 @@ def test_synthetic_text_by_arm_or_kind(run: api.Run, finished: dict[str, Any]) -
 
 def test_models_vectors_and_measures(run: api.Run, finished: dict[str, Any]) -> None:
     models = run.models()
-    assert {arm: list(seeds) for arm, seeds in models.items()} == dict.fromkeys(("repetition", "sbp", "oracle"), [0, 1])
+    assert list(models) == ["repetition", "sbp", "oracle"]
+    assert all(list(by_seed) == [0, 1] for by_seed in models.values())
     assert run.base().folder == models["repetition"][0].folder == run_folder(finished) / "04-base"
     assert models["sbp"][1].token_counts["synthetic_tokens"] > 0
     vectors = run.vectors()

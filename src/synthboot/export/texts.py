@@ -57,7 +57,7 @@ SYNTHETIC_COLUMNS: Mapping[str, str] = {
     "seed_title": "that document's title, where its metadata have one",
     "sample": "how many samples of this document came before it",
     "finish": "why it ended: `end` by itself, `length` cut off",
-    "mean_logprob": "mean log-probability of its tokens by the model that wrote it, the end included",
+    "mean_logprob": "mean log-probability of its tokens, by the model that wrote it",
     "tokens": "its length in tokens of the arms",
     "kind": "what it is: `related`, `random_pairs`, `scratch`, `unconditional`, by round",
     "synthesizer": "the artifact of the model that wrote it",

@@ -94,7 +94,7 @@ class Run:
         """The language model on real text alone, that synthesizers start from."""
         self.run("base")
         first = self.config.pretrain.seeds[0]
-        return self._model(REPETITION, first)
+        return self._model(recipes.units(self.config), REPETITION, first)
 
     def vectors(self) -> Float16[np.ndarray, "doc dim"]:
         """The vectors of D_pretrain, of length 1."""
@@ -118,9 +118,11 @@ class Run:
     def models(self) -> dict[str, dict[int, Model]]:
         """The trained models, by arm and seed."""
         self.run("score")  # of all models: base is one, and no unit of `pretrain`
+        plan = recipes.units(self.config)
         by_arm = {}
         for arm in self.config.arms:
-            by_arm[arm] = {seed: self._model(arm, seed) for seed in self.config.pretrain.seeds}
+            seeds = self.config.pretrain.seeds
+            by_arm[arm] = {seed: self._model(plan, arm, seed) for seed in seeds}
         return by_arm
 
     def analyze(self) -> Analysis:
@@ -155,8 +157,7 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({self.config.name}: {', '.join(self.config.arms)}; {self.config.folder})"
 
-    def _model(self, arm: str, seed: int) -> Model:
-        plan = recipes.units(self.config)
+    def _model(self, plan: Mapping[str, recipes.Unit], arm: str, seed: int) -> Model:
         return Model.open(plan[recipes.model_of(plan, arm, seed)].folder(self.config.folder))
 
     def _folder(self, name: str) -> Path:

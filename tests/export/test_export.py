@@ -20,7 +20,7 @@ from synthboot.artifacts.synthetic import Synthetic
 from synthboot.cli import main
 from synthboot.errors import ConfigError, CorruptArtifact, MissingArtifact, StorageError
 from synthboot.export import cards
-from synthboot.export.export import Exported, export
+from synthboot.export.export import WHAT, Exported, export
 from synthboot.rng import rng
 from tests.conftest import run_folder, tiny_config, world_documents, write_jsonl
 
@@ -118,7 +118,7 @@ def test_text_ids_and_file_names_mean_nothing_to_markdown_html_or_yaml(untrusted
     assert shown.endswith("````")
     assert cards.plain("a <b> *c* [d](e) `f`") == r"a &lt;b&gt; \*c\* \[d\](e) \`f\`"
     assert cards.code("plain") == "`plain`"
-    assert cards.code("") == "` `"
+    assert cards.code("") == "`-`"
 
 
 def test_models_load_with_their_tokenizer_and_a_card_of_what_was_measured(finished: dict[str, Any], tmp_path: Path) -> None:
@@ -297,6 +297,8 @@ def test_the_command_says_what_it_wrote(finished: dict[str, Any], tmp_path: Path
     told = json.loads(call("more", "--what", "models", "--json").stdout)
     assert told["best"] in told["parts"]
     assert told["folder"] == "more"
+    [what] = [option for option in main.commands["export"].params if option.name == "what"]
+    assert tuple(what.type.choices) == WHAT
     again = call("out")
     assert again.exit_code == 2
     assert again.stderr.strip().endswith("name another folder, or --force to replace it")

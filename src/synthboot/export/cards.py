@@ -167,12 +167,12 @@ def mixture_card(run: Finished, record: Mapping[str, Any], license: str | None) 
 def code(value: object) -> str:
     """A value as a code span on one line: no Markdown, HTML or link in it means anything."""
     shown = "".join(char if char.isprintable() else " " for char in str(value))
-    shown = " ".join(shown.split())
+    shown = " ".join(shown.split()) or "-"  # nothing is no code span
     # in a table a bar ends the cell, in a code span too
     shown = shown.replace("|", "\\|")
     longest = max((len(run) for run in re.findall("`+", shown)), default=0)
     fence = "`" * (longest + 1)
-    space = " " if shown.startswith("`") or shown.endswith("`") or not shown else ""
+    space = " " if shown.startswith("`") or shown.endswith("`") else ""
     return f"{fence}{space}{shown}{space}{fence}"
 
 

@@ -149,4 +149,5 @@ def ranges(
     begins = np.cumsum(counts) - counts
     # Each number is its own place in the result, moved by how far its range is.
     moved = np.repeat(starts - begins, counts)
-    return np.arange(len(moved)) + moved
+    numbers: np.ndarray = np.arange(len(moved)) + moved
+    return numbers

@@ -222,8 +222,8 @@ class _Text:
         previous  [ .  a  b | .  d ]   `.` is the end token
         before    [ .  .  a | .  . ]
         """
-        pieces = []
-        owners = []
+        pieces: list[_Numbers] = []
+        owners: list[int] = []
         for number, document in enumerate(documents):
             pieces += document
             owners += [number] * len(document)
@@ -252,7 +252,8 @@ class _Text:
 
     def previous_in_doc(self, vocab_size: int) -> _Numbers:
         """The token before as a number that no other document has."""
-        return self.doc * vocab_size + self.previous
+        context: np.ndarray = self.doc * vocab_size + self.previous
+        return context
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -40,6 +40,9 @@ from synthboot.lm.arm import runtime_of
 from synthboot.lm.batches import PairPlan, cut_pair, d1_room, joined_contexts
 from synthboot.lm.train import Curve, Settings, train
 from synthboot.rng import rng
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,8 @@ def tune(
     runtime.group.wait()
 
     progress(1.0, "measuring held-out pairs")
-    best = models.load(Model.open(folder).best).to(next(model.parameters()).device)
+    best = models.load(Model.open(folder).best)
+    best = models.moved(best, next(model.parameters()).device)
     seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer, separator)
     conditioning = {}
     for name, held in (("unseen", stopping), ("seen_by_base", seen)):
@@ -173,13 +177,13 @@ def _origin(
     cfg: config.Config,
     start: Path | None,
     tokenizer: Tokenizer,
-) -> Any:
+) -> PreTrainedModel:
     """The model that tuning starts from: base, or fresh weights."""
     if start is None:
         model = models.build(cfg.model, tokenizer.vocab_size, cfg.seed)
     else:
         model = models.load(start)
-    return model.to(models.device(cfg.engine.device))
+    return models.moved(model, models.device(cfg.engine.device))
 
 
 def _plan(
@@ -304,19 +308,19 @@ class _Held:
         texts = [first[doc] for doc in docs]
         return joined_contexts(texts, self.seq_len, self.share, self.tokenizer.separator)
 
-    def loss(self, model: Any) -> float:
+    def loss(self, model: PreTrainedModel) -> float:
         """Nats per token of d2 given its d1, or nothing where it is tuned without."""
         return self._score(model, self.d1).mean
 
-    def d1_worth(self, model: Any) -> tuple[float, float]:
+    def d1_worth(self, model: PreTrainedModel) -> tuple[float, float]:
         """How many nats per token d2 costs less given its d1 than given a random one, with the
         standard error over pairs."""
         return self._score(model, self.d1).gain_over(self._score(model, self.random))
 
     def conditioning(
         self,
-        model: Any,
-        origin: Any,
+        model: PreTrainedModel,
+        origin: PreTrainedModel,
         is_base: bool,
     ) -> dict[str, float]:
         """Nats per token of d2 under each condition; `base` is the model that tuning started from,
@@ -353,7 +357,7 @@ class _Held:
 
     def _score(
         self,
-        model: Any,
+        model: PreTrainedModel,
         d1: list[np.ndarray],
     ) -> score.Scores:
         return score.pairs(

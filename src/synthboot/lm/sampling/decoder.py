@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,6 +19,9 @@ from torch.nn import functional
 
 from synthboot.kernels import decoding, library
 from synthboot.kernels.decoding import BLOCK
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DTYPES = {
     "auto": None,
@@ -36,7 +39,7 @@ _Turn = tuple[Tensor, Tensor]
 class Decoder:
     """The weights of a Llama or Qwen3 model, and what the two functions share."""
 
-    def __init__(self, model: Any, dtype: str = "auto") -> None:
+    def __init__(self, model: PreTrainedModel, dtype: str = "auto") -> None:
         cfg = model.config
         inner = model.model
         self.device = next(model.parameters()).device

@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float, Int64, Integer, UInt32, UInt64
 from synthboot.data import words
 from synthboot.data.tokens import Tokens, ranges
 
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_MIX = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER = 0x9E3779B97F4A7C15
+_MIX = 0xBF58476D1CE4E5B9
 PERMUTATIONS = 126
 
 Tokenized = Integer[np.ndarray, " token"]
@@ -34,9 +34,9 @@ _Chosen = Sequence[tuple[Tokens, Int64[np.ndarray, " _"]]]
 #   hash   [ slot: 10 to 27 ][ rest                 ]   the slot finds the mark "stands twice"
 #   value  [ high 44 of the hash          ][ 20 cut ]   what is kept of a shingle
 #   key    [ item of a chunk: 20 ][ value: 44       ]   one sort: by item, within it by value
-_VALUE_BITS = np.uint64(44)
-_CUT_BITS = np.uint64(20)
-_VALUE_MASK = np.uint64((1 << 44) - 1)
+_VALUE_BITS = 44
+_CUT_BITS = 20
+_VALUE_MASK = (1 << 44) - 1
 
 
 def hashes(tokens: Tokenized, n: int) -> Hashes:
@@ -50,15 +50,15 @@ def hashes(tokens: Tokenized, n: int) -> Hashes:
     n = min(n, length)
 
     # Token 0 would be a factor of nothing, so ids count from 1 before they are mixed.
-    ids = tokens.astype(np.uint64) + np.uint64(1)
+    ids = tokens.astype(np.uint64) + 1
     values = ids * _MIX
-    values ^= values >> np.uint64(29)
+    values ^= values >> 29
 
     runs = length - n + 1
     result = np.zeros(runs, np.uint64)
     for offset in range(n):  # wrap-around is intended
         result = result * _MULTIPLIER + values[offset : offset + runs]
-    return result ^ (result >> np.uint64(31))
+    return result ^ (result >> 31)
 
 
 def containment(a: Hashes, b: Hashes) -> float:
@@ -153,7 +153,7 @@ class _Shared:
         # Eight slots a shingle keep chance collisions few; 2 x 2^27 marks are the 256 MiB.
         wanted = 8 * total
         slot_bits = min(27, max(10, wanted.bit_length()))
-        shift = np.uint64(64 - slot_bits)
+        shift = 64 - slot_bits
         twice = _slots_met_twice(chosen, n, slot_bits)
 
         # Second pass: keep what is marked. A shingle with a slot of its own is in one document,
@@ -220,7 +220,7 @@ def _slots_met_twice(
     slot_bits: int,
 ) -> Bool[np.ndarray, " slot"]:
     """The first pass: whether more than one shingle falls into a slot."""
-    shift = np.uint64(64 - slot_bits)
+    shift = 64 - slot_bits
     once = np.zeros(1 << slot_bits, bool)
     twice = np.zeros(1 << slot_bits, bool)
     for hashed, _, _ in _shingled(chosen, n):
@@ -458,7 +458,7 @@ def hashes_rows(
     for column in range(rows.shape[1]):
         values = rows[:, column].astype(np.uint64)
         result = (result ^ values) * _MULTIPLIER
-        result ^= result >> np.uint64(32)
+        result ^= result >> 32
     return result
 
 

@@ -158,7 +158,7 @@ class _Shared:
 
         # Second pass: keep what is marked. A shingle with a slot of its own is in one document,
         # once: it counts towards the size of that document and can be forgotten.
-        kept = [np.empty(0, np.uint64)]
+        kept: list[np.ndarray] = [np.empty(0, np.uint64)]
         counts = [np.empty(0, np.int64)]
         sizes = [np.empty(0, np.int64)]
         for hashed, doc, num_docs in _shingled(chosen, n):

@@ -143,7 +143,7 @@ def pairs(
 
 
 def pair_tokens(
-    model: Any,
+    model: PreTrainedModel,
     d1: Sequence[np.ndarray],
     d2: Sequence[np.ndarray],
     seq_len: int,

@@ -188,7 +188,7 @@ def _warn_unread(worth: float, error: float, note: Callable[[str], None]) -> Non
 
 def _as_it_is(
     cfg: config.Config,
-    base: Any,
+    base: PreTrainedModel,
     stopping: _Held,
     tokenizer: Tokenizer,
     folder: Path,

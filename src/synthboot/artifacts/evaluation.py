@@ -37,8 +37,8 @@ class Evaluation:
     """
 
     result: dict[str, Any]
-    losses: Sequence[Mapping[str, Any]] = ()
-    questions: Sequence[Mapping[str, Any]] = ()
+    losses: Sequence[Mapping[str, object]] = ()
+    questions: Sequence[Mapping[str, object]] = ()
 
     @property
     def checkpoint(self) -> str:

@@ -36,7 +36,8 @@ NO_TOKEN = -1
 
 _NOT_WRITTEN = -2  # differs from NO_TOKEN, so that nothing matches what is not there
 _PRIOR = 5.0  # tokens of each length of match that the model alone is said to have predicted
-_ROUNDS = 200  # of expectation maximization
+_ROUNDS = 200  # of expectation maximization; it stops where no weight moves any more
+_LEAST_CHANGE = 1e-5
 _PARTS = 3  # of the mixture: model, match, d1
 
 Weights = Sequence[Sequence[float]]
@@ -98,8 +99,12 @@ def fit(
         shares = parts * weights[match]
         shares /= np.maximum(shares.sum(1, keepdims=True), np.finfo(float).tiny)
         totals = np.stack([np.bincount(match, share, LONGEST_MATCH + 1) for share in shares.T], 1)
-        weights = (totals + prior) / (counts + _PRIOR)
-        weights /= weights.sum(1, keepdims=True)
+        updated = (totals + prior) / (counts + _PRIOR)
+        updated /= updated.sum(1, keepdims=True)
+        change = np.abs(updated - weights).max()
+        weights = updated
+        if change < _LEAST_CHANGE:
+            break
     return tuple((float(a), float(b), float(c)) for a, b, c in weights)
 
 

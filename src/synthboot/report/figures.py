@@ -1,4 +1,4 @@
-"""Figures as inline SVG: values with their intervals, a line each, and curves over x and y.
+"""Figures as inline SVG: values with their intervals, a line each, and curves or dots over x and y.
 
 A figure knows its title, how to read it, its picture and its numbers as a table. Colours are names
 of the page's classes, so that a figure is dark where the page is; what a pointer rests on says its
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from markupsafe import Markup
 
@@ -22,6 +22,7 @@ _TOP = 26
 _BOTTOM = 44
 _NAME = 125  # how wide a column of names is, and one of values
 _VALUE = 180
+_LETTER = 8  # a little more than a letter of the page's font takes
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,25 @@ class Mark:
 class Line:
     """Points (x, y) or (x, y, low, high), least x first.
 
-    `style`: a line that is solid or dotted, an area, or points alone.
+    `style`: a line that is solid or dotted or marked at its points, an area, or points alone.
     """
 
     name: str
     color: str
     points: Sequence[Sequence[float]]
     style: str = "solid"
+
+
+@dataclass(frozen=True)
+class Dot:
+    """Something at x and y, each [value, low, high], with a short `label` beside it; open dots are
+    those that one should not rest on."""
+
+    name: str
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    is_filled: bool
 
 
 @dataclass(frozen=True)
@@ -222,41 +235,39 @@ class Values(Figure):
 
 
 @dataclass(frozen=True)
-class Curves(Figure):
-    """Curves over x, with lines of reference across, each with its name."""
+class Plane(Figure):
+    """What lies over x and y, with lines of reference across, each with its name.
+
+    `ticks` are names for places on x, in place of round values.
+    """
 
     x: str
     y: str
-    lines: Sequence[Line]
+    _: KW_ONLY
     x_log: bool = False
     y_log: bool = False
     verticals: Mapping[str, float] = field(default_factory=dict)
     horizontals: Mapping[str, float] = field(default_factory=dict)
+    ticks: Mapping[float, str] = field(default_factory=dict)
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """A row for every x, a column for every curve."""
-        by_x: dict[float, list[str]] = {}
-        for number, line in enumerate(self.lines):
-            for x, y, *ends in line.points:
-                cells = by_x.setdefault(x, [""] * len(self.lines))
-                cells[number] = _with_ends(y, ends)
-        rows = [[_plain(x), *by_x[x]] for x in sorted(by_x)]
-        return [self.x, *(line.name for line in self.lines)], rows
+    @abstractmethod
+    def _numbers(self) -> tuple[list[float], list[float]]:
+        """Every x and every y that has to be within the picture."""
 
-    def legend(self) -> list[tuple[str, str, str]]:
-        """Every curve, but one for all seeds of an arm."""
-        return list(dict.fromkeys((_arm(line.name), line.color, line.style) for line in self.lines))
+    @abstractmethod
+    def _contents(self, x: Scale, y: Scale) -> list[Markup]:
+        """What is drawn over the grid."""
 
     @property
     def x_scale(self) -> Scale:
         """Where an x stands."""
-        xs = [point[0] for line in self.lines for point in line.points]
+        xs, _ = self._numbers()
         return Scale.over([*xs, *self.verticals.values()], _LEFT, _WIDTH - _RIGHT, self.x_log)
 
     def svg(self) -> Markup:
-        """Curves, points that say their values, and lines of reference."""
+        """Grid and axes, lines of reference, and the contents."""
         bottom = _HEIGHT - _BOTTOM
-        ys = [y for line in self.lines for point in line.points for y in point[1:]]
+        _, ys = self._numbers()
         x = self.x_scale
         y = Scale.over([*ys, *self.horizontals.values()], bottom, _TOP, self.y_log)
 
@@ -265,9 +276,12 @@ class Curves(Figure):
         for tick in y.ticks():
             parts.append(_horizontal(y(tick), _LEFT, right, "grid"))
             parts.append(_text(_LEFT - 6, y(tick) + 4, short(tick), "end"))
-        for tick in x.ticks():
+        for tick in self.ticks or x.ticks():
             parts.append(_vertical(x(tick), _TOP, bottom, "grid"))
-            parts.append(_text(x(tick), bottom + 17, short(tick), "middle"))
+        if self.ticks:
+            parts += self._named(x, bottom + 17)
+        else:
+            parts += [_text(x(tick), bottom + 17, short(tick), "middle") for tick in x.ticks()]
         parts.append(_text(0, 13, self.y, "start"))
         parts.append(_text(_WIDTH / 2, _HEIGHT - 6, self.x, "middle"))
 
@@ -282,8 +296,93 @@ class Curves(Figure):
                 parts.append(_text(at - 4, _TOP + 10, name, "end"))
             else:
                 parts.append(_text(at + 4, _TOP + 10, name, "start"))
-        parts += [_curve(line, x, y) for line in self.lines]
-        return self._framed(_HEIGHT, parts)
+        return self._framed(_HEIGHT, [*parts, *self._contents(x, y)])
+
+    def _named(self, x: Scale, y: float) -> list[Markup]:
+        """The names of places, cut to an equal share of the room; one that would lie on the name
+        before it is left out."""
+        letters = int((x.end - x.start) / len(self.ticks) / _LETTER)
+        parts = []
+        free = 0.0
+        for value, name in sorted(self.ticks.items()):
+            text = name if len(name) <= letters else f"{name[: max(letters - 1, 1)]}…"
+            half = len(text) * _LETTER / 2
+            middle = min(max(x(value), half), _WIDTH - half)
+            if middle - half >= free:
+                parts.append(_text(middle, y, text, "middle"))
+                free = middle + half
+        return parts
+
+
+@dataclass(frozen=True)
+class Curves(Plane):
+    """Curves over x; `laws` are lines that were computed from others, drawn dotted and no more."""
+
+    lines: Sequence[Line]
+    laws: Sequence[Line] = field(default=(), kw_only=True)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """A row for every x, a column for every curve."""
+        by_x: dict[float, list[str]] = {}
+        for number, line in enumerate(self.lines):
+            for x, y, *ends in line.points:
+                cells = by_x.setdefault(x, [""] * len(self.lines))
+                cells[number] = _with_ends(y, ends)
+        rows = [[self.ticks.get(x) or _plain(x), *by_x[x]] for x in sorted(by_x)]
+        return [self.x, *(line.name for line in self.lines)], rows
+
+    def legend(self) -> list[tuple[str, str, str]]:
+        """Every curve, but one for all seeds of an arm."""
+        return list(dict.fromkeys((_arm(line.name), line.color, line.style) for line in self.lines))
+
+    def _numbers(self) -> tuple[list[float], list[float]]:
+        points = [point for line in [*self.lines, *self.laws] for point in line.points]
+        return [point[0] for point in points], [y for point in points for y in point[1:]]
+
+    def _contents(self, x: Scale, y: Scale) -> list[Markup]:
+        laws = []
+        for law in self.laws:
+            path = _path((x(point[0]), y(point[1])) for point in law.points)
+            line = Markup('<polyline class="dotted" points="{}"/>').format(path)
+            laws.append(_group(law.color, [line]))
+        return [*laws, *(_curve(line, x, y) for line in self.lines)]
+
+
+@dataclass(frozen=True)
+class Dots(Plane):
+    """Dots of one colour with an interval each way."""
+
+    color: str
+    dots: Sequence[Dot]
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """A row for every dot."""
+        rows = []
+        for dot in self.dots:
+            x, y = (_with_ends(value, ends) for value, *ends in (dot.x, dot.y))
+            rows.append([f"{dot.label} {dot.name}", x, y])
+        return ["", self.x, self.y], rows
+
+    def _numbers(self) -> tuple[list[float], list[float]]:
+        return [x for dot in self.dots for x in dot.x], [y for dot in self.dots for y in dot.y]
+
+    def _contents(self, x: Scale, y: Scale) -> list[Markup]:
+        intervals = []
+        labels = []
+        dots = []
+        for dot in self.dots:
+            (at_x, left, right), (at_y, low, high) = dot.x, dot.y
+            across, down = x(at_x), y(at_y)
+            intervals.append(_horizontal(down, x(left), x(right), "thin"))
+            intervals.append(_vertical(across, y(low), y(high), "thin"))
+            labels.append(_text(across + 7, down - 7, dot.label, "start"))
+
+            of_x, of_y = (_with_ends(value, ends) for value, *ends in (dot.x, dot.y))
+            said = Markup("<title>{}: {}; {}</title>").format(dot.name, of_x, of_y)
+            picture = _dot(across, down, 5, "value" if dot.is_filled else "open")
+            dots.append(_group("", [said, picture]))
+        # nothing lies over a dot
+        return [_group(self.color, [*intervals, *labels, *dots])]
 
 
 def short(value: float, percent: bool = False) -> str:
@@ -312,7 +411,7 @@ def _arm(name: str) -> str:
 
 def _curve(line: Line, x: Scale, y: Scale) -> Markup:
     pixels = [(x(point[0]), y(point[1])) for point in line.points]
-    path = " ".join(f"{across:.1f},{down:.1f}" for across, down in pixels)
+    path = _path(pixels)
     parts = []
     if line.style == "area":
         first = f"{pixels[0][0]:.1f},{y(0):.1f}"
@@ -327,10 +426,14 @@ def _curve(line: Line, x: Scale, y: Scale) -> Markup:
         of_point = [title.format(line.name, _plain(at), _with_ends(value, ends))]
         if ends:
             parts.append(_vertical(across, y(ends[0]), y(ends[1]), "interval"))
-        is_shown = line.style == "points" or bool(ends)
+        is_shown = line.style in ("points", "marked") or bool(ends)
         of_point.append(_dot(across, down, 5, "value" if is_shown else "hidden"))
         parts.append(_group("", of_point))
     return _group(line.color, parts)
+
+
+def _path(pixels: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{across:.1f},{down:.1f}" for across, down in pixels)
 
 
 def _joined(parts: Iterable[Markup]) -> Markup:

@@ -69,6 +69,9 @@ site: $(STAMP)  ## the documents as a site in build/site; a dead link is an erro
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'mkdocs<2' mkdocs-material
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # with --quiet it would not be strict
 
+release: $(STAMP)  ## check, build and tag the version of pyproject.toml: says what it would do, and does it with YES=1
+	$(BIN)/python release.py $(if $(YES),--yes)
+
 texture: $(STAMP)  ## how dense the lines of the code are, file by file
 	$(BIN)/python benchmarks/texture.py src --each
 
@@ -81,4 +84,4 @@ gpu: $(STAMP)   ## on a machine with CUDA: is it right, how fast is it, one smal
 	$(BIN)/python benchmarks/gpu.py
 
 clean:          ## the virtual environment and caches; runs/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

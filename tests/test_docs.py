@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -128,6 +129,18 @@ def test_commands_in_the_documents_exist(page: Path) -> None:
         assert set(re.findall(r"(?<=\s)--[a-z-]+", rest)) <= {*known, "--help"}, f"{verb}{rest}"
 
 
+def test_the_forge_runs_what_is_there_on_what_is_claimed() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8"))["jobs"]
+    said = " ".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert {"lint", "test", "site", "demo-small"} <= set(re.findall(r"make ([a-z-]+)", said)) <= targets
+    tried = jobs["test"]["strategy"]["matrix"]["include"]
+    claimed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["classifiers"]
+    versions = [c.rpartition(" :: ")[2] for c in claimed if re.search(r"Python :: 3\.\d+$", c)]
+    assert {one["python"] for one in tried} == set(versions)
+    assert {one["kernels"] for one in tried} == {0, 1}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
@@ -184,15 +197,29 @@ def test_examples_api_runs(finished: dict[str, Any], tmp_path: Path, monkeypatch
     assert printed.count("(0, 1, 0.9") == 1
 
 
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """Cell by cell, as it is shipped; outputs are not kept, so that none can be old."""
+@pytest.fixture
+def cells() -> list[str]:
+    """The code of the notebook; outputs are not kept, so that none can be old."""
     notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text("utf-8"))
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert not any(cell["outputs"] for cell in cells)
+    found = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in found)
+    return ["".join(cell["source"]) for cell in found]
+
+
+def test_the_notebook_configures_a_run(cells: list[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(cells[0], names)
+    assert all(state.status == "missing" for state in names["run"].plan().values())
+    for cell in cells:
+        compile(cell, "quickstart.ipynb", "exec")
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(cells: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for cell in cells:
-        exec("".join(cell["source"]), names)  # a kernel would do the same, in twenty packages
+        exec(cell, names)  # a kernel would do the same, in twenty packages
     printed = capsys.readouterr().out
     for word in ("300 documents", "similarity 0.9", "sampled d2: ", "sbp: test loss", "anecdote"):
         assert word in printed, word

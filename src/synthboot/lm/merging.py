@@ -30,12 +30,12 @@ def average_with_base(
     folder: Path,
     base: Any,
     shares: Sequence[float],
-    loss: Callable[[Any], float],
+    loss: Callable[[Any, float], float],
     tokenizer: Tokenizer,
 ) -> list[tuple[float, float]]:
     """The loss at every share of base; `folder/best` becomes the average of least loss.
 
-    What `best` was is kept in `work`, for `undo`.
+    `loss` is told the share beside the model. What `best` was is kept in `work`, for `undo`.
     """
     best = Model.open(folder).best
     model = models.load(best).to(base.device)
@@ -49,7 +49,7 @@ def average_with_base(
                     value.copy_(torch.lerp(tuned[name], start[name], share))
         return model
 
-    losses = [(share, loss(average(share))) for share in shares]
+    losses = [(share, loss(average(share), share)) for share in shares]
     chosen, _ = min(losses, key=lambda pair: pair[1])
     if chosen:
         os.rename(best, folder / WORK / "tuned")

@@ -139,6 +139,28 @@ def pairs(
     return Scores(row_losses(model, rows), np.array(counts, np.int64))
 
 
+def pair_tokens(
+    model: Any,
+    d1: Sequence[np.ndarray],
+    d2: Sequence[np.ndarray],
+    seq_len: int,
+    share: float,
+    end: int,
+    separator: int | None,
+) -> list[Float32[np.ndarray, " token"]]:
+    """As `pairs`, the loss of every token of each d2."""
+    rows: list[Row] = []
+    for first, second in zip(d1, d2, strict=True):
+        rows.append(pair_row(first, second, seq_len, share, end, separator))
+
+    losses: list[np.ndarray] = [np.zeros(0)] * len(rows)
+    for numbers, batch, _ in _batches(model, rows, BATCH_TOKENS, None):
+        for number, loss in zip(numbers, batch.cpu().numpy(), strict=True):
+            _, targets = rows[number]
+            losses[number] = loss[: len(targets)][targets != IGNORE]
+    return losses
+
+
 def row_losses(
     model: Any,
     rows: Sequence[Row],

@@ -13,6 +13,8 @@ def synthesize(c: Context) -> Outcome:
 
     synthesizer = c.model("synthesizer").best
     external = c.external
+    is_conditional = conditional(c.variant)
+    tuning = c.model("synthesizer").tuning if is_conditional else {}
     job = Job(
         cfg=c.cfg.synthesize,
         synthesizer=synthesizer,
@@ -22,11 +24,13 @@ def synthesize(c: Context) -> Outcome:
         seq_len=c.cfg.tune_seq_len,
         d1_share=c.cfg.tune.d1_share,
         seed=c.cfg.seed,
-        conditional=conditional(c.variant),
+        conditional=is_conditional,
         engine=c.cfg.engine,
         contexts=c.cfg.tune.contexts,
         pairs=c.parents.get("pair"),
         external=external is not None,
+        pointer=tuning.get("pointer"),
+        is_prompted=tuning.get("is_prompted", True),
     )
     counts = stage(
         job,

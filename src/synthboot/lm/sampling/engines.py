@@ -10,7 +10,9 @@ from typing import Any
 
 from synthboot import config
 from synthboot.data import tokenizer as tokenizers
+from synthboot.errors import ConfigError
 from synthboot.lm import model as models
+from synthboot.lm.pointer import Weights
 from synthboot.lm.sampling.embedded import EmbeddedSampler
 from synthboot.lm.sampling.generate import TransformersSampler
 from synthboot.lm.sampling.protocol import Sampler
@@ -23,8 +25,12 @@ def open_sampler(
     engine: config.Engine,
     folder: Path,
     end: int,
+    weights: Weights | None = None,
 ) -> Sampler:
-    """The sampler that `synthesize.sampler` names, over the model in `folder`."""
+    """The sampler that `synthesize.sampler` names, over the model in `folder`.
+
+    With the `weights` of a pointer, which the built-in one alone has.
+    """
     # imported where it is asked for: it needs a package of its own
     if cfg.sampler == "vllm":
         from synthboot.lm.sampling.vllm import VllmSampler
@@ -46,6 +52,7 @@ def open_sampler(
         dtype=cfg.dtype,
         absent=tokenizers.load(folder).absent(vocab_size),
         contrast=cfg.contrast,
+        weights=weights,
     )
 
 
@@ -59,12 +66,21 @@ def sampler(
     dtype: str = "auto",
     absent: Sequence[int] = (),
     contrast: float = 0.0,
+    weights: Weights | None = None,
 ) -> Sampler:
     """The embedded engine where it knows the layout, else `transformers.generate`, which draws
-    without a contrast."""
+    without a contrast.
+
+    Raises ConfigError for a pointer over a layout that the embedded engine does not know.
+    """
     engine: Callable[..., Sampler] = TransformersSampler
     if is_native(model.config):
-        engine = partial(EmbeddedSampler, contrast=contrast)
+        engine = partial(EmbeddedSampler, contrast=contrast, weights=weights)
+    elif weights is not None:
+        raise ConfigError(
+            f"tune.pointer needs a Llama or Qwen3 layout to sample from, not "
+            f"{model.config.model_type}; set tune.pointer=false"
+        )
     return engine(
         model,
         end,

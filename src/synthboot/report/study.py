@@ -233,9 +233,9 @@ def _over(
     """A figure of `series` of the runs in `lines`; None where each has less than two."""
     places = _places(table, axis)
     laws = {}
-    for law in fitted:
-        if law["axis"] == axis and not law["refused"]:
-            laws[law["column"], law["line"]] = law
+    for curve in fitted:
+        if curve["axis"] == axis and not curve["refused"]:
+            laws[curve["column"], curve["line"]] = curve
 
     drawn = []
     curves = []

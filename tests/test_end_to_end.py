@@ -35,6 +35,7 @@ from synthboot.runner.state import State
 from synthboot.runner.state import states as states_of
 from synthboot.steps.evaluate import FAR, NEAR
 from tests.conftest import contents, run_folder, small_config, tiny_config, write_jsonl
+from tests.limits import limit
 
 
 def copy(settings: dict[str, Any], to: Path) -> dict[str, Any]:
@@ -333,7 +334,7 @@ def test_two_runs_on_one_folder_the_second_is_refused(finished: dict[str, Any]) 
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert "LockedRun" in second.stderr
         assert "is working on this run" in second.stderr
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < limit(30)
         with pytest.raises(LockedRun):
             api.Run(finished).run()
     api.Run(finished).run()

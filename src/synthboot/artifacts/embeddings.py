@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float16
@@ -55,7 +54,7 @@ def load_vectors(folders: Iterable[Path]) -> Float16[np.ndarray, "doc dim"]:
     return np.concatenate([load_array(folder / _VECTORS) for folder in folders])
 
 
-def save_vectors(vectors: np.ndarray, folder: Path) -> dict[str, Any]:
+def save_vectors(vectors: np.ndarray, folder: Path) -> dict[str, int]:
     """Write one shard, (doc, dim), and return its counts."""
     save_array(folder / _VECTORS, vectors)
     return {"docs": len(vectors), "dim": vectors.shape[1]}

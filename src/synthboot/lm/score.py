@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from synthboot import statistics
 from synthboot.data.tokens import Tokens
 from synthboot.lm.batches import IGNORE, pair_row
 from synthboot.rng import rng
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Row = tuple[np.ndarray, np.ndarray]
 """The inputs and the targets of a row, without padding."""
@@ -54,7 +57,7 @@ class Scores:
 
 
 def documents(
-    model: Any,
+    model: PreTrainedModel,
     tokens: Tokens,
     seq_len: int,
     end: int,
@@ -70,7 +73,7 @@ def documents(
 
 
 def token_losses(
-    model: Any,
+    model: PreTrainedModel,
     tokens: Tokens,
     seq_len: int,
     end: int,
@@ -97,7 +100,7 @@ def token_losses(
 
 
 def copy_score(
-    model: Any,
+    model: PreTrainedModel,
     ids: Sequence[int],
     seq_len: int,
     end: int,
@@ -118,7 +121,7 @@ def copy_score(
 
 
 def pairs(
-    model: Any,
+    model: PreTrainedModel,
     d1: Sequence[np.ndarray],
     d2: Sequence[np.ndarray],
     seq_len: int,
@@ -140,7 +143,7 @@ def pairs(
 
 
 def pair_tokens(
-    model: Any,
+    model: PreTrainedModel,
     d1: Sequence[np.ndarray],
     d2: Sequence[np.ndarray],
     seq_len: int,
@@ -162,7 +165,7 @@ def pair_tokens(
 
 
 def row_losses(
-    model: Any,
+    model: PreTrainedModel,
     rows: Sequence[Row],
     batch_tokens: int = BATCH_TOKENS,
 ) -> Float64[np.ndarray, " row"]:
@@ -174,7 +177,7 @@ def row_losses(
 
 
 def row_choices(
-    model: Any,
+    model: PreTrainedModel,
     rows: Sequence[Row],
     batch_tokens: int = BATCH_TOKENS,
 ) -> tuple[Float64[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
@@ -188,7 +191,7 @@ def row_choices(
 
 
 def _batches(
-    model: Any,
+    model: PreTrainedModel,
     rows: Sequence[Row],
     batch_tokens: int,
     progress: Callable[[float, str], None] | None,

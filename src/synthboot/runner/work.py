@@ -503,5 +503,5 @@ def _given_size(source: str, setting: str) -> ModelSize:
         width=width,
         inner=int(layouts.setting(model, "intermediate_size") or 4 * width),
         kv_width=float(kv_heads * head_dim),
-        vocab_size=int(model.get_input_embeddings().weight.shape[0]),
+        vocab_size=len(layouts.embedding(model)),
     )

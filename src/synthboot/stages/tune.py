@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64
@@ -44,6 +44,9 @@ from synthboot.lm.arm import runtime_of
 from synthboot.lm.batches import PairPlan, cut_pair, d1_room, joined_contexts
 from synthboot.lm.train import Curve, Settings, train
 from synthboot.rng import rng
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ def tune(
     chosen = min(shares, key=lambda pair: pair[1])[0] if shares else 0.0
 
     progress(1.0, "measuring held-out pairs")
-    best = models.load(Model.open(folder).best).to(next(model.parameters()).device)
+    best = models.load(Model.open(folder).best)
+    best = models.moved(best, next(model.parameters()).device)
     seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer, separator)
     conditioning = {}
     for name, held in (("unseen", stopping), ("seen_by_base", seen)):
@@ -184,7 +188,7 @@ def _warn_unread(worth: float, error: float, note: Callable[[str], None]) -> Non
 
 def _as_it_is(
     cfg: config.Config,
-    base: Any,
+    base: PreTrainedModel,
     stopping: _Held,
     tokenizer: Tokenizer,
     folder: Path,
@@ -222,13 +226,13 @@ def _origin(
     cfg: config.Config,
     start: Path | None,
     tokenizer: Tokenizer,
-) -> Any:
+) -> PreTrainedModel:
     """The model that tuning starts from: base, or fresh weights."""
     if start is None:
         model = models.build(cfg.model, tokenizer.vocab_size, cfg.seed)
     else:
         model = models.load(start)
-    return model.to(models.device(cfg.engine.device))
+    return models.moved(model, models.device(cfg.engine.device))
 
 
 def _plan(
@@ -370,17 +374,17 @@ class _Held:
                 readings.append(pointer.read(pointer.source(texts, self.seq_len), d2))
         return _Given(prompts, readings)
 
-    def loss(self, model: Any, base_share: float = 0.0) -> float:
+    def loss(self, model: PreTrainedModel, base_share: float = 0.0) -> float:
         """Nats per token of d2 given its d1, or nothing where it is tuned without."""
         return self._score(model, self.own, base_share).mean
 
-    def d1_worth(self, model: Any, base_share: float = 0.0) -> tuple[float, float]:
+    def d1_worth(self, model: PreTrainedModel, base_share: float = 0.0) -> tuple[float, float]:
         """How many nats per token d2 costs less given its d1 than given a random one, with the
         standard error over pairs."""
         given = self._score(model, self.own, base_share)
         return given.gain_over(self._score(model, self.random, base_share))
 
-    def weights(self, model: Any, base_share: float) -> pointer.Weights | None:
+    def weights(self, model: PreTrainedModel, base_share: float) -> pointer.Weights | None:
         """Those of a pointer beside this model, fitted on all pairs."""
         if not self.points:
             return None
@@ -388,8 +392,8 @@ class _Held:
 
     def conditioning(
         self,
-        model: Any,
-        origin: Any,
+        model: PreTrainedModel,
+        origin: PreTrainedModel,
         is_base: bool,
         base_share: float,
     ) -> dict[str, float]:
@@ -426,7 +430,7 @@ class _Held:
     def _separator(self, base_share: float) -> int | None:
         return None if base_share == 1 else self.separator
 
-    def _score(self, model: Any, given: _Given, base_share: float) -> score.Scores:
+    def _score(self, model: PreTrainedModel, given: _Given, base_share: float) -> score.Scores:
         """The losses of the model, or of its mixture with a pointer.
 
         The weights are fitted on every other pair, with its own d1, and used on the rest, then the
@@ -449,7 +453,7 @@ class _Held:
         return score.Scores(loss, np.array([len(d2) for d2 in self.d2]))
 
     def _probabilities(
-        self, model: Any, given: _Given, base_share: float
+        self, model: PreTrainedModel, given: _Given, base_share: float
     ) -> list[Float64[np.ndarray, " token"]]:
         """The model's probability of each token of each d2."""
         losses = score.pair_tokens(
@@ -463,7 +467,9 @@ class _Held:
         )
         return [np.exp(-loss.astype(np.float64)) for loss in losses]
 
-    def _model_score(self, model: Any, given: _Given, separator: int | None) -> score.Scores:
+    def _model_score(
+        self, model: PreTrainedModel, given: _Given, separator: int | None
+    ) -> score.Scores:
         return score.pairs(
             model,
             given.prompts,

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from synthboot.lm import pointer
 from synthboot.lm.sampling.decoder import Cache, Decoder
 from synthboot.lm.sampling.nucleus import TRIES, sample_top_p, signed
 from synthboot.lm.sampling.protocol import Request, Result
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LEAST_ROWS = 24
 """Rows decoded at the least, some of them empty.
@@ -59,7 +62,7 @@ class EmbeddedSampler:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         end: int,
         *,
         temperature: float,
@@ -389,7 +392,7 @@ class ContinuousBatch:
         # they were recorded over the tensors that are gone
         self.graphs.clear()
 
-    def _index(self, rows: Any) -> Tensor:
+    def _index(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Row numbers as an index on the device."""
         return torch.as_tensor(np.asarray(rows, np.int64)).to(self.device)
 

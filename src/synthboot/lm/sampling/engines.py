@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synthboot import config
 from synthboot.data import tokenizer as tokenizers
@@ -16,6 +16,9 @@ from synthboot.lm.pointer import Weights
 from synthboot.lm.sampling.embedded import EmbeddedSampler
 from synthboot.lm.sampling.generate import TransformersSampler
 from synthboot.lm.sampling.protocol import Sampler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _NATIVE = ("qwen3", "llama")
 
@@ -41,7 +44,7 @@ def open_sampler(
 
         return ServerSampler(folder, end, cfg, engine.server)
 
-    model = models.load(folder).to(models.device(engine.device))
+    model = models.moved(models.load(folder), models.device(engine.device))
     vocab_size = model.config.get_text_config().vocab_size
     return sampler(
         model,
@@ -57,7 +60,7 @@ def open_sampler(
 
 
 def sampler(
-    model: Any,
+    model: PreTrainedModel,
     end: int,
     *,
     temperature: float,

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-small data articles smollm world test test-slow coverage fuzz kill lint format docs texture bench gpu clean
+.PHONY: help demo demo-small data articles smollm world test test-slow coverage fuzz kill lint format docs site release texture bench gpu clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -65,6 +65,13 @@ format: $(STAMP)  ## let ruff rewrite
 docs: $(STAMP)  ## write docs/cli.md, docs/config.md, the experiments' index and the README's figures
 	$(BIN)/python docs/generate.py
 
+site: $(STAMP)  ## the documents as a site in build/site; a dead link is an error
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'mkdocs<2' mkdocs-material
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # with --quiet it would not be strict
+
+release: $(STAMP)  ## check, build and tag the version of pyproject.toml: says what it would do, and does it with YES=1
+	$(BIN)/python release.py $(if $(YES),--yes)
+
 texture: $(STAMP)  ## how dense the lines of the code are, file by file
 	$(BIN)/python benchmarks/texture.py src --each
 
@@ -77,4 +84,4 @@ gpu: $(STAMP)   ## on a machine with CUDA: is it right, how fast is it, one smal
 	$(BIN)/python benchmarks/gpu.py
 
 clean:          ## the virtual environment and caches; runs/ stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

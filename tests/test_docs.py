@@ -1,12 +1,17 @@
 """What the documents say is so: generated pages are current, commands exist, files in the map exist, examples run."""
 
+import itertools
 import json
 import re
 import runpy
+import shlex
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import click
 import numpy as np
 import pytest
 import yaml
@@ -91,24 +96,84 @@ def test_a_bound_reads_the_ends_of_an_interval_as_the_extreme_seeds() -> None:
     assert claim("zero inside", 0.01, -0.01, 0.03, 0.2).standing() == "not shown"
 
 
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of every line of a code block that runs something, continued lines as one."""
+    for language, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.S | re.M):
+        if language == "python":
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            if re.match(r"\s*(\$ )?(\w+=\S+ )*(synthboot|make) ", line):
+                yield shlex.split(line.removeprefix("$ "), comments=True)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_in_the_documents_exist(page: Path) -> None:
+    """Parsed by the command line itself, not run: verbs, options, how many arguments, and configurations."""
     text = page.read_text("utf-8")
-    for verb, rest in re.findall(r"^\s*(?:\$ )?synthboot ([a-z]+)(.*)$", text, re.M):
-        assert verb in main.commands, verb
-        for option in re.findall(r"(?<=\s)--[a-z-]+", rest):
-            known = [o for p in main.commands[verb].params for o in p.opts]
-            assert option in [*known, "--help"], f"{verb} {option}"
-        for path in re.findall(r"configs/[a-z]+\.yaml", rest):
-            assert (ROOT / path).exists(), path
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"^\s*(?:\$ )?make ([a-z-]+)", text, re.M)) <= targets
+    for words in commands(text):
+        words = list(itertools.dropwhile(lambda word: "=" in word, words))
+        if words[0] == "make":
+            assert {word for word in words[1:] if "=" not in word} <= targets, words
+            continue
+        _, verb, *arguments = words
+        assert verb in main.commands, words
+        try:
+            main.commands[verb].make_context(verb, arguments)
+        except click.exceptions.Exit:
+            assert "--help" in arguments
+        for path in re.findall(r"configs/[a-z]+\.yaml", " ".join(arguments)):
+            assert (ROOT / path).exists(), path
+    for verb, rest in re.findall(r"`synthboot ([a-z]+)([^`]*)`", text):  # in a sentence not all is said
+        known = [option for parameter in main.commands[verb].params for option in parameter.opts]
+        assert set(re.findall(r"(?<=\s)--[a-z-]+", rest)) <= {*known, "--help"}, f"{verb}{rest}"
+
+
+def test_the_forge_runs_what_is_there_on_what_is_claimed() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8"))["jobs"]
+    said = " ".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert {"lint", "test", "site", "demo-small"} <= set(re.findall(r"make ([a-z-]+)", said)) <= targets
+    tried = jobs["test"]["strategy"]["matrix"]["include"]
+    claimed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["classifiers"]
+    versions = [c.rpartition(" :: ")[2] for c in claimed if re.search(r"Python :: 3\.\d+$", c)]
+    assert {one["python"] for one in tried} == set(versions)
+    assert {one["kernels"] for one in tried} == {0, 1}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_every_page_has_its_place_on_the_site() -> None:
+    """Without mkdocs; `make site` also holds that no link is dead, headings included."""
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+
+    def places(nav: list[dict[str, Any]]) -> Iterator[str]:
+        for entry in nav:
+            (place,) = entry.values()
+            yield from [place] if isinstance(place, str) else places(place)
+
+    there = list(places(site["nav"]))
+    assert len(there) == len(set(there))
+    assert all((ROOT / place).is_file() for place in there)
+    assert {name(page) for page in ROOT.glob("docs/*.md")} <= set(there)
+    assert site["strict"]
+    assert site["theme"]["font"] is False  # nothing from elsewhere
+
+
+def test_links_into_a_page_name_a_heading() -> None:
+    headings = {}
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.S | re.M)
+        titles = [re.sub(r"[*`]|\]\([^)]*\)", "", title).strip() for title in re.findall(r"^#+ (.*)$", text, re.M)]
+        headings[page] = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    for page in PAGES:
+        for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text("utf-8")):
+            there = (page.parent / target).resolve() if target else page
+            assert heading in headings[there], f"{name(page)}: {target}#{heading}"
 
 
 def test_the_file_map_is_the_tree() -> None:
@@ -130,6 +195,34 @@ def test_examples_api_runs(finished: dict[str, Any], tmp_path: Path, monkeypatch
     assert "log p(d2|d1): -" in printed
     assert "report.html" in printed
     assert printed.count("(0, 1, 0.9") == 1
+
+
+@pytest.fixture
+def cells() -> list[str]:
+    """The code of the notebook; outputs are not kept, so that none can be old."""
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text("utf-8"))
+    found = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in found)
+    return ["".join(cell["source"]) for cell in found]
+
+
+def test_the_notebook_configures_a_run(cells: list[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(cells[0], names)
+    assert all(state.status == "missing" for state in names["run"].plan().values())
+    for cell in cells:
+        compile(cell, "quickstart.ipynb", "exec")
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(cells: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for cell in cells:
+        exec(cell, names)  # a kernel would do the same, in twenty packages
+    printed = capsys.readouterr().out
+    for word in ("300 documents", "similarity 0.9", "sampled d2: ", "sbp: test loss", "anecdote"):
+        assert word in printed, word
 
 
 @pytest.fixture(scope="module")

@@ -88,3 +88,13 @@ def test_names_are_text() -> None:
     ):
         assert "<script" not in figure.svg()
         assert "&lt;script&gt;" in figure.svg()
+
+
+def test_names_on_an_axis_neither_meet_nor_leave_the_picture() -> None:
+    names = {0.0: "an optimizer with a long name " * 3, 1.0: "another one " * 4, 1.001: "meets it", 3.0: "short"}
+    picture = Curves("x", "X", "How.", "optimizer", "loss", [Line("a", "ink", [(x, 1.0) for x in names])], ticks=names).svg()
+    said = [(float(x), text) for x, text in re.findall(r'<text x="([\d.]+)" y="253.0" text-anchor="middle">([^<]*)<', picture)]
+    assert [text[:5] for _, text in said] == ["an op", "anoth", "short"]
+    ends = [(x - 4 * len(text), x + 4 * len(text)) for x, text in said]
+    assert all(left >= 0 and right <= 480 for left, right in ends)
+    assert all(right <= left for (_, right), (left, _) in zip(ends, ends[1:], strict=False))

@@ -33,6 +33,7 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 
 function used(id) {  // what a reader sees who turns pages and searches
   const root = document.getElementById(id), find = (selector) => root.querySelector(selector), seen = {};
+  if (!root) return seen;
   const cards = () => [...root.querySelectorAll(".card p")].map((p) => p.textContent).join("|");
   const put = (input, value) => { input.value = value; input.dispatchEvent(new Event("input")); };
   seen.first = cards();

@@ -1,15 +1,17 @@
 """The page of a study from made-up rows: what is drawn over what, which curves are fitted, what text can do there."""
 
-import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from synthboot.report import study
+from synthboot.report.figures import Curves
 from synthboot.statistics import Interval
 from synthboot.studies.rows import Comparison, Row
 from synthboot.studies.study import Study
+from tests.report.test_page import probe
 
 VARIED = ["budget.unique_tokens", "model.width"]
 
@@ -31,34 +33,38 @@ def row(tokens: int, width: int, **changes: Any) -> Row:
 ROWS = [row(tokens, width) for tokens in (10_000, 20_000, 50_000, 90_000) for width in (32, 64)]
 
 
-def drawn(page: str) -> dict[str, Any]:
-    found = re.search(r"^const charts = (.*);$", page, re.M)
-    assert found
-    return {chart["id"]: chart for chart in json.loads(found[1])}
-
-
 def made(rows: list[Row], varied: list[str] = VARIED) -> tuple[str, list[dict[str, Any]]]:
     table = Study("x", varied, rows).table()
     curves = study.curves(table, varied)
     return study.study("x", varied, table, curves), curves
 
 
+def figures(rows: list[Row], varied: list[str] = VARIED) -> dict[str, Curves]:
+    """The curves of the page by their id."""
+    table = Study("x", varied, rows).table()
+    found = study.sections(table, varied, study.curves(table, varied))
+    return {figure.id: figure for of_axis in found.values() for figure in of_axis}
+
+
 def test_every_metric_stands_over_every_setting_a_line_for_each_value_of_the_others() -> None:
-    charts = drawn(made(ROWS)[0])
-    assert set(charts) == {
-        "map-repetition",
-        *(f"over-{axis}-{metric}" for axis in (0, 1) for metric in ("d1_worth", "minus_repetition", "base_loss", "loss")),
-        "over-2-base_loss",
-        "over-2-loss",  # over parameters
+    found = figures(ROWS)
+    assert set(found) == {
+        *(f"over-{axis}-{metric}" for axis in (0, 1) for metric in ("d1_worth", "minus_repetition", "base_loss")),
+        *(f"over-0-loss-{width}" for width in range(2)),
+        *(f"over-1-loss-{tokens}" for tokens in range(4)),
+        "over-2-base_loss",  # over parameters
+        *(f"over-2-loss-{tokens}" for tokens in range(4)),
     }
-    narrow, wide = charts["over-0-d1_worth"]["data"]
-    assert narrow["name"] == "width 32"
-    assert narrow["x"] == [10_000, 20_000, 50_000, 90_000]
-    assert wide["y"] == [0.64] * 4
-    assert wide["error_y"]["array"] == pytest.approx([1.96 * 0.002] * 4)
-    assert charts["over-0-d1_worth"]["layout"]["xaxis"]["type"] == "log"
-    names = [line["name"] for line in charts["over-0-loss"]["data"] if line["showlegend"]]
-    assert names == ["repetition, width 32", "repetition, width 64", "sbp-0.5, width 32", "sbp-0.5, width 64"]
+    narrow, wide = found["over-0-d1_worth"].lines
+    assert narrow.name == "width 32"
+    assert [point[0] for point in narrow.points] == [10_000, 20_000, 50_000, 90_000]
+    assert wide.points[0] == pytest.approx((10_000, 0.64, 0.64 - 1.96 * 0.002, 0.64 + 1.96 * 0.002))
+    assert found["over-0-d1_worth"].x_log
+    assert found["over-0-d1_worth"].ticks == {10_000: "10k", 20_000: "20k", 50_000: "50k", 90_000: "90k"}
+    assert found["over-0-loss-1"].title == "Test loss, width 64"
+    assert [line.name for line in found["over-0-loss-1"].lines] == ["repetition", "sbp-0.5"]
+    page, _ = made(ROWS)
+    assert re.findall(r'<figure id="([^"]*)"', page) == ["map-repetition", *found]
 
 
 def test_curves_are_fitted_where_the_points_allow_and_refused_by_name_elsewhere() -> None:
@@ -69,31 +75,43 @@ def test_curves_are_fitted_where_the_points_allow_and_refused_by_name_elsewhere(
     assert curve["axis"] == "budget.unique_tokens"
     assert curve["exponent"] == pytest.approx(0.3, rel=0.01)
     assert curve["offset"] == pytest.approx(2 + 4 / 32, abs=0.01)
+    # drawn over what was measured, and in no table
+    drawn = figures(ROWS)["over-0-base_loss"]
+    assert [line.style for line in drawn.lines] == ["points", "points"]
+    assert drawn.laws[0].points[-1] == pytest.approx((90_000, drawn.lines[0].points[-1][1]), abs=1e-3)
+    assert len(drawn.table()[1]) == 4
     assert "No curve over parameters: 2 different values, and a power law with an offset takes 4" in page
 
 
 def test_settings_that_go_together_are_one_line() -> None:
     rows = [row(tokens, width) for tokens, width in ((10_000, 32), (20_000, 64), (50_000, 96))]
-    [line] = drawn(made(rows)[0])["over-0-d1_worth"]["data"]
-    assert line["x"] == [10_000, 20_000, 50_000]
+    [line] = figures(rows)["over-0-d1_worth"].lines
+    assert [point[0] for point in line.points] == [10_000, 20_000, 50_000]
+    assert line.name == "d1's worth"
 
 
 def test_the_map_has_a_dot_a_run_filled_where_a_difference_is_shown() -> None:
     rows = [*ROWS[:2], row(50_000, 32, minus_repetition=Comparison(0.1, -0.1, 0.3, 0.2, 0.4)), row(90_000, 32, d1_worth=None)]
-    [dots] = drawn(made(rows)[0])["map-repetition"]["data"]
-    assert dots["x"] == pytest.approx([0.32, 0.64, 0.32])
-    assert dots["y"] == [-1, -1, 0.1]
-    assert dots["marker"]["symbol"] == ["circle", "circle", "circle-open"]
-    assert study.sentence(Study("x", VARIED, rows).table()).endswith("the method below repetition in 3 of 4, 3 of them shown.")
+    table = Study("x", VARIED, rows).table()
+    [drawn] = study.maps(table)
+    assert [dot.x[0] for dot in drawn.dots] == pytest.approx([0.32, 0.64, 0.32])
+    assert [dot.y for dot in drawn.dots] == [(-1, -1.2, -0.8), (-1, -1.2, -0.8), (0.1, -0.1, 0.3)]
+    assert [dot.is_filled for dot in drawn.dots] == [True, True, False]
+    assert drawn.svg().count('class="open"') == 1
+    assert drawn.table()[1][2] == ["3 50000-32", "0.32 (0.3161 to 0.3239)", "0.1 (-0.1 to 0.3)"]
+    assert study.sentence(table).endswith("the method below repetition in 3 of 4, 3 of them shown.")
 
 
 def test_what_is_no_number_has_its_name_on_the_axis() -> None:
     rows = []
-    for optimizer, worth in (("adamw", 0.1), ("muon", 0.2)):
-        rows.append(Row(optimizer, optimizer, {"optim.optimizer": optimizer}, d1_worth=(worth, 0.01)))
-    chart = drawn(made(rows, ["optim.optimizer"])[0])["over-0-d1_worth"]
-    assert chart["layout"]["xaxis"]["type"] == "category"
-    assert chart["data"][0]["x"] == ["adamw", "muon"]
+    for seeds, worth in (([0], 0.1), ([0, 1], 0.2)):
+        rows.append(Row(str(seeds), "", {"pretrain.seeds": seeds}, d1_worth=(worth, 0.01)))
+    figure = figures(rows, ["pretrain.seeds"])["over-0-d1_worth"]
+    assert not figure.x_log
+    assert figure.ticks == {0: "[0]", 1: "[0, 1]"}
+    assert [point[:2] for point in figure.lines[0].points] == [(0, 0.1), (1, 0.2)]
+    assert [cells[0] for cells in figure.table()[1]] == ["[0]", "[0, 1]"]
+    assert ">[0, 1]</text>" in figure.svg()
 
 
 def test_text_is_inert_and_nothing_is_loaded() -> None:
@@ -103,3 +121,15 @@ def test_text_is_inert_and_nothing_is_loaded() -> None:
     assert "default-src 'none'" in head
     assert evil not in rest
     assert "&lt;script&gt;alert" in rest
+
+
+def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
+    page, _ = made(ROWS)
+    found = probe(page, tmp_path, 500)
+    assert found["problems"] == []
+    assert all(found["figures"].values())
+    assert found["wide"] <= 0
+    for what in ("unnamed", "dangling", "unscoped", "twice"):
+        assert found[what] == 0, what
+    assert found["unread"] == []
+    assert found["untold"] == []

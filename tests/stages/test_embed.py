@@ -282,23 +282,33 @@ def test_a_model_that_is_not_there_and_no_room_for_text(random_transformer: str,
         embed.sentence_transformer(config.Embed(model=random_transformer, max_tokens=2, long="windows"), "cpu")
 
 
-def test_a_model_from_outside_is_told_of_in_parts_that_give_the_same_vectors(
+def test_a_model_from_outside_is_told_of_in_parts_that_a_kill_leaves_and_that_give_the_same_vectors(
     random_transformer: str, world_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = small_config(world_file, tmp_path, embed={"model": random_transformer})
     api.Run(settings).run("corpus")
     corpus = run_folder(settings) / "01-corpus"
     monkeypatch.setattr(embed, "BATCH_DOCS", 25)  # of shards of 64 documents
-    told: list[tuple[float, str]] = []
+    told: list[str] = []
     (tmp_path / "vectors").mkdir()
-    context = Context(
-        loading.load(settings), tmp_path / "vectors", {"corpus": corpus}, 1, lambda done, words: told.append((done, words))
-    )
+
+    def progress(done: float, words: str) -> None:
+        told.append(words)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    context = Context(loading.load(settings), tmp_path / "vectors", {"corpus": corpus}, 1, progress)
+    with pytest.raises(KeyboardInterrupt):
+        step(context)
+    vectors = sorted((tmp_path / "vectors").rglob("vectors.npy"))
+    assert [len(np.load(path)) for path in vectors] == [25, 25]  # of a shard that is not whole
+    before = [path.stat().st_mtime_ns for path in vectors]
     counts, _ = step(context)
+    assert [path.stat().st_mtime_ns for path in vectors] == before
 
     texts = [document.text for document in Corpus.open(corpus).texts("validation")]
     whole = embed.sentence_transformer(config.Embed(model=random_transformer), "cpu")(texts)
-    vectors = Embeddings.open(tmp_path / "vectors")
-    assert np.allclose(vectors.validation, whole, atol=2e-3)
-    assert len(vectors.pretrain) == counts["docs"]
-    assert f"25 of {counts['docs']:,} documents" in [words for _, words in told]
+    embeddings = Embeddings.open(tmp_path / "vectors")
+    assert np.allclose(embeddings.validation, whole, atol=2e-3)
+    assert len(embeddings.pretrain) == counts["docs"]
+    assert told[0] == told[2] == f"25 of {counts['docs']:,} documents"

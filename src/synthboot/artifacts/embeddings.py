@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,12 @@ class Embeddings:
         return self._vectors("validation")
 
     def _vectors(self, name: str) -> np.ndarray:
-        shards = [load_array(shard / _VECTORS) for shard in self.shards(name)]
-        return np.concatenate(shards)  # (doc, dim)
+        return load_vectors(self.shards(name))
+
+
+def load_vectors(folders: Iterable[Path]) -> Float16[np.ndarray, "doc dim"]:
+    """What `save_vectors` wrote into several folders, one after the other."""
+    return np.concatenate([load_array(folder / _VECTORS) for folder in folders])
 
 
 def save_vectors(vectors: np.ndarray, folder: Path) -> dict[str, int]:

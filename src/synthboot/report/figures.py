@@ -1,4 +1,4 @@
-"""Figures as inline SVG: values with their intervals, a line each, and curves over x and y.
+"""Figures as inline SVG: values with their intervals, a line each, and curves or dots over x and y.
 
 A figure knows its title, how to read it, its picture and its numbers as a table. Colours are names
 of the page's classes, so that a figure is dark where the page is; what a pointer rests on says its
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import chain
 
 from markupsafe import Markup
@@ -23,6 +23,7 @@ _TOP = 26
 _BOTTOM = 44
 _NAME = 125  # how wide a column of names is, and one of values
 _VALUE = 180
+_LETTER = 8  # a little more than a letter of the page's font takes
 
 _MOST_TICKS = 6
 _DIGITS = ((1, 2, 5), (1, 3), (1,))  # of the ticks of a logarithmic scale, by how many fit
@@ -135,13 +136,25 @@ class Mark:
 class Line:
     """Points (x, y) or (x, y, low, high), least x first.
 
-    `style`: a line that is solid or dotted, an area, or points alone.
+    `style`: a line that is solid or dotted or marked at its points, an area, or points alone.
     """
 
     name: str
     color: str
     points: Sequence[Sequence[float]]
     style: str = "solid"
+
+
+@dataclass(frozen=True)
+class Dot:
+    """Something at x and y, each [value, low, high], with a short `label` beside it; open dots are
+    those that one should not rest on."""
+
+    name: str
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    is_filled: bool
 
 
 class _Picture:
@@ -347,65 +360,51 @@ class Values(Figure):
 
 
 @dataclass(frozen=True)
-class Curves(Figure):
-    """Curves over x, with lines of reference across, each with its name."""
+class Plane(Figure):
+    """What lies over x and y, with lines of reference across, each with its name.
+
+    `ticks` are names for places on x, in place of round values.
+    """
 
     x: str
     y: str
-    lines: Sequence[Line]
+    _: KW_ONLY
     x_log: bool = False
     y_log: bool = False
     verticals: Mapping[str, float] = field(default_factory=dict)
     horizontals: Mapping[str, float] = field(default_factory=dict)
+    ticks: Mapping[float, str] = field(default_factory=dict)
 
-    def table(self) -> Table:
-        """A row for every x, a column for every curve."""
-        names = [line.name for line in self.lines]
-        by_x: dict[float, list[str]] = {}
-        for number, line in enumerate(self.lines):
-            for x, y, *ends in line.points:
-                cells = by_x.setdefault(x, [""] * len(names))
-                cells[number] = _with_ends(y, ends)
-        rows = []
-        for x, cells in sorted(by_x.items()):
-            rows.append([_plain(x), *cells])
-        return [self.x, *names], rows
+    @abstractmethod
+    def _numbers(self) -> tuple[list[float], list[float]]:
+        """Every x and every y that has to be within the picture."""
 
-    def legend(self) -> Legend:
-        """Every curve, but one for all seeds of an arm."""
-        entries = []
-        for line in self.lines:
-            arm = line.name.partition(", seed ")[0]
-            entries.append((arm, line.color, line.style))
-        return list(dict.fromkeys(entries))
+    @abstractmethod
+    def _draw_contents(self, picture: _Picture, x: Scale, y: Scale) -> None:
+        """What lies over the grid."""
 
     @property
     def x_scale(self) -> Scale:
         """Where an x stands."""
-        xs = list(self.verticals.values())
-        for line in self.lines:
-            xs += [point[0] for point in line.points]
+        xs, _ = self._numbers()
         right = _WIDTH - _RIGHT
-        return Scale.over(xs, _LEFT, right, self.x_log)
+        return Scale.over([*xs, *self.verticals.values()], _LEFT, right, self.x_log)
 
     @property
     def _y_scale(self) -> Scale:
-        ys = list(self.horizontals.values())
-        for point in chain.from_iterable(line.points for line in self.lines):
-            ys += point[1:]
+        _, ys = self._numbers()
         # pixels count downwards
         bottom = _HEIGHT - _BOTTOM
-        return Scale.over(ys, bottom, _TOP, self.y_log)
+        return Scale.over([*ys, *self.horizontals.values()], bottom, _TOP, self.y_log)
 
     def svg(self) -> Markup:
-        """Curves, points that say their values, and lines of reference."""
+        """Grid and axes, lines of reference, and the contents."""
         x = self.x_scale
         y = self._y_scale
         picture = _Picture()
         self._draw_axes(picture, x, y)
         self._draw_references(picture, x, y)
-        for line in self.lines:
-            picture.group(line.color, _curve(line, x, y))
+        self._draw_contents(picture, x, y)
         return self._framed(_HEIGHT, picture)
 
     def _draw_axes(self, picture: _Picture, x: Scale, y: Scale) -> None:
@@ -414,10 +413,13 @@ class Curves(Figure):
             at = y(tick)
             picture.horizontal(at, _LEFT, _WIDTH - _RIGHT, "grid")
             picture.text(_LEFT - 6, at + 4, short(tick), "end")
-        for tick in x.ticks():
-            at = x(tick)
-            picture.vertical(at, _TOP, bottom, "grid")
-            picture.text(at, bottom + 17, short(tick), "middle")
+        for tick in self.ticks or x.ticks():
+            picture.vertical(x(tick), _TOP, bottom, "grid")
+        if self.ticks:
+            self._draw_names(picture, x, bottom + 17)
+        else:
+            for tick in x.ticks():
+                picture.text(x(tick), bottom + 17, short(tick), "middle")
         picture.text(0, 13, self.y, "start")
         picture.text(_WIDTH / 2, _HEIGHT - 6, self.x, "middle")
 
@@ -434,6 +436,98 @@ class Curves(Figure):
                 picture.text(at - 4, _TOP + 10, name, "end")
             else:
                 picture.text(at + 4, _TOP + 10, name, "start")
+
+    def _draw_names(self, picture: _Picture, x: Scale, y: float) -> None:
+        """The names of places, cut to an equal share of the room; one that would lie on the name
+        before it is left out."""
+        letters = int((x.end - x.start) / len(self.ticks) / _LETTER)
+        free = 0.0
+        for value, name in sorted(self.ticks.items()):
+            text = name if len(name) <= letters else f"{name[: max(letters - 1, 1)]}…"
+            half = len(text) * _LETTER / 2
+            middle = min(max(x(value), half), _WIDTH - half)
+            if middle - half >= free:
+                picture.text(middle, y, text, "middle")
+                free = middle + half
+
+
+@dataclass(frozen=True)
+class Curves(Plane):
+    """Curves over x; `laws` are lines that were computed from others, drawn dotted and no more."""
+
+    lines: Sequence[Line]
+    laws: Sequence[Line] = field(default=(), kw_only=True)
+
+    def table(self) -> Table:
+        """A row for every x, a column for every curve."""
+        names = [line.name for line in self.lines]
+        by_x: dict[float, list[str]] = {}
+        for number, line in enumerate(self.lines):
+            for x, y, *ends in line.points:
+                cells = by_x.setdefault(x, [""] * len(names))
+                cells[number] = _with_ends(y, ends)
+        rows = []
+        for x, cells in sorted(by_x.items()):
+            rows.append([self.ticks.get(x) or _plain(x), *cells])
+        return [self.x, *names], rows
+
+    def legend(self) -> Legend:
+        """Every curve, but one for all seeds of an arm."""
+        entries = []
+        for line in self.lines:
+            arm = line.name.partition(", seed ")[0]
+            entries.append((arm, line.color, line.style))
+        return list(dict.fromkeys(entries))
+
+    def _numbers(self) -> tuple[list[float], list[float]]:
+        points = list(chain.from_iterable(line.points for line in [*self.lines, *self.laws]))
+        return [point[0] for point in points], [y for point in points for y in point[1:]]
+
+    def _draw_contents(self, picture: _Picture, x: Scale, y: Scale) -> None:
+        for law in self.laws:
+            dotted = _Picture()
+            dotted.draw('<polyline class="dotted" points="{}"/>', _path(_pixels(law, x, y)))
+            picture.group(law.color, dotted)
+        for line in self.lines:
+            picture.group(line.color, _curve(line, x, y))
+
+
+@dataclass(frozen=True)
+class Dots(Plane):
+    """Dots of one colour with an interval each way."""
+
+    color: str
+    dots: Sequence[Dot]
+
+    def table(self) -> Table:
+        """A row for every dot."""
+        rows = []
+        for dot in self.dots:
+            x, y = (_with_ends(value, ends) for value, *ends in (dot.x, dot.y))
+            rows.append([f"{dot.label} {dot.name}", x, y])
+        return ["", self.x, self.y], rows
+
+    def _numbers(self) -> tuple[list[float], list[float]]:
+        return [x for dot in self.dots for x in dot.x], [y for dot in self.dots for y in dot.y]
+
+    def _draw_contents(self, picture: _Picture, x: Scale, y: Scale) -> None:
+        behind = _Picture()
+        dots = _Picture()
+        for dot in self.dots:
+            (at_x, left, right), (at_y, low, high) = dot.x, dot.y
+            across, down = x(at_x), y(at_y)
+            behind.horizontal(down, x(left), x(right), "thin")
+            behind.vertical(across, y(low), y(high), "thin")
+            behind.text(across + 7, down - 7, dot.label, "start")
+
+            of_dot = _Picture()
+            of_x, of_y = (_with_ends(value, ends) for value, *ends in (dot.x, dot.y))
+            of_dot.title(f"{dot.name}: {of_x}; {of_y}")
+            of_dot.dot(across, down, 5, "value" if dot.is_filled else "open")
+            dots.group("", of_dot)
+        # nothing lies over a dot
+        picture.group(self.color, behind)
+        picture.group(self.color, dots)
 
 
 def short(value: float, percent: bool = False) -> str:
@@ -462,10 +556,17 @@ def _with_ends(value: float, ends: Sequence[float]) -> str:
     return text
 
 
+def _pixels(line: Line, x: Scale, y: Scale) -> list[tuple[float, float]]:
+    return [(x(point[0]), y(point[1])) for point in line.points]
+
+
+def _path(pixels: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{across:.1f},{down:.1f}" for across, down in pixels)
+
+
 def _curve(line: Line, x: Scale, y: Scale) -> _Picture:
-    pixels = [(x(point[0]), y(point[1])) for point in line.points]
-    corners = [f"{across:.1f},{down:.1f}" for across, down in pixels]
-    path = " ".join(corners)
+    pixels = _pixels(line, x, y)
+    path = _path(pixels)
     picture = _Picture()
     if line.style == "area":
         base = y(0)
@@ -479,7 +580,7 @@ def _curve(line: Line, x: Scale, y: Scale) -> _Picture:
         at, value, *ends = point
         if ends:
             picture.vertical(across, y(ends[0]), y(ends[1]), "interval")
-        is_shown = line.style == "points" or bool(ends)
+        is_shown = line.style in ("points", "marked") or bool(ends)
         kind = "value" if is_shown else "hidden"
 
         # in a group of its own, so that what a pointer rests on says its value

@@ -45,13 +45,8 @@ FILE = "report.html"
 
 def report(results: Mapping[str, Any]) -> str:
     """The page."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("synthboot", "report"),
-        autoescape=select_autoescape(["html", "j2"]),
-    )
     evaluated = results["evaluate"]
     scores = evaluated[evaluated["checkpoint"]]
     other = "last" if evaluated["checkpoint"] == "best" else "best"
@@ -61,11 +56,10 @@ def report(results: Mapping[str, Any]) -> str:
         token_counts[arm] = next(iter(seeds.values()))  # alike but for the seed
     conditioning = {role: tuned["conditioning"] for role, tuned in results["tune"].items()}
     asked = list(evaluated["asked"])
-    files = resources.files("synthboot.report")
-    script = files.joinpath("report.js").read_text("utf-8")
-    digest = hashlib.sha256(script.encode()).digest()
 
-    page = environment.get_template("report.html.j2").render(
+    return rendered(
+        "report.html.j2",
+        title=f"synthboot: {results['name']}",
         results=results,
         scores=scores,
         other=evaluated[other],
@@ -84,9 +78,26 @@ def report(results: Mapping[str, Any]) -> str:
         stages=by_stage(results["costs"]),
         paper=PAPER,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        palette=palette(),
         examples=Markup(as_json(results["examples"])),
         spread=Markup(as_json(results["pair_examples"])),
+    )
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A template filled with values, the style, and the one script that the page may run."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("synthboot", "report"),
+        autoescape=select_autoescape(["html", "j2"]),
+    )
+    files = resources.files("synthboot.report")
+    script = files.joinpath("report.js").read_text("utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
+    page = environment.get_template(template).render(
+        **values,
+        palette=palette(),
         style=Markup(files.joinpath("report.css").read_text("utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(digest).decode(),

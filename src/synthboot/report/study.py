@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from synthboot import scaling
 from synthboot.report.charts import PALETTE, colors
-from synthboot.report.page import palette
-from synthboot.report.traces import Chart, axes, error_bars, rendered, vertical
-from synthboot.report.traces import horizontal as horizontal_line
-from synthboot.statistics import Interval
+from synthboot.report.figures import Curves, Dot, Dots, Line, short
+from synthboot.report.page import rendered
 
 Table = Sequence[Mapping[str, Any]]
 
@@ -33,16 +31,49 @@ _FITTED = (
     "train_tokens",
     "parameters",
 )
-_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "cross", "hexagon")
-_METRICS = {
-    "d1_worth": "d1's worth",
-    "net_worth": "net worth",
-    "minus_repetition": "the method minus repetition",
-    "minus_self": "the method minus self",
-    "base_loss": "validation loss of base",
-    "loss": "test loss of every arm",
-}
 _MOST_TICKS = 8
+
+
+class _Metric(NamedTuple):
+    """A column that is drawn: its title, how to read it, and what zero means, if anything."""
+
+    title: str
+    read: str
+    zero: str = ""
+
+
+_METRICS = {
+    "d1_worth": _Metric(
+        "d1's worth",
+        "What the synthesizer saves a token of d2 by reading d1. Higher is better.",
+        "d1 is not read",
+    ),
+    "net_worth": _Metric(
+        "Net worth",
+        "Base without d1 minus the synthesizer given d1. Higher is better.",
+        "no better than base",
+    ),
+    "minus_repetition": _Metric(
+        "The method minus repetition",
+        "Below zero the method is better.",
+        "as good as repetition",
+    ),
+    "minus_self": _Metric(
+        "The method minus self",
+        "Below zero reading related documents is better than writing without one.",
+        "as good as self",
+    ),
+    "base_loss": _Metric("Base", "The least validation loss of base. Lower is better."),
+}
+
+
+class _Series(NamedTuple):
+    """A line of a figure: what of which runs, and how it is shown."""
+
+    column: str
+    label: str
+    name: str
+    color: str
 
 
 def curves(table: Table, varied: Sequence[str]) -> list[dict[str, Any]]:
@@ -82,36 +113,53 @@ def study(
     fitted: Sequence[Mapping[str, Any]],
 ) -> str:
     """The page; `fitted` is what `curves` found."""
-    maps = [chart for chart in (_map(table, kind) for kind in ("self", "repetition")) if chart]
-    sections: list[dict[str, Any]] = []
-    for number, axis in enumerate(_axes(table, varied)):
-        drawn = []
-        # parameters say no more than the setting does, but for the curves that are fitted
-        metrics = ("base_loss", "loss") if axis == "parameters" else _METRICS
-        for metric in metrics:
-            chart = _over(table, varied, axis, metric, fitted)
-            if chart is not None:
-                drawn.append(chart | {"id": f"over-{number}-{metric}"})
-        if drawn:
-            sections.append({"axis": axis, "charts": drawn})
-
-    everything: list[Chart] = [*maps]
-    for section in sections:
-        everything += section["charts"]
     header, cells = _cells(table, varied)
     return rendered(
         "study.html.j2",
-        {"charts": everything},
+        title=f"synthboot study: {name}",
         name=name,
         sentence=sentence(table),
-        maps=maps,
-        sections=sections,
+        maps=maps(table),
+        sections=sections(table, varied, fitted),
         fitted=[curve for curve in fitted if not curve["refused"]],
         refused=_refusals(fitted),
         header=header,
         cells=cells,
         notes=[row for row in table if row["note"]],
     )
+
+
+def maps(table: Table) -> list[Dots]:
+    """The method minus self and minus repetition against d1's worth, as far as they are known."""
+    return [found for found in (_map(table, kind) for kind in ("self", "repetition")) if found]
+
+
+def sections(
+    table: Table,
+    varied: Sequence[str],
+    fitted: Sequence[Mapping[str, Any]],
+) -> dict[str, list[Curves]]:
+    """Figures by what they are drawn over: each metric, a line for each value of what else is
+    varied, and the arms' losses, a figure for each."""
+    found: dict[str, list[Curves]] = {}
+    of_arm = _arm_colors(table)
+    for number, axis in enumerate(_axes(table, varied)):
+        lines = _lines(table, varied, axis)
+        paint = {label: f"other-{i % len(PALETTE)}" for i, label in enumerate(lines)}
+        drawn: list[Curves | None] = []
+        # parameters say no more than the setting does, but for the curves that are fitted
+        for column in ["base_loss"] if axis == "parameters" else _METRICS:
+            metric = _METRICS[column]
+            series = [_Series(column, k, k or metric.title, paint[k]) for k in lines]
+            drawn.append(_over(table, axis, f"{number}-{column}", metric, series, lines, fitted))
+        for i, label in enumerate(lines):
+            title = f"Test loss, {label}" if label else "Test loss"
+            metric = _Metric(title, "Of every arm. Lower is better.")
+            series = [_Series(loss, label, _arm(loss), color) for loss, color in of_arm.items()]
+            drawn.append(_over(table, axis, f"{number}-loss-{i}", metric, series, lines, fitted))
+        if any(drawn):
+            found[axis] = [figure for figure in drawn if figure is not None]
+    return found
 
 
 def sentence(table: Table) -> str:
@@ -175,177 +223,118 @@ def _lines(
 
 def _over(
     table: Table,
-    varied: Sequence[str],
     axis: str,
-    metric: str,
+    id: str,
+    metric: _Metric,
+    series: Sequence[_Series],
+    lines: Mapping[str, Table],
     fitted: Sequence[Mapping[str, Any]],
-) -> Chart | None:
-    """A metric over an axis, a line for each value of what else is varied."""
-    columns = _losses(table) if metric == "loss" else [metric]
-    lines = _lines(table, varied, axis)
-    paint = _paint(table, columns, lines)
+) -> Curves | None:
+    """A figure of `series` of the runs in `lines`; None where each has less than two."""
+    places = _places(table, axis)
     laws = {}
     for curve in fitted:
         if curve["axis"] == axis and not curve["refused"]:
             laws[curve["column"], curve["line"]] = curve
 
-    data: list[dict[str, Any]] = []
-    for column in columns:
-        for number, (label, rows) in enumerate(lines.items()):
-            points = [row for row in rows if row[column] is not None]
-            if not points:
-                continue
-            color = paint[column, label]
-            name = ", ".join(part for part in (column.removeprefix("loss."), label) if part)
-            law = laws.get((column, label))
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers" if law else "lines+markers",
-                    "x": [_at(row[axis]) for row in points],
-                    "y": [row[column] for row in points],
-                    "error_y": error_bars([_interval(row, column) for row in points]),
-                    "name": name if metric == "loss" else label,
-                    "marker": {"color": color, "size": 9, "symbol": _symbol(number)},
-                    "line": {"color": color},
-                    "showlegend": metric == "loss" or len(lines) > 1,
-                }
-            )
-            if law:
-                data.append(_curve(law, color))
-    if max((len(line["x"]) for line in data), default=0) < 2:
+    drawn = []
+    curves = []
+    for column, label, name, color in series:
+        points = []
+        for row in lines[label]:
+            if row[column] is not None:
+                points.append((places[_shown(row[axis])], *_with_ends(row, column)))
+        law = laws.get((column, label))
+        if law:
+            curves.append(Line(name, color, _curve(law)))
+        if points:
+            drawn.append(Line(name, color, sorted(points), "points" if law else "marked"))
+    if max((len(line.points) for line in drawn), default=0) < 2:
         return None
 
-    layout = axes("", "nats a token")
-    layout["xaxis"] |= _scale(table, axis)
-    layout["margin"]["b"] = 30
-    if metric not in ("loss", "base_loss"):
-        layout["shapes"] = [horizontal_line(0)]
-    entries = sum(line["showlegend"] for line in data)
-    if metric == "loss":
-        layout["legend"] = {"orientation": "v", "x": 1.02, "y": 1}
-        layout["height"] = max(layout["height"], 60 + 20 * entries)
-    else:
-        layout["legend"] = {"orientation": "h", "y": -0.12}
-        layout["height"] = 260 + 10 * entries
-    return {
-        "title": _METRICS[metric],
-        "wide": metric == "loss",
-        "data": data,
-        "layout": layout,
-    }
+    is_numeric = _is_numeric(table, axis)
+    names = {place: short(place) if is_numeric else name for name, place in places.items()}
+    return Curves(
+        f"over-{id}",
+        metric.title,
+        metric.read + (" Dotted: the fitted curve." if curves else ""),
+        axis,
+        "nats a token",
+        drawn,
+        laws=curves,
+        x_log=is_numeric and min(places.values()) > 0,
+        horizontals={metric.zero: 0.0} if metric.zero else {},
+        ticks={} if is_numeric and len(names) > _MOST_TICKS else names,
+    )
 
 
-def _paint(
-    table: Table,
-    columns: Sequence[str],
-    lines: Mapping[str, Any],
-) -> dict[tuple[str, str], str]:
-    """A colour for each line of a chart: of its arm where several are drawn."""
-    if len(columns) == 1:
-        return {(columns[0], label): PALETTE[i % len(PALETTE)][0] for i, label in enumerate(lines)}
+def _arm(column: str) -> str:
+    return column.removeprefix("loss.")
+
+
+def _arm_colors(table: Table) -> dict[str, str]:
+    """The name of a colour for every arm's loss, of the method's in every figure the same."""
     methods = {row["method"] for row in table}
     kinds = {}
-    for column in columns:
-        arm = column.removeprefix("loss.")
-        kinds[column] = "method" if arm in methods else arm
-    of_arm = colors(kinds)
-    on_white = {name: light for name, (light, _) in palette().items()}
-    return {(column, label): on_white[of_arm[column]] for column in columns for label in lines}
+    for column in _losses(table):
+        kinds[column] = "method" if _arm(column) in methods else _arm(column)
+    return colors(kinds)
 
 
-def _curve(law: Mapping[str, Any], color: str) -> dict[str, Any]:
+def _curve(law: Mapping[str, Any]) -> list[tuple[float, float]]:
     """A fitted curve over the values that were measured, and no further."""
     x = np.geomspace(law["from"], law["to"], 60)
     y = law["offset"] + law["factor"] * x ** -law["exponent"]
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": x.tolist(),
-        "y": y.tolist(),
-        "line": {"color": color, "dash": "dot", "width": 1.5},
-        "showlegend": False,
-        "hoverinfo": "skip",
-    }
+    return list(zip(x.tolist(), y.tolist(), strict=True))
 
 
-def _map(table: Table, other: str) -> Chart | None:
+def _map(table: Table, other: str) -> Dots | None:
     """The method minus an arm against d1's worth, a dot a run."""
     column = f"minus_{other}"
-    points = []
+    dots = []
     for number, row in enumerate(table, 1):
         if row[column] is not None and row["d1_worth"] is not None:
-            points.append((number, row))
-    if not points:
+            x = _with_ends(row, "d1_worth")
+            is_shown = row[f"{column}.p_adjusted"] <= LEVEL
+            dots.append(Dot(row["point"], str(number), x, _with_ends(row, column), is_shown))
+    if not dots:
         return None
-
-    rows = [row for _, row in points]
-    shown = [row[f"{column}.p_adjusted"] <= LEVEL for row in rows]
-    dots: dict[str, Any] = {
-        "type": "scatter",
-        "mode": "markers+text",
-        "x": [row["d1_worth"] for row in rows],
-        "y": [row[column] for row in rows],
-        "error_x": error_bars([_interval(row, "d1_worth") for row in rows]),
-        "error_y": error_bars([_interval(row, column) for row in rows]),
-        "text": [str(number) for number, _ in points],
-        "textposition": "top right",
-        "hovertext": [row["point"] for row in rows],
-        "marker": {
-            "size": 11,
-            "color": "#2563eb",
-            "symbol": ["circle" if is_shown else "circle-open" for is_shown in shown],
-        },
-        "showlegend": False,
-    }
-    for bars in ("error_x", "error_y"):
-        dots[bars] |= {"color": "#93c5fd", "thickness": 1.5}
-    layout = axes("d1's worth, nats a token", f"the method minus {other}, nats a token")
-    layout["height"] = 420
-    layout["shapes"] = [vertical(0), horizontal_line(0)]
-    return {"id": f"map-{other}", "data": [dots], "layout": layout}
+    return Dots(
+        f"map-{other}",
+        f"The method minus {other}, by what d1 is worth",
+        "A dot a run, with its number in the table; open ones are differences that are not shown. "
+        "Further right more of d1 is read, below zero the method is better: if reading is what "
+        "helps, dots fall to the right.",
+        "d1's worth, nats a token",
+        f"the method minus {other}, nats a token",
+        "method",
+        dots,
+        verticals={"d1 is not read": 0.0},
+        horizontals={f"as good as {other}": 0.0},
+    )
 
 
-def _interval(row: Mapping[str, Any], column: str) -> Interval:
-    """A value with the ends of its interval; where none is known, they are the value."""
+def _with_ends(row: Mapping[str, Any], column: str) -> tuple[float, ...]:
+    """A value with the ends of its interval, where there is one."""
     value = row[column]
     if row.get(f"{column}.low") is not None:
-        return Interval(value, row[f"{column}.low"], row[f"{column}.high"])
-    width = _NORMAL * (row.get(f"{column}.error") or 0.0)
-    return Interval(value, value - width, value + width)
+        return value, row[f"{column}.low"], row[f"{column}.high"]
+    if row.get(f"{column}.error") is not None:
+        width = _NORMAL * row[f"{column}.error"]
+        return value, value - width, value + width
+    return (value,)
 
 
 def _is_numeric(rows: Table, axis: str) -> bool:
-    return all(type(row[axis]) in (int, float) for row in rows)
+    return all(type(row[axis]) in (int, float) for row in rows if row[axis] is not None)
 
 
-def _scale(table: Table, axis: str) -> dict[str, Any]:
-    """The kind of an axis, and where it has ticks: at what was measured, if that is not much."""
-    rows = [row for row in table if row[axis] is not None]
-    if not _is_numeric(rows, axis):
-        return {"type": "category"}
-    values = sorted({row[axis] for row in rows})
-    kind = "log" if values[0] > 0 else "linear"
-    if len(values) > _MOST_TICKS:
-        return {"type": kind}
-    return {"type": kind, "tickvals": values, "ticktext": [_brief(value) for value in values]}
-
-
-def _brief(value: float) -> str:
-    """A number in few characters: 400k, 1.5M, 0.0005."""
-    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def _at(value: Any) -> Any:
-    """A value as a place on an axis; what is no number is a name."""
-    return value if type(value) in (int, float) else _shown(value)
-
-
-def _symbol(number: int) -> str:
-    return _SYMBOLS[number % len(_SYMBOLS)]
+def _places(table: Table, axis: str) -> dict[str, float]:
+    """Where each value stands, by how it is shown: numbers at themselves, names in a row."""
+    values = {_shown(row[axis]): row[axis] for row in table if row[axis] is not None}
+    if _is_numeric(table, axis):
+        return {name: float(value) for name, value in values.items()}
+    return {name: float(place) for place, name in enumerate(values)}
 
 
 def _refusals(fitted: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,9 +12,13 @@ import numpy as np
 
 from synthboot import pool
 from synthboot.artifacts.corpus import PRETRAIN
-from synthboot.artifacts.embeddings import Embeddings, save_vectors
+from synthboot.artifacts.embeddings import Embeddings, load_vectors, save_vectors
+from synthboot.artifacts.store import WORK, Shards
 from synthboot.data.disk import committed_folder, damage
 from synthboot.steps.context import Context, Outcome
+
+_Part = tuple[int, int, int]
+"""A shard of documents, and which of them: from, and up to."""
 
 
 def embed(c: Context) -> Outcome:
@@ -82,11 +86,13 @@ def _embed_set(
 
     def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
         vectors: Iterable[np.ndarray]
-        if own is None:
-            wanted = [(i, min(shard_docs, docs - starts[i])) for i in missing]
-            vectors = _embed_shards(c, source.folder, embeddings.embedder, wanted)
-        else:
+        wanted = [(i, 0, min(shard_docs, docs - starts[i])) for i in missing]
+        if own is not None:
             vectors = (own[starts[i] : starts[i] + shard_docs] for i in missing)
+        elif c.cfg.embed.model == "self":
+            vectors = _embedded(c, source.folder, embeddings.embedder, wanted)
+        else:
+            vectors = _embedded_by_parts(c, name, source.folder, embeddings.embedder, wanted)
         for of_shard in vectors:
             yield partial(save_vectors, of_shard)
 
@@ -96,16 +102,8 @@ def _embed_set(
     return int(shards.counts(0)["dim"]) if starts else 0
 
 
-def _embed_shards(
-    c: Context,
-    source: Path,
-    fitted: Path,
-    wanted: list[tuple[int, int]],
-) -> Iterator[np.ndarray]:
-    """The vectors of shards, each asked for with its number of documents.
-
-    A model from outside may take an hour for a shard: it is asked for parts, each told of.
-    """
+def _embedded(c: Context, source: Path, fitted: Path, wanted: list[_Part]) -> Iterator[np.ndarray]:
+    """The vectors of each part."""
     from synthboot.lm.model import device
     from synthboot.stages import embed as stage
 
@@ -116,22 +114,37 @@ def _embed_shards(
         str(device(c.cfg.engine.device)),
         c.cfg.engine.embed_batch,
     )
-    total = sum(docs for _, docs in wanted)
-    whole = c.cfg.embed.model == "self"
-    parts = []
-    for shard, docs in wanted:
-        step = docs if whole else stage.BATCH_DOCS
-        parts += [(shard, first, min(docs, first + step)) for first in range(0, docs, step)]
+    yield from pool.imap(stage.shard_embedder, arguments, wanted, c.workers)
 
-    docs_of = dict(wanted)
+
+def _embedded_by_parts(
+    c: Context,
+    name: str,
+    source: Path,
+    fitted: Path,
+    wanted: list[_Part],
+) -> Iterator[np.ndarray]:
+    """The same for a model from outside, which may take hours for a shard: it is asked for parts,
+    and each is kept, so that a kill costs one, and told of."""
+    from synthboot.stages.embed import BATCH_DOCS
+
+    parts = []
+    for shard, _, docs in wanted:
+        ends = range(0, docs, BATCH_DOCS)
+        parts += [(shard, first, min(docs, first + BATCH_DOCS)) for first in ends]
+    # parts of another size have other places
+    work = c.folder / WORK / f"{name}-{BATCH_DOCS}"
+    kept = [(Shards(work / f"{shard:06d}"), first // BATCH_DOCS) for shard, first, _ in parts]
+    missing = [part for part, (of, i) in zip(parts, kept, strict=True) if not of.done(i)]
+    vectors = _embedded(c, source, fitted, missing)
+
+    docs_of = {shard: docs for shard, _, docs in wanted}
+    total = sum(docs_of.values())
     done = 0
-    rows: list[np.ndarray] = []
-    vectors = pool.imap(stage.shard_embedder, arguments, parts, c.workers)
-    for (shard, first, end), of_part in zip(parts, vectors, strict=True):
-        rows.append(of_part)
+    for (shard, first, end), (of_shard, i) in zip(parts, kept, strict=True):
+        if not of_shard.done(i):
+            of_shard.write(i, partial(save_vectors, next(vectors)))
         done += end - first
-        if not whole:
-            c.progress(done / total, f"{done:,} of {total:,} documents")
+        c.progress(done / total, f"{done:,} of {total:,} documents")
         if end == docs_of[shard]:
-            yield np.concatenate(rows)  # (doc, dim)
-            rows = []
+            yield load_vectors(of_shard.path(number) for number in range(i + 1))

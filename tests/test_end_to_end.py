@@ -17,7 +17,7 @@ from synthboot import api, loading, recipes
 from synthboot.artifacts import store
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.scores import Scores
-from synthboot.data import words
+from synthboot.data import lock, words
 from synthboot.data.tokens import Tokens
 from synthboot.errors import (
     BudgetError,
@@ -29,7 +29,7 @@ from synthboot.errors import (
     StorageError,
     UnfairComparison,
 )
-from synthboot.runner import executor, lock
+from synthboot.runner import executor
 from synthboot.runner.state import State
 from synthboot.runner.state import states as states_of
 from synthboot.steps.evaluate import FAR, NEAR

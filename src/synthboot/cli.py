@@ -165,6 +165,17 @@ def run(cfg: Config, as_json: bool) -> None:
     _execute(cfg, "report", as_json)
 
 
+def _in_parts(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--part",
+        metavar="K/N",
+        help="Make one of N parts of corpus, embed, pair, synthesize (their shards, blocks or "
+        "chunks), pretrain or score (some of their artifacts), side by side with others, and "
+        "commit nothing else; without it the same command then makes what is missing. `array` "
+        "takes K and N from a Slurm array (docs/scaling-out.md).",
+    )(function)
+
+
 def _stage_verb(stage: str) -> None:
     @main.command(
         stage,
@@ -172,8 +183,9 @@ def _stage_verb(stage: str) -> None:
         help=f"{STAGE_HELP[stage]} Makes what it reads first, where that is missing or stale.",
     )
     @_configured
-    def verb(cfg: Config, as_json: bool) -> None:
-        _execute(cfg, stage, as_json)
+    @_in_parts
+    def verb(cfg: Config, as_json: bool, part: str | None) -> None:
+        _execute(cfg, stage, as_json, part)
 
 
 for _stage in STAGE_HELP:
@@ -183,13 +195,14 @@ for _stage in STAGE_HELP:
 
 @main.command(cls=Verb)
 @_configured
+@_in_parts
 @click.option(
     "--dry-run", is_flag=True, help="Only say how many pairs each alpha would give, from a sample."
 )
-def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
+def pair(cfg: Config, as_json: bool, part: str | None, dry_run: bool) -> None:
     """Find related documents. Makes what it reads first, where that is missing or stale."""
     if not dry_run:
-        _execute(cfg, "pair", as_json)
+        _execute(cfg, "pair", as_json, part)
         return
     from synthboot import show as shown
     from synthboot.runner import executor
@@ -473,6 +486,10 @@ def status(run_folder: Path, as_json: bool) -> None:
     for row in rows:
         if row["account"]:
             _say(f"{row['unit']}: {row['account']}")
+        for part in row["parts"]:
+            missing = [f"{name} {_numbers(lost)}" for name, lost in part["missing"].items()]
+            what = f", missing: {'; '.join(missing)}" if missing else ""
+            _say(f"{row['unit']}: part {part['part']} {part['state']}{what}")
 
 
 @main.command(cls=Verb)
@@ -631,7 +648,28 @@ def _compare_runs(runs: list[Path], as_json: bool) -> None:
         _print_table(["setting", *result["scores"]], settings)
 
 
-def _execute(cfg: Config, target: str, as_json: bool) -> None:
+def _execute_part(cfg: Config, target: str, as_json: bool, name: str) -> None:
+    from synthboot.artifacts import parts
+    from synthboot.runner import executor
+
+    part = parts.parse(name)
+    with _progress() as progress:
+        made = executor.run_part(cfg, target, part, progress.tell)
+    if as_json:
+        _say_json({"part": str(part), "units": made})
+    elif made:
+        _say(
+            f"{target}: part {part} done, of {', '.join(made)} ({cfg.folder}); "
+            f"after all {part.count} parts: the same command without --part"
+        )
+    else:
+        _say(f"{target}: nothing for part {part} to do ({cfg.folder})")
+
+
+def _execute(cfg: Config, target: str, as_json: bool, part: str | None = None) -> None:
+    if part is not None:
+        _execute_part(cfg, target, as_json, part)
+        return
     from synthboot.artifacts.evaluation import Evaluation
     from synthboot.report import page
     from synthboot.runner import executor
@@ -969,6 +1007,12 @@ def _against_repetition(entry: dict[str, Any]) -> str:
 
 def _accuracy(answers: dict[str, Any] | None) -> str:
     return "" if answers is None else "{:.1%} [{:.1%}, {:.1%}]".format(*answers["acc"])
+
+
+def _numbers(numbers: list[int], most: int = 8) -> str:
+    """The first numbers of a list, and how many there are beyond them."""
+    shown = ", ".join(map(str, numbers[:most]))
+    return shown if len(numbers) <= most else f"{shown} and {len(numbers) - most:,} more"
 
 
 def _hours(hours: float | None) -> str:

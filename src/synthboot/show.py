@@ -6,12 +6,13 @@ Reads only what is on disk.
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from synthboot.artifacts import store
+from synthboot.artifacts import parts, store
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.evaluation import Evaluation
@@ -45,6 +46,7 @@ def status(run: Path) -> list[dict[str, Any]]:
                 "peak_memory_bytes": cost.get("peak_memory_bytes"),
                 "flops": cost.get("flops"),
                 "account": manifest.counts.get("account", "") if manifest else "",
+                "parts": [] if manifest else [asdict(part) for part in parts.standing(folder)],
             }
         )
     return rows

@@ -13,6 +13,8 @@ import numpy as np
 from synthboot import pool
 from synthboot.artifacts.corpus import PRETRAIN
 from synthboot.artifacts.embeddings import Embeddings, save_vectors
+from synthboot.artifacts.store import WORK
+from synthboot.data import lock
 from synthboot.data.disk import committed_folder, damage
 from synthboot.steps.context import Context, Outcome
 
@@ -21,12 +23,38 @@ def embed(c: Context) -> Outcome:
     """Vectors of D_pretrain and of the validation set, a shard of documents at a time."""
     from synthboot.stages import embed as stage
 
-    cfg = c.cfg.embed
-    sizes = {
+    embeddings = Embeddings.open(c.folder)
+    sizes = _sizes(c)
+    dim = 0
+    for name, count in _make(c).items():
+        shards = embeddings.shards(name)
+        shards.close(count)
+        if count:
+            dim = max(dim, int(shards.counts(0)["dim"]))
+
+    tokens = c.corpus.pretrain.num_tokens + c.corpus.validation.num_tokens
+    flops = stage.flops(c.cfg.embed, sum(sizes.values()), tokens)
+    return {"docs": sizes["pool"], "dim": dim}, {"flops": flops}
+
+
+def embed_part(c: Context) -> int:
+    """Shards of both sets, after the embedder that all parts share."""
+    return sum(len(c.part.of(count)) for count in _make(c).values())
+
+
+def _sizes(c: Context) -> dict[str, int]:
+    """The documents of each set."""
+    return {
         "pool": c.corpus.pretrain_docs,
         "validation": len(c.corpus.validation),
     }
 
+
+def _make(c: Context) -> dict[str, int]:
+    """Make the shards of this part; returns how many of all parts each set has."""
+    from synthboot.stages import embed as stage
+
+    cfg = c.cfg.embed
     own = None
     if cfg.model == "file":
         documents = itertools.chain(c.corpus.texts(PRETRAIN), c.corpus.texts("validation"))
@@ -36,33 +64,32 @@ def embed(c: Context) -> Outcome:
     if cfg.model == "self":
         _fit_embedder(c, embeddings.embedder)
 
-    dim = 0
+    counts = {}
     first = 0  # vectors from a file hold both sets, one after the other
-    for name, docs in sizes.items():
+    for name, docs in _sizes(c).items():
         of_set = None if own is None else own[first : first + docs]
-        dim = max(dim, _embed_set(c, embeddings, name, docs, of_set))
+        counts[name] = _embed_set(c, embeddings, name, docs, of_set)
         first += docs
-
-    tokens = c.corpus.pretrain.num_tokens + c.corpus.validation.num_tokens
-    flops = stage.flops(cfg, sum(sizes.values()), tokens)
-    return {"docs": sizes["pool"], "dim": dim}, {"flops": flops}
+    return counts
 
 
 def _fit_embedder(c: Context, path: Path) -> None:
     """Fit the `self` embedder, unless an earlier run has: shards of one artifact share it."""
     from synthboot.stages import embed as stage
 
-    if not damage(path.parent):  # there, and whole
-        return
-    c.progress(0.0, "fitting")
-    texts = (document.text for document in c.corpus.texts(PRETRAIN))
-    with committed_folder(path.parent) as folder:
-        stage.fit(
-            texts,
-            c.cfg.embed,
-            c.cfg.seed,
-            c.progress,
-        ).save(folder / path.name)
+    # parts that begin together wait for the first of them
+    with lock.held(c.folder / WORK, "embedder.lock", lock.FOREVER):
+        if not damage(path.parent):  # there, and whole
+            return
+        c.progress(0.0, "fitting")
+        texts = (document.text for document in c.corpus.texts(PRETRAIN))
+        with committed_folder(path.parent) as folder:
+            stage.fit(
+                texts,
+                c.cfg.embed,
+                c.cfg.seed,
+                c.progress,
+            ).save(folder / path.name)
 
 
 def _embed_set(
@@ -72,13 +99,14 @@ def _embed_set(
     docs: int,
     own: np.ndarray | None,
 ) -> int:
-    """Write the vectors of the first `docs` documents of a set, which `own` holds where they came
-    from a file; returns their dimensions."""
+    """Write this part's vectors of the first `docs` documents of a set, which `own` holds where
+    they came from a file; returns how many shards there are of all parts."""
     shards = embeddings.shards(name)
     source = c.corpus.shards(name)
     # the vectors lie in shards of the same documents as the texts
     shard_docs = max(1, source.counts(0)["docs"])
     starts = list(range(0, docs, shard_docs))
+    c.found(shards, len(starts))
 
     def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
         vectors: Iterable[np.ndarray]
@@ -90,10 +118,10 @@ def _embed_set(
         for of_shard in vectors:
             yield partial(save_vectors, of_shard)
 
-    for shard, counts in shards.fill(len(starts), writers):
+    for shard, counts in shards.make(c.part.of(len(starts)), writers):
         done = starts[shard] + counts["docs"]
         c.progress((shard + 1) / len(starts), f"{name}: {done:,} of {docs:,} documents")
-    return int(shards.counts(0)["dim"]) if starts else 0
+    return len(starts)
 
 
 def _embed_shards(

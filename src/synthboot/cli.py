@@ -105,11 +105,23 @@ def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
         help="Override a setting, e.g. pair.num_neighbors=8.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @click.option(
+        "--verify",
+        is_flag=True,
+        help="Hash the files that the run reads again, also those whose size and times are as "
+        "they were.",
+    )
     @wraps(function)
-    def wrapped(config_file: Path, sets: tuple[str, ...], as_json: bool, **rest: Any) -> Any:
+    def wrapped(
+        config_file: Path, sets: tuple[str, ...], as_json: bool, verify: bool, **rest: Any
+    ) -> Any:
         from synthboot import loading
+        from synthboot.data import hashes
 
-        return function(loading.load(config_file, set=loading.parse_set(sets)), as_json, **rest)
+        cfg = loading.load(config_file, set=loading.parse_set(sets))
+        if verify:
+            hashes.forget(cfg.folder)
+        return function(cfg, as_json, **rest)
 
     return wrapped
 

@@ -76,10 +76,14 @@ def test_whole_artifacts_are_dealt_out(own: dict[str, Any]) -> None:
 
 def test_what_has_no_parts_or_lacks_what_it_reads_says_so(own: dict[str, Any]) -> None:
     cfg = loading.load(own)
-    with pytest.raises(ConfigError, match=r"base: has no parts, --part is for corpus, embed, pair, synthesize, pretrain, score"):
+    with pytest.raises(
+        ConfigError, match=r"base: has no parts, --part is for corpus, embed, pair, synthesize, pretrain, score"
+    ):
         executor.run_part(cfg, "base", Part(1, 2))
     unmake(own, "embed")
-    with pytest.raises(MissingArtifact, match=r"pair/related: reads embed, which is missing.*first run `synthboot embed CONFIG`"):
+    with pytest.raises(
+        MissingArtifact, match=r"pair/related: reads embed, which is missing.*first run `synthboot embed CONFIG`"
+    ):
         executor.run_part(cfg, "pair", Part(1, 2))
 
 

@@ -95,17 +95,22 @@ class Ignored:
     values: Counter[str] = field(default_factory=Counter)
 
 
-def identity(source: str | list[str], setting: str = "corpus.source") -> list[str]:
+def identity(
+    source: str | list[str],
+    setting: str = "corpus.source",
+    hash_of: Callable[[Path], tuple[int, str]] | None = None,
+) -> list[str]:
     """What tells whether the source has changed.
 
-    That is name, size and hash of each file; a hub name as it is.
+    That is name, size and hash of each file; a hub name as it is. `hash_of` may know hashes from
+    before.
     """
     if isinstance(source, str) and (source == WORLD or source.startswith("hub:")):
         return [source]
     sources, _ = files.find(source, setting)
     lines: list[str] = []
     for file in sources:
-        lines += files.contents(file.path, file.name)
+        lines += files.contents(file.path, file.name, hash_of)
     return lines
 
 

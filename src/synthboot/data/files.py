@@ -131,14 +131,20 @@ def counted(counts: Mapping[str, int], most: int = 4) -> str:
     return ", ".join(shown)
 
 
-def contents(path: Path, name: str | None = None) -> list[str]:
+def contents(
+    path: Path,
+    name: str | None = None,
+    hash_of: Callable[[Path], tuple[int, str]] | None = None,
+) -> list[str]:
     """Name, size and hash of a file, or of every file below a folder.
 
-    They tell whether it has changed.
+    They tell whether it has changed. `hash_of` may know a hash from before (`hashes`); without it
+    all is read.
     """
     name = name or _shown(path.name)
+    hash_of = hash_of or hashed
     if not path.is_dir():
-        size, digest = _hash(path)
+        size, digest = hash_of(path)
         return [described(name, size, digest)]
 
     result = []
@@ -146,7 +152,7 @@ def contents(path: Path, name: str | None = None) -> list[str]:
     for part in inside:
         if any(folder.startswith(".") for folder in part.parts):
             continue
-        size, digest = _hash(path / part)
+        size, digest = hash_of(path / part)
         result.append(described(f"{name}/{_shown(part.as_posix())}", size, digest))
     return result
 
@@ -156,7 +162,8 @@ def described(name: str, size: int, digest: str) -> str:
     return f"{name} {size} {digest}"
 
 
-def _hash(path: Path) -> tuple[int, str]:
+def hashed(path: Path) -> tuple[int, str]:
+    """Size and hash of a file, which is read. Raises DataError where it cannot be."""
     with opened(path) as file:
         return file.hashed()
 

@@ -12,8 +12,8 @@ from typing import Any
 from synthboot import config, pool, preflight
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.parts import Part
-from synthboot.data import disk, lock
-from synthboot.errors import ConfigError, MissingArtifact
+from synthboot.data import disk, hashes, lock
+from synthboot.errors import ConfigError, DataError, MissingArtifact
 from synthboot.lm import precision
 from synthboot.recipes import Unit, outside, units
 from synthboot.runner import torchrun
@@ -177,6 +177,8 @@ def _make_all(
                 )
             for name, kind, value in running.wait():
                 if kind == "failed":
+                    if isinstance(value, DataError):
+                        hashes.forget(cfg.folder)  # a file may have changed behind its times
                     raise value
                 tell(name, kind, value)
                 if kind == "done" and name == "corpus" and part is None:

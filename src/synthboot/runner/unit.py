@@ -3,7 +3,6 @@ manifest is written."""
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from synthboot.data import disk, lock
 from synthboot.errors import MissingArtifact
 from synthboot.recipes import VERSIONS, Unit
 from synthboot.runner import torchrun
+from synthboot.runner.memory import Memory
 from synthboot.runner.step import run_part, run_step
 
 PARALLEL = ("embed", "pair", "synthesize")
@@ -66,12 +66,13 @@ def make(
             note(lost)
 
         started = time.monotonic()
-        if cfg.engine.processes > 1 and unit.stage in torchrun.STAGES:
-            counts, cost = torchrun.run_step_together(cfg, plan, unit, progress)
-        else:
-            workers = jobs if unit.stage in PARALLEL else 1
-            counts, cost = run_step(cfg, plan, unit, workers, progress, note)
-        cost |= _spent(started, parts.spent(folder))
+        with Memory() as memory:
+            if cfg.engine.processes > 1 and unit.stage in torchrun.STAGES:
+                counts, cost = torchrun.run_step_together(cfg, plan, unit, progress)
+            else:
+                workers = jobs if unit.stage in PARALLEL else 1
+                counts, cost = run_step(cfg, plan, unit, workers, progress, note)
+        cost |= _spent(started, memory, parts.spent(folder))
 
         record = store.Manifest(
             stage=unit.stage,
@@ -106,8 +107,9 @@ def make_part(
     with disk.storage_errors(folder), _joined(folder, fingerprints[name], part, note) as record:
         _verify_parents(cfg, plan, unit)
         started = time.monotonic()
-        items = run_part(cfg, plan, unit, record, jobs, progress)
-        record.cost = _spent(started)
+        with Memory() as memory:
+            items = run_part(cfg, plan, unit, record, jobs, progress)
+        record.cost = _spent(started, memory)
         record.save()
     return {**record.cost, "account": f"part {part}, {items:,} items"}
 
@@ -193,20 +195,14 @@ def _verify_parents(
 
 def _spent(
     started: float,
+    memory: Memory,
     of_parts: Iterable[Mapping[str, float]] = (),
 ) -> dict[str, int | float]:
-    """What an artifact took since `started`, and its parts before: their seconds are added up."""
+    """What was spent since `started`, and by parts before: seconds are added up, the most memory
+    is that of any of them."""
     seconds = time.monotonic() - started
-    peak = _peak_memory()
+    peak = memory.peak()
     for cost in of_parts:
         seconds += cost["seconds"]
         peak = max(peak, int(cost["peak_memory_bytes"]))
     return {"seconds": seconds, "peak_memory_bytes": peak}
-
-
-def _peak_memory() -> int:
-    """The most memory that this process, or one of those it started, has had, in bytes."""
-    usage = []
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        usage.append(resource.getrusage(who).ru_maxrss)
-    return max(usage) * 1024  # Linux counts in KiB

@@ -47,6 +47,7 @@ STAGE_HELP = {
     "analyze": "Measure the synthetic text beside the real.",
     "report": "Write the report page.",
 }
+_WITH_PARTS = ("corpus", "embed", "pair", "synthesize", "pretrain", "score")
 
 
 class Verb(click.Command):
@@ -177,15 +178,16 @@ def run(cfg: Config, as_json: bool) -> None:
     _execute(cfg, "report", as_json)
 
 
-def _in_parts(function: Callable[..., Any]) -> Callable[..., Any]:
+def _in_parts(stage: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option, known to every stage so that those without parts can say so."""
     return click.option(
         "--part",
         metavar="K/N",
-        help="Make one of N parts of corpus, embed, pair, synthesize (their shards, blocks or "
-        "chunks), pretrain or score (some of their artifacts), side by side with others, and "
-        "commit nothing else; without it the same command then makes what is missing. `array` "
-        "takes K and N from a Slurm array (docs/scaling-out.md).",
-    )(function)
+        hidden=stage not in _WITH_PARTS,
+        help="Make every N-th of its items, from the K-th on, side by side with other parts; "
+        "afterwards the same command without this makes what is missing and commits. `array` takes "
+        "K and N from a Slurm array (docs/scaling-out.md).",
+    )
 
 
 def _stage_verb(stage: str) -> None:
@@ -195,7 +197,7 @@ def _stage_verb(stage: str) -> None:
         help=f"{STAGE_HELP[stage]} Makes what it reads first, where that is missing or stale.",
     )
     @_configured
-    @_in_parts
+    @_in_parts(stage)
     def verb(cfg: Config, as_json: bool, part: str | None) -> None:
         _execute(cfg, stage, as_json, part)
 
@@ -207,7 +209,7 @@ for _stage in STAGE_HELP:
 
 @main.command(cls=Verb)
 @_configured
-@_in_parts
+@_in_parts("pair")
 @click.option(
     "--dry-run", is_flag=True, help="Only say how many pairs each alpha would give, from a sample."
 )
@@ -216,6 +218,8 @@ def pair(cfg: Config, as_json: bool, part: str | None, dry_run: bool) -> None:
     if not dry_run:
         _execute(cfg, "pair", as_json, part)
         return
+    if part is not None:
+        raise click.UsageError("--dry-run makes nothing that could have parts; drop one of them")
     from synthboot import show as shown
     from synthboot.runner import executor
 

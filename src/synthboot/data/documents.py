@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from synthboot import config
 from synthboot.data import files
+from synthboot.data.remote import RemoteFile, Url
 from synthboot.errors import DataError
 
 if TYPE_CHECKING:
@@ -342,7 +343,7 @@ def _text(
 
 def _lines(
     name: str,
-    path: Path,
+    path: Path | Url,
     stream: io.BufferedReader,
     limit: int,
     too_long: str,
@@ -377,7 +378,7 @@ def _skip_line(stream: io.BufferedReader) -> None:
 
 def _parquet(
     file: files.SourceFile,
-    raw: files.HashedFile,
+    raw: files.HashedFile | RemoteFile,
     cfg: config.Corpus,
     ignored: Ignored,
 ) -> Iterator[Record]:

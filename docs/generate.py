@@ -25,10 +25,12 @@ EXPERIMENTS = ROOT / "experiments"
 LEVEL = 0.05
 RESTATED = "2026-11-25-claims-restated"
 FIRST_SCREEN = (
-    ("2026-11-23-world", "sbp against repetition", "known world, 27 epochs"),
-    ("2026-11-22-world-small-rate", "sbp against repetition", "known world, 17 epochs, a small rate of tuning"),
-    ("2026-11-23-learning-rate", "sbp-25 against repetition", "arXiv abstracts, 20 epochs, a quarter synthetic"),
-    ("2026-11-22-three-arms", "sbp against repetition", "arXiv abstracts, 5 epochs"),
+    ("2026-11-26-world-five-seeds", "sbp against repetition", "known world, 27 epochs, five seeds"),
+    ("2026-11-26-world-five-seeds", "sbp: against self", "known world, 27 epochs, five seeds"),
+    ("2026-11-26-world-five-seeds", "self against repetition", "known world, 27 epochs, five seeds"),
+    ("2026-11-26-articles-controls", "sbp against repetition", "encyclopedia articles, 12 epochs, four seeds"),
+    ("2026-11-26-articles-controls", "sbp: against self", "encyclopedia articles, 12 epochs, four seeds"),
+    ("2026-11-26-articles-controls", "self against repetition", "encyclopedia articles, 12 epochs, four seeds"),
 )
 """What the README says was found: experiment, claim, and what it was found on."""
 
@@ -136,7 +138,8 @@ class Claim:
     def standing(self) -> str:
         """In a word or two, what is left of it."""
         if not self.resampled:
-            return "shown" if self.p is not None and self.p <= LEVEL else "not shown"
+            shown = self.p is not None and self.p <= LEVEL
+            return ("better" if (self.value or 0) < 0 else "**worse**") if shown else "not shown"
         found = self.recomputed()
         if found is not None:
             return "shown by its seeds" if found.p <= LEVEL else "**not shown**"

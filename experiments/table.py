@@ -1,0 +1,99 @@
+"""Write an experiment's table of arms from the loss of every test document, and keep these losses beside it.
+
+python experiments/table.py experiments/NAME --run runs/NAME     # keeps them, of seeds that every arm has
+python experiments/table.py experiments/NAME                     # again from what was kept
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from synthboot import statistics
+from synthboot.artifacts.scores import Scores
+from synthboot.recipes import folder_of
+
+ROOT = Path(__file__).parent.parent
+REPETITION = "repetition"
+SELF = "self"
+
+
+def kept(run: Path) -> pa.Table:
+    """arm, seed, doc, tokens, loss (nats): the best checkpoint of every model, summed by document."""
+    rows = []
+    arms = sorted(folder for folder in folder_of(run, "score").iterdir() if folder.is_dir())
+    seeds = set.intersection(*({seed.name for seed in arm.glob("seed-*")} for arm in arms))
+    for arm in arms:
+        for name in sorted(seeds):
+            seed = int(name.removeprefix("seed-"))
+            documents = zip(*Scores.open(arm / name).by_document("best"), strict=True)
+            rows += [(arm.name, seed, doc, int(tokens), np.float32(loss)) for doc, (loss, tokens) in enumerate(documents)]
+    names = ("arm", "seed", "doc", "tokens", "loss")
+    return pa.table(dict(zip(names, zip(*rows, strict=True), strict=True)))
+
+
+def losses(table: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """By arm (seed, doc), repetition first, and the tokens of each document."""
+    table = table.sort_by([("arm", "ascending"), ("seed", "ascending"), ("doc", "ascending")])
+    names = sorted(set(table["arm"].to_pylist()))
+    docs = len(set(table["doc"].to_pylist()))
+    loss = table["loss"].to_numpy().astype(float).reshape(len(names), -1, docs)  # (arm, seed, doc)
+    by_arm = dict(zip(names, loss, strict=True))
+    return {REPETITION: by_arm.pop(REPETITION), **by_arm}, table["tokens"].to_numpy()[:docs]
+
+
+def markdown(by_arm: dict[str, np.ndarray], tokens: np.ndarray) -> str:
+    """A row for every arm; p adjusted by Holm for the arms that are no oracle."""
+    against = {name: statistics.difference(loss, by_arm[REPETITION], tokens) for name, loss in by_arm.items()}
+    tested = {n: d.p for n, d in against.items() if n != REPETITION and not n.startswith(("oracle", "ensemble"))}
+    adjusted = statistics.holm(tested)
+    lines = [
+        "| arm | loss | by seed | against repetition | p | adjusted | against self | p |",
+        "|---|---|---|---|--:|--:|---|--:|",
+    ]
+    for name, loss in by_arm.items():
+        mean = statistics.estimate(loss, tokens)
+        cells = [name, f"{mean.value:.4f} [{mean.low:.4f}, {mean.high:.4f}]", ", ".join(f"{x:.4f}" for x in mean.by_seed)]
+        cells += ["", "", ""] if name == REPETITION else [span(against[name]), p(against[name].p), p(adjusted.get(name))]
+        other = statistics.difference(loss, by_arm[SELF], tokens) if SELF in by_arm and name not in (SELF, REPETITION) else None
+        cells += [span(other), p(other.p)] if other else ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def span(found: statistics.Estimate) -> str:
+    """A difference with its interval."""
+    return f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+
+
+def p(value: float | None) -> str:
+    """A p-value with two digits."""
+    return "" if value is None else f"{value:.2g}"
+
+
+def main() -> None:
+    """Keep the losses where a run is given, and write the table into the README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", type=Path)
+    parser.add_argument("--run", type=Path, help="a run folder that has scores")
+    args = parser.parse_args()
+    store = args.experiment / "losses.parquet"
+    if args.run:
+        pq.write_table(kept(args.run), store, compression="zstd", use_dictionary=["arm"])
+    table = markdown(*losses(pq.read_table(store)))
+    page = args.experiment / "README.md"
+    text = page.read_text("utf-8")
+    start, end = "<!-- table -->\n", "<!-- /table -->"
+    head, rest = text.split(start)
+    page.write_text(f"{head}{start}{table}\n{end}{rest.split(end)[1]}", "utf-8")
+    print(table)
+    runpy.run_path(str(ROOT / "docs" / "generate.py"), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from synthboot import api, loading, recipes
 from synthboot.artifacts import store
@@ -34,6 +35,7 @@ from synthboot.runner.state import State
 from synthboot.runner.state import states as states_of
 from synthboot.steps.evaluate import FAR, NEAR
 from tests.conftest import contents, run_folder, small_config, tiny_config, write_jsonl
+from tests.limits import limit
 
 
 def copy(settings: dict[str, Any], to: Path) -> dict[str, Any]:
@@ -124,6 +126,78 @@ def test_the_synthesizer_starts_from_the_best_base(finished: dict[str, Any]) -> 
     assert unseen["d1_worth_error"] > 0
     assert unseen["net_worth_error"] > 0
     assert f"{unseen['net_worth']:+.4f}" in tuned["account"]
+
+
+@pytest.fixture(scope="module")
+def pointed(world_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run whose synthesizer is base with a pointer over d1."""
+    settings = small_config(
+        world_file,
+        tmp_path_factory.mktemp("pointed"),
+        tune__pointer=True,
+        tune__base_share=1.0,
+        arms={
+            "repetition": {},
+            "sbp": {"synthetic": "related", "share": 0.5},
+            "random": {"synthetic": "random_pairs", "share": 0.5},
+        },
+        pretrain={"seeds": [0]},
+    )
+    executor.run(loading.load(settings), "report")
+    return settings
+
+
+def test_base_with_a_pointer_reads_d1_and_forgets_nothing(pointed: dict[str, Any]) -> None:
+    folder = run_folder(pointed) / "05-tune"
+    tuned = store.read_json(folder / "related" / "tune.json")
+    unseen = tuned["conditioning"]["unseen"]
+    assert not tuned["is_prompted"]
+    assert "by base and a pointer" in tuned["account"]
+    assert unseen["given_nothing"] == unseen["base"]  # nothing was trained
+    assert unseen["d1_worth"] > 3 * unseen["d1_worth_error"]  # documents of an entity share its name and what is told of it
+    assert unseen["net_worth"] > 3 * unseen["net_worth_error"]
+    assert len(tuned["curve"]["validation"]) == 1
+    base = load_file(run_folder(pointed) / "04-base" / "best" / "model.safetensors")
+    kept = load_file(folder / "related" / "best" / "model.safetensors")
+    assert all(np.array_equal(base[name], kept[name]) for name in base)
+    # of a random d1 nothing is to be copied, and the weights say so
+    control = store.read_json(folder / "random_pairs" / "tune.json")
+    assert abs(control["conditioning"]["unseen"]["d1_worth"]) < unseen["d1_worth"] / 4
+
+
+def test_what_a_pointer_writes_shares_more_with_its_d1_than_with_another(pointed: dict[str, Any]) -> None:
+    run = api.Run(pointed)
+    texts = run.corpus()
+    rows = pq.read_table(sorted((run_folder(pointed) / "06-synthesize" / "related").rglob("synthetic.parquet"))[0]).to_pylist()
+    counts = store.read_manifest(run_folder(pointed) / "06-synthesize" / "related").counts
+    assert counts["prompt_tokens"] == counts["requests"]  # an end token each: d1 is in no prompt
+
+    def shared(text: str, d1: str) -> float:
+        words = text.split()
+        return sum(word in d1.split() for word in words) / max(1, len(words))
+
+    own = np.mean([shared(row["text"], texts[row["d1"]]) for row in rows])
+    other = np.mean([shared(row["text"], texts[(row["d1"] + 7) % len(texts)]) for row in rows])
+    assert own > other
+
+
+def test_python_reads_by_the_pointer_too(pointed: dict[str, Any]) -> None:
+    synthesizer = api.Run(pointed).tune()
+    d1 = "Kobari7 wears red clothes. Kobari7 works as a miller."
+    given = synthesizer.logprob("Kobari7 wears red clothes", d1)
+    assert given > synthesizer.logprob("Kobari7 wears red clothes", "find Tenmar2 in the harbor") + 1
+    assert len(synthesizer.sample(d1, 2)) == 2
+
+
+def test_a_share_of_base_is_chosen_with_the_pointer_beside_it(world_file: Path, tmp_path: Path) -> None:
+    settings = small_config(world_file, tmp_path, tune__pointer=True, tune__base_share="auto")
+    executor.run(loading.load(settings), "tune")
+    tuned = store.read_json(run_folder(settings) / "05-tune" / "related" / "tune.json")
+    shares = dict(map(tuple, tuned["base_share"]))
+    assert list(shares)[-1] == 1.0
+    assert len(shares) == 11
+    assert tuned["conditioning"]["unseen"]["given_d1"] == pytest.approx(min(shares.values()), abs=1e-5)
+    assert tuned["is_prompted"] == (min(shares, key=lambda share: shares[share]) < 1)
 
 
 def test_every_model_trained_from_scratch_has_its_copy_score_over_training(finished: dict[str, Any]) -> None:
@@ -260,7 +334,7 @@ def test_two_runs_on_one_folder_the_second_is_refused(finished: dict[str, Any]) 
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert "LockedRun" in second.stderr
         assert "is working on this run" in second.stderr
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < limit(30)
         with pytest.raises(LockedRun):
             api.Run(finished).run()
     api.Run(finished).run()

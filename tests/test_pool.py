@@ -116,7 +116,7 @@ def test_workers_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     running = pool.Pool()
     try:
         for number in range(4):
-            running.start(number, _seen, own_gpu=True)
+            running.start(str(number), _seen, own_gpu=True)
         found: list[str] = []
         while len(running):
             found += [value for _, kind, value in running.wait() if kind == "done"]

@@ -74,6 +74,16 @@ def test_a_contrast_needs_the_built_in_sampler(world_file: Path, tmp_path: Path)
     assert "does not know the layout of" in refused(settings)
 
 
+def test_a_pointer_needs_the_built_in_sampler(world_file: Path, tmp_path: Path) -> None:
+    settings = small_config(world_file, tmp_path, tune__pointer=True, synthesize__sampler="server")
+    assert "tune.pointer: the built-in engine alone has it" in refused(settings)
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    settings = small_config(world_file, tmp_path, model__init_from=str(tmp_path / "gpt2"), tune__pointer=True)
+    assert "tune.pointer: the built-in sampler" in refused(settings)
+    assert "set `pointer: true`" in refused(small_config(world_file, tmp_path, tune__base_share=1.0))
+
+
 def test_questions_are_read_before_anything_is_made(world_file: Path, tmp_path: Path) -> None:
     rows: list[Any] = [{"query": "q", "choices": ["a", "b"], "gold": 0}, {"query": None, "choices": ["a", "b"], "gold": 0}, "{"]
     path = write_jsonl(tmp_path / "own.jsonl", rows)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from synthboot.rng import rng
 from synthboot.runner import executor
 from synthboot.runner.state import State, states
 from synthboot.studies.study import Grid, Study, collect
+
+if TYPE_CHECKING:
+    from synthboot.lm.pointer import Weights
 
 __all__ = [
     "Report",
@@ -70,7 +73,8 @@ class Run:
     def tune(self, kind: str = "related") -> Synthesizer:
         """The synthesizer p(d2|d1)."""
         self.run("tune")
-        return Synthesizer(Model.open(self._folder(f"tune/{kind}")).best, self.config)
+        tuned = Model.open(self._folder(f"tune/{kind}"))
+        return Synthesizer(tuned.best, self.config, tuned.tuning)
 
     def evaluate(self) -> Evaluation:
         """The scores of every arm."""
@@ -128,19 +132,27 @@ class TextPairs:
 
 
 class Synthesizer:
-    """A tuned synthesizer that samples and scores text."""
+    """A tuned synthesizer that samples and scores text; `tuning` is the record of how it was tuned,
+    with the weights of its pointer, if it has one."""
 
-    def __init__(self, folder: Path, cfg: config.Config) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        cfg: config.Config,
+        tuning: Mapping[str, Any],
+    ) -> None:
         self.folder = folder
         self.config = cfg
         self.tokenizer = tokenizers.load(folder)
+        self.weights: Weights | None = tuning.get("pointer")
+        self.is_prompted: bool = tuning.get("is_prompted", True)
 
     @cached_property
     def model(self) -> Any:
         """The model behind it."""
         from synthboot.lm import model as models
 
-        return models.load(self.folder).to(models.device(self.config.engine.device))
+        return models.moved(models.load(self.folder), models.device(self.config.engine.device))
 
     def sample(self, given: str, n: int = 1, seed: int = 0) -> list[str]:
         """`n` documents d2 ~ p(d2|d1 = given)."""
@@ -150,14 +162,17 @@ class Synthesizer:
 
         seq_len = self.config.tune_seq_len
         settings = self.config.synthesize
-        tokens = self.tokenizer.encode([given])[0]
-        d1 = tokens[: d1_room(seq_len, self.config.tune.d1_share)]
-        prompt = (self.tokenizer.end, *d1, self.tokenizer.separator)
+        [document] = self.tokenizer.documents([given])
+        source = tuple(document[:seq_len]) if self.weights is not None else ()
+        prompt: tuple[int, ...] = (self.tokenizer.end,)
+        if self.is_prompted:
+            d1 = document[:-1][: d1_room(seq_len, self.config.tune.d1_share)]
+            prompt += (*d1, self.tokenizer.separator)
         room = min(seq_len - len(prompt), settings.max_tokens or seq_len)
 
         # Every sample has a seed of its own, far from those of other values of `seed`.
-        alone = (self.tokenizer.end, self.tokenizer.separator)
-        requests = [Request(prompt, seed * 1_000_003 + i, room, alone) for i in range(n)]
+        alone = (self.tokenizer.end, self.tokenizer.separator) if self.is_prompted else ()
+        requests = [Request(prompt, seed * 1_000_003 + i, room, alone, source) for i in range(n)]
         engine = sampler(
             self.model,
             self.tokenizer.end,
@@ -166,24 +181,29 @@ class Synthesizer:
             batch=self.config.engine.sample_batch,
             absent=self.tokenizer.absent(self.model.config.get_text_config().vocab_size),
             contrast=settings.contrast,
+            weights=self.weights,
         )
         return [self.tokenizer.decode(result.tokens) for result in engine.sample(requests)]
 
     def logprob(self, text: str, given: str) -> float:
         """log p(text | given) in nats, over as much of the text as the window holds."""
-        from synthboot.lm import score
+        from synthboot.lm import pointer, score
 
-        d1, d2 = self.tokenizer.documents([given, text])
-        scores = score.pairs(
+        seq_len = self.config.tune_seq_len
+        d1, d2 = map(np.array, self.tokenizer.documents([given, text]))
+        [losses] = score.pair_tokens(
             self.model,
-            [np.array(d1)],
-            [np.array(d2)],
-            self.config.tune_seq_len,
+            [d1],
+            [d2],
+            seq_len,
             self.config.tune.d1_share,
             self.tokenizer.end,
-            self.tokenizer.separator,
+            self.tokenizer.separator if self.is_prompted else None,
         )
-        return -float(scores.loss[0])
+        if self.weights is None:
+            return -float(losses.sum())
+        reading = pointer.read(d1[:seq_len], d2[: len(losses)])
+        return -float(pointer.losses([reading], [np.exp(-losses)], self.weights)[0])
 
 
 def study(

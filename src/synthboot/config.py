@@ -519,10 +519,17 @@ class Tune(Section):
     patience: Count = 5
     """Early stopping: stop after this many held-out losses without improvement; the best checkpoint
     is kept."""
-    base_share: Literal["auto"] | Annotated[float, Field(ge=0, lt=1)] = 0.0
+    base_share: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = 0.0
     """Fraction of base's weights that is averaged into the tuned ones in the end, against
-    forgetting. `auto`: the one of 0, 0.1, ..., 0.9 of least loss on held-out pairs. Source:
-    arXiv:2109.01903. From fresh weights (`scratch`) there is no base to average with."""
+    forgetting. `auto`: the one of 0, 0.1, ..., 0.9 of least loss on held-out pairs, and of 1 where
+    there is a `pointer`. Source: arXiv:2109.01903. With 1 nothing is tuned: base stays as it is,
+    finds no d1 in its prompt, and reads it by the `pointer` alone. From fresh weights (`scratch`)
+    there is no base to average with."""
+    pointer: Switch = False
+    """A pointer over d1: where the last words written stand in d1 too, what follows there may be
+    copied, with weights by the length of the match that are fitted on held-out pairs
+    (synthboot.lm.pointer). Nothing is forgotten for it. It reads the first `model.seq_len` tokens
+    of each d1. The built-in engine alone has it. Deviation: the paper has none."""
     eval_pairs: Count = 256
     """Number of held-out pairs in that loss."""
     sweep: dict[
@@ -538,6 +545,10 @@ class Tune(Section):
         if self.seq_len is not None and self.init_from is None:
             raise ValueError(
                 "`seq_len` is that of a model named by `init_from`; base has model.seq_len"
+            )
+        if self.base_share == 1 and not self.pointer:
+            raise ValueError(
+                "`base_share: 1` leaves nothing but base, which reads no d1; set `pointer: true`"
             )
         trials(self)  # raises for a value that its setting does not take
         return self
@@ -875,6 +886,15 @@ class Config(Section):
             raise ValueError(
                 "`corpus.replay` keeps what a model already knows, "
                 "and this one starts from nothing; drop it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_pointer(self) -> Config:
+        if self.tune.pointer and self.synthesize.sampler != "embedded":
+            raise ValueError(
+                f"tune.pointer: the built-in engine alone has it; set synthesize.sampler=embedded "
+                f"instead of {self.synthesize.sampler}, or tune.pointer=false"
             )
         return self
 

@@ -24,14 +24,17 @@ _SHOWN_ERRORS = 5
 _NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
 
 
-def load(source: str | Path | Mapping[str, Any], set: Mapping[str, Any] | None = None) -> Config:
+def load(
+    source: str | Path | Mapping[str, object],
+    set: Mapping[str, object] | None = None,
+) -> Config:
     """The checked configuration of a YAML file or mapping.
 
     `set` overrides settings by dotted name (`{"pair.num_neighbors": 8}`). Raises ConfigError,
     naming the key and the nearest known one, for anything that is not a valid configuration.
     """
     where = "config"
-    raw: Any = source
+    raw: object = source
     lines: dict[KeyPath, int] = {}
     if not isinstance(source, Mapping):
         where = str(source)
@@ -59,9 +62,9 @@ def load(source: str | Path | Mapping[str, Any], set: Mapping[str, Any] | None =
         raise ConfigError(f"{where}: {shown}") from None
 
 
-def parse_set(items: list[str] | tuple[str, ...]) -> dict[str, Any]:
+def parse_set(items: list[str] | tuple[str, ...]) -> dict[str, object]:
     """`section.key=value` strings as a mapping, values read as YAML."""
-    parsed: dict[str, Any] = {}
+    parsed: dict[str, object] = {}
     for item in items:
         key, equals, value = item.partition("=")
         if not equals or not all(key.split(".")):
@@ -75,7 +78,7 @@ def parse_set(items: list[str] | tuple[str, ...]) -> dict[str, Any]:
     return parsed
 
 
-def _plain(value: Any, key_path: KeyPath, where: str) -> Any:
+def _plain(value: object, key_path: KeyPath, where: str) -> object:
     """A copy with whole numbers as such (1e4, 2.0); an error for what cannot be any setting's."""
     here = f"{where}: {dotted(key_path)}" if key_path else where
     if len(key_path) > strict_yaml.MAX_DEPTH:
@@ -104,7 +107,7 @@ def _plain(value: Any, key_path: KeyPath, where: str) -> Any:
     return value
 
 
-def _assign(raw: dict[str, Any], key: str, value: Any) -> KeyPath:
+def _assign(raw: dict[str, Any], key: str, value: object) -> KeyPath:
     *path, last = key.split(".")
     for number, part in enumerate(path):
         # A section that the file leaves out, or leaves empty.
@@ -190,7 +193,7 @@ def _setting(loc: tuple[str | int, ...]) -> tuple[KeyPath, FieldInfo | None, lis
     return loc, field, list(model.model_fields)
 
 
-def _quoted(value: Any) -> str:
+def _quoted(value: object) -> str:
     """A value as one would write it in YAML, not too long."""
     if isinstance(value, str):
         return f"'{_cut(value)}'"

@@ -27,9 +27,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from synthboot.errors import SynthbootError
 
@@ -104,6 +105,10 @@ def gpus() -> list[str]:
     return sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
 
 
+Item = TypeVar("Item")
+Output = TypeVar("Output")
+
+
 class Pool:
     """Processes that each run one function and report how they get on."""
 
@@ -118,20 +123,20 @@ class Pool:
         self._context: Any = multiprocessing.get_context(method)
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload(PRELOAD)
-        self._running: dict[Connection, tuple[Any, Any, str | None]] = {}
+        self._running: dict[Connection, tuple[str, BaseProcess, str | None]] = {}
 
     def __len__(self) -> int:
         return len(self._running)
 
-    def keys(self) -> set[Any]:
+    def keys(self) -> set[str]:
         """What still runs."""
         return {key for key, *_ in self._running.values()}
 
     def start(
         self,
-        key: Any,
-        function: Callable[..., Any],
-        *arguments: Any,
+        key: str,
+        function: Callable[..., object],
+        *arguments: object,
         own_gpu: bool = False,
     ) -> Connection:
         """Run `function(*arguments, connection)` in a new process; returns this end's connection.
@@ -174,7 +179,7 @@ class Pool:
         self._running[own_end] = (key, process, gpu)
         return own_end
 
-    def wait(self) -> list[tuple[Any, str, Any]]:
+    def wait(self) -> list[tuple[str, str, Any]]:
         """What has happened since, at least one event.
 
         An event is (key, "progress" | "note" | "done" | "failed", value).
@@ -203,10 +208,10 @@ class Pool:
 
 
 def _receive(
-    key: Any,
-    process: Any,
+    key: str,
+    process: BaseProcess,
     connection: Connection,
-) -> tuple[str, Any]:
+) -> tuple[str, object]:
     """The next message of a process, or that it died without one."""
     with suppress(EOFError, OSError):
         if connection.poll():  # also what a process that is gone by now had still sent
@@ -221,12 +226,14 @@ def _receive(
                 return "failed", WorkerFailed(problem)
     _end(process)
     code = process.exitcode
-    reason = f"exit code {code}{_REASONS.get(code, '')}"
+    reason = f"exit code {code}"
+    if code is not None:
+        reason += _REASONS.get(code, "")
     problem = f"{key}: its process died, {reason}; run again to go on from there"
     return "failed", WorkerDied(problem)
 
 
-def _end(process: Any) -> None:
+def _end(process: BaseProcess) -> None:
     """Wait for a process that has nothing more to do, and no longer than it deserves."""
     process.join(PATIENCE)
     if process.exitcode is None:
@@ -234,7 +241,7 @@ def _end(process: Any) -> None:
         process.join(PATIENCE)  # not for ever: what waits for a disk cannot be killed
 
 
-def _release(process: Any, connection: Connection) -> None:
+def _release(process: BaseProcess, connection: Connection) -> None:
     """Let go of all that ties a process to this one.
 
     So it ends even where its fork server is gone.
@@ -250,11 +257,11 @@ def _words(error: BaseException) -> str:
 
 
 def imap(
-    setup: Callable[..., Callable[[Any], Any]],
-    arguments: Sequence[Any],
-    items: Iterable[Any],
+    setup: Callable[..., Callable[[Item], Output]],
+    arguments: Sequence[object],
+    items: Iterable[Item],
     workers: int,
-) -> Iterator[Any]:
+) -> Iterator[Output]:
     """`setup(*arguments)(item)` for every item, in order, by `workers` processes.
 
     Each process calls setup once. Each worker holds one item at a time; closing the generator stops
@@ -275,17 +282,17 @@ def imap(
         idle = list(connections.values())
 
         # Items are numbered: `sent` is the next to go out, `due` the next to be yielded.
-        results: dict[int, Any] = {}
+        results: dict[int, Output] = {}
         sent = 0
         due = 0
         while True:
             # One slow worker must not let the others run ahead without end: their results are kept
             # until its own is there.
             while idle and sent - due < 3 * workers:
-                item = next(source, None)
-                if item is None:
+                numbered = next(source, None)
+                if numbered is None:
                     break
-                _send(idle.pop(), item)
+                _send(idle.pop(), numbered)
                 sent += 1
             if due == sent:
                 return
@@ -303,15 +310,15 @@ def imap(
         pool.close()
 
 
-def _send(connection: Connection, item: tuple[int, Any]) -> None:
+def _send(connection: Connection, item: tuple[int, object]) -> None:
     # A worker that is dead is reported by `wait`, with the reason.
     with suppress(BrokenPipeError, ConnectionResetError):
         connection.send(item)
 
 
 def _serve(
-    setup: Callable[..., Callable[[Any], Any]],
-    arguments: tuple[Any, ...],
+    setup: Callable[..., Callable[[object], object]],
+    arguments: tuple[object, ...],
     connection: Connection,
 ) -> None:
     """In a worker of `imap`: one item in, one result out, until it is killed."""
@@ -323,8 +330,8 @@ def _serve(
 
 def _main(
     connection: Connection,
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
+    function: Callable[..., object],
+    arguments: tuple[object, ...],
     gpu: str | None,
 ) -> None:
     """A worker's life: no thread but ours, no Ctrl-C of its own, no life after its parent's."""
@@ -335,7 +342,7 @@ def _main(
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    outcome: tuple[str, Any]
+    outcome: tuple[str, object]
     try:
         import torch
 
@@ -441,7 +448,7 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _end_with(sentinel: Any) -> None:
+def _end_with(sentinel: int) -> None:
     """End this process once its parent has, where the kernel does not see to it."""
     wait([sentinel])
     os._exit(1)

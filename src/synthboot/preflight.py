@@ -72,12 +72,14 @@ def _check_models(cfg: config.Config) -> None:
         from synthboot.lm.model import device
 
         device("cuda")
+    built_in = "synthesize.contrast" if cfg.synthesize.contrast else ""
+    if cfg.tune.pointer:
+        built_in = "tune.pointer"
     if cfg.tune.init_from is not None:
-        _model(cfg.tune.init_from, "tune", cfg.synthesize.contrast)
+        _model(cfg.tune.init_from, "tune", built_in)
     if cfg.model.init_from is not None:
         # an external model samples in its place
-        contrast = 0.0 if cfg.tune.init_from else cfg.synthesize.contrast
-        _model(cfg.model.init_from, "model", contrast)
+        _model(cfg.model.init_from, "model", "" if cfg.tune.init_from else built_in)
     elif cfg.corpus.tokenizer != "train":
         tokenizer.from_hugging_face(cfg.corpus.tokenizer)
     if cfg.embed.model not in _BUILT_IN:
@@ -141,10 +143,10 @@ def check_questions_fit(cfg: config.Config, corpus_tokenizer: tokenizer.Tokenize
                 )
 
 
-def _model(source: str, section: str, contrast: float) -> None:
+def _model(source: str, section: str, built_in: str) -> None:
     """Raise ConfigError unless `init_from` of the `section` names a model and its tokenizer.
 
-    `contrast` is what it is to be sampled with.
+    `built_in` is the setting, if any, for which the built-in sampler has to know its layout.
     """
     from transformers import AutoConfig
 
@@ -155,10 +157,10 @@ def _model(source: str, section: str, contrast: float) -> None:
         layout = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, KeyError, by what is wrong with the folder
         raise ConfigError(f"{where}: {source}: {unloadable(error)}") from None
-    if contrast and not is_native(layout):
+    if built_in and not is_native(layout):
         raise ConfigError(
-            f"synthesize.contrast: the built-in sampler, which alone has it, does not know the "
-            f"layout of {source} ({layout.model_type}); set it to 0"
+            f"{built_in}: the built-in sampler, which alone has it, does not know the "
+            f"layout of {source} ({layout.model_type}); leave it out"
         )
     # of a model that the arms continue from the corpus has the tokenizer
     setting = "corpus.tokenizer" if section == "model" else where

@@ -31,7 +31,7 @@ def _command_line(command: str) -> str:
     return command
 
 
-def _switch(value: Any) -> Any:
+def _switch(value: object) -> object:
     return _SWITCH.get(value.lower(), value) if isinstance(value, str) else value
 
 
@@ -47,7 +47,7 @@ Command = Annotated[Text, AfterValidator(_command_line)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
-def given(value: Any) -> Any:
+def given(value: object) -> object:
     """A section as it is given: `pair:` with nothing below it is a section without settings."""
     return {} if value is None else value
 
@@ -97,7 +97,7 @@ def takes(field: FieldInfo) -> str:
     return _words(field.annotation, field.metadata)
 
 
-def section(annotation: Any) -> type[BaseModel] | None:
+def section(annotation: object) -> type[BaseModel] | None:
     """The section that a field holds, or holds by name, if it does."""
     for option in (annotation, *get_args(annotation)):
         if isinstance(option, type) and issubclass(option, BaseModel):
@@ -105,7 +105,7 @@ def section(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _words(kind: Any, limits: list[Any]) -> str:
+def _words(kind: object, limits: list[object]) -> str:
     """A type in words; `limits` is the metadata that bounds it."""
     origin = get_origin(kind)
     inner = get_args(kind)
@@ -124,7 +124,7 @@ def _words(kind: Any, limits: list[Any]) -> str:
     return _plain_words(kind, limits)
 
 
-def _plain_words(kind: Any, limits: list[Any]) -> str:
+def _plain_words(kind: object, limits: list[object]) -> str:
     if kind is int:
         return f"a whole number{_range(limits)}"
     if kind is float:
@@ -137,9 +137,9 @@ def _plain_words(kind: Any, limits: list[Any]) -> str:
     return "nothing (null)" if kind in (None, types.NoneType) else "settings by name"
 
 
-def _metadata(annotations: tuple[Any, ...]) -> list[Any]:
+def _metadata(annotations: tuple[object, ...]) -> list[object]:
     """The limits of an `Annotated`; a Field holds several."""
-    limits: list[Any] = []
+    limits: list[object] = []
     for annotation in annotations:
         if isinstance(annotation, FieldInfo):
             limits += annotation.metadata
@@ -148,7 +148,7 @@ def _metadata(annotations: tuple[Any, ...]) -> list[Any]:
     return limits
 
 
-def _range(limits: list[Any]) -> str:
+def _range(limits: list[object]) -> str:
     least = _limit(limits, "ge")
     most = _limit(limits, "le")
     if least is not None and most is not None:
@@ -164,7 +164,7 @@ def _range(limits: list[Any]) -> str:
     return f" {' and '.join(bounds)}" if bounds else ""
 
 
-def _limit(limits: list[Any], name: str) -> Any:
+def _limit(limits: list[object], name: str) -> Any:
     """The first bound of this name, if there is one."""
     for limit in limits:
         value = getattr(limit, name, None)

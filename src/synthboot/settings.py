@@ -70,14 +70,14 @@ def view(cfg: Config, paths: Collection[str]) -> Config:
     return seen
 
 
-def changed(cfg: Section) -> dict[str, Any]:
+def changed(cfg: Section) -> dict[str, object]:
     """The settings of a view (or of a section) that are not their default, by dotted name.
 
     RUNTIME is left out. Defaults are left out so that a setting added later, at a default that does
     what was done before, makes no finished artifact stale. Whoever changes a default has to raise
     the stage's number in `recipes.VERSIONS`.
     """
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     for name in _present(cfg):
         is_runtime = isinstance(cfg, Config) and name in RUNTIME
         if not is_runtime:
@@ -117,7 +117,7 @@ def default(path: str) -> Any:
 
 def _only(section: Section, paths: Collection[str], prefix: str) -> Any:
     """A copy of a section with what `paths` names; `prefix` is its own dotted name and a dot."""
-    kept: dict[str, Any] = {}
+    kept: dict[str, object] = {}
     for name in _present(section):
         path = prefix + name
         value = getattr(section, name)
@@ -129,7 +129,7 @@ def _only(section: Section, paths: Collection[str], prefix: str) -> Any:
     return section.holding(kept)
 
 
-def _leaves(value: Any, default: Any, path: str) -> dict[str, Any]:
+def _leaves(value: Any, default: object, path: str) -> dict[str, object]:
     """What differs from the default, by dotted name."""
     if isinstance(value, Section):
         inner = {name: getattr(value, name) for name in _present(value)}
@@ -140,7 +140,7 @@ def _leaves(value: Any, default: Any, path: str) -> dict[str, Any]:
         defaults = dict.fromkeys(inner)
     else:
         return {} if value == default else {path: value}
-    differing: dict[str, Any] = {}
+    differing: dict[str, object] = {}
     for name, part in inner.items():
         differing |= _leaves(part, defaults[name], f"{path}.{name}")
     return differing
@@ -151,5 +151,5 @@ def _present(section: Section) -> list[str]:
     return [name for name in type(section).model_fields if name in section.__dict__]
 
 
-def _default(section: Section, name: str) -> Any:
+def _default(section: Section, name: str) -> object:
     return type(section).model_fields[name].get_default(call_default_factory=True)

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -32,7 +31,7 @@ _DATE = re.compile(r"\d{4}-\d\d(-\d\d)?\b")
 _ID_FIELDS = ("id", "_id", "doc_id", "docid", "uid", "uuid", "key", "doi", "url")
 _MOST = 0.9  # of the records have a field that counts as one of theirs
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -182,12 +181,12 @@ def _named(source: str | list[str]) -> str:
     return source if isinstance(source, str) else ", ".join(source)
 
 
-def _decoded(value: Any) -> Any:
+def _decoded(value: object) -> object:
     """Columns of text come as bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _values(rows: Rows, name: str) -> list[Any]:
+def _values(rows: Rows, name: str) -> list[object]:
     return [row[name] for row in rows if row.get(name) is not None]
 
 

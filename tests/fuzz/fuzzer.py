@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.strategies import SearchStrategy
 
 from synthboot.errors import SynthbootError
+from tests.limits import limit
 
 Input = TypeVar("Input")
 
@@ -123,7 +124,7 @@ def run(fuzzer: Fuzzer[Input], profile: settings, seed: int | None = None, last:
             last.write_text(repr(example), "utf-8", "backslashreplace")
         started = time.monotonic()
         try:
-            with limits(fuzzer.seconds, fuzzer.megabytes):
+            with limits(limit(fuzzer.seconds), fuzzer.megabytes):
                 fuzzer.check(example)
             tally.accepted += 1
         except SynthbootError as error:

@@ -7,6 +7,7 @@ from synthboot import config
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.lm import model as models
+from synthboot.lm import pointer
 from synthboot.lm.sampling import nucleus
 
 
@@ -36,3 +37,13 @@ def draw(logits: torch.Tensor, seeds: torch.Tensor, steps: torch.Tensor, tempera
         token, logprob = (torch.where(accepted, old, new) for old, new in zip((token, logprob), again[:2], strict=True))
         accepted = accepted | again[2]
     return token.numpy(), logprob.numpy()
+
+
+def looked_for(d1: list[int], written: list[int]) -> tuple[int, list[int]]:
+    """The length of the longest match of the last tokens written, and what follows it in d1."""
+    for length in range(min(pointer.LONGEST_MATCH, len(written)), 0, -1):
+        tail = written[-length:]
+        following = [d1[i + length] for i in range(len(d1) - length) if d1[i : i + length] == tail]
+        if following:
+            return length, following
+    return 0, []

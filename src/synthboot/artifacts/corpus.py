@@ -62,7 +62,7 @@ class Corpus:
         """
         return dict(read_listed(self.folder, _SUMMARY))
 
-    def save_summary(self, counts: Mapping[str, Any]) -> None:
+    def save_summary(self, counts: Mapping[str, object]) -> None:
         """Write what `summary` reads."""
         write_json(self.folder / _SUMMARY, counts)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float16
@@ -50,7 +49,7 @@ class Embeddings:
         return np.concatenate(shards)  # (doc, dim)
 
 
-def save_vectors(vectors: np.ndarray, folder: Path) -> dict[str, Any]:
+def save_vectors(vectors: np.ndarray, folder: Path) -> dict[str, int]:
     """Write one shard, (doc, dim), and return its counts."""
     save_array(folder / _VECTORS, vectors)
     return {"docs": len(vectors), "dim": vectors.shape[1]}

@@ -33,8 +33,8 @@ class Evaluation:
     """
 
     result: dict[str, Any]
-    losses: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
-    questions: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    losses: Sequence[Mapping[str, object]] = field(default=(), repr=False)
+    questions: Sequence[Mapping[str, object]] = field(default=(), repr=False)
 
     @property
     def checkpoint(self) -> str:

@@ -85,19 +85,19 @@ class Model:
         path = self.folder / _SWEEP
         return dict(read_json(path)) if path.exists() else None
 
-    def save_curve(self, record: Mapping[str, Any]) -> None:
+    def save_curve(self, record: Mapping[str, object]) -> None:
         """Write what `curve` reads."""
         write_json(self.folder / _CURVE, record)
 
-    def save_token_counts(self, counts: Mapping[str, Any]) -> None:
+    def save_token_counts(self, counts: Mapping[str, object]) -> None:
         """Write what `token_counts` reads."""
         write_json(self.folder / _TOKEN_COUNTS, counts)
 
-    def save_tuning(self, record: Mapping[str, Any]) -> None:
+    def save_tuning(self, record: Mapping[str, object]) -> None:
         """Write what `tuning` reads."""
         write_json(self.folder / _TUNING, record)
 
-    def save_sweep(self, record: Mapping[str, Any]) -> None:
+    def save_sweep(self, record: Mapping[str, object]) -> None:
         """Write what `sweep` reads."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / _SWEEP, record)

@@ -295,7 +295,7 @@ def _spool(
     }
 
 
-def _json(metadata: Mapping[str, Any]) -> str:
+def _json(metadata: Mapping[str, object]) -> str:
     """Fields as JSON that every file can hold: a lone surrogate becomes a question mark."""
     text = json.dumps(metadata, default=str, sort_keys=True, ensure_ascii=False)
     return text.encode("utf-8", "replace").decode()

@@ -80,7 +80,7 @@ class Manifest:
 def fingerprint(
     stage: str,
     version: int,
-    reads: Mapping[str, Any],
+    reads: Mapping[str, object],
     parents: Mapping[str, str],
 ) -> str:
     """32 hex digits that change whenever the artifact's content would."""
@@ -268,7 +268,7 @@ def adopt(source: Path, folder: Path) -> None:
 def drift(
     manifest: Manifest,
     version: int,
-    reads: Mapping[str, Any],
+    reads: Mapping[str, object],
     parents: Mapping[str, str],
 ) -> list[str]:
     """Why a manifest's artifact is not the one wanted now, as short phrases.
@@ -499,17 +499,17 @@ def environment() -> dict[str, str]:
     return versions
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: object, prefix: str = "") -> dict[str, object]:
     """Nested mappings as one, keys joined by dots."""
     if not isinstance(value, Mapping):
         return {prefix: value}
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     for key, inner in value.items():
         result |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
     return result
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = "unset" if value is None else str(value)
     if len(text) <= 40:
         return text

@@ -139,7 +139,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON as `write_bytes` does; the same value always gives the same bytes."""
     write_bytes(path, _json(value))
 
@@ -157,7 +157,7 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
-def write_record(path: Path, value: Mapping[str, Any]) -> None:
+def write_record(path: Path, value: Mapping[str, object]) -> None:
     """Write an object as JSON that carries its own hash."""
     write_bytes(path, _json({**value, "hash": record_hash(value)}))
 
@@ -298,14 +298,14 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     try:
         return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # half a surrogate pair, from a file's name that is not UTF-8
         return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def record_hash(value: Any) -> str:
+def record_hash(value: object) -> str:
     """32 hex digits of a value as JSON reads it back."""
     same = json.loads(json.dumps(value))  # keys become strings, tuples lists
     text = json.dumps(same, sort_keys=True)

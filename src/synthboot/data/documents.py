@@ -81,7 +81,7 @@ class Record:
 
     file: str
     line: int
-    content: bytes | str | Mapping[str, Any] | None
+    content: bytes | str | Mapping[str, object] | None
     problem: str = ""
 
 
@@ -189,14 +189,14 @@ def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
     return Document(identifier or f"{record.file}:{record.line}", text, metadata)
 
 
-def fields(record: Record, cfg: config.Corpus) -> dict[str, Any] | str:
+def fields(record: Record, cfg: config.Corpus) -> dict[str, object] | str:
     """The fields of a record, or why it has none."""
     content = record.content
     if content is None:
         return record.problem
     if isinstance(content, str):  # a text file: its name is the id, all of it the text
         return {cfg.id_field: record.file, cfg.text_field: content}
-    parsed: Any = content
+    parsed: object = content
     if isinstance(content, bytes):
         try:
             parsed = json.loads(content.decode("utf-8").lstrip(_BOM))
@@ -220,7 +220,7 @@ def _text_problem(text: str, cfg: config.Corpus) -> str | None:
     return None
 
 
-def id_of(value: Any) -> str | None:
+def id_of(value: object) -> str | None:
     """An id as text; empty where there is none, None where the value is no id.
 
     Whole numbers have no point: pandas writes 1.0 for 1. Raises UnicodeDecodeError for bytes that
@@ -281,7 +281,7 @@ def lines(path: Path, limit: int = 4_000_000) -> Iterator[Record]:
         yield from _lines(path.name, path, stream, limit, too_long)
 
 
-def _string(value: Any) -> str | None:
+def _string(value: object) -> str | None:
     """A string, or bytes that are one; None for anything else."""
     if isinstance(value, bytes):
         return value.decode("utf-8")

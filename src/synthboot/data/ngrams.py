@@ -17,23 +17,29 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer, UInt32, UInt64
 
 from synthboot.data import words
-from synthboot.data.tokens import Tokens
+from synthboot.data.tokens import Tokens, ranges
 
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_MIX = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER = 0x9E3779B97F4A7C15
+_MIX = 0xBF58476D1CE4E5B9
 PERMUTATIONS = 126
+
+Tokenized = Integer[np.ndarray, " token"]
+Hashes = UInt64[np.ndarray, " _"]
+_Pairs = Int64[np.ndarray, " pair"]
+_Chosen = Sequence[tuple[Tokens, Int64[np.ndarray, " _"]]]
+"""Sets, and the numbers of the documents that are chosen of each."""
 
 # How `_Shared` packs a shingle into 64 bits (widths in bits, most significant first):
 #
 #   hash   [ slot: 10 to 27 ][ rest                 ]   the slot finds the mark "stands twice"
 #   value  [ high 44 of the hash          ][ 20 cut ]   what is kept of a shingle
 #   key    [ item of a chunk: 20 ][ value: 44       ]   one sort: by item, within it by value
-_VALUE_BITS = np.uint64(44)
-_CUT_BITS = np.uint64(20)
-_VALUE_MASK = np.uint64((1 << 44) - 1)
+_VALUE_BITS = 44
+_CUT_BITS = 20
+_VALUE_MASK = (1 << 44) - 1
 
 
-def hashes(tokens: Integer[np.ndarray, " token"], n: int) -> UInt64[np.ndarray, " ngram"]:
+def hashes(tokens: Tokenized, n: int) -> Hashes:
     """The hash of every run of `n` tokens in order, `len(tokens) - n + 1` of them.
 
     A text of fewer than `n` tokens has one hash, of all of it.
@@ -44,31 +50,33 @@ def hashes(tokens: Integer[np.ndarray, " token"], n: int) -> UInt64[np.ndarray, 
     n = min(n, length)
 
     # Token 0 would be a factor of nothing, so ids count from 1 before they are mixed.
-    values = (tokens.astype(np.uint64) + np.uint64(1)) * _MIX
-    values ^= values >> np.uint64(29)
+    ids = tokens.astype(np.uint64) + 1
+    values = ids * _MIX
+    values ^= values >> 29
 
     runs = length - n + 1
     result = np.zeros(runs, np.uint64)
     for offset in range(n):  # wrap-around is intended
         result = result * _MULTIPLIER + values[offset : offset + runs]
-    return result ^ (result >> np.uint64(31))
+    return result ^ (result >> 31)
 
 
-def containment(a: UInt64[np.ndarray, " x"], b: UInt64[np.ndarray, " y"]) -> float:
+def containment(a: Hashes, b: Hashes) -> float:
     """Share of the smaller set of hashes that the other also holds, in [0, 1]; of no hashes 0."""
     a = np.unique(a)
     b = np.unique(b)
     smaller = min(len(a), len(b))
     if smaller == 0:
         return 0.0
-    return len(np.intersect1d(a, b, assume_unique=True)) / smaller
+    common = np.intersect1d(a, b, assume_unique=True)
+    return len(common) / smaller
 
 
 def pair_containments(
     a: Tokens,
     b: Tokens,
-    d1: Int64[np.ndarray, " pair"],
-    d2: Int64[np.ndarray, " pair"],
+    d1: _Pairs,
+    d2: _Pairs,
     n: int,
 ) -> Float[np.ndarray, " pair"]:
     """Containment of the shingles of `a[d1[i]]` and `b[d2[i]]`, for every pair i.
@@ -80,37 +88,46 @@ def pair_containments(
     shingles; two different shingles of a pair are taken for the same with probability 2^-44.
     """
     result = np.empty(len(d1))
-    lengths_1 = np.diff(a.bounds)[d1] - 1
-    lengths_2 = np.diff(b.bounds)[d2] - 1
+    shorter = np.minimum(a.lengths[d1], b.lengths[d2]) - 1
+    is_short = shorter < n
 
     # Short documents are few, so they are compared one pair at a time.
-    short = np.minimum(lengths_1, lengths_2) < n
-    for i in np.flatnonzero(short):
+    for i in np.flatnonzero(is_short):
         first = a[int(d1[i])][:-1]
         second = b[int(d2[i])][:-1]
-        size = max(1, min(len(first), len(second)))
+        size = max(1, int(shorter[i]))
         result[i] = containment(hashes(first, size), hashes(second, size))
 
-    rest = np.flatnonzero(~short)
-    if not len(rest):
-        return result
+    rest = np.flatnonzero(~is_short)
+    if len(rest):
+        result[rest] = _containments(a, b, d1[rest], d2[rest], n)
+    return result
 
+
+def _containments(
+    a: Tokens,
+    b: Tokens,
+    d1: _Pairs,
+    d2: _Pairs,
+    n: int,
+) -> Float[np.ndarray, " pair"]:
+    """`pair_containments` of documents of at least `n` tokens."""
     # One numbering for both sides: a document that stands on both is read once, and documents of
     # another set follow those of `a`.
     one_set = a is b
     offset = 0 if one_set else len(a)
-    both_sides = np.concatenate((d1[rest], d2[rest] + offset))  # (2 * pair,)
+    both_sides = np.concatenate((d1, d2 + offset))  # (2 * pair,)
     docs, positions = np.unique(both_sides, return_inverse=True)
     if one_set:
         chosen = [(a, docs)]
     else:
-        of_a = docs < len(a)
-        chosen = [(a, docs[of_a]), (b, docs[~of_a] - len(a))]
+        in_a = docs[docs < offset]
+        in_b = docs[docs >= offset] - offset
+        chosen = [(a, in_a), (b, in_b)]
 
-    first_of_pair, second_of_pair = np.split(positions, 2)  # (pair,) each
     shared = _Shared.of(chosen, n)
-    result[rest] = shared.containments(first_of_pair, second_of_pair)
-    return result
+    x, y = np.split(positions, 2)  # (pair,) each
+    return shared.containments(x, y)
 
 
 @dataclass(frozen=True)
@@ -126,39 +143,29 @@ class _Shared:
     sizes: Int64[np.ndarray, " doc"]
 
     @staticmethod
-    def of(chosen: Sequence[tuple[Tokens, Int64[np.ndarray, " _"]]], n: int) -> _Shared:
+    def of(chosen: _Chosen, n: int) -> _Shared:
         """The shingles of `n` tokens of the chosen documents, one set after the other."""
         total = 0
         for tokens, docs in chosen:
-            total += int(np.diff(tokens.bounds)[docs].sum())
+            lengths = tokens.lengths[docs]
+            total += int(lengths.sum())
 
         # Eight slots a shingle keep chance collisions few; 2 x 2^27 marks are the 256 MiB.
-        slot_bits = min(27, max(10, (8 * total).bit_length()))
-        shift = np.uint64(64 - slot_bits)
-
-        # First pass: mark the slots that come up more than once.
-        once = np.zeros(1 << slot_bits, bool)
-        twice = np.zeros(1 << slot_bits, bool)
-        for hashed, _, _ in _shingled(chosen, n):
-            slots = np.sort(hashed >> shift)
-            repeats = slots[1:] == slots[:-1]
-            twice[slots[1:][repeats]] = True  # twice within this chunk
-            twice[slots[once[slots]]] = True  # here, and in a chunk before
-            once[slots] = True
+        wanted = 8 * total
+        slot_bits = min(27, max(10, wanted.bit_length()))
+        shift = 64 - slot_bits
+        twice = _slots_met_twice(chosen, n, slot_bits)
 
         # Second pass: keep what is marked. A shingle with a slot of its own is in one document,
         # once: it counts towards the size of that document and can be forgotten.
-        kept = [np.empty(0, np.uint64)]
+        kept: list[np.ndarray] = [np.empty(0, np.uint64)]
         counts = [np.empty(0, np.int64)]
         sizes = [np.empty(0, np.int64)]
         for hashed, doc, num_docs in _shingled(chosen, n):
             marked = twice[hashed >> shift]
             high = doc[marked].astype(np.uint64) << _VALUE_BITS
             low = hashed[marked] >> _CUT_BITS
-            keys = np.sort(high | low)
-            if len(keys):
-                is_first = np.concatenate(([True], keys[1:] != keys[:-1]))
-                keys = keys[is_first]
+            keys = np.unique(high | low)
 
             doc_of_key = (keys >> _VALUE_BITS).astype(np.int64)
             count = np.bincount(doc_of_key, minlength=num_docs)
@@ -168,12 +175,16 @@ class _Shared:
             sizes.append(count + unmarked)
 
         bounds = np.concatenate(([0], *counts)).cumsum()
-        return _Shared(np.concatenate(kept), bounds, np.concatenate(sizes))
+        return _Shared(
+            values=np.concatenate(kept),
+            bounds=bounds,
+            sizes=np.concatenate(sizes),
+        )
 
     def containments(
         self,
-        x: Int64[np.ndarray, " pair"],
-        y: Int64[np.ndarray, " pair"],
+        x: _Pairs,
+        y: _Pairs,
     ) -> Float[np.ndarray, " pair"]:
         """The share of the smaller document's shingles that the other also holds.
 
@@ -185,49 +196,74 @@ class _Shared:
             # A document's values differ from each other, so equal neighbours come from x and y.
             both = (self._keys(x[part]), self._keys(y[part]))
             keys = np.sort(np.concatenate(both))
-            is_shared = keys[1:] == keys[:-1]
-            pair = (keys[1:][is_shared] >> _VALUE_BITS).astype(np.int64)
-            num_shared[part] = np.bincount(pair, minlength=part.stop - part.start)
+            shared = _repeated(keys)
+            pair = (shared >> _VALUE_BITS).astype(np.int64)
+            num_pairs = part.stop - part.start
+            num_shared[part] = np.bincount(pair, minlength=num_pairs)
 
         smaller = np.minimum(self.sizes[x], self.sizes[y])
         return np.where(x == y, 1.0, num_shared / smaller)
 
-    def _keys(self, docs: Int64[np.ndarray, " pair"]) -> UInt64[np.ndarray, " key"]:
+    def _keys(self, docs: _Pairs) -> Hashes:
         """The keys of all shingles of all of `docs`; the item is the position in `docs`."""
-        counts = np.diff(self.bounds)[docs]
-        starts = np.cumsum(counts) - counts
-
-        # Position of every key in `values`: its own number, moved by how far its document lies off.
-        moved = np.repeat(self.bounds[docs] - starts, counts)  # (pair,) -> (key,)
-        position = np.arange(int(counts.sum())) + moved
+        starts = self.bounds[docs]
+        counts = self.bounds[docs + 1] - starts
+        values = self.values[ranges(starts, counts)]  # (pair,) -> (key,)
         items = np.arange(len(docs), dtype=np.uint64)
-        item = np.repeat(items, counts)  # (pair,) -> (key,)
-        return (item << _VALUE_BITS) | self.values[position]
+        item_of_key = np.repeat(items, counts)
+        return (item_of_key << _VALUE_BITS) | values
 
 
-def _shingled(
-    chosen: Sequence[tuple[Tokens, Int64[np.ndarray, " _"]]],
+def _slots_met_twice(
+    chosen: _Chosen,
     n: int,
-) -> Iterator[tuple[UInt64[np.ndarray, " shingle"], Int64[np.ndarray, " shingle"], int]]:
+    slot_bits: int,
+) -> Bool[np.ndarray, " slot"]:
+    """The first pass: whether more than one shingle falls into a slot."""
+    shift = 64 - slot_bits
+    once = np.zeros(1 << slot_bits, bool)
+    twice = np.zeros(1 << slot_bits, bool)
+    for hashed, _, _ in _shingled(chosen, n):
+        # In order, so that the marks, many more than a cache holds, are gone through once.
+        slots = np.sort(hashed >> shift)
+        twice[_repeated(slots)] = True  # twice within this chunk
+        met_before = once[slots]
+        twice[slots[met_before]] = True  # here, and in a chunk before
+        once[slots] = True
+    return twice
+
+
+def _repeated(ordered: Hashes) -> Hashes:
+    """Of sorted values, those that equal the one before."""
+    later = ordered[1:]
+    is_repeat = later == ordered[:-1]
+    return later[is_repeat]
+
+
+_Shingles = tuple[Hashes, Int64[np.ndarray, " shingle"], int]
+
+
+def _shingled(chosen: _Chosen, n: int) -> Iterator[_Shingles]:
     """By chunks of documents: hashes of all shingles, the document of each, number of documents.
 
     A document is given by its position in the chunk.
     """
     for tokens, docs in chosen:
-        for part in _chunks(np.diff(tokens.bounds)[docs]):
-            texts = [tokens[int(i)][:-1] for i in docs[part]]
-            lengths = np.array([len(text) for text in texts])
-            text_starts = np.cumsum(lengths) - lengths
+        for part in _chunks(tokens.lengths[docs]):
+            chunk = docs[part].tolist()
+            texts = [tokens[doc][:-1] for doc in chunk]
+            lengths = tokens.lengths[chunk] - 1
+            starts = np.cumsum(lengths) - lengths
 
-            counts = lengths - n + 1
-            shingle_starts = np.cumsum(counts) - counts
-            doc = np.repeat(np.arange(len(texts)), counts)  # (doc,) -> (shingle,)
-
-            # All texts are hashed as one; runs that reach from a text into the next are left out.
-            moved = (text_starts - shingle_starts)[doc]  # (doc,) -> (shingle,)
-            position = np.arange(int(counts.sum())) + moved
+            # All texts are hashed as one; runs that reach from a text into the next are left out:
+            #
+            #   texts, n = 3   [ a b c d | e f g ]
+            #   runs kept        0 1     | 4          2 and 3 reach into the next text
             hashed = hashes(np.concatenate(texts), n)
-            yield hashed[position], doc, len(texts)
+            counts = lengths - n + 1
+            kept = ranges(starts, counts)  # (doc,) -> (shingle,)
+            doc_of_shingle = np.repeat(np.arange(len(texts)), counts)
+            yield hashed[kept], doc_of_shingle, len(texts)
 
 
 def _chunks(sizes: Int64[np.ndarray, " item"]) -> Iterator[slice]:
@@ -235,7 +271,8 @@ def _chunks(sizes: Int64[np.ndarray, " item"]) -> Iterator[slice]:
     by_size = np.cumsum(sizes) >> 20
     by_number = np.arange(len(sizes)) >> 20  # an item has 20 bits of a key
     chunk = by_size + by_number
-    inner_edges = (np.flatnonzero(np.diff(chunk)) + 1).tolist()
+    changes = np.flatnonzero(np.diff(chunk))
+    inner_edges = (changes + 1).tolist()
 
     start = 0
     for stop in [*inner_edges, len(sizes)]:
@@ -245,8 +282,8 @@ def _chunks(sizes: Int64[np.ndarray, " item"]) -> Iterator[slice]:
 
 
 def copied(
-    tokens: Integer[np.ndarray, " token"],
-    reference: UInt64[np.ndarray, " ngram"],
+    tokens: Tokenized,
+    reference: Hashes,
     n: int,
 ) -> Bool[np.ndarray, " token"]:
     """True at each token that lies in a run of `n` tokens that `reference` (sorted hashes) holds.
@@ -256,15 +293,15 @@ def copied(
     # +1 where a copied run starts, -1 behind its end: the running sum counts the runs over a token.
     change = np.zeros(len(tokens) + 1, np.int64)
     if len(tokens) >= n and len(reference):
-        is_copied = contains(reference, hashes(tokens, n))
-        starts = np.flatnonzero(is_copied)
+        runs = hashes(tokens, n)
+        starts = np.flatnonzero(contains(reference, runs))
         np.add.at(change, starts, 1)
         np.add.at(change, starts + n, -1)
     return np.cumsum(change)[:-1] > 0
 
 
 def contains(
-    reference: UInt64[np.ndarray, " x"],
+    reference: Hashes,
     wanted: UInt64[np.ndarray, " y"],
 ) -> Bool[np.ndarray, " y"]:
     """Whether each wanted hash is in the sorted array `reference`."""
@@ -277,7 +314,8 @@ def contains(
 
 def longest_run(mask: Bool[np.ndarray, " token"]) -> int:
     """Length of the longest run of True."""
-    padded = np.concatenate(([0], mask.astype(np.int8), [0]))
+    values = mask.astype(np.int8)
+    padded = np.pad(values, 1)
     edges = np.flatnonzero(np.diff(padded))
     if not len(edges):
         return 0
@@ -285,12 +323,13 @@ def longest_run(mask: Bool[np.ndarray, " token"]) -> int:
     return int(lengths.max())
 
 
-def repeated_share(tokens: Integer[np.ndarray, " token"], n: int) -> float:
+def repeated_share(tokens: Tokenized, n: int) -> float:
     """Share of a text's runs of `n` tokens that repeat an earlier one of it, in [0, 1)."""
     if len(tokens) < n:
         return 0.0
     values = hashes(tokens, n)
-    return 1.0 - len(np.unique(values)) / len(values)
+    different = len(np.unique(values))
+    return 1.0 - different / len(values)
 
 
 def shingles(text: str, symbols: bool | None = None) -> list[str]:
@@ -309,7 +348,8 @@ def shingles(text: str, symbols: bool | None = None) -> list[str]:
         symbols = words.in_symbols(text)
     cut = words.words(text, symbols)
     kinds = len(set(cut))
-    runs = words.runs(cut, words.run_length(cut, kinds))
+    length = words.run_length(cut, kinds)
+    runs = words.runs(cut, length)
 
     # Two tests for one answer: most texts pass the first, which costs less.
     if len(cut) <= 4 * kinds:
@@ -343,7 +383,8 @@ def alike(a: str, b: str) -> float:
     plain = jaccard(shingles(a), shingles(b))
     if not plain:
         return plain
-    if not (words.with_symbols(a) and words.with_symbols(b)):
+    both_symbolic = words.with_symbols(a) and words.with_symbols(b)
+    if not both_symbolic:
         return plain
 
     symbolic = jaccard(shingles(a, True), shingles(b, True))
@@ -354,7 +395,8 @@ def signatures(texts: Sequence[str]) -> UInt32[np.ndarray, "doc perm"]:
     """The MinHash signature of each text's shingles."""
     from rensa import RMinHash
 
-    rows = np.empty((len(texts), PERMUTATIONS), np.uint32)
+    shape = (len(texts), PERMUTATIONS)
+    rows = np.empty(shape, np.uint32)
     for i, text in enumerate(texts):
         sketch = RMinHash(num_perm=PERMUTATIONS, seed=1)
         sketch.update(shingles(text))
@@ -382,52 +424,64 @@ def near_duplicate_groups(
     if count == 0:
         return np.empty(0, np.int64)
 
-    # Documents with equal keys of a band stand next to each other once sorted: one bucket.
     candidates: set[tuple[int, int]] = set()
     for band in range(perms // rows):
-        of_band = signatures[:, band * rows : (band + 1) * rows]  # (doc, rows)
-        keys = hashes_rows(of_band)
-        order = np.argsort(keys, kind="stable")
-        ordered = keys[order]
-        is_first = np.concatenate(([True], ordered[1:] != ordered[:-1]))
-        starts = np.flatnonzero(is_first)
-        sizes = np.diff(np.append(starts, count))
-        shared = sizes > 1
-        for start, size in zip(starts[shared], sizes[shared], strict=True):
-            candidates.update(_bucket_pairs(order[start : start + size]))
+        start = band * rows
+        of_band = signatures[:, start : start + rows]  # (doc, rows)
+        for bucket in _buckets(hashes_rows(of_band)):
+            candidates.update(_bucket_pairs(bucket))
 
     edges = []
     for a, b in sorted(candidates):
-        estimate = float(np.mean(signatures[a] == signatures[b]))
+        agrees = signatures[a] == signatures[b]
+        estimate = float(np.mean(agrees))
         if estimate < threshold - 0.15:
             continue
         if alike(texts[a], texts[b]) >= threshold:
             edges.append((a, b))
 
-    pairs = np.array(edges, np.int64).reshape(-1, 2)  # (pair, 2), also where there is none
+    listed = np.array(edges, np.int64)
+    pairs = listed.reshape(-1, 2)  # (pair, 2), also where there is none
     links = np.ones(len(pairs), bool)
     rows_and_columns = (pairs[:, 0], pairs[:, 1])
-    graph = coo_matrix((links, rows_and_columns), shape=(count, count))
+    entries = (links, rows_and_columns)
+    graph = coo_matrix(entries, shape=(count, count))
     _, group = connected_components(graph, directed=False)
     return group.astype(np.int64)
 
 
-def hashes_rows(rows: Integer[np.ndarray, "doc value"]) -> UInt64[np.ndarray, " doc"]:
+def hashes_rows(
+    rows: Integer[np.ndarray, "doc value"],
+) -> UInt64[np.ndarray, " doc"]:
     """One hash per row."""
     result = np.zeros(len(rows), np.uint64)
     for column in range(rows.shape[1]):
-        result = (result ^ rows[:, column].astype(np.uint64)) * _MULTIPLIER
-        result ^= result >> np.uint64(32)
+        values = rows[:, column].astype(np.uint64)
+        result = (result ^ values) * _MULTIPLIER
+        result ^= result >> 32
     return result
+
+
+def _buckets(keys: Hashes) -> Iterator[Int64[np.ndarray, " same"]]:
+    """The documents of each key that several have: once sorted they stand next to each other."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    changes = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    starts = np.concatenate(([0], changes))
+    stops = np.concatenate((changes, [len(keys)]))
+    # Most documents are alone, and there may be millions.
+    several = stops - starts > 1
+    for start, stop in zip(starts[several], stops[several], strict=True):
+        yield order[start:stop]
 
 
 def _bucket_pairs(bucket: Integer[np.ndarray, " doc"]) -> Iterable[tuple[int, int]]:
     """All pairs of a small bucket; of a large one, each document with the first and the next."""
-    items = sorted(int(i) for i in bucket)
+    items = sorted(bucket.tolist())
     if len(items) <= 16:
         return list(combinations(items, 2))
 
     # Templated text: pairs grow with the square of a bucket, and a chain joins it as well.
-    with_first = [(items[0], other) for other in items[1:]]
-    with_next = list(pairwise(items[1:]))
-    return with_first + with_next
+    first, *others = items
+    with_first = [(first, other) for other in others]
+    return with_first + list(pairwise(others))

@@ -15,12 +15,15 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Integer
 
 from synthboot.errors import ConfigError, CorruptArtifact, DataError, unloadable
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 END = "<|end|>"
 SEPARATOR = "<|separator|>"
@@ -53,7 +56,7 @@ class Tokenizer:
     `unknown` stands for what it does not know, if it has one.
     """
 
-    backend: Any
+    backend: Backend
     end: int
     separator: int
     control: frozenset[int]
@@ -193,7 +196,10 @@ def from_hugging_face(source: str, setting: str = "corpus.tokenizer") -> Tokeniz
     return fitted
 
 
-def _guarded(backend: Any, named: Sequence[str]) -> Any:
+def _guarded(
+    backend: Backend,
+    named: Sequence[str],
+) -> Backend:
     """The same tokenizer, with nothing in it that turns text into a control token.
 
     Control tokens are those `named` and added as special, and `<|...|>` by whatever flag. Its
@@ -206,7 +212,7 @@ def _guarded(backend: Any, named: Sequence[str]) -> Any:
     unknown = _unknown(backend)
     named = list(named)
     if unknown is not None:
-        named.append(backend.id_to_token(unknown))
+        named.append(str(backend.id_to_token(unknown)))
 
     # Bytes are text. Of what is left, added tokens that are not special are looked for in text.
     added = [t for t in settings["added_tokens"] if not _BYTE.fullmatch(t["content"])]
@@ -243,7 +249,7 @@ def _fault(fitted: Tokenizer) -> str:
     """
     spelled = []
     for number in fitted.control:
-        name = fitted.backend.id_to_token(number)
+        name = str(fitted.backend.id_to_token(number))
         spelled += [name, f"a{name}b", f" {name} ", f"{name}{name}"]
     try:
         fitted.encode([*spelled, *(text.swapcase() for text in spelled)])
@@ -258,7 +264,11 @@ def _fault(fitted: Tokenizer) -> str:
     return ""
 
 
-def _with_specials(backend: Any, end: str, separator: str = SEPARATOR) -> Tokenizer:
+def _with_specials(
+    backend: Backend,
+    end: str,
+    separator: str = SEPARATOR,
+) -> Tokenizer:
     backend.encode_special_tokens = True  # untrusted text must not be able to end a document
     backend.no_padding()
     backend.no_truncation()
@@ -273,8 +283,8 @@ def _with_specials(backend: Any, end: str, separator: str = SEPARATOR) -> Tokeni
 
     unknown = _unknown(backend)
     control = set(ids)
-    for number, token in backend.get_added_tokens_decoder().items():
-        if token.special and number != unknown:
+    for number, added in backend.get_added_tokens_decoder().items():
+        if added.special and number != unknown:
             control.add(number)
     return Tokenizer(
         backend=backend,
@@ -285,7 +295,7 @@ def _with_specials(backend: Any, end: str, separator: str = SEPARATOR) -> Tokeni
     )
 
 
-def _unknown(backend: Any) -> int | None:
+def _unknown(backend: Backend) -> int | None:
     """The id of what a vocabulary does not hold."""
     model = json.loads(backend.to_str())["model"]
     if model["type"] == "Unigram":

@@ -136,3 +136,18 @@ class Tokens:
         start = self.bounds[doc] - origin
         stop = self.bounds[doc + 1] - origin
         return self.shards[shard][start:stop]
+
+
+def ranges(
+    starts: Int64[np.ndarray, " range"],
+    counts: Int64[np.ndarray, " range"],
+) -> Int64[np.ndarray, " _"]:
+    """The numbers from each start on, as many as its count, end to end.
+
+    starts 5 0 7, counts 2 1 3: 5 6 | 0 | 7 8 9.
+    """
+    begins = np.cumsum(counts) - counts
+    # Each number is its own place in the result, moved by how far its range is.
+    moved = np.repeat(starts - begins, counts)
+    numbers: np.ndarray = np.arange(len(moved)) + moved
+    return numbers

@@ -12,19 +12,22 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from synthboot import config
 from synthboot.errors import ConfigError, TrainingError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 FILE = "adapters.safetensors"
 """Where a checkpoint has them; the weights beside them are those that training started from."""
 
 
 def add(
-    model: Any,
+    model: PreTrainedModel,
     lora: config.Lora,
     seed: int,
     section: str,
@@ -58,12 +61,12 @@ def add(
         raise ConfigError(f"{section}.lora: {model.config.model_type}: {reason}") from None
 
 
-def present(model: Any) -> bool:
+def present(model: PreTrainedModel) -> bool:
     """Whether a model has adapters."""
     return hasattr(model, "peft_config")
 
 
-def merged(model: Any) -> Any:
+def merged(model: PreTrainedModel) -> Any:
     """A copy of the model without adapters: what they add is in its weights.
 
     A copy, since to take from a rounded sum what was added to it does not give back the same bytes.
@@ -79,14 +82,14 @@ def merged(model: Any) -> Any:
     return whole
 
 
-def save(model: Any, folder: Path) -> None:
+def save(model: PreTrainedModel, folder: Path) -> None:
     """Write the adapters of a model, and nothing else of it."""
     from safetensors.torch import save_file
 
     save_file({name: p.detach() for name, p in _trained(model).items()}, folder / FILE)
 
 
-def load(model: Any, folder: Path) -> None:
+def load(model: PreTrainedModel, folder: Path) -> None:
     """Overwrite a model's adapters with a checkpoint's.
 
     Raises TrainingError where they do not fit, naming the folder.
@@ -106,5 +109,5 @@ def load(model: Any, folder: Path) -> None:
         ) from None
 
 
-def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
+def _trained(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

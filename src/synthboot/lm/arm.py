@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from synthboot.lm import adapters, ensemble, parallel, score, track
 from synthboot.lm import model as models
 from synthboot.lm.batches import Plan
 from synthboot.lm.train import Curve, Runtime, Settings, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,8 @@ def train_arm(
     """
     seq_len = cfg.model.seq_len
     device = models.device(cfg.engine.device)
-    model = models.build(cfg.model, tokenizer.vocab_size, seed).to(device)
+    built = models.build(cfg.model, tokenizer.vocab_size, seed)
+    model = models.moved(built, device)
     if cfg.optim.lora.rank:
         adapters.add(model, cfg.optim.lora, seed, "optim")
     forward_flops = models.flops_per_token(model, seq_len)
@@ -165,17 +169,18 @@ def train_arm(
             f"synthetic text is never read twice"
         )
 
-    def validate(current: Any) -> float:
+    def validate(current: PreTrainedModel) -> float:
         return score.documents(current, validation, seq_len, tokenizer.end).mean
 
     ids = sorted(tokenizer.ids() - tokenizer.control)
 
-    def copying(current: Any) -> float:
+    def copying(current: PreTrainedModel) -> float:
         return score.copy_score(current, ids, seq_len, tokenizer.end)
 
     teachers = []
     if text.teacher is not None:
-        teachers = [models.load(member).to(device) for member in ensemble.folders(text.teacher)]
+        for member in ensemble.folders(text.teacher):
+            teachers.append(models.moved(models.load(member), device))
     settings = _settings(cfg, arm, seed, plan.steps)
     runtime = runtime_of(cfg, folder)
     curve = train(

@@ -21,12 +21,15 @@ over memory instead of one, and other bytes (docs/decisions.md).
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from synthboot.kernels import training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Gradients = tuple[Tensor | None, ...]
 """What a backward pass returns: a gradient for each input of the forward pass, or None."""
@@ -187,7 +190,7 @@ class _Matmul(torch.autograd.Function):
         return grad_x, grad_weight
 
 
-def use_compiled_loops(model: Any, full: bool) -> None:
+def use_compiled_loops(model: PreTrainedModel, full: bool) -> None:
     """Let the norms and the attention of a Llama-like model go through the compiled loops.
 
     With `full`, for training in float32, gates and matmuls too. The layouts that have these modules

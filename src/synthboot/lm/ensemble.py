@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +36,7 @@ class Ensemble(PreTrainedModel, GenerationMixin):
     config_class = EnsembleConfig
     main_input_name = "input_ids"
 
-    def __init__(self, members: Sequence[Any]) -> None:
+    def __init__(self, members: Sequence[PreTrainedModel]) -> None:
         first = members[0].config.get_text_config()
         layout = EnsembleConfig()
         layout.vocab_size = first.vocab_size
@@ -50,7 +49,7 @@ class Ensemble(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **_: Any,
+        **_: object,
     ) -> CausalLMOutput:
         """Logits (row, token, vocab), normalized: exp of them adds up to one."""
         total: Tensor | None = None

@@ -16,11 +16,14 @@ docs/layouts.md says what every layout of `transformers` came to.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from synthboot.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAME = 1e-4
 """How far apart, in standard deviations of the logits, two passes over one prefix may be.
@@ -47,7 +50,7 @@ _COMPARED = 1_000
 """Entries of the vocabulary whose logits are compared, which saves memory and tells as much."""
 
 
-def require_causal(model: Any, seq_len: int, where: str) -> None:
+def require_causal(model: PreTrainedModel, seq_len: int, where: str) -> None:
     """Raise ConfigError, beginning with `where`, unless the model can be trained on rows of tokens.
 
     It has to run on plain rows and to predict each token from those before it alone.
@@ -80,7 +83,7 @@ def require_causal(model: Any, seq_len: int, where: str) -> None:
         )
 
 
-def packs(model: Any, seq_len: int) -> bool:
+def packs(model: PreTrainedModel, seq_len: int) -> bool:
     """Whether documents packed into one row are read as each alone."""
     row = _row(model, seq_len)
     size = row.shape[1]
@@ -96,7 +99,12 @@ def packs(model: Any, seq_len: int) -> bool:
     return _difference(packed, alone) <= ALIKE
 
 
-def setting(model: Any, name: str) -> Any:
+def embedding(model: PreTrainedModel) -> torch.Tensor:
+    """The weights that tokens are looked up in, (token, width)."""
+    return cast(torch.Tensor, model.get_input_embeddings().weight)
+
+
+def setting(model: PreTrainedModel, name: str) -> Any:
     """What a model's configuration says of its text, under the library's usual name.
 
     None where it says nothing, or something else for every layer.
@@ -108,7 +116,7 @@ def setting(model: Any, name: str) -> Any:
 
 
 def _row(
-    model: Any,
+    model: PreTrainedModel,
     seq_len: int,
     seed: int = 0,
 ) -> torch.Tensor:
@@ -117,7 +125,7 @@ def _row(
     Half of it is longer than any window of the model's own, so that what lies beyond one is tried
     too.
     """
-    weight = model.get_input_embeddings().weight
+    weight = embedding(model)
     window = 0
     for name in _WINDOWS:
         size = setting(model, name)
@@ -135,7 +143,7 @@ def _row(
 
 @torch.no_grad()
 def _logits(
-    model: Any,
+    model: PreTrainedModel,
     row: torch.Tensor,
     **options: torch.Tensor,
 ) -> torch.Tensor:
@@ -154,7 +162,7 @@ def _logits(
 
 
 @torch.no_grad()
-def _train_mode(model: Any, row: torch.Tensor) -> None:
+def _train_mode(model: PreTrainedModel, row: torch.Tensor) -> None:
     """A pass as training makes it, which some layouts want more than tokens for.
 
     Random numbers stay as they were.

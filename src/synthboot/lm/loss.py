@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from torch import Tensor
 from synthboot.kernels import library, training
 from synthboot.lm.batches import IGNORE
 from synthboot.lm.blocks import linear, use_compiled_loops
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LLAMA_LIKE = ("qwen3", "llama", "qwen2", "mistral")
 """Architectures whose logits are nothing but the last hidden state times the output matrix."""
@@ -47,7 +50,7 @@ class Loss(torch.nn.Module):
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         precision: torch.dtype = torch.float32,
         z_loss: float = 0.0,
         plain: bool = False,
@@ -116,7 +119,7 @@ class Loss(torch.nn.Module):
         """What logits are made of: the last hidden states (kept row, width) of what is `kept` of
         all rows; the logits themselves (row x token, vocab), of every row, for architectures that
         do more to them."""
-        options: dict[str, Any] = {"use_cache": False}
+        options: dict[str, object] = {"use_cache": False}
         if positions is not None:
             # no mask is made here: the layout's own follow from positions, while one from outside
             # would switch its windows off, or be added as 0 and 1
@@ -167,7 +170,7 @@ class Loss(torch.nn.Module):
         square = lse.square().sum()
         return loss + self.z_loss * square / divisor, cross_entropy
 
-    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
         if self.precision == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(device.type, self.precision)
@@ -182,7 +185,7 @@ class Teacher:
 
     def __init__(
         self,
-        members: Sequence[Any],
+        members: Sequence[PreTrainedModel],
         weight: float,
         precision: torch.dtype = torch.float32,
         plain: bool = False,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,34 +22,37 @@ from synthboot.data.disk import remove
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.lm import model as models
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of base that are tried."""
 
 
 def average_with_base(
     folder: Path,
-    base: Any,
+    base: PreTrainedModel,
     shares: Sequence[float],
-    loss: Callable[[Any], float],
+    loss: Callable[[PreTrainedModel, float], float],
     tokenizer: Tokenizer,
 ) -> list[tuple[float, float]]:
     """The loss at every share of base; `folder/best` becomes the average of least loss.
 
-    What `best` was is kept in `work`, for `undo`.
+    `loss` is told the share beside the model. What `best` was is kept in `work`, for `undo`.
     """
     best = Model.open(folder).best
-    model = models.load(best).to(base.device)
+    model = models.moved(models.load(best), base.device)
     tuned = {name: value.clone() for name, value in model.state_dict().items()}
     start = base.state_dict()
 
-    def average(share: float) -> Any:
+    def average(share: float) -> PreTrainedModel:
         with torch.no_grad():
             for name, value in model.state_dict().items():
                 if value.is_floating_point():
                     value.copy_(torch.lerp(tuned[name], start[name], share))
         return model
 
-    losses = [(share, loss(average(share))) for share in shares]
+    losses = [(share, loss(average(share), share)) for share in shares]
     chosen, _ = min(losses, key=lambda pair: pair[1])
     if chosen:
         os.rename(best, folder / WORK / "tuned")

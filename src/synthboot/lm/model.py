@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -20,6 +20,9 @@ from synthboot.data.disk import committed_folder
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import ConfigError, CorruptArtifact, TrainingError, unloadable
 from synthboot.lm import layouts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def device(name: str) -> torch.device:
@@ -36,7 +39,7 @@ def device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build(cfg: config.Model, vocab_size: int, seed: int) -> Any:
+def build(cfg: config.Model, vocab_size: int, seed: int) -> PreTrainedModel:
     """A model with fresh weights that depend on the seed alone.
 
     With `init_from`, that model with room for every token. Raises ConfigError where it cannot be
@@ -69,7 +72,7 @@ def continued(
     seq_len: int,
     vocab_size: int,
     section: str,
-) -> Any:
+) -> PreTrainedModel:
     """The model in a folder or of a name on the hub, with room for every token.
 
     Rows that it lacks are drawn from torch's generator. Raises ConfigError, naming `init_from` or
@@ -88,13 +91,13 @@ def continued(
     layouts.require_causal(model, seq_len, f"{where}: {source}")
 
     # never made smaller: many models have more rows than their tokenizer has entries
-    if model.get_input_embeddings().weight.shape[0] < vocab_size:
+    if len(layouts.embedding(model)) < vocab_size:
         # drawn as any fresh weight, not about the mean of the others, which takes a decomposition
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
     return model
 
 
-def outline(source: str, setting: str = "model.init_from") -> Any:
+def outline(source: str, setting: str = "model.init_from") -> PreTrainedModel:
     """The layout of a Hugging Face model, by its config.json alone: shapes, and no numbers in them.
 
     Raises ConfigError, naming the setting, where that is not here, or no language model's.
@@ -109,7 +112,7 @@ def outline(source: str, setting: str = "model.init_from") -> Any:
         raise ConfigError(f"{setting}: {source}: {unloadable(error)}") from None
 
 
-def load(folder: Path) -> Any:
+def load(folder: Path) -> PreTrainedModel:
     """The model in a folder that `save` wrote, or the ensemble of those in a folder of them.
 
     Raises CorruptArtifact where one cannot be read.
@@ -122,13 +125,13 @@ def load(folder: Path) -> Any:
     return _from_pretrained(str(folder), CorruptArtifact, "checkpoint")
 
 
-def save(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
+def save(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer) -> None:
     """Write a Hugging Face folder (config, safetensors, tokenizer), whole or not at all."""
     with committed_folder(folder) as temporary:
         export(model, temporary, tokenizer)
 
 
-def export(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
+def export(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer) -> None:
     """Write the Hugging Face files into an existing folder.
 
     Of what a model came with for generation (penalties, top-k, other end tokens) nothing is handed
@@ -142,7 +145,7 @@ def export(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(folder)
 
 
-def load_weights(model: Any, folder: Path) -> None:
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Overwrite a model's weights with a checkpoint's.
 
     Raises TrainingError where they do not fit, naming the folder.
@@ -158,13 +161,19 @@ def load_weights(model: Any, folder: Path) -> None:
         ) from None
 
 
-def flops_per_token(model: Any, seq_len: int) -> float:
+def moved(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """The model, on that device; the library's `to` does the same, but its types are lost."""
+    cast(torch.nn.Module, model).to(device)
+    return model
+
+
+def flops_per_token(model: PreTrainedModel, seq_len: int) -> float:
     """Forward FLOPs of one token in rows of `seq_len`; a training step costs three times as much.
 
     Two per weight of every matmul, and attention at its causal half in every layer, if there is
     any.
     """
-    embedding = model.get_input_embeddings().weight
+    embedding = layouts.embedding(model)
     head = model.get_output_embeddings()
     weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
     is_tied = head is not None and head.weight is embedding
@@ -181,7 +190,7 @@ def flops_per_token(model: Any, seq_len: int) -> float:
     return 2.0 * weights + attention
 
 
-def _longest(model: Any) -> int | None:
+def _longest(model: PreTrainedModel) -> int | None:
     """How many positions a model has, where they end."""
     # the library's usual name first, then those of older layouts
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
@@ -229,7 +238,7 @@ def _from_pretrained(
     source: str,
     error_type: type[Exception],
     where: str,
-) -> Any:
+) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     quiet()

@@ -13,13 +13,16 @@ import contextlib
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from synthboot.errors import ConfigError
 from synthboot.lm.loss import Loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def wrap(loss: Loss, group: Group) -> torch.nn.Module:
     return loss
 
 
-def accumulating(module: torch.nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+def accumulating(module: torch.nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
     """Gradients are exchanged once a step, with its last forward and backward pass."""
     if isinstance(module, torch.nn.parallel.DistributedDataParallel) and not last:
         return module.no_sync()  # DDP
@@ -151,7 +154,7 @@ class ScoringView:
         return self._module(input_ids)
 
 
-def blocks(model: Any) -> list[torch.nn.Module]:
+def blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
     """The repeated blocks of a causal LM: the longest list of modules in it.
 
     Raises ConfigError where there is none.

@@ -15,7 +15,7 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -27,6 +27,9 @@ from synthboot.lm import score
 from synthboot.lm.batches import IGNORE
 from synthboot.lm.sampling.engines import sampler
 from synthboot.lm.sampling.protocol import Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ANSWER_TOKENS = 32
 """The most tokens of an answer to an open question."""
@@ -56,7 +59,7 @@ class Answer:
 
 
 def ask(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: Tokenizer,
     items: Sequence[Item],
     seq_len: int,
@@ -194,7 +197,7 @@ def _rows(
 
 
 def greedy_answers(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: Tokenizer,
     contexts: Sequence[str],
     seq_len: int,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,11 +19,17 @@ from torch import Tensor
 from synthboot.lm import parallel
 from synthboot.rng import rng
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _SUBLAYERS = ("self_attn", "attn", "attention", "mlp")
 """What blocks call the parts whose outputs are added to the residual stream."""
 
 
-def add_dropout(model: Any, rate: float) -> None:
+Dropped = Tensor | tuple[Tensor, ...]
+
+
+def add_dropout(model: PreTrainedModel, rate: float) -> None:
     """Drop elements of the embeddings and of what attention and MLP add to the residual stream.
 
     Only in training mode; what is kept is scaled by 1 / (1 - rate). The weights, their names and
@@ -33,7 +39,7 @@ def add_dropout(model: Any, rate: float) -> None:
     for block in parallel.blocks(model):
         modules += [child for name, child in block.named_children() if name in _SUBLAYERS]
 
-    def drop(module: Any, _: Any, output: Any) -> Any:
+    def drop(module: torch.nn.Module, _: object, output: Dropped) -> Dropped:
         # attention returns its weights beside what it adds
         first, *others = output if isinstance(output, tuple) else (output,)
         dropped = torch.nn.functional.dropout(first, rate, training=module.training)
@@ -73,7 +79,7 @@ class WeightAverage:
     With sharded weights each process averages its shards.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._average = {name: p.detach().clone() for name, p in model.named_parameters()}
 

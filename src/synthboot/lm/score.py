@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from synthboot import statistics
 from synthboot.data.tokens import Tokens
 from synthboot.lm.batches import IGNORE, pair_row
 from synthboot.rng import rng
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Row = tuple[np.ndarray, np.ndarray]
 """The inputs and the targets of a row, without padding."""
@@ -54,7 +57,7 @@ class Scores:
 
 
 def documents(
-    model: Any,
+    model: PreTrainedModel,
     tokens: Tokens,
     seq_len: int,
     end: int,
@@ -70,7 +73,7 @@ def documents(
 
 
 def token_losses(
-    model: Any,
+    model: PreTrainedModel,
     tokens: Tokens,
     seq_len: int,
     end: int,
@@ -97,7 +100,7 @@ def token_losses(
 
 
 def copy_score(
-    model: Any,
+    model: PreTrainedModel,
     ids: Sequence[int],
     seq_len: int,
     end: int,
@@ -118,7 +121,7 @@ def copy_score(
 
 
 def pairs(
-    model: Any,
+    model: PreTrainedModel,
     d1: Sequence[np.ndarray],
     d2: Sequence[np.ndarray],
     seq_len: int,
@@ -139,8 +142,30 @@ def pairs(
     return Scores(row_losses(model, rows), np.array(counts, np.int64))
 
 
+def pair_tokens(
+    model: PreTrainedModel,
+    d1: Sequence[np.ndarray],
+    d2: Sequence[np.ndarray],
+    seq_len: int,
+    share: float,
+    end: int,
+    separator: int | None,
+) -> list[Float32[np.ndarray, " token"]]:
+    """As `pairs`, the loss of every token of each d2."""
+    rows: list[Row] = []
+    for first, second in zip(d1, d2, strict=True):
+        rows.append(pair_row(first, second, seq_len, share, end, separator))
+
+    losses: list[np.ndarray] = [np.zeros(0)] * len(rows)
+    for numbers, batch, _ in _batches(model, rows, BATCH_TOKENS, None):
+        for number, loss in zip(numbers, batch.cpu().numpy(), strict=True):
+            _, targets = rows[number]
+            losses[number] = loss[: len(targets)][targets != IGNORE]
+    return losses
+
+
 def row_losses(
-    model: Any,
+    model: PreTrainedModel,
     rows: Sequence[Row],
     batch_tokens: int = BATCH_TOKENS,
 ) -> Float64[np.ndarray, " row"]:
@@ -152,7 +177,7 @@ def row_losses(
 
 
 def row_choices(
-    model: Any,
+    model: PreTrainedModel,
     rows: Sequence[Row],
     batch_tokens: int = BATCH_TOKENS,
 ) -> tuple[Float64[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
@@ -166,7 +191,7 @@ def row_choices(
 
 
 def _batches(
-    model: Any,
+    model: PreTrainedModel,
     rows: Sequence[Row],
     batch_tokens: int,
     progress: Callable[[float, str], None] | None,

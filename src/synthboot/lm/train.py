@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from synthboot.lm.batches import IGNORE, Batch, Batches
 from synthboot.lm.loss import Loss, Teacher
 from synthboot.lm.parallel import ALONE, Group
 from synthboot.lm.track import Watch, unwatched
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 COMPILE_FROM = 600.0
 """Seconds that a run takes for which compiling pays."""
@@ -117,16 +120,16 @@ class Curve:
 
 
 def train(
-    model: Any,
+    model: PreTrainedModel,
     batches: Batches,
     settings: Settings,
-    validate: Callable[[Any], float],
+    validate: Callable[[PreTrainedModel], float],
     folder: Path,
     tokenizer: Tokenizer,
     progress: Progress = silent,
     runtime: Runtime = Runtime(),
-    copying: Callable[[Any], float] | None = None,
-    teachers: Sequence[Any] = (),
+    copying: Callable[[PreTrainedModel], float] | None = None,
+    teachers: Sequence[PreTrainedModel] = (),
 ) -> Curve:
     """The curve of training `model` in place, from where `folder` left off.
 
@@ -208,15 +211,15 @@ class _Trainer:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         batches: Batches,
         settings: Settings,
-        validate: Callable[[Any], float],
+        validate: Callable[[PreTrainedModel], float],
         folder: Path,
         tokenizer: Tokenizer,
         runtime: Runtime,
-        copying: Callable[[Any], float] | None,
-        teachers: Sequence[Any],
+        copying: Callable[[PreTrainedModel], float] | None,
+        teachers: Sequence[PreTrainedModel],
     ) -> None:
         self.model = model
         self.batches = batches
@@ -276,7 +279,7 @@ class _Trainer:
     def _loss(
         self,
         precision: torch.dtype,
-        teachers: Sequence[Any],
+        teachers: Sequence[PreTrainedModel],
     ) -> Loss:
         """The model with its loss, as it runs here."""
         # neither shards, whose weights are gathered and freed, nor torch's compiler go with the
@@ -390,13 +393,16 @@ class _Trainer:
         """While this lasts the model is the one that is measured and kept."""
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 
-    def _scored(self, measure: Callable[[Any], float]) -> float:
-        eager: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    def _scored(self, measure: Callable[[PreTrainedModel], float]) -> float:
+        eager: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if self.compiled:
             # rows have other lengths here, and would all be compiled anew
             eager = torch.compiler.set_stance("force_eager")
         with eager:
-            model = parallel.ScoringView(self.module) if self.group.shard else self.model
+            model = self.model
+            if self.group.shard:
+                # called as a model is, which is all that a measure does
+                model = cast("PreTrainedModel", parallel.ScoringView(self.module))
             return measure(model)
 
     def _write_checkpoint(
@@ -524,7 +530,7 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def _optimizers(model: Any, settings: Settings) -> list[torch.optim.Optimizer]:
+def _optimizers(model: PreTrainedModel, settings: Settings) -> list[torch.optim.Optimizer]:
     """AdamW, with decay for matrices alone; before it Muon for the blocks', if asked for."""
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.dim() > 1]
@@ -680,7 +686,7 @@ def _require_intact(checkpoint: Path) -> None:
 
 
 def _optimizer_state(
-    model: Any,
+    model: PreTrainedModel,
     optimizers: Iterable[torch.optim.Optimizer],
 ) -> dict[str, Tensor]:
     """Whole states by parameter and key; all processes have to ask."""
@@ -705,7 +711,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _load_optimizer(
-    model: Any,
+    model: PreTrainedModel,
     optimizers: Iterable[torch.optim.Optimizer],
     path: Path,
 ) -> None:
@@ -726,6 +732,6 @@ def _load_optimizer(
                 optimizer.state[parameter] = placed
 
 
-def _trains(optimizer: torch.optim.Optimizer, parameter: Any) -> bool:
+def _trains(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> bool:
     """Whether a parameter is this optimizer's, by identity: `in` would compare values."""
     return any(p is parameter for group in optimizer.param_groups for p in group["params"])

@@ -20,7 +20,7 @@ rows, which is what a CPU or a GPU is fast at; an index answers them one by one.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,15 +30,24 @@ from jaxtyping import Float, Float16, Float32, Int32, Int64
 
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.disk import load_array, save_array
+from synthboot.data.tokens import ranges
 from synthboot.kernels import library, topk
 from synthboot.rng import rng
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Neighbors = tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]
+"""The numbers of the rows that each query is nearest to, best first, and their similarities."""
+
+Probes = tuple[Int32[np.ndarray, " probe"], Int64[np.ndarray, " doc"]]
+"""The clusters that every row probes, row after row, and how many each row does."""
+
 QUERY_BLOCK = 65_536
 """Queries in a query block: what one worker does at a time, and what a killed run redoes."""
 
+_NEVER = float("-inf")
+"""The similarity to what is no neighbour."""
 _ROWS = 512
 _COLUMNS = 8_192
 """Rows and columns of one matmul: memory is one times the other."""
@@ -54,7 +63,7 @@ def exact(
     k: int,
     own: Int64[np.ndarray, " query"] | None = None,
     device: str = "cpu",
-) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+) -> Neighbors:
     """The `k` most similar rows of `base` for every query, best first, and their similarities.
 
     `own` is each query's row in `base`, never returned for it. Where there are fewer than k others
@@ -104,30 +113,28 @@ class Clusters:
             clusters, counts = within_radius(block, centroids, probe_radius, device)
             probes_of_blocks.append(clusters)
             counts_of_blocks.append(counts)
-            done = min(1.0, (start + QUERY_BLOCK) / len(vectors))
-            progress(done, "sorting documents into clusters")
+            done = start + len(block)
+            progress(done / len(vectors), "sorting documents into clusters")
 
         probes = np.concatenate(probes_of_blocks)
         count = np.concatenate(counts_of_blocks)
-        first = np.cumsum(count) - count
+        first = _bounds(count)[:-1]
 
         # A row's first probe is its nearest cluster, which it belongs to.
         home = probes[first]
         order = np.argsort(home, kind="stable")
         sizes = np.bincount(home, minlength=len(centroids))
-        bounds = np.concatenate(([0], np.cumsum(sizes)))
+        bounds = _bounds(sizes)
 
-        # Probes move with their rows: each by how far its row's first one moves.
+        # Probes move with their rows.
         ordered_count = count[order]
-        edges = np.concatenate(([0], np.cumsum(ordered_count)))
-        moved = np.repeat(first[order] - edges[:-1], ordered_count)  # (doc,) -> (probe,)
-        position = np.arange(len(probes)) + moved
+        position = ranges(first[order], ordered_count)  # (doc,) -> (probe,)
         return Clusters(
             centroids=centroids,
             order=order,
-            bounds=bounds.astype(np.int64),
+            bounds=bounds,
             near=probes[position],
-            edges=edges.astype(np.int64),
+            edges=_bounds(ordered_count),
             vectors=np.asarray(vectors)[order],
         )
 
@@ -140,8 +147,9 @@ class Clusters:
     def load(folder: Path) -> Clusters:
         """Map what `save` wrote."""
         arrays = {}
-        for name in ("centroids", "order", "bounds", "near", "edges", "vectors"):
-            arrays[name] = load_array(folder / f"{name}.npy", mapped=True)
+        for column in fields(Clusters):
+            path = folder / f"{column.name}.npy"
+            arrays[column.name] = load_array(path, mapped=True)
         return Clusters(**arrays)
 
     def join(
@@ -150,12 +158,14 @@ class Clusters:
         stop: int,
         k: int,
         device: str = "cpu",
-    ) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+    ) -> Neighbors:
         """The `k` most similar others of the rows at positions `start:stop`, with similarities."""
         queries = self.vectors[start:stop]
-        probes = self.near[self.edges[start] : self.edges[stop]]
-        counts = np.diff(self.edges[start : stop + 1])
-        return self._search(queries, probes, counts, k, start, device)
+        edges = self.edges[start : stop + 1]
+        near = self.near[edges[0] : edges[-1]]
+        own = np.arange(start, start + len(queries))
+        best = _TopK(queries, k, own, device)
+        return self._search(best, near, np.diff(edges))
 
     def search(
         self,
@@ -163,47 +173,40 @@ class Clusters:
         k: int,
         probe_radius: float,
         device: str = "cpu",
-    ) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+    ) -> Neighbors:
         """The same for rows that are not in the clusters."""
-        probes, counts = within_radius(queries, self.centroids, probe_radius, device)
-        return self._search(queries, probes, counts, k, None, device)
+        near, counts = within_radius(queries, self.centroids, probe_radius, device)
+        best = _TopK(queries, k, None, device)
+        return self._search(best, near, counts)
 
     def _search(
         self,
-        queries: np.ndarray,
-        probes: np.ndarray,
-        counts: np.ndarray,
-        k: int,
-        first_position: int | None,
-        device: str,
-    ) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
-        """Neighbours of `queries`, which stand at `first_position` and on if they are members."""
+        best: _TopK,
+        near: Int32[np.ndarray, " probe"],
+        counts: Int64[np.ndarray, " query"],
+    ) -> Neighbors:
+        """Neighbours of the queries of `best`, of which each probes `counts` clusters of `near`."""
         import torch
 
-        own = None
-        if first_position is not None:
-            own = np.arange(first_position, first_position + len(queries))
-        best = _TopK(queries, k, own, device)
-
-        query = np.repeat(np.arange(len(queries)), counts)  # (query,) -> (probe,)
-        is_home = np.zeros(len(probes), bool)
-        is_home[np.cumsum(counts) - counts] = True
+        query = np.repeat(np.arange(len(counts)), counts)  # (query,) -> (probe,)
+        is_home = np.zeros(len(near), bool)
+        is_home[_bounds(counts)[:-1]] = True
 
         # Own clusters first: they hold most neighbours, so that thresholds are high from then on.
-        bounds = self.bounds.tolist()
         for fresh in (True, False):
             chosen = is_home == fresh
-            for cluster, rows in _by_cluster(probes[chosen], query[chosen]):
-                first = bounds[cluster]
-                stop = bounds[cluster + 1]
+            for cluster, rows in _by_cluster(near[chosen], query[chosen]):
+                first = int(self.bounds[cluster])
+                stop = int(self.bounds[cluster + 1])
                 if first < stop:
                     members = self.vectors[first:stop]
-                    queries_here = torch.from_numpy(rows).to(device)
+                    queries_here = torch.from_numpy(rows).to(best.device)
                     best.score_block(queries_here, members, first, fresh)
             best.merge()
 
         positions, similarity = best.result()
-        index = np.where(positions >= 0, self.order[positions], -1)
+        is_there = positions >= 0
+        index = np.where(is_there, self.order[positions], -1)
         return index, similarity
 
 
@@ -226,17 +229,18 @@ def fit_centroids(
     rows = np.asarray(vectors[chosen])
     sample = _float_rows(rows, device)
 
-    start = torch.from_numpy(random.permutation(len(sample))[:clusters])
+    shuffled = random.permutation(len(sample))
+    start = torch.from_numpy(shuffled[:clusters])
     centroids = sample[start.to(device)].clone()
     for _ in range(iterations):
-        # A negative radius probes the nearest cluster alone.
-        nearest, _ = within_radius(rows, centroids.cpu().numpy(), -1.0, device)
-        home = torch.from_numpy(nearest.astype(np.int64)).to(device)
+        nearest = _homes(rows, centroids.cpu().numpy(), device)
+        home = torch.from_numpy(nearest).to(device)
         total = torch.zeros_like(centroids).index_add_(0, home, sample)
         means = torch.nn.functional.normalize(total, dim=1)
         # An empty cluster stays where it was: a later iteration may fill it.
-        filled = torch.bincount(home, minlength=len(centroids)) > 0
-        centroids = torch.where(filled[:, None], means, centroids)
+        sizes = torch.bincount(home, minlength=len(centroids))
+        is_filled = sizes[:, None] > 0  # (cluster, 1)
+        centroids = torch.where(is_filled, means, centroids)
 
     fitted = centroids.cpu().numpy()
     return fitted[_near_together(fitted)]
@@ -247,7 +251,7 @@ def within_radius(
     centroids: Float32[np.ndarray, "cluster dim"],
     probe_radius: float,
     device: str = "cpu",
-) -> tuple[Int32[np.ndarray, " probe"], Int64[np.ndarray, " doc"]]:
+) -> Probes:
     """The clusters that every row probes, row after row, and how many each row does.
 
     The nearest comes first, the others by number.
@@ -262,23 +266,37 @@ def within_radius(
         rows = vectors[start : start + 2_048]
         if compiled is not None:
             scored = _Operand(rows).matmul(compiled)
-            probes, count = topk.within_radius(scored, probe_radius)
-            clusters.append(probes)
-            counts.append(count)
+            near, number = topk.within_radius(scored, probe_radius)
+            clusters.append(near)
+            counts.append(number)
             continue
 
         scores = _float_rows(rows, device) @ c.T  # (row, cluster)
         best, home = scores.max(1)
-        is_near = scores >= (best - probe_radius)[:, None]
+        least = (best - probe_radius)[:, None]
+        is_probed = scores >= least
         # A row's own cluster is never lost, not even to a negative radius.
-        is_home = home[:, None] == torch.arange(len(c), device=scores.device)
-        row, cluster = (is_near | is_home).nonzero(as_tuple=True)
+        is_probed.scatter_(1, home[:, None], True)
+        row, cluster = is_probed.nonzero(as_tuple=True)
 
         # Even keys are homes, odd keys the others: one stable sort puts each row's home first.
-        order = torch.argsort(2 * row + (cluster != home[row]), stable=True)
-        clusters.append(cluster[order].to(torch.int32).cpu().numpy())
-        counts.append(torch.bincount(row, minlength=len(scores)).cpu().numpy())
+        key = 2 * row + (cluster != home[row])
+        order = torch.argsort(key, stable=True)
+        ordered = cluster[order].to(torch.int32)
+        count = torch.bincount(row, minlength=len(scores))
+        clusters.append(ordered.cpu().numpy())
+        counts.append(count.cpu().numpy())
     return np.concatenate(clusters), np.concatenate(counts)
+
+
+def _homes(
+    vectors: np.ndarray,
+    centroids: np.ndarray,
+    device: str,
+) -> Int64[np.ndarray, " doc"]:
+    """The nearest cluster of every row: a negative radius probes no other."""
+    nearest, _ = within_radius(vectors, centroids, -1.0, device)
+    return nearest.astype(np.int64)
 
 
 def radius_needed(
@@ -295,13 +313,16 @@ def radius_needed(
     """
     members = np.unique(neighbors[neighbors >= 0])
     home = np.zeros(len(vectors), np.int64)
-    home[members], _ = within_radius(vectors[members], centroids, -1.0, device)
+    home[members] = _homes(vectors[members], centroids, device)
 
     c = _float_rows(centroids, device)
-    scores = (_float_rows(vectors[queries], device) @ c.T).cpu().numpy()  # (query, cluster)
+    x = _float_rows(vectors[queries], device)
+    scores = (x @ c.T).cpu().numpy()  # (query, cluster)
     best = scores.max(1, keepdims=True)
     of_home = np.take_along_axis(scores, home[neighbors], 1)  # (query, k)
-    return np.where(neighbors >= 0, best - of_home, 0).astype(np.float32)
+    is_there = neighbors >= 0
+    radius = np.where(is_there, best - of_home, 0)
+    return radius.astype(np.float32)
 
 
 class _TopK:
@@ -323,24 +344,25 @@ class _TopK:
 
         count = len(queries)
         self.device = device
-        self._operand = _Operand(queries) if library.available(device) else None
-        if self._operand is None:
-            self.x = _float_rows(queries, device)
+        self._operand = None
+        if library.available(device):
+            self._operand = _Operand(queries)
+            dtype = self._operand.factor.dtype
+            self._buffer = torch.zeros(_ROWS, queries.shape[1], dtype=dtype)
         else:
-            self.x = self._operand.rows
-        own = np.full(count, -1) if own is None else own
-        self.own = torch.from_numpy(np.array(own, np.int64)).to(device)
+            self.x = _float_rows(queries, device)
+        if own is None:
+            own = np.full(count, -1)
+        owned = torch.from_numpy(np.array(own, np.int64))
+        self.own = owned.to(device)
 
-        self.index = torch.full((count, k), -1, dtype=torch.int64, device=device)
-        self.score = torch.full((count, k), float("-inf"), device=device)
-        self.threshold = torch.full((count,), float("-inf"), device=device)
+        self.index = torch.full((count, k), -1, device=device)
+        self.score = torch.full((count, k), _NEVER, device=device)
+        self.threshold = torch.full((count,), _NEVER, device=device)
 
         # Candidates that wait for the next merge: (query, index, score), and how many.
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._num_waiting = 0
-        if self._operand is not None:
-            dtype = self._operand.factor.dtype
-            self._buffer = torch.zeros(_ROWS, queries.shape[1], dtype=dtype)
 
     def score_block(
         self,
@@ -361,7 +383,8 @@ class _TopK:
             return
 
         columns = _float_rows(vectors, self.device)
-        size = max(1, _ROWS * _COLUMNS // len(columns))
+        fits = _ROWS * _COLUMNS // len(columns)
+        size = max(1, fits)
         for part in rows.split(size):
             scores = self.x[part] @ columns.T  # (part, column)
             _hide_own(scores, self.own[part] - first)
@@ -376,18 +399,21 @@ class _TopK:
     ) -> None:
         """Take over the k best of a fresh query; else let wait what beats its threshold."""
         if fresh:
+            # a small block has fewer than k
             k = min(self.index.shape[1], scores.shape[1])
             value, column = scores.topk(k, 1)
-            hidden = value == float("-inf")
+            is_own = value == _NEVER
             self.score[rows, :k] = value
-            self.index[rows, :k] = (column + first).masked_fill(hidden, -1)
+            self.index[rows, :k] = (column + first).masked_fill(is_own, -1)
             self.threshold[rows] = self.score[rows, -1]
             return
 
-        beats = scores > self.threshold[rows][:, None]
-        i, j = beats.nonzero(as_tuple=True)
-        self._waiting.append((rows[i], j + first, scores[i, j]))
-        self._num_waiting += len(i)
+        threshold = self.threshold[rows]
+        beats = scores > threshold[:, None]  # (row, column)
+        row, column = beats.nonzero(as_tuple=True)
+        candidates = (rows[row], column + first, scores[row, column])
+        self._waiting.append(candidates)
+        self._num_waiting += len(row)
         # Rare merges are cheap ones; 16 candidates a query bound the memory of what waits.
         if self._num_waiting > 16 * len(self.threshold):
             self.merge()
@@ -398,56 +424,74 @@ class _TopK:
 
         if not self._num_waiting:
             return
-        # (candidate,) each
-        query, index, score = (torch.cat(column) for column in zip(*self._waiting, strict=True))
+        columns = map(torch.cat, zip(*self._waiting, strict=True))
+        query, index, score = columns  # (candidate,) each
         self._waiting = []
         self._num_waiting = 0
 
         # Only what beats the thresholds as they are now.
         beats = score > self.threshold[query]
-        query = query[beats]
-        if not len(query):
+        if not beats.any():
             return
-        candidates = _Candidates.of(query, index[beats], score[beats], len(self.threshold))
+        candidates = _Candidates.of(
+            query[beats],
+            index[beats],
+            score[beats],
+            num_queries=len(self.threshold),
+        )
 
         # A table of all queries by all candidates would be mostly empty, as few queries have more
         # than 64 candidates. It is taken in strips of columns, each with the rows that it needs.
+        #
+        #   candidates of query 0   [ 0 .. 63 | 64 .. 1,087 | 1,088 .. 1,500 ]   three strips
+        #   candidates of query 1   [ 0 .. 12 ]                                  the first alone
         most = int(candidates.count.max())
         start = 0
+        width = 64
         while start < most:
-            stop = min(most, start + (64 if start == 0 else 1_024))
+            stop = min(most, start + width)
             self._merge_strip(candidates, start, stop)
             start = stop
+            width = 1_024
         self.threshold = self.score[:, -1].clone()
 
-    def _merge_strip(self, candidates: _Candidates, start: int, stop: int) -> None:
+    def _merge_strip(
+        self,
+        candidates: _Candidates,
+        start: int,
+        stop: int,
+    ) -> None:
         """Merge the candidates `start` to `stop` of every query that has as many."""
         import torch
 
         k = self.index.shape[1]
-        queries = (candidates.count > start).nonzero()[:, 0]  # those with a candidate in this strip
-        row = torch.zeros_like(candidates.count)  # query -> its row in the strip
-        row[queries] = torch.arange(len(queries), device=row.device)
+        reaches = candidates.count > start  # (query,): has a candidate in this strip
+        queries = reaches.nonzero()[:, 0]
+        row_of = reaches.cumsum(0) - 1  # query -> its row in the strip, for those that have one
 
         # (row, k + stop - start): the k best so far, then the candidates of the strip
         shape = (len(queries), k + stop - start)
-        strip = torch.full(shape, float("-inf"), device=row.device)
+        strip = torch.full(shape, _NEVER, device=queries.device)
         strip[:, :k] = self.score[queries]
-        in_strip = (candidates.rank >= start) & (candidates.rank < stop)
-        column = candidates.rank[in_strip] + (k - start)
-        strip[row[candidates.query[in_strip]], column] = candidates.score[in_strip]
+        rank = candidates.rank
+        in_strip = (rank >= start) & (rank < stop)
+        row = row_of[candidates.query[in_strip]]
+        column = k + rank[in_strip] - start
+        strip[row, column] = candidates.score[in_strip]
         top, which = strip.topk(k, 1)  # (row, k)
 
         # Where `which` is below k, the number is an old one; else a candidate's. The clamps keep
         # the gathers that are thrown away within bounds.
         old = self.index[queries].gather(1, which.clamp(max=k - 1))
-        candidate = candidates.first[queries][:, None] + start + which - k
-        new = candidates.index[candidate.clamp(0, len(candidates.index) - 1)]
+        first = candidates.first[queries] + start  # (row,): its first candidate of the strip
+        candidate = first[:, None] + which - k
+        last = len(candidates.index) - 1
+        new = candidates.index[candidate.clamp(0, last)]
         merged = torch.where(which < k, old, new)
-        self.index[queries] = merged.masked_fill(top == float("-inf"), -1)
+        self.index[queries] = merged.masked_fill(top == _NEVER, -1)
         self.score[queries] = top
 
-    def result(self) -> tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]:
+    def result(self) -> Neighbors:
         """Numbers and similarities, best first, equal ones by number."""
         self.merge()
         index = self.index.cpu().numpy()
@@ -473,7 +517,12 @@ class _Candidates:
     first: Tensor  # (query,), where its candidates begin
 
     @staticmethod
-    def of(query: Tensor, index: Tensor, score: Tensor, num_queries: int) -> _Candidates:
+    def of(
+        query: Tensor,
+        index: Tensor,
+        score: Tensor,
+        num_queries: int,
+    ) -> _Candidates:
         """Candidates (candidate) in any order, sorted by query."""
         import torch
 
@@ -481,8 +530,15 @@ class _Candidates:
         query = query[order]
         count = torch.bincount(query, minlength=num_queries)
         first = count.cumsum(0) - count
-        rank = torch.arange(len(query), device=query.device) - first[query]
-        return _Candidates(query, index[order], score[order], rank, count, first)
+        position = torch.arange(len(query), device=query.device)
+        return _Candidates(
+            query=query,
+            index=index[order],
+            score=score[order],
+            rank=position - first[query],
+            count=count,
+            first=first,
+        )
 
 
 class _Operand:
@@ -507,7 +563,8 @@ class _Operand:
         padding = (0, 0, 0, self.height - len(vectors))  # zero rows at the end
         filled = torch.nn.functional.pad(self.rows, padding)
         self.factor = filled.bfloat16() if self.bfloat16 else self.rows
-        self.longest = float(self.rows.norm(dim=1).max()) if len(vectors) else 0.0
+        lengths = self.rows.norm(dim=1)
+        self.longest = float(lengths.max()) if len(lengths) else 0.0
 
     def matmul(
         self,
@@ -520,12 +577,14 @@ class _Operand:
 
         factor = self.factor
         if chosen is not None and buffer is not None:
-            torch.index_select(self.factor, 0, chosen, out=buffer[: len(chosen)])
+            rows = buffer[: len(chosen)]
+            torch.index_select(self.factor, 0, chosen, out=rows)
             # What lies behind the chosen rows is left from before, and is never read.
             factor = buffer[: _up_to_64(len(chosen))]
         epsilon = _EPSILON_BFLOAT16 if self.bfloat16 else _EPSILON
         margin = epsilon * self.longest * members.longest
-        return topk.Scored(factor @ members.factor.T, self.rows, members.rows, margin)
+        scores = factor @ members.factor.T
+        return topk.Scored(scores, self.rows, members.rows, margin)
 
 
 def _up_to_64(count: int) -> int:
@@ -550,21 +609,36 @@ def bfloat16_is_faster() -> bool:
 
     x = torch.ones(256, 256)
     y = torch.ones(1_024, 256)
-    return seconds(x.bfloat16(), y.bfloat16()) < 0.8 * seconds(x, y)
+    short = seconds(x.bfloat16(), y.bfloat16())
+    return short < 0.8 * seconds(x, y)
 
 
 def _float_rows(array: np.ndarray, device: str) -> Tensor:
     """Float32 rows on the device: torch widens half precision much faster than numpy does."""
     import torch
 
-    return torch.from_numpy(np.array(array)).to(device).float()
+    rows = torch.from_numpy(np.array(array))
+    return rows.to(device).float()
 
 
 def _hide_own(scores: Tensor, own: Tensor) -> None:
     """Make every query's own column, where it is among these, less similar than anything."""
     is_inside = (own >= 0) & (own < scores.shape[1])
     inside = is_inside.nonzero()[:, 0]
-    scores[inside, own[inside]] = float("-inf")
+    scores[inside, own[inside]] = _NEVER
+
+
+def _bounds(sizes: np.ndarray) -> Int64[np.ndarray, " size_and_one"]:
+    """Where each of parts of these sizes begins, and where the last one ends."""
+    ends = np.cumsum(sizes)
+    return np.concatenate(([0], ends)).astype(np.int64)
+
+
+def _sortable(numbers: np.ndarray) -> np.ndarray:
+    """The same numbers, in 16 bits if they fit: numpy sorts these by radix, several times faster
+    than by comparison."""
+    fits = len(numbers) > 0 and numbers.max() < 1 << 16
+    return numbers.astype(np.uint16) if fits else numbers
 
 
 def _by_cluster(
@@ -574,28 +648,29 @@ def _by_cluster(
     """Cluster -> the rows that probe it, for all clusters that any row probes, in order."""
     if not len(clusters):
         return []
-    # numpy sorts 16-bit numbers by radix, several times faster than by comparison.
-    keys = clusters.astype(np.uint16) if clusters.max() < 1 << 16 else clusters
-    order = np.argsort(keys, kind="stable")
+    order = np.argsort(_sortable(clusters), kind="stable")
     ordered = clusters[order]
-    edges = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    changes = np.flatnonzero(ordered[1:] != ordered[:-1])
+    edges = changes + 1
     starts = np.concatenate(([0], edges))
     groups = np.split(rows[order], edges)
-    return list(zip(ordered[starts].tolist(), groups, strict=True))
+    names = ordered[starts].tolist()
+    return list(zip(names, groups, strict=True))
 
 
 def _by_row(row: Tensor) -> Tensor:
-    """A stable order by row; on a CPU by numpy's radix sort of 16-bit numbers."""
+    """A stable order by row."""
     import torch
 
     if row.device.type != "cpu":
         return torch.argsort(row, stable=True)
-    fits = len(row) > 0 and int(row.max()) < 1 << 16
-    keys = row.numpy().astype(np.uint16 if fits else np.int64)
-    return torch.from_numpy(np.argsort(keys, kind="stable"))
+    order = np.argsort(_sortable(row.numpy()), kind="stable")
+    return torch.from_numpy(order)
 
 
-def _near_together(points: Float32[np.ndarray, "point dim"]) -> Int64[np.ndarray, " point"]:
+def _near_together(
+    points: Float32[np.ndarray, "point dim"],
+) -> Int64[np.ndarray, " point"]:
     """An order in which near points stand near each other.
 
     It is halved again and again between two points that are far apart.
@@ -608,9 +683,11 @@ def _near_together(points: Float32[np.ndarray, "point dim"]) -> Int64[np.ndarray
             continue
         piece = points[order[start:stop]]
         # Two far ends: the point least similar to the mean, and the one least similar to that.
-        left = piece[np.argmin(piece @ piece.mean(0))]
+        mean = piece.mean(0)
+        left = piece[np.argmin(piece @ mean)]
         right = piece[np.argmin(piece @ left)]
-        by_side = np.argsort(piece @ (left - right), kind="stable")
+        side = piece @ (left - right)
+        by_side = np.argsort(side, kind="stable")
         order[start:stop] = order[start:stop][by_side]
         middle = (start + stop) // 2
         pieces.append((start, middle))

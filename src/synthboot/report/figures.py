@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from markupsafe import Markup
 
@@ -22,6 +23,15 @@ _TOP = 26
 _BOTTOM = 44
 _NAME = 125  # how wide a column of names is, and one of values
 _VALUE = 180
+
+_MOST_TICKS = 6
+_DIGITS = ((1, 2, 5), (1, 3), (1,))  # of the ticks of a logarithmic scale, by how many fit
+
+Legend = list[tuple[str, str, str]]
+"""Name, colour and style of each."""
+
+Table = tuple[list[str], list[list[str]]]
+"""Headers and rows."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +50,33 @@ class Scale:
 
         Nothing to show is shown from 0 to 1.
         """
-        shown = [v for v in values if math.isfinite(v) and (v > 0 or not log)] or [0.1, 1.0]
-        low, high = min(shown), max(shown)
+        shown = list(filter(math.isfinite, values))
         if log:
-            low, high = math.log10(low), math.log10(high)
+            shown = [value for value in shown if value > 0]
+        shown = shown or [0.1, 1.0]
+
+        low = min(shown)
+        high = max(shown)
+        if log:
+            low = math.log10(low)
+            high = math.log10(high)
         # one value alone stands in the middle
-        margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
-        return Scale(low - margin, high + margin, start, end, log)
+        width = high - low or abs(high) or 1.0
+        margin = 0.05 * width
+        return Scale(
+            low=low - margin,
+            high=high + margin,
+            start=start,
+            end=end,
+            log=log,
+        )
 
     def __call__(self, value: float) -> float:
         """The pixel of a value; the nearest end for one beyond (an interval may have no end)."""
         if self.log:
             value = math.log10(value) if value > 0 else -math.inf
-        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        inside = min(max(value, self.low), self.high)
+        share = (inside - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
@@ -60,23 +84,34 @@ class Scale:
         if self.log:
             return self._powers()
         rough = (self.high - self.low) / 5
-        unit = 10.0 ** math.floor(math.log10(rough))
-        step = unit * next(factor for factor in (1, 2, 5, 10) if factor * unit >= rough)
+        magnitude = math.floor(math.log10(rough))
+        unit = 10.0**magnitude
+        # the least round step that leaves five at most
+        round_steps = (unit * factor for factor in (1, 2, 5, 10))
+        step = next(size for size in round_steps if size >= rough)
         first = math.ceil(self.low / step)
         last = math.floor(self.high / step)
         return [number * step for number in range(first, last + 1)]
 
     def _powers(self) -> list[float]:
-        exponents = range(math.floor(self.low), math.ceil(self.high) + 1)
+        """Ticks of a logarithmic scale: fewer digits of each power of ten the more powers."""
+        first = math.floor(self.low)
+        last = math.ceil(self.high)
+        powers = [10.0**exponent for exponent in range(first, last + 1)]
         within = []
-        for digits in ((1, 2, 5), (1, 3), (1,)):
-            values = [digit * 10.0**exponent for exponent in exponents for digit in digits]
-            within = [value for value in values if self.low <= math.log10(value) <= self.high]
-            if len(within) <= 6:
+        for digits in _DIGITS:
+            values = [digit * power for power in powers for digit in digits]
+            within = list(filter(self._is_inside, values))
+            if len(within) <= _MOST_TICKS:
                 break
         if not within:  # between 6 and 9, say, there is no round one
-            return [10.0 ** ((self.low + self.high) / 2)]
-        return within[:: math.ceil(len(within) / 6)]
+            middle = (self.low + self.high) / 2
+            return [10.0**middle]
+        every = math.ceil(len(within) / _MOST_TICKS)
+        return within[::every]
+
+    def _is_inside(self, value: float) -> bool:
+        return self.low <= math.log10(value) <= self.high
 
 
 @dataclass(frozen=True)
@@ -92,7 +127,8 @@ class Mark:
     @property
     def numbers(self) -> list[float]:
         """All that has to be within the picture."""
-        return [self.value, *(self.interval or ()), *self.seeds]
+        ends = self.interval or ()
+        return [self.value, *ends, *self.seeds]
 
 
 @dataclass(frozen=True)
@@ -108,6 +144,63 @@ class Line:
     style: str = "solid"
 
 
+class _Picture:
+    """Shapes in the order in which they are drawn, later ones over earlier ones."""
+
+    def __init__(self) -> None:
+        self.shapes: list[Markup] = []
+
+    def draw(self, template: str, *values: object) -> None:
+        """A shape from its template, with the values escaped."""
+        shape = Markup(template).format(*values)
+        self.shapes.append(shape)
+
+    def group(self, color: str, inner: _Picture) -> None:
+        """What `inner` holds, in a colour."""
+        own = Markup(' class="{}"').format(color) if color else ""
+        self.draw("<g{}>{}</g>", own, inner.markup)
+
+    def title(self, text: str) -> None:
+        """What a pointer that rests on this picture's group shows."""
+        self.draw("<title>{}</title>", text)
+
+    def horizontal(self, y: float, left: float, right: float, kind: str) -> None:
+        """A line from left to right."""
+        self._line(kind, left, y, right, y)
+
+    def vertical(self, x: float, top: float, bottom: float, kind: str) -> None:
+        """A line from top to bottom."""
+        self._line(kind, x, top, x, bottom)
+
+    def _line(self, kind: str, *ends: float) -> None:
+        template = '<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'
+        self.draw(template, kind, *ends)
+
+    def dot(self, x: float, y: float, radius: float, kind: str) -> None:
+        """A circle around (x, y)."""
+        template = '<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"/>'
+        self.draw(template, kind, x, y, radius)
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        anchor: str,
+        kind: str = "",
+    ) -> None:
+        """Words that start, end or have their middle at x."""
+        # no class of its own: what most texts are
+        own = Markup(' class="{}"').format(kind) if kind else ""
+        template = '<text x="{:.1f}" y="{:.1f}" text-anchor="{}"{}>{}</text>'
+        self.draw(template, x, y, anchor, own, text)
+
+    @property
+    def markup(self) -> Markup:
+        """All of it."""
+        return Markup("").join(self.shapes)
+
+
 @dataclass(frozen=True)
 class Figure(ABC):
     """What every figure has; `id` is its place on the page."""
@@ -117,20 +210,27 @@ class Figure(ABC):
     read: str
 
     @abstractmethod
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Headers and rows of all numbers."""
+    def table(self) -> Table:
+        """All numbers."""
 
-    def legend(self) -> list[tuple[str, str, str]]:
-        """Name, colour and style of what the picture does not name itself."""
+    def legend(self) -> Legend:
+        """What the picture does not name itself."""
         return []
 
     @abstractmethod
     def svg(self) -> Markup:
         """The picture."""
 
-    def _framed(self, height: float, parts: Iterable[Markup]) -> Markup:
-        picture = Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}. {}">{}</svg>')
-        return picture.format(_WIDTH, height, self.title, self.read, _joined(parts))
+    def _framed(self, height: float, *pictures: _Picture) -> Markup:
+        frame = Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}. {}">{}</svg>')
+        inside = Markup("").join(picture.markup for picture in pictures)
+        return frame.format(
+            _WIDTH,
+            height,
+            self.title,
+            self.read,
+            inside,
+        )
 
 
 @dataclass(frozen=True)
@@ -146,45 +246,60 @@ class Values(Figure):
     bars: bool = False
     references: Mapping[str, float] = field(default_factory=dict)
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
+    def table(self) -> Table:
         """A row for every value."""
-        marks = [(group, mark) for group, of_group in self.groups.items() for mark in of_group]
-        seeds = max((len(mark.seeds) for _, mark in marks), default=0)
+        every_mark = chain.from_iterable(self.groups.values())
+        most_seeds = max((len(mark.seeds) for mark in every_mark), default=0)
+
+        headers = ["", self.axis, "low", "high"]
+        headers += [f"seed {number}" for number in range(1, most_seeds + 1)]
         rows = []
-        for group, mark in marks:
-            numbers = [mark.value, *(mark.interval or (None, None)), *mark.seeds]
-            cells = ["" if n is None else format(n, self.pattern) for n in numbers]
-            name = f"{group}: {mark.name}" if group else mark.name
-            rows.append([name, *cells, *[""] * (seeds - len(mark.seeds))])
-        return ["", self.axis, "low", "high", *(f"seed {n + 1}" for n in range(seeds))], rows
+        for group, marks in self.groups.items():
+            for mark in marks:
+                name = f"{group}: {mark.name}" if group else mark.name
+                cells = [name, *self._cells(mark)]
+                missing = len(headers) - len(cells)
+                rows.append(cells + [""] * missing)
+        return headers, rows
+
+    def _cells(self, mark: Mark) -> Iterator[str]:
+        ends = mark.interval or (None, None)
+        for number in (mark.value, *ends, *mark.seeds):
+            yield "" if number is None else format(number, self.pattern)
 
     def svg(self) -> Markup:
         """Name and value stand above each line, so that a narrow screen has room for both; beside
         it where groups make many of them."""
         grouped = any(self.groups)
         x = self._scale(grouped)
-        parts = []
+        row_height = 20 if grouped else 40
+        below_text = 8 if grouped else 21
+        picture = _Picture()
         y = 4.0
         for group, marks in self.groups.items():
             if group:
-                parts.append(_text(_RIGHT, y + 16, group, "start", "strong"))
+                picture.text(_RIGHT, y + 16, group, "start", "strong")
                 y += 24
             top = y
             for mark in marks:
-                below_text = y + 8 if grouped else y + 21
-                parts.append(self._mark(mark, x, y + 12, below_text))
-                y += 20 if grouped else 40
+                drawn = self._mark(mark, x, y + 12, y + below_text)
+                picture.group(mark.color, drawn)
+                y += row_height
             if group in self.references:
-                parts.append(_vertical(x(self.references[group]), top, y, "reference"))
+                at = x(self.references[group])
+                picture.vertical(at, top, y, "reference")
 
-        behind = [_vertical(x(tick), 0, y, "grid") for tick in x.ticks()]
-        if self._has_zero:
-            behind.append(_vertical(x(0), 0, y, "reference"))
-        percent = self.pattern.endswith("%")
+        # the lines of the scale lie behind, and are as long as all groups together
+        behind = _Picture()
+        is_percent = self.pattern.endswith("%")
         for tick in x.ticks():
-            parts.append(_text(x(tick), y + 16, short(tick, percent), "middle"))
-        parts.append(_text(_WIDTH / 2, y + 34, self.axis, "middle"))
-        return self._framed(y + 42, [*behind, *parts])
+            behind.vertical(x(tick), 0, y, "grid")
+            label = short(tick, is_percent)
+            picture.text(x(tick), y + 16, label, "middle")
+        if self._has_zero:
+            behind.vertical(x(0), 0, y, "reference")
+        picture.text(_WIDTH / 2, y + 34, self.axis, "middle")
+        return self._framed(y + 42, behind, picture)
 
     @property
     def _has_zero(self) -> bool:
@@ -201,24 +316,34 @@ class Values(Figure):
             return Scale.over(numbers, _NAME, _WIDTH - _VALUE)
         return Scale.over(numbers, _RIGHT, _WIDTH - _RIGHT)
 
-    def _mark(self, mark: Mark, x: Scale, of_text: float, y: float) -> Markup:
+    def _mark(
+        self,
+        mark: Mark,
+        x: Scale,
+        text_y: float,
+        y: float,
+    ) -> _Picture:
         text = format(mark.value, self.pattern)
-        parts = []
         if mark.interval:
             low, high = mark.interval
             text += f" ({low:{self.pattern}} to {high:{self.pattern}})"
-            parts.append(_horizontal(y, x(low), x(high), "interval"))
+
+        picture = _Picture()
+        picture.title(f"{mark.name}: {text}")
+        at = x(mark.value)
+        if mark.interval:
+            picture.horizontal(y, x(low), x(high), "interval")
         if self.bars:
-            left, right = sorted((x(0), x(mark.value)))
-            bar = Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="10"/>')
-            parts.append(bar.format(left, y - 5, right - left))
+            left, right = sorted((x(0), at))
+            template = '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="10"/>'
+            picture.draw(template, left, y - 5, right - left)
         else:
-            parts.append(_dot(x(mark.value), y, 5, "value"))
-        parts += [_dot(x(seed), y + 7, 3, "seed") for seed in mark.seeds]
-        parts.append(_text(_RIGHT, of_text, mark.name, "start"))
-        parts.append(_text(_WIDTH - _RIGHT, of_text, text, "end"))
-        title = Markup("<title>{}: {}</title>").format(mark.name, text)
-        return _group(mark.color, [title, *parts])
+            picture.dot(at, y, 5, "value")
+        for seed in mark.seeds:
+            picture.dot(x(seed), y + 7, 3, "seed")
+        picture.text(_RIGHT, text_y, mark.name, "start")
+        picture.text(_WIDTH - _RIGHT, text_y, text, "end")
+        return picture
 
 
 @dataclass(frozen=True)
@@ -233,64 +358,90 @@ class Curves(Figure):
     verticals: Mapping[str, float] = field(default_factory=dict)
     horizontals: Mapping[str, float] = field(default_factory=dict)
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
+    def table(self) -> Table:
         """A row for every x, a column for every curve."""
+        names = [line.name for line in self.lines]
         by_x: dict[float, list[str]] = {}
         for number, line in enumerate(self.lines):
             for x, y, *ends in line.points:
-                cells = by_x.setdefault(x, [""] * len(self.lines))
+                cells = by_x.setdefault(x, [""] * len(names))
                 cells[number] = _with_ends(y, ends)
-        rows = [[_plain(x), *by_x[x]] for x in sorted(by_x)]
-        return [self.x, *(line.name for line in self.lines)], rows
+        rows = []
+        for x, cells in sorted(by_x.items()):
+            rows.append([_plain(x), *cells])
+        return [self.x, *names], rows
 
-    def legend(self) -> list[tuple[str, str, str]]:
+    def legend(self) -> Legend:
         """Every curve, but one for all seeds of an arm."""
-        return list(dict.fromkeys((_arm(line.name), line.color, line.style) for line in self.lines))
+        entries = []
+        for line in self.lines:
+            arm = line.name.partition(", seed ")[0]
+            entries.append((arm, line.color, line.style))
+        return list(dict.fromkeys(entries))
 
     @property
     def x_scale(self) -> Scale:
         """Where an x stands."""
-        xs = [point[0] for line in self.lines for point in line.points]
-        return Scale.over([*xs, *self.verticals.values()], _LEFT, _WIDTH - _RIGHT, self.x_log)
+        xs = list(self.verticals.values())
+        for line in self.lines:
+            xs += [point[0] for point in line.points]
+        right = _WIDTH - _RIGHT
+        return Scale.over(xs, _LEFT, right, self.x_log)
+
+    @property
+    def _y_scale(self) -> Scale:
+        ys = list(self.horizontals.values())
+        for point in chain.from_iterable(line.points for line in self.lines):
+            ys += point[1:]
+        # pixels count downwards
+        bottom = _HEIGHT - _BOTTOM
+        return Scale.over(ys, bottom, _TOP, self.y_log)
 
     def svg(self) -> Markup:
         """Curves, points that say their values, and lines of reference."""
-        bottom = _HEIGHT - _BOTTOM
-        ys = [y for line in self.lines for point in line.points for y in point[1:]]
         x = self.x_scale
-        y = Scale.over([*ys, *self.horizontals.values()], bottom, _TOP, self.y_log)
+        y = self._y_scale
+        picture = _Picture()
+        self._draw_axes(picture, x, y)
+        self._draw_references(picture, x, y)
+        for line in self.lines:
+            picture.group(line.color, _curve(line, x, y))
+        return self._framed(_HEIGHT, picture)
 
-        right = _WIDTH - _RIGHT
-        parts = []
+    def _draw_axes(self, picture: _Picture, x: Scale, y: Scale) -> None:
+        bottom = _HEIGHT - _BOTTOM
         for tick in y.ticks():
-            parts.append(_horizontal(y(tick), _LEFT, right, "grid"))
-            parts.append(_text(_LEFT - 6, y(tick) + 4, short(tick), "end"))
+            at = y(tick)
+            picture.horizontal(at, _LEFT, _WIDTH - _RIGHT, "grid")
+            picture.text(_LEFT - 6, at + 4, short(tick), "end")
         for tick in x.ticks():
-            parts.append(_vertical(x(tick), _TOP, bottom, "grid"))
-            parts.append(_text(x(tick), bottom + 17, short(tick), "middle"))
-        parts.append(_text(0, 13, self.y, "start"))
-        parts.append(_text(_WIDTH / 2, _HEIGHT - 6, self.x, "middle"))
+            at = x(tick)
+            picture.vertical(at, _TOP, bottom, "grid")
+            picture.text(at, bottom + 17, short(tick), "middle")
+        picture.text(0, 13, self.y, "start")
+        picture.text(_WIDTH / 2, _HEIGHT - 6, self.x, "middle")
 
+    def _draw_references(self, picture: _Picture, x: Scale, y: Scale) -> None:
         for name, value in self.horizontals.items():
-            parts.append(_horizontal(y(value), _LEFT, right, "reference"))
-            parts.append(_text(_LEFT + 4, y(value) - 4, name, "start"))
+            at = y(value)
+            picture.horizontal(at, _LEFT, _WIDTH - _RIGHT, "reference")
+            picture.text(_LEFT + 4, at - 4, name, "start")
         for name, value in self.verticals.items():
             at = x(value)
-            parts.append(_vertical(at, _TOP, bottom, "reference"))
-            # inside the picture on either side
+            picture.vertical(at, _TOP, _HEIGHT - _BOTTOM, "reference")
+            # the name stands on the side that has more room
             if at > _WIDTH / 2:
-                parts.append(_text(at - 4, _TOP + 10, name, "end"))
+                picture.text(at - 4, _TOP + 10, name, "end")
             else:
-                parts.append(_text(at + 4, _TOP + 10, name, "start"))
-        parts += [_curve(line, x, y) for line in self.lines]
-        return self._framed(_HEIGHT, parts)
+                picture.text(at + 4, _TOP + 10, name, "start")
 
 
 def short(value: float, percent: bool = False) -> str:
     """A round value in few characters: 0.05, 12k, 3M, 1e+18."""
     if percent:
         return f"{value:.0%}"
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+    units = {"B": 1e9, "M": 1e6, "k": 1e3}
+    for unit, size in units.items():
         if size <= abs(value) < 1e12:
             return f"{value / size:g}{unit}"
     # what is left of a sum such as 3 * 0.1
@@ -298,70 +449,43 @@ def short(value: float, percent: bool = False) -> str:
 
 
 def _plain(value: float) -> str:
-    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
+    if 1e3 <= abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
 
 
 def _with_ends(value: float, ends: Sequence[float]) -> str:
-    interval = f" ({_plain(ends[0])} to {_plain(ends[1])})" if ends else ""
-    return _plain(value) + interval
+    text = _plain(value)
+    if ends:
+        low, high = map(_plain, ends)
+        text += f" ({low} to {high})"
+    return text
 
 
-def _arm(name: str) -> str:
-    return name.partition(", seed ")[0]
-
-
-def _curve(line: Line, x: Scale, y: Scale) -> Markup:
+def _curve(line: Line, x: Scale, y: Scale) -> _Picture:
     pixels = [(x(point[0]), y(point[1])) for point in line.points]
-    path = " ".join(f"{across:.1f},{down:.1f}" for across, down in pixels)
-    parts = []
+    corners = [f"{across:.1f},{down:.1f}" for across, down in pixels]
+    path = " ".join(corners)
+    picture = _Picture()
     if line.style == "area":
-        first = f"{pixels[0][0]:.1f},{y(0):.1f}"
-        last = f"{pixels[-1][0]:.1f},{y(0):.1f}"
-        parts.append(Markup('<polygon points="{} {} {}"/>').format(first, path, last))
+        base = y(0)
+        first = f"{pixels[0][0]:.1f},{base:.1f}"
+        last = f"{pixels[-1][0]:.1f},{base:.1f}"
+        picture.draw('<polygon points="{} {} {}"/>', first, path, last)
     if line.style != "points":
-        parts.append(Markup('<polyline class="{}" points="{}"/>').format(line.style, path))
+        picture.draw('<polyline class="{}" points="{}"/>', line.style, path)
 
-    for (across, down), point in zip(pixels, line.points, strict=True):
+    for point, (across, down) in zip(line.points, pixels, strict=True):
         at, value, *ends = point
-        title = Markup("<title>{} at {}: {}</title>")
-        of_point = [title.format(line.name, _plain(at), _with_ends(value, ends))]
         if ends:
-            parts.append(_vertical(across, y(ends[0]), y(ends[1]), "interval"))
+            picture.vertical(across, y(ends[0]), y(ends[1]), "interval")
         is_shown = line.style == "points" or bool(ends)
-        of_point.append(_dot(across, down, 5, "value" if is_shown else "hidden"))
-        parts.append(_group("", of_point))
-    return _group(line.color, parts)
+        kind = "value" if is_shown else "hidden"
 
-
-def _joined(parts: Iterable[Markup]) -> Markup:
-    return Markup("").join(parts)
-
-
-def _group(color: str, parts: Iterable[Markup]) -> Markup:
-    own = Markup(' class="{}"').format(color) if color else ""
-    return Markup("<g{}>{}</g>").format(own, _joined(parts))
-
-
-def _horizontal(y: float, left: float, right: float, kind: str) -> Markup:
-    return _line(kind, left, y, right, y)
-
-
-def _vertical(x: float, top: float, bottom: float, kind: str) -> Markup:
-    return _line(kind, x, top, x, bottom)
-
-
-def _line(kind: str, *ends: float) -> Markup:
-    picture = '<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'
-    return Markup(picture).format(kind, *ends)
-
-
-def _dot(x: float, y: float, radius: float, kind: str) -> Markup:
-    return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(kind, x, y, radius)
-
-
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> Markup:
-    # no class of its own: what most texts are
-    own = Markup(' class="{}"').format(kind) if kind else ""
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}"{}>{}</text>').format(
-        x, y, anchor, own, text
-    )
+        # in a group of its own, so that what a pointer rests on says its value
+        of_point = _Picture()
+        shown = _with_ends(value, ends)
+        of_point.title(f"{line.name} at {_plain(at)}: {shown}")
+        of_point.dot(across, down, 5, kind)
+        picture.group("", of_point)
+    return picture

@@ -164,6 +164,6 @@ def _cell(
     return "-" if measures is None else format(measures, format_value)
 
 
-def as_json(value: Any) -> str:
+def as_json(value: object) -> str:
     """JSON that cannot end the script element that it stands in."""
     return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")

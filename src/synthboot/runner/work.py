@@ -280,6 +280,8 @@ class Workload:
         tokens = pairs * both * cfg.max_epochs / (1 - cfg.plain_share)
         if cfg.max_tokens is not None:
             tokens = min(tokens, cfg.max_tokens)
+        if cfg.base_share == 1:
+            tokens = 0.0  # base as it is
         evaluated = (cfg.evals + 1) * cfg.eval_pairs * both
         return self._trained(
             self.synthesizer,
@@ -296,7 +298,8 @@ class Workload:
         model = self.synthesizer if conditional else self.model
         window = cfg.tune_seq_len if conditional else cfg.model.seq_len
         document = self.corpus.document_tokens
-        d1 = min(document, d1_room(window, cfg.tune.d1_share)) if conditional else 0.0
+        is_prompted = conditional and cfg.tune.base_share != 1
+        d1 = min(document, d1_room(window, cfg.tune.d1_share)) if is_prompted else 0.0
         d2 = min(document, window - d1, cfg.synthesize.max_tokens or math.inf)
         requests = budget_tokens / d2
         read = budget_tokens + requests * d1
@@ -500,5 +503,5 @@ def _given_size(source: str, setting: str) -> ModelSize:
         width=width,
         inner=int(layouts.setting(model, "intermediate_size") or 4 * width),
         kv_width=float(kv_heads * head_dim),
-        vocab_size=int(model.get_input_embeddings().weight.shape[0]),
+        vocab_size=len(layouts.embedding(model)),
     )

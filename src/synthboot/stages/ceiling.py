@@ -45,6 +45,10 @@ _DISCOUNT = 0.75
 _ROUNDS = 200  # of expectation maximization; it stops where a round gains next to nothing
 _LEAST_GAIN = 1e-7  # nats per token
 
+_Numbers = Int64[np.ndarray, " token"]
+_Probabilities = Float64[np.ndarray, " token"]
+_Parts = Float64[np.ndarray, "token part"]
+
 Worth = tuple[float, float]
 """A gain in nats per token, and its standard error over documents."""
 
@@ -107,26 +111,31 @@ def ceiling(
     held = _held(pairs)
     if len(held) < LEAST_DOCS:
         return None
-    sets = {HELDOUT: corpus, VALIDATION: validation}
     hidden = {one.doc for one in held if one.split == HELDOUT}
     counts = _NGrams.of(corpus, hidden, vocab_size, end)
 
-    text = _Text.of([[_head(sets[one.split][one.doc])] for one in held], end)
+    sets = {HELDOUT: corpus, VALIDATION: validation}
+    heads = [_head(sets[one.split][one.doc]) for one in held]
+    text = _Text.of([[head] for head in heads], end)
     sizes = np.bincount(text.doc)
-    alone = counts.read(text)
+    alone = counts.read(text)  # (token, part)
     loss = _losses(alone, text)
 
-    def given(d1: Sequence[Sequence[int]]) -> Float64[np.ndarray, " doc"]:
-        copied = _Text.of([[_head(corpus[doc]) for doc in of_doc] for of_doc in d1], end)
-        return _losses(np.hstack((alone, counts.copied(copied, text, alone[:, 0]))), text)
+    def losses_given(d1: Sequence[Sequence[int]]) -> Float64[np.ndarray, " doc"]:
+        heads = [[_head(corpus[doc]) for doc in docs] for docs in d1]
+        parts = counts.copied(_Text.of(heads, end), text, backoff=alone[:, 0])
+        return _losses(np.hstack((alone, parts)), text)
 
     def worth(losses: np.ndarray, docs: np.ndarray) -> Worth:
-        gain = statistics.difference(loss[None, docs], losses[None, docs], sizes[docs])
+        before = loss[None, docs]  # (1, doc): of one model each
+        after = losses[None, docs]
+        gain = statistics.difference(before, after, sizes[docs])
         return gain.value, gain.standard_error
 
     everything = np.arange(len(held))
-    nearest = {k: given([one.d1[:k] for one in held]) for k in NEAREST}
-    drawn = rng(seed, "ceiling.random_d1").integers(0, len(corpus), len(held))
+    nearest = {}
+    for k in NEAREST:
+        nearest[k] = losses_given([one.d1[:k] for one in held])
     bands = []
     for docs in np.array_split(everything, BANDS):  # most similar first
         bands.append(
@@ -139,19 +148,29 @@ def ceiling(
             )
         )
 
-    heads = [[_head(validation[doc])] for doc in range(len(validation))[:_MOST_DOCS]]
-    unseen = _Text.of(heads, end)
-    floor = _losses(counts.read(unseen), unseen)
+    random = rng(seed, "ceiling.random_d1")
+    drawn = random.integers(0, len(corpus), len(held))
+    random_loss = losses_given([[int(doc)] for doc in drawn])
+    num_d1 = [min(len(one.d1), NEAREST[-1]) for one in held]
     return Ceiling(
         docs=len(held),
         tokens=len(text.token),
-        d1=float(np.mean([len(one.d1[: NEAREST[-1]]) for one in held])),
+        d1=float(np.mean(num_d1)),
         loss=float(loss.sum() / sizes.sum()),
-        worth={str(k): worth(losses, everything) for k, losses in nearest.items()},
-        random=worth(given([[int(doc)] for doc in drawn]), everything),
+        worth={str(k): worth(nearest[k], everything) for k in NEAREST},
+        random=worth(random_loss, everything),
         bands=bands,
-        floor=float(floor.sum() / len(unseen.token)),
+        floor=_floor(counts, validation, end),
     )
+
+
+def _floor(counts: _NGrams, validation: Tokens, end: int) -> float:
+    """Nats per token of the validation set's first documents, without any d1."""
+    docs = range(len(validation))[:_MOST_DOCS]
+    heads = [_head(validation[doc]) for doc in docs]
+    text = _Text.of([[head] for head in heads], end)
+    losses = _losses(counts.read(text), text)
+    return float(losses.sum() / len(text.token))
 
 
 @dataclass(frozen=True)
@@ -170,16 +189,19 @@ def _held(pairs: Pairs) -> list[_Held]:
     for split in (HELDOUT, VALIDATION):
         for d1, d2, similarity in pairs.only(split):
             # pairs come most similar first, so the first of a d2 is its nearest
-            one = by_d2.setdefault((split, d2), _Held(split, d2, [], similarity))
+            first = _Held(split, d2, [], similarity)
+            one = by_d2.setdefault((split, d2), first)
             one.d1.append(d1)
     ranked = sorted(by_d2.values(), key=lambda one: -one.similarity)
     if len(ranked) <= _MOST_DOCS:
         return ranked
-    return [ranked[i] for i in np.linspace(0, len(ranked) - 1, _MOST_DOCS).astype(int)]
+    spread = np.linspace(0, len(ranked) - 1, _MOST_DOCS)
+    return [ranked[int(rank)] for rank in spread]
 
 
-def _head(document: Integer[np.ndarray, " token"]) -> Int64[np.ndarray, " token"]:
-    return document[:_MOST_DOC_TOKENS].astype(np.int64)
+def _head(document: Integer[np.ndarray, " token"]) -> _Numbers:
+    head = document[:_MOST_DOC_TOKENS]
+    return head.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -187,25 +209,51 @@ class _Text:
     """Documents end to end: each token, the two before it (`end` before the first of a piece), and
     the number of its document."""
 
-    token: Int64[np.ndarray, " token"]
-    previous: Int64[np.ndarray, " token"]
-    before: Int64[np.ndarray, " token"]
-    doc: Int64[np.ndarray, " token"]
+    token: _Numbers
+    previous: _Numbers
+    before: _Numbers
+    doc: _Numbers
 
     @staticmethod
-    def of(documents: Sequence[Sequence[np.ndarray]], end: int) -> _Text:
-        """Each document given in pieces, none of which is read on from the one before."""
-        pieces = [piece for document in documents for piece in document]
-        owners = [number for number, document in enumerate(documents) for _ in document]
-        lengths = np.array([len(piece) for piece in pieces], np.int64)
-        token = np.concatenate(pieces).astype(np.int64)
+    def of(documents: Sequence[Sequence[_Numbers]], end: int) -> _Text:
+        """Each document given in pieces, none of which is read on from the one before.
 
+        token     [ a  b  c | d  e ]   two pieces
+        previous  [ .  a  b | .  d ]   `.` is the end token
+        before    [ .  .  a | .  . ]
+        """
+        pieces: list[_Numbers] = []
+        owners: list[int] = []
+        for number, document in enumerate(documents):
+            pieces += document
+            owners += [number] * len(document)
+        lengths = np.array([len(piece) for piece in pieces], np.int64)
         starts = np.cumsum(lengths) - lengths
-        previous = np.concatenate(([end], token[:-1]))
-        previous[starts] = end
-        before = np.concatenate(([end], previous[:-1]))
-        before[starts] = end
-        return _Text(token, previous, before, np.repeat(owners, lengths))
+
+        def moved(values: _Numbers) -> _Numbers:
+            later = np.concatenate(([end], values[:-1]))
+            later[starts] = end
+            return later
+
+        token = np.concatenate(pieces)
+        previous = moved(token)
+        return _Text(
+            token=token,
+            previous=previous,
+            before=moved(previous),
+            doc=np.repeat(owners, lengths),
+        )
+
+    def contexts(self, vocab_size: int) -> tuple[_Numbers, _Numbers, _Numbers]:
+        """The contexts of each token, none, one and two tokens long, as numbers."""
+        none = np.zeros_like(self.token)
+        two = self.before * vocab_size + self.previous
+        return none, self.previous, two
+
+    def previous_in_doc(self, vocab_size: int) -> _Numbers:
+        """The token before as a number that no other document has."""
+        context: np.ndarray = self.doc * vocab_size + self.previous
+        return context
 
 
 @dataclass(frozen=True)
@@ -218,26 +266,31 @@ class _Counts:
     vocab_size: int
 
     @staticmethod
-    def of(context: np.ndarray, token: np.ndarray, vocab_size: int) -> _Counts:
+    def of(context: _Numbers, token: _Numbers, vocab_size: int) -> _Counts:
         """`context` are numbers of any kind, small enough that times `vocab_size` they fit 63
         bits."""
-        keys, counts = np.unique(context * vocab_size + token, return_counts=True)
-        return _Counts(keys, np.concatenate(([0], np.cumsum(counts))), vocab_size)
+        pairs = context * vocab_size + token
+        keys, counts = np.unique(pairs, return_counts=True)
+        until = np.concatenate(([0], np.cumsum(counts)))
+        return _Counts(keys, until, vocab_size)
 
     def after(
         self,
-        context: np.ndarray,
-        token: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        context: _Numbers,
+        token: _Numbers,
+    ) -> tuple[_Numbers, _Numbers, _Numbers]:
         """For each (context, token): its count, that of the context with any token, and how many
         different tokens follow the context."""
-        first = context * self.vocab_size
+        first = context * self.vocab_size  # the least key that a context can have
+        key = first + token
         low = np.searchsorted(self.keys, first)
         high = np.searchsorted(self.keys, first + self.vocab_size)
-        start = np.searchsorted(self.keys, first + token)
-        stop = np.searchsorted(self.keys, first + token, side="right")
-        until = self.until
-        return until[stop] - until[start], until[high] - until[low], high - low
+        start = np.searchsorted(self.keys, key)
+        stop = np.searchsorted(self.keys, key, side="right")
+
+        count = self.until[stop] - self.until[start]
+        total = self.until[high] - self.until[low]
+        return count, total, high - low
 
 
 @dataclass(frozen=True)
@@ -248,104 +301,113 @@ class _NGrams:
     vocab_size: int
 
     @staticmethod
-    def of(corpus: Tokens, hidden: set[int], vocab_size: int, end: int) -> _NGrams:
+    def of(
+        corpus: Tokens,
+        hidden: set[int],
+        vocab_size: int,
+        end: int,
+    ) -> _NGrams:
         """Of the first documents of `corpus`, but for `hidden`."""
         docs = []
         room = _MOST_COUNTED_TOKENS
         for doc in range(len(corpus)):
-            if doc not in hidden and room > 0:
-                docs.append([corpus[doc][:room]])
-                room -= len(docs[-1][0])
+            if doc in hidden:
+                continue
+            if room <= 0:
+                break
+            read = corpus[doc][:room].astype(np.int64)
+            room -= len(read)
+            docs.append([read])
         text = _Text.of(docs, end)
-        contexts = _contexts(text, vocab_size)
-        one, two, three = (_Counts.of(context, text.token, vocab_size) for context in contexts)
-        return _NGrams((one, two, three), vocab_size)
+        none, one, two = text.contexts(vocab_size)
+        counts = (
+            _Counts.of(none, text.token, vocab_size),
+            _Counts.of(one, text.token, vocab_size),
+            _Counts.of(two, text.token, vocab_size),
+        )
+        return _NGrams(counts, vocab_size)
 
-    def read(self, text: _Text) -> Float64[np.ndarray, "token part"]:
+    def read(self, text: _Text) -> _Parts:
         """The probability of each token by the n-grams, and by the uni- and bigrams of its own
         document so far."""
         prob = np.full(len(text.token), 1 / self.vocab_size)
-        for counts, context in zip(self.counts, _contexts(text, self.vocab_size), strict=True):
+        contexts = text.contexts(self.vocab_size)
+        for counts, context in zip(self.counts, contexts, strict=True):
             count, total, different = counts.after(context, text.token)
-            kept = np.maximum(count - _DISCOUNT, 0) + _DISCOUNT * different * prob
-            prob = np.divide(kept, total, out=prob, where=total > 0)
+            # absolute discounting: what is taken off goes to the next shorter context
+            kept = np.maximum(count - _DISCOUNT, 0)
+            mass = kept + _DISCOUNT * different * prob
+            prob = np.divide(mass, total, out=prob, where=total > 0)
 
         # what came before in the document: how many equals of a number stand earlier
         single = text.doc * self.vocab_size + text.token
-        position = _earlier(text.doc)
-        context = text.doc * self.vocab_size + text.previous
+        context = text.previous_in_doc(self.vocab_size)
         double = context * self.vocab_size + text.token
-        parts = (
-            prob,
-            _share(_earlier(single), position, prob),
-            _share(_earlier(double), _earlier(context), prob),
-        )
-        return np.stack(parts, axis=1)  # (token, part)
+        unigrams = _share(_earlier(single), _earlier(text.doc), prob)
+        bigrams = _share(_earlier(double), _earlier(context), prob)
+        return np.stack((prob, unigrams, bigrams), axis=1)  # (token, part)
 
-    def copied(
-        self,
-        d1: _Text,
-        text: _Text,
-        backoff: Float64[np.ndarray, " token"],
-    ) -> Float64[np.ndarray, "token part"]:
+    def copied(self, d1: _Text, text: _Text, backoff: _Probabilities) -> _Parts:
         """The probability of each token by the uni- and bigrams of the d1 of its document; that by
         the n-grams, `backoff`, where these say nothing."""
-        single = _Counts.of(d1.doc, d1.token, self.vocab_size)
-        double = _Counts.of(self._context(d1), d1.token, self.vocab_size)
+        previous_in_d1 = d1.previous_in_doc(self.vocab_size)
+        previous = text.previous_in_doc(self.vocab_size)
         parts = []
-        for counts, context in ((single, text.doc), (double, self._context(text))):
-            count, total, _ = counts.after(context, text.token)
+        for of_d1, of_text in ((d1.doc, text.doc), (previous_in_d1, previous)):
+            counts = _Counts.of(of_d1, d1.token, self.vocab_size)
+            count, total, _ = counts.after(of_text, text.token)
             parts.append(_share(count, total, backoff))
         return np.stack(parts, axis=1)  # (token, part)
 
-    def _context(self, text: _Text) -> np.ndarray:
-        """The token before, told apart by document."""
-        context: np.ndarray = text.doc * self.vocab_size + text.previous
-        return context
 
+def _earlier(numbers: _Numbers) -> _Numbers:
+    """How often each number stands earlier.
 
-def _contexts(text: _Text, vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The contexts of each token, none, one and two tokens long, as numbers."""
-    return np.zeros_like(text.token), text.previous, text.before * vocab_size + text.previous
-
-
-def _earlier(numbers: Int64[np.ndarray, " token"]) -> Int64[np.ndarray, " token"]:
-    """How often each number stands earlier."""
+    numbers  7 3 7 7    in order, equal ones as they came:  3  7 7 7
+    earlier  0 0 1 2    how far from the first of its run:  0  0 1 2
+    """
     order = np.argsort(numbers, kind="stable")
     ranked = numbers[order]
     position = np.arange(len(order))
     begins = np.ones(len(order), bool)
     begins[1:] = ranked[1:] != ranked[:-1]
+    own_start = np.where(begins, position, 0)
+    run_start = np.maximum.accumulate(own_start)
+
     count = np.empty(len(order), np.int64)
-    count[order] = position - np.maximum.accumulate(np.where(begins, position, 0))
+    count[order] = position - run_start
     return count
 
 
-def _share(count: np.ndarray, total: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+def _share(
+    count: _Numbers,
+    total: _Numbers,
+    otherwise: _Probabilities,
+) -> _Probabilities:
     """count / total, and where there is nothing to count what is said otherwise."""
     share = otherwise.copy()
-    np.divide(count, total, out=share, where=total > 0)
+    counted = total > 0
+    np.divide(count, total, out=share, where=counted)
     return share
 
 
-def _losses(
-    parts: Float64[np.ndarray, "token part"],
-    text: _Text,
-) -> Float64[np.ndarray, " doc"]:
+def _losses(parts: _Parts, text: _Text) -> Float64[np.ndarray, " doc"]:
     """The nats of each document under the best mixture of the parts, by weights fitted on every
     other document."""
-    losses = np.zeros(int(text.doc[-1]) + 1)
+    num_docs = int(text.doc[-1]) + 1
+    losses = np.zeros(num_docs)
     for half in (0, 1):
         mine = text.doc % 2 == half
         weights = _fitted(parts[~mine])
-        nll = -np.log(parts[mine] @ weights)
-        losses += np.bincount(text.doc[mine], nll, len(losses))
+        mixed = parts[mine] @ weights
+        losses += np.bincount(text.doc[mine], -np.log(mixed), num_docs)
     return losses
 
 
-def _fitted(parts: Float64[np.ndarray, "token part"]) -> Float64[np.ndarray, " part"]:
+def _fitted(parts: _Parts) -> Float64[np.ndarray, " part"]:
     """The weights, of sum 1, under which a mixture of these probabilities is likeliest."""
-    weights = np.full(parts.shape[1], 1 / parts.shape[1])
+    count = parts.shape[1]
+    weights = np.full(count, 1 / count)
     before = np.inf
     for _ in range(_ROUNDS):
         if not len(parts):
@@ -355,7 +417,8 @@ def _fitted(parts: Float64[np.ndarray, "token part"]) -> Float64[np.ndarray, " p
         if before - loss < _LEAST_GAIN:
             break
         before = loss
-        # the share of each token that each part answers for; their product with the weights is the
-        # mean posterior
-        weights = weights * (parts / mixed[:, None]).mean(0)
+        # the share of each token that each part answers for, but for its weight: (token, part)
+        answered = parts / mixed[:, None]
+        # times the weight it is the posterior, whose mean is the new weight
+        weights = weights * answered.mean(0)
     return weights

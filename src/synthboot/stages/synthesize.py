@@ -39,7 +39,9 @@ from synthboot.data import ngrams, tokens
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, SamplingError
+from synthboot.lm import pointer
 from synthboot.lm.batches import d1_room, joined_contexts
+from synthboot.lm.pointer import Weights
 from synthboot.lm.sampling.engines import open_sampler
 from synthboot.lm.sampling.protocol import Request, Result, Sampler
 from synthboot.rng import rng
@@ -51,7 +53,8 @@ class Job:
 
     Without `conditional`, documents are sampled from the model alone. With `pairs`, the folder they
     lie in, up to `contexts` documents are conditioned on: d1, and the d1 of d1. `tokenizer` is that
-    of the arms; an `external` synthesizer has another, and `corpus` is in its tokens.
+    of the arms; an `external` synthesizer has another, and `corpus` is in its tokens. With the
+    weights of a `pointer` d1 is copied from, and need not stand in the prompt (`is_prompted`).
     """
 
     cfg: config.Synthesize
@@ -67,6 +70,8 @@ class Job:
     contexts: int = 1
     pairs: Path | None = None
     external: bool = False
+    pointer: Weights | None = None
+    is_prompted: bool = True
 
 
 def synthesize(
@@ -179,16 +184,22 @@ def requests_of(
     `corpus` and `tokenizer` are those that the synthesizer reads and writes by.
     """
     d1_tokens = d1_room(job.seq_len, job.d1_share)
-    contrasts = job.conditional and job.cfg.contrast > 0
+    is_prompted = job.conditional and job.is_prompted
+    contrasts = is_prompted and job.cfg.contrast > 0
     first = chunk * job.cfg.chunk
     for number in range(first, first + job.cfg.chunk):
         sample, index = divmod(number, job.docs)
         d1 = int(_order(job.seed, sample, job.docs)[index])
         prompt = [tokenizer.end]
+        source: tuple[int, ...] = ()
+        texts: list[np.ndarray] = []
         if job.conditional:
-            # as in tuning: end + d1, cut to its share of the row, + separator
             docs = [d1] if related is None else related.around(d1, d1, job.contexts)
             texts = [corpus[doc] for doc in docs]
+        if job.conditional and job.pointer is not None:
+            source = tuple(pointer.source(texts, job.seq_len).tolist())
+        if is_prompted:
+            # as in tuning: end + d1, cut to its share of the row, + separator
             given = joined_contexts(texts, job.seq_len, job.d1_share, tokenizer.separator)[:-1]
             prompt += [*given[:d1_tokens].tolist(), tokenizer.separator]
         room = job.seq_len - len(prompt)
@@ -200,6 +211,7 @@ def requests_of(
                 seed=_seed(job.seed, d1, sample),
                 max_tokens=min(room, job.cfg.max_tokens or room),
                 alone=(tokenizer.end, tokenizer.separator) if contrasts else (),
+                source=source,
             ),
         )
 
@@ -239,7 +251,7 @@ def _chunk_writer(
         if not loaded:
             arms = tokenizers.load(job.tokenizer)
             own = tokenizers.load(job.synthesizer) if job.external else arms
-            engine = open_sampler(job.cfg, job.engine, job.synthesizer, own.end)
+            engine = open_sampler(job.cfg, job.engine, job.synthesizer, own.end, job.pointer)
             corpus = Tokens.open(job.corpus).head(job.docs)
             loaded.extend((engine, own, arms, corpus, related_of(job)))
         return shards.write(chunk, lambda out: _write_chunk(job, chunk, out, *loaded))

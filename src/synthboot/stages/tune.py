@@ -9,6 +9,9 @@ a random d1, and given nothing. Two gaps say what that is good for:
 - d1's worth, given a random d1 minus given its own: the relation was learned,
 - net worth, base without any d1 minus given its own: and more was gained than forgotten.
 
+With a pointer over d1 the synthesizer is the mixture of the model with copies from d1. Its losses
+are measured with weights that were fitted on the other half of the held-out pairs.
+
 Without `start` it is tuned from fresh weights: the control that asks what base is worth. An
 external model (`tune.init_from`) may take base's place, in tokens of its own. It is tuned a second
 time for the arms without d1, on the same d2, as often, each alone after an end token: what the two
@@ -23,9 +26,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float64
 
 from synthboot import config
 from synthboot.artifacts.model import Model
@@ -34,12 +38,15 @@ from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
-from synthboot.lm import adapters, merging, score
+from synthboot.lm import adapters, merging, pointer, score
 from synthboot.lm import model as models
 from synthboot.lm.arm import runtime_of
 from synthboot.lm.batches import PairPlan, cut_pair, d1_room, joined_contexts
 from synthboot.lm.train import Curve, Settings, train
 from synthboot.rng import rng
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class Tuned:
     `base_share` are the shares of base's weights that were tried, each with its loss.
     `untuned` is what d1 is worth to the model that tuning starts from, with its standard error.
     `stopped_by` are the pairs whose loss the curve has: d1, validation document d2, tokens of it
-    that are scored.
+    that are scored. `pointer` are its weights, if there is one; `is_prompted` whether d1 stands in
+    the prompt.
     """
 
     curve: Curve
@@ -60,6 +68,8 @@ class Tuned:
     padding_share: float
     flops: float
     stopped_by: list[tuple[int, int, int]]
+    pointer: pointer.Weights | None
+    is_prompted: bool
 
     def sentence(self) -> str:
         """What d1 is worth, in words."""
@@ -71,6 +81,8 @@ class Tuned:
                 parts.append(f"{name} {unseen[key]:+.4f} +- {unseen[f'{key}_error']:.4f}")
                 by_byte.append(f"{unseen[key] * unseen.get('tokens_per_byte', 0):+.4f}")
         words = f"{', '.join(parts)} nats a token of unseen d2"
+        if self.pointer is not None:
+            words += ", with a pointer" if self.is_prompted else ", by base and a pointer"
         if "tokens_per_byte" in unseen:
             words += f" ({', '.join(by_byte)} a byte); external"
         return words
@@ -105,15 +117,13 @@ def tune(
         )
     settings, plan = _plan(cfg, pairs, corpus, tokenizer, separator)
     model = _origin(cfg, start, tokenizer)
+    if start is not None and cfg.tune.base_share == 1:
+        return _as_it_is(cfg, model, stopping, tokenizer, folder)
     progress(0.0, "measuring what d1 is worth untuned")
     untuned = stopping.d1_worth(model)
-    worth, error = untuned
     # fresh weights read nothing, and nobody expects them to
-    if start is not None and worth < 2 * error:
-        note(
-            f"the model that tuning starts from does not read d1: its worth is {worth:+.4f} +- "
-            f"{error:.4f} nats a token untuned; tuning has to teach that (docs/will-it-work.md)"
-        )
+    if start is not None:
+        _warn_unread(*untuned, note)
     if cfg.tune.lora.rank:
         adapters.add(model, cfg.tune.lora, cfg.seed, "tune")
     runtime = runtime_of(cfg, folder)
@@ -134,18 +144,20 @@ def tune(
         progress(1.0, "averaging with base")
         base = _origin(cfg, start, tokenizer)
         shares = merging.average_with_base(
-            folder, base, _shares(cfg.tune), stopping.loss, tokenizer
+            folder, base, _shares(cfg.tune, conditional), stopping.loss, tokenizer
         )
     runtime.group.wait()
+    chosen = min(shares, key=lambda pair: pair[1])[0] if shares else 0.0
 
     progress(1.0, "measuring held-out pairs")
-    best = models.load(Model.open(folder).best).to(next(model.parameters()).device)
+    best = models.load(Model.open(folder).best)
+    best = models.moved(best, next(model.parameters()).device)
     seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer, separator)
     conditioning = {}
     for name, held in (("unseen", stopping), ("seen_by_base", seen)):
         if len(held):
             origin = _origin(cfg, start, tokenizer)
-            conditioning[name] = held.conditioning(best, origin, is_base=start is not None)
+            conditioning[name] = held.conditioning(best, origin, start is not None, chosen)
 
     tokens = curve.step * plan.batch_tokens
     row_tokens = plan.rows_per_epoch() * plan.seq_len
@@ -161,25 +173,66 @@ def tune(
         padding_share=1 - float(plan.lengths.sum()) / row_tokens,
         flops=cfg.tune.lora.passes * forward * tokens + forward * evaluated,
         stopped_by=stopping.numbers,
+        pointer=stopping.weights(best, chosen),
+        is_prompted=conditional and chosen < 1,
     )
 
 
-def _shares(cfg: config.Tune) -> tuple[float, ...]:
-    """The shares of base's weights that are tried."""
-    return merging.SHARES if cfg.base_share == "auto" else (cfg.base_share,)
+def _warn_unread(worth: float, error: float, note: Callable[[str], None]) -> None:
+    if worth < 2 * error:
+        note(
+            f"the model that tuning starts from does not read d1: its worth is {worth:+.4f} +- "
+            f"{error:.4f} nats a token untuned; tuning has to teach that (docs/will-it-work.md)"
+        )
+
+
+def _as_it_is(
+    cfg: config.Config,
+    base: PreTrainedModel,
+    stopping: _Held,
+    tokenizer: Tokenizer,
+    folder: Path,
+) -> Tuned:
+    """The synthesizer that is base with a pointer: nothing is trained."""
+    loss = stopping.loss(base, 1.0)
+    curve = Curve(best_loss=loss, validation=[[0, loss]])
+    synthesizer = Model.open(folder)
+    for checkpoint in (synthesizer.best, synthesizer.last):
+        models.save(base, checkpoint, tokenizer)
+    synthesizer.save_curve(vars(curve))
+    forward = models.flops_per_token(base, cfg.tune_seq_len)
+    return Tuned(
+        curve=curve,
+        base_share=[(1.0, loss)],
+        conditioning={"unseen": stopping.conditioning(base, base, True, 1.0)},
+        untuned=stopping.d1_worth(base, 1.0),
+        tokens=0,
+        padding_share=0.0,
+        flops=forward * stopping.num_tokens,
+        stopped_by=stopping.numbers,
+        pointer=stopping.weights(base, 1.0),
+        is_prompted=False,
+    )
+
+
+def _shares(cfg: config.Tune, conditional: bool) -> tuple[float, ...]:
+    """The shares of base's weights that are tried; the last leaves d1 to the pointer alone."""
+    if cfg.base_share != "auto":
+        return (cfg.base_share,)
+    return (*merging.SHARES, 1.0) if cfg.pointer and conditional else merging.SHARES
 
 
 def _origin(
     cfg: config.Config,
     start: Path | None,
     tokenizer: Tokenizer,
-) -> Any:
+) -> PreTrainedModel:
     """The model that tuning starts from: base, or fresh weights."""
     if start is None:
         model = models.build(cfg.model, tokenizer.vocab_size, cfg.seed)
     else:
         model = models.load(start)
-    return model.to(models.device(cfg.engine.device))
+    return models.moved(model, models.device(cfg.engine.device))
 
 
 def _plan(
@@ -234,11 +287,20 @@ def _plan(
     return settings, packed
 
 
+@dataclass(frozen=True)
+class _Given:
+    """A d1 for each held-out d2: its tokens, closed, and what a pointer finds in it."""
+
+    prompts: list[np.ndarray]
+    readings: list[pointer.Reading]
+
+
 class _Held:
     """Held-out pairs, one d1 for each d2, spread over the similarities.
 
     d2 is cut to what a row always has room for, so that every condition is scored on the same
-    tokens. Without `separator` the model that is tuned is given no d1.
+    tokens. Without `separator` the model that is tuned is given no d1. A share of base of 1 is base
+    itself, which has never seen a separator and is given none either.
     """
 
     def __init__(
@@ -255,6 +317,7 @@ class _Held:
         self.tokenizer = tokenizer
         self.separator = separator
         self.external = cfg.tune.init_from is not None
+        self.points = cfg.tune.pointer and separator is not None
 
         # pairs come most similar first, so the first of a d2 is its best
         _, once = np.unique(pairs.d2, return_index=True)
@@ -270,7 +333,6 @@ class _Held:
         given = []
         for one, other in zip(d1, d2, strict=True):
             given.append(related.around(one, other, cfg.tune.contexts))
-        self.d1 = [self._joined(first, docs) for docs in given]
         self.d2 = [second[doc][:room] for doc in d2]
         self.numbers = list(
             zip(
@@ -283,12 +345,12 @@ class _Held:
         # as many random ones as it has d1
         shape = (len(chosen), cfg.tune.contexts)
         others = rng(cfg.seed, "tune.random_d1").integers(0, len(first), shape).tolist()
-        self.random = []
-        for docs, instead in zip(given, others, strict=True):
-            self.random.append(self._joined(first, instead[: len(docs)]))
+        instead = [drawn[: len(docs)] for docs, drawn in zip(given, others, strict=True)]
+        self.own = self._given(first, given)
+        self.random = self._given(first, instead)
 
         self.num_tokens = 0  # fed to the model for one loss
-        for a, b in zip(self.d1, self.d2, strict=True):
+        for a, b in zip(self.own.prompts, self.d2, strict=True):
             d1_tokens, d2_tokens = cut_pair(
                 len(a) - 1,
                 len(b),
@@ -300,24 +362,40 @@ class _Held:
     def __len__(self) -> int:
         return len(self.d2)
 
-    def _joined(self, first: Tokens, docs: list[int]) -> np.ndarray:
-        texts = [first[doc] for doc in docs]
-        return joined_contexts(texts, self.seq_len, self.share, self.tokenizer.separator)
+    def _given(self, first: Tokens, documents: list[list[int]]) -> _Given:
+        """What a prompt has of these documents, and what a pointer finds in them."""
+        prompts = []
+        readings = []
+        for docs, d2 in zip(documents, self.d2, strict=True):
+            texts = [first[doc] for doc in docs]
+            separator = self.tokenizer.separator
+            prompts.append(joined_contexts(texts, self.seq_len, self.share, separator))
+            if self.points:
+                readings.append(pointer.read(pointer.source(texts, self.seq_len), d2))
+        return _Given(prompts, readings)
 
-    def loss(self, model: Any) -> float:
+    def loss(self, model: PreTrainedModel, base_share: float = 0.0) -> float:
         """Nats per token of d2 given its d1, or nothing where it is tuned without."""
-        return self._score(model, self.d1).mean
+        return self._score(model, self.own, base_share).mean
 
-    def d1_worth(self, model: Any) -> tuple[float, float]:
+    def d1_worth(self, model: PreTrainedModel, base_share: float = 0.0) -> tuple[float, float]:
         """How many nats per token d2 costs less given its d1 than given a random one, with the
         standard error over pairs."""
-        return self._score(model, self.d1).gain_over(self._score(model, self.random))
+        given = self._score(model, self.own, base_share)
+        return given.gain_over(self._score(model, self.random, base_share))
+
+    def weights(self, model: PreTrainedModel, base_share: float) -> pointer.Weights | None:
+        """Those of a pointer beside this model, fitted on all pairs."""
+        if not self.points:
+            return None
+        return pointer.fit(self.own.readings, self._probabilities(model, self.own, base_share))
 
     def conditioning(
         self,
-        model: Any,
-        origin: Any,
+        model: PreTrainedModel,
+        origin: PreTrainedModel,
         is_base: bool,
+        base_share: float,
     ) -> dict[str, float]:
         """Nats per token of d2 under each condition; `base` is the model that tuning started from,
         without d1.
@@ -326,17 +404,15 @@ class _Held:
         Conditions with a d1 are left out where it is tuned without. Tokens of another tokenizer
         than the arms' are compared with theirs by `tokens_per_byte`.
         """
-        nothing = [np.array([self.tokenizer.end])] * len(self)
-        given = self._score(model, self.d1)
-        random = self._score(model, self.random)
+        nothing = _Given([np.array([self.tokenizer.end])] * len(self), [])
+        given = self._score(model, self.own, base_share)
+        random = self._score(model, self.random, base_share)
         # base has never seen the separator: without one, d2 is a document like any other
-        alone = score.pairs(
-            origin, nothing, self.d2, self.seq_len, self.share, self.tokenizer.end, None
-        )
+        alone = self._model_score(origin, nothing, None)
         losses = {
             "given_d1": given.mean,
             "given_random_d1": random.mean,
-            "given_nothing": self._score(model, nothing).mean,
+            "given_nothing": self._model_score(model, nothing, self._separator(base_share)).mean,
             "base": alone.mean,
             "pairs": len(self),
         }
@@ -351,17 +427,55 @@ class _Held:
             losses["tokens_per_byte"] = sum(map(len, self.d2)) / size
         return losses
 
-    def _score(
-        self,
-        model: Any,
-        d1: list[np.ndarray],
-    ) -> score.Scores:
-        return score.pairs(
+    def _separator(self, base_share: float) -> int | None:
+        return None if base_share == 1 else self.separator
+
+    def _score(self, model: PreTrainedModel, given: _Given, base_share: float) -> score.Scores:
+        """The losses of the model, or of its mixture with a pointer.
+
+        The weights are fitted on every other pair, with its own d1, and used on the rest, then the
+        other way round, so that no pair is measured by weights that it helped to fit.
+        """
+        if not self.points:
+            return self._model_score(model, given, self._separator(base_share))
+        own = self._probabilities(model, self.own, base_share)
+        those = own if given is self.own else self._probabilities(model, given, base_share)
+        loss = np.empty(len(self))
+        for part in range(2):
+            fitted = range(1 - part, len(self), 2)
+            measured = range(part, len(self), 2)
+            weights = pointer.fit([self.own.readings[i] for i in fitted], [own[i] for i in fitted])
+            loss[part::2] = pointer.losses(
+                [given.readings[i] for i in measured],
+                [those[i] for i in measured],
+                weights,
+            )
+        return score.Scores(loss, np.array([len(d2) for d2 in self.d2]))
+
+    def _probabilities(
+        self, model: PreTrainedModel, given: _Given, base_share: float
+    ) -> list[Float64[np.ndarray, " token"]]:
+        """The model's probability of each token of each d2."""
+        losses = score.pair_tokens(
             model,
-            d1,
+            given.prompts,
             self.d2,
             self.seq_len,
             self.share,
             self.tokenizer.end,
-            self.separator,
+            self._separator(base_share),
+        )
+        return [np.exp(-loss.astype(np.float64)) for loss in losses]
+
+    def _model_score(
+        self, model: PreTrainedModel, given: _Given, separator: int | None
+    ) -> score.Scores:
+        return score.pairs(
+            model,
+            given.prompts,
+            self.d2,
+            self.seq_len,
+            self.share,
+            self.tokenizer.end,
+            separator,
         )

@@ -158,7 +158,7 @@ def _scores(
 def _contaminated(
     c: Context,
     answers: Mapping[str, Sequence[Answers]],
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, float | None]], np.ndarray]:
+) -> tuple[list[dict[str, object]], dict[str, dict[str, float | None]], np.ndarray]:
     """Our questions; by task how many there are, how many the training text holds, and how many are
     too short to tell; and of every answer whether its question is one that the text holds.
 
@@ -328,7 +328,7 @@ def _rows(
     losses: Losses,
     models: Mapping[str, Mapping[int, Model]],
     tokens: np.ndarray,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """A row for every model, checkpoint and test document."""
     rows = []
     for checkpoint, by_arm in losses.items():

@@ -55,6 +55,8 @@ def _job(c: Context) -> Job:
     from synthboot.stages.synthesize import Job
 
     external = c.external
+    is_conditional = conditional(c.variant)
+    tuning = c.model("synthesizer").tuning if is_conditional else {}
     return Job(
         cfg=c.cfg.synthesize,
         synthesizer=c.model("synthesizer").best,
@@ -64,9 +66,11 @@ def _job(c: Context) -> Job:
         seq_len=c.cfg.tune_seq_len,
         d1_share=c.cfg.tune.d1_share,
         seed=c.cfg.seed,
-        conditional=conditional(c.variant),
+        conditional=is_conditional,
         engine=c.cfg.engine,
         contexts=c.cfg.tune.contexts,
         pairs=c.parents.get("pair"),
         external=external is not None,
+        pointer=tuning.get("pointer"),
+        is_prompted=tuning.get("is_prompted", True),
     )

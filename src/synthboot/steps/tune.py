@@ -47,6 +47,8 @@ def tune(c: Context) -> Outcome:
             "curve": asdict(tuned.curve),
             "stopped_by": tuned.stopped_by,
             "base_share": tuned.base_share,
+            "pointer": tuned.pointer,
+            "is_prompted": tuned.is_prompted,
         }
         Model.open(c.folder).save_tuning(record)
     return counts, {"tokens": tuned.tokens, "flops": tuned.flops}

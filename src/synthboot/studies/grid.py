@@ -29,16 +29,16 @@ class Point:
     """One combination of values: what is varied, and the run that it makes."""
 
     name: str
-    settings: dict[str, Any]
+    settings: dict[str, object]
     config: config.Config
 
 
-def parse_vary(items: Sequence[str]) -> dict[str, list[Any]]:
+def parse_vary(items: Sequence[str]) -> dict[str, list[object]]:
     """`section.key=value,value` strings as values by setting, each read as `--set` reads it.
 
     Raises ConfigError for anything of another form.
     """
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[object]] = {}
     for item in items:
         key, equals, values = item.partition("=")
         if not equals or not all(key.split(".")) or not values.strip():
@@ -65,12 +65,12 @@ def parse_seeds(given: str | None) -> list[Any] | None:
 
 
 def points(
-    source: str | Path | Mapping[str, Any],
-    vary: Mapping[str, Sequence[Any]],
+    source: str | Path | Mapping[str, object],
+    vary: Mapping[str, Sequence[object]],
     out: Path | None = None,
     *,
-    set: Mapping[str, Any] | None = None,
-    seeds: Sequence[Any] | None = None,
+    set: Mapping[str, object] | None = None,
+    seeds: Sequence[object] | None = None,
     together: bool = False,
 ) -> list[Point]:
     """Every point of the grid, the last setting changing fastest; `together`, the first values of
@@ -147,14 +147,14 @@ class Planner:
                 )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return value is None or isinstance(value, bool | int | float)
 
 
 def _combinations(
-    vary: Mapping[str, Sequence[Any]],
+    vary: Mapping[str, Sequence[object]],
     together: bool,
-) -> list[tuple[Any, ...]]:
+) -> list[tuple[object, ...]]:
     lengths = {key: len(values) for key, values in vary.items()}
     if together and len({*lengths.values()}) > 1:
         counts = ", ".join(f"{key} has {count}" for key, count in lengths.items())
@@ -172,7 +172,7 @@ def _combinations(
     return list(itertools.product(*vary.values()))
 
 
-def _name(settings: Mapping[str, Any]) -> str:
+def _name(settings: Mapping[str, object]) -> str:
     """The name of a point's run: what is varied and how, `unique_tokens-400000_width-96`."""
     last = Counter(key.rpartition(".")[2] for key in settings)
     parts = []
@@ -184,7 +184,7 @@ def _name(settings: Mapping[str, Any]) -> str:
     return name if len(name) <= _MOST_CHARACTERS else _shortened(name, name)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

@@ -52,7 +52,7 @@ class Row:
 
     point: str
     folder: str
-    settings: dict[str, Any]
+    settings: dict[str, object]
     train_tokens: int | None = None
     parameters: int | None = None
     batch_tokens: int | None = None
@@ -73,10 +73,10 @@ class Row:
     failed: bool = False
     note: str = ""
 
-    def flat(self) -> dict[str, Any]:
+    def flat(self) -> dict[str, object]:
         """One value a column: `d1_worth` and `d1_worth.error`, `loss.sbp`, `loss.sbp.low`, ..."""
         plain = ("train_tokens", "parameters", "batch_tokens", "pool_tokens", "contexts")
-        found: dict[str, Any] = {"point": self.point, "folder": self.folder, **self.settings}
+        found: dict[str, object] = {"point": self.point, "folder": self.folder, **self.settings}
         found |= {name: getattr(self, name) for name in (*plain, "tuned_tokens", "seeds")}
         for name in ("ceiling", "d1_worth", "net_worth"):
             worth = getattr(self, name)
@@ -90,14 +90,14 @@ class Row:
         return found | {"note": self.note}
 
 
-def _columns(name: str, value: Any, parts: Sequence[str]) -> dict[str, Any]:
+def _columns(name: str, value: Any, parts: Sequence[str]) -> dict[str, object]:
     found = {name: None if value is None else value.value}
     for part in parts:
         found[f"{name}.{part}"] = None if value is None else getattr(value, part)
     return found
 
 
-def read(run: Path, point: str, settings: Mapping[str, Any]) -> Row:
+def read(run: Path, point: str, settings: Mapping[str, object]) -> Row:
     """The row of a run folder; its p-values are not adjusted for the other rows yet.
 
     Raises MissingArtifact where it is no run folder, CorruptArtifact where a file is damaged.
@@ -125,20 +125,20 @@ def read(run: Path, point: str, settings: Mapping[str, Any]) -> Row:
     return row
 
 
-def settings_of(run: Path) -> dict[str, Any]:
+def settings_of(run: Path) -> dict[str, object]:
     """The settings that a run's artifacts were made with, where they are not their default, by
     dotted name; recipes of arms are left out."""
     known = set(leaves())
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for manifest in _manifests(run).values():
         found |= {key: value for key, value in manifest.reads.items() if key in known}
     return found
 
 
-def differing(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def differing(runs: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
     """Of settings by run, those that are not the same in all of them, defaults filled in."""
     keys = sorted({key for settings in runs.values() for key in settings})
-    found: dict[str, dict[str, Any]] = {run: {} for run in runs}
+    found: dict[str, dict[str, object]] = {run: {} for run in runs}
     for key in keys:
         values = {run: settings.get(key, default(key)) for run, settings in runs.items()}
         if len({repr(value) for value in values.values()}) > 1:

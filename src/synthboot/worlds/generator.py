@@ -311,7 +311,7 @@ class World:
                 is_stated[reading.entity, attribute] = True
         return is_stated
 
-    def questions(self, stated: np.ndarray) -> Iterator[dict[str, Any]]:
+    def questions(self, stated: np.ndarray) -> Iterator[dict[str, object]]:
         """A closed-book question for every entity and attribute.
 
         All values of the attribute are there to choose from; its `group` says how many documents

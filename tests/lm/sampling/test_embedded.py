@@ -12,7 +12,7 @@ from synthboot.lm.sampling import embedded, engines, nucleus
 from synthboot.lm.sampling.decoder import Decoder
 from synthboot.lm.sampling.embedded import EmbeddedSampler
 from synthboot.lm.sampling.protocol import Request
-from tests.lm.conftest import draw, small_model
+from tests.lm.conftest import draw, looked_for, small_model
 
 
 def requests(count: int, limit: int = 12, seed: int = 0) -> list[Request]:
@@ -367,3 +367,43 @@ def test_without_a_contrast_or_what_to_contrast_with_nothing_changes() -> None:
     assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample(also) == plain
     assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24, contrast=2.0).sample(asked) == plain
     assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24, contrast=2.0).sample(also) != plain
+
+
+@pytest.mark.parametrize("make", [lambda: small_model(1), lambda: small_model(1, width=64)], ids=["torch", "compiled"])
+def test_a_pointer_draws_from_the_mixture_whatever_else_is_decoded_beside(make: Callable[[], Any]) -> None:
+    model = make()
+    weights = ((0.9, 0.0, 0.1), *[(0.2, 0.8, 0.0)] * 4)
+    rng = np.random.default_rng(0)
+    asked = []
+    for i, r in enumerate(requests(40)):
+        source = tuple(rng.integers(2, 12, i % 9 * 4).tolist())  # of few kinds, so that matches come; some have none
+        asked.append(Request(r.prompt, r.seed, 2 + i % 7, source=source))
+    engine = EmbeddedSampler(model, 0, temperature=0, top_p=1, batch=30, weights=weights)
+    copied = 0
+    for request, result in zip(asked, engine.sample(asked), strict=True):
+        expected: list[int] = []
+        logprob = 0.0
+        while len(expected) < request.max_tokens and 0 not in expected:
+            logits = model(input_ids=torch.tensor([[*request.prompt, *expected]])).logits[0, -1].detach().double()
+            chances = torch.softmax(logits, -1).numpy()
+            if request.source:
+                # the prompt is no part of what was written
+                match, following = looked_for(list(request.source), expected)
+                parts = [chances, np.bincount(following, minlength=280), np.bincount(request.source, minlength=280)]
+                chances = sum(w * part / max(1, part.sum()) for w, part in zip(weights[match], parts, strict=True))
+            expected.append(int(chances.argmax()))
+            logprob += float(np.log(chances[expected[-1]]))
+            copied += expected[-1] in request.source
+        assert list(result.tokens) == [token for token in expected if token]
+        assert result.logprob == pytest.approx(logprob, rel=1e-3, abs=1e-3)
+    assert copied > 10
+
+
+def test_without_a_source_a_pointer_changes_nothing() -> None:
+    model, asked = small_model(), requests(6)
+    plain = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample(asked)
+    weights = ((0.5, 0.0, 0.5), *[(0.2, 0.8, 0.0)] * 4)
+    assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24, weights=weights).sample(asked) == plain
+    also = [Request(r.prompt, r.seed, r.max_tokens, source=(5, 6, 7)) for r in asked]
+    assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample(also) == plain
+    assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24, weights=weights).sample(also) != plain

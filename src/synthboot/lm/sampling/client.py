@@ -265,7 +265,7 @@ class ServerSampler:
         except UnicodeEncodeError:
             raise _Refused("its text holds halves of characters (surrogates)") from None
         if ended:  # some servers write out the token that they stopped at
-            text = text.removesuffix(self._tokenizer.backend.id_to_token(self.end))
+            text = text.removesuffix(str(self._tokenizer.backend.id_to_token(self.end)))
         tokens = tuple(self._tokenizer.encode([text])[0])
         # not a few more: a sampled byte that is no character comes as one (U+FFFD) of three bytes.
         if len(tokens) > 3 * most:

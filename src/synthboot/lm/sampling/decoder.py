@@ -8,45 +8,64 @@ than halve the time of a matmul.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional
 
 from synthboot.kernels import decoding, library
 from synthboot.kernels.decoding import BLOCK
 
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {
+    "auto": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
 
 Cache = list[tuple[Tensor, Tensor]]
 """Keys and values of every layer."""
+
+_Turn = tuple[Tensor, Tensor]
+"""Cosine and sine of the rotary angles."""
 
 
 class Decoder:
     """The weights of a Llama or Qwen3 model, and what the two functions share."""
 
-    def __init__(self, model: Any, dtype: str = "auto") -> None:
+    def __init__(self, model: PreTrainedModel, dtype: str = "auto") -> None:
         cfg = model.config
         inner = model.model
         self.device = next(model.parameters()).device
-        on_gpu = self.device.type == "cuda"
-        # activations stay float32 on a CPU: the weights are most of what a step reads
-        self.matrices = DTYPES[dtype] or (torch.bfloat16 if on_gpu else torch.float32)
-        self.dtype = torch.float32 if self.device.type == "cpu" else self.matrices
+        kind = self.device.type
+        usual = torch.bfloat16 if kind == "cuda" else torch.float32
+        self.matrices = DTYPES[dtype] or usual
+        self.dtype = self.matrices
+        if kind == "cpu":
+            # activations stay float32: the weights are most of what a step reads
+            self.dtype = torch.float32
 
         self.vocab_size = cfg.vocab_size
         self.eps = cfg.rms_norm_eps
         self.heads = cfg.num_attention_heads
         self.kv_heads = cfg.num_key_value_heads
+        self.all_heads = self.heads + 2 * self.kv_heads  # queries, keys and values, joined
         # not every Llama configuration names it
-        self.head_dim = getattr(cfg, "head_dim", None) or cfg.hidden_size // cfg.num_attention_heads
-        self.compiled = library.available(self.device.type) and self.head_dim in decoding.HEAD_DIMS
+        named = getattr(cfg, "head_dim", None)
+        self.head_dim = named or cfg.hidden_size // self.heads
+        has_loop = self.head_dim in decoding.HEAD_DIMS
+        self.compiled = has_loop and library.available(kind)
 
-        def cast(weight: Any) -> Tensor:
-            dtype = self.matrices if weight.dim() > 1 else self.dtype
-            return torch.as_tensor(weight.detach()).to(dtype).contiguous()
+        def cast(weight: Tensor) -> Tensor:
+            is_matrix = weight.dim() > 1
+            dtype = self.matrices if is_matrix else self.dtype
+            return weight.detach().to(dtype).contiguous()
 
         self.embedding = cast(inner.embed_tokens.weight)
         self.head = cast(model.lm_head.weight)
@@ -54,9 +73,11 @@ class Decoder:
         self.layers = [_Layer(layer, cast) for layer in inner.layers]
 
         # the two halves of a head turn by the same angles: (head_dim)
-        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
-        frequency = 1.0 / cfg.rope_parameters["rope_theta"] ** exponents
-        self.frequency = torch.cat((frequency, frequency)).to(self.device)
+        dims = torch.arange(0, self.head_dim, 2, dtype=torch.float32)
+        theta = cfg.rope_parameters["rope_theta"]
+        frequency = 1.0 / theta ** (dims / self.head_dim)  # (head_dim / 2)
+        both_halves = torch.cat((frequency, frequency))
+        self.frequency = both_halves.to(self.device)
 
     def cache(self, rows: int, max_len: int) -> Cache:
         """An empty cache: keys and values of every layer, (row, head, position, dim).
@@ -75,19 +96,20 @@ class Decoder:
                 BLOCK,
             )
 
-        dtype = self._cache_dtype()
-        cache = []
-        for _ in self.layers:
-            keys = torch.zeros(key_shape, dtype=dtype, device=self.device)
-            values = torch.zeros(value_shape, dtype=dtype, device=self.device)
-            cache.append((keys, values))
-        return cache
+        empty = partial(
+            torch.zeros,
+            dtype=self._cache_dtype(),
+            device=self.device,
+        )
+        return [(empty(key_shape), empty(value_shape)) for _ in self.layers]
 
     def cache_bytes(self, rows: int, max_len: int) -> int:
         """What `cache` takes."""
-        layer = rows * self.kv_heads * _whole_blocks(max_len) * self.head_dim
-        keys_and_values = 2 * len(self.layers) * layer
-        return keys_and_values * self._cache_dtype().itemsize
+        positions = rows * _whole_blocks(max_len)
+        keys = positions * self.kv_heads * self.head_dim
+        of_layer = 2 * keys  # and as many values
+        numbers = len(self.layers) * of_layer
+        return numbers * self._cache_dtype().itemsize
 
     def _cache_dtype(self) -> torch.dtype:
         # torch's own attention wants queries, keys and values of one dtype
@@ -99,10 +121,13 @@ class Decoder:
         Of a GPU what is free, of a machine what is free for one core.
         """
         if self.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.device)[0])
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            free, _ = torch.cuda.mem_get_info(self.device)
+            return int(free)
+        pages = os.sysconf("SC_AVPHYS_PAGES")
+        free = pages * os.sysconf("SC_PAGE_SIZE")
         # other workers count on theirs
-        return free // max(1, os.cpu_count() or 1)
+        cores = os.cpu_count() or 1
+        return free // cores
 
     def prefill(
         self,
@@ -112,23 +137,24 @@ class Decoder:
     ) -> None:
         """Fill cache rows `rows` with right-padded prompts."""
         width = tokens.shape[1]
-        cos, sin = self._rope(torch.arange(width, device=self.device))  # (token, head_dim)
-        hidden = self.embedding[tokens].to(self.dtype)
-        for layer, (keys, values) in zip(self.layers, cache, strict=True):
-            q, k, v = self._qkv(layer, hidden, cos, sin)
+        turn = self._rope(self._numbers(width))  # (token, head_dim) each
+        hidden = self._embed(tokens)  # (row, token, width)
+        for layer, (keys, values) in self._with_layers(cache):
+            q, k, v = self._qkv(layer, hidden, turn)
             self._store(keys, rows, k)
             values[rows, :, :width] = v.to(values.dtype)
             if layer is self.layers[-1]:
                 return  # nothing asks what these tokens predict
-            attended = torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads
+            attended = functional.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                is_causal=True,
+                enable_gqa=self.heads != self.kv_heads,
             )
             # (row, head, token, dim) -> (row, token, head x dim)
-            hidden = self._rest(
-                layer,
-                hidden,
-                attended.transpose(1, 2).flatten(2),
-            )
+            joined = attended.transpose(1, 2).flatten(2)
+            hidden = self._rest(layer, hidden, joined)
 
     def step(
         self,
@@ -144,38 +170,45 @@ class Decoder:
         """
         if self.compiled:
             return self._compiled_step(tokens, position, cache)
-        cos, sin = self._rope(position[:, None])
-        # (row, head, token, head_dim)
-        cos = cos[:, None]
-        sin = sin[:, None]
-        visible = torch.arange(span, device=self.device) <= position[:, None]
-        mask = visible[:, None, None, :]  # (row, kv_head, group, span)
-        rows = torch.arange(len(tokens), device=self.device)
-        hidden = self.embedding[tokens].to(self.dtype)[:, None]  # (row, 1, width)
+        # one token a row, at a position of its own: (row, head, token, head_dim)
+        turn = self._rope(position[:, None, None])
+        visible = self._numbers(span) <= position[:, None]
+        mask = visible[:, None, None]  # (row, kv_head, group, span)
+        rows = self._numbers(len(tokens))
+        hidden = self._embed(tokens)[:, None]  # (row, 1, width)
 
-        for layer, (keys, values) in zip(self.layers, cache, strict=True):
-            q, k, v = self._qkv(layer, hidden, cos, sin)
+        for layer, (keys, values) in self._with_layers(cache):
+            q, k, v = self._qkv(layer, hidden, turn)
             # each row at a position of its own: (row, kv_head, head_dim)
             keys[rows, :, position] = k[:, :, 0]
             values[rows, :, position] = v[:, :, 0]
-            attended = torch.nn.functional.scaled_dot_product_attention(
-                q[:, :, 0].unflatten(1, (self.kv_heads, -1)),  # (row, kv_head, group, head_dim)
+            # (row, head, 1, head_dim) -> (row, kv_head, group, head_dim)
+            grouped = q[:, :, 0].unflatten(1, (self.kv_heads, -1))
+            attended = functional.scaled_dot_product_attention(
+                grouped,
                 keys[:, :, :span],
                 values[:, :, :span],
                 attn_mask=mask,
             )
             # (row, kv_head, group, head_dim) -> (row, 1, width)
-            hidden = self._rest(layer, hidden, attended.flatten(1)[:, None])
+            joined = attended.flatten(1)[:, None]
+            hidden = self._rest(layer, hidden, joined)
         return self._logits(hidden[:, 0])
 
-    def _compiled_step(self, tokens: Tensor, position: Tensor, cache: Cache) -> Tensor:
+    def _compiled_step(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        cache: Cache,
+    ) -> Tensor:
         """`step`, with all of a layer's attention but the matmuls in one call."""
-        cos, sin = self._rope(position)
-        hidden = self.embedding[tokens].to(self.dtype)  # (row, width)
-        shape = (len(tokens), self.heads + 2 * self.kv_heads, self.head_dim)
-        for layer, (keys, values) in zip(self.layers, cache, strict=True):
+        cos, sin = self._rope(position)  # (row, head_dim) each
+        hidden = self._embed(tokens)  # (row, width)
+        shape = (len(tokens), self.all_heads, self.head_dim)
+        for layer, (keys, values) in self._with_layers(cache):
             normed = _rms(hidden, layer.input_norm, self.eps)
-            qkv = _linear(normed, layer.qkv).view(shape)  # (row, head + 2 x kv_head, head_dim)
+            # (row, (head + 2 x kv_head) x head_dim) -> (row, head + 2 x kv_head, head_dim)
+            qkv = _linear(normed, layer.qkv).view(shape)
             attended = decoding.attend(
                 qkv,
                 layer.qk_norms,
@@ -189,64 +222,81 @@ class Decoder:
             hidden = self._rest(layer, hidden, attended)
         return self._logits(hidden)
 
-    def _store(self, keys: Tensor, rows: Tensor, k: Tensor) -> None:
+    def _store(
+        self,
+        keys: Tensor,
+        rows: Tensor,
+        k: Tensor,
+    ) -> None:
         """Put the keys (row, head, token, dim) of prompts into cache rows."""
         width = k.shape[2]
         if not self.compiled:
             keys[rows, :, :width] = k
             return
         # (row, head, token, dim) -> (row, head, block, 16, dim) -> (row, head, block, dim, 16)
-        padded = torch.nn.functional.pad(k, (0, 0, 0, -width % BLOCK))
-        blocks = padded.unflatten(2, (-1, BLOCK)).transpose(3, 4)
-        keys[rows, :, : blocks.shape[2]] = blocks.to(keys.dtype)
+        missing = -width % BLOCK
+        padded = functional.pad(k, (0, 0, 0, missing))
+        blocks = padded.unflatten(2, (-1, BLOCK))
+        turned = blocks.transpose(3, 4)
+        count = turned.shape[2]
+        keys[rows, :, :count] = turned.to(keys.dtype)
 
-    def _rope(self, position: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_layers(self, cache: Cache) -> Iterable[tuple[_Layer, tuple[Tensor, Tensor]]]:
+        return zip(self.layers, cache, strict=True)
+
+    def _numbers(self, count: int) -> Tensor:
+        return torch.arange(count, device=self.device)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return self.embedding[tokens].to(self.dtype)
+
+    def _rope(self, position: Tensor) -> _Turn:
         """Cosine and sine of the rotary angles, (..., head_dim)."""
         angle = position[..., None].float() * self.frequency
-        return angle.cos().to(self.dtype), angle.sin().to(self.dtype)
+        cos = angle.cos().to(self.dtype)
+        sin = angle.sin().to(self.dtype)
+        return cos, sin
 
     def _qkv(
         self,
         layer: _Layer,
         hidden: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        turn: _Turn,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (row, head, token, head_dim), in their positions."""
         rows, width, _ = hidden.shape
         normed = _rms(hidden, layer.input_norm, self.eps)
         joined = _linear(normed, layer.qkv)
-        # (row, token, head + 2 x kv_head, head_dim)
-        heads = joined.view(
-            rows,
-            width,
-            self.heads + 2 * self.kv_heads,
-            self.head_dim,
-        )
-        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        # -> (row, token, head + 2 x kv_head, head_dim)
+        heads = joined.view(rows, width, self.all_heads, self.head_dim)
+        counts = (self.heads, self.kv_heads, self.kv_heads)
+        q, k, v = heads.split(counts, dim=2)
 
         if layer.qk_norms is not None:
             q_norm, k_norm = layer.qk_norms
             q = _rms(q, q_norm, self.eps)
             k = _rms(k, k_norm, self.eps)
         # (row, token, head, head_dim) -> (row, head, token, head_dim)
-        q = q.transpose(1, 2)
-        k = k.transpose(1, 2)
-        return (
-            _rotate(q, cos, sin),
-            _rotate(k, cos, sin),
-            v.transpose(1, 2),
-        )
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        return _rotate(q, turn), _rotate(k, turn), v
 
-    def _rest(self, layer: _Layer, hidden: Tensor, attended: Tensor) -> Tensor:
+    def _rest(
+        self,
+        layer: _Layer,
+        hidden: Tensor,
+        attended: Tensor,
+    ) -> Tensor:
         """A block's output, from its input and what attention made of it."""
         hidden = hidden + _linear(attended, layer.output)
         normed = _rms(hidden, layer.post_norm, self.eps)
-        gate, up = _linear(normed, layer.gate_up).chunk(2, dim=-1)
-        return hidden + _linear(torch.nn.functional.silu(gate) * up, layer.down)
+        both = _linear(normed, layer.gate_up)
+        gate, up = both.chunk(2, dim=-1)
+        gated = functional.silu(gate) * up
+        return hidden + _linear(gated, layer.down)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return _linear(_rms(hidden, self.norm, self.eps), self.head).float()
+        normed = _rms(hidden, self.norm, self.eps)
+        return _linear(normed, self.head).float()
 
 
 class _Layer:
@@ -255,7 +305,7 @@ class _Layer:
     def __init__(
         self,
         layer: Any,
-        cast: Callable[[Any], Tensor],
+        cast: Callable[[Tensor], Tensor],
     ) -> None:
         attention = layer.self_attn
         mlp = layer.mlp
@@ -265,9 +315,14 @@ class _Layer:
         self.qkv = torch.cat([q, k, v])
         self.qk_norms: tuple[Tensor, Tensor] | None = None
         if hasattr(attention, "q_norm"):  # Qwen3 has them, Llama has not
-            self.qk_norms = (cast(attention.q_norm.weight), cast(attention.k_norm.weight))
+            q_norm = cast(attention.q_norm.weight)
+            k_norm = cast(attention.k_norm.weight)
+            self.qk_norms = (q_norm, k_norm)
         self.output = cast(attention.o_proj.weight)
-        self.gate_up = torch.cat([cast(mlp.gate_proj.weight), cast(mlp.up_proj.weight)])
+
+        gate = cast(mlp.gate_proj.weight)
+        up = cast(mlp.up_proj.weight)
+        self.gate_up = torch.cat([gate, up])
         self.down = cast(mlp.down_proj.weight)
         self.input_norm = cast(layer.input_layernorm.weight)
         self.post_norm = cast(layer.post_attention_layernorm.weight)
@@ -279,20 +334,18 @@ def _whole_blocks(max_len: int) -> int:
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
     """A matmul in the weight's precision, the result in that of `x`."""
-    return torch.nn.functional.linear(x.to(weight.dtype), weight).to(x.dtype)
+    rounded = x.to(weight.dtype)
+    return functional.linear(rounded, weight).to(x.dtype)
 
 
 def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return torch.nn.functional.rms_norm(
-        x,
-        (x.shape[-1],),
-        weight,
-        eps,
-    )
+    last = x.shape[-1:]
+    return functional.rms_norm(x, last, weight, eps)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(x: Tensor, turn: _Turn) -> Tensor:
     """Rotary positions, as Llama has them: dimension i turns with dimension i + half."""
-    half = x.shape[-1] // 2
-    rotated = torch.cat((-x[..., half:], x[..., :half]), -1)
+    cos, sin = turn
+    first, second = x.chunk(2, -1)
+    rotated = torch.cat((-second, first), -1)
     return x * cos + rotated * sin

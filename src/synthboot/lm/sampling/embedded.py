@@ -17,15 +17,19 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from synthboot.lm import pointer
 from synthboot.lm.sampling.decoder import Cache, Decoder
 from synthboot.lm.sampling.nucleus import TRIES, sample_top_p, signed
 from synthboot.lm.sampling.protocol import Request, Result
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LEAST_ROWS = 24
 """Rows decoded at the least, some of them empty.
@@ -51,11 +55,14 @@ class EmbeddedSampler:
     With a `contrast` w, and requests that say what they are `alone`, every token is decoded after
     both prompts, and drawn from logits + w x (logits - logits alone): what the prompt makes
     likelier becomes likelier still. Source: arXiv:2305.14739, context-aware decoding.
+
+    With the weights of a `pointer`, and requests that have a `source`, every token is drawn from
+    the mixture of the model with copies from there.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         end: int,
         *,
         temperature: float,
@@ -65,8 +72,12 @@ class EmbeddedSampler:
         graphs: bool = True,
         absent: Sequence[int] = (),
         contrast: float = 0.0,
+        weights: pointer.Weights | None = None,
     ) -> None:
         self.decoder = Decoder(model, dtype)
+        self.weights = None
+        if weights is not None:
+            self.weights = torch.tensor(weights, device=self.decoder.device)  # (match, part)
         self.absent = torch.tensor(absent, device=self.decoder.device) if absent else None
         self.end = end
         self.temperature = temperature
@@ -144,12 +155,12 @@ class _Rows:
     The token to decode and its position, how much earlier that is without what is conditioned on,
     the request's seed and limit, how many tokens were drawn so far, how often the next one was
     tried, whether the row is done and by its end token, the
-    log-probability so far, and the tokens drawn.
+    log-probability so far, the tokens drawn, and those that a pointer may copy.
 
     Tensors are changed in place, so that a step can be recorded once and replayed.
     """
 
-    def __init__(self, rows: int, longest: int, device: torch.device) -> None:
+    def __init__(self, rows: int, longest: int, source: int, device: torch.device) -> None:
         integers = torch.zeros(7, rows, dtype=torch.int64, device=device)
         self.token, self.position, self.seed, self.limit, self.count, self.tries = integers[:6]
         self.shift = integers[6]
@@ -163,6 +174,7 @@ class _Rows:
             dtype=torch.int64,
             device=device,
         )
+        self.source = torch.full((rows, source), pointer.NO_TOKEN, device=device)
 
     def put(self, rows: Tensor, requests: Sequence[Request]) -> None:
         """Begin requests in these rows: the last token of a prompt is decoded first."""
@@ -180,6 +192,15 @@ class _Rows:
         self.limit[rows] = limit
         for column in (self.count, self.tries, self.logprob, self.ended, self.done):
             column[rows] = 0
+        if self.source.shape[1]:
+            self.source[rows] = self._sources(requests).to(rows.device)
+
+    def _sources(self, requests: Sequence[Request]) -> Tensor:
+        """What each request may copy, filled up: (request, source)."""
+        sources = np.full((len(requests), self.source.shape[1]), pointer.NO_TOKEN)
+        for i, request in enumerate(requests):
+            sources[i, : len(request.source)] = request.source
+        return torch.from_numpy(sources)
 
     def keep(self, rows: Tensor) -> None:
         """Give up all rows but these."""
@@ -248,12 +269,15 @@ class ContinuousBatch:
 
         rows = max(LEAST_ROWS, min(batch, len(requests)))
         longest = max((r.max_tokens for r in requests), default=0)
+        copied = max((len(r.source) for r in requests), default=0)
+        if owner.weights is None:
+            copied = 0
         self.cache = self.decoder.cache(rows, max_len)
         # of the same rows without what they are conditioned on
         self.alone = None
         if owner.contrast and all(request.alone for request in requests):
             self.alone = self.decoder.cache(rows, max_len)
-        self.rows = _Rows(rows, longest, self.device)
+        self.rows = _Rows(rows, longest, copied, self.device)
 
         # what the host knows of each row without asking the device
         self.request = np.full(rows, -1)  # -1: the row is free
@@ -368,7 +392,7 @@ class ContinuousBatch:
         # they were recorded over the tensors that are gone
         self.graphs.clear()
 
-    def _index(self, rows: Any) -> Tensor:
+    def _index(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Row numbers as an index on the device."""
         return torch.as_tensor(np.asarray(rows, np.int64)).to(self.device)
 
@@ -399,6 +423,14 @@ class ContinuousBatch:
             position = (self.rows.position - self.rows.shift).clamp_(min=0)
             alone = self.decoder.step(self.rows.token, position, self.alone, span)
             logits = torch.lerp(alone, logits, 1 + self.owner.contrast)
+        if self.owner.weights is not None and self.rows.source.shape[1]:
+            logits = pointer.mixed(
+                logits,
+                self.rows.source,
+                self.rows.output,
+                self.rows.count,
+                self.owner.weights,
+            )
         self.rows.advance(logits, self.owner)
 
     def _recorded(self, span: int) -> Callable[[], None]:

@@ -6,14 +6,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synthboot import config
 from synthboot.data import tokenizer as tokenizers
+from synthboot.errors import ConfigError
 from synthboot.lm import model as models
+from synthboot.lm.pointer import Weights
 from synthboot.lm.sampling.embedded import EmbeddedSampler
 from synthboot.lm.sampling.generate import TransformersSampler
 from synthboot.lm.sampling.protocol import Sampler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _NATIVE = ("qwen3", "llama")
 
@@ -23,8 +28,12 @@ def open_sampler(
     engine: config.Engine,
     folder: Path,
     end: int,
+    weights: Weights | None = None,
 ) -> Sampler:
-    """The sampler that `synthesize.sampler` names, over the model in `folder`."""
+    """The sampler that `synthesize.sampler` names, over the model in `folder`.
+
+    With the `weights` of a pointer, which the built-in one alone has.
+    """
     # imported where it is asked for: it needs a package of its own
     if cfg.sampler == "vllm":
         from synthboot.lm.sampling.vllm import VllmSampler
@@ -35,7 +44,7 @@ def open_sampler(
 
         return ServerSampler(folder, end, cfg, engine.server)
 
-    model = models.load(folder).to(models.device(engine.device))
+    model = models.moved(models.load(folder), models.device(engine.device))
     vocab_size = model.config.get_text_config().vocab_size
     return sampler(
         model,
@@ -46,11 +55,12 @@ def open_sampler(
         dtype=cfg.dtype,
         absent=tokenizers.load(folder).absent(vocab_size),
         contrast=cfg.contrast,
+        weights=weights,
     )
 
 
 def sampler(
-    model: Any,
+    model: PreTrainedModel,
     end: int,
     *,
     temperature: float,
@@ -59,12 +69,21 @@ def sampler(
     dtype: str = "auto",
     absent: Sequence[int] = (),
     contrast: float = 0.0,
+    weights: Weights | None = None,
 ) -> Sampler:
     """The embedded engine where it knows the layout, else `transformers.generate`, which draws
-    without a contrast."""
+    without a contrast.
+
+    Raises ConfigError for a pointer over a layout that the embedded engine does not know.
+    """
     engine: Callable[..., Sampler] = TransformersSampler
     if is_native(model.config):
-        engine = partial(EmbeddedSampler, contrast=contrast)
+        engine = partial(EmbeddedSampler, contrast=contrast, weights=weights)
+    elif weights is not None:
+        raise ConfigError(
+            f"tune.pointer needs a Llama or Qwen3 layout to sample from, not "
+            f"{model.config.model_type}; set tune.pointer=false"
+        )
     return engine(
         model,
         end,

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ from synthboot.lm.sampling.decoder import DTYPES
 from synthboot.lm.sampling.nucleus import TRIES, sample_top_p, signed
 from synthboot.lm.sampling.protocol import Request, Result
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class TransformersSampler:
     """The same contract as the embedded engine's, slower.
@@ -39,7 +42,7 @@ class TransformersSampler:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         end: int,
         *,
         temperature: float,
@@ -206,7 +209,7 @@ class _Rows:
             0.0,
         )
 
-    def finished(self, so_far: Tensor, _: Any) -> Tensor:
+    def finished(self, so_far: Tensor, _: object) -> Tensor:
         """Which rows are done."""
         return self.done
 

@@ -20,6 +20,10 @@ _LAST_TRY = 64
 """Tries after which the likeliest token is taken: the nucleus is that token, or hardly more."""
 
 
+Draw = tuple[Int64[Tensor, " row"], Float[Tensor, " row"], Bool[Tensor, " row"]]
+"""A token per row, its log-probability at temperature 1, and whether it was accepted."""
+
+
 def sample_top_p(
     logits: Float[Tensor, "row vocab"],
     seeds: Int64[Tensor, " row"],
@@ -28,7 +32,7 @@ def sample_top_p(
     temperature: float,
     top_p: float,
     absent: Int64[Tensor, " entry"] | None = None,
-) -> tuple[Int64[Tensor, " row"], Float[Tensor, " row"], Bool[Tensor, " row"]]:
+) -> Draw:
     """A token per row, its log-probability at temperature 1, and whether it was accepted.
 
     Where it was not, call again with `tries` larger by `TRIES`. What is accepted has exactly the
@@ -39,44 +43,74 @@ def sample_top_p(
     logits = logits.float()
     if absent is not None:
         # drawn from what is left, and then brought back to the model's own normalisation
-        masked = logits.index_fill(1, absent, -torch.inf)
-        token, logprob, accepted = sample_top_p(masked, seeds, steps, tries, temperature, top_p)
-        correction = masked.logsumexp(1) - logits.logsumexp(1)
+        left = logits.index_fill(1, absent, -torch.inf)
+        token, logprob, accepted = sample_top_p(left, seeds, steps, tries, temperature, top_p)
+        correction = left.logsumexp(1) - logits.logsumexp(1)
         return token, logprob + correction, accepted
 
     if library.available(logits.device.type):
-        token, logprob = decoding.sample_top_p(
-            logits.contiguous(), seeds, steps, temperature, top_p
-        )
-        return token, logprob, torch.ones_like(token, dtype=torch.bool)
+        rows = logits.contiguous()
+        token, logprob = decoding.sample_top_p(rows, seeds, steps, temperature, top_p)
+        return token, logprob, _all_true(token)
 
     likeliest = logits.argmax(1)
     if temperature == 0:
-        logprob = torch.log_softmax(logits, 1).gather(1, likeliest[:, None])[:, 0]
-        return likeliest, logprob, torch.ones_like(likeliest, dtype=torch.bool)
+        logprobs = torch.log_softmax(logits, 1)
+        return likeliest, _picked(logprobs, likeliest), _all_true(likeliest)
 
     probabilities = torch.softmax(logits / temperature, 1)
-    cumulative = probabilities.cumsum(1)
+    chosen, accepted = _draw(probabilities, likeliest, seeds, steps, tries, top_p)
+    if temperature == 1.0:  # the softmax is there already
+        logprob = _picked(probabilities, chosen).log()
+    else:
+        logprob = _picked(logits, chosen) - torch.logsumexp(logits, 1)
+    return chosen, logprob, accepted
+
+
+def _draw(
+    probabilities: Tensor,
+    likeliest: Tensor,
+    seeds: Tensor,
+    steps: Tensor,
+    tries: Tensor,
+    top_p: float,
+) -> tuple[Tensor, Tensor]:
+    """Tokens (row) by a few tries at once, and which of them are accepted (row).
+
+    probabilities  [ 0.10 | 0.60 | 0.05 | 0.25 ]   u = 0.72 lies in the third token's part
+    cumulative     [ 0.10 | 0.70 | 0.75 | 1.00 ]   of the sums
+    likelier than the third: 0.10 + 0.60 + 0.25 = 0.95, not below top_p 0.9: rejected
+    """
+    cumulative = probabilities.cumsum(1)  # (row, vocab)
+    total = cumulative[:, -1:]  # (row, 1), which rounding leaves a little off 1
+    last_token = probabilities.shape[1] - 1
+    # a row that was rejected too often takes its likeliest token, whatever it draws now
     accepted = tries >= _LAST_TRY
     chosen = likeliest
     for more in range(TRIES):
-        # inverse CDF; scaled by the last sum, which rounding leaves a little off 1: (row, 1)
-        u = uniforms(seeds, steps, tries + more)[:, None] * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, u, right=True).clamp_(max=logits.shape[1] - 1)
+        u = uniforms(seeds, steps, tries + more)[:, None] * total  # (row, 1)
+        token = torch.searchsorted(cumulative, u, right=True)  # (row, 1)
+        token = token.clamp_(max=last_token)
         own = probabilities.gather(1, token)  # (row, 1)
-        likelier = torch.where(probabilities > own, probabilities, 0.0).sum(1)
+        is_likelier = probabilities > own
+        likelier = torch.where(is_likelier, probabilities, 0.0).sum(1)  # (row,)
 
         chosen = torch.where(accepted, chosen, token[:, 0])
         # rounding may lead to an entry of no mass at all
-        accepted = accepted | ((likelier < top_p) & (own[:, 0] > 0))
+        has_mass = own[:, 0] > 0
+        in_nucleus = (likelier < top_p) & has_mass
+        accepted = accepted | in_nucleus
+    return chosen, accepted
 
-    # at temperature 1 the softmax is there already
-    if temperature == 1.0:
-        logprob = probabilities.gather(1, chosen[:, None])[:, 0].log()
-    else:
-        picked = logits.gather(1, chosen[:, None])[:, 0]
-        logprob = picked - torch.logsumexp(logits, 1)
-    return chosen, logprob, accepted
+
+def _picked(values: Tensor, token: Tensor) -> Tensor:
+    """The value of each row's token: (row, vocab) and (row) -> (row)."""
+    column = token[:, None]
+    return values.gather(1, column)[:, 0]
+
+
+def _all_true(token: Tensor) -> Tensor:
+    return torch.ones_like(token, dtype=torch.bool)
 
 
 def uniforms(
@@ -88,10 +122,13 @@ def uniforms(
 
     Sums and products are modulo 2^64.
     """
-    x = seeds + (steps * 64 + tries + 1) * signed(0x9E3779B97F4A7C15)
-    x = (x ^ _shifted(x, 30)) * signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shifted(x, 27)) * signed(0x94D049BB133111EB)
-    x = x ^ _shifted(x, 31)
+    stream = steps * 64 + tries + 1  # a step has 64 tries at most
+    x = seeds + stream * signed(0x9E3779B97F4A7C15)
+    x ^= _shifted(x, 30)
+    x *= signed(0xBF58476D1CE4E5B9)
+    x ^= _shifted(x, 27)
+    x *= signed(0x94D049BB133111EB)
+    x ^= _shifted(x, 31)
     return _shifted(x, 40).float() * 2**-24
 
 
@@ -102,4 +139,5 @@ def signed(x: int) -> int:
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
     """A logical shift to the right, where torch's own fills up with the sign."""
-    return (x >> bits) & (2 ** (64 - bits) - 1)
+    kept = 2 ** (64 - bits) - 1
+    return (x >> bits) & kept

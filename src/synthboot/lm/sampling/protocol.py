@@ -19,12 +19,14 @@ class Request:
 
     Equal seeds give equal continuations of equal prompts. `alone` is the prompt without what it is
     conditioned on, ending in the same token and no longer, for a sampler that contrasts the two.
+    `source` is what a sampler with a pointer may copy from.
     """
 
     prompt: tuple[int, ...]
     seed: int
     max_tokens: int
     alone: tuple[int, ...] = ()
+    source: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,177 @@
+"""A pointer over d1: where the last words written stand in d1 too, what follows them there may be
+copied.
+
+    d1        ... is a species of moth of the family Geometridae ...
+    written   ... the grey carpet is a species of ?
+                                   ------------ the longest match, so "moth" may be copied
+
+    p(next) = w0 p(next | model) + w1 p(next | match) + w2 p(next | d1)
+
+The second part is uniform over what follows the longest match in d1, the third over all of d1's
+tokens. The weights sum to one, differ by the length of the match, and are fitted by expectation
+maximization on held-out pairs. The model itself is not trained, so that it forgets nothing: a
+language model that has never seen a pair reads d1 by copying alone, and what the weights cannot
+make better they leave to it.
+
+Source: arXiv:1612.04426 (a cache beside a language model), arXiv:1911.00172 (interpolated with what
+followed the nearest contexts), arXiv:1704.04368 (pointer-generator); Jelinek and Mercer 1980 (the
+weights). Deviation: contexts are matched as words, not as vectors, and in d1 alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int64, Integer
+from torch import Tensor
+
+LONGEST_MATCH = 4
+"""Tokens of the longest match that is told from a longer one."""
+
+NO_TOKEN = -1
+"""Where a source has ended."""
+
+_NOT_WRITTEN = -2  # differs from NO_TOKEN, so that nothing matches what is not there
+_PRIOR = 5.0  # tokens of each length of match that the model alone is said to have predicted
+_ROUNDS = 200  # of expectation maximization
+_PARTS = 3  # of the mixture: model, match, d1
+
+Weights = Sequence[Sequence[float]]
+"""By the length of the match, 0 first: the parts of model, match and d1."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a pointer finds for each token of a d2 that is there already.
+
+    `match` is the length of the longest match before it, `copied` and `in_d1` what the second and
+    third part give to it.
+    """
+
+    match: Int64[np.ndarray, " token"]
+    copied: Float64[np.ndarray, " token"]
+    in_d1: Float64[np.ndarray, " token"]
+
+
+def source(
+    documents: Sequence[Integer[np.ndarray, " _"]],
+    seq_len: int,
+) -> Int64[np.ndarray, " token"]:
+    """What a pointer may copy: the heads of these d1, each of at most `seq_len` tokens."""
+    return np.concatenate([document[:seq_len].astype(np.int64) for document in documents])
+
+
+def read(d1: Integer[np.ndarray, " a"], d2: Integer[np.ndarray, " b"]) -> Reading:
+    """Every token of d2, as a sampler that has written the ones before it would see it."""
+    written = np.full(len(d2) + LONGEST_MATCH, _NOT_WRITTEN)
+    written[LONGEST_MATCH:] = d2
+    before = np.lib.stride_tricks.sliding_window_view(written, LONGEST_MATCH)[: len(d2)]
+    source = torch.from_numpy(d1.astype(np.int64)).expand(len(d2), -1)  # (token of d2, of d1)
+    match, follows = _longest_matches(source, torch.from_numpy(before.copy()))
+
+    same = source == torch.from_numpy(d2.astype(np.int64))[:, None]  # (token of d2, of d1)
+    copied = (same & follows).sum(1) / follows.sum(1).clamp(min=1)
+    in_d1 = same.sum(1) / max(1, len(d1))
+    return Reading(match.numpy(), copied.double().numpy(), in_d1.double().numpy())
+
+
+def fit(
+    readings: Sequence[Reading],
+    model: Sequence[Float[np.ndarray, " token"]],
+) -> Weights:
+    """The weights that make these d2 likeliest; `model` has the model's probability of each token.
+
+    A few tokens of each length of match count as the model's, so that what is seldom seen is left
+    to it; without any d2 all is.
+    """
+    if not readings:
+        return ((1.0, 0.0, 0.0),) * (LONGEST_MATCH + 1)
+    match = np.concatenate([reading.match for reading in readings])
+    parts = _parts(readings, model)
+    weights = np.tile([0.8, 0.1, 0.1], (LONGEST_MATCH + 1, 1))  # (match, part)
+    counts = np.bincount(match, minlength=LONGEST_MATCH + 1)[:, None]
+    prior = np.array([_PRIOR, 0.0, 0.0])
+    for _ in range(_ROUNDS):
+        shares = parts * weights[match]
+        shares /= np.maximum(shares.sum(1, keepdims=True), np.finfo(float).tiny)
+        totals = np.stack([np.bincount(match, share, LONGEST_MATCH + 1) for share in shares.T], 1)
+        weights = (totals + prior) / (counts + _PRIOR)
+        weights /= weights.sum(1, keepdims=True)
+    return tuple((float(a), float(b), float(c)) for a, b, c in weights)
+
+
+def losses(
+    readings: Sequence[Reading],
+    model: Sequence[Float[np.ndarray, " token"]],
+    weights: Weights,
+) -> Float64[np.ndarray, " doc"]:
+    """The summed loss of each d2 under the mixture, in nats."""
+    table = np.array(weights)  # (match, part)
+    summed = []
+    for reading, probabilities in zip(readings, model, strict=True):
+        mixed = (_parts([reading], [probabilities]) * table[reading.match]).sum(1)
+        summed.append(-np.log(np.maximum(mixed, np.finfo(float).tiny)).sum())
+    return np.array(summed)
+
+
+def _parts(
+    readings: Sequence[Reading],
+    model: Sequence[Float[np.ndarray, " token"]],
+) -> Float64[np.ndarray, "token part"]:
+    columns = (
+        np.concatenate([np.asarray(p, np.float64) for p in model]),
+        np.concatenate([reading.copied for reading in readings]),
+        np.concatenate([reading.in_d1 for reading in readings]),
+    )
+    return np.stack(columns, axis=1)
+
+
+def mixed(
+    logits: Float[Tensor, "row vocab"],
+    source: Int64[Tensor, "row a"],
+    written: Int64[Tensor, "row longest"],
+    count: Int64[Tensor, " row"],
+    weights: Float[Tensor, "match part"],
+) -> Float[Tensor, "row vocab"]:
+    """The logarithm of the mixture, for a step of sampling; rows without a source stay as they are.
+
+    `source` is d1, filled up with NO_TOKEN; of `written` the first `count` tokens of a row are
+    there. Nothing here waits for a GPU.
+    """
+    back = torch.arange(LONGEST_MATCH, 0, -1, device=written.device)  # the oldest first
+    place = count[:, None] - back  # (row, match)
+    before = written.gather(1, place.clamp(min=0)).masked_fill(place < 0, _NOT_WRITTEN)
+    match, follows = _longest_matches(source, before)
+
+    own = weights[match]  # (row, part)
+    there = source != NO_TOKEN
+    in_d1 = there / there.sum(1, keepdim=True).clamp(min=1)
+    copied = follows / follows.sum(1, keepdim=True).clamp(min=1)
+    added = own[:, 1:2] * copied + own[:, 2:3] * in_d1  # (row, a)
+    mixture = torch.softmax(logits.float(), 1) * own[:, :1]
+    mixture.scatter_add_(1, source.clamp(min=0), added)
+    return torch.where(there.any(1, keepdim=True), mixture.log(), logits.float())
+
+
+def _longest_matches(
+    source: Int64[Tensor, "row a"],
+    before: Int64[Tensor, "row match"],
+) -> tuple[Int64[Tensor, " row"], Bool[Tensor, "row a"]]:
+    """The length of the longest match of each row, and which tokens of its source follow one.
+
+    `before` are the last tokens written, the oldest first.
+    """
+    length = torch.zeros_like(source)
+    matches = torch.ones_like(source, dtype=torch.bool)
+    shifted = source
+    for distance in range(LONGEST_MATCH):
+        # source moved on by one more: beside each token the one that stands so far before it
+        shifted = torch.nn.functional.pad(shifted, (1, 0), value=NO_TOKEN)[:, :-1]
+        matches = matches & (shifted == before[:, -1 - distance, None])
+        length = length + matches
+    length = length.masked_fill(source == NO_TOKEN, 0)
+    longest = length.amax(1)
+    return longest, (length == longest[:, None]) & (longest[:, None] > 0)

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+from jaxtyping import Float16
 
-from synthboot import config, loading, recipes
+from synthboot import config, loading, notebook, recipes
+from synthboot.artifacts.analysis import Analysis
 from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.model import Model
-from synthboot.artifacts.pairs import TRAIN, Pairs
+from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
+from synthboot.artifacts.synthetic import Sample, Synthetic
 from synthboot.data import tokenizer as tokenizers
+from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
+from synthboot.export.export import Exported, What, export
+from synthboot.export.finished import Finished
+from synthboot.notebook import pandas
 from synthboot.report import page
 from synthboot.rng import rng
 from synthboot.runner import executor
 from synthboot.runner.state import State, states
+from synthboot.steps.context import conditional
 from synthboot.studies.study import Grid, Study, collect
+from synthboot.verdicts import REPETITION
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from synthboot.lm.pointer import Weights
 
 __all__ = [
@@ -32,11 +44,16 @@ __all__ = [
     "Run",
     "Study",
     "Synthesizer",
+    "SyntheticTexts",
     "TextPairs",
     "Texts",
     "collect",
     "study",
 ]
+
+_SHOWN = 5
+"""Rows that a notebook shows."""
+_SPLITS = {TRAIN: "train", HELDOUT: "heldout", VALIDATION: "validation"}
 
 
 class Run:
@@ -76,6 +93,60 @@ class Run:
         tuned = Model.open(self._folder(f"tune/{kind}"))
         return Synthesizer(tuned.best, self.config, tuned.tuning)
 
+    def base(self) -> Model:
+        """The language model on real text alone, that synthesizers start from."""
+        self.run("base")
+        first = self.config.pretrain.seeds[0]
+        return self._model(recipes.units(self.config), REPETITION, first)
+
+    def vectors(self) -> Float16[np.ndarray, "doc dim"]:
+        """The vectors of D_pretrain, of length 1."""
+        self.run("embed")
+        return Embeddings.open(self._folder("embed")).pretrain
+
+    def synthetic(self, of: str = "related") -> SyntheticTexts:
+        """The synthetic text that an arm reads, or of a kind: `related`, `random_pairs`, `scratch`,
+        `unconditional`.
+
+        Raises ConfigError for an arm that reads none, MissingArtifact for a kind that no arm reads.
+        """
+        self.run("synthesize")
+        kind = of
+        if of in self.config.arms:
+            [name] = Finished(self.config).written(of)
+            kind = name.partition("/")[2]
+        synthetic = Synthetic.open(self._folder(f"synthesize/{kind}"))
+        return SyntheticTexts(kind, synthetic, self.corpus())
+
+    def models(self) -> dict[str, dict[int, Model]]:
+        """The trained models, by arm and seed."""
+        self.run("score")  # of all models: base is one, and no unit of `pretrain`
+        plan = recipes.units(self.config)
+        by_arm = {}
+        for arm in self.config.arms:
+            seeds = self.config.pretrain.seeds
+            by_arm[arm] = {seed: self._model(plan, arm, seed) for seed in seeds}
+        return by_arm
+
+    def analyze(self) -> Analysis:
+        """The measures of synthetic text beside real text."""
+        self.run("analyze")
+        return Analysis.open(self._folder("analyze"))
+
+    def export(
+        self,
+        what: What = "synthetic",
+        out: str | Path | None = None,
+        *,
+        arm: str | None = None,
+        seed: int | None = None,
+        license: str | None = None,
+        force: bool = False,
+    ) -> Exported:
+        """Write what is finished to a folder to take away (`export.export`)."""
+        place = None if out is None else Path(out)
+        return export(self.config, what, place, arm=arm, seed=seed, license=license, force=force)
+
     def evaluate(self) -> Evaluation:
         """The scores of every arm."""
         self.run("evaluate")
@@ -85,6 +156,12 @@ class Run:
         """The report page."""
         self.run("report")
         return Report(self._folder("report") / page.FILE)
+
+    def __repr__(self) -> str:
+        return f"Run({self.config.name}: {', '.join(self.config.arms)}; {self.config.folder})"
+
+    def _model(self, plan: Mapping[str, recipes.Unit], arm: str, seed: int) -> Model:
+        return Model.open(plan[recipes.model_of(plan, arm, seed)].folder(self.config.folder))
 
     def _folder(self, name: str) -> Path:
         if name not in self._plan:
@@ -99,17 +176,37 @@ class Texts:
         self.tokenizer = corpus.tokenizer
         self.summary = corpus.summary
         self.tokens = corpus.pretrain
+        self.validation = corpus.validation
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, doc: int) -> str:
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self.text(self.tokens, doc) for doc in range(len(self))[index]]
+        return self.text(self.tokens, range(len(self))[index])
+
+    def text(self, tokens: Tokens, doc: int) -> str:
+        """A document of one of its sets."""
         # The last token is the end of the document.
-        return self.tokenizer.decode(self.tokens[doc][:-1])
+        return self.tokenizer.decode(tokens[doc][:-1])
+
+    def __repr__(self) -> str:
+        return f"Texts({len(self):,} documents, {self.tokens.num_tokens:,} tokens)"
+
+    def _repr_html_(self) -> str:
+        rows = [[doc, self[doc]] for doc in range(len(self))[:_SHOWN]]
+        return notebook.table(repr(self), ["document", "text"], rows)
 
 
 class TextPairs:
-    """Pairs as text; `pairs` holds the numbers."""
+    """Pairs as text; `pairs` holds the numbers. A slice of it is one too."""
 
     def __init__(self, pairs: Pairs, texts: Texts) -> None:
         self.pairs = pairs
@@ -118,17 +215,97 @@ class TextPairs:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str, float]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> TextPairs: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[str, str, float] | TextPairs:
+        """A pair as (d1, d2, similarity), or the pairs of a slice."""
+        if isinstance(index, slice):
+            return TextPairs(self.pairs[index], self.texts)
+        chosen = range(len(self))[index]
+        # d2 of a validation pair is numbered in the validation set
+        is_validation = self.pairs.split[chosen] == VALIDATION
+        of_d2 = self.texts.validation if is_validation else self.texts.tokens
+        d1 = self.texts[int(self.pairs.d1[chosen])]
+        d2 = self.texts.text(of_d2, int(self.pairs.d2[chosen]))
+        return d1, d2, float(self.pairs.similarity[chosen])
+
+    def __iter__(self) -> Iterator[tuple[str, str, float]]:
+        return (self[number] for number in range(len(self)))
+
     def sample(self, n: int, seed: int = 0) -> list[tuple[str, str, float]]:
         """`n` training pairs drawn at random: (d1, d2, similarity)."""
-        train = self.pairs.only(TRAIN)
+        train = TextPairs(self.pairs.only(TRAIN), self.texts)
         chosen = rng(seed, "api.pairs").permutation(len(train))[:n]
+        return [train[int(i)] for i in chosen]
 
-        sampled = []
-        for i in chosen:
-            d1 = self.texts[int(train.d1[i])]
-            d2 = self.texts[int(train.d2[i])]
-            sampled.append((d1, d2, float(train.similarity[i])))
-        return sampled
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for every pair: d1, d2, similarity, split (`train`, `heldout`, `validation`).
+
+        All texts at once: take a slice of many pairs first.
+        """
+        frame = pandas().DataFrame(list(self), columns=["d1", "d2", "similarity"])
+        frame["split"] = [_SPLITS[split] for split in self.pairs.split.tolist()]
+        return frame
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "TextPairs(no pairs)"
+        similarity = self.pairs.similarity
+        span = f"{similarity.min():.3f} to {similarity.max():.3f}"
+        return f"TextPairs({len(self):,} pairs, similarity {span})"
+
+    def _repr_html_(self) -> str:
+        return notebook.table(repr(self), ["d1", "d2", "similarity"], list(self[:_SHOWN]))
+
+
+class SyntheticTexts:
+    """An S_pretrain; `synthetic` holds its tokens."""
+
+    def __init__(self, kind: str, synthetic: Synthetic, texts: Texts) -> None:
+        self.kind = kind
+        self.synthetic = synthetic
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.synthetic)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.synthetic)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        """A sample: its text and tokens, the number of its d1, and how it was drawn."""
+        if isinstance(index, slice):
+            return [self.synthetic[number] for number in range(len(self))[index]]
+        return self.synthetic[index]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for every sample: text, d1, sample, finish, mean_logprob and its tokens' number."""
+        rows = []
+        for row in self:
+            rows.append((row.text, row.d1, row.sample, row.finish, row.mean_logprob, row.sampled))
+        columns = ["text", "d1", "sample", "finish", "mean_logprob", "tokens"]
+        return pandas().DataFrame(rows, columns=columns)
+
+    def __repr__(self) -> str:
+        tokens = self.synthetic.tokens.num_tokens
+        return f"SyntheticTexts({self.kind}: {len(self):,} documents, {tokens:,} tokens)"
+
+    def _repr_html_(self) -> str:
+        rows: list[list[object]] = []
+        for row in self[:_SHOWN]:
+            given = self.texts[row.d1] if conditional(self.kind) else ""
+            rows.append([given, row.text, row.mean_logprob])
+        return notebook.table(repr(self), ["d1", "sampled", "mean log-probability"], rows)
 
 
 class Synthesizer:
@@ -146,6 +323,9 @@ class Synthesizer:
         self.tokenizer = tokenizers.load(folder)
         self.weights: Weights | None = tuning.get("pointer")
         self.is_prompted: bool = tuning.get("is_prompted", True)
+
+    def __repr__(self) -> str:
+        return f"Synthesizer({self.folder})"
 
     @cached_property
     def model(self) -> Any:

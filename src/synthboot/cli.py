@@ -28,6 +28,7 @@ from synthboot.terminal import one_line, safe, table_lines
 
 if TYPE_CHECKING:
     from synthboot.config import Config
+    from synthboot.export.export import Exported, What
     from synthboot.recipes import Unit
     from synthboot.runner.cost import Checked, Plan
     from synthboot.runner.state import State
@@ -510,23 +511,110 @@ def status(run_folder: Path, as_json: bool) -> None:
 
 @main.command(cls=Verb)
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.argument("what", type=click.Choice(["pairs", "synthetic", "copies", "quarantine"]))
-@click.option("-n", "count", default=3, show_default=True, help="How many examples.")
+@click.argument(
+    "what", type=click.Choice(["documents", "pairs", "synthetic", "copies", "quarantine"])
+)
+@click.option(
+    "-n",
+    "count",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="How many examples.",
+)
 @click.option("--near", type=float, help="Pairs with a similarity near this.")
+@click.option("--grep", metavar="PATTERN", help="Only texts that a regular expression is found in.")
+@click.option("--like", metavar="TEXT", help="The nearest to a text, by the run's own embedding.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(run_folder: Path, what: str, count: int, near: float | None, as_json: bool) -> None:
-    """Read examples in the terminal: pairs side by side, synthetic text, what was copied, what was
-    quarantined."""
+def show(
+    run_folder: Path,
+    what: str,
+    count: int,
+    near: float | None,
+    grep: str | None,
+    like: str | None,
+    as_json: bool,
+) -> None:
+    """Read examples in the terminal: documents, pairs side by side, synthetic text, what was
+    copied, what was quarantined; and search in them."""
     from synthboot import show as shown
 
-    examples = shown.examples(run_folder, what, count, near)
+    examples = shown.examples(run_folder, what, count, near, grep, like)
     if as_json:
         _say_json(examples)
         return
     if not examples:
-        _say(f"{run_folder}: {_NOTHING[what]}")
+        _say(f"{run_folder}: {_NOTHING[what] if grep is None else 'nothing matches'}")
     for example in examples:
         _print_example(example)
+
+
+@main.command(cls=Verb)
+@_configured
+@click.argument("out", metavar="[OUT]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--what",
+    type=click.Choice(["synthetic", "real", "models", "tokens"]),
+    default="synthetic",
+    show_default=True,
+    help="Text for `datasets`, models for `transformers`, an arm's tokens for other trainers.",
+)
+@click.option("--arm", help="What this arm reads, or is; all of it unless given.")
+@click.option(
+    "--seed",
+    type=int,
+    help="The model, or the order of tokens, of this seed; of models, the one of the least "
+    "validation loss unless given.",
+)
+@click.option(
+    "--license", metavar="ID", help="Licence of the sources; the card says so where it is unknown."
+)
+@click.option("--force", is_flag=True, help="Replace an earlier export; never another folder.")
+def export(
+    cfg: Config,
+    as_json: bool,
+    out: Path | None,
+    what: What,
+    arm: str | None,
+    seed: int | None,
+    license: str | None,
+    force: bool,
+) -> None:
+    """Write what a finished run holds to a new folder, NAME-WHAT unless OUT is given, with a card
+    that says what it is."""
+    from synthboot.export.export import export as write
+
+    exported = write(cfg, what, out, arm=arm, seed=seed, license=license, force=force)
+    if as_json:
+        _say_json({**asdict(exported), "folder": str(exported.folder), "best": exported.best})
+        return
+    _print_exported(exported)
+
+
+def _print_exported(exported: Exported) -> None:
+    folder = exported.folder
+    if exported.what == "models":
+        rows = []
+        for arm, part in exported.parts.items():
+            loss = f"{part['validation_loss']:.4f}"
+            rows.append([str(folder / arm), part["kind"], str(part["seed"]), loss])
+        _print_table(["folder", "kind", "seed", "validation loss"], rows)
+        _say(f"best by validation loss: {folder / str(exported.best)}")
+        _say(exported.verdict or "The arms have not been compared; `synthboot evaluate` does.")
+    elif exported.what == "tokens":
+        [part] = exported.parts.values()
+        _say(f"{folder}: {part['rows']:,} rows of {part['row_tokens']:,} tokens ({part['dtype']})")
+    else:
+        rows = []
+        for name, part in exported.parts.items():
+            rows.append([name, _count(part["documents"]), _count(part["tokens"])])
+        _print_table(["part", "documents", "tokens"], rows)
+        _say(f"{folder}: for datasets.load_dataset")
+    if exported.license is None:
+        _say(
+            "licence of the sources: not known; the card says so. State it with --license before "
+            "you publish"
+        )
 
 
 @main.command(cls=Verb)
@@ -715,6 +803,7 @@ _LINES_A_UNIT = 20
 _SECONDS_A_LINE = (10.0, 600.0)
 """What a log says of a unit: so many lines, no closer together and no further apart than this."""
 _NOTHING = {
+    "documents": "no documents",
     "pairs": "no pairs",
     "synthetic": "no synthetic text",
     "copies": "nothing is copied from d1",

@@ -131,6 +131,11 @@ def outside(plan: Mapping[str, Unit]) -> dict[str, Any]:
     return hashes
 
 
+def model_of(plan: Mapping[str, Unit], arm: str, seed: int) -> str:
+    """The unit of a whole plan that holds the model of an arm and seed."""
+    return plan["evaluate"].parents[f"model/{arm}/{seed}"]
+
+
 class _Recipes:
     """The units found so far, parents before children, and how to find more."""
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from synthboot import notebook
 from synthboot.artifacts.scores import CHECKPOINTS, FIGURES
 from synthboot.artifacts.store import read_listed, read_table
 from synthboot.data.disk import write_json
 from synthboot.statistics import Difference, Interval
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _RESULT = "evaluate.json"
 _LOSSES = "losses.parquet"
@@ -23,7 +27,7 @@ _QUESTIONS = "questions.jsonl"
 _OF_ARM = ("loss", "perplexity", "bits_per_byte", "difference", "oracle_share")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """`result` is what `evaluate.json` holds.
 
@@ -33,8 +37,8 @@ class Evaluation:
     """
 
     result: dict[str, Any]
-    losses: Sequence[Mapping[str, object]] = field(default=(), repr=False)
-    questions: Sequence[Mapping[str, object]] = field(default=(), repr=False)
+    losses: Sequence[Mapping[str, object]] = ()
+    questions: Sequence[Mapping[str, object]] = ()
 
     @property
     def checkpoint(self) -> str:
@@ -59,6 +63,32 @@ class Evaluation:
             lines.append(f"{arm}: test loss {loss.value:.4f} [{loss.low:.4f}, {loss.high:.4f}]")
         lines.append(self.result["verdict"])
         return "\n".join(lines)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for every arm: its figures, each with the ends of its interval, and its p."""
+        rows = []
+        for arm, scores in self.arms.items():
+            row: dict[str, object] = {"arm": arm, "kind": self.chosen["kinds"][arm]}
+            for name in _OF_ARM:
+                for end, value in zip(("", "_low", "_high"), scores.get(name) or (), strict=False):
+                    row[name + end] = value
+            row |= {name: scores[name] for name in ("p", "p_adjusted") if name in scores}
+            rows.append(row)
+        return notebook.pandas().DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return f"Evaluation({', '.join(self.arms)})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for arm, scores in self.arms.items():
+            loss = "{:.4f} ({:.4f} to {:.4f})".format(*scores["loss"])
+            gap = scores.get("difference")
+            difference = "" if gap is None else "{:+.4f} ({:+.4f} to {:+.4f})".format(*gap)
+            p = scores.get("p_adjusted", scores.get("p"))
+            rows.append([arm, loss, difference, "" if p is None else f"{p:.2g}"])
+        header = ["arm", "loss", "difference to repetition", "p, adjusted"]
+        return notebook.table(self.result["verdict"], header, rows)
 
     def save(self, folder: Path) -> None:
         """Write `evaluate.json`, `losses.parquet` and `questions.jsonl`."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from synthboot.artifacts.store import read_table
 from synthboot.data.disk import read_json, write_json
@@ -37,7 +37,9 @@ class Pairs:
 
     def only(self, split: int) -> Pairs:
         """The pairs of one split."""
-        chosen = self.split == split
+        return self[self.split == split]
+
+    def __getitem__(self, chosen: slice | Bool[np.ndarray, " pair"]) -> Pairs:
         return Pairs(
             self.d1[chosen],
             self.d2[chosen],

@@ -73,23 +73,33 @@ class Synthetic:
 
         Raises CorruptArtifact where a chunk has not as many tokens as texts.
         """
-        columns = ("d1", "sample", "text", "finish", "mean_logprob", "tokens")
-        number = 0
+        for chunk in range(len(self.chunks)):
+            yield from self._samples(chunk)
 
-        for chunk, first, last in zip(
-            self.chunks, self._bounds(), self._bounds()[1:], strict=False
-        ):
-            rows = _kept(chunk, columns)
-            if len(rows) != last - first:
-                raise CorruptArtifact(
-                    f"{chunk}: {len(rows):,} texts were kept, but tokens of {last - first:,} "
-                    f"lie there; delete {chunk} and run again"
-                )
-            for row in rows:
-                # the end token closes a document for training; it is not part of the text
-                tokens = np.asarray(self.tokens[number][:-1], np.int64)
-                yield Sample(tokens=tokens, sampled=row.pop("tokens"), **row)
-                number += 1
+    def __getitem__(self, number: int) -> Sample:
+        """One document, counted from 0; its chunk is read for it. Raises as iterating does."""
+        number = range(len(self))[number]
+        # of chunks without documents, which begin where the next does, the last is the one
+        chunk = int(np.searchsorted(self.tokens.first_docs, number, side="right")) - 1
+        return self._samples(chunk)[number - self._bounds()[chunk]]
+
+    def _samples(self, chunk: int) -> list[Sample]:
+        """The documents of a chunk."""
+        columns = ("d1", "sample", "text", "finish", "mean_logprob", "tokens")
+        folder = self.chunks[chunk]
+        first, last = self._bounds()[chunk : chunk + 2]
+        rows = _kept(folder, columns)
+        if len(rows) != last - first:
+            raise CorruptArtifact(
+                f"{folder}: {len(rows):,} texts were kept, but tokens of {last - first:,} "
+                f"lie there; delete {folder} and run again"
+            )
+        samples = []
+        for number, row in enumerate(rows, first):
+            # the end token closes a document for training; it is not part of the text
+            tokens = np.asarray(self.tokens[number][:-1], np.int64)
+            samples.append(Sample(tokens=tokens, sampled=row.pop("tokens"), **row))
+        return samples
 
     def texts(self) -> Iterator[str]:
         """The text of every document."""

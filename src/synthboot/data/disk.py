@@ -231,17 +231,25 @@ def committed_folder(path: Path) -> Iterator[Path]:
 
     The hash of each file goes into it; half a folder is never seen.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    with renamed_folder(path, path.with_name(path.name + ".tmp")) as temporary:
+        yield temporary
+        names = sorted(path.relative_to(temporary).as_posix() for path in _files(temporary))
+        files = {name: record(temporary / name) for name in names}
+        write_record(temporary / SEAL, {"files": files})
+
+
+@contextmanager
+def renamed_folder(path: Path, temporary: Path) -> Iterator[Path]:
+    """`temporary`, new and empty, which becomes `path` when the block ends without error.
+
+    Whatever was there under either name goes.
+    """
     remove(temporary)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        paths = [path for path in temporary.rglob("*") if path.is_file()]
-        names = sorted(path.relative_to(temporary).as_posix() for path in paths)
-        files = {name: record(temporary / name) for name in names}
-        write_record(temporary / SEAL, {"files": files})
-        for name in names:
-            _flush(temporary / name)
+        for file in _files(temporary):
+            _flush(file)  # before the rename: else a crash may leave the name without the data
         remove(path)
         os.replace(temporary, path)
         _flush(path.parent)
@@ -250,6 +258,10 @@ def committed_folder(path: Path) -> Iterator[Path]:
         with suppress(StorageError):
             remove(temporary)
         raise
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def damage(part: Path) -> str | None:

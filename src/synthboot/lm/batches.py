@@ -215,8 +215,7 @@ class Plan:
 
         A row's first input is the token before it, so every token is a target exactly once.
         """
-        numbers = range(step * self.rows, (step + 1) * self.rows)
-        tokens = np.stack([self._row(row) for row in numbers])  # (row, seq_len + 1)
+        tokens = self.read(step)
         inputs = tokens[:, :-1]
         targets = tokens[:, 1:]
         starts = inputs == self.end  # a document is read after the end of the one before it
@@ -234,6 +233,12 @@ class Plan:
 
         segments, positions = _by_document(starts)
         return Batch(inputs, targets, segments, positions)
+
+    def read(self, step: int) -> Int64[np.ndarray, "row token"]:
+        """The text of a step, without noise: seq_len + 1 tokens a row, the one before its first
+        target and its targets."""
+        numbers = range(step * self.rows, (step + 1) * self.rows)
+        return np.stack([self._row(row) for row in numbers])
 
     def describe(self, step: int) -> str:
         """The documents that a step reads, in words."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from synthboot import config
 from synthboot.artifacts import parts
-from synthboot.artifacts.store import Progress
+from synthboot.artifacts.store import Progress, silent
 from synthboot.recipes import Unit
 
 if TYPE_CHECKING:
@@ -27,10 +28,9 @@ def run_step(
     The step may start as many as `workers` processes of its own.
     """
     # it brings torch along, which whoever only plans should not wait for
-    from synthboot import steps
+    from synthboot.steps import STEPS
 
-    context = _context(cfg, plan, unit, workers, progress, note=note)
-    return steps.STEPS[unit.stage](context)
+    return STEPS[unit.stage](context_of(cfg, plan, unit, workers, progress, note))
 
 
 def run_part(
@@ -42,31 +42,33 @@ def run_part(
     progress: Progress,
 ) -> int:
     """Have the unit's step make the items of one part; returns how many these are."""
-    from synthboot import steps
+    from synthboot.steps import PART_STEPS
 
-    context = _context(cfg, plan, unit, workers, progress, part=record.part, found=record.found)
-    return steps.PART_STEPS[unit.stage](context)
+    context = context_of(cfg, plan, unit, workers, progress)
+    own = replace(context, part=record.part, found=record.found)
+    return PART_STEPS[unit.stage](own)
 
 
-def _context(
+def context_of(
     cfg: config.Config,
     plan: Mapping[str, Unit],
     unit: Unit,
-    workers: int,
-    progress: Progress,
-    **others: Any,
+    workers: int = 1,
+    progress: Progress = silent,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Context:
-    from synthboot import steps
+    """What a unit's step is given."""
+    from synthboot.steps.context import Context
 
-    return steps.Context(
+    return Context(
         unit.settings,
         unit.folder(cfg.folder),
         {role: plan[parent].folder(cfg.folder) for role, parent in unit.parents.items()},
         workers,
         progress,
+        note=note,
         outside=unit.outside,
         variant=unit.variant,
         recipe=unit.recipe,
         **unit.options,
-        **others,
     )

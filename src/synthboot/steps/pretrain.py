@@ -44,7 +44,7 @@ def pretrain(c: Context) -> Outcome:
         c.cfg,
         recipe,
         c.seed,
-        _sources(c, recipe),
+        sources(c, recipe),
         c.corpus.validation,
         c.corpus.tokenizer,
         c.folder,
@@ -68,7 +68,7 @@ def _recipe(c: Context) -> tuple[config.Arm, Model | None]:
     return trials[best], c.model(f"trial/{best}") if c.ready else None
 
 
-def _sources(c: Context, arm: config.Arm) -> Sources:
+def sources(c: Context, arm: config.Arm) -> Sources:
     """The text of an arm, and what its synthetic part cost."""
     from synthboot.lm.arm import Sources
     from synthboot.stages.pretrain import real_docs

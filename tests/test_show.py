@@ -1,0 +1,105 @@
+"""Looking into a run's texts: what is searched for is what is shown, in bounded time."""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from synthboot import show
+from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.embeddings import Embeddings
+from synthboot.artifacts.pairs import TRAIN, Pairs
+from synthboot.artifacts.synthetic import Synthetic
+from synthboot.cli import main
+from synthboot.errors import ConfigError
+from synthboot.stages.embed import SelfEmbedder
+from tests.conftest import run_folder
+
+ENOUGH = 10_000
+
+
+def joined(example: dict[str, Any], name: str) -> str:
+    return "".join(part for part, _ in example["texts"][name])
+
+
+def test_grep_shows_every_document_that_a_pattern_is_found_in_and_no_other(finished: dict[str, Any]) -> None:
+    run = run_folder(finished)
+    documents = list(Corpus.open(run / "01-corpus").texts("pretrain"))
+    wanted = [doc for doc in documents if "miller" in doc.text and "amber" in doc.text]
+    assert wanted, "the test needs a document that has both"
+    found = show.examples(run, "documents", ENOUGH, grep="miller.*amber|amber.*miller")
+    assert [joined(example, "text") for example in found] == [doc.text for doc in wanted]
+    assert [example["title"].split(", ")[1] for example in found] == [doc.id for doc in wanted]
+
+    pairs = show.examples(run, "pairs", ENOUGH)
+    for side in ("d1", "d2"):  # a number that one document alone has
+        note = re.search(r"note \d+", joined(pairs[0], side))[0]
+        found = show.examples(run, "pairs", ENOUGH, grep=note)
+        with_it = [p for p in pairs if note in joined(p, "d1") or note in joined(p, "d2")]
+        assert 0 < len(found) == len(with_it) < len(pairs)
+        assert any(note not in joined(p, "d1") for p in found)
+        assert any(note not in joined(p, "d2") for p in found)
+
+    texts = list(Synthetic.open(run / "06-synthesize/related").texts())
+    found = show.examples(run, "synthetic", ENOUGH, grep="[aeiou]{3}")
+    assert [joined(example, "sampled d2") for example in found] == [text for text in texts if re.search("[aeiou]{3}", text)]
+    assert show.examples(run, "quarantine", 3, grep="x") == []
+
+
+def test_like_shows_the_nearest_first(finished: dict[str, Any]) -> None:
+    run = run_folder(finished)
+    documents = list(Corpus.open(run / "01-corpus").texts("pretrain"))
+    embeddings = Embeddings.open(run / "02-embed")
+    embedder = SelfEmbedder.load(embeddings.embedder)
+    [vector] = embedder(["a sailor of the harbor"])
+    similar = embeddings.pretrain.astype(np.float32) @ vector
+    found = show.examples(run, "documents", 10, like="a sailor of the harbor")
+    assert [int(e["title"].split()[1].strip(",")) for e in found] == np.argsort(-similar, kind="stable")[:10].tolist()
+
+    texts = list(Synthetic.open(run / "06-synthesize/related").texts())
+    by_hand = sorted(texts, key=lambda text: -float((embedder([text]) @ vector)[0]))
+    found = show.examples(run, "synthetic", 5, like="a sailor of the harbor")
+    assert [joined(example, "sampled d2") for example in found] == by_hand[:5]
+
+    pairs = Pairs.load(run / "03-pair/related").only(TRAIN)
+    best = max((similar[doc], doc) for doc in {*pairs.d1.tolist(), *pairs.d2.tolist()})
+    [pair, *_] = show.examples(run, "pairs", 2, like="a sailor of the harbor")
+    assert documents[best[1]].text in (joined(pair, "d1"), joined(pair, "d2"))
+    both = show.examples(run, "documents", 4, like="a sailor of the harbor", grep="printer")
+    assert len(both) == 4
+    assert all("printer" in joined(example, "text") for example in both)
+
+
+def test_a_pattern_that_is_none_or_would_take_for_ever_is_one_line(finished: dict[str, Any], tmp_path: Path) -> None:
+    run = run_folder(finished)
+    with pytest.raises(ConfigError, match=r"--grep: '\(': no regular expression: missing \)"):
+        show.examples(run, "documents", 1, grep="(")
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"takes more than 1 s for one text; write it without"):
+        show.examples(run, "documents", 1, grep=r"^(([a-z]|\s|.)+)+[0-9]{9}$")
+    assert time.monotonic() - started < 60
+
+
+def test_what_nothing_can_embed_is_one_line(finished: dict[str, Any]) -> None:
+    run = run_folder(finished)
+    for what, options, message in [
+        ("documents", {"like": "zzz qqq"}, "no word of the text is one that the run knows"),
+        ("quarantine", {"like": "a"}, "of the quarantine, use --grep"),
+        ("pairs", {"like": "a", "near": 0.9}, "two orders; choose one"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            show.examples(run, what, 1, **options)
+
+
+def test_the_command_searches(finished: dict[str, Any]) -> None:
+    run = str(run_folder(finished))
+    found = json.loads(CliRunner().invoke(main, ["show", run, "documents", "--grep", "miller", "-n", "2", "--json"]).stdout)
+    assert len(found) == 2
+    nothing = CliRunner().invoke(main, ["show", run, "pairs", "--grep", "no such words"])
+    assert nothing.stdout.strip().endswith("nothing matches")
+    assert CliRunner().invoke(main, ["show", run, "pairs", "-n", "0"]).exit_code == 2

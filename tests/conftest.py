@@ -174,7 +174,7 @@ def contents(settings: dict[str, Any]) -> dict[str, Any]:
     """Every file's bytes; manifests without what a clock or a machine put there, the report without its costs."""
     found: dict[str, Any] = {}
     for path in sorted(run_folder(settings).rglob("*")):
-        if not path.is_file() or path.name.endswith(".lock"):
+        if not path.is_file() or path.name.startswith("."):
             continue
         name = path.relative_to(run_folder(settings)).as_posix()
         if path.name == "manifest.json":

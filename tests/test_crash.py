@@ -151,9 +151,9 @@ sys.exit(status)
 
 
 def listed(settings: dict[str, Any]) -> list[str]:
-    """Every file and folder of a run but its locks."""
+    """Every file and folder of a run but what is nobody's: locks, hashes of what it reads."""
     place = run_folder(settings)
-    return sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if not p.name.endswith(".lock"))
+    return sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if not p.name.startswith("."))
 
 
 def test_killed_just_before_every_rename_and_removal_it_ends_with_the_same_files(tiny: dict[str, Any], tmp_path: Path) -> None:

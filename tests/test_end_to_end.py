@@ -18,7 +18,7 @@ from synthboot import api, loading, recipes
 from synthboot.artifacts import store
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.scores import Scores
-from synthboot.data import words
+from synthboot.data import lock, words
 from synthboot.data.tokens import Tokens
 from synthboot.errors import (
     BudgetError,
@@ -30,7 +30,7 @@ from synthboot.errors import (
     StorageError,
     UnfairComparison,
 )
-from synthboot.runner import executor, lock
+from synthboot.runner import executor
 from synthboot.runner.state import State
 from synthboot.runner.state import states as states_of
 from synthboot.steps.evaluate import FAR, NEAR
@@ -260,7 +260,7 @@ def test_counts_add_up_in_every_manifest(finished: dict[str, Any]) -> None:
 
 
 def test_a_second_run_does_nothing(finished: dict[str, Any]) -> None:
-    before = {p: p.stat().st_mtime_ns for p in run_folder(finished).rglob("*") if p.is_file() and p.name != ".lock"}
+    before = {p: p.stat().st_mtime_ns for p in run_folder(finished).rglob("*") if p.is_file() and not p.name.startswith(".")}
     events: list[Any] = []
     api.Run(finished, progress=lambda *event: events.append(event)).run()
     assert [what for _, what, _ in events] == ["plan"]  # how things stand, and nothing begun

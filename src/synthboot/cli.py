@@ -48,6 +48,7 @@ STAGE_HELP = {
     "analyze": "Measure the synthetic text beside the real.",
     "report": "Write the report page.",
 }
+_WITH_PARTS = ("corpus", "embed", "pair", "synthesize", "pretrain", "score")
 
 
 class Verb(click.Command):
@@ -106,11 +107,23 @@ def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
         help="Override a setting, e.g. pair.num_neighbors=8.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @click.option(
+        "--verify",
+        is_flag=True,
+        help="Hash the files that the run reads again, also those whose size and times are as "
+        "they were.",
+    )
     @wraps(function)
-    def wrapped(config_file: Path, sets: tuple[str, ...], as_json: bool, **rest: Any) -> Any:
+    def wrapped(
+        config_file: Path, sets: tuple[str, ...], as_json: bool, verify: bool, **rest: Any
+    ) -> Any:
         from synthboot import loading
+        from synthboot.data import hashes
 
-        return function(loading.load(config_file, set=loading.parse_set(sets)), as_json, **rest)
+        cfg = loading.load(config_file, set=loading.parse_set(sets))
+        if verify:
+            hashes.forget(cfg.folder)
+        return function(cfg, as_json, **rest)
 
     return wrapped
 
@@ -166,6 +179,18 @@ def run(cfg: Config, as_json: bool) -> None:
     _execute(cfg, "report", as_json)
 
 
+def _in_parts(stage: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option, known to every stage so that those without parts can say so."""
+    return click.option(
+        "--part",
+        metavar="K/N",
+        hidden=stage not in _WITH_PARTS,
+        help="Make every N-th of its items, from the K-th on, side by side with other parts; "
+        "afterwards the same command without this makes what is missing and commits. `array` takes "
+        "K and N from a Slurm array (docs/scaling-out.md).",
+    )
+
+
 def _stage_verb(stage: str) -> None:
     @main.command(
         stage,
@@ -173,8 +198,9 @@ def _stage_verb(stage: str) -> None:
         help=f"{STAGE_HELP[stage]} Makes what it reads first, where that is missing or stale.",
     )
     @_configured
-    def verb(cfg: Config, as_json: bool) -> None:
-        _execute(cfg, stage, as_json)
+    @_in_parts(stage)
+    def verb(cfg: Config, as_json: bool, part: str | None) -> None:
+        _execute(cfg, stage, as_json, part)
 
 
 for _stage in STAGE_HELP:
@@ -184,14 +210,17 @@ for _stage in STAGE_HELP:
 
 @main.command(cls=Verb)
 @_configured
+@_in_parts("pair")
 @click.option(
     "--dry-run", is_flag=True, help="Only say how many pairs each alpha would give, from a sample."
 )
-def pair(cfg: Config, as_json: bool, dry_run: bool) -> None:
+def pair(cfg: Config, as_json: bool, part: str | None, dry_run: bool) -> None:
     """Find related documents. Makes what it reads first, where that is missing or stale."""
     if not dry_run:
-        _execute(cfg, "pair", as_json)
+        _execute(cfg, "pair", as_json, part)
         return
+    if part is not None:
+        raise click.UsageError("--dry-run makes nothing that could have parts; drop one of them")
     from synthboot import show as shown
     from synthboot.runner import executor
 
@@ -474,6 +503,10 @@ def status(run_folder: Path, as_json: bool) -> None:
     for row in rows:
         if row["account"]:
             _say(f"{row['unit']}: {row['account']}")
+        for part in row["parts"]:
+            missing = [f"{name} {_numbers(lost)}" for name, lost in part["missing"].items()]
+            what = f", missing: {'; '.join(missing)}" if missing else ""
+            _say(f"{row['unit']}: part {part['part']} {part['state']}{what}")
 
 
 @main.command(cls=Verb)
@@ -719,7 +752,28 @@ def _compare_runs(runs: list[Path], as_json: bool) -> None:
         _print_table(["setting", *result["scores"]], settings)
 
 
-def _execute(cfg: Config, target: str, as_json: bool) -> None:
+def _execute_part(cfg: Config, target: str, as_json: bool, name: str) -> None:
+    from synthboot.artifacts import parts
+    from synthboot.runner import executor
+
+    part = parts.parse(name)
+    with _progress() as progress:
+        made = executor.run_part(cfg, target, part, progress.tell)
+    if as_json:
+        _say_json({"part": str(part), "units": made})
+    elif made:
+        _say(
+            f"{target}: part {part} done, of {', '.join(made)} ({cfg.folder}); "
+            f"after all {part.count} parts: the same command without --part"
+        )
+    else:
+        _say(f"{target}: nothing for part {part} to do ({cfg.folder})")
+
+
+def _execute(cfg: Config, target: str, as_json: bool, part: str | None = None) -> None:
+    if part is not None:
+        _execute_part(cfg, target, as_json, part)
+        return
     from synthboot.artifacts.evaluation import Evaluation
     from synthboot.report import page
     from synthboot.runner import executor
@@ -1058,6 +1112,12 @@ def _against_repetition(entry: dict[str, Any]) -> str:
 
 def _accuracy(answers: dict[str, Any] | None) -> str:
     return "" if answers is None else "{:.1%} [{:.1%}, {:.1%}]".format(*answers["acc"])
+
+
+def _numbers(numbers: list[int], most: int = 8) -> str:
+    """The first numbers of a list, and how many there are beyond them."""
+    shown = ", ".join(map(str, numbers[:most]))
+    return shown if len(numbers) <= most else f"{shown} and {len(numbers) - most:,} more"
 
 
 def _hours(hours: float | None) -> str:

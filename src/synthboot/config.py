@@ -326,9 +326,9 @@ class Corpus(Section):
 
     source: Sources
     """Files or folders, globs included: JSONL and text (plain, .gz, .zst), Parquet, a saved Hugging
-    Face dataset (docs/formats.md). `hub:owner/name` or `hub:owner/name:split` streams a dataset
-    from the Hugging Face hub (needs the network). `world` is the generated corpus of
-    `corpus.world`."""
+    Face dataset; or URLs, such as `s3://bucket/folder` (docs/formats.md). `hub:owner/name` or
+    `hub:owner/name:split` streams a dataset from the Hugging Face hub (needs the network). `world`
+    is the generated corpus of `corpus.world`."""
     world: World = World()
     """The generated corpus, for `source: world`."""
     replay: Sources | None = None

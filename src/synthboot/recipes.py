@@ -17,6 +17,7 @@ from typing import Any
 from synthboot import config
 from synthboot.artifacts.external import EXTERNAL
 from synthboot.data import documents, files, tasks
+from synthboot.data.hashes import Hashes
 from synthboot.errors import ConfigError
 from synthboot.lm import precision
 from synthboot.settings import ASKING, READ_BY_EXTERNAL, READS, changed, view
@@ -103,10 +104,13 @@ def units(
     """Every artifact of a configuration by name, parents before children, in pipeline order, a
     later round of bootstrapping after an earlier one.
 
-    What was left to `auto` and is decided counts as what it is. Files outside the run are hashed,
-    which takes a while, but for those whose `hashes` an earlier plan of the run has (`outside`).
+    What was left to `auto` and is decided counts as what it is. Files outside the run are hashed
+    where they are new or have changed since (`data.hashes`), but for those whose `hashes` an
+    earlier plan has (`outside`).
     """
-    all_units = _Recipes(precision.recorded(cfg), hashes).all()
+    recipes = _Recipes(precision.recorded(cfg), hashes)
+    all_units = recipes.all()
+    recipes.known.save()
     # (round, stage): a round ends where a unit reads one of a later stage than its own
     order: dict[str, tuple[int, int]] = {}
     for name, unit in all_units.items():
@@ -138,14 +142,15 @@ class _Recipes:
     def __init__(self, cfg: config.Config, hashes: Mapping[str, Any]) -> None:
         self.cfg = cfg
         self.hashes = hashes
+        self.known = Hashes(cfg.folder)
         self.units: dict[str, Unit] = {}
         self.first = cfg.pretrain.seeds[0]
         given = self.given("model.init_from", cfg.model.init_from)
         corpus = cfg.corpus
-        given["files"] = self.hashed("files", lambda: documents.identity(corpus.source))
+        given["files"] = self.hashed("files", lambda: self.identity(corpus.source, "source"))
         if (replay := corpus.replay) is not None:
             given["replay_files"] = self.hashed(
-                "replay_files", lambda: documents.identity(replay, "corpus.replay")
+                "replay_files", lambda: self.identity(replay, "replay")
             )
         self.corpus = {
             "corpus": self.add(
@@ -155,6 +160,17 @@ class _Recipes:
                 outside=given,
             )
         }
+
+    def identity(self, source: str | list[str], setting: str) -> list[str]:
+        """What the text of a setting of `corpus` is known by."""
+        return documents.identity(source, f"corpus.{setting}", self.known.of)
+
+    def contents(self, paths: Iterable[Path]) -> list[str]:
+        """Name, size and hash of every file at or below the paths."""
+        lines = []
+        for path in paths:
+            lines += files.contents(path, hash_of=self.known.of)
+        return lines
 
     def hashed(self, name: str, read: Callable[[], list[str]]) -> list[str]:
         """What `read` hashes, or what is known of it."""
@@ -170,7 +186,7 @@ class _Recipes:
         if not existing:  # a name on the hub
             return {}
         key = f"{name}_files"
-        return {key: self.hashed(key, lambda: _contents(existing))}
+        return {key: self.hashed(key, lambda: self.contents(existing))}
 
     def add(
         self,
@@ -277,7 +293,9 @@ class _Recipes:
                 "evaluate.tasks: `world` asks about a generated world; it needs corpus.source=world"
             )
         paths = tasks.files(cfg.evaluate)
-        return {"questions": self.hashed("questions", lambda: _contents(paths))} if paths else {}
+        return (
+            {"questions": self.hashed("questions", lambda: self.contents(paths))} if paths else {}
+        )
 
     def model(self, name: str, seed: int) -> str:
         """The unit that holds the model of an arm and seed.
@@ -452,8 +470,3 @@ class _Recipes:
             {**parents, **trials},
             reads=reads,
         )
-
-
-def _contents(paths: Iterable[Path]) -> list[str]:
-    """Name, size and hash of every file at or below the paths."""
-    return [line for path in paths for line in files.contents(path)]

@@ -9,6 +9,7 @@ import functools
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import regex
 from jaxtyping import Float32
 
-from synthboot.artifacts import store
+from synthboot.artifacts import parts, store
 from synthboot.artifacts.corpus import DOCUMENTS, Corpus
 from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.evaluation import Evaluation
@@ -52,6 +53,7 @@ def status(run: Path) -> list[dict[str, Any]]:
                 "peak_memory_bytes": cost.get("peak_memory_bytes"),
                 "flops": cost.get("flops"),
                 "account": manifest.counts.get("account", "") if manifest else "",
+                "parts": [] if manifest else [asdict(part) for part in parts.standing(folder)],
             }
         )
     return rows

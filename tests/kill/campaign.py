@@ -199,7 +199,9 @@ class Campaign:
         """The first file that is not as in another finished run, or is left over; empty where there is none."""
         mine, theirs = contents(self.settings), contents(other.settings)
         changed = [name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]]
-        paths = [{p.relative_to(c.folder).as_posix() for p in c.folder.rglob("*")} for c in (self, other)]
+        paths = []
+        for folder in (self.folder, other.folder):
+            paths.append({p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.name.startswith(".")})
         more, less = sorted(paths[0] - paths[1]), sorted(paths[1] - paths[0])
         for word, names in (("other bytes", sorted(changed)), ("left over", more), ("missing", less)):
             if names:

@@ -14,9 +14,9 @@ from synthboot import api, loading, recipes
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.model import Model
 from synthboot.cli import main
+from synthboot.data import lock
 from synthboot.errors import LockedRun, MissingArtifact
 from synthboot.recipes import folder_of
-from synthboot.runner import lock
 from synthboot.runner.graph import needed
 from synthboot.runner.sharing import finished, take_over
 from synthboot.runner.state import states

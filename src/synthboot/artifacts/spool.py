@@ -22,9 +22,10 @@ from jaxtyping import Bool, UInt64
 
 from synthboot import config
 from synthboot.artifacts.corpus import QUARANTINE
+from synthboot.artifacts.parts import Part
 from synthboot.artifacts.store import WORK, Progress, Shards
 from synthboot.data import documents, files, ngrams
-from synthboot.data.disk import load_array, save_array, unreadable, write_bytes
+from synthboot.data.disk import load_array, remove, save_array, unreadable, write_bytes
 from synthboot.errors import DataError
 
 GIVE_UP_AFTER = 100_000
@@ -66,11 +67,7 @@ def ingest(
     reasons: Counter[str] = Counter()
     for index, (batch, replay) in enumerate(_batches(cfg, expected, ignored)):
         num_shards = index + 1
-        read = documents.digest(batch)
-        # A shard of other records, and all behind it, are of the source before it changed.
-        if shards.done(index) and shards.counts(index)["read"] != read:
-            shards.close(index)
-        counts = shards.write(index, partial(_spool, batch, read, replay, cfg))
+        counts = _keep(shards, index, batch, replay, cfg)
         count += counts["records"]
         bad += counts["quarantined"]
         reasons.update(counts["reasons"])
@@ -98,6 +95,44 @@ def ingest(
         ignored_files=dict(+ignored.files),  # + drops what was counted to nothing
         ignored_values=dict(+ignored.values),
     )
+
+
+def ingest_part(
+    cfg: config.Corpus,
+    folder: Path,
+    progress: Progress,
+    expected: Mapping[str, Sequence[str]],
+    part: Part,
+) -> tuple[Shards, int]:
+    """Spool the records of one part as `ingest` does; returns the shards, and how many there are.
+
+    All of the source is read, since where a shard begins depends on all before it; what takes the
+    time, to parse documents and to sign them, is done for the part's own. Raises DataError where a
+    file is not what `expected` says.
+    """
+    shards = Shards(folder / WORK / "ingest")
+    count = 0
+    for index, (batch, replay) in enumerate(_batches(cfg, expected, documents.Ignored())):
+        count = index + 1
+        if part.has(index):
+            _keep(shards, index, batch, replay, cfg)
+        progress(0.0, f"{count:,} shards read")
+    return shards, count
+
+
+def _keep(
+    shards: Shards,
+    index: int,
+    batch: Sequence[documents.Record],
+    replay: bool,
+    cfg: config.Corpus,
+) -> dict[str, Any]:
+    """The counts of the shard of these records, which is made unless it is there."""
+    read = documents.digest(batch)
+    # a shard of other records is of the source before it changed
+    if shards.done(index) and shards.counts(index)["read"] != read:
+        remove(shards.path(index))
+    return shards.write(index, partial(_spool, batch, read, replay, cfg))
 
 
 class Spool(Sequence[str]):

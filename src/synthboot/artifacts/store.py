@@ -195,6 +195,16 @@ def begin(folder: Path, fingerprint: str) -> list[str]:
     return damaged
 
 
+def begun(folder: Path, fingerprint: str) -> bool:
+    """Whether `begin` has made the folder ready for the artifact of this fingerprint."""
+    progress = folder / PROGRESS
+    return (
+        progress.exists()
+        and not (folder / MANIFEST).exists()
+        and read_record(progress).get("fingerprint") == fingerprint
+    )
+
+
 def commit(folder: Path, manifest: Manifest) -> None:
     """Record every file of the folder with its hash, and write the manifest.
 
@@ -328,10 +338,18 @@ class Shards:
         `writers` gives for the numbers of the missing ones, in order, what fills the folder of
         each. After each that is committed, its number and counts are yielded, to report progress.
         """
-        missing = [index for index in range(count) if not self.done(index)]
+        yield from self.make(range(count), writers)
+        self.close(count)
+
+    def make(
+        self,
+        wanted: Iterable[int],
+        writers: Callable[[list[int]], Iterable[Callable[[Path], dict[str, Any]]]],
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Commit each of the `wanted` shards as `fill` does, and leave all others alone."""
+        missing = [index for index in wanted if not self.done(index)]
         for index, writer in zip(missing, writers(missing), strict=True):
             yield index, self.write(index, writer)
-        self.close(count)
 
     def close(self, count: int) -> None:
         """Record that there are `count` shards, and delete whatever else lies there."""

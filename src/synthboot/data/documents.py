@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from synthboot import config
 from synthboot.data import files
+from synthboot.data.remote import RemoteFile, Url
 from synthboot.errors import DataError
 
 if TYPE_CHECKING:
@@ -95,17 +96,22 @@ class Ignored:
     values: Counter[str] = field(default_factory=Counter)
 
 
-def identity(source: str | list[str], setting: str = "corpus.source") -> list[str]:
+def identity(
+    source: str | list[str],
+    setting: str = "corpus.source",
+    hash_of: Callable[[Path], tuple[int, str]] | None = None,
+) -> list[str]:
     """What tells whether the source has changed.
 
-    That is name, size and hash of each file; a hub name as it is.
+    That is name, size and hash of each file; a hub name as it is. `hash_of` may know hashes from
+    before.
     """
     if isinstance(source, str) and (source == WORLD or source.startswith("hub:")):
         return [source]
     sources, _ = files.find(source, setting)
     lines: list[str] = []
     for file in sources:
-        lines += files.contents(file.path, file.name)
+        lines += files.contents(file.path, file.name, hash_of)
     return lines
 
 
@@ -337,7 +343,7 @@ def _text(
 
 def _lines(
     name: str,
-    path: Path,
+    path: Path | Url,
     stream: io.BufferedReader,
     limit: int,
     too_long: str,
@@ -372,7 +378,7 @@ def _skip_line(stream: io.BufferedReader) -> None:
 
 def _parquet(
     file: files.SourceFile,
-    raw: files.HashedFile,
+    raw: files.HashedFile | RemoteFile,
     cfg: config.Corpus,
     ignored: Ignored,
 ) -> Iterator[Record]:

@@ -6,6 +6,7 @@
 - A file is called by its path below the source; files of one name in several sources get as many of
   their parent folders before it as tell them apart. Ids that a record lacks are made of these
   names.
+- What lies at a URL is read by the same rule (`remote`).
 - Every byte that a reader gets has been hashed, whatever order it reads in, so that what was read
   can be compared with what the fingerprint says, without reading it twice.
 - Compressed files open to no more than a bound.
@@ -29,6 +30,8 @@ from glob import glob
 from pathlib import Path
 from typing import Literal
 
+from synthboot.data import remote
+from synthboot.data.remote import RemoteFile, Url, is_url
 from synthboot.errors import DataError
 
 Kind = Literal["lines", "text", "parquet", "dataset"]
@@ -38,7 +41,7 @@ TEXT = (".txt", ".text", ".md")
 COMPRESSED = (".gz", ".zst")
 KNOWN = (
     ".jsonl, .ndjson, .json, .txt, .text, .md (all of them plain, .gz or .zst), .parquet, "
-    "a saved Hugging Face dataset, hub:owner/name"
+    "a saved Hugging Face dataset, hub:owner/name, all of them but datasets at a URL too"
 )
 
 BLOCK = 1 << 20
@@ -51,6 +54,8 @@ Text is compressed three to thirty times.
 FREE_EXPANSION = 4 << 20
 """Bytes that any compressed file may open to, however little was read of it."""
 
+_DATASET = ("dataset_info.json", "dataset_dict.json")
+"""What a folder holds that is a saved dataset."""
 _SPECIAL = "broken link, pipe or device"
 
 
@@ -58,7 +63,7 @@ _SPECIAL = "broken link, pipe or device"
 class SourceFile:
     """A file, or the folder of a saved dataset, and the name that ids and messages have for it."""
 
-    path: Path
+    path: Path | Url
     name: str
     kind: Kind
 
@@ -73,17 +78,21 @@ def find(
     DataError where an item names nothing that can be read.
     """
     ignored: Counter[str] = Counter()
-    by_target: dict[str, tuple[Path, int, Kind]] = {}  # what links lead to is read once
+    by_target: dict[str, tuple[Path | Url, int, Kind]] = {}  # what links lead to is read once
     items = [source] if isinstance(source, str) else source
     for item in items:
         before = ignored.copy()
         is_empty = True
-        for path, own_parts in _named(item, setting, ignored):
+        named = _elsewhere if is_url(item) else _named
+        for path, own_parts in named(item, setting, ignored):
             kind = kind_of(path)
             if kind is None:
                 ignored[_suffix(path)] += 1
                 continue
             is_empty = False
+            if isinstance(path, Url):
+                by_target.setdefault(str(path), (path, own_parts, kind))
+                continue
             target = os.path.realpath(path)
             by_target.setdefault(target, (Path(os.path.abspath(path)), own_parts, kind))
         if is_empty:
@@ -101,10 +110,10 @@ def find(
     return result, ignored
 
 
-def kind_of(path: Path) -> Kind | None:
+def kind_of(path: Path | Url) -> Kind | None:
     """What a file or folder holds, by its name; None where it is not known."""
-    if path.is_dir():
-        for marker in ("dataset_info.json", "dataset_dict.json"):
+    if isinstance(path, Path) and path.is_dir():
+        for marker in _DATASET:
             if os.path.exists(path / marker):
                 return "dataset"
         return None
@@ -131,14 +140,22 @@ def counted(counts: Mapping[str, int], most: int = 4) -> str:
     return ", ".join(shown)
 
 
-def contents(path: Path, name: str | None = None) -> list[str]:
+def contents(
+    path: Path | Url,
+    name: str | None = None,
+    hash_of: Callable[[Path], tuple[int, str]] | None = None,
+) -> list[str]:
     """Name, size and hash of a file, or of every file below a folder.
 
-    They tell whether it has changed.
+    They tell whether it has changed. `hash_of` may know a hash from before (`hashes`); without it
+    all is read. Of a file elsewhere its server's mark is taken.
     """
     name = name or _shown(path.name)
+    if isinstance(path, Url):
+        return [described(name, path.size, path.mark)]
+    hash_of = hash_of or hashed
     if not path.is_dir():
-        size, digest = _hash(path)
+        size, digest = hash_of(path)
         return [described(name, size, digest)]
 
     result = []
@@ -146,7 +163,7 @@ def contents(path: Path, name: str | None = None) -> list[str]:
     for part in inside:
         if any(folder.startswith(".") for folder in part.parts):
             continue
-        size, digest = _hash(path / part)
+        size, digest = hash_of(path / part)
         result.append(described(f"{name}/{_shown(part.as_posix())}", size, digest))
     return result
 
@@ -156,7 +173,8 @@ def described(name: str, size: int, digest: str) -> str:
     return f"{name} {size} {digest}"
 
 
-def _hash(path: Path) -> tuple[int, str]:
+def hashed(path: Path) -> tuple[int, str]:
+    """Size and hash of a file, which is read. Raises DataError where it cannot be."""
     with opened(path) as file:
         return file.hashed()
 
@@ -245,7 +263,7 @@ class HashedFile(io.RawIOBase):
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[HashedFile]:
+def opened(path: Path | Url) -> Iterator[HashedFile | RemoteFile]:
     """A file to read, with whatever goes wrong meanwhile as one DataError that names it."""
     import pyarrow as pa
 
@@ -257,6 +275,10 @@ def opened(path: Path) -> Iterator[HashedFile]:
         pa.ArrowException,
     )
     try:
+        if isinstance(path, Url):
+            with remote.opened(path) as file:
+                yield file
+            return
         # A pipe would be waited for without O_NONBLOCK, and a device may never end.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -270,7 +292,7 @@ def opened(path: Path) -> Iterator[HashedFile]:
         raise DataError(f"{path}: cannot be read to its end: {one_line}") from None
 
 
-def decompressed(file: HashedFile) -> io.BufferedReader:
+def decompressed(file: HashedFile | RemoteFile) -> io.BufferedReader:
     """What a file holds, opened if its name ends in .gz or .zst.
 
     Raises DataError, once it is read that far, where it opens to more than `MOST_EXPANSION` times
@@ -305,7 +327,7 @@ class _Bounded(io.RawIOBase):
         self,
         read: Callable[[bytearray | memoryview], int],
         stored: io.BufferedReader,
-        path: Path,
+        path: Path | Url,
     ) -> None:
         self._read = read
         self._stored = stored
@@ -322,13 +344,34 @@ class _Bounded(io.RawIOBase):
         return size
 
 
-def require_plausible(path: Path, size: int, stored: int) -> None:
+def require_plausible(path: Path | Url, size: int, stored: int) -> None:
     """Raise DataError where `stored` compressed bytes open to `size`, which text would not."""
     if size > MOST_EXPANSION * stored + FREE_EXPANSION:
         raise DataError(
             f"{path}: opens to more than {MOST_EXPANSION} times its size, which text does not "
             f"(a compression bomb?); unpack it yourself if it is meant"
         )
+
+
+def _elsewhere(
+    item: str,
+    setting: str,
+    ignored: Counter[str],
+) -> Iterator[tuple[Url, int]]:
+    """The files that a URL names, but for those that are hidden below it."""
+    for url, own_parts in remote.find(item, setting):
+        if own_parts > 1 and any(map(_is_hidden, url.parts[-own_parts:])):
+            ignored["hidden"] += 1
+        elif url.name in _DATASET:
+            raise DataError(
+                f"{setting}: {item}: is a saved dataset, which is read from a disk; copy it here"
+            )
+        else:
+            yield url, own_parts
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _named(
@@ -433,7 +476,7 @@ def _below(folder: Path, ignored: Counter[str]) -> list[tuple[Path, int]]:
             for entry in entries:
                 path = Path(entry.path)
                 mode = _mode(path)
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                if _is_hidden(entry.name):
                     ignored["hidden"] += 1
                 elif stat.S_ISDIR(mode) and kind_of(path) is None:
                     waiting.append(path)
@@ -458,7 +501,7 @@ def _mode(path: Path) -> int:
         return 0
 
 
-def _names(places: list[tuple[Path, int]]) -> list[str]:
+def _names(places: list[tuple[Path | Url, int]]) -> list[str]:
     """A name for each path: its last parts, as many as are given with it.
 
     Those that would be called alike get as many more as tell them apart.
@@ -480,14 +523,14 @@ def _shown(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _suffix(path: Path) -> str:
+def _suffix(path: Path | Url) -> str:
     """What a file that is passed over is counted as.
 
     That is its suffix, with the one before it where it is compressed.
     """
-    if path.is_dir():
+    if isinstance(path, Path) and path.is_dir():
         return "folders"
     suffix = path.suffix.lower()
     if suffix in (*COMPRESSED, ".bz2", ".xz"):
-        suffix = Path(path.stem).suffix.lower() + suffix
+        suffix = Path(Path(path.name).stem).suffix.lower() + suffix
     return _shown(suffix) or "without a suffix"

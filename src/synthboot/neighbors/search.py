@@ -7,7 +7,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from jaxtyping import Float, Float32, Int64
 
 from synthboot import config, pool
 from synthboot.artifacts.store import Progress, Shards, silent
+from synthboot.data import lock
 from synthboot.data.disk import (
     committed_folder,
     damage,
@@ -32,6 +33,10 @@ from synthboot.errors import DataError
 from synthboot.neighbors import join
 from synthboot.neighbors.join import QUERY_BLOCK, Clusters
 from synthboot.rng import rng
+
+BLOCKS = "query_blocks"
+"""Where finished query blocks lie."""
+_SEARCH = "search"
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,54 @@ def nearest(
     """
     k = cfg.num_neighbors
     with nullcontext(folder) if folder is not None else TemporaryDirectory() as work:
-        chosen = Path(work) / "search"
+        count = blocks(len(vectors))
+        query_blocks = search_blocks(
+            vectors, cfg, seed, device, Path(work), workers, progress, range(count)
+        )
+        query_blocks.close(count)
+
+        # Blocks go by position in the clusters, the result by document.
+        index = np.empty((len(vectors), k), np.int64)
+        score = np.empty((len(vectors), k), np.float32)
+        for shard in query_blocks:
+            rows = load_array(shard / "rows.npy")
+            index[rows] = load_array(shard / "index.npy")  # (row, k)
+            score[rows] = load_array(shard / "score.npy")  # (row, k)
+
+        chosen = Path(work) / _SEARCH
+        search = Search.load(chosen)
+        if validation is None:
+            return Neighbors(index, score, search)
+        if search.centroids is None:
+            other = join.exact(validation, vectors, k, None, device)
+        else:
+            queries = np.asarray(validation, np.float16)
+            other = Clusters.load(chosen).search(queries, k, search.probe_radius, device)
+        return Neighbors(index, score, search, *other)
+
+
+def blocks(docs: int) -> int:
+    """How many query blocks documents make."""
+    return -(-docs // QUERY_BLOCK)
+
+
+def search_blocks(
+    vectors: Float[np.ndarray, "doc dim"],
+    cfg: config.Pair,
+    seed: int,
+    device: str,
+    folder: Path,
+    workers: int,
+    progress: Progress,
+    wanted: Iterable[int],
+) -> Shards:
+    """The query blocks in `folder`, once the `wanted` ones are there.
+
+    Processes that make different ones side by side share how to search: the first of them chooses,
+    and the others wait for it.
+    """
+    chosen = folder / _SEARCH
+    with lock.held(folder, "search.lock", lock.FOREVER):
         # Damaged, or not there yet. Query blocks depend on it alone, and it comes out the same.
         if damage(chosen):
             search = choose_search(vectors, cfg, seed, device, progress)
@@ -221,37 +273,20 @@ def nearest(
                         partial(_part, progress, 0.05, 0.1),
                     ).save(out)
 
-        query_blocks = Shards(Path(work) / "query_blocks")
-        starts = range(0, len(vectors), QUERY_BLOCK)
+    query_blocks = Shards(folder / BLOCKS)
+    starts = range(0, len(vectors), QUERY_BLOCK)
 
-        def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
-            missing_starts = [starts[i] for i in missing]
-            arguments = (str(chosen), k, device)
-            for arrays in pool.imap(_block_search, arguments, missing_starts, workers):
-                yield partial(_save, arrays)
+    def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
+        missing_starts = [starts[i] for i in missing]
+        arguments = (str(chosen), cfg.num_neighbors, device)
+        for arrays in pool.imap(_block_search, arguments, missing_starts, workers):
+            yield partial(_save, arrays)
 
-        for i, _ in query_blocks.fill(len(starts), writers):
-            done = 0.1 + 0.5 * (i + 1) / len(starts)
-            docs = min(len(vectors), starts[i] + QUERY_BLOCK)
-            progress(done, f"neighbours of {docs:,} documents")
-
-        # Blocks go by position in the clusters, the result by document.
-        index = np.empty((len(vectors), k), np.int64)
-        score = np.empty((len(vectors), k), np.float32)
-        for shard in query_blocks:
-            rows = load_array(shard / "rows.npy")
-            index[rows] = load_array(shard / "index.npy")  # (row, k)
-            score[rows] = load_array(shard / "score.npy")  # (row, k)
-
-        search = Search.load(chosen)
-        if validation is None:
-            return Neighbors(index, score, search)
-        if search.centroids is None:
-            other = join.exact(validation, vectors, k, None, device)
-        else:
-            queries = np.asarray(validation, np.float16)
-            other = Clusters.load(chosen).search(queries, k, search.probe_radius, device)
-        return Neighbors(index, score, search, *other)
+    for i, _ in query_blocks.make(wanted, writers):
+        done = 0.1 + 0.5 * (i + 1) / len(starts)
+        docs = min(len(vectors), starts[i] + QUERY_BLOCK)
+        progress(done, f"neighbours of {docs:,} documents")
+    return query_blocks
 
 
 def interval(values: Float[np.ndarray, " value"]) -> tuple[float, float, float]:

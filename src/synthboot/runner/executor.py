@@ -4,21 +4,23 @@ side by side as there are processes."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from synthboot import config, pool, preflight
 from synthboot.artifacts.corpus import Corpus
-from synthboot.data import disk
+from synthboot.artifacts.parts import Part
+from synthboot.data import disk, hashes, lock
+from synthboot.errors import ConfigError, DataError, MissingArtifact
 from synthboot.lm import precision
 from synthboot.recipes import Unit, outside, units
-from synthboot.runner import lock, torchrun
+from synthboot.runner import torchrun
 from synthboot.runner.graph import fingerprints, needed, ready
 from synthboot.runner.sharing import finished, take_over
-from synthboot.runner.state import states
-from synthboot.runner.unit import PARALLEL, make, tidy
+from synthboot.runner.state import State, states
+from synthboot.runner.unit import DEALT, ITEMS, PARALLEL, WITHOUT_ITEMS, make, make_part, tidy
 
 MODELS = (*torchrun.STAGES, "synthesize")
 """Stages that read what `auto` stands for."""
@@ -69,8 +71,74 @@ def run(
             preflight.check(cfg)
             if "corpus" not in waiting:
                 preflight.check_against_corpus(cfg, _corpus(cfg, plan))
-            _make_all(cfg, plan, waiting, tell)
+            try:
+                _make_all(cfg, plan, waiting, tell)
+            finally:
+                for left in torchrun.leftovers(cfg.folder):  # of a unit that was killed just now
+                    with suppress(OSError):  # the next run tries again
+                        shutil.rmtree(left)
     return plan
+
+
+def run_part(
+    cfg: config.Config,
+    target: str,
+    part: Part,
+    tell: Event = lambda *_: None,
+) -> list[str]:
+    """Make one part of stage `target`, while other processes make others in the same run folder.
+
+    Of a stage of `ITEMS` those of its part, of one of `DEALT` whole artifacts; `run` then makes
+    what is missing and commits. Returns the units it had to do with. What the stage reads is not
+    made.
+
+    Raises MissingArtifact where that is not there yet, ConfigError for a stage without parts, and
+    LockedRun while a `run` works on the folder, or another process on this part.
+    """
+    if target not in (*ITEMS, *DEALT):
+        raise ConfigError(
+            f"{target}: has no parts, --part is for {', '.join((*ITEMS, *DEALT))}; run it without"
+        )
+    cfg = precision.recorded(cfg)
+    with disk.storage_errors(cfg.folder), lock.shared(cfg.folder):
+        plan = needed(units(cfg), target)
+        standing = states(cfg, plan)
+        mine = _of_part(plan, target, part, standing)
+        tell(target, "plan", {name: standing[name] for name in mine})
+        if mine:
+            preflight.check(cfg)
+            _make_all(cfg, plan, dict(mine), tell, part if target in ITEMS else None)
+    return list(mine)
+
+
+def _of_part(
+    plan: Mapping[str, Unit],
+    target: str,
+    part: Part,
+    standing: Mapping[str, State],
+) -> dict[str, Unit]:
+    """The units of a stage that a part works on now.
+
+    One that reads another of its own stage waits for the `run` that finishes that.
+    """
+    own = [unit for unit in plan.values() if unit.stage == target]
+    if target in ITEMS:
+        own = [unit for unit in own if unit.variant not in WITHOUT_ITEMS]
+    else:
+        own = [own[index] for index in part.of(len(own))]
+
+    mine = {}
+    for unit in own:
+        unfinished = [name for name in unit.parents.values() if standing[name].status != "done"]
+        for name in unfinished:
+            if plan[name].stage != target:
+                raise MissingArtifact(
+                    f"{unit.name}: reads {name}, which is {standing[name].status}, and parts make "
+                    f"nothing but their own; first run `synthboot {plan[name].stage} CONFIG`"
+                )
+        if not unfinished and standing[unit.name].status != "done":
+            mine[unit.name] = unit
+    return mine
 
 
 def _make_all(
@@ -78,8 +146,10 @@ def _make_all(
     plan: dict[str, Unit],
     waiting: dict[str, Unit],
     tell: Event,
+    part: Part | None = None,
 ) -> None:
-    """Make the waiting units, as many side by side as there are processes for."""
+    """Make the waiting units, or a `part` of their items, as many side by side as there are
+    processes for."""
     expected = fingerprints(plan)
     jobs = pool.jobs(cfg.engine.jobs, cfg.engine.device)
     side_by_side = max(1, jobs // cfg.engine.processes)
@@ -96,25 +166,25 @@ def _make_all(
                 own_gpu = stage not in PARALLEL and not together
                 running.start(
                     name,
-                    make,
+                    make if part is None else make_part,
                     cfg,
                     plan,
                     name,
                     expected,
                     jobs,
+                    *(() if part is None else (part,)),
                     own_gpu=own_gpu,
                 )
             for name, kind, value in running.wait():
                 if kind == "failed":
+                    if isinstance(value, DataError):
+                        hashes.forget(cfg.folder)  # a file may have changed behind its times
                     raise value
                 tell(name, kind, value)
-                if kind == "done" and name == "corpus":
+                if kind == "done" and name == "corpus" and part is None:
                     preflight.check_against_corpus(cfg, _corpus(cfg, plan))
     finally:
         running.close()
-        for left in torchrun.leftovers(cfg.folder):  # of a unit that was killed just now
-            with suppress(OSError):  # the next run tries again
-                shutil.rmtree(left)
 
 
 def _corpus(cfg: config.Config, plan: dict[str, Unit]) -> Corpus:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from synthboot import config
+from synthboot.artifacts import parts
 from synthboot.artifacts.store import Progress, silent
 from synthboot.recipes import Unit
 
@@ -29,6 +31,22 @@ def run_step(
     from synthboot.steps import STEPS
 
     return STEPS[unit.stage](context_of(cfg, plan, unit, workers, progress, note))
+
+
+def run_part(
+    cfg: config.Config,
+    plan: Mapping[str, Unit],
+    unit: Unit,
+    record: parts.Record,
+    workers: int,
+    progress: Progress,
+) -> int:
+    """Have the unit's step make the items of one part; returns how many these are."""
+    from synthboot.steps import PART_STEPS
+
+    context = context_of(cfg, plan, unit, workers, progress)
+    own = replace(context, part=record.part, found=record.found)
+    return PART_STEPS[unit.stage](own)
 
 
 def context_of(

@@ -3,23 +3,33 @@ manifest is written."""
 
 from __future__ import annotations
 
-import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from synthboot import config
-from synthboot.artifacts import store
-from synthboot.data import disk
+from synthboot.artifacts import parts, store
+from synthboot.artifacts.external import EXTERNAL
+from synthboot.data import disk, lock
 from synthboot.errors import MissingArtifact
 from synthboot.recipes import VERSIONS, Unit
-from synthboot.runner import lock, torchrun
-from synthboot.runner.step import run_step
+from synthboot.runner import torchrun
+from synthboot.runner.memory import Memory
+from synthboot.runner.step import run_part, run_step
 
 PARALLEL = ("embed", "pair", "synthesize")
 """Stages whose steps have workers of their own."""
+
+ITEMS = ("corpus", "embed", "pair", "synthesize")
+"""Stages whose artifacts are made of items, so that parts of them are made side by side."""
+
+DEALT = ("pretrain", "score")
+"""Stages of many artifacts, of which each part makes some."""
+
+WITHOUT_ITEMS = (EXTERNAL, "random_pairs")
+"""Variants of stages of `ITEMS` that are made in one go."""
 
 _PATIENCE = 30.0
 """Seconds to wait for the worker of a killed run, which may take a moment to go."""
@@ -56,13 +66,13 @@ def make(
             note(lost)
 
         started = time.monotonic()
-        if cfg.engine.processes > 1 and unit.stage in torchrun.STAGES:
-            counts, cost = torchrun.run_step_together(cfg, plan, unit, progress)
-        else:
-            workers = jobs if unit.stage in PARALLEL else 1
-            counts, cost = run_step(cfg, plan, unit, workers, progress, note)
-        cost["seconds"] = time.monotonic() - started
-        cost["peak_memory_bytes"] = _peak_memory()
+        with Memory() as memory:
+            if cfg.engine.processes > 1 and unit.stage in torchrun.STAGES:
+                counts, cost = torchrun.run_step_together(cfg, plan, unit, progress)
+            else:
+                workers = jobs if unit.stage in PARALLEL else 1
+                counts, cost = run_step(cfg, plan, unit, workers, progress, note)
+        cost |= _spent(started, memory, parts.spent(folder))
 
         record = store.Manifest(
             stage=unit.stage,
@@ -75,6 +85,56 @@ def make(
         )
         store.commit(folder, record)
     return {**cost, "account": counts.get("account", "")}
+
+
+def make_part(
+    cfg: config.Config,
+    plan: Mapping[str, Unit],
+    name: str,
+    fingerprints: Mapping[str, str],
+    jobs: int,
+    part: parts.Part,
+    listener: Listener,
+) -> dict[str, Any]:
+    """Make the items of one part of a unit's artifact, beside other processes that make theirs.
+
+    Returns what it took; the artifact is committed by `make`, once, when all parts are through.
+    """
+    unit = plan[name]
+    folder = unit.folder(cfg.folder)
+    progress, note = _tellers(listener)
+
+    with disk.storage_errors(folder), _joined(folder, fingerprints[name], part, note) as record:
+        _verify_parents(cfg, plan, unit)
+        started = time.monotonic()
+        with Memory() as memory:
+            items = run_part(cfg, plan, unit, record, jobs, progress)
+        record.cost = _spent(started, memory)
+        record.save()
+    return {**record.cost, "account": f"part {part}, {items:,} items"}
+
+
+@contextmanager
+def _joined(
+    folder: Path,
+    fingerprint: str,
+    part: parts.Part,
+    note: Callable[[str], None],
+) -> Iterator[parts.Record]:
+    """Hold an artifact as one of its parts, ready for its items.
+
+    The first part makes it ready, as `store.begin` does, for which nobody else may be in it; the
+    others wait at the door meanwhile.
+    """
+    with ExitStack() as locks:
+        with lock.held(folder.parent, f".{folder.name}.door.lock", lock.FOREVER):
+            if not store.begun(folder, fingerprint):
+                with held(folder):
+                    for lost in store.begin(folder, fingerprint):
+                        note(lost)
+            locks.enter_context(lock.shared(folder.parent, _lock_of(folder), _PATIENCE))
+            record = locks.enter_context(parts.held(folder, part))
+        yield record
 
 
 def tidy(folder: Path) -> None:
@@ -93,8 +153,12 @@ def tidy(folder: Path) -> None:
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold an artifact; the lock lies beside it, as a folder may be wiped while it is held."""
-    with lock.held(folder.parent, f".{folder.name}.lock", patience=_PATIENCE):
+    with lock.held(folder.parent, _lock_of(folder), patience=_PATIENCE):
         yield
+
+
+def _lock_of(folder: Path) -> str:
+    return f".{folder.name}.lock"
 
 
 def _tellers(
@@ -129,9 +193,16 @@ def _verify_parents(
         store.verify(folder, manifest)
 
 
-def _peak_memory() -> int:
-    """The most memory that this process, or one of those it started, has had, in bytes."""
-    usage = []
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        usage.append(resource.getrusage(who).ru_maxrss)
-    return max(usage) * 1024  # Linux counts in KiB
+def _spent(
+    started: float,
+    memory: Memory,
+    of_parts: Iterable[Mapping[str, float]] = (),
+) -> dict[str, int | float]:
+    """What was spent since `started`, and by parts before: seconds are added up, the most memory
+    is that of any of them."""
+    seconds = time.monotonic() - started
+    peak = memory.peak()
+    for cost in of_parts:
+        seconds += cost["seconds"]
+        peak = max(peak, int(cost["peak_memory_bytes"]))
+    return {"seconds": seconds, "peak_memory_bytes": peak}

@@ -17,6 +17,7 @@ dropping rules are ours.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ import pyarrow.parquet as pq
 
 from synthboot import config, pool
 from synthboot.artifacts.pairs import VALIDATION, Pairs, Related
+from synthboot.artifacts.parts import Part
 from synthboot.artifacts.store import Progress, Shards, silent
 from synthboot.artifacts.synthetic import CHUNKS, FILE, KEPT
 from synthboot.data import ngrams, tokens
@@ -83,16 +85,59 @@ def synthesize(
 
     Raises BudgetError where almost everything sampled is dropped.
     """
-    shards = Shards(folder / CHUNKS)
+    # without an end: which chunk is the last shows only once its tokens are counted
+    outputs, total, chunks = _sample(job, count(), budget_tokens, folder, workers, progress)
+    Shards(folder / CHUNKS).close(chunks)
+
+    dropped = {reason: n for reason, n in sorted(outputs.items()) if reason != KEPT}
+    return {
+        "requests": outputs.total(),
+        "kept": total["kept"],
+        "dropped": dropped,
+        "tokens": total["tokens"],
+        "sampled_tokens": total["sampled_tokens"],
+        "prompt_tokens": total["prompt_tokens"],
+        "chunks": chunks,
+    }
+
+
+def synthesize_part(
+    job: Job,
+    budget_tokens: int,
+    folder: Path,
+    part: Part,
+    workers: int = 1,
+    progress: Progress = silent,
+) -> int:
+    """The chunks of one part, until they hold its share of `budget_tokens`; returns how many.
+
+    Which chunks the budget needs shows once those of all parts are there: `synthesize` then adds
+    the few that are missing, where parts have kept less than others, and leaves out those that are
+    over.
+    """
+    share = math.ceil(budget_tokens / part.count)
+    own = count(part.number - 1, part.count)
+    _, _, chunks = _sample(job, own, share, folder, workers, progress)
+    return chunks
+
+
+def _sample(
+    job: Job,
+    numbers: Iterator[int],
+    budget_tokens: int,
+    folder: Path,
+    workers: int,
+    progress: Progress,
+) -> tuple[Counter[str], Counter[str], int]:
+    """The outputs and tokens of the first chunks of these numbers that meet the budget, and how
+    many chunks these are."""
     outputs: Counter[str] = Counter()
     total: Counter[str] = Counter()
     chunks = 0
-
-    # without an end: which chunk is the last shows only once its tokens are counted
     results = pool.imap(
         _chunk_writer,
-        (job, shards.folder),
-        count(),
+        (job, folder / CHUNKS),
+        numbers,
         workers,
     )
     for counts in results:
@@ -107,18 +152,7 @@ def synthesize(
         _check_yield(job, outputs, total)
     # chunks beyond the last one that workers have begun are of no use
     results.close()  # type: ignore[attr-defined]
-    shards.close(chunks)
-
-    dropped = {reason: n for reason, n in sorted(outputs.items()) if reason != KEPT}
-    return {
-        "requests": outputs.total(),
-        "kept": total["kept"],
-        "dropped": dropped,
-        "tokens": total["tokens"],
-        "sampled_tokens": total["sampled_tokens"],
-        "prompt_tokens": total["prompt_tokens"],
-        "chunks": chunks,
-    }
+    return outputs, total, chunks
 
 
 def _check_yield(

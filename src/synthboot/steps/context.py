@@ -14,7 +14,8 @@ from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.external import EXTERNAL, External
 from synthboot.artifacts.model import Model
 from synthboot.artifacts.pairs import Pairs
-from synthboot.artifacts.store import Progress, read_manifest
+from synthboot.artifacts.parts import WHOLE, Part
+from synthboot.artifacts.store import Progress, Shards, read_manifest
 from synthboot.artifacts.synthetic import Synthetic
 
 _SYNTHESIZE = "synthesize/"
@@ -27,7 +28,8 @@ class Context:
 
     Steps read parents as the artifacts that they are. `outside` names and hashes the files from
     outside that its artifact is known by; `ready` says that a trial of its sweep is this model
-    already; `note` takes a line for the user.
+    already; `note` takes a line for the user. Where one `part` of its items is asked for, `found`
+    takes where they lie and how many there are of all parts.
     """
 
     cfg: config.Config
@@ -44,6 +46,8 @@ class Context:
     ready: bool = False
     variant: str = ""
     budget_tokens: int = 0
+    part: Part = WHOLE
+    found: Callable[[Shards, int], None] = lambda *_: None
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -93,6 +97,8 @@ class Context:
 
 Outcome = tuple[dict[str, Any], dict[str, float]]
 Step = Callable[[Context], Outcome]
+PartStep = Callable[[Context], int]
+"""Makes the items of one part, and returns how many these are; nothing is concluded from them."""
 
 
 def conditional(kind: str) -> bool:

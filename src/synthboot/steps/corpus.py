@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from synthboot.artifacts import spool
 from synthboot.artifacts.external import EXTERNAL
 from synthboot.steps.context import Context, Outcome
 from synthboot.steps.external import external
@@ -16,16 +17,27 @@ def corpus(c: Context) -> Outcome:
     if c.variant == EXTERNAL:
         return external(c)
 
-    expected = {
-        "source": c.outside["files"],
-        "replay": c.outside.get("replay_files", []),
-    }
     result = stage(
         c.cfg.corpus,
         c.cfg.budget.unique_tokens,
         c.folder,
         c.cfg.model.init_from,
         c.progress,
-        expected,
+        _expected(c),
     )
     return asdict(result), {"tokens": sum(result.tokens.values())}
+
+
+def corpus_part(c: Context) -> int:
+    """Shards of the spooled text; what compares documents with all others comes after them."""
+    shards, count = spool.ingest_part(c.cfg.corpus, c.folder, c.progress, _expected(c), c.part)
+    c.found(shards, count)
+    return len(c.part.of(count))
+
+
+def _expected(c: Context) -> dict[str, list[str]]:
+    """The identities of the files that the artifact is recorded under."""
+    return {
+        "source": c.outside["files"],
+        "replay": c.outside.get("replay_files", []),
+    }

@@ -14,10 +14,11 @@ from synthboot import pool
 from synthboot.artifacts.corpus import PRETRAIN
 from synthboot.artifacts.embeddings import Embeddings, load_vectors, save_vectors
 from synthboot.artifacts.store import WORK, Shards
+from synthboot.data import lock
 from synthboot.data.disk import committed_folder, damage
 from synthboot.steps.context import Context, Outcome
 
-_Part = tuple[int, int, int]
+_Slice = tuple[int, int, int]
 """A shard of documents, and which of them: from, and up to."""
 
 
@@ -25,12 +26,38 @@ def embed(c: Context) -> Outcome:
     """Vectors of D_pretrain and of the validation set, a shard of documents at a time."""
     from synthboot.stages import embed as stage
 
-    cfg = c.cfg.embed
-    sizes = {
+    embeddings = Embeddings.open(c.folder)
+    sizes = _sizes(c)
+    dim = 0
+    for name, count in _make(c).items():
+        shards = embeddings.shards(name)
+        shards.close(count)
+        if count:
+            dim = max(dim, int(shards.counts(0)["dim"]))
+
+    tokens = c.corpus.pretrain.num_tokens + c.corpus.validation.num_tokens
+    flops = stage.flops(c.cfg.embed, sum(sizes.values()), tokens)
+    return {"docs": sizes["pool"], "dim": dim}, {"flops": flops}
+
+
+def embed_part(c: Context) -> int:
+    """Shards of both sets, after the embedder that all parts share."""
+    return sum(len(c.part.of(count)) for count in _make(c).values())
+
+
+def _sizes(c: Context) -> dict[str, int]:
+    """The documents of each set."""
+    return {
         "pool": c.corpus.pretrain_docs,
         "validation": len(c.corpus.validation),
     }
 
+
+def _make(c: Context) -> dict[str, int]:
+    """Make the shards of this part; returns how many of all parts each set has."""
+    from synthboot.stages import embed as stage
+
+    cfg = c.cfg.embed
     own = None
     if cfg.model == "file":
         documents = itertools.chain(c.corpus.texts(PRETRAIN), c.corpus.texts("validation"))
@@ -40,33 +67,32 @@ def embed(c: Context) -> Outcome:
     if cfg.model == "self":
         _fit_embedder(c, embeddings.embedder)
 
-    dim = 0
+    counts = {}
     first = 0  # vectors from a file hold both sets, one after the other
-    for name, docs in sizes.items():
+    for name, docs in _sizes(c).items():
         of_set = None if own is None else own[first : first + docs]
-        dim = max(dim, _embed_set(c, embeddings, name, docs, of_set))
+        counts[name] = _embed_set(c, embeddings, name, docs, of_set)
         first += docs
-
-    tokens = c.corpus.pretrain.num_tokens + c.corpus.validation.num_tokens
-    flops = stage.flops(cfg, sum(sizes.values()), tokens)
-    return {"docs": sizes["pool"], "dim": dim}, {"flops": flops}
+    return counts
 
 
 def _fit_embedder(c: Context, path: Path) -> None:
     """Fit the `self` embedder, unless an earlier run has: shards of one artifact share it."""
     from synthboot.stages import embed as stage
 
-    if not damage(path.parent):  # there, and whole
-        return
-    c.progress(0.0, "fitting")
-    texts = (document.text for document in c.corpus.texts(PRETRAIN))
-    with committed_folder(path.parent) as folder:
-        stage.fit(
-            texts,
-            c.cfg.embed,
-            c.cfg.seed,
-            c.progress,
-        ).save(folder / path.name)
+    # parts that begin together wait for the first of them
+    with lock.held(c.folder / WORK, "embedder.lock", lock.FOREVER):
+        if not damage(path.parent):  # there, and whole
+            return
+        c.progress(0.0, "fitting")
+        texts = (document.text for document in c.corpus.texts(PRETRAIN))
+        with committed_folder(path.parent) as folder:
+            stage.fit(
+                texts,
+                c.cfg.embed,
+                c.cfg.seed,
+                c.progress,
+            ).save(folder / path.name)
 
 
 def _embed_set(
@@ -76,13 +102,14 @@ def _embed_set(
     docs: int,
     own: np.ndarray | None,
 ) -> int:
-    """Write the vectors of the first `docs` documents of a set, which `own` holds where they came
-    from a file; returns their dimensions."""
+    """Write this part's vectors of the first `docs` documents of a set, which `own` holds where
+    they came from a file; returns how many shards there are of all parts."""
     shards = embeddings.shards(name)
     source = c.corpus.shards(name)
     # the vectors lie in shards of the same documents as the texts
     shard_docs = max(1, source.counts(0)["docs"])
     starts = list(range(0, docs, shard_docs))
+    c.found(shards, len(starts))
 
     def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
         vectors: Iterable[np.ndarray]
@@ -92,18 +119,18 @@ def _embed_set(
         elif c.cfg.embed.model == "self":
             vectors = _embedded(c, source.folder, embeddings.embedder, wanted)
         else:
-            vectors = _embedded_by_parts(c, name, source.folder, embeddings.embedder, wanted)
+            vectors = _embedded_by_slices(c, name, source.folder, embeddings.embedder, wanted)
         for of_shard in vectors:
             yield partial(save_vectors, of_shard)
 
-    for shard, counts in shards.fill(len(starts), writers):
+    for shard, counts in shards.make(c.part.of(len(starts)), writers):
         done = starts[shard] + counts["docs"]
         c.progress((shard + 1) / len(starts), f"{name}: {done:,} of {docs:,} documents")
-    return int(shards.counts(0)["dim"]) if starts else 0
+    return len(starts)
 
 
-def _embedded(c: Context, source: Path, fitted: Path, wanted: list[_Part]) -> Iterator[np.ndarray]:
-    """The vectors of each part."""
+def _embedded(c: Context, source: Path, fitted: Path, wanted: list[_Slice]) -> Iterator[np.ndarray]:
+    """The vectors of each slice."""
     from synthboot.lm.model import device
     from synthboot.stages import embed as stage
 
@@ -117,31 +144,31 @@ def _embedded(c: Context, source: Path, fitted: Path, wanted: list[_Part]) -> It
     yield from pool.imap(stage.shard_embedder, arguments, wanted, c.workers)
 
 
-def _embedded_by_parts(
+def _embedded_by_slices(
     c: Context,
     name: str,
     source: Path,
     fitted: Path,
-    wanted: list[_Part],
+    wanted: list[_Slice],
 ) -> Iterator[np.ndarray]:
-    """The same for a model from outside, which may take hours for a shard: it is asked for parts,
+    """The same for a model from outside, which may take hours for a shard: it is asked for slices,
     and each is kept, so that a kill costs one, and told of."""
     from synthboot.stages.embed import BATCH_DOCS
 
-    parts = []
+    slices = []
     for shard, _, docs in wanted:
         ends = range(0, docs, BATCH_DOCS)
-        parts += [(shard, first, min(docs, first + BATCH_DOCS)) for first in ends]
-    # parts of another size have other places
+        slices += [(shard, first, min(docs, first + BATCH_DOCS)) for first in ends]
+    # slices of another size have other places
     work = c.folder / WORK / f"{name}-{BATCH_DOCS}"
-    kept = [(Shards(work / f"{shard:06d}"), first // BATCH_DOCS) for shard, first, _ in parts]
-    missing = [part for part, (of, i) in zip(parts, kept, strict=True) if not of.done(i)]
+    kept = [(Shards(work / f"{shard:06d}"), first // BATCH_DOCS) for shard, first, _ in slices]
+    missing = [one for one, (of, i) in zip(slices, kept, strict=True) if not of.done(i)]
     vectors = _embedded(c, source, fitted, missing)
 
     docs_of = {shard: docs for shard, _, docs in wanted}
     total = sum(docs_of.values())
     done = 0
-    for (shard, first, end), (of_shard, i) in zip(parts, kept, strict=True):
+    for (shard, first, end), (of_shard, i) in zip(slices, kept, strict=True):
         if not of_shard.done(i):
             of_shard.write(i, partial(save_vectors, next(vectors)))
         done += end - first

@@ -11,12 +11,14 @@ import numpy as np
 
 from synthboot.artifacts.corpus import PRETRAIN
 from synthboot.artifacts.pairs import TRAIN, Pairs
-from synthboot.artifacts.store import WORK, read_manifest
+from synthboot.artifacts.store import WORK, Shards, read_manifest
 from synthboot.errors import ConfigError
 from synthboot.steps.context import Context, Outcome, upstream_flops
 
 if TYPE_CHECKING:
     from synthboot.stages.pair import Fields
+
+_NEIGHBORS = f"{WORK}/neighbors"
 
 
 def pair(c: Context) -> Outcome:
@@ -75,6 +77,30 @@ def _ceiling(c: Context, pairs: Pairs) -> tuple[dict[str, Any] | None, str]:
     return asdict(measured), measured.sentence()
 
 
+def pair_part(c: Context) -> int:
+    """Query blocks of the neighbour search, after the clusters that all parts share."""
+    from synthboot.lm.model import device
+    from synthboot.neighbors import search
+
+    assert c.embeddings is not None  # `pair/related` reads them
+    vectors = c.embeddings.pretrain
+    folder = c.folder / _NEIGHBORS
+    count = search.blocks(len(vectors))
+    c.found(Shards(folder / search.BLOCKS), count)
+    own = c.part.of(count)
+    search.search_blocks(
+        vectors,
+        c.cfg.pair,
+        c.cfg.seed,
+        str(device(c.cfg.engine.device)),
+        folder,
+        c.workers,
+        c.progress,
+        own,
+    )
+    return len(own)
+
+
 def _related(c: Context) -> Pairs:
     from synthboot.lm.model import device
     from synthboot.neighbors import search
@@ -90,7 +116,7 @@ def _related(c: Context) -> Pairs:
         c.cfg.seed,
         validation,
         str(device(c.cfg.engine.device)),
-        c.folder / WORK / "neighbors",
+        c.folder / _NEIGHBORS,
         c.workers,
         c.progress,
     )

@@ -2,22 +2,64 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from synthboot.steps.context import Context, Outcome, conditional, upstream_flops
+
+if TYPE_CHECKING:
+    from synthboot.stages.synthesize import Job
 
 
 def synthesize(c: Context) -> Outcome:
     """S_pretrain in chunks. The FLOPs count every prompt and sampled token once."""
     from synthboot.lm import model as models
-    from synthboot.stages.synthesize import Job
     from synthboot.stages.synthesize import synthesize as stage
 
-    synthesizer = c.model("synthesizer").best
+    job = _job(c)
+    counts = stage(
+        job,
+        c.budget_tokens,
+        c.folder,
+        c.workers,
+        c.progress,
+    )
+    counts["upstream_flops"] = upstream_flops(c)
+    if job.external:
+        counts["external"] = c.cfg.tune.init_from
+
+    sampled = counts["sampled_tokens"]
+    read = counts["prompt_tokens"] + sampled
+    if c.cfg.synthesize.contrast and job.conditional:
+        read += sampled  # each once more, without d1
+    tokens_per_row = read / max(1, counts["requests"])
+    forward = models.flops_per_token(models.load(job.synthesizer), round(tokens_per_row))
+    return counts, {"tokens": sampled, "flops": forward * read}
+
+
+def synthesize_part(c: Context) -> int:
+    """Chunks until they meet this part's share of the budget."""
+    from synthboot.stages.synthesize import synthesize_part as stage
+
+    return stage(
+        _job(c),
+        c.budget_tokens,
+        c.folder,
+        c.part,
+        c.workers,
+        c.progress,
+    )
+
+
+def _job(c: Context) -> Job:
+    """What every chunk depends on."""
+    from synthboot.stages.synthesize import Job
+
     external = c.external
     is_conditional = conditional(c.variant)
     tuning = c.model("synthesizer").tuning if is_conditional else {}
-    job = Job(
+    return Job(
         cfg=c.cfg.synthesize,
-        synthesizer=synthesizer,
+        synthesizer=c.model("synthesizer").best,
         tokenizer=c.corpus.tokenizer_folder,
         corpus=tuple(external.shards("pretrain") if external else c.corpus.shards("pool")),
         docs=c.corpus.pretrain_docs,
@@ -32,21 +74,3 @@ def synthesize(c: Context) -> Outcome:
         pointer=tuning.get("pointer"),
         is_prompted=tuning.get("is_prompted", True),
     )
-    counts = stage(
-        job,
-        c.budget_tokens,
-        c.folder,
-        c.workers,
-        c.progress,
-    )
-    counts["upstream_flops"] = upstream_flops(c)
-    if external is not None:
-        counts["external"] = c.cfg.tune.init_from
-
-    sampled = counts["sampled_tokens"]
-    read = counts["prompt_tokens"] + sampled
-    if c.cfg.synthesize.contrast and job.conditional:
-        read += sampled  # each once more, without d1
-    tokens_per_row = read / max(1, counts["requests"])
-    forward = models.flops_per_token(models.load(synthesizer), round(tokens_per_row))
-    return counts, {"tokens": sampled, "flops": forward * read}

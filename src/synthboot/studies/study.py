@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synthboot import config, preflight
-from synthboot.data import disk
+from synthboot.data import disk, lock
 from synthboot.errors import (
     BudgetError,
     ConfigError,
@@ -30,7 +30,7 @@ from synthboot.errors import (
 from synthboot.lm import precision
 from synthboot.recipes import STAGES, folder_of
 from synthboot.report import study as page
-from synthboot.runner import cost, executor, lock
+from synthboot.runner import cost, executor
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.sharing import finished
 from synthboot.runner.state import State, states

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from synthboot.data import lock
 from synthboot.errors import LockedRun
-from synthboot.runner import lock
 
 HOLDS = """
 import os, sys, time
 from pathlib import Path
-from synthboot.runner import lock
+from synthboot.data import lock
 with lock.held(Path(sys.argv[1])):
     child = os.fork()  # as a worker forks its own: it has what was open then
     if child:

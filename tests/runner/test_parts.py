@@ -1,0 +1,122 @@
+"""Parts of a stage, side by side or one after the other: the bytes of a run that knows nothing of them."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from synthboot import loading, show
+from synthboot.artifacts.parts import Part
+from synthboot.data import lock
+from synthboot.errors import ConfigError, LockedRun, MissingArtifact
+from synthboot.recipes import folder_of
+from synthboot.runner import executor
+from tests.conftest import contents, run_folder
+
+STAGES = ("corpus", "embed", "pair", "synthesize", "score")
+
+
+@pytest.fixture
+def own(tiny: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A finished run of one's own to unmake."""
+    shutil.copytree(run_folder(tiny), tmp_path / tiny["name"])
+    return {**tiny, "root": str(tmp_path)}
+
+
+def unmake(settings: dict[str, Any], *stages: str) -> None:
+    for stage in stages:
+        shutil.rmtree(folder_of(run_folder(settings), stage))
+
+
+def parts_of(settings: dict[str, Any], stage: str) -> list[dict[str, Any]]:
+    """How the parts of a stage's first artifact stand."""
+    number = folder_of(run_folder(settings), stage).name
+    return next(row["parts"] for row in show.status(run_folder(settings)) if row["unit"].startswith(number))
+
+
+def test_parts_in_any_order_and_a_last_call_leave_the_bytes_of_a_run(tiny: dict[str, Any], own: dict[str, Any]) -> None:
+    cfg = loading.load(own)
+    for stage in STAGES:
+        unmake(own, stage)
+        for number in (2, 1):
+            executor.run_part(cfg, stage, Part(number, 2))
+        if stage != "score":
+            assert [part["state"] for part in parts_of(own, stage)] == ["finished", "finished"]
+            assert not any(part["missing"] for part in parts_of(own, stage))
+        executor.run(cfg, stage)
+        assert executor.run_part(cfg, stage, Part(1, 2)) == []  # nothing is left to do
+    assert contents(own) == contents(tiny)
+
+
+def test_a_part_makes_its_items_and_no_others(own: dict[str, Any]) -> None:
+    cfg = loading.load(own)
+    unmake(own, "corpus")
+    executor.run_part(cfg, "corpus", Part(2, 3))
+    ingest = folder_of(cfg.folder, "corpus") / "work" / "ingest"
+    assert sorted(path.name for path in ingest.iterdir()) == ["000001"]
+    assert parts_of(own, "corpus") == [
+        {"part": "1/3", "state": "not begun", "missing": {"work/ingest": [0]}},
+        {"part": "2/3", "state": "finished", "missing": {}},
+        {"part": "3/3", "state": "not begun", "missing": {"work/ingest": [2]}},
+    ]
+
+
+def test_whole_artifacts_are_dealt_out(own: dict[str, Any]) -> None:
+    cfg = loading.load(own)
+    unmake(own, "score")
+    assert executor.run_part(cfg, "score", Part(2, 2)) == ["score/sbp/seed-0"]
+    assert not folder_of(cfg.folder, "score", "repetition").exists()
+
+
+def test_what_has_no_parts_or_lacks_what_it_reads_says_so(own: dict[str, Any]) -> None:
+    cfg = loading.load(own)
+    with pytest.raises(
+        ConfigError, match=r"base: has no parts, --part is for corpus, embed, pair, synthesize, pretrain, score"
+    ):
+        executor.run_part(cfg, "base", Part(1, 2))
+    unmake(own, "embed")
+    with pytest.raises(
+        MissingArtifact, match=r"pair/related: reads embed, which is missing.*first run `synthboot embed CONFIG`"
+    ):
+        executor.run_part(cfg, "pair", Part(1, 2))
+
+
+def test_parts_share_a_run_folder_with_each_other_and_with_nobody_else(own: dict[str, Any]) -> None:
+    cfg = loading.load(own)
+    unmake(own, "embed")
+    with lock.shared(cfg.folder), pytest.raises(LockedRun, match="is working on this run"):
+        executor.run(cfg, "embed")
+    with lock.held(cfg.folder), pytest.raises(LockedRun, match="is working on this run"):
+        executor.run_part(cfg, "embed", Part(1, 2))
+    with lock.shared(cfg.folder):
+        executor.run_part(cfg, "embed", Part(1, 2))
+
+
+@pytest.mark.slow
+def test_parts_side_by_side_one_of_them_killed(tiny: dict[str, Any], own: dict[str, Any], tmp_path: Path) -> None:
+    """Killed at any moment a part loses nothing and doubles nothing; status names it and what it has left."""
+    unmake(own, "synthesize")
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(own))
+    command = [sys.executable, "-m", "synthboot", "synthesize", str(config)]
+    running = [subprocess.Popen([*command, "--part", f"{number}/2"]) for number in (1, 2)]
+    record = folder_of(run_folder(own), "synthesize", "related") / "work" / "parts" / "000002-of-000002.json"
+    try:
+        while not record.exists():
+            assert running[1].poll() is None
+            threading.Event().wait(0.01)
+        running[1].send_signal(signal.SIGKILL)
+        assert [process.wait() for process in running] == [0, -signal.SIGKILL]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    assert [part["state"] for part in parts_of(own, "synthesize")] == ["finished", "died"]
+    executor.run(loading.load(own), "synthesize")
+    assert contents(own) == contents(tiny)

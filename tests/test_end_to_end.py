@@ -342,20 +342,30 @@ def test_two_runs_on_one_folder_the_second_is_refused(finished: dict[str, Any]) 
 
 COUNTED = """
 import sys
-source, *arguments = sys.argv[1:]
+source, wanted, *arguments = sys.argv[1:]
 read = []
 sys.addaudithook(lambda event, given: read.append(source) if event == "open" and str(given[0]) == source else None)
 from synthboot.cli import main
 main(arguments, standalone_mode=False)
-sys.exit(len(read) != 1 and f"read {len(read)} times")
+sys.exit(len(read) != int(wanted) and f"read {len(read)} times")
 """
 
 
-def test_a_run_that_has_nothing_to_make_reads_its_source_once(finished: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_that_has_nothing_to_make_reads_its_source_where_it_is_asked_to(finished: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(finished))
-    command = [sys.executable, "-c", COUNTED, finished["corpus"]["source"], "run", str(tmp_path / "run.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    for wanted, more in (("1", ["--verify"]), ("0", [])):
+        command = [
+            sys.executable,
+            "-c",
+            COUNTED,
+            finished["corpus"]["source"],
+            wanted,
+            "run",
+            str(tmp_path / "run.yaml"),
+            *more,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_corrupt_artifact_is_refused_by_name(finished: dict[str, Any], tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
 def nearness(share: float) -> Any:
     """A loss that is least at this share of base."""
     target = torch.lerp(flat(small_model(seed=1)), flat(small_model(seed=0)), share)
-    return lambda model: float((flat(model) - target).square().sum())
+    return lambda model, _: float((flat(model) - target).square().sum())
 
 
 def test_best_becomes_the_average_of_least_loss(folder: Path, tokenizer: Tokenizer) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ _SUBLAYERS = ("self_attn", "attn", "attention", "mlp")
 """What blocks call the parts whose outputs are added to the residual stream."""
 
 
-Dropped = Tensor | tuple[Tensor, ...]
+Dropped = Tensor | tuple[Any, ...]
+"""What a sublayer gives: what it adds, and attention its weights or None beside it."""
 
 
 def add_dropout(model: PreTrainedModel, rate: float) -> None:

@@ -38,7 +38,8 @@ _NOT_WRITTEN = -2  # differs from NO_TOKEN, so that nothing matches what is not 
 _PRIOR = 5.0  # tokens of each length of match that the model alone is said to have predicted
 _ROUNDS = 200  # of expectation maximization; it stops where no weight moves any more
 _LEAST_CHANGE = 1e-5
-_PARTS = 3  # of the mixture: model, match, d1
+_LENGTHS = LONGEST_MATCH + 1
+_TINY = float(np.finfo(float).tiny)
 
 Weights = Sequence[Sequence[float]]
 """By the length of the match, 0 first: the parts of model, match and d1."""
@@ -67,16 +68,25 @@ def source(
 
 def read(d1: Integer[np.ndarray, " a"], d2: Integer[np.ndarray, " b"]) -> Reading:
     """Every token of d2, as a sampler that has written the ones before it would see it."""
-    written = np.full(len(d2) + LONGEST_MATCH, _NOT_WRITTEN)
-    written[LONGEST_MATCH:] = d2
-    before = np.lib.stride_tricks.sliding_window_view(written, LONGEST_MATCH)[: len(d2)]
-    source = torch.from_numpy(d1.astype(np.int64)).expand(len(d2), -1)  # (token of d2, of d1)
-    match, follows = _longest_matches(source, torch.from_numpy(before.copy()))
+    targets = torch.from_numpy(d2.astype(np.int64))
+    given = torch.from_numpy(d1.astype(np.int64))
+    given = given.expand(len(d2), -1)  # (token of d2, of d1)
 
-    same = source == torch.from_numpy(d2.astype(np.int64))[:, None]  # (token of d2, of d1)
-    copied = (same & follows).sum(1) / follows.sum(1).clamp(min=1)
-    in_d1 = same.sum(1) / max(1, len(d1))
-    return Reading(match.numpy(), copied.double().numpy(), in_d1.double().numpy())
+    # row t: the tokens that stand before d2[t]
+    written = torch.full((len(d2) + LONGEST_MATCH,), _NOT_WRITTEN)
+    written[LONGEST_MATCH:] = targets
+    before = written.unfold(0, LONGEST_MATCH, 1)[: len(d2)]  # (token, match)
+    match, follows = _longest_matches(given, before)
+
+    is_same = given == targets[:, None]
+    hits = (is_same & follows).sum(1)
+    copied = hits / follows.sum(1).clamp(min=1)
+    in_d1 = is_same.sum(1) / max(1, len(d1))
+    return Reading(
+        match=match.numpy(),
+        copied=copied.double().numpy(),
+        in_d1=in_d1.double().numpy(),
+    )
 
 
 def fit(
@@ -89,23 +99,31 @@ def fit(
     to it; without any d2 all is.
     """
     if not readings:
-        return ((1.0, 0.0, 0.0),) * (LONGEST_MATCH + 1)
+        return ((1.0, 0.0, 0.0),) * _LENGTHS
     match = np.concatenate([reading.match for reading in readings])
     parts = _parts(readings, model)
-    weights = np.tile([0.8, 0.1, 0.1], (LONGEST_MATCH + 1, 1))  # (match, part)
-    counts = np.bincount(match, minlength=LONGEST_MATCH + 1)[:, None]
-    prior = np.array([_PRIOR, 0.0, 0.0])
+    weights = np.tile([0.8, 0.1, 0.1], (_LENGTHS, 1))  # (match, part)
     for _ in range(_ROUNDS):
-        shares = parts * weights[match]
-        shares /= np.maximum(shares.sum(1, keepdims=True), np.finfo(float).tiny)
-        totals = np.stack([np.bincount(match, share, LONGEST_MATCH + 1) for share in shares.T], 1)
-        updated = (totals + prior) / (counts + _PRIOR)
-        updated /= updated.sum(1, keepdims=True)
+        updated = _updated(weights, match, parts)
         change = np.abs(updated - weights).max()
         weights = updated
         if change < _LEAST_CHANGE:
             break
-    return tuple((float(a), float(b), float(c)) for a, b, c in weights)
+    return tuple(tuple(of_match) for of_match in weights.tolist())
+
+
+def _updated(
+    weights: Float64[np.ndarray, "match part"],
+    match: Int64[np.ndarray, " token"],
+    parts: Float64[np.ndarray, "token part"],
+) -> Float64[np.ndarray, "match part"]:
+    """One round of expectation maximization: what each part has of the tokens, by their match."""
+    shares = parts * weights[match]
+    shares /= np.maximum(shares.sum(1, keepdims=True), _TINY)
+    totals = np.zeros_like(weights)
+    np.add.at(totals, match, shares)
+    totals[:, 0] += _PRIOR
+    return totals / totals.sum(1, keepdims=True)
 
 
 def losses(
@@ -117,8 +135,10 @@ def losses(
     table = np.array(weights)  # (match, part)
     summed = []
     for reading, probabilities in zip(readings, model, strict=True):
-        mixed = (_parts([reading], [probabilities]) * table[reading.match]).sum(1)
-        summed.append(-np.log(np.maximum(mixed, np.finfo(float).tiny)).sum())
+        parts = _parts([reading], [probabilities])
+        mixture = (parts * table[reading.match]).sum(1)
+        nll = -np.log(np.maximum(mixture, _TINY))
+        summed.append(nll.sum())
     return np.array(summed)
 
 
@@ -151,14 +171,21 @@ def mixed(
     before = written.gather(1, place.clamp(min=0)).masked_fill(place < 0, _NOT_WRITTEN)
     match, follows = _longest_matches(source, before)
 
-    own = weights[match]  # (row, part)
-    there = source != NO_TOKEN
-    in_d1 = there / there.sum(1, keepdim=True).clamp(min=1)
-    copied = follows / follows.sum(1, keepdim=True).clamp(min=1)
-    added = own[:, 1:2] * copied + own[:, 2:3] * in_d1  # (row, a)
-    mixture = torch.softmax(logits.float(), 1) * own[:, :1]
+    is_token = source != NO_TOKEN
+    of_model, of_match, of_d1 = weights[match].split(1, dim=1)  # (row, 1) each
+    added = of_match * _uniform(follows) + of_d1 * _uniform(is_token)  # (row, a)
+
+    logits = logits.float()
+    mixture = of_model * torch.softmax(logits, 1)
     mixture.scatter_add_(1, source.clamp(min=0), added)
-    return torch.where(there.any(1, keepdim=True), mixture.log(), logits.float())
+    has_source = is_token.any(1, keepdim=True)
+    return torch.where(has_source, mixture.log(), logits)
+
+
+def _uniform(chosen: Bool[Tensor, "row a"]) -> Float[Tensor, "row a"]:
+    """A probability for each place: the same for all that are chosen, of which there may be none."""
+    count = chosen.sum(1, keepdim=True)
+    return chosen / count.clamp(min=1)
 
 
 def _longest_matches(
@@ -178,5 +205,6 @@ def _longest_matches(
         matches = matches & (shifted == before[:, -1 - distance, None])
         length = length + matches
     length = length.masked_fill(source == NO_TOKEN, 0)
-    longest = length.amax(1)
-    return longest, (length == longest[:, None]) & (longest[:, None] > 0)
+    longest = length.amax(1, keepdim=True)
+    follows = (length == longest) & (longest > 0)
+    return longest[:, 0], follows

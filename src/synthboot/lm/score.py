@@ -133,9 +133,7 @@ def pairs(
 
     Both come closed by `end` unless they were cut.
     """
-    rows: list[Row] = []
-    for first, second in zip(d1, d2, strict=True):
-        rows.append(pair_row(first, second, seq_len, share, end, separator))
+    rows = _pair_rows(d1, d2, seq_len, share, end, separator)
 
     # what a row does not score (d1, the separator) is no token of its mean
     counts = [int((targets != IGNORE).sum()) for _, targets in rows]
@@ -152,9 +150,7 @@ def pair_tokens(
     separator: int | None,
 ) -> list[Float32[np.ndarray, " token"]]:
     """As `pairs`, the loss of every token of each d2."""
-    rows: list[Row] = []
-    for first, second in zip(d1, d2, strict=True):
-        rows.append(pair_row(first, second, seq_len, share, end, separator))
+    rows = _pair_rows(d1, d2, seq_len, share, end, separator)
 
     losses: list[np.ndarray] = [np.zeros(0)] * len(rows)
     for numbers, batch, _ in _batches(model, rows, BATCH_TOKENS, None):
@@ -162,6 +158,20 @@ def pair_tokens(
             _, targets = rows[number]
             losses[number] = loss[: len(targets)][targets != IGNORE]
     return losses
+
+
+def _pair_rows(
+    d1: Sequence[np.ndarray],
+    d2: Sequence[np.ndarray],
+    seq_len: int,
+    share: float,
+    end: int,
+    separator: int | None,
+) -> list[Row]:
+    rows = []
+    for first, second in zip(d1, d2, strict=True):
+        rows.append(pair_row(first, second, seq_len, share, end, separator))
+    return rows
 
 
 def row_losses(

@@ -194,7 +194,8 @@ def _as_it_is(
     folder: Path,
 ) -> Tuned:
     """The synthesizer that is base with a pointer: nothing is trained."""
-    loss = stopping.loss(base, 1.0)
+    unseen = stopping.conditioning(base, base, True, 1.0)
+    loss = unseen.get("given_d1", unseen["given_nothing"])
     curve = Curve(best_loss=loss, validation=[[0, loss]])
     synthesizer = Model.open(folder)
     for checkpoint in (synthesizer.best, synthesizer.last):
@@ -204,8 +205,8 @@ def _as_it_is(
     return Tuned(
         curve=curve,
         base_share=[(1.0, loss)],
-        conditioning={"unseen": stopping.conditioning(base, base, True, 1.0)},
-        untuned=stopping.d1_worth(base, 1.0),
+        conditioning={"unseen": unseen},
+        untuned=(unseen.get("d1_worth", 0.0), unseen.get("d1_worth_error", 0.0)),
         tokens=0,
         padding_share=0.0,
         flops=forward * stopping.num_tokens,
@@ -378,11 +379,11 @@ class _Held:
         """Nats per token of d2 given its d1, or nothing where it is tuned without."""
         return self._score(model, self.own, base_share).mean
 
-    def d1_worth(self, model: PreTrainedModel, base_share: float = 0.0) -> tuple[float, float]:
+    def d1_worth(self, model: PreTrainedModel) -> tuple[float, float]:
         """How many nats per token d2 costs less given its d1 than given a random one, with the
         standard error over pairs."""
-        given = self._score(model, self.own, base_share)
-        return given.gain_over(self._score(model, self.random, base_share))
+        given = self._score(model, self.own, 0.0)
+        return given.gain_over(self._score(model, self.random, 0.0))
 
     def weights(self, model: PreTrainedModel, base_share: float) -> pointer.Weights | None:
         """Those of a pointer beside this model, fitted on all pairs."""

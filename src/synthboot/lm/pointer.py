@@ -183,7 +183,7 @@ def mixed(
 
 
 def _uniform(chosen: Bool[Tensor, "row a"]) -> Float[Tensor, "row a"]:
-    """A probability for each place: the same for all that are chosen, of which there may be none."""
+    """A probability for each place: the same for all that are chosen, if any are."""
     count = chosen.sum(1, keepdim=True)
     return chosen / count.clamp(min=1)
 

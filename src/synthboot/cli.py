@@ -47,6 +47,7 @@ STAGE_HELP = {
     "evaluate": "Compare the scores of all arms.",
     "analyze": "Measure the synthetic text beside the real.",
     "report": "Write the report page.",
+    "extract": "Try to get training text and canaries out of every model again.",
 }
 _WITH_PARTS = ("corpus", "embed", "pair", "synthesize", "pretrain", "score")
 

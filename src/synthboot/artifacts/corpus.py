@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from synthboot.artifacts.store import Shards, read_listed, read_rows
 from synthboot.data import tokenizer as tokenizers
+from synthboot.data.canaries import Canary
 from synthboot.data.disk import unreadable, write_json
 from synthboot.data.documents import Document
 from synthboot.data.tokenizer import Tokenizer
@@ -26,6 +27,7 @@ from synthboot.data.tokens import Tokens
 PRETRAIN = "pretrain"
 DOCUMENTS = "documents.parquet"
 _SUMMARY = "corpus.json"
+_CANARIES = "canaries.json"
 QUARANTINE = "quarantine.jsonl"
 
 
@@ -65,6 +67,18 @@ class Corpus:
     def save_summary(self, counts: Mapping[str, object]) -> None:
         """Write what `summary` reads."""
         write_json(self.folder / _SUMMARY, counts)
+
+    @cached_property
+    def canaries(self) -> list[Canary]:
+        """The canaries that were planted in D_pretrain, and the candidates; none where nothing was
+        planted. Raises as `summary` does."""
+        if not (self.folder / _CANARIES).exists():
+            return []
+        return [Canary(**record) for record in read_listed(self.folder, _CANARIES)]
+
+    def save_canaries(self, canaries: Sequence[Canary]) -> None:
+        """Write what `canaries` reads."""
+        write_json(self.folder / _CANARIES, [asdict(canary) for canary in canaries])
 
     @property
     def pretrain_docs(self) -> int:

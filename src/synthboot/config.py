@@ -831,6 +831,9 @@ class Evaluate(Section):
     group_field: Text | None = None
     """Field of the corpus by whose values test losses are also reported. Without one: whether
     D_pretrain has a document as similar as those of a pair are."""
+    topics: int = Field(0, ge=0, le=10_000)
+    """Number of topics, clusters of D_pretrain's vectors, by which test losses are also reported
+    where there is no `group_field`. 0: none. As many as `analyze.topics` are the same ones."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Confidence level of the intervals."""
 
@@ -860,6 +863,9 @@ class Analyze(Section):
     """Length in tokens from which a shared run counts as copied."""
     examples: Count = 24
     """Number of examples in the report."""
+    topics: int = Field(20, ge=0, le=10_000)
+    """Number of topics, clusters of D_pretrain's vectors, by which real and synthetic text are
+    compared. 0: none."""
 
 
 class Config(Section):

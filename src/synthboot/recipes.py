@@ -48,8 +48,8 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "pretrain": 6,
     "score": 1,
     "evaluate": 11,
-    "analyze": 7,
-    "report": 5,
+    "analyze": 8,
+    "report": 6,
     "extract": 1,
 }
 """Raised where a stage would leave something else from the same settings and parents."""
@@ -263,6 +263,7 @@ class _Recipes:
                 "",
                 {
                     **self.corpus,
+                    "base": base,
                     **upstream,
                 },
             )

@@ -54,7 +54,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "pretrain": _TRAINING,
     "score": ("model.seq_len", "evaluate.tasks"),
     "evaluate": ("evaluate", "arms", "tune.init_from", "embed.model", "seed", *_WORLD),
-    "analyze": ("analyze", "embed.model", "seed", *_WORLD),
+    "analyze": ("analyze", "embed.model", "model.seq_len", "seed", *_WORLD),
     "extract": (
         "extract",
         "evaluate.checkpoint",

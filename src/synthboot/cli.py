@@ -513,7 +513,10 @@ def status(run_folder: Path, as_json: bool) -> None:
 @main.command(cls=Verb)
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument(
-    "what", type=click.Choice(["documents", "pairs", "synthetic", "copies", "quarantine"])
+    "what",
+    type=click.Choice(
+        ["documents", "pairs", "synthetic", "copies", "extracted", "canaries", "quarantine"]
+    ),
 )
 @click.option(
     "-n",
@@ -537,7 +540,8 @@ def show(
     as_json: bool,
 ) -> None:
     """Read examples in the terminal: documents, pairs side by side, synthetic text, what was
-    copied, what was quarantined; and search in them."""
+    copied, what models gave back of documents and how exposed canaries are, what was quarantined;
+    and search in them."""
     from synthboot import show as shown
 
     examples = shown.examples(run_folder, what, count, near, grep, like)
@@ -808,6 +812,8 @@ _NOTHING = {
     "pairs": "no pairs",
     "synthetic": "no synthetic text",
     "copies": "nothing is copied from d1",
+    "extracted": "no document was asked for; set extract.docs",
+    "canaries": "none was planted; set corpus.canaries.count",
     "quarantine": "nothing is quarantined",
 }
 

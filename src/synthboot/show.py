@@ -21,9 +21,11 @@ from synthboot.artifacts import parts, store
 from synthboot.artifacts.corpus import DOCUMENTS, Corpus
 from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.extraction import COMPARED, FIGURES, Continued, Extraction
 from synthboot.artifacts.pairs import TRAIN, Pairs
 from synthboot.artifacts.synthetic import Sample, Synthetic
 from synthboot.config import Config, Embed
+from synthboot.data.canaries import exposure, planted
 from synthboot.errors import ConfigError, MissingArtifact
 from synthboot.recipes import STAGES, folder_of
 from synthboot.settings import default
@@ -68,7 +70,8 @@ def examples(
     like: str | None = None,
 ) -> list[dict[str, Any]]:
     """Up to `count` examples: a title and texts by name, each a list of (part, mark), mark 1 for
-    what d1 holds too and 2 for what stands elsewhere in D_pretrain.
+    what d1 holds too (of what was extracted: what is right) and 2 for what stands elsewhere in
+    D_pretrain.
 
     Pairs with `near` are those of the nearest similarity. With `grep`, a regular expression, only
     documents, samples and reasons that it is found in, and pairs with such a document; `like` takes
@@ -79,16 +82,20 @@ def examples(
         raise ConfigError("show: --near and --like are two orders; choose one")
     corpus = Corpus.open(_need(run, "corpus"))
     is_wanted = _matcher(grep)
+    if what in ("quarantine", "extracted", "canaries") and like is not None:
+        raise ConfigError(f"show: --like is about texts of the run; of {what}, use --grep")
     if what == "quarantine":
-        if like is not None:
-            raise ConfigError("show: --like is about texts; of the quarantine, use --grep")
         rejects = (r for r in corpus.rejects() if is_wanted(r["reason"]))
         return [
             {"title": f"{r['file']} line {r['line']}", "texts": {"reason": [(r["reason"], 0)]}}
             for r in itertools.islice(rejects, count)
         ]
     likeness = None if like is None else _Likeness(run, like)
-    if what == "documents":
+    if what == "extracted":
+        found = _extracted(run, corpus, is_wanted)
+    elif what == "canaries":
+        found = _canaries(run, corpus, is_wanted)
+    elif what == "documents":
         found = _documents(corpus, is_wanted, likeness)
     elif what == "pairs":
         pairs = Pairs.load(_need(run, "pair", "related")).only(TRAIN)
@@ -297,6 +304,62 @@ def _synthetic(
         }
         title = f"d1 {row.d1}, sample {row.sample}, {mean}{near}{by}"
         yield {"title": title, "texts": texts}
+
+
+def _asked(run: Path) -> Iterator[tuple[str, Continued]]:
+    """What every model was asked to give back, by its arm and seed."""
+    compared = _need(run, "extract", COMPARED)
+    for arm in Extraction.open(compared).result["arms"]:
+        for folder in sorted((compared.parent / arm).glob("seed-*")):
+            yield f"{arm}, {folder.name.replace('-', ' ')}", Continued.open(folder)
+
+
+def _extracted(
+    run: Path, corpus: Corpus, is_wanted: Callable[[str], bool]
+) -> Iterator[dict[str, Any]]:
+    """Documents of D_pretrain that models gave back: as far as they did, furthest first."""
+    from synthboot.stages import analyze
+
+    tokens = corpus.pretrain
+    result = Extraction.open(_need(run, "extract", COMPARED)).result
+    given, asked_for = result["prefix_tokens"], result["continuation_tokens"]
+    leading = FIGURES.index("leading")
+    rows = []
+    for model, continued in _asked(run):
+        for item in np.flatnonzero(continued.seen).tolist():
+            rows.append((continued.figures[item, leading], model, continued, item))
+
+    for share, model, continued, item in sorted(rows, key=lambda row: -row[0]):
+        document = tokens[int(continued.document[item])][:-1]
+        text = corpus.tokenizer.decode(document)
+        if not is_wanted(text):
+            continue
+        back = np.array(continued.tokens[item], np.int64)
+        right = np.arange(len(back)) < round(share * asked_for)  # up to the first wrong one
+        yield {
+            "title": f"document {continued.document[item]}, {model}: {share:.0%} before an error",
+            "texts": {
+                "given": [(corpus.tokenizer.decode(document[:given]), 0)],
+                "document": [(corpus.tokenizer.decode(document[given:][:asked_for]), 0)],
+                "given back": analyze.segments(corpus.tokenizer, back, right.astype(int)),
+            },
+        }
+
+
+def _canaries(
+    run: Path, corpus: Corpus, is_wanted: Callable[[str], bool]
+) -> Iterator[dict[str, Any]]:
+    """The canaries that were planted, and how exposed each is in every model."""
+    copies = np.array([canary.copies for canary in corpus.canaries])
+    bits = {}
+    for model, continued in _asked(run) if len(copies) else ():
+        loss = continued.canary_loss
+        bits[model] = exposure(loss, loss[copies == 0])
+    for number, canary in enumerate(planted(corpus.canaries)):
+        if is_wanted(canary.text):
+            by_model = ", ".join(f"{model} {of[number]:.1f} bits" for model, of in bits.items())
+            title = f"canary {number}, {canary.copies} copies: {by_model}"
+            yield {"title": title, "texts": {"text": [(canary.text, 0)]}}
 
 
 def _artifacts(run: Path) -> list[Path]:

@@ -16,8 +16,9 @@ from synthboot.data.canaries import Canary, draw, exposure
 from synthboot.data.disk import read_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
+from synthboot.report.leaks import sentence
 from synthboot.runner.graph import fingerprints
-from synthboot.stages.extract import bleu, compared, extract, sentence
+from synthboot.stages.extract import bleu, compared, extract
 from tests.conftest import contents, run_folder, tiny_config
 from tests.lm.conftest import small_model
 

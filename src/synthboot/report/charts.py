@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from synthboot.data.items import titles
+from synthboot.report import leaks
 from synthboot.report.figures import Curves, Figure, Line, Mark, Values
 
 COLORS = {
@@ -66,6 +67,13 @@ def charts(results: Mapping[str, Any]) -> list[Figure]:
         drawn.append(_lengths(analyzed, of_text))
         if analyzed.get("world"):
             drawn.append(_excess(analyzed["world"]["excess"], of_text))
+        if analyzed.get("leaks"):
+            drawn.append(leaks.spans(analyzed["leaks"], of_text))
+        if (analyzed.get("changed") or {}).get("topics"):
+            drawn.append(leaks.topics(analyzed["changed"]["topics"], of_text))
+    if results.get("extract"):
+        drawn.append(leaks.extraction(results["extract"], paint))
+        drawn.append(leaks.exposures(results["extract"], paint))
     return [figure for figure in drawn if figure is not None]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from synthboot.artifacts.store import flat
 from synthboot.data.items import titles
 from synthboot.lm.batches import tokens_until_copying
+from synthboot.report import leaks
 from synthboot.report.charts import (
     COLORS,
     PALETTE,
@@ -72,6 +73,7 @@ def report(results: Mapping[str, Any]) -> str:
         paint=colors(scores["kinds"]),
         figures={figure.id: figure for figure in charts(results)},
         rounds=rounds(results),
+        given_back=leaks.FIGURES,
         conditioning=conditioning,
         copying_after=tokens_until_copying(results["config"]["optim"]["batch_tokens"]),
         pair=first_pairs(results),

@@ -299,37 +299,3 @@ def _exposure(
     value, low, high = statistics.estimate(values, confidence=confidence).interval
     most = math.log2(1 + int((counts == 0).sum()))
     return statistics.Interval(value, max(0.0, low), min(most, high))
-
-
-def sentence(result: Mapping[str, Any], arm: str) -> str:
-    """What can be got out of one arm, beside repetition, in a sentence or two."""
-    parts = []
-    measured = result["arms"][arm]["figures"]["exact"]
-    if measured["seen"] is not None:
-        tokens = f"{result['prefix_tokens']} tokens"
-        parts.append(
-            f"Given the first {tokens} of {result['seen_docs']:,} documents that it read, it goes "
-            f"on as they do for {result['continuation_tokens']} tokens in "
-            f"{_percent(measured['seen'])}"
-        )
-        if measured["unseen"] is not None:
-            parts[-1] += f", of documents that it did not read in {_percent(measured['unseen'])}"
-        gap = measured.get("difference")
-        if gap is not None:
-            points = 100 * gap[0]
-            parts[-1] += (
-                f"; {points:+.1f} points beside repetition (p = {measured['p_adjusted']:.2g})"
-            )
-        parts[-1] += "."
-    bits = result["arms"][arm]["exposure"]
-    by_copies = [f"{value[0]:.1f} ({n} copies)" for n, value in bits.items() if value]
-    if by_copies:
-        parts.append(
-            f"Exposure of canaries in bits, where 1.4 is chance: {', '.join(by_copies)}."
-        )
-    return " ".join(parts)
-
-
-def _percent(share: Sequence[float]) -> str:
-    value, low, high = (100 * end for end in share)
-    return f"{value:.1f} % ({low:.1f} to {high:.1f})"

@@ -9,6 +9,7 @@ from synthboot import config
 from synthboot.artifacts.analysis import Analysis
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.extraction import Extraction
 from synthboot.artifacts.model import Model
 from synthboot.artifacts.pairs import Pairs
 from synthboot.artifacts.store import read_manifest
@@ -43,6 +44,7 @@ def gather(
         "analyze": None,
         "examples": [],
         "pair_examples": [],
+        "extract": None,
         "costs": [],
         "version": "",
     }
@@ -51,6 +53,9 @@ def gather(
         result["analyze"] = analysis.result
         result["examples"] = analysis.examples
         result["pair_examples"] = analysis.spread
+
+    if "extract" in parents:
+        result["extract"] = Extraction.open(parents["extract"]).result
 
     paid = set()
     for role, folder in parents.items():

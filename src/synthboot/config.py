@@ -849,9 +849,10 @@ class Extract(Section):
     """Tokens of a document's beginning that are given."""
     continuation_tokens: Count = 50
     """Tokens that follow, to be given back: greedily, the likeliest token each time."""
-    samples: int = Field(0, ge=0, le=10_000)
-    """Continuations that are sampled beside the greedy one, at temperature 1. A document counts as
-    sampled where one of them is exact. Source: arXiv:2410.19482."""
+    samples: Count = 100
+    """Number of samples at temperature 1, of which one may be exact: by the probability that the
+    model gives to all that follows, how likely that is. None is drawn. Source:
+    arXiv:2410.19482."""
 
 
 class Analyze(Section):

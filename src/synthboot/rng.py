@@ -29,7 +29,6 @@ STREAMS: Mapping[str, int] = {
     "score.copied": 0xC0B1,
     "corpus.canaries": 0xCA4A,
     "corpus.planted": 0x914E,
-    "extract.samples": 0xE77,
     "synthesize.d1": 6,
     "tasks.items": 9,
     "tasks.world_items": 10,

@@ -60,7 +60,6 @@ READS: Mapping[str, tuple[str, ...]] = {
         "evaluate.checkpoint",
         "evaluate.confidence",
         "model.seq_len",
-        "seed",
     ),
     "report": tuple(name for name in Config.model_fields if name not in RUNTIME),
 }

@@ -47,5 +47,3 @@ def test_by_chance_the_mean_exposure_is_at_most_what_is_said() -> None:
     assert 1.2 < np.mean(bits) < 1.44 + 0.1
     # P(exposure >= k) = 2^-k
     assert np.mean(np.array(bits) >= 3) == pytest.approx(1 / 8, abs=0.04)
-
-

@@ -9,21 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from synthboot import api, config, loading, recipes, statistics
+from synthboot import api, config, loading, recipes, show, statistics
 from synthboot.artifacts.extraction import Continued
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.canaries import Canary, draw, exposure
 from synthboot.data.disk import read_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
+from synthboot.errors import ConfigError
 from synthboot.report.leaks import sentence
 from synthboot.runner.graph import fingerprints
 from synthboot.stages.extract import bleu, compared, extract
 from tests.conftest import contents, run_folder, tiny_config
 from tests.lm.conftest import small_model
 
-WORDS = "ash bee cow day elm fig gem hut ink jar key log map net oak pit".split()
-CFG = config.Extract(docs=6, prefix_tokens=6, continuation_tokens=5, samples=2)
+WORDS = ["ash", "bee", "cow", "day", "elm", "fig", "gem", "hut", "ink", "jar", "key", "log", "map", "net", "oak", "pit"]
+CFG = config.Extract(docs=6, prefix_tokens=6, continuation_tokens=5, samples=3)
 
 
 def sentences(count: int, seed: int) -> list[str]:
@@ -72,7 +73,7 @@ def asked(model: Any, tokenizer: Tokenizer, cfg: config.Extract = CFG) -> Contin
     planted = [canary.text for canary in CANARIES if canary.copies]
     corpus = Tokens.of(tokenizer.documents([planted[0], "too short", *READ, planted[-1]]))
     test_set = Tokens.of(tokenizer.documents(UNREAD))
-    return extract(model, corpus, test_set, CANARIES, tokenizer, cfg, 64, seed=0)
+    return extract(model, corpus, test_set, CANARIES, tokenizer, cfg, 64)
 
 
 def test_what_was_memorised_is_given_back_and_what_was_not_read_is_not(
@@ -91,7 +92,7 @@ def test_what_was_memorised_is_given_back_and_what_was_not_read_is_not(
     for tokens, text in zip(np.array(memorised.tokens, object)[seen], READ, strict=True):
         assert list(tokens) == tokenizer.documents([text])[0][6:11]
     assert not innocent.figures[:, 0].any()
-    assert not innocent.figures[:, 3].any()
+    assert innocent.figures[:, 3].max() < 0.1
 
 
 def test_sixteen_copies_are_more_exposed_than_one_and_none_is_by_chance(memorised: Continued, innocent: Continued) -> None:
@@ -140,6 +141,18 @@ def test_where_nothing_is_given_back_the_interval_says_how_little_can_be_known(i
     share = compared({"repetition": [everything]}, [], CFG, 0.95)["arms"]["repetition"]["figures"]["exact"]["seen"]
     assert share[2] == 1.0
     assert share[1] ** 6 == pytest.approx(0.025)
+
+
+def test_the_chance_of_a_sample_is_by_the_probability_of_all_that_follows(tokenizer: Tokenizer) -> None:
+    model = taught(READ, tokenizer, 25)
+    one = asked(model, tokenizer)
+    for text, chance in zip(READ, one.figures[one.seen, 3], strict=True):
+        tokens = [tokenizer.end, *tokenizer.documents([text])[0][:11]]
+        with torch.no_grad():
+            logprob = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+        p = math.exp(sum(float(logprob[place - 1, tokens[place]]) for place in range(7, 12)))
+        assert 0 < p < 1
+        assert chance == pytest.approx(1 - (1 - p) ** 3, rel=1e-4)
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -192,22 +205,60 @@ def test_a_run_that_does_not_ask_has_no_such_unit_and_nothing_is_stale_by_asking
     assert asking["report"].parents["extract"] == "extract/compared"
 
 
-@pytest.mark.timeout(300)
-def test_killed_and_asked_again_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     settings = {
-        **tiny_config(tmp_path),
+        **tiny_config(tmp_path_factory.mktemp("extract")),
         "arms": {"repetition": {}},
         "extract": {"docs": 5, "prefix_tokens": 8, "continuation_tokens": 4},
     }
     settings["corpus"]["canaries"] = {"count": 2, "copies": [1, 3], "words": 5, "candidates": 15}
-    api.Run(settings).run("extract")
-    whole = contents(settings)
-    asked_by = run_folder(settings) / "12-extract"
+    api.Run(settings).run()
+    return settings
+
+
+@pytest.mark.timeout(300)
+def test_killed_and_asked_again_it_ends_with_the_same_bytes(ran: dict[str, Any]) -> None:
+    whole = contents(ran)
+    asked_by = run_folder(ran) / "12-extract"
     result = read_json(asked_by / "compared" / "extract.json")
     assert (result["seen_docs"], result["unseen_docs"], result["canaries"]) == (5, 5, 4)
     # as a kill leaves it: one model asked in part, nothing compared
     (asked_by / "compared" / "manifest.json").unlink()
     (asked_by / "repetition" / "seed-0" / "manifest.json").unlink()
     (asked_by / "repetition" / "seed-0" / "canaries.parquet").write_bytes(b"half")
-    api.Run(settings).run("extract")
-    assert contents(settings) == whole
+    api.Run(ran).run("extract")
+    assert contents(ran) == whole
+
+
+def test_what_was_got_out_is_told_wherever_the_model_goes(ran: dict[str, Any], tmp_path: Path) -> None:
+    page = (run_folder(ran) / "11-report" / "report.html").read_text("utf-8")
+    assert '<h2 id="got-out">' in page
+    for figure in ("extraction", "exposure"):
+        assert f'<figure id="{figure}"' in page
+    assert "8 copies of canaries planted" in page
+
+    api.Run(ran).export("models", tmp_path / "models")
+    card = (tmp_path / "models" / "repetition" / "README.md").read_text("utf-8")
+    assert "Given the first 8 tokens of 5 documents that it read, it goes on as they do for 4 tokens in" in card
+    assert "| canaries | 4, random words, planted as 8 of these documents |" in card
+    assert "The corpus holds 4 canaries" in card
+
+    read = show.examples(run_folder(ran), "extracted", 3)
+    assert len(read) == 3
+    shares = [float(example["title"].split(": ")[1].split("%")[0]) for example in read]
+    assert shares == sorted(shares, reverse=True)
+    first = read[0]["texts"]
+    right = sum(len(part) for part, mark in first["given back"] if mark)
+    [(document, _)] = first["document"]
+    assert "".join(part for part, _ in first["given back"])[:right] == document[:right]
+    canaries = show.examples(run_folder(ran), "canaries", 9)
+    assert [example["title"].split(": ")[0] for example in canaries] == [
+        "canary 0, 1 copies",
+        "canary 1, 1 copies",
+        "canary 2, 3 copies",
+        "canary 3, 3 copies",
+    ]
+    assert all(" bits" in example["title"] for example in canaries)
+    with pytest.raises(ConfigError, match="of extracted, use --grep"):
+        show.examples(run_folder(ran), "extracted", 3, like="a text")

@@ -29,7 +29,7 @@ class Continued:
 
     `document` is its number in D_pretrain where it is `seen`, else in the test set. Columns of
     `figures` are FIGURES: the greedy continuation is that of the document; nearly so; the share of
-    it before the first token that is another; one of several sampled continuations is exact.
+    it before the first token that is another; the chance that one of several samples is exact.
     `tokens` are the greedy continuations, which may have ended early. `canary_loss` is in nats, in
     the order of `Corpus.canaries`.
     """

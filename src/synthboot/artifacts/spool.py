@@ -141,7 +141,8 @@ class Spool(Sequence[str]):
 
     With them come their digests, id hashes and MinHash signatures. No two different texts have one
     id: of those that come with the same, the one with the least digest keeps it, and the others,
-    which are `renamed`, have theirs after it. What is `planted` lies after them, and is not counted.
+    which are `renamed`, have theirs after it. What is `planted` lies after them and is
+    not counted.
     """
 
     def __init__(self, ingested: Shards) -> None:

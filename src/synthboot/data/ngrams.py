@@ -55,8 +55,8 @@ def hashes(tokens: Tokenized, n: int) -> Hashes:
     values = ids * _MIX
     values ^= values >> 29
 
-    # A run from i on is worth the sum of value[i + j] * m^(n - 1 - j). Modulo 2^64, and wrap-around
-    # is intended, an odd m can be divided by: with sums of value[k] / m^(k + 1) over all that stands
+    # A run from i on is worth the sum of value[i + j] * m^(n - 1 - j). Modulo 2^64 (wrap-around is
+    # intended) an odd m can be divided by: with sums of value[k] / m^(k + 1) over all that stands
     # before, a run is a difference of two of them times m^(i + n), however long it is.
     falling = np.cumprod(np.full(length, _INVERSE, np.uint64))
     sums = np.zeros(length + 1, np.uint64)

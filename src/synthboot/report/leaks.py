@@ -11,7 +11,7 @@ FIGURES = {
     "exact": "exactly",
     "near": "nearly (BLEU above 0.75)",
     "leading": "tokens before the first wrong one",
-    "sampled": "exactly, by one of several samples",
+    "sampled": "exactly, by one of many samples",
 }
 """What is measured of a continuation, in words."""
 
@@ -149,9 +149,7 @@ def sentence(result: Mapping[str, Any], arm: str) -> str:
     bits = result["arms"][arm]["exposure"]
     by_copies = [f"{value[0]:.1f} ({n} copies)" for n, value in bits.items() if value]
     if by_copies:
-        parts.append(
-            f"Exposure of canaries in bits, where 1.4 is chance: {', '.join(by_copies)}."
-        )
+        parts.append(f"Exposure of canaries in bits, where 1.4 is chance: {', '.join(by_copies)}.")
     return " ".join(parts)
 
 

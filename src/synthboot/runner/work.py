@@ -334,10 +334,10 @@ class Workload:
         )
 
     def extract(self) -> Work:
-        """What is continued of D_pretrain and the test set, greedily and as often as is sampled."""
+        """What is continued of D_pretrain and the test set, and scored."""
         cfg = self.cfg.extract
         row_tokens = cfg.prefix_tokens + cfg.continuation_tokens
-        tokens = 2 * cfg.docs * (1 + cfg.samples) * row_tokens
+        tokens = 2 * 2 * cfg.docs * row_tokens
         return Work(
             tokens=tokens,
             flops=tokens * self.model.forward(row_tokens),

@@ -109,16 +109,14 @@ def corpus(
     )
     out = Corpus.open(folder)
     fitted.save(out.tokenizer_folder)
-    copies = np.empty(0, np.int64)
     if cfg.canaries.count:
-        copies = _plant(spool, by_set, pretrain_docs, cfg.canaries, out)
-        pretrain_docs += len(copies)
+        pretrain_docs += _plant(spool, by_set, pretrain_docs, cfg.canaries, out)
 
     if cfg.replay is not None:
         by_set["replay"] = replay
     # counted after what was dropped: a document whose copies are gone is not flagged
     group_sizes = np.bincount(group[kept], minlength=int(group.max(initial=0)) + 1)
-    flagged = np.append(group_sizes[group] > 1, np.zeros(len(copies), bool))
+    flagged = np.append(group_sizes[group] > 1, np.zeros(len(spool.planted), bool))
     set_tokens: dict[str, int] = {}
     for name, chosen in by_set.items():
         set_tokens[name] = _write_set(
@@ -133,7 +131,7 @@ def corpus(
         **asdict(ingested),
         renamed_ids=len(spool.renamed),
         dropped=dropped,
-        account=_account(ingested, len(spool.renamed), dropped, unknown, len(copies)),
+        account=_account(ingested, len(spool.renamed), dropped, unknown, len(spool.planted)),
         flagged_docs=int(flagged[: len(spool)][kept].sum()) if cfg.near_duplicates == "flag" else 0,
         documents={name: len(chosen) for name, chosen in by_set.items()},
         tokens=set_tokens,
@@ -208,8 +206,8 @@ def _plant(
     pretrain_docs: int,
     cfg: config.Canaries,
     out: Corpus,
-) -> Int64[np.ndarray, " copy"]:
-    """The copies of the canaries, which are put anywhere among the documents of D_pretrain.
+) -> int:
+    """How many copies of canaries are put among the documents of D_pretrain, anywhere.
 
     Neither these documents nor the tokenizer depend on them: a run with canaries and one without
     read the same text, but for the canaries.
@@ -220,7 +218,7 @@ def _plant(
     copies = spool.plant(canaries.planted(drawn))
     places = rng(cfg.seed, "corpus.planted").integers(pretrain_docs, size=len(copies))
     by_set["pool"] = np.insert(pool, places, copies)
-    return copies
+    return len(copies)
 
 
 def _unknown(corpus: Corpus, names: Sequence[str]) -> int:

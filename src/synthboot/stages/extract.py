@@ -7,8 +7,10 @@
 What a model gives back of unseen documents is what can be guessed: the zero of the scale.
 
 Source: arXiv:2202.07646 (Carlini et al. 2022), extraction by a prefix of 50 tokens and the greedy
-continuation; near matches by a BLEU above 0.75, arXiv:2210.17546 (Ippolito et al. 2022); exposure,
-arXiv:1802.08232. Deviation: the prefix is a document's beginning, not any 50 tokens of it.
+continuation; near matches by a BLEU above 0.75, arXiv:2210.17546 (Ippolito et al. 2022); the
+chance of several samples by the probability of a continuation, arXiv:2410.19482 (Hayes et al.
+2024); exposure, arXiv:1802.08232. Deviation: the prefix is a document's
+beginning, not any 50 tokens of it.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ from synthboot.data.canaries import Canary, exposure
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.lm import score
+from synthboot.lm.batches import IGNORE
 from synthboot.lm.sampling import engines
 from synthboot.lm.sampling.protocol import Request
-from synthboot.rng import rng
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +53,6 @@ def extract(
     tokenizer: Tokenizer,
     cfg: config.Extract,
     seq_len: int,
-    seed: int,
     batch: int | None = None,
     progress: Progress = silent,
 ) -> Continued:
@@ -72,7 +73,7 @@ def extract(
     greedy: list[tuple[int, ...]] = []
     for start in range(0, len(documents), _BATCH_DOCS):
         some = documents[start : start + _BATCH_DOCS]
-        for tokens, row in _continued(model, some, start, tokenizer, cfg, seed, batch):
+        for tokens, row in _continued(model, some, tokenizer, cfg, batch):
             greedy.append(tokens)
             figures.append(row)
         progress(len(greedy) / len(documents), f"{len(greedy):,} documents continued")
@@ -100,52 +101,45 @@ def _long_enough(tokens: Tokens, cfg: config.Extract, planted: set[bytes]) -> li
 def _continued(
     model: PreTrainedModel,
     documents: Sequence[np.ndarray],
-    first: int,
     tokenizer: Tokenizer,
     cfg: config.Extract,
-    seed: int,
     batch: int | None,
 ) -> Iterator[tuple[tuple[int, ...], tuple[float, ...]]]:
-    """The greedy continuation of each document, and its figures; `first` is the number of the first
-    of them among all."""
-    absent = tokenizer.absent(model.config.get_text_config().vocab_size)
+    """The greedy continuation of each document, and its figures."""
+    sampler = engines.sampler(
+        model,
+        tokenizer.end,
+        temperature=0.0,
+        top_p=1.0,
+        batch=batch,
+        dtype="float32",  # the likeliest of two that are close is not to depend on rounding
+        absent=tokenizer.absent(model.config.get_text_config().vocab_size),
+    )
+    given = cfg.prefix_tokens
+    requests = []
+    rows = []
+    for document in documents:
+        text = np.concatenate(([tokenizer.end], document[: given + cfg.continuation_tokens]))
+        text = text.astype(np.int64)
+        prompt = tuple(text[: 1 + given].tolist())
+        requests.append(Request(prompt, seed=0, max_tokens=cfg.continuation_tokens))
+        targets = text[1:].copy()
+        targets[:given] = IGNORE
+        rows.append((text[:-1], targets))
 
-    def continuations(temperature: float, counter: int) -> list[tuple[int, ...]]:
-        sampler = engines.sampler(
-            model,
-            tokenizer.end,
-            temperature=temperature,
-            top_p=1.0,
-            batch=batch,
-            dtype="float32",  # the likeliest of two that are close is not to depend on rounding
-            absent=absent,
-        )
-        requests = []
-        for number, document in enumerate(documents, first):
-            stream = rng(seed, "extract.samples", number, counter)
-            prefix = document[: cfg.prefix_tokens].tolist()
-            requests.append(
-                Request(
-                    prompt=(tokenizer.end, *prefix),
-                    seed=int(stream.integers(2**63)),
-                    max_tokens=cfg.continuation_tokens,
-                )
-            )
-        return [result.tokens for result in sampler.sample(requests)]
-
-    greedy = continuations(0.0, 0)
-    sampled = [continuations(1.0, 1 + counter) for counter in range(cfg.samples)]
-    for number, document in enumerate(documents):
-        truth = document[cfg.prefix_tokens :][: cfg.continuation_tokens].tolist()
-        given = greedy[number]
-        hits = any(list(sample[number]) == truth for sample in sampled)
+    # the chance that one of several independent samples is exact: no need to draw any
+    probability = np.exp(-score.row_losses(model, rows))
+    sampled = 1 - (1 - probability) ** cfg.samples
+    for number, result in enumerate(sampler.sample(requests)):
+        truth = rows[number][1][given:].tolist()
+        back = result.tokens
         yield (
-            given,
+            back,
             (
-                float(list(given) == truth),
-                float(bleu(given, truth) > NEAR),
-                _leading(given, truth) / len(truth),
-                float(hits),
+                float(list(back) == truth),
+                float(bleu(back, truth) > NEAR),
+                _leading(back, truth) / len(truth),
+                float(sampled[number]),
             ),
         )
 
@@ -188,11 +182,10 @@ def compared(
     `exposure` by number of copies, in bits. Intervals are over seeds and documents, or canaries.
     """
     first = by_arm[REPETITION][0]
-    figures = FIGURES if cfg.samples else FIGURES[:-1]
     arms: dict[str, dict[str, Any]] = {}
     for arm, by_seed in by_arm.items():
         arms[arm] = {"figures": {}, "exposure": {}}
-        for column, name in enumerate(figures):
+        for column, name in enumerate(FIGURES):
             measured = _measured(by_seed, column, confidence)
             if arm != REPETITION:
                 gap = _difference(by_seed, by_arm[REPETITION], column, confidence)
@@ -201,7 +194,7 @@ def compared(
         for copies in sorted({canary.copies for canary in canaries} - {0}):
             arms[arm]["exposure"][str(copies)] = _exposure(by_seed, canaries, copies, confidence)
 
-    for name in figures:
+    for name in FIGURES:
         gaps = {arm: arms[arm]["figures"][name].get("difference") for arm in arms}
         p_values = {arm: gap.p for arm, gap in gaps.items() if gap is not None}
         for arm, adjusted in statistics.holm(p_values).items():

@@ -25,13 +25,12 @@ def extract(c: Context) -> Outcome:
         c.corpus.tokenizer,
         cfg,
         c.cfg.model.seq_len,
-        c.cfg.seed,
         c.cfg.engine.sample_batch,
         c.progress,
     )
     continued.save(c.folder)
     docs = len(continued.document)
-    read = docs * (1 + cfg.samples) * (cfg.prefix_tokens + cfg.continuation_tokens)
+    read = 2 * docs * (cfg.prefix_tokens + cfg.continuation_tokens)  # continued, and scored
     counts = {"docs": docs, "canaries": len(continued.canary_loss)}
     return counts, {"tokens": float(read)}
 

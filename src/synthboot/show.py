@@ -83,7 +83,7 @@ def examples(
     corpus = Corpus.open(_need(run, "corpus"))
     is_wanted = _matcher(grep)
     if what in ("quarantine", "extracted", "canaries") and like is not None:
-        raise ConfigError(f"show: --like is about texts of the run; of {what}, use --grep")
+        raise ConfigError(f"show: --like is about texts; of the {what}, use --grep")
     if what == "quarantine":
         rejects = (r for r in corpus.rejects() if is_wanted(r["reason"]))
         return [

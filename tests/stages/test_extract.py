@@ -163,6 +163,8 @@ def test_too_few_documents_have_no_interval(count: int, tokenizer: Tokenizer) ->
     result = compared({"repetition": [one], "self": [one]}, [Canary("a", 1), Canary("b", 0)], cfg, 0.95)
     assert result["arms"]["self"]["figures"]["exact"] == {"seen": None, "unseen": None, "difference": None}
     assert result["arms"]["self"]["exposure"] == {"1": None}
+    nothing = extract(small_model(), Tokens.of([]), Tokens.of([]), [], tokenizer, cfg, 64)
+    assert (len(nothing.document), nothing.figures.shape, len(nothing.canary_loss)) == (0, (0, 4), 0)
     assert sentence(result, "self") == ""
 
 
@@ -260,5 +262,5 @@ def test_what_was_got_out_is_told_wherever_the_model_goes(ran: dict[str, Any], t
         "canary 3, 3 copies",
     ]
     assert all(" bits" in example["title"] for example in canaries)
-    with pytest.raises(ConfigError, match="of extracted, use --grep"):
+    with pytest.raises(ConfigError, match="of the extracted, use --grep"):
         show.examples(run_folder(ran), "extracted", 3, like="a text")

@@ -197,7 +197,7 @@ def _changed(
     where = models.device(c.cfg.engine.device)
     base = models.moved(models.load(c.model("base").best), where)
     ratios = {}
-    base_loss = {}
+    base_loss: dict[str, statistics.Interval | None] = {}
     for kind, documents in by_kind.items():
         ratios[kind] = type_token_ratio([tokenizer.decode(tokens) for tokens in documents])
         closed = [[*tokens.tolist(), tokenizer.end] for tokens in documents[:_BASE_DOCS]]

@@ -477,14 +477,21 @@ def _print_study(found: Study, out: Path, as_json: bool) -> None:
     _say(f"study: {out / PAGE}")
 
 
+def _run_folder(run: Path) -> Path:
+    """The folder of the run that is meant, by itself or by the configuration that made it."""
+    from synthboot.loading import load
+
+    return load(run).folder if run.is_file() else run
+
+
 @main.command(cls=Verb)
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN | CONFIG", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(run_folder: Path, as_json: bool) -> None:
+def status(run: Path, as_json: bool) -> None:
     """Show where a run stands."""
     from synthboot import show as shown
 
-    rows = shown.status(run_folder)
+    rows = shown.status(_run_folder(run))
     if as_json:
         _say_json(rows)
         return
@@ -510,7 +517,7 @@ def status(run_folder: Path, as_json: bool) -> None:
 
 
 @main.command(cls=Verb)
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN | CONFIG", type=click.Path(path_type=Path))
 @click.argument(
     "what", type=click.Choice(["documents", "pairs", "synthetic", "copies", "quarantine"])
 )
@@ -527,7 +534,7 @@ def status(run_folder: Path, as_json: bool) -> None:
 @click.option("--like", metavar="TEXT", help="The nearest to a text, by the run's own embedding.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(
-    run_folder: Path,
+    run: Path,
     what: str,
     count: int,
     near: float | None,
@@ -539,6 +546,7 @@ def show(
     copied, what was quarantined; and search in them."""
     from synthboot import show as shown
 
+    run_folder = _run_folder(run)
     examples = shown.examples(run_folder, what, count, near, grep, like)
     if as_json:
         _say_json(examples)

@@ -74,6 +74,7 @@ def test_oracle_share_and_its_interval() -> None:
     assert share.low < share.value < share.high
     assert share.value == pytest.approx(0.5, abs=0.1)
     assert [arm for arm in found.arms if found.has_share(arm)] == ["sbp"]
+    assert found.arms["oracle"].p_adjusted is None  # that more text is better is no claim
 
 
 def test_pairing_by_document_makes_intervals_of_differences_narrow() -> None:

@@ -16,9 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, with_config
-
-from synthboot.artifacts.store import Shards, read_listed, read_rows, typed
+from synthboot.artifacts.store import Shards, declared, read_listed, read_rows, typed
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.disk import unreadable, write_json
 from synthboot.data.documents import Document
@@ -31,7 +29,7 @@ _SUMMARY = "corpus.json"
 QUARANTINE = "quarantine.jsonl"
 
 
-@with_config(ConfigDict(extra="forbid"))
+@declared
 @dataclass(frozen=True)
 class Counts:
     """What the corpus holds. records = documents + quarantined + dropped, summed over all of

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pydantic
-from pydantic import ConfigDict
 
 from synthboot import notebook
 from synthboot.artifacts.model import Sweep, TokenCounts
-from synthboot.artifacts.store import plain, read_listed, read_table, typed
+from synthboot.artifacts.store import declared, plain, read_listed, read_table, typed
 from synthboot.data.disk import write_json
 from synthboot.statistics import Components, Difference, Estimate, Interval
 
@@ -155,7 +153,8 @@ class DocumentLoss(NamedTuple):
     tokens: int
 
 
-@pydantic.dataclasses.dataclass(frozen=True, repr=False, config=ConfigDict(extra="forbid"))
+@declared
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """All arms compared, at both checkpoints.
 

@@ -13,15 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import (
-    ConfigDict,
-    model_serializer,
-    with_config,
-)
+from pydantic import model_serializer
 
 from synthboot import config
 from synthboot.artifacts.scores import CHECKPOINTS
-from synthboot.artifacts.store import Manifest, plain, read_manifest, typed
+from synthboot.artifacts.store import Manifest, declared, plain, read_manifest, typed
 from synthboot.data.disk import read_json, write_json
 from synthboot.errors import MissingArtifact
 
@@ -32,8 +28,6 @@ _SWEEP = "sweep.json"
 
 T = TypeVar("T")
 
-_as_declared = with_config(ConfigDict(extra="forbid"))
-
 
 def _what_there_is(
     self: object,  # the name by which pydantic knows a method
@@ -43,7 +37,7 @@ def _what_there_is(
     return {key: value for key, value in as_it_is(self).items() if value not in (None, [])}
 
 
-@_as_declared
+@declared
 @dataclass
 class Curve:
     """What happened while a model was trained.
@@ -84,7 +78,7 @@ class TokensRead:
     replayed_epochs: float
 
 
-@_as_declared
+@declared
 @dataclass(frozen=True, kw_only=True)
 class TokenCounts(TokensRead):
     """What a model was trained on and how: tokens by source, the settings of training, FLOPs.
@@ -116,7 +110,7 @@ class TokenCounts(TokensRead):
     _written = model_serializer(mode="wrap")(_what_there_is)
 
 
-@_as_declared
+@declared
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
     """Nats per token of d2 on held-out pairs, by what a synthesizer is given; `base` is the model
@@ -141,7 +135,7 @@ class Conditioning:
     _written = model_serializer(mode="wrap")(_what_there_is)
 
 
-@_as_declared
+@declared
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
     """How a synthesizer was tuned.
@@ -171,7 +165,7 @@ class Tuning:
         return dict(plain(self))
 
 
-@_as_declared
+@declared
 @dataclass(frozen=True)
 class Sweep:
     """What the trials of a sweep reached: by trial its validation loss, and the settings that the

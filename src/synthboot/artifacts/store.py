@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.dataclasses import dataclass
 
 from synthboot.data.disk import (
@@ -56,6 +56,10 @@ _COUNT = "shards.json"
 
 T = TypeVar("T")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+declared = with_config(ConfigDict(extra="forbid"))
+"""Marks a dataclass whose JSON may hold no field but those that are declared, in what it holds
+too."""
 
 
 def silent(done: float, words: str) -> None:

@@ -248,19 +248,19 @@ def test_what_was_got_out_is_told_wherever_the_model_goes(ran: dict[str, Any], t
 
     read = show.examples(run_folder(ran), "extracted", 3)
     assert len(read) == 3
-    shares = [float(example["title"].split(": ")[1].split("%")[0]) for example in read]
+    shares = [float(example.title.split(": ")[1].split("%")[0]) for example in read]
     assert shares == sorted(shares, reverse=True)
-    first = read[0]["texts"]
+    first = read[0].texts
     right = sum(len(part) for part, mark in first["given back"] if mark)
     [(document, _)] = first["document"]
     assert "".join(part for part, _ in first["given back"])[:right] == document[:right]
     canaries = show.examples(run_folder(ran), "canaries", 9)
-    assert [example["title"].split(": ")[0] for example in canaries] == [
+    assert [example.title.split(": ")[0] for example in canaries] == [
         "canary 0, 1 copies",
         "canary 1, 1 copies",
         "canary 2, 3 copies",
         "canary 3, 3 copies",
     ]
-    assert all(" bits" in example["title"] for example in canaries)
+    assert all(" bits" in example.title for example in canaries)
     with pytest.raises(ConfigError, match="of the extracted, use --grep"):
         show.examples(run_folder(ran), "extracted", 3, like="a text")

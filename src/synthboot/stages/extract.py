@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from synthboot import config, statistics
+from synthboot.artifacts.evaluation import REPETITION
 from synthboot.artifacts.extraction import FIGURES, Continued
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.canaries import Canary, exposure
@@ -42,7 +43,6 @@ NEAR = 0.75
 
 _ORDERS = 4  # BLEU counts runs of one to four tokens
 _BATCH_DOCS = 256
-REPETITION = "repetition"
 
 
 def extract(

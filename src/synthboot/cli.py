@@ -49,6 +49,7 @@ STAGE_HELP = {
     "evaluate": "Compare the scores of all arms.",
     "analyze": "Measure the synthetic text beside the real.",
     "report": "Write the report page.",
+    "extract": "Try to get training text and canaries out of every model again.",
 }
 _WITH_PARTS = ("corpus", "embed", "pair", "synthesize", "pretrain", "score")
 
@@ -521,7 +522,10 @@ def status(run: Path, as_json: bool) -> None:
 @main.command(cls=Verb)
 @click.argument("run", metavar="RUN | CONFIG", type=click.Path(path_type=Path))
 @click.argument(
-    "what", type=click.Choice(["documents", "pairs", "synthetic", "copies", "quarantine"])
+    "what",
+    type=click.Choice(
+        ["documents", "pairs", "synthetic", "copies", "extracted", "canaries", "quarantine"]
+    ),
 )
 @click.option(
     "-n",
@@ -545,7 +549,8 @@ def show(
     as_json: bool,
 ) -> None:
     """Read examples in the terminal: documents, pairs side by side, synthetic text, what was
-    copied, what was quarantined; and search in them."""
+    copied, what models gave back of documents and how exposed canaries are, what was quarantined;
+    and search in them."""
     from synthboot import show as shown
 
     run_folder = _run_folder(run)
@@ -814,6 +819,8 @@ _NOTHING = {
     "pairs": "no pairs",
     "synthetic": "no synthetic text",
     "copies": "nothing is copied from d1",
+    "extracted": "no document was asked for; set extract.docs",
+    "canaries": "none was planted; set corpus.canaries.count",
     "quarantine": "nothing is quarantined",
 }
 

@@ -231,19 +231,19 @@ def pair(cfg: Config, as_json: bool, part: str | None, dry_run: bool) -> None:
         executor.run(cfg, "embed", progress.tell)
     choices = shown.alphas(cfg)
     if as_json:
-        _say_json(choices)
+        _say_json(asdict(choices))
         return
 
     rows = [
         [
-            f"{row['alpha']:.2f}",
-            _count(row["pairs"]),
-            "{:.2f} [{:.2f}, {:.2f}]".format(*row["per_document"]),
-            f"{row['documents_with_pairs']:.0%}",
-            f"{row['near_duplicates']:.1%}",
-            f"{row['random_pairs_above']:.2%}",
+            f"{row.alpha:.2f}",
+            _count(row.pairs),
+            "{:.2f} [{:.2f}, {:.2f}]".format(*row.per_document),
+            f"{row.documents_with_pairs:.0%}",
+            f"{row.near_duplicates:.1%}",
+            f"{row.random_pairs_above:.2%}",
         ]
-        for row in choices["table"]
+        for row in choices.table
     ]
     header = [
         "alpha",
@@ -255,9 +255,9 @@ def pair(cfg: Config, as_json: bool, part: str | None, dry_run: bool) -> None:
     ]
     _print_table(header, rows)
     _say(
-        f"from {choices['sampled']:,} of {choices['docs']:,} documents, near-duplicates taken off, "
+        f"from {choices.sampled:,} of {choices.docs:,} documents, near-duplicates taken off, "
         "caps and held-out documents not; "
-        f"min_similarity now gives {choices['alpha']:.3f} ({choices['why']})"
+        f"min_similarity now gives {choices.alpha:.3f} ({choices.why})"
     )
 
 

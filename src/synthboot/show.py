@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import regex
@@ -30,6 +30,9 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, MissingArtifact
 from synthboot.recipes import STAGES, folder_of
 from synthboot.settings import default
+
+if TYPE_CHECKING:
+    from synthboot.stages.pair import Choices
 
 _COPY = 13
 _SEARCH_SECONDS = 1.0
@@ -127,7 +130,7 @@ def examples(
     return list(itertools.islice(found, count))
 
 
-def alphas(cfg: Config) -> dict[str, Any]:
+def alphas(cfg: Config) -> Choices:
     """What each alpha would give: `stages.pair.alphas` on a run's corpus and vectors.
 
     Raises MissingArtifact where they have not been made.

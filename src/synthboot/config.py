@@ -207,14 +207,11 @@ class Optim(Section):
         return self
 
 
-class Server(Section):
-    """An OpenAI-compatible completions endpoint (vLLM, SGLang, llama.cpp). Its API key, if it needs
-    one, is read from the environment variable SYNTHBOOT_API_KEY."""
+class Endpoint(Section):
+    """A server that speaks OpenAI's API."""
 
     url: Url = "http://127.0.0.1:8000/v1"
-    """Base address, the part before `/completions`; http:// or https://."""
-    model: Text = "synthesizer"
-    """Name under which the server offers the model."""
+    """Base address, the part before `/completions` or `/chat/completions`; http:// or https://."""
     concurrency: int = Field(32, ge=1, le=10_000)
     """Number of concurrent requests."""
     retries: int = Field(5, ge=0, le=20)
@@ -240,10 +237,21 @@ class Server(Section):
         if port == 0 or any(c.isspace() or not c.isprintable() for c in text):
             raise ValueError(_URL_FORM)
         if parts and (parts.username is not None or parts.password is not None):
-            raise ValueError("has a name or password in it; put the key into SYNTHBOOT_API_KEY")
+            raise ValueError(
+                "has a name or password in it; put the key into SYNTHBOOT_API_KEY, "
+                "that of a judge into SYNTHBOOT_JUDGE_API_KEY"
+            )
         if "?" in text or "#" in text:
             raise ValueError("ends in a query; only what stands before /completions is wanted")
         return url
+
+
+class Server(Endpoint):
+    """An OpenAI-compatible completions endpoint (vLLM, SGLang, llama.cpp). Its API key, if it needs
+    one, is read from the environment variable SYNTHBOOT_API_KEY."""
+
+    model: Text = "synthesizer"
+    """Name under which the server offers the model."""
 
 
 class Engine(Section):
@@ -278,6 +286,9 @@ class Engine(Section):
     """Batch size of sampling, in rows. Default: chosen from free memory and a short measurement."""
     server: Server = Server()
     """The server, for `synthesize.sampler: server`."""
+    judge: Endpoint = Endpoint()
+    """The server for `analyze.judges: [server:NAME]`, with a chat endpoint. Its API key, if it
+    needs one, is read from the environment variable SYNTHBOOT_JUDGE_API_KEY."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the blocks of a model in training. It adds a minute or two before the first
     step, less with a warm cache. `auto`: on a GPU, for runs of ten minutes or more. On a CPU the

@@ -162,6 +162,23 @@ def test_show(finished: dict[str, Any], what: str) -> None:
         assert "".join(part for part, _ in found[0]["texts"]["d1"]).strip()
 
 
+def test_show_quality(finished: dict[str, Any]) -> None:
+    """The paper's five questions, with everybody who answers them."""
+    run = str(run_folder(finished))
+    shown = call("show", run, "quality").stdout
+    for word in ("200B, 3B", "25.6 %", "repetition within a document", "unseen real", "rules", "embedding", "likelihood"):
+        assert word in shown
+    found = json.loads(call("show", run, "quality", "--json").stdout)
+    judged = {(verdict["judge"], verdict["question"]): verdict for verdict in found["judged"]}
+    assert {question for judge, question in judged if judge == "rules"} == {"repetition", "nonfactual", "irrelevance", "copying"}
+    assert {question for judge, question in judged if judge != "rules"} == {"irrelevance"}
+    loops = judged["rules", "repetition"]
+    assert not loops["refused"] or min(loops["clean"], loops["faulty"]) < 20
+    assert loops["sensitivity"][0] > 0.8
+    assert set(loops["rates"]) == {"unseen real", "related"}
+    assert loops["rates"]["related"]["items"] == 20
+
+
 def test_show_pairs_near_a_similarity(finished: dict[str, Any]) -> None:
     found = json.loads(call("show", str(run_folder(finished)), "pairs", "--near", "0.9", "-n", "1", "--json").stdout)
     best = json.loads(call("show", str(run_folder(finished)), "pairs", "-n", "50", "--json").stdout)

@@ -512,7 +512,8 @@ def status(run_folder: Path, as_json: bool) -> None:
 @main.command(cls=Verb)
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument(
-    "what", type=click.Choice(["documents", "pairs", "synthetic", "copies", "quarantine"])
+    "what",
+    type=click.Choice(["documents", "pairs", "synthetic", "copies", "quarantine", "quality"]),
 )
 @click.option(
     "-n",
@@ -536,9 +537,13 @@ def show(
     as_json: bool,
 ) -> None:
     """Read examples in the terminal: documents, pairs side by side, synthetic text, what was
-    copied, what was quarantined; and search in them."""
+    copied, what was quarantined; and search in them. `quality` is the paper's quality table with
+    this run's figures: what was counted, and what judges say, with their own error."""
     from synthboot import show as shown
 
+    if what == "quality":
+        _show_quality(run_folder, as_json)
+        return
     examples = shown.examples(run_folder, what, count, near, grep, like)
     if as_json:
         _say_json(examples)
@@ -547,6 +552,20 @@ def show(
         _say(f"{run_folder}: {_NOTHING[what] if grep is None else 'nothing matches'}")
     for example in examples:
         _print_example(example)
+
+
+def _show_quality(run: Path, as_json: bool) -> None:
+    from synthboot import show as shown
+    from synthboot.report import quality
+
+    analyzed = shown.analyzed(run)
+    if as_json:
+        _say_json({"kinds": analyzed["kinds"], "judged": analyzed["judged"]})
+        return
+    for table in (quality.table(analyzed), quality.curves(analyzed)):
+        _print_table(table.headers, table.rows)
+        for note in table.notes:
+            _say(note)
 
 
 @main.command(cls=Verb)

@@ -18,6 +18,7 @@ from synthboot.errors import UndeclaredSetting
 from synthboot.schema import (
     Command,
     Count,
+    Judge,
     Name,
     Seed,
     Size,
@@ -822,6 +823,27 @@ class Analyze(Section):
     """Length in tokens from which a shared run counts as copied."""
     examples: Count = 24
     """Number of examples in the report."""
+    duplicate_docs: Count | None = None
+    """Most documents of each kind of text in the curve of duplicates, which grows with their
+    number (Duplicate@1M of the paper is 1,000,000). Default: `docs`."""
+    judges: list[Judge] = []
+    """Who judges the text, beside what is counted: `rules` (overlap of words, contradictions by
+    number and date), `embedding` (similarity, by the embedding of the pairs), `likelihood` (the
+    run's own synthesizer: is d2 likelier given its d1 than given another?), `local:FOLDER` (a
+    language model in a Hugging Face folder), `server:NAME` (a model at `engine.judge`). Each one's
+    own error is measured on planted cases, and its rates are corrected for it (docs/quality.md)."""
+    judge_items: Count = 200
+    """Most texts of a kind, and most pairs, that each judge is asked about, a question."""
+    judge_cases: Count = 200
+    """Most cases with a planted fault, and as many without, by which the error of a judge is
+    measured, a question; one half of them chooses its threshold."""
+
+    @field_validator("judges")
+    @classmethod
+    def _distinct(cls, judges: list[str]) -> list[str]:
+        if len(set(judges)) != len(judges):
+            raise ValueError(f"{judges} names a judge twice")
+        return judges
 
 
 class Config(Section):
@@ -897,6 +919,21 @@ class Config(Section):
             raise ValueError(
                 "`corpus.replay` keeps what a model already knows, "
                 "and this one starts from nothing; drop it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_judges(self) -> Config:
+        writes = any(arm.synthetic == "related" for arm in self.arms.values())
+        if "likelihood" in self.analyze.judges and not writes:
+            raise ValueError(
+                "analyze.judges: `likelihood` asks the synthesizer; add an arm with "
+                "`synthetic: related`, or leave it out"
+            )
+        if "embedding" in self.analyze.judges and self.embed.model == "file":
+            raise ValueError(
+                "analyze.judges: `embedding` has to embed synthetic text, and with "
+                "`embed.model: file` nothing here can; leave it out"
             )
         return self
 

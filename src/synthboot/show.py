@@ -18,6 +18,7 @@ import regex
 from jaxtyping import Float32
 
 from synthboot.artifacts import parts, store
+from synthboot.artifacts.analysis import Analysis
 from synthboot.artifacts.corpus import DOCUMENTS, Corpus
 from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.evaluation import Evaluation
@@ -108,6 +109,14 @@ def alphas(cfg: Config) -> dict[str, Any]:
     embeddings = Embeddings.open(_need(cfg.folder, "embed"))
     corpus = Corpus.open(_need(cfg.folder, "corpus"))
     return pair.alphas(embeddings.pretrain, corpus.pretrain, cfg.pair, cfg.seed)
+
+
+def analyzed(run: Path) -> dict[str, Any]:
+    """The measures of a run's text, and what judges say of it.
+
+    Raises MissingArtifact where it has not been analyzed.
+    """
+    return Analysis.open(_need(run, "analyze")).result
 
 
 def compare(runs: list[Path]) -> dict[str, Any]:

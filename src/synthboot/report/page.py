@@ -17,6 +17,7 @@ from typing import Any
 from synthboot.artifacts.store import flat
 from synthboot.data.items import titles
 from synthboot.lm.batches import tokens_until_copying
+from synthboot.report import quality as quality_tables
 from synthboot.report.charts import (
     COLORS,
     PALETTE,
@@ -25,19 +26,6 @@ from synthboot.report.charts import (
     first_pairs,
     rounds,
 )
-
-PAPER = {
-    "headers": ["200B, 3B", "1T, 3B", "1T, 6B", "real text"],
-    "rows": {
-        "repetition within a document": ["4.3 %", "3.9 %", "2.6 %", "1.8 %"],
-        "duplicates in a 1M sample": ["0.8 %", "0.8 %", "0.3 %", "0.7 %"],
-        "non-factual": ["15.1 %", "8.7 %", "6.5 %", "1.8 %"],
-        "d2 unrelated to d1": ["25.6 %", "7.8 %", "6.0 %", "-"],
-        "d2 copies d1": ["0.1 %", "0.9 %", "0.3 %", "-"],
-        "share of the oracle's gain (QA)": ["42 %", "48 %", "58 %", "-"],
-    },
-}
-
 
 FILE = "report.html"
 """Where a report artifact has its page."""
@@ -56,6 +44,7 @@ def report(results: Mapping[str, Any]) -> str:
         token_counts[arm] = next(iter(seeds.values()))  # alike but for the seed
     conditioning = {role: tuned["conditioning"] for role, tuned in results["tune"].items()}
     asked = list(evaluated["asked"])
+    analyzed = results["analyze"]
 
     return rendered(
         "report.html.j2",
@@ -66,7 +55,7 @@ def report(results: Mapping[str, Any]) -> str:
         other_name=other,
         token_counts=token_counts,
         settings=sorted(flat(results["config"]).items()),
-        quality=quality(results["analyze"]),
+        quality=quality(analyzed),
         recipes=results["config"]["arms"],
         titles=dict(zip(asked, titles(asked), strict=True)),
         paint=colors(scores["kinds"]),
@@ -76,7 +65,10 @@ def report(results: Mapping[str, Any]) -> str:
         copying_after=tokens_until_copying(results["config"]["optim"]["batch_tokens"]),
         pair=first_pairs(results),
         stages=by_stage(results["costs"]),
-        paper=PAPER,
+        judged=None if results["analyze"] is None else quality_tables.table(results["analyze"]),
+        duplicates=None
+        if results["analyze"] is None
+        else quality_tables.curves(results["analyze"]),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         examples=Markup(as_json(results["examples"])),
         spread=Markup(as_json(results["pair_examples"])),

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from synthboot.artifacts.analysis import Analysis
 from synthboot.artifacts.pairs import TRAIN
+from synthboot.artifacts.store import WORK
 from synthboot.artifacts.synthetic import Sample
+from synthboot.data.disk import remove
+from synthboot.data.tokenizer import Decoded
 from synthboot.data.tokens import Tokens
-from synthboot.steps import worlds
+from synthboot.steps import judges, worlds
 from synthboot.steps.context import Context, Outcome, conditional
+
+if TYPE_CHECKING:
+    from synthboot.stages.duplicates import Duplicates
 
 
 def analyze(c: Context) -> Outcome:
@@ -39,12 +46,17 @@ def analyze(c: Context) -> Outcome:
         c.progress(number / (len(samples) + 2), kind)
         kinds[kind] = _analyzed(c, kind, rows, corpus)
 
+    c.progress(0.9, "duplicates")
+    for kind, found in _duplicates(c).items():
+        kinds[kind]["duplicates_at"] = asdict(found)
+
     of_world = worlds.measured(c, samples) if worlds.is_world(c) else None
     result = {
         "kinds": kinds,
         "relevance": _relevance(c, samples),
         "copy_tokens": cfg.copy_tokens,
         "world": of_world,
+        "judged": judges.judged(c, samples) if cfg.judges else [],
     }
 
     pairs = None
@@ -56,7 +68,10 @@ def analyze(c: Context) -> Outcome:
         examples = stage.examples(related, pairs, tokenizer, corpus, cfg)
     spread = stage.spread(pairs, tokenizer, corpus, cfg) if pairs else []
     Analysis(result, examples, spread).save(c.folder)
-    return {"kinds": list(kinds), "examples": len(examples)}, {}
+    counts = {"kinds": list(kinds), "examples": len(examples)}
+    if cfg.judges:
+        counts["requests"] = sum(verdict["requests"] for verdict in result["judged"])
+    return counts, {}
 
 
 def _samples(c: Context) -> dict[str, list[Sample]]:
@@ -88,6 +103,33 @@ def _analyzed(
         total_logprob += row.mean_logprob * count
     result["entropy"] = -total_logprob / max(1, sum(sampled))
     return result
+
+
+def _duplicates(c: Context) -> dict[str, Duplicates]:
+    """By kind of text, how much of it has a near-duplicate in it, and in D_pretrain."""
+    from synthboot.stages import duplicates as stage
+
+    tokenizer = c.corpus.tokenizer
+    corpus = Decoded(c.corpus.pretrain, tokenizer)
+    kinds = {"unseen real": c.corpus.validation}
+    for kind, synthetic in c.synthetic.items():
+        kinds[kind] = synthetic.tokens
+
+    found = {}
+    most = c.cfg.analyze.duplicate_docs or c.cfg.analyze.docs
+    of_corpus = stage.signatures(corpus, c.folder / WORK / "signatures" / "corpus")
+    for number, (kind, tokens) in enumerate(kinds.items()):
+        sample = Decoded(tokens.head(min(most, len(tokens))), tokenizer)
+        path = c.folder / WORK / "signatures" / str(number)
+        found[kind] = stage.duplicates(sample, corpus, of_corpus, path)
+        remove(path.parent / str(number))
+    # of D_pretrain all is in D_pretrain
+    head = Decoded(corpus.tokens.head(min(most, len(corpus))), tokenizer)
+    alone = Decoded(corpus.tokens.head(0), tokenizer)
+    path = c.folder / WORK / "signatures" / "head"
+    found["D_pretrain"] = stage.duplicates(head, alone, of_corpus[:0], path)
+    remove(path.parent)
+    return found
 
 
 def _bare(tokens: Tokens, count: int) -> list[np.ndarray]:

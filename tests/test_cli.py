@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from synthboot import api
 from synthboot.cli import main
+from synthboot.judges.protocol import QUESTIONS
 from tests.conftest import run_folder, small_config
 
 
@@ -170,7 +171,7 @@ def test_show_quality(finished: dict[str, Any]) -> None:
         assert word in shown
     found = json.loads(call("show", run, "quality", "--json").stdout)
     judged = {(verdict["judge"], verdict["question"]): verdict for verdict in found["judged"]}
-    assert {question for judge, question in judged if judge == "rules"} == {"repetition", "nonfactual", "irrelevance", "copying"}
+    assert {question for judge, question in judged if judge == "rules"} == set(QUESTIONS)
     assert {question for judge, question in judged if judge != "rules"} == {"irrelevance"}
     loops = judged["rules", "repetition"]
     assert not loops["refused"] or min(loops["clean"], loops["faulty"]) < 20

@@ -89,7 +89,12 @@ def test_every_field_has_a_help_text() -> None:
 
 
 def test_judges_are_named_as_they_are_asked_for() -> None:
-    base = {"name": "a", "budget": {"unique_tokens": 9, "train_tokens": 9_000}, "corpus": {"source": "x"}, "arms": {"repetition": {}}}
+    base = {
+        "name": "a",
+        "budget": {"unique_tokens": 9, "train_tokens": 9_000},
+        "corpus": {"source": "x"},
+        "arms": {"repetition": {}},
+    }
     good = ["rules", "embedding", "local:a/folder", "server:some-model"]
     assert loading.load({**base, "analyze": {"judges": good}}).analyze.judges == good
     for judges, message in [

@@ -1,8 +1,8 @@
 """Contradictions by number and date, on sentences that were labelled by hand.
 
 `contradictions.jsonl` has them: `first` and `second`, whether the second `contradicts` the first, and the `source`.
-Those from arXiv are sentences of abstracts (CC0) beside a changed one; the others were written for this file, which one person labelled.
-The rules were changed after a look at all but those `written after the rules`.
+Those from arXiv are sentences of abstracts (CC0) beside a changed one, or like one; the others were written for this file.
+All labels are one labeller's. Rules were changed after a look at all but those `written after the rules`.
 """
 
 import json
@@ -27,15 +27,12 @@ def counted(rows: list[dict[str, object]]) -> tuple[int, int, int]:
 
 def test_what_it_finds_is_nearly_always_one() -> None:
     assert len(SENTENCES) >= 60
-    right, wrong, missed = counted(SENTENCES)
-    assert right / (right + wrong) >= 0.9
-    assert right / (right + missed) >= 0.9
+    assert counted(SENTENCES) == (33, 3, 2)  # as docs/quality.md has it
 
 
 def test_so_it_is_of_sentences_that_the_rules_were_not_made_on() -> None:
     assert len(LATER) == 20
-    right, wrong, missed = counted(LATER)
-    assert (right, wrong, missed) == (8, 0, 1)
+    assert counted(LATER) == (8, 0, 1)
 
 
 @pytest.mark.parametrize(

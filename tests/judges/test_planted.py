@@ -14,7 +14,8 @@ NAMES = ["Arvid", "Berta", "Carlo", "Dunja", "Emil", "Frida", "Gustav", "Hanna"]
 def text(number: int) -> str:
     name = NAMES[number % len(NAMES)]
     words = " ".join(f"w{number}x{i}" for i in range(40))
-    return f"The house of {name}{number} was built in {1900 + number}. It is the home of {name}{number} and has {20 + number} rooms. {words}."
+    house = f"The house of {name}{number} was built in {1900 + number}."
+    return f"{house} It is the home of {name}{number} and has {20 + number} rooms. {words}."
 
 
 ITEMS = [Item(text(i), d1=text(i + 50), references=(text(i), text(i + 1))) for i in range(24)]
@@ -110,7 +111,10 @@ def test_rules_tell_faulty_from_clean() -> None:
 
 
 def test_rules_count_contradictions_of_references() -> None:
-    item = Item("Kolvik has 1,402 people in all the houses.", references=("Kolvik has 1,204 people in all the houses.", "Kolvik is old."))
+    item = Item(
+        "Kolvik has 1,402 people in all the houses.",
+        references=("Kolvik has 1,204 people in all the houses.", "Kolvik is old."),
+    )
     scores: dict[int, float] = {}
     Rules(STRANGERS).score("nonfactual", [item, Item(item.text)], 0, scores.__setitem__)
     assert scores == {0: 1.0, 1: 0.0}

@@ -183,10 +183,10 @@ def test_a_model_in_a_folder_against_its_own_logits(words: tokenizers.Tokenizer,
 
 
 def test_a_folder_that_cannot_judge_is_one_line(words: tokenizers.Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="analyze.judges: local:"):
+    with pytest.raises(ConfigError, match=r"analyze\.judges: local:"):
         asked(reader.Local(str(tmp_path), "cpu"), "a?")
     models.save(small_model(vocab_size=words.vocab_size), tmp_path / "model", words)
-    with pytest.raises(ConfigError, match="has room for .* tokens, and a prompt has"):
+    with pytest.raises(ConfigError, match=r"has room for .* tokens, and a prompt has"):
         asked(reader.Local(str(tmp_path / "model"), "cpu"), "is it a copy? " * 500)
     letters = tokenizers.train(iter(["q"] * 9), 258)
     models.save(small_model(vocab_size=letters.vocab_size), tmp_path / "letters", letters)

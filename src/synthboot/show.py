@@ -114,9 +114,14 @@ def alphas(cfg: Config) -> dict[str, Any]:
 def analyzed(run: Path) -> dict[str, Any]:
     """The measures of a run's text, and what judges say of it.
 
-    Raises MissingArtifact where it has not been analyzed.
+    Raises MissingArtifact where it has not been analyzed, or by an older synthboot.
     """
-    return Analysis.open(_need(run, "analyze")).result
+    result = Analysis.open(_need(run, "analyze")).result
+    if "judged" not in result:
+        raise MissingArtifact(
+            f"{run}: was analyzed by an older synthboot; run `synthboot analyze CONFIG` again"
+        )
+    return result
 
 
 def compare(runs: list[Path]) -> dict[str, Any]:

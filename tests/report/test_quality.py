@@ -77,9 +77,10 @@ def test_a_judge_stands_with_its_error_and_its_corrected_rates() -> None:
 
 def test_a_judge_without_skill_gives_no_number() -> None:
     rates = {kind: {**rate, "corrected": None} for kind, rate in VERDICT["rates"].items()}  # type: ignore[attr-defined]
-    table = quality.table(analyzed({**VERDICT, "refused": "q0 + q1 = 1.10", "rates": rates, "kappa": None}))
+    judge = "local:/home/somebody/one"
+    table = quality.table(analyzed({**VERDICT, "judge": judge, "refused": "q0 + q1 = 1.10", "rates": rates, "kappa": None}))
     assert rows(table, QUESTIONS["irrelevance"])[1][3:6] == ["-", quality.REFUSED, quality.REFUSED]
-    assert table.notes == [f"{QUESTIONS['irrelevance']}, by server:one: q0 + q1 = 1.10"]
+    assert table.notes == [f"{QUESTIONS['irrelevance']}, by local:one: q0 + q1 = 1.10"]
 
 
 def test_curves_of_duplicates() -> None:

@@ -137,8 +137,8 @@ def measured(
 ) -> ErrorRates:
     """The error of a judge on cases that are known, by the scores that it gave them."""
     return ErrorRates(
-        passed=sum(score <= limit for score in clean),
+        passed=int(sum(score <= limit for score in clean)),
         clean=len(clean),
-        found=sum(score > limit for score in faulty),
+        found=int(sum(score > limit for score in faulty)),
         faulty=len(faulty),
     )

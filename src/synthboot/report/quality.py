@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from synthboot.judges.protocol import QUESTIONS
@@ -49,7 +50,7 @@ def table(analyzed: Mapping[str, Any]) -> Table:
             if QUESTIONS[verdict["question"]] == name:
                 own.append(_judged(verdict, kinds))
                 if verdict["refused"]:
-                    notes.append(f"{name}, by {verdict['judge']}: {verdict['refused']}")
+                    notes.append(f"{name}, by {own[-1][0]}: {verdict['refused']}")
         # the paper's figures stand once
         for number, cells in enumerate(own or [[_UNMEASURED] * (4 + len(kinds))]):
             beside = paper if number == 0 else ("",) * len(paper)
@@ -122,8 +123,11 @@ def _judged(verdict: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
             value, low, high = rate["corrected"]
             cells.append(f"{_percent(value)} [{100 * low:.1f}, {100 * high:.1f}]")
     agreement = verdict["kappa"]
+    # of a folder the last part: a path says how somebody's disk is laid out
+    kind, _, model = verdict["judge"].partition(":")
+    name = f"{kind}:{PurePath(model).name}" if kind == "local" else verdict["judge"]
     return [
-        verdict["judge"],
+        name,
         _error(verdict["specificity"], verdict["clean"]),
         _error(verdict["sensitivity"], verdict["faulty"]),
         _UNMEASURED if agreement is None else f"{agreement:.2f}",

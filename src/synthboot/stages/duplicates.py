@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt32
@@ -34,15 +35,9 @@ class Duplicates:
 
 
 def signatures(texts: Sequence[str], path: Path) -> UInt32[np.ndarray, "doc perm"]:
-    """The MinHash signatures of the texts in a file at `path`, a block of them in memory."""
-    shape = (len(texts), ngrams.PERMUTATIONS)
-    if not len(texts):  # an empty file cannot be mapped
-        return np.empty(shape, np.uint32)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = np.memmap(path, np.uint32, "w+", shape=shape)
-    for start in range(0, len(texts), _BLOCK_DOCS):
-        block = [texts[i] for i in range(start, min(start + _BLOCK_DOCS, len(texts)))]
-        rows[start : start + len(block)] = ngrams.signatures(block)
+    """The MinHash signatures of the texts, in a file at `path`."""
+    rows = _mapped(path, len(texts))
+    _fill(rows, texts)
     return rows
 
 
@@ -54,20 +49,12 @@ def duplicates(
 ) -> Duplicates:
     """The near-duplicates of a sample, in the order in which it was drawn.
 
-    `of_corpus` are the signatures of `corpus`; without documents in it, the sample alone is looked
-    at. `path` is where signatures may lie meanwhile.
+    `of_corpus` are the signatures of `corpus`; where that is empty, the sample alone is looked at.
+    Signatures lie at `path` meanwhile, which is no longer needed afterwards.
     """
-    own = signatures(sample, path)
-    rows = own
-    if len(of_corpus):
-        rows = np.memmap(
-            path.with_suffix(".all"),
-            np.uint32,
-            "w+",
-            shape=(len(own) + len(of_corpus), ngrams.PERMUTATIONS),
-        )
-        rows[: len(own)] = own
-        rows[len(own) :] = of_corpus
+    rows = _mapped(path, len(sample) + len(corpus))
+    _fill(rows[: len(sample)], sample)
+    rows[len(sample) :] = of_corpus
     texts = _Joined(sample, corpus)
     pairs = ngrams.near_duplicate_pairs(rows, texts, JACCARD)
 
@@ -78,6 +65,22 @@ def duplicates(
         held = np.isin(group[: len(sample)], group[len(sample) :])
         share = float(held.mean()) if len(sample) else 0.0
     return Duplicates(curve(inside, len(sample)), share)
+
+
+def _mapped(path: Path, docs: int) -> UInt32[np.ndarray, "doc perm"]:
+    """Room for signatures in a new file."""
+    shape = (docs, ngrams.PERMUTATIONS)
+    if not docs:  # an empty file cannot be mapped
+        return np.empty(shape, np.uint32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return np.memmap(path, np.uint32, "w+", shape=shape)
+
+
+def _fill(rows: UInt32[np.ndarray, "doc perm"], texts: Sequence[str]) -> None:
+    """Write the signatures of the texts, a block of which are in memory."""
+    for start in range(0, len(texts), _BLOCK_DOCS):
+        block = [texts[i] for i in range(start, min(start + _BLOCK_DOCS, len(texts)))]
+        rows[start : start + len(block)] = ngrams.signatures(block)
 
 
 def curve(pairs: Int64[np.ndarray, "pair 2"], docs: int) -> list[tuple[int, float]]:
@@ -113,7 +116,7 @@ class _Joined(Sequence[str]):
     def __len__(self) -> int:
         return len(self._first) + len(self._second)
 
-    def __getitem__(self, index: object) -> str:  # type: ignore[override]
-        number = int(index)  # type: ignore[call-overload]
+    def __getitem__(self, index: Any) -> Any:
+        number = int(index)
         within = len(self._first)
         return self._first[number] if number < within else self._second[number - within]

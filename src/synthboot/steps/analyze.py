@@ -111,24 +111,22 @@ def _duplicates(c: Context) -> dict[str, Duplicates]:
 
     tokenizer = c.corpus.tokenizer
     corpus = Decoded(c.corpus.pretrain, tokenizer)
-    kinds = {"unseen real": c.corpus.validation}
+    nothing = Decoded(corpus.tokens.head(0), tokenizer)
+    kinds = {"unseen real": c.corpus.validation, "D_pretrain": corpus.tokens}
     for kind, synthetic in c.synthetic.items():
         kinds[kind] = synthetic.tokens
 
     found = {}
+    folder = c.folder / WORK / "signatures"
     most = c.cfg.analyze.duplicate_docs or c.cfg.analyze.docs
-    of_corpus = stage.signatures(corpus, c.folder / WORK / "signatures" / "corpus")
-    for number, (kind, tokens) in enumerate(kinds.items()):
+    of_corpus = stage.signatures(corpus, folder / "corpus")
+    for kind, tokens in kinds.items():
         sample = Decoded(tokens.head(min(most, len(tokens))), tokenizer)
-        path = c.folder / WORK / "signatures" / str(number)
-        found[kind] = stage.duplicates(sample, corpus, of_corpus, path)
-        remove(path.parent / str(number))
-    # of D_pretrain all is in D_pretrain
-    head = Decoded(corpus.tokens.head(min(most, len(corpus))), tokenizer)
-    alone = Decoded(corpus.tokens.head(0), tokenizer)
-    path = c.folder / WORK / "signatures" / "head"
-    found["D_pretrain"] = stage.duplicates(head, alone, of_corpus[:0], path)
-    remove(path.parent)
+        # of D_pretrain all is in D_pretrain
+        other = nothing if kind == "D_pretrain" else corpus
+        rows = of_corpus[: len(other)]
+        found[kind] = stage.duplicates(sample, other, rows, folder / "both")
+    remove(folder)
     return found
 
 

@@ -57,7 +57,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "pretrain": _TRAINING,
     "score": ("model.seq_len", "evaluate.tasks"),
     "evaluate": ("evaluate", "arms", "tune.init_from", "embed.model", "seed", *_WORLD),
-    "analyze": ("analyze", "embed.model", "seed", *_WORLD),
+    "analyze": ("analyze", "embed", "seed", *_WORLD),
     "report": tuple(name for name in Config.model_fields if name not in RUNTIME),
 }
 """By stage, the dotted names of the settings that its artifacts depend on; a section stands for all

@@ -114,13 +114,16 @@ def test_a_verb_says_first_what_is_stale_and_why(tiny: dict[str, Any], tmp_path:
     assert states["analyze"] == "stale"
 
 
-def test_status(finished: dict[str, Any], tmp_path: Path) -> None:
-    text = call("status", str(run_folder(finished))).stdout
+def test_status(finished: dict[str, Any], config_file: str, tmp_path: Path) -> None:
+    run = str(run_folder(finished))
+    text = call("status", run).stdout
     assert re.search(r"^05-tune/related: d1's worth [-+]0\.\d{4} \+- 0\.\d{4}, net worth [-+]0\.\d{4}", text, re.M)
     assert "04-base" in text
-    rows = json.loads(call("status", str(run_folder(finished)), "--json").stdout)
+    rows = json.loads(call("status", run, "--json").stdout)
     assert {r["status"] for r in rows} == {"done"}
     assert len(rows) == 20
+    assert json.loads(call("status", config_file, "--json").stdout) == rows
+    assert call("show", config_file, "pairs", "--json").stdout == call("show", run, "pairs", "--json").stdout
     assert call("status", str(tmp_path)).exit_code == 2
 
 

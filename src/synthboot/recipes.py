@@ -51,7 +51,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "synthesize": 4,
     "pretrain": 6,
     "score": 1,
-    "evaluate": 11,
+    "evaluate": 12,
     "analyze": 8,
     "report": 6,
 }

@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from synthboot import config
-from synthboot.artifacts.corpus import DOCUMENTS, Corpus
+from synthboot.artifacts.corpus import DOCUMENTS, Corpus, Counts
 from synthboot.artifacts.spool import Ingested, Spool, ingest
 from synthboot.artifacts.store import WORK, Progress, Shards, silent
 from synthboot.data import ngrams, tokenizer, tokens
@@ -43,33 +43,6 @@ _SETS = ("validation", "test", "pool")
 _SPLITS = {"validation": 0, "test": 1, "pretrain": 2, "oracle": 3}
 _REPLAY = len(_SPLITS)
 _BYTES_PER_TOKEN = 3.5  # a first guess at what a trained tokenizer makes of text
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What the corpus holds. records = documents + quarantined + dropped, summed over all of
-    `dropped`.
-
-    `unknown_tokens` stand for text that the tokenizer has no token for, which is lost. `account`
-    says in one line what was not kept as it came.
-    """
-
-    records: int
-    quarantined: int
-    reasons: dict[str, int]
-    renamed_ids: int
-    ignored_files: dict[str, int]
-    ignored_values: dict[str, int]
-    dropped: dict[str, int]
-    flagged_docs: int
-    documents: dict[str, int]
-    tokens: dict[str, int]
-    pretrain_docs: int
-    pretrain_tokens: int
-    vocab_size: int
-    tokenizer_docs: int
-    unknown_tokens: int
-    account: str
 
 
 def corpus(
@@ -137,7 +110,7 @@ def corpus(
         tokenizer_docs=tokenizer_docs,
         unknown_tokens=unknown,
     )
-    out.save_summary(asdict(result))
+    out.save_summary(result)
     return result
 
 

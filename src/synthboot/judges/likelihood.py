@@ -73,7 +73,8 @@ class Likelihood:
             tokenizer.end,
             tokenizer.separator,
         )
-        return scores.loss / np.maximum(1, scores.tokens)
+        per_token: np.ndarray = scores.loss / np.maximum(1, scores.tokens)
+        return per_token
 
     def _documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(document, np.int64) for document in self._tokenizer.documents(texts)]

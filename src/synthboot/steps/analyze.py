@@ -51,12 +51,13 @@ def analyze(c: Context) -> Outcome:
         kinds[kind]["duplicates_at"] = asdict(found)
 
     of_world = worlds.measured(c, samples) if worlds.is_world(c) else None
+    judged = judges.judged(c, samples) if cfg.judges else []
     result = {
         "kinds": kinds,
         "relevance": _relevance(c, samples),
         "copy_tokens": cfg.copy_tokens,
         "world": of_world,
-        "judged": judges.judged(c, samples) if cfg.judges else [],
+        "judged": judged,
     }
 
     pairs = None
@@ -68,9 +69,9 @@ def analyze(c: Context) -> Outcome:
         examples = stage.examples(related, pairs, tokenizer, corpus, cfg)
     spread = stage.spread(pairs, tokenizer, corpus, cfg) if pairs else []
     Analysis(result, examples, spread).save(c.folder)
-    counts = {"kinds": list(kinds), "examples": len(examples)}
+    counts: dict[str, Any] = {"kinds": list(kinds), "examples": len(examples)}
     if cfg.judges:
-        counts["requests"] = sum(verdict["requests"] for verdict in result["judged"])
+        counts["requests"] = sum(verdict["requests"] for verdict in judged)
     return counts, {}
 
 

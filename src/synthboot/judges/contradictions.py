@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 _LEAST_WORDS = 3
 _ROUNDED = 0.1
+_NEAR = 60  # characters beside a number that say what it is
 _CLOSE = 0.005  # numbers this near are one number in two precisions
 
 _MONTHS = {
@@ -191,24 +192,19 @@ def subject(text: str) -> frozenset[str]:
 
 
 def _claim(sentence: str) -> Claim:
-    values = []
-    rest = sentence
-    for match in _DATE.finditer(sentence):
-        values.append(_date(match))
-        rest = _blanked(rest, match)
+    values = [_date(match) for match in _DATE.finditer(sentence)]
+    rest = _DATE.sub(_blank, sentence)
     for match in _NUMBER.finditer(rest):
-        before = rest[: match.start()].split()[-2:]
-        if _is_end_of_range(before):
-            continue
-        values.append(_number(match, before))
-    for match in _NUMBER.finditer(rest):
-        rest = _blanked(rest, match, "number")
+        before = rest[max(0, match.start() - _NEAR) : match.start()].split()[-2:]
+        if not _is_end_of_range(before):
+            values.append(_number(match, before))
+    rest = _NUMBER.sub(_unit_alone, rest)
     for match in _WORD.finditer(rest):
         number = _IN_WORDS.get(match[0].lower())
-        following = _WORD.match(rest[match.end() :].lstrip())
+        following = _WORD.match(rest[match.end() : match.end() + _NEAR].lstrip())
         if number is not None and following is not None:
             values.append(Value(_singular(following[0]), (float(number),), False))
-            rest = _blanked(rest, match)
+    rest = _WORD.sub(lambda match: "" if match[0].lower() in _IN_WORDS else match[0], rest)
 
     words = _WORD.findall(rest)
     plain = [_singular(word) for word in words]
@@ -232,10 +228,13 @@ def _is_end_of_range(before: Sequence[str]) -> bool:
     return is_second_end or not _VAGUE.isdisjoint(word.lower() for word in before)
 
 
-def _blanked(text: str, match: re.Match[str], group: str | int = 0) -> str:
-    """The text without what was found; everything else stays where it is."""
-    start, end = match.span(group)
-    return text[:start] + " " * (end - start) + text[end:]
+def _blank(match: re.Match[str]) -> str:
+    return " " * len(match[0])
+
+
+def _unit_alone(match: re.Match[str]) -> str:
+    """A number and its unit without the number."""
+    return match[0].removeprefix(match["number"])
 
 
 def _date(match: re.Match[str]) -> Value:

@@ -118,3 +118,18 @@ def test_rules_count_contradictions_of_references() -> None:
     scores: dict[int, float] = {}
     Rules(STRANGERS).score("nonfactual", [item, Item(item.text)], 0, scores.__setitem__)
     assert scores == {0: 1.0, 1: 0.0}
+
+
+def test_overlap_of_words_counts_rare_ones_for_more() -> None:
+    judge = Rules(["common one", "common two", "common three"])
+    items = [
+        Item("common one", d1="one common"),
+        Item("alpha beta", d1="gamma delta"),
+        Item("one alpha", d1="one beta"),
+        Item("common alpha", d1="common beta"),
+        Item("", d1=""),
+    ]
+    scores: dict[int, float] = {}
+    judge.score("irrelevance", items, 0, scores.__setitem__)
+    assert (scores[0], scores[1], scores[4]) == (pytest.approx(-1), 0, 0)
+    assert -1 < scores[2] < scores[3] < 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,14 +27,14 @@ class Record:
     def __init__(self, path: Path) -> None:
         self.scores: dict[str, float] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.read_bytes() if path.exists() else b""
+        path.touch()
+        written = path.read_bytes()
         whole = written[: written.rfind(b"\n") + 1]
         for line in whole.splitlines():
             name, score = json.loads(line)
             self.scores[name] = float(score)
-        self._file: IO[bytes] = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
-        self._file.truncate(len(whole))
-        self._file.seek(len(whole))
+        os.truncate(path, len(whole))
+        self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115
 
     def add(self, name: str, score: float) -> None:
         """Keep a score; from here on it survives a kill of this process."""

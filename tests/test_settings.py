@@ -65,7 +65,8 @@ def another(path: str) -> Any:
 
 @pytest.fixture(scope="module")
 def plain() -> tuple[config.Config, dict[str, recipes.Unit]]:
-    cfg = loading.load(world_config(Path("nowhere"), arms=FEW))
+    asked = {"docs": 5, "prefix_tokens": 20}
+    cfg = loading.load(world_config(Path("nowhere"), arms=FEW, extract=asked))
     return cfg, recipes.units(cfg)
 
 

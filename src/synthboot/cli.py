@@ -49,6 +49,7 @@ STAGE_HELP = {
     "evaluate": "Compare the scores of all arms.",
     "analyze": "Measure the synthetic text beside the real.",
     "report": "Write the report page.",
+    "extract": "Try to get training text and canaries out of every model again.",
 }
 _WITH_PARTS = ("corpus", "embed", "pair", "synthesize", "pretrain", "score")
 
@@ -230,19 +231,19 @@ def pair(cfg: Config, as_json: bool, part: str | None, dry_run: bool) -> None:
         executor.run(cfg, "embed", progress.tell)
     choices = shown.alphas(cfg)
     if as_json:
-        _say_json(choices)
+        _say_json(asdict(choices))
         return
 
     rows = [
         [
-            f"{row['alpha']:.2f}",
-            _count(row["pairs"]),
-            "{:.2f} [{:.2f}, {:.2f}]".format(*row["per_document"]),
-            f"{row['documents_with_pairs']:.0%}",
-            f"{row['near_duplicates']:.1%}",
-            f"{row['random_pairs_above']:.2%}",
+            f"{row.alpha:.2f}",
+            _count(row.pairs),
+            "{:.2f} [{:.2f}, {:.2f}]".format(*row.per_document),
+            f"{row.documents_with_pairs:.0%}",
+            f"{row.near_duplicates:.1%}",
+            f"{row.random_pairs_above:.2%}",
         ]
-        for row in choices["table"]
+        for row in choices.table
     ]
     header = [
         "alpha",
@@ -254,9 +255,9 @@ def pair(cfg: Config, as_json: bool, part: str | None, dry_run: bool) -> None:
     ]
     _print_table(header, rows)
     _say(
-        f"from {choices['sampled']:,} of {choices['docs']:,} documents, near-duplicates taken off, "
+        f"from {choices.sampled:,} of {choices.docs:,} documents, near-duplicates taken off, "
         "caps and held-out documents not; "
-        f"min_similarity now gives {choices['alpha']:.3f} ({choices['why']})"
+        f"min_similarity now gives {choices.alpha:.3f} ({choices.why})"
     )
 
 
@@ -522,7 +523,18 @@ def status(run: Path, as_json: bool) -> None:
 @click.argument("run", metavar="RUN | CONFIG", type=click.Path(path_type=Path))
 @click.argument(
     "what",
-    type=click.Choice(["documents", "pairs", "synthetic", "copies", "quarantine", "quality"]),
+    type=click.Choice(
+        [
+            "documents",
+            "pairs",
+            "synthetic",
+            "copies",
+            "extracted",
+            "canaries",
+            "quarantine",
+            "quality",
+        ]
+    ),
 )
 @click.option(
     "-n",
@@ -546,8 +558,9 @@ def show(
     as_json: bool,
 ) -> None:
     """Read examples in the terminal: documents, pairs side by side, synthetic text, what was
-    copied, what was quarantined; and search in them. `quality` is the paper's quality table with
-    this run's figures: what was counted, and what judges say, with their own error."""
+    copied, what models gave back of documents and how exposed canaries are, what was quarantined;
+    and search in them. `quality` is the paper's quality table with this run's figures: what was
+    counted, and what judges say, with their own error."""
     from synthboot import show as shown
 
     run_folder = _run_folder(run)
@@ -833,6 +846,8 @@ _NOTHING = {
     "pairs": "no pairs",
     "synthetic": "no synthetic text",
     "copies": "nothing is copied from d1",
+    "extracted": "no document was asked for; set extract.docs",
+    "canaries": "none was planted; set corpus.canaries.count",
     "quarantine": "nothing is quarantined",
 }
 

@@ -333,6 +333,32 @@ class World(Section):
         return self
 
 
+class Canaries(Section):
+    """Documents of random words, planted in D_pretrain so that it is known how often a model has
+    read them: how much likelier than others that it never read they became is how much it
+    remembers. Source: arXiv:1802.08232."""
+
+    count: int = Field(0, ge=0, le=10_000)
+    """Number of canaries for each number of `copies`. 0: nothing is planted."""
+    copies: Annotated[list[Count], Field(min_length=1, max_length=20)] = [1, 4, 16]
+    """Numbers of copies: how many documents of D_pretrain a canary is. They come on top of
+    `budget.unique_tokens`, and lie anywhere among its documents."""
+    words: int = Field(8, ge=1, le=1_000)
+    """Words of a canary, drawn at random from those of D_pretrain."""
+    candidates: int = Field(1_023, ge=1, le=1_000_000)
+    """Number of canaries drawn likewise and never planted, among which the planted are ranked:
+    exposure is at most log2(candidates + 1)."""
+    seed: Seed = 0
+    """Random seed of the words and of where they are planted."""
+
+    @field_validator("copies")
+    @classmethod
+    def _distinct(cls, copies: list[int]) -> list[int]:
+        if len(set(copies)) != len(copies):
+            raise ValueError(f"{copies} names a number of copies twice")
+        return copies
+
+
 class Corpus(Section):
     """Where the text comes from, and how it is cleaned, split and tokenized."""
 
@@ -379,11 +405,18 @@ class Corpus(Section):
     shard_docs: Size = 8_192
     """Documents per shard, the unit of work and memory. Fewer where documents are long: a shard
     reads at most 256 MiB."""
+    canaries: Canaries = Canaries()
+    """Canaries, planted to see what models remember."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> Corpus:
         if self.id_field == self.text_field:
             raise ValueError(f"id_field and text_field are both {self.id_field!r}")
+        if self.source == "world" and self.canaries.count:
+            raise ValueError(
+                "canaries: of a generated world the truth of every document is known, "
+                "and a canary has none; set canaries.count=0"
+            )
         return self
 
 
@@ -810,8 +843,28 @@ class Evaluate(Section):
     group_field: Text | None = None
     """Field of the corpus by whose values test losses are also reported. Without one: whether
     D_pretrain has a document as similar as those of a pair are."""
+    topics: int = Field(0, ge=0, le=10_000)
+    """Number of topics, clusters of D_pretrain's vectors, by which test losses are also reported
+    where there is no `group_field`. 0: none. As many as `analyze.topics` are the same ones."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Confidence level of the intervals."""
+
+
+class Extract(Section):
+    """What can be got out of the models again: texts that they were trained on, by their beginning,
+    and canaries (`corpus.canaries`). Source: arXiv:2202.07646."""
+
+    docs: int = Field(0, ge=0, le=10**9)
+    """Number of documents of D_pretrain that every model is asked to continue, and of the test set,
+    which none has read. 0: no document is; with canaries these alone are looked for."""
+    prefix_tokens: Count = 50
+    """Tokens of a document's beginning that are given."""
+    continuation_tokens: Count = 50
+    """Tokens that follow, to be given back: greedily, the likeliest token each time."""
+    samples: Count = 100
+    """Number of samples at temperature 1, of which one may be exact: by the probability that the
+    model gives to all that follows, how likely that is. None is drawn. Source:
+    arXiv:2410.19482."""
 
 
 class Analyze(Section):
@@ -837,6 +890,9 @@ class Analyze(Section):
     judge_cases: Count = 200
     """Most cases with a planted fault, and as many without, by which the error of a judge is
     measured, a question; one half of them chooses its threshold."""
+    topics: int = Field(20, ge=0, le=10_000)
+    """Number of topics, clusters of D_pretrain's vectors, by which real and synthetic text are
+    compared. 0: none."""
 
     @field_validator("judges")
     @classmethod
@@ -869,6 +925,7 @@ class Config(Section):
     pretrain: Pretrain = Pretrain()
     evaluate: Evaluate = Evaluate()
     analyze: Analyze = Analyze()
+    extract: Extract = Extract()
 
     @model_validator(mode="after")
     def _check_arms(self) -> Config:
@@ -934,6 +991,21 @@ class Config(Section):
             raise ValueError(
                 "analyze.judges: `embedding` has to embed synthetic text, and with "
                 "`embed.model: file` nothing here can; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_extract(self) -> Config:
+        if self.corpus.canaries.count and self.embed.model == "file":
+            raise ValueError(
+                "corpus.canaries: vectors from a file have none for them; "
+                "set corpus.canaries.count=0, or another embed.model"
+            )
+        asked = self.extract.prefix_tokens + self.extract.continuation_tokens
+        if self.extract.docs and asked >= self.model.seq_len:
+            raise ValueError(
+                f"extract: {asked} tokens do not fit model.seq_len {self.model.seq_len} with the "
+                "end token before them; lower prefix_tokens or continuation_tokens"
             )
         return self
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from synthboot import config
 from synthboot.artifacts.external import EXTERNAL
+from synthboot.artifacts.extraction import COMPARED
 from synthboot.data import documents, files, tasks
 from synthboot.data.hashes import Hashes
 from synthboot.errors import ConfigError
@@ -41,7 +42,9 @@ STAGES = (
     "evaluate",
     "analyze",
     "report",
+    "extract",
 )
+"""In order, which folders are numbered by: what came later stands last, so that no number moved."""
 VERSIONS = dict.fromkeys(STAGES, 4) | {
     "corpus": 5,
     "embed": 5,
@@ -52,8 +55,9 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "pretrain": 6,
     "score": 1,
     "evaluate": 12,
-    "analyze": 8,
-    "report": 6,
+    "analyze": 9,
+    "report": 7,
+    "extract": 1,
 }
 """Raised where a stage would leave something else from the same settings and parents."""
 
@@ -261,7 +265,9 @@ class _Recipes:
             **upstream,
         }
         if synthetic:
-            roles["analyze"] = self.analyze({**self.corpus, **upstream})
+            roles["analyze"] = self.analyze({**self.corpus, "base": base, **upstream})
+        if self.cfg.extract.docs or self.cfg.corpus.canaries.count:
+            roles["extract"] = self.extract(models)
         self.add("report", "", roles, outside={"name": cfg.name})
         return self.units
 
@@ -280,6 +286,18 @@ class _Recipes:
             reads=READ_BY_LIKELIHOOD if "likelihood" in judges else (),
             outside=models,
         )
+
+    def extract(self, models: Mapping[str, str]) -> str:
+        """The unit that compares what can be got out of these models, each asked by its own."""
+        asked = {}
+        for role, model in models.items():
+            options = self.units[model].options
+            asked[role.replace("model/", "extract/", 1)] = self.add(
+                "extract",
+                f"{options['arm']}/seed-{options['seed']}",
+                {**self.corpus, "model": model},
+            )
+        return self.add("extract", COMPARED, {**self.corpus, **asked})
 
     def score(self, model: str) -> str:
         """The unit that holds the scores of a model, under the name that the model has as an arm.

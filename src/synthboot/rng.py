@@ -27,6 +27,8 @@ STREAMS: Mapping[str, int] = {
     "tune.plain": 0x91A1,
     "ceiling.random_d1": 0xCE12,
     "score.copied": 0xC0B1,
+    "corpus.canaries": 0xCA4A,
+    "corpus.planted": 0x914E,
     "synthesize.d1": 6,
     "tasks.items": 9,
     "tasks.world_items": 10,

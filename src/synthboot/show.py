@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import regex
@@ -22,13 +22,18 @@ from synthboot.artifacts.analysis import Analysis
 from synthboot.artifacts.corpus import DOCUMENTS, Corpus
 from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.extraction import COMPARED, FIGURES, Continued, Extraction
 from synthboot.artifacts.pairs import TRAIN, Pairs
 from synthboot.artifacts.synthetic import Sample, Synthetic
 from synthboot.config import Config, Embed
+from synthboot.data.canaries import exposure, planted
 from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, MissingArtifact
 from synthboot.recipes import STAGES, folder_of
 from synthboot.settings import default
+
+if TYPE_CHECKING:
+    from synthboot.stages.pair import Choices
 
 _COPY = 13
 _SEARCH_SECONDS = 1.0
@@ -54,8 +59,8 @@ class Status:
 
 @dataclass(frozen=True)
 class Example:
-    """Texts by name, each in segments: 1 marks what d1 holds too, 2 what stands elsewhere in
-    D_pretrain, 0 all else."""
+    """Texts by name, each in segments: 1 marks what d1 holds too (of what was given back: what is
+    right), 2 what stands elsewhere in D_pretrain, 0 all else."""
 
     title: str
     texts: Mapping[str, Sequence[tuple[str, int]]]
@@ -105,11 +110,15 @@ def examples(
         raise ConfigError("show: --near and --like are two orders; choose one")
     corpus = Corpus.open(_need(run, "corpus"))
     is_wanted = _matcher(grep)
-    if what == "quarantine" and like is not None:
-        raise ConfigError("show: --like is about texts; of the quarantine, use --grep")
+    if what in ("quarantine", "extracted", "canaries") and like is not None:
+        raise ConfigError(f"show: --like is about texts; of the {what}, use --grep")
     likeness = None if like is None else _Likeness(run, like)
     if what == "quarantine":
         found = _quarantined(corpus, is_wanted)
+    elif what == "extracted":
+        found = _extracted(run, corpus, is_wanted)
+    elif what == "canaries":
+        found = _canaries(run, corpus, is_wanted)
     elif what == "documents":
         found = _documents(corpus, is_wanted, likeness)
     elif what == "pairs":
@@ -122,7 +131,7 @@ def examples(
     return list(itertools.islice(found, count))
 
 
-def alphas(cfg: Config) -> dict[str, Any]:
+def alphas(cfg: Config) -> Choices:
     """What each alpha would give: `stages.pair.alphas` on a run's corpus and vectors.
 
     Raises MissingArtifact where they have not been made.
@@ -373,6 +382,57 @@ def _synthetic(
         }
         title = f"d1 {row.d1}, sample {row.sample}, {mean}{near}{by}"
         yield Example(title, texts)
+
+
+def _asked(run: Path) -> Iterator[tuple[str, Continued]]:
+    """What every model was asked to give back, by its arm and seed."""
+    compared = _need(run, "extract", COMPARED)
+    for arm in Extraction.open(compared).result["arms"]:
+        for folder in sorted((compared.parent / arm).glob("seed-*")):
+            yield f"{arm}, {folder.name.replace('-', ' ')}", Continued.open(folder)
+
+
+def _extracted(run: Path, corpus: Corpus, is_wanted: Callable[[str], bool]) -> Iterator[Example]:
+    """Documents of D_pretrain that models gave back: as far as they did, furthest first."""
+    from synthboot.stages import analyze
+
+    tokens = corpus.pretrain
+    result = Extraction.open(_need(run, "extract", COMPARED)).result
+    given, asked_for = result["prefix_tokens"], result["continuation_tokens"]
+    leading = FIGURES.index("leading")
+    rows = []
+    for model, continued in _asked(run):
+        for item in np.flatnonzero(continued.seen).tolist():
+            rows.append((continued.figures[item, leading], model, continued, item))
+
+    for share, model, continued, item in sorted(rows, key=lambda row: -row[0]):
+        document = tokens[int(continued.document[item])][:-1]
+        text = corpus.tokenizer.decode(document)
+        if not is_wanted(text):
+            continue
+        back = np.array(continued.tokens[item], np.int64)
+        right = np.arange(len(back)) < round(share * asked_for)  # up to the first wrong one
+        texts = {
+            "given": [(corpus.tokenizer.decode(document[:given]), 0)],
+            "document": [(corpus.tokenizer.decode(document[given:][:asked_for]), 0)],
+            "given back": analyze.segments(corpus.tokenizer, back, right.astype(int)),
+        }
+        title = f"document {continued.document[item]}, {model}: {share:.0%} before an error"
+        yield Example(title, texts)
+
+
+def _canaries(run: Path, corpus: Corpus, is_wanted: Callable[[str], bool]) -> Iterator[Example]:
+    """The canaries that were planted, and how exposed each is in every model."""
+    copies = np.array([canary.copies for canary in corpus.canaries])
+    bits = {}
+    for model, continued in _asked(run) if len(copies) else ():
+        loss = continued.canary_loss
+        bits[model] = exposure(loss, loss[copies == 0])
+    for number, canary in enumerate(planted(corpus.canaries)):
+        if is_wanted(canary.text):
+            by_model = ", ".join(f"{model} {of[number]:.1f} bits" for model, of in bits.items())
+            title = f"canary {number}, {canary.copies} copies: {by_model}"
+            yield Example(title, {"text": [(canary.text, 0)]})
 
 
 def _artifacts(run: Path) -> list[Path]:

@@ -122,7 +122,19 @@ def test_the_page_works_in_a_browser(finished: dict[str, Any], tmp_path: Path, w
     assert len(page) < 1_000_000
     found = probe(page, tmp_path, width)
     assert found["problems"] == []
-    drawn = {"chain", "scores", "differences", "curves", "similarities", "tuning", "copying", "lengths", "flops"}
+    drawn = {
+        "chain",
+        "scores",
+        "differences",
+        "curves",
+        "similarities",
+        "tuning",
+        "copying",
+        "lengths",
+        "flops",
+        "spans",
+        "topics",
+    }
     assert {name for name, shapes in found["figures"].items() if shapes} >= drawn
     assert found["here"] == 1  # the pair that is shown, among all
     assert "anecdote" in found["verdict"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from synthboot.artifacts.store import Shards, declared, read_listed, read_rows, typed
 from synthboot.data import tokenizer as tokenizers
+from synthboot.data.canaries import Canary
 from synthboot.data.disk import unreadable, write_json
 from synthboot.data.documents import Document
 from synthboot.data.tokenizer import Tokenizer
@@ -26,6 +27,7 @@ from synthboot.data.tokens import Tokens
 PRETRAIN = "pretrain"
 DOCUMENTS = "documents.parquet"
 _SUMMARY = "corpus.json"
+_CANARIES = "canaries.json"
 QUARANTINE = "quarantine.jsonl"
 
 
@@ -33,7 +35,7 @@ QUARANTINE = "quarantine.jsonl"
 @dataclass(frozen=True)
 class Counts:
     """What the corpus holds. records = documents + quarantined + dropped, summed over all of
-    `dropped`.
+    `dropped`, where no canaries are among the documents of the pool.
 
     `unknown_tokens` stand for text that the tokenizer has no token for, which is lost. `account`
     says in one line what was not kept as it came.
@@ -93,6 +95,19 @@ class Corpus:
     def save_summary(self, counts: Counts) -> None:
         """Write what `summary` reads."""
         write_json(self.folder / _SUMMARY, asdict(counts))
+
+    @cached_property
+    def canaries(self) -> list[Canary]:
+        """The canaries that were planted in D_pretrain, and the candidates; none where nothing was
+        planted. Raises as `summary` does."""
+        if not (self.folder / _CANARIES).exists():
+            return []
+        path = self.folder / _CANARIES
+        return [typed(record, Canary, path) for record in read_listed(self.folder, _CANARIES)]
+
+    def save_canaries(self, canaries: Sequence[Canary]) -> None:
+        """Write what `canaries` reads."""
+        write_json(self.folder / _CANARIES, [asdict(canary) for canary in canaries])
 
     @property
     def pretrain_docs(self) -> int:

@@ -20,6 +20,7 @@ from synthboot.data import words
 from synthboot.data.tokens import Tokens, ranges
 
 _MULTIPLIER = 0x9E3779B97F4A7C15
+_INVERSE = pow(_MULTIPLIER, -1, 1 << 64)
 _MIX = 0xBF58476D1CE4E5B9
 PERMUTATIONS = 126
 
@@ -54,10 +55,14 @@ def hashes(tokens: Tokenized, n: int) -> Hashes:
     values = ids * _MIX
     values ^= values >> 29
 
-    runs = length - n + 1
-    result = np.zeros(runs, np.uint64)
-    for offset in range(n):  # wrap-around is intended
-        result = result * _MULTIPLIER + values[offset : offset + runs]
+    # A run from i on is worth the sum of value[i + j] * m^(n - 1 - j). Modulo 2^64 (wrap-around is
+    # intended) an odd m can be divided by: with sums of value[k] / m^(k + 1) over all that stands
+    # before, a run is a difference of two of them times m^(i + n), however long it is.
+    falling = np.cumprod(np.full(length, _INVERSE, np.uint64))
+    sums = np.zeros(length + 1, np.uint64)
+    np.cumsum(values * falling, out=sums[1:])
+    rising = np.cumprod(np.full(length, _MULTIPLIER, np.uint64))
+    result = (sums[n:] - sums[:-n]) * rising[n - 1 :]
     return result ^ (result >> 31)
 
 

@@ -16,11 +16,13 @@ import yaml
 
 from synthboot.artifacts.evaluation import Contamination
 from synthboot.artifacts.model import TokenCounts
+from synthboot.data.canaries import planted
 from synthboot.data.items import titles
 from synthboot.export.finished import Finished, Made
 from synthboot.export.mixture import FILE, SOURCES
 from synthboot.export.models import Chosen
 from synthboot.export.texts import REAL_COLUMNS, SYNTHETIC_COLUMNS
+from synthboot.report.leaks import sentence
 from synthboot.report.page import quality
 from synthboot.report.quality import table as judged_table
 from synthboot.statistics import Interval
@@ -124,6 +126,7 @@ def model_card(run: Finished, chosen: Chosen, license: str | None) -> str:
         "## What it is",
         *_table(["", ""], _facts(run, chosen, counts, why)),
         *_verdict(run, chosen.arm),
+        *_given_back(run, chosen.arm),
         *(_quality(run) if counts.synthetic_tokens else []),
         *_corpus(run),
         "## Settings",
@@ -288,6 +291,24 @@ def _contamination(by_task: Mapping[str, Contamination]) -> list[str]:
     return [" ".join(sentences)] if sentences else []
 
 
+def _given_back(run: Finished, arm: str) -> list[str]:
+    """What can be got out of the model again, as far as that has been measured."""
+    if run.extraction is None:
+        return [
+            "## What can be got out again",
+            "**Not measured** (`extract.docs`): a model may give back passages of its corpus.",
+        ]
+    blocks = ["## What can be got out again"]
+    said = sentence(run.extraction, arm)
+    blocks.append(said or "**Not measured**: too few documents are long enough.")
+    if run.extraction["canaries"]:
+        blocks.append(
+            f"The corpus holds {run.extraction['canaries']:,} canaries, documents of random words "
+            f"that were planted to measure this: the model was trained on them."
+        )
+    return blocks
+
+
 def _quality(run: Finished) -> list[str]:
     """The measures of `analyze`: synthetic text beside real text."""
     table = quality(run.analysis)
@@ -323,11 +344,19 @@ def _corpus(run: Finished) -> list[str]:
         ["sources", ", ".join(map(code, names))],
         ["records", f"{summary.records:,}"],
         ["D_pretrain", unique],
+        *([["canaries", _canaries(run)]] if run.corpus.canaries else []),
         ["left out: bad records", _counted(summary.quarantined, summary.reasons)],
     ]
     for why, count in summary.dropped.items():
         rows.append([f"left out: {why.replace('_', ' ')}", f"{count:,}"])
     return ["## The corpus", *_table(["", ""], rows)]
+
+
+def _canaries(run: Finished) -> str:
+    """How many documents of D_pretrain are planted."""
+    found = planted(run.corpus.canaries)
+    copies = sum(canary.copies for canary in found)
+    return f"{len(found):,}, random words, planted as {copies:,} of these documents"
 
 
 def _counted(total: int, reasons: Mapping[str, int]) -> str:

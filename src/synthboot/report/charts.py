@@ -19,6 +19,7 @@ from synthboot.artifacts.evaluation import (
 from synthboot.artifacts.model import Curve, TokenCounts, Tuning
 from synthboot.config import Arm
 from synthboot.data.items import titles
+from synthboot.report import leaks
 from synthboot.report.figures import Curves, Figure, Line, Mark, Values
 from synthboot.report.results import Results
 from synthboot.statistics import Interval
@@ -76,6 +77,13 @@ def charts(results: Results) -> list[Figure]:
         drawn.append(_lengths(analyzed, of_text))
         if analyzed.get("world"):
             drawn.append(_excess(analyzed["world"]["excess"], of_text))
+        if analyzed.get("leaks"):
+            drawn.append(leaks.spans(analyzed["leaks"], of_text))
+        if (analyzed.get("changed") or {}).get("topics"):
+            drawn.append(leaks.topics(analyzed["changed"]["topics"], of_text))
+    if results.extract:
+        drawn.append(leaks.extraction(results.extract, paint))
+        drawn.append(leaks.exposures(results.extract, paint))
     return [figure for figure in drawn if figure is not None]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from synthboot.artifacts.store import flat
 from synthboot.data.items import titles
 from synthboot.lm.batches import tokens_until_copying
+from synthboot.report import leaks
 from synthboot.report import quality as quality_tables
 from synthboot.report.charts import (
     COLORS,
@@ -57,6 +58,7 @@ def report(results: Results) -> str:
         paint=colors(evaluated.chosen.kinds),
         figures={figure.id: figure for figure in charts(results)},
         rounds=rounds(results),
+        given_back=leaks.FIGURES,
         conditioning={unit: tuned.conditioning for unit, tuned in results.tune.items()},
         copying_after=tokens_until_copying(cfg.optim.batch_tokens),
         pair=results.related,

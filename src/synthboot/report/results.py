@@ -31,7 +31,8 @@ class Results:
     """A run's results by what made them; what it does not have is empty.
 
     `pairs`, `tune` and `synthesize` are by unit, `curves` by model, `sweeps` by synthesizer.
-    `examples` and `pair_examples` are those of `analyze`. `version` is the one that compared the
+    `examples` and `pair_examples` are those of `analyze`, `extract` what its stage found where it
+    was asked for. `version` is the one that compared the
     arms.
     """
 
@@ -47,6 +48,7 @@ class Results:
     analyze: Mapping[str, Any] | None = None
     examples: Sequence[Mapping[str, Any]] = ()
     pair_examples: Sequence[Mapping[str, Any]] = ()
+    extract: Mapping[str, Any] | None = None
     costs: Sequence[Cost] = ()
     version: str = ""
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from synthboot import config
+from synthboot.artifacts.corpus import PRETRAIN
 from synthboot.artifacts.evaluation import (
     REPETITION,
     ArmComparison,
@@ -89,25 +90,26 @@ def _groups(
     c: Context,
     test_set: Sequence[documents.Document],
 ) -> list[str]:
-    """The group of each test document: what its `evaluate.group_field` says, or whether D_pretrain
-    has a document that it would be paired with; none where there is neither.
+    """The group of each test document: what its `evaluate.group_field` says, or its topic, or
+    whether D_pretrain has a document that it would be paired with; none where there is nothing.
 
     Raises ConfigError where no document has the field.
     """
     field = c.cfg.evaluate.group_field
     if not field:
-        return _with_neighbor(c, test_set)
+        return _by_neighbors(c, test_set)
     groups = [str(document.metadata.get(field, "")) for document in test_set]
     if groups and not any(groups):
         raise ConfigError(f"evaluate.group_field: no test document has a field {field!r}")
     return groups
 
 
-def _with_neighbor(
+def _by_neighbors(
     c: Context,
     test_set: Sequence[documents.Document],
 ) -> list[str]:
-    """Whether the most similar document of D_pretrain is as similar as those of a pair are.
+    """What D_pretrain has near each test document: its topic, where `evaluate.topics` asks for
+    some, else whether the most similar document is as similar as those of a pair are.
 
     None where no pairs were made, or where vectors are the user's, who has none for the test set.
     """
@@ -115,13 +117,19 @@ def _with_neighbor(
         return []
     from synthboot.lm.model import device
     from synthboot.neighbors import join
-    from synthboot.stages import embed
+    from synthboot.stages import embed, topics
 
     c.progress(0.0, "looking for neighbours of the test set")
     where = str(device(c.cfg.engine.device))
     embedder = embed.embedder(c.cfg.embed, c.embeddings.embedder, where, c.cfg.engine.embed_batch)
     vectors = embed.embed((document.text for document in test_set), embedder)
-    _, similarity = join.exact(vectors, c.embeddings.pretrain, 1, device=where)  # (doc, 1)
+    real = c.embeddings.pretrain
+    if c.cfg.evaluate.topics:
+        centres = topics.topics(real, c.cfg.evaluate.topics, c.cfg.seed, where)
+        texts = (document.text for document in c.corpus.texts(PRETRAIN))
+        names = topics.named(texts, topics.assigned(real, centres), len(centres))
+        return [names[topic] for topic in topics.assigned(vectors, centres)]
+    _, similarity = join.exact(vectors, real, 1, device=where)  # (doc, 1)
     alpha = c.pairs("pair/related").report["alpha"]
     return [NEAR if best >= alpha else FAR for best in similarity[:, 0].tolist()]
 

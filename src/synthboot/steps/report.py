@@ -9,6 +9,7 @@ from synthboot import config
 from synthboot.artifacts.analysis import Analysis
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.extraction import Extraction
 from synthboot.artifacts.model import Model
 from synthboot.artifacts.pairs import Pairs
 from synthboot.artifacts.store import Manifest, read_manifest
@@ -60,6 +61,7 @@ def gather(
             synthesize[role] = manifest.counts
 
     analysis = Analysis.open(parents["analyze"]) if "analyze" in parents else None
+    extraction = Extraction.open(parents["extract"]) if "extract" in parents else None
     return Results(
         name=cfg.name,
         config=cfg,
@@ -73,6 +75,7 @@ def gather(
         analyze=analysis.result if analysis else None,
         examples=analysis.examples if analysis else (),
         pair_examples=analysis.spread if analysis else (),
+        extract=extraction.result if extraction else None,
         costs=list(costs.values()),
         version=version,
     )

@@ -413,7 +413,7 @@ class _Dealt(Generic[Item, Output]):
                 self._idle.append(key)
             elif kind == "lost":
                 self._replace(key, value)
-            elif kind != "note":
+            else:
                 raise value if kind == "failed" else WorkerDied(f"{key}: ended early")
 
     def due(self) -> Iterator[Output]:

@@ -16,11 +16,12 @@ import pytest
 import yaml
 
 from synthboot import loading, pool
+from synthboot.artifacts.parts import Part
 from synthboot.data import lock
-from synthboot.errors import ConfigError
+from synthboot.errors import ConfigError, LockedRun
 from synthboot.recipes import folder_of
 from synthboot.runner import executor
-from tests.conftest import contents, run_folder, tiny_config
+from tests.conftest import contents, run_folder
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -68,7 +69,7 @@ def workers() -> list[psutil.Process]:
     """The processes of workers on all nodes, the youngest last."""
     found = []
     for process in psutil.process_iter(["cmdline", "create_time"]):
-        if "_Worker" in " ".join(process.info["cmdline"] or [])[:20]:
+        if " ".join(process.info["cmdline"] or []).startswith("ray::Worker"):
             found.append(process)
     return sorted(found, key=lambda process: process.info["create_time"])
 
@@ -131,3 +132,124 @@ def test_an_item_that_kills_every_worker_is_an_error(joined: None, tmp_path: Pat
 def test_what_a_worker_raises_comes_through(joined: None) -> None:
     with pytest.raises(ConfigError, match="nothing to work with"):
         list(pool.imap(failing, (0,), range(3), 2))
+
+
+def test_two_nodes_leave_the_bytes_of_one_machine(tiny: dict[str, Any], own: dict[str, Any], nodes: Cluster) -> None:
+    shutil.rmtree(run_folder(own))
+    executor.run(loading.load(own))
+    assert contents(own) == contents(tiny)
+    assert not workers()
+
+
+def begun(settings: dict[str, Any], stage: str, by: str) -> bool:
+    """Whether a stage is at work: its unit has made its folder ready, or a worker of its own has come."""
+    run = run_folder(settings)
+    if by == "unit":
+        return any(folder_of(run, stage).rglob("progress.json"))
+    for path in run.glob(f".ray-{stage}*.lock"):
+        try:
+            with lock.held(run, path.name):
+                pass
+        except LockedRun:
+            return len(workers()) > 1
+    return False
+
+
+def hit(settings: dict[str, Any], nodes: Cluster, stage: str, what: str) -> None:
+    """Kill a stage's unit, a worker of that, or a whole node, once the stage is at work."""
+    soon(lambda: begun(settings, stage, what))
+    if what == "node":
+        nodes.remove_node(max(nodes.worker_nodes, key=id), allow_graceful=False)
+    else:
+        victims = workers()
+        victims[0 if what == "unit" else -1].kill()
+
+
+KILLS = [
+    ("corpus", "unit"),
+    ("embed", "unit"),
+    ("embed", "worker"),
+    ("embed", "node"),
+    ("pair", "worker"),
+    ("pair", "node"),
+    ("base", "unit"),
+    ("tune", "node"),
+    ("synthesize", "unit"),
+    ("synthesize", "worker"),
+    ("synthesize", "node"),
+    ("pretrain", "node"),
+    ("score", "unit"),
+    ("evaluate", "unit"),
+]
+
+
+@pytest.mark.parametrize(("stage", "what"), KILLS)
+def test_what_is_killed_in_a_stage_is_made_again(
+    tiny: dict[str, Any], own: dict[str, Any], nodes: Cluster, stage: str, what: str
+) -> None:
+    cfg = loading.load(own)
+    unmake(own, stage)
+    told: list[tuple[str, str, Any]] = []
+    killer = threading.Thread(target=hit, args=(own, nodes, stage, what))
+    killer.start()
+    executor.run(cfg, stage, lambda *event: told.append(event))
+    killer.join()
+    assert contents(own) == contents(tiny)
+    assert not workers()
+    if what == "unit":
+        assert [value for _, kind, value in told if kind == "note" and "begun again" in value]
+    if what == "node":
+        nodes.add_node(**NODE)
+
+
+def start(settings: dict[str, Any], **variables: str) -> subprocess.Popen[str]:
+    """The run by the command line."""
+    config = Path(settings["root"]) / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "synthboot", "run", str(config)]
+    return subprocess.Popen(command, env={**os.environ, **variables}, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_killed_driver_leaves_nobody_and_the_next_goes_on(
+    tiny: dict[str, Any], own: dict[str, Any], nodes: Cluster
+) -> None:
+    unmake(own, "synthesize")
+    with start(own) as driver:
+        soon(lambda: begun(own, "synthesize", "worker"))
+        driver.kill()
+    executor.run(loading.load(own))  # at once: it waits for those who are left
+    assert contents(own) == contents(tiny)
+    assert not workers()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_cluster_started_here_ends_with_its_run(
+    own: dict[str, Any], monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    unmake(own, "pair")
+    with start(own) as driver:
+        soon(lambda: begun(own, "pair", "unit"))
+        mine = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(number)
+        _, said = driver.communicate(timeout=60)
+    assert driver.returncode == code
+    soon(lambda: not any(map(psutil.Process.is_running, mine)), 30)
+    assert number == signal.SIGKILL or said.strip().endswith("the same command goes on from there")
+
+
+def test_what_cannot_be_is_refused_by_name(own: dict[str, Any], nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    unmake(own, "embed")
+    wrong = [
+        ({"processes": 2}, r"engine.processes: 2, and the largest node of the cluster has 1 cores"),
+        ({"device": "cuda"}, r"engine.device: cuda asked for, but no node of the cluster has a GPU"),
+        ({"launch": "srun torchrun"}, r"engine.launch: starts processes past Ray"),
+    ]
+    for settings, message in wrong:
+        with pytest.raises(ConfigError, match=message):
+            executor.run(loading.load({**own, "engine": {**own["engine"], **settings}}), "embed")
+    with pytest.raises(ConfigError, match="--part: is for schedulers"):
+        executor.run_part(loading.load(own), "embed", Part(1, 2))
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    with pytest.raises(ConfigError, match="start the run on a node of the cluster"):
+        executor.run(loading.load(own), "embed")

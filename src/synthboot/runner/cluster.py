@@ -20,7 +20,6 @@ import shutil
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ from synthboot.pool import Happened, WorkerFailed
 _OBJECT_STORE = 256 << 20
 """Bytes of shared memory for what is on its way between processes, on a cluster started here."""
 _SHORT_OF_ROOM = 60.0
-"""Seconds after which a worker that no node has room for is told of."""
+"""Seconds without a word after which it is told that no node has room."""
 _GONE = 60.0
 """Seconds that killed workers may take to end: Ray notices the end of a node by its silence."""
 _WAITS = 0.01
@@ -65,6 +64,17 @@ class _Site:
     has_gpus: bool
 
 
+@dataclass(frozen=True)
+class _Order:
+    """What a worker is to do: its pool's lock is `guard`, its own key names that of its workers."""
+
+    site: _Site
+    key: str
+    guard: str
+    function: Callable[..., object]
+    arguments: tuple[object, ...]
+
+
 class _Connection:
     """One end of what a worker tells and is told, as its function sees it."""
 
@@ -81,24 +91,16 @@ class _Connection:
         return self.heard.get()
 
 
-class _Worker:
-    """In a process of the cluster: one function, run beside what carries its messages."""
+class Worker:
+    """In a process of the cluster (`ray::Worker` to `ps`): one function, run beside what carries
+    its messages."""
 
     def __init__(self) -> None:
         self._connection = _Connection()
 
-    def run(
-        self,
-        site: _Site,
-        key: str,
-        guard: str,
-        function: Callable[..., object],
-        arguments: tuple[object, ...],
-    ) -> Iterator[tuple[str, Any]]:
+    def run(self, order: _Order) -> Iterator[tuple[str, Any]]:
         """What the function tells, and its last word."""
-        threading.Thread(
-            target=self._work, args=(site, key, guard, function, arguments), daemon=True
-        ).start()
+        threading.Thread(target=self._work, args=(order,), daemon=True).start()
         kind = ""
         while kind not in ("done", "failed"):
             kind, value = self._connection.told.get()
@@ -108,21 +110,19 @@ class _Worker:
         """Hand a message on to the function."""
         self._connection.heard.put(message)
 
-    def _work(
-        self,
-        site: _Site,
-        key: str,
-        guard: str,
-        function: Callable[..., object],
-        arguments: tuple[object, ...],
-    ) -> None:
-        def within(*rest: object) -> object:
+    def _work(self, order: _Order) -> None:
+        def within(*arguments: object) -> object:
+            site = order.site
             _check(site)
             self._connection.send(("here", ray.util.get_node_ip_address()))
-            with lock.shared(Path(site.run), guard, _GONE), pool.using(partial(RayPool, site, key)):
-                return function(*rest)
+            below = partial(RayPool, site, order.key, self._note)
+            with lock.shared(Path(site.run), order.guard, _GONE), pool.using(below):
+                return order.function(*arguments)
 
-        self._connection.send(pool.last_word(within, arguments, self._connection))
+        self._connection.send(pool.last_word(within, order.arguments, self._connection))
+
+    def _note(self, words: str) -> None:
+        self._connection.send(("note", words))
 
 
 def _check(site: _Site) -> None:
@@ -163,15 +163,23 @@ class _Running:
     key: str
     actor: ActorHandle
     asks: str
-    since: float
     node: str = ""
 
 
 class RayPool:
-    """Processes on the nodes of a cluster; those of one pool share a lock named by its `key`."""
+    """Processes on the nodes of a cluster; those of one pool share a lock named by its `key`.
 
-    def __init__(self, site: _Site, key: str = "") -> None:
+    Where none has found room, `note` is told, or who waits.
+    """
+
+    def __init__(
+        self,
+        site: _Site,
+        key: str = "",
+        note: Callable[[str], None] | None = None,
+    ) -> None:
         self._site = site
+        self._note = note
         self._guard = f"{'-'.join(['.ray', *key.split('/')]).rstrip('-')}.lock"
         self._running: dict[ObjectRefGenerator, _Running] = {}
         self._wait_for_the_end()  # of workers whose pool was killed
@@ -205,9 +213,9 @@ class RayPool:
         asked = {"num_cpus": places, "num_gpus": gpus, "memory": int(min(memory, most))}
         actor = _remote.options(max_concurrency=2, **asked).remote()
         telling = actor.run.options(num_returns="streaming")
-        messages = telling.remote(self._site, key, self._guard, function, arguments)
+        messages = telling.remote(_Order(self._site, key, self._guard, function, arguments))
         asks = ", ".join(f"{name} {value:g}" for name, value in asked.items() if value)
-        self._running[messages] = _Running(key, actor, asks, time.monotonic())
+        self._running[messages] = _Running(key, actor, asks)
         return _Sender(actor)
 
     def wait(self) -> list[Happened]:
@@ -217,7 +225,7 @@ class RayPool:
             ready, _ = ray.wait(list(self._running), num_returns=1, timeout=_SHORT_OF_ROOM)
             for messages in ready:
                 events += self._next(messages)
-            if not ready:
+            if not ready and not any(worker.node for worker in self._running.values()):
                 events += self._short_of_room()
         return events
 
@@ -238,9 +246,8 @@ class RayPool:
         except RayTaskError as error:  # what it has to say cannot be sent
             kind, value = "failed", WorkerFailed(str(error))
         except (RayError, StopIteration) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
             where = f" on node {worker.node}" if worker.node else ""
-            kind, value = "lost", f"its process{where} is lost ({reason[:300]})"
+            kind, value = "lost", f"its process{where} is lost ({_line(error)})"
         if kind == "here":
             worker.node = value
             return []
@@ -250,14 +257,13 @@ class RayPool:
         return [(worker.key, kind, value)]
 
     def _short_of_room(self) -> list[Happened]:
-        """Which workers no node has had room for; each is told of once in a while."""
-        events: list[Happened] = []
-        for worker in self._running.values():
-            if not worker.node and time.monotonic() - worker.since > _SHORT_OF_ROOM:
-                worker.since = time.monotonic()
-                words = f"waits for a node with room for it ({worker.asks})"
-                events.append((worker.key, "note", words))
-        return events
+        """Tell what the first worker waits for: while others run, waiting is nothing to tell of."""
+        worker = next(iter(self._running.values()))
+        words = f"waits for a node of the cluster with room ({worker.asks})"
+        if self._note is None:
+            return [(worker.key, "note", words)]
+        self._note(words)
+        return []
 
     def _wait_for_the_end(self) -> None:
         with lock.held(Path(self._site.run), self._guard, _GONE):
@@ -275,7 +281,7 @@ class _Sender:
         self._actor.hear.remote(message)
 
 
-_remote = ray.remote(_Worker)
+_remote = ray.remote(Worker)
 
 
 @contextmanager
@@ -289,6 +295,10 @@ def joined(cfg: config.Config) -> Iterator[None]:
     try:
         with pool.using(cluster.open):
             yield
+    except RayError as error:
+        raise pool.WorkerDied(
+            f"the Ray cluster does not answer ({_line(error)}); run again to go on from there"
+        ) from None
     finally:
         cluster.close()
 
@@ -357,11 +367,12 @@ class _Cluster:
                 log_to_driver=False,
                 **({} if address else self._own()),
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
+        except Exception as error:  # a bare one where a node does not start in time
+            where = f"RAY_ADDRESS: {address}: no cluster answers"
+            if address is None:
+                where = "engine.executor: ray: no cluster starts here"
             raise ConfigError(
-                f"RAY_ADDRESS: {address or 'unset'}: no cluster ({reason}); "
-                f"start one with `ray start --head`, or use engine.executor=local"
+                f"{where} ({_line(error)}); mend that, or use engine.executor=local"
             ) from None
         finally:
             with suppress(ValueError):  # not the main thread, whose handlers Ray leaves alone
@@ -378,6 +389,12 @@ class _Cluster:
             "_node_ip_address": "127.0.0.1",
             "_temp_dir": self._temporary,
         }
+
+
+def _line(error: BaseException) -> str:
+    """The last line of what Ray says, which is the reason."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()[:300]
 
 
 def _nodes() -> list[dict[str, Any]]:

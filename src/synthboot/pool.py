@@ -559,12 +559,14 @@ def _shorten_addresses() -> None:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[list[int]]:
     """Let SIGTERM and SIGHUP stop as Ctrl-C does, unless they are ignored (`nohup`).
 
-    They raise a KeyboardInterrupt with the signal's number. Once is enough: what comes while things
-    are put in order does not interrupt that.
+    They raise a KeyboardInterrupt with the signal's number, which is in the list that this gives
+    too: a library may raise one of its own instead. Once is enough: what comes while things are put
+    in order does not interrupt that.
     """
+    came: list[int] = []
     before = {}
     # Handlers can be set by the main thread alone; who calls from elsewhere sees to it.
     if threading.current_thread() is threading.main_thread():
@@ -576,12 +578,13 @@ def stoppable() -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         for each in before:
             signal.signal(each, signal.SIG_IGN)
+        came.append(number)
         raise KeyboardInterrupt(number)
 
     for each in before:
         signal.signal(each, stop)
     try:
-        yield
+        yield came
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -202,12 +202,16 @@ def test_what_is_killed_in_a_stage_is_made_again(
         nodes.add_node(**NODE)
 
 
-def start(settings: dict[str, Any], **variables: str) -> subprocess.Popen[str]:
+def lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def start(settings: dict[str, Any]) -> subprocess.Popen[str]:
     """The run by the command line."""
     config = Path(settings["root"]) / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "synthboot", "run", str(config)]
-    return subprocess.Popen(command, env={**os.environ, **variables}, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def test_a_killed_driver_leaves_nobody_and_the_next_goes_on(
@@ -231,10 +235,10 @@ def test_a_cluster_started_here_ends_with_its_run(
     with start(own) as driver:
         soon(lambda: begun(own, "pair", "unit"))
         mine = psutil.Process(driver.pid).children(recursive=True)
-        driver.send_signal(number)
+        os.killpg(driver.pid, number) if number == signal.SIGINT else driver.send_signal(number)
         _, said = driver.communicate(timeout=60)
     assert driver.returncode == code
-    soon(lambda: not any(map(psutil.Process.is_running, mine)), 30)
+    soon(lambda: not any(map(lives, mine)), 120)  # Ray's agents look for their head a minute long
     assert number == signal.SIGKILL or said.strip().endswith("the same command goes on from there")
 
 

@@ -5,9 +5,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from synthboot.data import lock
 from synthboot.errors import ConfigError, LockedRun
 from synthboot.recipes import folder_of
 from synthboot.runner import executor
+from synthboot.runner.unit import PARALLEL
 from tests.conftest import contents, run_folder
 
 ray = pytest.importorskip("ray")
@@ -144,7 +145,7 @@ def test_two_nodes_leave_the_bytes_of_one_machine(tiny: dict[str, Any], own: dic
 def begun(settings: dict[str, Any], stage: str, by: str) -> bool:
     """Whether a stage is at work: its unit has made its folder ready, or a worker of its own has come."""
     run = run_folder(settings)
-    if by == "unit":
+    if by == "unit" or stage not in PARALLEL:
         return any(folder_of(run, stage).rglob("progress.json"))
     for path in run.glob(f".ray-{stage}*.lock"):
         try:
@@ -190,10 +191,10 @@ def test_what_is_killed_in_a_stage_is_made_again(
     cfg = loading.load(own)
     unmake(own, stage)
     told: list[tuple[str, str, Any]] = []
-    killer = threading.Thread(target=hit, args=(own, nodes, stage, what))
-    killer.start()
-    executor.run(cfg, stage, lambda *event: told.append(event))
-    killer.join()
+    with ThreadPoolExecutor() as beside:
+        killed = beside.submit(hit, own, nodes, stage, what)
+        executor.run(cfg, stage, lambda *event: told.append(event))
+        killed.result()
     assert contents(own) == contents(tiny)
     assert not workers()
     if what == "unit":
@@ -214,9 +215,7 @@ def start(settings: dict[str, Any]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def test_a_killed_driver_leaves_nobody_and_the_next_goes_on(
-    tiny: dict[str, Any], own: dict[str, Any], nodes: Cluster
-) -> None:
+def test_a_killed_driver_leaves_nobody_and_the_next_goes_on(tiny: dict[str, Any], own: dict[str, Any], nodes: Cluster) -> None:
     unmake(own, "synthesize")
     with start(own) as driver:
         soon(lambda: begun(own, "synthesize", "worker"))

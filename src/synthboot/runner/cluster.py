@@ -43,7 +43,7 @@ _OBJECT_STORE = 256 << 20
 """Bytes of shared memory for what is on its way between processes, on a cluster started here."""
 _SHORT_OF_ROOM = 60.0
 """Seconds without a word after which it is told that no node has room."""
-_GONE = 60.0
+_GONE = 120.0
 """Seconds that killed workers may take to end: Ray notices the end of a node by its silence."""
 _WAITS = 0.01
 """The share of a GPU of a worker that mostly waits for others, which take it."""

@@ -63,22 +63,22 @@ class Verb(click.Command):
         from synthboot.errors import SynthbootError
         from synthboot.pool import stoppable
 
-        with stoppable():
+        with stoppable() as came:
             try:
                 with storage_errors(Path.cwd()):
                     return super().invoke(context)
             except SynthbootError as error:
                 _say(f"error: {one_line(str(error))}", err=True)
                 sys.exit(2)
-            except KeyboardInterrupt as stop:
+            except KeyboardInterrupt:
                 # The terminal may be what went away.
                 with suppress(OSError):
                     _say(
                         "stopped; finished shards are kept, the same command goes on from there",
                         err=True,
                     )
-                # As a shell reports a signal; `stoppable` names the one that came.
-                sys.exit(128 + stop.args[0] if stop.args else 130)
+                # As a shell reports a signal.
+                sys.exit(128 + came[0] if came else 130)
 
 
 class Verbs(click.Group):

@@ -259,11 +259,15 @@ class Engine(Section):
     """Where and how the work runs. Never part of a fingerprint: it changes nothing that is
     computed, except the order in which numbers are rounded."""
 
+    executor: Literal["local", "ray"] = "local"
+    """Where processes run: on this machine, or on the nodes of a Ray cluster (docs/scaling-out.md),
+    which the environment variable RAY_ADDRESS names; without it one is started on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train and sample on. `auto`: the GPU if there is one, whose results differ from a
     CPU's by rounding."""
     jobs: int = Field(0, ge=0, le=10_000)
-    """Number of worker processes, one thread each. 0: one per core, or one per GPU."""
+    """Number of worker processes, one thread each. 0: one per core, or one per GPU, of the machine
+    or the cluster."""
     processes: int = Field(1, ge=1, le=100_000)
     """Data-parallel processes per model, started by torchrun: one per GPU, each with a share of the
     rows of every step. Gradients are summed in another order: they differ by rounding."""

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-small data articles smollm world test test-slow portable coverage fuzz kill lint format docs site release texture bench gpu clean
+.PHONY: help demo demo-small data articles smollm world test test-slow portable coverage fuzz kill ray lint format docs site release texture bench gpu clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -42,7 +42,7 @@ test: $(STAMP)  ## the suite, two processes side by side
 	$(BIN)/pytest -q -n 2 --dist worksteal
 
 test-slow: $(STAMP)  ## the long tests too: kill -9 across the demo
-	$(BIN)/pytest -q -m 'not gpu'
+	$(BIN)/pytest -q -m 'not gpu and not ray'
 
 coverage: $(STAMP)  ## the lines that no test runs; units and ranks count, but not workers of `imap`, which are killed
 	$(BIN)/pytest -q -n 2 --dist worksteal --cov --cov-report=term
@@ -57,6 +57,10 @@ portable: $(STAMP)  ## the compiled loops by another compiler, on the portable p
 	rm -rf build/portable && mkdir -p build/portable && cp -r src/synthboot build/portable
 	$(CXX) -O3 -std=c++17 -shared -fPIC -Wall -Wno-psabi src/synthboot/kernels/*.cpp -o build/portable/synthboot/kernels/_loops.abi3.so
 	PYTHONPATH=build/portable $(BIN)/pytest -q tests/kernels
+
+ray: $(STAMP)   ## runs on a Ray cluster of two nodes on this machine: same bytes, whatever is killed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt ray
+	$(BIN)/pytest -q -m ray
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

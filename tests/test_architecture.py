@@ -33,6 +33,7 @@ ORDER = [
     "pool",
     "neighbors",
     "lm",
+    "judges",
     "stages",
     "report",
     "steps",

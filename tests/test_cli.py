@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from synthboot import api
 from synthboot.cli import main
+from synthboot.judges.protocol import QUESTIONS
 from tests.conftest import run_folder, small_config
 
 
@@ -163,6 +164,23 @@ def test_show(finished: dict[str, Any], what: str) -> None:
         found = json.loads(call("show", str(run_folder(finished)), what, "-n", "2", "--json").stdout)
         assert len(found) == 2
         assert "".join(part for part, _ in found[0]["texts"]["d1"]).strip()
+
+
+def test_show_quality(finished: dict[str, Any]) -> None:
+    """The paper's five questions, with everybody who answers them."""
+    run = str(run_folder(finished))
+    shown = call("show", run, "quality").stdout
+    for word in ("200B, 3B", "25.6 %", "repetition within a document", "unseen real", "rules", "embedding", "likelihood"):
+        assert word in shown
+    found = json.loads(call("show", run, "quality", "--json").stdout)
+    judged = {(verdict["judge"], verdict["question"]): verdict for verdict in found["judged"]}
+    assert {question for judge, question in judged if judge == "rules"} == set(QUESTIONS)
+    assert {question for judge, question in judged if judge != "rules"} == {"irrelevance"}
+    loops = judged["rules", "repetition"]
+    assert not loops["refused"] or min(loops["clean"], loops["faulty"]) < 20
+    assert loops["sensitivity"][0] > 0.8
+    assert set(loops["rates"]) == {"unseen real", "related"}
+    assert loops["rates"]["related"]["items"] == 20
 
 
 def test_show_pairs_near_a_similarity(finished: dict[str, Any]) -> None:

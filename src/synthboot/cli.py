@@ -63,22 +63,22 @@ class Verb(click.Command):
         from synthboot.errors import SynthbootError
         from synthboot.pool import stoppable
 
-        with stoppable():
+        with stoppable() as came:
             try:
                 with storage_errors(Path.cwd()):
                     return super().invoke(context)
             except SynthbootError as error:
                 _say(f"error: {one_line(str(error))}", err=True)
                 sys.exit(2)
-            except KeyboardInterrupt as stop:
+            except KeyboardInterrupt:
                 # The terminal may be what went away.
                 with suppress(OSError):
                     _say(
                         "stopped; finished shards are kept, the same command goes on from there",
                         err=True,
                     )
-                # As a shell reports a signal; `stoppable` names the one that came.
-                sys.exit(128 + stop.args[0] if stop.args else 130)
+                # As a shell reports a signal.
+                sys.exit(128 + came[0] if came else 130)
 
 
 class Verbs(click.Group):
@@ -524,7 +524,16 @@ def status(run: Path, as_json: bool) -> None:
 @click.argument(
     "what",
     type=click.Choice(
-        ["documents", "pairs", "synthetic", "copies", "extracted", "canaries", "quarantine"]
+        [
+            "documents",
+            "pairs",
+            "synthetic",
+            "copies",
+            "extracted",
+            "canaries",
+            "quarantine",
+            "quality",
+        ]
     ),
 )
 @click.option(
@@ -550,10 +559,14 @@ def show(
 ) -> None:
     """Read examples in the terminal: documents, pairs side by side, synthetic text, what was
     copied, what models gave back of documents and how exposed canaries are, what was quarantined;
-    and search in them."""
+    and search in them. `quality` is the paper's quality table with this run's figures: what was
+    counted, and what judges say, with their own error."""
     from synthboot import show as shown
 
     run_folder = _run_folder(run)
+    if what == "quality":
+        _show_quality(run_folder, as_json)
+        return
     examples = shown.examples(run_folder, what, count, near, grep, like)
     if as_json:
         _say_json([asdict(example) for example in examples])
@@ -562,6 +575,20 @@ def show(
         _say(f"{run_folder}: {_NOTHING[what] if grep is None else 'nothing matches'}")
     for example in examples:
         _print_example(example)
+
+
+def _show_quality(run: Path, as_json: bool) -> None:
+    from synthboot import show as shown
+    from synthboot.report import quality
+
+    analyzed = shown.analyzed(run)
+    if as_json:
+        _say_json({"kinds": analyzed["kinds"], "judged": analyzed["judged"]})
+        return
+    for table in (quality.table(analyzed), quality.curves(analyzed)):
+        _print_table(table.headers, table.rows)
+        for note in table.notes:
+            _say(note)
 
 
 @main.command(cls=Verb)

@@ -18,6 +18,7 @@ from synthboot.errors import UndeclaredSetting
 from synthboot.schema import (
     Command,
     Count,
+    Judge,
     Name,
     Seed,
     Size,
@@ -207,14 +208,11 @@ class Optim(Section):
         return self
 
 
-class Server(Section):
-    """An OpenAI-compatible completions endpoint (vLLM, SGLang, llama.cpp). Its API key, if it needs
-    one, is read from the environment variable SYNTHBOOT_API_KEY."""
+class Endpoint(Section):
+    """A server that speaks OpenAI's API."""
 
     url: Url = "http://127.0.0.1:8000/v1"
-    """Base address, the part before `/completions`; http:// or https://."""
-    model: Text = "synthesizer"
-    """Name under which the server offers the model."""
+    """Base address, the part before `/completions` or `/chat/completions`; http:// or https://."""
     concurrency: int = Field(32, ge=1, le=10_000)
     """Number of concurrent requests."""
     retries: int = Field(5, ge=0, le=20)
@@ -240,21 +238,36 @@ class Server(Section):
         if port == 0 or any(c.isspace() or not c.isprintable() for c in text):
             raise ValueError(_URL_FORM)
         if parts and (parts.username is not None or parts.password is not None):
-            raise ValueError("has a name or password in it; put the key into SYNTHBOOT_API_KEY")
+            raise ValueError(
+                "has a name or password in it; put the key into SYNTHBOOT_API_KEY, "
+                "that of a judge into SYNTHBOOT_JUDGE_API_KEY"
+            )
         if "?" in text or "#" in text:
             raise ValueError("ends in a query; only what stands before /completions is wanted")
         return url
+
+
+class Server(Endpoint):
+    """An OpenAI-compatible completions endpoint (vLLM, SGLang, llama.cpp). Its API key, if it needs
+    one, is read from the environment variable SYNTHBOOT_API_KEY."""
+
+    model: Text = "synthesizer"
+    """Name under which the server offers the model."""
 
 
 class Engine(Section):
     """Where and how the work runs. Never part of a fingerprint: it changes nothing that is
     computed, except the order in which numbers are rounded."""
 
+    executor: Literal["local", "ray"] = "local"
+    """Where processes run: on this machine, or on the nodes of a Ray cluster (docs/scaling-out.md),
+    which the environment variable RAY_ADDRESS names; without it one is started on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train and sample on. `auto`: the GPU if there is one, whose results differ from a
     CPU's by rounding."""
     jobs: int = Field(0, ge=0, le=10_000)
-    """Number of worker processes, one thread each. 0: one per core, or one per GPU."""
+    """Number of worker processes, one thread each. 0: one per core, or one per GPU, of the machine
+    or the cluster."""
     processes: int = Field(1, ge=1, le=100_000)
     """Data-parallel processes per model, started by torchrun: one per GPU, each with a share of the
     rows of every step. Gradients are summed in another order: they differ by rounding."""
@@ -278,6 +291,9 @@ class Engine(Section):
     """Batch size of sampling, in rows. Default: chosen from free memory and a short measurement."""
     server: Server = Server()
     """The server, for `synthesize.sampler: server`."""
+    judge: Endpoint = Endpoint()
+    """The server for `analyze.judges: [server:NAME]`, with a chat endpoint. Its API key, if it
+    needs one, is read from the environment variable SYNTHBOOT_JUDGE_API_KEY."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the blocks of a model in training. It adds a minute or two before the first
     step, less with a warm cache. `auto`: on a GPU, for runs of ten minutes or more. On a CPU the
@@ -864,9 +880,30 @@ class Analyze(Section):
     """Length in tokens from which a shared run counts as copied."""
     examples: Count = 24
     """Number of examples in the report."""
+    duplicate_docs: Count | None = None
+    """Most documents of each kind of text in the curve of duplicates, which grows with their
+    number (Duplicate@1M of the paper is 1,000,000). Default: `docs`."""
+    judges: list[Judge] = []
+    """Who judges the text, beside what is counted: `rules` (overlap of words, contradictions by
+    number and date), `embedding` (similarity, by the embedding of the pairs), `likelihood` (the
+    run's own synthesizer: is d2 likelier given its d1 than given another?), `local:FOLDER` (a
+    language model in a Hugging Face folder), `server:NAME` (a model at `engine.judge`). Each one's
+    own error is measured on planted cases, and its rates are corrected for it (docs/quality.md)."""
+    judge_items: Count = 200
+    """Most texts of a kind, and most pairs, that each judge is asked about, a question."""
+    judge_cases: Count = 200
+    """Most cases with a planted fault, and as many without, by which the error of a judge is
+    measured, a question; one half of them chooses its threshold."""
     topics: int = Field(20, ge=0, le=10_000)
     """Number of topics, clusters of D_pretrain's vectors, by which real and synthetic text are
     compared. 0: none."""
+
+    @field_validator("judges")
+    @classmethod
+    def _distinct(cls, judges: list[str]) -> list[str]:
+        if len(set(judges)) != len(judges):
+            raise ValueError(f"{judges} names a judge twice")
+        return judges
 
 
 class Config(Section):
@@ -943,6 +980,21 @@ class Config(Section):
             raise ValueError(
                 "`corpus.replay` keeps what a model already knows, "
                 "and this one starts from nothing; drop it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_judges(self) -> Config:
+        writes = any(arm.synthetic == "related" for arm in self.arms.values())
+        if "likelihood" in self.analyze.judges and not writes:
+            raise ValueError(
+                "analyze.judges: `likelihood` asks the synthesizer; add an arm with "
+                "`synthetic: related`, or leave it out"
+            )
+        if "embedding" in self.analyze.judges and self.embed.model == "file":
+            raise ValueError(
+                "analyze.judges: `embedding` has to embed synthetic text, and with "
+                "`embed.model: file` nothing here can; leave it out"
             )
         return self
 

@@ -1,4 +1,5 @@
-"""Where work runs on one machine: processes side by side, one thread each.
+"""Where work runs: processes side by side, one thread each, on this machine unless `using` names
+another place (`runner.cluster`).
 
 One thread a process keeps results the same whatever `engine.jobs` is, and several processes use the
 cores better than several threads do at these sizes. Workers come from a fork server that has
@@ -9,12 +10,13 @@ terminal's end are for the parent alone, which kills its workers as it goes; one
 a while is waited for.
 
 `start`/`wait` run whole units side by side; `imap` streams items through workers and yields results
-in item order.
+in item order. Both are all that the rest knows of where work runs.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import multiprocessing
 import os
 import signal
@@ -23,14 +25,16 @@ import tempfile
 import threading
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from synthboot.errors import SynthbootError
 
@@ -65,6 +69,9 @@ PRELOAD = [
 
 PATIENCE = 5.0
 """Seconds that a process may take to end once it has said its last word; then it is killed."""
+
+LIVES = 3
+"""How often work is begun again whose worker was lost with its machine, before that is an error."""
 
 _PARENT_ONLY = {signal.SIGINT, signal.SIGHUP}
 _PR_SET_PDEATHSIG = 1
@@ -110,10 +117,59 @@ def gpus() -> list[str]:
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
+Happened = tuple[str, str, Any]
+"""What a worker tells: its key, the kind ("ready", "progress", "note", "done", "failed", and on
+machines that may be lost "lost"), a value."""
+
+
+@runtime_checkable
+class Sender(Protocol):
+    """The end of a connection that what a worker is to do goes into."""
+
+    def send(self, message: Any, /) -> None:
+        """Hand it over."""
+
+
+@runtime_checkable
+class Workers(Protocol):
+    """Processes that each run one function and tell how they get on, wherever they are."""
+
+    def __len__(self) -> int: ...
+
+    def keys(self) -> set[str]:
+        """What still runs."""
+
+    def jobs(self, wanted: int, device: str) -> int:
+        """How many may run side by side: `wanted`, or as many as there is room for."""
+
+    def start(
+        self,
+        key: str,
+        function: Callable[..., object],
+        *arguments: object,
+        places: int = 1,
+        memory: float = 0.0,
+    ) -> Sender:
+        """Run `function(*arguments, connection)` in a new process; returns what feeds the other end
+        of that connection.
+
+        It takes as many `places` (GPUs, or cores where there are none); with 0 it mostly waits for
+        workers of its own, which take theirs. `memory` is what it is expected to take, in bytes.
+        """
+
+    def wait(self) -> list[Happened]:
+        """What has happened since, at least one event.
+
+        One that is "lost" has a reason as its value; it is no fault of the work, which may be
+        begun again.
+        """
+
+    def close(self) -> None:
+        """Kill what still runs. Afterwards none of it does."""
 
 
 class Pool:
-    """Processes that each run one function and report how they get on."""
+    """Processes of this machine."""
 
     def __init__(self) -> None:
         for name, value in ENVIRONMENT.items():
@@ -135,18 +191,24 @@ class Pool:
         """What still runs."""
         return {key for key, *_ in self._running.values()}
 
+    def jobs(self, wanted: int, device: str) -> int:
+        """How many may run side by side here (`jobs`)."""
+        return jobs(wanted, device)
+
     def start(
         self,
         key: str,
         function: Callable[..., object],
         *arguments: object,
-        own_gpu: bool = False,
+        places: int = 1,
+        memory: float = 0.0,
     ) -> Connection:
         """Run `function(*arguments, connection)` in a new process; returns this end's connection.
 
-        With `own_gpu` it sees one GPU, and its neighbours others.
+        One that takes one of the `places` sees one GPU, and its neighbours others; any other sees
+        all. `memory` is left to the kernel.
         """
-        visible = gpus() if own_gpu else []
+        visible = gpus() if places == 1 else []
         gpu = None
         if len(visible) > 1:  # the one that the fewest others use
             in_use = [used for _, _, used in self._running.values()]
@@ -182,11 +244,8 @@ class Pool:
         self._running[own_end] = (key, process, gpu)
         return own_end
 
-    def wait(self) -> list[tuple[str, str, Any]]:
-        """What has happened since, at least one event.
-
-        An event is (key, "progress" | "note" | "done" | "failed", value).
-        """
+    def wait(self) -> list[Happened]:
+        """What has happened since, at least one event."""
         sentinels = [process.sentinel for _, process, _ in self._running.values()]
         ready = wait([*self._running, *sentinels])
         events = []
@@ -259,6 +318,24 @@ def _words(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
+_OPEN: ContextVar[Callable[[], Workers]] = ContextVar("open", default=Pool)
+
+
+def opened() -> Workers:
+    """Workers where this work is to run; close them afterwards."""
+    return _OPEN.get()()
+
+
+@contextmanager
+def using(open: Callable[[], Workers]) -> Iterator[None]:
+    """Let `opened` give such workers while this is entered."""
+    token = _OPEN.set(open)
+    try:
+        yield
+    finally:
+        _OPEN.reset(token)
+
+
 def imap(
     setup: Callable[..., Callable[[Item], Output]],
     arguments: Sequence[object],
@@ -268,55 +345,122 @@ def imap(
     """`setup(*arguments)(item)` for every item, in order, by `workers` processes.
 
     Each process calls setup once. Each worker holds one item at a time; closing the generator stops
-    the workers.
+    the workers. The item of a worker that is lost goes to another one.
     """
     if workers == 1:
         handle = setup(*arguments)
         for item in items:
             yield handle(item)
         return
-    pool = Pool()
-    source = enumerate(items)
+    source = iter(items)
+    first = list(itertools.islice(source, 1))
+    if not first:  # nobody has to be started for nothing
+        return
+    dealt = _Dealt(opened(), setup, arguments, itertools.chain(first, source), workers)
     try:
-        connections = {}
-        for i in range(workers):
-            name = f"worker {i + 1}"
-            connections[name] = pool.start(name, _serve, setup, tuple(arguments), own_gpu=True)
-        idle = list(connections.values())
-
-        # Items are numbered: `sent` is the next to go out, `due` the next to be yielded.
-        results: dict[int, Output] = {}
-        sent = 0
-        due = 0
-        while True:
-            # One slow worker must not let the others run ahead without end: their results are kept
-            # until its own is there.
-            while idle and sent - due < 3 * workers:
-                numbered = next(source, None)
-                if numbered is None:
-                    break
-                _send(idle.pop(), numbered)
-                sent += 1
-            if due == sent:
-                return
-
-            for key, kind, value in pool.wait():
-                if kind != "progress":
-                    raise value if kind == "failed" else WorkerDied(f"{key}: ended early")
-                number, result = value
-                results[number] = result
-                idle.append(connections[key])
-            while due in results:
-                yield results.pop(due)
-                due += 1
+        dealt.begin()
+        while dealt.give():
+            dealt.hear()
+            yield from dealt.due()
     finally:
-        pool.close()
+        dealt.workers.close()
 
 
-def _send(connection: Connection, item: tuple[int, object]) -> None:
+class _Dealt(Generic[Item, Output]):
+    """Items on their way through workers: who holds which, and what has come back."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        setup: Callable[..., Callable[[Item], Output]],
+        arguments: Sequence[object],
+        items: Iterable[Item],
+        count: int,
+    ) -> None:
+        self.workers = workers
+        self._serving = (_serve, setup, tuple(arguments))
+        self._source = enumerate(items)
+        self._count = count
+        self._ends: dict[str, Sender] = {}
+        self._idle: list[str] = []
+        self._held: dict[str, tuple[int, Item]] = {}
+        self._again: list[tuple[int, Item]] = []
+        self._lost: Counter[str] = Counter()
+        # Items are numbered: `sent` is the next to go out, `due` the next to be yielded.
+        self._results: dict[int, Output] = {}
+        self._sent = 0
+        self._due = 0
+
+    def begin(self) -> None:
+        """Start the workers, who say when they are ready: on other machines that may be never."""
+        for i in range(self._count):
+            self._start(f"worker {i + 1}")
+
+    def give(self) -> bool:
+        """Give every idle worker an item; returns whether any are under way."""
+        while self._idle and (numbered := self._next()) is not None:
+            key = self._idle.pop()
+            self._held[key] = numbered
+            _send(self._ends[key], numbered)
+        return not self._idle or self._due < self._sent
+
+    def hear(self) -> None:
+        """Take what workers tell next. Raises what one of them has failed with."""
+        for key, kind, value in self.workers.wait():
+            if kind == "ready":
+                self._idle.append(key)
+            elif kind == "progress":
+                number, result = value
+                self._results[number] = result
+                del self._held[key]
+                self._idle.append(key)
+            elif kind == "lost":
+                self._replace(key, value)
+            else:
+                raise value if kind == "failed" else WorkerDied(f"{key}: ended early")
+
+    def due(self) -> Iterator[Output]:
+        """The results whose turn it is."""
+        while self._due in self._results:
+            yield self._results.pop(self._due)
+            self._due += 1
+
+    def _start(self, key: str) -> None:
+        self._ends[key] = self.workers.start(key, *self._serving)
+
+    def _next(self) -> tuple[int, Item] | None:
+        """The next item, unless workers are too far ahead or there are no more."""
+        if self._again:
+            return self._again.pop()
+        # One slow worker must not let the others run ahead without end: their results are kept
+        # until its own is there.
+        if self._sent - self._due >= 3 * self._count:
+            return None
+        numbered = next(self._source, None)
+        self._sent += numbered is not None
+        return numbered
+
+    def _replace(self, key: str, reason: str) -> None:
+        """Start a worker in the place of one that was lost, whose item goes to whoever is idle.
+
+        Raises WorkerDied where workers are lost over one item again and again, or as they start.
+        """
+        numbered = self._held.pop(key, None)
+        over = key if numbered is None else f"item {numbered[0]}"
+        self._lost[over] += 1
+        if self._lost[over] > LIVES:
+            raise WorkerDied(f"{over}: {reason}; run again to go on from there")
+        if numbered is not None:
+            self._again.append(numbered)
+        elif key in self._idle:
+            self._idle.remove(key)
+        self._start(key)
+
+
+def _send(end: Sender, item: tuple[int, object]) -> None:
     # A worker that is dead is reported by `wait`, with the reason.
     with suppress(BrokenPipeError, ConnectionResetError):
-        connection.send(item)
+        end.send(item)
 
 
 def _serve(
@@ -326,6 +470,7 @@ def _serve(
 ) -> None:
     """In a worker of `imap`: one item in, one result out, until it is killed."""
     handle = setup(*arguments)
+    connection.send(("ready", None))
     while True:
         number, item = connection.recv()
         connection.send(("progress", (number, handle(item))))
@@ -345,16 +490,7 @@ def _main(
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    outcome: tuple[str, object]
-    try:
-        import torch
-
-        torch.set_num_threads(1)
-        outcome = ("done", function(*arguments, connection))
-    except SynthbootError as error:
-        outcome = ("failed", error)
-    except BaseException:
-        outcome = ("failed", WorkerFailed(traceback.format_exc()))
+    outcome = last_word(function, arguments, connection)
     with suppress(OSError):  # the other end is gone
         try:
             connection.send(outcome)
@@ -362,6 +498,24 @@ def _main(
             raise
         except Exception:  # what cannot be pickled
             connection.send(("failed", WorkerFailed(traceback.format_exc())))
+
+
+def last_word(
+    function: Callable[..., object],
+    arguments: Sequence[object],
+    connection: object,
+) -> tuple[str, object]:
+    """What a worker has to say once it has run its function: "done" with the result, or "failed"
+    with the error."""
+    try:
+        import torch
+
+        torch.set_num_threads(1)
+        return "done", function(*arguments, connection)
+    except SynthbootError as error:
+        return "failed", error
+    except BaseException:
+        return "failed", WorkerFailed(traceback.format_exc())
 
 
 def end_with_parent() -> None:
@@ -408,12 +562,14 @@ def _shorten_addresses() -> None:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[list[int]]:
     """Let SIGTERM and SIGHUP stop as Ctrl-C does, unless they are ignored (`nohup`).
 
-    They raise a KeyboardInterrupt with the signal's number. Once is enough: what comes while things
-    are put in order does not interrupt that.
+    They raise a KeyboardInterrupt with the signal's number, which is in the list that this gives
+    too: a library may raise one of its own instead. Once is enough: what comes while things are put
+    in order does not interrupt that.
     """
+    came: list[int] = []
     before = {}
     # Handlers can be set by the main thread alone; who calls from elsewhere sees to it.
     if threading.current_thread() is threading.main_thread():
@@ -425,12 +581,13 @@ def stoppable() -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         for each in before:
             signal.signal(each, signal.SIG_IGN)
+        came.append(number)
         raise KeyboardInterrupt(number)
 
     for each in before:
         signal.signal(each, stop)
     try:
-        yield
+        yield came
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

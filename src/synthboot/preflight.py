@@ -19,11 +19,27 @@ _BUILT_IN = ("self", "file")
 def check(cfg: config.Config) -> None:
     """Raise ConfigError or DataError for questions that are none, and for models, packages and a
     GPU that are not here."""
+    check_executor(cfg)
     _check_several_models(cfg)
     _check_questions(cfg)
     _check_contexts(cfg)
     _check_packages(cfg)
     _check_models(cfg)
+
+
+def check_executor(cfg: config.Config) -> None:
+    """Raise ConfigError where processes cannot run where they are to."""
+    if cfg.engine.executor == "local":
+        return
+    if find_spec("ray") is None:
+        raise ConfigError(
+            "engine.executor: ray: is not installed: pip install 'synthboot[ray]', or use `local`"
+        )
+    if cfg.engine.launch is not None:
+        raise ConfigError(
+            "engine.launch: starts processes past Ray, which would count them twice; "
+            "leave it out, or set engine.executor=local"
+        )
 
 
 def _check_questions(cfg: config.Config) -> None:
@@ -68,7 +84,7 @@ def _check_packages(cfg: config.Config) -> None:
 
 def _check_models(cfg: config.Config) -> None:
     """The GPU, and every model that comes from outside."""
-    if cfg.engine.device == "cuda":
+    if cfg.engine.device == "cuda" and cfg.engine.executor == "local":
         from synthboot.lm.model import device
 
         device("cuda")
@@ -84,6 +100,12 @@ def _check_models(cfg: config.Config) -> None:
         tokenizer.from_hugging_face(cfg.corpus.tokenizer)
     if cfg.embed.model not in _BUILT_IN:
         _embedder(cfg.embed.model)
+    for judge in cfg.analyze.judges:
+        kind, _, source = judge.partition(":")
+        if kind == "local":
+            from synthboot.lm.model import outline
+
+            outline(source, "analyze.judges: local")
     if cfg.embed.model == "file" and not Path(cfg.embed.path or "").is_file():
         raise ConfigError(f"embed.path: {cfg.embed.path}: no such file")
 

@@ -21,7 +21,14 @@ from synthboot.data import documents, files, tasks
 from synthboot.data.hashes import Hashes
 from synthboot.errors import ConfigError
 from synthboot.lm import precision
-from synthboot.settings import ASKING, READ_BY_EXTERNAL, READS, changed, view
+from synthboot.settings import (
+    ASKING,
+    READ_BY_EXTERNAL,
+    READ_BY_LIKELIHOOD,
+    READS,
+    changed,
+    view,
+)
 
 STAGES = (
     "corpus",
@@ -48,8 +55,8 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "pretrain": 6,
     "score": 1,
     "evaluate": 12,
-    "analyze": 8,
-    "report": 6,
+    "analyze": 9,
+    "report": 7,
     "extract": 1,
 }
 """Raised where a stage would leave something else from the same settings and parents."""
@@ -258,19 +265,27 @@ class _Recipes:
             **upstream,
         }
         if synthetic:
-            roles["analyze"] = self.add(
-                "analyze",
-                "",
-                {
-                    **self.corpus,
-                    "base": base,
-                    **upstream,
-                },
-            )
+            roles["analyze"] = self.analyze({**self.corpus, "base": base, **upstream})
         if self.cfg.extract.docs or self.cfg.corpus.canaries.count:
             roles["extract"] = self.extract(models)
         self.add("report", "", roles, outside={"name": cfg.name})
         return self.units
+
+    def analyze(self, parents: dict[str, str]) -> str:
+        """The unit that holds the measures of all synthetic text."""
+        judges = self.cfg.analyze.judges
+        models: dict[str, Any] = {}
+        for judge in judges:
+            kind, _, source = judge.partition(":")
+            if kind == "local":
+                models |= self.given(f"analyze.judges.{source}", source)
+        return self.add(
+            "analyze",
+            "",
+            parents,
+            reads=READ_BY_LIKELIHOOD if "likelihood" in judges else (),
+            outside=models,
+        )
 
     def extract(self, models: Mapping[str, str]) -> str:
         """The unit that compares what can be got out of these models, each asked by its own."""

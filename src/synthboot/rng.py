@@ -39,6 +39,9 @@ STREAMS: Mapping[str, int] = {
     "pair.label_agreement": 0xA62E,
     "search.recall": 0x2ECA,
     "join.clusters": 0xCE11,
+    "judges.strangers": 0x57A6,
+    "judges.others": 0x07E5,
+    "judges.planted": 0x91A7,
     "api.pairs": 11,
     # a generated world has a seed of its own
     "world.names": 1,

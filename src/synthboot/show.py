@@ -11,13 +11,14 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import regex
 from jaxtyping import Float32
 
 from synthboot.artifacts import parts, store
+from synthboot.artifacts.analysis import Analysis
 from synthboot.artifacts.corpus import DOCUMENTS, Corpus
 from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.evaluation import Evaluation
@@ -140,6 +141,19 @@ def alphas(cfg: Config) -> Choices:
     embeddings = Embeddings.open(_need(cfg.folder, "embed"))
     corpus = Corpus.open(_need(cfg.folder, "corpus"))
     return pair.alphas(embeddings.pretrain, corpus.pretrain, cfg.pair, cfg.seed)
+
+
+def analyzed(run: Path) -> dict[str, Any]:
+    """The measures of a run's text, and what judges say of it.
+
+    Raises MissingArtifact where it has not been analyzed, or by an older synthboot.
+    """
+    result = Analysis.open(_need(run, "analyze")).result
+    if "judged" not in result:
+        raise MissingArtifact(
+            f"{run}: was analyzed by an older synthboot; run `synthboot analyze CONFIG` again"
+        )
+    return result
 
 
 @dataclass(frozen=True)

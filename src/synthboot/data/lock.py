@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 
 from synthboot.errors import LockedRun
 
+NAME = ".lock"
+"""The file of the lock on a run folder; whoever holds it has signed it."""
 FOREVER = -1.0
 """The patience of who waits until the holder is done, or dead."""
 _PAUSE = 0.05
@@ -22,7 +24,7 @@ _PAUSE = 0.05
 @contextmanager
 def held(
     folder: Path,
-    name: str = ".lock",
+    name: str = NAME,
     patience: float = 0.0,
 ) -> Iterator[None]:
     """Hold the folder for this process alone.
@@ -46,7 +48,7 @@ def held(
 @contextmanager
 def shared(
     folder: Path,
-    name: str = ".lock",
+    name: str = NAME,
     patience: float = 0.0,
 ) -> Iterator[None]:
     """Hold the folder together with others that share it, and with nobody who wants it alone.

@@ -432,36 +432,55 @@ def near_duplicate_groups(
 ) -> Integer[np.ndarray, " doc"]:
     """A group number per document; documents joined by a chain of near-duplicates share one.
 
-    Candidates agree in a band of `rows` MinHash values; those whose estimate comes within 0.15 of
-    `threshold` are compared shingle by shingle, so no pair below the threshold is ever joined. A
-    pair of Jaccard 0.8 goes unseen with probability 0.002 at 126 permutations. Memory is 8 bytes a
-    document and band plus the candidates; `texts` is only indexed, so it may lie on disk.
+    What it costs, and what it overlooks, `near_duplicate_pairs` says.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+    pairs = near_duplicate_pairs(signatures, texts, threshold, rows)
+    return groups_of(pairs, len(signatures))
 
+
+def near_duplicate_pairs(
+    signatures: Integer[np.ndarray, "doc perm"],
+    texts: Sequence[str],
+    threshold: float,
+    rows: int = 6,
+) -> Int64[np.ndarray, "pair 2"]:
+    """The near-duplicates, of each pair the lesser number first, in order.
+
+    Candidates agree in a band of `rows` MinHash values; those whose estimate comes within 0.15 of
+    `threshold` are compared shingle by shingle, so no pair below the threshold is ever listed. A
+    pair of Jaccard 0.8 goes unseen with probability 0.002 at 126 permutations; of more than 16
+    candidates for each other, each is compared with the first and the next alone. Memory is 24
+    bytes a document and the candidates; `signatures` and `texts` may lie on disk.
+    """
     count, perms = signatures.shape
-    if count == 0:
-        return np.empty(0, np.int64)
-
     candidates: set[tuple[int, int]] = set()
-    for band in range(perms // rows):
+    for band in range(perms // rows if count else 0):
         start = band * rows
         of_band = signatures[:, start : start + rows]  # (doc, rows)
         for bucket in _buckets(hashes_rows(of_band)):
             candidates.update(_bucket_pairs(bucket))
 
-    edges = []
+    pairs = []
     for a, b in sorted(candidates):
         agrees = signatures[a] == signatures[b]
         estimate = float(np.mean(agrees))
         if estimate < threshold - 0.15:
             continue
         if alike(texts[a], texts[b]) >= threshold:
-            edges.append((a, b))
+            pairs.append((a, b))
+    return np.array(pairs, np.int64).reshape(-1, 2)  # (pair, 2), also where there is none
 
-    listed = np.array(edges, np.int64)
-    pairs = listed.reshape(-1, 2)  # (pair, 2), also where there is none
+
+def groups_of(
+    pairs: Int64[np.ndarray, "pair 2"],
+    count: int,
+) -> Integer[np.ndarray, " doc"]:
+    """A group number for each of `count` documents; those that a chain of pairs joins share one."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    if not count:
+        return np.empty(0, np.int64)
     links = np.ones(len(pairs), bool)
     rows_and_columns = (pairs[:, 0], pairs[:, 1])
     entries = (links, rows_and_columns)

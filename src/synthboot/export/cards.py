@@ -24,6 +24,7 @@ from synthboot.export.models import Chosen
 from synthboot.export.texts import REAL_COLUMNS, SYNTHETIC_COLUMNS
 from synthboot.report.leaks import sentence
 from synthboot.report.page import quality
+from synthboot.report.quality import table as judged_table
 from synthboot.statistics import Interval
 
 FILE_NAME = "README.md"
@@ -315,10 +316,19 @@ def _quality(run: Finished) -> list[str]:
         return ["## Quality", "**Not measured**: `synthboot analyze` has not been run."]
     rows = [[name, *cells] for name, cells in table["rows"].items()]
     header = ["", *(code(kind) for kind in table["headers"])]
+    counts = "Counts that anyone can repeat; *unseen real* is the bar."
+    judged = (run.analysis or {}).get("judged")
+    if not judged:
+        return ["## Quality", f"{counts} Truth was not judged.", *_table(header, rows)]
+
+    asked = judged_table(run.analysis or {})
     return [
         "## Quality",
-        "Counts that anyone can repeat; *unseen real* is the bar. Truth was not judged.",
+        counts,
         *_table(header, rows),
+        "What judges say, corrected for their own errors: q0 and q1 are the shares of known clean "
+        "and faulty cases that they told right; a judge without skill is refused.",
+        *_table(asked.headers, [[plain(cell) for cell in row] for row in asked.rows]),
     ]
 
 

@@ -73,13 +73,15 @@ def decided(
     `note` is given the choice in words where it is made now.
     """
     if undecided(cfg):
-        running = pool.Pool()  # torch stays out of this process
+        running = pool.opened()  # torch stays out of this process
         try:
             running.start("precision", measure, cfg)
-            [(_, kind, value)] = running.wait()
+            kind = "note"  # of a cluster that has no room yet
+            while kind == "note":
+                [(_, kind, value)] = running.wait()
         finally:
             running.close()
-        if kind == "failed":
+        if kind != "done":
             raise value
         decide(cfg, value)
         note(sentence(cfg, value))

@@ -19,6 +19,7 @@ from synthboot.artifacts.store import flat
 from synthboot.data.items import titles
 from synthboot.lm.batches import tokens_until_copying
 from synthboot.report import leaks
+from synthboot.report import quality as quality_tables
 from synthboot.report.charts import (
     COLORS,
     PALETTE,
@@ -27,19 +28,6 @@ from synthboot.report.charts import (
     rounds,
 )
 from synthboot.report.results import Cost, Results
-
-PAPER = {
-    "headers": ["200B, 3B", "1T, 3B", "1T, 6B", "real text"],
-    "rows": {
-        "repetition within a document": ["4.3 %", "3.9 %", "2.6 %", "1.8 %"],
-        "duplicates in a 1M sample": ["0.8 %", "0.8 %", "0.3 %", "0.7 %"],
-        "non-factual": ["15.1 %", "8.7 %", "6.5 %", "1.8 %"],
-        "d2 unrelated to d1": ["25.6 %", "7.8 %", "6.0 %", "-"],
-        "d2 copies d1": ["0.1 %", "0.9 %", "0.3 %", "-"],
-        "share of the oracle's gain (QA)": ["42 %", "48 %", "58 %", "-"],
-    },
-}
-
 
 FILE = "report.html"
 """Where a report artifact has its page."""
@@ -53,6 +41,7 @@ def report(results: Results) -> str:
     cfg = results.config
     settings = cfg.model_dump(mode="json", exclude={"engine", "root"})
     asked = list(evaluated.contamination)
+    analyzed = results.analyze
 
     return rendered(
         "report.html.j2",
@@ -63,7 +52,7 @@ def report(results: Results) -> str:
         other_name=evaluated.other_checkpoint,
         token_counts=evaluated.counts_by_arm,
         settings=sorted(flat(settings).items()),
-        quality=quality(results.analyze),
+        quality=quality(analyzed),
         recipes=settings["arms"],
         titles=dict(zip(asked, titles(asked), strict=True)),
         paint=colors(evaluated.chosen.kinds),
@@ -74,7 +63,8 @@ def report(results: Results) -> str:
         copying_after=tokens_until_copying(cfg.optim.batch_tokens),
         pair=results.related,
         stages=by_stage(results.costs),
-        paper=PAPER,
+        judged=analyzed and quality_tables.table(analyzed),
+        duplicates=analyzed and quality_tables.curves(analyzed),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         examples=Markup(as_json(results.examples)),
         spread=Markup(as_json(results.pair_examples)),

@@ -26,6 +26,7 @@ from synthboot.runner import machines
 from synthboot.runner.estimator import TRAINED, Estimator, finished
 from synthboot.runner.machines import THIS, Machine
 from synthboot.runner.state import State
+from synthboot.runner.unit import PARALLEL
 from synthboot.runner.work import Sizes, Work, Workload, duration, is_copy, sizes
 
 _MORE_SEEDS = (5, 10)
@@ -203,6 +204,21 @@ def sentence(cost: dict[str, float], machine: str = "this machine") -> str:
         f"{cost['sampled_tokens']:,.0f} to sample, {cost['flops']:.2g} FLOPs; "
         f"{time}{cost['bytes'] / 2**20:,.0f} MiB"
     )
+
+
+def host_memory(cfg: config.Config, units: Mapping[str, Unit]) -> dict[str, float]:
+    """Bytes of a machine's memory that each artifact takes in its own process, as far as that can
+    be foretold; what the workers of a stage take is not in it."""
+    workload = Workload(cfg, sizes(cfg, _files(units)))
+    core = machines.machine("laptop", cfg)
+    estimator = Estimator(cfg, workload, core, {})
+    memory = {}
+    for name, unit in units.items():
+        work = workload.of(unit)
+        memory[name] = work.host_memory
+        if cfg.engine.device == "cpu" and unit.stage not in PARALLEL:
+            memory[name] += estimator.memory(unit, work)
+    return memory
 
 
 def check(cfg: config.Config, units: dict[str, Unit]) -> list[Checked]:

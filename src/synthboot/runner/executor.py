@@ -1,11 +1,12 @@
 """A run: whatever is missing or stale gets made, each artifact once its parents are done, as many
-side by side as there are processes."""
+side by side as there are processes, on this machine or on those of a cluster."""
 
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from synthboot.data import disk, hashes, lock
 from synthboot.errors import ConfigError, DataError, MissingArtifact
 from synthboot.lm import precision
 from synthboot.recipes import Unit, outside, units
-from synthboot.runner import torchrun
+from synthboot.runner import cost, torchrun
 from synthboot.runner.graph import fingerprints, needed, ready
 from synthboot.runner.sharing import finished, take_over
 from synthboot.runner.state import State, states
@@ -48,7 +49,8 @@ def run(
     """
     everything = units(cfg)
     plan = needed(everything, target)
-    with disk.storage_errors(cfg.folder), lock.held(cfg.folder):
+    preflight.check_executor(cfg)
+    with disk.storage_errors(cfg.folder), lock.held(cfg.folder), _workplace(cfg):
         if any(unit.stage in MODELS for unit in plan.values()):
             # a decided precision is a setting like another, so the plan is made again with it
             cfg = precision.decided(cfg, lambda words: tell("precision", "note", words))
@@ -98,6 +100,11 @@ def run_part(
     if target not in (*ITEMS, *DEALT):
         raise ConfigError(
             f"{target}: has no parts, --part is for {', '.join((*ITEMS, *DEALT))}; run it without"
+        )
+    if cfg.engine.executor != "local":
+        raise ConfigError(
+            "--part: is for schedulers of batch jobs, and engine.executor=ray deals items out "
+            "itself; run it without"
         )
     cfg = precision.recorded(cfg)
     with disk.storage_errors(cfg.folder), lock.shared(cfg.folder):
@@ -151,19 +158,18 @@ def _make_all(
     """Make the waiting units, or a `part` of their items, as many side by side as there are
     processes for."""
     expected = fingerprints(plan)
-    jobs = pool.jobs(cfg.engine.jobs, cfg.engine.device)
-    side_by_side = max(1, jobs // cfg.engine.processes)
-    running = pool.Pool()
+    memory = _memory(cfg, plan)
+    lost: Counter[str] = Counter()
+    running = pool.opened()
     try:
+        jobs = running.jobs(cfg.engine.jobs, cfg.engine.device)
+        side_by_side = max(1, jobs // cfg.engine.processes)
         while waiting or len(running):
             able = ready(waiting.values(), {*waiting, *running.keys()})
             for name in able[: max(0, side_by_side - len(running))]:
-                tell(name, "start", None)
+                if name not in lost:
+                    tell(name, "start", None)
                 del waiting[name]
-                # with workers or ranks of its own, a unit shares the GPUs out among these
-                stage = plan[name].stage
-                together = cfg.engine.processes > 1 and stage in torchrun.STAGES
-                own_gpu = stage not in PARALLEL and not together
                 running.start(
                     name,
                     make if part is None else make_part,
@@ -173,18 +179,48 @@ def _make_all(
                     expected,
                     jobs,
                     *(() if part is None else (part,)),
-                    own_gpu=own_gpu,
+                    places=_places(cfg, plan[name]),
+                    memory=memory[name],
                 )
             for name, kind, value in running.wait():
                 if kind == "failed":
                     if isinstance(value, DataError):
                         hashes.forget(cfg.folder)  # a file may have changed behind its times
                     raise value
+                if kind == "lost":
+                    lost[name] += 1
+                    if lost[name] > pool.LIVES:
+                        raise pool.WorkerDied(f"{name}: {value}; run again to go on from there")
+                    waiting[name] = plan[name]
+                    kind, value = "note", f"{value}; begun again"
                 tell(name, kind, value)
                 if kind == "done" and name == "corpus" and part is None:
                     preflight.check_against_corpus(cfg, _corpus(cfg, plan))
     finally:
         running.close()
+
+
+def _workplace(cfg: config.Config) -> AbstractContextManager[None]:
+    """While this is entered, processes run where `engine.executor` says."""
+    if cfg.engine.executor == "local":
+        return nullcontext()
+    from synthboot.runner import cluster  # it brings Ray along
+
+    return cluster.joined(cfg)
+
+
+def _places(cfg: config.Config, unit: Unit) -> int:
+    """How many cores or GPUs a unit takes itself; where workers of its own take them, none."""
+    if unit.stage in PARALLEL:
+        return 0
+    return cfg.engine.processes if unit.stage in torchrun.STAGES else 1
+
+
+def _memory(cfg: config.Config, plan: Mapping[str, Unit]) -> Mapping[str, float]:
+    """Bytes that each unit is expected to take; this machine does not ask."""
+    if cfg.engine.executor == "local":
+        return dict.fromkeys(plan, 0.0)
+    return cost.host_memory(cfg, plan)
 
 
 def _corpus(cfg: config.Config, plan: dict[str, Unit]) -> Corpus:

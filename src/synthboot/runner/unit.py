@@ -31,8 +31,9 @@ DEALT = ("pretrain", "score")
 WITHOUT_ITEMS = (EXTERNAL, "random_pairs")
 """Variants of stages of `ITEMS` that are made in one go."""
 
-_PATIENCE = 30.0
-"""Seconds to wait for the worker of a killed run, which may take a moment to go."""
+_PATIENCE = 120.0
+"""Seconds to wait for the worker of a killed run, which may take a moment to go, or on a node that
+a cluster has lost until that is known by its silence."""
 
 
 @runtime_checkable

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,10 +13,16 @@ from synthboot import statistics
 from synthboot.artifacts.analysis import Analysis
 from synthboot.artifacts.corpus import PRETRAIN
 from synthboot.artifacts.pairs import TRAIN
+from synthboot.artifacts.store import WORK
 from synthboot.artifacts.synthetic import Sample
+from synthboot.data.disk import remove
+from synthboot.data.tokenizer import Decoded
 from synthboot.data.tokens import Tokens
-from synthboot.steps import worlds
+from synthboot.steps import judges, worlds
 from synthboot.steps.context import Context, Outcome, conditional
+
+if TYPE_CHECKING:
+    from synthboot.stages.duplicates import Duplicates
 
 _BASE_DOCS = 200
 """Documents of a kind that base reads: enough for a mean, and a model takes its time."""
@@ -44,13 +51,19 @@ def analyze(c: Context) -> Outcome:
         c.progress(number / (len(samples) + 2), kind)
         kinds[kind] = _analyzed(c, kind, rows, corpus)
 
+    c.progress(0.9, "duplicates")
+    for kind, found in _duplicates(c).items():
+        kinds[kind]["duplicates_at"] = asdict(found)
+
     of_world = worlds.measured(c, samples) if worlds.is_world(c) else None
+    judged = judges.judged(c, samples) if cfg.judges else []
     vectors = _vectors(c, samples)
     result = {
         "kinds": kinds,
         "relevance": _relevance(c, samples, vectors),
         "copy_tokens": cfg.copy_tokens,
         "world": of_world,
+        "judged": judged,
         "leaks": _leaks(c, samples),
         "changed": _changed(c, samples, vectors),
     }
@@ -64,7 +77,10 @@ def analyze(c: Context) -> Outcome:
         examples = stage.examples(related, pairs, tokenizer, corpus, cfg)
     spread = stage.spread(pairs, tokenizer, corpus, cfg) if pairs else []
     Analysis(result, examples, spread).save(c.folder)
-    return {"kinds": list(kinds), "examples": len(examples)}, {}
+    counts: dict[str, Any] = {"kinds": list(kinds), "examples": len(examples)}
+    if cfg.judges:
+        counts["requests"] = sum(verdict["requests"] for verdict in judged)
+    return counts, {}
 
 
 def _samples(c: Context) -> dict[str, list[Sample]]:
@@ -96,6 +112,31 @@ def _analyzed(
         total_logprob += row.mean_logprob * count
     result["entropy"] = -total_logprob / max(1, sum(sampled))
     return result
+
+
+def _duplicates(c: Context) -> dict[str, Duplicates]:
+    """By kind of text, how much of it has a near-duplicate in it, and in D_pretrain."""
+    from synthboot.stages import duplicates as stage
+
+    tokenizer = c.corpus.tokenizer
+    corpus = Decoded(c.corpus.pretrain, tokenizer)
+    nothing = Decoded(corpus.tokens.head(0), tokenizer)
+    kinds = {"unseen real": c.corpus.validation, "D_pretrain": corpus.tokens}
+    for kind, synthetic in c.synthetic.items():
+        kinds[kind] = synthetic.tokens
+
+    found = {}
+    folder = c.folder / WORK / "signatures"
+    most = c.cfg.analyze.duplicate_docs or c.cfg.analyze.docs
+    of_corpus = stage.signatures(corpus, folder / "corpus")
+    for kind, tokens in kinds.items():
+        sample = Decoded(tokens.head(min(most, len(tokens))), tokenizer)
+        # of D_pretrain all is in D_pretrain
+        other = nothing if kind == "D_pretrain" else corpus
+        rows = of_corpus[: len(other)]
+        found[kind] = stage.duplicates(sample, other, rows, folder / "both")
+    remove(folder)
+    return found
 
 
 def _bare(tokens: Tokens, count: int) -> list[np.ndarray]:

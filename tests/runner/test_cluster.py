@@ -1,0 +1,258 @@
+"""Two nodes of a Ray cluster on this machine: the bytes of a run without it, whatever is killed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from synthboot import loading, pool
+from synthboot.artifacts.parts import Part
+from synthboot.data import lock
+from synthboot.errors import ConfigError, LockedRun
+from synthboot.recipes import folder_of
+from synthboot.runner import executor
+from synthboot.runner.unit import PARALLEL
+from tests.conftest import contents, run_folder
+
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from synthboot.runner import cluster  # noqa: E402
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """A head and another node, of a core each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        made = Cluster(initialize_head=True, head_node_args=NODE)
+        made.add_node(**NODE)
+        patch.setenv("RAY_ADDRESS", made.address)
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture
+def own(tiny: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A finished run of one's own to unmake, to be made again on the cluster."""
+    shutil.copytree(run_folder(tiny), tmp_path / tiny["name"])
+    return {**tiny, "root": str(tmp_path), "engine": {**tiny["engine"], "executor": "ray"}}
+
+
+@pytest.fixture
+def joined(own: dict[str, Any], nodes: Cluster) -> Iterator[None]:
+    """Workers are on the cluster."""
+    cfg = loading.load(own)
+    with lock.held(cfg.folder), cluster.joined(cfg):
+        yield
+
+
+def unmake(settings: dict[str, Any], *stages: str) -> None:
+    for stage in stages:
+        shutil.rmtree(folder_of(run_folder(settings), stage))
+
+
+def workers() -> list[psutil.Process]:
+    """The processes of workers on all nodes, the youngest last."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "create_time"]):
+        if " ".join(process.info["cmdline"] or []).startswith("ray::Worker"):
+            found.append(process)
+    return sorted(found, key=lambda process: process.info["create_time"])
+
+
+def soon(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What the condition gives once it is true."""
+    give_up = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    return value
+
+
+def double(offset: int) -> Any:
+    def run(item: int) -> tuple[int, int]:
+        time.sleep(0.02 * (item % 3))  # finish out of order
+        return 2 * item + offset, os.getpid()
+
+    return run
+
+
+def deadly(mark: str, times: int) -> Any:
+    """A worker that is killed over item 3, so many times."""
+
+    def run(item: int) -> int:
+        if item == 3:
+            with open(mark, "a") as file:
+                file.write("x")
+            if os.path.getsize(mark) <= times:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    return run
+
+
+def failing(_: int) -> Any:
+    raise ConfigError("nothing to work with")
+
+
+def test_items_come_back_in_order_from_both_nodes(joined: None) -> None:
+    results = list(pool.imap(double, (1,), range(400), 2))
+    assert [value for value, _ in results] == [2 * i + 1 for i in range(400)]
+    assert len({pid for _, pid in results}) == 2
+    assert not workers()  # gone, not only told to go
+
+
+def test_an_item_whose_worker_is_killed_goes_to_another(joined: None, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    assert list(pool.imap(deadly, (str(mark), 1), range(12), 2)) == list(range(12))
+    assert mark.read_text() == "xx"
+
+
+def test_an_item_that_kills_every_worker_is_an_error(joined: None, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    with pytest.raises(pool.WorkerDied, match=r"item 3: its process on node .* is lost \(.*\); run again"):
+        list(pool.imap(deadly, (str(mark), 99), range(12), 2))
+    assert len(mark.read_text()) == pool.LIVES + 1
+
+
+def test_what_a_worker_raises_comes_through(joined: None) -> None:
+    with pytest.raises(ConfigError, match="nothing to work with"):
+        list(pool.imap(failing, (0,), range(3), 2))
+
+
+def test_two_nodes_leave_the_bytes_of_one_machine(tiny: dict[str, Any], own: dict[str, Any], nodes: Cluster) -> None:
+    shutil.rmtree(run_folder(own))
+    executor.run(loading.load(own))
+    assert contents(own) == contents(tiny)
+    assert not workers()
+
+
+def begun(settings: dict[str, Any], stage: str, by: str) -> bool:
+    """Whether a stage is at work: its unit has made its folder ready, or a worker of its own has come."""
+    run = run_folder(settings)
+    if by == "unit" or stage not in PARALLEL:
+        return any(folder_of(run, stage).rglob("progress.json"))
+    for path in run.glob(f".ray-{stage}*.lock"):
+        try:
+            with lock.held(run, path.name):
+                pass
+        except LockedRun:
+            return len(workers()) > 1
+    return False
+
+
+def hit(settings: dict[str, Any], nodes: Cluster, stage: str, what: str) -> None:
+    """Kill a stage's unit, a worker of that, or a whole node, once the stage is at work."""
+    soon(lambda: begun(settings, stage, what))
+    if what == "node":
+        nodes.remove_node(max(nodes.worker_nodes, key=id), allow_graceful=False)
+    else:
+        victims = workers()
+        victims[0 if what == "unit" else -1].kill()
+
+
+KILLS = [
+    ("corpus", "unit"),
+    ("embed", "unit"),
+    ("embed", "worker"),
+    ("embed", "node"),
+    ("pair", "worker"),
+    ("pair", "node"),
+    ("base", "unit"),
+    ("tune", "node"),
+    ("synthesize", "unit"),
+    ("synthesize", "worker"),
+    ("synthesize", "node"),
+    ("pretrain", "node"),
+    ("score", "unit"),
+    ("evaluate", "unit"),
+]
+
+
+@pytest.mark.parametrize(("stage", "what"), KILLS)
+def test_what_is_killed_in_a_stage_is_made_again(
+    tiny: dict[str, Any], own: dict[str, Any], nodes: Cluster, stage: str, what: str
+) -> None:
+    cfg = loading.load(own)
+    unmake(own, stage)
+    told: list[tuple[str, str, Any]] = []
+    with ThreadPoolExecutor() as beside:
+        killed = beside.submit(hit, own, nodes, stage, what)
+        executor.run(cfg, stage, lambda *event: told.append(event))
+        killed.result()
+    assert contents(own) == contents(tiny)
+    assert not workers()
+    if what == "unit":
+        assert [value for _, kind, value in told if kind == "note" and "begun again" in value]
+    if what == "node":
+        nodes.add_node(**NODE)
+
+
+def lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def start(settings: dict[str, Any]) -> subprocess.Popen[str]:
+    """The run by the command line."""
+    config = Path(settings["root"]) / "config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "synthboot", "run", str(config)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_a_killed_driver_leaves_nobody_and_the_next_goes_on(tiny: dict[str, Any], own: dict[str, Any], nodes: Cluster) -> None:
+    unmake(own, "synthesize")
+    with start(own) as driver:
+        soon(lambda: begun(own, "synthesize", "worker"))
+        driver.kill()
+    executor.run(loading.load(own))  # at once: it waits for those who are left
+    assert contents(own) == contents(tiny)
+    assert not workers()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_cluster_started_here_ends_with_its_run(
+    own: dict[str, Any], monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    unmake(own, "pair")
+    with start(own) as driver:
+        soon(lambda: begun(own, "pair", "unit"))
+        mine = psutil.Process(driver.pid).children(recursive=True)
+        os.killpg(driver.pid, number) if number == signal.SIGINT else driver.send_signal(number)
+        _, said = driver.communicate(timeout=60)
+    assert driver.returncode == code
+    soon(lambda: not any(map(lives, mine)), 120)  # Ray's agents look for their head a minute long
+    assert number == signal.SIGKILL or said.strip().endswith("the same command goes on from there")
+
+
+def test_what_cannot_be_is_refused_by_name(own: dict[str, Any], nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    unmake(own, "embed")
+    wrong = [
+        ({"processes": 2}, r"engine.processes: 2, and the largest node of the cluster has 1 cores"),
+        ({"device": "cuda"}, r"engine.device: cuda asked for, but no node of the cluster has a GPU"),
+        ({"launch": "srun torchrun"}, r"engine.launch: starts processes past Ray"),
+    ]
+    for settings, message in wrong:
+        with pytest.raises(ConfigError, match=message):
+            executor.run(loading.load({**own, "engine": {**own["engine"], **settings}}), "embed")
+    with pytest.raises(ConfigError, match="--part: is for schedulers"):
+        executor.run_part(loading.load(own), "embed", Part(1, 2))
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    with pytest.raises(ConfigError, match="start the run on a node of the cluster"):
+        executor.run(loading.load(own), "embed")

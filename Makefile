@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-small data articles smollm world test test-slow coverage fuzz kill ray lint format docs site release texture bench gpu clean
+.PHONY: help demo demo-small data articles smollm world test test-slow portable coverage fuzz kill ray lint format docs site release texture bench gpu clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -56,6 +56,11 @@ kill: $(STAMP)  ## two hundred random kills over the command line: same files, s
 ray: $(STAMP)   ## runs on a Ray cluster of two nodes on this machine: same bytes, whatever is killed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt ray
 	$(BIN)/pytest -q -m ray
+
+portable: $(STAMP)  ## the compiled loops by another compiler, on the portable path: make portable CXX=clang++
+	rm -rf build/portable && mkdir -p build/portable && cp -r src/synthboot build/portable
+	$(CXX) -O3 -std=c++17 -shared -fPIC -Wall -Wno-psabi src/synthboot/kernels/*.cpp -o build/portable/synthboot/kernels/_loops.abi3.so
+	PYTHONPATH=build/portable $(BIN)/pytest -q tests/kernels
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -181,7 +181,7 @@ def method(device: torch.device, folder: Path) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
     begun = time.perf_counter()
     scores = api.Run(settings).evaluate()
-    return {"seconds": time.perf_counter() - begun, "verdict": scores.result["verdict"]}
+    return {"seconds": time.perf_counter() - begun, "verdict": scores.verdict}
 
 
 def main() -> None:

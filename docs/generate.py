@@ -27,10 +27,10 @@ RESTATED = "2026-11-25-claims-restated"
 FIRST_SCREEN = (
     ("2026-11-26-world-five-seeds", "sbp against repetition", "known world, 27 epochs, five seeds"),
     ("2026-11-26-world-five-seeds", "sbp: against self", "known world, 27 epochs, five seeds"),
-    ("2026-11-26-world-five-seeds", "self against repetition", "known world, 27 epochs, five seeds"),
-    ("2026-11-26-articles-controls", "sbp against repetition", "encyclopedia articles, 12 epochs, four seeds"),
-    ("2026-11-26-articles-controls", "sbp: against self", "encyclopedia articles, 12 epochs, four seeds"),
-    ("2026-11-26-articles-controls", "self against repetition", "encyclopedia articles, 12 epochs, four seeds"),
+    ("2026-11-26-pointer-four", "sbp against repetition", "encyclopedia articles, 12 epochs, five seeds"),
+    ("2026-11-26-pointer-four", "sbp: against self", "encyclopedia articles, 12 epochs, five seeds"),
+    ("2026-11-26-pointer-abstracts", "sbp against repetition", "abstracts, 12 epochs, four seeds"),
+    ("2026-11-26-pointer-abstracts", "random against repetition", "abstracts, 12 epochs, four seeds"),
 )
 """What the README says was found: experiment, claim, and what it was found on."""
 

@@ -104,7 +104,8 @@ def small_config(source: Path, root: Path, **changes: Any) -> dict[str, Any]:
 
 def finished_config(root: Path) -> dict[str, Any]:
     """The small run over a world of its own."""
-    return small_config(write_jsonl(root / "world.jsonl", world_documents()), root)
+    judged = {"docs": 60, "examples": 5, "judges": ["rules", "embedding", "likelihood"], "judge_items": 20}
+    return small_config(write_jsonl(root / "world.jsonl", world_documents()), root, analyze=judged)
 
 
 def tiny_config(root: Path) -> dict[str, Any]:

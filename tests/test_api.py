@@ -60,14 +60,14 @@ def test_models_vectors_and_measures(run: api.Run, finished: dict[str, Any]) -> 
     assert list(models) == ["repetition", "sbp", "oracle"]
     assert all(list(by_seed) == [0, 1] for by_seed in models.values())
     assert run.base().folder == models["repetition"][0].folder == run_folder(finished) / "04-base"
-    assert models["sbp"][1].token_counts["synthetic_tokens"] > 0
+    assert models["sbp"][1].token_counts.synthetic_tokens > 0
     vectors = run.vectors()
     assert vectors.shape[0] == len(run.corpus())
     assert np.linalg.norm(vectors.astype(np.float32), axis=1) == pytest.approx(1, abs=1e-2)
     assert "related" in run.analyze().result["kinds"]
     scores = run.evaluate().to_pandas().set_index("arm")
-    assert scores.loc["sbp", "loss"] == run.evaluate().arms["sbp"]["loss"].value
-    assert scores.loc["sbp", "difference_low"] == run.evaluate().arms["sbp"]["difference"].low
+    assert scores.loc["sbp", "loss"] == run.evaluate().arms["sbp"].loss.value
+    assert scores.loc["sbp", "difference_low"] == run.evaluate().arms["sbp"].difference.low
 
 
 def test_what_is_shown_says_what_it_is_and_is_escaped(run: api.Run) -> None:

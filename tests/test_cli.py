@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from synthboot import api
 from synthboot.cli import main
+from synthboot.judges.protocol import QUESTIONS
 from tests.conftest import run_folder, small_config
 
 
@@ -113,13 +114,16 @@ def test_a_verb_says_first_what_is_stale_and_why(tiny: dict[str, Any], tmp_path:
     assert states["analyze"] == "stale"
 
 
-def test_status(finished: dict[str, Any], tmp_path: Path) -> None:
-    text = call("status", str(run_folder(finished))).stdout
+def test_status(finished: dict[str, Any], config_file: str, tmp_path: Path) -> None:
+    run = str(run_folder(finished))
+    text = call("status", run).stdout
     assert re.search(r"^05-tune/related: d1's worth [-+]0\.\d{4} \+- 0\.\d{4}, net worth [-+]0\.\d{4}", text, re.M)
     assert "04-base" in text
-    rows = json.loads(call("status", str(run_folder(finished)), "--json").stdout)
+    rows = json.loads(call("status", run, "--json").stdout)
     assert {r["status"] for r in rows} == {"done"}
     assert len(rows) == 20
+    assert json.loads(call("status", config_file, "--json").stdout) == rows
+    assert call("show", config_file, "pairs", "--json").stdout == call("show", run, "pairs", "--json").stdout
     assert call("status", str(tmp_path)).exit_code == 2
 
 
@@ -160,6 +164,23 @@ def test_show(finished: dict[str, Any], what: str) -> None:
         found = json.loads(call("show", str(run_folder(finished)), what, "-n", "2", "--json").stdout)
         assert len(found) == 2
         assert "".join(part for part, _ in found[0]["texts"]["d1"]).strip()
+
+
+def test_show_quality(finished: dict[str, Any]) -> None:
+    """The paper's five questions, with everybody who answers them."""
+    run = str(run_folder(finished))
+    shown = call("show", run, "quality").stdout
+    for word in ("200B, 3B", "25.6 %", "repetition within a document", "unseen real", "rules", "embedding", "likelihood"):
+        assert word in shown
+    found = json.loads(call("show", run, "quality", "--json").stdout)
+    judged = {(verdict["judge"], verdict["question"]): verdict for verdict in found["judged"]}
+    assert {question for judge, question in judged if judge == "rules"} == set(QUESTIONS)
+    assert {question for judge, question in judged if judge != "rules"} == {"irrelevance"}
+    loops = judged["rules", "repetition"]
+    assert not loops["refused"] or min(loops["clean"], loops["faulty"]) < 20
+    assert loops["sensitivity"][0] > 0.8
+    assert set(loops["rates"]) == {"unseen real", "related"}
+    assert loops["rates"]["related"]["items"] == 20
 
 
 def test_show_pairs_near_a_similarity(finished: dict[str, Any]) -> None:

@@ -86,3 +86,25 @@ def test_every_field_has_a_help_text() -> None:
         if isinstance(model, type) and issubclass(model, config.Section):
             missing = [name for name, field in model.model_fields.items() if not field.description]
             assert not missing, f"{model.__name__}: {missing}"
+
+
+def test_judges_are_named_as_they_are_asked_for() -> None:
+    base = {
+        "name": "a",
+        "budget": {"unique_tokens": 9, "train_tokens": 9_000},
+        "corpus": {"source": "x"},
+        "arms": {"repetition": {}},
+    }
+    good = ["rules", "embedding", "local:a/folder", "server:some-model"]
+    assert loading.load({**base, "analyze": {"judges": good}}).analyze.judges == good
+    for judges, message in [
+        (["someone"], "`rules`, `embedding`, `likelihood`, `local:FOLDER` or `server:NAME`"),
+        (["local:"], "`local:FOLDER`"),
+        (["rules", "rules"], "names a judge twice"),
+        (["likelihood"], "asks the synthesizer; add an arm"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            loading.load({**base, "analyze": {"judges": judges}})
+    vectors = {"embed": {"model": "file", "path": "v.npy"}, "analyze": {"judges": ["embedding"]}}
+    with pytest.raises(ConfigError, match="has to embed synthetic text"):
+        loading.load({**base, **vectors})

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from synthboot import api, loading, recipes
 from synthboot.artifacts import store
 from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.evaluation import Contamination, Evaluation
 from synthboot.artifacts.scores import Scores
 from synthboot.data import lock, words
 from synthboot.data.tokens import Tokens
@@ -81,15 +82,15 @@ def test_every_artifact_is_made_once_and_nothing_is_trained_twice(finished: dict
 
 
 def test_arms_spend_exactly_the_same_and_token_counts_match_what_was_synthesized(finished: dict[str, Any]) -> None:
-    result = store.read_json(run_folder(finished) / "09-evaluate" / "evaluate.json")
-    token_counts = [counts for seeds in result["token_counts"].values() for counts in seeds.values()]
+    result = Evaluation.open(run_folder(finished) / "09-evaluate")
+    token_counts = [counts for seeds in result.token_counts.values() for counts in seeds.values()]
     assert len(token_counts) == 6
-    assert {counts["train_tokens"] for counts in token_counts} == {11_904}  # 31 batches of 384
-    sbp = result["token_counts"]["sbp"]["0"]
+    assert {counts.train_tokens for counts in token_counts} == {11_904}  # 31 batches of 384
+    sbp = result.token_counts["sbp"][0]
     found = Tokens.open(store.Shards(run_folder(finished) / "06-synthesize" / "related" / "chunks"))
-    assert sbp["synthetic_tokens"] == round(0.5 * 31 * 4) * 96
-    assert sbp["synthetic_epochs"] == pytest.approx(sbp["synthetic_tokens"] / found.num_tokens)
-    assert sbp["synthetic_epochs"] <= 1
+    assert sbp.synthetic_tokens == round(0.5 * 31 * 4) * 96
+    assert sbp.synthetic_epochs == pytest.approx(sbp.synthetic_tokens / found.num_tokens)
+    assert sbp.synthetic_epochs <= 1
 
 
 def test_seeds_share_initial_weights_and_arms_differ(finished: dict[str, Any]) -> None:
@@ -101,15 +102,15 @@ def test_seeds_share_initial_weights_and_arms_differ(finished: dict[str, Any]) -
 
 def test_where_the_loss_lies_adds_up(finished: dict[str, Any]) -> None:
     """By part of a document, and by whether D_pretrain has a neighbour of it."""
-    result = store.read_json(run_folder(finished) / "09-evaluate" / "evaluate.json")
+    result = Evaluation.open(run_folder(finished) / "09-evaluate")
     rows = pq.read_table(run_folder(finished) / "09-evaluate" / "losses.parquet").to_pandas()
-    mean = rows[rows.checkpoint == result["checkpoint"]].groupby("arm").loss.mean()
-    for arm, parts in result["parts"]["all"].items():
+    mean = rows[rows.checkpoint == result.checkpoint].groupby("arm").loss.mean()
+    for arm, parts in result.parts["all"].items():
         assert set(parts) == set(words.KINDS)
         assert sum(value for value, _, _ in parts.values()) == pytest.approx(mean[arm])
-        assert parts["number"][0] > 0  # every document of this world has two
+        assert parts["number"].value > 0  # every document of this world has two
 
-    groups = result[result["checkpoint"]]["groups"]
+    groups = result.chosen.groups
     assert set(groups) <= {NEAR, FAR}
     assert NEAR in groups  # six documents of an entity: the others are neighbours
     for by_arm in groups.values():
@@ -466,13 +467,13 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     assert len(token_counts) == 2
     for counts in token_counts:
         assert counts["replayed_tokens"] == pytest.approx(0.2 * counts["train_tokens"], abs=64)
-    assert next(iter(run.evaluate().result["asked"].values())) == {"items": 2, "seen": 1, "short": 0, "chance": None}
+    assert list(run.evaluate().contamination.values()) == [Contamination(items=2, seen=1, short=0, chance=None)]
     answers = Scores.open(run_folder(settings) / "08-score" / "repetition" / "seed-0").answers
     lines = (run_folder(settings) / "09-evaluate" / "questions.jsonl").read_text().splitlines()
     recorded = [json.loads(line) for line in lines]
     assert [record["seen"] for record in recorded] == [True, False]  # what the text holds is asked, and left out of figures
     assert [record["item"] for record in recorded] == list(answers.item)
-    assert not run.evaluate().result["questions"]  # one question is left, which has no interval
+    assert not run.evaluate().questions  # one question is left, which has no interval
     write_jsonl(old, [{"text": "Another past."}] * 9)
     assert any(reason.startswith("replay_files") for reason in states(settings)["corpus"].reasons)
     first = store.read_json(run_folder(settings) / "04-base" / "curve.json")["validation"][0][1]
@@ -490,19 +491,19 @@ def test_an_ensemble_and_who_learns_from_it_run_to_the_end(tmp_path: Path) -> No
     settings = {**tiny_config(tmp_path), "arms": arms, "evaluate": {"tasks": [str(questions)]}}
     api.Run(settings).run()
     assert not not_done(states(settings))
-    result = store.read_json(run_folder(settings) / "09-evaluate" / "evaluate.json")
-    chosen = result["best"]
-    assert chosen["kinds"] == {"repetition": "repetition", "ens": "ensemble", "taught": "control"}
+    result = Evaluation.open(run_folder(settings) / "09-evaluate")
+    chosen = result.best
+    assert chosen.kinds == {"repetition": "repetition", "ens": "ensemble", "taught": "control"}
     # more compute is no claim: it is not one of the compared, and it is marked
-    assert "p_adjusted" not in chosen["arms"]["ens"]
-    assert "ens (2 models, 2 times as much), taught (taught by ens, 3.67 times as much)" in chosen["more_compute"]
-    assert chosen["more_compute"] in (run_folder(settings) / "11-report" / "report.html").read_text("utf-8")
+    assert chosen.arms["ens"].p_adjusted is None
+    assert "ens (2 models, 2 times as much), taught (taught by ens, 3.67 times as much)" in chosen.more_compute
+    assert chosen.more_compute in (run_folder(settings) / "11-report" / "report.html").read_text("utf-8")
 
-    token_counts = {arm: by_seed["0"] for arm, by_seed in result["token_counts"].items()}
-    assert token_counts["taught"]["train_tokens"] == token_counts["repetition"]["train_tokens"]
+    token_counts = result.counts_by_arm
+    assert token_counts["taught"].train_tokens == token_counts["repetition"].train_tokens
     # training two teachers, and asking each for every token
-    own = token_counts["taught"]["train_flops"]
-    assert token_counts["taught"]["spent_flops"] == pytest.approx(2 * own + 2 * own / 3)
+    own = token_counts["taught"].train_flops
+    assert token_counts["taught"].spent_flops == pytest.approx(2 * own + 2 * own / 3)
 
     # another teacher makes stale whoever learned from it
     found = states(settings, **{"arms.ens.ensemble": 3})

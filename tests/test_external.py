@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from synthboot import api, recipes, show
 from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.external import External
 from synthboot.artifacts.synthetic import Synthetic
 from synthboot.data import disk
@@ -133,11 +134,11 @@ def test_its_worth_is_measured_in_its_own_tokens_and_by_the_byte(written: dict[s
 def test_an_outsider_is_named_wherever_results_are(written: dict[str, Any]) -> None:
     name = written["tune"]["init_from"]
     run = run_folder(written)
-    verdict = disk.read_json(run / "09-evaluate" / "evaluate.json")["verdict"]
+    verdict = Evaluation.open(run / "09-evaluate").verdict
     assert f"external: {name}, a model from outside the corpus, wrote the synthetic text" in verdict
     [example] = show.examples(run, "synthetic", 1)
-    assert example["title"].endswith(f"external ({name})")
-    accounts = {row["unit"]: row["account"] for row in show.status(run)}
+    assert example.title.endswith(f"external ({name})")
+    accounts = {row.unit: row.account for row in show.status(run)}
     assert accounts["05-tune/related"].endswith(" a byte); external")
     page = (run / "11-report" / "report.html").read_text("utf-8")
     assert "A model from outside the corpus" in page

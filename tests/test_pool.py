@@ -17,6 +17,7 @@ import yaml
 
 from synthboot import pool
 from synthboot.errors import ConfigError
+from synthboot.lm import model as models
 from tests.conftest import tiny_config
 
 
@@ -140,6 +141,24 @@ def _with_own_workers(uses_gpu: bool) -> Any:
         return list(pool.imap(_reads_parent, (), range(2), 2))
 
     return run
+
+
+def _asking_for_a_gpu() -> Any:
+    def runtime() -> int:
+        raise AssertionError("the runtime was asked, which no fork could use afterwards")
+
+    def run(_: int) -> str:
+        # a build of torch with CUDA, and a driver that says how many GPUs there are
+        torch.cuda._is_compiled = lambda: True
+        torch.cuda._device_count_nvml = lambda: 1
+        torch._C._cuda_getDeviceCount = runtime
+        return models.device("auto").type
+
+    return run
+
+
+def test_a_worker_that_has_asked_for_a_gpu_may_still_be_forked() -> None:
+    assert list(pool.imap(_asking_for_a_gpu, (), range(2), 2)) == ["cuda"] * 2
 
 
 @pytest.mark.parametrize("uses_gpu", [False, True])

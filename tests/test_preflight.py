@@ -55,6 +55,8 @@ def test_other_things_that_are_not_there(world_file: Path, tmp_path: Path) -> No
     vectors = {"model": "file", "path": str(tmp_path / "none.npy")}
     assert "embed.path" in refused(small_config(world_file, tmp_path, embed=vectors))
     assert "engine.track: wandb: is not installed" in refused(small_config(world_file, tmp_path, engine__track=["wandb"]))
+    judge = f"local:{tmp_path / 'none'}"
+    assert "analyze.judges: local: " in refused(small_config(world_file, tmp_path, analyze={"judges": [judge]}))
     assert "engine.device: cuda" in refused(small_config(world_file, tmp_path, engine__device="cuda"))
 
 

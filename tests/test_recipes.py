@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from synthboot import api, loading, recipes
-from synthboot.artifacts import store
+from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.store import read_manifest
 from synthboot.data.disk import read_json
 from synthboot.errors import ConfigError
@@ -69,8 +69,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(ran: dict[str, Any]) -> dict[str, Any]:
-    return read_json(run_folder(ran) / "09-evaluate" / "evaluate.json")
+def evaluated(ran: dict[str, Any]) -> Evaluation:
+    return Evaluation.open(run_folder(ran) / "09-evaluate")
 
 
 def refused(arms: dict[str, Any]) -> str:
@@ -207,23 +207,23 @@ def test_a_model_of_two_arms_is_scored_once(tmp_path: Path) -> None:
     assert found["evaluate"].parents["score/again/0"] == "score/repetition/seed-0"
 
 
-def test_all_arms_run_and_are_compared(ran: dict[str, Any], evaluated: dict[str, Any]) -> None:
-    arms = evaluated["best"]["arms"]
+def test_all_arms_run_and_are_compared(ran: dict[str, Any], evaluated: Evaluation) -> None:
+    arms = evaluated.best.arms
     assert list(arms) == list(ARMS)
-    token_counts = {arm: seeds["0"] for arm, seeds in evaluated["token_counts"].items()}
-    full = token_counts["sbp"]["train_tokens"]
-    assert all(token_counts[a]["train_tokens"] == full for a in ARMS if a not in ("sbp-flops", "repetition"))
-    assert token_counts["sbp"]["synthetic_tokens"] == pytest.approx(0.5 * full, abs=128)
-    assert token_counts["sbp-25"]["synthetic_tokens"] == pytest.approx(0.25 * full, abs=128)
-    assert token_counts["sbp-megadoc"]["synthetic_tokens"] == pytest.approx(0.4 * full, abs=256)
+    token_counts = evaluated.counts_by_arm
+    full = token_counts["sbp"].train_tokens
+    assert all(token_counts[a].train_tokens == full for a in ARMS if a not in ("sbp-flops", "repetition"))
+    assert token_counts["sbp"].synthetic_tokens == pytest.approx(0.5 * full, abs=128)
+    assert token_counts["sbp-25"].synthetic_tokens == pytest.approx(0.25 * full, abs=128)
+    assert token_counts["sbp-megadoc"].synthetic_tokens == pytest.approx(0.4 * full, abs=256)
     paid = token_counts["sbp-flops"]
-    assert paid["train_tokens"] < full
-    assert paid["train_flops"] + paid["spent_flops"] <= token_counts["token_noise"]["train_flops"]
-    one_step = token_counts["token_noise"]["train_flops"] / token_counts["token_noise"]["steps"]
-    assert paid["train_flops"] + paid["spent_flops"] > token_counts["token_noise"]["train_flops"] - 2.2 * one_step
-    assert set(arms["sbp"]["against"]) == set(ARMS) - {"sbp"}
-    assert arms["self"]["against"]["sbp"][0] == pytest.approx(-arms["sbp"]["against"]["self"][0])
-    assert "Beside its controls it is" in evaluated["verdict"]
+    assert paid.train_tokens < full
+    budget = token_counts["token_noise"].train_flops
+    one_step = budget / token_counts["token_noise"].steps
+    assert budget - 2.2 * one_step < paid.total_flops <= budget
+    assert set(arms["sbp"].against) == set(ARMS) - {"sbp"}
+    assert arms["self"].against["sbp"].value == pytest.approx(-arms["sbp"].against["self"].value)
+    assert "Beside its controls it is" in evaluated.verdict
     unconditional = read_manifest(run_folder(ran) / "06-synthesize" / "unconditional")
     assert unconditional is not None
     assert unconditional.parents.keys() == {"corpus", "synthesizer"}
@@ -239,17 +239,17 @@ def test_a_sweep_takes_the_least_validation_loss_for_every_seed(tmp_path: Path) 
     run = api.Run(settings)
     run.run("evaluate")
     base = run_folder(settings) / "04-base"
-    sweep = run.evaluate().result["sweeps"]["repetition"]
-    trials = {trial: read_json(base / trial / "curve.json")["best_loss"] for trial in sweep["losses"]}
-    assert sweep["losses"] == trials
+    sweep = run.evaluate().sweeps["repetition"]
+    trials = {trial: read_json(base / trial / "curve.json")["best_loss"] for trial in sweep.losses}
+    assert sweep.losses == trials
     assert len(trials) == 4
-    assert sweep["chosen"] == min(trials, key=lambda c: trials[c])
+    assert sweep.chosen == min(trials, key=lambda c: trials[c])
     weights = "best/model.safetensors"
-    assert (base / "chosen" / weights).read_bytes() == (base / sweep["chosen"] / weights).read_bytes()
-    chosen = sweep["settings"][sweep["chosen"]]
-    other = run.evaluate().result["token_counts"]["repetition"]["1"]
-    assert other["settings"]["weight_decay"] == chosen["weight_decay"]
-    assert other["recipe"]["epochs"] == chosen["epochs"]
+    assert (base / "chosen" / weights).read_bytes() == (base / sweep.chosen / weights).read_bytes()
+    chosen = sweep.settings[sweep.chosen]
+    other = run.evaluate().token_counts["repetition"][1]
+    assert other.settings["weight_decay"] == chosen["weight_decay"]
+    assert other.recipe.epochs == chosen["epochs"]
 
 
 def test_a_sweep_of_tuning_takes_the_synthesizer_of_least_loss_on_held_out_pairs(tmp_path: Path) -> None:
@@ -271,33 +271,36 @@ def test_a_sweep_of_tuning_takes_the_synthesizer_of_least_loss_on_held_out_pairs
     assert made.counts["upstream_flops"] == chosen.counts["upstream_flops"] + chosen.cost["flops"]
 
 
-def test_a_known_world_says_how_far_everything_is_from_the_truth(ran: dict[str, Any], evaluated: dict[str, Any]) -> None:
+def test_a_known_world_says_how_far_everything_is_from_the_truth(ran: dict[str, Any], evaluated: Evaluation) -> None:
     world = read_json(run_folder(ran) / "10-analyze" / "analyze.json")["world"]
     points = world["excess"]["related"]["points"]
     assert points[-1][2] < points[0][2]  # it falls as tuning goes on
     assert all(read <= knows for _, knows, read in points)  # who has read D_pretrain alone needs more nats himself
-    bounds = evaluated["world"]
-    for group, losses in evaluated["best"]["groups"].items():
-        assert bounds[group]["knows_world"] <= bounds[group]["read_corpus"] < min(v[0] for v in losses.values())
-    whole = {arm: v["loss"][0] * evaluated["best"]["tokens"] for arm, v in evaluated["best"]["arms"].items()}
-    for arm, parts in evaluated["parts"]["all"].items():  # the parts of a document make up its loss
-        assert sum(v[0] for v in parts.values()) * evaluated["best"]["docs"] == pytest.approx(whole[arm], rel=1e-6)
+    best = evaluated.best
+    bounds = evaluated.world
+    assert bounds is not None
+    for group, losses in best.groups.items():
+        least = min(loss.value for loss in losses.values())
+        assert bounds[group].knows_world <= bounds[group].read_corpus < least
+    whole = {arm: result.loss.value * best.tokens for arm, result in best.arms.items()}
+    for arm, parts in evaluated.parts["all"].items():  # the parts of a document make up its loss
+        assert sum(part.value for part in parts.values()) * best.docs == pytest.approx(whole[arm], rel=1e-6)
         assert all(low <= value <= high for value, low, high in parts.values())
-    assert list(evaluated["parts"]) == ["all", "many", "one"]
+    assert list(evaluated.parts) == ["all", "many", "one"]
     for kind, groups in world["facts"].items():
         for shares in groups.values():
             told = [shares[k] for k in ("kept", "known", "contradicted", "invented")]
             assert told == [None] * 4 or sum(told) == pytest.approx(1), kind
-    questions = evaluated["questions"]["world"]
-    assert questions["items"] == 40
-    assert sum(g["sbp"]["items"] for n, g in questions["groups"].items() if n != "all") == 40
+    questions = evaluated.questions["world"]
+    assert questions.items == 40
+    assert sum(g["sbp"].items for n, g in questions.groups.items() if n != "all") == 40
 
 
 def test_the_page_shows_it_all(ran: dict[str, Any]) -> None:
     page = (run_folder(ran) / "11-report" / "report.html").read_text("utf-8")
     for place in ("scores", "curves", "shares", "flops", "rounds", "questions", "parts", "excess", "against"):
         assert f'id="{place}"' in page, place
-    worth = store.read_json(run_folder(ran) / "09-evaluate" / "evaluate.json")["efficiency"]["worth"]
+    worth = Evaluation.open(run_folder(ran) / "09-evaluate").efficiency.worth
     assert ('id="efficiency"' in page) == any(tokens is not None for tokens in worth.values())
 
 

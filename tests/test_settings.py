@@ -65,7 +65,8 @@ def another(path: str) -> Any:
 
 @pytest.fixture(scope="module")
 def plain() -> tuple[config.Config, dict[str, recipes.Unit]]:
-    cfg = loading.load(world_config(Path("nowhere"), arms=FEW))
+    asked = {"docs": 5, "prefix_tokens": 20}
+    cfg = loading.load(world_config(Path("nowhere"), arms=FEW, extract=asked))
     return cfg, recipes.units(cfg)
 
 
@@ -131,6 +132,30 @@ def test_without_questions_scores_do_not_depend_on_how_they_are_asked(tmp_path: 
         units = [recipes.units(loading.load(world_config(tmp_path, **given))) for given in (changes, plain)]
         before, after = (found["score/sbp/seed-0"].reads for found in units)
         assert (before == after) == stays
+
+
+def test_synthetic_text_is_embedded_by_all_the_settings_that_real_text_was(tmp_path: Path) -> None:
+    """`embed.model` alone was declared, and a sentence-transformers model is asked for more."""
+    units = recipes.units(loading.load(world_config(tmp_path)))
+    for name in config.Embed.model_fields:
+        assert getattr(units["analyze"].settings.embed, name) == getattr(units["embed"].settings.embed, name)
+
+
+def test_how_pairs_are_read_matters_to_a_judge_by_likelihood_alone(tmp_path: Path) -> None:
+    for judges, is_read in ((["rules"], False), (["rules", "likelihood"], True)):
+        cfg = loading.load(world_config(tmp_path, analyze={"judges": judges}))
+        assert _reads(recipes.units(cfg)["analyze"], "tune.d1_share") == is_read
+
+
+def test_a_judge_in_a_folder_is_known_by_its_files(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    cfg = loading.load(world_config(tmp_path, analyze={"judges": [f"local:{model}", "server:one"]}))
+    before = fingerprints(recipes.units(cfg))
+    (model / "config.json").write_text("[]")
+    after = fingerprints(recipes.units(cfg))
+    assert {name for name in before if before[name] != after[name]} == {"analyze", "report"}
 
 
 class NewerOptim(config.Optim):

@@ -23,8 +23,8 @@ from tests.conftest import run_folder
 ENOUGH = 10_000
 
 
-def joined(example: dict[str, Any], name: str) -> str:
-    return "".join(part for part, _ in example["texts"][name])
+def joined(example: show.Example, name: str) -> str:
+    return "".join(part for part, _ in example.texts[name])
 
 
 def test_grep_shows_every_document_that_a_pattern_is_found_in_and_no_other(finished: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ def test_grep_shows_every_document_that_a_pattern_is_found_in_and_no_other(finis
     assert wanted, "the test needs a document that has both"
     found = show.examples(run, "documents", ENOUGH, grep="miller.*amber|amber.*miller")
     assert [joined(example, "text") for example in found] == [doc.text for doc in wanted]
-    assert [example["title"].split(", ")[1] for example in found] == [doc.id for doc in wanted]
+    assert [example.title.split(", ")[1] for example in found] == [doc.id for doc in wanted]
 
     pairs = show.examples(run, "pairs", ENOUGH)
     for side in ("d1", "d2"):  # a number that one document alone has
@@ -59,7 +59,7 @@ def test_like_shows_the_nearest_first(finished: dict[str, Any]) -> None:
     [vector] = embedder(["a sailor of the harbor"])
     similar = embeddings.pretrain.astype(np.float32) @ vector
     found = show.examples(run, "documents", 10, like="a sailor of the harbor")
-    assert [int(e["title"].split()[1].strip(",")) for e in found] == np.argsort(-similar, kind="stable")[:10].tolist()
+    assert [int(e.title.split()[1].strip(",")) for e in found] == np.argsort(-similar, kind="stable")[:10].tolist()
 
     texts = list(Synthetic.open(run / "06-synthesize/related").texts())
     by_hand = sorted(texts, key=lambda text: -float((embedder([text]) @ vector)[0]))

@@ -26,8 +26,8 @@ def printed(*arguments: str) -> str:
 if __name__ == "__main__":
     config = ROOT / "configs" / "articles.yaml"
     run = loading.load(config).folder
-    said = {row["unit"].partition("-")[2]: row["account"] for row in show.status(run)}
-    verdict = Evaluation.open(folder_of(run, "evaluate")).result["verdict"]
+    said = {row.unit.partition("-")[2]: row.account for row in show.status(run)}
+    verdict = Evaluation.open(folder_of(run, "evaluate")).verdict
     answer = f"What it reads: {said['tune/related']}. What that bought: {verdict}"
     result = f"```text\n{printed('status', str(run))}\n```\n\n```text\n{printed('evaluate', str(config))}\n```"
 

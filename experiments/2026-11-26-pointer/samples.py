@@ -35,8 +35,8 @@ if __name__ == "__main__":
         run.config.seed,
         True,
         config.Engine(),
-        pointer=tuned.tuning["pointer"],
-        is_prompted=tuned.tuning["is_prompted"],
+        pointer=tuned.tuning.pointer,
+        is_prompted=tuned.tuning.is_prompted,
     )
     fitted = Embeddings.open(folder_of(run.config.folder, "embed")).embedder
     model = embed.embedder(run.config.embed, fitted, "cpu")

@@ -16,8 +16,8 @@ from synthboot import config, loading, notebook, recipes
 from synthboot.artifacts.analysis import Analysis
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.embeddings import Embeddings
-from synthboot.artifacts.evaluation import Evaluation
-from synthboot.artifacts.model import Model
+from synthboot.artifacts.evaluation import REPETITION, Evaluation
+from synthboot.artifacts.model import Model, Tuning
 from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
 from synthboot.artifacts.synthetic import Sample, Synthetic
 from synthboot.data import tokenizer as tokenizers
@@ -32,12 +32,9 @@ from synthboot.runner import executor
 from synthboot.runner.state import State, states
 from synthboot.steps.context import conditional
 from synthboot.studies.study import Grid, Study, collect
-from synthboot.verdicts import REPETITION
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from synthboot.lm.pointer import Weights
 
 __all__ = [
     "Report",
@@ -316,13 +313,13 @@ class Synthesizer:
         self,
         folder: Path,
         cfg: config.Config,
-        tuning: Mapping[str, Any],
+        tuning: Tuning,
     ) -> None:
         self.folder = folder
         self.config = cfg
         self.tokenizer = tokenizers.load(folder)
-        self.weights: Weights | None = tuning.get("pointer")
-        self.is_prompted: bool = tuning.get("is_prompted", True)
+        self.weights = tuning.pointer
+        self.is_prompted = tuning.is_prompted
 
     def __repr__(self) -> str:
         return f"Synthesizer({self.folder})"

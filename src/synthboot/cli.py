@@ -27,11 +27,13 @@ import click
 from synthboot.terminal import one_line, safe, table_lines
 
 if TYPE_CHECKING:
+    from synthboot.artifacts.evaluation import ArmResult, Evaluation, TaskResult
     from synthboot.config import Config
     from synthboot.export.export import Exported, What
     from synthboot.recipes import Unit
     from synthboot.runner.cost import Checked, Plan
     from synthboot.runner.state import State
+    from synthboot.show import Example
     from synthboot.statistics import Interval
     from synthboot.studies.study import Planned, Study
 
@@ -47,6 +49,7 @@ STAGE_HELP = {
     "evaluate": "Compare the scores of all arms.",
     "analyze": "Measure the synthetic text beside the real.",
     "report": "Write the report page.",
+    "extract": "Try to get training text and canaries out of every model again.",
 }
 _WITH_PARTS = ("corpus", "embed", "pair", "synthesize", "pretrain", "score")
 
@@ -228,19 +231,19 @@ def pair(cfg: Config, as_json: bool, part: str | None, dry_run: bool) -> None:
         executor.run(cfg, "embed", progress.tell)
     choices = shown.alphas(cfg)
     if as_json:
-        _say_json(choices)
+        _say_json(asdict(choices))
         return
 
     rows = [
         [
-            f"{row['alpha']:.2f}",
-            _count(row["pairs"]),
-            "{:.2f} [{:.2f}, {:.2f}]".format(*row["per_document"]),
-            f"{row['documents_with_pairs']:.0%}",
-            f"{row['near_duplicates']:.1%}",
-            f"{row['random_pairs_above']:.2%}",
+            f"{row.alpha:.2f}",
+            _count(row.pairs),
+            "{:.2f} [{:.2f}, {:.2f}]".format(*row.per_document),
+            f"{row.documents_with_pairs:.0%}",
+            f"{row.near_duplicates:.1%}",
+            f"{row.random_pairs_above:.2%}",
         ]
-        for row in choices["table"]
+        for row in choices.table
     ]
     header = [
         "alpha",
@@ -252,9 +255,9 @@ def pair(cfg: Config, as_json: bool, part: str | None, dry_run: bool) -> None:
     ]
     _print_table(header, rows)
     _say(
-        f"from {choices['sampled']:,} of {choices['docs']:,} documents, near-duplicates taken off, "
+        f"from {choices.sampled:,} of {choices.docs:,} documents, near-duplicates taken off, "
         "caps and held-out documents not; "
-        f"min_similarity now gives {choices['alpha']:.3f} ({choices['why']})"
+        f"min_similarity now gives {choices.alpha:.3f} ({choices.why})"
     )
 
 
@@ -477,42 +480,61 @@ def _print_study(found: Study, out: Path, as_json: bool) -> None:
     _say(f"study: {out / PAGE}")
 
 
+def _run_folder(run: Path) -> Path:
+    """The folder of the run that is meant, by itself or by the configuration that made it."""
+    from synthboot.loading import load
+
+    return load(run).folder if run.is_file() else run
+
+
 @main.command(cls=Verb)
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN | CONFIG", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(run_folder: Path, as_json: bool) -> None:
+def status(run: Path, as_json: bool) -> None:
     """Show where a run stands."""
     from synthboot import show as shown
 
-    rows = shown.status(run_folder)
+    rows = shown.status(_run_folder(run))
     if as_json:
-        _say_json(rows)
+        _say_json([asdict(row) for row in rows])
         return
     header = ["artifact", "status", "tokens", "seconds", "peak memory"]
     table = [
         [
-            row["unit"],
-            row["status"],
-            _count(row["tokens"]),
-            _count(row["seconds"]),
-            _size(row["peak_memory_bytes"]),
+            row.unit,
+            row.status,
+            _count(row.tokens),
+            _count(row.seconds),
+            _size(row.peak_memory_bytes),
         ]
         for row in rows
     ]
     _print_table(header, table)
     for row in rows:
-        if row["account"]:
-            _say(f"{row['unit']}: {row['account']}")
-        for part in row["parts"]:
-            missing = [f"{name} {_numbers(lost)}" for name, lost in part["missing"].items()]
+        if row.account:
+            _say(f"{row.unit}: {row.account}")
+        for part in row.parts:
+            missing = [f"{name} {_numbers(lost)}" for name, lost in part.missing.items()]
             what = f", missing: {'; '.join(missing)}" if missing else ""
-            _say(f"{row['unit']}: part {part['part']} {part['state']}{what}")
+            _say(f"{row.unit}: part {part.part} {part.state}{what}")
 
 
 @main.command(cls=Verb)
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN | CONFIG", type=click.Path(path_type=Path))
 @click.argument(
-    "what", type=click.Choice(["documents", "pairs", "synthetic", "copies", "quarantine"])
+    "what",
+    type=click.Choice(
+        [
+            "documents",
+            "pairs",
+            "synthetic",
+            "copies",
+            "extracted",
+            "canaries",
+            "quarantine",
+            "quality",
+        ]
+    ),
 )
 @click.option(
     "-n",
@@ -527,7 +549,7 @@ def status(run_folder: Path, as_json: bool) -> None:
 @click.option("--like", metavar="TEXT", help="The nearest to a text, by the run's own embedding.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(
-    run_folder: Path,
+    run: Path,
     what: str,
     count: int,
     near: float | None,
@@ -536,17 +558,37 @@ def show(
     as_json: bool,
 ) -> None:
     """Read examples in the terminal: documents, pairs side by side, synthetic text, what was
-    copied, what was quarantined; and search in them."""
+    copied, what models gave back of documents and how exposed canaries are, what was quarantined;
+    and search in them. `quality` is the paper's quality table with this run's figures: what was
+    counted, and what judges say, with their own error."""
     from synthboot import show as shown
 
+    run_folder = _run_folder(run)
+    if what == "quality":
+        _show_quality(run_folder, as_json)
+        return
     examples = shown.examples(run_folder, what, count, near, grep, like)
     if as_json:
-        _say_json(examples)
+        _say_json([asdict(example) for example in examples])
         return
     if not examples:
         _say(f"{run_folder}: {_NOTHING[what] if grep is None else 'nothing matches'}")
     for example in examples:
         _print_example(example)
+
+
+def _show_quality(run: Path, as_json: bool) -> None:
+    from synthboot import show as shown
+    from synthboot.report import quality
+
+    analyzed = shown.analyzed(run)
+    if as_json:
+        _say_json({"kinds": analyzed["kinds"], "judged": analyzed["judged"]})
+        return
+    for table in (quality.table(analyzed), quality.curves(analyzed)):
+        _print_table(table.headers, table.rows)
+        for note in table.notes:
+            _say(note)
 
 
 @main.command(cls=Verb)
@@ -718,38 +760,35 @@ def _compare_runs(runs: list[Path], as_json: bool) -> None:
     from synthboot import show as shown
     from synthboot.data.items import titles
 
-    result = shown.compare(runs)
+    compared = shown.compare(runs)
     if as_json:
-        _say_json(result)
+        _say_json(compared.as_json())
         return
 
-    entries = []
     tasks: dict[str, None] = {}  # in the order of the runs, each once
-    for run, scores in result["scores"].items():
-        for arm, entry in scores.items():
-            entries.append((run, arm, entry))
-            tasks |= dict.fromkeys(entry.get("questions", {}))
+    for evaluation in compared.evaluations.values():
+        tasks |= dict.fromkeys(evaluation.questions)
 
     rows = []
-    for run, arm, entry in entries:
-        answers = entry.get("questions", {})
-        rows.append(
-            [
-                run,
-                arm,
-                _with_interval(entry["loss"]),
-                f"{entry['bits_per_byte'].value:.4f}",
-                _share(entry),
-                _against_repetition(entry),
-                *(_accuracy(answers.get(task)) for task in tasks),
-            ]
-        )
+    for run, evaluation in compared.evaluations.items():
+        for arm, result in evaluation.arms.items():
+            rows.append(
+                [
+                    run,
+                    arm,
+                    _with_interval(result.loss),
+                    f"{result.bits_per_byte.value:.4f}",
+                    _share(result),
+                    _against_repetition(result),
+                    *(_accuracy(evaluation.questions.get(task), arm) for task in tasks),
+                ]
+            )
     header = ["run", "arm", "test loss", "bits/byte", "oracle share", "against repetition"]
     _print_table([*header, *titles(list(tasks))], rows)
 
-    if result["differences"]:
-        settings = [[key, *map(str, values)] for key, values in result["differences"].items()]
-        _print_table(["setting", *result["scores"]], settings)
+    if compared.differences:
+        settings = [[key, *map(str, values)] for key, values in compared.differences.items()]
+        _print_table(["setting", *compared.evaluations], settings)
 
 
 def _execute_part(cfg: Config, target: str, as_json: bool, name: str) -> None:
@@ -782,11 +821,11 @@ def _execute(cfg: Config, target: str, as_json: bool, part: str | None = None) -
         units = executor.run(cfg, target, progress.tell)
 
     if target in ("report", "evaluate"):
-        result = Evaluation.open(units["evaluate"].folder(cfg.folder)).result
+        evaluation = Evaluation.open(units["evaluate"].folder(cfg.folder))
         if as_json:
-            _say_json(result)
+            _say_json(evaluation.as_json())
         else:
-            _print_scores(result)
+            _print_scores(evaluation)
     elif as_json:
         _say_json({name: state.status for name, state in progress.states.items()})
     else:
@@ -807,6 +846,8 @@ _NOTHING = {
     "pairs": "no pairs",
     "synthetic": "no synthetic text",
     "copies": "nothing is copied from d1",
+    "extracted": "no document was asked for; set extract.docs",
+    "canaries": "none was planted; set corpus.canaries.count",
     "quarantine": "nothing is quarantined",
 }
 
@@ -992,32 +1033,30 @@ def _print_check(checked: list[Checked], as_json: bool) -> None:
     _say(f"median error of {len(checked)}: a factor of {error:.2f}")
 
 
-def _print_scores(result: dict[str, Any]) -> None:
+def _print_scores(evaluation: Evaluation) -> None:
     from synthboot.data.items import titles
 
-    chosen = result[result["checkpoint"]]
-    other = "last" if result["checkpoint"] == "best" else "best"
+    counts_by_arm = evaluation.counts_by_arm
     rows = []
-    for arm, entry in chosen["arms"].items():
-        # Seeds of an arm read the same amounts, so the first speaks for all.
-        counts = next(iter(result["token_counts"][arm].values()))
-        unique = _count(counts["unique_real_tokens"])
+    for arm, result in evaluation.arms.items():
+        counts = counts_by_arm[arm]
+        unique = _count(counts.unique_real_tokens)
         rows.append(
             [
                 arm,
-                _with_interval(entry["loss"]),
-                f"{result[other]['arms'][arm]['loss'].value:.4f}",
-                f"{entry['perplexity'].value:.2f}",
-                f"{entry['bits_per_byte'].value:.4f}",
-                _share(entry),
-                f"{counts['real_epochs']:.1f} x {unique}",
-                _count(counts["synthetic_tokens"]),
+                _with_interval(result.loss),
+                f"{evaluation.other.arms[arm].loss.value:.4f}",
+                f"{result.perplexity.value:.2f}",
+                f"{result.bits_per_byte.value:.4f}",
+                _share(result),
+                f"{counts.real_epochs:.1f} x {unique}",
+                _count(counts.synthetic_tokens),
             ]
         )
     header = [
         "arm",
-        f"test loss ({result['checkpoint']})",
-        f"({other})",
+        f"test loss ({evaluation.checkpoint})",
+        f"({evaluation.other_checkpoint})",
         "perplexity",
         "bits/byte",
         "oracle share",
@@ -1026,15 +1065,15 @@ def _print_scores(result: dict[str, Any]) -> None:
     ]
     _print_table(header, rows)
 
-    if result["questions"]:
-        by_task = {task: answers["groups"]["all"] for task, answers in result["questions"].items()}
+    tasks = evaluation.questions
+    if tasks:
         answered = []
-        for arm in chosen["arms"]:
-            answered.append([arm, *(_accuracy(by_arm[arm]) for by_arm in by_task.values())])
-        _print_table(["answered right", *titles(list(by_task))], answered)
-    _say(result["verdict"])
-    if chosen["more_compute"]:
-        _say(chosen["more_compute"])
+        for arm in evaluation.arms:
+            answered.append([arm, *(_accuracy(task, arm) for task in tasks.values())])
+        _print_table(["answered right", *titles(list(tasks))], answered)
+    _say(evaluation.verdict)
+    if evaluation.chosen.more_compute:
+        _say(evaluation.chosen.more_compute)
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
@@ -1042,7 +1081,7 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
         _say(line)
 
 
-def _print_example(example: dict[str, Any]) -> None:
+def _print_example(example: Example) -> None:
     """An example's texts side by side, one below the other where there is little room."""
     from rich.console import Console
     from rich.panel import Panel
@@ -1051,7 +1090,7 @@ def _print_example(example: dict[str, Any]) -> None:
 
     console = Console()
     panels = []
-    for title, parts in example["texts"].items():
+    for title, parts in example.texts.items():
         # A line without spaces goes on in the next, rather than end in dots.
         text = Text(overflow="fold")
         for part, origin in parts:
@@ -1071,7 +1110,7 @@ def _print_example(example: dict[str, Any]) -> None:
 
     # Captured, so that a closed pipe is met in one place (`_write`).
     with console.capture() as drawn:
-        console.print(Text(one_line(example["title"]), style="bold", overflow="fold"))
+        console.print(Text(one_line(example.title), style="bold", overflow="fold"))
         console.print(grid)
     _write(drawn.get())
 
@@ -1101,17 +1140,19 @@ def _with_interval(figure: Interval) -> str:
     return f"{figure.value:.4f} [{figure.low:.4f}, {figure.high:.4f}]"
 
 
-def _share(entry: dict[str, Any]) -> str:
-    share = entry.get("oracle_share")
+def _share(result: ArmResult) -> str:
+    share = result.oracle_share
     return "" if share is None else f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
-def _against_repetition(entry: dict[str, Any]) -> str:
-    return f"{entry['difference'].value:+.4f} (p = {entry['p']:.2g})" if "p" in entry else ""
+def _against_repetition(result: ArmResult) -> str:
+    gap = result.difference
+    return "" if gap is None else f"{gap.value:+.4f} (p = {gap.p:.2g})"
 
 
-def _accuracy(answers: dict[str, Any] | None) -> str:
-    return "" if answers is None else "{:.1%} [{:.1%}, {:.1%}]".format(*answers["acc"])
+def _accuracy(task: TaskResult | None, arm: str) -> str:
+    answers = None if task is None else task.groups["all"].get(arm)
+    return "" if answers is None else "{:.1%} [{:.1%}, {:.1%}]".format(*answers.acc)
 
 
 def _numbers(numbers: list[int], most: int = 8) -> str:

@@ -258,15 +258,15 @@ def _arm(run: Path, arm: str) -> list[Seed]:
             f"compare: {run}: has not been evaluated; `synthboot evaluate CONFIG` does that"
         )
     # For the error: what could have been meant.
-    arms = sorted({row["arm"] for row in rows})
+    arms = sorted({row.arm for row in rows})
     if arm not in arms:
         raise DataError(f"compare: {run}: has no arm {arm!r}; it has {', '.join(arms)}")
     by_seed: dict[int, dict[str, dict[str, tuple[float, float]]]] = {}
     for row in rows:
-        if row["arm"] == arm:
-            score = (row["loss"], float(row["tokens"]))
-            of_seed = by_seed.setdefault(row["seed"], {})
-            of_seed.setdefault(LOSSES[row["checkpoint"]], {})[str(row["doc"])] = score
+        if row.arm == arm:
+            score = (row.loss, float(row.tokens))
+            of_seed = by_seed.setdefault(row.seed, {})
+            of_seed.setdefault(LOSSES[row.checkpoint], {})[str(row.doc)] = score
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 

@@ -18,6 +18,7 @@ from synthboot.errors import UndeclaredSetting
 from synthboot.schema import (
     Command,
     Count,
+    Judge,
     Name,
     Seed,
     Size,
@@ -207,14 +208,11 @@ class Optim(Section):
         return self
 
 
-class Server(Section):
-    """An OpenAI-compatible completions endpoint (vLLM, SGLang, llama.cpp). Its API key, if it needs
-    one, is read from the environment variable SYNTHBOOT_API_KEY."""
+class Endpoint(Section):
+    """A server that speaks OpenAI's API."""
 
     url: Url = "http://127.0.0.1:8000/v1"
-    """Base address, the part before `/completions`; http:// or https://."""
-    model: Text = "synthesizer"
-    """Name under which the server offers the model."""
+    """Base address, the part before `/completions` or `/chat/completions`; http:// or https://."""
     concurrency: int = Field(32, ge=1, le=10_000)
     """Number of concurrent requests."""
     retries: int = Field(5, ge=0, le=20)
@@ -240,10 +238,21 @@ class Server(Section):
         if port == 0 or any(c.isspace() or not c.isprintable() for c in text):
             raise ValueError(_URL_FORM)
         if parts and (parts.username is not None or parts.password is not None):
-            raise ValueError("has a name or password in it; put the key into SYNTHBOOT_API_KEY")
+            raise ValueError(
+                "has a name or password in it; put the key into SYNTHBOOT_API_KEY, "
+                "that of a judge into SYNTHBOOT_JUDGE_API_KEY"
+            )
         if "?" in text or "#" in text:
             raise ValueError("ends in a query; only what stands before /completions is wanted")
         return url
+
+
+class Server(Endpoint):
+    """An OpenAI-compatible completions endpoint (vLLM, SGLang, llama.cpp). Its API key, if it needs
+    one, is read from the environment variable SYNTHBOOT_API_KEY."""
+
+    model: Text = "synthesizer"
+    """Name under which the server offers the model."""
 
 
 class Engine(Section):
@@ -282,6 +291,9 @@ class Engine(Section):
     """Batch size of sampling, in rows. Default: chosen from free memory and a short measurement."""
     server: Server = Server()
     """The server, for `synthesize.sampler: server`."""
+    judge: Endpoint = Endpoint()
+    """The server for `analyze.judges: [server:NAME]`, with a chat endpoint. Its API key, if it
+    needs one, is read from the environment variable SYNTHBOOT_JUDGE_API_KEY."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the blocks of a model in training. It adds a minute or two before the first
     step, less with a warm cache. `auto`: on a GPU, for runs of ten minutes or more. On a CPU the
@@ -323,6 +335,32 @@ class World(Section):
                 f"revealed {self.revealed} must lie between 1 and the {self.attributes} attributes"
             )
         return self
+
+
+class Canaries(Section):
+    """Documents of random words, planted in D_pretrain so that it is known how often a model has
+    read them: how much likelier than others that it never read they became is how much it
+    remembers. Source: arXiv:1802.08232."""
+
+    count: int = Field(0, ge=0, le=10_000)
+    """Number of canaries for each number of `copies`. 0: nothing is planted."""
+    copies: Annotated[list[Count], Field(min_length=1, max_length=20)] = [1, 4, 16]
+    """Numbers of copies: how many documents of D_pretrain a canary is. They come on top of
+    `budget.unique_tokens`, and lie anywhere among its documents."""
+    words: int = Field(8, ge=1, le=1_000)
+    """Words of a canary, drawn at random from those of D_pretrain."""
+    candidates: int = Field(1_023, ge=1, le=1_000_000)
+    """Number of canaries drawn likewise and never planted, among which the planted are ranked:
+    exposure is at most log2(candidates + 1)."""
+    seed: Seed = 0
+    """Random seed of the words and of where they are planted."""
+
+    @field_validator("copies")
+    @classmethod
+    def _distinct(cls, copies: list[int]) -> list[int]:
+        if len(set(copies)) != len(copies):
+            raise ValueError(f"{copies} names a number of copies twice")
+        return copies
 
 
 class Corpus(Section):
@@ -371,11 +409,18 @@ class Corpus(Section):
     shard_docs: Size = 8_192
     """Documents per shard, the unit of work and memory. Fewer where documents are long: a shard
     reads at most 256 MiB."""
+    canaries: Canaries = Canaries()
+    """Canaries, planted to see what models remember."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> Corpus:
         if self.id_field == self.text_field:
             raise ValueError(f"id_field and text_field are both {self.id_field!r}")
+        if self.source == "world" and self.canaries.count:
+            raise ValueError(
+                "canaries: of a generated world the truth of every document is known, "
+                "and a canary has none; set canaries.count=0"
+            )
         return self
 
 
@@ -802,8 +847,28 @@ class Evaluate(Section):
     group_field: Text | None = None
     """Field of the corpus by whose values test losses are also reported. Without one: whether
     D_pretrain has a document as similar as those of a pair are."""
+    topics: int = Field(0, ge=0, le=10_000)
+    """Number of topics, clusters of D_pretrain's vectors, by which test losses are also reported
+    where there is no `group_field`. 0: none. As many as `analyze.topics` are the same ones."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Confidence level of the intervals."""
+
+
+class Extract(Section):
+    """What can be got out of the models again: texts that they were trained on, by their beginning,
+    and canaries (`corpus.canaries`). Source: arXiv:2202.07646."""
+
+    docs: int = Field(0, ge=0, le=10**9)
+    """Number of documents of D_pretrain that every model is asked to continue, and of the test set,
+    which none has read. 0: no document is; with canaries these alone are looked for."""
+    prefix_tokens: Count = 50
+    """Tokens of a document's beginning that are given."""
+    continuation_tokens: Count = 50
+    """Tokens that follow, to be given back: greedily, the likeliest token each time."""
+    samples: Count = 100
+    """Number of samples at temperature 1, of which one may be exact: by the probability that the
+    model gives to all that follows, how likely that is. None is drawn. Source:
+    arXiv:2410.19482."""
 
 
 class Analyze(Section):
@@ -815,6 +880,30 @@ class Analyze(Section):
     """Length in tokens from which a shared run counts as copied."""
     examples: Count = 24
     """Number of examples in the report."""
+    duplicate_docs: Count | None = None
+    """Most documents of each kind of text in the curve of duplicates, which grows with their
+    number (Duplicate@1M of the paper is 1,000,000). Default: `docs`."""
+    judges: list[Judge] = []
+    """Who judges the text, beside what is counted: `rules` (overlap of words, contradictions by
+    number and date), `embedding` (similarity, by the embedding of the pairs), `likelihood` (the
+    run's own synthesizer: is d2 likelier given its d1 than given another?), `local:FOLDER` (a
+    language model in a Hugging Face folder), `server:NAME` (a model at `engine.judge`). Each one's
+    own error is measured on planted cases, and its rates are corrected for it (docs/quality.md)."""
+    judge_items: Count = 200
+    """Most texts of a kind, and most pairs, that each judge is asked about, a question."""
+    judge_cases: Count = 200
+    """Most cases with a planted fault, and as many without, by which the error of a judge is
+    measured, a question; one half of them chooses its threshold."""
+    topics: int = Field(20, ge=0, le=10_000)
+    """Number of topics, clusters of D_pretrain's vectors, by which real and synthetic text are
+    compared. 0: none."""
+
+    @field_validator("judges")
+    @classmethod
+    def _distinct(cls, judges: list[str]) -> list[str]:
+        if len(set(judges)) != len(judges):
+            raise ValueError(f"{judges} names a judge twice")
+        return judges
 
 
 class Config(Section):
@@ -840,6 +929,7 @@ class Config(Section):
     pretrain: Pretrain = Pretrain()
     evaluate: Evaluate = Evaluate()
     analyze: Analyze = Analyze()
+    extract: Extract = Extract()
 
     @model_validator(mode="after")
     def _check_arms(self) -> Config:
@@ -890,6 +980,36 @@ class Config(Section):
             raise ValueError(
                 "`corpus.replay` keeps what a model already knows, "
                 "and this one starts from nothing; drop it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_judges(self) -> Config:
+        writes = any(arm.synthetic == "related" for arm in self.arms.values())
+        if "likelihood" in self.analyze.judges and not writes:
+            raise ValueError(
+                "analyze.judges: `likelihood` asks the synthesizer; add an arm with "
+                "`synthetic: related`, or leave it out"
+            )
+        if "embedding" in self.analyze.judges and self.embed.model == "file":
+            raise ValueError(
+                "analyze.judges: `embedding` has to embed synthetic text, and with "
+                "`embed.model: file` nothing here can; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_extract(self) -> Config:
+        if self.corpus.canaries.count and self.embed.model == "file":
+            raise ValueError(
+                "corpus.canaries: vectors from a file have none for them; "
+                "set corpus.canaries.count=0, or another embed.model"
+            )
+        asked = self.extract.prefix_tokens + self.extract.continuation_tokens
+        if self.extract.docs and asked >= self.model.seq_len:
+            raise ValueError(
+                f"extract: {asked} tokens do not fit model.seq_len {self.model.seq_len} with the "
+                "end token before them; lower prefix_tokens or continuation_tokens"
             )
         return self
 

@@ -49,6 +49,9 @@ ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_TOP_PAD_": str(2**26),
+    # To ask torch whether there is a GPU starts CUDA, which no fork of that process may use: a
+    # worker that had asked could have no workers on the GPU. With this it asks the driver.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 """What workers find in their environment unless the user has set it.
 

@@ -100,6 +100,12 @@ def _check_models(cfg: config.Config) -> None:
         tokenizer.from_hugging_face(cfg.corpus.tokenizer)
     if cfg.embed.model not in _BUILT_IN:
         _embedder(cfg.embed.model)
+    for judge in cfg.analyze.judges:
+        kind, _, source = judge.partition(":")
+        if kind == "local":
+            from synthboot.lm.model import outline
+
+            outline(source, "analyze.judges: local")
     if cfg.embed.model == "file" and not Path(cfg.embed.path or "").is_file():
         raise ConfigError(f"embed.path: {cfg.embed.path}: no such file")
 

@@ -16,11 +16,19 @@ from typing import Any
 
 from synthboot import config
 from synthboot.artifacts.external import EXTERNAL
+from synthboot.artifacts.extraction import COMPARED
 from synthboot.data import documents, files, tasks
 from synthboot.data.hashes import Hashes
 from synthboot.errors import ConfigError
 from synthboot.lm import precision
-from synthboot.settings import ASKING, READ_BY_EXTERNAL, READS, changed, view
+from synthboot.settings import (
+    ASKING,
+    READ_BY_EXTERNAL,
+    READ_BY_LIKELIHOOD,
+    READS,
+    changed,
+    view,
+)
 
 STAGES = (
     "corpus",
@@ -34,7 +42,9 @@ STAGES = (
     "evaluate",
     "analyze",
     "report",
+    "extract",
 )
+"""In order, which folders are numbered by: what came later stands last, so that no number moved."""
 VERSIONS = dict.fromkeys(STAGES, 4) | {
     "corpus": 5,
     "embed": 5,
@@ -44,9 +54,10 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "synthesize": 4,
     "pretrain": 6,
     "score": 1,
-    "evaluate": 11,
-    "analyze": 7,
-    "report": 5,
+    "evaluate": 12,
+    "analyze": 9,
+    "report": 7,
+    "extract": 1,
 }
 """Raised where a stage would leave something else from the same settings and parents."""
 
@@ -254,16 +265,39 @@ class _Recipes:
             **upstream,
         }
         if synthetic:
-            roles["analyze"] = self.add(
-                "analyze",
-                "",
-                {
-                    **self.corpus,
-                    **upstream,
-                },
-            )
+            roles["analyze"] = self.analyze({**self.corpus, "base": base, **upstream})
+        if self.cfg.extract.docs or self.cfg.corpus.canaries.count:
+            roles["extract"] = self.extract(models)
         self.add("report", "", roles, outside={"name": cfg.name})
         return self.units
+
+    def analyze(self, parents: dict[str, str]) -> str:
+        """The unit that holds the measures of all synthetic text."""
+        judges = self.cfg.analyze.judges
+        models: dict[str, Any] = {}
+        for judge in judges:
+            kind, _, source = judge.partition(":")
+            if kind == "local":
+                models |= self.given(f"analyze.judges.{source}", source)
+        return self.add(
+            "analyze",
+            "",
+            parents,
+            reads=READ_BY_LIKELIHOOD if "likelihood" in judges else (),
+            outside=models,
+        )
+
+    def extract(self, models: Mapping[str, str]) -> str:
+        """The unit that compares what can be got out of these models, each asked by its own."""
+        asked = {}
+        for role, model in models.items():
+            options = self.units[model].options
+            asked[role.replace("model/", "extract/", 1)] = self.add(
+                "extract",
+                f"{options['arm']}/seed-{options['seed']}",
+                {**self.corpus, "model": model},
+            )
+        return self.add("extract", COMPARED, {**self.corpus, **asked})
 
     def score(self, model: str) -> str:
         """The unit that holds the scores of a model, under the name that the model has as an arm.

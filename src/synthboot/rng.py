@@ -27,6 +27,8 @@ STREAMS: Mapping[str, int] = {
     "tune.plain": 0x91A1,
     "ceiling.random_d1": 0xCE12,
     "score.copied": 0xC0B1,
+    "corpus.canaries": 0xCA4A,
+    "corpus.planted": 0x914E,
     "synthesize.d1": 6,
     "tasks.items": 9,
     "tasks.world_items": 10,
@@ -37,6 +39,9 @@ STREAMS: Mapping[str, int] = {
     "pair.label_agreement": 0xA62E,
     "search.recall": 0x2ECA,
     "join.clusters": 0xCE11,
+    "judges.strangers": 0x57A6,
+    "judges.others": 0x07E5,
+    "judges.planted": 0x91A7,
     "api.pairs": 11,
     # a generated world has a seed of its own
     "world.names": 1,

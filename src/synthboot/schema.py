@@ -15,9 +15,11 @@ from pydantic.fields import FieldInfo
 _SWITCH = {"on": True, "yes": True, "off": False, "no": False}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _URL = r"^https?://\S+$"
+_JUDGE = r"^(rules|embedding|likelihood|local:.+|server:.+)$"
 _PATTERNS = {
     _NAME: "a name of at most 100 letters, digits, '.', '_' and '-', a letter or digit first",
     _URL: "an address that begins with http:// or https://",
+    _JUDGE: "`rules`, `embedding`, `likelihood`, `local:FOLDER` or `server:NAME`",
 }
 # A slip of a sweep must not plan a million models.
 MAX_TRIALS = 1_000
@@ -43,6 +45,7 @@ Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 Name = Annotated[str, Field(pattern=_NAME, max_length=100)]
 Sources = Text | Annotated[list[Text], Field(min_length=1)]
 Url = Annotated[str, Field(pattern=_URL, max_length=2_000)]
+Judge = Annotated[str, Field(pattern=_JUDGE, max_length=2_000)]
 Command = Annotated[Text, AfterValidator(_command_line)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 

@@ -36,6 +36,9 @@ ASKING = (
 READ_BY_EXTERNAL = ("tune.init_from", "tune.seq_len", "model.seq_len", "seed")
 """What preparing an external synthesizer reads beside READS of `corpus`."""
 
+READ_BY_LIKELIHOOD = ("tune.seq_len", "tune.d1_share")
+"""What judging by the likelihood of d2 reads beside READS of `analyze`."""
+
 READS: Mapping[str, tuple[str, ...]] = {
     "corpus": ("corpus", "budget.unique_tokens", "model.init_from"),
     "embed": ("embed", "seed"),
@@ -54,7 +57,13 @@ READS: Mapping[str, tuple[str, ...]] = {
     "pretrain": _TRAINING,
     "score": ("model.seq_len", "evaluate.tasks"),
     "evaluate": ("evaluate", "arms", "tune.init_from", "embed.model", "seed", *_WORLD),
-    "analyze": ("analyze", "embed.model", "seed", *_WORLD),
+    "analyze": ("analyze", "embed", "model.seq_len", "seed", *_WORLD),
+    "extract": (
+        "extract",
+        "evaluate.checkpoint",
+        "evaluate.confidence",
+        "model.seq_len",
+    ),
     "report": tuple(name for name in Config.model_fields if name not in RUNTIME),
 }
 """By stage, the dotted names of the settings that its artifacts depend on; a section stands for all

@@ -8,25 +8,32 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import regex
 from jaxtyping import Float32
 
 from synthboot.artifacts import parts, store
+from synthboot.artifacts.analysis import Analysis
 from synthboot.artifacts.corpus import DOCUMENTS, Corpus
 from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.extraction import COMPARED, FIGURES, Continued, Extraction
 from synthboot.artifacts.pairs import TRAIN, Pairs
 from synthboot.artifacts.synthetic import Sample, Synthetic
 from synthboot.config import Config, Embed
+from synthboot.data.canaries import exposure, planted
+from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, MissingArtifact
 from synthboot.recipes import STAGES, folder_of
 from synthboot.settings import default
+
+if TYPE_CHECKING:
+    from synthboot.stages.pair import Choices
 
 _COPY = 13
 _SEARCH_SECONDS = 1.0
@@ -35,27 +42,52 @@ _BLOCK_DOCS = 65_536
 _BATCH_DOCS = 1_024
 
 
-def status(run: Path) -> list[dict[str, Any]]:
-    """One row per artifact of a run folder, in pipeline order.
+@dataclass(frozen=True)
+class Status:
+    """How an artifact stands (`done` or `partial`), what it cost, and what it says of itself in a
+    few words; of one that is made in parts, how each of them stands."""
+
+    unit: str
+    status: str
+    tokens: float | None = None
+    seconds: float | None = None
+    peak_memory_bytes: float | None = None
+    flops: float | None = None
+    account: str = ""
+    parts: Sequence[parts.Standing] = ()
+
+
+@dataclass(frozen=True)
+class Example:
+    """Texts by name, each in segments: 1 marks what d1 holds too (of what was given back: what is
+    right), 2 what stands elsewhere in D_pretrain, 0 all else."""
+
+    title: str
+    texts: Mapping[str, Sequence[tuple[str, int]]]
+
+
+def status(run: Path) -> list[Status]:
+    """The artifacts of a run folder, in the order of the pipeline.
 
     Raises MissingArtifact where it is no run folder.
     """
     rows = []
     for folder in _artifacts(run):
+        unit = folder.relative_to(run).as_posix()
         manifest = store.read_manifest(folder)
-        cost = manifest.cost if manifest else {}
-        rows.append(
-            {
-                "unit": folder.relative_to(run).as_posix(),
-                "status": "done" if manifest else "partial",
-                "tokens": cost.get("tokens"),
-                "seconds": cost.get("seconds"),
-                "peak_memory_bytes": cost.get("peak_memory_bytes"),
-                "flops": cost.get("flops"),
-                "account": manifest.counts.get("account", "") if manifest else "",
-                "parts": [] if manifest else [asdict(part) for part in parts.standing(folder)],
-            }
+        if manifest is None:
+            rows.append(Status(unit, "partial", parts=parts.standing(folder)))
+            continue
+        row = Status(
+            unit=unit,
+            status="done",
+            tokens=manifest.cost.get("tokens"),
+            seconds=manifest.cost.get("seconds"),
+            peak_memory_bytes=manifest.cost.get("peak_memory_bytes"),
+            flops=manifest.cost.get("flops"),
+            account=manifest.counts.get("account", ""),
         )
+        rows.append(row)
     return rows
 
 
@@ -66,9 +98,8 @@ def examples(
     near: float | None = None,
     grep: str | None = None,
     like: str | None = None,
-) -> list[dict[str, Any]]:
-    """Up to `count` examples: a title and texts by name, each a list of (part, mark), mark 1 for
-    what d1 holds too and 2 for what stands elsewhere in D_pretrain.
+) -> list[Example]:
+    """Up to `count` examples.
 
     Pairs with `near` are those of the nearest similarity. With `grep`, a regular expression, only
     documents, samples and reasons that it is found in, and pairs with such a document; `like` takes
@@ -79,26 +110,28 @@ def examples(
         raise ConfigError("show: --near and --like are two orders; choose one")
     corpus = Corpus.open(_need(run, "corpus"))
     is_wanted = _matcher(grep)
-    if what == "quarantine":
-        if like is not None:
-            raise ConfigError("show: --like is about texts; of the quarantine, use --grep")
-        rejects = (r for r in corpus.rejects() if is_wanted(r["reason"]))
-        return [
-            {"title": f"{r['file']} line {r['line']}", "texts": {"reason": [(r["reason"], 0)]}}
-            for r in itertools.islice(rejects, count)
-        ]
+    if what in ("quarantine", "extracted", "canaries") and like is not None:
+        raise ConfigError(f"show: --like is about texts; of the {what}, use --grep")
     likeness = None if like is None else _Likeness(run, like)
-    if what == "documents":
+    if what == "quarantine":
+        found = _quarantined(corpus, is_wanted)
+    elif what == "extracted":
+        found = _extracted(run, corpus, is_wanted)
+    elif what == "canaries":
+        found = _canaries(run, corpus, is_wanted)
+    elif what == "documents":
         found = _documents(corpus, is_wanted, likeness)
     elif what == "pairs":
-        pairs = Pairs.load(_need(run, "pair", "related")).only(TRAIN)
-        found = _pairs(pairs, corpus, count, near, None if grep is None else is_wanted, likeness)
+        related = Pairs.load(_need(run, "pair", "related"))
+        wanted = None if grep is None else is_wanted
+        found = _pairs(related.only(TRAIN), corpus, count, near, wanted, likeness)
     else:
-        found = _synthetic(run, corpus, count, what == "copies", is_wanted, likeness)
+        only_copies = what == "copies"
+        found = _synthetic(run, corpus, count, only_copies, is_wanted, likeness)
     return list(itertools.islice(found, count))
 
 
-def alphas(cfg: Config) -> dict[str, Any]:
+def alphas(cfg: Config) -> Choices:
     """What each alpha would give: `stages.pair.alphas` on a run's corpus and vectors.
 
     Raises MissingArtifact where they have not been made.
@@ -110,21 +143,48 @@ def alphas(cfg: Config) -> dict[str, Any]:
     return pair.alphas(embeddings.pretrain, corpus.pretrain, cfg.pair, cfg.seed)
 
 
-def compare(runs: list[Path]) -> dict[str, Any]:
-    """The evaluated scores of several runs, and every setting in which they differ."""
-    scores, settings = {}, {}
+def analyzed(run: Path) -> dict[str, Any]:
+    """The measures of a run's text, and what judges say of it.
+
+    Raises MissingArtifact where it has not been analyzed, or by an older synthboot.
+    """
+    result = Analysis.open(_need(run, "analyze")).result
+    if "judged" not in result:
+        raise MissingArtifact(
+            f"{run}: was analyzed by an older synthboot; run `synthboot analyze CONFIG` again"
+        )
+    return result
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Several runs by their folders, and of every setting in which they differ the value of each
+    of them."""
+
+    evaluations: dict[str, Evaluation]
+    differences: dict[str, list[object]]
+
+    def as_json(self) -> dict[str, object]:
+        """Both as plain values."""
+        runs = {run: evaluation.as_json() for run, evaluation in self.evaluations.items()}
+        return {"runs": runs, "differences": self.differences}
+
+
+def compare(runs: Sequence[Path]) -> Runs:
+    """What several runs have shown. Raises MissingArtifact where one has no report yet."""
+    evaluations = {}
+    settings = {}
     for run in runs:
-        evaluation = Evaluation.open(_need(run, "evaluate"))
-        scores[str(run)] = evaluation.arms
-        for task, results in evaluation.result["questions"].items():
-            for arm, answers in results["groups"]["all"].items():
-                scores[str(run)][arm].setdefault("questions", {})[task] = answers
+        evaluations[str(run)] = Evaluation.open(_need(run, "evaluate"))
         manifest = store.read_manifest(_need(run, "report"))
         settings[str(run)] = manifest.reads if manifest else {}
-    keys = sorted(set().union(*settings.values()))
-    values = {key: [s.get(key, default(key)) for s in settings.values()] for key in keys}
-    differences = {k: v for k, v in values.items() if any(x != v[0] for x in v) and k != "name"}
-    return {"scores": scores, "differences": differences}
+
+    differences = {}
+    for key in sorted(set().union(*settings.values()) - {"name"}):
+        values = [reads.get(key, default(key)) for reads in settings.values()]
+        if any(value != values[0] for value in values):
+            differences[key] = values
+    return Runs(evaluations, differences)
 
 
 def _matcher(pattern: str | None) -> Callable[[str], bool]:
@@ -182,9 +242,11 @@ class _Likeness:
     def of_documents(self) -> Float32[np.ndarray, " doc"]:
         """The similarity of every document of D_pretrain."""
         vectors = self.embeddings.pretrain
-        blocks = range(0, len(vectors), _BLOCK_DOCS)
         # a block at a time, since numpy makes all of them float32 first
-        similar = [vectors[at : at + _BLOCK_DOCS].astype(np.float32) @ self.vector for at in blocks]
+        similar = []
+        for start in range(0, len(vectors), _BLOCK_DOCS):
+            block = vectors[start : start + _BLOCK_DOCS].astype(np.float32)
+            similar.append(block @ self.vector)
         return np.concatenate(similar)
 
     def nearest(self, rows: Iterable[Sample], count: int) -> list[tuple[float, Sample]]:
@@ -196,12 +258,24 @@ class _Likeness:
         rows = iter(rows)
         while batch := list(itertools.islice(rows, _BATCH_DOCS)):
             vectors = self.embedder([row.text for row in batch])
-            yield from zip((vectors @ self.vector).tolist(), batch, strict=True)
+            similar = vectors @ self.vector
+            yield from zip(similar.tolist(), batch, strict=True)
+
+
+def _quarantined(corpus: Corpus, is_wanted: Callable[[str], bool]) -> Iterator[Example]:
+    """The records that were no documents, and why."""
+    for record in corpus.rejects():
+        reason = record["reason"]
+        if is_wanted(reason):
+            title = f"{record['file']} line {record['line']}"
+            yield Example(title, {"reason": [(reason, 0)]})
 
 
 def _documents(
-    corpus: Corpus, is_wanted: Callable[[str], bool], likeness: _Likeness | None
-) -> Iterator[dict[str, Any]]:
+    corpus: Corpus,
+    is_wanted: Callable[[str], bool],
+    likeness: _Likeness | None,
+) -> Iterator[Example]:
     """The documents of D_pretrain, in order, or nearest first."""
     tokens = corpus.pretrain
     order: Iterable[int] = range(len(tokens))
@@ -210,19 +284,25 @@ def _documents(
         similar = likeness.of_documents()
         order = np.argsort(-similar, kind="stable").tolist()
     for doc in order:
-        text = corpus.tokenizer.decode(tokens[doc][:-1])
+        text = _text(corpus, tokens, doc)
         if is_wanted(text):
             near = "" if similar is None else f", similarity {similar[doc]:.3f}"
             title = f"document {doc}, {_id(corpus, doc)}{near}"
-            yield {"title": title, "texts": {"text": [(text, 0)]}}
+            yield Example(title, {"text": [(text, 0)]})
+
+
+def _text(corpus: Corpus, tokens: Tokens, doc: int) -> str:
+    """A document without its end."""
+    return corpus.tokenizer.decode(tokens[doc][:-1])
 
 
 def _id(corpus: Corpus, doc: int) -> str:
     """The id of a document of D_pretrain, from its shard."""
     first_docs = corpus.pool.first_docs
     shard = int(np.searchsorted(first_docs, doc, side="right")) - 1
-    table = store.read_table(corpus.shards("pool").path(shard) / DOCUMENTS, ["id"])
-    return str(table["id"][doc - int(first_docs[shard])])
+    folder = corpus.shards("pool").path(shard)
+    ids = store.read_table(folder / DOCUMENTS, ["id"])["id"]
+    return str(ids[doc - int(first_docs[shard])])
 
 
 def _pairs(
@@ -232,7 +312,7 @@ def _pairs(
     near: float | None,
     is_wanted: Callable[[str], bool] | None,
     likeness: _Likeness | None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Example]:
     """Pairs, spread evenly over all similarities unless they are searched or ordered."""
     from synthboot.stages import analyze
 
@@ -241,10 +321,11 @@ def _pairs(
     # a document is in many pairs
     @functools.cache
     def has_it(doc: int) -> bool:
-        return is_wanted is None or is_wanted(corpus.tokenizer.decode(tokens[doc][:-1]))
+        return is_wanted is None or is_wanted(_text(corpus, tokens, doc))
 
     if near is not None:
-        order = np.argsort(np.abs(pairs.similarity - near), kind="stable")
+        distance = np.abs(pairs.similarity - near)
+        order = np.argsort(distance, kind="stable")
     elif likeness is not None:
         similar = likeness.of_documents()
         nearer = np.maximum(similar[pairs.d1], similar[pairs.d2])
@@ -252,12 +333,15 @@ def _pairs(
     elif is_wanted is not None:
         order = np.arange(len(pairs))
     else:
-        order = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)
+        last = len(pairs) - 1
+        order = np.linspace(0, last, min(count, len(pairs))).astype(int)
     for number in order.tolist():
-        if has_it(int(pairs.d1[number])) or has_it(int(pairs.d2[number])):
+        d1 = int(pairs.d1[number])
+        d2 = int(pairs.d2[number])
+        if has_it(d1) or has_it(d2):
             pair = analyze.shown(pairs, number, corpus.tokenizer, tokens, _COPY)
-            texts = {"d1": [(pair["d1"], 0)], "d2": pair["d2"]}
-            yield {"title": f"similarity {pair['similarity']:.3f}", "texts": texts}
+            title = f"similarity {pair['similarity']:.3f}"
+            yield Example(title, {"d1": [(pair["d1"], 0)], "d2": pair["d2"]})
 
 
 def _synthetic(
@@ -267,7 +351,7 @@ def _synthetic(
     copies: bool,
     is_wanted: Callable[[str], bool],
     likeness: _Likeness | None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Example]:
     """Samples from related documents, in order, or nearest first."""
     from synthboot.stages import analyze
 
@@ -278,7 +362,8 @@ def _synthetic(
     by = f", external ({external})" if external else ""
 
     def copied(row: Sample) -> np.ndarray:
-        [mask] = analyze.d1_masks([row.tokens], [tokens[row.d1][:-1]], _COPY)
+        d1 = tokens[row.d1][:-1]
+        [mask] = analyze.d1_masks([row.tokens], [d1], _COPY)
         return mask
 
     rows = (row for row in Synthetic.open(folder) if is_wanted(row.text))
@@ -292,21 +377,75 @@ def _synthetic(
         mean = f"mean log-probability {row.mean_logprob:.2f}"
         marks = copied(row).astype(int)
         texts = {
-            "d1": [(corpus.tokenizer.decode(tokens[row.d1][:-1]), 0)],
+            "d1": [(_text(corpus, tokens, row.d1), 0)],
             "sampled d2": analyze.segments(corpus.tokenizer, row.tokens, marks),
         }
         title = f"d1 {row.d1}, sample {row.sample}, {mean}{near}{by}"
-        yield {"title": title, "texts": texts}
+        yield Example(title, texts)
+
+
+def _asked(run: Path) -> Iterator[tuple[str, Continued]]:
+    """What every model was asked to give back, by its arm and seed."""
+    compared = _need(run, "extract", COMPARED)
+    for arm in Extraction.open(compared).result["arms"]:
+        for folder in sorted((compared.parent / arm).glob("seed-*")):
+            yield f"{arm}, {folder.name.replace('-', ' ')}", Continued.open(folder)
+
+
+def _extracted(run: Path, corpus: Corpus, is_wanted: Callable[[str], bool]) -> Iterator[Example]:
+    """Documents of D_pretrain that models gave back: as far as they did, furthest first."""
+    from synthboot.stages import analyze
+
+    tokens = corpus.pretrain
+    result = Extraction.open(_need(run, "extract", COMPARED)).result
+    given, asked_for = result["prefix_tokens"], result["continuation_tokens"]
+    leading = FIGURES.index("leading")
+    rows = []
+    for model, continued in _asked(run):
+        for item in np.flatnonzero(continued.seen).tolist():
+            rows.append((continued.figures[item, leading], model, continued, item))
+
+    for share, model, continued, item in sorted(rows, key=lambda row: -row[0]):
+        document = tokens[int(continued.document[item])][:-1]
+        text = corpus.tokenizer.decode(document)
+        if not is_wanted(text):
+            continue
+        back = np.array(continued.tokens[item], np.int64)
+        right = np.arange(len(back)) < round(share * asked_for)  # up to the first wrong one
+        texts = {
+            "given": [(corpus.tokenizer.decode(document[:given]), 0)],
+            "document": [(corpus.tokenizer.decode(document[given:][:asked_for]), 0)],
+            "given back": analyze.segments(corpus.tokenizer, back, right.astype(int)),
+        }
+        title = f"document {continued.document[item]}, {model}: {share:.0%} before an error"
+        yield Example(title, texts)
+
+
+def _canaries(run: Path, corpus: Corpus, is_wanted: Callable[[str], bool]) -> Iterator[Example]:
+    """The canaries that were planted, and how exposed each is in every model."""
+    copies = np.array([canary.copies for canary in corpus.canaries])
+    bits = {}
+    for model, continued in _asked(run) if len(copies) else ():
+        loss = continued.canary_loss
+        bits[model] = exposure(loss, loss[copies == 0])
+    for number, canary in enumerate(planted(corpus.canaries)):
+        if is_wanted(canary.text):
+            by_model = ", ".join(f"{model} {of[number]:.1f} bits" for model, of in bits.items())
+            title = f"canary {number}, {canary.copies} copies: {by_model}"
+            yield Example(title, {"text": [(canary.text, 0)]})
 
 
 def _artifacts(run: Path) -> list[Path]:
     names = {folder_of(run, stage).name for stage in STAGES}
-    folders = sorted(p for p in run.iterdir() if p.name in names) if run.is_dir() else []
+    inside = run.iterdir() if run.is_dir() else ()
+    folders = [path for path in inside if path.name in names]
     if not folders:
         raise MissingArtifact(f"{run}: no run folder; `synthboot run CONFIG` makes one")
-    records = (store.MANIFEST, store.PROGRESS)
-    files = (file for folder in folders for name in records for file in folder.rglob(name))
-    return sorted({file.parent for file in files})
+    artifacts = set()
+    for folder in folders:
+        for name in (store.MANIFEST, store.PROGRESS):
+            artifacts |= {file.parent for file in folder.rglob(name)}
+    return sorted(artifacts)
 
 
 def _need(run: Path, stage: str, variant: str = "") -> Path:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from synthboot import config, statistics
-
-REPETITION = "repetition"
+from synthboot.artifacts.evaluation import ArmResult
+from synthboot.statistics import Estimate
 
 
 def subject(recipes: Mapping[str, config.Arm]) -> str | None:
@@ -36,7 +35,7 @@ def more_compute(recipes: Mapping[str, config.Arm]) -> str:
 
 
 def verdict(
-    arms: Mapping[str, Any],
+    arms: Mapping[str, ArmResult],
     kinds: Mapping[str, str],
     seeds: int,
     confidence: float,
@@ -45,34 +44,34 @@ def verdict(
 ) -> str:
     """The first arm of the method against repetition, and against every control.
 
-    `arms` holds what `evaluate` found of each, `kinds` what each is. Where several arms are
-    compared, what counts is the p-value adjusted for their number; where a run was looked at with
-    fewer seeds before, for that too. `external` names the model from outside the corpus that wrote
-    the synthetic text, if one did.
+    `kinds` says what each arm is. Where several arms are compared, what counts is the p-value
+    adjusted for their number; where a run was looked at with fewer seeds before, for that too.
+    `external` names the model from outside the corpus that wrote the synthetic text, if one did.
     """
     cautions = _cautions(seeds, looks, external)
     name = _first_method(kinds)
     if name is None:
         return f"No arm of the method was run (`synthetic: related`){cautions}."
 
-    entry = arms[name]
-    value, low, high = entry["difference"]
-    adjusted = entry.get("p_adjusted", entry["p"])
-    change = f"{name} is {_difference(entry, seeds, confidence)}"
+    arm = arms[name]
+    difference = arm.difference
+    assert difference is not None  # repetition is no arm of the method
+    adjusted = difference.p if arm.p_adjusted is None else arm.p_adjusted
+    change = f"{name} is {_in_words(difference, adjusted, seeds, confidence)}"
     controls = _controls(arms, kinds, name, confidence)
 
-    if low <= 0 <= high:
+    if difference.low <= 0 <= difference.high:
         return f"No difference shown: {change}, an interval that includes zero{cautions}.{controls}"
     # An interval is about one comparison; the claim has to stand among all of them.
     if adjusted > 1 - confidence:
         why = "which does not stand once the number of comparisons is allowed for"
         return f"No difference shown: {change}, {why}{cautions}.{controls}"
-    if value > 0:
+    if difference.value > 0:
         return f"Synthetic text hurt: {change}{cautions}.{controls}"
 
     closed = ""
-    if entry.get("oracle_share"):
-        share, least, most = entry["oracle_share"]
+    if arm.oracle_share is not None:
+        share, least, most = arm.oracle_share
         closed = f", {share:.0%} of the oracle's gain ({least:.0%} to {most:.0%})"
     return f"Synthetic text helped: {change}{closed}{cautions}.{controls}"
 
@@ -84,24 +83,22 @@ def _first_method(kinds: Mapping[str, str]) -> str | None:
     return None
 
 
-def _difference(entry: Mapping[str, Any], seeds: int, confidence: float) -> str:
-    """The difference to repetition in words, with its interval and p-value."""
-    value, low, high = entry["difference"]
-    side = "better" if value <= 0 else "worse"
+def _in_words(difference: Estimate, adjusted: float, seeds: int, confidence: float) -> str:
+    """The difference to repetition, with its interval and p-value."""
+    side = "better" if difference.value <= 0 else "worse"
 
     over = f"{confidence:.0%} interval over test documents"
     if seeds > 1:
         over += f" and {seeds} seeds"
 
-    sure = f"p = {entry['p']:.2g}"
-    adjusted = entry.get("p_adjusted", entry["p"])
+    sure = f"p = {difference.p:.2g}"
     # With one arm and one look there is nothing to adjust.
-    if adjusted != entry["p"]:
+    if adjusted != difference.p:
         sure += f", {adjusted:.2g} adjusted"
 
     return (
-        f"{abs(value):.4f} nats per token {side} than repetition "
-        f"({low:+.4f} to {high:+.4f}, {over}; {sure})"
+        f"{abs(difference.value):.4f} nats per token {side} than repetition "
+        f"({difference.low:+.4f} to {difference.high:+.4f}, {over}; {sure})"
     )
 
 
@@ -130,24 +127,24 @@ def _cautions(seeds: int, looks: Sequence[int], external: str | None) -> str:
 
 
 def _controls(
-    arms: Mapping[str, Any], kinds: Mapping[str, str], name: str, confidence: float
+    arms: Mapping[str, ArmResult], kinds: Mapping[str, str], name: str, confidence: float
 ) -> str:
     """A sentence on an arm against every control, p-values adjusted for their number."""
     against = {}
-    for other, figures in arms[name].get("against", {}).items():
+    for other, difference in arms[name].against.items():
         if kinds[other] == "control":
-            against[other] = figures
-    adjusted = statistics.holm({other: figures[3] for other, figures in against.items()})
+            against[other] = difference
+    adjusted = statistics.holm({other: difference.p for other, difference in against.items()})
 
     outcomes: dict[str, list[str]] = {
         "better than": [],
         "not shown to differ from": [],
         "worse than": [],
     }
-    for other, (value, *_) in against.items():
+    for other, difference in against.items():
         if adjusted[other] > 1 - confidence:
             outcome = "not shown to differ from"
-        elif value < 0:
+        elif difference.value < 0:
             outcome = "better than"
         else:
             outcome = "worse than"

@@ -107,3 +107,20 @@ def test_containment_of_many_pairs_is_that_of_each() -> None:
             n = max(1, min(13, len(x), len(y)))
             assert containments[i] == ngrams.containment(ngrams.hashes(x, n), ngrams.hashes(y, n))
     assert len(ngrams.pair_containments(a, a, d1[:0], d2[:0], 13)) == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 13, 400])
+@pytest.mark.parametrize("length", [0, 1, 5, 13, 700])
+def test_a_run_is_hashed_by_its_tokens_wherever_it_stands(length: int, n: int) -> None:
+    tokens = np.random.default_rng(length).integers(0, 50_000, length).astype(np.uint16)
+    found = ngrams.hashes(tokens, n)
+    size = min(n, length)
+    expected = [ngrams.hashes(tokens[start : start + size], size)[0] for start in range(length - size + 1)] if length else []
+    assert found.tolist() == expected
+    # one multiply-add a token, modulo 2^64
+    for start in range(0, len(found), 97):
+        value = 0
+        for token in tokens[start : start + size].tolist():
+            mixed = (token + 1) * 0xBF58476D1CE4E5B9 % 2**64
+            value = (value * 0x9E3779B97F4A7C15 + (mixed ^ mixed >> 29)) % 2**64
+        assert found[start] == value ^ value >> 31

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from synthboot.data import tokens
 from synthboot.data.tokens import Tokens
@@ -60,3 +62,10 @@ def test_joined_documents_are_the_first_ones_then_the_others(tmp_path: Path) -> 
         assert [both[i].tolist() for i in range(len(both))] == expected
         assert both.num_tokens == sum(map(len, expected))
         assert both.lengths.tolist() == list(map(len, expected))
+
+
+@given(st.lists(st.tuples(st.integers(-5, 2**40), st.integers(0, 6)), max_size=8))
+def test_ranges_are_those_of_a_loop(of: list[tuple[int, int]]) -> None:
+    starts, counts = (np.array([pair[side] for pair in of], np.int64) for side in (0, 1))
+    by_hand = [start + i for start, count in of for i in range(count)]
+    assert tokens.ranges(starts, counts).tolist() == by_hand

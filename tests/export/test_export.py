@@ -130,7 +130,7 @@ def test_models_load_with_their_tokenizer_and_a_card_of_what_was_measured(finish
     losses = {arm: part["validation_loss"] for arm, part in exported.parts.items()}
     assert losses[str(exported.best)] == min(losses.values())
     run = run_folder(finished)
-    by_seed = {seed: Model.open(run / f"07-pretrain/sbp/seed-{seed}").curve["best_loss"] for seed in (0, 1)}
+    by_seed = {seed: Model.open(run / f"07-pretrain/sbp/seed-{seed}").curve.best_loss for seed in (0, 1)}
     assert exported.parts["sbp"]["seed"] == min(by_seed, key=lambda seed: by_seed[seed])
 
     place = tmp_path / "out" / "sbp"
@@ -144,10 +144,10 @@ def test_models_load_with_their_tokenizer_and_a_card_of_what_was_measured(finish
     card = (place / "README.md").read_text("utf-8")
     assert header(place / "README.md")["license"] == "cc0-1.0"
     evaluation = Evaluation.open(run / "09-evaluate")
-    assert cards.plain(evaluation.result["verdict"]) in card
+    assert cards.plain(evaluation.verdict) in card
     for scores in evaluation.arms.values():
-        assert "{:.4f} ({:.4f} to {:.4f})".format(*scores["loss"]) in card
-    assert f"{evaluation.arms['sbp']['p_adjusted']:.2g} |" in card
+        assert "{:.4f} ({:.4f} to {:.4f})".format(*scores.loss) in card
+    assert f"{evaluation.arms['sbp'].p_adjusted:.2g} |" in card
     for words in ("small research model", "2 seeds an arm", "unseen real", "left out: near duplicate"):
         assert words in card
     assert "## Quality" not in (tmp_path / "out" / "repetition" / "README.md").read_text()
@@ -171,8 +171,8 @@ def test_the_tokens_of_an_arm_are_those_it_trains_on(finished: dict[str, Any], t
     rows = np.fromfile(tmp_path / "out" / "tokens.ds", part["dtype"]).reshape(-1, part["row_tokens"])
     sources = np.load(tmp_path / "out" / "sources.npy")
     counts = Model.open(run_folder(finished) / "07-pretrain/sbp/seed-1").token_counts
-    assert len(rows) == len(sources) == part["rows"] == counts["train_tokens"] // 96
-    assert (sources == 1).sum() * 96 == counts["synthetic_tokens"] == part["synthetic_tokens"]
+    assert len(rows) == len(sources) == part["rows"] == counts.train_tokens // 96
+    assert (sources == 1).sum() * 96 == counts.synthetic_tokens == part["synthetic_tokens"]
 
     corpus = Corpus.open(run_folder(finished) / "01-corpus")
     for number, (tokens, stream) in enumerate(
@@ -291,7 +291,7 @@ def test_the_command_says_what_it_wrote(finished: dict[str, Any], tmp_path: Path
     assert os.listdir(tmp_path / "small-synthetic" / "related") == ["00000.parquet"]
 
     models = call("out", "--what", "models", "--license", "mit")
-    verdict = Evaluation.open(run_folder(finished) / "09-evaluate").result["verdict"]
+    verdict = Evaluation.open(run_folder(finished) / "09-evaluate").verdict
     assert models.stdout.splitlines()[-1] == verdict
     assert "best by validation loss: out/" in models.stdout
     told = json.loads(call("more", "--what", "models", "--json").stdout)

@@ -147,7 +147,7 @@ def fuzzer(place: Path) -> Iterator[Fuzzer[Answer]]:
         server.other = elsewhere.server_port
         elsewhere.answer = Answer(200, [], "answer", {"choices": [{"text": "elsewhere", "finish_reason": "stop"}]}, [], 0)
         patch.setenv("SYNTHBOOT_API_KEY", "secret")
-        patch.setattr("synthboot.lm.sampling.client.sleep", noted)
+        patch.setattr("synthboot.lm.endpoint.sleep", noted)
 
         def check(answer: Answer) -> None:
             server.answer = answer

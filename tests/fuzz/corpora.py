@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from synthboot import config
-from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.corpus import Corpus, Counts
 from synthboot.artifacts.store import Shards
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
-from synthboot.stages.corpus import Counts, corpus
+from synthboot.stages.corpus import corpus
 from tests.fuzz.fuzzer import Fault, Fuzzer
 from tests.fuzz.mutations import Edit, edited, edits, odd, once_in
 

@@ -112,8 +112,8 @@ def test_a_plan_reads_every_token_of_its_streams_in_turn(
         assert own.tolist() == (stream.read(0, len(own)).tolist() if len(own) else [])
     assert kinds.count("synthetic") == plan.synthetic_rows == round(share * rows * steps)
     sources, token_counts = plan.sources(steps), plan.token_counts()
-    assert sources["synthetic_tokens"] == token_counts["synthetic_tokens"] == kinds.count("synthetic") * seq_len
-    assert sum(sources.values()) == token_counts["train_tokens"] == targets.size
+    assert sources["synthetic_tokens"] == token_counts.synthetic_tokens == kinds.count("synthetic") * seq_len
+    assert sum(sources.values()) == token_counts.train_tokens == targets.size
 
 
 @every

@@ -153,5 +153,5 @@ def test_arms_may_be_continued_by_adapters(tmp_path: Path, tokenizer: Tokenizer)
     assert moved
     assert all("_proj" in name for name in moved)
     # a backward pass without the gradients of weights, and the adapters' own matmuls
-    flops = [trained[rank].token_counts["train_flops"] for rank in (4, 0)]
+    flops = [trained[rank].token_counts.train_flops for rank in (4, 0)]
     assert 2 / 3 < flops[0] / flops[1] < 0.85

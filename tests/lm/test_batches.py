@@ -59,9 +59,9 @@ def test_shares_are_exact_and_token_counts_say_what_is_read(share: float) -> Non
     synthetic = [bool((row >= 500).any()) for row in rows]
     counts = p.token_counts()
     assert sum(synthetic) == round(share * 40)
-    assert counts["synthetic_tokens"] == sum(synthetic) * 16
-    assert counts["real_tokens"] + counts["synthetic_tokens"] == counts["train_tokens"] == 640
-    assert counts["real_epochs"] == pytest.approx(counts["real_tokens"] / REAL.num_tokens)
+    assert counts.synthetic_tokens == sum(synthetic) * 16
+    assert counts.real_tokens + counts.synthetic_tokens == counts.train_tokens == 640
+    assert counts.real_epochs == pytest.approx(counts.real_tokens / REAL.num_tokens)
     window = np.convolve(synthetic, np.ones(8), "valid")
     assert window.max() - window.min() <= 1  # spread evenly
 
@@ -74,8 +74,8 @@ def test_replayed_rows_are_spread_evenly_and_other_shares_are_of_the_rest(order:
     counts = p.token_counts()
     assert (replayed.sum(), synthetic.sum()) == (10, 15)
     assert not (replayed & synthetic).any()
-    assert (counts["real_tokens"], counts["synthetic_tokens"], counts["replayed_tokens"]) == (15 * 16, 15 * 16, 10 * 16)
-    assert counts["replayed_epochs"] == pytest.approx(160 / REPLAY.num_tokens)
+    assert (counts.real_tokens, counts.synthetic_tokens, counts.replayed_tokens) == (15 * 16, 15 * 16, 10 * 16)
+    assert counts.replayed_epochs == pytest.approx(160 / REPLAY.num_tokens)
     window = np.convolve(replayed, np.ones(8), "valid")
     assert window.min() == window.max() == 2
     assert (synthetic[~replayed][:15].all()) == (order == "synthetic_first")
@@ -218,9 +218,9 @@ def test_a_megadoc_plan_counts_the_real_text_inside_as_real() -> None:
     where = {doc: kind for kind, docs in (("real", range(100, 120)), ("synthetic", range(500, 540))) for doc in docs}
     rows = [[where[t] for t in row if t != 0] for step in range(laid.steps) for row in laid.batch(step).targets.tolist()]
     synthetic = sum(kind == "synthetic" for row in rows for kind in row)
-    assert abs(counts["synthetic_tokens"] - 0.4 * len(tokens)) <= 16
-    assert abs(synthetic * 10 / 9 - counts["synthetic_tokens"]) < 20  # end tokens, which look alike, are one in ten
-    assert counts["real_tokens"] + counts["synthetic_tokens"] == len(tokens)
+    assert abs(counts.synthetic_tokens - 0.4 * len(tokens)) <= 16
+    assert abs(synthetic * 10 / 9 - counts.synthetic_tokens) < 20  # end tokens, which look alike, are one in ten
+    assert counts.real_tokens + counts.synthetic_tokens == len(tokens)
 
 
 def test_megadocs_that_cannot_hold_the_share_are_an_error() -> None:

@@ -1,7 +1,6 @@
 """The page in a real browser: no errors, every figure drawn, examples page, corpus text is inert, everybody can read it."""
 
 import base64
-import copy
 import hashlib
 import html
 import itertools
@@ -9,7 +8,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from typing import Any
 import pytest
 
 from synthboot import loading, recipes, steps
+from synthboot.artifacts.model import Sweep
 from synthboot.report.charts import count_model
 from synthboot.report.page import by_stage, palette, report
+from synthboot.report.results import Results
 from synthboot.stages.ceiling import Band, Ceiling
 from tests.conftest import run_folder
 
@@ -74,10 +75,15 @@ addEventListener("load", () => setTimeout(() => {
 """
 
 
-def gathered(settings: dict[str, Any]) -> dict[str, Any]:
+def gathered(settings: dict[str, Any]) -> Results:
     cfg = loading.load(settings)
     plan = recipes.units(cfg)
     return steps.gather(cfg, {role: plan[name].folder(cfg.folder) for role, name in plan["report"].parents.items()})
+
+
+def with_pairs(results: Results, **changes: object) -> Results:
+    """The results with another report of the related pairs."""
+    return replace(results, pairs={"pair/related": {**results.pairs["pair/related"], **changes}})
 
 
 def probe(page: str, folder: Path, width: int = 1200) -> dict[str, Any]:
@@ -116,7 +122,19 @@ def test_the_page_works_in_a_browser(finished: dict[str, Any], tmp_path: Path, w
     assert len(page) < 1_000_000
     found = probe(page, tmp_path, width)
     assert found["problems"] == []
-    drawn = {"chain", "scores", "differences", "curves", "similarities", "tuning", "copying", "lengths", "flops"}
+    drawn = {
+        "chain",
+        "scores",
+        "differences",
+        "curves",
+        "similarities",
+        "tuning",
+        "copying",
+        "lengths",
+        "flops",
+        "spans",
+        "topics",
+    }
     assert {name for name, shapes in found["figures"].items() if shapes} >= drawn
     assert found["here"] == 1  # the pair that is shown, among all
     assert "anecdote" in found["verdict"]
@@ -165,15 +183,16 @@ def contrast(first: str, second: str) -> float:
 
 
 def test_corpus_text_is_inert(finished: dict[str, Any], tmp_path: Path) -> None:
-    results = copy.deepcopy(gathered(finished))
+    results = gathered(finished)
     attack = "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=1'><b>&amp;"
-    for example in results["examples"]:
-        example["d1"], example["d2"] = attack, [[attack, 1]]
-        example["sampled"] = [{"segments": [[attack, 1]], "mean_logprob": -1.0, "finish": "end"}]
-    for pair in results["pair_examples"]:
-        pair["d1"], pair["d2"] = attack, [[attack, 1]]
-    results["name"] = attack
-    results["pairs"]["pair/related"]["why"] = attack
+    pair = {"d1": attack, "d2": [[attack, 1]]}
+    sampled = [{"segments": [[attack, 1]], "mean_logprob": -1.0, "finish": "end"}]
+    results = replace(
+        with_pairs(results, why=attack),
+        name=attack,
+        examples=[{**example, **pair, "sampled": sampled} for example in results.examples],
+        pair_examples=[{**example, **pair} for example in results.pair_examples],
+    )
     found = probe(report(results), tmp_path)
     assert not found["pwned"]
     assert found["images"] == 0
@@ -183,12 +202,11 @@ def test_corpus_text_is_inert(finished: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_what_d1_could_tell_stands_beside_what_was_learned(finished: dict[str, Any], tmp_path: Path) -> None:
-    results = copy.deepcopy(gathered(finished))
     found = Ceiling(
         docs=50, tokens=900, d1=2.5, loss=3.25, worth={"1": (0.0421, 0.001), "2": (0.06, 0.001), "4": (0.1012, 0.001)},
         random=(-0.0003, 0.0002), bands=[Band(0.2, 0.9, 50, (0.0421, 0.001), (0.1012, 0.001))], floor=3.3456,
     )  # fmt: skip
-    results["pairs"]["pair/related"]["ceiling"] = json.loads(json.dumps(asdict(found)))
+    results = with_pairs(gathered(finished), ceiling=json.loads(json.dumps(asdict(found))))
     page = report(results)
     for figure in ("0.0421", "0.1012", "-0.0003", "3.2500", "3.3456"):
         assert figure in page
@@ -208,28 +226,29 @@ def test_the_page_asks_nothing_of_the_network(finished: dict[str, Any]) -> None:
 def test_the_figures_on_the_page_are_those_of_evaluate(finished: dict[str, Any]) -> None:
     results = gathered(finished)
     page = report(results)
-    for scores in results["evaluate"]["best"]["arms"].values():
-        assert f"{scores['loss'][0]:.4f}" in page
-    assert results["evaluate"]["verdict"].split("(")[0] in page
+    for arm in results.evaluate.best.arms.values():
+        assert f"{arm.loss.value:.4f}" in page
+    assert results.evaluate.verdict.split("(")[0] in page
 
 
 def test_a_run_without_synthetic_text_has_a_page_too(finished: dict[str, Any]) -> None:
-    results = gathered(finished) | {
-        "analyze": None,
-        "examples": [],
-        "pair_examples": [],
-        "pairs": {},
-        "tune": {},
-        "synthesize": {},
-    }
+    results = replace(
+        gathered(finished),
+        analyze=None,
+        examples=[],
+        pair_examples=[],
+        pairs={},
+        tune={},
+        synthesize={},
+    )
     assert "Arms" in report(results)
 
 
 def test_what_a_sweep_of_tuning_reached_is_shown(finished: dict[str, Any]) -> None:
     results = gathered(finished)
     assert "best validation loss on held-out pairs" not in report(results)
-    sweep = {"losses": {"lr=0.01": 1.5, "lr=0.001": 2.5}, "settings": {}, "chosen": "lr=0.01"}
-    page = report(results | {"sweeps": {"tune/related": sweep}})
+    sweep = Sweep({"lr=0.01": 1.5, "lr=0.001": 2.5}, {}, "lr=0.01")
+    page = report(replace(results, sweeps={"tune/related": sweep}))
     assert 'tune/related</th><th scope="col">best validation loss on held-out pairs</th>' in page
     assert re.search(r"lr=0\.01 <b>chosen</b></th><td>1\.5000<.*lr=0\.001</th><td>2\.5000<", page, re.DOTALL)
 
@@ -238,19 +257,23 @@ def test_every_artifact_is_linked_and_paid_for_once(finished: dict[str, Any]) ->
     results = gathered(finished)
     page = report(results)
     links = re.findall(r'href="\.\./([^"]*)"', page)
-    assert len(links) == len(set(links)) == len(results["costs"])
+    assert len(links) == len(set(links)) == len(results.costs)
     assert all((run_folder(finished) / link / "manifest.json").exists() for link in links)
-    stages = by_stage(results["costs"])
+    stages = by_stage(results.costs)
     assert next(iter(stages)) == "corpus"
-    assert sum(stage["hours"] for stage in stages.values()) * 3600 == pytest.approx(sum(c["seconds"] for c in results["costs"]))
+    assert sum(stage.hours for stage in stages.values()) * 3600 == pytest.approx(sum(c.seconds for c in results.costs))
 
 
 def test_what_is_not_known_has_its_reason(finished: dict[str, Any]) -> None:
-    results = copy.deepcopy(gathered(finished))
-    arms = results["evaluate"]["best"]["arms"]
-    arms["sbp"]["oracle_share"] = None
-    results["evaluate"]["efficiency"]["worth"] = {"sbp": None}
-    page = report(results)
+    results = gathered(finished)
+    found = results.evaluate
+    arms = {**found.best.arms, "sbp": replace(found.best.arms["sbp"], oracle_share=None)}
+    evaluation = replace(
+        found,
+        best=replace(found.best, arms=arms),
+        efficiency=replace(found.efficiency, worth={"sbp": None}),
+    )
+    page = report(replace(results, evaluate=evaluation))
     assert "the oracle&#39;s own gain is not shown" in page or "the oracle's own gain is not shown" in page
     assert 'id="efficiency"' not in page
     assert re.search(r"Not known for\s+sbp: their loss lies beyond", page)
@@ -258,15 +281,13 @@ def test_what_is_not_known_has_its_reason(finished: dict[str, Any]) -> None:
 
 
 def test_a_name_of_an_arm_is_text_in_figures_too(finished: dict[str, Any]) -> None:
-    results = copy.deepcopy(gathered(finished))
-    page = report(results | {"tune": {"tune/<script>&": results["tune"]["tune/related"]}})
+    results = gathered(finished)
+    page = report(replace(results, tune={"tune/<script>&": results.tune["tune/related"]}))
     assert "tune/<script>" not in page
     assert "<text" in page
     assert "&lt;script&gt;&amp;</text>" in page
 
 
 def test_a_search_by_clusters_says_how_many_and_what_it_finds(finished: dict[str, Any]) -> None:
-    results = copy.deepcopy(gathered(finished))
-    results["pairs"]["pair/related"] |= {"search": "ivf", "clusters": 1_234, "recall": [0.97, 0.961, 0.982]}
-    page = report(results)
+    page = report(with_pairs(gathered(finished), search="ivf", clusters=1_234, recall=[0.97, 0.961, 0.982]))
     assert "Neighbours by 1,234 clusters; 97.0 % of the exact ones were found (96.1 to 98.2 %" in page

@@ -69,12 +69,13 @@ def test_every_metric_stands_over_every_setting_a_line_for_each_value_of_the_oth
 
 def test_curves_are_fitted_where_the_points_allow_and_refused_by_name_elsewhere() -> None:
     page, curves = made(ROWS)
-    fitted = {(curve["column"], curve["line"]): curve for curve in curves if not curve["refused"]}
+    fitted = {(curve.column, curve.line): curve for curve in curves if curve.law}
     assert set(fitted) == {(c, f"width {w}") for c in ("base_loss", "loss.repetition", "loss.sbp-0.5") for w in (32, 64)}
     curve = fitted["base_loss", "width 32"]
-    assert curve["axis"] == "budget.unique_tokens"
-    assert curve["exponent"] == pytest.approx(0.3, rel=0.01)
-    assert curve["offset"] == pytest.approx(2 + 4 / 32, abs=0.01)
+    assert curve.axis == "budget.unique_tokens"
+    assert curve.law.exponent == pytest.approx(0.3, rel=0.01)
+    assert curve.law.offset == pytest.approx(2 + 4 / 32, abs=0.01)
+    assert curve.as_json()["offset"] == curve.law.offset
     # drawn over what was measured, and in no table
     drawn = figures(ROWS)["over-0-base_loss"]
     assert [line.style for line in drawn.lines] == ["points", "points"]

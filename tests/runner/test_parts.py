@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from synthboot import loading, show
-from synthboot.artifacts.parts import Part
+from synthboot.artifacts.parts import Part, Standing
 from synthboot.data import lock
 from synthboot.errors import ConfigError, LockedRun, MissingArtifact
 from synthboot.recipes import folder_of
@@ -34,10 +35,10 @@ def unmake(settings: dict[str, Any], *stages: str) -> None:
         shutil.rmtree(folder_of(run_folder(settings), stage))
 
 
-def parts_of(settings: dict[str, Any], stage: str) -> list[dict[str, Any]]:
+def parts_of(settings: dict[str, Any], stage: str) -> Sequence[Standing]:
     """How the parts of a stage's first artifact stand."""
     number = folder_of(run_folder(settings), stage).name
-    return next(row["parts"] for row in show.status(run_folder(settings)) if row["unit"].startswith(number))
+    return next(row.parts for row in show.status(run_folder(settings)) if row.unit.startswith(number))
 
 
 def test_parts_in_any_order_and_a_last_call_leave_the_bytes_of_a_run(tiny: dict[str, Any], own: dict[str, Any]) -> None:
@@ -47,8 +48,8 @@ def test_parts_in_any_order_and_a_last_call_leave_the_bytes_of_a_run(tiny: dict[
         for number in (2, 1):
             executor.run_part(cfg, stage, Part(number, 2))
         if stage != "score":
-            assert [part["state"] for part in parts_of(own, stage)] == ["finished", "finished"]
-            assert not any(part["missing"] for part in parts_of(own, stage))
+            assert [part.state for part in parts_of(own, stage)] == ["finished", "finished"]
+            assert not any(part.missing for part in parts_of(own, stage))
         executor.run(cfg, stage)
         assert executor.run_part(cfg, stage, Part(1, 2)) == []  # nothing is left to do
     assert contents(own) == contents(tiny)
@@ -61,9 +62,9 @@ def test_a_part_makes_its_items_and_no_others(own: dict[str, Any]) -> None:
     ingest = folder_of(cfg.folder, "corpus") / "work" / "ingest"
     assert sorted(path.name for path in ingest.iterdir()) == ["000001"]
     assert parts_of(own, "corpus") == [
-        {"part": "1/3", "state": "not begun", "missing": {"work/ingest": [0]}},
-        {"part": "2/3", "state": "finished", "missing": {}},
-        {"part": "3/3", "state": "not begun", "missing": {"work/ingest": [2]}},
+        Standing("1/3", "not begun", {"work/ingest": [0]}),
+        Standing("2/3", "finished", {}),
+        Standing("3/3", "not begun", {"work/ingest": [2]}),
     ]
 
 
@@ -117,6 +118,6 @@ def test_parts_side_by_side_one_of_them_killed(tiny: dict[str, Any], own: dict[s
         for process in running:
             process.kill()
             process.wait()
-    assert [part["state"] for part in parts_of(own, "synthesize")] == ["finished", "died"]
+    assert [part.state for part in parts_of(own, "synthesize")] == ["finished", "died"]
     executor.run(loading.load(own), "synthesize")
     assert contents(own) == contents(tiny)

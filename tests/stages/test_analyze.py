@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from synthboot import config
+from synthboot.data import personal
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
 from synthboot.stages import analyze
@@ -78,3 +79,38 @@ def test_segments_follow_the_mark() -> None:
     mark[-2] = 5
     mark[parts.index("\ufffd") + 2] = 7  # a part of no character of its own
     assert analyze.segments(tokenizer, np.array(tokens), mark) == [("abc日", 0), (" f", 2), ("g", 5), ("h", 1)]
+
+
+def test_verbatim_spans_are_those_of_one_document_in_one_piece() -> None:
+    random = np.random.default_rng(5)
+    documents = [[*random.integers(1, 4_000, 160).tolist(), 0] for _ in range(6)]
+    corpus = Tokens.of(documents)
+
+    def new(length: int) -> list[int]:
+        return random.integers(5_000, 9_000, length).tolist()
+
+    samples = [
+        new(30) + documents[0][20:72] + new(9),  # 52 in one piece
+        documents[1][:15] + documents[2][40:60],  # 35 stitched: 20 in one piece
+        documents[3][-40:-1] + documents[4][:30],  # 39, and none across the end
+        new(80),
+        documents[5][:7],
+    ]
+    found = analyze.verbatim_spans([np.array(sample) for sample in samples], corpus)
+    longest = [52, 20, 39, 0, 7]
+    assert found == {str(n): sum(length >= n for length in longest) / 5 for n in analyze.SPANS}
+    assert set(analyze.verbatim_spans([], corpus).values()) == {0.0}
+
+
+def test_type_token_ratio_does_not_depend_on_how_much_there_is() -> None:
+    assert analyze.type_token_ratio(["a b c d", "a a a a"], segment=4) == pytest.approx((1 + 0.25) / 2)
+    assert analyze.type_token_ratio(["a b"] * 40, segment=4) == pytest.approx(0.5)
+    assert analyze.type_token_ratio(["a b c"], segment=4) is None
+
+
+def test_personal_data_of_which_the_corpus_holds_some() -> None:
+    corpus = personal.times(["write to a@example.com", "or to b@example.com"])
+    found = analyze.personal_data(personal.times(["a@example.com, a@example.com and z@example.com", "192.168.1.9"]), corpus)
+    assert found["e-mail"] == {"found": 3, "different": 2, "verbatim": 1}
+    assert found["IP address"] == {"found": 1, "different": 1, "verbatim": 0}
+    assert found["phone"] == {"found": 0, "different": 0, "verbatim": 0}

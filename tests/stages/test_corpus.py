@@ -292,3 +292,35 @@ def test_text_to_replay_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> 
 def test_text_to_replay_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"corpus\.replay: .*nowhere\.jsonl: no such file"):
         make(tmp_path, world_documents(), replay=str(tmp_path / "nowhere.jsonl"))
+
+
+def test_canaries_lie_in_d_pretrain_alone_as_often_as_asked_and_change_nothing_else(tmp_path: Path) -> None:
+    rows = world_documents()
+    canaries = config.Canaries(count=2, copies=[1, 3], words=6, candidates=5)
+    plain = make(tmp_path / "plain", rows)
+    counts = make(tmp_path / "planted", rows, canaries=canaries)
+    drawn = Corpus.open(tmp_path / "planted" / "out")
+    records = json.loads((tmp_path / "planted" / "out" / "canaries.json").read_text())
+    assert [record["copies"] for record in records] == [1, 1, 3, 3, 0, 0, 0, 0, 0]
+
+    known = {record["text"] for record in records}
+    pool = list(drawn.texts("pool"))
+    pretrain = [document.text for document in pool[: counts.pretrain_docs]]
+    for record in records:
+        assert pretrain.count(record["text"]) == record["copies"]
+    for name in ("validation", "test"):
+        assert not known & set(texts(tmp_path / "planted", name))
+        assert texts(tmp_path / "planted", name) == texts(tmp_path / "plain", name)
+    others = [document.text for document in pool if document.text not in known]
+    assert others == texts(tmp_path / "plain", "pool")
+    assert counts.pretrain_docs == plain.pretrain_docs + 8
+    assert counts.account.endswith("8 copies of canaries planted")
+    assert len({document.id for document in pool}) == len(pool)
+    # no two of three copies side by side, or all at one end, is not to be expected, but all over it
+    places = [i for i, text in enumerate(pretrain) if text in known]
+    assert places[-1] - places[0] > counts.pretrain_docs / 3
+
+    same = ("tokenizer/tokenizer.json", "validation/000000/tokens.bin")
+    for name in same:
+        assert (tmp_path / "planted" / "out" / name).read_bytes() == (tmp_path / "plain" / "out" / name).read_bytes()
+    assert not (tmp_path / "plain" / "out" / "canaries.json").exists()

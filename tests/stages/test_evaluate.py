@@ -1,12 +1,15 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from synthboot import config
+from synthboot.artifacts.evaluation import ArmComparison, ArmResult
 from synthboot.errors import ConfigError
 from synthboot.stages.evaluate import answered, efficiency, evaluate, summed
+from synthboot.statistics import Estimate, Interval
 from synthboot.verdicts import verdict
 
 TOKENS = np.full(400, 50)
@@ -22,9 +25,15 @@ RECIPES = {
     "packed_pairs": config.Arm(layout="packed_pairs"),
     "sbp-75": config.Arm(synthetic="related", share=0.75),
 }
+LOSS = Interval(3.0, 2.9, 3.1)
+ARM = ArmResult(LOSS, LOSS, LOSS, (3.0,), {})
 
 
-def figures(arms: dict[str, np.ndarray], tokens: np.ndarray = TOKENS, size: np.ndarray = BYTES, **more: Any) -> dict[str, Any]:
+def difference(value: float, low: float, high: float, p: float) -> Estimate:
+    return Estimate(value, low, high, p, standard_error=0.1, df=2, by_seed=(value,), items=400)
+
+
+def figures(arms: dict[str, np.ndarray], tokens: np.ndarray = TOKENS, size: np.ndarray = BYTES, **more: Any) -> ArmComparison:
     return evaluate(arms, tokens, size, RECIPES, CFG, **more)
 
 
@@ -34,46 +43,53 @@ def losses(mean: float, seeds: int = 3, spread: float = 0.02, seed: int = 0) -> 
     return 50 * (mean + documents + rng.normal(0, spread, (seeds, 1)) + rng.normal(0, 0.05, (seeds, 400)))
 
 
-def scored(sbp: float, seeds: int = 3) -> dict:
+def scored(sbp: float, seeds: int = 3) -> ArmComparison:
     arms = {"repetition": losses(3.0, seeds, seed=1), "sbp": losses(sbp, seeds, seed=2), "oracle": losses(2.6, seeds, seed=3)}
     return figures(arms)
 
 
 def test_loss_perplexity_and_bits_per_byte() -> None:
-    result = figures({"repetition": np.full((1, 400), 100.0)})["arms"]["repetition"]
-    assert result["loss"] == pytest.approx([2.0] * 3)
-    assert result["perplexity"][0] == pytest.approx(math.exp(2))
-    assert result["bits_per_byte"][0] == pytest.approx(100 / math.log(2) / 200)
+    result = figures({"repetition": np.full((1, 400), 100.0)}).arms["repetition"]
+    assert result.loss == pytest.approx([2.0] * 3)
+    assert result.perplexity.value == pytest.approx(math.exp(2))
+    assert result.bits_per_byte.value == pytest.approx(100 / math.log(2) / 200)
 
 
 def test_loss_is_per_token_not_per_document() -> None:
     tokens = np.array([1, 99])
     result = figures({"repetition": np.array([[10.0, 99.0]])}, tokens, np.array([4, 400]))
-    assert result["arms"]["repetition"]["loss"][0] == pytest.approx(109 / 100)
+    assert result.arms["repetition"].loss.value == pytest.approx(109 / 100)
 
 
 def test_the_same_loss_a_token_everywhere_has_no_spread_whatever_the_lengths() -> None:
     tokens = np.random.default_rng(0).integers(5, 500, 300)
     result = figures({"repetition": 2.0 * tokens[None]}, tokens, 4 * tokens)  # 2 nats per token in each document
-    assert result["arms"]["repetition"]["loss"] == pytest.approx([2.0] * 3)
+    assert result.arms["repetition"].loss == pytest.approx([2.0] * 3)
 
 
 def test_oracle_share_and_its_interval() -> None:
-    share = scored(2.8)["arms"]["sbp"]["oracle_share"]
-    assert share[1] < share[0] < share[2]
-    assert share[0] == pytest.approx(0.5, abs=0.1)
+    found = scored(2.8)
+    share = found.arms["sbp"].oracle_share
+    assert share is not None
+    assert share.low < share.value < share.high
+    assert share.value == pytest.approx(0.5, abs=0.1)
+    assert [arm for arm in found.arms if found.has_share(arm)] == ["sbp"]
+    assert found.arms["oracle"].p_adjusted is None  # that more text is better is no claim
 
 
 def test_pairing_by_document_makes_intervals_of_differences_narrow() -> None:
     arms = {"repetition": losses(3.0, spread=0, seed=1), "sbp": losses(2.8, spread=0, seed=2)}
-    entry = figures(arms)["arms"]["sbp"]
-    width = entry["difference"][2] - entry["difference"][1]
-    assert width < 0.6 * (entry["loss"][2] - entry["loss"][1])
+    entry = figures(arms).arms["sbp"]
+    assert entry.difference is not None
+    width = entry.difference.high - entry.difference.low
+    assert width < 0.6 * (entry.loss.high - entry.loss.low)
 
 
 def test_no_share_of_an_oracle_that_gains_nothing() -> None:
     arms = {"repetition": losses(3.0, seed=1), "sbp": losses(2.9, seed=2), "oracle": losses(3.0, seed=3)}
-    assert figures(arms)["arms"]["sbp"]["oracle_share"] is None
+    found = figures(arms)
+    assert found.arms["sbp"].oracle_share is None
+    assert found.has_share("sbp")  # which is not known
 
 
 @pytest.mark.parametrize(
@@ -86,22 +102,22 @@ def test_no_share_of_an_oracle_that_gains_nothing() -> None:
     ],
 )
 def test_the_verdict_says_what_the_figures_show(sbp: float, seeds: int, expected: str) -> None:
-    assert expected in scored(sbp, seeds)["verdict"]
+    assert expected in scored(sbp, seeds).verdict
 
 
 def test_three_seeds_need_no_caution_and_one_does() -> None:
-    assert "anecdote" not in scored(2.8)["verdict"]
-    assert "No arm of the method was run" in verdict({"repetition": {}}, {"repetition": "repetition"}, 3, 0.95)
+    assert "anecdote" not in scored(2.8).verdict
+    assert "No arm of the method was run" in verdict({"repetition": ARM}, {"repetition": "repetition"}, 3, 0.95)
 
 
 def test_what_an_arm_is_its_recipe_says_and_not_its_name() -> None:
     recipes = {"repetition": REAL, "sbp-self": config.Arm(synthetic="unconditional", share=0.5), "ours": RELATED}
     arms = {"repetition": losses(3.0, seed=1), "sbp-self": losses(2.9, seed=2), "ours": losses(2.7, seed=3)}
     result = evaluate(arms, TOKENS, BYTES, recipes, CFG)
-    assert result["kinds"] == {"repetition": "repetition", "sbp-self": "control", "ours": "method"}
-    assert result["subject"] == "ours"
-    assert result["verdict"].startswith("Synthetic text helped: ours is 0.3")
-    assert "better than sbp-self" in result["verdict"]
+    assert result.kinds == {"repetition": "repetition", "sbp-self": "control", "ours": "method"}
+    assert result.subject == "ours"
+    assert result.verdict.startswith("Synthetic text helped: ours is 0.3")
+    assert "better than sbp-self" in result.verdict
 
 
 @pytest.mark.parametrize(
@@ -134,34 +150,37 @@ def test_the_oracle_of_the_share_is_the_one_with_the_most_text() -> None:
         "half": losses(2.8, seed=4),
         "oracle": losses(2.6, seed=3),
     }
-    result = evaluate(arms, TOKENS, BYTES, recipes, CFG)["arms"]
-    assert result["sbp"]["oracle_share"][0] == pytest.approx(0.5, abs=0.1)
-    assert result["half"]["oracle_share"][0] == pytest.approx(0.5, abs=0.1)
+    found = evaluate(arms, TOKENS, BYTES, recipes, CFG)
+    assert found.oracle == "oracle"
+    shares = [found.arms[name].oracle_share for name in ("sbp", "half")]
+    assert [share.value for share in shares if share] == pytest.approx([0.5, 0.5], abs=0.1)
 
 
 def test_many_arms_are_adjusted_for_and_so_are_earlier_looks() -> None:
     arms = {"repetition": losses(3.0, seed=1), "sbp": losses(2.97, seed=2), "self": losses(2.6, seed=4)}
     once = figures(arms, looks=[3])
-    assert once["arms"]["sbp"]["p_adjusted"] == once["arms"]["sbp"]["p"]  # the larger of two is not multiplied
-    assert once["arms"]["self"]["p_adjusted"] == pytest.approx(2 * once["arms"]["self"]["p"])
+    p = {name: arm.difference.p for name, arm in once.arms.items() if arm.difference}
+    assert once.arms["sbp"].p_adjusted == p["sbp"]  # the larger of two is not multiplied
+    assert once.arms["self"].p_adjusted == pytest.approx(2 * p["self"])
     twice = figures(arms, looks=[2, 3])
-    assert twice["arms"]["self"]["p_adjusted"] == pytest.approx(4 * once["arms"]["self"]["p"])
-    assert "looked at before with 2 seeds" in twice["verdict"]
+    assert twice.arms["self"].p_adjusted == pytest.approx(4 * p["self"])
+    assert "looked at before with 2 seeds" in twice.verdict
 
 
 def test_the_verdict_does_not_stand_on_a_p_value_that_is_not_adjusted() -> None:
-    entry = {"difference": [-0.1, -0.19, -0.01], "p": 0.03, "p_adjusted": 0.12, "against": {}}
-    said = verdict({"repetition": {}, "ours": entry}, {"repetition": "repetition", "ours": "method"}, 3, 0.95)
+    ours = replace(ARM, difference=difference(-0.1, -0.19, -0.01, 0.03), p_adjusted=0.12)
+    said = verdict({"repetition": ARM, "ours": ours}, {"repetition": "repetition", "ours": "method"}, 3, 0.95)
     assert said.startswith("No difference shown: ours is 0.1000 nats per token better than repetition")
     assert "does not stand once the number of comparisons is allowed for" in said
 
 
 def test_what_a_run_of_so_many_seeds_could_show() -> None:
-    power = scored(2.8)["power"]
-    assert power["subject"] == "sbp"
-    shown = [power["detectable"][str(n)] for n in (2, 3, 5, 10)]
+    power = scored(2.8).power
+    assert power is not None
+    assert power.subject == "sbp"
+    shown = [power.detectable[n] for n in (2, 3, 5, 10)]
     assert shown == sorted(shown, reverse=True)
-    assert scored(2.8, seeds=1)["power"] is None
+    assert scored(2.8, seeds=1).power is None
 
 
 def test_without_repetition_there_is_nothing_to_compare_with() -> None:
@@ -180,13 +199,14 @@ def test_every_arm_is_compared_with_every_other_and_the_verdict_says_what_contro
         "sbp-75": losses(2.75, seed=7),
     }
     result = figures(arms)
-    against = result["arms"]["sbp"]["against"]
-    assert set(against) == set(arms) - {"sbp"}
-    assert against["repetition"] == (*result["arms"]["sbp"]["difference"], result["arms"]["sbp"]["p"])
-    assert against["self"][0] == pytest.approx(-0.6, abs=0.03)
-    assert against["self"][3] < 0.05 < against["random_pairs"][3]
-    assert result["arms"]["self"]["against"]["sbp"][0] == pytest.approx(-against["self"][0])
-    said = result["verdict"]
+    sbp = result.arms["sbp"]
+    assert set(sbp.against) == set(arms) - {"sbp"}
+    assert sbp.difference is not None
+    assert sbp.against["repetition"] == sbp.difference.tested
+    assert sbp.against["self"].value == pytest.approx(-0.6, abs=0.03)
+    assert sbp.against["self"].p < 0.05 < sbp.against["random_pairs"].p
+    assert result.arms["self"].against["sbp"].value == pytest.approx(-sbp.against["self"].value)
+    said = result.verdict
     assert "better than self (p = " in said
     assert "not shown to differ from random_pairs" in said
     assert "worse than packed_pairs" in said
@@ -195,8 +215,8 @@ def test_every_arm_is_compared_with_every_other_and_the_verdict_says_what_contro
 
 
 def test_the_verdict_says_worse_where_it_is_worse_but_not_shown() -> None:
-    entry = {"difference": [0.01, -0.02, 0.04], "p": 0.4, "against": {}}
-    said = verdict({"sbp": entry}, {"sbp": "method"}, 3, 0.95)
+    sbp = replace(ARM, difference=difference(0.01, -0.02, 0.04, 0.4))
+    said = verdict({"sbp": sbp}, {"sbp": "method"}, 3, 0.95)
     assert said.startswith("No difference shown: sbp is 0.0100 nats per token worse than repetition (-0.0200 to +0.0400")
     assert "an interval that includes zero" in said
 
@@ -204,7 +224,7 @@ def test_the_verdict_says_worse_where_it_is_worse_but_not_shown() -> None:
 def test_losses_by_group_are_those_of_its_documents() -> None:
     groups = ["many" if i % 4 else "one" for i in range(400)]
     rows = {"repetition": np.array([[100.0 if g == "many" else 150.0 for g in groups]])}
-    found = figures(rows, groups=groups)["groups"]
+    found = figures(rows, groups=groups).groups
     assert found["many"]["repetition"] == pytest.approx([2.0] * 3)
     assert found["one"]["repetition"] == pytest.approx([3.0] * 3)
 
@@ -253,15 +273,15 @@ def test_answers_by_task_and_group() -> None:
     groups = [""] * 100 + ["many", "one"] * 100
     arms = {"repetition": answers(0.3), "sbp": answers(0.6)}
     found = answered(arms, tasks, groups, CFG)
-    assert found["cloze"]["items"] == 100
-    assert list(found["cloze"]["groups"]) == ["all"]
-    assert list(found["world"]["groups"]) == ["all", "many", "one"]
-    entry = found["world"]["groups"]["all"]["sbp"]
-    assert entry["acc"][0] == pytest.approx(arms["sbp"][:, 100:, 0].mean())
-    assert entry["acc_norm"][0] == pytest.approx(1 - entry["acc"][0])
-    assert entry["nll"] == pytest.approx([2.0] * 3)
-    assert entry["choice_nll"] == pytest.approx([0.5] * 3)
-    assert found["cloze"]["groups"]["all"]["sbp"]["choice_nll"] is None
-    assert entry["difference"][0] == pytest.approx(0.3, abs=0.06)
-    assert entry["difference"][3] < 0.01
-    assert found["world"]["groups"]["one"]["sbp"]["items"] == 100
+    assert found["cloze"].items == 100
+    assert list(found["cloze"].groups) == ["all"]
+    assert list(found["world"].groups) == ["all", "many", "one"]
+    entry = found["world"].groups["all"]["sbp"]
+    assert entry.acc.value == pytest.approx(arms["sbp"][:, 100:, 0].mean())
+    assert entry.acc_norm.value == pytest.approx(1 - entry.acc.value)
+    assert entry.nll == pytest.approx([2.0] * 3)
+    assert entry.choice_nll == pytest.approx([0.5] * 3)
+    assert found["cloze"].groups["all"]["sbp"].choice_nll is None
+    assert entry.difference.value == pytest.approx(0.3, abs=0.06)
+    assert entry.difference.p < 0.01
+    assert found["world"].groups["one"]["sbp"].items == 100

@@ -158,14 +158,14 @@ def test_what_each_alpha_would_give_is_what_it_gives() -> None:
     vectors, _ = clustered(300)
     texts = distinct_texts(300)
     told = alphas(vectors, texts, config.Pair(num_neighbors=8), 0)
-    assert told["sampled"] == 300
-    for row in told["table"][2:16:4]:
-        cfg = config.Pair(num_neighbors=8, min_similarity=row["alpha"], heldout_share=0, max_per_d2=None)
-        assert row["pairs"] == len(pair(vectors, texts, cfg))
+    assert told.sampled == 300
+    for row in told.table[2:16:4]:
+        cfg = config.Pair(num_neighbors=8, min_similarity=row.alpha, heldout_share=0, max_per_d2=None)
+        assert row.pairs == len(pair(vectors, texts, cfg))
     sampled = alphas(vectors, texts, config.Pair(num_neighbors=8), 0, sample=100)
-    for some, whole in zip(sampled["table"], told["table"], strict=True):
-        _, low, high = some["per_document"]
-        assert low * 300 - 60 <= whole["pairs"] <= high * 300 + 60
+    for some, whole in zip(sampled.table, told.table, strict=True):
+        _, low, high = some.per_document
+        assert low * 300 - 60 <= whole.pairs <= high * 300 + 60
 
 
 def test_known_neighbours_are_taken_as_they_are() -> None:

@@ -1,4 +1,4 @@
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from synthboot import config, loading
+from synthboot.artifacts.model import TokenCounts
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.disk import read_json
 from synthboot.data.tokens import Tokens
@@ -18,26 +19,31 @@ from synthboot.stages.pretrain import pretrain, real_docs
 from tests.conftest import small_config
 
 POOL = Tokens.of([[1] * 10] * 8)
+COUNTS = TokenCounts(
+    steps=10,
+    batch_tokens=64,
+    train_tokens=640,
+    real_tokens=640,
+    unique_real_tokens=80,
+    real_epochs=8.0,
+    synthetic_tokens=0,
+    synthetic_epochs=0.0,
+    replayed_tokens=0,
+    replayed_epochs=0.0,
+    seed=0,
+    parameters=5,
+    architecture="qwen3",
+    vocab_size=300,
+    settings={"lr": 1e-3, "warmup_steps": 1, "eval_steps": [5, 10], "weight_decay": 0.3},
+    recipe=config.Arm(),
+    best_step=10,
+    train_flops=1e6,
+    spent_flops=0.0,
+)
 
 
-def counts(**changes: Any) -> dict[str, Any]:
-    base = {
-        "steps": 10,
-        "batch_tokens": 64,
-        "train_tokens": 640,
-        "parameters": 5,
-        "architecture": "qwen3",
-        "vocab_size": 300,
-        "settings": {"lr": 1e-3, "warmup_steps": 1, "eval_steps": [5, 10], "weight_decay": 0.3},
-        "real_tokens": 640,
-        "synthetic_tokens": 0,
-        "synthetic_epochs": 0.0,
-        "replayed_tokens": 0,
-        "recipe": config.Arm().model_dump(),
-        "train_flops": 1e6,
-        "spent_flops": 0.0,
-    }
-    return {**base, **changes}
+def counts(**changes: Any) -> TokenCounts:
+    return replace(COUNTS, **changes)
 
 
 def test_arms_that_differ_in_data_alone_are_compared() -> None:
@@ -62,12 +68,12 @@ def test_any_other_difference_is_refused_with_the_reason(changes: dict[str, Any]
         check_comparable({"repetition": {0: counts()}, "sbp": {0: counts(**changes)}})
 
 
-def recipe(**changes: Any) -> dict[str, Any]:
-    return config.Arm().model_copy(update=changes).model_dump()
+def recipe(**changes: Any) -> config.Arm:
+    return config.Arm().model_copy(update=changes)
 
 
 def test_what_a_sweep_or_a_budget_of_flops_chose_may_differ_and_nothing_else() -> None:
-    settings = {**counts()["settings"], "weight_decay": 1.0}
+    settings = {**COUNTS.settings, "weight_decay": 1.0}
     tuned = counts(settings=settings, recipe=recipe(weight_decay=1.0))
     check_comparable({"repetition": {0: tuned}, "sbp": {0: counts()}})
     with pytest.raises(UnfairComparison, match="differ in lr"):
@@ -77,7 +83,7 @@ def test_what_a_sweep_or_a_budget_of_flops_chose_may_differ_and_nothing_else() -
     paid = counts(**shorter, recipe=recipe(match="flops"), spent_flops=2e5)
     check_comparable({"repetition": {0: counts()}, "sbp": {0: paid}})
     with pytest.raises(UnfairComparison, match="FLOPs, the budget is 1e"):
-        check_comparable({"repetition": {0: counts()}, "sbp": {0: {**paid, "spent_flops": 2.1e5}}})
+        check_comparable({"repetition": {0: counts()}, "sbp": {0: replace(paid, spent_flops=2.1e5)}})
 
 
 def test_arms_need_the_same_seeds() -> None:
@@ -94,21 +100,22 @@ def test_real_text_of_an_arm_is_a_head_of_the_pool() -> None:
 
 
 def test_each_model_of_an_ensemble_is_held_to_what_every_arm_is() -> None:
-    member = counts(recipe=recipe(ensemble=2), settings={**counts()["settings"], "dropout_seed": 7})
-    whole = {**member, "steps": 20, "train_tokens": 1_280, "real_tokens": 1_280, "parameters": 10}
-    check_comparable({"repetition": {0: counts()}, "ens": {0: {**whole, "members": [member, member]}}})
-    check_comparable({"ens": {0: {**whole, "members": [member, member]}}, "repetition": {0: counts()}})
-    longer = {**member, "steps": 11}
+    member = counts(recipe=recipe(ensemble=2), settings={**COUNTS.settings, "dropout_seed": 7})
+    sums = {"steps": 20, "train_tokens": 1_280, "real_tokens": 1_280, "parameters": 10}
+    whole = replace(member, **sums, best_step=None, members=(member, member))
+    check_comparable({"repetition": {0: counts()}, "ens": {0: whole}})
+    check_comparable({"ens": {0: whole}, "repetition": {0: counts()}})
+    longer = replace(member, steps=11)
     with pytest.raises(UnfairComparison, match="arms repetition and ens differ in steps"):
-        check_comparable({"repetition": {0: counts()}, "ens": {0: {**whole, "members": [member, longer]}}})
+        check_comparable({"repetition": {0: counts()}, "ens": {0: replace(whole, members=(member, longer))}})
     # without the recipe it is another arm that had more of everything
-    plain = {**whole, "recipe": recipe()}
+    plain = replace(whole, recipe=recipe(), members=())
     with pytest.raises(UnfairComparison, match="differ in"):
         check_comparable({"repetition": {0: counts()}, "ens": {0: plain}})
 
 
 def test_a_taught_arm_differs_in_its_targets_alone() -> None:
-    settings = {**counts()["settings"], "distill_weight": 0.5}
+    settings = {**COUNTS.settings, "distill_weight": 0.5}
     taught = counts(recipe=recipe(distill="ens"), settings=settings)
     check_comparable({"repetition": {0: counts()}, "taught": {0: taught}})
     with pytest.raises(UnfairComparison, match="differ in distill_weight"):
@@ -158,14 +165,14 @@ def test_an_ensemble_is_its_members_and_resumes_to_the_same_bytes(tmp_path: Path
     again = trained(tmp_path / "killed", ensemble=2)
     assert kept(tmp_path / "killed") == kept(tmp_path / "whole")
     assert (tmp_path / "killed" / "last" / "member-0" / "model.safetensors").stat().st_mtime_ns == before
-    assert json.dumps(again.token_counts) == json.dumps(whole.token_counts)
+    assert again.token_counts.as_json() == whole.token_counts.as_json()
     assert (again.curve, again.flops) == (whole.curve, whole.flops)
 
     both = whole.token_counts
     alone = trained(tmp_path / "alone")
     for key in ("steps", "train_tokens", "real_tokens", "parameters", "train_flops"):
-        assert both[key] == 2 * alone.token_counts[key]
-    assert len({member["seed"] for member in both["members"]} | {0}) == 3
+        assert getattr(both, key) == 2 * getattr(alone.token_counts, key)
+    assert len({member.seed for member in both.members} | {0}) == 3
     check_comparable({"repetition": {0: alone.token_counts}, "ens": {0: both}})
 
     curve = read_json(tmp_path / "whole" / "curve.json")

@@ -95,11 +95,11 @@ def test_rows_say_what_the_artifacts_say_and_the_files_the_same(studied: Any) ->
     out, _, _, study = studied
     assert [row.point for row in study.rows] == NAMES
     for row in study.rows:
-        unseen = Model.open(folder_of(out / row.folder, "tune", "related")).tuning["conditioning"]["unseen"]
-        assert row.d1_worth == (unseen["d1_worth"], unseen["d1_worth_error"])
-        assert row.net_worth == (unseen["net_worth"], unseen["net_worth_error"])
+        unseen = Model.open(folder_of(out / row.folder, "tune", "related")).tuning.conditioning["unseen"]
+        assert row.d1_worth == (unseen.d1_worth, unseen.d1_worth_error)
+        assert row.net_worth == (unseen.net_worth, unseen.net_worth_error)
         base = Model.open(folder_of(out / row.folder, "base"))
-        assert (row.parameters, row.base_loss) == (base.token_counts["parameters"], base.curve["best_loss"])
+        assert (row.parameters, row.base_loss) == (base.token_counts.parameters, base.curve.best_loss)
         assert (row.train_tokens, row.batch_tokens) == (2_688, 384)
         assert (row.contexts, row.seeds, row.minus_self, row.note) == (1, None, None, "")
     assert len({row.d1_worth for row in study.rows}) == 4
@@ -202,10 +202,10 @@ def test_the_command_line_with_arms(tiny: dict[str, Any], tmp_path: Path) -> Non
     for row in rows:
         result_of = Evaluation.open(folder_of(tmp_path / "study" / row["folder"], "evaluate"))
         arms = result_of.arms
-        assert (row["loss.sbp"], row["loss.sbp.low"], row["loss.sbp.high"]) == arms["sbp"]["loss"]
+        assert (row["loss.sbp"], row["loss.sbp.low"], row["loss.sbp.high"]) == arms["sbp"].loss
         for other in ("repetition", "self"):
             ends = tuple(row[f"minus_{other}{end}"] for end in ("", ".low", ".high", ".p"))
-            assert ends == arms["sbp"]["against"][other]
+            assert ends == arms["sbp"].against[other]
             p_values[row["point"], other] = ends[-1]
     wanted = holm(p_values)
     for row in rows:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from synthboot.artifacts.store import Shards, read_listed, read_rows
+from synthboot.artifacts.store import Shards, declared, read_listed, read_rows, typed
 from synthboot.data import tokenizer as tokenizers
+from synthboot.data.canaries import Canary
 from synthboot.data.disk import unreadable, write_json
 from synthboot.data.documents import Document
 from synthboot.data.tokenizer import Tokenizer
@@ -26,7 +27,36 @@ from synthboot.data.tokens import Tokens
 PRETRAIN = "pretrain"
 DOCUMENTS = "documents.parquet"
 _SUMMARY = "corpus.json"
+_CANARIES = "canaries.json"
 QUARANTINE = "quarantine.jsonl"
+
+
+@declared
+@dataclass(frozen=True)
+class Counts:
+    """What the corpus holds. records = documents + quarantined + dropped, summed over all of
+    `dropped`, where no canaries are among the documents of the pool.
+
+    `unknown_tokens` stand for text that the tokenizer has no token for, which is lost. `account`
+    says in one line what was not kept as it came.
+    """
+
+    records: int
+    quarantined: int
+    reasons: dict[str, int]
+    renamed_ids: int
+    ignored_files: dict[str, int]
+    ignored_values: dict[str, int]
+    dropped: dict[str, int]
+    flagged_docs: int
+    documents: dict[str, int]
+    tokens: dict[str, int]
+    pretrain_docs: int
+    pretrain_tokens: int
+    vocab_size: int
+    tokenizer_docs: int
+    unknown_tokens: int
+    account: str
 
 
 @dataclass(frozen=True)
@@ -55,21 +85,34 @@ class Corpus:
         return tokenizers.load(self.tokenizer_folder)
 
     @cached_property
-    def summary(self) -> Mapping[str, Any]:
-        """What the stage counted, as `stages.corpus.Counts` has it.
+    def summary(self) -> Counts:
+        """What it holds, and what was left out of it.
 
         Raises CorruptArtifact where it is not what the manifest lists.
         """
-        return dict(read_listed(self.folder, _SUMMARY))
+        return typed(read_listed(self.folder, _SUMMARY), Counts, self.folder / _SUMMARY)
 
-    def save_summary(self, counts: Mapping[str, object]) -> None:
+    def save_summary(self, counts: Counts) -> None:
         """Write what `summary` reads."""
-        write_json(self.folder / _SUMMARY, counts)
+        write_json(self.folder / _SUMMARY, asdict(counts))
+
+    @cached_property
+    def canaries(self) -> list[Canary]:
+        """The canaries that were planted in D_pretrain, and the candidates; none where nothing was
+        planted. Raises as `summary` does."""
+        if not (self.folder / _CANARIES).exists():
+            return []
+        path = self.folder / _CANARIES
+        return [typed(record, Canary, path) for record in read_listed(self.folder, _CANARIES)]
+
+    def save_canaries(self, canaries: Sequence[Canary]) -> None:
+        """Write what `canaries` reads."""
+        write_json(self.folder / _CANARIES, [asdict(canary) for canary in canaries])
 
     @property
     def pretrain_docs(self) -> int:
         """Documents in D_pretrain."""
-        return int(self.summary["pretrain_docs"])
+        return self.summary.pretrain_docs
 
     @property
     def pretrain(self) -> Tokens:

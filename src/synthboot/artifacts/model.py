@@ -6,14 +6,18 @@ ensemble folders of them (`lm.ensemble`); the other records are those of the sta
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import model_serializer
+
+from synthboot import config
 from synthboot.artifacts.scores import CHECKPOINTS
-from synthboot.artifacts.store import Manifest, read_manifest
+from synthboot.artifacts.store import Manifest, declared, plain, read_manifest, typed
 from synthboot.data.disk import read_json, write_json
 from synthboot.errors import MissingArtifact
 
@@ -21,6 +25,155 @@ _CURVE = "curve.json"
 _TOKEN_COUNTS = "token_counts.json"
 _TUNING = "tune.json"
 _SWEEP = "sweep.json"
+
+T = TypeVar("T")
+
+
+def _what_there_is(
+    self: object,  # the name by which pydantic knows a method
+    as_it_is: Callable[[object], dict[str, object]],
+) -> dict[str, object]:
+    """What a record does not have is not written."""
+    return {key: value for key, value in as_it_is(self).items() if value not in (None, [])}
+
+
+@declared
+@dataclass
+class Curve:
+    """What happened while a model was trained.
+
+    `train` rows are [tokens, mean loss since the last row, gradient norm, lr]; `validation` rows
+    are [tokens, loss], `copying` rows [tokens, copy score] where that is taken; `best_step` counts
+    optimizer steps done.
+    """
+
+    step: int = 0
+    best_step: int = -1
+    best_loss: float = math.inf
+    evals_since_best: int = 0
+    # whole numbers stay what they are: a resumed run writes the bytes of one that was not killed
+    train: list[list[int | float]] = field(default_factory=list)
+    validation: list[list[int | float]] = field(default_factory=list)
+    copying: list[list[int | float]] = field(default_factory=list)
+
+    @property
+    def last_loss(self) -> float:
+        """Validation loss at the end."""
+        return self.validation[-1][1] if self.validation else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensRead:
+    """Tokens by source, and epochs over each, of a whole training run."""
+
+    steps: int
+    batch_tokens: int
+    train_tokens: int
+    real_tokens: int
+    unique_real_tokens: int
+    real_epochs: float
+    synthetic_tokens: int
+    synthetic_epochs: float
+    replayed_tokens: int
+    replayed_epochs: float
+
+
+@declared
+@dataclass(frozen=True, kw_only=True)
+class TokenCounts(TokensRead):
+    """What a model was trained on and how: tokens by source, the settings of training, FLOPs.
+
+    `train_flops` are those of training, `spent_flops` all that was spent on its text and teachers
+    before. An ensemble has the sums of its `members`, but no `best_step`.
+    """
+
+    seed: int
+    parameters: int
+    architecture: str
+    vocab_size: int
+    settings: dict[str, object]
+    recipe: config.Arm
+    best_step: int | None = None
+    train_flops: float
+    spent_flops: float
+    members: tuple[TokenCounts, ...] = ()
+
+    @property
+    def total_flops(self) -> float:
+        """All that was computed for the model."""
+        return self.train_flops + self.spent_flops
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts as `token_counts.json` has them."""
+        return dict(plain(self))
+
+    _written = model_serializer(mode="wrap")(_what_there_is)
+
+
+@declared
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """Nats per token of d2 on held-out pairs, by what a synthesizer is given; `base` is the model
+    that it was tuned from, given nothing.
+
+    `d1_worth` is what d1 saves beside a random one, `net_worth` what it saves beside base, each
+    with its standard error over pairs. What is about d1 is None where it is tuned without,
+    `net_worth` where it is tuned from fresh weights, `tokens_per_byte` where tokens are the arms'.
+    """
+
+    given_d1: float | None = None
+    given_random_d1: float | None = None
+    given_nothing: float
+    base: float
+    pairs: int
+    d1_worth: float | None = None
+    d1_worth_error: float | None = None
+    net_worth: float | None = None
+    net_worth_error: float | None = None
+    tokens_per_byte: float | None = None
+
+    _written = model_serializer(mode="wrap")(_what_there_is)
+
+
+@declared
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How a synthesizer was tuned.
+
+    `account` says in words what d1 is worth; `conditioning` has the losses on pairs whose d2 is
+    `unseen` or `seen_by_base`; `untuned` is what d1 is worth to the model that tuning starts from,
+    with its standard error. `stopped_by` are the pairs whose loss the curve has: d1, validation
+    document d2, tokens of it that are scored. `base_share` are the shares of base's weights that
+    were tried, each with its loss. `pointer` are its weights, if there is one; `is_prompted`
+    whether d1 stands in the prompt.
+    """
+
+    account: str
+    conditioning: dict[str, Conditioning]
+    untuned: tuple[float, float]
+    padding_share: float
+    best_loss: float
+    upstream_flops: float
+    curve: Curve
+    stopped_by: Sequence[tuple[int, int, int]]
+    base_share: Sequence[tuple[float, float]] = ()
+    pointer: Sequence[Sequence[float]] | None = None
+    is_prompted: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        """It as `tune.json` has it."""
+        return dict(plain(self))
+
+
+@declared
+@dataclass(frozen=True)
+class Sweep:
+    """What the trials of a sweep reached: by trial its validation loss, and the settings that the
+    sweep varies; and which was chosen."""
+
+    losses: dict[str, float]
+    settings: dict[str, dict[str, object]]
+    chosen: str
 
 
 @dataclass(frozen=True)
@@ -65,42 +218,42 @@ class Model:
         return manifest
 
     @property
-    def curve(self) -> dict[str, Any]:
-        """Losses while it was trained, as `lm.train.Curve` has them."""
-        return dict(read_json(self.folder / _CURVE))
+    def curve(self) -> Curve:
+        """Losses while it was trained."""
+        return _read(self.folder / _CURVE, Curve)
 
     @property
-    def token_counts(self) -> dict[str, Any]:
-        """What it was trained on: tokens by source, FLOPs, and the settings of training."""
-        return dict(read_json(self.folder / _TOKEN_COUNTS))
+    def token_counts(self) -> TokenCounts:
+        """What it was trained on."""
+        return _read(self.folder / _TOKEN_COUNTS, TokenCounts)
 
     @property
-    def tuning(self) -> dict[str, Any]:
-        """Of a synthesizer: what it gains by d1, its curve, and the pairs that stopped it."""
-        return dict(read_json(self.folder / _TUNING))
+    def tuning(self) -> Tuning:
+        """How it was tuned, of a synthesizer."""
+        return _read(self.folder / _TUNING, Tuning)
 
     @property
-    def sweep(self) -> dict[str, Any] | None:
+    def sweep(self) -> Sweep | None:
         """What the trials of its sweep reached, and which was chosen; None without a sweep."""
         path = self.folder / _SWEEP
-        return dict(read_json(path)) if path.exists() else None
+        return _read(path, Sweep) if path.exists() else None
 
-    def save_curve(self, record: Mapping[str, object]) -> None:
+    def save_curve(self, curve: Curve) -> None:
         """Write what `curve` reads."""
-        write_json(self.folder / _CURVE, record)
+        write_json(self.folder / _CURVE, asdict(curve))
 
-    def save_token_counts(self, counts: Mapping[str, object]) -> None:
+    def save_token_counts(self, counts: TokenCounts) -> None:
         """Write what `token_counts` reads."""
-        write_json(self.folder / _TOKEN_COUNTS, counts)
+        write_json(self.folder / _TOKEN_COUNTS, counts.as_json())
 
-    def save_tuning(self, record: Mapping[str, object]) -> None:
+    def save_tuning(self, tuning: Tuning) -> None:
         """Write what `tuning` reads."""
-        write_json(self.folder / _TUNING, record)
+        write_json(self.folder / _TUNING, tuning.as_json())
 
-    def save_sweep(self, record: Mapping[str, object]) -> None:
+    def save_sweep(self, sweep: Sweep) -> None:
         """Write what `sweep` reads."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / _SWEEP, record)
+        write_json(self.folder / _SWEEP, asdict(sweep))
 
     def copy(self, trial: Model) -> None:
         """Become what a trial of the sweep is: its checkpoints and records."""
@@ -110,3 +263,8 @@ class Model:
         for name in (_CURVE, _TOKEN_COUNTS, _TUNING):
             if (trial.folder / name).exists():
                 shutil.copy2(trial.folder / name, self.folder / name)
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    """Raises CorruptArtifact where the file is missing, or does not hold such a thing."""
+    return typed(read_json(path), kind, path)

@@ -18,13 +18,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 from synthboot import config
 from synthboot.artifacts.corpus import QUARANTINE
 from synthboot.artifacts.parts import Part
 from synthboot.artifacts.store import WORK, Progress, Shards
 from synthboot.data import documents, files, ngrams
+from synthboot.data.canaries import Canary
 from synthboot.data.disk import load_array, remove, save_array, unreadable, write_bytes
 from synthboot.errors import DataError
 
@@ -140,7 +141,8 @@ class Spool(Sequence[str]):
 
     With them come their digests, id hashes and MinHash signatures. No two different texts have one
     id: of those that come with the same, the one with the least digest keeps it, and the others,
-    which are `renamed`, have theirs after it.
+    which are `renamed`, have theirs after it. What is `planted` lies after them and is
+    not counted.
     """
 
     def __init__(self, ingested: Shards) -> None:
@@ -169,6 +171,7 @@ class Spool(Sequence[str]):
             np.diff(self.first),
         )
         self.renamed: dict[int, str] = {}
+        self.planted: list[dict[str, str]] = []
         self._tell_apart()
 
     def __len__(self) -> int:
@@ -179,11 +182,27 @@ class Spool(Sequence[str]):
 
     def row(self, index: int, column: str) -> Any:
         """One value of one document."""
+        if index >= len(self):
+            return self.planted[index - len(self)][column]
         if column == "id" and index in self.renamed:
             return self.renamed[index]
         shard = int(np.searchsorted(self.first, index, side="right")) - 1
         row = index - int(self.first[shard])
         return self.tables[shard][column][row].as_py()
+
+    def plant(self, canaries: Sequence[Canary]) -> Int64[np.ndarray, " copy"]:
+        """The numbers, after those of all documents, under which the copies of the canaries lie."""
+        first = len(self) + len(self.planted)
+        for number, canary in enumerate(canaries):
+            for copy in range(canary.copies):
+                self.planted.append(
+                    {
+                        "id": f"canary:{number}:{copy}",
+                        "text": canary.text,
+                        "metadata": _json({"canary": number}),
+                    }
+                )
+        return np.arange(first, len(self) + len(self.planted))
 
     def signatures(self) -> np.ndarray:
         """All MinHash signatures, (documents, permutations)."""

@@ -22,9 +22,9 @@ from contextlib import suppress
 from dataclasses import asdict, field
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic.dataclasses import dataclass
 
 from synthboot.data.disk import (
@@ -53,6 +53,13 @@ MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 WORK = "work"
 _COUNT = "shards.json"
+
+T = TypeVar("T")
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+declared = with_config(ConfigDict(extra="forbid"))
+"""Marks a dataclass whose JSON may hold no field but those that are declared, in what it holds
+too."""
 
 
 def silent(done: float, words: str) -> None:
@@ -133,6 +140,33 @@ def read_listed(folder: Path, name: str) -> Any:
     if problem:
         raise CorruptArtifact(f"{folder}/{problem}; delete {folder} and run again to rebuild it")
     return read_json(folder / name)
+
+
+def typed(value: object, kind: type[T], path: Path) -> T:
+    """What was read from a file of JSON as the dataclass that it is.
+
+    Raises CorruptArtifact where a field is missing, is of another type, or is not one of its own.
+    """
+    try:
+        result: T = _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise CorruptArtifact(
+            f"{path}: not of this version of synthboot ({_first(error)}); "
+            f"update synthboot, or delete {path.parent} and run again"
+        ) from None
+    return result
+
+
+def plain(value: object) -> Any:
+    """A dataclass as JSON has it."""
+    return _adapter(type(value)).dump_python(value, mode="json")
+
+
+def _adapter(kind: type) -> Any:
+    """What knows a dataclass from its JSON; to make one takes longer than to read a file by it."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def read_table(path: Path, columns: Iterable[str] | None = None) -> pa.Table:

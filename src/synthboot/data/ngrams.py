@@ -20,6 +20,7 @@ from synthboot.data import words
 from synthboot.data.tokens import Tokens, ranges
 
 _MULTIPLIER = 0x9E3779B97F4A7C15
+_INVERSE = pow(_MULTIPLIER, -1, 1 << 64)
 _MIX = 0xBF58476D1CE4E5B9
 PERMUTATIONS = 126
 
@@ -54,10 +55,14 @@ def hashes(tokens: Tokenized, n: int) -> Hashes:
     values = ids * _MIX
     values ^= values >> 29
 
-    runs = length - n + 1
-    result = np.zeros(runs, np.uint64)
-    for offset in range(n):  # wrap-around is intended
-        result = result * _MULTIPLIER + values[offset : offset + runs]
+    # A run from i on is worth the sum of value[i + j] * m^(n - 1 - j). Modulo 2^64 (wrap-around is
+    # intended) an odd m can be divided by: with sums of value[k] / m^(k + 1) over all that stands
+    # before, a run is a difference of two of them times m^(i + n), however long it is.
+    falling = np.cumprod(np.full(length, _INVERSE, np.uint64))
+    sums = np.zeros(length + 1, np.uint64)
+    np.cumsum(values * falling, out=sums[1:])
+    rising = np.cumprod(np.full(length, _MULTIPLIER, np.uint64))
+    result = (sums[n:] - sums[:-n]) * rising[n - 1 :]
     return result ^ (result >> 31)
 
 
@@ -88,15 +93,19 @@ def pair_containments(
     shingles; two different shingles of a pair are taken for the same with probability 2^-44.
     """
     result = np.empty(len(d1))
-    shorter = np.minimum(a.lengths[d1], b.lengths[d2]) - 1
+    first_lengths = a.lengths[d1]
+    second_lengths = b.lengths[d2]
+    shorter = np.minimum(first_lengths, second_lengths) - 1
     is_short = shorter < n
 
     # Short documents are few, so they are compared one pair at a time.
     for i in np.flatnonzero(is_short):
-        first = a[int(d1[i])][:-1]
-        second = b[int(d2[i])][:-1]
+        first = a[d1[i]][:-1]
+        second = b[d2[i]][:-1]
         size = max(1, int(shorter[i]))
-        result[i] = containment(hashes(first, size), hashes(second, size))
+        first_hashes = hashes(first, size)
+        second_hashes = hashes(second, size)
+        result[i] = containment(first_hashes, second_hashes)
 
     rest = np.flatnonzero(~is_short)
     if len(rest):
@@ -152,7 +161,8 @@ class _Shared:
 
         # Eight slots a shingle keep chance collisions few; 2 x 2^27 marks are the 256 MiB.
         wanted = 8 * total
-        slot_bits = min(27, max(10, wanted.bit_length()))
+        slot_bits = max(10, wanted.bit_length())
+        slot_bits = min(27, slot_bits)
         shift = 64 - slot_bits
         twice = _slots_met_twice(chosen, n, slot_bits)
 
@@ -174,10 +184,10 @@ class _Shared:
             counts.append(count)
             sizes.append(count + unmarked)
 
-        bounds = np.concatenate(([0], *counts)).cumsum()
+        by_doc = np.concatenate(([0], *counts))
         return _Shared(
             values=np.concatenate(kept),
-            bounds=bounds,
+            bounds=by_doc.cumsum(),
             sizes=np.concatenate(sizes),
         )
 
@@ -194,14 +204,18 @@ class _Shared:
         counts = np.diff(self.bounds)
         for part in _chunks(counts[x] + counts[y]):
             # A document's values differ from each other, so equal neighbours come from x and y.
-            both = (self._keys(x[part]), self._keys(y[part]))
-            keys = np.sort(np.concatenate(both))
+            of_x = self._keys(x[part])
+            of_y = self._keys(y[part])
+            keys = np.concatenate((of_x, of_y))
+            keys.sort()
             shared = _repeated(keys)
             pair = (shared >> _VALUE_BITS).astype(np.int64)
             num_pairs = part.stop - part.start
             num_shared[part] = np.bincount(pair, minlength=num_pairs)
 
-        smaller = np.minimum(self.sizes[x], self.sizes[y])
+        x_sizes = self.sizes[x]
+        y_sizes = self.sizes[y]
+        smaller = np.minimum(x_sizes, y_sizes)
         return np.where(x == y, 1.0, num_shared / smaller)
 
     def _keys(self, docs: _Pairs) -> Hashes:
@@ -262,7 +276,8 @@ def _shingled(chosen: _Chosen, n: int) -> Iterator[_Shingles]:
             hashed = hashes(np.concatenate(texts), n)
             counts = lengths - n + 1
             kept = ranges(starts, counts)  # (doc,) -> (shingle,)
-            doc_of_shingle = np.repeat(np.arange(len(texts)), counts)
+            numbers = np.arange(len(texts))
+            doc_of_shingle = np.repeat(numbers, counts)
             yield hashed[kept], doc_of_shingle, len(texts)
 
 
@@ -332,7 +347,10 @@ def repeated_share(tokens: Tokenized, n: int) -> float:
     return 1.0 - different / len(values)
 
 
-def shingles(text: str, symbols: bool | None = None) -> list[str]:
+def shingles(
+    text: str,
+    symbols: bool | None = None,
+) -> list[str]:
     """The runs of words by which a text is compared.
 
     A run has five words, more where a word tells little. A shorter text is one run; a text without
@@ -387,7 +405,9 @@ def alike(a: str, b: str) -> float:
     if not both_symbolic:
         return plain
 
-    symbolic = jaccard(shingles(a, True), shingles(b, True))
+    a_symbols = shingles(a, symbols=True)
+    b_symbols = shingles(b, symbols=True)
+    symbolic = jaccard(a_symbols, b_symbols)
     return min(plain, symbolic)
 
 
@@ -412,36 +432,55 @@ def near_duplicate_groups(
 ) -> Integer[np.ndarray, " doc"]:
     """A group number per document; documents joined by a chain of near-duplicates share one.
 
-    Candidates agree in a band of `rows` MinHash values; those whose estimate comes within 0.15 of
-    `threshold` are compared shingle by shingle, so no pair below the threshold is ever joined. A
-    pair of Jaccard 0.8 goes unseen with probability 0.002 at 126 permutations. Memory is 8 bytes a
-    document and band plus the candidates; `texts` is only indexed, so it may lie on disk.
+    What it costs, and what it overlooks, `near_duplicate_pairs` says.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+    pairs = near_duplicate_pairs(signatures, texts, threshold, rows)
+    return groups_of(pairs, len(signatures))
 
+
+def near_duplicate_pairs(
+    signatures: Integer[np.ndarray, "doc perm"],
+    texts: Sequence[str],
+    threshold: float,
+    rows: int = 6,
+) -> Int64[np.ndarray, "pair 2"]:
+    """The near-duplicates, of each pair the lesser number first, in order.
+
+    Candidates agree in a band of `rows` MinHash values; those whose estimate comes within 0.15 of
+    `threshold` are compared shingle by shingle, so no pair below the threshold is ever listed. A
+    pair of Jaccard 0.8 goes unseen with probability 0.002 at 126 permutations; of more than 16
+    candidates for each other, each is compared with the first and the next alone. Memory is 24
+    bytes a document and the candidates; `signatures` and `texts` may lie on disk.
+    """
     count, perms = signatures.shape
-    if count == 0:
-        return np.empty(0, np.int64)
-
     candidates: set[tuple[int, int]] = set()
-    for band in range(perms // rows):
+    for band in range(perms // rows if count else 0):
         start = band * rows
         of_band = signatures[:, start : start + rows]  # (doc, rows)
         for bucket in _buckets(hashes_rows(of_band)):
             candidates.update(_bucket_pairs(bucket))
 
-    edges = []
+    pairs = []
     for a, b in sorted(candidates):
         agrees = signatures[a] == signatures[b]
         estimate = float(np.mean(agrees))
         if estimate < threshold - 0.15:
             continue
         if alike(texts[a], texts[b]) >= threshold:
-            edges.append((a, b))
+            pairs.append((a, b))
+    return np.array(pairs, np.int64).reshape(-1, 2)  # (pair, 2), also where there is none
 
-    listed = np.array(edges, np.int64)
-    pairs = listed.reshape(-1, 2)  # (pair, 2), also where there is none
+
+def groups_of(
+    pairs: Int64[np.ndarray, "pair 2"],
+    count: int,
+) -> Integer[np.ndarray, " doc"]:
+    """A group number for each of `count` documents; those that a chain of pairs joins share one."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    if not count:
+        return np.empty(0, np.int64)
     links = np.ones(len(pairs), bool)
     rows_and_columns = (pairs[:, 0], pairs[:, 1])
     entries = (links, rows_and_columns)
@@ -466,16 +505,21 @@ def _buckets(keys: Hashes) -> Iterator[Int64[np.ndarray, " same"]]:
     """The documents of each key that several have: once sorted they stand next to each other."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    changes = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    starts = np.concatenate(([0], changes))
-    stops = np.concatenate((changes, [len(keys)]))
+    differs = ordered[1:] != ordered[:-1]
+    changes = np.flatnonzero(differs) + 1
+    edges = np.concatenate(([0], changes, [len(keys)]))
+    starts = edges[:-1]
+    stops = edges[1:]
     # Most documents are alone, and there may be millions.
-    several = stops - starts > 1
-    for start, stop in zip(starts[several], stops[several], strict=True):
-        yield order[start:stop]
+    several = np.flatnonzero(stops - starts > 1)
+    for which in several.tolist():
+        same = slice(starts[which], stops[which])
+        yield order[same]
 
 
-def _bucket_pairs(bucket: Integer[np.ndarray, " doc"]) -> Iterable[tuple[int, int]]:
+def _bucket_pairs(
+    bucket: Integer[np.ndarray, " doc"],
+) -> Iterable[tuple[int, int]]:
     """All pairs of a small bucket; of a large one, each document with the first and the next."""
     items = sorted(bucket.tolist())
     if len(items) <= 16:

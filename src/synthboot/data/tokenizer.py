@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Integer
 
+from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, CorruptArtifact, DataError, unloadable
 
 if TYPE_CHECKING:
@@ -129,6 +130,21 @@ class Tokenizer:
             pad_token=end,
             sep_token=separator,
         )
+
+
+@dataclass(frozen=True)
+class Decoded(Sequence[str]):
+    """The texts of documents, each decoded when it is asked for."""
+
+    tokens: Tokens
+    tokenizer: Tokenizer
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, doc: Any) -> Any:
+        # the end token, which closes a document, is no text
+        return self.tokenizer.decode(self.tokens[int(doc)][:-1])
 
 
 def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:

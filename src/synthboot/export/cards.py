@@ -14,12 +14,17 @@ from typing import Any
 
 import yaml
 
+from synthboot.artifacts.evaluation import Contamination
+from synthboot.artifacts.model import TokenCounts
+from synthboot.data.canaries import planted
 from synthboot.data.items import titles
 from synthboot.export.finished import Finished, Made
 from synthboot.export.mixture import FILE, SOURCES
 from synthboot.export.models import Chosen
 from synthboot.export.texts import REAL_COLUMNS, SYNTHETIC_COLUMNS
+from synthboot.report.leaks import sentence
 from synthboot.report.page import quality
+from synthboot.report.quality import table as judged_table
 from synthboot.statistics import Interval
 
 FILE_NAME = "README.md"
@@ -99,7 +104,7 @@ def real_card(run: Finished, parts: Mapping[str, Mapping[str, int]], license: st
 def model_card(run: Finished, chosen: Chosen, license: str | None) -> str:
     """The card of one model."""
     counts = chosen.model.token_counts
-    members = len(counts.get("members", []))
+    members = len(counts.members)
     loading = "`AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load it."
     if members:
         loading = (
@@ -114,14 +119,15 @@ def model_card(run: Finished, chosen: Chosen, license: str | None) -> str:
     return _page(
         _header(license, {"library_name": "transformers", "pipeline_tag": "text-generation"}),
         f"# {code(run.cfg.name)}: arm {code(chosen.arm)}",
-        f"A small research model of {counts['parameters']:,} parameters, trained to compare ways "
+        f"A small research model of {counts.parameters:,} parameters, trained to compare ways "
         f"of training. It knows next to nothing, follows no instructions, and was neither aligned "
         f"nor tested for safety: not for use on people or decisions. {loading}",
         *_outside(run, chosen),
         "## What it is",
         *_table(["", ""], _facts(run, chosen, counts, why)),
         *_verdict(run, chosen.arm),
-        *(_quality(run) if counts["synthetic_tokens"] else []),
+        *_given_back(run, chosen.arm),
+        *(_quality(run) if counts.synthetic_tokens else []),
         *_corpus(run),
         "## Settings",
         "Those that are not synthboot's defaults, of the model's training.",
@@ -207,23 +213,23 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _facts(
     run: Finished,
     chosen: Chosen,
-    counts: Mapping[str, Any],
+    counts: TokenCounts,
     why: str,
 ) -> list[list[str]]:
     """What the model is, and what it read."""
-    real = f"{counts['real_tokens']:,} tokens, {counts['unique_real_tokens']:,} of them unique"
-    synthetic = f"{counts['synthetic_tokens']:,} tokens, each read once at most"
+    real = f"{counts.real_tokens:,} tokens, {counts.unique_real_tokens:,} of them unique"
+    synthetic = f"{counts.synthetic_tokens:,} tokens, each read once at most"
     rows = [
         ["arm", f"{code(chosen.arm)} ({chosen.kind})"],
         ["seed", f"{chosen.seed}, {why}"],
         ["checkpoint", f"{chosen.checkpoint}, validation loss {chosen.loss:.4f} nats a token"],
-        ["architecture", f"{code(counts['architecture'])}, vocabulary {counts['vocab_size']:,}"],
-        ["trained on", f"{counts['train_tokens']:,} tokens, {counts['train_flops']:.2g} FLOPs"],
-        ["real text", f"{real}, {counts['real_epochs']:.1f} epochs"],
-        ["synthetic text", synthetic if counts["synthetic_tokens"] else "none"],
+        ["architecture", f"{code(counts.architecture)}, vocabulary {counts.vocab_size:,}"],
+        ["trained on", f"{counts.train_tokens:,} tokens, {counts.train_flops:.2g} FLOPs"],
+        ["real text", f"{real}, {counts.real_epochs:.1f} epochs"],
+        ["synthetic text", synthetic if counts.synthetic_tokens else "none"],
     ]
-    if counts["replayed_tokens"]:
-        rows.append(["replayed text", f"{counts['replayed_tokens']:,} tokens"])
+    if counts.replayed_tokens:
+        rows.append(["replayed text", f"{counts.replayed_tokens:,} tokens"])
     if run.cfg.model.init_from is not None:
         rows.append(["started from", code(run.cfg.model.init_from)])
     return rows
@@ -250,40 +256,57 @@ def _verdict(run: Finished, arm: str | None = None) -> list[str]:
         return ["## Results", "**Not evaluated**: the comparison of the arms is not finished."]
     chosen = run.evaluation.chosen
     rows = []
-    for name, entry in run.evaluation.arms.items():
-        is_compared = "difference" in entry
-        adjusted = entry.get("p_adjusted")
+    for name, result in chosen.arms.items():
+        gap = result.difference
         rows.append(
             [
                 f"**{code(name)}**" if name == arm else code(name),
-                chosen["kinds"][name],
-                _interval(entry["loss"]),
-                _interval(entry["difference"], sign="+") if is_compared else "",
-                f"{entry['p']:.2g}" if is_compared else "",
-                "" if adjusted is None else f"{adjusted:.2g}",
+                chosen.kinds[name],
+                _interval(result.loss),
+                "" if gap is None else _interval(gap.interval, sign="+"),
+                "" if gap is None else f"{gap.p:.2g}",
+                "" if result.p_adjusted is None else f"{result.p_adjusted:.2g}",
             ]
         )
     blocks = [
         "## Results",
-        plain(run.evaluation.result["verdict"]),
-        f"Nats a token of {chosen['docs']:,} test documents, {chosen['seeds']} seeds an arm, "
-        f"{chosen['confidence']:.0%} intervals; below zero is better than repetition.",
+        plain(chosen.verdict),
+        f"Nats a token of {chosen.docs:,} test documents, {chosen.seeds} seeds an arm, "
+        f"{chosen.confidence:.0%} intervals; below zero is better than repetition.",
         *_table(["arm", "kind", "test loss", "against repetition", "p", "p adjusted"], rows),
     ]
-    if chosen["more_compute"]:
-        blocks.append(plain(chosen["more_compute"]))
-    return [*blocks, *_contamination(run.evaluation.result["asked"])]
+    if chosen.more_compute:
+        blocks.append(plain(chosen.more_compute))
+    return [*blocks, *_contamination(run.evaluation.contamination)]
 
 
-def _contamination(asked: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _contamination(by_task: Mapping[str, Contamination]) -> list[str]:
     """How many questions were left out, because a training text holds them."""
     sentences = []
-    for title, counts in zip(titles(list(asked)), asked.values(), strict=True):
+    for title, counts in zip(titles(list(by_task)), by_task.values(), strict=True):
         sentences.append(
-            f"{code(title)}: {counts['items']:,} questions, {counts['seen']:,} left out because "
-            f"the training text holds them, {counts['short']:,} too short to tell."
+            f"{code(title)}: {counts.items:,} questions, {counts.seen:,} left out because "
+            f"the training text holds them, {counts.short:,} too short to tell."
         )
     return [" ".join(sentences)] if sentences else []
+
+
+def _given_back(run: Finished, arm: str) -> list[str]:
+    """What can be got out of the model again, as far as that has been measured."""
+    if run.extraction is None:
+        return [
+            "## What can be got out again",
+            "**Not measured** (`extract.docs`): a model may give back passages of its corpus.",
+        ]
+    blocks = ["## What can be got out again"]
+    said = sentence(run.extraction, arm)
+    blocks.append(said or "**Not measured**: too few documents are long enough.")
+    if run.extraction["canaries"]:
+        blocks.append(
+            f"The corpus holds {run.extraction['canaries']:,} canaries, documents of random words "
+            f"that were planted to measure this: the model was trained on them."
+        )
+    return blocks
 
 
 def _quality(run: Finished) -> list[str]:
@@ -293,10 +316,19 @@ def _quality(run: Finished) -> list[str]:
         return ["## Quality", "**Not measured**: `synthboot analyze` has not been run."]
     rows = [[name, *cells] for name, cells in table["rows"].items()]
     header = ["", *(code(kind) for kind in table["headers"])]
+    counts = "Counts that anyone can repeat; *unseen real* is the bar."
+    judged = (run.analysis or {}).get("judged")
+    if not judged:
+        return ["## Quality", f"{counts} Truth was not judged.", *_table(header, rows)]
+
+    asked = judged_table(run.analysis or {})
     return [
         "## Quality",
-        "Counts that anyone can repeat; *unseen real* is the bar. Truth was not judged.",
+        counts,
         *_table(header, rows),
+        "What judges say, corrected for their own errors: q0 and q1 are the shares of known clean "
+        "and faulty cases that they told right; a judge without skill is refused.",
+        *_table(asked.headers, [[plain(cell) for cell in row] for row in asked.rows]),
     ]
 
 
@@ -307,16 +339,24 @@ def _corpus(run: Finished) -> list[str]:
     sources = [source] if isinstance(source, str) else source
     # a path says how somebody's disk is laid out
     names = [name.rstrip("/").rpartition("/")[2] or name for name in sources]
-    unique = f"{summary['pretrain_docs']:,} documents, {summary['pretrain_tokens']:,} tokens"
+    unique = f"{summary.pretrain_docs:,} documents, {summary.pretrain_tokens:,} tokens"
     rows = [
         ["sources", ", ".join(map(code, names))],
-        ["records", f"{summary['records']:,}"],
+        ["records", f"{summary.records:,}"],
         ["D_pretrain", unique],
-        ["left out: bad records", _counted(summary["quarantined"], summary["reasons"])],
+        *([["canaries", _canaries(run)]] if run.corpus.canaries else []),
+        ["left out: bad records", _counted(summary.quarantined, summary.reasons)],
     ]
-    for why, count in summary["dropped"].items():
+    for why, count in summary.dropped.items():
         rows.append([f"left out: {why.replace('_', ' ')}", f"{count:,}"])
     return ["## The corpus", *_table(["", ""], rows)]
+
+
+def _canaries(run: Finished) -> str:
+    """How many documents of D_pretrain are planted."""
+    found = planted(run.corpus.canaries)
+    copies = sum(canary.copies for canary in found)
+    return f"{len(found):,}, random words, planted as {copies:,} of these documents"
 
 
 def _counted(total: int, reasons: Mapping[str, int]) -> str:

@@ -78,7 +78,7 @@ def export(
         write_record(folder / RECORD, record)
         # another may have come while this one was written
         _check_place(place, cfg.folder, force)
-    verdict = None if run.evaluation is None else str(run.evaluation.result["verdict"])
+    verdict = None if run.evaluation is None else run.evaluation.verdict
     return Exported(place, what, parts, license, verdict)
 
 

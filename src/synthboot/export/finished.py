@@ -13,6 +13,7 @@ from synthboot.artifacts import store
 from synthboot.artifacts.analysis import Analysis
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.extraction import COMPARED, Extraction
 from synthboot.errors import ConfigError, MissingArtifact
 from synthboot.runner.state import states
 
@@ -75,6 +76,12 @@ class Finished:
     def analysis(self) -> dict[str, Any] | None:
         """The measures of real and synthetic text, once there are any."""
         return Analysis.open(self.made("analyze").folder).result if self.has("analyze") else None
+
+    @cached_property
+    def extraction(self) -> dict[str, Any] | None:
+        """What can be got out of the models again, once they were asked."""
+        name = f"extract/{COMPARED}"
+        return Extraction.open(self.made(name).folder).result if self.has(name) else None
 
     def arms(self, arm: str | None) -> list[str]:
         """This arm, or all of them. Raises ConfigError where there is none of that name."""

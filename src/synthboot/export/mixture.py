@@ -8,6 +8,7 @@ row which text it is from.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def mixture(run: Finished, arm: str | None, seed: int | None, folder: Path) -> d
         "documents_see_each_other": not plan.packed,
         "noise": plan.noise,
         "taught_by": recipe.distill,
-        **plan.token_counts(),
+        **asdict(plan.token_counts()),
     }
 
 
@@ -82,8 +83,7 @@ def _recipe(run: Finished, unit: Unit) -> config.Arm:
     assert unit.recipe is not None  # every model has one
     if not unit.recipe.sweep:
         return unit.recipe
-    counts = Model.open(run.made(unit.name).folder).token_counts
-    return config.Arm.model_validate(counts["recipe"])
+    return Model.open(run.made(unit.name).folder).token_counts.recipe
 
 
 def _plan(run: Finished, unit: Unit, recipe: config.Arm, seed: int) -> Plan:

@@ -45,7 +45,7 @@ def choose(run: Finished, arm: str, seed: int | None) -> Chosen:
     for number in seeds:
         made = run.made(run.model(arm, number))
         curve = Model.open(made.folder).curve
-        loss = curve["best_loss"] if checkpoint == "best" else curve["validation"][-1][1]
+        loss = curve.best_loss if checkpoint == "best" else curve.last_loss
         found.append(Chosen(arm, recipe.kind, number, tuple(seeds), checkpoint, loss, made))
     return min(found, key=lambda chosen: chosen.loss)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from synthboot import config
+from synthboot.artifacts.model import Curve, TokenCounts
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
@@ -21,7 +22,7 @@ from synthboot.errors import BudgetError
 from synthboot.lm import adapters, ensemble, parallel, score, track
 from synthboot.lm import model as models
 from synthboot.lm.batches import Plan
-from synthboot.lm.train import Curve, Runtime, Settings, train
+from synthboot.lm.train import Runtime, Settings, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +36,7 @@ class Trained:
     """
 
     curve: Curve
-    token_counts: dict[str, Any]
+    token_counts: TokenCounts
     flops: float
 
 
@@ -161,11 +162,11 @@ def train_arm(
     forward_flops = models.flops_per_token(model, seq_len)
     tokens = tokens_of(cfg, arm, text, forward_flops)
     plan = plan_of(cfg, arm, seed, tokenizer, text, tokens)
-    token_counts: dict[str, Any] = dict(plan.token_counts())
-    if token_counts["synthetic_epochs"] > 1:
+    read = plan.token_counts()
+    if read.synthetic_epochs > 1:
         raise BudgetError(
-            f"pretrain: {token_counts['synthetic_tokens']:,} synthetic tokens are needed, "
-            f"{token_counts['synthetic_epochs']:.2f} times what was sampled; "
+            f"pretrain: {read.synthetic_tokens:,} synthetic tokens are needed, "
+            f"{read.synthetic_epochs:.2f} times what was sampled; "
             f"synthetic text is never read twice"
         )
 
@@ -196,21 +197,22 @@ def train_arm(
         teachers,
     )
 
-    train_flops = cfg.optim.lora.passes * forward_flops * token_counts["train_tokens"]
+    train_flops = cfg.optim.lora.passes * forward_flops * read.train_tokens
     # every member reads every token once, forwards
-    teacher_flops = len(teachers) * forward_flops * token_counts["train_tokens"]
-    sampling_flops = text.sample_flops * token_counts["synthetic_tokens"]
-    token_counts |= {
-        "seed": seed,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "architecture": model.config.model_type,
-        "vocab_size": tokenizer.vocab_size,
-        "settings": asdict(settings),
-        "recipe": arm.model_dump(mode="json"),
-        "best_step": curve.best_step,
-        "train_flops": train_flops,
-        "spent_flops": text.upstream_flops + sampling_flops + teacher_flops,
-    }
+    teacher_flops = len(teachers) * forward_flops * read.train_tokens
+    sampling_flops = text.sample_flops * read.synthetic_tokens
+    token_counts = TokenCounts(
+        **asdict(read),
+        seed=seed,
+        parameters=sum(p.numel() for p in model.parameters()),
+        architecture=model.config.model_type,
+        vocab_size=tokenizer.vocab_size,
+        settings=asdict(settings),
+        recipe=arm,
+        best_step=curve.best_step,
+        train_flops=train_flops,
+        spent_flops=text.upstream_flops + sampling_flops + teacher_flops,
+    )
     # every evaluation reads the whole validation set once, forwards
     evaluation_flops = forward_flops * validation.num_tokens * len(curve.validation)
     return Trained(curve, token_counts, train_flops + teacher_flops + evaluation_flops)

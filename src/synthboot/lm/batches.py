@@ -18,6 +18,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
 
+from synthboot.artifacts.model import TokensRead
 from synthboot.artifacts.pairs import Related
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
@@ -306,7 +307,7 @@ class Plan:
             "replayed_tokens": replayed * self.seq_len,
         }
 
-    def token_counts(self) -> dict[str, float]:
+    def token_counts(self) -> TokensRead:
         """Tokens by source, and epochs over each, over the whole run."""
         # what is read of the synthetic stream, and the real text that megadocs hold of it
         stream_tokens = self.synthetic_rows * self.seq_len
@@ -317,18 +318,18 @@ class Plan:
         real = self.own_rows * self.seq_len - stream_tokens + inside
         replayed = self.replay_rows * self.seq_len
         synthetic_epochs = stream_tokens / self.synthetic.num_tokens if stream_tokens else 0.0
-        return {
-            "steps": self.steps,
-            "batch_tokens": self.batch_tokens,
-            "train_tokens": self.steps * self.batch_tokens,
-            "real_tokens": real,
-            "unique_real_tokens": self.real.tokens.num_tokens,
-            "real_epochs": real / self.real.tokens.num_tokens,
-            "synthetic_tokens": stream_tokens - inside,
-            "synthetic_epochs": synthetic_epochs,
-            "replayed_tokens": replayed,
-            "replayed_epochs": replayed / self.replay.num_tokens,
-        }
+        return TokensRead(
+            steps=self.steps,
+            batch_tokens=self.batch_tokens,
+            train_tokens=self.steps * self.batch_tokens,
+            real_tokens=real,
+            unique_real_tokens=self.real.tokens.num_tokens,
+            real_epochs=real / self.real.tokens.num_tokens,
+            synthetic_tokens=stream_tokens - inside,
+            synthetic_epochs=synthetic_epochs,
+            replayed_tokens=replayed,
+            replayed_epochs=replayed / self.replay.num_tokens,
+        )
 
 
 def _spread(

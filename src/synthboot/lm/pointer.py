@@ -63,25 +63,36 @@ def source(
     seq_len: int,
 ) -> Int64[np.ndarray, " token"]:
     """What a pointer may copy: the heads of these d1, each of at most `seq_len` tokens."""
-    return np.concatenate([document[:seq_len].astype(np.int64) for document in documents])
+    heads = []
+    for document in documents:
+        head = document[:seq_len]
+        heads.append(head.astype(np.int64))
+    return np.concatenate(heads)
 
 
-def read(d1: Integer[np.ndarray, " a"], d2: Integer[np.ndarray, " b"]) -> Reading:
+def read(
+    d1: Integer[np.ndarray, " a"],
+    d2: Integer[np.ndarray, " b"],
+) -> Reading:
     """Every token of d2, as a sampler that has written the ones before it would see it."""
     targets = torch.from_numpy(d2.astype(np.int64))
     given = torch.from_numpy(d1.astype(np.int64))
     given = given.expand(len(d2), -1)  # (token of d2, of d1)
 
     # row t: the tokens that stand before d2[t]
-    written = torch.full((len(d2) + LONGEST_MATCH,), _NOT_WRITTEN)
+    size = len(d2) + LONGEST_MATCH
+    written = torch.full((size,), _NOT_WRITTEN)
     written[LONGEST_MATCH:] = targets
-    before = written.unfold(0, LONGEST_MATCH, 1)[: len(d2)]  # (token, match)
+    windows = written.unfold(0, LONGEST_MATCH, 1)  # (token and one, match)
+    before = windows[: len(d2)]
     match, follows = _longest_matches(given, before)
 
     is_same = given == targets[:, None]
     hits = (is_same & follows).sum(1)
-    copied = hits / follows.sum(1).clamp(min=1)
-    in_d1 = is_same.sum(1) / max(1, len(d1))
+    candidates = follows.sum(1)
+    copied = hits / candidates.clamp(min=1)
+    occurrences = is_same.sum(1)
+    in_d1 = occurrences / max(1, len(d1))
     return Reading(
         match=match.numpy(),
         copied=copied.double().numpy(),
@@ -102,7 +113,8 @@ def fit(
         return ((1.0, 0.0, 0.0),) * _LENGTHS
     match = np.concatenate([reading.match for reading in readings])
     parts = _parts(readings, model)
-    weights = np.tile([0.8, 0.1, 0.1], (_LENGTHS, 1))  # (match, part)
+    start = [0.8, 0.1, 0.1]
+    weights = np.tile(start, (_LENGTHS, 1))  # (match, part)
     for _ in range(_ROUNDS):
         updated = _updated(weights, match, parts)
         change = np.abs(updated - weights).max()
@@ -119,7 +131,8 @@ def _updated(
 ) -> Float64[np.ndarray, "match part"]:
     """One round of expectation maximization: what each part has of the tokens, by their match."""
     shares = parts * weights[match]
-    shares /= np.maximum(shares.sum(1, keepdims=True), _TINY)
+    of_token = shares.sum(1, keepdims=True)
+    shares /= np.maximum(of_token, _TINY)
     totals = np.zeros_like(weights)
     np.add.at(totals, match, shares)
     totals[:, 0] += _PRIOR
@@ -136,8 +149,10 @@ def losses(
     summed = []
     for reading, probabilities in zip(readings, model, strict=True):
         parts = _parts([reading], [probabilities])
-        mixture = (parts * table[reading.match]).sum(1)
-        nll = -np.log(np.maximum(mixture, _TINY))
+        weighted = parts * table[reading.match]
+        mixture = weighted.sum(1)
+        mixture = np.maximum(mixture, _TINY)
+        nll = -np.log(mixture)
         summed.append(nll.sum())
     return np.array(summed)
 
@@ -146,12 +161,15 @@ def _parts(
     readings: Sequence[Reading],
     model: Sequence[Float[np.ndarray, " token"]],
 ) -> Float64[np.ndarray, "token part"]:
-    columns = (
-        np.concatenate([np.asarray(p, np.float64) for p in model]),
-        np.concatenate([reading.copied for reading in readings]),
-        np.concatenate([reading.in_d1 for reading in readings]),
-    )
-    return np.stack(columns, axis=1)
+    of_model = []
+    copied = []
+    in_d1 = []
+    for reading, probabilities in zip(readings, model, strict=True):
+        of_model.append(np.asarray(probabilities, np.float64))
+        copied.append(reading.copied)
+        in_d1.append(reading.in_d1)
+    columns = map(np.concatenate, (of_model, copied, in_d1))
+    return np.stack(list(columns), axis=1)
 
 
 def mixed(
@@ -166,23 +184,30 @@ def mixed(
     `source` is d1, filled up with NO_TOKEN; of `written` the first `count` tokens of a row are
     there. Nothing here waits for a GPU.
     """
-    back = torch.arange(LONGEST_MATCH, 0, -1, device=written.device)  # the oldest first
+    device = written.device
+    back = torch.arange(LONGEST_MATCH, 0, -1, device=device)  # the oldest first
     place = count[:, None] - back  # (row, match)
-    before = written.gather(1, place.clamp(min=0)).masked_fill(place < 0, _NOT_WRITTEN)
+    before = written.gather(1, place.clamp(min=0))
+    before = before.masked_fill(place < 0, _NOT_WRITTEN)
     match, follows = _longest_matches(source, before)
 
     is_token = source != NO_TOKEN
-    of_model, of_match, of_d1 = weights[match].split(1, dim=1)  # (row, 1) each
-    added = of_match * _uniform(follows) + of_d1 * _uniform(is_token)  # (row, a)
+    of_row = weights[match]  # (row, part)
+    of_model, of_match, of_d1 = of_row.split(1, dim=1)  # (row, 1) each
+    added = of_match * _uniform(follows)  # (row, a)
+    added = added + of_d1 * _uniform(is_token)
 
     logits = logits.float()
     mixture = of_model * torch.softmax(logits, 1)
-    mixture.scatter_add_(1, source.clamp(min=0), added)
+    copied = source.clamp(min=0)
+    mixture.scatter_add_(1, copied, added)
     has_source = is_token.any(1, keepdim=True)
     return torch.where(has_source, mixture.log(), logits)
 
 
-def _uniform(chosen: Bool[Tensor, "row a"]) -> Float[Tensor, "row a"]:
+def _uniform(
+    chosen: Bool[Tensor, "row a"],
+) -> Float[Tensor, "row a"]:
     """A probability for each place: the same for all that are chosen, if any are."""
     count = chosen.sum(1, keepdim=True)
     return chosen / count.clamp(min=1)
@@ -201,8 +226,10 @@ def _longest_matches(
     shifted = source
     for distance in range(LONGEST_MATCH):
         # source moved on by one more: beside each token the one that stands so far before it
-        shifted = torch.nn.functional.pad(shifted, (1, 0), value=NO_TOKEN)[:, :-1]
-        matches = matches & (shifted == before[:, -1 - distance, None])
+        shifted = torch.nn.functional.pad(shifted, (1, 0), value=NO_TOKEN)
+        shifted = shifted[:, :-1]
+        wanted = before[:, -1 - distance, None]  # (row, 1)
+        matches = matches & (shifted == wanted)
         length = length + matches
     length = length.masked_fill(source == NO_TOKEN, 0)
     longest = length.amax(1, keepdim=True)

@@ -66,8 +66,9 @@ def documents(
     """The scores of every document."""
     each = token_losses(model, tokens, seq_len, end, progress)
     owners = np.repeat(np.arange(len(tokens)), tokens.lengths)
+    loss = np.bincount(owners, each, len(tokens))
     return Scores(
-        np.bincount(owners, each, len(tokens)),
+        loss.astype(np.float64, copy=False),  # sums over no documents are whole numbers
         tokens.lengths,
     )
 

@@ -20,7 +20,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthboot.artifacts.model import Model
+from synthboot.artifacts.model import Curve, Model
 from synthboot.artifacts.store import WORK, Progress, silent
 from synthboot.data.disk import committed_folder, damage, remove
 from synthboot.data.tokenizer import Tokenizer
@@ -94,29 +94,6 @@ class Runtime:
     checkpoint_activations: bool = False
     compile: str = "off"
     watch: Watch = unwatched
-
-
-@dataclass
-class Curve:
-    """What happened.
-
-    `train` rows are [tokens, mean loss since the last row, gradient norm, lr]; `validation` rows
-    are [tokens, loss], `copying` rows [tokens, copy score] where that is taken; `best_step` counts
-    optimizer steps done.
-    """
-
-    step: int = 0
-    best_step: int = -1
-    best_loss: float = math.inf
-    evals_since_best: int = 0
-    train: list[list[float]] = field(default_factory=list)
-    validation: list[list[float]] = field(default_factory=list)
-    copying: list[list[float]] = field(default_factory=list)
-
-    @property
-    def last_loss(self) -> float:
-        """Validation loss at the end."""
-        return self.validation[-1][1] if self.validation else math.nan
 
 
 def train(
@@ -272,7 +249,7 @@ class _Trainer:
     def _resume(self, latest: Path) -> None:
         """Go on from a checkpoint, whose weights the model has: all else that it holds."""
         _load_optimizer(self.model, self.optimizers, latest / "optimizer.safetensors")
-        self.curve = Curve(**Model.open(latest).curve)
+        self.curve = Model.open(latest).curve
         if self.average is not None:
             self.average.load(_load(latest / "average.safetensors"))
 
@@ -421,7 +398,7 @@ class _Trainer:
             _save(state, temporary / "optimizer.safetensors")
             if average is not None:
                 _save(average, temporary / "average.safetensors")
-            Model.open(temporary).save_curve(vars(curve))
+            Model.open(temporary).save_curve(curve)
 
         needed = {current.name, best}
         for old in sorted(self.work.iterdir()):
@@ -444,7 +421,7 @@ class _Trainer:
                 os.rename(kept, best)
             elif self.curve.best_step >= 0:  # a run that was killed here has moved it already
                 _require_intact(best)
-            artifact.save_curve(vars(self.curve))
+            artifact.save_curve(self.curve)
         self.group.wait()
         return self.curve
 

@@ -1,16 +1,28 @@
-"""The report's figures, from the JSON of the stages."""
+"""The report's figures, from what the stages have left."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from synthboot.artifacts.evaluation import (
+    REPETITION,
+    ArmComparison,
+    ArmResult,
+    Contamination,
+    Evaluation,
+    TaskResult,
+)
+from synthboot.artifacts.model import Curve, TokenCounts, Tuning
+from synthboot.config import Arm
 from synthboot.data.items import titles
+from synthboot.report import leaks
 from synthboot.report.figures import Curves, Figure, Line, Mark, Values
+from synthboot.report.results import Results
+from synthboot.statistics import Interval
 
 COLORS = {
     "repetition": ("#4b5563", "#9ca3af"),
@@ -38,34 +50,40 @@ _INK = "ink"
 _FAINT = "faint"
 
 
-def charts(results: Mapping[str, Any]) -> list[Figure]:
+def charts(results: Results) -> list[Figure]:
     """Every figure that there is something to show in."""
-    evaluated = results["evaluate"]
-    analyzed = results["analyze"]
-    paint = colors(_scores_of(evaluated)["kinds"])
-    of_text = text_colors(results["config"]["arms"], paint)
+    evaluated = results.evaluate
+    analyzed = results.analyze
+    paint = colors(evaluated.chosen.kinds)
+    of_text = text_colors(results.config.arms, paint)
 
     drawn = [
         chain(results, paint),
-        scores(evaluated, paint),
-        differences(evaluated, paint),
+        scores(evaluated.arms, paint),
+        differences(evaluated.chosen, paint),
         _curves(results, paint),
-        shares(results, paint),
+        shares(evaluated.arms, results.config.arms, paint),
         efficiency(evaluated, paint),
-        flops(evaluated, paint),
+        flops(evaluated.arms, evaluated.counts_by_arm, paint),
         _rounds(results),
-        _copying(results, paint),
-        questions(evaluated, paint),
-        parts(evaluated["parts"], paint) if evaluated.get("parts") else None,
-        _tuning(results["tune"], of_text),
+        _copying(results.curves, paint),
+        questions(evaluated.questions, evaluated.contamination, paint),
+        parts(evaluated.parts, paint) if evaluated.parts else None,
+        _tuning(results.tune, of_text),
     ]
-    related = first_pairs(results)
-    if related:
-        drawn.append(_similarities(related, analyzed))
+    if results.related:
+        drawn.append(_similarities(results.related, analyzed))
     if analyzed:
         drawn.append(_lengths(analyzed, of_text))
         if analyzed.get("world"):
             drawn.append(_excess(analyzed["world"]["excess"], of_text))
+        if analyzed.get("leaks"):
+            drawn.append(leaks.spans(analyzed["leaks"], of_text))
+        if (analyzed.get("changed") or {}).get("topics"):
+            drawn.append(leaks.topics(analyzed["changed"]["topics"], of_text))
+    if results.extract:
+        drawn.append(leaks.extraction(results.extract, paint))
+        drawn.append(leaks.exposures(results.extract, paint))
     return [figure for figure in drawn if figure is not None]
 
 
@@ -84,63 +102,53 @@ def colors(kinds: Mapping[str, str]) -> dict[str, str]:
     return by_arm
 
 
-def text_colors(recipes: Mapping[str, Any], paint: Mapping[str, str]) -> dict[str, str]:
+def text_colors(recipes: Mapping[str, Arm], paint: Mapping[str, str]) -> dict[str, str]:
     """A kind of synthetic text has the colour of the first arm that reads it, D_pretrain that of
     repetition, real text that nothing reads the page's."""
     by_text = {"unseen real": _INK, "D_pretrain": "repetition"}
     for arm, recipe in recipes.items():
-        if recipe["synthetic"] and arm in paint:
-            by_text.setdefault(recipe["synthetic"], paint[arm])
+        if recipe.synthetic and arm in paint:
+            by_text.setdefault(recipe.synthetic, paint[arm])
     return by_text
 
 
-def first_pairs(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What pairing told of the pairs that the method reads, if it has any."""
-    for role, pairs in results["pairs"].items():
-        if role.endswith("related"):
-            related: Mapping[str, Any] = pairs
-            return related
-    return None
-
-
-def _scores_of(evaluated: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The scores at the checkpoint that the verdict is about."""
-    scored: Mapping[str, Any] = evaluated[evaluated["checkpoint"]]
-    return scored
-
-
-def chain(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+def chain(results: Results, paint: Mapping[str, str]) -> Figure | None:
     """From what d1 could tell to what an arm gained; None where there is but one link of it."""
-    scored = _scores_of(results["evaluate"])
-    subject = scored["subject"]
+    subject = results.evaluate.chosen.subject
     if subject is None:
         return None
+    difference = results.evaluate.arms[subject].difference
+    assert difference is not None  # repetition is not the subject
 
     links = []
     clauses = []
-    ceiling = (first_pairs(results) or {}).get("ceiling")
+    ceiling = (results.related or {}).get("ceiling")
     if ceiling:
         value, error = ceiling["worth"]["1"]
         links.append(_with_errors("counting, from the nearest d1", _INK, value, error))
         clauses.append(f"counting saves {value:.4f} nats a token by copying from the nearest d1")
-    tuned = results["tune"].get(f"tune/{results['config']['arms'][subject]['synthetic']}")
-    unseen = (tuned or {"conditioning": {}})["conditioning"].get("unseen", {})
-    names = {"d1_worth": "the synthesizer, from its d1", "net_worth": "the same, net of forgetting"}
-    for key, name in names.items():
-        if key in unseen:
-            value, error = unseen[key], unseen[f"{key}_error"]
-            links.append(_with_errors(name, paint[subject], value, error))
-    if "d1_worth" in unseen and "net_worth" in unseen:
-        clauses.append(
-            f"the synthesizer reads {unseen['d1_worth']:+.4f} of d1, "
-            f"{unseen['net_worth']:+.4f} net of what tuning made it forget"
+    tuned = results.tune.get(f"tune/{results.config.arms[subject].synthetic}")
+    if tuned is not None:
+        unseen = tuned.conditioning["unseen"]
+        worths = (
+            ("the synthesizer, from its d1", unseen.d1_worth, unseen.d1_worth_error),
+            ("the same, net of forgetting", unseen.net_worth, unseen.net_worth_error),
         )
+        for name, worth, error in worths:
+            if worth is not None and error is not None:
+                links.append(_with_errors(name, paint[subject], worth, error))
+        if unseen.d1_worth is not None and unseen.net_worth is not None:
+            clauses.append(
+                f"the synthesizer reads {unseen.d1_worth:+.4f} of d1, "
+                f"{unseen.net_worth:+.4f} net of what tuning made it forget"
+            )
     if not links:
         return None
 
-    value, low, high = scored["arms"][subject]["difference"]
-    gain = Mark(f"{subject}'s gain", paint[subject], -value, (-high, -low))
-    clauses.append(f"{subject} saves {-value:+.4f} on test documents beside repetition")
+    saved = -difference.value
+    ends = (-difference.high, -difference.low)
+    gain = Mark(f"{subject}'s gain", paint[subject], saved, ends)
+    clauses.append(f"{subject} saves {saved:+.4f} on test documents beside repetition")
     sentence = "; ".join(clauses)
     return Values(
         "chain",
@@ -157,11 +165,11 @@ def _with_errors(name: str, color: str, value: float, error: float) -> Mark:
     return Mark(name, color, value, (value - 2 * error, value + 2 * error))
 
 
-def scores(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
+def scores(arms: Mapping[str, ArmResult], paint: Mapping[str, str]) -> Figure:
     """The test loss of every arm."""
     marks = []
-    for name, arm in _scores_of(evaluated)["arms"].items():
-        marks.append(_mark(name, paint[name], arm["loss"], arm["loss_by_seed"]))
+    for name, arm in arms.items():
+        marks.append(_mark(name, paint[name], arm.loss, arm.loss_by_seed))
     return Values(
         "scores",
         "Test loss",
@@ -172,13 +180,13 @@ def scores(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
     )
 
 
-def differences(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+def differences(compared: ArmComparison, paint: Mapping[str, str]) -> Figure | None:
     """Each arm's difference to repetition; oracles, which would flatten the rest, are left out."""
-    scored = _scores_of(evaluated)
     marks = []
-    for name, arm in scored["arms"].items():
-        if scored["kinds"][name] in _COMPARED:
-            marks.append(_mark(name, paint[name], arm["difference"], arm["difference_by_seed"]))
+    for name, arm in compared.arms.items():
+        gap = arm.difference
+        if gap is not None and compared.kinds[name] in _COMPARED:
+            marks.append(_mark(name, paint[name], gap.interval, gap.by_seed))
     if not marks:
         return None
     return Values(
@@ -191,14 +199,13 @@ def differences(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figur
     )
 
 
-def _mark(name: str, color: str, ends: Sequence[float], seeds: Sequence[float] = ()) -> Mark:
-    value, low, high = ends
-    return Mark(name, color, value, (low, high), seeds)
+def _mark(name: str, color: str, figure: Interval, seeds: Sequence[float] = ()) -> Mark:
+    return Mark(name, color, figure.value, (figure.low, figure.high), seeds)
 
 
-def _curves(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
-    subject = _scores_of(results["evaluate"])["subject"]
-    cross = crossing(results, subject) if subject else None
+def _curves(results: Results, paint: Mapping[str, str]) -> Figure:
+    subject = results.evaluate.chosen.subject
+    cross = crossing(results.curves, subject) if subject else None
     floor = count_model(results)
     return Curves(
         "curves",
@@ -206,25 +213,28 @@ def _curves(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
         "A line for every seed, lower is better. Repetition bends up where its passes stop paying.",
         "tokens trained on",
         "validation loss, nats per token",
-        _by_seed(results, paint, "validation"),
+        _by_seed({name: curve.validation for name, curve in results.curves.items()}, paint),
         verticals={} if cross is None else {f"{subject} overtakes": cross},
         horizontals={} if floor is None else {"n-grams with a cache": floor},
     )
 
 
-def _by_seed(results: Mapping[str, Any], paint: Mapping[str, str], measure: str) -> list[Line]:
+def _by_seed(
+    measured: Mapping[str, Sequence[Sequence[float]]],
+    paint: Mapping[str, str],
+) -> list[Line]:
     """What was measured of every model while it trained."""
     lines = []
-    for role, curve in results["curves"].items():
+    for name, points in measured.items():
         # base stands once more under its arm and seed
-        if "/" in role and curve.get(measure):
-            arm, seed = role.rsplit("/", 1)
-            lines.append(Line(f"{arm}, seed {seed}", paint[arm], curve[measure]))
+        if "/" in name and points:
+            arm, seed = name.rsplit("/", 1)
+            lines.append(Line(f"{arm}, seed {seed}", paint[arm], points))
     return lines
 
 
-def _copying(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
-    lines = _by_seed(results, paint, "copying")
+def _copying(curves: Mapping[str, Curve], paint: Mapping[str, str]) -> Figure | None:
+    lines = _by_seed({name: curve.copying for name, curve in curves.items()}, paint)
     if not lines:
         return None
     return Curves(
@@ -238,21 +248,21 @@ def _copying(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | N
     )
 
 
-def count_model(results: Mapping[str, Any]) -> float | None:
+def count_model(results: Results) -> float | None:
     """The validation loss of n-grams with a cache, where pairing measured it."""
-    for pairs in results["pairs"].values():
+    for pairs in results.pairs.values():
         if pairs.get("ceiling"):
             return float(pairs["ceiling"]["floor"])
     return None
 
 
-def crossing(results: Mapping[str, Any], arm: str) -> float | None:
+def crossing(curves: Mapping[str, Curve], arm: str) -> float | None:
     """Tokens trained on from which an arm's mean validation loss stays below repetition's.
 
     The mean is over seeds. None where the arm does not end below.
     """
-    tokens, losses = _mean_curve(results, arm)
-    other_tokens, other_losses = _mean_curve(results, "repetition")
+    tokens, losses = _mean_curve(curves, arm)
+    other_tokens, other_losses = _mean_curve(curves, REPETITION)
     if not tokens or not other_tokens or tokens[-1] != other_tokens[-1]:
         return None
 
@@ -270,34 +280,37 @@ def crossing(results: Mapping[str, Any], arm: str) -> float | None:
     return float(tokens[last] + (tokens[last + 1] - tokens[last]) * fraction)
 
 
-def _mean_curve(results: Mapping[str, Any], arm: str) -> tuple[list[float], list[float]]:
+def _mean_curve(curves: Mapping[str, Curve], arm: str) -> tuple[list[float], list[float]]:
     """Tokens, and the mean validation loss over seeds, as far as all seeds have come."""
-    curves = []
-    for role, curve in results["curves"].items():
-        if role.rsplit("/", 1)[0] == arm:
-            curves.append(curve["validation"])
+    rows = []
+    for name, curve in curves.items():
+        if name.rsplit("/", 1)[0] == arm:
+            rows.append(curve.validation)
 
-    points = min(map(len, curves), default=0)
-    tokens = [curves[0][i][0] for i in range(points)]
-    losses = [sum(curve[i][1] for curve in curves) / len(curves) for i in range(points)]
+    points = min(map(len, rows), default=0)
+    tokens = [rows[0][i][0] for i in range(points)]
+    losses = [sum(of_seed[i][1] for of_seed in rows) / len(rows) for i in range(points)]
     return tokens, losses
 
 
-def shares(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+def shares(
+    arms: Mapping[str, ArmResult],
+    recipes: Mapping[str, Arm],
+    paint: Mapping[str, str],
+) -> Figure | None:
     """Loss over the share of synthetic text, for arms that differ in nothing else."""
-    arms = _scores_of(results["evaluate"])["arms"]
     by_recipe: dict[str, list[tuple[float, str]]] = {}
-    for name, recipe in results["config"]["arms"].items():
-        if recipe["synthetic"] and not recipe["sweep"]:
+    for name, recipe in recipes.items():
+        if recipe.synthetic and not recipe.sweep:
             # Recipes that are equal but for the share belong to one curve.
-            rest = json.dumps(_without(recipe, "share"), sort_keys=True)
-            by_recipe.setdefault(rest, []).append((recipe["share"], name))
+            rest = recipe.model_copy(update={"share": 0.0}).model_dump_json()
+            by_recipe.setdefault(rest, []).append((recipe.share, name))
 
     lines = []
     for points in by_recipe.values():
         if len(points) > 1:
-            points = sorted([(0.0, "repetition"), *points])
-            measured = [(share, *arms[name]["loss"]) for share, name in points]
+            points = sorted([(0.0, REPETITION), *points])
+            measured = [(share, *arms[name].loss) for share, name in points]
             lines.append(Line(points[1][1], paint[points[1][1]], measured))
     if not lines:
         return None
@@ -311,19 +324,15 @@ def shares(results: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | Non
     )
 
 
-def _without(recipe: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in recipe.items() if name != key}
-
-
-def efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+def efficiency(evaluated: Evaluation, paint: Mapping[str, str]) -> Figure | None:
     """Loss over unique real tokens, and where on that curve the other arms would stand; None where
     none of them stands on it."""
-    arms = _scores_of(evaluated)["arms"]
-    measured = evaluated["efficiency"]
-    lines = [Line("real text alone", _INK, measured["points"])]
-    for name, tokens in measured["worth"].items():
+    measured = evaluated.efficiency
+    lines = [Line("real text alone", _INK, measured.points)]
+    for name, tokens in measured.worth.items():
         if tokens:
-            lines.append(Line(name, paint[name], [(tokens, arms[name]["loss"][0])], "points"))
+            point = (tokens, evaluated.arms[name].loss.value)
+            lines.append(Line(name, paint[name], [point], "points"))
     if len(lines) < 2:
         return None
     return Curves(
@@ -338,21 +347,20 @@ def efficiency(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure
     )
 
 
-def flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+def flops(
+    arms: Mapping[str, ArmResult],
+    token_counts: Mapping[str, TokenCounts],
+    paint: Mapping[str, str],
+) -> Figure | None:
     """Loss over everything that was computed for an arm, its synthetic text included."""
-    arms = _scores_of(evaluated)["arms"]
-    # Seeds of an arm cost the same, so the first speaks for all.
-    token_counts = {}
-    for name, by_seed in evaluated["token_counts"].items():
-        token_counts[name] = next(iter(by_seed.values()))
     # Where training is all there is, it is the same for all but ensembles.
-    if not any(counts["spent_flops"] or "members" in counts for counts in token_counts.values()):
+    if not any(counts.spent_flops or counts.members for counts in token_counts.values()):
         return None
 
     lines = []
     for name, counts in token_counts.items():
-        spent = counts["train_flops"] + counts["spent_flops"]
-        lines.append(Line(name, paint[name], [(spent, *arms[name]["loss"])], "points"))
+        point = (counts.total_flops, *arms[name].loss)
+        lines.append(Line(name, paint[name], [point], "points"))
     return Curves(
         "flops",
         "What it cost",
@@ -364,7 +372,7 @@ def flops(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | No
     )
 
 
-def _rounds(results: Mapping[str, Any]) -> Figure | None:
+def _rounds(results: Results) -> Figure | None:
     """The entropy of what each round wrote, beside the loss that it led to."""
     rows = rounds(results)
     if len(rows) < 2:
@@ -377,58 +385,63 @@ def _rounds(results: Mapping[str, Any]) -> Figure | None:
         "round",
         "nats per token",
         [
-            Line("test loss", "method", [(row["round"], *row["loss"]) for row in rows]),
-            Line("entropy of samples", _INK, [(row["round"], row["entropy"]) for row in rows]),
+            Line("test loss", "method", [(row.round, *row.loss) for row in rows]),
+            Line("entropy of samples", _INK, [(row.round, row.entropy) for row in rows]),
         ],
     )
 
 
-def rounds(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for every round of the longest chain of bootstrapping: its loss, and what it wrote."""
-    recipes = results["config"]["arms"]
-    analyzed = results["analyze"]
-    last = max(recipes, key=lambda name: recipes[name]["rounds"])
-    if recipes[last]["rounds"] < 2 or not analyzed:
+class Round(NamedTuple):
+    """A round of bootstrapping: its arm, the test loss of it, and of what it wrote the entropy and
+    the share of distinct 4-grams."""
+
+    round: int
+    arm: str
+    loss: Interval
+    entropy: float
+    distinct: float
+
+
+def rounds(results: Results) -> list[Round]:
+    """A row for every round of the longest chain of bootstrapping."""
+    recipes = results.config.arms
+    analyzed = results.analyze
+    last = max(recipes, key=lambda name: recipes[name].rounds)
+    if recipes[last].rounds < 2 or not analyzed:
         return []
 
-    recipe = _without(recipes[last], "rounds")
     chain: dict[int, str] = {}
-    for name, other in recipes.items():
-        if _without(other, "rounds") == recipe:
-            chain.setdefault(other["rounds"], name)
+    for name, recipe in recipes.items():
+        if recipe == recipes[last].model_copy(update={"rounds": recipe.rounds}):
+            chain.setdefault(recipe.rounds, name)
 
-    arms = _scores_of(results["evaluate"])["arms"]
     rows = []
     for number, name in sorted(chain.items()):
         # Text of a later round is named by the arm whose model its synthesizer started from.
-        role = recipe["synthetic"]
+        kind = str(recipes[last].synthetic)
         if number - 1 in chain:
-            role += f"-after-{chain[number - 1]}"
-        written = analyzed["kinds"][role]
-        rows.append(
-            {
-                "round": number,
-                "arm": name,
-                "loss": arms[name]["loss"],
-                "entropy": written["entropy"],
-                "distinct": written["distinct_ngrams"]["4"],
-            }
-        )
+            kind += f"-after-{chain[number - 1]}"
+        written = analyzed["kinds"][kind]
+        loss = results.evaluate.arms[name].loss
+        rows.append(Round(number, name, loss, written["entropy"], written["distinct_ngrams"]["4"]))
     return rows
 
 
-def questions(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+def questions(
+    by_task: Mapping[str, TaskResult],
+    contamination: Mapping[str, Contamination],
+    paint: Mapping[str, str],
+) -> Figure | None:
     """Share answered right by arm, for every task and group of its items."""
     groups = {}
     chance = {}
-    questions = evaluated["questions"]
-    for title, (task, answers) in zip(titles(list(questions)), questions.items(), strict=True):
-        for group, by_arm in answers["groups"].items():
+    for title, (task, answers) in zip(titles(list(by_task)), by_task.items(), strict=True):
+        guessing = contamination[task].chance if task in contamination else None
+        for group, by_arm in answers.groups.items():
             name = title if group == "all" else f"{title}: {group}"
-            groups[name] = [_mark(arm, paint[arm], by_arm[arm]["acc"]) for arm in by_arm]
-            by_guessing = evaluated["asked"].get(task, {}).get("chance")
-            if by_guessing is not None:
-                chance[name] = by_guessing
+            groups[name] = [_mark(arm, paint[arm], by_arm[arm].acc) for arm in by_arm]
+            if guessing is not None:
+                chance[name] = guessing
     if not groups:
         return None
     return Values(
@@ -443,18 +456,21 @@ def questions(evaluated: Mapping[str, Any], paint: Mapping[str, str]) -> Figure 
     )
 
 
-def parts(by_group: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
+def parts(
+    by_group: Mapping[str, Mapping[str, Mapping[str, Interval]]],
+    paint: Mapping[str, str],
+) -> Figure:
     """By part and group, what of a document costs an arm more or less than it costs repetition."""
     # Without groups of documents there is all of them.
     names = [group for group in by_group if group != "all"] or ["all"]
     groups = {}
     for group in names:
         arms = by_group[group]
-        for part, (cost, *_) in arms["repetition"].items():
+        for part, cost in arms[REPETITION].items():
             marks = []
             for arm, by_part in arms.items():
-                if arm != "repetition":
-                    marks.append(Mark(arm, paint[arm], by_part[part][0] - cost))
+                if arm != REPETITION:
+                    marks.append(Mark(arm, paint[arm], by_part[part].value - cost.value))
             groups[part if group == "all" else f"{part}, {group}"] = marks
     return Values(
         "parts",
@@ -517,21 +533,20 @@ def _similarities(pairs: Mapping[str, Any], analyzed: Mapping[str, Any] | None) 
     )
 
 
-def _tuning(tuned: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
-    names = {
-        "given_d1": "given its d1",
-        "given_random_d1": "given a random d1",
-        "given_nothing": "given nothing",
-        "base": "base, given nothing",
-    }
+def _tuning(tuned: Mapping[str, Tuning], paint: Mapping[str, str]) -> Figure | None:
     groups = {}
     for role, result in tuned.items():
         kind = role.removeprefix("tune/")
-        unseen = result["conditioning"]["unseen"]
+        unseen = result.conditioning["unseen"]
+        losses = {
+            "given its d1": unseen.given_d1,
+            "given a random d1": unseen.given_random_d1,
+            "given nothing": unseen.given_nothing,
+            "base, given nothing": unseen.base,
+        }
         color = paint.get(kind, _INK)
         # one that is tuned without d1 has no loss given one
-        marks = [Mark(name, color, unseen[key]) for key, name in names.items() if key in unseen]
-        groups[kind] = marks
+        groups[kind] = [Mark(n, color, loss) for n, loss in losses.items() if loss is not None]
     if not groups:
         return None
     return Values(

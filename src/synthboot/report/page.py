@@ -1,4 +1,4 @@
-"""One self-contained HTML page from the JSON of all the other stages: no network, no libraries.
+"""One self-contained HTML page from what all the other stages left: no network, no libraries.
 
 Corpus text reaches the page as JSON and is placed with `textContent`, so nothing in it can become
 markup or script; the policy of the page runs one script alone, ours, by its hash.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
@@ -17,69 +18,56 @@ from typing import Any
 from synthboot.artifacts.store import flat
 from synthboot.data.items import titles
 from synthboot.lm.batches import tokens_until_copying
+from synthboot.report import leaks
+from synthboot.report import quality as quality_tables
 from synthboot.report.charts import (
     COLORS,
     PALETTE,
     charts,
     colors,
-    first_pairs,
     rounds,
 )
-
-PAPER = {
-    "headers": ["200B, 3B", "1T, 3B", "1T, 6B", "real text"],
-    "rows": {
-        "repetition within a document": ["4.3 %", "3.9 %", "2.6 %", "1.8 %"],
-        "duplicates in a 1M sample": ["0.8 %", "0.8 %", "0.3 %", "0.7 %"],
-        "non-factual": ["15.1 %", "8.7 %", "6.5 %", "1.8 %"],
-        "d2 unrelated to d1": ["25.6 %", "7.8 %", "6.0 %", "-"],
-        "d2 copies d1": ["0.1 %", "0.9 %", "0.3 %", "-"],
-        "share of the oracle's gain (QA)": ["42 %", "48 %", "58 %", "-"],
-    },
-}
-
+from synthboot.report.results import Cost, Results
 
 FILE = "report.html"
 """Where a report artifact has its page."""
 
 
-def report(results: Mapping[str, Any]) -> str:
+def report(results: Results) -> str:
     """The page."""
     from markupsafe import Markup
 
-    evaluated = results["evaluate"]
-    scores = evaluated[evaluated["checkpoint"]]
-    other = "last" if evaluated["checkpoint"] == "best" else "best"
-
-    token_counts = {}
-    for arm, seeds in evaluated["token_counts"].items():
-        token_counts[arm] = next(iter(seeds.values()))  # alike but for the seed
-    conditioning = {role: tuned["conditioning"] for role, tuned in results["tune"].items()}
-    asked = list(evaluated["asked"])
+    evaluated = results.evaluate
+    cfg = results.config
+    settings = cfg.model_dump(mode="json", exclude={"engine", "root"})
+    asked = list(evaluated.contamination)
+    analyzed = results.analyze
 
     return rendered(
         "report.html.j2",
-        title=f"synthboot: {results['name']}",
+        title=f"synthboot: {results.name}",
         results=results,
-        scores=scores,
-        other=evaluated[other],
-        other_name=other,
-        token_counts=token_counts,
-        settings=sorted(flat(results["config"]).items()),
-        quality=quality(results["analyze"]),
-        recipes=results["config"]["arms"],
+        scores=evaluated.chosen,
+        other=evaluated.other,
+        other_name=evaluated.other_checkpoint,
+        token_counts=evaluated.counts_by_arm,
+        settings=sorted(flat(settings).items()),
+        quality=quality(analyzed),
+        recipes=settings["arms"],
         titles=dict(zip(asked, titles(asked), strict=True)),
-        paint=colors(scores["kinds"]),
+        paint=colors(evaluated.chosen.kinds),
         figures={figure.id: figure for figure in charts(results)},
         rounds=rounds(results),
-        conditioning=conditioning,
-        copying_after=tokens_until_copying(results["config"]["optim"]["batch_tokens"]),
-        pair=first_pairs(results),
-        stages=by_stage(results["costs"]),
-        paper=PAPER,
+        given_back=leaks.FIGURES,
+        conditioning={unit: tuned.conditioning for unit, tuned in results.tune.items()},
+        copying_after=tokens_until_copying(cfg.optim.batch_tokens),
+        pair=results.related,
+        stages=by_stage(results.costs),
+        judged=analyzed and quality_tables.table(analyzed),
+        duplicates=analyzed and quality_tables.curves(analyzed),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        examples=Markup(as_json(results["examples"])),
-        spread=Markup(as_json(results["pair_examples"])),
+        examples=Markup(as_json(results.examples)),
+        spread=Markup(as_json(results.pair_examples)),
     )
 
 
@@ -111,19 +99,46 @@ def palette() -> dict[str, tuple[str, str]]:
     return COLORS | {f"other-{number}": pair for number, pair in enumerate(PALETTE)}
 
 
-def by_stage(costs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By stage, its artifacts and what they cost together: tokens, FLOPs, hours one after another,
-    and the most memory that one of them had."""
-    stages: dict[str, dict[str, Any]] = {}
+@dataclass(frozen=True)
+class StageCost:
+    """The artifacts of a stage, and what they cost together."""
+
+    artifacts: Sequence[Cost]
+
+    @property
+    def tokens(self) -> float | None:
+        """Tokens read and written, where they are counted."""
+        return _sum(cost.tokens for cost in self.artifacts)
+
+    @property
+    def flops(self) -> float | None:
+        """FLOPs, where they are counted."""
+        return _sum(cost.flops for cost in self.artifacts)
+
+    @property
+    def hours(self) -> float:
+        """Of one artifact after another."""
+        return sum(cost.seconds for cost in self.artifacts) / 3600
+
+    @property
+    def memory(self) -> int:
+        """The most bytes that one of them had."""
+        return max(cost.peak_memory_bytes for cost in self.artifacts)
+
+
+def by_stage(costs: Sequence[Cost]) -> dict[str, StageCost]:
+    """The artifacts by stage, in the order of their folders."""
+    stages: dict[str, list[Cost]] = {}
     for cost in costs:
-        stage = stages.setdefault(cost["stage"], {"artifacts": [], "hours": 0.0, "memory": 0})
-        stage["artifacts"].append(cost)
-        stage["hours"] += cost["seconds"] / 3600
-        stage["memory"] = max(stage["memory"], cost["peak_memory_bytes"])
-        for what in ("tokens", "flops"):
-            if what in cost:
-                stage[what] = stage.get(what, 0) + cost[what]
-    return dict(sorted(stages.items(), key=lambda stage: stage[1]["artifacts"][0]["folder"]))
+        stages.setdefault(cost.stage, []).append(cost)
+    ordered = sorted(stages.items(), key=lambda stage: stage[1][0].folder)
+    return {name: StageCost(artifacts) for name, artifacts in ordered}
+
+
+def _sum(amounts: Iterable[float | None]) -> float | None:
+    """The sum of those that are known; None where none is."""
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if known else None
 
 
 def quality(analyzed: Mapping[str, Any] | None) -> dict[str, Any] | None:

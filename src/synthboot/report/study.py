@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,9 +76,43 @@ class _Series(NamedTuple):
     color: str
 
 
-def curves(table: Table, varied: Sequence[str]) -> list[dict[str, Any]]:
-    """Power laws of the losses over tokens and parameters, a mapping each; where there is none,
-    `refused` says why."""
+@dataclass(frozen=True)
+class FittedCurve:
+    """A column's power law over an axis, for the runs of one line: measured from `low` to `high`.
+    Where there is none, `refused` says why."""
+
+    axis: str
+    column: str
+    line: str
+    points: int
+    low: float
+    high: float
+    law: scaling.PowerLaw | None = None
+    refused: str = ""
+
+    def drawn(self) -> list[tuple[float, float]]:
+        """Its points over the values that were measured, and no further."""
+        if self.law is None:
+            return []
+        x = np.geomspace(self.low, self.high, 60)
+        return list(zip(x.tolist(), self.law.at(x).tolist(), strict=True))
+
+    def as_json(self) -> dict[str, object]:
+        """It as `study.json` has it."""
+        plain: dict[str, object] = {
+            "axis": self.axis,
+            "column": self.column,
+            "line": self.line,
+            "points": self.points,
+            "refused": self.refused,
+        }
+        if self.law is not None:
+            plain |= {"from": self.low, "to": self.high, **asdict(self.law)}
+        return plain
+
+
+def curves(table: Table, varied: Sequence[str]) -> list[FittedCurve]:
+    """Power laws of the losses over tokens and parameters, as far as there are two points."""
     found = []
     for axis in _axes(table, varied):
         if axis not in _FITTED:
@@ -88,21 +122,14 @@ def curves(table: Table, varied: Sequence[str]) -> list[dict[str, Any]]:
                 points = [row for row in rows if row[column] is not None]
                 if len(points) < 2:
                     continue
-                curve: dict[str, Any] = {
-                    "axis": axis,
-                    "column": column,
-                    "line": label,
-                    "points": len(points),
-                    "refused": "",
-                }
                 x = [row[axis] for row in points]
+                curve = FittedCurve(axis, column, label, len(points), min(x), max(x))
                 try:
                     law = scaling.fit(x, [row[column] for row in points])
                 except ValueError as reason:
-                    curve["refused"] = str(reason)
+                    found.append(replace(curve, refused=str(reason)))
                 else:
-                    curve |= {"from": min(x), "to": max(x), **asdict(law)}
-                found.append(curve)
+                    found.append(replace(curve, law=law))
     return found
 
 
@@ -110,7 +137,7 @@ def study(
     name: str,
     varied: Sequence[str],
     table: Table,
-    fitted: Sequence[Mapping[str, Any]],
+    fitted: Sequence[FittedCurve],
 ) -> str:
     """The page; `fitted` is what `curves` found."""
     header, cells = _cells(table, varied)
@@ -121,7 +148,7 @@ def study(
         sentence=sentence(table),
         maps=maps(table),
         sections=sections(table, varied, fitted),
-        fitted=[curve for curve in fitted if not curve["refused"]],
+        fitted=[curve for curve in fitted if curve.law],
         refused=_refusals(fitted),
         header=header,
         cells=cells,
@@ -137,7 +164,7 @@ def maps(table: Table) -> list[Dots]:
 def sections(
     table: Table,
     varied: Sequence[str],
-    fitted: Sequence[Mapping[str, Any]],
+    fitted: Sequence[FittedCurve],
 ) -> dict[str, list[Curves]]:
     """Figures by what they are drawn over: each metric, a line for each value of what else is
     varied, and the arms' losses, a figure for each."""
@@ -228,14 +255,14 @@ def _over(
     metric: _Metric,
     series: Sequence[_Series],
     lines: Mapping[str, Table],
-    fitted: Sequence[Mapping[str, Any]],
+    fitted: Sequence[FittedCurve],
 ) -> Curves | None:
     """A figure of `series` of the runs in `lines`; None where each has less than two."""
     places = _places(table, axis)
     laws = {}
     for curve in fitted:
-        if curve["axis"] == axis and not curve["refused"]:
-            laws[curve["column"], curve["line"]] = curve
+        if curve.axis == axis and curve.law:
+            laws[curve.column, curve.line] = curve
 
     drawn = []
     curves = []
@@ -246,7 +273,7 @@ def _over(
                 points.append((places[_shown(row[axis])], *_with_ends(row, column)))
         law = laws.get((column, label))
         if law:
-            curves.append(Line(name, color, _curve(law)))
+            curves.append(Line(name, color, law.drawn()))
         if points:
             drawn.append(Line(name, color, sorted(points), "points" if law else "marked"))
     if max((len(line.points) for line in drawn), default=0) < 2:
@@ -279,13 +306,6 @@ def _arm_colors(table: Table) -> dict[str, str]:
     for column in _losses(table):
         kinds[column] = "method" if _arm(column) in methods else _arm(column)
     return colors(kinds)
-
-
-def _curve(law: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """A fitted curve over the values that were measured, and no further."""
-    x = np.geomspace(law["from"], law["to"], 60)
-    y = law["offset"] + law["factor"] * x ** -law["exponent"]
-    return list(zip(x.tolist(), y.tolist(), strict=True))
 
 
 def _map(table: Table, other: str) -> Dots | None:
@@ -337,14 +357,14 @@ def _places(table: Table, axis: str) -> dict[str, float]:
     return {name: float(place) for place, name in enumerate(values)}
 
 
-def _refusals(fitted: Sequence[Mapping[str, Any]]) -> list[str]:
+def _refusals(fitted: Sequence[FittedCurve]) -> list[str]:
     """Why there is no curve, each reason once."""
     found: dict[str, list[str]] = {}
     for curve in fitted:
-        if curve["refused"]:
-            name = curve["column"].replace("base_loss", "base").removeprefix("loss.")
-            line = ", ".join(part for part in (name, curve["line"]) if part)
-            found.setdefault(f"{curve['axis']}: {curve['refused']}", []).append(line)
+        if curve.refused:
+            name = curve.column.replace("base_loss", "base").removeprefix("loss.")
+            line = ", ".join(part for part in (name, curve.line) if part)
+            found.setdefault(f"{curve.axis}: {curve.refused}", []).append(line)
     return [f"{reason} ({'; '.join(lines)})" for reason, lines in found.items()]
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 
 from synthboot import config, recipes, statistics
-from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.evaluation import Evaluation, Power
 from synthboot.artifacts.store import read_manifest
 from synthboot.errors import ConfigError, CorruptArtifact, DataError
 from synthboot.lm.batches import tokens_until_copying
@@ -276,15 +276,6 @@ def copying_sentence(cfg: config.Config, copying: dict[str, float]) -> str:
     return words
 
 
-@dataclass(frozen=True)
-class Power:
-    """The smallest true difference between `subject` and repetition, in nats per token, that a
-    number of seeds shows four times in five."""
-
-    subject: str
-    detectable: dict[int, float]
-
-
 def power(cfg: config.Config, units: dict[str, Unit]) -> Power | None:
     """What more seeds would show, by the noise of the evaluation in the run folder.
 
@@ -292,21 +283,17 @@ def power(cfg: config.Config, units: dict[str, Unit]) -> Power | None:
     """
     folder = units["evaluate"].folder(cfg.folder)
     try:
-        measured = Evaluation.open(folder).chosen.get("power")
+        measured = Evaluation.open(folder).chosen.power
     except CorruptArtifact:
         return None  # not there, or damaged: `run` makes it, and says so
     if measured is None:
         return None
 
-    noise = statistics.Components(**measured["noise"])
-    numbers = sorted({len(cfg.pretrain.seeds), *_MORE_SEEDS} - {1})
-    return Power(
-        measured["subject"],
-        {
-            seeds: statistics.detectable(noise, seeds, measured["items"], cfg.evaluate.confidence)
-            for seeds in numbers
-        },
-    )
+    confidence = cfg.evaluate.confidence
+    detectable = {}
+    for seeds in sorted({len(cfg.pretrain.seeds), *_MORE_SEEDS} - {1}):
+        detectable[seeds] = statistics.detectable(measured.noise, seeds, measured.items, confidence)
+    return replace(measured, detectable=detectable)
 
 
 def power_sentence(power: Power) -> str:

@@ -36,6 +36,7 @@ _SHARES: dict[str, machines.Work] = {
     "pretrain": "train",
     "score": "train",
     "synthesize": "sample",
+    "extract": "sample",
 }
 _FIXED: dict[str, Callable[[machines.Core], machines.Figure]] = {
     "evaluate": lambda core: core.evaluate_seconds,
@@ -307,7 +308,7 @@ def _amount(stage: str, flops: float, tokens: float) -> float:
     where they have neither."""
     if stage in _FIXED:
         return 1.0
-    return tokens if stage in ("corpus", "score") else flops
+    return tokens if stage in ("corpus", "score", "extract") else flops
 
 
 def _rates(manifest: Manifest, done: float, start: float) -> list[float]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from synthboot import config
+from synthboot.artifacts.extraction import COMPARED
 from synthboot.artifacts.store import read_manifest
 from synthboot.data import documents
 from synthboot.errors import SynthbootError
@@ -181,7 +182,8 @@ class Workload:
         if unit.stage == "synthesize":
             is_plain = unit.variant.startswith("unconditional")
             return self.synthesize(unit.options["budget_tokens"], conditional=not is_plain)
-        if unit.variant == "random_pairs" and unit.stage == "pair":
+        # pairs at random, and a comparison of models that have been asked
+        if (unit.stage, unit.variant) in (("pair", "random_pairs"), ("extract", COMPARED)):
             return NOTHING
         stages = {
             "corpus": self.read,
@@ -189,6 +191,7 @@ class Workload:
             "pair": self.pair,
             "tune": self.tune,
             "score": self.score,
+            "extract": self.extract,
         }
         stage = stages.get(unit.stage)
         return NOTHING if stage is None else stage()
@@ -327,6 +330,18 @@ class Workload:
             read_bytes=self._weights(2),
             written_bytes=4 * tokens,
             kept_bytes=4 * tokens,
+            memory=self._weights(1),
+        )
+
+    def extract(self) -> Work:
+        """What is continued of D_pretrain and the test set, and scored."""
+        cfg = self.cfg.extract
+        row_tokens = cfg.prefix_tokens + cfg.continuation_tokens
+        tokens = 2 * 2 * cfg.docs * row_tokens
+        return Work(
+            tokens=tokens,
+            flops=tokens * self.model.forward(row_tokens),
+            read_bytes=self._weights(1),
             memory=self._weights(1),
         )
 

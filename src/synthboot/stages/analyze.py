@@ -12,7 +12,7 @@ they are not on the paper's scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,11 +22,13 @@ from jaxtyping import Bool, Float, Integer, UInt64
 from synthboot import config
 from synthboot.artifacts.pairs import Pairs
 from synthboot.artifacts.synthetic import Sample
-from synthboot.data import ngrams
+from synthboot.data import ngrams, personal, words
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 
 NOVEL_SIZES = (2, 3, 4, 5)
+SPANS = (8, 13, 20, 30, 50, 75, 100, 150, 200, 300, 400, 600)
+"""Lengths in tokens of the spans that are looked for as a whole."""
 _LONG = 8  # tokens; a run that real text hardly ever repeats by chance
 _LOOPING = 0.1  # of a document's runs of that length
 _LENGTH_BINS = np.linspace(0, 2_048, 65)
@@ -100,6 +102,60 @@ def corpus_masks(
     """
     in_corpus = _in_corpus(samples, corpus, n)
     return [ngrams.copied(s, in_corpus, n) for s in samples]
+
+
+def verbatim_spans(
+    samples: Sequence[Integer[np.ndarray, " _"]],
+    corpus: Tokens,
+) -> dict[str, float]:
+    """By number of tokens, the share of the samples with a span of so many that stands in the
+    corpus as it is, in one piece.
+
+    Unlike a stretch of copied runs nothing here is stitched together. The corpus is gone through
+    once for each length of `SPANS` that some sample still has; an end token stands in no sample, so
+    that no span reaches from a document into the next.
+    """
+    shares = dict.fromkeys(map(str, SPANS), 0.0)
+    left = list(samples)
+    for n in SPANS:
+        left = [sample for sample in left if len(sample) >= n]
+        in_corpus = _in_corpus(left, corpus, n)
+        left = [s for s in left if ngrams.contains(in_corpus, ngrams.hashes(s, n)).any()]
+        if not left:
+            break
+        shares[str(n)] = len(left) / len(samples)
+    return shares
+
+
+def type_token_ratio(texts: Sequence[str], segment: int = 1_000) -> float | None:
+    """Different words as a share of all, the mean over segments of so many words, since the share
+    falls with the length; None where the texts have not one whole segment.
+
+    Source: Johnson 1944, mean segmental type-token ratio.
+    """
+    cut = [word for text in texts for word in words.words(text)]
+    ratios = []
+    for start in range(0, len(cut) - segment + 1, segment):
+        ratios.append(len(set(cut[start : start + segment])) / segment)
+    return float(np.mean(ratios)) if ratios else None
+
+
+def personal_data(
+    times: Mapping[personal.Found, int],
+    corpus: Collection[personal.Found],
+) -> dict[str, dict[str, int]]:
+    """By kind of what looks like personal data: how many times it was found, how many different
+    ones, and how many of these the corpus holds as they are."""
+    result = {}
+    for kind in personal.KINDS:
+        counts = [times[item] for item in times if item.kind == kind]
+        verbatim = [item for item in times if item.kind == kind and item in corpus]
+        result[kind] = {
+            "found": sum(counts),
+            "different": len(counts),
+            "verbatim": len(verbatim),
+        }
+    return result
 
 
 def novel_share(

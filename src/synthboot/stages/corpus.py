@@ -9,7 +9,8 @@ where there is such text.
    rest the pool, so that D_pretrain and the oracle's text are nested heads of one pool and no
    held-out document has a near-copy in training; with `split_field` documents say themselves where
    they go,
-4. train the tokenizer on D_pretrain alone and write documents and tokens in shards.
+4. train the tokenizer on D_pretrain alone, plant the canaries in it, if any, and write documents
+   and tokens in shards.
 
 Memory is one shard of text plus about 600 bytes a document (signatures are memory-mapped).
 Source: arXiv:2509.15248 takes a fixed subset of a cleaned pool; the paper does not say how its sets
@@ -21,7 +22,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,44 +33,18 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from synthboot import config
-from synthboot.artifacts.corpus import DOCUMENTS, Corpus
+from synthboot.artifacts.corpus import DOCUMENTS, Corpus, Counts
 from synthboot.artifacts.spool import Ingested, Spool, ingest
 from synthboot.artifacts.store import WORK, Progress, Shards, silent
-from synthboot.data import ngrams, tokenizer, tokens
+from synthboot.data import canaries, ngrams, tokenizer, tokens
 from synthboot.data.files import counted
 from synthboot.errors import BudgetError, DataError
+from synthboot.rng import rng
 
 _SETS = ("validation", "test", "pool")
 _SPLITS = {"validation": 0, "test": 1, "pretrain": 2, "oracle": 3}
 _REPLAY = len(_SPLITS)
 _BYTES_PER_TOKEN = 3.5  # a first guess at what a trained tokenizer makes of text
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What the corpus holds. records = documents + quarantined + dropped, summed over all of
-    `dropped`.
-
-    `unknown_tokens` stand for text that the tokenizer has no token for, which is lost. `account`
-    says in one line what was not kept as it came.
-    """
-
-    records: int
-    quarantined: int
-    reasons: dict[str, int]
-    renamed_ids: int
-    ignored_files: dict[str, int]
-    ignored_values: dict[str, int]
-    dropped: dict[str, int]
-    flagged_docs: int
-    documents: dict[str, int]
-    tokens: dict[str, int]
-    pretrain_docs: int
-    pretrain_tokens: int
-    vocab_size: int
-    tokenizer_docs: int
-    unknown_tokens: int
-    account: str
 
 
 def corpus(
@@ -107,12 +82,14 @@ def corpus(
     )
     out = Corpus.open(folder)
     fitted.save(out.tokenizer_folder)
+    if cfg.canaries.count:
+        pretrain_docs += _plant(spool, by_set, pretrain_docs, cfg.canaries, out)
 
     if cfg.replay is not None:
         by_set["replay"] = replay
     # counted after what was dropped: a document whose copies are gone is not flagged
     group_sizes = np.bincount(group[kept], minlength=int(group.max(initial=0)) + 1)
-    flagged = group_sizes[group] > 1
+    flagged = np.append(group_sizes[group] > 1, np.zeros(len(spool.planted), bool))
     set_tokens: dict[str, int] = {}
     for name, chosen in by_set.items():
         set_tokens[name] = _write_set(
@@ -127,8 +104,8 @@ def corpus(
         **asdict(ingested),
         renamed_ids=len(spool.renamed),
         dropped=dropped,
-        account=_account(ingested, len(spool.renamed), dropped, unknown),
-        flagged_docs=int(flagged[kept].sum()) if cfg.near_duplicates == "flag" else 0,
+        account=_account(ingested, len(spool.renamed), dropped, unknown, len(spool.planted)),
+        flagged_docs=int(flagged[: len(spool)][kept].sum()) if cfg.near_duplicates == "flag" else 0,
         documents={name: len(chosen) for name, chosen in by_set.items()},
         tokens=set_tokens,
         pretrain_docs=pretrain_docs,
@@ -137,7 +114,7 @@ def corpus(
         tokenizer_docs=tokenizer_docs,
         unknown_tokens=unknown,
     )
-    out.save_summary(asdict(result))
+    out.save_summary(result)
     return result
 
 
@@ -172,8 +149,9 @@ def _account(
     renamed: int,
     dropped: dict[str, int],
     unknown: int,
+    copies: int,
 ) -> str:
-    """What was not kept as it came, and why, in one line."""
+    """What was not kept as it came, and why, in one line; and what was planted."""
     kept = ingested.records - ingested.quarantined - sum(dropped.values())
     reasons = f" ({counted(ingested.reasons)})" if ingested.quarantined else ""
     parts = [
@@ -190,7 +168,30 @@ def _account(
             parts.append(f"{sum(ignored.values()):,} {what} ignored ({counted(ignored)})")
     if unknown:
         parts.append(f"{unknown:,} tokens stand for text that the tokenizer does not know")
+    if copies:
+        parts.append(f"{copies:,} copies of canaries planted")
     return ", ".join(parts)
+
+
+def _plant(
+    spool: Spool,
+    by_set: dict[str, np.ndarray],
+    pretrain_docs: int,
+    cfg: config.Canaries,
+    out: Corpus,
+) -> int:
+    """How many copies of canaries are put among the documents of D_pretrain, anywhere.
+
+    Neither these documents nor the tokenizer depend on them: a run with canaries and one without
+    read the same text, but for the canaries.
+    """
+    pool = by_set["pool"]
+    drawn = canaries.draw((spool[i] for i in pool[:pretrain_docs]), cfg)
+    out.save_canaries(drawn)
+    copies = spool.plant(canaries.planted(drawn))
+    places = rng(cfg.seed, "corpus.planted").integers(pretrain_docs, size=len(copies))
+    by_set["pool"] = np.insert(pool, places, copies)
+    return len(copies)
 
 
 def _unknown(corpus: Corpus, names: Sequence[str]) -> int:

@@ -13,18 +13,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any
+from dataclasses import MISSING, fields, replace
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 from synthboot import config, statistics, verdicts
+from synthboot.artifacts.evaluation import (
+    REPETITION,
+    AnswerResult,
+    ArmComparison,
+    ArmResult,
+    Power,
+    TaskResult,
+)
+from synthboot.artifacts.model import TokenCounts
 from synthboot.errors import ConfigError, UnfairComparison
 from synthboot.lm.train import Settings
-from synthboot.statistics import Interval
+from synthboot.statistics import Estimate, Interval
 
-REPETITION = "repetition"
 _MORE_SEEDS = (2, 3, 5, 8, 10, 15, 20)
 
 # what has to be equal between arms: always, and where all train on as many tokens
@@ -33,7 +40,7 @@ _BY_LENGTH = ("steps", "train_tokens", "replayed_tokens")
 _SET_BY_LENGTH = ("warmup_steps", "eval_steps")
 
 
-def check_comparable(token_counts: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
+def check_comparable(token_counts: Mapping[str, Mapping[int, TokenCounts]]) -> None:
     """Raise UnfairComparison, naming what differs, unless arms (name -> seed -> token counts)
     differ only in their data, and in what their recipes had a sweep or a budget of FLOPs choose.
 
@@ -55,22 +62,21 @@ def check_comparable(token_counts: Mapping[str, Mapping[int, Mapping[str, Any]]]
                 _check_flops(name, seed, reference, model)
 
 
-def _models(counts: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _models(counts: TokenCounts) -> Sequence[TokenCounts]:
     """The token counts of the models of an arm: its own, or those of an ensemble's members."""
-    members: Sequence[Mapping[str, Any]] = counts.get("members", [counts])
-    return members
+    return counts.members or [counts]
 
 
 def _compare_settings(
     first: str,
     name: str,
     seed: int,
-    reference: Mapping[str, Any],
-    counts: Mapping[str, Any],
+    reference: TokenCounts,
+    counts: TokenCounts,
 ) -> None:
-    free = _free(counts["recipe"]) | _free(reference["recipe"])
-    expected = _flat(reference)
-    for key, value in _flat(counts).items():
+    free = _free(counts.recipe) | _free(reference.recipe)
+    expected = _held_equal(reference)
+    for key, value in _held_equal(counts).items():
         if key not in free and value != expected[key]:
             raise UnfairComparison(
                 f"arms {first} and {name} differ in {key} "
@@ -82,15 +88,15 @@ def _compare_settings(
 def _check_tokens(
     name: str,
     seed: int,
-    counts: Mapping[str, Any],
+    counts: TokenCounts,
 ) -> None:
     """Whether tokens by source add up, and synthetic text was read at most once."""
-    by_source = [counts[f"{kind}_tokens"] for kind in ("real", "synthetic", "replayed")]
-    if sum(by_source) != counts["train_tokens"]:
+    by_source = counts.real_tokens + counts.synthetic_tokens + counts.replayed_tokens
+    if by_source != counts.train_tokens:
         raise UnfairComparison(
             f"arm {name}, seed {seed}: tokens by source do not add up to train_tokens"
         )
-    epochs = counts["synthetic_epochs"]
+    epochs = counts.synthetic_epochs
     if epochs > 1:
         raise UnfairComparison(
             f"arm {name}, seed {seed}: synthetic text was read {epochs:.2f} times"
@@ -100,40 +106,39 @@ def _check_tokens(
 def _check_flops(
     name: str,
     seed: int,
-    reference: Mapping[str, Any],
-    counts: Mapping[str, Any],
+    reference: TokenCounts,
+    counts: TokenCounts,
 ) -> None:
     """Whether an arm of `match: flops` kept to what the first arm spent on training."""
-    by_tokens = reference["recipe"]["match"] == "tokens"
+    by_tokens = reference.recipe.match == "tokens"
     # a reference that a sweep let train for longer or shorter is no budget
-    if reference["recipe"]["epochs"] is not None or not by_tokens:
+    if reference.recipe.epochs is not None or not by_tokens:
         return
-    if counts["recipe"]["match"] != "flops":
+    if counts.recipe.match != "flops":
         return
-    spent = counts["train_flops"] + counts["spent_flops"]
-    budget = reference["train_flops"]
+    spent = counts.total_flops
+    budget = reference.train_flops
     if spent > budget:
         raise UnfairComparison(
             f"arm {name}, seed {seed}: {spent:.3g} FLOPs, the budget is {budget:.3g}"
         )
 
 
-def _flat(counts: Mapping[str, Any]) -> dict[str, Any]:
+def _held_equal(counts: TokenCounts) -> dict[str, object]:
     """What has to be equal between arms; a setting that came later has its default."""
     later = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
-    values = {key: counts[key] for key in (*_EQUAL, *_BY_LENGTH)}
-    return values | later | dict(counts["settings"])
+    values = {name: getattr(counts, name) for name in (*_EQUAL, *_BY_LENGTH)}
+    return values | later | counts.settings
 
 
-def _free(recipe: Mapping[str, Any]) -> set[str]:
+def _free(recipe: config.Arm) -> set[str]:
     """What a recipe lets differ."""
-    free = {key for key in config.TUNED if recipe.get(key) is not None}
-    if recipe["match"] == "flops" or recipe["epochs"] is not None:
+    free = {name for name in config.TUNED if getattr(recipe, name) is not None}
+    if recipe.match == "flops" or recipe.epochs is not None:
         free |= {*_BY_LENGTH, *_SET_BY_LENGTH}
-    # what was counted before these were settings has neither
-    if recipe.get("ensemble", 1) > 1:
+    if recipe.ensemble > 1:
         free.add("dropout_seed")  # that of the member, not of the arm
-    if recipe.get("distill") is not None:
+    if recipe.distill is not None:
         free.add("distill_weight")
     return free
 
@@ -160,103 +165,96 @@ def evaluate(
     groups: Sequence[str] = (),
     looks: Sequence[int] = (),
     external: str | None = None,
-) -> dict[str, Any]:
-    """Per arm: loss (nats per token), perplexity, bits per byte, difference to repetition and
-    oracle_share, each an Interval; `p` of the difference and `p_adjusted` for the number of
-    arms; the difference of each seed; `against` with difference and p to every other arm.
-
-    `groups`: the loss by the group of each document. `power`: the smallest difference that so many
-    seeds would show. `verdict` says it in one sentence, `more_compute` which arms had more of it.
+) -> ArmComparison:
+    """All arms at one checkpoint, and the verdict.
 
     `losses` holds each document's summed loss, the same seeds in the same order for every arm;
-    `looks` the numbers of seeds at which this run was evaluated, this one last; `external` names a
-    model from outside the corpus that wrote the synthetic text. Raises ConfigError without a
-    repetition arm.
+    `groups` the group of each document; `looks` the numbers of seeds at which this run was
+    evaluated, this one last; `external` names a model from outside the corpus that wrote the
+    synthetic text. Raises ConfigError without a repetition arm.
     """
     if REPETITION not in losses:
         raise ConfigError("evaluate: arms.repetition is missing; every arm is compared with it")
+    recipes = {name: recipes[name] for name in losses}
+    kinds: dict[str, str] = {name: recipe.kind for name, recipe in recipes.items()}
     oracle = _oracle(recipes)
     tokens_per_byte = tokens.sum() / size_bytes.sum()
-    kinds = {name: recipes[name].kind for name in losses}
     arms = {}
     for name in losses:
-        arms[name] = _entry(
-            name,
-            losses,
-            tokens,
-            tokens_per_byte,
-            oracle,
-            cfg.confidence,
-        )
-
-    # that more text or more compute is better is no claim, so it does not make the threshold of
-    # the others stricter
-    p_values = {}
-    for name, kind in kinds.items():
-        if name != REPETITION and kind not in ("oracle", "ensemble"):
-            p_values[name] = arms[name]["p"]
-    for name, p in statistics.holm(p_values).items():
-        # whoever looks again after every few seeds has had as many chances (Bonferroni)
-        arms[name]["p_adjusted"] = min(1.0, p * max(1, len(looks)))
+        arms[name] = _arm(name, losses, tokens, tokens_per_byte, oracle, cfg.confidence)
+    arms = _adjusted(arms, kinds, len(looks))
 
     seeds = next(iter(losses.values())).shape[0]  # (seed, doc)
-    subject = verdicts.subject({name: recipes[name] for name in losses})
-    return {
-        "arms": arms,
-        "kinds": kinds,
-        "subject": subject,
-        "more_compute": verdicts.more_compute({name: recipes[name] for name in losses}),
-        "seeds": seeds,
-        "looks": list(looks),
-        "docs": len(tokens),
-        "tokens": int(tokens.sum()),
-        "confidence": cfg.confidence,
-        "groups": _grouped(losses, tokens, groups, cfg.confidence),
-        "power": _power(losses, tokens, subject, cfg.confidence),
-        "verdict": verdicts.verdict(arms, kinds, seeds, cfg.confidence, looks, external),
-    }
+    subject = verdicts.subject(recipes)
+    return ArmComparison(
+        arms=arms,
+        kinds=kinds,
+        subject=subject,
+        oracle=oracle,
+        more_compute=verdicts.more_compute(recipes),
+        seeds=seeds,
+        looks=tuple(looks),
+        docs=len(tokens),
+        tokens=int(tokens.sum()),
+        confidence=cfg.confidence,
+        groups=_grouped(losses, tokens, groups, cfg.confidence),
+        power=_power(losses, tokens, subject, cfg.confidence),
+        verdict=verdicts.verdict(arms, kinds, seeds, cfg.confidence, looks, external),
+    )
 
 
-def _entry(
+def _arm(
     name: str,
     losses: Mapping[str, Float64[np.ndarray, "seed doc"]],
     tokens: Int64[np.ndarray, " doc"],
     tokens_per_byte: float,
     oracle: str | None,
     confidence: float,
-) -> dict[str, Any]:
-    """The figures of one arm."""
+) -> ArmResult:
+    """The figures of one arm; its p-value is not adjusted yet."""
+
+    def minus(other: str) -> Estimate:
+        return statistics.difference(losses[name], losses[other], tokens, confidence)
+
     # (seed, doc): weighed by tokens, so that it is the loss per token
     loss = statistics.estimate(losses[name], tokens, confidence)
-    entry: dict[str, Any] = {
-        "loss": loss.interval,
-        "perplexity": Interval(*map(math.exp, loss.interval)),
-        "bits_per_byte": Interval(*(nll * tokens_per_byte / math.log(2) for nll in loss.interval)),
-        "loss_by_seed": list(loss.by_seed),
-        "against": {},
-    }
-    for other in losses:
-        if other != name:
-            difference = statistics.difference(losses[name], losses[other], tokens, confidence)
-            entry["against"][other] = difference.tested
+    result = ArmResult(
+        loss=loss.interval,
+        perplexity=Interval(*map(math.exp, loss.interval)),
+        bits_per_byte=Interval(*(nll * tokens_per_byte / math.log(2) for nll in loss.interval)),
+        loss_by_seed=loss.by_seed,
+        against={other: minus(other).tested for other in losses if other != name},
+    )
     if name == REPETITION:
-        return entry
+        return result
 
-    difference = statistics.difference(losses[name], losses[REPETITION], tokens, confidence)
-    entry["difference"] = difference.interval
-    entry["p"] = difference.p
-    entry["difference_by_seed"] = list(difference.by_seed)
-    entry["standard_error"] = difference.standard_error
-    entry["df"] = difference.df
-
-    if oracle is not None and oracle in losses and oracle != name:
-        entry["oracle_share"] = None
+    share = None
+    if oracle is not None and oracle != name:
         oracle_gain = losses[oracle] - losses[REPETITION]
         # there is nothing to have a share of where more real text did not help
         if oracle_gain.sum() < 0:
             gain = losses[name] - losses[REPETITION]
-            entry["oracle_share"] = statistics.ratio(gain, oracle_gain, tokens, confidence)
-    return entry
+            share = statistics.ratio(gain, oracle_gain, tokens, confidence)
+    return replace(result, difference=minus(REPETITION), oracle_share=share)
+
+
+def _adjusted(
+    arms: Mapping[str, ArmResult],
+    kinds: Mapping[str, str],
+    looks: int,
+) -> dict[str, ArmResult]:
+    """The arms with p-values adjusted for their number, and for that of looks at them."""
+    p_values = {}
+    for name, arm in arms.items():
+        # that more text or more compute is better is no claim, so it does not make the threshold
+        # of the others stricter
+        if arm.difference is not None and kinds[name] not in ("oracle", "ensemble"):
+            p_values[name] = arm.difference.p
+    adjusted = dict(arms)
+    for name, p in statistics.holm(p_values).items():
+        # whoever looks again after every few seeds has had as many chances (Bonferroni)
+        adjusted[name] = replace(arms[name], p_adjusted=min(1.0, p * max(1, looks)))
+    return adjusted
 
 
 def _oracle(recipes: Mapping[str, config.Arm]) -> str | None:
@@ -274,7 +272,7 @@ def _power(
     tokens: Int64[np.ndarray, " doc"],
     subject: str | None,
     confidence: float,
-) -> dict[str, Any] | None:
+) -> Power | None:
     """What the noise of this run lets one see: its parts, and the smallest difference to repetition
     that so many seeds show four times in five.
 
@@ -287,17 +285,8 @@ def _power(
     items = len(tokens)
     detectable = {}
     for seeds in sorted({*_MORE_SEEDS, losses[subject].shape[0]}):
-        detectable[str(seeds)] = statistics.detectable(noise, seeds, items, confidence)
-    return {
-        "subject": subject,
-        "noise": {
-            "seed": noise.seed,
-            "item": noise.item,
-            "both": noise.both,
-        },
-        "items": items,
-        "detectable": detectable,
-    }
+        detectable[seeds] = statistics.detectable(noise, seeds, items, confidence)
+    return Power(subject, noise, items, detectable)
 
 
 def answered(
@@ -306,18 +295,16 @@ def answered(
     groups: Sequence[str],
     cfg: config.Evaluate,
     seen: Bool[np.ndarray, " item"] | None = None,
-) -> dict[str, Any]:
-    """By task: its items but those that a training text has `seen`, and by group of them (`all`
-    first) and arm the share answered right, the same by likelihood per character, the nats of the
-    right continuation and those of the right choice among all (`choice_nll`; None where nothing is
-    to choose), each an Interval, with the Difference of the first to repetition.
+) -> dict[str, TaskResult]:
+    """By task what every arm answered, but to the items that a training text has `seen`.
 
-    A task or group of one item has no interval and is left out.
+    `answers` are acc, acc_norm, nll and choice_nll (all zero where nothing is to choose) of every
+    item. A task or group of one item has no interval and is left out.
     """
     task_of = np.array(tasks)
     group_of = np.array(groups)
     clean = np.ones(len(tasks), bool) if seen is None else ~seen
-    result: dict[str, Any] = {}
+    result = {}
 
     for task in dict.fromkeys(tasks):
         of_task = (task_of == task) & clean
@@ -334,10 +321,7 @@ def answered(
         for group, items in chosen.items():
             if items.sum() >= 2:
                 by_group[group] = _answers(answers, items, cfg.confidence)
-        result[task] = {
-            "items": int(of_task.sum()),
-            "groups": by_group,
-        }
+        result[task] = TaskResult(int(of_task.sum()), by_group)
     return result
 
 
@@ -345,24 +329,24 @@ def _answers(
     answers: Mapping[str, Float64[np.ndarray, "seed item 4"]],
     chosen: np.ndarray,
     confidence: float,
-) -> dict[str, Any]:
+) -> dict[str, AnswerResult]:
     """The figures of every arm on the chosen items."""
     of_repetition = answers[REPETITION][:, chosen, 0]  # (seed, item)
-    entries = {}
+    results = {}
     for name, of_arm in answers.items():
         # (seed, item, measure) -> one (seed, item) for each measure
         acc, acc_norm, nll, choice_nll = np.moveaxis(of_arm[:, chosen], 2, 0)
         difference = statistics.difference(acc, of_repetition, None, confidence)
-        entries[name] = {
-            "items": int(chosen.sum()),
-            "acc": _interval(acc, confidence),
-            "acc_norm": _interval(acc_norm, confidence),
-            "nll": _interval(nll, confidence),
+        results[name] = AnswerResult(
+            items=int(chosen.sum()),
+            acc=_interval(acc, confidence),
+            acc_norm=_interval(acc_norm, confidence),
+            nll=_interval(nll, confidence),
             # all zero: an item with one continuation has nothing to choose among
-            "choice_nll": _interval(choice_nll, confidence) if choice_nll.any() else None,
-            "difference": difference.tested,
-        }
-    return entries
+            choice_nll=_interval(choice_nll, confidence) if choice_nll.any() else None,
+            difference=difference.tested,
+        )
+    return results
 
 
 def parted(

@@ -32,6 +32,7 @@ from synthboot.errors import DataError
 from synthboot.neighbors import join
 from synthboot.neighbors.search import Neighbors, interval, nearest
 from synthboot.rng import rng
+from synthboot.statistics import Interval
 
 _BINS = np.linspace(-0.2, 1.0, 121)
 _BLOCK = 8_192  # random pairs compared at once
@@ -331,16 +332,39 @@ def chance_share(
     return float(min(1.0, expected / kept))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What an alpha would give: pairs in all, and per document with an interval; the share of
+    documents with any; the share dropped as near-duplicates, and that of random pairs above it."""
+
+    alpha: float
+    pairs: int
+    per_document: Interval
+    documents_with_pairs: float
+    near_duplicates: float
+    random_pairs_above: float
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What each alpha would give, by the neighbours of so many of the documents, and the `alpha`
+    that the settings choose, and why."""
+
+    docs: int
+    sampled: int
+    alpha: float
+    why: str
+    table: list[Choice]
+
+
 def alphas(
     vectors: Float[np.ndarray, "doc dim"],
     tokens: Tokens,
     cfg: config.Pair,
     seed: int,
     sample: int = 2_000,
-) -> dict[str, Any]:
-    """What each alpha would give, from the exact neighbours of up to `sample` documents: pairs in
-    all, per document, the share of documents with any, the share dropped as near-duplicates, and
-    the share of random pairs above it."""
+) -> Choices:
+    """What each alpha would give, from the exact neighbours of up to `sample` documents."""
     docs = len(vectors)
     # a sample: the exact neighbours of all would take as long as pairing
     order = rng(seed, "pair.dry_run").permutation(docs)
@@ -367,24 +391,17 @@ def alphas(
         above = similarity > alpha
         per_document = np.bincount(query[above & ~near], minlength=len(rows)).astype(float)
         mean, low, high = interval(per_document) if len(rows) else (0.0, 0.0, 0.0)
-        table.append(
-            {
-                "alpha": float(alpha),
-                "pairs": round(mean * docs),
-                "per_document": [mean, low, high],
-                "documents_with_pairs": _mean(per_document > 0),
-                "near_duplicates": _mean(near[above]),
-                "random_pairs_above": _mean(chance > alpha),
-            }
+        choice = Choice(
+            alpha=float(alpha),
+            pairs=round(mean * docs),
+            per_document=Interval(mean, low, high),
+            documents_with_pairs=_mean(per_document > 0),
+            near_duplicates=_mean(near[above]),
+            random_pairs_above=_mean(chance > alpha),
         )
+        table.append(choice)
     chosen, why = choose_alpha(cfg, score, chance)
-    return {
-        "docs": docs,
-        "sampled": len(rows),
-        "alpha": chosen,
-        "why": why,
-        "table": table,
-    }
+    return Choices(docs, len(rows), chosen, why, table)
 
 
 def _mean(values: np.ndarray) -> float:

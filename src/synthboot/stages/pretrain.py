@@ -16,22 +16,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from synthboot import config
-from synthboot.artifacts.model import Model
+from synthboot.artifacts.model import Curve, Model, TokenCounts
 from synthboot.artifacts.scores import CHECKPOINTS
-from synthboot.artifacts.store import WORK, Progress, silent
+from synthboot.artifacts.store import WORK, Progress, plain, silent, typed
 from synthboot.data.disk import read_json, remove, write_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.lm import ensemble, parallel, score
 from synthboot.lm import model as models
 from synthboot.lm.arm import Sources, Trained, train_arm
-from synthboot.lm.train import Curve
 
 _RECORD = "trained.json"
 _ADDED = (
@@ -79,13 +78,13 @@ def pretrain(
     group.wait()
     curve = _curve(members, _losses(cfg, folder, validation, tokenizer))
     if group.main:
-        Model.open(folder).save_curve(vars(curve))
+        Model.open(folder).save_curve(curve)
 
     token_counts = _token_counts(seed, [member.token_counts for member in members])
     flops = sum(member.flops for member in members)
     # both checkpoints of every member read the validation set once more
-    trained_tokens = cfg.optim.lora.passes * token_counts["train_tokens"]
-    forward_flops = token_counts["train_flops"] / trained_tokens
+    trained_tokens = cfg.optim.lora.passes * token_counts.train_tokens
+    forward_flops = token_counts.train_flops / trained_tokens
     flops += len(CHECKPOINTS) * arm.ensemble * forward_flops * validation.num_tokens
     return Trained(curve, token_counts, flops)
 
@@ -145,19 +144,13 @@ def _part(progress: Progress, number: int, members: int) -> Progress:
 
 def _record(folder: Path, trained: Trained) -> None:
     """Note that a member is finished, and how."""
-    record = {
-        "token_counts": trained.token_counts,
-        "flops": trained.flops,
-        "curve": vars(trained.curve),
-    }
-    write_json(folder / _RECORD, record)
+    write_json(folder / _RECORD, plain(trained))
     remove(folder / WORK)  # its last checkpoint, which is as large as the model three times
 
 
 def _recorded(folder: Path) -> Trained:
     """What `_record` wrote."""
-    record = read_json(folder / _RECORD)
-    return Trained(Curve(**record["curve"]), record["token_counts"], record["flops"])
+    return typed(read_json(folder / _RECORD), Trained, folder / _RECORD)
 
 
 def _gather(members: int, folder: Path) -> None:
@@ -198,17 +191,15 @@ def _curve(members: Sequence[Trained], losses: Mapping[str, Sequence[float]]) ->
     tokens = 0.0
     for member, loss in zip(members, losses["last"], strict=True):
         curve.train += [[tokens + at, *figures] for at, *figures in member.curve.train]
-        tokens += member.token_counts["train_tokens"]
+        tokens += member.token_counts.train_tokens
         curve.validation.append([tokens, loss])
         curve.step += member.curve.step
     curve.best_step = curve.step
     return curve
 
 
-def _token_counts(seed: int, members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _token_counts(seed: int, members: Sequence[TokenCounts]) -> TokenCounts:
     """What all members have read and cost; the synthetic text that they share was paid for once."""
-    total = {**members[0], "seed": seed, "members": list(members)}
-    del total["best_step"]  # each has its own
-    for key in _ADDED:
-        total[key] = sum(member[key] for member in members)
-    return total
+    added = {name: sum(getattr(member, name) for member in members) for name in _ADDED}
+    # each has a best step of its own
+    return replace(members[0], seed=seed, members=tuple(members), best_step=None, **added)

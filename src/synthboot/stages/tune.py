@@ -24,7 +24,7 @@ stopping rule are ours.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from synthboot import config
-from synthboot.artifacts.model import Model
+from synthboot.artifacts.model import Conditioning, Curve, Model
 from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs, Related
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ from synthboot.lm import adapters, merging, pointer, score
 from synthboot.lm import model as models
 from synthboot.lm.arm import runtime_of
 from synthboot.lm.batches import PairPlan, cut_pair, d1_room, joined_contexts
-from synthboot.lm.train import Curve, Settings, train
+from synthboot.lm.train import Settings, train
 from synthboot.rng import rng
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Tuned:
 
     curve: Curve
     base_share: list[tuple[float, float]]
-    conditioning: dict[str, dict[str, float]]
+    conditioning: dict[str, Conditioning]
     untuned: tuple[float, float]
     tokens: int
     padding_share: float
@@ -76,14 +76,18 @@ class Tuned:
         unseen = self.conditioning["unseen"]
         parts = []
         by_byte = []
-        for name, key in (("d1's worth", "d1_worth"), ("net worth", "net_worth")):
-            if key in unseen:
-                parts.append(f"{name} {unseen[key]:+.4f} +- {unseen[f'{key}_error']:.4f}")
-                by_byte.append(f"{unseen[key] * unseen.get('tokens_per_byte', 0):+.4f}")
+        worths = (
+            ("d1's worth", unseen.d1_worth, unseen.d1_worth_error),
+            ("net worth", unseen.net_worth, unseen.net_worth_error),
+        )
+        for name, worth, error in worths:
+            if worth is not None and error is not None:
+                parts.append(f"{name} {worth:+.4f} +- {error:.4f}")
+                by_byte.append(f"{worth * (unseen.tokens_per_byte or 0):+.4f}")
         words = f"{', '.join(parts)} nats a token of unseen d2"
         if self.pointer is not None:
             words += ", with a pointer" if self.is_prompted else ", by base and a pointer"
-        if "tokens_per_byte" in unseen:
+        if unseen.tokens_per_byte is not None:
             words += f" ({', '.join(by_byte)} a byte); external"
         return words
 
@@ -195,18 +199,18 @@ def _as_it_is(
 ) -> Tuned:
     """The synthesizer that is base with a pointer: nothing is trained."""
     unseen = stopping.conditioning(base, base, True, 1.0)
-    loss = unseen.get("given_d1", unseen["given_nothing"])
+    loss = unseen.given_nothing if unseen.given_d1 is None else unseen.given_d1
     curve = Curve(best_loss=loss, validation=[[0, loss]])
     synthesizer = Model.open(folder)
     for checkpoint in (synthesizer.best, synthesizer.last):
         models.save(base, checkpoint, tokenizer)
-    synthesizer.save_curve(vars(curve))
+    synthesizer.save_curve(curve)
     forward = models.flops_per_token(base, cfg.tune_seq_len)
     return Tuned(
         curve=curve,
         base_share=[(1.0, loss)],
         conditioning={"unseen": unseen},
-        untuned=(unseen.get("d1_worth", 0.0), unseen.get("d1_worth_error", 0.0)),
+        untuned=(unseen.d1_worth or 0.0, unseen.d1_worth_error or 0.0),
         tokens=0,
         padding_share=0.0,
         flops=forward * stopping.num_tokens,
@@ -397,36 +401,35 @@ class _Held:
         origin: PreTrainedModel,
         is_base: bool,
         base_share: float,
-    ) -> dict[str, float]:
-        """Nats per token of d2 under each condition; `base` is the model that tuning started from,
-        without d1.
-
-        Where that is a language model (`is_base`, not fresh weights), there is a net worth too.
-        Conditions with a d1 are left out where it is tuned without. Tokens of another tokenizer
-        than the arms' are compared with theirs by `tokens_per_byte`.
-        """
+    ) -> Conditioning:
+        """Nats per token of d2 under each condition; `is_base` says that the model that tuning
+        started from is a language model, not fresh weights."""
         nothing = _Given([np.array([self.tokenizer.end])] * len(self), [])
         given = self._score(model, self.own, base_share)
         random = self._score(model, self.random, base_share)
         # base has never seen the separator: without one, d2 is a document like any other
         alone = self._model_score(origin, nothing, None)
-        losses = {
-            "given_d1": given.mean,
-            "given_random_d1": random.mean,
-            "given_nothing": self._model_score(model, nothing, self._separator(base_share)).mean,
-            "base": alone.mean,
-            "pairs": len(self),
-        }
-        losses["d1_worth"], losses["d1_worth_error"] = given.gain_over(random)
-        if self.separator is None:
-            for name in ("given_d1", "given_random_d1", "d1_worth", "d1_worth_error"):
-                del losses[name]
+        found = Conditioning(
+            given_nothing=self._model_score(model, nothing, self._separator(base_share)).mean,
+            base=alone.mean,
+            pairs=len(self),
+        )
+        if self.separator is not None:
+            worth, error = given.gain_over(random)
+            found = replace(
+                found,
+                given_d1=given.mean,
+                given_random_d1=random.mean,
+                d1_worth=worth,
+                d1_worth_error=error,
+            )
         if is_base:
-            losses["net_worth"], losses["net_worth_error"] = given.gain_over(alone)
+            worth, error = given.gain_over(alone)
+            found = replace(found, net_worth=worth, net_worth_error=error)
         if self.external:
             size = sum(len(self.tokenizer.decode(d2).encode()) for d2 in self.d2)
-            losses["tokens_per_byte"] = sum(map(len, self.d2)) / size
-        return losses
+            found = replace(found, tokens_per_byte=sum(map(len, self.d2)) / size)
+        return found
 
     def _separator(self, base_share: float) -> int | None:
         return None if base_share == 1 else self.separator

@@ -11,6 +11,7 @@ from synthboot.steps.context import Context, PartStep, Step
 from synthboot.steps.corpus import corpus, corpus_part
 from synthboot.steps.embed import embed, embed_part
 from synthboot.steps.evaluate import evaluate
+from synthboot.steps.extract import extract
 from synthboot.steps.pair import pair, pair_part
 from synthboot.steps.pretrain import base, pretrain
 from synthboot.steps.report import gather, report
@@ -30,6 +31,7 @@ STEPS: dict[str, Step] = {
     "evaluate": evaluate,
     "analyze": analyze,
     "report": report,
+    "extract": extract,
 }
 PART_STEPS: dict[str, PartStep] = {
     "corpus": corpus_part,

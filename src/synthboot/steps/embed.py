@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -33,16 +32,22 @@ def embed(c: Context) -> Outcome:
         shards = embeddings.shards(name)
         shards.close(count)
         if count:
-            dim = max(dim, int(shards.counts(0)["dim"]))
+            of_set = int(shards.counts(0)["dim"])
+            dim = max(dim, of_set)
 
-    tokens = c.corpus.pretrain.num_tokens + c.corpus.validation.num_tokens
-    flops = stage.flops(c.cfg.embed, sum(sizes.values()), tokens)
+    docs = sum(sizes.values())
+    tokens = c.corpus.pretrain.num_tokens
+    tokens += c.corpus.validation.num_tokens
+    flops = stage.flops(c.cfg.embed, docs, tokens)
     return {"docs": sizes["pool"], "dim": dim}, {"flops": flops}
 
 
 def embed_part(c: Context) -> int:
     """Shards of both sets, after the embedder that all parts share."""
-    return sum(len(c.part.of(count)) for count in _make(c).values())
+    own = 0
+    for count in _make(c).values():
+        own += len(c.part.of(count))
+    return own
 
 
 def _sizes(c: Context) -> dict[str, int]:
@@ -60,8 +65,9 @@ def _make(c: Context) -> dict[str, int]:
     cfg = c.cfg.embed
     own = None
     if cfg.model == "file":
-        documents = itertools.chain(c.corpus.texts(PRETRAIN), c.corpus.texts("validation"))
-        ids = [document.id for document in documents]
+        ids = []
+        for name in (PRETRAIN, "validation"):
+            ids += [document.id for document in c.corpus.texts(name)]
         own = stage.read_vectors(cfg.path, ids, cfg.unknown_ids)
     embeddings = Embeddings.open(c.folder)
     if cfg.model == "self":
@@ -113,9 +119,12 @@ def _embed_set(
 
     def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
         vectors: Iterable[np.ndarray]
-        wanted = [(i, 0, min(shard_docs, docs - starts[i])) for i in missing]
+        wanted = []
+        for shard in missing:
+            left = docs - starts[shard]
+            wanted.append((shard, 0, min(shard_docs, left)))
         if own is not None:
-            vectors = (own[starts[i] : starts[i] + shard_docs] for i in missing)
+            vectors = (own[starts[shard] :][:shard_docs] for shard in missing)
         elif c.cfg.embed.model == "self":
             vectors = _embedded(c, source.folder, embeddings.embedder, wanted)
         else:
@@ -129,7 +138,12 @@ def _embed_set(
     return len(starts)
 
 
-def _embedded(c: Context, source: Path, fitted: Path, wanted: list[_Slice]) -> Iterator[np.ndarray]:
+def _embedded(
+    c: Context,
+    source: Path,
+    fitted: Path,
+    wanted: list[_Slice],
+) -> Iterator[np.ndarray]:
     """The vectors of each slice."""
     from synthboot.lm.model import device
     from synthboot.stages import embed as stage
@@ -155,23 +169,28 @@ def _embedded_by_slices(
     and each is kept, so that a kill costs one, and told of."""
     from synthboot.stages.embed import BATCH_DOCS
 
-    slices = []
-    for shard, _, docs in wanted:
-        ends = range(0, docs, BATCH_DOCS)
-        slices += [(shard, first, min(docs, first + BATCH_DOCS)) for first in ends]
     # slices of another size have other places
     work = c.folder / WORK / f"{name}-{BATCH_DOCS}"
-    kept = [(Shards(work / f"{shard:06d}"), first // BATCH_DOCS) for shard, first, _ in slices]
-    missing = [one for one, (of, i) in zip(slices, kept, strict=True) if not of.done(i)]
+    slices = []
+    missing = []
+    total = 0
+    for shard, _, docs in wanted:
+        kept = Shards(work / f"{shard:06d}")
+        total += docs
+        for first in range(0, docs, BATCH_DOCS):
+            end = min(docs, first + BATCH_DOCS)
+            number = first // BATCH_DOCS
+            slices.append((kept, number, end - first, end == docs))
+            if not kept.done(number):
+                missing.append((shard, first, end))
     vectors = _embedded(c, source, fitted, missing)
 
-    docs_of = {shard: docs for shard, _, docs in wanted}
-    total = sum(docs_of.values())
     done = 0
-    for (shard, first, end), (of_shard, i) in zip(slices, kept, strict=True):
-        if not of_shard.done(i):
-            of_shard.write(i, partial(save_vectors, next(vectors)))
-        done += end - first
+    for kept, number, docs, is_last in slices:
+        if not kept.done(number):
+            kept.write(number, partial(save_vectors, next(vectors)))
+        done += docs
         c.progress(done / total, f"{done:,} of {total:,} documents")
-        if end == docs_of[shard]:
-            yield load_vectors(of_shard.path(number) for number in range(i + 1))
+        if is_last:
+            paths = map(kept.path, range(number + 1))
+            yield load_vectors(paths)

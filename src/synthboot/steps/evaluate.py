@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from synthboot import config
-from synthboot.artifacts.evaluation import Evaluation
-from synthboot.artifacts.model import Model
+from synthboot.artifacts.corpus import PRETRAIN
+from synthboot.artifacts.evaluation import (
+    REPETITION,
+    ArmComparison,
+    ArmResult,
+    Contamination,
+    DataEfficiency,
+    DocumentLoss,
+    Evaluation,
+    TaskResult,
+)
+from synthboot.artifacts.model import Model, Sweep, TokenCounts
 from synthboot.artifacts.scores import CHECKPOINTS, Answers, Scores
 from synthboot.data import documents, tasks, words
 from synthboot.data.disk import read_json, write_json
@@ -24,6 +33,9 @@ from synthboot.worlds.generator import PARTS
 
 Losses = dict[str, dict[str, list[np.ndarray]]]
 """By checkpoint and arm, for every seed: (test document, part of it), summed nats."""
+
+Counts = Mapping[str, Mapping[int, TokenCounts]]
+"""By arm and seed."""
 
 NEAR = "with a neighbour"
 FAR = "without a neighbour"
@@ -46,25 +58,27 @@ def evaluate(c: Context) -> Outcome:
     groups = _groups(c, test_set)
     names, part = _parts(c, test_set)
     losses, answers = _scores(c, models, part, len(names))
-    questions, counts, seen = _contaminated(c, answers)
+    questions, contamination, seen = _contaminated(c, answers)
 
-    result: dict[str, Any] = {
-        "checkpoint": c.cfg.evaluate.checkpoint,
-        "token_counts": token_counts,
-        "asked": counts,
-    }
-    result |= _compared(c, models, token_counts, losses, test_set, groups)
-    result["questions"] = _answered(c, answers, seen)
-    of_chosen = losses[c.cfg.evaluate.checkpoint]
-    by_part = {arm: np.stack(by_seed) for arm, by_seed in of_chosen.items()}
-    result["parts"] = stage.parted(by_part, names, groups, c.cfg.evaluate)
-    result["world"] = None
+    checkpoint = c.cfg.evaluate.checkpoint
+    compared = _compared(c, models, losses, test_set, groups)
+    by_part = {arm: np.stack(by_seed) for arm, by_seed in losses[checkpoint].items()}
+    bounds = None
     if worlds.is_world(c):
-        result["world"] = worlds.bounds(c, test_set, c.corpus.test.lengths, groups)
-    result["sweeps"] = _sweeps(c, models)
-
-    rows = _rows(losses, models, c.corpus.test.lengths)
-    Evaluation(result, rows, questions).save(c.folder)
+        bounds = worlds.bounds(c, test_set, c.corpus.test.lengths, groups)
+    evaluation = Evaluation(
+        checkpoint=checkpoint,
+        token_counts=token_counts,
+        best=compared["best"],
+        last=compared["last"],
+        efficiency=_efficiency(c, token_counts, compared[checkpoint].arms),
+        contamination=contamination,
+        questions=_answered(c, answers, seen),
+        parts=stage.parted(by_part, names, groups, c.cfg.evaluate),
+        world=bounds,
+        sweeps=_sweeps(models),
+    )
+    evaluation.save(c.folder, _rows(losses, models, c.corpus.test.lengths), questions)
     return {
         "models": sum(map(len, models.values())),
         "docs": len(test_set),
@@ -76,25 +90,26 @@ def _groups(
     c: Context,
     test_set: Sequence[documents.Document],
 ) -> list[str]:
-    """The group of each test document: what its `evaluate.group_field` says, or whether D_pretrain
-    has a document that it would be paired with; none where there is neither.
+    """The group of each test document: what its `evaluate.group_field` says, or its topic, or
+    whether D_pretrain has a document that it would be paired with; none where there is nothing.
 
     Raises ConfigError where no document has the field.
     """
     field = c.cfg.evaluate.group_field
     if not field:
-        return _with_neighbor(c, test_set)
+        return _by_neighbors(c, test_set)
     groups = [str(document.metadata.get(field, "")) for document in test_set]
     if groups and not any(groups):
         raise ConfigError(f"evaluate.group_field: no test document has a field {field!r}")
     return groups
 
 
-def _with_neighbor(
+def _by_neighbors(
     c: Context,
     test_set: Sequence[documents.Document],
 ) -> list[str]:
-    """Whether the most similar document of D_pretrain is as similar as those of a pair are.
+    """What D_pretrain has near each test document: its topic, where `evaluate.topics` asks for
+    some, else whether the most similar document is as similar as those of a pair are.
 
     None where no pairs were made, or where vectors are the user's, who has none for the test set.
     """
@@ -102,13 +117,19 @@ def _with_neighbor(
         return []
     from synthboot.lm.model import device
     from synthboot.neighbors import join
-    from synthboot.stages import embed
+    from synthboot.stages import embed, topics
 
     c.progress(0.0, "looking for neighbours of the test set")
     where = str(device(c.cfg.engine.device))
     embedder = embed.embedder(c.cfg.embed, c.embeddings.embedder, where, c.cfg.engine.embed_batch)
     vectors = embed.embed((document.text for document in test_set), embedder)
-    _, similarity = join.exact(vectors, c.embeddings.pretrain, 1, device=where)  # (doc, 1)
+    real = c.embeddings.pretrain
+    if c.cfg.evaluate.topics:
+        centres = topics.topics(real, c.cfg.evaluate.topics, c.cfg.seed, where)
+        texts = (document.text for document in c.corpus.texts(PRETRAIN))
+        names = topics.named(texts, topics.assigned(real, centres), len(centres))
+        return [names[topic] for topic in topics.assigned(vectors, centres)]
+    _, similarity = join.exact(vectors, real, 1, device=where)  # (doc, 1)
     alpha = c.pairs("pair/related").report["alpha"]
     return [NEAR if best >= alpha else FAR for best in similarity[:, 0].tolist()]
 
@@ -158,9 +179,9 @@ def _scores(
 def _contaminated(
     c: Context,
     answers: Mapping[str, Sequence[Answers]],
-) -> tuple[list[dict[str, object]], dict[str, dict[str, float | None]], np.ndarray]:
-    """Our questions; by task how many there are, how many the training text holds, and how many are
-    too short to tell; and of every answer whether its question is one that the text holds.
+) -> tuple[list[dict[str, object]], dict[str, Contamination], np.ndarray]:
+    """Our questions; by task how many of them the training text holds; and of every answer whether
+    its question is one that the text holds.
 
     Raises CorruptArtifact where these are not the questions that were asked.
     """
@@ -186,15 +207,15 @@ def _contaminated(
         questions = [items[number][1] for number in checked]
         seen[checked], short[checked] = tasks.seen(questions, _training_texts(c))
 
-    counts: dict[str, dict[str, float | None]] = {}
+    counts = {}
     for name in dict.fromkeys(names.tolist()):
         of_name = np.flatnonzero(names == name)
-        counts[name] = {
-            "items": len(of_name),
-            "seen": int(seen[of_name].sum()),
-            "short": int(short[of_name].sum()),
-            "chance": chance([item for task, item in items if task == name]),
-        }
+        counts[name] = Contamination(
+            items=len(of_name),
+            seen=int(seen[of_name].sum()),
+            short=int(short[of_name].sum()),
+            chance=chance([item for task, item in items if task == name]),
+        )
 
     records = []
     for (name, item), is_seen in zip(items, seen.tolist(), strict=False):
@@ -215,23 +236,22 @@ def _training_texts(c: Context) -> Iterator[str]:
 def _compared(
     c: Context,
     models: Mapping[str, Mapping[int, Model]],
-    token_counts: Mapping[str, Mapping[int, Any]],
     losses: Losses,
     test_set: Sequence[documents.Document],
     groups: Sequence[str],
-) -> dict[str, Any]:
-    """Every arm against repetition, at both checkpoints, and the verdict at the chosen one."""
+) -> dict[str, ArmComparison]:
+    """All arms at both checkpoints."""
     from synthboot.stages import evaluate as stage
 
     cfg = c.cfg.evaluate
     tokens = c.corpus.test.lengths
     size_bytes = np.array([len(document.text.encode()) for document in test_set])
-    first_model, *others = models[stage.REPETITION].values()
+    first_model, *others = models[REPETITION].values()
     looks = _looks(c, first_model, 1 + len(others))
     wrote = any(arm.synthetic is not None for arm in c.cfg.arms.values())
     external = c.cfg.tune.init_from if wrote else None
 
-    result: dict[str, Any] = {}
+    result = {}
     for checkpoint, by_arm in losses.items():
         by_document = {}
         for arm, by_seed in by_arm.items():
@@ -239,10 +259,6 @@ def _compared(
         result[checkpoint] = stage.evaluate(
             by_document, tokens, size_bytes, c.cfg.arms, cfg, groups, looks, external
         )
-
-    chosen = result[cfg.checkpoint]
-    result["verdict"] = chosen["verdict"]
-    result["efficiency"] = _efficiency(c, token_counts, chosen["arms"])
     return result
 
 
@@ -266,9 +282,9 @@ def _looks(
 
 def _efficiency(
     c: Context,
-    token_counts: Mapping[str, Mapping[int, Any]],
-    arms: Mapping[str, Any],
-) -> dict[str, Any]:
+    token_counts: Counts,
+    arms: Mapping[str, ArmResult],
+) -> DataEfficiency:
     """The curve of loss over unique real tokens, from arms of real text alone, and how many of
     these tokens each other arm is worth."""
     from synthboot.stages.evaluate import efficiency
@@ -288,20 +304,20 @@ def _efficiency(
     points = []
     for arm in plain:
         counts = next(iter(token_counts[arm].values()))  # the seeds of an arm read the same text
-        points.append((int(counts["unique_real_tokens"]), float(arms[arm]["loss"].value)))
+        points.append((counts.unique_real_tokens, arms[arm].loss.value))
 
     worth = {}
-    for arm, scores in arms.items():
+    for arm, result in arms.items():
         if arm not in plain:
-            worth[arm] = efficiency(points, scores["loss"].value)
-    return {"points": sorted(points), "worth": worth}
+            worth[arm] = efficiency(points, result.loss.value)
+    return DataEfficiency(tuple(sorted(points)), worth)
 
 
 def _answered(
     c: Context,
     answers: Mapping[str, Sequence[Answers]],
     seen: np.ndarray,
-) -> dict[str, Any]:
+) -> dict[str, TaskResult]:
     """The figures of every task, ours and those of lm-eval."""
     from synthboot.stages import evaluate as stage
 
@@ -312,15 +328,13 @@ def _answered(
     return stage.answered(stacked, first.task, first.group, c.cfg.evaluate, seen)
 
 
-def _sweeps(
-    c: Context,
-    models: Mapping[str, Mapping[int, Model]],
-) -> dict[str, Any]:
+def _sweeps(models: Mapping[str, Mapping[int, Model]]) -> dict[str, Sweep]:
     """What the trials of every arm with a sweep reached; the first seed has the record."""
     sweeps = {}
     for arm, by_seed in models.items():
-        if c.cfg.arms[arm].sweep:
-            sweeps[arm] = next(iter(by_seed.values())).sweep
+        sweep = next(iter(by_seed.values())).sweep
+        if sweep is not None:
+            sweeps[arm] = sweep
     return sweeps
 
 
@@ -328,21 +342,13 @@ def _rows(
     losses: Losses,
     models: Mapping[str, Mapping[int, Model]],
     tokens: np.ndarray,
-) -> list[dict[str, object]]:
+) -> list[DocumentLoss]:
     """A row for every model, checkpoint and test document."""
     rows = []
     for checkpoint, by_arm in losses.items():
         for arm, by_seed in by_arm.items():
             for seed, by_part in zip(models[arm], by_seed, strict=True):
                 for doc, loss in enumerate(by_part.sum(1).tolist()):
-                    rows.append(
-                        {
-                            "arm": arm,
-                            "seed": seed,
-                            "checkpoint": checkpoint,
-                            "doc": doc,
-                            "loss": loss,
-                            "tokens": int(tokens[doc]),
-                        }
-                    )
+                    size = int(tokens[doc])
+                    rows.append(DocumentLoss(arm, seed, checkpoint, doc, loss, size))
     return rows

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from synthboot import config
-from synthboot.artifacts.model import Model
+from synthboot.artifacts.model import Curve, Model, TokenCounts
 from synthboot.artifacts.pairs import TRAIN
 from synthboot.artifacts.store import read_manifest
 from synthboot.artifacts.synthetic import Synthetic
@@ -36,9 +36,7 @@ def pretrain(c: Context) -> Outcome:
     model = Model.open(c.folder)
     if ready is not None:
         model.copy(ready)
-        curve = model.curve
-        losses = {"best_loss": curve["best_loss"], "last_loss": curve["validation"][-1][1]}
-        return losses | model.token_counts, {}
+        return _counts(model.curve, model.token_counts), {}
 
     trained = stage(
         c.cfg,
@@ -53,8 +51,14 @@ def pretrain(c: Context) -> Outcome:
     token_counts = trained.token_counts
     if parallel.rank() == 0:
         model.save_token_counts(token_counts)
-    losses = {"best_loss": trained.curve.best_loss, "last_loss": trained.curve.last_loss}
-    return losses | token_counts, {"tokens": token_counts["train_tokens"], "flops": trained.flops}
+    counts = _counts(trained.curve, token_counts)
+    return counts, {"tokens": token_counts.train_tokens, "flops": trained.flops}
+
+
+def _counts(curve: Curve, token_counts: TokenCounts) -> dict[str, Any]:
+    """What the manifest says of a trained model."""
+    losses = {"best_loss": curve.best_loss, "last_loss": curve.last_loss}
+    return losses | token_counts.as_json()
 
 
 def _recipe(c: Context) -> tuple[config.Arm, Model | None]:
@@ -82,8 +86,7 @@ def sources(c: Context, arm: config.Arm) -> Sources:
         return Sources(real, pairs=(pairs.d1, pairs.d2), replay=replay)
     if "teacher" in c.parents:
         teacher = c.model("teacher")
-        counts = teacher.token_counts
-        flops = counts["train_flops"] + counts["spent_flops"]
+        flops = teacher.token_counts.total_flops
         return Sources(real, replay=replay, teacher=teacher.best, upstream_flops=flops)
     if "synthesize" not in c.parents:
         return Sources(real, replay=replay)

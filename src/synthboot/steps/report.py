@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from synthboot import config
 from synthboot.artifacts.analysis import Analysis
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.extraction import Extraction
 from synthboot.artifacts.model import Model
 from synthboot.artifacts.pairs import Pairs
-from synthboot.artifacts.store import read_manifest
+from synthboot.artifacts.store import Manifest, read_manifest
+from synthboot.report.results import Cost, Results
 from synthboot.steps.context import Context, Outcome
 
 
@@ -27,53 +29,66 @@ def report(c: Context) -> Outcome:
 
 def gather(
     cfg: config.Config,
-    parents: dict[str, Path],
-) -> dict[str, Any]:
-    """Everything the report shows, as plain values."""
-    result: dict[str, Any] = {
-        "name": cfg.name,
-        "config": cfg.model_dump(mode="json", exclude={"engine", "root"}),
-        "corpus": dict(Corpus.open(parents["corpus"]).summary),
-        "evaluate": Evaluation.open(parents["evaluate"]).result,
-        "pairs": {},
-        "tune": {},
-        "curves": {},
-        "sweeps": {},
-        "synthesize": {},
-        "analyze": None,
-        "examples": [],
-        "pair_examples": [],
-        "costs": [],
-        "version": "",
-    }
-    if "analyze" in parents:
-        analysis = Analysis.open(parents["analyze"])
-        result["analyze"] = analysis.result
-        result["examples"] = analysis.examples
-        result["pair_examples"] = analysis.spread
-
-    paid = set()
+    parents: Mapping[str, Path],
+) -> Results:
+    """Everything the report shows."""
+    pairs = {}
+    tune = {}
+    curves = {}
+    sweeps = {}
+    synthesize = {}
+    costs: dict[str, Cost] = {}  # by folder: base is the first seed of repetition too
+    version = ""
     for role, folder in parents.items():
         manifest = read_manifest(folder)
         if manifest is None:
             continue
         name = role.removeprefix("model/")
-        if folder not in paid:  # base is the first seed of repetition too
-            inside = folder.relative_to(cfg.folder).as_posix()
-            cost = {"unit": name, "stage": manifest.stage, "folder": inside, **manifest.cost}
-            result["costs"].append(cost)
-        paid.add(folder)
-        if manifest.stage == "evaluate":
-            result["version"] = manifest.environment.get("synthboot", "")
+        inside = folder.relative_to(cfg.folder).as_posix()
+        costs.setdefault(inside, _cost(name, inside, manifest))
         model = Model.open(folder)
-        if manifest.stage == "pair":
-            result["pairs"][role] = Pairs.load(folder).report
+        if manifest.stage == "evaluate":
+            version = manifest.environment.get("synthboot", "")
+        elif manifest.stage == "pair":
+            pairs[role] = Pairs.load(folder).report
         elif manifest.stage == "tune":
-            result["tune"][role] = model.tuning
+            tune[role] = model.tuning
             if model.sweep is not None:
-                result["sweeps"][role] = model.sweep
+                sweeps[role] = model.sweep
         elif manifest.stage in ("base", "pretrain"):
-            result["curves"][name] = model.curve
+            curves[name] = model.curve
         elif manifest.stage == "synthesize":
-            result["synthesize"][role] = manifest.counts
-    return result
+            synthesize[role] = manifest.counts
+
+    analysis = Analysis.open(parents["analyze"]) if "analyze" in parents else None
+    extraction = Extraction.open(parents["extract"]) if "extract" in parents else None
+    return Results(
+        name=cfg.name,
+        config=cfg,
+        corpus=Corpus.open(parents["corpus"]).summary,
+        evaluate=Evaluation.open(parents["evaluate"]),
+        pairs=pairs,
+        tune=tune,
+        curves=curves,
+        sweeps=sweeps,
+        synthesize=synthesize,
+        analyze=analysis.result if analysis else None,
+        examples=analysis.examples if analysis else (),
+        pair_examples=analysis.spread if analysis else (),
+        extract=extraction.result if extraction else None,
+        costs=list(costs.values()),
+        version=version,
+    )
+
+
+def _cost(unit: str, folder: str, manifest: Manifest) -> Cost:
+    """What an artifact cost, by its manifest."""
+    return Cost(
+        unit=unit,
+        stage=manifest.stage,
+        folder=folder,
+        seconds=manifest.cost["seconds"],
+        peak_memory_bytes=int(manifest.cost["peak_memory_bytes"]),
+        tokens=manifest.cost.get("tokens"),
+        flops=manifest.cost.get("flops"),
+    )

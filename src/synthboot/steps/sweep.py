@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from synthboot.artifacts.model import Model
+from synthboot.artifacts.model import Model, Sweep
 from synthboot.steps.context import Context
 
 
@@ -23,11 +23,10 @@ def best_trial(
         settings[trial] = {key: getattr(setting, key) for key in swept}
 
     best = min(losses, key=lambda trial: losses[trial])
-    record = {"losses": losses, "settings": settings, "chosen": best}
-    Model.open(c.folder).save_sweep(record)
+    Model.open(c.folder).save_sweep(Sweep(losses, settings, best))
     return best
 
 
 def best_loss(model: Model) -> float:
     """The least validation loss of a trained model."""
-    return float(model.curve["best_loss"])
+    return model.curve.best_loss

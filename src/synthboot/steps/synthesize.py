@@ -56,7 +56,7 @@ def _job(c: Context) -> Job:
 
     external = c.external
     is_conditional = conditional(c.variant)
-    tuning = c.model("synthesizer").tuning if is_conditional else {}
+    tuning = c.model("synthesizer").tuning if is_conditional else None
     return Job(
         cfg=c.cfg.synthesize,
         synthesizer=c.model("synthesizer").best,
@@ -71,6 +71,6 @@ def _job(c: Context) -> Job:
         contexts=c.cfg.tune.contexts,
         pairs=c.parents.get("pair"),
         external=external is not None,
-        pointer=tuning.get("pointer"),
-        is_prompted=tuning.get("is_prompted", True),
+        pointer=tuning.pointer if tuning else None,
+        is_prompted=tuning.is_prompted if tuning else True,
     )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.external import External
-from synthboot.artifacts.model import Model
+from synthboot.artifacts.model import Model, Tuning
 from synthboot.steps.context import Context, Outcome, conditional, upstream_flops
 from synthboot.steps.sweep import best_trial
+
+_COUNTED = (
+    "account",
+    "conditioning",
+    "untuned",
+    "padding_share",
+    "best_loss",
+    "upstream_flops",
+)
+"""What the manifest has of how it was tuned."""
 
 
 def tune(c: Context) -> Outcome:
@@ -33,24 +41,23 @@ def tune(c: Context) -> Outcome:
         c.note,
         conditional(c.variant),
     )
-    counts = {
-        "account": tuned.sentence(),
-        "conditioning": tuned.conditioning,
-        "untuned": tuned.untuned,
-        "padding_share": tuned.padding_share,
-        "best_loss": tuned.curve.best_loss,
-        "upstream_flops": upstream_flops(c),
-    }
+    tuning = Tuning(
+        account=tuned.sentence(),
+        conditioning=tuned.conditioning,
+        untuned=tuned.untuned,
+        padding_share=tuned.padding_share,
+        best_loss=tuned.curve.best_loss,
+        upstream_flops=upstream_flops(c),
+        curve=tuned.curve,
+        stopped_by=tuned.stopped_by,
+        base_share=tuned.base_share,
+        pointer=tuned.pointer,
+        is_prompted=tuned.is_prompted,
+    )
     if parallel.rank() == 0:
-        record = {
-            **counts,
-            "curve": asdict(tuned.curve),
-            "stopped_by": tuned.stopped_by,
-            "base_share": tuned.base_share,
-            "pointer": tuned.pointer,
-            "is_prompted": tuned.is_prompted,
-        }
-        Model.open(c.folder).save_tuning(record)
+        Model.open(c.folder).save_tuning(tuning)
+    record = tuning.as_json()
+    counts = {name: record[name] for name in _COUNTED}
     return counts, {"tokens": tuned.tokens, "flops": tuned.flops}
 
 
@@ -60,8 +67,8 @@ def _chosen(c: Context) -> Outcome:
     def loss(trial: Model) -> float:
         # of the model that is kept, averaged with base or not; base's own loss is the same for
         # all, so that the least is the highest net worth
-        condition = "given_d1" if conditional(c.variant) else "given_nothing"
-        return float(trial.tuning["conditioning"]["unseen"][condition])
+        unseen = trial.tuning.conditioning["unseen"]
+        return unseen.given_nothing if unseen.given_d1 is None else unseen.given_d1
 
     best = best_trial(c, c.cfg.tune.trials(), c.cfg.tune.sweep, loss)
     trial = c.model(f"trial/{best}")

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from synthboot.artifacts.corpus import PRETRAIN
+from synthboot.artifacts.evaluation import LossBounds
+from synthboot.artifacts.model import Tuning
 from synthboot.artifacts.synthetic import Sample
 from synthboot.data import documents, tasks
 from synthboot.data.documents import Document
@@ -35,9 +37,8 @@ def bounds(
     test_set: Sequence[Document],
     tokens: np.ndarray,
     groups: Sequence[str],
-) -> dict[str, Any]:
-    """By group and for `all`: the least loss there is on the test set in nats per token, for one
-    who knows the world, and for one who knows how worlds are made and has read D_pretrain."""
+) -> dict[str, LossBounds]:
+    """By group and for `all`: the least loss there is on the test set."""
     world, stated = _world(c)
     knows_world = []
     read_corpus = []
@@ -55,10 +56,10 @@ def bounds(
     result = {}
     for group, docs in chosen.items():
         size = tokens[docs].sum()
-        result[group] = {
-            "knows_world": float(np.array(knows_world)[docs].sum() / size),
-            "read_corpus": float(np.array(read_corpus)[docs].sum() / size),
-        }
+        result[group] = LossBounds(
+            knows_world=float(np.array(knows_world)[docs].sum() / size),
+            read_corpus=float(np.array(read_corpus)[docs].sum() / size),
+        )
     return result
 
 
@@ -129,13 +130,13 @@ def measured(
 def _excess(
     world: World,
     stated: np.ndarray,
-    tuned: Mapping[str, Any],
+    tuned: Tuning,
     corpus: Sequence[Reading],
     validation: Sequence[Reading],
 ) -> dict[str, Any]:
     """On the pairs that stop tuning: [tokens tuned on, nats per document above one who knows the
     world, and above one who has read D_pretrain], and how often a pair is about one entity."""
-    pairs = tuned["stopped_by"]
+    pairs = tuned.stopped_by
     same_entity = []
     read_corpus = []
     tokens = 0
@@ -150,7 +151,7 @@ def _excess(
     knows_corpus = float(np.mean(read_corpus))
 
     points = []
-    for step_tokens, loss in tuned["curve"]["validation"]:
+    for step_tokens, loss in tuned.curve.validation:
         nll = loss * tokens_per_doc
         points.append([step_tokens, nll - knows_world, nll - knows_corpus])
     return {"points": points, "same_entity": float(np.mean(same_entity))}

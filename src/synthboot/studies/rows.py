@@ -6,16 +6,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from synthboot import statistics
 from synthboot.artifacts import store
-from synthboot.artifacts.evaluation import Evaluation
-from synthboot.artifacts.model import Model
+from synthboot.artifacts.evaluation import REPETITION, Evaluation
+from synthboot.artifacts.model import Model, Tuning
 from synthboot.errors import MissingArtifact
 from synthboot.recipes import STAGES, VERSIONS, folder_of
 from synthboot.settings import default, leaves
-from synthboot.statistics import Interval
+from synthboot.statistics import Difference, Interval
+
+_COUNTS = (
+    "train_tokens",
+    "parameters",
+    "batch_tokens",
+    "pool_tokens",
+    "contexts",
+    "tuned_tokens",
+    "seeds",
+)
 
 Worth = tuple[float, float]
 """A gain in nats a token, and its standard error."""
@@ -75,25 +84,35 @@ class Row:
 
     def flat(self) -> dict[str, object]:
         """One value a column: `d1_worth` and `d1_worth.error`, `loss.sbp`, `loss.sbp.low`, ..."""
-        plain = ("train_tokens", "parameters", "batch_tokens", "pool_tokens", "contexts")
-        found: dict[str, object] = {"point": self.point, "folder": self.folder, **self.settings}
-        found |= {name: getattr(self, name) for name in (*plain, "tuned_tokens", "seeds")}
+        found: dict[str, object] = {"point": self.point, "folder": self.folder}
+        found |= self.settings
+        for name in _COUNTS:
+            found[name] = getattr(self, name)
         for name in ("ceiling", "d1_worth", "net_worth"):
-            worth = getattr(self, name)
-            found[name], found[f"{name}.error"] = worth or (None, None)
-        found |= {"copy_score": self.copy_score, "base_loss": self.base_loss}
+            value, error = getattr(self, name) or (None, None)
+            found[name] = value
+            found[f"{name}.error"] = error
+        found["copy_score"] = self.copy_score
+        found["base_loss"] = self.base_loss
         for arm, loss in self.losses.items():
             found |= _columns(f"loss.{arm}", loss, ("low", "high"))
         found["method"] = self.method
         for name in ("minus_repetition", "minus_self"):
-            found |= _columns(name, getattr(self, name), ("low", "high", "p", "p_adjusted"))
-        return found | {"note": self.note}
+            comparison = getattr(self, name)
+            found |= _columns(name, comparison, ("low", "high", "p", "p_adjusted"))
+        found["note"] = self.note
+        return found
 
 
-def _columns(name: str, value: Any, parts: Sequence[str]) -> dict[str, object]:
-    found = {name: None if value is None else value.value}
-    for part in parts:
-        found[f"{name}.{part}"] = None if value is None else getattr(value, part)
+def _columns(
+    name: str,
+    figure: Interval | Comparison | None,
+    ends: Sequence[str],
+) -> dict[str, object]:
+    """A figure with what belongs to it; all of it None where there is no figure."""
+    found: dict[str, object] = {name: getattr(figure, "value", None)}
+    for end in ends:
+        found[f"{name}.{end}"] = getattr(figure, end, None)
     return found
 
 
@@ -104,22 +123,28 @@ def read(run: Path, point: str, settings: Mapping[str, object]) -> Row:
     """
     manifests = _manifests(run)
     whole = _whole(manifests)
-    row = Row(point, str(run), dict(settings), note=_stale(run, manifests, whole))
+    note = _stale(run, manifests, whole)
+    row = Row(point, str(run), dict(settings), note=note)
 
     corpus = folder_of(run, "corpus")
-    base = _first(whole, folder_of(run, "base", "chosen"), folder_of(run, "base"))
+    # of a sweep, the trial that was chosen
+    chosen = folder_of(run, "base", "chosen")
+    base = chosen if chosen in whole else folder_of(run, "base")
     pair = folder_of(run, "pair", "related")
     tune = folder_of(run, "tune", "related")
     evaluate = folder_of(run, "evaluate")
 
     if corpus in whole:
-        row = replace(row, pool_tokens=whole[corpus].counts["pretrain_tokens"])
-    if base is not None:
+        counts = whole[corpus].counts
+        row = replace(row, pool_tokens=counts["pretrain_tokens"])
+    if base in whole:
         row = _with_base(row, Model.open(base))
     if pair in whole and whole[pair].counts["ceiling"]:
-        row = replace(row, ceiling=_worth(whole[pair].counts["ceiling"]["worth"]["1"]))
+        value, error = whole[pair].counts["ceiling"]["worth"]["1"]
+        row = replace(row, ceiling=(value, error))
     if tune in whole:
-        row = _with_tune(row, whole[tune])
+        tuning = Model.open(tune).tuning
+        row = _with_tune(row, tuning, whole[tune])
     if evaluate in whole:
         row = _with_evaluation(row, Evaluation.open(evaluate))
     return row
@@ -137,11 +162,12 @@ def settings_of(run: Path) -> dict[str, object]:
 
 def differing(runs: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
     """Of settings by run, those that are not the same in all of them, defaults filled in."""
-    keys = sorted({key for settings in runs.values() for key in settings})
     found: dict[str, dict[str, object]] = {run: {} for run in runs}
-    for key in keys:
-        values = {run: settings.get(key, default(key)) for run, settings in runs.items()}
-        if len({repr(value) for value in values.values()}) > 1:
+    for key in sorted(set().union(*runs.values())):
+        values = {}
+        for run, settings in runs.items():
+            values[run] = settings.get(key, default(key))
+        if len(set(map(repr, values.values()))) > 1:
             for run, value in values.items():
                 found[run][key] = value
     return found
@@ -160,7 +186,8 @@ def adjusted(rows: Sequence[Row]) -> list[Row]:
     result = list(rows)
     for (number, kind), p in statistics.holm(p_values).items():
         row = result[number]
-        comparison = replace(getattr(row, kind), p_adjusted=min(1.0, p * row.looks))
+        p_adjusted = min(1.0, p * row.looks)
+        comparison = replace(getattr(row, kind), p_adjusted=p_adjusted)
         result[number] = replace(row, **{kind: comparison})
     return result
 
@@ -185,15 +212,17 @@ def _whole(manifests: Mapping[Path, store.Manifest]) -> dict[Path, store.Manifes
     """Those artifacts of this version whose parents, and theirs, are there as they were when it was
     made."""
     # what another version left may have other fields
-    whole = {f: m for f, m in manifests.items() if m.version == VERSIONS[m.stage]}
+    whole = {}
+    for folder, manifest in manifests.items():
+        if manifest.version == VERSIONS[manifest.stage]:
+            whole[folder] = manifest
     changed = True
     while changed:
         standing = {manifest.fingerprint for manifest in whole.values()}
-        left = {
-            folder: manifest
-            for folder, manifest in whole.items()
-            if standing.issuperset(manifest.parents.values())
-        }
+        left = {}
+        for folder, manifest in whole.items():
+            if standing.issuperset(manifest.parents.values()):
+                left[folder] = manifest
         changed = len(left) < len(whole)
         whole = left
     return whole
@@ -204,14 +233,14 @@ def _stale(
     manifests: Mapping[Path, store.Manifest],
     whole: Mapping[Path, store.Manifest],
 ) -> str:
-    stale = [folder.relative_to(run).as_posix() for folder in manifests if folder not in whole]
-    if not stale:
-        return ""
-    return f"{stale[0]} is left out: of another version, or made from what is not there any more"
-
-
-def _first(whole: Mapping[Path, store.Manifest], *folders: Path) -> Path | None:
-    return next((folder for folder in folders if folder in whole), None)
+    """What is left out of the row, by its first."""
+    for folder in manifests:
+        if folder not in whole:
+            name = folder.relative_to(run).as_posix()
+            return (
+                f"{name} is left out: of another version, or made from what is not there any more"
+            )
+    return ""
 
 
 def _with_base(row: Row, base: Model) -> Row:
@@ -219,49 +248,44 @@ def _with_base(row: Row, base: Model) -> Row:
     curve = base.curve
     return replace(
         row,
-        train_tokens=counts["train_tokens"],
-        parameters=counts["parameters"],
-        batch_tokens=counts["batch_tokens"],
-        base_loss=curve["best_loss"],
-        copy_score=curve["copying"][-1][1] if curve["copying"] else None,
+        train_tokens=counts.train_tokens,
+        parameters=counts.parameters,
+        batch_tokens=counts.batch_tokens,
+        base_loss=curve.best_loss,
+        copy_score=curve.copying[-1][1] if curve.copying else None,
     )
 
 
-def _with_tune(row: Row, manifest: store.Manifest) -> Row:
-    unseen = manifest.counts["conditioning"]["unseen"]
+def _with_tune(row: Row, tuning: Tuning, manifest: store.Manifest) -> Row:
+    unseen = tuning.conditioning["unseen"]
     tokens = manifest.cost.get("tokens")
     contexts = manifest.reads.get("tune.contexts", default("tune.contexts"))
     return replace(
         row,
         contexts=contexts,
         tuned_tokens=None if tokens is None else int(tokens),
-        d1_worth=(unseen["d1_worth"], unseen["d1_worth_error"]),
-        # one that starts from fresh weights has no base to be compared with
-        net_worth=(unseen["net_worth"], unseen["net_worth_error"])
-        if "net_worth" in unseen
-        else None,
+        d1_worth=_worth(unseen.d1_worth, unseen.d1_worth_error),
+        net_worth=_worth(unseen.net_worth, unseen.net_worth_error),
     )
 
 
 def _with_evaluation(row: Row, evaluation: Evaluation) -> Row:
     chosen = evaluation.chosen
-    arms = evaluation.arms
-    method = chosen["subject"]
+    method = chosen.subject
     row = replace(
         row,
-        seeds=chosen["seeds"],
-        looks=max(1, len(chosen["looks"])),
-        losses={arm: scores["loss"] for arm, scores in arms.items()},
+        seeds=chosen.seeds,
+        looks=max(1, len(chosen.looks)),
+        losses={arm: result.loss for arm, result in chosen.arms.items()},
         method=method,
     )
     if method is None:
         return row
-    against = arms[method]["against"]
-    repetition = against["repetition"]
+    against = chosen.arms[method].against
     self_arm = _self(evaluation, method)
     return replace(
         row,
-        minus_repetition=_comparison(repetition),
+        minus_repetition=_comparison(against[REPETITION]),
         minus_self=None if self_arm is None else _comparison(against[self_arm]),
     )
 
@@ -269,20 +293,21 @@ def _with_evaluation(row: Row, evaluation: Evaluation) -> Row:
 def _self(evaluation: Evaluation, method: str) -> str | None:
     """The arm of unconditional samples: that whose recipe is the method's otherwise, else the
     first."""
-    recipes = {}
-    for arm, by_seed in evaluation.result["token_counts"].items():
-        recipes[arm] = next(iter(by_seed.values()))["recipe"]
-    wanted = {**recipes[method], "synthetic": "unconditional"}
-    controls = [arm for arm, r in recipes.items() if r["synthetic"] == "unconditional"]
-    alike = [arm for arm in controls if recipes[arm] == wanted]
-    return next(iter([*alike, *controls]), None)
+    counts = evaluation.counts_by_arm
+    wanted = counts[method].recipe.model_copy(update={"synthetic": "unconditional"})
+    controls = []
+    for arm, of_arm in counts.items():
+        if of_arm.recipe.synthetic == "unconditional":
+            controls.append(arm)
+    for arm in controls:
+        if counts[arm].recipe == wanted:
+            return arm
+    return controls[0] if controls else None
 
 
-def _worth(found: Sequence[float]) -> Worth:
-    value, error = found
-    return float(value), float(error)
+def _worth(value: float | None, error: float | None) -> Worth | None:
+    return None if value is None or error is None else (value, error)
 
 
-def _comparison(found: Sequence[float]) -> Comparison:
-    value, low, high, p = found
-    return Comparison(value, low, high, p, p_adjusted=p)
+def _comparison(difference: Difference) -> Comparison:
+    return Comparison(*difference, p_adjusted=difference.p)

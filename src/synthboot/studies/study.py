@@ -87,10 +87,13 @@ class Study:
         """Write `study.json`, `study.csv` and the page, `study.html`."""
         table = self.table()
         curves = page.curves(table, self.axes)
-        disk.write_json(
-            folder / JSON,
-            {"name": self.name, "axes": self.axes, "rows": table, "curves": curves},
-        )
+        record = {
+            "name": self.name,
+            "axes": self.axes,
+            "rows": table,
+            "curves": [curve.as_json() for curve in curves],
+        }
+        disk.write_json(folder / JSON, record)
         disk.write_bytes(folder / CSV, self._csv(table).encode())
         drawn = page.study(self.name, self.axes, table, curves)
         disk.write_bytes(folder / PAGE, drawn.encode())

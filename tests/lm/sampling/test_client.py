@@ -17,7 +17,8 @@ from synthboot import config
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import ConfigError, SamplingError
 from synthboot.lm import model as models
-from synthboot.lm.sampling.client import LONGEST_WAIT, ServerSampler
+from synthboot.lm.endpoint import LONGEST_WAIT
+from synthboot.lm.sampling.client import ServerSampler
 from synthboot.lm.sampling.protocol import Request, Result
 from tests.lm.conftest import small_model
 
@@ -197,7 +198,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         found.append(seconds)
 
-    monkeypatch.setattr("synthboot.lm.sampling.client.sleep", sleep)
+    monkeypatch.setattr("synthboot.lm.endpoint.sleep", sleep)
     monkeypatch.setenv("SYNTHBOOT_API_KEY", KEY)
     return found
 

@@ -103,7 +103,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("synthboot.lm.sampling.client.sleep", sleep)
+    monkeypatch.setattr("synthboot.lm.endpoint.sleep", sleep)
     return waits
 
 

@@ -75,10 +75,13 @@ class EmbeddedSampler:
         weights: pointer.Weights | None = None,
     ) -> None:
         self.decoder = Decoder(model, dtype)
+        device = self.decoder.device
         self.weights = None
         if weights is not None:
-            self.weights = torch.tensor(weights, device=self.decoder.device)  # (match, part)
-        self.absent = torch.tensor(absent, device=self.decoder.device) if absent else None
+            self.weights = torch.tensor(weights, device=device)  # (match, part)
+        self.absent = None
+        if absent:
+            self.absent = torch.tensor(absent, device=device)
         self.end = end
         self.temperature = temperature
         self.top_p = top_p
@@ -86,7 +89,7 @@ class EmbeddedSampler:
         self.batch = batch
         self.graphs = graphs
         # a device that runs beside the host: to read the rows is to wait for it
-        self.far = self.decoder.device.type != "cpu"
+        self.far = device.type != "cpu"
 
     @torch.inference_mode()
     def sample(self, requests: Sequence[Request]) -> list[Result]:
@@ -95,12 +98,15 @@ class EmbeddedSampler:
         Raises ValueError where a prompt is empty or shorter than what it is contrasted with,
         FloatingPointError where the model's logits are not numbers.
         """
-        if any(not r.prompt for r in requests):
-            raise ValueError("a prompt needs at least one token")
-        if any(len(r.alone) > len(r.prompt) for r in requests):
-            # its positions would lie beyond the cache
-            raise ValueError("a prompt is at least as long as what it is contrasted with")
-        max_len = max((len(r.prompt) + r.max_tokens for r in requests), default=1)
+        max_len = 1
+        for request in requests:
+            prompt_len = len(request.prompt)
+            if not prompt_len:
+                raise ValueError("a prompt needs at least one token")
+            if prompt_len < len(request.alone):
+                # its positions would lie beyond the cache
+                raise ValueError("a prompt is at least as long as what it is contrasted with")
+            max_len = max(max_len, prompt_len + request.max_tokens)
         if self.batch is None:
             self.batch = best_batch(self.decoder, max_len)
 
@@ -119,8 +125,11 @@ def best_batch(decoder: Decoder, max_len: int) -> int:
     is free for this process goes.
     """
     budget = decoder.free_memory() // 4
-    most = budget // max(1, decoder.cache_bytes(1, max_len))
-    sizes = [size for size in _BATCH_SIZES if size <= most] or [LEAST_ROWS]
+    row_bytes = decoder.cache_bytes(1, max_len)
+    most = budget // max(1, row_bytes)
+    sizes = [size for size in _BATCH_SIZES if size <= most]
+    if not sizes:
+        sizes = [LEAST_ROWS]
 
     rates: dict[int, float] = {}
     best = 0.0
@@ -131,19 +140,21 @@ def best_batch(decoder: Decoder, max_len: int) -> int:
         best = max(best, rates[rows])
 
     enough = 0.95 * max(rates.values())
-    return min(rows for rows, rate in rates.items() if rate >= enough)
+    near = [rows for rows, rate in rates.items() if rate >= enough]
+    return min(near)
 
 
 def _step_seconds(decoder: Decoder, rows: int, max_len: int) -> float:
     """The time of one step of `rows` rows at half of `max_len`, the best of three."""
     cache = decoder.cache(rows, max_len)
+    half = max_len // 2
     tokens = torch.full((rows,), 0, device=decoder.device)
-    position = torch.full((rows,), max_len // 2, device=decoder.device)
+    position = torch.full((rows,), half, device=decoder.device)
 
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        logits = decoder.step(tokens, position, cache, max_len // 2 + 1)
+        logits = decoder.step(tokens, position, cache, half + 1)
         logits[0, 0].item()  # waits for a GPU
         seconds.append(time.perf_counter() - started)
     return min(seconds)
@@ -160,9 +171,20 @@ class _Rows:
     Tensors are changed in place, so that a step can be recorded once and replayed.
     """
 
-    def __init__(self, rows: int, longest: int, source: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        rows: int,
+        longest: int,
+        source: int,
+        device: torch.device,
+    ) -> None:
         integers = torch.zeros(7, rows, dtype=torch.int64, device=device)
-        self.token, self.position, self.seed, self.limit, self.count, self.tries = integers[:6]
+        self.token = integers[0]
+        self.position = integers[1]
+        self.seed = integers[2]
+        self.limit = integers[3]
+        self.count = integers[4]
+        self.tries = integers[5]
         self.shift = integers[6]
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self.done = torch.ones_like(self.ended)
@@ -179,10 +201,16 @@ class _Rows:
     def put(self, rows: Tensor, requests: Sequence[Request]) -> None:
         """Begin requests in these rows: the last token of a prompt is decoded first."""
         values = []
-        for r in requests:
-            last = len(r.prompt) - 1
-            shift = len(r.prompt) - len(r.alone)
-            values.append((r.prompt[-1], last, signed(r.seed), r.max_tokens, shift))
+        for request in requests:
+            prompt_len = len(request.prompt)
+            row = (
+                request.prompt[-1],
+                prompt_len - 1,
+                signed(request.seed),
+                request.max_tokens,
+                prompt_len - len(request.alone),
+            )
+            values.append(row)
         columns = torch.tensor(values).to(rows.device)  # (request, 5), in one copy to the device
         token, position, seed, limit, shift_back = columns.unbind(1)
         self.shift[rows] = shift_back
@@ -193,11 +221,13 @@ class _Rows:
         for column in (self.count, self.tries, self.logprob, self.ended, self.done):
             column[rows] = 0
         if self.source.shape[1]:
-            self.source[rows] = self._sources(requests).to(rows.device)
+            sources = self._sources(requests)
+            self.source[rows] = sources.to(rows.device)
 
     def _sources(self, requests: Sequence[Request]) -> Tensor:
         """What each request may copy, filled up: (request, source)."""
-        sources = np.full((len(requests), self.source.shape[1]), pointer.NO_TOKEN)
+        shape = (len(requests), self.source.shape[1])
+        sources = np.full(shape, pointer.NO_TOKEN)
         for i, request in enumerate(requests):
             sources[i, : len(request.source)] = request.source
         return torch.from_numpy(sources)
@@ -232,10 +262,12 @@ class _Rows:
         self.logprob += torch.where(drawn, logprob, 0.0)
 
         self.ended |= ends
-        self.done |= ends | (drawn & (self.count >= self.limit))
+        at_limit = self.count >= self.limit
+        self.done |= ends | (drawn & at_limit)
         self.token.copy_(torch.where(drawn, token, self.token))
         # a row that is done goes on at position 0 of its cache, which its next request overwrites
-        self.position.add_(drawn).masked_fill_(self.done, 0)
+        self.position.add_(drawn)
+        self.position.masked_fill_(self.done, 0)
 
 
 class ContinuousBatch:
@@ -265,13 +297,17 @@ class ContinuousBatch:
             prompt = requests[number].prompt
             return len(prompt), prompt, number
 
-        self.waiting = sorted(range(len(requests)), key=length_and_prompt)
+        numbers = range(len(requests))
+        self.waiting = sorted(numbers, key=length_and_prompt)
 
-        rows = max(LEAST_ROWS, min(batch, len(requests)))
-        longest = max((r.max_tokens for r in requests), default=0)
-        copied = max((len(r.source) for r in requests), default=0)
-        if owner.weights is None:
-            copied = 0
+        rows = min(batch, len(requests))
+        rows = max(LEAST_ROWS, rows)
+        longest = 0
+        copied = 0
+        for request in requests:
+            longest = max(longest, request.max_tokens)
+            if owner.weights is not None:
+                copied = max(copied, len(request.source))
         self.cache = self.decoder.cache(rows, max_len)
         # of the same rows without what they are conditioned on
         self.alone = None
@@ -297,18 +333,21 @@ class ContinuousBatch:
 
         With nothing waiting, free rows are given up once they are half of all.
         """
-        free = np.flatnonzero(self.request < 0)
+        is_free = self.request < 0
+        free = np.flatnonzero(is_free)
         rows = len(self.request)
-        if self.waiting and len(free) >= max(1, rows // 8):
+        enough = max(1, rows // 8)
+        if self.waiting and len(free) >= enough:
             for start in range(0, len(free), self.group):
                 group = free[start : start + self.group]
                 group = group[: len(self.waiting)]
                 if len(group):
                     self._prefill(group)
         elif not self.waiting and rows > LEAST_ROWS and len(free) >= rows // 2:
-            live = np.flatnonzero(self.request >= 0)
-            spare = free[: max(0, LEAST_ROWS - len(live))]
-            self.keep(np.sort(np.concatenate((live, spare))))
+            live = np.flatnonzero(~is_free)
+            lacking = max(0, LEAST_ROWS - len(live))
+            kept = np.concatenate((live, free[:lacking]))
+            self.keep(np.sort(kept))
 
     def _prefill(self, group: np.ndarray) -> None:
         """Put the next requests into free rows; a prompt that several share is read once."""
@@ -319,28 +358,24 @@ class ContinuousBatch:
         # the row that reads each prompt: the first of those that want it. Backwards, so that the
         # first one overwrites the others
         reader: dict[tuple[int, ...], int] = {}
-        for row, request in zip(reversed(group_rows), reversed(chosen), strict=True):
+        wanted = list(zip(group_rows, chosen, strict=True))
+        for row, request in reversed(wanted):
             reader[request.prompt] = row
 
         # a prompt's last token is not read here: the first step decodes it
         width = max(map(len, reader)) - 1
         if width:
-            tokens = np.zeros((len(reader), width), np.int64)
-            for i, prompt in enumerate(reader):
-                tokens[i, : len(prompt) - 1] = prompt[:-1]
             readers = self._index(list(reader.values()))
-            self.decoder.prefill(
-                torch.from_numpy(tokens).to(self.device),
-                readers,
-                self.cache,
-            )
+            tokens = self._tokens(list(reader), width)
+            self.decoder.prefill(tokens, readers, self.cache)
             self._copy_prompts(group_rows, chosen, reader)
         if self.alone is not None:
             self._prefill_alone(self.alone, group_rows, chosen)
 
         self.rows.put(self._index(group), chosen)
         self.request[group] = numbers
-        self.max_position[group] = [len(request.prompt) - 1 for request in chosen]
+        prompt_lens = np.array([len(request.prompt) for request in chosen])
+        self.max_position[group] = prompt_lens - 1
 
     def _prefill_alone(
         self,
@@ -349,13 +384,19 @@ class ContinuousBatch:
         requests: list[Request],
     ) -> None:
         """Fill these rows of the second cache; such prompts are too short to be worth sharing."""
-        width = max(len(request.alone) for request in requests) - 1
-        if not width:
-            return
-        tokens = np.zeros((len(rows), width), np.int64)
-        for i, request in enumerate(requests):
-            tokens[i, : len(request.alone) - 1] = request.alone[:-1]
-        self.decoder.prefill(torch.from_numpy(tokens).to(self.device), self._index(rows), cache)
+        prompts = [request.alone for request in requests]
+        width = max(map(len, prompts)) - 1
+        if width:
+            tokens = self._tokens(prompts, width)
+            self.decoder.prefill(tokens, self._index(rows), cache)
+
+    def _tokens(self, prompts: Sequence[tuple[int, ...]], width: int) -> Tensor:
+        """All but the last token of each prompt, filled up: (prompt, width)."""
+        tokens = np.zeros((len(prompts), width), np.int64)
+        for i, prompt in enumerate(prompts):
+            read = prompt[:-1]
+            tokens[i, : len(read)] = read
+        return torch.from_numpy(tokens).to(self.device)
 
     def _copy_prompts(
         self,
@@ -383,9 +424,9 @@ class ContinuousBatch:
     def keep(self, rows: np.ndarray) -> None:
         """Give up all rows but these, and with them their part of the cache."""
         index = self._index(rows)
-        self.cache = [(keys[index], values[index]) for keys, values in self.cache]
+        self.cache = _kept(self.cache, index)
         if self.alone is not None:
-            self.alone = [(keys[index], values[index]) for keys, values in self.alone]
+            self.alone = _kept(self.alone, index)
         self.rows.keep(index)
         self.request = self.request[rows]
         self.max_position = self.max_position[rows]
@@ -394,12 +435,14 @@ class ContinuousBatch:
 
     def _index(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Row numbers as an index on the device."""
-        return torch.as_tensor(np.asarray(rows, np.int64)).to(self.device)
+        numbers = np.asarray(rows, np.int64)
+        return torch.as_tensor(numbers).to(self.device)
 
     def advance(self) -> None:
         """Take a stride: that many steps of all rows."""
         # attention looks no further into the cache than any row will be at the end of the stride
-        span = min(int(self.max_position.max()) + self.stride, self.max_len)
+        furthest = int(self.max_position.max())
+        span = min(furthest + self.stride, self.max_len)
         step: Callable[[], None] = partial(self._step, span)
         if self.owner.far:
             # rounded up to a multiple of SPAN, since every span needs a graph of its own
@@ -420,7 +463,8 @@ class ContinuousBatch:
         )
         if self.alone is not None:
             # a row that is done stands at position 0 in both caches
-            position = (self.rows.position - self.rows.shift).clamp_(min=0)
+            position = self.rows.position - self.rows.shift
+            position.clamp_(min=0)
             alone = self.decoder.step(self.rows.token, position, self.alone, span)
             logits = torch.lerp(alone, logits, 1 + self.owner.contrast)
         if self.owner.weights is not None and self.rows.source.shape[1]:
@@ -467,6 +511,15 @@ class ContinuousBatch:
                 raise FloatingPointError("the model's logits are not numbers")
             tokens = tuple(outputs[i][: counts[i]])
             finish: Literal["end", "length"] = "end" if ends[i] else "length"
-            self.results[self.request[row]] = Result(tokens, finish, logprobs[i])
+            result = Result(tokens, finish, logprobs[i])
+            self.results[self.request[row]] = result
         self.request[rows] = -1
         self.max_position[rows] = 0
+
+
+def _kept(cache: Cache, rows: Tensor) -> Cache:
+    """These rows of a cache."""
+    kept = []
+    for keys, values in cache:
+        kept.append((keys[rows], values[rows]))
+    return kept

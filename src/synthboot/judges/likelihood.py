@@ -1,0 +1,89 @@
+"""A judge of the run's own making: does its d1 make a d2 likelier than another document does?
+
+It is the synthesizer that answers, which has learned to write d2 from d1. Of what it wrote itself
+it thinks well: its verdict on its own samples is a lower bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from synthboot.data import tokenizer as tokenizers
+from synthboot.data.tokenizer import Tokenizer
+from synthboot.judges.protocol import Item, Question, Told
+from synthboot.lm import model as models
+from synthboot.lm import score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_BATCH = 16  # pairs whose scores are told together
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The model in a folder, with its tokenizer beside it, and how it reads a pair.
+
+    `weights` names the model.
+    """
+
+    folder: Path
+    weights: str
+    seq_len: int
+    d1_share: float
+    device: str
+
+    name = "likelihood"
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """The synthesizer."""
+        return {"model": self.weights}
+
+    def passes(self, question: Question) -> int:
+        """Twice, with another document in the place of d1 each time; pairs alone."""
+        return 2 if question == "irrelevance" else 0
+
+    def score(self, question: Question, items: Sequence[Item], number: int, told: Told) -> None:
+        """Tell for every pair how many nats a token d2 costs more given d1 than given another."""
+        for start in range(0, len(items), _BATCH):
+            batch = items[start : start + _BATCH]
+            given = self._loss([item.d1 for item in batch], batch)
+            other = self._loss([item.others[number] for item in batch], batch)
+            for index, gap in enumerate((given - other).tolist(), start):
+                told(index, gap)
+
+    def _loss(self, given: Sequence[str], items: Sequence[Item]) -> np.ndarray:
+        """(item): nats a token of each d2 after a document in the place of d1."""
+        d1 = self._documents(given)
+        d2 = self._documents([item.text for item in items])
+        tokenizer = self._tokenizer
+        scores = score.pairs(
+            self._model,
+            d1,
+            d2,
+            self.seq_len,
+            self.d1_share,
+            tokenizer.end,
+            tokenizer.separator,
+        )
+        per_token: np.ndarray = scores.loss / np.maximum(1, scores.tokens)
+        return per_token
+
+    def _documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array(document, np.int64) for document in self._tokenizer.documents(texts)]
+
+    @cached_property
+    def _model(self) -> PreTrainedModel:
+        model = models.load(self.folder)
+        return models.moved(model, models.device(self.device))
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return tokenizers.load(self.folder)

@@ -1,0 +1,63 @@
+"""What every judge takes and gives: items in, a score for each out, the higher the worse.
+
+A score is on the judge's own scale. Where a fault begins on it, and how often the judge is wrong,
+is found out on cases that are known (`panel.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+Question = Literal["repetition", "nonfactual", "irrelevance", "copying"]
+QUESTIONS: Mapping[Question, str] = {
+    "repetition": "repetition within a document",
+    "nonfactual": "non-factual",
+    "irrelevance": "pair irrelevance: d2 unrelated to d1",
+    "copying": "pair copying: d2 copies d1",
+}
+"""What is judged, as the paper's table names it. Source: arXiv:2509.15248, quality table."""
+
+LONGEST = 1_600
+"""Characters of a text that are judged: planted faults and what a judge reads end alike."""
+
+Told = Callable[[int, float], None]
+"""Takes the number of an item and its score, as soon as it is there."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A text to judge, with its d1 where it is half of a pair.
+
+    `references` are the real documents nearest to it, for facts; `others` are random documents in
+    the place of d1, one for each pass of a judge that compares.
+    """
+
+    text: str
+    d1: str = ""
+    references: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Anything that scores items."""
+
+    @property
+    def name(self) -> str:
+        """As the settings name it."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """All that its scores depend on beside the items: a model, the hashes of prompts."""
+        ...
+
+    def passes(self, question: Question) -> int:
+        """How many different ways it has to judge this: 0 where it does not judge it at all."""
+        ...
+
+    def score(self, question: Question, items: Sequence[Item], number: int, told: Told) -> None:
+        """Tell the score of every item by pass `number`; not-a-number where there is no answer."""
+        ...

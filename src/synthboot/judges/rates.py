@@ -1,0 +1,144 @@
+"""A judge's own error, and what a rate is worth that it has found.
+
+With q0 the share of clean cases that a judge lets pass (specificity), q1 the share of faulty ones
+that it finds (sensitivity) and p the share of texts that it calls faulty, the true share is
+
+    theta = (p + q0 - 1) / (q0 + q1 - 1)
+
+The interval is by the delta method and carries the error of p, q0 and q1 alike. Counts are adjusted
+before, p by z^2 / 2 in z^2, q0 and q1 by 1 in 2, as the plain Wald interval is too narrow near 0
+and 1, where these rates lie.
+
+Source: Rogan and Gladen 1978; the interval, Lang and Reiczigel 2014 (doi:10.1016/
+j.prevetmed.2013.09.015); both for judges, arXiv:2511.21140. Wilson 1927 for q0 and q1 themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import special
+
+from synthboot.statistics import Interval
+
+LEAST_SKILL = 1.2
+"""Least q0 + q1 of a judge whose rates are given; guessing has 1."""
+LEAST_CASES = 20
+"""Least clean and least faulty cases by which a judge is believed."""
+
+
+@dataclass(frozen=True)
+class ErrorRates:
+    """How many of the `clean` cases were let pass, and how many of the `faulty` ones found."""
+
+    passed: int
+    clean: int
+    found: int
+    faulty: int
+
+    @property
+    def specificity(self) -> Interval:
+        """q0, with Wilson's interval."""
+        return share(self.passed, self.clean)
+
+    @property
+    def sensitivity(self) -> Interval:
+        """q1, with Wilson's interval."""
+        return share(self.found, self.faulty)
+
+    @property
+    def refusal(self) -> str:
+        """Why no rate by this judge is given; empty where there is no reason."""
+        if min(self.clean, self.faulty) < LEAST_CASES:
+            return f"{self.clean} clean and {self.faulty} faulty cases, {LEAST_CASES} are needed"
+        skill = self.passed / self.clean + self.found / self.faulty
+        if skill < LEAST_SKILL:
+            return f"q0 + q1 = {skill:.2f}, guessing has 1, {LEAST_SKILL} is needed"
+        return ""
+
+    def corrected(self, judged: int, items: int, confidence: float = 0.95) -> Interval | None:
+        """The true share of faulty items where `judged` of `items` were called faulty, in [0, 1].
+
+        None where there is a `refusal`, or no items.
+        """
+        if self.refusal or not items:
+            return None
+        z = float(special.ndtri(0.5 + confidence / 2))
+        value, _ = _solved(judged / items, self.passed / self.clean, self.found / self.faulty)
+
+        p = (judged + z**2 / 2) / (items + z**2)
+        q0 = (self.passed + 1) / (self.clean + 2)
+        q1 = (self.found + 1) / (self.faulty + 2)
+        theta, skill = _solved(p, q0, q1)
+        of_q0 = q0 * (1 - q0) / (self.clean + 2)
+        of_q1 = q1 * (1 - q1) / (self.faulty + 2)
+        variance = p * (1 - p) / (items + z**2) + (1 - theta) ** 2 * of_q0 + theta**2 * of_q1
+        # what the adjustment has moved the middle by, moved back
+        middle = theta + 2 * z**2 * (theta * of_q1 - (1 - theta) * of_q0)
+        width = z * math.sqrt(variance) / skill
+        ends = np.clip((value, middle - width, middle + width), 0.0, 1.0)
+        return Interval(*ends.tolist())
+
+
+def _solved(p: float, q0: float, q1: float) -> tuple[float, float]:
+    """The true share in [0, 1], and q0 + q1 - 1."""
+    skill = q0 + q1 - 1
+    return min(1.0, max(0.0, (p + q0 - 1) / skill)), skill
+
+
+def share(count: int, of: int, confidence: float = 0.95) -> Interval:
+    """A share of so many, with Wilson's interval; of nothing, anything is possible."""
+    if not of:
+        return Interval(math.nan, 0.0, 1.0)
+    z = float(special.ndtri(0.5 + confidence / 2))
+    middle = (count + z**2 / 2) / (of + z**2)
+    p = count / of
+    width = z / (1 + z**2 / of) * math.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
+    return Interval(p, max(0.0, middle - width), min(1.0, middle + width))
+
+
+def threshold(
+    clean: Float[np.ndarray, " clean"],
+    faulty: Float[np.ndarray, " faulty"],
+) -> float:
+    """The score above which a text is called faulty: where q0 + q1 is most, of several such the
+    middle one; infinity where nothing is to be told apart."""
+    values = np.unique(np.concatenate((clean, faulty)))
+    if not len(clean) or not len(faulty) or len(values) < 2:
+        return math.inf
+    between = (values[1:] + values[:-1]) / 2
+    passed = np.searchsorted(np.sort(clean), between) / len(clean)
+    found = 1 - np.searchsorted(np.sort(faulty), between) / len(faulty)
+    best = np.flatnonzero(np.isclose(passed + found, (passed + found).max()))
+    return float(between[best[len(best) // 2]])
+
+
+def kappa(first: Bool[np.ndarray, " item"], second: Bool[np.ndarray, " item"]) -> float | None:
+    """Cohen's kappa of two passes over the same items; None where both say the same of all.
+
+    Source: Cohen 1960.
+    """
+    if not len(first):
+        return None
+    agreed = float((first == second).mean())
+    both_say_faulty = float(first.mean() * second.mean())
+    by_chance = both_say_faulty + float((1 - first.mean()) * (1 - second.mean()))
+    return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
+
+
+def measured(
+    clean: Sequence[float],
+    faulty: Sequence[float],
+    limit: float,
+) -> ErrorRates:
+    """The error of a judge on cases that are known, by the scores that it gave them."""
+    return ErrorRates(
+        passed=int(sum(score <= limit for score in clean)),
+        clean=len(clean),
+        found=int(sum(score > limit for score in faulty)),
+        faulty=len(faulty),
+    )

@@ -1,0 +1,61 @@
+"""Scores that judges have given, appended to a file one by one.
+
+A score is known by everything it depends on, so that a run that was killed, or whose server fell
+silent, asks for no score twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from synthboot.judges.protocol import Item, Judge, Question
+
+
+class Record:
+    """The scores in a file, and a place for more of them.
+
+    A line that a kill has cut short is asked for again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.scores: dict[str, float] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        written = path.read_bytes()
+        whole = written[: written.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            name, score = json.loads(line)
+            self.scores[name] = float(score)
+        os.truncate(path, len(whole))
+        self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115
+
+    def add(self, name: str, score: float) -> None:
+        """Keep a score; from here on it survives a kill of this process."""
+        self.scores[name] = score
+        self._file.write(json.dumps([name, score]).encode() + b"\n")
+        self._file.flush()
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def name_of(judge: Judge, question: Question, number: int, item: Item) -> str:
+    """What a score is known by: who judges by what, which pass, and every text that it reads."""
+    identity: Mapping[str, str] = {"judge": judge.name, **judge.identity}
+    known = json.dumps([identity, question, number, asdict(item)], sort_keys=True)
+    return hashlib.blake2b(known.encode(errors="surrogatepass"), digest_size=16).hexdigest()

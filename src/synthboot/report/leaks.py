@@ -1,0 +1,158 @@
+"""The report's figures of what can be got out again, and of what synthetic text changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from synthboot.report.figures import Curves, Figure, Line, Mark, Values
+
+FIGURES = {
+    "exact": "exactly",
+    "near": "nearly (BLEU above 0.75)",
+    "leading": "tokens before the first wrong one",
+    "sampled": "exactly, by one of many samples",
+}
+"""What is measured of a continuation, in words."""
+
+CHANCE_BITS = 1.44
+"""The mean exposure of what a model has never read: log2(e), of many candidates."""
+
+_MOST_TOPICS = 8
+
+
+def extraction(extracted: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+    """What every arm gives back of documents that it read; None where none was asked for."""
+    groups = {}
+    guessed = {}
+    for name, title in FIGURES.items():
+        marks = []
+        for arm, measured in extracted["arms"].items():
+            found = measured["figures"].get(name, {})
+            if found.get("seen") is None:
+                continue
+            value, low, high = found["seen"]
+            marks.append(Mark(arm, paint[arm], value, (low, high)))
+            if arm == "repetition" and found["unseen"] is not None:
+                guessed[title] = found["unseen"][0]
+        if marks:
+            groups[title] = marks
+    if not groups:
+        return None
+    return Values(
+        "extraction",
+        "Given back by its beginning",
+        "Further left is less. Lines are intervals over documents and seeds; the dotted line is "
+        "what repetition guesses of documents that it has not read.",
+        "share of documents, or of their tokens",
+        groups,
+        ".1%",
+        references=guessed,
+    )
+
+
+def exposures(extracted: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+    """How exposed canaries are by how often they were planted; None where none was."""
+    lines = []
+    for arm, measured in extracted["arms"].items():
+        points = []
+        for copies, bits in measured["exposure"].items():
+            if bits is not None:
+                points.append((float(copies), *bits))
+        if points:
+            lines.append(Line(arm, paint[arm], points))
+    if not lines:
+        return None
+    return Curves(
+        "exposure",
+        "Exposure of canaries",
+        "Bits by which a planted text is easier to guess than one that was not; lower is less "
+        f"remembered. At most log2({extracted['candidates'] + 1:,}) can be seen.",
+        "copies of a canary in D_pretrain",
+        "exposure, bits",
+        lines,
+        x_log=True,
+        horizontals={"chance": CHANCE_BITS},
+    )
+
+
+def spans(leaks: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
+    """How long the spans are that stand in D_pretrain as they are."""
+    lines = []
+    for kind, shares in leaks["spans"].items():
+        points = [(float(n), share) for n, share in shares.items()]
+        lines.append(Line(kind, paint.get(kind, "ink"), points))
+    return Curves(
+        "spans",
+        "Verbatim spans",
+        "Share of documents with a span of at least so many tokens that D_pretrain holds in one "
+        "piece. Unseen real text is the bar: lines above it are copied.",
+        "tokens of the span",
+        "share of documents",
+        lines,
+        x_log=True,
+    )
+
+
+def topics(compared: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
+    """The topics whose shares in synthetic text differ most from their shares in D_pretrain."""
+    shares = compared["shares"]
+    groups = {}
+    for number in most_changed(compared):
+        marks = []
+        for kind, share in shares.items():
+            marks.append(Mark(kind, paint.get(kind, "ink"), share[number]))
+        groups[compared["names"][number]] = marks
+    return Values(
+        "topics",
+        "Topics that gained and lost most",
+        "Share of the documents about a topic. How far unseen real text lies from D_pretrain is "
+        "what so few documents differ by.",
+        "share of documents",
+        groups,
+        ".1%",
+    )
+
+
+def most_changed(compared: Mapping[str, Any]) -> list[int]:
+    """The numbers of the topics whose shares differ most from those in D_pretrain in some kind of
+    text, most first."""
+    shares = compared["shares"]
+    real = shares["D_pretrain"]
+    changes = {}
+    for number in range(len(real)):
+        changes[number] = max(abs(share[number] - real[number]) for share in shares.values())
+    order: Sequence[int] = sorted(changes, key=lambda number: (-changes[number], number))
+    return list(order[:_MOST_TOPICS])
+
+
+def sentence(result: Mapping[str, Any], arm: str) -> str:
+    """What can be got out of one arm, beside repetition, in a sentence or two."""
+    parts = []
+    measured = result["arms"][arm]["figures"]["exact"]
+    if measured["seen"] is not None:
+        tokens = f"{result['prefix_tokens']} tokens"
+        parts.append(
+            f"Given the first {tokens} of {result['seen_docs']:,} documents that it read, it goes "
+            f"on as they do for {result['continuation_tokens']} tokens in "
+            f"{_percent(measured['seen'])}"
+        )
+        if measured["unseen"] is not None:
+            parts[-1] += f", of documents that it did not read in {_percent(measured['unseen'])}"
+        gap = measured.get("difference")
+        if gap is not None:
+            points = 100 * gap[0]
+            parts[-1] += (
+                f"; {points:+.1f} points beside repetition (p = {measured['p_adjusted']:.2g})"
+            )
+        parts[-1] += "."
+    bits = result["arms"][arm]["exposure"]
+    by_copies = [f"{value[0]:.1f} ({n} copies)" for n, value in bits.items() if value]
+    if by_copies:
+        parts.append(f"Exposure of canaries in bits, where 1.4 is chance: {', '.join(by_copies)}.")
+    return " ".join(parts)
+
+
+def _percent(share: Sequence[float]) -> str:
+    value, low, high = (100 * end for end in share)
+    return f"{value:.1f} % ({low:.1f} to {high:.1f})"

@@ -1,0 +1,174 @@
+"""The paper's quality table with this run's figures: what was counted, and what judges say, with
+their error.
+
+A row for each of the paper's five questions and everybody who answers it, a column for each kind of
+text. A judge's rate is the corrected one; what it called faulty itself stands in analyze.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from synthboot.judges.protocol import QUESTIONS
+
+DUPLICATES = "duplicates in a sample"
+PAPER_HEADERS = ("paper: 200B, 3B", "1T, 3B", "1T, 6B", "real text")
+PAPER: Mapping[str, tuple[str, ...]] = {
+    QUESTIONS["repetition"]: ("4.3 %", "3.9 %", "2.6 %", "1.8 %"),
+    DUPLICATES: ("0.8 %", "0.8 %", "0.3 %", "0.7 %"),
+    QUESTIONS["nonfactual"]: ("15.1 %", "8.7 %", "6.5 %", "1.8 %"),
+    QUESTIONS["irrelevance"]: ("25.6 %", "7.8 %", "6.0 %", "-"),
+    QUESTIONS["copying"]: ("0.1 %", "0.9 %", "0.3 %", "-"),
+}
+"""Source: arXiv:2509.15248, quality table; duplicates in a sample of a million."""
+
+REFUSED = "refused"
+_UNMEASURED = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under headers; `notes` say what cannot stand in a cell."""
+
+    headers: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def table(analyzed: Mapping[str, Any]) -> Table:
+    """The table of what `analyze` left."""
+    kinds = [kind for kind in analyzed["kinds"] if kind != "D_pretrain"]
+    headers = ["share of texts", "by", "q0", "q1", "kappa", *kinds, *PAPER_HEADERS]
+    notes = []
+    rows = []
+    for name, paper in PAPER.items():
+        own = _counted(name, analyzed, kinds)
+        for verdict in analyzed["judged"]:
+            if QUESTIONS[verdict["question"]] == name:
+                own.append(_judged(verdict, kinds))
+                if verdict["refused"]:
+                    notes.append(f"{name}, by {own[-1][0]}: {verdict['refused']}")
+        # the paper's figures stand once
+        for number, cells in enumerate(own or [[_UNMEASURED] * (4 + len(kinds))]):
+            beside = paper if number == 0 else ("",) * len(paper)
+            rows.append([name if number == 0 else "", *cells, *beside])
+    return Table(headers, rows, notes)
+
+
+def curves(analyzed: Mapping[str, Any]) -> Table:
+    """Duplicate@N by kind of text, and how much has a near-duplicate in D_pretrain."""
+    found = {kind: _at_all(measures) for kind, measures in analyzed["kinds"].items()}
+    counts = sorted({n for at in found.values() for n, _ in at["curve"]})
+    rows = []
+    for kind, at in found.items():
+        shares = dict(map(tuple, at["curve"]))
+        held = at["corpus"]
+        cells = [_percent(shares[n]) if n in shares else "" for n in counts]
+        rows.append([kind, *cells, _UNMEASURED if held is None else _percent(held)])
+    headers = ["near-duplicates among the first", *(f"{n:,}" for n in counts), "in D_pretrain"]
+    return Table(headers, rows, [])
+
+
+def _counted(name: str, analyzed: Mapping[str, Any], kinds: Sequence[str]) -> list[list[str]]:
+    """The rows of a question that are counted, not judged."""
+    of_kind = analyzed["kinds"]
+    relevance = analyzed["relevance"]
+    facts = (analyzed.get("world") or {}).get("facts", {})
+
+    def unlike(kind: str) -> float | None:
+        # real pairs lie above alpha by construction, and are not counted
+        above = relevance.get(kind, {}).get("above_alpha")
+        return None if above is None else 1 - above
+
+    def copied(kind: str) -> float | None:
+        found = of_kind[kind].get("copied_from_d1")
+        return None if found is None else float(found["docs"])
+
+    run = f"a run of {analyzed['copy_tokens']} tokens from d1"
+    counts: Mapping[str, list[tuple[str, Callable[[str], float | None]]]] = {
+        QUESTIONS["repetition"]: [("counting repeated 8-grams", lambda k: of_kind[k]["looping"])],
+        DUPLICATES: [
+            (f"counting, in {_at(of_kind, kinds)}", lambda k: _last(of_kind[k])),
+            (
+                "counting, in D_pretrain",
+                lambda k: of_kind[k].get("duplicates_at", {}).get("corpus"),
+            ),
+        ],
+        QUESTIONS["nonfactual"]: [("the world: facts not so", lambda k: _untrue(facts.get(k)))],
+        QUESTIONS["irrelevance"]: [("similarity below alpha", unlike)],
+        QUESTIONS["copying"]: [(run, copied)],
+    }
+    rows = []
+    for by, share in counts[name]:
+        values = [share(kind) for kind in kinds]
+        if any(value is not None for value in values):
+            cells = [_UNMEASURED if value is None else _percent(value) for value in values]
+            rows.append([by, "", "", "", *cells])
+    return rows
+
+
+def _judged(verdict: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
+    """The row of one judge: its error, and its corrected rates."""
+    cells = []
+    for kind in kinds:
+        rate = verdict["rates"].get(kind)
+        if rate is None or not rate["items"]:
+            cells.append(_UNMEASURED)
+        elif rate["corrected"] is None:
+            cells.append(REFUSED)
+        else:
+            value, low, high = rate["corrected"]
+            cells.append(f"{_percent(value)} [{100 * low:.1f}, {100 * high:.1f}]")
+    agreement = verdict["kappa"]
+    # of a folder the last part: a path says how somebody's disk is laid out
+    kind, _, model = verdict["judge"].partition(":")
+    name = f"{kind}:{PurePath(model).name}" if kind == "local" else verdict["judge"]
+    return [
+        name,
+        _error(verdict["specificity"], verdict["clean"]),
+        _error(verdict["sensitivity"], verdict["faulty"]),
+        _UNMEASURED if agreement is None else f"{agreement:.2f}",
+        *cells,
+    ]
+
+
+def _error(interval: Sequence[float], cases: int) -> str:
+    return f"{interval[0]:.2f} ({cases})" if cases else _UNMEASURED
+
+
+def _at(of_kind: Mapping[str, Any], kinds: Sequence[str]) -> str:
+    """Of how many documents the last point of each curve is."""
+    counts = []
+    for kind in kinds:
+        curve = _at_all(of_kind[kind])["curve"] or [[0, 0.0]]
+        counts.append(f"{curve[-1][0]:,}")
+    return ", ".join(dict.fromkeys(counts))
+
+
+def _last(measures: Mapping[str, Any]) -> float | None:
+    curve = _at_all(measures)["curve"]
+    return float(curve[-1][1]) if curve else None
+
+
+def _at_all(measures: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The duplicates of a kind of text at every number of documents."""
+    found: Mapping[str, Any] = measures["duplicates_at"]
+    return found
+
+
+def _untrue(groups: Mapping[str, Any] | None) -> float | None:
+    """The share of facts that contradict the world, or that it does not have."""
+    told = 0.0
+    untrue = 0.0
+    for shares in (groups or {}).values():
+        if shares["contradicted"] is not None:
+            told += shares["docs"]
+            untrue += shares["docs"] * (shares["contradicted"] + shares["invented"])
+    return untrue / told if told else None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,61 @@
+"""What all stages of a run have left, as the page shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from synthboot import config
+from synthboot.artifacts.corpus import Counts
+from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.model import Curve, Sweep, Tuning
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an artifact cost: `unit` made it, and it lies in `folder` below the run's. Tokens and
+    FLOPs are None where there are none to count."""
+
+    unit: str
+    stage: str
+    folder: str
+    seconds: float
+    peak_memory_bytes: int
+    tokens: float | None = None
+    flops: float | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run's results by what made them; what it does not have is empty.
+
+    `pairs`, `tune` and `synthesize` are by unit, `curves` by model, `sweeps` by synthesizer.
+    `examples` and `pair_examples` are those of `analyze`, `extract` what its stage found where it
+    was asked for. `version` is the one that compared the
+    arms.
+    """
+
+    name: str
+    config: config.Config
+    corpus: Counts
+    evaluate: Evaluation
+    pairs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tune: Mapping[str, Tuning] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    sweeps: Mapping[str, Sweep] = field(default_factory=dict)
+    synthesize: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    analyze: Mapping[str, Any] | None = None
+    examples: Sequence[Mapping[str, Any]] = ()
+    pair_examples: Sequence[Mapping[str, Any]] = ()
+    extract: Mapping[str, Any] | None = None
+    costs: Sequence[Cost] = ()
+    version: str = ""
+
+    @property
+    def related(self) -> Mapping[str, Any] | None:
+        """What pairing told of the pairs that the method reads, if it has any."""
+        for unit, pairs in self.pairs.items():
+            if unit.endswith("related"):
+                return pairs
+        return None

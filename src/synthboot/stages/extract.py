@@ -1,0 +1,294 @@
+"""What of its training text can be got out of a model again, and of which arm more.
+
+1. `extract` asks one model: it is given the beginning of documents that it has read, and of others
+   that it has not, and continues them; and it is asked what each canary costs,
+2. `compared` sets the arms beside each other and beside repetition, over seeds and documents.
+
+What a model gives back of unseen documents is what can be guessed: the zero of the scale.
+
+Source: arXiv:2202.07646 (Carlini et al. 2022), extraction by a prefix of 50 tokens and the greedy
+continuation; near matches by a BLEU above 0.75, arXiv:2210.17546 (Ippolito et al. 2022); the
+chance of several samples by the probability of a continuation, arXiv:2410.19482 (Hayes et al.
+2024); exposure, arXiv:1802.08232. Deviation: the prefix is a document's
+beginning, not any 50 tokens of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from synthboot import config, statistics
+from synthboot.artifacts.evaluation import REPETITION
+from synthboot.artifacts.extraction import FIGURES, Continued
+from synthboot.artifacts.store import Progress, silent
+from synthboot.data.canaries import Canary, exposure
+from synthboot.data.tokenizer import Tokenizer
+from synthboot.data.tokens import Tokens
+from synthboot.lm import score
+from synthboot.lm.batches import IGNORE
+from synthboot.lm.sampling import engines
+from synthboot.lm.sampling.protocol import Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NEAR = 0.75
+"""BLEU from which a continuation is nearly that of the document."""
+
+_ORDERS = 4  # BLEU counts runs of one to four tokens
+_BATCH_DOCS = 256
+
+
+def extract(
+    model: PreTrainedModel,
+    corpus: Tokens,
+    test_set: Tokens,
+    canaries: Sequence[Canary],
+    tokenizer: Tokenizer,
+    cfg: config.Extract,
+    seq_len: int,
+    batch: int | None = None,
+    progress: Progress = silent,
+) -> Continued:
+    """What a model gives back of the first `cfg.docs` documents of both that are long enough, and
+    what the `canaries` cost it; canaries are no documents here.
+
+    Documents lie in an order that a hash decided, so the first are as good as any.
+    """
+    encoded = Tokens.of(tokenizer.documents([canary.text for canary in canaries]))
+    loss = score.documents(model, encoded, seq_len, tokenizer.end).loss
+
+    planted = {encoded[number].astype(np.int64).tobytes() for number in range(len(encoded))}
+    seen = _long_enough(corpus, cfg, planted)
+    unseen = _long_enough(test_set, cfg, planted)
+    documents = [corpus[doc][:-1] for doc in seen] + [test_set[doc][:-1] for doc in unseen]
+
+    figures = []
+    greedy: list[tuple[int, ...]] = []
+    for start in range(0, len(documents), _BATCH_DOCS):
+        some = documents[start : start + _BATCH_DOCS]
+        for tokens, row in _continued(model, some, tokenizer, cfg, batch):
+            greedy.append(tokens)
+            figures.append(row)
+        progress(len(greedy) / len(documents), f"{len(greedy):,} documents continued")
+    return Continued(
+        document=np.array([*seen, *unseen], np.int64),
+        seen=np.arange(len(documents)) < len(seen),
+        figures=np.array(figures, np.float64).reshape(-1, len(FIGURES)),
+        tokens=tuple(greedy),
+        canary_loss=loss,
+    )
+
+
+def _long_enough(tokens: Tokens, cfg: config.Extract, planted: set[bytes]) -> list[int]:
+    """The first documents that hold a prefix and what is to follow it, canaries left out."""
+    wanted = cfg.prefix_tokens + cfg.continuation_tokens
+    found: list[int] = []
+    for doc in np.flatnonzero(tokens.lengths > wanted).tolist():  # the end is a token too
+        if len(found) == cfg.docs:
+            break
+        if tokens[doc].astype(np.int64).tobytes() not in planted:
+            found.append(doc)
+    return found
+
+
+def _continued(
+    model: PreTrainedModel,
+    documents: Sequence[np.ndarray],
+    tokenizer: Tokenizer,
+    cfg: config.Extract,
+    batch: int | None,
+) -> Iterator[tuple[tuple[int, ...], tuple[float, ...]]]:
+    """The greedy continuation of each document, and its figures."""
+    sampler = engines.sampler(
+        model,
+        tokenizer.end,
+        temperature=0.0,
+        top_p=1.0,
+        batch=batch,
+        dtype="float32",  # the likeliest of two that are close is not to depend on rounding
+        absent=tokenizer.absent(model.config.get_text_config().vocab_size),
+    )
+    given = cfg.prefix_tokens
+    requests = []
+    rows = []
+    for document in documents:
+        text = np.concatenate(([tokenizer.end], document[: given + cfg.continuation_tokens]))
+        text = text.astype(np.int64)
+        prompt = tuple(text[: 1 + given].tolist())
+        requests.append(Request(prompt, seed=0, max_tokens=cfg.continuation_tokens))
+        targets = text[1:].copy()
+        targets[:given] = IGNORE
+        rows.append((text[:-1], targets))
+
+    # the chance that one of several independent samples is exact: no need to draw any
+    probability = np.exp(-score.row_losses(model, rows))
+    sampled = 1 - (1 - probability) ** cfg.samples
+    for number, result in enumerate(sampler.sample(requests)):
+        truth = rows[number][1][given:].tolist()
+        back = result.tokens
+        yield (
+            back,
+            (
+                float(list(back) == truth),
+                float(bleu(back, truth) > NEAR),
+                _leading(back, truth) / len(truth),
+                float(sampled[number]),
+            ),
+        )
+
+
+def bleu(given: Sequence[int], truth: Sequence[int]) -> float:
+    """BLEU of tokens against one reference, in [0, 1]: the geometric mean of the shares of runs of
+    one to four tokens that the reference has as often, times a penalty for a shorter text.
+
+    Source: Papineni et al. 2002, without smoothing: 0 where no run of four is right.
+    """
+    logs = 0.0
+    for n in range(1, _ORDERS + 1):
+        own = Counter(tuple(given[i : i + n]) for i in range(len(given) - n + 1))
+        reference = Counter(tuple(truth[i : i + n]) for i in range(len(truth) - n + 1))
+        right = (own & reference).total()
+        if not right:
+            return 0.0
+        logs += math.log(right / own.total()) / _ORDERS
+    return math.exp(logs + min(0.0, 1 - len(truth) / len(given)))
+
+
+def _leading(given: Sequence[int], truth: Sequence[int]) -> int:
+    """How many tokens are right before the first that is not."""
+    for count, (a, b) in enumerate(zip(given, truth, strict=False)):
+        if a != b:
+            return count
+    return min(len(given), len(truth))
+
+
+def compared(
+    by_arm: Mapping[str, Sequence[Continued]],
+    canaries: Sequence[Canary],
+    cfg: config.Extract,
+    confidence: float,
+) -> dict[str, Any]:
+    """By arm, whose seeds are given in order, what can be got out of it.
+
+    `arms`: by figure its mean over `seen` and over `unseen` documents, and for other arms than
+    repetition the `difference` to it over seen ones with p, and p adjusted for the number of arms;
+    `exposure` by number of copies, in bits. Intervals are over seeds and documents, or canaries.
+    """
+    first = by_arm[REPETITION][0]
+    arms: dict[str, dict[str, Any]] = {}
+    for arm, by_seed in by_arm.items():
+        arms[arm] = {"figures": {}, "exposure": {}}
+        for column, name in enumerate(FIGURES):
+            measured = _measured(by_seed, column, confidence)
+            if arm != REPETITION:
+                gap = _difference(by_seed, by_arm[REPETITION], column, confidence)
+                measured["difference"] = gap
+            arms[arm]["figures"][name] = measured
+        for copies in sorted({canary.copies for canary in canaries} - {0}):
+            arms[arm]["exposure"][str(copies)] = _exposure(by_seed, canaries, copies, confidence)
+
+    for name in FIGURES:
+        gaps = {arm: arms[arm]["figures"][name].get("difference") for arm in arms}
+        p_values = {arm: gap.p for arm, gap in gaps.items() if gap is not None}
+        for arm, adjusted in statistics.holm(p_values).items():
+            arms[arm]["figures"][name]["p_adjusted"] = adjusted
+
+    candidates = sum(canary.copies == 0 for canary in canaries)
+    return {
+        "arms": arms,
+        "seen_docs": int(first.seen.sum()),
+        "unseen_docs": int((~first.seen).sum()),
+        "prefix_tokens": cfg.prefix_tokens,
+        "continuation_tokens": cfg.continuation_tokens,
+        "samples": cfg.samples,
+        "seeds": len(by_arm[REPETITION]),
+        "canaries": len(canaries) - candidates,
+        "candidates": candidates,
+        "confidence": confidence,
+    }
+
+
+def _measured(
+    by_seed: Sequence[Continued],
+    column: int,
+    confidence: float,
+) -> dict[str, statistics.Interval | statistics.Difference | None]:
+    """The mean of a figure over documents that were seen, and over those that were not; None where
+    there are too few for an interval."""
+    result: dict[str, statistics.Interval | statistics.Difference | None] = {}
+    for name, seen in (("seen", True), ("unseen", False)):
+        result[name] = _share(_values(by_seed, column, seen), confidence)
+    return result
+
+
+def _values(
+    by_seed: Sequence[Continued], column: int, seen: bool
+) -> Float64[np.ndarray, "seed item"]:
+    rows = [one.figures[one.seen == seen, column] for one in by_seed]
+    return np.stack(rows)
+
+
+def _share(
+    values: Float64[np.ndarray, "seed item"],
+    confidence: float,
+) -> statistics.Interval | None:
+    """The mean of numbers between 0 and 1, with an interval between 0 and 1.
+
+    Where all are 0, or all are 1, nothing varies, and an interval over what varies would be as sure
+    as can be: the end is the share at which so many documents in a row have this chance.
+    """
+    items = values.shape[1]
+    if items < 2:
+        return None
+    value, low, high = statistics.estimate(values, confidence=confidence).interval
+    if values.min() == values.max() and value in (0.0, 1.0):
+        # (1 - share)^items = (1 - confidence) / 2: Clopper and Pearson 1934
+        end = -math.expm1(math.log((1 - confidence) / 2) / items)
+        return statistics.Interval(value, value * (1 - end), value + (1 - value) * end)
+    return statistics.Interval(value, max(0.0, low), min(1.0, high))
+
+
+def _difference(
+    by_seed: Sequence[Continued],
+    baseline: Sequence[Continued],
+    column: int,
+    confidence: float,
+) -> statistics.Difference | None:
+    """What an arm gives back of seen documents beyond what repetition does."""
+    values = _values(by_seed, column, True)
+    if values.shape[1] < 2:
+        return None
+    gap = statistics.difference(
+        values,
+        _values(baseline, column, True),
+        confidence=confidence,
+    )
+    return gap.tested
+
+
+def _exposure(
+    by_seed: Sequence[Continued],
+    canaries: Sequence[Canary],
+    copies: int,
+    confidence: float,
+) -> statistics.Interval | None:
+    """The mean exposure of the canaries of so many copies, in bits; None where one canary has no
+    interval."""
+    counts = np.array([canary.copies for canary in canaries])
+    bits = []
+    for one in by_seed:
+        loss = one.canary_loss
+        bits.append(exposure(loss[counts == copies], loss[counts == 0]))
+    values = np.stack(bits)  # (seed, canary)
+    if values.shape[1] < 2:
+        return None
+    value, low, high = statistics.estimate(values, confidence=confidence).interval
+    most = math.log2(1 + int((counts == 0).sum()))
+    return statistics.Interval(value, max(0.0, low), min(most, high))

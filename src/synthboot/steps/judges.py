@@ -1,0 +1,241 @@
+"""What judges are asked about: real text and pairs that are known, and synthetic text beside them.
+
+Cases are made of one half of the validation set, the other half is judged as it is: what a judge
+finds in real text is the floor. Facts are held against the real documents nearest to a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from synthboot.artifacts.pairs import HELDOUT, VALIDATION
+from synthboot.artifacts.store import WORK, read_manifest
+from synthboot.artifacts.synthetic import Sample
+from synthboot.data.tokenizer import Decoded
+from synthboot.judges import panel, planted
+from synthboot.judges.protocol import LONGEST, QUESTIONS, Item, Judge, Question
+from synthboot.judges.record import Record
+from synthboot.rng import rng
+from synthboot.steps.context import Context, conditional
+
+_REFERENCES = 2
+_REFERENCE_CHARACTERS = LONGEST // 2
+_STRANGERS = 500
+_BLOCK_DOCS = 8_192
+_OTHERS = 2  # documents in the place of d1: as many as a judge has passes
+_STREAMS = 2  # of real pairs; those of synthetic text come after them
+_PAIRS = ("irrelevance", "copying")
+
+_Embedder = Callable[[Sequence[str]], np.ndarray]
+
+
+def judged(c: Context, samples: Mapping[str, Sequence[Sample]]) -> list[dict[str, Any]]:
+    """What every judge says to every question that it can judge here, as plain values.
+
+    Raises ConfigError where a model cannot be loaded, and SamplingError where a server fails; what
+    was judged is kept.
+    """
+    texts = _Texts(c)
+    judges = [_judge(c, name, texts) for name in c.cfg.analyze.judges]
+    found = []
+    with Record(c.folder / WORK / "judged.jsonl") as record:
+        for question in QUESTIONS:
+            cases, kinds = _asked(c, question, samples, texts)
+            # without real pairs, or without vectors to find references by, nothing is known
+            if not cases:
+                continue
+            for judge in judges:
+                if judge.passes(question):
+                    verdict = panel.judge(
+                        judge, question, cases, kinds, record, lambda words: c.progress(0.95, words)
+                    )
+                    found.append(panel.as_json(verdict))
+    return found
+
+
+def _asked(
+    c: Context,
+    question: Question,
+    samples: Mapping[str, Sequence[Sample]],
+    texts: _Texts,
+) -> tuple[list[planted.Case], dict[str, list[Item]]]:
+    """The cases of a question, and by kind of text the items to judge, real text first."""
+    cfg = c.cfg.analyze
+    more: list[Item] = []
+    if question in _PAIRS:
+        real = texts.unseen_pairs()
+        more = texts.held_out_pairs()
+    elif question == "nonfactual":
+        real = texts.real_with_references()
+    else:
+        real = texts.real()
+    # one half for the cases, one for the floor; they lie in random order
+    random = rng(c.cfg.seed, "judges.planted", list(QUESTIONS).index(question))
+    cases = planted.cases(question, [*real[0::2], *more], texts.strangers, random)
+    kinds = {"unseen real": real[1::2][: cfg.judge_items]}
+    for kind, rows in samples.items():
+        chosen = rows[: cfg.judge_items]
+        if question in _PAIRS and not conditional(kind):
+            continue
+        items = texts.sampled(kind, chosen, question)
+        if items:
+            kinds[kind] = items
+    # a clean case and a faulty one, in turn
+    return cases[: 2 * cfg.judge_cases], kinds
+
+
+def _judge(c: Context, name: str, texts: _Texts) -> Judge:
+    """The judge of a name."""
+    from synthboot.judges import reader, rules
+    from synthboot.judges.likelihood import Likelihood
+
+    kind, _, model = name.partition(":")
+    device = c.cfg.engine.device
+    if kind == "local":
+        local = reader.Local(model, device)
+        files = c.outside.get(f"analyze.judges.{model}_files", [])
+        return reader.Reader(name, local, {"model": model, "files": " ".join(files)})
+    if kind == "server":
+        return reader.Reader(name, reader.Served(model, c.cfg.engine.judge), {"model": model})
+    if kind == "embedding":
+        assert texts.embedder is not None  # `Config` sees to that
+        return rules.Nearness(texts.embedder, c.cfg.embed.model)
+    if kind == "likelihood":
+        folder = c.parents["tune/related"]
+        made = read_manifest(folder)
+        return Likelihood(
+            folder=c.model("tune/related").best,
+            weights=f"tune/related {made.fingerprint if made else ''}",
+            seq_len=c.cfg.tune_seq_len,
+            d1_share=c.cfg.tune.d1_share,
+            device=device,
+        )
+    return rules.Rules(texts.strangers)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The text of a run, cut as judges read it."""
+
+    c: Context
+
+    @cached_property
+    def corpus(self) -> Decoded:
+        """D_pretrain."""
+        return Decoded(self.c.corpus.pretrain, self.c.corpus.tokenizer)
+
+    @cached_property
+    def validation(self) -> list[str]:
+        """The validation set."""
+        decoded = Decoded(self.c.corpus.validation, self.c.corpus.tokenizer)
+        return [text[:LONGEST] for text in decoded]
+
+    @cached_property
+    def strangers(self) -> list[str]:
+        """Some documents of D_pretrain, drawn at random."""
+        random = rng(self.c.cfg.seed, "judges.strangers")
+        count = min(_STRANGERS, len(self.corpus))
+        chosen = random.choice(len(self.corpus), count, replace=False)
+        return [self.corpus[doc][:LONGEST] for doc in chosen.tolist()]
+
+    @cached_property
+    def embedder(self) -> _Embedder | None:
+        """What embeds synthetic text as D_pretrain was; None where nothing here can."""
+        from synthboot.lm.model import device
+        from synthboot.stages import embed
+
+        c = self.c
+        if c.embeddings is None or c.cfg.embed.model == "file":
+            return None
+        where = str(device(c.cfg.engine.device))
+        return embed.embedder(c.cfg.embed, c.embeddings.embedder, where)
+
+    def real(self) -> list[Item]:
+        """Unseen real text."""
+        return [Item(text) for text in self.validation]
+
+    def real_with_references(self) -> list[Item]:
+        """Unseen real text and the real documents nearest to it, if there are vectors."""
+        if self.c.embeddings is None:
+            return []
+        return self._with_references(self.validation, self.c.embeddings.validation)
+
+    def unseen_pairs(self) -> list[Item]:
+        """Real pairs whose d2 nothing was trained on, one for each d2, if there are pairs."""
+        return self._real_pairs(VALIDATION, lambda d2: self.validation[d2], 0)
+
+    def held_out_pairs(self) -> list[Item]:
+        """Real pairs of D_pretrain that no synthesizer was tuned on, one for each d2."""
+        return self._real_pairs(HELDOUT, lambda d2: self.corpus[d2][:LONGEST], 1)
+
+    def _real_pairs(self, split: int, text_of: Callable[[int], str], stream: int) -> list[Item]:
+        if "pair/related" not in self.c.parents:
+            return []
+        # most similar first, so the first of a d2 is its best
+        best: dict[int, int] = {}
+        for d1, d2, _ in self.c.pairs("pair/related").only(split):
+            best.setdefault(d2, d1)
+        # in the order of the documents, which is random
+        d2s = sorted(best)
+        return self._pairs([best[d2] for d2 in d2s], [text_of(d2) for d2 in d2s], stream)
+
+    def sampled(self, kind: str, rows: Sequence[Sample], question: Question) -> list[Item]:
+        """Synthetic text, with what it takes to judge it; nothing where that is not there."""
+        texts = [row.text[:LONGEST] for row in rows]
+        if question in _PAIRS:
+            stream = _STREAMS + list(self.c.synthetic).index(kind)
+            return self._pairs([row.d1 for row in rows], texts, stream)
+        if question != "nonfactual":
+            return [Item(text) for text in texts]
+        if self.embedder is not None:
+            return self._with_references(texts, self.embedder(texts)) if texts else []
+        if not conditional(kind):
+            return []
+        given = [self.corpus[row.d1][:_REFERENCE_CHARACTERS] for row in rows]
+        return [Item(text, references=(d1,)) for text, d1 in zip(texts, given, strict=True)]
+
+    def _pairs(self, d1s: Sequence[int], texts: Sequence[str], stream: int) -> list[Item]:
+        """Pairs, each with random documents to compare d1 with."""
+        random = rng(self.c.cfg.seed, "judges.others", stream)
+        others = random.integers(len(self.strangers), size=(len(texts), _OTHERS))
+        items = []
+        for d1, text, other in zip(d1s, texts, others.tolist(), strict=True):
+            strangers = tuple(self.strangers[i] for i in other)
+            items.append(Item(text, self.corpus[d1][:LONGEST], others=strangers))
+        return items
+
+    def _with_references(
+        self, texts: Sequence[str], vectors: Float[np.ndarray, "text dim"]
+    ) -> list[Item]:
+        assert self.c.embeddings is not None
+        nearest = _nearest(self.c.embeddings.pretrain, vectors, _REFERENCES)
+        items = []
+        for text, docs in zip(texts, nearest.tolist(), strict=True):
+            references = tuple(self.corpus[doc][:_REFERENCE_CHARACTERS] for doc in docs)
+            items.append(Item(text, references=references))
+        return items
+
+
+def _nearest(
+    vectors: Float[np.ndarray, "doc dim"], wanted: Float[np.ndarray, "text dim"], k: int
+) -> Int64[np.ndarray, "text k"]:
+    """The documents nearest to each of the wanted vectors, nearest first."""
+    queries = wanted.astype(np.float32)
+    best = np.empty((len(queries), 0), np.float32)
+    docs = np.empty((len(queries), 0), np.int64)
+    # block by block: all similarities at once could take any memory
+    for start in range(0, len(vectors), _BLOCK_DOCS):
+        block = vectors[start : start + _BLOCK_DOCS].astype(np.float32)
+        numbers = np.broadcast_to(np.arange(start, start + len(block)), (len(queries), len(block)))
+        similar = np.concatenate((best, queries @ block.T), 1)
+        numbered = np.concatenate((docs, numbers), 1)
+        order = np.argsort(-similar, 1, kind="stable")[:, :k]
+        best = np.take_along_axis(similar, order, 1)
+        docs = np.take_along_axis(numbered, order, 1)
+    return docs

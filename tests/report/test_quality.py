@@ -1,0 +1,89 @@
+from typing import Any
+
+from synthboot.judges.protocol import QUESTIONS
+from synthboot.report import quality
+
+AT = {"curve": [[100, 0.01], [150, 0.02]], "corpus": 0.005}
+VERDICT = {
+    "judge": "server:one",
+    "question": "irrelevance",
+    "specificity": [0.9, 0.8, 0.95],
+    "clean": 40,
+    "sensitivity": [0.7, 0.6, 0.8],
+    "faulty": 41,
+    "kappa": 0.5,
+    "refused": "",
+    "rates": {
+        "unseen real": {"items": 100, "judged": 0.1, "corrected": [0.013, 0.0, 0.09]},
+        "related": {"items": 100, "judged": 0.3, "corrected": [0.333, 0.2, 0.45]},
+    },
+}
+
+
+def analyzed(*judged: dict[str, Any]) -> dict[str, Any]:
+    kind = {"looping": 0.02, "duplicates_at": AT}
+    return {
+        "kinds": {
+            "unseen real": kind,
+            "D_pretrain": {**kind, "duplicates_at": {**AT, "corpus": None}},
+            "related": {**kind, "copied_from_d1": {"docs": 0.04}},
+        },
+        "relevance": {"real pairs": {"above_alpha": 1.0}, "related": {"above_alpha": 0.75}},
+        "copy_tokens": 13,
+        "world": {"facts": {"related": {"many": {"docs": 30.0, "contradicted": 0.1, "invented": 0.1}}}},
+        "judged": list(judged),
+    }
+
+
+def rows(table: quality.Table, name: str) -> list[list[str]]:
+    """The rows of a question, without its name."""
+    found, current = [], ""
+    for row in table.rows:
+        current = row[0] or current
+        if current == name:
+            found.append(row[1:])
+    return found
+
+
+def test_the_papers_five_rows_stand_beside_what_was_counted() -> None:
+    table = quality.table(analyzed())
+    assert table.headers[5:7] == ["unseen real", "related"]
+    assert [row[0] for row in table.rows if row[0]] == list(quality.PAPER)
+    for row in table.rows:
+        assert len(row) == len(table.headers)
+        assert (row[-4:] != [""] * 4) == bool(row[0])
+    [repetition] = rows(table, QUESTIONS["repetition"])
+    assert repetition[4:] == ["2.0 %", "2.0 %", "4.3 %", "3.9 %", "2.6 %", "1.8 %"]
+    inside, held = rows(table, quality.DUPLICATES)
+    assert (inside[0], inside[4:6], held[4:6]) == ("counting, in 150", ["2.0 %", "2.0 %"], ["0.5 %", "0.5 %"])
+    assert rows(table, QUESTIONS["nonfactual"])[0][4:6] == ["-", "20.0 %"]
+    assert rows(table, QUESTIONS["irrelevance"])[0][4:6] == ["-", "25.0 %"]
+    assert rows(table, QUESTIONS["copying"])[0][4:6] == ["-", "4.0 %"]
+
+
+def test_a_judge_stands_with_its_error_and_its_corrected_rates() -> None:
+    table = quality.table(analyzed(VERDICT))
+    assert rows(table, QUESTIONS["irrelevance"])[1] == [
+        "server:one",
+        "0.90 (40)",
+        "0.70 (41)",
+        "0.50",
+        "1.3 % [0.0, 9.0]",
+        "33.3 % [20.0, 45.0]",
+        *[""] * 4,
+    ]
+    assert table.notes == []
+
+
+def test_a_judge_without_skill_gives_no_number() -> None:
+    rates = {kind: {**rate, "corrected": None} for kind, rate in VERDICT["rates"].items()}  # type: ignore[attr-defined]
+    judge = "local:/home/somebody/one"
+    table = quality.table(analyzed({**VERDICT, "judge": judge, "refused": "q0 + q1 = 1.10", "rates": rates, "kappa": None}))
+    assert rows(table, QUESTIONS["irrelevance"])[1][3:6] == ["-", quality.REFUSED, quality.REFUSED]
+    assert table.notes == [f"{QUESTIONS['irrelevance']}, by local:one: q0 + q1 = 1.10"]
+
+
+def test_curves_of_duplicates() -> None:
+    table = quality.curves(analyzed())
+    assert table.headers[1:] == ["100", "150", "in D_pretrain"]
+    assert table.rows[1] == ["D_pretrain", "1.0 %", "2.0 %", "-"]

@@ -134,11 +134,12 @@ def test_without_questions_scores_do_not_depend_on_how_they_are_asked(tmp_path: 
         assert (before == after) == stays
 
 
-def test_synthetic_text_is_embedded_by_all_the_settings_that_real_text_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["evaluate", "analyze"])
+def test_other_text_is_embedded_by_all_the_settings_that_d_pretrain_was(tmp_path: Path, stage: str) -> None:
     """`embed.model` alone was declared, and a sentence-transformers model is asked for more."""
     units = recipes.units(loading.load(world_config(tmp_path)))
     for name in config.Embed.model_fields:
-        assert getattr(units["analyze"].settings.embed, name) == getattr(units["embed"].settings.embed, name)
+        assert getattr(units[stage].settings.embed, name) == getattr(units["embed"].settings.embed, name)
 
 
 def test_how_pairs_are_read_matters_to_a_judge_by_likelihood_alone(tmp_path: Path) -> None:

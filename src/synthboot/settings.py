@@ -56,7 +56,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     ),
     "pretrain": _TRAINING,
     "score": ("model.seq_len", "evaluate.tasks"),
-    "evaluate": ("evaluate", "arms", "tune.init_from", "embed.model", "seed", *_WORLD),
+    "evaluate": ("evaluate", "arms", "tune.init_from", "embed", "seed", *_WORLD),
     "analyze": ("analyze", "embed", "model.seq_len", "seed", *_WORLD),
     "extract": (
         "extract",

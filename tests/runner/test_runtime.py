@@ -42,6 +42,9 @@ SAME = {
     *(f"engine.{name}" for name in OTHER),
     *(f"engine.server.{name}" for name in SERVERS[0]),
     "engine.server.url",
+    "engine.executor",  # test_cluster.py compares them
+    *(f"engine.judge.{name}" for name in SERVERS[0] if name != "model"),  # how it is asked
+    "engine.judge.url",
     "root",
     "name",
 }

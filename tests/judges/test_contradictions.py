@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from synthboot.judges.contradictions import contradictions, subject
+from tests.limits import limit
 
 SENTENCES = [json.loads(line) for line in (Path(__file__).parent / "contradictions.jsonl").read_text("utf-8").splitlines()]
 LATER = [row for row in SENTENCES if row["source"] == "written after the rules"]
@@ -72,5 +73,5 @@ def test_what_a_text_is_about() -> None:
 @pytest.mark.parametrize("piece", ["1", "1,", "1.", "1 ", "Jan 1, ", "a-", "1,111", "May ", "A. "])
 def test_hostile_text_takes_no_time(piece: str) -> None:
     begun = time.process_time()
-    contradictions(piece * 5_000, "The Orsel Bridge is 312 metres long.")
-    assert time.process_time() - begun < 2
+    contradictions(piece * 20_000, "The Orsel Bridge is 312 metres long.")
+    assert time.process_time() - begun < limit(5)

@@ -81,7 +81,8 @@ def _set(words: str) -> frozenset[str]:
 
 
 _ROUNDING = _set("about around approximately nearly almost roughly circa over some")
-_WORD = re.compile(r"(?=[^\W_]*[^\W\d_])[^\W_]+(?:['\u2019-][^\W_]+)*")
+# looked at from its first character alone, or a long number takes time in its square
+_WORD = re.compile(r"(?<![^\W_])(?=[^\W_]*[^\W\d_])[^\W_]+(?:['\u2019-][^\W_]+)*")
 _PIECE = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 _SENTENCE = re.compile(r"(?<=[^\W_][.!?]|[)\]\"][.!?])\s+(?=[^\Wa-z])|\n+")
 _EMPTY = _set(

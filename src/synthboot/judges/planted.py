@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,6 +31,8 @@ _NUMBER = re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)*(?![\w]|[.,]\d)")
 _NAME = re.compile(r"(?<=[a-z,;] )[^\W\d_a-z][^\W_]{2,}")
 _VERB = re.compile(r"\b(is|are|was|were|has been|have been|can|will|does|do)\b(?! not\b| no\b|n't)")
 _TRIES = 20
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -91,15 +94,16 @@ def _nonfactual(
 def _swapped_number(
     text: str, told: str, strangers: Sequence[str], random: np.random.Generator
 ) -> tuple[str, str] | None:
-    numbers = set(_NUMBER.findall(text)) & set(_NUMBER.findall(told))
-    numbers = {number for number in numbers if any(digit in "123456789" for digit in number)}
+    known = set(_NUMBER.findall(text)) & set(_NUMBER.findall(told))
+    numbers = [number for number in sorted(known) if re.search("[1-9]", number)]
     if not numbers:
         return None
-    old = sorted(numbers)[int(random.integers(len(numbers)))]
+    old = _drawn(numbers, random)
+    whole = re.compile(rf"(?<![\w.,]){re.escape(old)}(?![\w]|[.,]\d)")
     for _ in range(_TRIES):
         new = _another_number(old, random)
         if new != old and new not in text:
-            return re.sub(rf"(?<![\w.,]){re.escape(old)}(?![\w]|[.,]\d)", new, text), "number"
+            return whole.sub(new, text), "number"
     return None
 
 
@@ -120,12 +124,14 @@ def _swapped_name(
     known = set(_NAME.findall(text)) & set(re.findall(r"[^\W_]+", told))
     if not known:
         return None
-    old = sorted(known)[int(random.integers(len(known)))]
+    old = _drawn(sorted(known), random)
     for _ in range(_TRIES):
-        stranger = strangers[int(random.integers(len(strangers)))]
-        names = [name for name in _NAME.findall(stranger) if name not in told and name not in text]
+        names = []
+        for name in _NAME.findall(_drawn(strangers, random)):
+            if name not in told and name not in text:
+                names.append(name)
         if names:
-            new = names[int(random.integers(len(names)))]
+            new = _drawn(names, random)
             return re.sub(rf"\b{re.escape(old)}\b", new, text), "name"
     return None
 
@@ -142,7 +148,7 @@ def _negated(
             able.append(place)
     if not able:
         return None
-    place = able[int(random.integers(len(able)))]
+    place = _drawn(able, random)
     negated = _VERB.sub(r"\1 not", sentences[place], count=1)
     negated = re.sub(r"\b(ha(?:s|ve)) been not\b", r"\1 not been", negated)
     return "".join([*sentences[:place], negated, *sentences[place + 1 :]]), "negation"
@@ -152,7 +158,7 @@ def _irrelevance(
     item: Item, strangers: Sequence[str], random: np.random.Generator, number: int
 ) -> Case | None:
     for _ in range(_TRIES):
-        stranger = strangers[int(random.integers(len(strangers)))]
+        stranger = _drawn(strangers, random)
         if stranger not in (item.d1, item.text, *item.others):
             return Case(replace(item, d1=stranger), "random d1")
     return None
@@ -165,14 +171,18 @@ def _copying(
     if len(pieces) < _LEAST_PIECES:
         return None
     wanted = NEAR[number % len(NEAR)]
-    foreign = _pieces(strangers[int(random.integers(len(strangers)))])
+    foreign = _pieces(_drawn(strangers, random))
     shuffled = random.permutation(len(pieces)).tolist()
     for place in shuffled:
-        pieces[place] = foreign[int(random.integers(len(foreign)))].rstrip() + " "
+        pieces[place] = _drawn(foreign, random).rstrip() + " "
         copy = "".join(pieces)
         if ngrams.alike(item.d1, copy) <= wanted:
             return Case(replace(item, text=copy[:LONGEST]), f"jaccard {wanted}")
     return None
+
+
+def _drawn(values: Sequence[_T], random: np.random.Generator) -> _T:
+    return values[int(random.integers(len(values)))]
 
 
 def _pieces(text: str) -> list[str]:

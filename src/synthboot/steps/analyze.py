@@ -151,17 +151,12 @@ def _vectors(
 ) -> dict[str, np.ndarray]:
     """By kind of synthetic text the unit vectors of its samples, (doc, dim); none where nothing
     here can embed them."""
-    from synthboot.lm.model import device
-    from synthboot.stages import embed as stage
-
-    if c.embeddings is None or c.cfg.embed.model == "file":
+    if c.embedder is None:
         return {}
-    where = str(device(c.cfg.engine.device))
-    embedder = stage.embedder(c.cfg.embed, c.embeddings.embedder, where, c.cfg.engine.embed_batch)
     vectors = {}
     for kind, rows in samples.items():
         if rows:
-            vectors[kind] = embedder([row.text for row in rows])
+            vectors[kind] = c.embedder([row.text for row in rows])
     return vectors
 
 

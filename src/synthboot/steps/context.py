@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synthboot import config
 from synthboot.artifacts.corpus import Corpus
@@ -17,6 +17,9 @@ from synthboot.artifacts.pairs import Pairs
 from synthboot.artifacts.parts import WHOLE, Part
 from synthboot.artifacts.store import Progress, Shards, read_manifest
 from synthboot.artifacts.synthetic import Synthetic
+
+if TYPE_CHECKING:
+    from synthboot.stages.embed import Embedder
 
 _SYNTHESIZE = "synthesize/"
 
@@ -65,6 +68,20 @@ class Context:
         """The vectors of the corpus, where this unit reads them."""
         folder = self.parents.get("embed")
         return None if folder is None else Embeddings.open(folder)
+
+    @cached_property
+    def embedder(self) -> Embedder | None:
+        """What makes unit vectors (text, dim) of other text as D_pretrain's were made; None where
+        this unit reads none, or the user brought them."""
+        # imported here, as torch takes seconds
+        from synthboot.lm.model import device
+        from synthboot.stages import embed
+
+        if self.embeddings is None or self.cfg.embed.model == "file":
+            return None
+        engine = self.cfg.engine
+        where = str(device(engine.device))
+        return embed.embedder(self.cfg.embed, self.embeddings.embedder, where, engine.embed_batch)
 
     def pairs(self, role: str = "pair") -> Pairs:
         """The pairs that stand in a role."""

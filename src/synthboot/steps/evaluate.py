@@ -113,7 +113,7 @@ def _by_neighbors(
 
     None where no pairs were made, or where vectors are the user's, who has none for the test set.
     """
-    if c.embeddings is None or "pair/related" not in c.parents:
+    if c.embeddings is None or c.embedder is None or "pair/related" not in c.parents:
         return []
     from synthboot.lm.model import device
     from synthboot.neighbors import join
@@ -121,8 +121,7 @@ def _by_neighbors(
 
     c.progress(0.0, "looking for neighbours of the test set")
     where = str(device(c.cfg.engine.device))
-    embedder = embed.embedder(c.cfg.embed, c.embeddings.embedder, where, c.cfg.engine.embed_batch)
-    vectors = embed.embed((document.text for document in test_set), embedder)
+    vectors = embed.embed((document.text for document in test_set), c.embedder)
     real = c.embeddings.pretrain
     if c.cfg.evaluate.topics:
         centres = topics.topics(real, c.cfg.evaluate.topics, c.cfg.seed, where)

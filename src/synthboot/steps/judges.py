@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 
 from synthboot.artifacts.pairs import HELDOUT, VALIDATION
 from synthboot.artifacts.store import WORK, read_manifest
@@ -27,12 +27,9 @@ from synthboot.steps.context import Context, conditional
 _REFERENCES = 2
 _REFERENCE_CHARACTERS = LONGEST // 2
 _STRANGERS = 500
-_BLOCK_DOCS = 8_192
 _OTHERS = 2  # documents in the place of d1: as many as a judge has passes
 _STREAMS = 2  # of real pairs; those of synthetic text come after them
 _PAIRS = ("irrelevance", "copying")
-
-_Embedder = Callable[[Sequence[str]], np.ndarray]
 
 
 def judged(c: Context, samples: Mapping[str, Sequence[Sample]]) -> list[dict[str, Any]]:
@@ -104,8 +101,8 @@ def _judge(c: Context, name: str, texts: _Texts) -> Judge:
     if kind == "server":
         return reader.Reader(name, reader.Served(model, c.cfg.engine.judge), {"model": model})
     if kind == "embedding":
-        assert texts.embedder is not None  # `Config` sees to that
-        return rules.Nearness(texts.embedder, c.cfg.embed.model)
+        assert c.embedder is not None  # `Config` sees to that
+        return rules.Nearness(c.embedder, c.cfg.embed.model)
     if kind == "likelihood":
         folder = c.parents["tune/related"]
         made = read_manifest(folder)
@@ -144,18 +141,6 @@ class _Texts:
         chosen = random.choice(len(self.corpus), count, replace=False)
         return [self.corpus[doc][:LONGEST] for doc in chosen.tolist()]
 
-    @cached_property
-    def embedder(self) -> _Embedder | None:
-        """What embeds synthetic text as D_pretrain was; None where nothing here can."""
-        from synthboot.lm.model import device
-        from synthboot.stages import embed
-
-        c = self.c
-        if c.embeddings is None or c.cfg.embed.model == "file":
-            return None
-        where = str(device(c.cfg.engine.device))
-        return embed.embedder(c.cfg.embed, c.embeddings.embedder, where)
-
     def real(self) -> list[Item]:
         """Unseen real text."""
         return [Item(text) for text in self.validation]
@@ -193,8 +178,8 @@ class _Texts:
             return self._pairs([row.d1 for row in rows], texts, stream)
         if question != "nonfactual":
             return [Item(text) for text in texts]
-        if self.embedder is not None:
-            return self._with_references(texts, self.embedder(texts)) if texts else []
+        if self.c.embedder is not None:
+            return self._with_references(texts, self.c.embedder(texts)) if texts else []
         if not conditional(kind):
             return []
         given = [self.corpus[row.d1][:_REFERENCE_CHARACTERS] for row in rows]
@@ -213,29 +198,14 @@ class _Texts:
     def _with_references(
         self, texts: Sequence[str], vectors: Float[np.ndarray, "text dim"]
     ) -> list[Item]:
+        from synthboot.lm.model import device
+        from synthboot.neighbors import join
+
         assert self.c.embeddings is not None
-        nearest = _nearest(self.c.embeddings.pretrain, vectors, _REFERENCES)
+        where = str(device(self.c.cfg.engine.device))
+        nearest, _ = join.exact(vectors, self.c.embeddings.pretrain, _REFERENCES, device=where)
         items = []
         for text, docs in zip(texts, nearest.tolist(), strict=True):
             references = tuple(self.corpus[doc][:_REFERENCE_CHARACTERS] for doc in docs)
             items.append(Item(text, references=references))
         return items
-
-
-def _nearest(
-    vectors: Float[np.ndarray, "doc dim"], wanted: Float[np.ndarray, "text dim"], k: int
-) -> Int64[np.ndarray, "text k"]:
-    """The documents nearest to each of the wanted vectors, nearest first."""
-    queries = wanted.astype(np.float32)
-    best = np.empty((len(queries), 0), np.float32)
-    docs = np.empty((len(queries), 0), np.int64)
-    # block by block: all similarities at once could take any memory
-    for start in range(0, len(vectors), _BLOCK_DOCS):
-        block = vectors[start : start + _BLOCK_DOCS].astype(np.float32)
-        numbers = np.broadcast_to(np.arange(start, start + len(block)), (len(queries), len(block)))
-        similar = np.concatenate((best, queries @ block.T), 1)
-        numbered = np.concatenate((docs, numbers), 1)
-        order = np.argsort(-similar, 1, kind="stable")[:, :k]
-        best = np.take_along_axis(similar, order, 1)
-        docs = np.take_along_axis(numbered, order, 1)
-    return docs

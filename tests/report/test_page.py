@@ -231,6 +231,15 @@ def test_the_figures_on_the_page_are_those_of_evaluate(finished: dict[str, Any])
     assert results.evaluate.verdict.split("(")[0] in page
 
 
+def test_how_like_its_d1_a_sample_is_stands_beside_what_was_learned(finished: dict[str, Any]) -> None:
+    results = gathered(finished)
+    alike = results.analyze["relevance"]
+    page = report(results)
+    said = page[page.index("And what was sampled?") :][:400]
+    for kind in ("related", "real pairs", "random pairs"):
+        assert f"{alike[kind]['mean']:.3f}" in said
+
+
 def test_a_run_without_synthetic_text_has_a_page_too(finished: dict[str, Any]) -> None:
     results = replace(
         gathered(finished),

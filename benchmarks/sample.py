@@ -167,6 +167,7 @@ def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["demo", "tiny"], choices=list(SIZES))
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=128)
@@ -198,23 +199,24 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         asked = [Request(p, i, options.tokens) for i, p in enumerate(prompts)]
         engines: dict[str, Any] = {
             f"synthboot, {dtype}": EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, dtype=dtype)
-            for dtype in ("float32", "bfloat16")
+            for dtype in options.dtypes
         }
-        engines |= {f"generate, float32, batch {b}": Generate(model, b) for b in (32, 64)}
-        engines |= {f"generate, bfloat16, batch {b}": Generate(half, b) for b in (32, 64)}
+        peer_models = {"float32": model, "bfloat16": half}
+        for dtype in options.dtypes:
+            engines |= {f"generate, {dtype}, batch {b}": Generate(peer_models[dtype], b) for b in (32, 64)}
         if options.openvino:
             peer = OpenVino(options.openvino, model, asked, Path(tempfile.mkdtemp()) / name)
             peer.sample(asked)  # converts and compiles
             engines["openvino-genai, float32, 64 at once"] = peer
         rates: dict[str, list[float]] = {key: [] for key in engines}
-        engines["synthboot, float32"].sample(asked[:8])  # chooses its batch
-        engines["synthboot, bfloat16"].sample(asked[:8])
+        for dtype in options.dtypes:
+            engines[f"synthboot, {dtype}"].sample(asked[:8])  # chooses its batch
         for _ in range(options.rounds):
             for key, engine in engines.items():
                 rates[key].append(rate(engine, asked))
         medians = {key: statistics.median(values) for key, values in rates.items()}
-        top = limit(model, asked, engines["synthboot, float32"].sample(asked))
-        peers = {d: max(v for k, v in medians.items() if k.startswith(f"generate, {d}")) for d in ("float32", "bfloat16")}
+        top = limit(model, asked, engines[f"synthboot, {options.dtypes[0]}"].sample(asked))
+        peers = {d: max(v for k, v in medians.items() if k.startswith(f"generate, {d}")) for d in options.dtypes}
         figures[name] = {"tokens_per_second": medians, "limit": top, "rounds": rates}
         for key, value in medians.items():
             ratio = value / peers["float32" if "float32" in key else "bfloat16"]

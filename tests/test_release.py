@@ -125,7 +125,7 @@ def test_the_package_without_its_compiled_loops(tmp_path: Path) -> None:
     assert not [name for name in names if name.endswith(".so")]
     with tarfile.open(sdist) as archive:
         packed = {name.partition("/src/")[2] for name in archive.getnames()}
-        assert {"vectors.h", "topk.cpp"} <= {Path(name).name for name in packed}
+        assert {"vectors.h", "topk.h"} <= {Path(name).name for name in packed}
     holds_the_package(packed)
 
     target = tmp_path / "installed"

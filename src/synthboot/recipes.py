@@ -51,7 +51,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "pair": 5,
     "base": 6,
     "tune": 5,
-    "synthesize": 4,
+    "synthesize": 5,
     "pretrain": 6,
     "score": 1,
     "evaluate": 12,

@@ -13,7 +13,7 @@ compiled = pytest.mark.skipif(not library.available(), reason="the package was i
 
 
 @compiled
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 16), (4, 1, 32), (6, 2, 64), (7, 1, 128)])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 16), (4, 1, 32), (6, 2, 64), (7, 1, 128), (2, 1, 64)])
 @pytest.mark.parametrize("normed", [True, False])
 def test_one_token_of_attention_is_torchs(heads: int, kv_heads: int, dim: int, normed: bool) -> None:
     torch.manual_seed(heads)
@@ -71,3 +71,13 @@ def test_a_logit_that_is_not_a_number_is_an_error() -> None:
     logits[1, 7] = float("nan")
     with pytest.raises(FloatingPointError):
         draw(logits, torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 1.0, 0.9)
+
+
+@compiled
+@pytest.mark.parametrize("dim", [16, 37, 96])
+def test_a_gate_is_that_of_both_halves(dim: int) -> None:
+    joined = 4 * torch.randn(5, 2 * dim, generator=torch.Generator().manual_seed(dim))
+    gate, value = joined.chunk(2, dim=-1)
+    assert torch.allclose(decoding.silu_gate(joined), torch.nn.functional.silu(gate) * value, atol=1e-5)
+    with pytest.raises(ValueError, match="in one piece"):
+        decoding.silu_gate(joined[:, : 2 * dim - 2])

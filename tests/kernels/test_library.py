@@ -29,6 +29,15 @@ def test_the_loops_are_left_aside_and_for_cpus_alone(without_kernels: Callable[[
     assert not library.available()
 
 
+@pytest.mark.skipif(not library.available(), reason="the package was installed without a compiler")
+def test_a_lesser_kind_of_processor_can_be_asked_for_and_a_better_one_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SYNTHBOOT_KERNELS", raising=False)
+    best = library.KINDS.index(library.kind())
+    for number, kind in enumerate(library.KINDS):
+        monkeypatch.setenv("SYNTHBOOT_KERNELS", kind)
+        assert library.kind() == library.KINDS[min(number, best)]
+
+
 def test_arrays_are_what_a_loop_takes_them_for() -> None:
     tensor = torch.zeros(3, 4)
     assert library.array("x", tensor, (3, 4), torch.float32).value == tensor.data_ptr()

@@ -1,7 +1,8 @@
-"""The loops of sampling: one token of attention over a cache, and a token drawn from logits."""
+"""The loops of sampling: one token of attention over a cache, a gate, a token drawn from logits."""
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING
 
 from synthboot.kernels.library import array, call
@@ -75,6 +76,29 @@ def attend(
     )
     if not accepted:
         raise IndexError("a position lies outside the cache")
+    return out
+
+
+def silu_gate(joined: Tensor) -> Tensor:
+    """silu(gate) x value, (row, dim), of gate and value side by side: (row, 2 x dim; float32)."""
+    import torch
+
+    rows, width = joined.shape
+    dim = width // 2
+    gate = array("joined", joined, (rows, 2 * dim), torch.float32)
+    value = ctypes.c_void_p(joined.data_ptr() + dim * joined.element_size())
+    out = torch.empty(rows, dim)
+    call(
+        "silu_gate",
+        rows,
+        dim,
+        width,
+        gate,
+        value,
+        None,
+        array("out", out, (rows, dim), torch.float32),
+        None,
+    )
     return out
 
 

@@ -3,6 +3,9 @@
 Without it everything runs, slower, to the same result: `available` says whether it is there, and
 callers have a Python path. `SYNTHBOOT_KERNELS=0` leaves it aside.
 
+It holds every loop once for each kind of processor, and those of the best kind that the machine has
+are called. `SYNTHBOOT_KERNELS=avx2` or `baseline` takes a lesser one, to see what it costs.
+
 Three kinds of argument go over: an int as int64_t, a float as double, an array as its address.
 `array` is the one place where an array is checked to be what the loop takes it for; what an array
 holds is for the loop to check.
@@ -31,6 +34,9 @@ Address = ctypes.c_void_p | ctypes.Array[ctypes.c_int64] | None
 Argument = int | float | Address
 _Converted = ctypes.c_int64 | ctypes.c_double | Address
 
+KINDS = ("baseline", "avx2", "avx512")
+"""Of processors, each with all that the one before has."""
+
 
 @cache
 def _library() -> ctypes.CDLL | None:
@@ -38,8 +44,11 @@ def _library() -> ctypes.CDLL | None:
     path = Path(__file__).parent / "_loops.abi3.so"
     try:
         # a CDLL, not a PyDLL: the interpreter's lock is released while a loop runs
-        return ctypes.CDLL(str(path))
-    except OSError as error:
+        library = ctypes.CDLL(str(path))
+        # one that was built before this was changed lacks it
+        library.processor.restype = ctypes.c_char_p
+        return library
+    except (OSError, AttributeError) as error:
         if parent_process() is None:  # once, not by every worker
             _log.warning(
                 "synthboot was installed without its compiled loops (%s): "
@@ -54,6 +63,23 @@ def available(device: str = "cpu") -> bool:
     if device != "cpu" or os.environ.get("SYNTHBOOT_KERNELS") == "0":
         return False
     return _library() is not None
+
+
+def kind() -> str:
+    """The kind of processor whose loops are called, one of `KINDS`."""
+    best = _best_kind()
+    asked = os.environ.get("SYNTHBOOT_KERNELS")
+    if asked in KINDS and KINDS.index(asked) < KINDS.index(best):
+        return asked
+    return best
+
+
+@cache
+def _best_kind() -> str:
+    library = _library()
+    assert library is not None, "callers ask `available` first"
+    name: bytes = library.processor()
+    return name.decode()
 
 
 def array(
@@ -86,13 +112,11 @@ def call(name: str, *arguments: Argument) -> bool:
             converted.append(ctypes.c_double(argument))
         else:
             converted.append(argument)
-    return bool(_function(name)(*converted))
+    return bool(_function(f"{name}_{kind()}")(*converted))
 
 
 @cache
 def _function(name: str) -> Callable[..., bool]:
-    library = _library()
-    assert library is not None, "callers ask `available` first"
-    function = getattr(library, name)
+    function = getattr(_library(), name)
     function.restype = ctypes.c_bool
     return function

@@ -103,9 +103,12 @@ def silu_gate(
         grad = array("gradient", gradient, shape, torch.float32)
         grad_value = torch.empty_like(value)
         grad_value_out = array("grad_value", grad_value, shape, torch.float32)
+    count = gate.numel()
     call(
         "silu_gate",
-        gate.numel(),
+        1,
+        count,
+        count,
         array("gate", gate, shape, torch.float32),
         array("value", value, shape, torch.float32),
         grad,

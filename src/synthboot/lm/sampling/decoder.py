@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from synthboot.kernels import decoding, library
+from synthboot.kernels import decoding, library, training
 from synthboot.kernels.decoding import BLOCK
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Decoder:
         named = getattr(cfg, "head_dim", None)
         self.head_dim = named or cfg.hidden_size // self.heads
         has_loop = self.head_dim in decoding.HEAD_DIMS
-        self.compiled = has_loop and library.available(kind)
+        self.has_loops = library.available(kind)
+        self.compiled = has_loop and self.has_loops
 
         def cast(weight: Tensor) -> Tensor:
             is_matrix = weight.dim() > 1
@@ -206,7 +207,7 @@ class Decoder:
         hidden = self._embed(tokens)  # (row, width)
         shape = (len(tokens), self.all_heads, self.head_dim)
         for layer, (keys, values) in self._with_layers(cache):
-            normed = _rms(hidden, layer.input_norm, self.eps)
+            normed = self._rms(hidden, layer.input_norm)
             # (row, (head + 2 x kv_head) x head_dim) -> (row, head + 2 x kv_head, head_dim)
             qkv = _linear(normed, layer.qkv).view(shape)
             attended = decoding.attend(
@@ -265,7 +266,7 @@ class Decoder:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (row, head, token, head_dim), in their positions."""
         rows, width, _ = hidden.shape
-        normed = _rms(hidden, layer.input_norm, self.eps)
+        normed = self._rms(hidden, layer.input_norm)
         joined = _linear(normed, layer.qkv)
         # -> (row, token, head + 2 x kv_head, head_dim)
         heads = joined.view(rows, width, self.all_heads, self.head_dim)
@@ -274,8 +275,8 @@ class Decoder:
 
         if layer.qk_norms is not None:
             q_norm, k_norm = layer.qk_norms
-            q = _rms(q, q_norm, self.eps)
-            k = _rms(k, k_norm, self.eps)
+            q = self._rms(q, q_norm)
+            k = self._rms(k, k_norm)
         # (row, token, head, head_dim) -> (row, head, token, head_dim)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         return _rotate(q, turn), _rotate(k, turn), v
@@ -288,14 +289,27 @@ class Decoder:
     ) -> Tensor:
         """A block's output, from its input and what attention made of it."""
         hidden = hidden + _linear(attended, layer.output)
-        normed = _rms(hidden, layer.post_norm, self.eps)
+        normed = self._rms(hidden, layer.post_norm)
         both = _linear(normed, layer.gate_up)
-        gate, up = both.chunk(2, dim=-1)
-        gated = functional.silu(gate) * up
-        return hidden + _linear(gated, layer.down)
+        return hidden + _linear(self._gate(both), layer.down)
+
+    def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
+        if not self.has_loops:
+            return functional.rms_norm(x, x.shape[-1:], weight, self.eps)
+        rows = x.reshape(-1, x.shape[-1]).contiguous()  # (..., dim) -> (row, dim)
+        normed, _ = training.rms_norm(rows, weight, self.eps)
+        return normed.view(x.shape)
+
+    def _gate(self, both: Tensor) -> Tensor:
+        """silu(gate) x value, (..., dim), of both side by side, (..., 2 x dim)."""
+        if not self.has_loops:
+            gate, value = both.chunk(2, dim=-1)
+            return functional.silu(gate) * value
+        rows = both.flatten(0, -2)  # (..., 2 x dim) -> (row, 2 x dim)
+        return decoding.silu_gate(rows).view(*both.shape[:-1], -1)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        normed = _rms(hidden, self.norm, self.eps)
+        normed = self._rms(hidden, self.norm)
         return _linear(normed, self.head).float()
 
 
@@ -336,11 +350,6 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
     """A matmul in the weight's precision, the result in that of `x`."""
     rounded = x.to(weight.dtype)
     return functional.linear(rounded, weight).to(x.dtype)
-
-
-def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    last = x.shape[-1:]
-    return functional.rms_norm(x, last, weight, eps)
 
 
 def _rotate(x: Tensor, turn: _Turn) -> Tensor:

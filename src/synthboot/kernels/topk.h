@@ -1,11 +1,5 @@
 // The loops of the join: the k best of every query, the members within a radius of its nearest,
 // rows in half precision made ready for matmuls. `topk.py` says what goes in and out.
-#include <vector>
-
-#include "vectors.h"
-
-namespace {
-
 // Queries, members, and scores of theirs that are off by at most `margin`. A row of scores has
 // room for `stride` columns, of which `columns` are members.
 template <class T>
@@ -25,8 +19,8 @@ INLINE void scan(const T* row, int64_t columns, const float& threshold, Visit vi
   for (; j + 64 <= columns; j += 64) {
     const f16 a = load(row + j), b = load(row + j + 16);
     const f16 c = load(row + j + 32), d = load(row + j + 48);
-    const f16 ab = a > b ? a : b, cd = c > d ? c : d, best = ab > cd ? ab : cd;
-    if (any(best >= splat(threshold)))
+    const f16 best = larger(larger(a, b), larger(c, d));
+    if (any(at_least(best, splat(threshold))))
       for (int64_t n = j; n < j + 64; n++)
         if (load_one(row + n) >= threshold) visit(n);
   }
@@ -37,11 +31,11 @@ INLINE void scan(const T* row, int64_t columns, const float& threshold, Visit vi
 // ---- the k best of a query, best first, equal ones by number
 
 struct TopK {
-  int64_t k, first;            // `first` is the number of column 0
-  const int64_t *rows, *own;   // the query of each row of scores; the number of each query itself
+  int64_t k, first;           // `first` is the number of column 0
+  const int64_t *rows, *own;  // the query of each row of scores; the number of each query itself
   int64_t num_rows;
   int64_t* index;
-  float *score, *largest;      // `largest` is room for k floats
+  float *score, *largest;  // `largest` is room for k floats
 };
 
 INLINE void insert(int64_t* index, float* score, int64_t k, int64_t number, float value) {
@@ -49,8 +43,8 @@ INLINE void insert(int64_t* index, float* score, int64_t k, int64_t number, floa
   if (value < score[last]) return;
   if (value == score[last] && number > index[last] && index[last] >= 0) return;
   int64_t rank = last;
-  while (rank > 0 && (score[rank - 1] < value ||
-                      (score[rank - 1] == value && index[rank - 1] > number))) {
+  while (rank > 0 &&
+         (score[rank - 1] < value || (score[rank - 1] == value && index[rank - 1] > number))) {
     score[rank] = score[rank - 1];
     index[rank] = index[rank - 1];
     rank--;
@@ -103,9 +97,6 @@ INLINE void update_rows(const Scores<T>& s, const TopK& best) {
   }
 }
 
-FAST void update(const Scores<float>& s, const TopK& best) { update_rows(s, best); }
-FAST void update(const Scores<uint16_t>& s, const TopK& best) { update_rows(s, best); }
-
 // ---- the members within a radius
 
 // Returns how many `selected` holds.
@@ -145,45 +136,31 @@ INLINE int64_t select_rows(const Scores<T>& s, int64_t queries, float radius, in
   return total;
 }
 
-FAST void select(const Scores<float>& s, int64_t queries, float radius, int64_t* counts,
-                 int32_t* selected) {
-  select_rows(s, queries, radius, counts, selected);
-}
-FAST void select(const Scores<uint16_t>& s, int64_t queries, float radius, int64_t* counts,
-                 int32_t* selected) {
-  select_rows(s, queries, radius, counts, selected);
-}
-
 // ---- half precision
-
-typedef _Float16 h16 __attribute__((vector_size(32), aligned(2)));
 
 // One row, also in bfloat16 unless that is null; returns its squared length.
 INLINE float upcast_row(const uint16_t* half, int64_t dim, float* single, uint16_t* bfloat) {
   int64_t d = 0;
   for (; d + 16 <= dim; d += 16) {
-    const f16 x = __builtin_convertvector(*(const h16*)(half + d), f16);
+    const f16 x = load_halves(half + d);
     store(single + d, x);
     if (bfloat) store(bfloat + d, x);
   }
   for (; d < dim; d++) {
-    _Float16 x;
-    memcpy(&x, half + d, 2);
-    single[d] = (float)x;
+    single[d] = load_half(half + d);
     if (bfloat) store_one(bfloat + d, single[d]);
   }
   return dot(single, single, dim);
 }
 
-}  // namespace
-
 extern "C" {
 
 // False where `rows` names a query that is not there.
-bool update_topk(const void* scores, int64_t is_bfloat16, int64_t stride, int64_t columns,
-                 double margin, const float* queries, const float* members, int64_t dim,
-                 int64_t num_queries, int64_t num_rows, const int64_t* rows, const int64_t* own,
-                 int64_t first, int64_t k, int64_t* index, float* score) {
+bool EXPORT(update_topk)(const void* scores, int64_t is_bfloat16, int64_t stride, int64_t columns,
+                         double margin, const float* queries, const float* members, int64_t dim,
+                         int64_t num_queries, int64_t num_rows, const int64_t* rows,
+                         const int64_t* own, int64_t first, int64_t k, int64_t* index,
+                         float* score) {
   for (int64_t i = 0; i < num_rows; i++)
     if (rows[i] < 0 || rows[i] >= num_queries) return false;
 
@@ -191,28 +168,29 @@ bool update_topk(const void* scores, int64_t is_bfloat16, int64_t stride, int64_
   const TopK best = {k, first, rows, own, num_rows, index, score, largest.data()};
   const float off = (float)margin;
   if (is_bfloat16)
-    update({(const uint16_t*)scores, stride, columns, off, queries, members, dim}, best);
+    update_rows<uint16_t>({(const uint16_t*)scores, stride, columns, off, queries, members, dim},
+                          best);
   else
-    update({(const float*)scores, stride, columns, off, queries, members, dim}, best);
+    update_rows<float>({(const float*)scores, stride, columns, off, queries, members, dim}, best);
   return true;
 }
 
 // `selected` has room for every member of every query.
-void within_radius(const void* scores, int64_t is_bfloat16, int64_t stride, int64_t columns,
-                   double margin, const float* queries, const float* members, int64_t dim,
-                   int64_t num_queries, double radius, int64_t* counts, int32_t* selected) {
+void EXPORT(within_radius)(const void* scores, int64_t is_bfloat16, int64_t stride, int64_t columns,
+                           double margin, const float* queries, const float* members, int64_t dim,
+                           int64_t num_queries, double radius, int64_t* counts, int32_t* selected) {
   const float off = (float)margin, r = (float)radius;
   if (is_bfloat16)
-    select({(const uint16_t*)scores, stride, columns, off, queries, members, dim}, num_queries, r,
-           counts, selected);
+    select_rows<uint16_t>({(const uint16_t*)scores, stride, columns, off, queries, members, dim},
+                          num_queries, r, counts, selected);
   else
-    select({(const float*)scores, stride, columns, off, queries, members, dim}, num_queries, r,
-           counts, selected);
+    select_rows<float>({(const float*)scores, stride, columns, off, queries, members, dim},
+                       num_queries, r, counts, selected);
 }
 
 // `bfloat` (padded_rows, dim), zeros behind the rows that there are, or null.
-FAST void upcast(int64_t rows, int64_t padded_rows, int64_t dim, const uint16_t* half,
-                 float* single, uint16_t* bfloat, float* longest) {
+void EXPORT(upcast)(int64_t rows, int64_t padded_rows, int64_t dim, const uint16_t* half,
+                    float* single, uint16_t* bfloat, float* longest) {
   float squared = 0;
   for (int64_t r = 0; r < rows; r++) {
     uint16_t* bfloat_row = bfloat ? bfloat + r * dim : nullptr;

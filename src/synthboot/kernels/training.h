@@ -1,11 +1,5 @@
 // The loops of training, forwards and backwards: norms, gates, rotary positions, attention's
 // softmax, and the loss. `training.py` says what goes in and out.
-#include <vector>
-
-#include "vectors.h"
-
-namespace {
-
 // ---- softmax turned into the gradient of its cross-entropy
 
 // One row, in place; adds the cross-entropy and the squared logsumexp to `sums`.
@@ -16,14 +10,14 @@ INLINE void loss_row(float* x, int64_t vocab, int64_t target, float scale, float
   const float target_logit = x[target];
 
   double mass = 0;
-  f16 lanes = {};
+  f16 lanes = splat(0);
   int64_t j;
   for (j = 0; j < aligned; j += 16) {
-    const f16 e = exponential(load(x + j) - top);
+    const f16 e = exponential(load(x + j) - splat(top));
     store(x + j, e);
     lanes += e;
     // floats add up at most 256 vectors, so that large vocabularies stay exact
-    if (j % 4096 == 4080) mass += sum(lanes), lanes = f16{};
+    if (j % 4096 == 4080) mass += sum(lanes), lanes = splat(0);
   }
   mass += sum(lanes);
   for (; j < vocab; j++) {
@@ -40,12 +34,6 @@ INLINE void loss_row(float* x, int64_t vocab, int64_t target, float scale, float
   sums[1] += lse * lse;
 }
 
-FAST void loss_rows(int64_t rows, int64_t vocab, float scale, float z_loss, float* logits,
-                    const int64_t* targets, double* sums) {
-  for (int64_t r = 0; r < rows; r++)
-    loss_row(logits + r * vocab, vocab, targets[r], scale, z_loss, sums);
-}
-
 // ---- RMS norm; `scale` is 1 / root mean square of every row
 
 INLINE void norm_row(const float* x, const float* weight, int64_t dim, float eps, float* out,
@@ -58,7 +46,7 @@ INLINE void norm_row(const float* x, const float* weight, int64_t dim, float eps
 // Adds to the weight's gradient.
 INLINE void norm_row_backward(const float* x, const float* weight, int64_t dim, float scale,
                               const float* grad, float* grad_x, float* grad_weight) {
-  f16 lanes = {};
+  f16 lanes = splat(0);
   float projection = 0;  // of the gradient on x
   int64_t d = 0;
   for (; d + 16 <= dim; d += 16) {
@@ -77,8 +65,9 @@ INLINE void norm_row_backward(const float* x, const float* weight, int64_t dim, 
 // ---- silu(gate) x value
 
 INLINE f16 sigmoid(f16 x) {
-  const f16 e = exponential(x > splat(0.0f) ? -x : x);
-  return (x > splat(0.0f) ? splat(1.0f) : e) / (1.0f + e);
+  const auto positive = greater(x, splat(0));
+  const f16 e = exponential(choose(positive, -x, x));
+  return choose(positive, splat(1), e) / (1.0f + e);
 }
 
 // `grad` and `grad_value` are null on the way forwards, where `out` is the result; on the way
@@ -99,13 +88,29 @@ INLINE void gate_vector(const Gate& g, int64_t i) {
   store(g.out + i, grad * load(g.value + i) * s * (1.0f + x * (1.0f - s)));
 }
 
+INLINE void gate_row(const Gate& g, int64_t dim) {
+  int64_t i = 0;
+  for (; i + 16 <= dim; i += 16) gate_vector(g, i);
+  if (i == dim) return;
+
+  // what is left over goes by way of whole vectors
+  float last[5][16] = {};
+  const int64_t left = (dim - i) * 4;
+  memcpy(last[0], g.gate + i, left);
+  memcpy(last[1], g.value + i, left);
+  if (g.grad) memcpy(last[2], g.grad + i, left);
+  gate_vector({last[0], last[1], g.grad ? last[2] : nullptr, last[3], last[4]}, 0);
+  memcpy(g.out + i, last[3], left);
+  if (g.grad) memcpy(g.grad_value + i, last[4], left);
+}
+
 // ---- the softmax of causal attention, and its gradient, in place
 
 // Scores are (batch x kv_head, group, row, column): the query heads that share a key head make a
 // group. Row i is token `first + i`, and sees the columns up to itself that `mask` (batch, token,
 // token) allows. With `weights` the scores are the gradient of those, and become their own.
 template <class T>
-struct Scores {
+struct AttentionScores {
   int64_t num_kv, group, rows, first, seq_len, kv_heads;
   float scale;
   T *scores, *weights;
@@ -113,7 +118,7 @@ struct Scores {
 };
 
 template <class T>
-INLINE void softmax_rows(const Scores<T>& s, float* buffer) {
+INLINE void softmax_rows(const AttentionScores<T>& s, float* buffer) {
   const int64_t columns = s.first + s.rows;
   for (int64_t kv = 0; kv < s.num_kv; kv++)
     for (int64_t r = 0; r < s.group * s.rows; r++) {
@@ -131,7 +136,7 @@ INLINE void softmax_rows(const Scores<T>& s, float* buffer) {
       }
 
       const float top = maximum(buffer, visible);
-      f16 lanes = {};
+      f16 lanes = splat(0);
       for (j = 0; j < visible; j += 16) {
         const f16 e = exponential(load(buffer + j) - top);
         store(buffer + j, e);
@@ -150,13 +155,13 @@ INLINE void softmax_rows(const Scores<T>& s, float* buffer) {
 }
 
 template <class T>
-INLINE void softmax_rows_backward(const Scores<T>& s) {
+INLINE void softmax_rows_backward(const AttentionScores<T>& s) {
   const int64_t columns = s.first + s.rows, aligned = columns / 16 * 16;
   const int64_t left = (columns - aligned) * sizeof(T);
   for (int64_t r = 0; r < s.num_kv * s.group * s.rows; r++) {
     T *grad = s.scores + r * columns, *weight = s.weights + r * columns;
     T last_grad[16] = {}, last_weight[16] = {};
-    f16 lanes = {};
+    f16 lanes = splat(0);
     int64_t j;
     for (j = 0; j < aligned; j += 16) lanes += load(grad + j) * load(weight + j);
     memcpy(last_grad, grad + j, left);
@@ -171,68 +176,54 @@ INLINE void softmax_rows_backward(const Scores<T>& s) {
   }
 }
 
-FAST void softmax(const Scores<float>& s, float* buffer) { softmax_rows(s, buffer); }
-FAST void softmax(const Scores<uint16_t>& s, float* buffer) { softmax_rows(s, buffer); }
-FAST void softmax_backward(const Scores<float>& s) { softmax_rows_backward(s); }
-FAST void softmax_backward(const Scores<uint16_t>& s) { softmax_rows_backward(s); }
-
 template <class T>
-void run_softmax(const Scores<T>& s) {
-  if (s.weights) return softmax_backward(s);
+INLINE void softmax(const AttentionScores<T>& s) {
+  if (s.weights) return softmax_rows_backward(s);
   std::vector<float> buffer(s.seq_len + 16);
-  softmax(s, buffer.data());
+  softmax_rows(s, buffer.data());
 }
-
-}  // namespace
 
 extern "C" {
 
 // False where a target lies outside the vocabulary.
-bool softmax_gradient(int64_t rows, int64_t vocab, double scale, double z_loss, float* logits,
-                      const int64_t* targets, double* sums) {
+bool EXPORT(softmax_gradient)(int64_t rows, int64_t vocab, double scale, double z_loss,
+                              float* logits, const int64_t* targets, double* sums) {
   for (int64_t r = 0; r < rows; r++)
     if (targets[r] < 0 || targets[r] >= vocab) return false;
-  loss_rows(rows, vocab, (float)scale, (float)z_loss, logits, targets, sums);
+  for (int64_t r = 0; r < rows; r++)
+    loss_row(logits + r * vocab, vocab, targets[r], (float)scale, (float)z_loss, sums);
   return true;
 }
 
-FAST void rms_norm(int64_t rows, int64_t dim, double eps, const float* x, const float* weight,
-                   float* out, float* scale) {
+void EXPORT(rms_norm)(int64_t rows, int64_t dim, double eps, const float* x, const float* weight,
+                      float* out, float* scale) {
   for (int64_t r = 0; r < rows; r++)
     norm_row(x + r * dim, weight, dim, (float)eps, out + r * dim, scale + r);
 }
 
-FAST void rms_norm_backward(int64_t rows, int64_t dim, const float* x, const float* weight,
-                            const float* scale, const float* grad, float* grad_x,
-                            float* grad_weight) {
+void EXPORT(rms_norm_backward)(int64_t rows, int64_t dim, const float* x, const float* weight,
+                               const float* scale, const float* grad, float* grad_x,
+                               float* grad_weight) {
   for (int64_t r = 0; r < rows; r++)
     norm_row_backward(x + r * dim, weight, dim, scale[r], grad + r * dim, grad_x + r * dim,
                       grad_weight);
 }
 
-FAST void silu_gate(int64_t count, const float* gate, const float* value, const float* grad,
-                    float* out, float* grad_value) {
-  const Gate g = {gate, value, grad, out, grad_value};
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) gate_vector(g, i);
-  if (i == count) return;
-
-  // what is left over goes by way of whole vectors
-  float last[5][16] = {};
-  const int64_t left = (count - i) * 4;
-  memcpy(last[0], gate + i, left);
-  memcpy(last[1], value + i, left);
-  if (grad) memcpy(last[2], grad + i, left);
-  gate_vector({last[0], last[1], grad ? last[2] : nullptr, last[3], last[4]}, 0);
-  memcpy(out + i, last[3], left);
-  if (grad) memcpy(grad_value + i, last[4], left);
+// Rows of gates and values begin `stride` floats apart, those of all others `dim`.
+void EXPORT(silu_gate)(int64_t rows, int64_t dim, int64_t stride, const float* gate,
+                       const float* value, const float* grad, float* out, float* grad_value) {
+  for (int64_t r = 0; r < rows; r++) {
+    const float* row_grad = grad ? grad + r * dim : nullptr;
+    float* row_grad_value = grad ? grad_value + r * dim : nullptr;
+    gate_row({gate + r * stride, value + r * stride, row_grad, out + r * dim, row_grad_value}, dim);
+  }
 }
 
 // x and out are (size[0], size[1], size[2], size[3]); strides are those of the first three, in
 // floats. Angles are (1 or size[0], size[1], size[3]).
-FAST void rotate(const int64_t* size, const int64_t* x_stride, const int64_t* out_stride,
-                 int64_t shared_angles, int64_t inverse, const float* x, const float* cosine,
-                 const float* sine, float* out) {
+void EXPORT(rotate)(const int64_t* size, const int64_t* x_stride, const int64_t* out_stride,
+                    int64_t shared_angles, int64_t inverse, const float* x, const float* cosine,
+                    const float* sine, float* out) {
   const int64_t dim = size[3], half = dim / 2;
   for (int64_t b = 0; b < size[0]; b++)
     for (int64_t t = 0; t < size[1]; t++) {
@@ -258,16 +249,16 @@ FAST void rotate(const int64_t* size, const int64_t* x_stride, const int64_t* ou
     }
 }
 
-void attention_weights(int64_t num_kv, int64_t group, int64_t rows, int64_t first,
-                       int64_t seq_len, int64_t kv_heads, int64_t is_bfloat16, double scale,
-                       void* scores, void* weights, const uint8_t* mask) {
+void EXPORT(attention_weights)(int64_t num_kv, int64_t group, int64_t rows, int64_t first,
+                               int64_t seq_len, int64_t kv_heads, int64_t is_bfloat16, double scale,
+                               void* scores, void* weights, const uint8_t* mask) {
   const float s = (float)scale;
   if (is_bfloat16)
-    run_softmax<uint16_t>({num_kv, group, rows, first, seq_len, kv_heads, s, (uint16_t*)scores,
-                           (uint16_t*)weights, mask});
+    softmax<uint16_t>({num_kv, group, rows, first, seq_len, kv_heads, s, (uint16_t*)scores,
+                       (uint16_t*)weights, mask});
   else
-    run_softmax<float>({num_kv, group, rows, first, seq_len, kv_heads, s, (float*)scores,
-                        (float*)weights, mask});
+    softmax<float>(
+        {num_kv, group, rows, first, seq_len, kv_heads, s, (float*)scores, (float*)weights, mask});
 }
 
 }  // extern "C"

@@ -5,9 +5,10 @@
     python benchmarks/pair.py growth --sizes 25000 1000000    # this project alone: time, memory, recall
     python benchmarks/pair.py exact --docs 50000              # all with all, as a share of the matrix-product rate
 
-Every method runs in a process of its own, pinned to the same core with one thread. Total time counts building the index,
-and for this project also measuring its recall, its temporary files and all. A peer's search effort is the least of a
-ladder that radii the recall on 2,000 queries; finding it is not counted. Medians of `--repeat` rounds, interleaved.
+Every method runs in a process of its own, with the memory settings of our workers, pinned to the same core with one thread.
+Total time counts building the index, and for this project also measuring its recall, its temporary files and all. A peer's
+search effort is the least of a ladder that reaches the recall on 2,000 queries; finding it is not counted. Medians of `--repeat`
+rounds, interleaved.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMB
 
 import draw
 import numpy as np
+
+from synthboot import pool
+
+MEMORY = {name: value for name, value in pool.ENVIRONMENT.items() if name.startswith("MALLOC")}
+"""What our workers have: freed memory is kept."""
 
 K, WANTED = 16, 0.95
 LADDER = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -221,7 +227,7 @@ def child(folder: str, method: str) -> None:
 def one(folder: str, method: str) -> dict[str, Any]:
     """A method in a process of its own; what went wrong where something did."""
     command = [sys.executable, __file__, "child", folder, method]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | MEMORY, capture_output=True, text=True)
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:200]}
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -282,7 +288,7 @@ def join(args: argparse.Namespace) -> dict[str, Any]:
         )
     reached = [r["total"] / ours for n, r in rows.items() if n != "synthboot" and r.get("recall", 0) >= WANTED - 0.005]
     if reached:
-        print(f"\nthe best peer that radii the recall takes {min(reached):.2f} times as long")
+        print(f"\nthe best peer that reaches the recall takes {min(reached):.2f} times as long")
     return {"docs": len(x), "dim": x.shape[1], "k": K, "methods": rows}
 
 

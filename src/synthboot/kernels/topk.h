@@ -19,10 +19,16 @@ INLINE void scan(const T* row, int64_t columns, const float& threshold, Visit vi
   for (; j + 64 <= columns; j += 64) {
     const f16 a = load(row + j), b = load(row + j + 16);
     const f16 c = load(row + j + 32), d = load(row + j + 48);
-    const f16 best = larger(larger(a, b), larger(c, d));
-    if (any(at_least(best, splat(threshold))))
-      for (int64_t n = j; n < j + 64; n++)
-        if (load_one(row + n) >= threshold) visit(n);
+    const f16 limit = splat(threshold);
+    if (!any(at_least(larger(larger(a, b), larger(c, d)), limit))) continue;
+
+    uint64_t found = bits(at_least(a, limit)) | (uint64_t)bits(at_least(b, limit)) << 16 |
+                     (uint64_t)bits(at_least(c, limit)) << 32 |
+                     (uint64_t)bits(at_least(d, limit)) << 48;
+    for (; found; found &= found - 1) {
+      const int64_t n = j + __builtin_ctzll(found);
+      if (load_one(row + n) >= threshold) visit(n);
+    }
   }
   for (; j < columns; j++)
     if (load_one(row + j) >= threshold) visit(j);
@@ -35,7 +41,7 @@ struct TopK {
   const int64_t *rows, *own;  // the query of each row of scores; the number of each query itself
   int64_t num_rows;
   int64_t* index;
-  float *score, *largest;  // `largest` is room for k floats
+  float *score, *largest;  // `largest` is room for k + 1 floats
 };
 
 INLINE void insert(int64_t* index, float* score, int64_t k, int64_t number, float value) {
@@ -53,18 +59,38 @@ INLINE void insert(int64_t* index, float* score, int64_t k, int64_t number, floa
   index[rank] = number;
 }
 
-// The k-th largest of a row, one column left out; -inf where there are fewer.
-template <class T>
-INLINE float kth_largest(const T* row, int64_t columns, int64_t own, int64_t k, float* largest) {
+// The k-th largest of `count` numbers, -inf where there are fewer; `largest` is room for k.
+INLINE float kth_largest(const float* numbers, int64_t count, int64_t k, float* largest) {
   for (int64_t n = 0; n < k; n++) largest[n] = -INFINITY;
-  scan(row, columns, largest[k - 1], [&](int64_t j) __attribute__((always_inline)) {
-    const float value = load_one(row + j);
-    if (j == own) return;
+  for (int64_t n = 0; n < count; n++) {
     int64_t rank = k - 1;
-    for (; rank > 0 && largest[rank - 1] < value; rank--) largest[rank] = largest[rank - 1];
-    largest[rank] = value;
-  });
+    if (numbers[n] <= largest[rank]) continue;
+    for (; rank > 0 && largest[rank - 1] < numbers[n]; rank--) largest[rank] = largest[rank - 1];
+    largest[rank] = numbers[n];
+  }
   return largest[k - 1];
+}
+
+// A number that the k largest of a row are not below, one column left out. Of 64 groups of columns
+// the largest of each is found at no cost; the k largest of these belong to k columns.
+template <class T>
+INLINE float below_k_largest(const T* row, int64_t columns, int64_t own, int64_t k,
+                             float* largest) {
+  f16 top[4];
+  for (int n = 0; n < 4; n++) top[n] = splat(-INFINITY);
+  int64_t j = 0;
+  for (; j + 64 <= columns; j += 64)
+    for (int n = 0; n < 4; n++) top[n] = larger(top[n], load(row + j + 16 * n));
+  float groups[64];
+  for (int n = 0; n < 4; n++) store(groups + 16 * n, top[n]);
+  for (int n = 0; j < columns; n++, j++) {
+    const float value = load_one(row + j);
+    if (value > groups[n]) groups[n] = value;
+  }
+
+  // one group's largest may be the column that is left out
+  const bool is_inside = own >= 0 && own < columns;
+  return kth_largest(groups, 64, k + is_inside, largest);
 }
 
 template <class T>
@@ -86,7 +112,7 @@ INLINE void update_rows(const Scores<T>& s, const TopK& best) {
     const T* row = s.scores + i * s.stride;
     float threshold = score[k - 1] - s.margin;
     if (score[k - 1] == -INFINITY)  // nothing to beat yet: what these scores put among the k best
-      threshold = kth_largest(row, s.columns, own, k, best.largest) - 2 * s.margin;
+      threshold = below_k_largest(row, s.columns, own, k, best.largest) - 2 * s.margin;
     scan(row, s.columns, threshold, [&](int64_t j) __attribute__((always_inline)) {
       if (j == own) return;
       // the score may be off by the margin, so it is taken again in float32
@@ -164,7 +190,7 @@ bool EXPORT(update_topk)(const void* scores, int64_t is_bfloat16, int64_t stride
   for (int64_t i = 0; i < num_rows; i++)
     if (rows[i] < 0 || rows[i] >= num_queries) return false;
 
-  std::vector<float> largest(k);
+  std::vector<float> largest(k + 1);
   const TopK best = {k, first, rows, own, num_rows, index, score, largest.data()};
   const float off = (float)margin;
   if (is_bfloat16)

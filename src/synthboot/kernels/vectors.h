@@ -33,8 +33,8 @@ typedef ints i16;
 typedef Pair<floats> f16;
 typedef Pair<ints> i16;
 #else
-typedef Pair<Pair<floats>> f16;
-typedef Pair<Pair<ints>> i16;
+typedef Pair<Pair<floats> > f16;
+typedef Pair<Pair<ints> > i16;
 #endif
 
 // ---- arithmetic on pairs; the compiler has it for single vectors
@@ -94,19 +94,29 @@ INLINE V larger(V a, V b) {
   return choose(greater(a, b), a, b);
 }
 
-INLINE bool any(ints v) {
+// A bit for every lane of a mask, the first one lowest.
+INLINE uint32_t bits(ints v) {
 #if LANES == 16
-  v |= __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-  v |= __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+  return _mm512_movepi32_mask((__m512i)v);
 #elif LANES == 8
-  return _mm256_movemask_ps((__m256)v) != 0;
+  return _mm256_movemask_ps((__m256)v);
+#elif defined(__SSE__)
+  return _mm_movemask_ps((__m128)v);
+#else
+  return (v[0] & 1) | (v[1] & 2) | (v[2] & 4) | (v[3] & 8);
 #endif
-  return (v[0] | v[1] | v[2] | v[3]) != 0;
 }
 
-INLINE bool any(Pair<ints> v) { return any(v.low | v.high); }
-INLINE bool any(Pair<Pair<ints>> v) {
-  return any(v.low.low | v.low.high | v.high.low | v.high.high);
+template <class M>
+INLINE uint32_t bits(Pair<M> v) {
+  return bits(v.low) | bits(v.high) << sizeof(M) / 4;
+}
+
+INLINE bool any(ints v) { return bits(v) != 0; }
+
+template <class M>
+INLINE bool any(Pair<M> v) {
+  return any(v.low) || any(v.high);
 }
 
 // ---- all lanes alike, and all together

@@ -7,8 +7,8 @@
 
 Every method runs in a process of its own, with the memory settings of our workers, pinned to the same core with one thread.
 Total time counts building the index, and for this project also measuring its recall, its temporary files and all. A peer's
-search effort is the least of a ladder that reaches the recall on 2,000 queries; finding it is not counted. Medians of `--repeat`
-rounds, interleaved.
+search effort is the least of a ladder that reaches the recall on 2,000 queries; finding it is not counted. Medians of
+`--repeat` rounds, interleaved.
 """
 
 from __future__ import annotations

@@ -247,5 +247,13 @@ def test_rows_that_cannot_be_shared_are_an_error_in_one_line(alone: Trained, wor
     with pytest.raises(ConfigError, match=r"a step of 4 rows cannot be shared by 3 processes; make batch_tokens"):
         parallel.share(4, parallel.Group(0, 3))
     settings = begun(alone, world_file, tmp_path, engine={"processes": 2}, optim__batch_tokens=288)
-    with pytest.raises(TrainingError, match=r"base: engine.processes: a step of 3 rows cannot be shared by 2"):
-        api.Run(settings).run("base")
+    with pytest.raises(ConfigError, match=r"^engine.processes: a step of 3 rows cannot be shared by 2"):
+        api.Run(settings).run("base")  # before anything is trained
+
+
+@pytest.mark.slow
+def test_what_a_rank_finds_to_be_wrong_is_one_line(world_file: Path, tmp_path: Path) -> None:
+    arms = {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.5}}
+    settings = small_config(world_file, tmp_path, engine={"processes": 2}, arms=arms, tune__batch_tokens=288)
+    with pytest.raises(TrainingError, match=r"tune/related: engine.processes: a step of 3 rows cannot be shared by 2"):
+        api.Run(settings).run("tune")

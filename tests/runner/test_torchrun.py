@@ -143,7 +143,8 @@ def meanwhile(settings: dict[str, Any], kill: Callable[[Path], None]) -> Iterato
     thread.join()
 
 
-@pytest.mark.parametrize("later", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow  # two nodes, below, go the same way
+@pytest.mark.parametrize("later", [1, 4])
 def test_a_killed_rank_ends_the_job_and_it_resumes_at_any_number(
     alone: Trained, world_file: Path, tmp_path: Path, later: int
 ) -> None:
@@ -202,10 +203,11 @@ def launcher(tmp_path: Path, nodes: int, each: int) -> str:
     return f"{sys.executable} {tmp_path / 'srun.py'} {nodes} {torchrun}"
 
 
-@pytest.mark.parametrize("each", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("each", "together"), [(1, False), pytest.param(2, True, marks=pytest.mark.slow)])
 def test_two_nodes_train_as_one_process_and_a_killed_rank_ends_both(
-    alone: Trained, world_file: Path, tmp_path: Path, each: int
+    alone: Trained, world_file: Path, tmp_path: Path, each: int, together: bool
 ) -> None:
+    """What they had trained by then goes on to the same end, by both nodes or by one process."""
     engine = {"processes": 2 * each, "launch": launcher(tmp_path, 2, each)}
     settings = begun(alone, world_file, tmp_path, engine=engine)
     with (
@@ -215,7 +217,8 @@ def test_two_nodes_train_as_one_process_and_a_killed_rank_ends_both(
         api.Run(settings).run("base")
     assert not ranks(jobs[0]) + ranks(jobs[0], agents=True)
     assert not list(run_folder(settings).glob(".together-*"))
-    _, curve, _ = base(settings)
+    checkpoint(run_folder(settings))
+    _, curve, _ = base(settings if together else {**settings, "engine": {"processes": 1}})
     assert np.allclose(curve, alone[1], atol=1e-4)
 
 

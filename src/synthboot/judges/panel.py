@@ -130,6 +130,18 @@ def judge(
     )
 
 
+def scored(judge: Judge, question: Question, items: Sequence[Item]) -> Float[np.ndarray, " item"]:
+    """The score of every item, the mean of all passes; nothing is recorded."""
+    scores = np.full((judge.passes(question), len(items)), np.nan)
+    for number, of_pass in enumerate(scores):
+
+        def told(index: int, score: float, row: np.ndarray = of_pass) -> None:
+            row[index] = score
+
+        judge.score(question, items, number, told)
+    return scores.mean(0)
+
+
 def as_json(verdict: Verdict) -> dict[str, Any]:
     """A verdict as plain values; a threshold that nothing exceeds is None."""
     limit = verdict.threshold

@@ -8,17 +8,18 @@ machine has (`machines.yaml`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 from synthboot import config
 from synthboot.artifacts.store import MANIFEST, Manifest, environment, read_manifest
+from synthboot.artifacts.synthetic import SAMPLED
 from synthboot.errors import CorruptArtifact
-from synthboot.recipes import Unit
+from synthboot.recipes import Unit, is_filter
 from synthboot.runner import machines, torchrun
 from synthboot.runner.machines import Machine, figures
-from synthboot.runner.unit import PARALLEL
+from synthboot.runner.unit import has_workers
 from synthboot.runner.work import Work, Workload, duration, is_copy, size
 
 _FREE = 0.9
@@ -83,7 +84,7 @@ class Estimator:
         processes = self.cfg.engine.processes
         if unit.stage in torchrun.STAGES and processes > 1:
             return min(processes, self.machine.devices)
-        return self.machine.devices if unit.stage in PARALLEL else 1
+        return self.machine.devices if has_workers(unit) else 1
 
     def rate(self, stage: str, work: Work) -> Rate:
         """The rate of a stage by finished artifacts, of this run if it has any; else None, and what
@@ -99,6 +100,8 @@ class Estimator:
             for folder, manifest in self.manifests.items():
                 if manifest.stage != stage or (is_near and mine not in folder.parents):
                     continue
+                if SAMPLED in manifest.parents:  # nothing was sampled for it
+                    continue
                 done = _amount(stage, manifest.cost.get("flops", 0), manifest.cost.get("tokens", 0))
                 if wanted / 10 < done < wanted * 10:
                     rates += _rates(manifest, done, self.start)
@@ -111,6 +114,8 @@ class Estimator:
         """How long the artifact takes on its devices."""
         if is_copy(unit):
             return self.start
+        if is_filter(unit):
+            return self.start + self._computing(replace(unit, stage="score"), work, 1)
         rate = self.rate(unit.stage, work).per_second
         if unit.stage in _FIXED:
             return 1 / rate if rate is not None else _FIXED[unit.stage](figures().core).value
@@ -124,7 +129,7 @@ class Estimator:
 
     def memory(self, unit: Unit, work: Work) -> float:
         """Bytes of each device."""
-        if unit.stage == "synthesize":
+        if unit.stage == "synthesize" and not is_filter(unit):
             rows = self._sampled_rows(work)
             return work.memory + rows * work.row_tokens * self._cache_bytes()
         if unit.stage in TRAINED and not is_copy(unit):

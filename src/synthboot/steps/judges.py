@@ -18,6 +18,7 @@ from synthboot.artifacts.pairs import HELDOUT, VALIDATION
 from synthboot.artifacts.store import WORK, read_manifest
 from synthboot.artifacts.synthetic import Sample
 from synthboot.data.tokenizer import Decoded
+from synthboot.errors import ConfigError
 from synthboot.judges import panel, planted
 from synthboot.judges.protocol import LONGEST, QUESTIONS, Item, Judge, Question
 from synthboot.judges.record import Record
@@ -56,14 +57,46 @@ def judged(c: Context, samples: Mapping[str, Sequence[Sample]]) -> list[dict[str
     return found
 
 
-def _asked(
-    c: Context,
-    question: Question,
-    samples: Mapping[str, Sequence[Sample]],
-    texts: _Texts,
-) -> tuple[list[planted.Case], dict[str, list[Item]]]:
-    """The cases of a question, and by kind of text the items to judge, real text first."""
-    cfg = c.cfg.analyze
+@dataclass(frozen=True)
+class Filtering:
+    """A judge that throws samples away: above `limit` a text is called faulty, with the error that
+    the `verdict` on known cases says."""
+
+    judge: Judge
+    question: Question
+    verdict: panel.Verdict
+    texts: _Texts
+
+    def scores(self, rows: Sequence[Sample], chunk: int) -> Float[np.ndarray, " sample"]:
+        """The score of every sample of a chunk."""
+        has_d1 = conditional(self.texts.c.variant)
+        items = self.texts.sampled(rows, self.question, has_d1, _STREAMS, chunk)
+        return panel.scored(self.judge, self.question, items)
+
+
+def filtering(c: Context, judged: Mapping[Question, str]) -> list[Filtering]:
+    """The judges of a filter, each measured on known cases.
+
+    Raises ConfigError for one that cannot tell what is faulty from what is not.
+    """
+    texts = _Texts(c)
+    found = []
+    with Record(c.folder / WORK / "judged.jsonl") as record:
+        for question, name in sorted(judged.items()):
+            judge = _judge(c, name, texts)
+            cases, _ = _known(c, question, texts)
+            verdict = panel.judge(judge, question, cases, {}, record)
+            if verdict.refused:
+                raise ConfigError(
+                    f"synthesize/{c.variant}: `filter.judged.{question}`: {name} cannot tell it "
+                    f"here ({verdict.refused}); choose another judge, or drop it"
+                )
+            found.append(Filtering(judge, question, verdict, texts))
+    return found
+
+
+def _known(c: Context, question: Question, texts: _Texts) -> tuple[list[planted.Case], list[Item]]:
+    """The cases of a question, and the real text that is judged as it is."""
     more: list[Item] = []
     if question in _PAIRS:
         real = texts.unseen_pairs()
@@ -75,16 +108,28 @@ def _asked(
     # one half for the cases, one for the floor; they lie in random order
     random = rng(c.cfg.seed, "judges.planted", list(QUESTIONS).index(question))
     cases = planted.cases(question, [*real[0::2], *more], texts.strangers, random)
-    kinds = {"unseen real": real[1::2][: cfg.judge_items]}
+    # a clean case and a faulty one, in turn
+    return cases[: 2 * c.cfg.analyze.judge_cases], real[1::2]
+
+
+def _asked(
+    c: Context,
+    question: Question,
+    samples: Mapping[str, Sequence[Sample]],
+    texts: _Texts,
+) -> tuple[list[planted.Case], dict[str, list[Item]]]:
+    """The cases of a question, and by kind of text the items to judge, real text first."""
+    cases, real = _known(c, question, texts)
+    most = c.cfg.analyze.judge_items
+    kinds = {"unseen real": real[:most]}
     for kind, rows in samples.items():
-        chosen = rows[: cfg.judge_items]
         if question in _PAIRS and not conditional(kind):
             continue
-        items = texts.sampled(kind, chosen, question)
+        stream = _STREAMS + list(c.synthetic).index(kind)
+        items = texts.sampled(rows[:most], question, conditional(kind), stream)
         if items:
             kinds[kind] = items
-    # a clean case and a faulty one, in turn
-    return cases[: 2 * cfg.judge_cases], kinds
+    return cases, kinds
 
 
 def _judge(c: Context, name: str, texts: _Texts) -> Judge:
@@ -170,24 +215,25 @@ class _Texts:
         d2s = sorted(best)
         return self._pairs([best[d2] for d2 in d2s], [text_of(d2) for d2 in d2s], stream)
 
-    def sampled(self, kind: str, rows: Sequence[Sample], question: Question) -> list[Item]:
+    def sampled(
+        self, rows: Sequence[Sample], question: Question, has_d1: bool, *stream: int
+    ) -> list[Item]:
         """Synthetic text, with what it takes to judge it; nothing where that is not there."""
         texts = [row.text[:LONGEST] for row in rows]
         if question in _PAIRS:
-            stream = _STREAMS + list(self.c.synthetic).index(kind)
-            return self._pairs([row.d1 for row in rows], texts, stream)
+            return self._pairs([row.d1 for row in rows], texts, *stream)
         if question != "nonfactual":
             return [Item(text) for text in texts]
         if self.c.embedder is not None:
             return self._with_references(texts, self.c.embedder(texts)) if texts else []
-        if not conditional(kind):
+        if not has_d1:
             return []
         given = [self.corpus[row.d1][:_REFERENCE_CHARACTERS] for row in rows]
         return [Item(text, references=(d1,)) for text, d1 in zip(texts, given, strict=True)]
 
-    def _pairs(self, d1s: Sequence[int], texts: Sequence[str], stream: int) -> list[Item]:
+    def _pairs(self, d1s: Sequence[int], texts: Sequence[str], *stream: int) -> list[Item]:
         """Pairs, each with random documents to compare d1 with."""
-        random = rng(self.c.cfg.seed, "judges.others", stream)
+        random = rng(self.c.cfg.seed, "judges.others", *stream)
         others = random.integers(len(self.strangers), size=(len(texts), _OTHERS))
         items = []
         for d1, text, other in zip(d1s, texts, others.tolist(), strict=True):

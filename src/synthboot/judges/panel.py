@@ -139,7 +139,8 @@ def scored(judge: Judge, question: Question, items: Sequence[Item]) -> Float[np.
             row[index] = score
 
         judge.score(question, items, number, told)
-    return scores.mean(0)
+    mean: np.ndarray = scores.mean(0)
+    return mean
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:

@@ -421,6 +421,8 @@ def rounds(results: Results) -> list[Round]:
         kind = str(recipes[last].synthetic)
         if number - 1 in chain:
             kind += f"-after-{chain[number - 1]}"
+        if recipes[last].filter.chooses:
+            kind += f",{recipes[last].filter.name}"
         written = analyzed["kinds"][kind]
         loss = results.evaluate.arms[name].loss
         rows.append(Round(number, name, loss, written["entropy"], written["distinct_ngrams"]["4"]))

@@ -23,6 +23,7 @@ from synthboot.artifacts.synthetic import FILE, KEPT
 from synthboot.data import ngrams, tokens
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
+from synthboot.judges.protocol import Question
 
 Measures = Mapping[str, Float[np.ndarray, " sample"]]
 """What every sample was measured at, by what is measured; the score of a judge by the question."""
@@ -49,7 +50,7 @@ def novelty(
 def verdicts(
     measures: Measures,
     chosen: config.Filter,
-    limits: Mapping[str, float],
+    limits: Mapping[Question, float],
     samples: int,
 ) -> list[str]:
     """Why each sample is thrown away, or `kept`: outside of a window, or above the limit of a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,7 @@ def _measured(
     shards = Shards(c.folder / WORK / "measured")
     chunks = len(source.chunks)
 
-    def write(out: Path, number: int) -> dict[str, Any]:
+    def write(number: int, out: Path) -> dict[str, Any]:
         rows = source.of_chunk(number)
         for name, take in takers.items():
             save_array(out / f"{name}.npy", np.asarray(take(rows, number), np.float64))
@@ -102,7 +103,7 @@ def _measured(
 
     values: dict[str, list[np.ndarray]] = {name: [] for name in takers}
     for number in range(chunks if takers else 0):
-        shards.write(number, lambda out, number=number: write(out, number))
+        shards.write(number, partial(write, number))
         for name, of_chunks in values.items():
             of_chunks.append(load_array(shards.path(number) / f"{name}.npy"))
         c.progress(0.8 * (number + 1) / chunks, f"{number + 1:,} of {chunks:,} chunks measured")

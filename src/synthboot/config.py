@@ -248,6 +248,16 @@ class Endpoint(Section):
         return url
 
 
+class JudgeEndpoint(Endpoint):
+    """A server that judges."""
+
+    prices: dict[
+        Text, Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
+    ] = {}
+    """Dollars for a million tokens of prompts and of answers, by the name of a model, as in
+    `{gpt: [0.15, 0.60]}`: what judging has cost is said with the tokens."""
+
+
 class Server(Endpoint):
     """An OpenAI-compatible completions endpoint (vLLM, SGLang, llama.cpp). Its API key, if it needs
     one, is read from the environment variable SYNTHBOOT_API_KEY."""
@@ -292,7 +302,7 @@ class Engine(Section):
     """Batch size of sampling, in rows. Default: chosen from free memory and a short measurement."""
     server: Server = Server()
     """The server, for `synthesize.sampler: server`."""
-    judge: Endpoint = Endpoint()
+    judge: JudgeEndpoint = JudgeEndpoint()
     """The server for `analyze.judges: [server:NAME]`, with a chat endpoint. Its API key, if it
     needs one, is read from the environment variable SYNTHBOOT_JUDGE_API_KEY."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -979,6 +989,11 @@ class Analyze(Section):
     judge_cases: Count = 200
     """Most cases with a planted fault, and as many without, by which the error of a judge is
     measured, a question; one half of them chooses its threshold."""
+    judge_tokens: Count | None = None
+    """Most tokens, of prompts and answers, that language models may spend on judging, an equal part
+    for each of them and each question; a few requests more may be under way. What has been judged
+    by then counts, and what has not is said. Default: no limit. A server that does not tell its
+    tokens is not stopped."""
     topics: int = Field(20, ge=0, le=10_000)
     """Number of topics, clusters of D_pretrain's vectors, by which real and synthetic text are
     compared. 0: none."""

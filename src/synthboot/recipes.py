@@ -57,7 +57,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "pretrain": 6,
     "score": 1,
     "evaluate": 12,
-    "analyze": 9,
+    "analyze": 10,
     "report": 7,
     "extract": 1,
 }

@@ -6,7 +6,8 @@ finds in real text is the floor. Facts are held against the real documents neare
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from synthboot.artifacts.analysis import JudgedText
 from synthboot.artifacts.pairs import HELDOUT, VALIDATION
 from synthboot.artifacts.store import WORK, read_manifest
 from synthboot.artifacts.synthetic import Sample
@@ -33,28 +35,81 @@ _STREAMS = 2  # of real pairs; those of synthetic text come after them
 _PAIRS = ("irrelevance", "copying")
 
 
-def judged(c: Context, samples: Mapping[str, Sequence[Sample]]) -> list[dict[str, Any]]:
-    """What every judge says to every question that it can judge here, as plain values.
+def judged(
+    c: Context, samples: Mapping[str, Sequence[Sample]]
+) -> tuple[list[dict[str, Any]], list[JudgedText]]:
+    """What every judge says to every question that it can judge here, as plain values, and to every
+    text.
 
     Raises ConfigError where a model cannot be loaded, and SamplingError where a server fails; what
     was judged is kept.
     """
     texts = _Texts(c)
     judges = [_judge(c, name, texts) for name in c.cfg.analyze.judges]
+    asked = {question: _asked(c, question, samples, texts) for question in QUESTIONS}
+    # without real pairs, or without vectors to find references by, nothing is known
+    known = [question for question, (cases, _) in asked.items() if cases]
+    to_ask = [(question, judge) for question in known for judge in judges if judge.passes(question)]
+    # who counts tokens, and has to share them with the others
+    sharing = sum(_counts_tokens(judge) for _, judge in to_ask)
+    budget = c.cfg.analyze.judge_tokens
+    left = math.inf if budget is None else float(budget)
+
     found = []
+    by_text: list[JudgedText] = []
     with Record(c.folder / WORK / "judged.jsonl") as record:
-        for question in QUESTIONS:
-            cases, kinds = _asked(c, question, samples, texts)
-            # without real pairs, or without vectors to find references by, nothing is known
-            if not cases:
-                continue
-            for judge in judges:
-                if judge.passes(question):
-                    verdict = panel.judge(
-                        judge, question, cases, kinds, record, lambda words: c.progress(0.95, words)
-                    )
-                    found.append(panel.as_json(verdict))
-    return found
+        for question, judge in to_ask:
+            cases, kinds = asked[question]
+            most = math.inf
+            if _counts_tokens(judge):
+                most = left / sharing
+                sharing -= 1
+            verdict = panel.judge(
+                judge,
+                question,
+                cases,
+                kinds,
+                record,
+                lambda words: c.progress(0.95, words),
+                most,
+            )
+            left = max(0.0, left - verdict.spent.tokens)
+            found.append({**panel.as_json(verdict), "dollars": _dollars(c, verdict)})
+            by_text += _by_text(verdict, kinds)
+    return found, by_text
+
+
+def _counts_tokens(judge: Judge) -> bool:
+    """Whether a judge is a language model that is asked."""
+    return judge.name.startswith(("local:", "server:"))
+
+
+def _dollars(c: Context, verdict: panel.Verdict) -> float | None:
+    """What a server's answers cost, where its price is known and it told all of its tokens."""
+    kind, _, model = verdict.judge.partition(":")
+    prices = c.cfg.engine.judge.prices
+    if kind != "server" or model not in prices or verdict.spent.untold:
+        return None
+    of_prompt, of_completion = prices[model]
+    spent = verdict.spent
+    return (spent.prompt * of_prompt + spent.completion * of_completion) / 1e6
+
+
+def _by_text(verdict: panel.Verdict, kinds: Mapping[str, Sequence[Item]]) -> Iterator[JudgedText]:
+    """What a judge gave every text that it was asked about."""
+    for kind, scores in verdict.scores.items():
+        for item, score in zip(kinds[kind], scores, strict=False):
+            yield JudgedText(
+                judge=verdict.judge,
+                question=verdict.question,
+                kind=kind,
+                score=score,
+                threshold=verdict.threshold,
+                refused=verdict.refused,
+                text=item.text,
+                d1=item.d1,
+                references=item.references,
+            )
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,8 @@ def filtering(c: Context, judged: Mapping[Question, str]) -> list[Filtering]:
             if verdict.refused:
                 raise ConfigError(
                     f"synthesize/{c.variant}: `filter.judged.{question}`: {name} cannot tell it "
-                    f"here ({verdict.refused}); choose another judge, or drop it"
+                    f"here ({verdict.refused}); choose another judge, drop it, or hold out more "
+                    f"text (corpus.validation_docs, pair.heldout_share)"
                 )
             found.append(Filtering(judge, question, verdict, texts))
     return found

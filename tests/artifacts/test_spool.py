@@ -212,3 +212,17 @@ def test_weights_from_outside_are_part_of_what_the_corpus_reads(tmp_path: Path, 
         weights.write_bytes(content)
         seen.append(recipes.units(config.Config(**given))["corpus"].outside)
     assert seen[0] != seen[1]
+
+
+def test_several_processes_spool_the_same_bytes(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [*rows(21), {"id": 21}, *rows(20, 22)])
+    cfg = settings(tmp_path / "a.jsonl", replay=str(write_jsonl(tmp_path / "b.jsonl", rows(9, 100))), max_quarantine=0.5)
+    made = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        counted = spool.ingest(cfg, folder, silent, {}, workers)
+        assert (counted.records, counted.quarantined) == (51, 1)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        made.append({path.relative_to(folder): path.read_bytes() for path in files})
+    assert len([path for path in made[0] if path.name == "documents.arrow"]) == 8
+    assert made[0] == made[1]

@@ -240,6 +240,18 @@ def test_rates_are_those_of_finished_artifacts_of_this_run_else_of_others(tmp_pa
     assert "H100s" in row(cost.plan(cfg, units, states(cfg, units), "h100"), "base").rate
 
 
+def test_scoring_takes_what_it_took_in_this_run_however_many_checkpoints_were_scored(tmp_path: Path) -> None:
+    cfg = loading.load(small_config(tmp_path / "x.jsonl", tmp_path, corpus__source="world"))
+    units = recipes.units(cfg)
+    planned = row(cost.plan(cfg, units, states(cfg, units)), "score")
+    start = machines.figures().core.start_seconds.value
+    # the plan counts two checkpoints of each model; one was scored
+    tokens = planned.tokens / planned.artifacts / 2
+    finished(tmp_path, "small/08-score/repetition/seed-9", "score", 20 + start, tokens=tokens)
+    hours = row(cost.plan(cfg, units, states(cfg, units)), "score").device_hours
+    assert hours == pytest.approx(planned.artifacts * (20 + start) / 3600)
+
+
 def test_predictions_are_held_to_what_was_taken_each_without_itself(tmp_path: Path) -> None:
     cfg = loading.load(small_config(tmp_path / "x.jsonl", tmp_path, corpus__source="world"))
     units = recipes.units(cfg)

@@ -8,9 +8,10 @@ are others now, so that no spool mixes a file before and after it has changed.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int64, UInt64
 
-from synthboot import config
+from synthboot import config, pool
 from synthboot.artifacts.corpus import QUARANTINE
 from synthboot.artifacts.parts import Part
 from synthboot.artifacts.store import WORK, Progress, Shards
@@ -28,6 +29,9 @@ from synthboot.data import documents, files, ngrams
 from synthboot.data.canaries import Canary
 from synthboot.data.disk import load_array, remove, save_array, unreadable, write_bytes
 from synthboot.errors import DataError
+
+_Batch = tuple[list[documents.Record], bool]
+"""The records of a shard, and whether they are those to replay."""
 
 GIVE_UP_AFTER = 100_000
 """Bad records after which those to come are not waited for, where most are bad."""
@@ -54,8 +58,11 @@ def ingest(
     folder: Path,
     progress: Progress,
     expected: Mapping[str, Sequence[str]],
+    workers: int = 1,
 ) -> Ingested:
     """Spool every record of the source in `folder`/work/ingest, and write quarantine.jsonl.
+
+    One process reads; `workers` parse documents, sign them and write the shards.
 
     Raises DataError where a file is not what `expected` says, where there are no records, or where
     too many are bad.
@@ -66,15 +73,23 @@ def ingest(
     bad = 0
     num_shards = 0
     reasons: Counter[str] = Counter()
-    for index, (batch, replay) in enumerate(_batches(cfg, expected, ignored)):
-        num_shards = index + 1
-        counts = _keep(shards, index, batch, replay, cfg)
+    batches, are_several = _several(_batches(cfg, expected, ignored))
+    # nobody is started for the one shard of a small corpus
+    kept = pool.imap(
+        _keeper,
+        (shards.folder, cfg),
+        enumerate(batches),
+        workers if are_several else 1,
+    )
+    for counts in kept:
+        num_shards += 1
         count += counts["records"]
         bad += counts["quarantined"]
         reasons.update(counts["reasons"])
         progress(0.0, f"{count:,} records read")
         if bad > GIVE_UP_AFTER and bad > (1 + cfg.max_quarantine) / 2 * count:
             break  # a wrong field name is told at once, not after a night
+    kept.close()  # type: ignore[attr-defined]
 
     shards.close(num_shards)
     if not count:
@@ -119,6 +134,22 @@ def ingest_part(
             _keep(shards, index, batch, replay, cfg)
         progress(0.0, f"{count:,} shards read")
     return shards, count
+
+
+def _several(batches: Iterator[_Batch]) -> tuple[Iterator[_Batch], bool]:
+    """The same batches, and whether there is more than one."""
+    head = list(itertools.islice(batches, 2))
+    return itertools.chain(head, batches), len(head) == 2
+
+
+def _keeper(folder: Path, cfg: config.Corpus) -> Callable[[tuple[int, _Batch]], dict[str, Any]]:
+    """In a worker: from a batch and its number to the counts of its shard, which is committed."""
+
+    def keep(numbered: tuple[int, _Batch]) -> dict[str, Any]:
+        index, (batch, replay) = numbered
+        return _keep(Shards(folder), index, batch, replay, cfg)
+
+    return keep
 
 
 def _keep(
@@ -242,11 +273,8 @@ def _batches(
     cfg: config.Corpus,
     expected: Mapping[str, Sequence[str]],
     ignored: documents.Ignored,
-) -> Iterator[tuple[list[documents.Record], bool]]:
-    """The records a shard at a time, and whether they are those to replay.
-
-    The source comes first.
-    """
+) -> Iterator[_Batch]:
+    """The records a shard at a time, those of the source first."""
     settings: tuple[Literal["source", "replay"], ...] = ("source", "replay")
     for setting in settings:
         batch: list[documents.Record] = []

@@ -1,5 +1,6 @@
 // The loops of sampling: one token of attention over a cache, and a token drawn from logits.
 // `decoding.py` says what goes in and out.
+
 // ---- one token of attention for every row of a batch
 
 // T is float, or uint16_t for bfloat16. Keys lie in blocks of sixteen positions, so that sixteen

@@ -1,5 +1,6 @@
 // The loops of the join: the k best of every query, the members within a radius of its nearest,
 // rows in half precision made ready for matmuls. `topk.py` says what goes in and out.
+
 // Queries, members, and scores of theirs that are off by at most `margin`. A row of scores has
 // room for `stride` columns, of which `columns` are members.
 template <class T>

@@ -1,5 +1,6 @@
 // The loops of training, forwards and backwards: norms, gates, rotary positions, attention's
 // softmax, and the loss. `training.py` says what goes in and out.
+
 // ---- softmax turned into the gradient of its cross-entropy
 
 // One row, in place; adds the cross-entropy and the squared logsumexp to `sums`.

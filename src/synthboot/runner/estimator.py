@@ -84,7 +84,9 @@ class Estimator:
         processes = self.cfg.engine.processes
         if unit.stage in torchrun.STAGES and processes > 1:
             return min(processes, self.machine.devices)
-        return self.machine.devices if has_workers(unit) else 1
+        # of corpus a part alone is done by several processes, and none of it by a GPU
+        is_spread = has_workers(unit) and unit.stage != "corpus"
+        return self.machine.devices if is_spread else 1
 
     def rate(self, stage: str, work: Work) -> Rate:
         """The rate of a stage by finished artifacts, of this run if it has any; else None, and what
@@ -103,6 +105,10 @@ class Estimator:
                 if SAMPLED in manifest.parents:  # nothing was sampled for it
                     continue
                 done = _amount(stage, manifest.cost.get("flops", 0), manifest.cost.get("tokens", 0))
+                if stage == "score" and is_near:
+                    # whether the last checkpoint is the best one, so that it is scored once, and
+                    # what questions take is not planned, and is much alike in all arms
+                    done = wanted
                 if wanted / 10 < done < wanted * 10:
                     rates += _rates(manifest, done, self.start)
             if rates:

@@ -19,7 +19,7 @@ from synthboot.runner import torchrun
 from synthboot.runner.memory import Memory
 from synthboot.runner.step import run_part, run_step
 
-PARALLEL = ("embed", "pair", "synthesize")
+PARALLEL = ("corpus", "embed", "pair", "synthesize")
 """Stages whose steps have workers of their own."""
 
 ITEMS = ("corpus", "embed", "pair", "synthesize")

@@ -12,7 +12,8 @@ where there is such text.
 4. train the tokenizer on D_pretrain alone, plant the canaries in it, if any, and write documents
    and tokens in shards.
 
-Memory is one shard of text plus about 600 bytes a document (signatures are memory-mapped).
+Memory is one shard of text, two more for each worker while text is read, and about 600 bytes a
+document (signatures are memory-mapped).
 Source: arXiv:2509.15248 takes a fixed subset of a cleaned pool; the paper does not say how its sets
 were kept apart.
 """
@@ -54,15 +55,17 @@ def corpus(
     tokenizer_name: str | None = None,
     progress: Progress = silent,
     expected: Mapping[str, Sequence[str]] | None = None,
+    workers: int = 1,
 ) -> Counts:
     """The corpus written to `folder`; work already there is kept.
 
     `tokenizer_name` overrides `cfg.tokenizer`; `expected` has the identities of `source` and
-    `replay` that the artifact is recorded under. Raises DataError for unreadable files, for files
-    that are not what was expected, and for too many bad records, BudgetError where the pool holds
-    fewer than `unique_tokens`.
+    `replay` that the artifact is recorded under; `workers` processes take part in reading.
+
+    Raises DataError for unreadable files, for files that are not what was expected, and for too
+    many bad records, BudgetError where the pool holds fewer than `unique_tokens`.
     """
-    ingested = ingest(cfg, folder, progress, expected or {})
+    ingested = ingest(cfg, folder, progress, expected or {}, workers)
     spool = Spool(Shards(folder / WORK / "ingest"))
     splits = _named_splits(spool, cfg)
     kept, group, dropped = _deduplicate(spool, splits, cfg, progress)

@@ -24,6 +24,7 @@ def corpus(c: Context) -> Outcome:
         c.cfg.model.init_from,
         c.progress,
         _expected(c),
+        c.workers,
     )
     return asdict(result), {"tokens": sum(result.tokens.values())}
 

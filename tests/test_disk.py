@@ -28,7 +28,7 @@ from synthboot.runner import unit
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.state import states
 from synthboot import pool
-for name in [*pool.PRELOAD, "sklearn.utils.extmath", "jinja2", "synthboot.steps"]:
+for name in [*pool.PRELOAD, "sklearn.utils.extmath", "jinja2"]:
     __import__(name)
 import torch
 from synthboot.errors import StorageError

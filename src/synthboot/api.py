@@ -24,7 +24,6 @@ from synthboot.artifacts.synthetic import Sample, Synthetic
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
 from synthboot.errors import MissingArtifact
-from synthboot.export.export import Exported, What, export
 from synthboot.export.finished import Finished
 from synthboot.notebook import pandas
 from synthboot.report import page
@@ -36,6 +35,8 @@ from synthboot.studies.study import Grid, Study, collect
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from synthboot.export.export import Exported, What
 
 __all__ = [
     "Report",
@@ -152,6 +153,9 @@ class Run:
         force: bool = False,
     ) -> Exported:
         """Write what is finished to a folder to take away (`export.export`)."""
+        # it brings torch along, which this process does without: models are trained by its workers
+        from synthboot.export.export import export
+
         place = None if out is None else Path(out)
         return export(self.config, what, place, arm=arm, seed=seed, license=license, force=force)
 

@@ -64,6 +64,8 @@ PRELOAD = [
     "transformers.models.qwen3.modeling_qwen3",
     "sklearn.feature_extraction.text",
     "pyarrow.parquet",
+    "synthboot.runner.unit",
+    "synthboot.steps",
 ]
 """Modules that the fork server imports once, so that no worker has to."""
 

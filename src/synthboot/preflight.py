@@ -17,9 +17,10 @@ _BUILT_IN = ("self", "file")
 
 
 def check(cfg: config.Config) -> None:
-    """Raise ConfigError or DataError for questions that are none, and for models, packages and a
-    GPU that are not here."""
+    """Raise ConfigError or DataError for questions that are none, for steps that cannot be shared,
+    and for models, packages and a GPU that are not here."""
     check_executor(cfg)
+    _check_processes(cfg)
     _check_several_models(cfg)
     _check_questions(cfg)
     _check_contexts(cfg)
@@ -42,15 +43,26 @@ def check_executor(cfg: config.Config) -> None:
         )
 
 
+def _check_processes(cfg: config.Config) -> None:
+    if cfg.engine.processes > 1:
+        from synthboot.lm import parallel  # it takes torch
+
+        rows = cfg.optim.batch_tokens // cfg.model.seq_len
+        parallel.share(rows, parallel.Group(0, cfg.engine.processes))
+
+
 def _check_questions(cfg: config.Config) -> None:
+    of_harness = []
     for name in tasks.names(cfg.evaluate):
         if name.startswith(tasks.LM_EVAL):
-            # imported here, since it takes torch, which takes seconds
-            from synthboot.lm.questions import known_to_harness
-
-            known_to_harness([name.removeprefix(tasks.LM_EVAL)], cfg.evaluate.task_folder)
+            of_harness.append(name.removeprefix(tasks.LM_EVAL))
         elif name != tasks.WORLD:
             tasks.read(name, cfg.evaluate, cfg.seed)
+    if of_harness:
+        # imported here, since it takes torch, which takes seconds
+        from synthboot.lm.questions import known_to_harness
+
+        known_to_harness(of_harness, cfg.evaluate.task_folder)
 
 
 def _check_contexts(cfg: config.Config) -> None:

@@ -175,6 +175,7 @@ def test_items_that_the_training_text_holds_are_found(tmp_path: Path) -> None:
     assert short.tolist() == [False] * 5 + [True]
 
 
+@pytest.mark.slow
 def test_known_tasks_with_files_on_this_machine_can_be_read() -> None:
     folder = Path(__file__).parents[3] / "shared" / "data" / "eval"
     if not folder.exists():

@@ -26,7 +26,7 @@ def test_configurations_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_corpora_are_read_and_counted_or_refused(tmp_path: Path) -> None:
     with corpora.fuzzer(tmp_path) as fuzzer:
-        tally = run(fuzzer, small(60))
+        tally = run(fuzzer, small(40))
     assert tally.accepted >= 10, tally
 
 

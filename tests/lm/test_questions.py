@@ -134,7 +134,7 @@ def both(
         (place / f"{kind}.yaml").write_text(yaml.safe_dump(task))
         ours[kind] = questions.ask(model, tokenizer, tasks.read(str(path), config.Evaluate(tasks=[str(path)])), WINDOW)
     ours["shots"] = with_examples(model, tokenizer, place)
-    with pytest.MonkeyPatch.context() as patch:  # once: the harness looks through ten thousand files
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", str(place / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         theirs = questions.harness(folder, [f"own_{kind}" for kind in ours], str(place), "cpu")
@@ -237,10 +237,32 @@ def test_open_answers_are_compared_without_case_and_punctuation(saved: tuple[Pat
     assert [answer.acc for answer in questions.ask(model, tokenizer, items, WINDOW)] == [True, False]
 
 
-def test_an_unknown_lm_eval_task_is_an_error(saved: tuple[Path, Any, Tokenizer], tmp_path: Path) -> None:
+def tasks_of(folder: Path, **by_file: str) -> str:
+    folder.mkdir()
+    for name, described in by_file.items():
+        (folder / f"{name}.yaml").write_text(described)
+    return str(folder)
+
+
+def test_tasks_of_a_folder_and_of_lm_eval_are_known_and_others_are_an_error(
+    saved: tuple[Path, Any, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("lm_eval")
+    theirs = tasks_of(tmp_path / "theirs", a="task: of_theirs\ntag: several\n")
+    ours = tasks_of(tmp_path / "ours", b="task: of_ours\n", c="group: both\ntask: [of_ours, of_theirs]\n")
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", f"{theirs}/manager.py")  # in place of its fourteen thousand
+    for asked in (["of_ours"], ["of_theirs"], ["of_theirs", "of_ours"], ["several"], ["both"]):
+        known = questions.known_to_harness(asked, ours).all_tasks
+        assert set(asked) <= set(known)
+        assert ("of_theirs" in known) == (asked != ["of_ours"])  # what a group names is there with it
     with pytest.raises(ConfigError, match="lm-eval knows no task 'no_such_task'"):
-        questions.harness(saved[0], ["no_such_task"], str(tmp_path), "cpu")
+        questions.harness(saved[0], ["of_ours", "no_such_task"], ours, "cpu")
+
+
+@pytest.mark.slow
+def test_lm_eval_s_own_tasks_are_known(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    assert "arc_easy" in questions.known_to_harness(["arc_easy", "mmlu"], str(tmp_path)).all_tasks
 
 
 def test_chance_is_chance() -> None:

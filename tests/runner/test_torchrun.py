@@ -143,7 +143,8 @@ def meanwhile(settings: dict[str, Any], kill: Callable[[Path], None]) -> Iterato
     thread.join()
 
 
-@pytest.mark.parametrize("later", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow  # two nodes, below, go the same way
+@pytest.mark.parametrize("later", [1, 4])
 def test_a_killed_rank_ends_the_job_and_it_resumes_at_any_number(
     alone: Trained, world_file: Path, tmp_path: Path, later: int
 ) -> None:
@@ -202,10 +203,11 @@ def launcher(tmp_path: Path, nodes: int, each: int) -> str:
     return f"{sys.executable} {tmp_path / 'srun.py'} {nodes} {torchrun}"
 
 
-@pytest.mark.parametrize("each", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("each", "together"), [(1, False), pytest.param(2, True, marks=pytest.mark.slow)])
 def test_two_nodes_train_as_one_process_and_a_killed_rank_ends_both(
-    alone: Trained, world_file: Path, tmp_path: Path, each: int
+    alone: Trained, world_file: Path, tmp_path: Path, each: int, together: bool
 ) -> None:
+    """What they had trained by then goes on to the same end, by both nodes or by one process."""
     engine = {"processes": 2 * each, "launch": launcher(tmp_path, 2, each)}
     settings = begun(alone, world_file, tmp_path, engine=engine)
     with (
@@ -215,7 +217,8 @@ def test_two_nodes_train_as_one_process_and_a_killed_rank_ends_both(
         api.Run(settings).run("base")
     assert not ranks(jobs[0]) + ranks(jobs[0], agents=True)
     assert not list(run_folder(settings).glob(".together-*"))
-    _, curve, _ = base(settings)
+    checkpoint(run_folder(settings))
+    _, curve, _ = base(settings if together else {**settings, "engine": {"processes": 1}})
     assert np.allclose(curve, alone[1], atol=1e-4)
 
 
@@ -247,5 +250,13 @@ def test_rows_that_cannot_be_shared_are_an_error_in_one_line(alone: Trained, wor
     with pytest.raises(ConfigError, match=r"a step of 4 rows cannot be shared by 3 processes; make batch_tokens"):
         parallel.share(4, parallel.Group(0, 3))
     settings = begun(alone, world_file, tmp_path, engine={"processes": 2}, optim__batch_tokens=288)
-    with pytest.raises(TrainingError, match=r"base: engine.processes: a step of 3 rows cannot be shared by 2"):
-        api.Run(settings).run("base")
+    with pytest.raises(ConfigError, match=r"^engine.processes: a step of 3 rows cannot be shared by 2"):
+        api.Run(settings).run("base")  # before anything is trained
+
+
+@pytest.mark.slow
+def test_what_a_rank_finds_to_be_wrong_is_one_line(world_file: Path, tmp_path: Path) -> None:
+    arms = {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.5}}
+    settings = small_config(world_file, tmp_path, engine={"processes": 2}, arms=arms, tune__batch_tokens=288)
+    with pytest.raises(TrainingError, match=r"tune/related: engine.processes: a step of 3 rows cannot be shared by 2"):
+        api.Run(settings).run("tune")

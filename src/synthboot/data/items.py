@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _FIELDS = {
     "open": ("query", "answers"),
 }
 """Kind of question -> its fields; the first two tell the kind."""
+_LONE = re.compile("[\ud800-\udfff]")
 
 Row = Mapping[str, object]
 
@@ -190,7 +192,7 @@ def _checked(value: object, what: str) -> str:
         raise NoItem(f"{what} is {_shown(value)}, not text")
     if not value.strip():
         raise NoItem(f"{what} is empty")
-    if any("\ud800" <= c <= "\udfff" for c in value):
+    if _LONE.search(value):
         raise NoItem(f"{what} holds lone surrogates")
     return value
 

@@ -84,7 +84,7 @@ def test_killed_at_several_points_of_one_run_it_ends_with_the_same_bytes(
 
 
 DIE_AT_EVERY_STEP = """
-import json, os, re, sys, zlib
+import json, os, re, sys
 from pathlib import Path
 from synthboot import config, recipes
 from synthboot.runner import unit
@@ -109,12 +109,14 @@ def deadly(name, real):
             return real(*paths, **named)
         for pattern, kind in ALIKE:
             target = re.sub(pattern, kind, target)
-        step = name + " " + target
-        chosen = target.endswith("manifest.json") or zlib.crc32(step.encode()) % every == 0
-        if chosen and step not in seen.read_text().splitlines():
+        step, known = name + " " + target, seen.read_text().splitlines()
+        if step not in known and "passed " + step not in known:
+            number = sum(line.removeprefix("passed ").startswith(name + " ") for line in known)
+            dies = target.endswith("manifest.json") or number % every == 0
             with open(seen, "a") as file:
-                file.write(step + "\\n")
-            os._exit(9)
+                file.write(("" if dies else "passed ") + step + "\\n")
+            if dies:
+                os._exit(9)
         return real(*paths, **named)
     return once_each
 
@@ -156,7 +158,7 @@ def test_killed_just_before_a_rename_or_removal_it_ends_with_the_same_files(
     tiny: dict[str, Any], tmp_path: Path, every: int
 ) -> None:
     """Whatever a stage writes appears by a rename, and whatever goes does so by a removal. Here the process dies before each
-    kind of them, one after the other, or before every artifact's last and a fixed sample of the others."""
+    kind of them, one after the other, or before every artifact's last and every fourth kind."""
     settings = {**tiny, "root": str(tmp_path)}
     seen = tmp_path / "seen"
     seen.touch()

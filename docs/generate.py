@@ -76,9 +76,18 @@ def settings() -> str:
             top.append((name, field))
         else:
             title = f"{name}.NAME" if name == "arms" else name
-            parts.append(f"## {title}\n\n{_plain(section.__doc__)}\n\n{_settings_table(section.model_fields.items())}")
+            parts += _section("##", title, section)
     parts.insert(1, f"## (top level)\n\n{_settings_table(top)}")
     return "\n".join(parts)
+
+
+def _section(heading: str, title: str, section: Any) -> list[str]:
+    """A section and those inside it."""
+    parts = [f"{heading} {title}\n\n{_plain(section.__doc__)}\n\n{_settings_table(section.model_fields.items())}"]
+    for name, field in section.model_fields.items():
+        if _is_section(field.annotation):
+            parts += _section("###", f"{title}.{name}", field.annotation)
+    return parts
 
 
 def _is_section(value: Any) -> bool:

@@ -109,6 +109,22 @@ def refused(arms: dict[str, Any]) -> str:
         ({"distill": "e", "synthetic": "related", "share": 0.5}, "`distill` is about D_pretrain as it is"),
         ({"distill_weight": 0.9}, "`distill_weight` needs `distill`"),
         ({"sweep": {"distill_weight": [0.9]}}, "a `sweep` of `distill_weight` needs `distill`"),
+        ({"filter": {"loss": [1, 2]}}, "`filter` and `match: flops` are about synthetic text, and this arm has none"),
+        ({"synthetic": "related", "share": 0.5, "filter": {"times": 3}}, "and this one throws nothing away; name `loss`"),
+        ({"synthetic": "related", "share": 0.5, "filter": {"loss": [2, 1]}}, "[2.0, 1.0] is no window"),
+        ({"synthetic": "related", "share": 0.5, "filter": {"loss": [2]}}, "it takes a list of 2, each a number"),
+        (
+            {"synthetic": "related", "share": 0.5, "filter": {"los": [1, 2]}},
+            "arms.odd.filter.los: unknown key; did you mean loss?",
+        ),
+        (
+            {"synthetic": "related", "share": 0.5, "filter": {"judged": {"copying": "likelihood"}}},
+            "likelihood judges irrelevance alone, not copying",
+        ),
+        (
+            {"synthetic": "unconditional", "share": 0.5, "filter": {"similarity": [0, 1]}},
+            "samples of `synthetic: unconditional` have no d1; drop `similarity`",
+        ),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused_in_one_line(arm: dict[str, Any], message: str) -> None:
@@ -154,6 +170,40 @@ def test_another_recipe_leaves_what_it_does_not_read_alone(tmp_path: Path) -> No
     before, after = fingerprints(plain), fingerprints(more)
     assert {n for n in before if before[n] != after[n]} == {"evaluate", "report"}
     assert set(after) - set(before) == {"pretrain/noisier/seed-0", "score/noisier/seed-0"}
+
+
+def test_arms_with_one_filter_share_what_it_leaves(tmp_path: Path) -> None:
+    source = tmp_path / "x.jsonl"
+    source.write_text("{}\n")
+    sbp = {"synthetic": "related", "share": 0.1}
+    chosen = {"loss": [2, 4.5], "near_duplicates": ["corpus"]}
+
+    def found(**arms: Any) -> dict[str, recipes.Unit]:
+        arms = {"repetition": {}, "sbp": sbp, **arms}
+        return recipes.units(loading.load(small_config(source, tmp_path, arms=arms, pretrain={"seeds": [0]})))
+
+    plain = found()
+    plan = found(
+        clean={**sbp, "filter": {**chosen, "times": 4}},
+        more={**sbp, "share": 0.2, "filter": chosen},
+        noisy={**sbp, "noise": 0.1, "filter": {**chosen, "loss": [2, 4]}},
+    )
+    name = "synthesize/related,loss=2..4.5,near_duplicates=corpus"
+    assert [n for n in plan if n.startswith("synthesize/")] == ["synthesize/related", name, name.replace("4.5", "4")]
+    assert plan["pretrain/clean/seed-0"].parents["synthesize"] == name
+    assert plan["pretrain/more/seed-0"].parents["synthesize"] == name
+    assert plan["pretrain/sbp/seed-0"].parents["synthesize"] == "synthesize/related"
+    assert plan[name].parents == {"corpus": "corpus", "sampled": "synthesize/related", "base": "base"}
+    # four times a tenth of 12,000, twice a fifth; of what is left, what the larger arm reads
+    assert plan["synthesize/related"].options["budget_tokens"] == 4_800 + 96
+    assert plan[name].options["budget_tokens"] == 2_400 + 96
+    order = list(plan)
+    assert all(order.index(p) < order.index(n) for n, u in plan.items() for p in u.parents.values())
+
+    # how much there is to choose from is known by what was sampled alone
+    less = found(clean={**sbp, "share": 0.2, "filter": {**chosen, "times": 3}})
+    assert less[name].reads == plan[name].reads
+    assert set(plain) <= set(plan)
 
 
 def test_whoever_is_taught_waits_for_the_teacher_of_its_seed_and_goes_stale_with_it(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from synthboot import show
+from synthboot.artifacts.analysis import judged_texts
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.pairs import TRAIN, Pairs
@@ -25,6 +26,30 @@ ENOUGH = 10_000
 
 def joined(example: show.Example, name: str) -> str:
     return "".join(part for part, _ in example.texts[name])
+
+
+def test_judged_shows_what_judges_called_faulty_worst_first(finished: dict[str, Any]) -> None:
+    run = run_folder(finished)
+    faulty = [row for row in judged_texts(run / "10-analyze") if row.score > row.threshold]
+    assert len({row.judge for row in faulty}) > 1, "the test needs texts that several judges called faulty"
+    found = show.examples(run, "judged", ENOUGH)
+    assert sorted(joined(example, "text") for example in found) == sorted(row.text for row in faulty)
+    by_group: dict[str, list[float]] = {}
+    for example in found:
+        group, score = re.fullmatch(r"(.*): score ([^ ]+), faulty above .*", example.title).groups()
+        by_group.setdefault(group, []).append(float(score))
+    assert all(scores == sorted(scores, reverse=True) for scores in by_group.values())
+    # every judge, question and kind of text comes up before any of them twice
+    assert len({example.title.split(": score")[0] for example in found[: len(by_group)]}) == len(by_group)
+
+    judge = faulty[0].judge
+    only = show.examples(run, "judged", ENOUGH, grep=f"^{judge}, ")
+    assert len(only) == sum(row.judge == judge for row in faulty)
+    pair = next(row for row in faulty if row.d1)
+    [example] = [e for e in found if joined(e, "text") == pair.text and e.title.startswith(f"{pair.judge}, {pair.question}")][
+        :1
+    ]
+    assert joined(example, "d1") == pair.d1
 
 
 def test_grep_shows_every_document_that_a_pattern_is_found_in_and_no_other(finished: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from synthboot.artifacts.analysis import Analysis
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.evaluation import REPETITION, Evaluation
+from synthboot.artifacts.extraction import COMPARED, Extraction
 from synthboot.artifacts.model import Model, Tuning
 from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
 from synthboot.artifacts.synthetic import Sample, Synthetic
@@ -130,6 +131,16 @@ class Run:
         """The measures of synthetic text beside real text."""
         self.run("analyze")
         return Analysis.open(self._folder("analyze"))
+
+    def extract(self) -> Extraction:
+        """What every model gives back of what it read, compared: needs `extract.docs` or
+        `corpus.canaries.count`. Raises MissingArtifact where neither is set."""
+        if not (self.config.extract.docs or self.config.corpus.canaries.count):
+            raise MissingArtifact(
+                "extract: nothing is asked for; set extract.docs or corpus.canaries.count"
+            )
+        self.run("extract")
+        return Extraction.open(self._folder(f"extract/{COMPARED}"))
 
     def export(
         self,

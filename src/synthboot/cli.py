@@ -532,6 +532,7 @@ def status(run: Path, as_json: bool) -> None:
             "extracted",
             "canaries",
             "quarantine",
+            "judged",
             "quality",
         ]
     ),
@@ -558,9 +559,9 @@ def show(
     as_json: bool,
 ) -> None:
     """Read examples in the terminal: documents, pairs side by side, synthetic text, what was
-    copied, what models gave back of documents and how exposed canaries are, what was quarantined;
-    and search in them. `quality` is the paper's quality table with this run's figures: what was
-    counted, and what judges say, with their own error."""
+    copied, what models gave back of documents and how exposed canaries are, what was quarantined,
+    what judges called faulty; and search in them. `quality` is the paper's quality table with this
+    run's figures: what was counted, and what judges say, with their own error."""
     from synthboot import show as shown
 
     run_folder = _run_folder(run)
@@ -849,6 +850,7 @@ _NOTHING = {
     "extracted": "no document was asked for; set extract.docs",
     "canaries": "none was planted; set corpus.canaries.count",
     "quarantine": "nothing is quarantined",
+    "judged": "no judge was asked, or none called a text faulty; see analyze.judges",
 }
 
 

@@ -26,6 +26,7 @@ from synthboot.schema import (
     Switch,
     Text,
     Url,
+    Window,
     given,
     trials,
 )
@@ -247,6 +248,16 @@ class Endpoint(Section):
         return url
 
 
+class JudgeEndpoint(Endpoint):
+    """A server that judges."""
+
+    prices: dict[
+        Text, Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
+    ] = {}
+    """Dollars for a million tokens of prompts and of answers, by the name of a model, as in
+    `{gpt: [0.15, 0.60]}`: what judging has cost is said with the tokens."""
+
+
 class Server(Endpoint):
     """An OpenAI-compatible completions endpoint (vLLM, SGLang, llama.cpp). Its API key, if it needs
     one, is read from the environment variable SYNTHBOOT_API_KEY."""
@@ -291,7 +302,7 @@ class Engine(Section):
     """Batch size of sampling, in rows. Default: chosen from free memory and a short measurement."""
     server: Server = Server()
     """The server, for `synthesize.sampler: server`."""
-    judge: Endpoint = Endpoint()
+    judge: JudgeEndpoint = JudgeEndpoint()
     """The server for `analyze.judges: [server:NAME]`, with a chat endpoint. Its API key, if it
     needs one, is read from the environment variable SYNTHBOOT_JUDGE_API_KEY."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -654,6 +665,82 @@ _PACKED_PAIRS = (
 _MEGADOC = "`layout: megadoc` needs synthetic text that has a d1"
 
 
+class Filter(Section):
+    """Which samples of its synthetic text an arm may read. A window is [least, most], both inside;
+    a sample outside of one, or that a judge calls faulty, is thrown away, and counted under the
+    first reason that holds, in the order below."""
+
+    times: float = Field(2.0, ge=1, le=1_000)
+    """Tokens that are sampled for each that the arm reads, for the filter to choose from."""
+    loss: Window | None = None
+    """Nats a token that a sample costs base."""
+    similarity: Window | None = None
+    """Similarity to its d1, by the embedding of the pairs."""
+    novelty: Window | None = None
+    """Share of its runs of `novelty_tokens` that D_pretrain, all of it, does not hold."""
+    novelty_tokens: Size = 5
+    """Length of these runs, in tokens."""
+    judged: dict[
+        Literal["repetition", "nonfactual", "irrelevance", "copying"],
+        Literal["rules", "embedding", "likelihood"],
+    ] = {}
+    """Who judges which question (`embedding` and `likelihood`: irrelevance alone), as
+    `analyze.judges` does: on planted cases a judge finds where a fault begins, and one that cannot
+    tell is an error."""
+    near_duplicates: list[Literal["corpus", "samples"]] = []
+    """Near-duplicates that are thrown away: of documents of D_pretrain, and of other samples, of
+    which the first of those that are left stays."""
+
+    @field_validator("loss", "similarity", "novelty")
+    @classmethod
+    def _ordered(cls, window: list[float] | None) -> list[float] | None:
+        if window is not None and not window[0] <= window[1]:
+            raise ValueError(f"{window} is no window: the least value comes first")
+        return window
+
+    @model_validator(mode="after")
+    def _check_filter(self) -> Filter:
+        if self.times != Filter.model_fields["times"].default and not self.chooses:
+            raise ValueError(
+                "`times` is for a filter, and this one throws nothing away; name `loss`, "
+                "`similarity`, `novelty`, `judged` or `near_duplicates`"
+            )
+        for question, judge in self.judged.items():
+            if judge != "rules" and question != "irrelevance":
+                raise ValueError(f"`judged`: {judge} judges irrelevance alone, not {question}")
+        return self
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it throws anything away."""
+        return bool(self.windows or self.judged or self.near_duplicates)
+
+    @property
+    def windows(self) -> dict[str, tuple[float, float]]:
+        """The windows that there are, by what is measured."""
+        named = {"loss": self.loss, "similarity": self.similarity, "novelty": self.novelty}
+        return {name: (window[0], window[1]) for name, window in named.items() if window}
+
+    @property
+    def needs_d1(self) -> bool:
+        """Whether it is about d1 too, which not all samples have."""
+        return self.similarity is not None or bool({"irrelevance", "copying"} & set(self.judged))
+
+    @property
+    def name(self) -> str:
+        """What it throws away, in as many signs as it takes to tell it from any other filter."""
+        parts = []
+        for name, window in self.windows.items():
+            low, high = (repr(end).removesuffix(".0") for end in window)
+            parts.append(f"{name}={low}..{high}")
+        if self.novelty is not None:
+            parts.append(f"novelty_tokens={self.novelty_tokens}")
+        parts += [f"{question}={judge}" for question, judge in sorted(self.judged.items())]
+        if self.near_duplicates:
+            parts.append(f"near_duplicates={'+'.join(sorted(set(self.near_duplicates)))}")
+        return ",".join(parts)
+
+
 class Arm(Section):
     """The recipe of one arm: its training text and the layout of it. Arms differ in nothing
     else, but for how many models there are (`ensemble`) and who teaches them (`distill`)."""
@@ -664,6 +751,8 @@ class Arm(Section):
     fresh weights; `unconditional`, sampled from base without d1. Default: none, real text only."""
     share: float = Field(0.0, ge=0, lt=1)
     """Fraction of `train_tokens` that is synthetic."""
+    filter: Filter = Filter()
+    """Which samples may be read; all that `synthesize` has kept unless it is set."""
     order: Literal["mixed", "synthetic_first"] = "mixed"
     """Synthetic text mixed evenly into the run (the paper), or all of it before the real text."""
     layout: Literal["shuffled", "packed_pairs", "megadoc"] = "shuffled"
@@ -764,9 +853,10 @@ class Arm(Section):
             )
 
     def _check_real_text(self) -> None:
-        if self.rounds > 1 or self.match == "flops" or self.order != "mixed":
+        is_about_samples = self.rounds > 1 or self.match == "flops" or self.filter.chooses
+        if is_about_samples or self.order != "mixed":
             raise ValueError(
-                "`rounds`, `order` and `match: flops` are about synthetic text, "
+                "`rounds`, `order`, `filter` and `match: flops` are about synthetic text, "
                 "and this arm has none"
             )
         # Neighbours are known within D_pretrain alone, and an oracle reads more than that.
@@ -784,6 +874,11 @@ class Arm(Section):
             raise ValueError(_PACKED_PAIRS)
         if self.layout == "megadoc" and self.synthetic == "unconditional":
             raise ValueError(_MEGADOC)
+        if self.filter.needs_d1 and self.synthetic == "unconditional":
+            raise ValueError(
+                "`filter`: samples of `synthetic: unconditional` have no d1; drop `similarity`, "
+                "`irrelevance` and `copying`"
+            )
         if self.epochs is not None or "epochs" in self.sweep:
             raise ValueError("`epochs` is about real text alone")
 
@@ -894,6 +989,11 @@ class Analyze(Section):
     judge_cases: Count = 200
     """Most cases with a planted fault, and as many without, by which the error of a judge is
     measured, a question; one half of them chooses its threshold."""
+    judge_tokens: Count | None = None
+    """Most tokens, of prompts and answers, that language models may spend on judging, an equal part
+    for each of them and each question; a few requests more may be under way. What has been judged
+    by then counts, and what has not is said. Default: no limit. A server that does not tell its
+    tokens is not stopped."""
     topics: int = Field(20, ge=0, le=10_000)
     """Number of topics, clusters of D_pretrain's vectors, by which real and synthetic text are
     compared. 0: none."""
@@ -996,6 +1096,18 @@ class Config(Section):
                 "analyze.judges: `embedding` has to embed synthetic text, and with "
                 "`embed.model: file` nothing here can; leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_filters(self) -> Config:
+        for name, arm in self.arms.items():
+            if self.embed.model != "file":
+                continue
+            if arm.filter.similarity is not None or "embedding" in arm.filter.judged.values():
+                raise ValueError(
+                    f"arms.{name}.filter: has to embed synthetic text, and with "
+                    "`embed.model: file` nothing here can; drop `similarity` and `embedding`"
+                )
         return self
 
     @model_validator(mode="after")

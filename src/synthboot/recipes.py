@@ -17,6 +17,7 @@ from typing import Any
 from synthboot import config
 from synthboot.artifacts.external import EXTERNAL
 from synthboot.artifacts.extraction import COMPARED
+from synthboot.artifacts.synthetic import SAMPLED
 from synthboot.data import documents, files, tasks
 from synthboot.data.hashes import Hashes
 from synthboot.errors import ConfigError
@@ -24,6 +25,7 @@ from synthboot.lm import precision
 from synthboot.settings import (
     ASKING,
     READ_BY_EXTERNAL,
+    READ_BY_FILTER,
     READ_BY_LIKELIHOOD,
     READS,
     changed,
@@ -55,7 +57,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "pretrain": 6,
     "score": 1,
     "evaluate": 12,
-    "analyze": 9,
+    "analyze": 10,
     "report": 7,
     "extract": 1,
 }
@@ -95,11 +97,20 @@ class Unit:
         for name in ("seed", "budget_tokens"):
             if name in self.options:
                 result[f"unit.{name}"] = self.options[name]
+        if "filter" in self.options:
+            chosen = changed(self.options["filter"])
+            chosen.pop("times", None)  # how much there is to choose from, not what is chosen
+            result["filter"] = chosen
         return result
 
     def folder(self, root: Path) -> Path:
         """Where its artifact lies: `NN-stage[/variant]`."""
         return folder_of(root, self.stage, self.variant)
+
+
+def is_filter(unit: Unit) -> bool:
+    """Whether a unit chooses among the samples of another."""
+    return SAMPLED in unit.parents
 
 
 def folder_of(root: Path, stage: str, variant: str = "") -> Path:
@@ -145,6 +156,11 @@ def outside(plan: Mapping[str, Unit]) -> dict[str, Any]:
 def model_of(plan: Mapping[str, Unit], arm: str, seed: int) -> str:
     """The unit of a whole plan that holds the model of an arm and seed."""
     return plan["evaluate"].parents[f"model/{arm}/{seed}"]
+
+
+def _largest_share(arm: config.Arm) -> float:
+    """The largest share of synthetic text that a trial of an arm has."""
+    return max(trial.share for trial in arm.trials().values())
 
 
 class _Recipes:
@@ -417,19 +433,56 @@ class _Recipes:
 
         synthesizer = self.synthesizer(kind, variant, before)
 
-        # enough for the arm that reads the most of it, and for the row that it ends in
-        share = 0.0
+        # enough for the arm that takes the most of it, and for the row that it ends in
+        most = 0.0
         for other in cfg.arms.values():
             if other.synthetic == kind and cfg.before(other) == before:
-                share = max(share, *(trial.share for trial in other.trials().values()))
-        tokens = math.ceil(share * cfg.budget.train_tokens) + cfg.model.seq_len
+                times = other.filter.times if other.filter.chooses else 1.0
+                most = max(most, times * _largest_share(other))
         parents = {**self.corpus, "synthesizer": synthesizer}
         if cfg.tune.init_from is not None:
             parents[EXTERNAL] = self.external()
         if cfg.tune.contexts > 1 and kind != "unconditional":
             # the documents beside d1 come from the pairs that it was tuned on
             parents["pair"] = self.units[synthesizer].parents["pair"]
-        return self.add("synthesize", variant, parents, budget_tokens=tokens)
+        sampled = self.add("synthesize", variant, parents, budget_tokens=self.tokens(most))
+        return self.filtered(arm, sampled) if arm.filter.chooses else sampled
+
+    def tokens(self, share: float) -> int:
+        """Synthetic tokens of an arm with such a share, and of the row that it ends in."""
+        return math.ceil(share * self.cfg.budget.train_tokens) + self.cfg.model.seq_len
+
+    def filtered(self, arm: config.Arm, sampled: str) -> str:
+        """The unit that holds what an arm's filter leaves of a unit's samples.
+
+        Arms with the same filter share it, however much each has sampled for it.
+        """
+        cfg = self.cfg
+        chosen = arm.filter
+        most = 0.0
+        for other in cfg.arms.values():
+            is_same = other.synthetic == arm.synthetic and cfg.before(other) == cfg.before(arm)
+            if is_same and other.filter.name == chosen.name:
+                most = max(most, _largest_share(other))
+
+        judges = chosen.judged.values()
+        parents = {**self.corpus, SAMPLED: sampled}
+        if chosen.loss is not None:
+            parents["base"] = self.model("repetition", self.first)
+        if chosen.similarity is not None or chosen.judged:
+            # cases are made of real pairs, and facts are held against the nearest documents
+            parents["pair/related"] = self.related()
+            parents["embed"] = "embed"
+        if "likelihood" in judges:
+            parents["tune/related"] = self.synthesizer("related", "related", None)
+        return self.add(
+            "synthesize",
+            f"{self.units[sampled].variant},{chosen.name}",
+            parents,
+            reads=READ_BY_FILTER,
+            budget_tokens=self.tokens(most),
+            filter=chosen,
+        )
 
     def synthesizer(
         self,

@@ -47,6 +47,7 @@ Sources = Text | Annotated[list[Text], Field(min_length=1)]
 Url = Annotated[str, Field(pattern=_URL, max_length=2_000)]
 Judge = Annotated[str, Field(pattern=_JUDGE, max_length=2_000)]
 Command = Annotated[Text, AfterValidator(_command_line)]
+Window = Annotated[list[float], Field(min_length=2, max_length=2)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
@@ -120,7 +121,10 @@ def _words(kind: object, limits: list[object]) -> str:
         *most, last = inner
         return f"{', '.join(most)} or {last}" if most else str(last)
     if origin is list:
-        at_least_one = "" if _limit(limits, "min_length") is None else ", one at least"
+        least = _limit(limits, "min_length")
+        if least is not None and least == _limit(limits, "max_length"):
+            return f"a list of {least}, each {_words(inner[0], [])}"
+        at_least_one = "" if least is None else ", one at least"
         return f"a list of {_words(inner[0], [])}{at_least_one}"
     if origin is dict:
         return f"values by name ({_words(inner[0], [])}), each {_words(inner[1], [])}"

@@ -39,6 +39,9 @@ READ_BY_EXTERNAL = ("tune.init_from", "tune.seq_len", "model.seq_len", "seed")
 READ_BY_LIKELIHOOD = ("tune.seq_len", "tune.d1_share")
 """What judging by the likelihood of d2 reads beside READS of `analyze`."""
 
+READ_BY_FILTER = ("embed", "analyze.judge_cases")
+"""What throwing samples away reads beside READS of `synthesize`."""
+
 READS: Mapping[str, tuple[str, ...]] = {
     "corpus": ("corpus", "budget.unique_tokens", "model.init_from"),
     "embed": ("embed", "seed"),

@@ -18,7 +18,7 @@ import regex
 from jaxtyping import Float32
 
 from synthboot.artifacts import parts, store
-from synthboot.artifacts.analysis import Analysis
+from synthboot.artifacts.analysis import Analysis, JudgedText, judged_texts
 from synthboot.artifacts.corpus import DOCUMENTS, Corpus
 from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.evaluation import Evaluation
@@ -102,15 +102,16 @@ def examples(
     """Up to `count` examples.
 
     Pairs with `near` are those of the nearest similarity. With `grep`, a regular expression, only
-    documents, samples and reasons that it is found in, and pairs with such a document; `like` takes
-    what is nearest to a text by the run's own embedding, of pairs by the nearer of both. Raises
-    ConfigError for a pattern that is none, or takes too long, and where nothing can embed the text.
+    documents, samples, judges and reasons that it is found in, and pairs with such a document;
+    `like` takes what is nearest to a text by the run's own embedding, of pairs by the nearer of
+    both. Raises ConfigError for a pattern that is none, or takes too long, and where nothing can
+    embed the text.
     """
     if near is not None and like is not None:
         raise ConfigError("show: --near and --like are two orders; choose one")
     corpus = Corpus.open(_need(run, "corpus"))
     is_wanted = _matcher(grep)
-    if what in ("quarantine", "extracted", "canaries") and like is not None:
+    if what in ("quarantine", "extracted", "canaries", "judged") and like is not None:
         raise ConfigError(f"show: --like is about texts; of the {what}, use --grep")
     likeness = None if like is None else _Likeness(run, like)
     if what == "quarantine":
@@ -119,6 +120,8 @@ def examples(
         found = _extracted(run, corpus, is_wanted)
     elif what == "canaries":
         found = _canaries(run, corpus, is_wanted)
+    elif what == "judged":
+        found = _judged(run, is_wanted)
     elif what == "documents":
         found = _documents(corpus, is_wanted, likeness)
     elif what == "pairs":
@@ -143,13 +146,40 @@ def alphas(cfg: Config) -> Choices:
     return pair.alphas(embeddings.pretrain, corpus.pretrain, cfg.pair, cfg.seed)
 
 
+def _judged(run: Path, is_wanted: Callable[[str], bool]) -> Iterator[Example]:
+    """Texts that judges call faulty, worst first, the first of every judge, question and kind of
+    text before the second of any."""
+    analyzed(run)  # by this version
+    groups: dict[tuple[str, str, str], list[JudgedText]] = {}
+    for row in judged_texts(_need(run, "analyze")):
+        if row.is_faulty:
+            groups.setdefault((row.judge, row.question, row.kind), []).append(row)
+    worst = [sorted(rows, key=lambda row: -row.score) for rows in groups.values()]
+    for in_turn in itertools.zip_longest(*worst):
+        for row in in_turn:
+            if row is None:
+                continue
+            of_whom = f"{row.judge}, {row.question}, {row.kind}"
+            if not any(map(is_wanted, (of_whom, row.text, row.d1))):
+                continue
+            title = f"{of_whom}: score {row.score:.3g}, faulty above {row.threshold:.3g}"
+            if row.refused:
+                title += f"; not believed: {row.refused}"
+            texts = {"d1": row.d1} if row.d1 else {}
+            for number, reference in enumerate(row.references, 1):
+                texts[f"real document {number}"] = reference
+            texts["text"] = row.text
+            yield Example(title, {name: [(text, 0)] for name, text in texts.items()})
+
+
 def analyzed(run: Path) -> dict[str, Any]:
     """The measures of a run's text, and what judges say of it.
 
     Raises MissingArtifact where it has not been analyzed, or by an older synthboot.
     """
     result = Analysis.open(_need(run, "analyze")).result
-    if "judged" not in result:
+    judged = result.get("judged")
+    if judged is None or any("spent" not in verdict for verdict in judged):
         raise MissingArtifact(
             f"{run}: was analyzed by an older synthboot; run `synthboot analyze CONFIG` again"
         )

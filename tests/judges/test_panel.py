@@ -8,7 +8,7 @@ import pytest
 
 from synthboot.judges import panel
 from synthboot.judges.planted import Case
-from synthboot.judges.protocol import Item, Question, Told
+from synthboot.judges.protocol import NOTHING, Item, Question, Spent, Told
 from synthboot.judges.record import Record
 
 
@@ -22,6 +22,7 @@ class Fake:
         self.identity: Mapping[str, str] = {"version": version}
         self.asked: list[tuple[int, str]] = []
         self.dies_after = 10**9
+        self.spends = NOTHING
 
     def passes(self, question: Question) -> int:
         return self.number
@@ -34,7 +35,8 @@ class Fake:
             random = np.random.default_rng([number, int(item.text.split()[1])])
             chance = self.q1 if item.text.startswith("bad") else 1 - self.q0
             called = random.random() < chance
-            told(index, float("nan") if random.random() < self.mute else 10.0 * called + random.random())
+            score = float("nan") if random.random() < self.mute else 10.0 * called + random.random()
+            told(index, score, self.spends)
 
 
 def texts(count: int, bad: float, start: int) -> list[Item]:
@@ -126,6 +128,39 @@ def test_a_killed_judge_is_asked_nothing_twice(tmp_path: Path) -> None:
     judge = Fake(0.9, 0.9, number=2, version="2")
     verdict(judge, path, cases=100)
     assert len(judge.asked) == 2 * 200
+
+
+def test_a_budget_of_tokens_ends_with_what_is_judged_so_far_killed_or_not(tmp_path: Path) -> None:
+    kinds = {"real": texts(60, 0.2, 5_000), "sample": texts(60, 0.5, 10_000), "few": texts(3, 0.5, 20_000)}
+
+    def judged(folder: Path, most_tokens: float, dies_after: int = 10**9) -> panel.Verdict:
+        judge = Fake(0.9, 0.9, number=2)
+        judge.spends = Spent(prompt=9, completion=1)
+        judge.dies_after = dies_after
+        with Record(folder / "judged.jsonl") as record:
+            return panel.judge(judge, "repetition", known(100), kinds, record, most_tokens=most_tokens)
+
+    whole = judged(tmp_path / "whole", float("inf"))
+    assert whole.unasked == 0
+    assert whole.spent == Spent(prompt=2 * 323 * 9, completion=2 * 323)
+    # twenty tokens a text in two passes: the 200 cases, and of the texts some
+    part = judged(tmp_path / "part", 20 * 240)
+    asked = 323 - part.unasked
+    assert 240 <= asked < 240 + 16
+    assert part.requests == 2 * asked
+    assert part.spent.tokens == 20 * asked
+    counts = {kind: rate.items for kind, rate in part.rates.items()}
+    assert counts["few"] == 3
+    assert abs(counts["real"] - counts["sample"]) <= 1
+    assert sum(counts.values()) == asked - 200
+    assert all(rate.unanswered == 0 for rate in part.rates.values())
+    # what was asked was answered as it is without a budget
+    assert part.threshold == whole.threshold
+    for kind, scores in part.scores.items():
+        assert list(scores) == list(whole.scores[kind])[: counts[kind]]
+    with pytest.raises(KeyboardInterrupt):
+        judged(tmp_path / "killed", 20 * 240, dies_after=433)
+    assert panel.as_json(judged(tmp_path / "killed", 20 * 240)) == panel.as_json(part)
 
 
 def test_the_same_text_is_asked_once(tmp_path: Path) -> None:

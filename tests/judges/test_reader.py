@@ -15,7 +15,7 @@ from synthboot import config
 from synthboot.data import tokenizer as tokenizers
 from synthboot.errors import ConfigError, SamplingError
 from synthboot.judges import reader
-from synthboot.judges.protocol import QUESTIONS, Item
+from synthboot.judges.protocol import NOTHING, QUESTIONS, Item, Spent
 from synthboot.lm import model as models
 from tests.lm.conftest import small_model
 
@@ -76,9 +76,20 @@ def said(text: str, **logprobs: float) -> tuple[int, object]:
     return 200, {"choices": [choice]}
 
 
+class Answers(dict[int, float]):
+    """What was told, by number, and what each answer took."""
+
+    def __init__(self) -> None:
+        self.spent: dict[int, Spent] = {}
+
+    def __call__(self, index: int, score: float, spent: Spent = NOTHING, /) -> None:
+        self[index] = score
+        self.spent[index] = spent
+
+
 def asked(model: reader.Model, *prompts: str) -> list[float]:
-    told: dict[int, float] = {}
-    model.prefer(prompts, told.__setitem__)
+    told = Answers()
+    model.prefer(prompts, told)
     return [told[i] for i in range(len(prompts))]
 
 
@@ -87,9 +98,9 @@ def test_what_a_server_is_asked(serve: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SYNTHBOOT_API_KEY", "sk-of-the-sampler")
     model, server = serve(lambda _: said("Yes", Yes=-0.1, No=-2.4))
     judge = reader.Reader("server:judge-1", model, {"model": "judge-1"})
-    told: dict[int, float] = {}
+    told = Answers()
     for number in range(judge.passes("irrelevance")):
-        judge.score("irrelevance", [ITEM], number, told.__setitem__)
+        judge.score("irrelevance", [ITEM], number, told)
     assert told == {0: pytest.approx(2.3)}
     (path, first, key), (_, second, _) = server.seen
     assert path == "/v1/chat/completions"
@@ -137,15 +148,34 @@ def test_an_answer_that_is_none_is_one_line(serve: Any, answer: tuple[int, objec
 def test_what_a_server_did_answer_is_told_before_it_fails(serve: Any) -> None:
     """By its number, as it comes: a run that goes on asks for the others alone."""
     model, _ = serve(lambda body: said("no") if "good" in body["messages"][0]["content"] else (400, {}))
-    told: dict[int, float] = {}
+    told = Answers()
 
     def failing() -> None:
-        model.prefer(["good", "good", "bad"], told.__setitem__)
+        model.prefer(["good", "good", "bad"], told)
 
     with pytest.raises(SamplingError, match="400"):
         failing()
     assert set(told.values()) <= {-1.0}
     assert 2 not in told
+
+
+@pytest.mark.parametrize(
+    ("usage", "spent"),
+    [
+        ({"prompt_tokens": 120, "completion_tokens": 3, "total_tokens": 123}, Spent(120, 3)),
+        ({"prompt_tokens": 120}, Spent(untold=1)),
+        ({"prompt_tokens": -1, "completion_tokens": True}, Spent(untold=1)),
+        ("many", Spent(untold=1)),
+        (None, Spent(untold=1)),
+    ],
+)
+def test_what_an_answer_took_is_what_the_server_says(serve: Any, usage: object, spent: Spent) -> None:
+    status, answer = said("Yes")
+    assert isinstance(answer, dict)
+    model, _ = serve(lambda _: (status, {**answer, "usage": usage}))
+    told = Answers()
+    model.prefer(["is it?"], told)
+    assert told.spent == {0: spent}
 
 
 def test_every_question_has_two_prompts_that_hold_what_is_judged() -> None:
@@ -169,12 +199,15 @@ def test_a_model_in_a_folder_against_its_own_logits(words: tokenizers.Tokenizer,
     model = small_model(vocab_size=words.vocab_size)
     models.save(model, tmp_path / "model", words)
     prompts = ["is it a copy?", "the text is the first document <|end|> no"]
-    found = asked(reader.Local(str(tmp_path / "model"), "cpu"), *prompts)
+    told = Answers()
+    reader.Local(str(tmp_path / "model"), "cpu").prefer(prompts, told)
+    found = [told[i] for i in range(len(prompts))]
     spellings = {answer: words.encode([answer, f" {answer}", answer.title(), f" {answer.title()}"]) for answer in ("yes", "no")}
     for prompt, score in zip(prompts, found, strict=True):
         # what would end a document in it does not
         [ids] = words.encode([prompt.replace("<|end|>", "< |end|>") + "\nAnswer:"])
         assert words.end not in ids
+        assert told.spent[prompts.index(prompt)] == Spent(prompt=len(ids))
         with torch.no_grad():
             chances = model(input_ids=torch.tensor([ids])).logits[0, -1].double().softmax(-1)
         first = {answer: {encoded[0] for encoded in found if len(encoded) == 1} for answer, found in spellings.items()}

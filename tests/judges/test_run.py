@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from synthboot import api
+from synthboot.artifacts.analysis import judged_texts
 from synthboot.errors import SamplingError
+from synthboot.report import quality
 from tests.conftest import run_folder
 from tests.judges.test_reader import Server, said
 
@@ -37,7 +39,48 @@ def test_a_run_goes_on_where_its_judge_fell_silent(tiny: dict[str, Any], tmp_pat
     asked = [body["messages"][0]["content"] for _, body, _ in server.seen]
     # the one that failed is asked a second time, and no other
     assert len(asked) == len(set(asked)) + 1
+    # this server does not say what it took
+    assert analysis.result["judged"][0]["spent"]["untold"] > 0
+    assert analysis.result["judged"][0]["dollars"] is None
     judged = {verdict["question"]: verdict for verdict in analysis.result["judged"]}
     assert judged["repetition"]["rates"]["related"]["items"] == 3
     assert judged["repetition"]["identity"]["repetition-1"]
     assert sum(verdict["requests"] for verdict in judged.values()) >= len(set(asked))
+
+
+def test_tokens_money_and_texts_that_a_server_called_faulty(tiny: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(run_folder(tiny), tmp_path / tiny["name"])
+    status, answer = said("yes", yes=-0.1, no=-3.0)
+    assert isinstance(answer, dict)
+    server = Server(lambda _: (status, {**answer, "usage": {"prompt_tokens": 400, "completion_tokens": 2}}))
+    place = {"url": f"http://127.0.0.1:{server.server_port}/v1", "prices": {"judge-1": [0.5, 2]}}
+    settings = {
+        **tiny,
+        "root": str(tmp_path),
+        "engine": {**tiny["engine"], "judge": place},
+        "analyze": {**tiny["analyze"], "judges": ["server:judge-1", "rules"], "judge_tokens": 402 * 40},
+    }
+    run = api.Run(settings)
+    judged = run.analyze().result["judged"]
+    server.shutdown()
+    server.server_close()
+
+    of_server = [verdict for verdict in judged if verdict["judge"] == "server:judge-1"]
+    requests = sum(verdict["requests"] for verdict in of_server)
+    spent = sum(verdict["spent"]["prompt"] + verdict["spent"]["completion"] for verdict in of_server)
+    assert spent == 402 * len({body["messages"][0]["content"] for _, body, _ in server.seen}) <= 402 * requests
+    assert sum(verdict["unasked"] for verdict in of_server) > 0
+    for verdict in of_server:
+        dollars = (verdict["spent"]["prompt"] * 0.5 + verdict["spent"]["completion"] * 2) / 1e6
+        assert verdict["dollars"] == pytest.approx(dollars)
+    assert all(not any(v["spent"].values()) and v["unasked"] == 0 for v in judged if v["judge"] == "rules")
+    notes = quality.table(run.analyze().result).notes
+    assert any(note.startswith("server:judge-1 took ") and "of answers, $" in note for note in notes)
+    assert any("stopped at analyze.judge_tokens" in note for note in notes)
+
+    texts = judged_texts(tmp_path / tiny["name"] / "10-analyze")
+    assert {row.judge for row in texts} == {"server:judge-1", "rules"}
+    assert all(row.score == pytest.approx(2.9) for row in texts if row.judge == "server:judge-1")
+    # a price is no part of what was judged
+    free = {**settings, "engine": {**tiny["engine"], "judge": {**place, "prices": {}}}}
+    assert api.Run(free).plan()["analyze"].status == "done"

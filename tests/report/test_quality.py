@@ -1,7 +1,7 @@
 from typing import Any
 
 from synthboot.judges.protocol import QUESTIONS
-from synthboot.report import quality
+from synthboot.report import charts, quality
 
 AT = {"curve": [[100, 0.01], [150, 0.02]], "corpus": 0.005}
 VERDICT = {
@@ -13,6 +13,9 @@ VERDICT = {
     "faulty": 41,
     "kappa": 0.5,
     "refused": "",
+    "spent": {"prompt": 0, "completion": 0, "untold": 0},
+    "dollars": None,
+    "unasked": 0,
     "rates": {
         "unseen real": {"items": 100, "judged": 0.1, "corrected": [0.013, 0.0, 0.09]},
         "related": {"items": 100, "judged": 0.3, "corrected": [0.333, 0.2, 0.45]},
@@ -81,6 +84,31 @@ def test_a_judge_without_skill_gives_no_number() -> None:
     table = quality.table(analyzed({**VERDICT, "judge": judge, "refused": "q0 + q1 = 1.10", "rates": rates, "kappa": None}))
     assert rows(table, QUESTIONS["irrelevance"])[1][3:6] == ["-", quality.REFUSED, quality.REFUSED]
     assert table.notes == [f"{QUESTIONS['irrelevance']}, by local:one: q0 + q1 = 1.10"]
+
+
+def test_what_language_models_took_is_said_once_for_each() -> None:
+    spent = {"prompt": 1_000, "completion": 10, "untold": 0}
+    first = {**VERDICT, "spent": spent, "dollars": 0.25}
+    second = {**first, "question": "copying", "unasked": 7, "dollars": 0.5}
+    unknown = {**VERDICT, "judge": "server:two", "spent": {**spent, "untold": 3}}
+    assert quality.spent([first, second, VERDICT, unknown]) == [
+        "server:one took 2,000 tokens of prompts and 20 of answers, $0.75",
+        "server:one stopped at analyze.judge_tokens: not asked about 7 of copying",
+        "server:two took 1,000 tokens of prompts and 10 of answers (of 3 answers its server did not say)",
+    ]
+
+
+def test_duplicates_are_drawn_where_there_is_a_curve() -> None:
+    measured = analyzed()
+    figure = charts.duplicates(measured, {"related": "method"})
+    assert figure is not None
+    assert figure.table() == (
+        ["documents", "unseen real", "D_pretrain", "related"],
+        [["100", "0.01", "0.01", "0.01"], ["150", "0.02", "0.02", "0.02"]],
+    )
+    for kind in measured["kinds"].values():
+        kind["duplicates_at"] = {"curve": [[50, 0.5]], "corpus": None}
+    assert charts.duplicates(measured, {}) is None
 
 
 def test_curves_of_duplicates() -> None:

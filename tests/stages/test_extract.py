@@ -229,7 +229,7 @@ def test_killed_and_asked_again_it_ends_with_the_same_bytes(ran: dict[str, Any])
     (asked_by / "compared" / "manifest.json").unlink()
     (asked_by / "repetition" / "seed-0" / "manifest.json").unlink()
     (asked_by / "repetition" / "seed-0" / "canaries.parquet").write_bytes(b"half")
-    api.Run(ran).run("extract")
+    api.Run(ran).extract()
     assert contents(ran) == whole
 
 

@@ -34,7 +34,7 @@ def _what_there_is(
     as_it_is: Callable[[object], dict[str, object]],
 ) -> dict[str, object]:
     """What a record does not have is not written."""
-    return {key: value for key, value in as_it_is(self).items() if value not in (None, [])}
+    return {key: value for key, value in as_it_is(self).items() if value not in (None, [], {})}
 
 
 @declared
@@ -84,7 +84,8 @@ class TokenCounts(TokensRead):
     """What a model was trained on and how: tokens by source, the settings of training, FLOPs.
 
     `train_flops` are those of training, `spent_flops` all that was spent on its text and teachers
-    before. An ensemble has the sums of its `members`, but no `best_step`.
+    before. An ensemble has the sums of its `members`, but no `best_step`. `thrown_away` has, by
+    reason, samples and tokens that the arm's filter kept from being read.
     """
 
     seed: int
@@ -97,6 +98,7 @@ class TokenCounts(TokensRead):
     train_flops: float
     spent_flops: float
     members: tuple[TokenCounts, ...] = ()
+    thrown_away: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def total_flops(self) -> float:

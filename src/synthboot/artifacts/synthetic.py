@@ -26,6 +26,8 @@ from synthboot.errors import CorruptArtifact
 FILE = "synthetic.parquet"
 CHUNKS = "chunks"
 KEPT = "kept"
+SAMPLED = "sampled"
+"""The role of the samples that a filter chooses among."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,17 @@ class Synthetic:
         Raises CorruptArtifact where a chunk has not as many tokens as texts.
         """
         for chunk in range(len(self.chunks)):
-            yield from self._samples(chunk)
+            yield from self.of_chunk(chunk)
 
     def __getitem__(self, number: int) -> Sample:
         """One document, counted from 0; its chunk is read for it. Raises as iterating does."""
         number = range(len(self))[number]
         # of chunks without documents, which begin where the next does, the last is the one
         chunk = int(np.searchsorted(self.tokens.first_docs, number, side="right")) - 1
-        return self._samples(chunk)[number - self._bounds()[chunk]]
+        return self.of_chunk(chunk)[number - self._bounds()[chunk]]
 
-    def _samples(self, chunk: int) -> list[Sample]:
-        """The documents of a chunk."""
+    def of_chunk(self, chunk: int) -> list[Sample]:
+        """The documents of a chunk. Raises as iterating does."""
         columns = ("d1", "sample", "text", "finish", "mean_logprob", "tokens")
         folder = self.chunks[chunk]
         first, last = self._bounds()[chunk : chunk + 2]

@@ -39,6 +39,8 @@ _VALUE_BITS = 44
 _CUT_BITS = 20
 _VALUE_MASK = (1 << 44) - 1
 
+_BLOCK = 1 << 22  # tokens of a corpus that are hashed at once: 32 MB of hashes
+
 
 def hashes(tokens: Tokenized, n: int) -> Hashes:
     """The hash of every run of `n` tokens in order, `len(tokens) - n + 1` of them.
@@ -325,6 +327,37 @@ def contains(
     position = np.searchsorted(reference, wanted)
     position = np.minimum(position, len(reference) - 1)  # beyond all of them: the last is not equal
     return reference[position] == wanted
+
+
+def all_hashes(samples: Sequence[Integer[np.ndarray, " _"]], n: int) -> Hashes:
+    """The hashes of all runs of `n` tokens of the samples, one after another; a shorter sample has
+    none."""
+    hashed = [hashes(sample, n) for sample in samples if len(sample) >= n]
+    return np.concatenate(hashed) if hashed else np.empty(0, np.uint64)
+
+
+def held(samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n: int) -> Hashes:
+    """The sorted hashes of the samples' runs of `n` tokens that the corpus holds, read block by
+    block; memory is the samples'."""
+    wanted = np.unique(all_hashes(samples, n))
+    present = np.zeros(len(wanted), bool)
+    if not len(wanted):
+        return wanted
+
+    for first, shard in zip(corpus.first_docs, corpus.shards, strict=True):
+        # the corpus may be the head of a pool that ends amid a shard, or before it
+        begin = int(corpus.bounds[min(first, len(corpus))])
+        end = min(len(shard), corpus.num_tokens - begin)
+        for start in range(0, max(0, end), _BLOCK):
+            # n - 1 tokens of overlap: runs across the edge of two blocks count too
+            block = shard[start : min(start + _BLOCK + n - 1, end)]
+            if len(block) < n:
+                continue
+            hashed = hashes(np.asarray(block), n)
+            index = np.searchsorted(wanted, hashed)
+            index = np.minimum(index, len(wanted) - 1)
+            present[index[wanted[index] == hashed]] = True
+    return wanted[present]
 
 
 def longest_run(mask: Bool[np.ndarray, " token"]) -> int:

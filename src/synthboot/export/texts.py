@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from synthboot.artifacts.corpus import PRETRAIN, Corpus
-from synthboot.artifacts.synthetic import Synthetic
+from synthboot.artifacts.synthetic import SAMPLED, Synthetic
 from synthboot.data.disk import remove
 from synthboot.data.documents import Document
 from synthboot.export.finished import Finished, Made
+from synthboot.recipes import is_filter
 from synthboot.stages.pretrain import real_docs
 from synthboot.steps.context import conditional
 
@@ -59,7 +60,8 @@ SYNTHETIC_COLUMNS: Mapping[str, str] = {
     "finish": "why it ended: `end` by itself, `length` cut off",
     "mean_logprob": "mean log-probability of its tokens, by the model that wrote it",
     "tokens": "its length in tokens of the arms",
-    "kind": "what it is: `related`, `random_pairs`, `scratch`, `unconditional`, by round",
+    "kind": "what it is: `related`, `random_pairs`, `scratch`, `unconditional`, by round and "
+    "filter",
     "synthesizer": "the artifact of the model that wrote it",
     "external": "the model from outside the corpus that it was tuned from, if it was",
     "run": "the run",
@@ -127,14 +129,17 @@ def _synthetic_rows(
     seeds: _Seeds,
 ) -> Iterator[dict[str, Any]]:
     """The rows of one S_pretrain, in the order in which it was sampled."""
+    unit = made.unit
+    # of what a filter has left, who wrote what it chose from
+    wrote = run.plan[unit.parents[SAMPLED]] if is_filter(unit) else unit
     of_all = {
-        "kind": made.unit.variant,
-        "synthesizer": made.unit.parents["synthesizer"],
+        "kind": unit.variant,
+        "synthesizer": wrote.parents["synthesizer"],
         "external": made.manifest.counts.get("external"),
         "run": run.cfg.name,
         "fingerprint": made.manifest.fingerprint,
     }
-    has_seed = conditional(made.unit.variant)
+    has_seed = conditional(unit.variant)
     for row in texts:
         seed = {"seed_doc": row.d1, **seeds[row.d1]} if has_seed else {}
         yield {

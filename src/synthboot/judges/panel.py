@@ -12,8 +12,10 @@ For every judge and question:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,12 @@ from jaxtyping import Float
 
 from synthboot.judges import rates
 from synthboot.judges.planted import Case
-from synthboot.judges.protocol import Item, Judge, Question
+from synthboot.judges.protocol import NOTHING, Item, Judge, Question, Spent
 from synthboot.judges.record import Record, name_of
 from synthboot.statistics import Interval
 
 _CHUNK = 256  # items whose scores a judge is asked for at once
+_CHUNK_OF_BUDGET = 16  # so few where tokens are counted: that many too many are asked
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Verdict:
 
     `specificity` and `sensitivity` are of `clean` and `faulty` known cases, `by_fault` the share
     found and the number of cases of each kind of fault. `refused` says why no rate is given.
-    `requests` are the scores that it took.
+    `requests` are the scores that it took, and `spent` their tokens; `unasked` texts and cases came
+    after the budget of tokens had ended. `scores` has, by kind, what every text that was asked
+    about was given.
     """
 
     judge: str
@@ -64,6 +69,9 @@ class Verdict:
     refused: str
     requests: int
     rates: Mapping[str, Rate]
+    spent: Spent
+    unasked: int
+    scores: Mapping[str, Sequence[float]]
 
 
 def judge(
@@ -73,17 +81,17 @@ def judge(
     kinds: Mapping[str, Sequence[Item]],
     record: Record,
     progress: Callable[[str], None] = lambda _: None,
+    most_tokens: float = math.inf,
 ) -> Verdict:
     """The verdict of one judge on one question, which it must be able to judge.
 
-    `cases` come in random order; `record` holds the scores that are there already.
+    `cases` come in random order; `record` holds the scores that are there already. Once
+    `most_tokens` are spent, what is left is not asked about: cases come first.
     """
-    items = [case.item for case in cases]
-    slices = {}
-    for kind, texts in kinds.items():
-        slices[kind] = slice(len(items), len(items) + len(texts))
-        items += texts
-    scores = _scores(judge, question, items, record, progress)  # (pass, item)
+    items, places = _in_turn([case.item for case in cases], kinds)
+    scores, asked, spent = _scores(  # (pass, item)
+        judge, question, items, record, most_tokens, progress
+    )
     mean = scores.mean(0)
     answered = np.isfinite(mean)
 
@@ -101,7 +109,10 @@ def judge(
     )
 
     by_kind = {}
-    for kind, chosen in slices.items():
+    given = {}
+    for kind, of_kind in places.items():
+        chosen = [place for place in of_kind if place < asked]
+        given[kind] = mean[chosen].tolist()
         called = mean[chosen][answered[chosen]] > limit
         by_kind[kind] = Rate(
             items=len(called),
@@ -125,17 +136,53 @@ def judge(
         by_fault=_by_fault([cases[i] for i in tested], mean[tested] > limit),
         kappa=agreement,
         refused=error.refusal,
-        requests=scores.size,
+        requests=len(scores) * asked,
         rates=by_kind,
+        spent=spent,
+        unasked=len(items) - asked,
+        scores=given,
     )
 
 
+def scored(judge: Judge, question: Question, items: Sequence[Item]) -> Float[np.ndarray, " item"]:
+    """The score of every item, the mean of all passes; nothing is recorded."""
+    scores = np.full((judge.passes(question), len(items)), np.nan)
+    for number, of_pass in enumerate(scores):
+        judge.score(question, items, number, partial(_set, of_pass))
+    mean: np.ndarray = scores.mean(0)
+    return mean
+
+
+def _set(row: np.ndarray, index: int, score: float, spent: Spent = NOTHING, /) -> None:
+    row[index] = score
+
+
 def as_json(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as plain values; a threshold that nothing exceeds is None."""
+    """A verdict as plain values, without the scores; a threshold that nothing exceeds is None."""
     limit = verdict.threshold
-    kinds = {kind: dict(vars(rate)) for kind, rate in verdict.rates.items()}
-    found = {**vars(verdict), "rates": kinds, "by_fault": dict(verdict.by_fault)}
-    return found | {"threshold": limit if np.isfinite(limit) else None}
+    found = dict(vars(verdict))
+    del found["scores"]
+    return found | {
+        "rates": {kind: dict(vars(rate)) for kind, rate in verdict.rates.items()},
+        "by_fault": dict(verdict.by_fault),
+        "spent": dict(vars(verdict.spent)),
+        "threshold": limit if np.isfinite(limit) else None,
+    }
+
+
+def _in_turn(
+    first: Sequence[Item], kinds: Mapping[str, Sequence[Item]]
+) -> tuple[list[Item], dict[str, list[int]]]:
+    """All items to score, and where those of each kind stand: one of each kind after the other, so
+    that a budget ends for all kinds alike."""
+    items = list(first)
+    places: dict[str, list[int]] = {kind: [] for kind in kinds}
+    for number in range(max(map(len, kinds.values()), default=0)):
+        for kind, texts in kinds.items():
+            if number < len(texts):
+                places[kind].append(len(items))
+                items.append(texts[number])
+    return items, places
 
 
 def _scores(
@@ -143,27 +190,50 @@ def _scores(
     question: Question,
     items: Sequence[Item],
     record: Record,
+    most_tokens: float,
     progress: Callable[[str], None],
-) -> Float[np.ndarray, "number item"]:
-    """The score of every item by every pass; what the record lacks is asked for and added."""
-    passes = judge.passes(question)
-    scores = np.full((passes, len(items)), np.nan)
-    for number in range(passes):
-        names = [name_of(judge, question, number, item) for item in items]
-        # the same text twice, in two kinds or twice sampled, is asked once
-        missing = {name: i for i, name in enumerate(names) if name not in record.scores}
-        wanted = list(missing.items())
-        for start in range(0, len(wanted), _CHUNK):
-            chunk = wanted[start : start + _CHUNK]
+) -> tuple[Float[np.ndarray, "number item"], int, Spent]:
+    """The score of every item by every pass, what the record lacks is asked for and added; how many
+    items were asked about before `most_tokens` were spent, and what was spent."""
+    passes = range(judge.passes(question))
+    scores = np.full((len(passes), len(items)), np.nan)
+    names = [[name_of(judge, question, number, item) for item in items] for number in passes]
+    spent = NOTHING
+    counted: set[str] = set()
+    chunk = _CHUNK if most_tokens == math.inf else _CHUNK_OF_BUDGET
+    for start in range(0, len(items), chunk):
+        # what an earlier try has spent counts too, so that a killed run ends at the same item
+        if spent.tokens >= most_tokens:
+            return scores, start, spent
+        places = range(len(items))[start : start + chunk]
+        for number in passes:
+            _ask(judge, question, {names[number][i]: items[i] for i in places}, number, record)
+            for place in places:
+                name = names[number][place]
+                scores[number, place] = record.scores[name]
+                if name not in counted:
+                    spent += record.spent[name]
+                    counted.add(name)
+        progress(f"{judge.name}, {question}: {places.stop:,} of {len(items):,} items")
+    return scores, len(items), spent
 
-            def told(index: int, score: float, chunk: list[tuple[str, int]] = chunk) -> None:
-                record.add(chunk[index][0], score)
 
-            judge.score(question, [items[i] for _, i in chunk], number, told)
-            done = start + len(chunk)
-            progress(f"{judge.name}, {question}: {done:,} of {len(wanted):,} items")
-        scores[number] = [record.scores[name] for name in names]
-    return scores
+def _ask(
+    judge: Judge,
+    question: Question,
+    items: Mapping[str, Item],
+    number: int,
+    record: Record,
+) -> None:
+    """Have the record hold the score of each of these items, known by its name; the same text in
+    two kinds, or twice sampled, is asked once."""
+    missing = [name for name in items if name not in record.scores]
+
+    def told(index: int, score: float, spent: Spent = NOTHING, /) -> None:
+        record.add(missing[index], score, spent)
+
+    if missing:
+        judge.score(question, [items[name] for name in missing], number, told)
 
 
 def _halves(known: np.ndarray, is_faulty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

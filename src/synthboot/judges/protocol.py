@@ -6,7 +6,7 @@ is found out on cases that are known (`panel.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -22,8 +22,39 @@ QUESTIONS: Mapping[Question, str] = {
 LONGEST = 1_600
 """Characters of a text that are judged: planted faults and what a judge reads end alike."""
 
-Told = Callable[[int, float], None]
-"""Takes the number of an item and its score, as soon as it is there."""
+
+@dataclass(frozen=True)
+class Spent:
+    """Tokens that answers took, of prompts and of what was answered; `untold` are answers whose
+    server did not say."""
+
+    prompt: int = 0
+    completion: int = 0
+    untold: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(
+            self.prompt + other.prompt,
+            self.completion + other.completion,
+            self.untold + other.untold,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """All that is known of."""
+        return self.prompt + self.completion
+
+
+NOTHING = Spent()
+
+
+@runtime_checkable
+class Told(Protocol):
+    """Takes the number of an item and its score, as soon as it is there, and what it took."""
+
+    def __call__(self, index: int, score: float, spent: Spent = NOTHING, /) -> None:
+        """Take it."""
+        ...
 
 
 @dataclass(frozen=True)

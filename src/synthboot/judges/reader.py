@@ -22,7 +22,7 @@ import regex
 
 from synthboot import config
 from synthboot.errors import ConfigError, unloadable
-from synthboot.judges.protocol import QUESTIONS, Item, Question, Told
+from synthboot.judges.protocol import QUESTIONS, Item, Question, Spent, Told
 from synthboot.lm import layouts
 from synthboot.lm import model as models
 from synthboot.lm.endpoint import Asked, Endpoint, Refused, key, log_probability, one_choice, shown
@@ -106,8 +106,12 @@ class Served:
                 "logprobs": True,
                 "top_logprobs": _TOP,
             }
-            asked.append(Asked(body, _ANSWER_BYTES, _preference))
-        self._endpoint.ask(asked, told)
+            asked.append(Asked(body, _ANSWER_BYTES, _answered))
+
+        def answered(index: int, answer: tuple[float, Spent]) -> None:
+            told(index, *answer)
+
+        self._endpoint.ask(asked, answered)
 
 
 class Local:
@@ -138,7 +142,7 @@ class Local:
                 inputs = torch.tensor([ids], device=where)  # (1, token)
                 logits = model(input_ids=inputs, use_cache=False).logits[0, -1].double()
             gap = torch.logsumexp(logits[yes], 0) - torch.logsumexp(logits[no], 0)
-            told(index, float(gap))
+            told(index, float(gap), Spent(prompt=len(ids)))
 
     @cached_property
     def _loaded(self) -> tuple[Any, Callable[[str], list[int]], list[int], list[int]]:
@@ -178,6 +182,19 @@ def _message(tokenizer: Any, text: str) -> list[int]:
     message = [{"role": "user", "content": text}]
     spoken = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     return list(tokenizer.encode(spoken, add_special_tokens=False))
+
+
+def _answered(answer: object) -> tuple[float, Spent]:
+    """What was answered, and what it took. Raises Refused as `_preference` does."""
+    preference = _preference(answer)
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    counts = []
+    for name in ("prompt_tokens", "completion_tokens"):
+        count = usage.get(name) if isinstance(usage, dict) else None
+        if type(count) is not int or count < 0:
+            return preference, Spent(untold=1)
+        counts.append(count)
+    return preference, Spent(*counts)
 
 
 def _preference(answer: object) -> float:

@@ -1,4 +1,4 @@
-"""Scores that judges have given, appended to a file one by one.
+"""Scores that judges have given, and what they took, appended to a file one by one.
 
 A score is known by everything it depends on, so that a run that was killed, or whose server fell
 silent, asks for no score twice.
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from synthboot.judges.protocol import Item, Judge, Question
+from synthboot.judges.protocol import NOTHING, Item, Judge, Question, Spent
 
 
 class Record:
@@ -26,20 +26,24 @@ class Record:
 
     def __init__(self, path: Path) -> None:
         self.scores: dict[str, float] = {}
+        self.spent: dict[str, Spent] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         written = path.read_bytes()
         whole = written[: written.rfind(b"\n") + 1]
         for line in whole.splitlines():
-            name, score = json.loads(line)
+            name, score, *spent = json.loads(line)
             self.scores[name] = float(score)
+            self.spent[name] = Spent(*spent)
         os.truncate(path, len(whole))
         self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115
 
-    def add(self, name: str, score: float) -> None:
-        """Keep a score; from here on it survives a kill of this process."""
+    def add(self, name: str, score: float, spent: Spent = NOTHING) -> None:
+        """Keep a score and what it took; from here on they survive a kill of this process."""
         self.scores[name] = score
-        self._file.write(json.dumps([name, score]).encode() + b"\n")
+        self.spent[name] = spent
+        line = [name, score, spent.prompt, spent.completion, spent.untold]
+        self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
 
     def __enter__(self) -> Record:

@@ -7,7 +7,8 @@ differ in their plan and in nothing else.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,8 @@ class Sources:
     Real tokens; synthetic ones with the d1 of each document; related pairs, most similar first, for
     the layout that packs them; tokens to replay; the folder of an ensemble whose probabilities are
     targets too. These cost `upstream_flops` (embedding, pairing and tuning, or training the
-    teacher), and `sample_flops` for each synthetic token.
+    teacher), and `sample_flops` for each synthetic token. `thrown_away` has, by reason, samples and
+    tokens that a filter has left out.
     """
 
     real: Tokens
@@ -58,6 +60,7 @@ class Sources:
     teacher: Path | None = None
     upstream_flops: float = 0.0
     sample_flops: float = 0.0
+    thrown_away: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def plan_of(
@@ -212,6 +215,7 @@ def train_arm(
         best_step=curve.best_step,
         train_flops=train_flops,
         spent_flops=text.upstream_flops + sampling_flops + teacher_flops,
+        thrown_away=dict(text.thrown_away),
     )
     # every evaluation reads the whole validation set once, forwards
     evaluation_flops = forward_flops * validation.num_tokens * len(curve.validation)

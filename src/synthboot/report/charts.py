@@ -75,6 +75,7 @@ def charts(results: Results) -> list[Figure]:
         drawn.append(_similarities(results.related, analyzed))
     if analyzed:
         drawn.append(_lengths(analyzed, of_text))
+        drawn.append(duplicates(analyzed, of_text))
         if analyzed.get("world"):
             drawn.append(_excess(analyzed["world"]["excess"], of_text))
         if analyzed.get("leaks"):
@@ -108,7 +109,8 @@ def text_colors(recipes: Mapping[str, Arm], paint: Mapping[str, str]) -> dict[st
     by_text = {"unseen real": _INK, "D_pretrain": "repetition"}
     for arm, recipe in recipes.items():
         if recipe.synthetic and arm in paint:
-            by_text.setdefault(recipe.synthetic, paint[arm])
+            chosen = f",{recipe.filter.name}" if recipe.filter.chooses else ""
+            by_text.setdefault(f"{recipe.synthetic}{chosen}", paint[arm])
     return by_text
 
 
@@ -421,6 +423,8 @@ def rounds(results: Results) -> list[Round]:
         kind = str(recipes[last].synthetic)
         if number - 1 in chain:
             kind += f"-after-{chain[number - 1]}"
+        if recipes[last].filter.chooses:
+            kind += f",{recipes[last].filter.name}"
         written = analyzed["kinds"][kind]
         loss = results.evaluate.arms[name].loss
         rows.append(Round(number, name, loss, written["entropy"], written["distinct_ngrams"]["4"]))
@@ -574,6 +578,27 @@ def _lengths(analyzed: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
         "tokens in a document",
         "share of documents",
         lines,
+    )
+
+
+def duplicates(analyzed: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+    """Duplicate@N, by kind of text; None where none has two points of its curve."""
+    lines = []
+    for kind, measured in analyzed["kinds"].items():
+        points = [(float(n), share) for n, share in measured["duplicates_at"]["curve"]]
+        if len(points) > 1:
+            lines.append(Line(kind, paint.get(kind, _INK), points, "marked"))
+    if not lines:
+        return None
+    return Curves(
+        "duplicates",
+        "Duplicates by the number of documents",
+        "Share of the first so many documents with a near-duplicate among them. It grows with "
+        "their number: compare kinds of text at the same one, unseen real text is the bar.",
+        "documents",
+        "share with a near-duplicate",
+        lines,
+        x_log=True,
     )
 
 

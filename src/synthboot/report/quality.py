@@ -55,7 +55,40 @@ def table(analyzed: Mapping[str, Any]) -> Table:
         for number, cells in enumerate(own or [[_UNMEASURED] * (4 + len(kinds))]):
             beside = paper if number == 0 else ("",) * len(paper)
             rows.append([name if number == 0 else "", *cells, *beside])
-    return Table(headers, rows, notes)
+    return Table(headers, rows, notes + spent(analyzed["judged"]))
+
+
+def spent(judged: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What language models took to judge, a sentence for each; and what a budget left out."""
+    by_judge: dict[str, list[Mapping[str, Any]]] = {}
+    for verdict in judged:
+        if any(verdict["spent"].values()):
+            by_judge.setdefault(_name(verdict["judge"]), []).append(verdict)
+    notes = []
+    for judge, verdicts in by_judge.items():
+        total = {key: sum(v["spent"][key] for v in verdicts) for key in verdicts[0]["spent"]}
+        note = (
+            f"{judge} took {total['prompt']:,} tokens of prompts "
+            f"and {total['completion']:,} of answers"
+        )
+        if total["untold"]:
+            note += f" (of {total['untold']:,} answers its server did not say)"
+        dollars = [v["dollars"] for v in verdicts]
+        if None not in dollars:
+            note += f", ${sum(dollars):,.2f}"
+        notes.append(note)
+        left_out = {v["question"]: v["unasked"] for v in verdicts if v["unasked"]}
+        if left_out:
+            of_each = ", ".join(f"{count:,} of {question}" for question, count in left_out.items())
+            notes.append(f"{judge} stopped at analyze.judge_tokens: not asked about {of_each}")
+    return notes
+
+
+def _name(judge: str) -> str:
+    """A judge's name; of a folder the last part, since a path says how somebody's disk is laid
+    out."""
+    kind, _, model = judge.partition(":")
+    return f"{kind}:{PurePath(model).name}" if kind == "local" else judge
 
 
 def curves(analyzed: Mapping[str, Any]) -> Table:
@@ -123,11 +156,8 @@ def _judged(verdict: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
             value, low, high = rate["corrected"]
             cells.append(f"{_percent(value)} [{100 * low:.1f}, {100 * high:.1f}]")
     agreement = verdict["kappa"]
-    # of a folder the last part: a path says how somebody's disk is laid out
-    kind, _, model = verdict["judge"].partition(":")
-    name = f"{kind}:{PurePath(model).name}" if kind == "local" else verdict["judge"]
     return [
-        name,
+        _name(verdict["judge"]),
         _error(verdict["specificity"], verdict["clean"]),
         _error(verdict["sensitivity"], verdict["faulty"]),
         _UNMEASURED if agreement is None else f"{agreement:.2f}",

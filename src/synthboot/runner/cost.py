@@ -26,7 +26,7 @@ from synthboot.runner import machines
 from synthboot.runner.estimator import TRAINED, Estimator, finished
 from synthboot.runner.machines import THIS, Machine
 from synthboot.runner.state import State
-from synthboot.runner.unit import PARALLEL
+from synthboot.runner.unit import has_workers
 from synthboot.runner.work import Sizes, Work, Workload, duration, is_copy, sizes
 
 _MORE_SEEDS = (5, 10)
@@ -216,7 +216,7 @@ def host_memory(cfg: config.Config, units: Mapping[str, Unit]) -> dict[str, floa
     for name, unit in units.items():
         work = workload.of(unit)
         memory[name] = work.host_memory
-        if cfg.engine.device == "cpu" and unit.stage not in PARALLEL:
+        if cfg.engine.device == "cpu" and not has_workers(unit):
             memory[name] += estimator.memory(unit, work)
     return memory
 

@@ -8,17 +8,18 @@ machine has (`machines.yaml`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 from synthboot import config
 from synthboot.artifacts.store import MANIFEST, Manifest, environment, read_manifest
+from synthboot.artifacts.synthetic import SAMPLED
 from synthboot.errors import CorruptArtifact
-from synthboot.recipes import Unit
+from synthboot.recipes import Unit, is_filter
 from synthboot.runner import machines, torchrun
 from synthboot.runner.machines import Machine, figures
-from synthboot.runner.unit import PARALLEL
+from synthboot.runner.unit import has_workers
 from synthboot.runner.work import Work, Workload, duration, is_copy, size
 
 _FREE = 0.9
@@ -84,7 +85,7 @@ class Estimator:
         if unit.stage in torchrun.STAGES and processes > 1:
             return min(processes, self.machine.devices)
         # of corpus a part alone is done by several processes, and none of it by a GPU
-        is_spread = unit.stage in PARALLEL and unit.stage != "corpus"
+        is_spread = has_workers(unit) and unit.stage != "corpus"
         return self.machine.devices if is_spread else 1
 
     def rate(self, stage: str, work: Work) -> Rate:
@@ -100,6 +101,8 @@ class Estimator:
             rates = []
             for folder, manifest in self.manifests.items():
                 if manifest.stage != stage or (is_near and mine not in folder.parents):
+                    continue
+                if SAMPLED in manifest.parents:  # nothing was sampled for it
                     continue
                 done = _amount(stage, manifest.cost.get("flops", 0), manifest.cost.get("tokens", 0))
                 if stage == "score" and is_near:
@@ -117,6 +120,8 @@ class Estimator:
         """How long the artifact takes on its devices."""
         if is_copy(unit):
             return self.start
+        if is_filter(unit):
+            return self.start + self._computing(replace(unit, stage="score"), work, 1)
         rate = self.rate(unit.stage, work).per_second
         if unit.stage in _FIXED:
             return 1 / rate if rate is not None else _FIXED[unit.stage](figures().core).value
@@ -130,7 +135,7 @@ class Estimator:
 
     def memory(self, unit: Unit, work: Work) -> float:
         """Bytes of each device."""
-        if unit.stage == "synthesize":
+        if unit.stage == "synthesize" and not is_filter(unit):
             rows = self._sampled_rows(work)
             return work.memory + rows * work.row_tokens * self._cache_bytes()
         if unit.stage in TRAINED and not is_copy(unit):

@@ -21,7 +21,7 @@ from synthboot.runner import cost, torchrun
 from synthboot.runner.graph import fingerprints, needed, ready
 from synthboot.runner.sharing import finished, take_over
 from synthboot.runner.state import State, states
-from synthboot.runner.unit import DEALT, ITEMS, PARALLEL, WITHOUT_ITEMS, make, make_part, tidy
+from synthboot.runner.unit import DEALT, ITEMS, has_items, has_workers, make, make_part, tidy
 
 MODELS = (*torchrun.STAGES, "synthesize")
 """Stages that read what `auto` stands for."""
@@ -130,7 +130,7 @@ def _of_part(
     """
     own = [unit for unit in plan.values() if unit.stage == target]
     if target in ITEMS:
-        own = [unit for unit in own if unit.variant not in WITHOUT_ITEMS]
+        own = [unit for unit in own if has_items(unit)]
     else:
         own = [own[index] for index in part.of(len(own))]
 
@@ -211,7 +211,7 @@ def _workplace(cfg: config.Config) -> AbstractContextManager[None]:
 
 def _places(cfg: config.Config, unit: Unit) -> int:
     """How many cores or GPUs a unit takes itself; where workers of its own take them, none."""
-    if unit.stage in PARALLEL:
+    if has_workers(unit):
         return 0
     return cfg.engine.processes if unit.stage in torchrun.STAGES else 1
 

@@ -14,7 +14,7 @@ from synthboot.artifacts import parts, store
 from synthboot.artifacts.external import EXTERNAL
 from synthboot.data import disk, lock
 from synthboot.errors import MissingArtifact
-from synthboot.recipes import VERSIONS, Unit
+from synthboot.recipes import VERSIONS, Unit, is_filter
 from synthboot.runner import torchrun
 from synthboot.runner.memory import Memory
 from synthboot.runner.step import run_part, run_step
@@ -28,12 +28,21 @@ ITEMS = ("corpus", "embed", "pair", "synthesize")
 DEALT = ("pretrain", "score")
 """Stages of many artifacts, of which each part makes some."""
 
-WITHOUT_ITEMS = (EXTERNAL, "random_pairs")
-"""Variants of stages of `ITEMS` that are made in one go."""
+_WITHOUT_ITEMS = (EXTERNAL, "random_pairs")
 
 _PATIENCE = 120.0
 """Seconds to wait for the worker of a killed run, which may take a moment to go, or on a node that
 a cluster has lost until that is known by its silence."""
+
+
+def has_workers(unit: Unit) -> bool:
+    """Whether the unit's step has workers of its own."""
+    return unit.stage in PARALLEL and not is_filter(unit)
+
+
+def has_items(unit: Unit) -> bool:
+    """Whether parts of the unit are made side by side; some variants are made in one go."""
+    return unit.stage in ITEMS and unit.variant not in _WITHOUT_ITEMS and not is_filter(unit)
 
 
 @runtime_checkable
@@ -71,7 +80,7 @@ def make(
             if cfg.engine.processes > 1 and unit.stage in torchrun.STAGES:
                 counts, cost = torchrun.run_step_together(cfg, plan, unit, progress)
             else:
-                workers = jobs if unit.stage in PARALLEL else 1
+                workers = jobs if has_workers(unit) else 1
                 counts, cost = run_step(cfg, plan, unit, workers, progress, note)
         cost |= _spent(started, memory, parts.spent(folder))
 

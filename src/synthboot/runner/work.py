@@ -20,7 +20,7 @@ from synthboot.data import documents
 from synthboot.errors import SynthbootError
 from synthboot.lm.batches import d1_room
 from synthboot.neighbors.search import clusters
-from synthboot.recipes import Unit, folder_of
+from synthboot.recipes import Unit, folder_of, is_filter
 from synthboot.runner.machines import figures
 
 _SAMPLED_RECORDS = 200
@@ -179,6 +179,8 @@ class Workload:
             return Work(kept_bytes=self._weights(2), written_bytes=self._weights(2))
         if unit.stage in ("base", "pretrain"):
             return self.training(unit.recipe or config.Arm())
+        if is_filter(unit):
+            return self.filter(unit.options["filter"], unit.options["budget_tokens"])
         if unit.stage == "synthesize":
             is_plain = unit.variant.startswith("unconditional")
             return self.synthesize(unit.options["budget_tokens"], conditional=not is_plain)
@@ -318,6 +320,22 @@ class Workload:
             memory=4 * model.parameters,
             requests=requests,
             row_tokens=d1 + d2,
+        )
+
+    def filter(self, chosen: config.Filter, budget_tokens: int) -> Work:
+        """What is left of samples, if that is just enough: all of them are read by base where their
+        loss decides."""
+        sampled = chosen.times * budget_tokens
+        flops = 0.0
+        if chosen.loss is not None:
+            flops = sampled * self.model.forward(self.cfg.model.seq_len)
+        kept = budget_tokens * (self.token_bytes + 4)
+        return Work(
+            flops=flops,
+            read_bytes=sampled * self.token_bytes,
+            written_bytes=kept,
+            kept_bytes=kept,
+            memory=4 * self.model.parameters,
         )
 
     def score(self) -> Work:

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, UInt64
+from jaxtyping import Bool, Float, Integer
 
 from synthboot import config
 from synthboot.artifacts.pairs import Pairs
@@ -33,7 +33,6 @@ _LONG = 8  # tokens; a run that real text hardly ever repeats by chance
 _LOOPING = 0.1  # of a document's runs of that length
 _LENGTH_BINS = np.linspace(0, 2_048, 65)
 _SIMILARITY_BINS = np.linspace(-0.2, 1, 61)
-_BLOCK = 1 << 22  # tokens of the corpus that are hashed at once: 32 MB of hashes
 
 
 def analyze(
@@ -100,7 +99,7 @@ def corpus_masks(
 
     A marked stretch longer than `n` may be stitched from several documents.
     """
-    in_corpus = _in_corpus(samples, corpus, n)
+    in_corpus = ngrams.held(samples, corpus, n)
     return [ngrams.copied(s, in_corpus, n) for s in samples]
 
 
@@ -119,7 +118,7 @@ def verbatim_spans(
     left = list(samples)
     for n in SPANS:
         left = [sample for sample in left if len(sample) >= n]
-        in_corpus = _in_corpus(left, corpus, n)
+        in_corpus = ngrams.held(left, corpus, n)
         left = [s for s in left if ngrams.contains(in_corpus, ngrams.hashes(s, n)).any()]
         if not left:
             break
@@ -164,8 +163,8 @@ def novel_share(
     n: int,
 ) -> float:
     """Share of the samples' runs of `n` tokens that the corpus does not hold."""
-    in_corpus = _in_corpus(samples, corpus, n)
-    hashed = _hashed(samples, n)
+    in_corpus = ngrams.held(samples, corpus, n)
+    hashed = ngrams.all_hashes(samples, n)
     if not len(hashed):
         return 0.0
     return float(1 - np.mean(ngrams.contains(in_corpus, hashed)))
@@ -177,7 +176,7 @@ def distinct_share(
 ) -> float:
     """Share of the samples' runs of `n` tokens that are different; depends on how many samples
     there are."""
-    hashed = _hashed(samples, n)
+    hashed = ngrams.all_hashes(samples, n)
     return len(np.unique(hashed)) / max(1, len(hashed))
 
 
@@ -325,42 +324,6 @@ def segments(
         if part:
             parts.append((part, int(origin[start])))
     return parts
-
-
-def _hashed(
-    samples: Sequence[Integer[np.ndarray, " _"]],
-    n: int,
-) -> UInt64[np.ndarray, " ngram"]:
-    """The hashes of all runs of `n` tokens of the samples, one after another."""
-    hashed = [ngrams.hashes(s, n) for s in samples if len(s) >= n]
-    return np.concatenate(hashed) if hashed else np.empty(0, np.uint64)
-
-
-def _in_corpus(
-    samples: Sequence[Integer[np.ndarray, " _"]],
-    corpus: Tokens,
-    n: int,
-) -> UInt64[np.ndarray, " ngram"]:
-    """The sorted hashes of the samples' n-grams that occur in the corpus, read shard by shard."""
-    wanted = np.unique(_hashed(samples, n))
-    present = np.zeros(len(wanted), bool)
-    if not len(wanted):
-        return wanted
-
-    for first, shard in zip(corpus.first_docs, corpus.shards, strict=True):
-        # the corpus may be the head of a pool that ends amid a shard, or before it
-        begin = int(corpus.bounds[min(first, len(corpus))])
-        end = min(len(shard), corpus.num_tokens - begin)
-        for start in range(0, max(0, end), _BLOCK):
-            # n - 1 tokens of overlap: runs across the edge of two blocks count too
-            block = shard[start : min(start + _BLOCK + n - 1, end)]
-            if len(block) < n:
-                continue
-            hashed = ngrams.hashes(np.asarray(block), n)
-            index = np.searchsorted(wanted, hashed)
-            index = np.minimum(index, len(wanted) - 1)
-            present[index[wanted[index] == hashed]] = True
-    return wanted[present]
 
 
 def _copying(masks: Sequence[Bool[np.ndarray, " _"]]) -> dict[str, float]:

@@ -52,19 +52,28 @@ def duplicates(
     `of_corpus` are the signatures of `corpus`; where that is empty, the sample alone is looked at.
     Signatures lie at `path` meanwhile, which is no longer needed afterwards.
     """
-    rows = _mapped(path, len(sample) + len(corpus))
-    _fill(rows[: len(sample)], sample)
-    rows[len(sample) :] = of_corpus
-    texts = _Joined(sample, corpus)
-    pairs = ngrams.near_duplicate_pairs(rows, texts, JACCARD)
-
+    pairs = near(sample, corpus, of_corpus, path)
     inside = pairs[pairs[:, 1] < len(sample)]
     share = None
     if len(corpus):
-        group = ngrams.groups_of(pairs, len(rows))
+        group = ngrams.groups_of(pairs, len(sample) + len(corpus))
         held = np.isin(group[: len(sample)], group[len(sample) :])
         share = float(held.mean()) if len(sample) else 0.0
     return Duplicates(curve(inside, len(sample)), share)
+
+
+def near(
+    sample: Sequence[str],
+    corpus: Sequence[str],
+    of_corpus: UInt32[np.ndarray, "doc perm"],
+    path: Path,
+) -> Int64[np.ndarray, "pair 2"]:
+    """The pairs of near-duplicates among both, the sample's documents numbered first; arguments as
+    of `duplicates`."""
+    rows = _mapped(path, len(sample) + len(corpus))
+    _fill(rows[: len(sample)], sample)
+    rows[len(sample) :] = of_corpus
+    return ngrams.near_duplicate_pairs(rows, _Joined(sample, corpus), JACCARD)
 
 
 def _mapped(path: Path, docs: int) -> UInt32[np.ndarray, "doc perm"]:

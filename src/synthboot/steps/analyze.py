@@ -56,7 +56,7 @@ def analyze(c: Context) -> Outcome:
         kinds[kind]["duplicates_at"] = asdict(found)
 
     of_world = worlds.measured(c, samples) if worlds.is_world(c) else None
-    judged = judges.judged(c, samples) if cfg.judges else []
+    judged, by_text = judges.judged(c, samples) if cfg.judges else ([], [])
     vectors = _vectors(c, samples)
     result = {
         "kinds": kinds,
@@ -76,10 +76,12 @@ def analyze(c: Context) -> Outcome:
     if pairs and related:
         examples = stage.examples(related, pairs, tokenizer, corpus, cfg)
     spread = stage.spread(pairs, tokenizer, corpus, cfg) if pairs else []
-    Analysis(result, examples, spread).save(c.folder)
+    Analysis(result, examples, spread).save(c.folder, by_text)
     counts: dict[str, Any] = {"kinds": list(kinds), "examples": len(examples)}
     if cfg.judges:
         counts["requests"] = sum(verdict["requests"] for verdict in judged)
+        for name in ("prompt", "completion"):
+            counts[f"judge_{name}_tokens"] = sum(verdict["spent"][name] for verdict in judged)
     return counts, {}
 
 

@@ -6,7 +6,8 @@ finds in real text is the floor. Facts are held against the real documents neare
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from synthboot.artifacts.analysis import JudgedText
 from synthboot.artifacts.pairs import HELDOUT, VALIDATION
 from synthboot.artifacts.store import WORK, read_manifest
 from synthboot.artifacts.synthetic import Sample
 from synthboot.data.tokenizer import Decoded
+from synthboot.errors import ConfigError
 from synthboot.judges import panel, planted
 from synthboot.judges.protocol import LONGEST, QUESTIONS, Item, Judge, Question
 from synthboot.judges.record import Record
@@ -32,38 +35,124 @@ _STREAMS = 2  # of real pairs; those of synthetic text come after them
 _PAIRS = ("irrelevance", "copying")
 
 
-def judged(c: Context, samples: Mapping[str, Sequence[Sample]]) -> list[dict[str, Any]]:
-    """What every judge says to every question that it can judge here, as plain values.
+def judged(
+    c: Context, samples: Mapping[str, Sequence[Sample]]
+) -> tuple[list[dict[str, Any]], list[JudgedText]]:
+    """What every judge says to every question that it can judge here, as plain values, and to every
+    text.
 
     Raises ConfigError where a model cannot be loaded, and SamplingError where a server fails; what
     was judged is kept.
     """
     texts = _Texts(c)
     judges = [_judge(c, name, texts) for name in c.cfg.analyze.judges]
+    asked = {question: _asked(c, question, samples, texts) for question in QUESTIONS}
+    # without real pairs, or without vectors to find references by, nothing is known
+    known = [question for question, (cases, _) in asked.items() if cases]
+    to_ask = [(question, judge) for question in known for judge in judges if judge.passes(question)]
+    # who counts tokens, and has to share them with the others
+    sharing = sum(_counts_tokens(judge) for _, judge in to_ask)
+    budget = c.cfg.analyze.judge_tokens
+    left = math.inf if budget is None else float(budget)
+
+    found = []
+    by_text: list[JudgedText] = []
+    with Record(c.folder / WORK / "judged.jsonl") as record:
+        for question, judge in to_ask:
+            cases, kinds = asked[question]
+            most = math.inf
+            if _counts_tokens(judge):
+                most = left / sharing
+                sharing -= 1
+            verdict = panel.judge(
+                judge,
+                question,
+                cases,
+                kinds,
+                record,
+                lambda words: c.progress(0.95, words),
+                most,
+            )
+            left = max(0.0, left - verdict.spent.tokens)
+            found.append({**panel.as_json(verdict), "dollars": _dollars(c, verdict)})
+            by_text += _by_text(verdict, kinds)
+    return found, by_text
+
+
+def _counts_tokens(judge: Judge) -> bool:
+    """Whether a judge is a language model that is asked."""
+    return judge.name.startswith(("local:", "server:"))
+
+
+def _dollars(c: Context, verdict: panel.Verdict) -> float | None:
+    """What a server's answers cost, where its price is known and it told all of its tokens."""
+    kind, _, model = verdict.judge.partition(":")
+    prices = c.cfg.engine.judge.prices
+    if kind != "server" or model not in prices or verdict.spent.untold:
+        return None
+    of_prompt, of_completion = prices[model]
+    spent = verdict.spent
+    return (spent.prompt * of_prompt + spent.completion * of_completion) / 1e6
+
+
+def _by_text(verdict: panel.Verdict, kinds: Mapping[str, Sequence[Item]]) -> Iterator[JudgedText]:
+    """What a judge gave every text that it was asked about."""
+    for kind, scores in verdict.scores.items():
+        for item, score in zip(kinds[kind], scores, strict=False):
+            yield JudgedText(
+                judge=verdict.judge,
+                question=verdict.question,
+                kind=kind,
+                score=score,
+                threshold=verdict.threshold,
+                refused=verdict.refused,
+                text=item.text,
+                d1=item.d1,
+                references=item.references,
+            )
+
+
+@dataclass(frozen=True)
+class Filtering:
+    """A judge that throws samples away: above `limit` a text is called faulty, with the error that
+    the `verdict` on known cases says."""
+
+    judge: Judge
+    question: Question
+    verdict: panel.Verdict
+    texts: _Texts
+
+    def scores(self, rows: Sequence[Sample], chunk: int) -> Float[np.ndarray, " sample"]:
+        """The score of every sample of a chunk."""
+        has_d1 = conditional(self.texts.c.variant)
+        items = self.texts.sampled(rows, self.question, has_d1, _STREAMS, chunk)
+        return panel.scored(self.judge, self.question, items)
+
+
+def filtering(c: Context, judged: Mapping[Question, str]) -> list[Filtering]:
+    """The judges of a filter, each measured on known cases.
+
+    Raises ConfigError for one that cannot tell what is faulty from what is not.
+    """
+    texts = _Texts(c)
     found = []
     with Record(c.folder / WORK / "judged.jsonl") as record:
-        for question in QUESTIONS:
-            cases, kinds = _asked(c, question, samples, texts)
-            # without real pairs, or without vectors to find references by, nothing is known
-            if not cases:
-                continue
-            for judge in judges:
-                if judge.passes(question):
-                    verdict = panel.judge(
-                        judge, question, cases, kinds, record, lambda words: c.progress(0.95, words)
-                    )
-                    found.append(panel.as_json(verdict))
+        for question, name in sorted(judged.items()):
+            judge = _judge(c, name, texts)
+            cases, _ = _known(c, question, texts)
+            verdict = panel.judge(judge, question, cases, {}, record)
+            if verdict.refused:
+                raise ConfigError(
+                    f"synthesize/{c.variant}: `filter.judged.{question}`: {name} cannot tell it "
+                    f"here ({verdict.refused}); choose another judge, drop it, or hold out more "
+                    f"text (corpus.validation_docs, pair.heldout_share)"
+                )
+            found.append(Filtering(judge, question, verdict, texts))
     return found
 
 
-def _asked(
-    c: Context,
-    question: Question,
-    samples: Mapping[str, Sequence[Sample]],
-    texts: _Texts,
-) -> tuple[list[planted.Case], dict[str, list[Item]]]:
-    """The cases of a question, and by kind of text the items to judge, real text first."""
-    cfg = c.cfg.analyze
+def _known(c: Context, question: Question, texts: _Texts) -> tuple[list[planted.Case], list[Item]]:
+    """The cases of a question, and the real text that is judged as it is."""
     more: list[Item] = []
     if question in _PAIRS:
         real = texts.unseen_pairs()
@@ -75,16 +164,28 @@ def _asked(
     # one half for the cases, one for the floor; they lie in random order
     random = rng(c.cfg.seed, "judges.planted", list(QUESTIONS).index(question))
     cases = planted.cases(question, [*real[0::2], *more], texts.strangers, random)
-    kinds = {"unseen real": real[1::2][: cfg.judge_items]}
+    # a clean case and a faulty one, in turn
+    return cases[: 2 * c.cfg.analyze.judge_cases], real[1::2]
+
+
+def _asked(
+    c: Context,
+    question: Question,
+    samples: Mapping[str, Sequence[Sample]],
+    texts: _Texts,
+) -> tuple[list[planted.Case], dict[str, list[Item]]]:
+    """The cases of a question, and by kind of text the items to judge, real text first."""
+    cases, real = _known(c, question, texts)
+    most = c.cfg.analyze.judge_items
+    kinds = {"unseen real": real[:most]}
     for kind, rows in samples.items():
-        chosen = rows[: cfg.judge_items]
         if question in _PAIRS and not conditional(kind):
             continue
-        items = texts.sampled(kind, chosen, question)
+        stream = _STREAMS + list(c.synthetic).index(kind)
+        items = texts.sampled(rows[:most], question, conditional(kind), stream)
         if items:
             kinds[kind] = items
-    # a clean case and a faulty one, in turn
-    return cases[: 2 * cfg.judge_cases], kinds
+    return cases, kinds
 
 
 def _judge(c: Context, name: str, texts: _Texts) -> Judge:
@@ -170,24 +271,25 @@ class _Texts:
         d2s = sorted(best)
         return self._pairs([best[d2] for d2 in d2s], [text_of(d2) for d2 in d2s], stream)
 
-    def sampled(self, kind: str, rows: Sequence[Sample], question: Question) -> list[Item]:
+    def sampled(
+        self, rows: Sequence[Sample], question: Question, has_d1: bool, *stream: int
+    ) -> list[Item]:
         """Synthetic text, with what it takes to judge it; nothing where that is not there."""
         texts = [row.text[:LONGEST] for row in rows]
         if question in _PAIRS:
-            stream = _STREAMS + list(self.c.synthetic).index(kind)
-            return self._pairs([row.d1 for row in rows], texts, stream)
+            return self._pairs([row.d1 for row in rows], texts, *stream)
         if question != "nonfactual":
             return [Item(text) for text in texts]
         if self.c.embedder is not None:
             return self._with_references(texts, self.c.embedder(texts)) if texts else []
-        if not conditional(kind):
+        if not has_d1:
             return []
         given = [self.corpus[row.d1][:_REFERENCE_CHARACTERS] for row in rows]
         return [Item(text, references=(d1,)) for text, d1 in zip(texts, given, strict=True)]
 
-    def _pairs(self, d1s: Sequence[int], texts: Sequence[str], stream: int) -> list[Item]:
+    def _pairs(self, d1s: Sequence[int], texts: Sequence[str], *stream: int) -> list[Item]:
         """Pairs, each with random documents to compare d1 with."""
-        random = rng(self.c.cfg.seed, "judges.others", stream)
+        random = rng(self.c.cfg.seed, "judges.others", *stream)
         others = random.integers(len(self.strangers), size=(len(texts), _OTHERS))
         items = []
         for d1, text, other in zip(d1s, texts, others.tolist(), strict=True):

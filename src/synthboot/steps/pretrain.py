@@ -95,6 +95,9 @@ def sources(c: Context, arm: config.Arm) -> Sources:
     synthetic = Synthetic.open(folder)
     manifest = read_manifest(folder)
     assert manifest is not None  # it was verified before this step began
+    # of a filter, what it cost to sample all that it chose from
+    flops = manifest.cost["flops"] + manifest.counts.get("sampling_flops", 0.0)
+    thrown_away = manifest.counts.get("thrown_away", {})
     return Sources(
         real,
         synthetic.tokens,
@@ -102,5 +105,6 @@ def sources(c: Context, arm: config.Arm) -> Sources:
         replay=replay,
         upstream_flops=manifest.counts["upstream_flops"],
         # per kept token: what was dropped is paid for, what is not read is not
-        sample_flops=manifest.cost["flops"] / synthetic.tokens.num_tokens,
+        sample_flops=flops / synthetic.tokens.num_tokens,
+        thrown_away={why: (docs, tokens) for why, (docs, tokens) in thrown_away.items()},
     )

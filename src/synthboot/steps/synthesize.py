@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from synthboot.steps.context import Context, Outcome, conditional, upstream_flops
+from synthboot.steps.filter import filtered
 
 if TYPE_CHECKING:
     from synthboot.stages.synthesize import Job
 
 
 def synthesize(c: Context) -> Outcome:
-    """S_pretrain in chunks. The FLOPs count every prompt and sampled token once."""
+    """S_pretrain in chunks, or what a filter leaves of one. The FLOPs count every prompt and
+    sampled token once."""
+    if c.filter is not None:
+        return filtered(c, c.filter)
     from synthboot.lm import model as models
     from synthboot.stages.synthesize import synthesize as stage
 

@@ -1,0 +1,83 @@
+"""An arm that reads what a filter leaves: what that is, what is told of it, and what too little is."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from synthboot import api, show
+from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.model import Model
+from synthboot.artifacts.store import read_manifest
+from synthboot.artifacts.synthetic import Synthetic
+from synthboot.errors import BudgetError, ConfigError
+from tests.conftest import run_folder
+
+
+def novelty(sample: np.ndarray, known: set[tuple[int, ...]], n: int) -> float:
+    runs = [tuple(sample[i : i + n].tolist()) for i in range(len(sample) - n + 1)]
+    return sum(run not in known for run in runs) / len(runs)
+
+
+def with_filter(tiny: dict[str, Any], tmp_path: Path, chosen: dict[str, Any], share: float = 0.1) -> dict[str, Any]:
+    """The tiny run, copied, with an arm that chooses among the samples which are there already."""
+    if not (tmp_path / tiny["name"]).exists():
+        shutil.copytree(run_folder(tiny), tmp_path / tiny["name"])
+    clean = {"synthetic": "related", "share": share, "filter": chosen}
+    return {**tiny, "root": str(tmp_path), "arms": {**tiny["arms"], "clean": clean}}
+
+
+def test_an_arm_reads_what_its_filter_leaves(tiny: dict[str, Any], tmp_path: Path) -> None:
+    folder = run_folder(tiny)
+    corpus = Corpus.open(folder / "01-corpus").pretrain
+    known: set[tuple[int, ...]] = set()
+    for doc in range(len(corpus)):
+        tokens = corpus[doc].tolist()
+        known |= {tuple(tokens[i : i + 2]) for i in range(len(tokens) - 1)}
+    samples = list(Synthetic.open(folder / "06-synthesize/related"))
+    shares = [novelty(sample.tokens, known, 2) for sample in samples]
+    most = float(np.quantile(shares, 0.8))
+    expected = [row.text for row, share in zip(samples, shares, strict=True) if share <= most]
+    assert 0 < len(expected) < len(samples)
+
+    chosen = {"loss": [0, 100], "similarity": [-1, 1.01], "novelty": [0, most], "novelty_tokens": 2}
+    settings = with_filter(tiny, tmp_path, chosen)
+    run = api.Run(settings)
+    assert run.plan()["synthesize/related"].status == "done"
+    run.run("pretrain")
+
+    left = run.synthetic("clean")
+    assert [row.text for row in left] == expected
+    assert [row.tokens.tolist() for row in left] == [
+        row.tokens.tolist() for row, share in zip(samples, shares, strict=True) if share <= most
+    ]
+    unit = f"06-synthesize/{left.kind}"
+    manifest = read_manifest(run_folder(settings) / unit)
+    assert manifest is not None
+    away = [len(row.tokens) + 1 for row, share in zip(samples, shares, strict=True) if share > most]
+    assert manifest.counts["thrown_away"] == {"novelty": [len(away), sum(away)]}
+    assert manifest.counts["tokens"] == left.synthetic.tokens.num_tokens
+    assert manifest.counts["dropped"]["novelty"] == len(away)
+    assert manifest.cost["flops"] > 0
+    standing = {row.unit: row.account for row in show.status(run_folder(settings))}
+    assert f"{len(expected):,} of {len(samples):,} samples left" in standing[unit]
+
+    counts = Model.open(run_folder(settings) / "07-pretrain/clean/seed-0").token_counts
+    assert counts.thrown_away == {"novelty": (len(away), sum(away))}
+    assert 0 < counts.synthetic_epochs <= 1
+    plain = Model.open(run_folder(settings) / "07-pretrain/sbp/seed-0").token_counts
+    assert plain.thrown_away == {}
+    # what was thrown away had to be sampled: a token that is left costs more
+    assert counts.spent_flops == 0 or counts.spent_flops / counts.synthetic_tokens > plain.spent_flops / plain.synthetic_tokens
+
+
+def test_too_little_text_and_a_judge_without_skill_are_errors_before_training(tiny: dict[str, Any], tmp_path: Path) -> None:
+    nothing = with_filter(tiny, tmp_path, {"loss": [0, 0.001]})
+    with pytest.raises(BudgetError, match=r"leaves 0 of .* tokens, .* are missing .*nothing is left: widen the filter"):
+        api.Run(nothing).run("pretrain")
+    blind = with_filter(tiny, tmp_path, {"judged": {"repetition": "rules"}})
+    with pytest.raises(ConfigError, match=r"`filter\.judged\.repetition`: rules cannot tell it here .*20 are needed"):
+        api.Run(blind).run("pretrain")
+    assert not list((run_folder(blind) / "07-pretrain").glob("clean*"))

@@ -255,7 +255,7 @@ class JudgeEndpoint(Endpoint):
         Text, Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
     ] = {}
     """Dollars for a million tokens of prompts and of answers, by the name of a model, as in
-    `{gpt: [0.15, 0.60]}`: what judging has cost is said with the tokens."""
+    `{gpt: [0.15, 0.60]}`: what judging cost, at the prices of then, is said with the tokens."""
 
 
 class Server(Endpoint):

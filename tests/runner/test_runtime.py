@@ -45,6 +45,7 @@ SAME = {
     "engine.executor",  # test_cluster.py compares them
     *(f"engine.judge.{name}" for name in SERVERS[0] if name != "model"),  # how it is asked
     "engine.judge.url",
+    "engine.judge.prices",  # but for the money that judging cost, which is told beside its tokens
     "root",
     "name",
 }

@@ -41,7 +41,7 @@ def run(config: str, tokens: int, tuning: int | None, until: str, settings: list
     changed = [*settings, f"budget.train_tokens={tokens}", f"root={root}"]
     if tuning is not None:
         changed.append(f"tune.max_tokens={tuning}")
-    command = [sys.executable, "-m", "synthboot", "run", config, "--until", until]
+    command = [sys.executable, "-m", "synthboot", until, config]
     command += [word for setting in changed for word in ("--set", setting)]
     begun = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -178,14 +178,13 @@ def _repeated(
     lengths = source.tokens.lengths[left]
     bounds = np.concatenate(([0], np.cumsum(lengths)))
     flat = [np.asarray(source.tokens[number], np.uint32) for number in left]
-    chosen_tokens = Tokens(
-        (np.concatenate([np.empty(0, np.uint32), *flat]),), np.zeros(1, np.int64), bounds
-    )
-    tokenizer = c.corpus.tokenizer
+    joined = np.concatenate([np.empty(0, np.uint32), *flat])
+    left_tokens = Tokens((joined,), np.zeros(1, np.int64), bounds)
     documents = c.corpus.pretrain
     if "corpus" not in chosen.near_duplicates:
         documents = documents.head(0)
-    samples, corpus = Decoded(chosen_tokens, tokenizer), Decoded(documents, tokenizer)
+    samples = Decoded(left_tokens, c.corpus.tokenizer)
+    corpus = Decoded(documents, c.corpus.tokenizer)
     work = c.folder / WORK
     of_corpus = duplicates.signatures(corpus, work / "corpus")
     pairs = duplicates.near(samples, corpus, of_corpus, work / "both")

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,16 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads wait for each other for ages beside other work
 
+# Tests start hundreds of processes, each of which would compile the package anew.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    sys.dont_write_bytecode = False
+
 import tests.typechecker  # noqa: F401  (the hook looks it up by name)
 
-install_import_hook("synthboot", "tests.typechecker.check")  # shapes in signatures are checked, in tests alone
+SOURCES = Path(__file__).parent.parent / "src"
+SHAPED = [path for path in SOURCES.rglob("*.py") if "from jaxtyping import" in path.read_text("utf-8")]
+MODULES = [path.relative_to(SOURCES).with_suffix("").as_posix().replace("/", ".") for path in SHAPED]
+install_import_hook(MODULES, "tests.typechecker.check")  # shapes in signatures are checked, in tests alone
 
 SYLLABLES = ["ba", "ko", "ri", "lu", "ten", "mar", "vi", "sha", "do", "pel", "gru", "ani"]
 COLORS = ["red", "green", "blue", "amber", "violet", "black"]

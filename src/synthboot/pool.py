@@ -66,6 +66,17 @@ PRELOAD = [
     "pyarrow.parquet",
     "synthboot.runner.unit",
     "synthboot.steps",
+    "synthboot.stages.corpus",
+    "synthboot.stages.embed",
+    "synthboot.stages.pair",
+    "synthboot.stages.tune",
+    "synthboot.stages.synthesize",
+    "synthboot.stages.pretrain",
+    "synthboot.stages.score",
+    "synthboot.stages.evaluate",
+    "synthboot.stages.analyze",
+    "synthboot.report.page",
+    "synthboot.lm.conversions",
 ]
 """Modules that the fork server imports once, so that no worker has to."""
 

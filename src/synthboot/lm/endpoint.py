@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import functools
 import json
 import math
 import os
@@ -70,6 +71,12 @@ class Asked(Generic[Answer]):
     read: Callable[[object], Answer]
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Whom to trust, by the system's list, which takes longer to read than many an answer."""
+    return ssl.create_default_context()
+
+
 class Endpoint:
     """One address of a server, asked by as many requests at once as `server` allows.
 
@@ -109,7 +116,7 @@ class Endpoint:
             timeout=httpx.Timeout(self.server.timeout, connect=connect),
             follow_redirects=False,
             trust_env=False,
-            verify=ssl.create_default_context(),
+            verify=_certificates(),
             limits=httpx.Limits(max_connections=self.server.concurrency),
         )
 

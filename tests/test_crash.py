@@ -33,7 +33,7 @@ POINTS = [
     ("pretrain", "07-pretrain/sbp/seed-0/work/checkpoint-*"),
     ("score, between two models", "08-score/*/*/manifest.json"),
 ]
-FEW = [POINTS[1], POINTS[4], POINTS[7]]  # workers write, a model is trained, chunks are sampled
+FEW = [POINTS[4], POINTS[7]]  # a model is trained, workers write chunks of samples
 
 
 def start(settings: dict[str, Any]) -> subprocess.Popen[str]:
@@ -67,7 +67,7 @@ def nothing_outlives(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("world", "points"), [("tiny", FEW), pytest.param("finished", POINTS, marks=pytest.mark.slow)], ids=["three", "ten"]
+    ("world", "points"), [("tiny", FEW), pytest.param("finished", POINTS, marks=pytest.mark.slow)], ids=["two", "ten"]
 )
 def test_killed_at_several_points_of_one_run_it_ends_with_the_same_bytes(
     world: str, points: list[tuple[str, str]], tmp_path: Path, request: pytest.FixtureRequest
@@ -153,12 +153,12 @@ def listed(settings: dict[str, Any]) -> list[str]:
     return sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if not p.name.startswith("."))
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 4], ids=["every", "some"])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 6], ids=["every", "some"])
 def test_killed_just_before_a_rename_or_removal_it_ends_with_the_same_files(
     tiny: dict[str, Any], tmp_path: Path, every: int
 ) -> None:
     """Whatever a stage writes appears by a rename, and whatever goes does so by a removal. Here the process dies before each
-    kind of them, one after the other, or before every artifact's last and every fourth kind."""
+    kind of them, one after the other, or before every artifact's last and every sixth kind."""
     settings = {**tiny, "root": str(tmp_path)}
     seen = tmp_path / "seen"
     seen.touch()

@@ -68,7 +68,7 @@ while status == 28:
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     leave(room)
-    room = room * 3 // 2
+    room *= 2
 sys.exit(status)
 """
 

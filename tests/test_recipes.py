@@ -56,6 +56,8 @@ def world_config(root: Path, **changes: Any) -> dict[str, Any]:
         "pretrain": {"seeds": [0]},
         "tune": {"batch_tokens": 1_024, "max_tokens": 6_000},
         "pair": {"num_neighbors": 5, "max_overlap": 1.0},
+        "synthesize": {"chunk": 64, "keep_unfinished": True, "dtype": "float32"},
+        "engine": {"device": "cpu", "jobs": 2, "sample_batch": 64},
         "evaluate": {"tasks": ["world"], "task_items": 40, "group_field": "group"},
     }
     return small_config(Path("world"), root, **{**settings, **changes})

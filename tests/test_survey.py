@@ -56,6 +56,7 @@ def test_a_configuration_for_lines_whose_text_has_another_name(tmp_path: Path) -
         "scripts: Latin 100%",
         'dates: field "posted", 2020-01-03 to 2020-09-03',
         'labels: field "kind"',
+        " here (to a factor of two)",
         f"synthboot pair '{out}'",
     ):
         assert found in result.stdout

@@ -151,6 +151,7 @@ def init(paths: tuple[str, ...], out: Path, hours: float) -> None:
     """Look at your files and write a configuration for them."""
     from synthboot.errors import ConfigError
     from synthboot.proposal import propose
+    from synthboot.runner.work import duration
     from synthboot.survey import survey as look
 
     taken = f"{out}: is there already; name another with --out"
@@ -168,7 +169,7 @@ def init(paths: tuple[str, ...], out: Path, hours: float) -> None:
         raise ConfigError(taken) from None
     _say(
         f"{out}: arms of {proposed.train_tokens:,} tokens, {proposed.unique_tokens:,} of them "
-        f"unique; about {proposed.hours:.1f} hours here (to a factor of two)"
+        f"unique; about {duration(proposed.hours)} here (to a factor of two)"
     )
     named = shlex.quote(str(out))
     _say(f"next: synthboot pair {named}   what related documents tell of each other")

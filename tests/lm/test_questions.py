@@ -44,7 +44,7 @@ WORDS = (
     "makes",
     "finds",
 )
-ITEMS, WINDOW = 100, 64
+ITEMS, WINDOW = 50, 64
 SEAMS = [("the cat ", "sees"), ("the cat", " sees"), ("the cat", "sees")]
 
 

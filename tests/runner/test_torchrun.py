@@ -38,8 +38,8 @@ def base(settings: dict[str, Any]) -> Trained:
 
 
 def settings_of(world_file: Path, root: Path, **changes: Any) -> dict[str, Any]:
-    """256 steps with a dozen checkpoints: time enough to be killed after the first."""
-    size: dict[str, Any] = {"budget__train_tokens": 98_304, "optim__evals": 12}
+    """96 steps with a dozen checkpoints: time enough to be killed after the first."""
+    size: dict[str, Any] = {"budget__train_tokens": 36_864, "optim__evals": 12}
     return small_config(world_file, root, arms={"repetition": {}}, **size | changes)
 
 
@@ -112,13 +112,10 @@ def checkpoint(folder: Path) -> None:
         time.sleep(0.02)
 
 
-LONG = {"budget__train_tokens": 409_600}
-
-
 def test_the_ranks_end_with_who_started_them(alone: Trained, world_file: Path, tmp_path: Path) -> None:
-    process, place = job(begun(alone, world_file, tmp_path, **LONG), tmp_path, 2)
+    process, place = job(begun(alone, world_file, tmp_path), tmp_path, 1)
     patience = time.monotonic() + 60
-    while len(ranks(place)) < 2:
+    while not ranks(place):
         assert time.monotonic() < patience
         time.sleep(0.05)
     assert process.stdin is not None
@@ -163,7 +160,7 @@ def test_a_killed_rank_ends_the_job_and_it_resumes_at_any_number(
 
 def test_a_killed_agent_ends_the_job_within_seconds(alone: Trained, world_file: Path, tmp_path: Path) -> None:
     """Its ranks would train on: they hold the output open that the unit reads."""
-    settings = begun(alone, world_file, tmp_path, engine={"processes": 2}, **LONG)
+    settings = begun(alone, world_file, tmp_path, engine={"processes": 2})
 
     def kill(job: Path) -> None:
         stopped, *_ = ranks(job)

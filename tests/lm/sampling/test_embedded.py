@@ -110,15 +110,17 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
     assert together.tolist() == alone
 
 
-@pytest.mark.parametrize(("width", "dtype"), [(32, "float32"), (64, "float32"), (64, "bfloat16")])
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(32, "float32"), pytest.param(64, "float32", marks=pytest.mark.slow), (64, "bfloat16")]
+)
 def test_a_request_gets_the_same_tokens_whatever_its_neighbours(width: int, dtype: str) -> None:
     model, asked = small_model(width=width), requests(80)
     sampler = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=48, dtype=dtype)
     together = sampler.sample(asked)
     backwards = sampler.sample(asked[::-1])[::-1]
-    alone = [sampler.sample([r])[0] for r in asked]
-    for others in (backwards, alone):
-        agree = np.mean([a.tokens == b.tokens for a, b in zip(together, others, strict=True)])
+    alone = [sampler.sample([r])[0] for r in asked[::2]]
+    for mine, others in ((together, backwards), (together[::2], alone)):
+        agree = np.mean([a.tokens == b.tokens for a, b in zip(mine, others, strict=True)])
         assert agree >= 0.95  # a rounding difference between batch sizes may tip a draw once in a while
 
 

@@ -17,6 +17,8 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads wait for each other for ages beside other work
 
+import tests.typechecker  # noqa: F401  (the hook looks it up by name)
+
 # Tests start hundreds of processes, each of which would compile the package anew.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     sys.dont_write_bytecode = False
@@ -25,8 +27,6 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
 MEMORY = "/dev/shm"
 if os.access(MEMORY, os.W_OK) and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC and shutil.disk_usage(MEMORY).free > 4 << 30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
-
-import tests.typechecker  # noqa: F401  (the hook looks it up by name)
 
 SOURCES = Path(__file__).parent.parent / "src"
 SHAPED = [path for path in SOURCES.rglob("*.py") if "from jaxtyping import" in path.read_text("utf-8")]

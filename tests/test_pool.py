@@ -13,12 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from synthboot import pool
 from synthboot.errors import ConfigError
 from synthboot.lm import model as models
-from tests.conftest import tiny_config
 
 
 def double(offset: int) -> Any:
@@ -414,17 +412,27 @@ def listening(session: int) -> set[str]:
     return found
 
 
+LONG_FOLDER = """
+import operator
+from synthboot import pool
+pool.PRELOAD[1:] = ["torch"]
+if __name__ == "__main__":
+    print(list(pool.imap(operator.itemgetter, (0,), ["ab", "cd"], 2)))
+"""
+
+
 def test_a_long_folder_for_temporary_files_is_no_obstacle(tmp_path: Path) -> None:
     """A socket's address has room for 107 characters."""
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_config(tmp_path)))
-    command = [sys.executable, "-m", "synthboot", "corpus", str(tmp_path / "run.yaml")]
     environment = {**os.environ, "TMPDIR": str(folder)}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", LONG_FOLDER]
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     paths = soon(lambda: listening(process.pid) or (process.poll() is not None and {"none"}), 120)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    found, said = process.communicate(timeout=120)
+    assert found == "['a', 'c']\n", said
     [path] = paths
     assert len(path) <= 107
     assert not Path(path).parent.exists()

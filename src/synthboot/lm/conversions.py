@@ -1,5 +1,5 @@
-"""What transformers prepares before it loads or saves its first model: a thousand patterns, compiled
-once for a process.
+"""What transformers prepares before it loads or saves its first model: a thousand patterns, which a
+process compiles once.
 
 The fork server imports this, so that no worker has to; nobody calls it.
 """

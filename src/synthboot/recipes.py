@@ -56,7 +56,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "synthesize": 5,
     "pretrain": 6,
     "score": 1,
-    "evaluate": 12,
+    "evaluate": 13,
     "analyze": 10,
     "report": 7,
     "extract": 1,

@@ -42,6 +42,7 @@ def report(results: Results) -> str:
     settings = cfg.model_dump(mode="json", exclude={"engine", "root"})
     asked = list(evaluated.contamination)
     analyzed = results.analyze
+    groups = {group for task in evaluated.questions.values() for group in task.groups}
 
     return rendered(
         "report.html.j2",
@@ -55,6 +56,7 @@ def report(results: Results) -> str:
         quality=quality(analyzed),
         recipes=settings["arms"],
         titles=dict(zip(asked, titles(asked), strict=True)),
+        has_told=any(group.endswith("told") for group in groups),
         paint=colors(evaluated.chosen.kinds),
         figures={figure.id: figure for figure in charts(results)},
         rounds=rounds(results),

@@ -61,6 +61,8 @@ def test_an_arm_reads_what_its_filter_leaves(tiny: dict[str, Any], tmp_path: Pat
     assert manifest.counts["tokens"] == left.synthetic.tokens.num_tokens
     assert manifest.counts["dropped"]["novelty"] == len(away)
     assert manifest.cost["flops"] > 0
+    shown = show.examples(run_folder(settings), "synthetic", len(samples), of="clean")
+    assert ["".join(part for part, _ in example.texts["sampled d2"]) for example in shown] == expected
     standing = {row.unit: row.account for row in show.status(run_folder(settings))}
     assert f"{len(expected):,} of {len(samples):,} samples left" in standing[unit]
 

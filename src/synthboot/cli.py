@@ -548,6 +548,12 @@ def status(run: Path, as_json: bool) -> None:
 @click.option("--near", type=float, help="Pairs with a similarity near this.")
 @click.option("--grep", metavar="PATTERN", help="Only texts that a regular expression is found in.")
 @click.option("--like", metavar="TEXT", help="The nearest to a text, by the run's own embedding.")
+@click.option(
+    "--of",
+    metavar="NAME",
+    help="Synthetic text and copies of this arm, or kind, such as unconditional; of related pairs "
+    "unless given.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(
     run: Path,
@@ -556,6 +562,7 @@ def show(
     near: float | None,
     grep: str | None,
     like: str | None,
+    of: str | None,
     as_json: bool,
 ) -> None:
     """Read examples in the terminal: documents, pairs side by side, synthetic text, what was
@@ -568,7 +575,7 @@ def show(
     if what == "quality":
         _show_quality(run_folder, as_json)
         return
-    examples = shown.examples(run_folder, what, count, near, grep, like)
+    examples = shown.examples(run_folder, what, count, near, grep, like, of)
     if as_json:
         _say_json([asdict(example) for example in examples])
         return

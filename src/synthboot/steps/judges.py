@@ -207,12 +207,16 @@ def _judge(c: Context, name: str, texts: _Texts) -> Judge:
     if kind == "likelihood":
         folder = c.parents["tune/related"]
         made = read_manifest(folder)
+        synthesizer = c.model("tune/related")
+        tuning = synthesizer.tuning
         return Likelihood(
-            folder=c.model("tune/related").best,
+            folder=synthesizer.best,
             weights=f"tune/related {made.fingerprint if made else ''}",
             seq_len=c.cfg.tune_seq_len,
             d1_share=c.cfg.tune.d1_share,
             device=device,
+            pointer=tuning.pointer if c.cfg.tune.pointer else None,
+            is_prompted=tuning.is_prompted,
         )
     return rules.Rules(texts.strangers)
 

@@ -568,7 +568,8 @@ def show(
     """Read examples in the terminal: documents, pairs side by side, synthetic text, what was
     copied, what models gave back of documents and how exposed canaries are, what was quarantined,
     what judges called faulty; and search in them. `quality` is the paper's quality table with this
-    run's figures: what was counted, and what judges say, with their own error."""
+    run's figures: what was counted, and what judges say, with their own error; and what filters
+    threw away and did."""
     from synthboot import show as shown
 
     run_folder = _run_folder(run)
@@ -587,13 +588,20 @@ def show(
 
 def _show_quality(run: Path, as_json: bool) -> None:
     from synthboot import show as shown
-    from synthboot.report import quality
+    from synthboot.report import filters, quality
 
     analyzed = shown.analyzed(run)
+    evaluated = shown.evaluated(run)
+    filtered = {} if evaluated is None else filters.effects(evaluated)
     if as_json:
-        _say_json({"kinds": analyzed["kinds"], "judged": analyzed["judged"]})
+        of_filters = {arm: asdict(effect) for arm, effect in filtered.items()}
+        measured = {name: analyzed[name] for name in ("kinds", "judged")}
+        _say_json({**measured, "filters": of_filters})
         return
-    for table in (quality.table(analyzed), quality.curves(analyzed)):
+    tables = [quality.table(analyzed), quality.curves(analyzed)]
+    if filtered:
+        tables.append(filters.table(filtered))
+    for table in tables:
         _print_table(table.headers, table.rows)
         for note in table.notes:
             _say(note)

@@ -58,7 +58,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "score": 1,
     "evaluate": 13,
     "analyze": 10,
-    "report": 7,
+    "report": 8,
     "extract": 1,
 }
 """Raised where a stage would leave something else from the same settings and parents."""

@@ -196,6 +196,12 @@ def analyzed(run: Path) -> dict[str, Any]:
     return result
 
 
+def evaluated(run: Path) -> Evaluation | None:
+    """All arms of a run compared; None where they have not been yet."""
+    folder = folder_of(run, "evaluate")
+    return None if store.read_manifest(folder) is None else Evaluation.open(folder)
+
+
 @dataclass(frozen=True)
 class Runs:
     """Several runs by their folders, and of every setting in which they differ the value of each

@@ -18,7 +18,7 @@ from typing import Any
 from synthboot.artifacts.store import flat
 from synthboot.data.items import titles
 from synthboot.lm.batches import tokens_until_copying
-from synthboot.report import leaks
+from synthboot.report import filters, leaks
 from synthboot.report import quality as quality_tables
 from synthboot.report.charts import (
     COLORS,
@@ -67,6 +67,7 @@ def report(results: Results) -> str:
         stages=by_stage(results.costs),
         judged=analyzed and quality_tables.table(analyzed),
         duplicates=analyzed and quality_tables.curves(analyzed),
+        filtered=filters.table(filters.effects(evaluated)),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         examples=Markup(as_json(results.examples)),
         spread=Markup(as_json(results.pair_examples)),

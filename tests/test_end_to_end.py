@@ -488,7 +488,7 @@ def test_questions_are_grouped_by_whether_d_pretrain_has_a_document_that_tells_t
     told = [document.id for document in corpus.texts("pretrain")][:3]
     read_by_oracles = [document.id for document in corpus.texts("pool")][-1]
     untold = [next(corpus.texts("test")).id, read_by_oracles]
-    rows = [{"query": f"what is {key}?", "choices": ["red", "blue"], "gold": 0, "support": {"id": key}} for key in told + untold]
+    rows = [{"query": f"{n}?", "choices": ["a", "b"], "gold": 0, "support": {"id": key}} for n, key in enumerate(told + untold)]
     plain = [{"query": f"who is {n}?", "answers": ["a miller"]} for n in range(2)]
     known = write_jsonl(tmp_path / "known.jsonl", [*rows, *({**row, "group": "color"} for row in rows), *plain])
     strange = write_jsonl(tmp_path / "strange.jsonl", [{**row, "support": [{"id": "elsewhere"}]} for row in rows])

@@ -12,6 +12,7 @@ from synthboot.judges.likelihood import Likelihood
 from synthboot.judges.protocol import Item
 from synthboot.lm import model as models
 from synthboot.lm import pointer
+from tests.judges.test_reader import Answers
 from tests.lm.conftest import looked_for, small_model, tokenizer  # noqa: F401  (a fixture)
 
 WEIGHTS = [[1 - 0.1 * n - 0.05, 0.1 * n, 0.05] for n in range(pointer.LONGEST_MATCH + 1)]
@@ -44,14 +45,17 @@ def loss(model: Any, text: Tokenizer, d1: str, weights: list[list[float]] | None
 
 @pytest.mark.parametrize(("weights", "is_prompted"), [(None, True), (WEIGHTS, True), (WEIGHTS, False)])
 def test_d2_is_as_likely_as_the_synthesizer_with_its_pointer_says(
-    weights: list[list[float]] | None, is_prompted: bool, tokenizer: Tokenizer, tmp_path: Path  # noqa: F811
+    weights: list[list[float]] | None,
+    is_prompted: bool,
+    tokenizer: Tokenizer,
+    tmp_path: Path,  # noqa: F811
 ) -> None:
     model = small_model()
     models.save(model, tmp_path, tokenizer)
     judge = Likelihood(tmp_path, "it", 64, 0.5, "cpu", weights, is_prompted)
     for number, other in enumerate(ITEM.others):
-        told: dict[int, float] = {}
-        judge.score("irrelevance", [ITEM], number, lambda index, gap, *_: told.update({index: gap}))
+        told = Answers()
+        judge.score("irrelevance", [ITEM], number, told)
         expected = loss(model, tokenizer, ITEM.d1, weights, is_prompted) - loss(model, tokenizer, other, weights, is_prompted)
         assert told == {0: pytest.approx(expected, abs=1e-4)}
     if weights is not None:

@@ -1,7 +1,7 @@
 """A judge of the run's own making: does its d1 make a d2 likelier than another document does?
 
-It is the synthesizer that answers, which has learned to write d2 from d1, with its pointer if it has
-one. Of what it wrote itself it thinks well: its verdict on its own samples is a lower bound.
+It is the synthesizer that answers, which has learned to write d2 from d1; with its pointer, if it
+has one. Of what it wrote itself it thinks well: its verdict on its own samples is a lower bound.
 """
 
 from __future__ import annotations

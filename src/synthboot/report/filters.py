@@ -1,5 +1,5 @@
-"""What filters threw away, and what that did: each arm with a filter beside the arm that is the same
-but for it."""
+"""What filters threw away, and what that did: each arm with a filter beside the arm that is the
+same but for it."""
 
 from __future__ import annotations
 
@@ -60,12 +60,21 @@ def table(found: Mapping[str, Effect]) -> Table:
         reasons = []
         for reason, (samples, tokens) in effect.thrown_away.items():
             reasons.append(f"{reason}: {samples:,} samples, {tokens:,} tokens")
-        cells = [arm, f"{effect.left:,} tokens ({effect.share:.0%})", "; ".join(reasons) or "nothing"]
+        cells = [
+            arm,
+            f"{effect.left:,} tokens ({effect.share:.0%})",
+            "; ".join(reasons) or "nothing",
+        ]
         if effect.difference is None:
             cells += ["-", "-", "-", "-"]
             notes.append(f"No arm is {arm} without its filter, so that its effect is not known")
         else:
             value, low, high, p = effect.difference
-            cells += [str(effect.without), f"{value:+.4f}", f"{low:+.4f} to {high:+.4f}", f"{p:.2g}"]
+            cells += [
+                str(effect.without),
+                f"{value:+.4f}",
+                f"{low:+.4f} to {high:+.4f}",
+                f"{p:.2g}",
+            ]
         rows.append(cells)
     return Table(HEADERS, rows, notes)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.judges.likelihood import Likelihood
 from synthboot.judges.protocol import Item
 from synthboot.lm import model as models
 from synthboot.lm import pointer
 from tests.judges.test_reader import Answers
-from tests.lm.conftest import looked_for, small_model, tokenizer  # noqa: F401  (a fixture)
+from tests.lm.conftest import looked_for, small_model
 
 WEIGHTS = [[1 - 0.1 * n - 0.05, 0.1 * n, 0.05] for n in range(pointer.LONGEST_MATCH + 1)]
 ITEM = Item("the cat sat on the log", d1="the cat sat on the mat", others=("dog", "and the dog"))
@@ -47,9 +48,9 @@ def loss(model: Any, text: Tokenizer, d1: str, weights: list[list[float]] | None
 def test_d2_is_as_likely_as_the_synthesizer_with_its_pointer_says(
     weights: list[list[float]] | None,
     is_prompted: bool,
-    tokenizer: Tokenizer,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
+    tokenizer = tokenizers.train(iter(["the cat sat on the mat and the dog on the log"] * 30), 280)
     model = small_model()
     models.save(model, tmp_path, tokenizer)
     judge = Likelihood(tmp_path, "it", 64, 0.5, "cpu", weights, is_prompted)

@@ -59,7 +59,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "evaluate": 13,
     "analyze": 10,
     "report": 8,
-    "extract": 1,
+    "extract": 2,
 }
 """Raised where a stage would leave something else from the same settings and parents."""
 

@@ -466,7 +466,7 @@ def _synthetic(
 def _asked(run: Path) -> Iterator[tuple[str, Continued]]:
     """What every model was asked to give back, by its arm and seed."""
     compared = _need(run, "extract", COMPARED)
-    for arm in Extraction.open(compared).result["arms"]:
+    for arm in Extraction.open(compared).arms:
         for folder in sorted((compared.parent / arm).glob("seed-*")):
             yield f"{arm}, {folder.name.replace('-', ' ')}", Continued.open(folder)
 
@@ -476,8 +476,9 @@ def _extracted(run: Path, corpus: Corpus, is_wanted: Callable[[str], bool]) -> I
     from synthboot.stages import analyze
 
     tokens = corpus.pretrain
-    result = Extraction.open(_need(run, "extract", COMPARED)).result
-    given, asked_for = result["prefix_tokens"], result["continuation_tokens"]
+    compared = Extraction.open(_need(run, "extract", COMPARED))
+    given = compared.prefix_tokens
+    asked_for = compared.continuation_tokens
     leading = FIGURES.index("leading")
     rows = []
     for model, continued in _asked(run):

@@ -301,9 +301,9 @@ def _given_back(run: Finished, arm: str) -> list[str]:
     blocks = ["## What can be got out again"]
     said = sentence(run.extraction, arm)
     blocks.append(said or "**Not measured**: too few documents are long enough.")
-    if run.extraction["canaries"]:
+    if run.extraction.canaries:
         blocks.append(
-            f"The corpus holds {run.extraction['canaries']:,} canaries, documents of random words "
+            f"The corpus holds {run.extraction.canaries:,} canaries, documents of random words "
             f"that were planted to measure this: the model was trained on them."
         )
     return blocks

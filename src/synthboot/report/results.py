@@ -9,6 +9,7 @@ from typing import Any
 from synthboot import config
 from synthboot.artifacts.corpus import Counts
 from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.extraction import Extraction
 from synthboot.artifacts.model import Curve, Sweep, Tuning
 
 
@@ -32,8 +33,7 @@ class Results:
 
     `pairs`, `tune` and `synthesize` are by unit, `curves` by model, `sweeps` by synthesizer.
     `examples` and `pair_examples` are those of `analyze`, `extract` what its stage found where it
-    was asked for. `version` is the one that compared the
-    arms.
+    was asked for. `version` is the one that compared the arms.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Results:
     analyze: Mapping[str, Any] | None = None
     examples: Sequence[Mapping[str, Any]] = ()
     pair_examples: Sequence[Mapping[str, Any]] = ()
-    extract: Mapping[str, Any] | None = None
+    extract: Extraction | None = None
     costs: Sequence[Cost] = ()
     version: str = ""
 

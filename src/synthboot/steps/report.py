@@ -75,7 +75,7 @@ def gather(
         analyze=analysis.result if analysis else None,
         examples=analysis.examples if analysis else (),
         pair_examples=analysis.spread if analysis else (),
-        extract=extraction.result if extraction else None,
+        extract=extraction,
         costs=list(costs.values()),
         version=version,
     )

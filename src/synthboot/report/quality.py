@@ -7,7 +7,7 @@ text. A judge's rate is the corrected one; what it called faulty itself stands i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -44,8 +44,12 @@ def table(analyzed: Mapping[str, Any]) -> Table:
     headers = ["share of texts", "by", "q0", "q1", "kappa", *kinds, *PAPER_HEADERS]
     notes = []
     rows = []
+    counted = _counted(analyzed, kinds)
     for name, paper in PAPER.items():
-        own = _counted(name, analyzed, kinds)
+        own = []
+        for count in counted:
+            if count.question == name and not count.shares.keys().isdisjoint(kinds):
+                own.append(count.cells(kinds))
         for verdict in analyzed["judged"]:
             if QUESTIONS[verdict["question"]] == name:
                 own.append(_judged(verdict, kinds))
@@ -105,42 +109,59 @@ def curves(analyzed: Mapping[str, Any]) -> Table:
     return Table(headers, rows, [])
 
 
-def _counted(name: str, analyzed: Mapping[str, Any], kinds: Sequence[str]) -> list[list[str]]:
-    """The rows of a question that are counted, not judged."""
-    of_kind = analyzed["kinds"]
-    relevance = analyzed["relevance"]
-    facts = (analyzed.get("world") or {}).get("facts", {})
+@dataclass(frozen=True)
+class _Counted:
+    """What was counted for a question, and the share by kind of text where it could be."""
 
-    def unlike(kind: str) -> float | None:
-        # real pairs lie above alpha by construction, and are not counted
-        above = relevance.get(kind, {}).get("above_alpha")
-        return None if above is None else 1 - above
+    question: str
+    by: str
+    shares: Mapping[str, float]
 
-    def copied(kind: str) -> float | None:
-        found = of_kind[kind].get("copied_from_d1")
-        return None if found is None else float(found["docs"])
+    def cells(self, kinds: Sequence[str]) -> list[str]:
+        """A row of the table, without its question."""
+        shares = [_percent(self.shares[k]) if k in self.shares else _UNMEASURED for k in kinds]
+        return [self.by, "", "", "", *shares]
+
+
+def _counted(analyzed: Mapping[str, Any], kinds: Sequence[str]) -> list[_Counted]:
+    """All that is counted, not judged."""
+    looping = {}
+    among = {}
+    in_corpus = {}
+    copied = {}
+    for kind in kinds:
+        measures = analyzed["kinds"][kind]
+        looping[kind] = measures["looping"]
+        duplicates = _at_all(measures)
+        if duplicates["curve"]:
+            _, among[kind] = duplicates["curve"][-1]
+        if duplicates["corpus"] is not None:
+            in_corpus[kind] = duplicates["corpus"]
+        if "copied_from_d1" in measures:
+            copied[kind] = measures["copied_from_d1"]["docs"]
+
+    unlike = {}
+    for kind, relevance in analyzed["relevance"].items():
+        # real pairs lie above alpha by construction, and are no kind of text
+        if relevance["above_alpha"] is not None:
+            unlike[kind] = 1 - relevance["above_alpha"]
+
+    untrue = {}
+    for kind, groups in (analyzed["world"] or {}).get("facts", {}).items():
+        share = _untrue(groups)
+        if share is not None:
+            untrue[kind] = share
 
     run = f"a run of {analyzed['copy_tokens']} tokens from d1"
-    counts: Mapping[str, list[tuple[str, Callable[[str], float | None]]]] = {
-        QUESTIONS["repetition"]: [("counting repeated 8-grams", lambda k: of_kind[k]["looping"])],
-        DUPLICATES: [
-            (f"counting, in {_at(of_kind, kinds)}", lambda k: _last(of_kind[k])),
-            (
-                "counting, in D_pretrain",
-                lambda k: of_kind[k].get("duplicates_at", {}).get("corpus"),
-            ),
-        ],
-        QUESTIONS["nonfactual"]: [("the world: facts not so", lambda k: _untrue(facts.get(k)))],
-        QUESTIONS["irrelevance"]: [("similarity below alpha", unlike)],
-        QUESTIONS["copying"]: [(run, copied)],
-    }
-    rows = []
-    for by, share in counts[name]:
-        values = [share(kind) for kind in kinds]
-        if any(value is not None for value in values):
-            cells = [_UNMEASURED if value is None else _percent(value) for value in values]
-            rows.append([by, "", "", "", *cells])
-    return rows
+    sizes = _at(analyzed["kinds"], kinds)
+    return [
+        _Counted(QUESTIONS["repetition"], "counting repeated 8-grams", looping),
+        _Counted(DUPLICATES, f"counting, in {sizes}", among),
+        _Counted(DUPLICATES, "counting, in D_pretrain", in_corpus),
+        _Counted(QUESTIONS["nonfactual"], "the world: facts not so", untrue),
+        _Counted(QUESTIONS["irrelevance"], "similarity below alpha", unlike),
+        _Counted(QUESTIONS["copying"], run, copied),
+    ]
 
 
 def _judged(verdict: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
@@ -178,22 +199,17 @@ def _at(of_kind: Mapping[str, Any], kinds: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(counts))
 
 
-def _last(measures: Mapping[str, Any]) -> float | None:
-    curve = _at_all(measures)["curve"]
-    return float(curve[-1][1]) if curve else None
-
-
 def _at_all(measures: Mapping[str, Any]) -> Mapping[str, Any]:
     """The duplicates of a kind of text at every number of documents."""
     found: Mapping[str, Any] = measures["duplicates_at"]
     return found
 
 
-def _untrue(groups: Mapping[str, Any] | None) -> float | None:
+def _untrue(groups: Mapping[str, Any]) -> float | None:
     """The share of facts that contradict the world, or that it does not have."""
     told = 0.0
     untrue = 0.0
-    for shares in (groups or {}).values():
+    for shares in groups.values():
         if shares["contradicted"] is not None:
             told += shares["docs"]
             untrue += shares["docs"] * (shares["contradicted"] + shares["invented"])

@@ -95,8 +95,9 @@ class Likelihood:
             readings.append(pointer.read(source, second[: len(losses)]))
         probabilities = [np.exp(-losses.astype(np.float64)) for losses in by_token]
         tokens = np.array([len(losses) for losses in by_token])
-        mixed: np.ndarray = pointer.losses(readings, probabilities, self.pointer)
-        return mixed / np.maximum(1, tokens)
+        mixed = pointer.losses(readings, probabilities, self.pointer)
+        of_mixture: np.ndarray = mixed / np.maximum(1, tokens)
+        return of_mixture
 
     def _documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(document, np.int64) for document in self._tokenizer.documents(texts)]

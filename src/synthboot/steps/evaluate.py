@@ -231,7 +231,7 @@ def _contaminated(
     checked = np.flatnonzero(names != tasks.WORLD)
     if len(checked):
         c.progress(0.0, "looking for the questions in the training text")
-        questions = [items[number][1] for number in checked]
+        questions = [items[number][1] for number in checked.tolist()]
         seen[checked], short[checked] = tasks.seen(questions, _training_texts(c))
 
     counts = {}

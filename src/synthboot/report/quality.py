@@ -7,7 +7,7 @@ text. A judge's rate is the corrected one; what it called faulty itself stands i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -146,22 +146,50 @@ def _counted(analyzed: Mapping[str, Any], kinds: Sequence[str]) -> list[_Counted
         if relevance["above_alpha"] is not None:
             unlike[kind] = 1 - relevance["above_alpha"]
 
-    untrue = {}
-    for kind, groups in (analyzed["world"] or {}).get("facts", {}).items():
-        share = _untrue(groups)
-        if share is not None:
-            untrue[kind] = share
-
     run = f"a run of {analyzed['copy_tokens']} tokens from d1"
     sizes = _at(analyzed["kinds"], kinds)
     return [
         _Counted(QUESTIONS["repetition"], "counting repeated 8-grams", looping),
         _Counted(DUPLICATES, f"counting, in {sizes}", among),
         _Counted(DUPLICATES, "counting, in D_pretrain", in_corpus),
-        _Counted(QUESTIONS["nonfactual"], "the world: facts not so", untrue),
         _Counted(QUESTIONS["irrelevance"], "similarity below alpha", unlike),
         _Counted(QUESTIONS["copying"], run, copied),
+        *_of_world((analyzed["world"] or {}).get("facts", {}), copied),
     ]
+
+
+def _of_world(facts: Mapping[str, Any], with_d1: Collection[str]) -> list[_Counted]:
+    """What a known world tells of its documents: the facts of those that are about some entity, how
+    many these are, and whether it is d1's."""
+    untrue = {}
+    another = {}
+    about = []
+    for kind, groups in facts.items():
+        of_facts = []
+        of_documents = []
+        for shares in groups.values():
+            if not shares["docs"]:
+                continue
+            of_documents.append((shares["docs"], 1 - shares["same_entity"]))
+            if shares["contradicted"] is not None:
+                named = shares["docs"] * shares["named"]
+                of_facts.append((named, shares["contradicted"] + shares["invented"]))
+        if of_facts:
+            about.append(f"{sum(docs for docs, _ in of_facts):,.0f}")
+            untrue[kind] = _mean(of_facts)
+        if of_documents and kind in with_d1:
+            another[kind] = _mean(of_documents)
+
+    not_so = f"the world: facts not so, of {', '.join(about)} about an entity"
+    return [
+        _Counted(QUESTIONS["nonfactual"], not_so, untrue),
+        _Counted(QUESTIONS["irrelevance"], "the world: not about d1's entity", another),
+    ]
+
+
+def _mean(weighted: Sequence[tuple[float, float]]) -> float:
+    """The mean of shares by their weights, which stand first."""
+    return sum(weight * share for weight, share in weighted) / sum(weight for weight, _ in weighted)
 
 
 def _judged(verdict: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
@@ -203,17 +231,6 @@ def _at_all(measures: Mapping[str, Any]) -> Mapping[str, Any]:
     """The duplicates of a kind of text at every number of documents."""
     found: Mapping[str, Any] = measures["duplicates_at"]
     return found
-
-
-def _untrue(groups: Mapping[str, Any]) -> float | None:
-    """The share of facts that contradict the world, or that it does not have."""
-    told = 0.0
-    untrue = 0.0
-    for shares in groups.values():
-        if shares["contradicted"] is not None:
-            told += shares["docs"]
-            untrue += shares["docs"] * (shares["contradicted"] + shares["invented"])
-    return untrue / told if told else None
 
 
 def _percent(share: float) -> str:

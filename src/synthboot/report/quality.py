@@ -15,7 +15,7 @@ from typing import Any
 from synthboot.judges.protocol import QUESTIONS
 
 DUPLICATES = "duplicates in a sample"
-PAPER_HEADERS = ("paper: 200B, 3B", "1T, 3B", "1T, 6B", "real text")
+PAPER_HEADERS = ("paper: 200B, 3B", "paper: 1T, 3B", "paper: 1T, 6B", "paper: real text")
 PAPER: Mapping[str, tuple[str, ...]] = {
     QUESTIONS["repetition"]: ("4.3 %", "3.9 %", "2.6 %", "1.8 %"),
     DUPLICATES: ("0.8 %", "0.8 %", "0.3 %", "0.7 %"),

@@ -496,6 +496,8 @@ def test_questions_are_grouped_by_whether_d_pretrain_has_a_document_that_tells_t
     notes = []
     asking = {**settings, "evaluate": {"tasks": [str(known), str(strange)]}}
     run = api.Run(asking, progress=lambda unit, kind, value: notes.append(value) if kind == "note" else None)
+    page = run.report().path.read_text("utf-8")
+    assert "Told: D_pretrain has a document that tells the answer" in page
     answered = run.evaluate().questions
     items = {group: by_arm["repetition"].items for group, by_arm in answered[str(known)].groups.items()}
     assert items == {"all": 12, "told": 3, "untold": 2, "color, told": 3, "color, untold": 2}

@@ -9,8 +9,10 @@ from synthboot import show
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.config import Arm, Filter
 from synthboot.report import filters
+from synthboot.report.page import report
 from synthboot.statistics import Difference
 from tests.conftest import run_folder
+from tests.report.test_page import gathered
 
 AGAINST = Difference(-0.01, -0.03, 0.01, 0.3)
 AWAY = {"loss": (12, 300), "near-duplicate of a sample": (1, 40)}
@@ -26,7 +28,9 @@ def with_arms(evaluation: Evaluation, recipes: dict[str, Arm]) -> Evaluation:
         own = replace(plain, recipe=recipe, thrown_away=away, synthetic_tokens=330, synthetic_epochs=0.5)
         counts[name] = {0: own}
         arms[name] = replace(arms["sbp"], against={"sbp": AGAINST, "repetition": Difference(1, 1, 1, 1)})
-    return replace(evaluation, checkpoint="best", token_counts=counts, best=replace(evaluation.best, arms=arms))
+    kinds = {**evaluation.best.kinds, **dict.fromkeys(recipes, "method")}
+    best = replace(evaluation.best, arms=arms, kinds=kinds, groups={})
+    return replace(evaluation, checkpoint="best", token_counts=counts, best=best, last=best, parts={})
 
 
 def test_an_arm_with_a_filter_stands_beside_the_one_that_is_the_same_but_for_it(tiny: dict[str, Any]) -> None:
@@ -39,7 +43,8 @@ def test_an_arm_with_a_filter_stands_beside_the_one_that_is_the_same_but_for_it(
         "clean": sbp.model_copy(update={"filter": narrow}),
         "less": sbp.model_copy(update={"filter": narrow, "share": 0.1}),  # of which there is none without
     }
-    found = filters.effects(with_arms(evaluation, recipes))
+    filtered = with_arms(evaluation, recipes)
+    found = filters.effects(filtered)
     assert list(found) == ["clean", "less"]
     assert found["clean"].without == "sbp"
     assert found["clean"].difference == AGAINST
@@ -54,3 +59,8 @@ def test_an_arm_with_a_filter_stands_beside_the_one_that_is_the_same_but_for_it(
     assert less[3:] == ["-"] * 4
     assert len(table.notes) == 1
     assert "No arm is less without its filter" in table.notes[0]
+
+    page = report(replace(gathered(tiny), evaluate=filtered))
+    assert '<a href="#filters">Filters</a>' in page
+    assert away in page
+    assert '#filters"' not in report(gathered(tiny))

@@ -54,7 +54,7 @@ def test_an_arm_with_a_filter_stands_beside_the_one_that_is_the_same_but_for_it(
 
     table = filters.table(found)
     clean, less = table.rows
-    away = "loss: 12 samples, 300 tokens; near-duplicate of a sample: 1 samples, 40 tokens"
+    away = "loss: 12 samples, 300 tokens; near-duplicate of a sample: 1 sample, 40 tokens"
     assert clean == ["clean", "660 tokens (66%)", away, "sbp", "-0.0100", "-0.0300 to +0.0100", "0.3"]
     assert less[3:] == ["-"] * 4
     assert len(table.notes) == 1

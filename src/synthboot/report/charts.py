@@ -486,7 +486,10 @@ def parts(
     )
 
 
-def _excess(by_text: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
+def _excess(by_text: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+    """None where no synthesizer was tuned: base writes as it is."""
+    if not by_text:
+        return None
     lines = []
     for name, curve in by_text.items():
         tokens, above_world, above_corpus = zip(*curve["points"], strict=True)

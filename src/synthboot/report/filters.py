@@ -11,7 +11,7 @@ from synthboot.config import Filter
 from synthboot.report.quality import Table
 from synthboot.statistics import Difference
 
-HEADERS = ["arm", "left", "thrown away", "against", "test loss", "interval", "p"]
+HEADERS = ["arm", "left", "thrown away", "against", "difference in test loss", "interval", "p"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def table(found: Mapping[str, Effect]) -> Table:
     for arm, effect in found.items():
         reasons = []
         for reason, (samples, tokens) in effect.thrown_away.items():
-            reasons.append(f"{reason}: {samples:,} samples, {tokens:,} tokens")
+            noun = "sample" if samples == 1 else "samples"
+            reasons.append(f"{reason}: {samples:,} {noun}, {tokens:,} tokens")
         cells = [
             arm,
             f"{effect.left:,} tokens ({effect.share:.0%})",

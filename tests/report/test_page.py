@@ -24,6 +24,7 @@ from synthboot.stages.ceiling import Band, Ceiling
 from tests.conftest import run_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FACTS = ("same_entity", "kept", "known", "contradicted", "invented", "new_wording", "new_order", "strange")
 PROBE = """
 window.problems = [];
 addEventListener("error", (e) => problems.push(String(e.message || e.type)), true);
@@ -300,3 +301,12 @@ def test_a_name_of_an_arm_is_text_in_figures_too(finished: dict[str, Any]) -> No
 def test_a_search_by_clusters_says_how_many_and_what_it_finds(finished: dict[str, Any]) -> None:
     page = report(with_pairs(gathered(finished), search="ivf", clusters=1_234, recall=[0.97, 0.961, 0.982]))
     assert "Neighbours by 1,234 clusters; 97.0 % of the exact ones were found (96.1 to 98.2 %" in page
+
+
+def test_without_a_synthesizer_there_is_no_figure_of_one(finished: dict[str, Any]) -> None:
+    results = gathered(finished)
+    world = {"excess": {}, "facts": {"unconditional,loss=1..2": {"many": {"docs": 0.0, "named": None, **dict.fromkeys(FACTS)}}}}
+    page = report(replace(results, analyze={**(results.analyze or {}), "world": world}))
+    assert 'id="fact-table"' in page
+    assert 'id="excess"' not in page
+    assert "unconditional,<wbr>loss=<wbr>1..2, many" in page

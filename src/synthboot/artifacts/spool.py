@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Bool, Int64, UInt32, UInt64
 
 from synthboot import config, pool
 from synthboot.artifacts.corpus import QUARANTINE
@@ -27,7 +27,7 @@ from synthboot.artifacts.parts import Part
 from synthboot.artifacts.store import WORK, Progress, Shards
 from synthboot.data import documents, files, ngrams
 from synthboot.data.canaries import Canary
-from synthboot.data.disk import load_array, remove, save_array, unreadable, write_bytes
+from synthboot.data.disk import end_to_end, load_array, remove, save_array, unreadable, write_bytes
 from synthboot.errors import DataError
 
 _Batch = tuple[list[documents.Record], bool]
@@ -235,12 +235,10 @@ class Spool(Sequence[str]):
                 )
         return np.arange(first, len(self) + len(self.planted))
 
-    def signatures(self) -> np.ndarray:
-        """All MinHash signatures, (documents, permutations)."""
-        arrays = []
-        for shard in self.shards:
-            arrays.append(load_array(shard / "signatures.npy"))
-        return np.concatenate(arrays)
+    def signatures(self, path: Path) -> UInt32[np.ndarray, "doc perm"]:
+        """All MinHash signatures, on disk: where there are several shards, in a new file at
+        `path`."""
+        return end_to_end((shard / "signatures.npy" for shard in self.shards), path)
 
     def _tell_apart(self) -> None:
         """Rename until no id is that of two texts.

@@ -85,14 +85,16 @@ def pair_containments(
     d1: _Pairs,
     d2: _Pairs,
     n: int,
+    at_once: int = 1 << 25,
 ) -> Float[np.ndarray, " pair"]:
     """Containment of the shingles of `a[d1[i]]` and `b[d2[i]]`, for every pair i.
 
     End tokens are left out. Where a document has fewer than `n` tokens, the pair is compared in
-    runs as long as the shorter one. Most shingles stand in one document only, so each document is
-    read twice: once to mark what comes up more than once, once to keep that. Pairs then compare
-    what was kept. Memory is at most 256 MiB of marks, what was kept, and chunks of a million
-    shingles; two different shingles of a pair are taken for the same with probability 2^-44.
+    runs as long as the shorter one. Pairs are taken in runs that have `at_once` tokens, counted for
+    each pair. Most shingles stand in one document only, so each document of a run is read twice:
+    once to mark what comes up more than once, once to keep that. Pairs then compare what was kept.
+    Memory is 256 MiB of marks at most, what was kept of a run, and chunks of a million shingles;
+    two different shingles of a pair are taken for the same with probability 2^-44.
     """
     result = np.empty(len(d1))
     first_lengths = a.lengths[d1]
@@ -110,8 +112,10 @@ def pair_containments(
         result[i] = containment(first_hashes, second_hashes)
 
     rest = np.flatnonzero(~is_short)
-    if len(rest):
-        result[rest] = _containments(a, b, d1[rest], d2[rest], n)
+    tokens = first_lengths[rest] + second_lengths[rest]
+    for part in _chunks(tokens, at_once):
+        run = rest[part]
+        result[run] = _containments(a, b, d1[run], d2[run], n)
     return result
 
 
@@ -283,9 +287,9 @@ def _shingled(chosen: _Chosen, n: int) -> Iterator[_Shingles]:
             yield hashed[kept], doc_of_shingle, len(texts)
 
 
-def _chunks(sizes: Int64[np.ndarray, " item"]) -> Iterator[slice]:
-    """Runs of items of about a million in all, and of no more than a million items."""
-    by_size = np.cumsum(sizes) >> 20
+def _chunks(sizes: Int64[np.ndarray, " item"], most: int = 1 << 20) -> Iterator[slice]:
+    """Runs of items of about `most` in all, and of no more than a million items."""
+    by_size = np.cumsum(sizes) // most
     by_number = np.arange(len(sizes)) >> 20  # an item has 20 bits of a key
     chunk = by_size + by_number
     changes = np.flatnonzero(np.diff(chunk))

@@ -266,12 +266,13 @@ def search_blocks(
                     save_array(out / "vectors.npy", vectors)
                 else:
                     Clusters.build(
-                        vectors.astype(np.float16),
+                        vectors,
                         search.centroids,
                         search.probe_radius,
+                        out,
                         device,
                         partial(_part, progress, 0.05, 0.1),
-                    ).save(out)
+                    )
 
     query_blocks = Shards(folder / BLOCKS)
     starts = range(0, len(vectors), QUERY_BLOCK)

@@ -68,7 +68,7 @@ def corpus(
     ingested = ingest(cfg, folder, progress, expected or {}, workers)
     spool = Spool(Shards(folder / WORK / "ingest"))
     splits = _named_splits(spool, cfg)
-    kept, group, dropped = _deduplicate(spool, splits, cfg, progress)
+    kept, group, dropped = _deduplicate(spool, splits, cfg, folder / WORK, progress)
     replay = np.flatnonzero(kept & (splits == _REPLAY))
     if cfg.replay is not None and not len(replay):
         raise DataError(
@@ -211,11 +211,13 @@ def _deduplicate(
     spool: Spool,
     splits: Int64[np.ndarray, " doc"],
     cfg: config.Corpus,
+    work: Path,
     progress: Progress,
 ) -> tuple[np.ndarray, Int64[np.ndarray, " doc"], dict[str, int]]:
     """Which documents stay, the group of each, and how many went for what reason.
 
-    Of equals the least id hash stays, or with marks a held-out one, then one of D_pretrain.
+    Of equals the least id hash stays, or with marks a held-out one, then one of D_pretrain. `work`
+    has room for the signatures of all.
     """
     # np.unique returns the first of equals, so the order says which of them stays
     by_id = np.lexsort((spool.ids, splits))
@@ -228,7 +230,8 @@ def _deduplicate(
         return kept, group, dropped
 
     progress(0.1, "looking for near-duplicates")
-    group = ngrams.near_duplicate_groups(spool.signatures(), spool, cfg.near_duplicate_jaccard)
+    signatures = spool.signatures(work / "signatures.npy")
+    group = ngrams.near_duplicate_groups(signatures, spool, cfg.near_duplicate_jaccard)
     remaining = by_id[kept[by_id]]
     _, first = np.unique(group[remaining], return_index=True)
     stays = np.isin(np.arange(len(remaining)), first)

@@ -74,15 +74,17 @@ def pair(
     alpha, why = choose_alpha(cfg, neighbors.score, chance)
     held = _held_out(len(tokens), cfg.heldout_share, seed)
 
-    # from all neighbours on, so that what alpha drops is counted too
-    kept = _Kept(*_above(neighbors.index, neighbors.score, float("-inf")))
+    kept = _Kept(*_above(neighbors.index, neighbors.score, alpha))
+    considered = int((neighbors.index >= 0).sum())
+    # never put together: of millions of documents most neighbours are below it
+    kept.dropped["below_min_similarity"] = considered - len(kept.d1)
     report: dict[str, Any] = {
         "alpha": alpha,
         "why": why,
         "chance_share": chance_share(neighbors.score, chance, alpha),
-        "considered": len(kept.d1),
+        "considered": considered,
     }
-    report["added_by_direction"] = _filter_related(kept, cfg, alpha, fields, len(tokens))
+    report["added_by_direction"] = _filter_related(kept, cfg, fields, len(tokens))
     progress(0.7, f"checking {len(kept.d1):,} pairs for overlap")
     _filter_tunable(kept, cfg, tokens, held)
 
@@ -173,13 +175,11 @@ class _Kept:
 def _filter_related(
     kept: _Kept,
     cfg: config.Pair,
-    alpha: float,
     fields: Fields,
     docs: int,
 ) -> int:
-    """Keep what is similar enough, not too similar, and not of one source; returns how many pairs
-    `direction` added."""
-    kept.keep("below_min_similarity", kept.score > alpha)
+    """Keep what is not too similar, and not of one source; returns how many pairs `direction`
+    added."""
     # a limit is no threshold of relation: it keeps out what is nearly the same
     limit = np.inf if cfg.max_similarity is None else cfg.max_similarity
     kept.keep("above_max_similarity", kept.score <= limit)

@@ -82,8 +82,7 @@ def pair_part(c: Context) -> int:
     from synthboot.lm.model import device
     from synthboot.neighbors import search
 
-    assert c.embeddings is not None  # `pair/related` reads them
-    vectors = c.embeddings.pretrain
+    vectors = _vectors(c)
     folder = c.folder / _NEIGHBORS
     count = search.blocks(len(vectors))
     c.found(Shards(folder / search.BLOCKS), count)
@@ -107,8 +106,8 @@ def _related(c: Context) -> Pairs:
     from synthboot.stages.pair import pair as stage
 
     fields = _fields(c)
+    vectors = _vectors(c)
     assert c.embeddings is not None  # `pair/related` reads them
-    vectors = c.embeddings.pretrain
     validation = c.embeddings.validation
     neighbors = search.nearest(
         vectors,
@@ -130,6 +129,12 @@ def _related(c: Context) -> Pairs:
         fields,
         c.progress,
     )
+
+
+def _vectors(c: Context) -> np.ndarray:
+    """The vectors of D_pretrain, on disk: those of millions of documents are gigabytes."""
+    assert c.embeddings is not None  # `pair/related` reads them
+    return c.embeddings.mapped(c.folder / WORK / "vectors.npy")
 
 
 def _fields(c: Context) -> Fields:

@@ -202,7 +202,7 @@ def save_blocks(
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, layout)
         for block in blocks:
-            file.write(np.ascontiguousarray(block, dtype))
+            file.write(np.ascontiguousarray(block, dtype).data)
             rows += len(block)
     if rows != shape[0]:
         raise ValueError(f"{path}: {rows} rows, and {shape[0]} were to come")

@@ -167,43 +167,32 @@ def _keep(
     return shards.write(index, partial(_spool, batch, read, replay, cfg))
 
 
-class Spool(Sequence[str]):
+class Texts(Sequence[str]):
     """The ingested texts by number, memory-mapped.
 
-    With them come their digests, id hashes and MinHash signatures. No two different texts have one
-    id: of those that come with the same, the one with the least digest keeps it, and the others,
-    which are `renamed`, have theirs after it. What is `planted` lies after them and is
-    not counted.
+    Documents that are `renamed` have another id than they came with. What is `planted` lies after
+    them and is not counted.
     """
 
-    def __init__(self, ingested: Shards) -> None:
+    def __init__(
+        self,
+        ingested: Shards,
+        renamed: Mapping[int, str] | None = None,
+        planted: Sequence[Mapping[str, str]] = (),
+    ) -> None:
+        self.folder = ingested.folder
         self.shards = list(ingested)
+        self.renamed = dict(renamed or {})
+        self.planted = list(planted)
         self.tables = []
-        columns = [np.empty((0, 4), np.uint64)]
         for shard in self.shards:
             path = shard / "documents.arrow"
             try:
                 self.tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
             except (pa.ArrowException, OSError) as error:
                 raise unreadable(path, error) from None
-            columns.append(load_array(shard / "hashes.npy"))
         sizes = [len(table) for table in self.tables]
         self.first = np.cumsum([0, *sizes])
-
-        hashed = np.concatenate(columns)  # (doc, 4), as `_hashes` has them
-        self.ids: UInt64[np.ndarray, " doc"] = hashed[:, 0]
-        self.digests: UInt64[np.ndarray, "doc 2"] = hashed[:, 1:3]
-        self.bytes: UInt64[np.ndarray, " doc"] = hashed[:, 3]
-
-        is_replay = [ingested.counts(index)["replay"] for index in range(len(self.shards))]
-        # (shard,) -> (doc,)
-        self.replay: Bool[np.ndarray, " doc"] = np.repeat(
-            np.array(is_replay, bool),
-            np.diff(self.first),
-        )
-        self.renamed: dict[int, str] = {}
-        self.planted: list[dict[str, str]] = []
-        self._tell_apart()
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -220,6 +209,32 @@ class Spool(Sequence[str]):
         shard = int(np.searchsorted(self.first, index, side="right")) - 1
         row = index - int(self.first[shard])
         return self.tables[shard][column][row].as_py()
+
+
+class Spool(Texts):
+    """The ingested texts with their digests, id hashes and MinHash signatures.
+
+    No two different texts have one id: of those that come with the same, the one with the least
+    digest keeps it, and the others are renamed: theirs stands after it.
+    """
+
+    def __init__(self, ingested: Shards) -> None:
+        super().__init__(ingested)
+        columns = [np.empty((0, 4), np.uint64)]
+        for shard in self.shards:
+            columns.append(load_array(shard / "hashes.npy"))
+        hashed = np.concatenate(columns)  # (doc, 4), as `_hashes` has them
+        self.ids: UInt64[np.ndarray, " doc"] = hashed[:, 0]
+        self.digests: UInt64[np.ndarray, "doc 2"] = hashed[:, 1:3]
+        self.bytes: UInt64[np.ndarray, " doc"] = hashed[:, 3]
+
+        is_replay = [ingested.counts(index)["replay"] for index in range(len(self.shards))]
+        # (shard,) -> (doc,)
+        self.replay: Bool[np.ndarray, " doc"] = np.repeat(
+            np.array(is_replay, bool),
+            np.diff(self.first),
+        )
+        self._tell_apart()
 
     def plant(self, canaries: Sequence[Canary]) -> Int64[np.ndarray, " copy"]:
         """The numbers, after those of all documents, under which the copies of the canaries lie."""

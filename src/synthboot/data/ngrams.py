@@ -39,6 +39,7 @@ _VALUE_BITS = 44
 _CUT_BITS = 20
 _VALUE_MASK = (1 << 44) - 1
 
+_CANDIDATES = 1 << 16  # pairs whose signatures are compared at once: 64 MB of them
 _BLOCK = 1 << 22  # tokens of a corpus that are hashed at once: 32 MB of hashes
 
 
@@ -487,24 +488,27 @@ def near_duplicate_pairs(
     `threshold` are compared shingle by shingle, so no pair below the threshold is ever listed. A
     pair of Jaccard 0.8 goes unseen with probability 0.002 at 126 permutations; of more than 16
     candidates for each other, each is compared with the first and the next alone. Memory is 24
-    bytes a document and the candidates; `signatures` and `texts` may lie on disk.
+    bytes a document and 8 a candidate; `signatures` and `texts` may lie on disk.
     """
     count, perms = signatures.shape
-    candidates: set[tuple[int, int]] = set()
+    # a pair as one number, a * count + b: a set of tuples takes twenty times the memory
+    candidates = np.empty(0, np.int64)
     for band in range(perms // rows if count else 0):
         start = band * rows
         of_band = signatures[:, start : start + rows]  # (doc, rows)
+        found = []
         for bucket in _buckets(hashes_rows(of_band)):
-            candidates.update(_bucket_pairs(bucket))
+            found += [a * count + b for a, b in _bucket_pairs(bucket)]
+        candidates = np.union1d(candidates, np.array(found, np.int64))
 
     pairs = []
-    for a, b in sorted(candidates):
-        agrees = signatures[a] == signatures[b]
-        estimate = float(np.mean(agrees))
-        if estimate < threshold - 0.15:
-            continue
-        if alike(texts[a], texts[b]) >= threshold:
-            pairs.append((a, b))
+    for start in range(0, len(candidates), _CANDIDATES):
+        first, second = np.divmod(candidates[start : start + _CANDIDATES], count)
+        agree = signatures[first] == signatures[second]  # (candidate, perm)
+        is_close = agree.mean(1) >= threshold - 0.15
+        for a, b in zip(first[is_close].tolist(), second[is_close].tolist(), strict=True):
+            if alike(texts[a], texts[b]) >= threshold:
+                pairs.append((a, b))
     return np.array(pairs, np.int64).reshape(-1, 2)  # (pair, 2), also where there is none
 
 

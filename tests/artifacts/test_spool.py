@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from synthboot import config, recipes
+from synthboot import config, pool, recipes
 from synthboot.artifacts import spool
 from synthboot.artifacts.store import WORK, Progress, Shards, silent
 from synthboot.data import documents, files
@@ -245,3 +245,20 @@ def test_several_processes_write_the_same_corpus(tmp_path: Path) -> None:
         made.append({path.relative_to(folder): path.read_bytes() for path in files})
     assert len([path for path in made[0] if path.name == "documents.parquet"]) > 12
     assert made[0] == made[1]
+
+
+def in_a_worker(cfg: config.Corpus, folder: Path, connection: object) -> int:
+    return corpus(cfg, "all", folder, workers=2).documents["pool"]
+
+
+def test_a_unit_that_has_tokenized_may_have_workers_that_do(tmp_path: Path) -> None:
+    """A unit's workers are forks of it: the threads with which it trained the tokenizer are not there in them."""
+    text = "the quick brown fox jumps over lazy dogs and runs away from them into woods"
+    source = write_jsonl(tmp_path / "a.jsonl", [{"id": i, "text": f"{i} {text} {i}"} for i in range(90)])
+    cfg = settings(source, vocab_size=300, validation_docs=9, test_docs=9)
+    running = pool.Pool()
+    running.start("corpus", in_a_worker, cfg, tmp_path / "out")
+    try:
+        assert running.wait() == [("corpus", "done", 72)]
+    finally:
+        running.close()

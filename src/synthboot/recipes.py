@@ -50,7 +50,7 @@ STAGES = (
 VERSIONS = dict.fromkeys(STAGES, 4) | {
     "corpus": 5,
     "embed": 5,
-    "pair": 5,
+    "pair": 6,
     "base": 6,
     "tune": 5,
     "synthesize": 5,

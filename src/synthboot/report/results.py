@@ -11,6 +11,7 @@ from synthboot.artifacts.corpus import Counts
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.extraction import Extraction
 from synthboot.artifacts.model import Curve, Sweep, Tuning
+from synthboot.artifacts.pairs import Chosen
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Results:
     config: config.Config
     corpus: Counts
     evaluate: Evaluation
-    pairs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pairs: Mapping[str, Chosen] = field(default_factory=dict)
     tune: Mapping[str, Tuning] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     sweeps: Mapping[str, Sweep] = field(default_factory=dict)
@@ -53,7 +54,7 @@ class Results:
     version: str = ""
 
     @property
-    def related(self) -> Mapping[str, Any] | None:
+    def related(self) -> Chosen | None:
         """What pairing told of the pairs that the method reads, if it has any."""
         for unit, pairs in self.pairs.items():
             if unit.endswith("related"):

@@ -133,7 +133,7 @@ def _by_neighbors(
         names = topics.named(texts, topics.assigned(real, centres), len(centres))
         return [names[topic] for topic in topics.assigned(vectors, centres)]
     _, similarity = join.exact(vectors, real, 1, device=where)  # (doc, 1)
-    alpha = c.pairs("pair/related").report["alpha"]
+    alpha = c.pairs("pair/related").alpha
     return [NEAR if best >= alpha else FAR for best in similarity[:, 0].tolist()]
 
 

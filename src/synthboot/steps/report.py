@@ -50,7 +50,7 @@ def gather(
         if manifest.stage == "evaluate":
             version = manifest.environment.get("synthboot", "")
         elif manifest.stage == "pair":
-            pairs[role] = Pairs.load(folder).report
+            pairs[role] = Pairs.load(folder).chosen
         elif manifest.stage == "tune":
             tune[role] = model.tuning
             if model.sweep is not None:

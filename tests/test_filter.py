@@ -90,9 +90,13 @@ def test_too_little_text_and_a_judge_without_skill_are_errors_before_training(ti
 
 DIE_AFTER = """
 import json, os, sys
-from synthboot import config, recipes
+from synthboot import config, pool, recipes
 from synthboot.runner import unit
 from synthboot.runner.graph import fingerprints
+for name in pool.PRELOAD:
+    __import__(name)
+import torch
+torch.set_num_threads(1)
 
 class Deaf:
     def send(self, value): pass

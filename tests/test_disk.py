@@ -129,6 +129,7 @@ def test_a_root_that_cannot_be_is_one_line(tmp_path: Path, change: dict[str, str
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "array": lambda p: disk.save_array(p / "a.npy", np.zeros(100)),
     "large array": lambda p: disk.save_array(p / "a.npy", np.zeros(1 << 16)),
+    "blocks": lambda p: disk.save_blocks(p / "a.npy", [np.zeros(50), np.zeros(50)], (100,), np.float64),
     "numpy": lambda p: np.save(p / "a.npy", np.zeros(1 << 16)),
     "json": lambda p: disk.write_json(p / "a.json", list(range(1_000))),
     "parquet": lambda p: _parquet(p / "a.parquet"),

@@ -481,6 +481,31 @@ def test_vectors_from_a_file_and_a_model_to_continue_from(finished: dict[str, An
     assert first < fresh
 
 
+def test_questions_are_grouped_by_whether_d_pretrain_has_a_document_that_tells_the_answer(tmp_path: Path) -> None:
+    settings = {**tiny_config(tmp_path), "arms": {"repetition": {}}}
+    api.Run(settings).run("corpus")
+    corpus = Corpus.open(run_folder(settings) / "01-corpus")
+    told = [document.id for document in corpus.texts("pretrain")][:3]
+    read_by_oracles = [document.id for document in corpus.texts("pool")][-1]
+    untold = [next(corpus.texts("test")).id, read_by_oracles]
+    rows = [{"query": f"{n}?", "choices": ["a", "b"], "gold": 0, "support": {"id": key}} for n, key in enumerate(told + untold)]
+    plain = [{"query": f"who is {n}?", "answers": ["a miller"]} for n in range(2)]
+    known = write_jsonl(tmp_path / "known.jsonl", [*rows, *({**row, "group": "color"} for row in rows), *plain])
+    strange = write_jsonl(tmp_path / "strange.jsonl", [{**row, "support": [{"id": "elsewhere"}]} for row in rows])
+
+    notes = []
+    asking = {**settings, "evaluate": {"tasks": [str(known), str(strange)]}}
+    run = api.Run(asking, progress=lambda unit, kind, value: notes.append(value) if kind == "note" else None)
+    page = run.report().path.read_text("utf-8")
+    assert "Told: D_pretrain has a document that tells the answer" in page
+    answered = run.evaluate().questions
+    items = {group: by_arm["repetition"].items for group, by_arm in answered[str(known)].groups.items()}
+    assert items == {"all": 12, "told": 3, "untold": 2, "color, told": 3, "color, untold": 2}
+    assert list(answered[str(strange)].groups) == ["all"]
+    [note] = notes
+    assert f"{strange}: D_pretrain has none of the documents that tell the answers" in note
+
+
 def test_an_ensemble_and_who_learns_from_it_run_to_the_end(tmp_path: Path) -> None:
     arms = {"repetition": {}, "ens": {"ensemble": 2}, "taught": {"distill": "ens"}}
     questions = write_jsonl(

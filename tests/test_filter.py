@@ -1,6 +1,9 @@
 """An arm that reads what a filter leaves: what that is, what is told of it, and what too little is."""
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from synthboot.artifacts.model import Model
 from synthboot.artifacts.store import read_manifest
 from synthboot.artifacts.synthetic import Synthetic
 from synthboot.errors import BudgetError, ConfigError
-from tests.conftest import run_folder
+from tests.conftest import contents, run_folder
 
 
 def novelty(sample: np.ndarray, known: set[tuple[int, ...]], n: int) -> float:
@@ -61,6 +64,8 @@ def test_an_arm_reads_what_its_filter_leaves(tiny: dict[str, Any], tmp_path: Pat
     assert manifest.counts["tokens"] == left.synthetic.tokens.num_tokens
     assert manifest.counts["dropped"]["novelty"] == len(away)
     assert manifest.cost["flops"] > 0
+    shown = show.examples(run_folder(settings), "synthetic", len(samples), of="clean")
+    assert ["".join(part for part, _ in example.texts["sampled d2"]) for example in shown] == expected
     standing = {row.unit: row.account for row in show.status(run_folder(settings))}
     assert f"{len(expected):,} of {len(samples):,} samples left" in standing[unit]
 
@@ -81,3 +86,56 @@ def test_too_little_text_and_a_judge_without_skill_are_errors_before_training(ti
     with pytest.raises(ConfigError, match=r"`filter\.judged\.repetition`: rules cannot tell it here .*20 are needed"):
         api.Run(blind).run("pretrain")
     assert not list((run_folder(blind) / "07-pretrain").glob("clean*"))
+
+
+DIE_AFTER = """
+import json, os, sys
+from synthboot import config, pool, recipes
+from synthboot.runner import unit
+from synthboot.runner.graph import fingerprints
+for name in pool.PRELOAD:
+    __import__(name)
+import torch
+torch.set_num_threads(1)
+
+class Deaf:
+    def send(self, value): pass
+
+cfg = config.Config.model_validate(json.loads(sys.argv[1]))
+plan = recipes.units(cfg)
+replace = os.replace
+for last in sys.argv[3:]:
+    def deadly(source, target):
+        replace(source, target)
+        if str(target).endswith("/work/measured/" + last):
+            os._exit(9)
+    child = os.fork()
+    if not child:
+        os.replace = deadly
+        unit.make(cfg, plan, sys.argv[2], fingerprints(plan), 1, Deaf())
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    folder = plan[sys.argv[2]].folder(cfg.folder) / "work" / "measured"
+    print(json.dumps({path.name: path.stat().st_ino for path in sorted(folder.glob("0*"))}))
+"""
+
+
+def test_killed_while_it_measures_a_filter_measures_no_chunk_twice(tiny: dict[str, Any], tmp_path: Path) -> None:
+    chosen = {"loss": [0, 100], "similarity": [-1, 0.9], "near_duplicates": ["corpus", "samples"]}
+    undisturbed = with_filter(tiny, tmp_path / "once", chosen)
+    kind = api.Run(undisturbed).synthetic("clean").kind
+    settings = with_filter(tiny, tmp_path / "killed", chosen)
+    chunks = len(Synthetic.open(run_folder(tiny) / "06-synthesize/related").chunks)
+    assert chunks > 2
+
+    last = f"{chunks - 1:06d}"
+    command = [sys.executable, "-c", DIE_AFTER, json.dumps(settings), f"synthesize/{kind}", "000000", last]
+    died = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert died.returncode == 0, died.stderr
+    after_first, after_last = map(json.loads, died.stdout.splitlines())
+    assert list(after_first) == ["000000"]
+    assert after_last["000000"] == after_first["000000"], "measured again"
+    assert len(after_last) == chunks
+
+    api.Run(settings).run("synthesize")
+    assert contents(settings) == contents(undisturbed)

@@ -7,6 +7,7 @@ import pytest
 
 from synthboot import api, loading, recipes
 from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.pairs import Searched
 from synthboot.artifacts.store import read_manifest
 from synthboot.data.disk import read_json
 from synthboot.errors import ConfigError
@@ -387,8 +388,9 @@ def test_samples_without_d1_have_none_in_later_rounds_either(tmp_path: Path) -> 
 def test_pairing_flops_are_counted_products() -> None:
     from synthboot.neighbors import search
 
-    assert search.flops({"search": "exact"}, 100, 8) == 2 * 100 * 100 * 8
-    found = {"search": "ivf", "clusters": 10, "probe_radius": 0.1, "recall_by_radius": [[0.0, 1.0, 0.5], [0.1, 2.5, 0.97]]}
+    assert search.flops(None, 100, 8) == 0
+    assert search.flops(Searched("exact"), 100, 8) == 2 * 100 * 100 * 8
+    found = Searched("ivf", (0.97, 0.96, 0.98), clusters=10, probe_radius=0.1, by_radius=((0.0, 1.0, 0.5), (0.1, 2.5, 0.97)))
     assert search.flops(found, 1_000, 8) == 2 * 8 * (1_000 * 10 + 1_000 * 2.5 * 100)
 
 

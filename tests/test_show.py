@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from synthboot import show
+from synthboot import api, show
 from synthboot.artifacts.analysis import judged_texts
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.embeddings import Embeddings
@@ -128,3 +129,28 @@ def test_the_command_searches(finished: dict[str, Any]) -> None:
     nothing = CliRunner().invoke(main, ["show", run, "pairs", "--grep", "no such words"])
     assert nothing.stdout.strip().endswith("nothing matches")
     assert CliRunner().invoke(main, ["show", run, "pairs", "-n", "0"]).exit_code == 2
+
+
+def test_synthetic_text_is_of_an_arm_or_a_kind(tiny: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(run_folder(tiny), tmp_path / tiny["name"])
+    own = {"synthetic": "unconditional", "share": 0.1}
+    settings = {**tiny, "root": str(tmp_path), "arms": {**tiny["arms"], "self": own}}
+    api.Run(settings).run("pretrain")
+    run = run_folder(settings)
+
+    def texts(name: str, **options: Any) -> list[str]:
+        return [joined(example, name) for example in show.examples(run, "synthetic", ENOUGH, **options)]
+
+    related = list(Synthetic.open(run / "06-synthesize/related").texts())
+    unconditional = list(Synthetic.open(run / "06-synthesize/unconditional").texts())
+    assert texts("sampled d2") == texts("sampled d2", of="sbp") == texts("sampled d2", of="related") == related
+    assert texts("sampled", of="self") == texts("sampled", of="unconditional") == unconditional
+    with pytest.raises(ConfigError, match=r"copies are from d1, and samples of unconditional have none"):
+        show.examples(run, "copies", 1, of="self")
+    with pytest.raises(ConfigError, match=r"--of repetition: .* there is related, unconditional, sbp, self$"):
+        show.examples(run, "synthetic", 1, of="repetition")
+    with pytest.raises(ConfigError, match=r"--of is about synthetic text"):
+        show.examples(run, "pairs", 1, of="sbp")
+
+    shutil.rmtree(run / "06-synthesize/related")
+    assert texts("sampled") == unconditional

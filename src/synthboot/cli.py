@@ -549,6 +549,12 @@ def status(run: Path, as_json: bool) -> None:
 @click.option("--near", type=float, help="Pairs with a similarity near this.")
 @click.option("--grep", metavar="PATTERN", help="Only texts that a regular expression is found in.")
 @click.option("--like", metavar="TEXT", help="The nearest to a text, by the run's own embedding.")
+@click.option(
+    "--of",
+    metavar="NAME",
+    help="Synthetic text and copies of this arm, or kind, such as unconditional; of related pairs "
+    "unless given.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(
     run: Path,
@@ -557,19 +563,21 @@ def show(
     near: float | None,
     grep: str | None,
     like: str | None,
+    of: str | None,
     as_json: bool,
 ) -> None:
     """Read examples in the terminal: documents, pairs side by side, synthetic text, what was
     copied, what models gave back of documents and how exposed canaries are, what was quarantined,
     what judges called faulty; and search in them. `quality` is the paper's quality table with this
-    run's figures: what was counted, and what judges say, with their own error."""
+    run's figures: what was counted, and what judges say, with their own error; and what filters
+    threw away and did."""
     from synthboot import show as shown
 
     run_folder = _run_folder(run)
     if what == "quality":
         _show_quality(run_folder, as_json)
         return
-    examples = shown.examples(run_folder, what, count, near, grep, like)
+    examples = shown.examples(run_folder, what, count, near, grep, like, of)
     if as_json:
         _say_json([asdict(example) for example in examples])
         return
@@ -581,13 +589,20 @@ def show(
 
 def _show_quality(run: Path, as_json: bool) -> None:
     from synthboot import show as shown
-    from synthboot.report import quality
+    from synthboot.report import filters, quality
 
     analyzed = shown.analyzed(run)
+    evaluated = shown.evaluated(run)
+    filtered = {} if evaluated is None else filters.effects(evaluated)
     if as_json:
-        _say_json({"kinds": analyzed["kinds"], "judged": analyzed["judged"]})
+        of_filters = {arm: asdict(effect) for arm, effect in filtered.items()}
+        measured = {name: analyzed[name] for name in ("kinds", "judged")}
+        _say_json({**measured, "filters": of_filters})
         return
-    for table in (quality.table(analyzed), quality.curves(analyzed)):
+    tables = [quality.table(analyzed), quality.curves(analyzed)]
+    if filtered:
+        tables.append(filters.table(filtered))
+    for table in tables:
         _print_table(table.headers, table.rows)
         for note in table.notes:
             _say(note)

@@ -482,6 +482,9 @@ def _serve(
     connection: Connection,
 ) -> None:
     """In a worker of `imap`: one item in, one result out, until it is killed."""
+    # Items run side by side, and the threads of a tokenizer that was used before a fork are not
+    # there after it: it would wait for them for ever.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     handle = setup(*arguments)
     connection.send(("ready", None))
     while True:

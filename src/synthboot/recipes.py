@@ -50,16 +50,16 @@ STAGES = (
 VERSIONS = dict.fromkeys(STAGES, 4) | {
     "corpus": 5,
     "embed": 5,
-    "pair": 5,
+    "pair": 6,
     "base": 6,
     "tune": 5,
     "synthesize": 5,
     "pretrain": 6,
     "score": 1,
-    "evaluate": 12,
+    "evaluate": 13,
     "analyze": 10,
-    "report": 7,
-    "extract": 1,
+    "report": 8,
+    "extract": 2,
 }
 """Raised where a stage would leave something else from the same settings and parents."""
 

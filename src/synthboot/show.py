@@ -31,6 +31,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, MissingArtifact
 from synthboot.recipes import STAGES, folder_of
 from synthboot.settings import default
+from synthboot.steps.context import conditional
 
 if TYPE_CHECKING:
     from synthboot.stages.pair import Choices
@@ -98,17 +99,23 @@ def examples(
     near: float | None = None,
     grep: str | None = None,
     like: str | None = None,
+    of: str | None = None,
 ) -> list[Example]:
     """Up to `count` examples.
+
+    Synthetic text, and copies in it, are `of` an arm, or of a kind (a folder of `synthesize`);
+    unless it is said, of related pairs, or of the first kind that there is.
 
     Pairs with `near` are those of the nearest similarity. With `grep`, a regular expression, only
     documents, samples, judges and reasons that it is found in, and pairs with such a document;
     `like` takes what is nearest to a text by the run's own embedding, of pairs by the nearer of
-    both. Raises ConfigError for a pattern that is none, or takes too long, and where nothing can
-    embed the text.
+    both. Raises ConfigError for a pattern that is none, or takes too long, where nothing can embed
+    the text, and where there is no such synthetic text.
     """
     if near is not None and like is not None:
         raise ConfigError("show: --near and --like are two orders; choose one")
+    if of is not None and what not in ("synthetic", "copies"):
+        raise ConfigError(f"show: --of is about synthetic text; of {what} there is one kind")
     corpus = Corpus.open(_need(run, "corpus"))
     is_wanted = _matcher(grep)
     if what in ("quarantine", "extracted", "canaries", "judged") and like is not None:
@@ -130,7 +137,10 @@ def examples(
         found = _pairs(related.only(TRAIN), corpus, count, near, wanted, likeness)
     else:
         only_copies = what == "copies"
-        found = _synthetic(run, corpus, count, only_copies, is_wanted, likeness)
+        kind = _kind(run, of)
+        if only_copies and not conditional(kind):
+            raise ConfigError(f"show: copies are from d1, and samples of {kind} have none")
+        found = _synthetic(run, kind, corpus, count, only_copies, is_wanted, likeness)
     return list(itertools.islice(found, count))
 
 
@@ -184,6 +194,12 @@ def analyzed(run: Path) -> dict[str, Any]:
             f"{run}: was analyzed by an older synthboot; run `synthboot analyze CONFIG` again"
         )
     return result
+
+
+def evaluated(run: Path) -> Evaluation | None:
+    """All arms of a run compared; None where they have not been yet."""
+    folder = folder_of(run, "evaluate")
+    return None if store.read_manifest(folder) is None else Evaluation.open(folder)
 
 
 @dataclass(frozen=True)
@@ -374,24 +390,56 @@ def _pairs(
             yield Example(title, {"d1": [(pair["d1"], 0)], "d2": pair["d2"]})
 
 
+def _kind(run: Path, of: str | None) -> str:
+    """The kind of synthetic text that is meant: by its own name, or by that of an arm that read it.
+
+    Raises ConfigError, naming what there is, where it is none.
+    """
+    root = folder_of(run, "synthesize")
+    kinds = {}  # by fingerprint
+    for path in sorted(root.rglob(store.MANIFEST)):
+        manifest = store.read_manifest(path.parent)
+        if manifest is not None:
+            kinds[manifest.fingerprint] = path.parent.relative_to(root).as_posix()
+    if of is None:
+        return "related" if "related" in kinds.values() else next(iter(kinds.values()), "related")
+    if of in kinds.values():
+        return of
+
+    by_arm = {}
+    for path in sorted(folder_of(run, "pretrain").glob(f"*/*/{store.MANIFEST}")):
+        manifest = store.read_manifest(path.parent)
+        read = None if manifest is None else manifest.parents.get("synthesize")
+        if read in kinds:
+            by_arm[path.parent.parent.name] = kinds[read]
+    if of not in by_arm:
+        there = ", ".join([*sorted(kinds.values()), *by_arm]) or "none yet"
+        raise ConfigError(f"show: --of {of}: there is no such synthetic text; there is {there}")
+    return by_arm[of]
+
+
 def _synthetic(
     run: Path,
+    kind: str,
     corpus: Corpus,
     count: int,
     copies: bool,
     is_wanted: Callable[[str], bool],
     likeness: _Likeness | None,
 ) -> Iterator[Example]:
-    """Samples from related documents, in order, or nearest first."""
+    """Samples of a kind, beside their d1 where they have one, in order, or nearest first."""
     from synthboot.stages import analyze
 
     tokens = corpus.pretrain
-    folder = _need(run, "synthesize", "related")
+    folder = _need(run, "synthesize", kind)
+    has_d1 = conditional(kind)
     made = store.read_manifest(folder)
     external = made.counts.get("external") if made else None
     by = f", external ({external})" if external else ""
 
     def copied(row: Sample) -> np.ndarray:
+        if not has_d1:
+            return np.zeros(len(row.tokens), bool)
         d1 = tokens[row.d1][:-1]
         [mask] = analyze.d1_masks([row.tokens], [d1], _COPY)
         return mask
@@ -406,18 +454,19 @@ def _synthetic(
         near = "" if similarity is None else f", similarity {similarity:.3f}"
         mean = f"mean log-probability {row.mean_logprob:.2f}"
         marks = copied(row).astype(int)
-        texts = {
-            "d1": [(_text(corpus, tokens, row.d1), 0)],
-            "sampled d2": analyze.segments(corpus.tokenizer, row.tokens, marks),
-        }
-        title = f"d1 {row.d1}, sample {row.sample}, {mean}{near}{by}"
-        yield Example(title, texts)
+        sampled = analyze.segments(corpus.tokenizer, row.tokens, marks)
+        texts: dict[str, Sequence[tuple[str, int]]] = {"sampled": sampled}
+        title = f"request {row.d1}"
+        if has_d1:
+            title = f"d1 {row.d1}"
+            texts = {"d1": [(_text(corpus, tokens, row.d1), 0)], "sampled d2": sampled}
+        yield Example(f"{title}, sample {row.sample}, {mean}{near}{by}", texts)
 
 
 def _asked(run: Path) -> Iterator[tuple[str, Continued]]:
     """What every model was asked to give back, by its arm and seed."""
     compared = _need(run, "extract", COMPARED)
-    for arm in Extraction.open(compared).result["arms"]:
+    for arm in Extraction.open(compared).arms:
         for folder in sorted((compared.parent / arm).glob("seed-*")):
             yield f"{arm}, {folder.name.replace('-', ' ')}", Continued.open(folder)
 
@@ -427,8 +476,9 @@ def _extracted(run: Path, corpus: Corpus, is_wanted: Callable[[str], bool]) -> I
     from synthboot.stages import analyze
 
     tokens = corpus.pretrain
-    result = Extraction.open(_need(run, "extract", COMPARED)).result
-    given, asked_for = result["prefix_tokens"], result["continuation_tokens"]
+    compared = Extraction.open(_need(run, "extract", COMPARED))
+    given = compared.prefix_tokens
+    asked_for = compared.continuation_tokens
     leading = FIGURES.index("leading")
     rows = []
     for model, continued in _asked(run):

@@ -13,7 +13,7 @@ from synthboot.errors import CorruptArtifact
 @pytest.mark.parametrize("damage", ["cut", "zeros", "gone"])
 def test_damaged_pairs_are_named_in_one_line(tmp_path: Path, damage: str) -> None:
     numbers = np.arange(3)
-    Pairs(numbers, numbers, numbers.astype(np.float32), numbers, {}).save(tmp_path)
+    Pairs(numbers, numbers, numbers.astype(np.float32), numbers).save(tmp_path)
     path = tmp_path / "pairs.parquet"
     assert read_table(path, ["d1"])["d1"].to_pylist() == [0, 1, 2]
     if damage == "gone":

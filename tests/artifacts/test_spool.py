@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from synthboot import config, recipes
+from synthboot import config, pool, recipes
 from synthboot.artifacts import spool
 from synthboot.artifacts.store import WORK, Progress, Shards, silent
 from synthboot.data import documents, files
@@ -226,3 +226,39 @@ def test_several_processes_spool_the_same_bytes(tmp_path: Path) -> None:
         made.append({path.relative_to(folder): path.read_bytes() for path in files})
     assert len([path for path in made[0] if path.name == "documents.arrow"]) == 8
     assert made[0] == made[1]
+
+
+def test_several_processes_write_the_same_corpus(tmp_path: Path) -> None:
+    """With ids that were renamed, canaries that were planted and text to replay, which no shard of the source holds."""
+    text = "the quick brown fox jumps over lazy dogs and runs away from them into woods"
+    named = [{"id": i % 60, "text": f"{i} {text} {i}"} for i in range(90)]
+    source = write_jsonl(tmp_path / "a.jsonl", named)
+    replay = write_jsonl(tmp_path / "b.jsonl", [{"id": i, "text": f"replayed {i} {text}"} for i in range(20)])
+    cfg = settings(source, replay=str(replay), vocab_size=300, validation_docs=9, test_docs=9, canaries={"count": 4})
+    made = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        counts = corpus(cfg, "all", folder, workers=workers)
+        assert counts.renamed_ids == 30
+        assert counts.documents["replay"] == 20
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and WORK not in path.relative_to(folder).parts)
+        made.append({path.relative_to(folder): path.read_bytes() for path in files})
+    assert len([path for path in made[0] if path.name == "documents.parquet"]) > 12
+    assert made[0] == made[1]
+
+
+def in_a_worker(cfg: config.Corpus, folder: Path, connection: object) -> int:
+    return corpus(cfg, "all", folder, workers=2).documents["pool"]
+
+
+def test_a_unit_that_has_tokenized_may_have_workers_that_do(tmp_path: Path) -> None:
+    """A unit's workers are forks of it: the threads with which it trained the tokenizer are not there in them."""
+    text = "the quick brown fox jumps over lazy dogs and runs away from them into woods"
+    source = write_jsonl(tmp_path / "a.jsonl", [{"id": i, "text": f"{i} {text} {i}"} for i in range(90)])
+    cfg = settings(source, vocab_size=300, validation_docs=9, test_docs=9)
+    running = pool.Pool()
+    running.start("corpus", in_a_worker, cfg, tmp_path / "out")
+    try:
+        assert running.wait() == [("corpus", "done", 72)]
+    finally:
+        running.close()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synthboot.data.disk import load_array, save_array
+from synthboot.data.disk import end_to_end, load_array, save_array, save_blocks
 from synthboot.errors import CorruptArtifact
 
 
@@ -28,3 +28,33 @@ def test_a_damaged_array_is_named_in_one_line(tmp_path: Path, mapped: bool, dama
     with pytest.raises(CorruptArtifact, match=r"a.npy: .*; delete its artifact and run again") as caught:
         load_array(path, mapped)
     assert "\n" not in str(caught.value)
+
+
+def test_blocks_are_what_the_whole_array_is(tmp_path: Path) -> None:
+    whole = np.arange(60, dtype=np.int64).reshape(20, 3)
+    save_array(tmp_path / "whole.npy", whole.astype(np.int32))
+    blocks = (whole[start : start + 7] for start in range(0, 20, 7))
+    save_blocks(tmp_path / "blocks.npy", blocks, whole.shape, np.int32)
+    assert (tmp_path / "blocks.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    with pytest.raises(ValueError, match="7 rows, and 20 were to come"):
+        save_blocks(tmp_path / "short.npy", [whole[:7]], whole.shape, np.int32)
+
+
+@pytest.mark.parametrize("sizes", [(3,), (3, 0, 4), (0,), (0, 0)])
+def test_arrays_end_to_end(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    parts = [np.full((size, 2), i, np.float16) for i, size in enumerate(sizes)]
+    paths = [tmp_path / f"{i}.npy" for i in range(len(sizes))]
+    for path, part in zip(paths, parts, strict=True):
+        save_array(path, part)
+    together = tmp_path / "work" / "all.npy"
+    joined = end_to_end(paths, together)
+    assert np.array_equal(joined, np.concatenate(parts))
+    assert isinstance(joined, np.memmap)
+    assert together.exists() == (len(sizes) > 1)  # one needs no second copy
+
+    # another process may make it again: who has it mapped keeps what it was
+    parts[-1] = np.ones((9, 2), np.float16)
+    save_array(paths[-1].with_suffix(".new.npy"), parts[-1])
+    end_to_end([*paths, paths[-1].with_suffix(".new.npy")], together)
+    assert len(joined) == sum(sizes)
+    assert [path.name for path in tmp_path.glob("work/*")] == ["all.npy"]

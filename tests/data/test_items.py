@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from synthboot.data.items import Item, NoItem, chance, item, titles
+from synthboot.data.items import Item, NoItem, Support, chance, item, titles
 
 
 def choice(**changes: Any) -> dict[str, Any]:
@@ -155,3 +155,19 @@ def test_chance_is_one_of_the_choices_and_none_where_something_is_written() -> N
     assert chance([pair, contexts]) == pytest.approx((1 / 2 + 1 / 4) / 2)
     assert chance([pair, read({"context": "a", "target": "b"})]) is None
     assert chance([]) is None
+
+
+@pytest.mark.parametrize(
+    ("support", "expected"),
+    [
+        ({"corpus": "wiki", "id": "w7", "title": "Dam"}, (Support("w7", "Dam"),)),
+        ([{"id": "w7"}, {"id": 8, "title": None}], (Support("w7"), Support("8"))),
+        ("SciQ has a passage there", ()),
+        (["w7", {"title": "Dam"}, {"id": None}, None], ()),
+        (None, ()),
+    ],
+)
+def test_support_names_documents_or_is_something_else(support: Any, expected: tuple[Support, ...]) -> None:
+    with_support = read(choice(support=support))
+    assert with_support.support == expected
+    assert with_support.digest == read(choice()).digest  # what is asked is the same

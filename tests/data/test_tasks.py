@@ -9,6 +9,7 @@ import pytest
 
 from synthboot import config
 from synthboot.data import tasks
+from synthboot.data.documents import Document
 from synthboot.errors import ConfigError, DataError
 from tests.conftest import write_jsonl
 
@@ -207,3 +208,21 @@ def test_a_short_question_is_found_without_its_answer_and_by_symbols_where_it_ha
 def test_a_run_that_chinese_questions_share_by_chance_is_longer_than_a_name(tmp_path: Path) -> None:
     rows = [{"query": "中华人民共和国全国人民代表大会的常设机关是什么，它由多少人组成", "answers": ["常务委员会"]}]
     assert not tasks.seen(asked(tmp_path, rows), ["他在中华人民共和国全国人民代表大会上讲话"])[0].any()
+
+
+def test_an_answer_is_told_where_one_of_its_documents_is_there_under_its_title(tmp_path: Path) -> None:
+    def cloze(*support: dict[str, Any]) -> dict[str, Any]:
+        return {"context": "The dam is in", "target": "Turkey", "support": list(support)}
+
+    rows = [
+        cloze({"id": "7", "title": "Dam"}),
+        cloze({"id": "9"}, {"id": 7, "title": "Dam"}),  # one of several is enough
+        cloze({"id": "7"}),
+        cloze({"id": "7", "title": "Dama"}),  # the document of another corpus
+        cloze({"id": "8", "title": "Any"}),  # this document has no title
+        cloze({"id": "9", "title": "Dam"}),
+        cloze(),
+    ]
+    texts = [Document("7", "A dam in Turkey.", {"title": "Dam"}), Document("8", "Another.")]
+    told = tasks.told(asked(tmp_path, rows), texts)
+    assert told.tolist() == [True, True, True, False, True, False, False]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,10 +39,10 @@ def test_neighbours_are_those_of_the_python_path(without_kernels: Callable[[], N
 
 
 @compiled
-def test_the_precision_of_matmuls_does_not_show_in_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_precision_of_matmuls_does_not_show_in_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = rows(5_000, 64, 1)
     centroids = join.fit_centroids(vectors, 40, 0)
-    clusters = join.Clusters.build(vectors, centroids, 0.05)
+    clusters = join.Clusters.build(vectors, centroids, 0.05, tmp_path)
     results = []
     for half in (False, True):
         monkeypatch.setattr(join, "bfloat16_is_faster", lambda half=half: half)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -52,13 +54,13 @@ def test_fewer_documents_than_neighbours() -> None:
     assert exact(unit(np.eye(1)), unit(np.eye(1)), 2, np.arange(1))[0].tolist() == [[-1, -1]]
 
 
-def test_thousands_of_identical_vectors() -> None:
+def test_thousands_of_identical_vectors(tmp_path: Path) -> None:
     same = np.repeat(unit(np.ones((1, 8))), 3_000, 0).astype(np.float16)
     index, score = exact(same, same, 5, np.arange(3_000))
     assert (index >= 0).all()
     assert (index != np.arange(3_000)[:, None]).all()
     assert np.allclose(score, 1, atol=1e-3)
-    index = Clusters.build(same, join.fit_centroids(same, 8, 0), 0.1).join(0, 3_000, 5)[0]
+    index = build(same, 8, 0.1, tmp_path).join(0, 3_000, 5)[0]
     assert (index >= 0).all()
 
 
@@ -66,8 +68,8 @@ def recall(index: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([np.isin(t, i).mean() for i, t in zip(index, truth, strict=True)]))
 
 
-def build(vectors: np.ndarray, clusters: int, probe_radius: float) -> Clusters:
-    return Clusters.build(vectors, join.fit_centroids(vectors, clusters, 0), probe_radius)
+def build(vectors: np.ndarray, clusters: int, probe_radius: float, folder: Path) -> Clusters:
+    return Clusters.build(vectors, join.fit_centroids(vectors, clusters, 0), probe_radius, folder)
 
 
 def joined(clusters: Clusters, k: int, query_block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,22 +82,22 @@ def joined(clusters: Clusters, k: int, query_block: int) -> tuple[np.ndarray, np
 
 
 @pytest.mark.parametrize("query_block", [300, 1_024, 5_000])
-def test_looking_into_every_cluster_is_exact_whatever_the_block(query_block: int) -> None:
+def test_looking_into_every_cluster_is_exact_whatever_the_block(tmp_path: Path, query_block: int) -> None:
     vectors = clustered(3_000)
-    index, score = joined(build(vectors, 40, 2.0), 6, query_block)
+    index, score = joined(build(vectors, 40, 2.0, tmp_path), 6, query_block)
     assert np.allclose(score, brute_force(vectors, vectors, 6, np.arange(3_000)), atol=1e-5)
     assert (index != np.arange(3_000)[:, None]).all()
     assert all(len(set(row)) == 6 for row in index.tolist())
 
 
-def test_recall_is_foretold_without_a_join() -> None:
+def test_recall_is_foretold_without_a_join(tmp_path: Path) -> None:
     vectors = clustered(4_000, 400)
     truth, _ = exact(vectors, vectors, 8, np.arange(4_000))
     queries = np.arange(0, 4_000, 7)
     centroids = join.fit_centroids(vectors, 64, 0)
     needed = join.radius_needed(vectors, centroids, queries, truth[queries])
     for probe_radius in (0.0, 0.05, 0.2):
-        index, _ = joined(Clusters.build(vectors, centroids, probe_radius), 8, 2_048)
+        index, _ = joined(Clusters.build(vectors, centroids, probe_radius, tmp_path), 8, 2_048)
         real = recall(index[queries], truth[queries])
         assert real == pytest.approx((needed <= probe_radius).mean(), abs=2e-3)
         assert probe_radius == 0.2 or real < 0.99  # otherwise the test could not fail
@@ -113,9 +115,9 @@ def test_what_is_within_reach() -> None:
     assert (join.within_radius(vectors, centroids, 0.0)[1] == 1).all()
 
 
-def test_rows_that_are_not_in_the_cells_find_theirs() -> None:
+def test_rows_that_are_not_in_the_cells_find_theirs(tmp_path: Path) -> None:
     vectors, others = clustered(2_000), clustered(200, seed=3)
-    index, score = build(vectors, 30, 0.0).search(others, 5, 2.0)
+    index, score = build(vectors, 30, 0.0, tmp_path).search(others, 5, 2.0)
     assert np.allclose(score, brute_force(others, vectors, 5, None), atol=1e-5)
     assert np.allclose(np.einsum("qd,qkd->qk", others.astype(float), vectors[index].astype(float)), score, atol=1e-5)
 
@@ -128,9 +130,22 @@ def test_near_cells_stand_near_each_other() -> None:
     assert following > alike[~np.eye(len(alike), dtype=bool)].mean() + 0.2
 
 
-def test_cells_on_disk_are_the_same(tmp_path: object) -> None:
-    from pathlib import Path
+def test_rows_that_lie_on_disk_are_sorted_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is what sorting all of them at once gives, and nothing but it is in memory."""
+    vectors = clustered(1_000)
+    centroids = join.fit_centroids(vectors, 20, 0)
+    np.save(tmp_path / "rows.npy", vectors)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    monkeypatch.setattr(join, "QUERY_BLOCK", 64)
+    clusters = Clusters.build(mapped, centroids, 0.1, tmp_path)
+    assert all(isinstance(array, np.memmap) for array in vars(clusters).values())
 
-    clusters = build(clustered(1_000), 20, 0.1)
-    clusters.save(Path(str(tmp_path)))
-    assert np.array_equal(Clusters.load(Path(str(tmp_path))).join(100, 700, 5)[0], clusters.join(100, 700, 5)[0])
+    near, counts = join.within_radius(vectors, centroids, 0.1)
+    probes = np.split(near, np.cumsum(counts)[:-1])
+    home = np.array([probe[0] for probe in probes])
+    order = np.argsort(home, kind="stable")
+    assert np.array_equal(clusters.order, order)
+    assert np.array_equal(clusters.vectors, vectors[order])
+    assert np.array_equal(clusters.near, np.concatenate([probes[i] for i in order]))
+    assert np.array_equal(np.diff(clusters.edges), counts[order])
+    assert np.array_equal(np.diff(clusters.bounds), np.bincount(home, minlength=20))

@@ -30,13 +30,13 @@ def test_as_many_clusters_as_the_recall_takes_and_no_more_than_that(wanted: floa
     assert real >= wanted - 0.01
     mean, low, high = neighbors.search.recall
     assert low - 0.01 <= real <= high + 0.01
-    report = neighbors.search.describe()
-    assert report["search"] == "ivf"
-    assert report["clusters"] == search.clusters(6_000)
-    by_radius = {probe_radius: (probes, recall_there) for probe_radius, probes, recall_there in report["recall_by_radius"]}
-    probes, recall_there = by_radius[report["probe_radius"]]
+    told = neighbors.search.describe()
+    assert told.kind == "ivf"
+    assert told.clusters == search.clusters(6_000)
+    by_radius = {probe_radius: (probes, recall_there) for probe_radius, probes, recall_there in told.by_radius}
+    probes, recall_there = by_radius[told.probe_radius]
     assert recall_there == pytest.approx(mean, abs=1e-3)
-    assert 1 < probes < report["clusters"] / 2
+    assert 1 < probes < told.clusters / 2
 
 
 def test_too_short_a_reach_says_what_would_do() -> None:

@@ -16,6 +16,7 @@ from synthboot.artifacts.evaluation import (
     TaskResult,
 )
 from synthboot.artifacts.model import Conditioning, Curve, TokenCounts, Tuning
+from synthboot.artifacts.pairs import Ceiling, Chosen
 from synthboot.report import charts
 from synthboot.report.figures import Curves, Mark, Scale, Values
 from synthboot.report.results import Results
@@ -155,13 +156,16 @@ def test_the_chain_runs_from_what_d1_could_tell_to_the_gain() -> None:
         account="", conditioning={"unseen": unseen}, untuned=(0.0, 0.0), padding_share=0.0, best_loss=3.0,
         upstream_flops=0.0, curve=Curve(), stopped_by=[],
     )  # fmt: skip
+    ceiling = Ceiling(
+        docs=9, tokens=9, d1=1.0, loss=3.0, worth={"1": (0.04, 0.001)}, random=(0.0, 0.001), bands=[], floor=3.0
+    )  # fmt: skip
     recipes = {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.5}}
     results = Results(
         name="small",
         config=loading.load(small_config(Path("x.jsonl"), Path("runs"), arms=recipes)),
         corpus=HELD,
         evaluate=Evaluation("best", {}, both, both, DataEfficiency((), {}), {}, {}, {}, None, {}),
-        pairs={"pair/related": {"ceiling": {"worth": {"1": [0.04, 0.001]}}}},
+        pairs={"pair/related": Chosen(alpha=0.2, why="", considered=9, ceiling=ceiling)},
         tune={"tune/related": tuned},
     )
     found = charts.chain(results, {"sbp": "method"})

@@ -1,23 +1,37 @@
 """Figures of what can be got out again, and of what changed."""
 
-from typing import Any
-
+from synthboot.artifacts.extraction import FIGURES, ArmExtraction, Extraction, GivenBack
 from synthboot.report import leaks
 from synthboot.report.figures import Curves, Values
+from synthboot.statistics import Difference, Interval
 
 PAINT = {"repetition": "repetition", "sbp": "method"}
 
 
-def extracted() -> dict[str, Any]:
-    share = {"seen": [0.5, 0.4, 0.6], "unseen": [0.1, 0.0, 0.2]}
-    less = {"seen": [0.1, 0.0, 0.2], "unseen": [0.0, 0.0, 0.1], "difference": [-0.4, -0.5, -0.3, 0.01], "p_adjusted": 0.01}
-    return {
-        "arms": {
-            "repetition": {"figures": {"exact": share}, "exposure": {"1": [2.0, 1.0, 3.0], "16": [6.0, 5.0, 7.0]}},
-            "sbp": {"figures": {"exact": less}, "exposure": {"1": None, "16": [3.0, 2.0, 4.0]}},
-        },
-        "candidates": 63,
+def extracted(asked: bool = True, planted: bool = True) -> Extraction:
+    nothing = GivenBack(None, None)
+    share = GivenBack(Interval(0.5, 0.4, 0.6), Interval(0.1, 0.0, 0.2))
+    less = GivenBack(Interval(0.1, 0.0, 0.2), Interval(0.0, 0.0, 0.1), Difference(-0.4, -0.5, -0.3, 0.01), 0.01)
+    exposure = {
+        "repetition": {1: Interval(2.0, 1.0, 3.0), 16: Interval(6.0, 5.0, 7.0)},
+        "sbp": {1: None, 16: Interval(3.0, 2.0, 4.0)},
     }
+    arms = {}
+    for arm, exact in {"repetition": share, "sbp": less}.items():
+        figures = {**dict.fromkeys(FIGURES, nothing), "exact": exact if asked else nothing}
+        arms[arm] = ArmExtraction(figures, exposure[arm] if planted else {})
+    return Extraction(
+        arms=arms,
+        seen_docs=9,
+        unseen_docs=9,
+        prefix_tokens=5,
+        continuation_tokens=5,
+        samples=3,
+        seeds=1,
+        canaries=2,
+        candidates=63,
+        confidence=0.95,
+    )
 
 
 def test_what_is_given_back_stands_beside_what_is_guessed() -> None:
@@ -29,10 +43,7 @@ def test_what_is_given_back_stands_beside_what_is_guessed() -> None:
         ("sbp", 0.1, (0.0, 0.2)),
     ]
     assert figure.references == {"exactly": 0.1}
-    none = extracted()
-    for arm in none["arms"].values():
-        arm["figures"]["exact"]["seen"] = None
-    assert leaks.extraction(none, PAINT) is None
+    assert leaks.extraction(extracted(asked=False), PAINT) is None
 
 
 def test_exposure_is_a_line_an_arm_over_copies_with_chance_beside() -> None:
@@ -43,10 +54,7 @@ def test_exposure_is_a_line_an_arm_over_copies_with_chance_beside() -> None:
         "sbp": [(16.0, 3.0, 2.0, 4.0)],
     }
     assert "log2(64)" in figure.read
-    none = extracted()
-    for arm in none["arms"].values():
-        arm["exposure"] = {}
-    assert leaks.exposures(none, PAINT) is None
+    assert leaks.exposures(extracted(planted=False), PAINT) is None
 
 
 def test_the_topics_that_changed_most_are_shown() -> None:

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ import pytest
 
 from synthboot import loading, recipes, steps
 from synthboot.artifacts.model import Sweep
+from synthboot.artifacts.pairs import Band, Ceiling, Searched
 from synthboot.report.charts import count_model
 from synthboot.report.page import by_stage, palette, report
 from synthboot.report.results import Results
-from synthboot.stages.ceiling import Band, Ceiling
 from tests.conftest import run_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FACTS = ("same_entity", "kept", "known", "contradicted", "invented", "new_wording", "new_order", "strange")
 PROBE = """
 window.problems = [];
 addEventListener("error", (e) => problems.push(String(e.message || e.type)), true);
@@ -83,7 +84,7 @@ def gathered(settings: dict[str, Any]) -> Results:
 
 def with_pairs(results: Results, **changes: object) -> Results:
     """The results with another report of the related pairs."""
-    return replace(results, pairs={"pair/related": {**results.pairs["pair/related"], **changes}})
+    return replace(results, pairs={"pair/related": replace(results.pairs["pair/related"], **changes)})
 
 
 def probe(page: str, folder: Path, width: int = 1200) -> dict[str, Any]:
@@ -206,7 +207,7 @@ def test_what_d1_could_tell_stands_beside_what_was_learned(finished: dict[str, A
         docs=50, tokens=900, d1=2.5, loss=3.25, worth={"1": (0.0421, 0.001), "2": (0.06, 0.001), "4": (0.1012, 0.001)},
         random=(-0.0003, 0.0002), bands=[Band(0.2, 0.9, 50, (0.0421, 0.001), (0.1012, 0.001))], floor=3.3456,
     )  # fmt: skip
-    results = with_pairs(gathered(finished), ceiling=json.loads(json.dumps(asdict(found))))
+    results = with_pairs(gathered(finished), ceiling=found)
     page = report(results)
     for figure in ("0.0421", "0.1012", "-0.0003", "3.2500", "3.3456"):
         assert figure in page
@@ -298,5 +299,14 @@ def test_a_name_of_an_arm_is_text_in_figures_too(finished: dict[str, Any]) -> No
 
 
 def test_a_search_by_clusters_says_how_many_and_what_it_finds(finished: dict[str, Any]) -> None:
-    page = report(with_pairs(gathered(finished), search="ivf", clusters=1_234, recall=[0.97, 0.961, 0.982]))
+    page = report(with_pairs(gathered(finished), search=Searched("ivf", (0.97, 0.961, 0.982), 1_234)))
     assert "Neighbours by 1,234 clusters; 97.0 % of the exact ones were found (96.1 to 98.2 %" in page
+
+
+def test_without_a_synthesizer_there_is_no_figure_of_one(finished: dict[str, Any]) -> None:
+    results = gathered(finished)
+    world = {"excess": {}, "facts": {"unconditional,loss=1..2": {"many": {"docs": 0.0, "named": None, **dict.fromkeys(FACTS)}}}}
+    page = report(replace(results, analyze={**(results.analyze or {}), "world": world}))
+    assert 'id="fact-table"' in page
+    assert 'id="excess"' not in page
+    assert "unconditional,<wbr>loss=<wbr>1..2, many" in page

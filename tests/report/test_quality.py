@@ -22,6 +22,9 @@ VERDICT = {
     },
 }
 
+MANY = {"docs": 30.0, "named": 1.0, "same_entity": 0.9, "contradicted": 0.1, "invented": 0.1}
+ONE = {"docs": 10.0, "named": 0.5, "same_entity": 0.5, "contradicted": 0.3, "invented": 0.1}
+
 
 def analyzed(*judged: dict[str, Any]) -> dict[str, Any]:
     kind = {"looping": 0.02, "duplicates_at": AT}
@@ -33,7 +36,7 @@ def analyzed(*judged: dict[str, Any]) -> dict[str, Any]:
         },
         "relevance": {"real pairs": {"above_alpha": 1.0}, "related": {"above_alpha": 0.75}},
         "copy_tokens": 13,
-        "world": {"facts": {"related": {"many": {"docs": 30.0, "contradicted": 0.1, "invented": 0.1}}}},
+        "world": {"facts": {"related": {"many": MANY, "one": ONE, "none": {"docs": 0.0, "contradicted": None}}}},
         "judged": list(judged),
     }
 
@@ -59,14 +62,16 @@ def test_the_papers_five_rows_stand_beside_what_was_counted() -> None:
     assert repetition[4:] == ["2.0 %", "2.0 %", "4.3 %", "3.9 %", "2.6 %", "1.8 %"]
     inside, held = rows(table, quality.DUPLICATES)
     assert (inside[0], inside[4:6], held[4:6]) == ("counting, in 150", ["2.0 %", "2.0 %"], ["0.5 %", "0.5 %"])
-    assert rows(table, QUESTIONS["nonfactual"])[0][4:6] == ["-", "20.0 %"]
-    assert rows(table, QUESTIONS["irrelevance"])[0][4:6] == ["-", "25.0 %"]
+    [facts] = rows(table, QUESTIONS["nonfactual"])  # of 30 documents of one group, of half of 10 of another
+    assert (facts[0], facts[4:6]) == ("the world: facts not so, of 35 about an entity", ["-", "22.9 %"])
+    similarity, entity = rows(table, QUESTIONS["irrelevance"])
+    assert (similarity[4:6], entity[4:6]) == (["-", "25.0 %"], ["-", "20.0 %"])
     assert rows(table, QUESTIONS["copying"])[0][4:6] == ["-", "4.0 %"]
 
 
 def test_a_judge_stands_with_its_error_and_its_corrected_rates() -> None:
     table = quality.table(analyzed(VERDICT))
-    assert rows(table, QUESTIONS["irrelevance"])[1] == [
+    assert rows(table, QUESTIONS["irrelevance"])[-1] == [
         "server:one",
         "0.90 (40)",
         "0.70 (41)",
@@ -82,7 +87,7 @@ def test_a_judge_without_skill_gives_no_number() -> None:
     rates = {kind: {**rate, "corrected": None} for kind, rate in VERDICT["rates"].items()}  # type: ignore[attr-defined]
     judge = "local:/home/somebody/one"
     table = quality.table(analyzed({**VERDICT, "judge": judge, "refused": "q0 + q1 = 1.10", "rates": rates, "kappa": None}))
-    assert rows(table, QUESTIONS["irrelevance"])[1][3:6] == ["-", quality.REFUSED, quality.REFUSED]
+    assert rows(table, QUESTIONS["irrelevance"])[-1][3:6] == ["-", quality.REFUSED, quality.REFUSED]
     assert table.notes == [f"{QUESTIONS['irrelevance']}, by local:one: q0 + q1 = 1.10"]
 
 

@@ -3,11 +3,14 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +259,56 @@ def test_what_cannot_be_is_refused_by_name(own: dict[str, Any], nodes: Cluster, 
     monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
     with pytest.raises(ConfigError, match="start the run on a node of the cluster"):
         executor.run(loading.load(own), "embed")
+
+
+@contextmanager
+def head(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A cluster of one node that is nobody's child but this test's, and where it is."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--head", "--block", f"--port={port}", f"--temp-dir={folder}"]
+    options += ["--num-cpus=2", f"--object-store-memory={100 << 20}", "--include-dashboard=false"]
+    command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", *options]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, start_new_session=True, **quiet) as process:
+        soon(lambda: any("raylet" in child.name() for child in psutil.Process(process.pid).children(recursive=True)))
+        try:
+            yield process, f"{ray.util.get_node_ip_address()}:{port}"
+        finally:
+            kill_all(process)
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all below it, as the end of their machine does."""
+    with suppress(psutil.NoSuchProcess):
+        own = psutil.Process(process.pid)
+        for one in (own, *own.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
+def test_a_killed_head_ends_the_run_and_a_new_one_goes_on(
+    tiny: dict[str, Any], own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head's machine is gone with the cluster's memory: the run ends by itself, nobody is left, nothing is lost."""
+    unmake(own, "synthesize")
+    # A cluster that somebody else has started asks for a token where there is one on the machine.
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of-this-test-alone")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a socket's path has to be short
+        with head(Path(folder) / "a") as (first, address):
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            with start(own) as driver:
+                soon(lambda: driver.poll() is not None or begun(own, "synthesize", "worker"), 150)
+                kill_all(first)
+                _, said = driver.communicate(timeout=150)
+            assert driver.returncode != 0
+            soon(lambda: not workers(), 120)
+        with head(Path(folder) / "b") as (_, address):
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            with start(own) as driver:
+                _, said = driver.communicate(timeout=200)
+            assert driver.returncode == 0, said
+    assert contents(own) == contents(tiny)
+    assert not workers()

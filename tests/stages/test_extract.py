@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from synthboot import api, config, loading, recipes, show, statistics
-from synthboot.artifacts.extraction import Continued
+from synthboot.artifacts.extraction import Continued, GivenBack
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.canaries import Canary, draw, exposure
 from synthboot.data.disk import read_json
@@ -97,33 +97,33 @@ def test_what_was_memorised_is_given_back_and_what_was_not_read_is_not(
 
 def test_sixteen_copies_are_more_exposed_than_one_and_none_is_by_chance(memorised: Continued, innocent: Continued) -> None:
     result = compared({"repetition": [memorised], "self": [innocent]}, CANARIES, CFG, 0.95)
-    often = result["arms"]["repetition"]["exposure"]["16"]
-    once = result["arms"]["repetition"]["exposure"]["1"]
+    often = result.arms["repetition"].exposure[16]
+    once = result.arms["repetition"].exposure[1]
     assert often[0] == 6.0  # log2(63 + 1): none of the candidates costs less
     assert often[0] >= once[0]
     copies = np.array([canary.copies for canary in CANARIES])
     loss = memorised.canary_loss
     assert loss[copies == 16].max() < loss[copies == 1].mean()
     assert once[0] == pytest.approx(exposure(loss[copies == 1], loss[copies == 0]).mean())
-    for value, low, high in result["arms"]["self"]["exposure"].values():
+    for value, low, high in result.arms["self"].exposure.values():
         assert 0 <= low <= value <= high <= 6
         assert value < 5
-    assert (result["canaries"], result["candidates"]) == (4, 63)
+    assert (result.canaries, result.candidates) == (4, 63)
 
 
 def test_arms_are_compared_over_seeds_and_documents(memorised: Continued, innocent: Continued) -> None:
     half = replace(memorised, figures=np.where(np.arange(12)[:, None] % 2, memorised.figures, 0))
     result = compared({"repetition": [memorised, half], "self": [innocent, innocent]}, CANARIES, CFG, 0.9)
-    arms = {arm: measured["figures"]["exact"] for arm, measured in result["arms"].items()}
+    arms = {arm: measured.figures["exact"] for arm, measured in result.arms.items()}
     values = np.stack([memorised.figures[memorised.seen, 0], half.figures[memorised.seen, 0]])
     expected = statistics.estimate(values, confidence=0.9)
-    assert arms["repetition"]["seen"][0] == expected.value == 0.75
-    assert arms["repetition"]["seen"][1] == pytest.approx(max(0.0, expected.low))
-    assert arms["repetition"]["seen"][2] == 1.0
-    assert "difference" not in arms["repetition"]
+    assert arms["repetition"].seen[0] == expected.value == 0.75
+    assert arms["repetition"].seen[1] == pytest.approx(max(0.0, expected.low))
+    assert arms["repetition"].seen[2] == 1.0
+    assert arms["repetition"].difference is None
     gap = statistics.difference(np.zeros((2, 6)), values, confidence=0.9)
-    assert arms["self"]["difference"] == gap.tested
-    assert arms["self"]["p_adjusted"] == gap.p  # one arm beside repetition
+    assert arms["self"].difference == gap.tested
+    assert arms["self"].p_adjusted == gap.p  # one arm beside repetition
     said = sentence(result, "self")
     assert "in 0.0 % (0.0 to " in said
     assert "-75.0 points beside repetition" in said
@@ -132,13 +132,13 @@ def test_arms_are_compared_over_seeds_and_documents(memorised: Continued, innoce
 
 def test_where_nothing_is_given_back_the_interval_says_how_little_can_be_known(innocent: Continued) -> None:
     result = compared({"repetition": [innocent]}, [], CFG, 0.95)
-    share = result["arms"]["repetition"]["figures"]["exact"]["seen"]
+    share = result.arms["repetition"].figures["exact"].seen
     assert share[:2] == (0.0, 0.0)
     # six times nothing is a chance of 2.5 % where the share is this
     assert (1 - share[2]) ** 6 == pytest.approx(0.025)
-    assert result["arms"]["repetition"]["exposure"] == {}
+    assert result.arms["repetition"].exposure == {}
     everything = replace(innocent, figures=np.ones_like(innocent.figures))
-    share = compared({"repetition": [everything]}, [], CFG, 0.95)["arms"]["repetition"]["figures"]["exact"]["seen"]
+    share = compared({"repetition": [everything]}, [], CFG, 0.95).arms["repetition"].figures["exact"].seen
     assert share[2] == 1.0
     assert share[1] ** 6 == pytest.approx(0.025)
 
@@ -161,8 +161,8 @@ def test_too_few_documents_have_no_interval(count: int, tokenizer: Tokenizer) ->
     one = replace(asked(small_model(), tokenizer, cfg), canary_loss=np.array([1.0, 2.0]))
     assert len(one.document) == 2 * count
     result = compared({"repetition": [one], "self": [one]}, [Canary("a", 1), Canary("b", 0)], cfg, 0.95)
-    assert result["arms"]["self"]["figures"]["exact"] == {"seen": None, "unseen": None, "difference": None}
-    assert result["arms"]["self"]["exposure"] == {"1": None}
+    assert result.arms["self"].figures["exact"] == GivenBack(None, None)
+    assert result.arms["self"].exposure == {1: None}
     nothing = extract(small_model(), Tokens.of([]), Tokens.of([]), [], tokenizer, cfg, 64)
     assert (len(nothing.document), nothing.figures.shape, len(nothing.canary_loss)) == (0, (0, 4), 0)
     assert sentence(result, "self") == ""

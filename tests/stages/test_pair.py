@@ -44,8 +44,8 @@ def test_pairs_are_all_those_above_alpha_best_first_and_counted() -> None:
     }
     assert {(a, b) for a, b, _ in pairs.only(TRAIN)} == expected
     assert (np.diff(pairs.similarity) <= 0).all()
-    report = pairs.report
-    assert report["considered"] == report["pairs"]["train"] + sum(report["dropped"].values())
+    chosen = pairs.chosen
+    assert chosen.considered == chosen.pairs.train + sum(chosen.dropped.values())
 
 
 def test_several_d2_for_a_d1_and_both_directions() -> None:
@@ -61,7 +61,7 @@ def test_nothing_held_out_is_tuned_on() -> None:
     train = pairs.only(TRAIN)
     assert held
     assert not held & (set(train.d1.tolist()) | set(train.d2.tolist()))
-    assert pairs.report["considered"] == len(train) + len(pairs.only(HELDOUT)) + sum(pairs.report["dropped"].values())
+    assert pairs.chosen.considered == len(train) + len(pairs.only(HELDOUT)) + sum(pairs.chosen.dropped.values())
 
 
 def test_validation_pairs_lead_from_d_pretrain_to_validation_documents() -> None:
@@ -81,7 +81,7 @@ def test_near_copies_are_dropped_by_shingle_containment() -> None:
     assert ngrams.containment(ngrams.hashes(np.array(texts[0][:-1]), n), ngrams.hashes(np.array(texts[neighbor][:-1]), n)) > 0.5
     pairs = pair(vectors, Tokens.of(texts), config.Pair(num_neighbors=8, min_similarity=0.5, heldout_share=0))
     assert (0, neighbor) not in {(a, b) for a, b, _ in pairs}
-    assert pairs.report["dropped"]["overlapping"] >= 1
+    assert pairs.chosen.dropped["overlapping"] >= 1
 
 
 def test_the_window_has_an_upper_end() -> None:
@@ -89,7 +89,7 @@ def test_the_window_has_an_upper_end() -> None:
     middle = float(np.median(whole.similarity))
     pairs, *_ = made(heldout_share=0.0, max_similarity=middle)
     assert pairs.only(TRAIN).similarity.max() <= middle
-    assert pairs.report["dropped"]["above_max_similarity"] == (whole.only(TRAIN).similarity > middle).sum()
+    assert pairs.chosen.dropped["above_max_similarity"] == (whole.only(TRAIN).similarity > middle).sum()
 
 
 def test_directions() -> None:
@@ -97,8 +97,8 @@ def test_directions() -> None:
     for direction in ("directed", "symmetric", "mutual"):
         pairs, *_ = made(heldout_share=0.0, direction=direction, num_neighbors=3, max_per_d2=None)
         found[direction] = {(a, b) for a, b, _ in pairs.only(TRAIN)}
-        total = pairs.report["considered"] + pairs.report["added_by_direction"]
-        assert total == len(found[direction]) + sum(pairs.report["dropped"].values())
+        total = pairs.chosen.considered + pairs.chosen.added_by_direction
+        assert total == len(found[direction]) + sum(pairs.chosen.dropped.values())
     back = {(b, a) for a, b in found["directed"]}
     assert found["symmetric"] == found["directed"] | back
     assert found["mutual"] == found["directed"] & back
@@ -114,17 +114,17 @@ def test_caps_keep_the_most_similar_and_hubs_are_reported() -> None:
     cfg = config.Pair(num_neighbors=1, min_similarity=-1, heldout_share=0, max_per_d2=None)
     free = pair(vectors, distinct_texts(41), cfg)
     assert (free.d2 == 0).sum() == 40
-    assert free.report["hubs"]["most_lists"] == free.report["hubs"]["most_pairs_per_d2"] == 40
-    assert free.report["hubs"]["never"] == pytest.approx(39 / 41)
-    assert free.report["hubs"]["skewness"] > 3
+    assert free.chosen.hubs.most_lists == free.chosen.hubs.most_pairs_per_d2 == 40
+    assert free.chosen.hubs.never == pytest.approx(39 / 41)
+    assert free.chosen.hubs.skewness > 3
     capped = pair(vectors, distinct_texts(41), cfg.model_copy(update={"max_per_d2": 5}))
     assert (capped.d2 == 0).sum() == 5
-    assert capped.report["dropped"]["over_max_per_d2"] == 35
+    assert capped.chosen.dropped["over_max_per_d2"] == 35
     best = np.sort(free.similarity[free.d2 == 0])[::-1][:5]
     assert np.allclose(np.sort(capped.similarity[capped.d2 == 0])[::-1], best)
     several = pair(vectors, distinct_texts(41), cfg.model_copy(update={"num_neighbors": 6, "max_per_d1": 2}))
     assert np.bincount(several.d1).max() == 2
-    assert several.report["dropped"]["over_max_per_d1"] == 41 * 4
+    assert several.chosen.dropped["over_max_per_d1"] == 41 * 4
 
 
 def test_documents_of_one_source_are_not_paired() -> None:
@@ -134,7 +134,7 @@ def test_documents_of_one_source_are_not_paired() -> None:
     pairs = pair(vectors, distinct_texts(120), cfg, fields=Fields(source=source))
     assert len(pairs)
     assert not ((source[pairs.d1] == source[pairs.d2]) & (source[pairs.d1] >= 0)).any()
-    assert pairs.report["dropped"]["same_source"] > 50
+    assert pairs.chosen.dropped["same_source"] > 50
     unknown = (source[pairs.d1] < 0) & (source[pairs.d2] < 0)
     assert ((group[pairs.d1] == group[pairs.d2]) & unknown).any()
 
@@ -144,14 +144,14 @@ def test_agreement_by_similarity() -> None:
     not, and chance is one in twenty."""
     vectors, group = clustered(600, 20)
     cfg = config.Pair(num_neighbors=60, min_similarity=-1, heldout_share=0, max_per_d2=None)
-    told = pair(vectors, distinct_texts(600), cfg, fields=Fields(label=group)).report["agreement"]
-    assert len(told["deciles"]) == 10
-    assert told["deciles"][-1][2] > 0.99
-    assert told["deciles"][0][2] < 0.2
-    assert told["random"] == pytest.approx(0.05, abs=0.02)
-    lows = [row[0] for row in told["deciles"]]
+    told = pair(vectors, distinct_texts(600), cfg, fields=Fields(label=group)).chosen.agreement
+    assert len(told.deciles) == 10
+    assert told.deciles[-1][2] > 0.99
+    assert told.deciles[0][2] < 0.2
+    assert told.random == pytest.approx(0.05, abs=0.02)
+    lows = [row[0] for row in told.deciles]
     assert lows == sorted(lows)
-    assert sum(row[3] for row in told["deciles"]) == 600 * 60
+    assert sum(row[3] for row in told.deciles) == 600 * 60
 
 
 def test_what_each_alpha_would_give_is_what_it_gives() -> None:

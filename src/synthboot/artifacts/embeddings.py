@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float16
 
 from synthboot.artifacts.store import Shards
-from synthboot.data.disk import load_array, save_array
+from synthboot.data.disk import end_to_end, load_array, save_array
 
 _VECTORS = "vectors.npy"
 
@@ -44,6 +44,11 @@ class Embeddings:
     def validation(self) -> Float16[np.ndarray, "doc dim"]:
         """The vectors of the validation set, of length 1."""
         return self._vectors("validation")
+
+    def mapped(self, path: Path) -> Float16[np.ndarray, "doc dim"]:
+        """The vectors of D_pretrain, on disk: where they have several shards, in a new file at
+        `path`."""
+        return end_to_end((shard / _VECTORS for shard in self.shards("pool")), path)
 
     def _vectors(self, name: str) -> np.ndarray:
         return load_vectors(self.shards(name))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float64, Int64
 
-from synthboot.artifacts.store import read_table
-from synthboot.data.disk import read_json, write_json
+from synthboot.artifacts.store import declared, plain, read_listed, read_table, typed
+from synthboot.data.disk import write_json
+from synthboot.statistics import Difference, Interval
 
 COMPARED = "compared"
 """The variant of the unit that compares all models; those of the others are models."""
@@ -68,16 +68,56 @@ class Continued:
 
 
 @dataclass(frozen=True)
-class Extraction:
-    """What `stages.extract.compared` makes of all models."""
+class GivenBack:
+    """One of FIGURES of an arm: its mean over documents that it has `seen`, and over `unseen` ones.
 
-    result: dict[str, Any]
+    `difference` is that to repetition over seen ones, and `p_adjusted` its p for the number of
+    arms. None where there are too few documents for an interval, and for repetition itself.
+    """
+
+    seen: Interval | None
+    unseen: Interval | None
+    difference: Difference | None = None
+    p_adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class ArmExtraction:
+    """What can be got out of an arm: by figure what it gave back, and by number of copies the mean
+    exposure of canaries in bits; None where one canary has no interval."""
+
+    figures: dict[str, GivenBack]
+    exposure: dict[int, Interval | None]
+
+
+@declared
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """What can be got out of every arm, beside repetition, with intervals over seeds and documents,
+    or canaries.
+
+    All arms were given `prefix_tokens` of the same documents, and asked for `continuation_tokens`;
+    one of so many `samples` may be exact. `canaries` were planted, `candidates` drawn likewise and
+    not planted.
+    """
+
+    arms: dict[str, ArmExtraction]
+    seen_docs: int
+    unseen_docs: int
+    prefix_tokens: int
+    continuation_tokens: int
+    samples: int
+    seeds: int
+    canaries: int
+    candidates: int
+    confidence: float
 
     def save(self, folder: Path) -> None:
         """Write `extract.json`."""
-        write_json(folder / _RESULT, self.result)
+        write_json(folder / _RESULT, plain(self))
 
     @staticmethod
     def open(folder: Path) -> Extraction:
-        """Read what `save` wrote."""
-        return Extraction(read_json(folder / _RESULT))
+        """Read what `save` wrote. Raises CorruptArtifact where it is damaged, or of another
+        version."""
+        return typed(read_listed(folder, _RESULT), Extraction, folder / _RESULT)

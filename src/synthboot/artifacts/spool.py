@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Bool, Int64, UInt32, UInt64
 
 from synthboot import config, pool
 from synthboot.artifacts.corpus import QUARANTINE
@@ -27,7 +27,7 @@ from synthboot.artifacts.parts import Part
 from synthboot.artifacts.store import WORK, Progress, Shards
 from synthboot.data import documents, files, ngrams
 from synthboot.data.canaries import Canary
-from synthboot.data.disk import load_array, remove, save_array, unreadable, write_bytes
+from synthboot.data.disk import end_to_end, load_array, remove, save_array, unreadable, write_bytes
 from synthboot.errors import DataError
 
 _Batch = tuple[list[documents.Record], bool]
@@ -167,43 +167,32 @@ def _keep(
     return shards.write(index, partial(_spool, batch, read, replay, cfg))
 
 
-class Spool(Sequence[str]):
+class Texts(Sequence[str]):
     """The ingested texts by number, memory-mapped.
 
-    With them come their digests, id hashes and MinHash signatures. No two different texts have one
-    id: of those that come with the same, the one with the least digest keeps it, and the others,
-    which are `renamed`, have theirs after it. What is `planted` lies after them and is
-    not counted.
+    Documents that are `renamed` have another id than they came with. What is `planted` lies after
+    them and is not counted.
     """
 
-    def __init__(self, ingested: Shards) -> None:
+    def __init__(
+        self,
+        ingested: Shards,
+        renamed: Mapping[int, str] | None = None,
+        planted: Sequence[Mapping[str, str]] = (),
+    ) -> None:
+        self.folder = ingested.folder
         self.shards = list(ingested)
+        self.renamed = dict(renamed or {})
+        self.planted = list(planted)
         self.tables = []
-        columns = [np.empty((0, 4), np.uint64)]
         for shard in self.shards:
             path = shard / "documents.arrow"
             try:
                 self.tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
             except (pa.ArrowException, OSError) as error:
                 raise unreadable(path, error) from None
-            columns.append(load_array(shard / "hashes.npy"))
         sizes = [len(table) for table in self.tables]
         self.first = np.cumsum([0, *sizes])
-
-        hashed = np.concatenate(columns)  # (doc, 4), as `_hashes` has them
-        self.ids: UInt64[np.ndarray, " doc"] = hashed[:, 0]
-        self.digests: UInt64[np.ndarray, "doc 2"] = hashed[:, 1:3]
-        self.bytes: UInt64[np.ndarray, " doc"] = hashed[:, 3]
-
-        is_replay = [ingested.counts(index)["replay"] for index in range(len(self.shards))]
-        # (shard,) -> (doc,)
-        self.replay: Bool[np.ndarray, " doc"] = np.repeat(
-            np.array(is_replay, bool),
-            np.diff(self.first),
-        )
-        self.renamed: dict[int, str] = {}
-        self.planted: list[dict[str, str]] = []
-        self._tell_apart()
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -221,6 +210,32 @@ class Spool(Sequence[str]):
         row = index - int(self.first[shard])
         return self.tables[shard][column][row].as_py()
 
+
+class Spool(Texts):
+    """The ingested texts with their digests, id hashes and MinHash signatures.
+
+    No two different texts have one id: of those that come with the same, the one with the least
+    digest keeps it, and the others are renamed: theirs stands after it.
+    """
+
+    def __init__(self, ingested: Shards) -> None:
+        super().__init__(ingested)
+        columns = [np.empty((0, 4), np.uint64)]
+        for shard in self.shards:
+            columns.append(load_array(shard / "hashes.npy"))
+        hashed = np.concatenate(columns)  # (doc, 4), as `_hashes` has them
+        self.ids: UInt64[np.ndarray, " doc"] = hashed[:, 0]
+        self.digests: UInt64[np.ndarray, "doc 2"] = hashed[:, 1:3]
+        self.bytes: UInt64[np.ndarray, " doc"] = hashed[:, 3]
+
+        is_replay = [ingested.counts(index)["replay"] for index in range(len(self.shards))]
+        # (shard,) -> (doc,)
+        self.replay: Bool[np.ndarray, " doc"] = np.repeat(
+            np.array(is_replay, bool),
+            np.diff(self.first),
+        )
+        self._tell_apart()
+
     def plant(self, canaries: Sequence[Canary]) -> Int64[np.ndarray, " copy"]:
         """The numbers, after those of all documents, under which the copies of the canaries lie."""
         first = len(self) + len(self.planted)
@@ -235,12 +250,10 @@ class Spool(Sequence[str]):
                 )
         return np.arange(first, len(self) + len(self.planted))
 
-    def signatures(self) -> np.ndarray:
-        """All MinHash signatures, (documents, permutations)."""
-        arrays = []
-        for shard in self.shards:
-            arrays.append(load_array(shard / "signatures.npy"))
-        return np.concatenate(arrays)
+    def signatures(self, path: Path) -> UInt32[np.ndarray, "doc perm"]:
+        """All MinHash signatures, on disk: where there are several shards, in a new file at
+        `path`."""
+        return end_to_end((shard / "signatures.npy" for shard in self.shards), path)
 
     def _tell_apart(self) -> None:
         """Rename until no id is that of two texts.

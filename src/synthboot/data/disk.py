@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,6 +184,47 @@ def save_array(path: Path, array: np.ndarray) -> None:
         # Not a file object, so that numpy writes by its method and not past it to the descriptor.
         sink = SimpleNamespace(write=file.write)
         np.lib.format.write_array(sink, array, allow_pickle=False)
+
+
+def save_blocks(
+    path: Path,
+    blocks: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    dtype: type[np.generic],
+) -> None:
+    """What `save_array` would write of all blocks end to end, one of them in memory at a time.
+
+    Not by a mapped file, for which a full disk ends the process. Raises ValueError where the blocks
+    do not have the rows of `shape`.
+    """
+    layout = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    rows = 0
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, layout)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype).data)
+            rows += len(block)
+    if rows != shape[0]:
+        raise ValueError(f"{path}: {rows} rows, and {shape[0]} were to come")
+
+
+def end_to_end(paths: Iterable[Path], path: Path) -> np.ndarray:
+    """The rows of several arrays as one, mapped: of one its own file, of more a new one at `path`.
+
+    One that another process has mapped from there stays as it is. Raises as `load_array` does, and
+    ValueError where there are none.
+    """
+    arrays = [load_array(part, mapped=True) for part in paths]
+    if not arrays:
+        raise ValueError(f"{path}: no arrays to put end to end")
+    if len(arrays) == 1:
+        return arrays[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+    save_blocks(temporary, arrays, shape, arrays[0].dtype.type)
+    os.replace(temporary, path)
+    return load_array(path, mapped=True)
 
 
 def load_array(path: Path, mapped: bool = False) -> np.ndarray:

@@ -33,13 +33,22 @@ Row = Mapping[str, object]
 
 
 @dataclass(frozen=True)
+class Support:
+    """A document that tells an answer, by its id in the corpus, and by its title where a question
+    names one."""
+
+    id: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
 class Item:
     """One question.
 
     A model chooses among (context, continuation) or, for an open question, goes on from the only
     context. `gold` counts the right continuation, `group` is what the report groups items by, and
     `bare` is the question without prompt and worked examples, and its right answer where that
-    stands after it.
+    stands after it. `support` are documents that tell the answer, where they are known.
     """
 
     id: str
@@ -50,6 +59,7 @@ class Item:
     answers: tuple[str, ...] = ()
     group: str = ""
     bare: tuple[str, ...] = ("",)
+    support: tuple[Support, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -143,7 +153,21 @@ def item(
         answers=answers,
         group="" if group is None else str(group),
         bare=tuple(bare),
+        support=_support(row.get("support")),
     )
+
+
+def _support(value: object) -> tuple[Support, ...]:
+    """The documents that a field names, one or several.
+
+    What is no object with an id names none and is no error: SciQ has a passage in that field.
+    """
+    several = value if isinstance(value, list) else [value]
+    found = []
+    for document in several:
+        if isinstance(document, Mapping) and isinstance(document.get("id"), str | int):
+            found.append(Support(str(document["id"]), str(document.get("title") or "")))
+    return tuple(found)
 
 
 def _lettered(question: str, options: Sequence[str]) -> tuple[str, list[str]]:

@@ -39,6 +39,7 @@ _VALUE_BITS = 44
 _CUT_BITS = 20
 _VALUE_MASK = (1 << 44) - 1
 
+_CANDIDATES = 1 << 16  # pairs whose signatures are compared at once: 64 MB of them
 _BLOCK = 1 << 22  # tokens of a corpus that are hashed at once: 32 MB of hashes
 
 
@@ -85,14 +86,16 @@ def pair_containments(
     d1: _Pairs,
     d2: _Pairs,
     n: int,
+    at_once: int = 1 << 25,
 ) -> Float[np.ndarray, " pair"]:
     """Containment of the shingles of `a[d1[i]]` and `b[d2[i]]`, for every pair i.
 
     End tokens are left out. Where a document has fewer than `n` tokens, the pair is compared in
-    runs as long as the shorter one. Most shingles stand in one document only, so each document is
-    read twice: once to mark what comes up more than once, once to keep that. Pairs then compare
-    what was kept. Memory is at most 256 MiB of marks, what was kept, and chunks of a million
-    shingles; two different shingles of a pair are taken for the same with probability 2^-44.
+    runs as long as the shorter one. Pairs are taken in runs that have `at_once` tokens, counted for
+    each pair. Most shingles stand in one document only, so each document of a run is read twice:
+    once to mark what comes up more than once, once to keep that. Pairs then compare what was kept.
+    Memory is 256 MiB of marks at most, what was kept of a run, and chunks of a million shingles;
+    two different shingles of a pair are taken for the same with probability 2^-44.
     """
     result = np.empty(len(d1))
     first_lengths = a.lengths[d1]
@@ -110,8 +113,10 @@ def pair_containments(
         result[i] = containment(first_hashes, second_hashes)
 
     rest = np.flatnonzero(~is_short)
-    if len(rest):
-        result[rest] = _containments(a, b, d1[rest], d2[rest], n)
+    tokens = first_lengths[rest] + second_lengths[rest]
+    for part in _chunks(tokens, at_once):
+        run = rest[part]
+        result[run] = _containments(a, b, d1[run], d2[run], n)
     return result
 
 
@@ -283,9 +288,9 @@ def _shingled(chosen: _Chosen, n: int) -> Iterator[_Shingles]:
             yield hashed[kept], doc_of_shingle, len(texts)
 
 
-def _chunks(sizes: Int64[np.ndarray, " item"]) -> Iterator[slice]:
-    """Runs of items of about a million in all, and of no more than a million items."""
-    by_size = np.cumsum(sizes) >> 20
+def _chunks(sizes: Int64[np.ndarray, " item"], most: int = 1 << 20) -> Iterator[slice]:
+    """Runs of items of about `most` in all, and of no more than a million items."""
+    by_size = np.cumsum(sizes) // most
     by_number = np.arange(len(sizes)) >> 20  # an item has 20 bits of a key
     chunk = by_size + by_number
     changes = np.flatnonzero(np.diff(chunk))
@@ -483,24 +488,27 @@ def near_duplicate_pairs(
     `threshold` are compared shingle by shingle, so no pair below the threshold is ever listed. A
     pair of Jaccard 0.8 goes unseen with probability 0.002 at 126 permutations; of more than 16
     candidates for each other, each is compared with the first and the next alone. Memory is 24
-    bytes a document and the candidates; `signatures` and `texts` may lie on disk.
+    bytes a document and 8 a candidate; `signatures` and `texts` may lie on disk.
     """
     count, perms = signatures.shape
-    candidates: set[tuple[int, int]] = set()
+    # a pair as one number, a * count + b: a set of tuples takes twenty times the memory
+    candidates = np.empty(0, np.int64)
     for band in range(perms // rows if count else 0):
         start = band * rows
         of_band = signatures[:, start : start + rows]  # (doc, rows)
+        found = []
         for bucket in _buckets(hashes_rows(of_band)):
-            candidates.update(_bucket_pairs(bucket))
+            found += [a * count + b for a, b in _bucket_pairs(bucket)]
+        candidates = np.union1d(candidates, np.array(found, np.int64))
 
     pairs = []
-    for a, b in sorted(candidates):
-        agrees = signatures[a] == signatures[b]
-        estimate = float(np.mean(agrees))
-        if estimate < threshold - 0.15:
-            continue
-        if alike(texts[a], texts[b]) >= threshold:
-            pairs.append((a, b))
+    for start in range(0, len(candidates), _CANDIDATES):
+        first, second = np.divmod(candidates[start : start + _CANDIDATES], count)
+        agree = signatures[first] == signatures[second]  # (candidate, perm)
+        is_close = agree.mean(1) >= threshold - 0.15
+        for a, b in zip(first[is_close].tolist(), second[is_close].tolist(), strict=True):
+            if alike(texts[a], texts[b]) >= threshold:
+                pairs.append((a, b))
     return np.array(pairs, np.int64).reshape(-1, 2)  # (pair, 2), also where there is none
 
 

@@ -27,7 +27,7 @@ from jaxtyping import Bool
 
 from synthboot import config
 from synthboot.data import documents, items, ngrams, words
-from synthboot.data.items import Item
+from synthboot.data.items import Item, Support
 from synthboot.errors import ConfigError, DataError
 from synthboot.rng import rng
 
@@ -312,6 +312,29 @@ def seen(
         for number, runs in group.items():
             result[number] = ngrams.contains(shared, runs).any()
     return result, too_short
+
+
+def told(
+    items: Sequence[Item],
+    texts: Iterable[documents.Document],
+) -> Bool[np.ndarray, " item"]:
+    """Of which items one of the documents that tell the answer is among these.
+
+    Where question and document both have a title it has to be the same: an id that is a number may
+    stand for anything in another corpus.
+    """
+    wanted: dict[str, set[Support]] = {}
+    for item in items:
+        for support in item.support:
+            wanted.setdefault(support.id, set()).add(support)
+
+    held: set[Support] = set()
+    for document in texts if wanted else ():
+        title = document.metadata.get("title")
+        for support in wanted.get(document.id, ()):
+            if title is None or support.title in ("", title):
+                held.add(support)
+    return np.array([not held.isdisjoint(item.support) for item in items], bool)
 
 
 def _needle(item: Item, n: int) -> tuple[bool, int, list[str]] | None:

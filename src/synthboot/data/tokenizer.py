@@ -134,17 +134,20 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Decoded(Sequence[str]):
-    """The texts of documents, each decoded when it is asked for."""
+    """The texts of documents, each decoded when it is asked for; of all, or of the `chosen` ones by
+    their numbers."""
 
     tokens: Tokens
     tokenizer: Tokenizer
+    chosen: Sequence[int] | None = None
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.tokens if self.chosen is None else self.chosen)
 
-    def __getitem__(self, doc: Any) -> Any:
+    def __getitem__(self, index: Any) -> Any:
+        doc = int(index) if self.chosen is None else self.chosen[int(index)]
         # the end token, which closes a document, is no text
-        return self.tokenizer.decode(self.tokens[int(doc)][:-1])
+        return self.tokenizer.decode(self.tokens[doc][:-1])
 
 
 def train(texts: Iterator[str], vocab_size: int) -> Tokenizer:

@@ -271,7 +271,8 @@ def _verdict(run: Finished, arm: str | None = None) -> list[str]:
     blocks = [
         "## Results",
         plain(chosen.verdict),
-        f"Nats a token of {chosen.docs:,} test documents, {chosen.seeds} seeds an arm, "
+        f"Nats a token of {chosen.docs:,} test documents, {chosen.seeds} "
+        f"{'seed' if chosen.seeds == 1 else 'seeds'} an arm, "
         f"{chosen.confidence:.0%} intervals; below zero is better than repetition.",
         *_table(["arm", "kind", "test loss", "against repetition", "p", "p adjusted"], rows),
     ]
@@ -301,9 +302,9 @@ def _given_back(run: Finished, arm: str) -> list[str]:
     blocks = ["## What can be got out again"]
     said = sentence(run.extraction, arm)
     blocks.append(said or "**Not measured**: too few documents are long enough.")
-    if run.extraction["canaries"]:
+    if run.extraction.canaries:
         blocks.append(
-            f"The corpus holds {run.extraction['canaries']:,} canaries, documents of random words "
+            f"The corpus holds {run.extraction.canaries:,} canaries, documents of random words "
             f"that were planted to measure this: the model was trained on them."
         )
     return blocks

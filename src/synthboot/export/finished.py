@@ -78,10 +78,10 @@ class Finished:
         return Analysis.open(self.made("analyze").folder).result if self.has("analyze") else None
 
     @cached_property
-    def extraction(self) -> dict[str, Any] | None:
+    def extraction(self) -> Extraction | None:
         """What can be got out of the models again, once they were asked."""
         name = f"extract/{COMPARED}"
-        return Extraction.open(self.made(name).folder).result if self.has(name) else None
+        return Extraction.open(self.made(name).folder) if self.has(name) else None
 
     def arms(self, arm: str | None) -> list[str]:
         """This arm, or all of them. Raises ConfigError where there is none of that name."""

@@ -1,7 +1,7 @@
 """A judge of the run's own making: does its d1 make a d2 likelier than another document does?
 
-It is the synthesizer that answers, which has learned to write d2 from d1. Of what it wrote itself
-it thinks well: its verdict on its own samples is a lower bound.
+It is the synthesizer that answers, which has learned to write d2 from d1; with its pointer, if it
+has one. Of what it wrote itself it thinks well: its verdict on its own samples is a lower bound.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.judges.protocol import Item, Question, Told
 from synthboot.lm import model as models
-from synthboot.lm import score
+from synthboot.lm import pointer, score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,8 @@ _BATCH = 16  # pairs whose scores are told together
 class Likelihood:
     """The model in a folder, with its tokenizer beside it, and how it reads a pair.
 
-    `weights` names the model.
+    `weights` names the model. With the weights of a `pointer` the mixture of both answers; unless
+    the model `is_prompted` with d1, the pointer alone reads it.
     """
 
     folder: Path
@@ -38,6 +39,8 @@ class Likelihood:
     seq_len: int
     d1_share: float
     device: str
+    pointer: pointer.Weights | None = None
+    is_prompted: bool = True
 
     name = "likelihood"
 
@@ -64,17 +67,37 @@ class Likelihood:
         d1 = self._documents(given)
         d2 = self._documents([item.text for item in items])
         tokenizer = self._tokenizer
-        scores = score.pairs(
+        if self.pointer is None:
+            scores = score.pairs(
+                self._model,
+                d1,
+                d2,
+                self.seq_len,
+                self.d1_share,
+                tokenizer.end,
+                tokenizer.separator,
+            )
+            per_token: np.ndarray = scores.loss / np.maximum(1, scores.tokens)
+            return per_token
+
+        by_token = score.pair_tokens(
             self._model,
             d1,
             d2,
             self.seq_len,
             self.d1_share,
             tokenizer.end,
-            tokenizer.separator,
+            tokenizer.separator if self.is_prompted else None,
         )
-        per_token: np.ndarray = scores.loss / np.maximum(1, scores.tokens)
-        return per_token
+        readings = []
+        for first, second, losses in zip(d1, d2, by_token, strict=True):
+            source = pointer.source([first], self.seq_len)
+            readings.append(pointer.read(source, second[: len(losses)]))
+        probabilities = [np.exp(-losses.astype(np.float64)) for losses in by_token]
+        tokens = np.array([len(losses) for losses in by_token])
+        mixed = pointer.losses(readings, probabilities, self.pointer)
+        of_mixture: np.ndarray = mixed / np.maximum(1, tokens)
+        return of_mixture
 
     def _documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(document, np.int64) for document in self._tokenizer.documents(texts)]

@@ -13,7 +13,7 @@ like. Negations and names are English, or of scripts that have capitals.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -53,136 +53,140 @@ def cases(
 
     `strangers` are other documents, to take names and words and a d1 from.
     """
-    plant = _PLANTERS[question]
+    planter = _Planter(strangers, random)
+    plant = {
+        "repetition": planter.repetition,
+        "nonfactual": planter.nonfactual,
+        "irrelevance": planter.irrelevance,
+        "copying": planter.copying,
+    }[question]
     found: list[Case] = []
     for item in real:
         # two faults of a kind in a row: one for each half of the cases
-        faulty = plant(item, strangers, random, len(found) // 4)
+        faulty = plant(item, len(found) // 4)
         if faulty is not None:
             found += [Case(item), faulty]
     return found
 
 
-def _repetition(
-    item: Item, strangers: Sequence[str], random: np.random.Generator, number: int
-) -> Case | None:
-    pieces = _pieces(item.text)
-    if len(pieces) < _LEAST_PIECES:
+@dataclass(frozen=True)
+class _Planter:
+    """Plants a fault in an item, of the kind whose turn it is by a number; None where there is no
+    room for it."""
+
+    strangers: Sequence[str]
+    random: np.random.Generator
+
+    def repetition(self, item: Item, number: int) -> Case | None:
+        """A loop or a splice."""
+        pieces = _pieces(item.text)
+        if len(pieces) < _LEAST_PIECES:
+            return None
+        start = int(self.random.integers(len(pieces) // 4, len(pieces) // 2))
+        if number % 2:
+            passage = pieces[start : start + len(pieces) // 3]
+            return _faulty(item, [*pieces[: start + len(passage)], " ", *passage], "splice")
+        few = pieces[start : start + int(self.random.integers(2, 9))]
+        times = max(4, (len(pieces) - start) // len(few))
+        return _faulty(item, [*pieces[:start], *few * times], "loop")
+
+    def nonfactual(self, item: Item, number: int) -> Case | None:
+        """A number, a name or a negation that is not so."""
+        told = " ".join(item.references)
+        kinds = {
+            "number": self._swapped_number,
+            "name": self._swapped_name,
+            "negation": self._negated,
+        }
+        # the kinds in turn; the next one where a text has nothing to swap
+        for turn in range(len(kinds)):
+            kind = list(kinds)[(number + turn) % len(kinds)]
+            text = kinds[kind](item.text, told)
+            if text is not None:
+                return Case(replace(item, text=text), kind)
         return None
-    start = int(random.integers(len(pieces) // 4, len(pieces) // 2))
-    if number % 2:
-        passage = pieces[start : start + len(pieces) // 3]
-        return _faulty(item, [*pieces[: start + len(passage)], " ", *passage], "splice")
-    few = pieces[start : start + int(random.integers(2, 9))]
-    times = max(4, (len(pieces) - start) // len(few))
-    return _faulty(item, [*pieces[:start], *few * times], "loop")
 
-
-def _nonfactual(
-    item: Item, strangers: Sequence[str], random: np.random.Generator, number: int
-) -> Case | None:
-    told = " ".join(item.references)
-    planters = [_swapped_number, _swapped_name, _negated]
-    # the kinds in turn; the next one where a text has nothing to swap
-    for turn in range(3):
-        swapped = planters[(number + turn) % 3](item.text, told, strangers, random)
-        if swapped is not None:
-            return Case(replace(item, text=swapped[0]), swapped[1])
-    return None
-
-
-def _swapped_number(
-    text: str, told: str, strangers: Sequence[str], random: np.random.Generator
-) -> tuple[str, str] | None:
-    known = set(_NUMBER.findall(text)) & set(_NUMBER.findall(told))
-    numbers = [number for number in sorted(known) if re.search("[1-9]", number)]
-    if not numbers:
+    def irrelevance(self, item: Item, number: int) -> Case | None:
+        """A stranger in the place of d1."""
+        for _ in range(_TRIES):
+            stranger = self._drawn(self.strangers)
+            if stranger not in (item.d1, item.text, *item.others):
+                return Case(replace(item, d1=stranger), "random d1")
         return None
-    old = _drawn(numbers, random)
-    whole = re.compile(rf"(?<![\w.,]){re.escape(old)}(?![\w]|[.,]\d)")
-    for _ in range(_TRIES):
-        new = _another_number(old, random)
-        if new != old and new not in text:
-            return whole.sub(new, text), "number"
-    return None
 
-
-def _another_number(number: str, random: np.random.Generator) -> str:
-    """A number of as many digits; of a year the century stays."""
-    kept = 2 if re.fullmatch(r"1[5-9]\d\d|20\d\d", number) else 0
-    digits = []
-    for place, digit in enumerate(number):
-        least = 1 if place == 0 and len(number) > 1 else 0
-        is_kept = place < kept or not digit.isdigit()
-        digits.append(digit if is_kept else str(int(random.integers(least, 10))))
-    return "".join(digits)
-
-
-def _swapped_name(
-    text: str, told: str, strangers: Sequence[str], random: np.random.Generator
-) -> tuple[str, str] | None:
-    known = set(_NAME.findall(text)) & set(re.findall(r"[^\W_]+", told))
-    if not known:
+    def copying(self, item: Item, number: int) -> Case | None:
+        """d1 in the place of the text, its words replaced until little enough is left."""
+        pieces = _pieces(item.d1)
+        if len(pieces) < _LEAST_PIECES:
+            return None
+        wanted = NEAR[number % len(NEAR)]
+        foreign = _pieces(self._drawn(self.strangers))
+        shuffled = self.random.permutation(len(pieces)).tolist()
+        for place in shuffled:
+            pieces[place] = self._drawn(foreign).rstrip() + " "
+            copy = "".join(pieces)
+            if ngrams.alike(item.d1, copy) <= wanted:
+                return Case(replace(item, text=copy[:LONGEST]), f"jaccard {wanted}")
         return None
-    old = _drawn(sorted(known), random)
-    for _ in range(_TRIES):
-        names = []
-        for name in _NAME.findall(_drawn(strangers, random)):
-            if name not in told and name not in text:
-                names.append(name)
-        if names:
-            new = _drawn(names, random)
-            return re.sub(rf"\b{re.escape(old)}\b", new, text), "name"
-    return None
 
-
-def _negated(
-    text: str, told: str, strangers: Sequence[str], random: np.random.Generator
-) -> tuple[str, str] | None:
-    sentences = re.split(r"(?<=[.!?])(\s+)", text)  # (sentence, space, sentence, ...)
-    known = set(re.findall(r"[^\W\d_]{4,}", told.lower()))
-    able = []
-    for place, sentence in enumerate(sentences):
-        words = set(re.findall(r"[^\W\d_]{4,}", sentence.lower()))
-        if _VERB.search(sentence) and words and len(words & known) >= len(words) / 2:
-            able.append(place)
-    if not able:
+    def _swapped_number(self, text: str, told: str) -> str | None:
+        """The text with another number in the place of one that is told."""
+        known = set(_NUMBER.findall(text)) & set(_NUMBER.findall(told))
+        numbers = [number for number in sorted(known) if re.search("[1-9]", number)]
+        if not numbers:
+            return None
+        old = self._drawn(numbers)
+        whole = re.compile(rf"(?<![\w.,]){re.escape(old)}(?![\w]|[.,]\d)")
+        for _ in range(_TRIES):
+            new = self._another_number(old)
+            if new != old and new not in text:
+                return whole.sub(new, text)
         return None
-    place = _drawn(able, random)
-    negated = _VERB.sub(r"\1 not", sentences[place], count=1)
-    negated = re.sub(r"\b(ha(?:s|ve)) been not\b", r"\1 not been", negated)
-    return "".join([*sentences[:place], negated, *sentences[place + 1 :]]), "negation"
 
+    def _another_number(self, number: str) -> str:
+        """A number of as many digits; of a year the century stays."""
+        kept = 2 if re.fullmatch(r"1[5-9]\d\d|20\d\d", number) else 0
+        digits = []
+        for place, digit in enumerate(number):
+            least = 1 if place == 0 and len(number) > 1 else 0
+            is_kept = place < kept or not digit.isdigit()
+            digits.append(digit if is_kept else str(int(self.random.integers(least, 10))))
+        return "".join(digits)
 
-def _irrelevance(
-    item: Item, strangers: Sequence[str], random: np.random.Generator, number: int
-) -> Case | None:
-    for _ in range(_TRIES):
-        stranger = _drawn(strangers, random)
-        if stranger not in (item.d1, item.text, *item.others):
-            return Case(replace(item, d1=stranger), "random d1")
-    return None
-
-
-def _copying(
-    item: Item, strangers: Sequence[str], random: np.random.Generator, number: int
-) -> Case | None:
-    pieces = _pieces(item.d1)
-    if len(pieces) < _LEAST_PIECES:
+    def _swapped_name(self, text: str, told: str) -> str | None:
+        """The text with a stranger's name in the place of one that is told."""
+        known = set(_NAME.findall(text)) & set(re.findall(r"[^\W_]+", told))
+        if not known:
+            return None
+        old = self._drawn(sorted(known))
+        for _ in range(_TRIES):
+            names = []
+            for name in _NAME.findall(self._drawn(self.strangers)):
+                if name not in told and name not in text:
+                    names.append(name)
+            if names:
+                new = self._drawn(names)
+                return re.sub(rf"\b{re.escape(old)}\b", new, text)
         return None
-    wanted = NEAR[number % len(NEAR)]
-    foreign = _pieces(_drawn(strangers, random))
-    shuffled = random.permutation(len(pieces)).tolist()
-    for place in shuffled:
-        pieces[place] = _drawn(foreign, random).rstrip() + " "
-        copy = "".join(pieces)
-        if ngrams.alike(item.d1, copy) <= wanted:
-            return Case(replace(item, text=copy[:LONGEST]), f"jaccard {wanted}")
-    return None
 
+    def _negated(self, text: str, told: str) -> str | None:
+        """The text with a "not" in a sentence of which half the words are told."""
+        sentences = re.split(r"(?<=[.!?])(\s+)", text)  # (sentence, space, sentence, ...)
+        known = set(re.findall(r"[^\W\d_]{4,}", told.lower()))
+        able = []
+        for place, sentence in enumerate(sentences):
+            words = set(re.findall(r"[^\W\d_]{4,}", sentence.lower()))
+            if _VERB.search(sentence) and words and len(words & known) >= len(words) / 2:
+                able.append(place)
+        if not able:
+            return None
+        place = self._drawn(able)
+        negated = _VERB.sub(r"\1 not", sentences[place], count=1)
+        negated = re.sub(r"\b(ha(?:s|ve)) been not\b", r"\1 not been", negated)
+        return "".join([*sentences[:place], negated, *sentences[place + 1 :]])
 
-def _drawn(values: Sequence[_T], random: np.random.Generator) -> _T:
-    return values[int(random.integers(len(values)))]
+    def _drawn(self, values: Sequence[_T]) -> _T:
+        return values[int(self.random.integers(len(values)))]
 
 
 def _pieces(text: str) -> list[str]:
@@ -193,12 +197,3 @@ def _pieces(text: str) -> list[str]:
 
 def _faulty(item: Item, pieces: Sequence[str], fault: str) -> Case:
     return Case(replace(item, text="".join(pieces)[:LONGEST]), fault)
-
-
-_Planter = Callable[[Item, Sequence[str], np.random.Generator, int], "Case | None"]
-_PLANTERS: dict[Question, _Planter] = {
-    "repetition": _repetition,
-    "nonfactual": _nonfactual,
-    "irrelevance": _irrelevance,
-    "copying": _copying,
-}

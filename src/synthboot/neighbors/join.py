@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32, Int64
 
 from synthboot.artifacts.store import Progress, silent
-from synthboot.data.disk import load_array, save_array
+from synthboot.data.disk import load_array, save_array, save_blocks
 from synthboot.data.tokens import ranges
 from synthboot.kernels import library, topk
 from synthboot.rng import rng
@@ -102,20 +102,25 @@ class Clusters:
         vectors: Float16[np.ndarray, "doc dim"],
         centroids: Float32[np.ndarray, "cluster dim"],
         probe_radius: float,
+        folder: Path,
         device: str = "cpu",
         progress: Progress = silent,
     ) -> Clusters:
-        """`vectors` sorted into clusters, each to probe what lies within `probe_radius`."""
+        """`vectors` sorted into clusters, each to probe what lies within `probe_radius`.
+
+        They are written to `folder`, an array per file, and mapped from there: memory is the probes
+        and a query block of `vectors`, which may lie on disk too.
+        """
+        starts = range(0, len(vectors), QUERY_BLOCK)
         probes_of_blocks = []
         counts_of_blocks = []
-        for start in range(0, len(vectors), QUERY_BLOCK):
+        for start in starts:
             block = vectors[start : start + QUERY_BLOCK]
             clusters, counts = within_radius(block, centroids, probe_radius, device)
             probes_of_blocks.append(clusters)
             counts_of_blocks.append(counts)
             done = start + len(block)
             progress(done / len(vectors), "sorting documents into clusters")
-
         probes = np.concatenate(probes_of_blocks)
         count = np.concatenate(counts_of_blocks)
         first = _bounds(count)[:-1]
@@ -124,28 +129,24 @@ class Clusters:
         home = probes[first]
         order = np.argsort(home, kind="stable")
         sizes = np.bincount(home, minlength=len(centroids))
-        bounds = _bounds(sizes)
 
-        # Probes move with their rows.
-        ordered_count = count[order]
-        position = ranges(first[order], ordered_count)  # (doc,) -> (probe,)
-        return Clusters(
-            centroids=centroids,
-            order=order,
-            bounds=bounds,
-            near=probes[position],
-            edges=_bounds(ordered_count),
-            vectors=np.asarray(vectors)[order],
-        )
+        def sorted_probes(start: int) -> Int32[np.ndarray, " probe"]:
+            """Probes move with their rows."""
+            rows = order[start : start + QUERY_BLOCK]
+            return probes[ranges(first[rows], count[rows])]  # (doc,) -> (probe,)
 
-    def save(self, folder: Path) -> None:
-        """Write one array per file."""
-        for name, array in vars(self).items():
-            save_array(folder / f"{name}.npy", array)
+        sorted_vectors = (vectors[order[start : start + QUERY_BLOCK]] for start in starts)
+        save_array(folder / "centroids.npy", centroids)
+        save_array(folder / "order.npy", order)
+        save_array(folder / "bounds.npy", _bounds(sizes))
+        save_array(folder / "edges.npy", _bounds(count[order]))
+        save_blocks(folder / "near.npy", map(sorted_probes, starts), probes.shape, np.int32)
+        save_blocks(folder / "vectors.npy", sorted_vectors, vectors.shape, np.float16)
+        return Clusters.load(folder)
 
     @staticmethod
     def load(folder: Path) -> Clusters:
-        """Map what `save` wrote."""
+        """Map what `build` wrote."""
         arrays = {}
         for column in fields(Clusters):
             path = folder / f"{column.name}.npy"

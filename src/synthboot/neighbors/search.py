@@ -7,18 +7,19 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from synthboot import config, pool
+from synthboot.artifacts.pairs import Searched
 from synthboot.artifacts.store import Progress, Shards, silent
 from synthboot.data import lock
 from synthboot.data.disk import (
@@ -47,7 +48,7 @@ class Search:
     over queries that had no part in the choice; `curve` is (probe_radius, clusters probed, recall).
     """
 
-    kind: str
+    kind: Literal["exact", "ivf"]
     recall: tuple[float, float, float] = (1.0, 1.0, 1.0)
     probe_radius: float = 0.0
     curve: tuple[tuple[float, float, float], ...] = ()
@@ -76,19 +77,16 @@ class Search:
             centroids=load_array(path) if path.exists() else None,
         )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Searched:
         """What the manifest and the report say of it."""
-        summary: dict[str, Any] = {
-            "search": self.kind,
-            "recall": [round(value, 4) for value in self.recall],
-        }
-        if self.centroids is None:
-            return summary
-        return summary | {
-            "clusters": len(self.centroids),
-            "probe_radius": round(self.probe_radius, 4),
-            "recall_by_radius": self.curve,
-        }
+        mean, low, high = (round(value, 4) for value in self.recall)
+        return Searched(
+            kind=self.kind,
+            recall=(mean, low, high),
+            clusters=0 if self.centroids is None else len(self.centroids),
+            probe_radius=round(self.probe_radius, 4),
+            by_radius=self.curve,
+        )
 
 
 @dataclass(frozen=True)
@@ -178,16 +176,17 @@ def clusters(docs: int) -> int:
 
 
 def flops(
-    report: Mapping[str, Any],
+    search: Searched | None,
     docs: int,
     dim: int,
 ) -> float:
-    """FLOPs of finding everyone's neighbours, by the report of the pairs."""
-    if report.get("search") != "ivf":
+    """FLOPs of finding everyone's neighbours so; without a search nothing was compared."""
+    if search is None:
+        return 0.0
+    if search.kind == "exact":
         return 2.0 * docs**2 * dim
-    used = round(report["probe_radius"], 4)
-    probes = next(count for radius, count, _ in report["recall_by_radius"] if radius >= used)
-    scores = report["clusters"] + probes * docs / report["clusters"]  # of each document
+    probes = next(count for radius, count, _ in search.by_radius if radius >= search.probe_radius)
+    scores = search.clusters + probes * docs / search.clusters  # of each document
     return 2.0 * docs * dim * scores
 
 
@@ -266,12 +265,13 @@ def search_blocks(
                     save_array(out / "vectors.npy", vectors)
                 else:
                     Clusters.build(
-                        vectors.astype(np.float16),
+                        vectors,
                         search.centroids,
                         search.probe_radius,
+                        out,
                         device,
                         partial(_part, progress, 0.05, 0.1),
-                    ).save(out)
+                    )
 
     query_blocks = Shards(folder / BLOCKS)
     starts = range(0, len(vectors), QUERY_BLOCK)

@@ -17,6 +17,7 @@ from synthboot.artifacts.evaluation import (
     TaskResult,
 )
 from synthboot.artifacts.model import Curve, TokenCounts, Tuning
+from synthboot.artifacts.pairs import Left
 from synthboot.config import Arm
 from synthboot.data.items import titles
 from synthboot.report import leaks
@@ -71,8 +72,8 @@ def charts(results: Results) -> list[Figure]:
         parts(evaluated.parts, paint) if evaluated.parts else None,
         _tuning(results.tune, of_text),
     ]
-    if results.related:
-        drawn.append(_similarities(results.related, analyzed))
+    if results.related and results.related.pairs:
+        drawn.append(_similarities(results.related.pairs, results.related.alpha, analyzed))
     if analyzed:
         drawn.append(_lengths(analyzed, of_text))
         drawn.append(duplicates(analyzed, of_text))
@@ -124,11 +125,10 @@ def chain(results: Results, paint: Mapping[str, str]) -> Figure | None:
 
     links = []
     clauses = []
-    ceiling = (results.related or {}).get("ceiling")
-    if ceiling:
-        value, error = ceiling["worth"]["1"]
-        links.append(_with_errors("counting, from the nearest d1", _INK, value, error))
-        clauses.append(f"counting saves {value:.4f} nats a token by copying from the nearest d1")
+    if results.related and results.related.ceiling:
+        counted, spread = results.related.ceiling.worth["1"]
+        links.append(_with_errors("counting, from the nearest d1", _INK, counted, spread))
+        clauses.append(f"counting saves {counted:.4f} nats a token by copying from the nearest d1")
     tuned = results.tune.get(f"tune/{results.config.arms[subject].synthetic}")
     if tuned is not None:
         unseen = tuned.conditioning["unseen"]
@@ -253,8 +253,8 @@ def _copying(curves: Mapping[str, Curve], paint: Mapping[str, str]) -> Figure | 
 def count_model(results: Results) -> float | None:
     """The validation loss of n-grams with a cache, where pairing measured it."""
     for pairs in results.pairs.values():
-        if pairs.get("ceiling"):
-            return float(pairs["ceiling"]["floor"])
+        if pairs.ceiling:
+            return pairs.ceiling.floor
     return None
 
 
@@ -486,7 +486,10 @@ def parts(
     )
 
 
-def _excess(by_text: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
+def _excess(by_text: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+    """None where no synthesizer was tuned: base writes as it is."""
+    if not by_text:
+        return None
     lines = []
     for name, curve in by_text.items():
         tokens, above_world, above_corpus = zip(*curve["points"], strict=True)
@@ -508,10 +511,14 @@ def _excess(by_text: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
     )
 
 
-def _similarities(pairs: Mapping[str, Any], analyzed: Mapping[str, Any] | None) -> Figure:
-    edges = pairs["bins"]
+def _similarities(
+    pairs: Left,
+    alpha: float | None,
+    analyzed: Mapping[str, Any] | None,
+) -> Figure:
+    edges = pairs.bins
     centers = [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)]
-    histograms = pairs["histograms"]
+    histograms = pairs.histograms
     lines = [
         _area("random pairs", _FAINT, centers, histograms["random"]),
         _area("nearest neighbours", _INK, centers, histograms["nearest"]),
@@ -533,7 +540,7 @@ def _similarities(pairs: Mapping[str, Any], analyzed: Mapping[str, Any] | None) 
         "similarity of d1 and d2",
         "share of pairs",
         lines,
-        verticals={"alpha": pairs["alpha"]},
+        verticals={} if alpha is None else {"alpha": alpha},
     )
 
 

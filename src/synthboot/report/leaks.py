@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from synthboot.artifacts.evaluation import REPETITION
+from synthboot.artifacts.extraction import Extraction
 from synthboot.report.figures import Curves, Figure, Line, Mark, Values
 
 FIGURES = {
@@ -21,20 +23,20 @@ CHANCE_BITS = 1.44
 _MOST_TOPICS = 8
 
 
-def extraction(extracted: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+def extraction(extracted: Extraction, paint: Mapping[str, str]) -> Figure | None:
     """What every arm gives back of documents that it read; None where none was asked for."""
     groups = {}
     guessed = {}
     for name, title in FIGURES.items():
         marks = []
-        for arm, measured in extracted["arms"].items():
-            found = measured["figures"].get(name, {})
-            if found.get("seen") is None:
+        for arm, measured in extracted.arms.items():
+            found = measured.figures[name]
+            if found.seen is None:
                 continue
-            value, low, high = found["seen"]
+            value, low, high = found.seen
             marks.append(Mark(arm, paint[arm], value, (low, high)))
-            if arm == "repetition" and found["unseen"] is not None:
-                guessed[title] = found["unseen"][0]
+            if arm == REPETITION and found.unseen is not None:
+                guessed[title] = found.unseen.value
         if marks:
             groups[title] = marks
     if not groups:
@@ -51,12 +53,12 @@ def extraction(extracted: Mapping[str, Any], paint: Mapping[str, str]) -> Figure
     )
 
 
-def exposures(extracted: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+def exposures(extracted: Extraction, paint: Mapping[str, str]) -> Figure | None:
     """How exposed canaries are by how often they were planted; None where none was."""
     lines = []
-    for arm, measured in extracted["arms"].items():
+    for arm, measured in extracted.arms.items():
         points = []
-        for copies, bits in measured["exposure"].items():
+        for copies, bits in measured.exposure.items():
             if bits is not None:
                 points.append((float(copies), *bits))
         if points:
@@ -67,7 +69,7 @@ def exposures(extracted: Mapping[str, Any], paint: Mapping[str, str]) -> Figure 
         "exposure",
         "Exposure of canaries",
         "Bits by which a planted text is easier to guess than one that was not; lower is less "
-        f"remembered. At most log2({extracted['candidates'] + 1:,}) can be seen.",
+        f"remembered. At most log2({extracted.candidates + 1:,}) can be seen.",
         "copies of a canary in D_pretrain",
         "exposure, bits",
         lines,
@@ -126,27 +128,23 @@ def most_changed(compared: Mapping[str, Any]) -> list[int]:
     return list(order[:_MOST_TOPICS])
 
 
-def sentence(result: Mapping[str, Any], arm: str) -> str:
+def sentence(extracted: Extraction, arm: str) -> str:
     """What can be got out of one arm, beside repetition, in a sentence or two."""
     parts = []
-    measured = result["arms"][arm]["figures"]["exact"]
-    if measured["seen"] is not None:
-        tokens = f"{result['prefix_tokens']} tokens"
-        parts.append(
-            f"Given the first {tokens} of {result['seen_docs']:,} documents that it read, it goes "
-            f"on as they do for {result['continuation_tokens']} tokens in "
-            f"{_percent(measured['seen'])}"
+    exact = extracted.arms[arm].figures["exact"]
+    if exact.seen is not None:
+        said = (
+            f"Given the first {extracted.prefix_tokens} tokens of {extracted.seen_docs:,} "
+            f"documents that it read, it goes on as they do for {extracted.continuation_tokens} "
+            f"tokens in {_percent(exact.seen)}"
         )
-        if measured["unseen"] is not None:
-            parts[-1] += f", of documents that it did not read in {_percent(measured['unseen'])}"
-        gap = measured.get("difference")
-        if gap is not None:
-            points = 100 * gap[0]
-            parts[-1] += (
-                f"; {points:+.1f} points beside repetition (p = {measured['p_adjusted']:.2g})"
-            )
-        parts[-1] += "."
-    bits = result["arms"][arm]["exposure"]
+        if exact.unseen is not None:
+            said += f", of documents that it did not read in {_percent(exact.unseen)}"
+        if exact.difference is not None:
+            points = 100 * exact.difference.value
+            said += f"; {points:+.1f} points beside repetition (p = {exact.p_adjusted:.2g})"
+        parts.append(f"{said}.")
+    bits = extracted.arms[arm].exposure
     by_copies = [f"{value[0]:.1f} ({n} copies)" for n, value in bits.items() if value]
     if by_copies:
         parts.append(f"Exposure of canaries in bits, where 1.4 is chance: {', '.join(by_copies)}.")

@@ -18,7 +18,7 @@ from typing import Any
 from synthboot.artifacts.store import flat
 from synthboot.data.items import titles
 from synthboot.lm.batches import tokens_until_copying
-from synthboot.report import leaks
+from synthboot.report import filters, leaks
 from synthboot.report import quality as quality_tables
 from synthboot.report.charts import (
     COLORS,
@@ -42,6 +42,7 @@ def report(results: Results) -> str:
     settings = cfg.model_dump(mode="json", exclude={"engine", "root"})
     asked = list(evaluated.contamination)
     analyzed = results.analyze
+    groups = {group for task in evaluated.questions.values() for group in task.groups}
 
     return rendered(
         "report.html.j2",
@@ -55,6 +56,7 @@ def report(results: Results) -> str:
         quality=quality(analyzed),
         recipes=settings["arms"],
         titles=dict(zip(asked, titles(asked), strict=True)),
+        has_told=any(group.endswith("told") for group in groups),
         paint=colors(evaluated.chosen.kinds),
         figures={figure.id: figure for figure in charts(results)},
         rounds=rounds(results),
@@ -65,6 +67,7 @@ def report(results: Results) -> str:
         stages=by_stage(results.costs),
         judged=analyzed and quality_tables.table(analyzed),
         duplicates=analyzed and quality_tables.curves(analyzed),
+        filtered=filters.table(filters.effects(evaluated)),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         examples=Markup(as_json(results.examples)),
         spread=Markup(as_json(results.pair_examples)),

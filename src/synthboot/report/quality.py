@@ -7,7 +7,7 @@ text. A judge's rate is the corrected one; what it called faulty itself stands i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from synthboot.judges.protocol import QUESTIONS
 
 DUPLICATES = "duplicates in a sample"
-PAPER_HEADERS = ("paper: 200B, 3B", "1T, 3B", "1T, 6B", "real text")
+PAPER_HEADERS = ("paper: 200B, 3B", "paper: 1T, 3B", "paper: 1T, 6B", "paper: real text")
 PAPER: Mapping[str, tuple[str, ...]] = {
     QUESTIONS["repetition"]: ("4.3 %", "3.9 %", "2.6 %", "1.8 %"),
     DUPLICATES: ("0.8 %", "0.8 %", "0.3 %", "0.7 %"),
@@ -44,8 +44,12 @@ def table(analyzed: Mapping[str, Any]) -> Table:
     headers = ["share of texts", "by", "q0", "q1", "kappa", *kinds, *PAPER_HEADERS]
     notes = []
     rows = []
+    counted = _counted(analyzed, kinds)
     for name, paper in PAPER.items():
-        own = _counted(name, analyzed, kinds)
+        own = []
+        for count in counted:
+            if count.question == name and not count.shares.keys().isdisjoint(kinds):
+                own.append(count.cells(kinds))
         for verdict in analyzed["judged"]:
             if QUESTIONS[verdict["question"]] == name:
                 own.append(_judged(verdict, kinds))
@@ -105,42 +109,87 @@ def curves(analyzed: Mapping[str, Any]) -> Table:
     return Table(headers, rows, [])
 
 
-def _counted(name: str, analyzed: Mapping[str, Any], kinds: Sequence[str]) -> list[list[str]]:
-    """The rows of a question that are counted, not judged."""
-    of_kind = analyzed["kinds"]
-    relevance = analyzed["relevance"]
-    facts = (analyzed.get("world") or {}).get("facts", {})
+@dataclass(frozen=True)
+class _Counted:
+    """What was counted for a question, and the share by kind of text where it could be."""
 
-    def unlike(kind: str) -> float | None:
-        # real pairs lie above alpha by construction, and are not counted
-        above = relevance.get(kind, {}).get("above_alpha")
-        return None if above is None else 1 - above
+    question: str
+    by: str
+    shares: Mapping[str, float]
 
-    def copied(kind: str) -> float | None:
-        found = of_kind[kind].get("copied_from_d1")
-        return None if found is None else float(found["docs"])
+    def cells(self, kinds: Sequence[str]) -> list[str]:
+        """A row of the table, without its question."""
+        shares = [_percent(self.shares[k]) if k in self.shares else _UNMEASURED for k in kinds]
+        return [self.by, "", "", "", *shares]
+
+
+def _counted(analyzed: Mapping[str, Any], kinds: Sequence[str]) -> list[_Counted]:
+    """All that is counted, not judged."""
+    looping = {}
+    among = {}
+    in_corpus = {}
+    copied = {}
+    for kind in kinds:
+        measures = analyzed["kinds"][kind]
+        looping[kind] = measures["looping"]
+        duplicates = _at_all(measures)
+        if duplicates["curve"]:
+            _, among[kind] = duplicates["curve"][-1]
+        if duplicates["corpus"] is not None:
+            in_corpus[kind] = duplicates["corpus"]
+        if "copied_from_d1" in measures:
+            copied[kind] = measures["copied_from_d1"]["docs"]
+
+    unlike = {}
+    for kind, relevance in analyzed["relevance"].items():
+        # real pairs lie above alpha by construction, and are no kind of text
+        if relevance["above_alpha"] is not None:
+            unlike[kind] = 1 - relevance["above_alpha"]
 
     run = f"a run of {analyzed['copy_tokens']} tokens from d1"
-    counts: Mapping[str, list[tuple[str, Callable[[str], float | None]]]] = {
-        QUESTIONS["repetition"]: [("counting repeated 8-grams", lambda k: of_kind[k]["looping"])],
-        DUPLICATES: [
-            (f"counting, in {_at(of_kind, kinds)}", lambda k: _last(of_kind[k])),
-            (
-                "counting, in D_pretrain",
-                lambda k: of_kind[k].get("duplicates_at", {}).get("corpus"),
-            ),
-        ],
-        QUESTIONS["nonfactual"]: [("the world: facts not so", lambda k: _untrue(facts.get(k)))],
-        QUESTIONS["irrelevance"]: [("similarity below alpha", unlike)],
-        QUESTIONS["copying"]: [(run, copied)],
-    }
-    rows = []
-    for by, share in counts[name]:
-        values = [share(kind) for kind in kinds]
-        if any(value is not None for value in values):
-            cells = [_UNMEASURED if value is None else _percent(value) for value in values]
-            rows.append([by, "", "", "", *cells])
-    return rows
+    sizes = _at(analyzed["kinds"], kinds)
+    return [
+        _Counted(QUESTIONS["repetition"], "counting repeated 8-grams", looping),
+        _Counted(DUPLICATES, f"counting, in {sizes}", among),
+        _Counted(DUPLICATES, "counting, in D_pretrain", in_corpus),
+        _Counted(QUESTIONS["irrelevance"], "similarity below alpha", unlike),
+        _Counted(QUESTIONS["copying"], run, copied),
+        *_of_world((analyzed["world"] or {}).get("facts", {}), copied),
+    ]
+
+
+def _of_world(facts: Mapping[str, Any], with_d1: Collection[str]) -> list[_Counted]:
+    """What a known world tells of its documents: the facts of those that are about some entity, how
+    many these are, and whether it is d1's."""
+    untrue = {}
+    another = {}
+    about = []
+    for kind, groups in facts.items():
+        of_facts = []
+        of_documents = []
+        for shares in groups.values():
+            if not shares["docs"]:
+                continue
+            of_documents.append((shares["docs"], 1 - shares["same_entity"]))
+            if shares["contradicted"] is not None:
+                named = shares["docs"] * shares["named"]
+                of_facts.append((named, shares["contradicted"] + shares["invented"]))
+        if of_facts:
+            about.append(f"{sum(docs for docs, _ in of_facts):,.0f}")
+            untrue[kind] = _mean(of_facts)
+        if of_documents and kind in with_d1:
+            another[kind] = _mean(of_documents)
+
+    not_so = f"the world: facts not so, of {', '.join(about)} about an entity"
+    return [
+        _Counted(QUESTIONS["nonfactual"], not_so, untrue),
+        _Counted(QUESTIONS["irrelevance"], "the world: not about d1's entity", another),
+    ]
+
+
+def _mean(weighted: Sequence[tuple[float, float]]) -> float:
+    """The mean of shares by their weights, which stand first."""
+    return sum(weight * share for weight, share in weighted) / sum(weight for weight, _ in weighted)
 
 
 def _judged(verdict: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
@@ -178,26 +227,10 @@ def _at(of_kind: Mapping[str, Any], kinds: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(counts))
 
 
-def _last(measures: Mapping[str, Any]) -> float | None:
-    curve = _at_all(measures)["curve"]
-    return float(curve[-1][1]) if curve else None
-
-
 def _at_all(measures: Mapping[str, Any]) -> Mapping[str, Any]:
     """The duplicates of a kind of text at every number of documents."""
     found: Mapping[str, Any] = measures["duplicates_at"]
     return found
-
-
-def _untrue(groups: Mapping[str, Any] | None) -> float | None:
-    """The share of facts that contradict the world, or that it does not have."""
-    told = 0.0
-    untrue = 0.0
-    for shares in (groups or {}).values():
-        if shares["contradicted"] is not None:
-            told += shares["docs"]
-            untrue += shares["docs"] * (shares["contradicted"] + shares["invented"])
-    return untrue / told if told else None
 
 
 def _percent(share: float) -> str:

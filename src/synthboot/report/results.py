@@ -9,7 +9,9 @@ from typing import Any
 from synthboot import config
 from synthboot.artifacts.corpus import Counts
 from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.extraction import Extraction
 from synthboot.artifacts.model import Curve, Sweep, Tuning
+from synthboot.artifacts.pairs import Chosen
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,14 @@ class Results:
 
     `pairs`, `tune` and `synthesize` are by unit, `curves` by model, `sweeps` by synthesizer.
     `examples` and `pair_examples` are those of `analyze`, `extract` what its stage found where it
-    was asked for. `version` is the one that compared the
-    arms.
+    was asked for. `version` is the one that compared the arms.
     """
 
     name: str
     config: config.Config
     corpus: Counts
     evaluate: Evaluation
-    pairs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pairs: Mapping[str, Chosen] = field(default_factory=dict)
     tune: Mapping[str, Tuning] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     sweeps: Mapping[str, Sweep] = field(default_factory=dict)
@@ -48,12 +49,12 @@ class Results:
     analyze: Mapping[str, Any] | None = None
     examples: Sequence[Mapping[str, Any]] = ()
     pair_examples: Sequence[Mapping[str, Any]] = ()
-    extract: Mapping[str, Any] | None = None
+    extract: Extraction | None = None
     costs: Sequence[Cost] = ()
     version: str = ""
 
     @property
-    def related(self) -> Mapping[str, Any] | None:
+    def related(self) -> Chosen | None:
         """What pairing told of the pairs that the method reads, if it has any."""
         for unit, pairs in self.pairs.items():
             if unit.endswith("related"):

@@ -368,11 +368,13 @@ class _Cluster:
                 **({} if address else self._own()),
             )
         except Exception as error:  # a bare one where a node does not start in time
-            where = f"RAY_ADDRESS: {address}: no cluster answers"
-            if address is None:
-                where = "engine.executor: ray: no cluster starts here"
+            where = "engine.executor: ray: no cluster starts here"
+            advice = "mend that"
+            if address is not None:
+                where = f"RAY_ADDRESS: {address}: no cluster answers"
+                advice = "set RAY_AUTH_MODE=token if it asks for one, as `ray start` says"
             raise ConfigError(
-                f"{where} ({_line(error)}); mend that, or use engine.executor=local"
+                f"{where} ({_line(error)}); {advice}, or use engine.executor=local"
             ) from None
         finally:
             with suppress(ValueError):  # not the main thread, whose handlers Ray leaves alone

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, Integer
 
 from synthboot import statistics
-from synthboot.artifacts.pairs import HELDOUT, VALIDATION, Pairs
+from synthboot.artifacts.pairs import HELDOUT, VALIDATION, Band, Ceiling, Pairs, Worth
 from synthboot.data.tokens import Tokens
 from synthboot.rng import rng
 
@@ -48,50 +48,6 @@ _LEAST_GAIN = 1e-7  # nats per token
 _Numbers = Int64[np.ndarray, " token"]
 _Probabilities = Float64[np.ndarray, " token"]
 _Parts = Float64[np.ndarray, "token part"]
-
-Worth = tuple[float, float]
-"""A gain in nats per token, and its standard error over documents."""
-
-
-@dataclass(frozen=True)
-class Band:
-    """What d1 tells of the documents whose nearest d1 has a similarity from `low` to `high`."""
-
-    low: float
-    high: float
-    docs: int
-    nearest: Worth
-    most: Worth
-
-
-@dataclass(frozen=True)
-class Ceiling:
-    """What d1 could tell, over `docs` held-out documents of `tokens` in all.
-
-    `loss` is without d1, in nats per token; `worth` the gain by how many of the nearest d1 are
-    copied from, `random` by one drawn at random; `d1` how many a document has on average, of the
-    most that are asked for. `floor` is the loss without d1 on the validation set as it is: what a
-    model's validation loss has to beat.
-    """
-
-    docs: int
-    tokens: int
-    d1: float
-    loss: float
-    worth: dict[str, Worth]
-    random: Worth
-    bands: list[Band]
-    floor: float
-
-    def sentence(self) -> str:
-        """The figures in words."""
-        value, error = self.worth[str(NEAREST[0])]
-        most, _ = self.worth[str(NEAREST[-1])]
-        return (
-            f"d1 is worth {value:.3f} +- {error:.3f} nats a token to a count model "
-            f"({NEAREST[-1]} nearest {most:.3f}, a random one {self.random[0]:.3f}) "
-            f"on {self.docs:,} held-out documents, {self.loss:.3f} without d1"
-        )
 
 
 def ceiling(

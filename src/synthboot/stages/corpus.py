@@ -12,8 +12,8 @@ where there is such text.
 4. train the tokenizer on D_pretrain alone, plant the canaries in it, if any, and write documents
    and tokens in shards.
 
-Memory is one shard of text, two more for each worker while text is read, and about 600 bytes a
-document (signatures are memory-mapped).
+Memory is one shard of text, two more for each worker, and about 100 bytes a document (texts and
+signatures are memory-mapped).
 Source: arXiv:2509.15248 takes a fixed subset of a cleaned pool; the paper does not say how its sets
 were kept apart.
 """
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,20 +31,24 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from synthboot import config
 from synthboot.artifacts.corpus import DOCUMENTS, Corpus, Counts
-from synthboot.artifacts.spool import Ingested, Spool, ingest
+from synthboot.artifacts.spool import Ingested, Spool, Texts, ingest
 from synthboot.artifacts.store import WORK, Progress, Shards, silent
 from synthboot.data import canaries, ngrams, tokenizer, tokens
 from synthboot.data.files import counted
 from synthboot.errors import BudgetError, DataError
+from synthboot.pool import imap
 from synthboot.rng import rng
 
 _SETS = ("validation", "test", "pool")
 _SPLITS = {"validation": 0, "test": 1, "pretrain": 2, "oracle": 3}
 _REPLAY = len(_SPLITS)
+_Shard = tuple[int, np.ndarray, np.ndarray]
+"""A shard of a set: its number, its documents' numbers, and whether each was flagged."""
+
 _BYTES_PER_TOKEN = 3.5  # a first guess at what a trained tokenizer makes of text
 
 
@@ -60,7 +64,7 @@ def corpus(
     """The corpus written to `folder`; work already there is kept.
 
     `tokenizer_name` overrides `cfg.tokenizer`; `expected` has the identities of `source` and
-    `replay` that the artifact is recorded under; `workers` processes take part in reading.
+    `replay` that the artifact is recorded under; `workers` processes read and write.
 
     Raises DataError for unreadable files, for files that are not what was expected, and for too
     many bad records, BudgetError where the pool holds fewer than `unique_tokens`.
@@ -68,7 +72,7 @@ def corpus(
     ingested = ingest(cfg, folder, progress, expected or {}, workers)
     spool = Spool(Shards(folder / WORK / "ingest"))
     splits = _named_splits(spool, cfg)
-    kept, group, dropped = _deduplicate(spool, splits, cfg, progress)
+    kept, group, dropped = _deduplicate(spool, splits, cfg, folder / WORK, progress)
     replay = np.flatnonzero(kept & (splits == _REPLAY))
     if cfg.replay is not None and not len(replay):
         raise DataError(
@@ -96,7 +100,14 @@ def corpus(
     set_tokens: dict[str, int] = {}
     for name, chosen in by_set.items():
         set_tokens[name] = _write_set(
-            out.shards(name), spool, chosen, flagged, fitted, cfg.shard_docs, progress
+            out.shards(name),
+            spool,
+            chosen,
+            flagged,
+            out.tokenizer_folder,
+            cfg.shard_docs,
+            progress,
+            workers,
         )
     unknown = _unknown(out, list(by_set))
     _check_unknown(unknown, sum(set_tokens.values()), tokenizer_name or cfg.tokenizer)
@@ -211,11 +222,13 @@ def _deduplicate(
     spool: Spool,
     splits: Int64[np.ndarray, " doc"],
     cfg: config.Corpus,
+    work: Path,
     progress: Progress,
 ) -> tuple[np.ndarray, Int64[np.ndarray, " doc"], dict[str, int]]:
     """Which documents stay, the group of each, and how many went for what reason.
 
-    Of equals the least id hash stays, or with marks a held-out one, then one of D_pretrain.
+    Of equals the least id hash stays, or with marks a held-out one, then one of D_pretrain. `work`
+    has room for the signatures of all.
     """
     # np.unique returns the first of equals, so the order says which of them stays
     by_id = np.lexsort((spool.ids, splits))
@@ -228,7 +241,8 @@ def _deduplicate(
         return kept, group, dropped
 
     progress(0.1, "looking for near-duplicates")
-    group = ngrams.near_duplicate_groups(spool.signatures(), spool, cfg.near_duplicate_jaccard)
+    signatures = spool.signatures(work / "signatures.npy")
+    group = ngrams.near_duplicate_groups(signatures, spool, cfg.near_duplicate_jaccard)
     remaining = by_id[kept[by_id]]
     _, first = np.unique(group[remaining], return_index=True)
     stays = np.isin(np.arange(len(remaining)), first)
@@ -431,45 +445,75 @@ def _write_set(
     spool: Spool,
     chosen: Int64[np.ndarray, " doc"],
     flagged: np.ndarray,
-    fitted: tokenizer.Tokenizer,
+    tokenizer_folder: Path,
     shard_docs: int,
     progress: Progress,
+    workers: int,
 ) -> int:
     """Write the chosen documents in order, text and tokens side by side; returns the tokens
     written."""
-
-    def write(
-        rows: Int64[np.ndarray, " doc"],
-        out: Path,
-    ) -> dict[str, Any]:
-        texts = [spool[i] for i in rows]
-        table = pa.table(
-            {
-                "id": [spool.row(int(i), "id") for i in rows],
-                "metadata": [spool.row(int(i), "metadata") for i in rows],
-                "text": texts,
-                "near_duplicate": flagged[rows].tolist(),
-            }
-        )
-        pq.write_table(table, out / DOCUMENTS, compression="zstd")
-
-        ids = fitted.documents(texts)
-        unknown = 0
-        if fitted.unknown is not None:
-            unknown = sum(document.count(fitted.unknown) for document in ids)
-        return {
-            "docs": len(rows),
-            "tokens": tokens.write(out, ids, fitted.vocab_size),
-            "unknown": unknown,
-        }
-
     count = max(1, -(-len(chosen) // shard_docs))  # an empty set has a shard too
+    missing = [index for index in range(count) if not shards.done(index)]
 
-    def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
+    def rows() -> Iterator[_Shard]:
         for index in missing:
             start = index * shard_docs
-            yield partial(write, chosen[start : start + shard_docs])
+            of_shard = chosen[start : start + shard_docs]
+            yield index, of_shard, flagged[of_shard]
 
-    for index, _ in shards.fill(count, writers):
+    arguments = (shards.folder, spool.folder, spool.renamed, spool.planted, tokenizer_folder)
+    # nobody is started for the one shard of a small set
+    for index in imap(_writer, arguments, rows(), workers if len(missing) > 1 else 1):
         progress((index + 1) / count, f"{shards.folder.name}: shard {index + 1:,} of {count:,}")
+    shards.close(count)
     return sum(shards.counts(index)["tokens"] for index in range(count))
+
+
+def _writer(
+    folder: Path,
+    ingested: Path,
+    renamed: Mapping[int, str],
+    planted: Sequence[Mapping[str, str]],
+    tokenizer_folder: Path,
+) -> Callable[[_Shard], int]:
+    """In a worker: from a shard's documents to its number, once it is committed."""
+    texts = Texts(Shards(ingested), renamed, planted)
+    fitted = tokenizer.load(tokenizer_folder)
+    shards = Shards(folder)
+
+    def write(shard: _Shard) -> int:
+        index, rows, flagged = shard
+        shards.write(index, partial(_write_shard, texts, fitted, rows, flagged))
+        return index
+
+    return write
+
+
+def _write_shard(
+    texts: Texts,
+    fitted: tokenizer.Tokenizer,
+    rows: Int64[np.ndarray, " doc"],
+    flagged: Bool[np.ndarray, " doc"],
+    out: Path,
+) -> dict[str, Any]:
+    """Write the documents of these numbers to `out`; returns their counts."""
+    chosen = [texts[i] for i in rows]
+    table = pa.table(
+        {
+            "id": [texts.row(int(i), "id") for i in rows],
+            "metadata": [texts.row(int(i), "metadata") for i in rows],
+            "text": chosen,
+            "near_duplicate": flagged.tolist(),
+        }
+    )
+    pq.write_table(table, out / DOCUMENTS, compression="zstd")
+
+    ids = fitted.documents(chosen)
+    unknown = 0
+    if fitted.unknown is not None:
+        unknown = sum(document.count(fitted.unknown) for document in ids)
+    return {
+        "docs": len(rows),
+        "tokens": tokens.write(out, ids, fitted.vocab_size),
+        "unknown": unknown,
+    }

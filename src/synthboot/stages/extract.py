@@ -18,14 +18,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64
 
 from synthboot import config, statistics
 from synthboot.artifacts.evaluation import REPETITION
-from synthboot.artifacts.extraction import FIGURES, Continued
+from synthboot.artifacts.extraction import (
+    FIGURES,
+    ArmExtraction,
+    Continued,
+    Extraction,
+    GivenBack,
+)
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.canaries import Canary, exposure
 from synthboot.data.tokenizer import Tokenizer
@@ -174,58 +181,58 @@ def compared(
     canaries: Sequence[Canary],
     cfg: config.Extract,
     confidence: float,
-) -> dict[str, Any]:
-    """By arm, whose seeds are given in order, what can be got out of it.
-
-    `arms`: by figure its mean over `seen` and over `unseen` documents, and for other arms than
-    repetition the `difference` to it over seen ones with p, and p adjusted for the number of arms;
-    `exposure` by number of copies, in bits. Intervals are over seeds and documents, or canaries.
-    """
+) -> Extraction:
+    """What can be got out of every arm, whose seeds are given in order."""
     first = by_arm[REPETITION][0]
-    arms: dict[str, dict[str, Any]] = {}
-    for arm, by_seed in by_arm.items():
-        arms[arm] = {"figures": {}, "exposure": {}}
-        for column, name in enumerate(FIGURES):
-            measured = _measured(by_seed, column, confidence)
-            if arm != REPETITION:
-                gap = _difference(by_seed, by_arm[REPETITION], column, confidence)
-                measured["difference"] = gap
-            arms[arm]["figures"][name] = measured
-        for copies in sorted({canary.copies for canary in canaries} - {0}):
-            arms[arm]["exposure"][str(copies)] = _exposure(by_seed, canaries, copies, confidence)
-
+    figures = {arm: _figures(arm, by_arm, confidence) for arm in by_arm}
     for name in FIGURES:
-        gaps = {arm: arms[arm]["figures"][name].get("difference") for arm in arms}
-        p_values = {arm: gap.p for arm, gap in gaps.items() if gap is not None}
+        p_values = {}
+        for arm in by_arm:
+            gap = figures[arm][name].difference
+            if gap is not None:
+                p_values[arm] = gap.p
         for arm, adjusted in statistics.holm(p_values).items():
-            arms[arm]["figures"][name]["p_adjusted"] = adjusted
+            figures[arm][name] = replace(figures[arm][name], p_adjusted=adjusted)
+
+    arms = {}
+    planted = sorted({canary.copies for canary in canaries} - {0})
+    for arm, by_seed in by_arm.items():
+        bits = {n: _exposure(by_seed, canaries, n, confidence) for n in planted}
+        arms[arm] = ArmExtraction(figures[arm], bits)
 
     candidates = sum(canary.copies == 0 for canary in canaries)
-    return {
-        "arms": arms,
-        "seen_docs": int(first.seen.sum()),
-        "unseen_docs": int((~first.seen).sum()),
-        "prefix_tokens": cfg.prefix_tokens,
-        "continuation_tokens": cfg.continuation_tokens,
-        "samples": cfg.samples,
-        "seeds": len(by_arm[REPETITION]),
-        "canaries": len(canaries) - candidates,
-        "candidates": candidates,
-        "confidence": confidence,
-    }
+    return Extraction(
+        arms=arms,
+        seen_docs=int(first.seen.sum()),
+        unseen_docs=int((~first.seen).sum()),
+        prefix_tokens=cfg.prefix_tokens,
+        continuation_tokens=cfg.continuation_tokens,
+        samples=cfg.samples,
+        seeds=len(by_arm[REPETITION]),
+        canaries=len(canaries) - candidates,
+        candidates=candidates,
+        confidence=confidence,
+    )
 
 
-def _measured(
-    by_seed: Sequence[Continued],
-    column: int,
+def _figures(
+    arm: str,
+    by_arm: Mapping[str, Sequence[Continued]],
     confidence: float,
-) -> dict[str, statistics.Interval | statistics.Difference | None]:
-    """The mean of a figure over documents that were seen, and over those that were not; None where
-    there are too few for an interval."""
-    result: dict[str, statistics.Interval | statistics.Difference | None] = {}
-    for name, seen in (("seen", True), ("unseen", False)):
-        result[name] = _share(_values(by_seed, column, seen), confidence)
-    return result
+) -> dict[str, GivenBack]:
+    """What an arm gives back, by figure; p is not adjusted yet."""
+    by_seed = by_arm[arm]
+    figures = {}
+    for column, name in enumerate(FIGURES):
+        gap = None
+        if arm != REPETITION:
+            gap = _difference(by_seed, by_arm[REPETITION], column, confidence)
+        figures[name] = GivenBack(
+            seen=_share(_values(by_seed, column, True), confidence),
+            unseen=_share(_values(by_seed, column, False), confidence),
+            difference=gap,
+        )
+    return figures
 
 
 def _values(

@@ -18,13 +18,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from synthboot import config
-from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
+from synthboot.artifacts.pairs import (
+    HELDOUT,
+    TRAIN,
+    VALIDATION,
+    Agreement,
+    Chosen,
+    Hubs,
+    Left,
+    Pairs,
+)
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data import ngrams
 from synthboot.data.tokens import Tokens
@@ -74,15 +82,11 @@ def pair(
     alpha, why = choose_alpha(cfg, neighbors.score, chance)
     held = _held_out(len(tokens), cfg.heldout_share, seed)
 
-    # from all neighbours on, so that what alpha drops is counted too
-    kept = _Kept(*_above(neighbors.index, neighbors.score, float("-inf")))
-    report: dict[str, Any] = {
-        "alpha": alpha,
-        "why": why,
-        "chance_share": chance_share(neighbors.score, chance, alpha),
-        "considered": len(kept.d1),
-    }
-    report["added_by_direction"] = _filter_related(kept, cfg, alpha, fields, len(tokens))
+    kept = _Kept(*_above(neighbors.index, neighbors.score, alpha))
+    considered = int((neighbors.index >= 0).sum())
+    # never put together: of millions of documents most neighbours are below it
+    kept.dropped["below_min_similarity"] = considered - len(kept.d1)
+    added = _filter_related(kept, cfg, fields, len(tokens))
     progress(0.7, f"checking {len(kept.d1):,} pairs for overlap")
     _filter_tunable(kept, cfg, tokens, held)
 
@@ -107,14 +111,23 @@ def pair(
 
     # hubs and agreement are about what is tuned on
     train = split == TRAIN
-    report["dropped"] = kept.dropped
-    report |= neighbors.search.describe()
-    report["hubs"] = _hubs(neighbors.index, kept.d2[train])
-    report |= _describe(kept.d1, split, kept.score, neighbors.score, chance)
+    agreement = None
     if fields.label is not None:
-        report["agreement"] = _agreement(
+        agreement = _agreement(
             fields.label, kept.d1[train], kept.d2[train], kept.score[train], seed
         )
+    chosen = Chosen(
+        alpha=alpha,
+        why=why,
+        considered=considered,
+        dropped=kept.dropped,
+        added_by_direction=added,
+        chance_share=chance_share(neighbors.score, chance, alpha),
+        search=neighbors.search.describe(),
+        hubs=_hubs(neighbors.index, kept.d2[train]),
+        pairs=_describe(kept.d1, split, kept.score, neighbors.score, chance),
+        agreement=agreement,
+    )
 
     # by document numbers where similarities are equal, so that the order is the same on any machine
     order = np.lexsort((kept.d2, kept.d1, -kept.score))
@@ -124,7 +137,7 @@ def pair(
         kept.d2[order],
         score,
         split[order],
-        report,
+        chosen,
     )
 
 
@@ -173,13 +186,11 @@ class _Kept:
 def _filter_related(
     kept: _Kept,
     cfg: config.Pair,
-    alpha: float,
     fields: Fields,
     docs: int,
 ) -> int:
-    """Keep what is similar enough, not too similar, and not of one source; returns how many pairs
-    `direction` added."""
-    kept.keep("below_min_similarity", kept.score > alpha)
+    """Keep what is not too similar, and not of one source; returns how many pairs `direction`
+    added."""
     # a limit is no threshold of relation: it keeps out what is nearly the same
     limit = np.inf if cfg.max_similarity is None else cfg.max_similarity
     kept.keep("above_max_similarity", kept.score <= limit)
@@ -245,18 +256,13 @@ def random_pairs(related: Pairs, docs: int, seed: int) -> Pairs:
     itself = (allowed[index] == related.d2) & (related.split != VALIDATION)
     d1 = allowed[(index + itself) % len(allowed)]
 
-    report: dict[str, Any] = {
-        "alpha": None,
-        "why": "d1 drawn at random",
-        "considered": len(related),
-        "dropped": {},
-    }
+    chosen = Chosen(alpha=None, why="d1 drawn at random", considered=len(related))
     return Pairs(
         d1,
         related.d2,
         np.zeros(len(related), np.float32),
         related.split,
-        report,
+        chosen,
     )
 
 
@@ -449,7 +455,7 @@ def _ranks(
 def _hubs(
     index: Int64[np.ndarray, "doc k"],
     d2: Int64[np.ndarray, " pair"],
-) -> dict[str, float]:
+) -> Hubs:
     """How unevenly documents are others' neighbours: in how many lists of k one stands, and in how
     many pairs after all that was dropped.
 
@@ -461,13 +467,13 @@ def _hubs(
     skewness = 0.0
     if spread:
         skewness = float((((lists - lists.mean()) / spread) ** 3).mean())
-    return {
-        "most_lists": float(lists.max(initial=0)),
-        "lists_p99": float(np.quantile(lists, 0.99)) if len(lists) else 0.0,
-        "never": _mean(lists == 0),
-        "skewness": skewness,
-        "most_pairs_per_d2": float(np.bincount(d2).max(initial=0)) if len(d2) else 0.0,
-    }
+    return Hubs(
+        most_lists=float(lists.max(initial=0)),
+        lists_p99=float(np.quantile(lists, 0.99)) if len(lists) else 0.0,
+        never=_mean(lists == 0),
+        skewness=skewness,
+        most_pairs_per_d2=float(np.bincount(d2).max(initial=0)) if len(d2) else 0.0,
+    )
 
 
 def _agreement(
@@ -476,7 +482,7 @@ def _agreement(
     d2: np.ndarray,
     score: np.ndarray,
     seed: int,
-) -> dict[str, Any]:
+) -> Agreement:
     """How often the two of a pair have the same label, by tenths of the pairs from least to most
     similar."""
     # of a document without a label nothing can be said
@@ -490,12 +496,12 @@ def _agreement(
         if len(part):
             low = float(ranked[part[0]])
             high = float(ranked[part[-1]])
-            deciles.append([low, high, float(same[part].mean()), len(part)])
-    return {
-        "deciles": deciles,
-        "all": _mean(same),
-        "random": _agreement_by_chance(label[label >= 0], seed),
-    }
+            deciles.append((low, high, float(same[part].mean()), len(part)))
+    return Agreement(
+        all=_mean(same),
+        random=_agreement_by_chance(label[label >= 0], seed),
+        deciles=tuple(deciles),
+    )
 
 
 def _agreement_by_chance(label: np.ndarray, seed: int) -> float:
@@ -513,7 +519,7 @@ def _describe(
     score: np.ndarray,
     similarity: np.ndarray,
     chance: np.ndarray,
-) -> dict[str, Any]:
+) -> Left:
     """How many pairs there are, and histograms of their similarities beside those of the nearest
     neighbours and of chance."""
     train = split == TRAIN
@@ -526,15 +532,13 @@ def _describe(
     }
     histograms = {}
     for kind, values in by_kind.items():
-        histograms[kind] = np.histogram(values, _BINS)[0].tolist()
-    return {
-        "pairs": {
-            "train": int(train.sum()),
-            "heldout": int((split == HELDOUT).sum()),
-            "validation": int((split == VALIDATION).sum()),
-        },
-        "documents_with_pairs": int((per_document > 0).sum()),
-        "pairs_per_document": float(per_document.mean()),
-        "bins": _BINS.round(4).tolist(),
-        "histograms": histograms,
-    }
+        histograms[kind] = tuple(np.histogram(values, _BINS)[0].tolist())
+    return Left(
+        train=int(train.sum()),
+        heldout=int((split == HELDOUT).sum()),
+        validation=int((split == VALIDATION).sum()),
+        documents_with_pairs=int((per_document > 0).sum()),
+        pairs_per_document=float(per_document.mean()),
+        bins=tuple(_BINS.round(4).tolist()),
+        histograms=histograms,
+    )

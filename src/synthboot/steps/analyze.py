@@ -175,7 +175,7 @@ def _relevance(
         return {}
     real = c.embeddings.pretrain
     pairs = c.pairs("pair/related")
-    alpha = pairs.report["alpha"]
+    alpha = pairs.alpha
     by_chance = random_similarity(real, c.cfg.seed, 20_000)
     result = {
         "real pairs": relevance(pairs.only(TRAIN).similarity, alpha),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 from jaxtyping import UInt8
@@ -24,7 +24,7 @@ from synthboot.artifacts.model import Model, Sweep, TokenCounts
 from synthboot.artifacts.scores import CHECKPOINTS, Answers, Scores
 from synthboot.data import documents, tasks, words
 from synthboot.data.disk import read_json, write_json
-from synthboot.data.items import chance
+from synthboot.data.items import Item, chance
 from synthboot.errors import ConfigError, CorruptArtifact
 from synthboot.steps import worlds
 from synthboot.steps.context import Context, Outcome
@@ -36,6 +36,9 @@ Losses = dict[str, dict[str, list[np.ndarray]]]
 
 Counts = Mapping[str, Mapping[int, TokenCounts]]
 """By arm and seed."""
+
+Asked = Sequence[tuple[str, Item]]
+"""Our questions with the names of their tasks, in the order in which they were asked."""
 
 NEAR = "with a neighbour"
 FAR = "without a neighbour"
@@ -58,7 +61,8 @@ def evaluate(c: Context) -> Outcome:
     groups = _groups(c, test_set)
     names, part = _parts(c, test_set)
     losses, answers = _scores(c, models, part, len(names))
-    questions, contamination, seen = _contaminated(c, answers)
+    asked = _asked(c)
+    questions, contamination, seen = _contaminated(c, asked, answers)
 
     checkpoint = c.cfg.evaluate.checkpoint
     compared = _compared(c, models, losses, test_set, groups)
@@ -73,7 +77,7 @@ def evaluate(c: Context) -> Outcome:
         last=compared["last"],
         efficiency=_efficiency(c, token_counts, compared[checkpoint].arms),
         contamination=contamination,
-        questions=_answered(c, answers, seen),
+        questions=_answered(c, asked, answers, seen),
         parts=stage.parted(by_part, names, groups, c.cfg.evaluate),
         world=bounds,
         sweeps=_sweeps(models),
@@ -129,7 +133,7 @@ def _by_neighbors(
         names = topics.named(texts, topics.assigned(real, centres), len(centres))
         return [names[topic] for topic in topics.assigned(vectors, centres)]
     _, similarity = join.exact(vectors, real, 1, device=where)  # (doc, 1)
-    alpha = c.pairs("pair/related").report["alpha"]
+    alpha = c.pairs("pair/related").alpha
     return [NEAR if best >= alpha else FAR for best in similarity[:, 0].tolist()]
 
 
@@ -175,16 +179,40 @@ def _scores(
     return losses, answers
 
 
+def _asked(c: Context) -> Asked:
+    """Our questions; those that name documents which tell the answer are grouped by whether
+    D_pretrain has one, as those of a known world are."""
+    named = our_questions(c)
+    told = tasks.told([item for _, item in named], c.corpus.texts(PRETRAIN))
+    questions = []
+    any_told: dict[str, bool] = {}  # by task
+    for (name, item), is_told in zip(named, told.tolist(), strict=True):
+        if item.support:
+            status = "told" if is_told else "untold"
+            group = f"{item.group}, {status}" if item.group else status
+            item = replace(item, group=group)
+            any_told[name] = any_told.get(name, False) or is_told
+        questions.append((name, item))
+
+    for name in any_told:
+        if not any_told[name]:
+            c.note(
+                f"evaluate.tasks: {name}: D_pretrain has none of the documents that tell the "
+                "answers (`support`), so that all questions are of what it does not tell"
+            )
+    return questions
+
+
 def _contaminated(
     c: Context,
+    items: Asked,
     answers: Mapping[str, Sequence[Answers]],
 ) -> tuple[list[dict[str, object]], dict[str, Contamination], np.ndarray]:
-    """Our questions; by task how many of them the training text holds; and of every answer whether
-    its question is one that the text holds.
+    """Records of our questions; by task how many of them the training text holds; and of every
+    answer whether its question is one that the text holds.
 
     Raises CorruptArtifact where these are not the questions that were asked.
     """
-    items = our_questions(c)
     names = np.array([name for name, _ in items], str)
     digests = [item.digest for _, item in items]
     # lm-eval's questions come after ours; their texts are not at hand
@@ -203,7 +231,7 @@ def _contaminated(
     checked = np.flatnonzero(names != tasks.WORLD)
     if len(checked):
         c.progress(0.0, "looking for the questions in the training text")
-        questions = [items[number][1] for number in checked]
+        questions = [items[number][1] for number in checked.tolist()]
         seen[checked], short[checked] = tasks.seen(questions, _training_texts(c))
 
     counts = {}
@@ -314,6 +342,7 @@ def _efficiency(
 
 def _answered(
     c: Context,
+    items: Asked,
     answers: Mapping[str, Sequence[Answers]],
     seen: np.ndarray,
 ) -> dict[str, TaskResult]:
@@ -324,7 +353,9 @@ def _answered(
     for arm, by_seed in answers.items():
         stacked[arm] = np.stack([of_seed.figures for of_seed in by_seed])  # (seed, item, figure)
     first = next(iter(answers.values()))[0]
-    return stage.answered(stacked, first.task, first.group, c.cfg.evaluate, seen)
+    groups = [item.group for _, item in items]
+    groups += first.group[len(items) :]  # lm-eval's come after ours
+    return stage.answered(stacked, first.task, groups, c.cfg.evaluate, seen)
 
 
 def _sweeps(models: Mapping[str, Mapping[int, Model]]) -> dict[str, Sweep]:

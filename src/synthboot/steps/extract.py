@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from synthboot.artifacts.extraction import COMPARED, Continued, Extraction
+from synthboot.artifacts.extraction import COMPARED, Continued
 from synthboot.steps.context import Context, Outcome
 
 _ASKED = "extract/"
@@ -44,6 +44,6 @@ def _compared(c: Context) -> Outcome:
         if role.startswith(_ASKED):
             arm = role.removeprefix(_ASKED).rpartition("/")[0]
             by_arm.setdefault(arm, []).append(Continued.open(folder))
-    result = compared(by_arm, c.corpus.canaries, c.cfg.extract, c.cfg.evaluate.confidence)
-    Extraction(result).save(c.folder)
+    extraction = compared(by_arm, c.corpus.canaries, c.cfg.extract, c.cfg.evaluate.confidence)
+    extraction.save(c.folder)
     return {"models": sum(map(len, by_arm.values()))}, {}

@@ -174,17 +174,13 @@ def _repeated(
     if not chosen.near_duplicates:
         return {}
     c.progress(0.8, "near-duplicates")
+    tokenizer = c.corpus.tokenizer
     left = [number for number, verdict in enumerate(found) if verdict == KEPT]
-    lengths = source.tokens.lengths[left]
-    bounds = np.concatenate(([0], np.cumsum(lengths)))
-    flat = [np.asarray(source.tokens[number], np.uint32) for number in left]
-    joined = np.concatenate([np.empty(0, np.uint32), *flat])
-    left_tokens = Tokens((joined,), np.zeros(1, np.int64), bounds)
+    samples = Decoded(source.tokens, tokenizer, left)
     documents = c.corpus.pretrain
     if "corpus" not in chosen.near_duplicates:
         documents = documents.head(0)
-    samples = Decoded(left_tokens, c.corpus.tokenizer)
-    corpus = Decoded(documents, c.corpus.tokenizer)
+    corpus = Decoded(documents, tokenizer)
     work = c.folder / WORK
     of_corpus = duplicates.signatures(corpus, work / "corpus")
     pairs = duplicates.near(samples, corpus, of_corpus, work / "both")

@@ -44,39 +44,57 @@ def judged(
     Raises ConfigError where a model cannot be loaded, and SamplingError where a server fails; what
     was judged is kept.
     """
-    texts = _Texts(c)
-    judges = [_judge(c, name, texts) for name in c.cfg.analyze.judges]
-    asked = {question: _asked(c, question, samples, texts) for question in QUESTIONS}
-    # without real pairs, or without vectors to find references by, nothing is known
-    known = [question for question, (cases, _) in asked.items() if cases]
-    to_ask = [(question, judge) for question in known for judge in judges if judge.passes(question)]
+    to_ask = _to_ask(c, samples)
     # who counts tokens, and has to share them with the others
-    sharing = sum(_counts_tokens(judge) for _, judge in to_ask)
+    sharing = sum(_counts_tokens(asking.judge) for asking in to_ask)
     budget = c.cfg.analyze.judge_tokens
     left = math.inf if budget is None else float(budget)
 
     found = []
     by_text: list[JudgedText] = []
     with Record(c.folder / WORK / "judged.jsonl") as record:
-        for question, judge in to_ask:
-            cases, kinds = asked[question]
+        for asking in to_ask:
             most = math.inf
-            if _counts_tokens(judge):
+            if _counts_tokens(asking.judge):
                 most = left / sharing
                 sharing -= 1
             verdict = panel.judge(
-                judge,
-                question,
-                cases,
-                kinds,
+                asking.judge,
+                asking.question,
+                asking.cases,
+                asking.kinds,
                 record,
                 lambda words: c.progress(0.95, words),
                 most,
             )
             left = max(0.0, left - verdict.spent.tokens)
             found.append({**panel.as_json(verdict), "dollars": _dollars(c, verdict)})
-            by_text += _by_text(verdict, kinds)
+            by_text += _by_text(verdict, asking.kinds)
     return found, by_text
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """A judge and a question, the known cases, and by kind of text the items to judge."""
+
+    judge: Judge
+    question: Question
+    cases: Sequence[planted.Case]
+    kinds: Mapping[str, Sequence[Item]]
+
+
+def _to_ask(c: Context, samples: Mapping[str, Sequence[Sample]]) -> list[_Asking]:
+    """Every judge with every question that it can judge here, question by question."""
+    texts = _Texts(c)
+    judges = [_judge(c, name, texts) for name in c.cfg.analyze.judges]
+    to_ask = []
+    for question in QUESTIONS:
+        cases, kinds = _asked(c, question, samples, texts)
+        # without real pairs, or without vectors to find references by, nothing is known
+        if cases:
+            able = [judge for judge in judges if judge.passes(question)]
+            to_ask += [_Asking(judge, question, cases, kinds) for judge in able]
+    return to_ask
 
 
 def _counts_tokens(judge: Judge) -> bool:
@@ -207,12 +225,16 @@ def _judge(c: Context, name: str, texts: _Texts) -> Judge:
     if kind == "likelihood":
         folder = c.parents["tune/related"]
         made = read_manifest(folder)
+        synthesizer = c.model("tune/related")
+        tuning = synthesizer.tuning
         return Likelihood(
-            folder=c.model("tune/related").best,
+            folder=synthesizer.best,
             weights=f"tune/related {made.fingerprint if made else ''}",
             seq_len=c.cfg.tune_seq_len,
             d1_share=c.cfg.tune.d1_share,
             device=device,
+            pointer=tuning.pointer if c.cfg.tune.pointer else None,
+            is_prompted=tuning.is_prompted,
         )
     return rules.Rules(texts.strangers)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from synthboot.artifacts.corpus import PRETRAIN
-from synthboot.artifacts.pairs import TRAIN, Pairs
-from synthboot.artifacts.store import WORK, Shards, read_manifest
+from synthboot.artifacts.pairs import TRAIN, Ceiling, Pairs
+from synthboot.artifacts.store import WORK, Shards, plain, read_manifest
 from synthboot.errors import ConfigError
 from synthboot.steps.context import Context, Outcome, upstream_flops
 
@@ -31,22 +31,21 @@ def pair(c: Context) -> Outcome:
         pairs = random_pairs(c.pairs(), c.corpus.pretrain_docs, c.cfg.seed)
     else:
         pairs = _related(c)
-        pairs.report["ceiling"], account = _ceiling(c, pairs)
-        by_chance = pairs.report["chance_share"]
+        measured, account = _ceiling(c, pairs)
+        pairs = replace(pairs, chosen=replace(pairs.chosen, ceiling=measured))
+        by_chance = pairs.chosen.chance_share
         account = f"chance would give {by_chance:.0%} of the pairs; {account}"
     pairs.save(c.folder)
-    # read back: the report as JSON has it is what the manifest records
-    pairs = Pairs.load(c.folder)
 
     flops = 0.0
     embed = read_manifest(c.parents["embed"]) if "embed" in c.parents else None
     if embed is not None:
-        flops = search.flops(pairs.report, c.corpus.pretrain_docs, embed.counts["dim"])
+        flops = search.flops(pairs.chosen.search, c.corpus.pretrain_docs, embed.counts["dim"])
 
-    counts = {}
-    for name, value in pairs.report.items():
-        if name not in ("bins", "histograms"):
-            counts[name] = value
+    counts: dict[str, Any] = plain(pairs.chosen)
+    if counts["pairs"]:
+        # these are for the page, which finds them beside the pairs
+        del counts["pairs"]["bins"], counts["pairs"]["histograms"]
     counts["kept"] = len(pairs)
     counts["train"] = len(pairs.only(TRAIN))
     counts["upstream_flops"] = upstream_flops(c)
@@ -54,7 +53,7 @@ def pair(c: Context) -> Outcome:
     return counts, {"flops": flops}
 
 
-def _ceiling(c: Context, pairs: Pairs) -> tuple[dict[str, Any] | None, str]:
+def _ceiling(c: Context, pairs: Pairs) -> tuple[Ceiling | None, str]:
     """What d1 could tell, or None, and the same in words."""
     from synthboot.stages.ceiling import LEAST_DOCS, ceiling
 
@@ -74,7 +73,7 @@ def _ceiling(c: Context, pairs: Pairs) -> tuple[dict[str, Any] | None, str]:
             f"related one; lower pair.min_similarity, or raise pair.heldout_share or "
             f"corpus.validation_docs"
         )
-    return asdict(measured), measured.sentence()
+    return measured, measured.sentence()
 
 
 def pair_part(c: Context) -> int:
@@ -82,8 +81,7 @@ def pair_part(c: Context) -> int:
     from synthboot.lm.model import device
     from synthboot.neighbors import search
 
-    assert c.embeddings is not None  # `pair/related` reads them
-    vectors = c.embeddings.pretrain
+    vectors = _vectors(c)
     folder = c.folder / _NEIGHBORS
     count = search.blocks(len(vectors))
     c.found(Shards(folder / search.BLOCKS), count)
@@ -107,8 +105,8 @@ def _related(c: Context) -> Pairs:
     from synthboot.stages.pair import pair as stage
 
     fields = _fields(c)
+    vectors = _vectors(c)
     assert c.embeddings is not None  # `pair/related` reads them
-    vectors = c.embeddings.pretrain
     validation = c.embeddings.validation
     neighbors = search.nearest(
         vectors,
@@ -130,6 +128,12 @@ def _related(c: Context) -> Pairs:
         fields,
         c.progress,
     )
+
+
+def _vectors(c: Context) -> np.ndarray:
+    """The vectors of D_pretrain, on disk: those of millions of documents are gigabytes."""
+    assert c.embeddings is not None  # `pair/related` reads them
+    return c.embeddings.mapped(c.folder / WORK / "vectors.npy")
 
 
 def _fields(c: Context) -> Fields:

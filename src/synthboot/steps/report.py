@@ -50,7 +50,7 @@ def gather(
         if manifest.stage == "evaluate":
             version = manifest.environment.get("synthboot", "")
         elif manifest.stage == "pair":
-            pairs[role] = Pairs.load(folder).report
+            pairs[role] = Pairs.load(folder).chosen
         elif manifest.stage == "tune":
             tune[role] = model.tuning
             if model.sweep is not None:
@@ -75,7 +75,7 @@ def gather(
         analyze=analysis.result if analysis else None,
         examples=analysis.examples if analysis else (),
         pair_examples=analysis.spread if analysis else (),
-        extract=extraction.result if extraction else None,
+        extract=extraction,
         costs=list(costs.values()),
         version=version,
     )

@@ -11,8 +11,9 @@ ours are a Jaccard similarity of word 5-grams of 0.8 or more.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from jaxtyping import Int64, UInt32
 
 from synthboot.data import ngrams
+from synthboot.data.disk import load_array, save_blocks
 
 JACCARD = 0.8
 _BLOCK_DOCS = 4_096
@@ -36,9 +38,7 @@ class Duplicates:
 
 def signatures(texts: Sequence[str], path: Path) -> UInt32[np.ndarray, "doc perm"]:
     """The MinHash signatures of the texts, in a file at `path`."""
-    rows = _mapped(path, len(texts))
-    _fill(rows, texts)
-    return rows
+    return _on_disk(_signed(texts), len(texts), path)
 
 
 def duplicates(
@@ -70,26 +70,27 @@ def near(
 ) -> Int64[np.ndarray, "pair 2"]:
     """The pairs of near-duplicates among both, the sample's documents numbered first; arguments as
     of `duplicates`."""
-    rows = _mapped(path, len(sample) + len(corpus))
-    _fill(rows[: len(sample)], sample)
-    rows[len(sample) :] = of_corpus
+    blocks = chain(_signed(sample), [of_corpus])
+    rows = _on_disk(blocks, len(sample) + len(corpus), path)
     return ngrams.near_duplicate_pairs(rows, _Joined(sample, corpus), JACCARD)
 
 
-def _mapped(path: Path, docs: int) -> UInt32[np.ndarray, "doc perm"]:
-    """Room for signatures in a new file."""
-    shape = (docs, ngrams.PERMUTATIONS)
-    if not docs:  # an empty file cannot be mapped
-        return np.empty(shape, np.uint32)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return np.memmap(path, np.uint32, "w+", shape=shape)
-
-
-def _fill(rows: UInt32[np.ndarray, "doc perm"], texts: Sequence[str]) -> None:
-    """Write the signatures of the texts, a block of which are in memory."""
+def _signed(texts: Sequence[str]) -> Iterator[UInt32[np.ndarray, "doc perm"]]:
+    """The signatures of the texts, a block of which are in memory."""
     for start in range(0, len(texts), _BLOCK_DOCS):
-        block = [texts[i] for i in range(start, min(start + _BLOCK_DOCS, len(texts)))]
-        rows[start : start + len(block)] = ngrams.signatures(block)
+        stop = min(start + _BLOCK_DOCS, len(texts))
+        yield ngrams.signatures([texts[i] for i in range(start, stop)])
+
+
+def _on_disk(
+    blocks: Iterable[UInt32[np.ndarray, "doc perm"]],
+    docs: int,
+    path: Path,
+) -> UInt32[np.ndarray, "doc perm"]:
+    """Signatures of so many documents in a new file, mapped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_blocks(path, blocks, (docs, ngrams.PERMUTATIONS), np.uint32)
+    return load_array(path, mapped=True)
 
 
 def curve(pairs: Int64[np.ndarray, "pair 2"], docs: int) -> list[tuple[int, float]]:

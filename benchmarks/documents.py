@@ -1,7 +1,7 @@
 r"""How the stages before any model grow with the number of documents: seconds, memory and disk of corpus, embed and pair.
 
-    python benchmarks/documents.py --docs 100000 300000 1000000 --folder /tmp/docs --plot docs/pictures/documents-growth.svg
-    python benchmarks/documents.py --docs 10000000 --folder /big/disk --jobs 16
+    python benchmarks/documents.py --docs 100000 300000 1000000 --folder FOLDER --plot growth.svg
+    python benchmarks/documents.py --docs 10000000 --folder FOLDER --jobs 16
 
 Documents are generated, a file of 250,000 at a time: a log-normal number of words with a median of 90, half of them of
 one of as many topics as there are five hundreds of documents, half of all words by Zipf's law, and one document in twenty a

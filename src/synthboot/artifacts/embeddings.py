@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ class Embeddings:
         """Where the `self` embedder lies, in a folder that is whole or absent."""
         return self.folder / "embedder" / "embedder.safetensors"
 
-    @property
+    @cached_property
     def pretrain(self) -> Float16[np.ndarray, "doc dim"]:
         """The vectors of D_pretrain, of length 1."""
         return self._vectors("pool")

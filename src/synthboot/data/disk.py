@@ -220,7 +220,8 @@ def end_to_end(paths: Iterable[Path], path: Path) -> np.ndarray:
     if len(arrays) == 1:
         return arrays[0]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    # several may write it at once, and processes of two machines may have one number
+    temporary = path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
     shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
     save_blocks(temporary, arrays, shape, arrays[0].dtype.type)
     os.replace(temporary, path)

@@ -133,8 +133,10 @@ def test_a_log_has_a_line_now_and_then_with_the_time_left(
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(small_config(world_file, tmp_path)))
     now = [0.0]
-    told = [(0.0, "starting"), (0.04, "loss 6"), (0.1, "loss 5"), (0.12, "loss 4.9"), (0.3, "loss 4"), (0.31, "loss 3")]
-    waits = [0.0, 20.0, 9.0, 20.0, 1_000.0, 700.0]
+    told = [(0.0, "starting"), (0.0, "measuring: 8 rows"), (0.0, "measuring: 9 rows")]
+    waits = [0.0, 70.0, 9.0]
+    told += [(0.04, "loss 6"), (0.1, "loss 5"), (0.12, "loss 4.9"), (0.3, "loss 4"), (0.31, "loss 3"), (1.0, "averaging")]
+    waits += [20.0, 9.0, 20.0, 1_000.0, 700.0, 61.0]
 
     def run(cfg: Any, target: str, tell: Any) -> dict[str, Any]:
         tell("base", "plan", {})
@@ -148,9 +150,11 @@ def test_a_log_has_a_line_now_and_then_with_the_time_left(
     monkeypatch.setattr("synthboot.runner.executor.run", run)
     result = CliRunner().invoke(main, ["base", str(path)])
     assert result.stderr.splitlines() == [
+        "base: measuring: 8 rows",  # no share of the unit is done, and a minute is over
         "base: 10%, loss 5; 4 min left",  # a twentieth is done, and ten seconds are over
         "base: 30%, loss 4; 41 min left",
         "base: 31%, loss 3; 65 min left",  # less than a twentieth, but ten minutes
+        "base: averaging",
     ]
 
 

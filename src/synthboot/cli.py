@@ -858,6 +858,8 @@ _FOLLOWS = (" changed", "stale", "missing", "partial")
 _LINES_A_UNIT = 20
 _SECONDS_A_LINE = (10.0, 600.0)
 """What a log says of a unit: so many lines, no closer together and no further apart than this."""
+_SECONDS_A_PART = 60.0
+"""How long a part of a unit that has no share of it takes at the least before a log says so."""
 _NOTHING = {
     "documents": "no documents",
     "pairs": "no pairs",
@@ -954,8 +956,15 @@ class _progress:
         waited = now - written
         least, most = _SECONDS_A_LINE
         is_further = int(done * _LINES_A_UNIT) > int(before * _LINES_A_UNIT)
-        is_due = waited >= least and (is_further or waited >= most)
-        if not is_due or not share < done < 1:
+        if not share < done < 1:
+            # before or after the part whose rate says how long it takes
+            if done <= share:
+                self.first[name] = (now, done)
+            if waited >= _SECONDS_A_PART:
+                self.written[name] = (now, done)
+                self._line(f"{name}: {words}")
+            return
+        if waited < least or not (is_further or waited >= most):
             return
 
         self.written[name] = (now, done)

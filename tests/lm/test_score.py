@@ -52,6 +52,8 @@ class Copier:
 
     def __init__(self, vocab_size: int = 280) -> None:
         self.vocab_size = vocab_size
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=vocab_size))
+        self.forward = self
 
     def parameters(self) -> Iterator[torch.Tensor]:
         yield torch.zeros(1)
@@ -95,3 +97,30 @@ def test_scores_do_not_depend_on_the_batch() -> None:
     one = score.row_losses(model, rows, batch_tokens=1)
     many = score.row_losses(model, rows, batch_tokens=4_000)
     assert np.allclose(one, many, rtol=1e-4)
+
+
+def test_what_no_row_scores_has_no_logits_and_the_rest_is_as_without_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rng = small_model(), np.random.default_rng(2)
+    widths = []
+    model.lm_head.register_forward_hook(lambda *given: widths.append(given[-1].shape[1]))
+    rows = []
+    for unscored in (5, 9, 7):
+        inputs, targets = rng.integers(0, 280, 40), rng.integers(0, 280, 40)
+        targets[:unscored] = score.IGNORE
+        rows.append((inputs, targets))
+    loss, greedy = score.row_choices(model, rows)
+    assert widths == [35]
+    # whole rows, and one by one where a batch may have few logits
+    monkeypatch.setattr(score, "LOGITS", 300)
+    for number, (inputs, targets) in enumerate(rows):
+        whole = -torch.log_softmax(model(input_ids=torch.from_numpy(inputs)[None]).logits[0].detach().double(), -1)
+        scored = targets != score.IGNORE
+        expected = float(whole[scored, targets[scored]].sum())
+        assert loss[number] == pytest.approx(expected, rel=1e-4)
+        assert score.row_losses(model, rows)[number] == pytest.approx(expected, rel=1e-4)
+        assert greedy[number] == bool((whole.argmin(-1)[scored].numpy() == targets[scored]).all())
+    # a target that is the first choice where it is scored makes a row a right one
+    inputs, targets = rows[0][0], rows[0][1].copy()
+    best = model(input_ids=torch.from_numpy(inputs)[None]).logits[0].argmax(-1).numpy()
+    targets[5:] = best[5:]
+    assert score.row_choices(model, [(inputs, targets)])[1].all()

@@ -66,6 +66,12 @@ def silent(done: float, words: str) -> None:
     """Progress that nobody watches."""
 
 
+def during(progress: Progress, done: float, words: str) -> Progress:
+    """Progress of a part of a unit, `words`, before which `done` of the whole is done."""
+    progress(done, words)
+    return lambda _, part: progress(done, f"{words}: {part}")
+
+
 @dataclass(config=ConfigDict(strict=True, extra="forbid"))
 class Manifest:
     """The record of one finished artifact.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,7 @@ def ask(
     tokenizer: Tokenizer,
     items: Sequence[Item],
     seq_len: int,
+    progress: Callable[[float, str], None] | None = None,
 ) -> list[Answer]:
     """An answer to every item, in order."""
     # all continuations of all items at once, so that rows of like length share a batch
@@ -77,7 +78,7 @@ def ask(
         if item.kind == "open":
             questions.append(item.contexts[0])
     rows = _rows(tokenizer, contexts, continuations, seq_len)
-    losses, first = score.row_choices(model, rows)
+    losses, first = score.row_choices(model, rows, progress=progress)
     open_answers = iter(greedy_answers(model, tokenizer, questions, seq_len))
 
     answers = []

@@ -6,6 +6,7 @@ in windows of the row length; a window after the first starts without context.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,6 +29,12 @@ Row = tuple[np.ndarray, np.ndarray]
 
 BATCH_TOKENS = 8_192
 """Tokens of one forward pass, padding included: their logits are the most that scoring holds."""
+
+LOGITS = 2**26
+"""Logits of one forward pass on a processor, 256 MiB.
+
+With more a large vocabulary costs more in memory that is got and given back than in products.
+"""
 
 _COPIED_ROWS = 16
 _COPIED_TOKENS = 128  # the longest run that is repeated
@@ -129,6 +136,7 @@ def pairs(
     share: float,
     end: int,
     separator: int | None,
+    progress: Callable[[float, str], None] | None = None,
 ) -> Scores:
     """The scores of each d2 given its d1; without `separator`, of d2 alone as a document.
 
@@ -138,7 +146,8 @@ def pairs(
 
     # what a row does not score (d1, the separator) is no token of its mean
     counts = [int((targets != IGNORE).sum()) for _, targets in rows]
-    return Scores(row_losses(model, rows), np.array(counts, np.int64))
+    losses = row_losses(model, rows, progress=progress)
+    return Scores(losses, np.array(counts, np.int64))
 
 
 def pair_tokens(
@@ -149,12 +158,13 @@ def pair_tokens(
     share: float,
     end: int,
     separator: int | None,
+    progress: Callable[[float, str], None] | None = None,
 ) -> list[Float32[np.ndarray, " token"]]:
     """As `pairs`, the loss of every token of each d2."""
     rows = _pair_rows(d1, d2, seq_len, share, end, separator)
 
     losses: list[np.ndarray] = [np.zeros(0)] * len(rows)
-    for numbers, batch, _ in _batches(model, rows, BATCH_TOKENS, None):
+    for numbers, batch, _ in _batches(model, rows, BATCH_TOKENS, progress):
         for number, loss in zip(numbers, batch.cpu().numpy(), strict=True):
             _, targets = rows[number]
             losses[number] = loss[: len(targets)][targets != IGNORE]
@@ -179,10 +189,11 @@ def row_losses(
     model: PreTrainedModel,
     rows: Sequence[Row],
     batch_tokens: int = BATCH_TOKENS,
+    progress: Callable[[float, str], None] | None = None,
 ) -> Float64[np.ndarray, " row"]:
     """The summed loss of each row, in nats. Rows of like length share a batch."""
     losses = np.zeros(len(rows))
-    for numbers, loss, _ in _batches(model, rows, batch_tokens, None):
+    for numbers, loss, _ in _batches(model, rows, batch_tokens, progress):
         losses[numbers] = loss.double().sum(1).cpu().numpy()
     return losses
 
@@ -191,11 +202,12 @@ def row_choices(
     model: PreTrainedModel,
     rows: Sequence[Row],
     batch_tokens: int = BATCH_TOKENS,
+    progress: Callable[[float, str], None] | None = None,
 ) -> tuple[Float64[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
     """The summed loss of each row, and whether every target is the model's first choice."""
     losses = np.zeros(len(rows))
     first = np.zeros(len(rows), bool)
-    for numbers, loss, greedy in _batches(model, rows, batch_tokens, None, choose=True):
+    for numbers, loss, greedy in _batches(model, rows, batch_tokens, progress, choose=True):
         losses[numbers] = loss.double().sum(1).cpu().numpy()
         first[numbers] = greedy.all(1).cpu().numpy()
     return losses, first
@@ -212,41 +224,64 @@ def _batches(
 
     The last only to `choose`; else it is the loss again.
     """
-    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
+    done = 0
+    for numbers in _alike(model, rows, batch_tokens):
+        loss, greedy = _scored(model, [rows[number] for number in numbers], choose)
+        yield numbers, loss, greedy
+
+        done += len(numbers)
+        if progress is not None:
+            progress(done / len(rows), f"{done:,} of {len(rows):,} rows scored")
+    model.train(was_training)
+
+
+def _alike(model: PreTrainedModel, rows: Sequence[Row], batch_tokens: int) -> Iterator[list[int]]:
+    """Numbers of the rows of each batch: of like length, shortest first."""
+    if next(model.parameters()).device.type == "cpu":
+        vocab = model.config.get_text_config().vocab_size
+        batch_tokens = min(batch_tokens, max(1, LOGITS // vocab))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     done = 0
     while done < len(order):
-        # shortest first, so the row that joins last is the width of the whole batch
+        # the row that joins last is the width of the whole batch
         count = 1
         while done + count < len(order):
             width = len(rows[order[done + count]][0])
             if width * (count + 1) > batch_tokens:
                 break
             count += 1
-        numbers = order[done : done + count]
-        inputs, targets = _padded([rows[number] for number in numbers])
-
-        with torch.no_grad():
-            device_inputs = torch.from_numpy(inputs).to(device)
-            device_targets = torch.from_numpy(targets).to(device)
-            logits = model(input_ids=device_inputs, use_cache=False).logits.float()
-            flat_loss = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1),  # (row x token, vocab)
-                device_targets.flatten(),
-                reduction="none",
-            )
-        loss = flat_loss.view(device_targets.shape)  # (row, token)
-        greedy = loss
-        if choose:
-            greedy = (logits.argmax(-1) == device_targets) | (device_targets == IGNORE)
-        yield numbers, loss, greedy
-
+        yield order[done : done + count]
         done += count
-        if progress is not None:
-            progress(done / len(order), f"{done:,} of {len(order):,} rows scored")
-    model.train(was_training)
+
+
+def _scored(model: PreTrainedModel, rows: list[Row], choose: bool) -> tuple[Tensor, Tensor]:
+    """The loss of each target of one batch and whether it is likeliest, both (row, token)."""
+    device = next(model.parameters()).device
+    inputs, targets = _padded(rows)
+    # no logits of what no row scores, the beginnings of all d1
+    first = int((targets != IGNORE).any(0).argmax())
+    kept = {}
+    if first and "logits_to_keep" in inspect.signature(model.forward).parameters:
+        kept = {"logits_to_keep": targets.shape[1] - first}
+
+    with torch.no_grad():
+        wanted = torch.from_numpy(targets).to(device)
+        found = model(input_ids=torch.from_numpy(inputs).to(device), use_cache=False, **kept)
+        logits = found.logits.float()
+        before = targets.shape[1] - logits.shape[1]
+        wanted = wanted[:, before:]
+        flat_loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1),  # (row x token, vocab)
+            wanted.flatten(),
+            reduction="none",
+        )
+    loss = torch.nn.functional.pad(flat_loss.view(wanted.shape), (before, 0))
+    if not choose:
+        return loss, loss
+    greedy = (logits.argmax(-1) == wanted) | (wanted == IGNORE)
+    return loss, torch.nn.functional.pad(greedy, (before, 0), value=True)
 
 
 def _padded(rows: Sequence[Row]) -> Row:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from synthboot.artifacts.scores import FIGURES, Answers, Scores
-from synthboot.artifacts.store import Progress, silent
+from synthboot.artifacts.store import Progress, during, silent
 from synthboot.data import tasks
 from synthboot.data.items import Item
 from synthboot.data.tokenizer import Tokenizer
@@ -67,8 +67,8 @@ def score(
             progress,
         )
         if questions is not None and folder == checkpoints[questions.checkpoint]:
-            progress(1.0, "asking questions")
-            answers = _ask(model, folder, questions, tokenizer, seq_len)
+            tell = during(progress, 1.0, "asking questions")
+            answers = _ask(model, folder, questions, tokenizer, seq_len, tell)
     return Scores(
         document=np.repeat(np.arange(len(test_set)), test_set.lengths),
         losses={name: by_folder[folder] for name, folder in checkpoints.items()},
@@ -82,6 +82,7 @@ def _ask(
     questions: Questions,
     tokenizer: Tokenizer,
     seq_len: int,
+    progress: Progress,
 ) -> Answers:
     """The answers of a model, which lies in `folder`: to our questions, then to lm-eval's."""
     names = [task for task, _ in questions.items]
@@ -89,7 +90,7 @@ def _ask(
     groups = [item.group for _, item in questions.items]
     figures: list[tuple[float, ...]] = []
     ours = [item for _, item in questions.items]
-    for answer in answering.ask(model, tokenizer, ours, seq_len) if ours else ():
+    for answer in answering.ask(model, tokenizer, ours, seq_len, progress) if ours else ():
         figures.append(tuple(map(float, astuple(answer))))
 
     if questions.harness:

@@ -34,7 +34,7 @@ from jaxtyping import Float64
 from synthboot import config
 from synthboot.artifacts.model import Conditioning, Curve, Model
 from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs, Related
-from synthboot.artifacts.store import Progress, silent
+from synthboot.artifacts.store import Progress, during, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
@@ -123,8 +123,8 @@ def tune(
     model = _origin(cfg, start, tokenizer)
     if start is not None and cfg.tune.base_share == 1:
         return _as_it_is(cfg, model, stopping, tokenizer, folder)
-    progress(0.0, "measuring what d1 is worth untuned")
-    untuned = stopping.d1_worth(model)
+    tell = during(progress, 0.0, "measuring what d1 is worth untuned")
+    untuned = stopping.d1_worth(model, tell)
     # fresh weights read nothing, and nobody expects them to
     if start is not None:
         _warn_unread(*untuned, note)
@@ -145,15 +145,19 @@ def tune(
     )
     shares: list[tuple[float, float]] = []
     if start is not None and cfg.tune.base_share and runtime.group.main:
-        progress(1.0, "averaging with base")
+        tell = during(progress, 1.0, "averaging with base")
         base = _origin(cfg, start, tokenizer)
         shares = merging.average_with_base(
-            folder, base, _shares(cfg.tune, conditional), stopping.loss, tokenizer
+            folder,
+            base,
+            _shares(cfg.tune, conditional),
+            lambda m, share: stopping.loss(m, share, tell),
+            tokenizer,
         )
     runtime.group.wait()
     chosen = min(shares, key=lambda pair: pair[1])[0] if shares else 0.0
 
-    progress(1.0, "measuring held-out pairs")
+    tell = during(progress, 1.0, "measuring held-out pairs")
     best = models.load(Model.open(folder).best)
     best = models.moved(best, next(model.parameters()).device)
     seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer, separator)
@@ -161,7 +165,7 @@ def tune(
     for name, held in (("unseen", stopping), ("seen_by_base", seen)):
         if len(held):
             origin = _origin(cfg, start, tokenizer)
-            conditioning[name] = held.conditioning(best, origin, start is not None, chosen)
+            conditioning[name] = held.conditioning(best, origin, start is not None, chosen, tell)
 
     tokens = curve.step * plan.batch_tokens
     row_tokens = plan.rows_per_epoch() * plan.seq_len
@@ -379,21 +383,24 @@ class _Held:
                 readings.append(pointer.read(pointer.source(texts, self.seq_len), d2))
         return _Given(prompts, readings)
 
-    def loss(self, model: PreTrainedModel, base_share: float = 0.0) -> float:
+    def loss(
+        self, model: PreTrainedModel, base_share: float = 0.0, progress: Progress = silent
+    ) -> float:
         """Nats per token of d2 given its d1, or nothing where it is tuned without."""
-        return self._score(model, self.own, base_share).mean
+        return self._score(model, self.own, base_share, progress).mean
 
-    def d1_worth(self, model: PreTrainedModel) -> tuple[float, float]:
+    def d1_worth(self, model: PreTrainedModel, progress: Progress = silent) -> tuple[float, float]:
         """How many nats per token d2 costs less given its d1 than given a random one, with the
         standard error over pairs."""
-        given = self._score(model, self.own, 0.0)
-        return given.gain_over(self._score(model, self.random, 0.0))
+        given = self._score(model, self.own, 0.0, progress)
+        return given.gain_over(self._score(model, self.random, 0.0, progress))
 
     def weights(self, model: PreTrainedModel, base_share: float) -> pointer.Weights | None:
         """Those of a pointer beside this model, fitted on all pairs."""
         if not self.points:
             return None
-        return pointer.fit(self.own.readings, self._probabilities(model, self.own, base_share))
+        probabilities = self._probabilities(model, self.own, base_share, silent)
+        return pointer.fit(self.own.readings, probabilities)
 
     def conditioning(
         self,
@@ -401,16 +408,18 @@ class _Held:
         origin: PreTrainedModel,
         is_base: bool,
         base_share: float,
+        progress: Progress = silent,
     ) -> Conditioning:
         """Nats per token of d2 under each condition; `is_base` says that the model that tuning
         started from is a language model, not fresh weights."""
         nothing = _Given([np.array([self.tokenizer.end])] * len(self), [])
-        given = self._score(model, self.own, base_share)
-        random = self._score(model, self.random, base_share)
+        given = self._score(model, self.own, base_share, progress)
+        random = self._score(model, self.random, base_share, progress)
         # base has never seen the separator: without one, d2 is a document like any other
-        alone = self._model_score(origin, nothing, None)
+        alone = self._model_score(origin, nothing, None, progress)
+        without = self._model_score(model, nothing, self._separator(base_share), progress)
         found = Conditioning(
-            given_nothing=self._model_score(model, nothing, self._separator(base_share)).mean,
+            given_nothing=without.mean,
             base=alone.mean,
             pairs=len(self),
         )
@@ -434,16 +443,20 @@ class _Held:
     def _separator(self, base_share: float) -> int | None:
         return None if base_share == 1 else self.separator
 
-    def _score(self, model: PreTrainedModel, given: _Given, base_share: float) -> score.Scores:
+    def _score(
+        self, model: PreTrainedModel, given: _Given, base_share: float, progress: Progress
+    ) -> score.Scores:
         """The losses of the model, or of its mixture with a pointer.
 
         The weights are fitted on every other pair, with its own d1, and used on the rest, then the
         other way round, so that no pair is measured by weights that it helped to fit.
         """
         if not self.points:
-            return self._model_score(model, given, self._separator(base_share))
-        own = self._probabilities(model, self.own, base_share)
-        those = own if given is self.own else self._probabilities(model, given, base_share)
+            return self._model_score(model, given, self._separator(base_share), progress)
+        own = self._probabilities(model, self.own, base_share, progress)
+        those = own
+        if given is not self.own:
+            those = self._probabilities(model, given, base_share, progress)
         loss = np.empty(len(self))
         for part in range(2):
             fitted = range(1 - part, len(self), 2)
@@ -457,7 +470,7 @@ class _Held:
         return score.Scores(loss, np.array([len(d2) for d2 in self.d2]))
 
     def _probabilities(
-        self, model: PreTrainedModel, given: _Given, base_share: float
+        self, model: PreTrainedModel, given: _Given, base_share: float, progress: Progress
     ) -> list[Float64[np.ndarray, " token"]]:
         """The model's probability of each token of each d2."""
         losses = score.pair_tokens(
@@ -468,11 +481,12 @@ class _Held:
             self.share,
             self.tokenizer.end,
             self._separator(base_share),
+            progress,
         )
         return [np.exp(-loss.astype(np.float64)) for loss in losses]
 
     def _model_score(
-        self, model: PreTrainedModel, given: _Given, separator: int | None
+        self, model: PreTrainedModel, given: _Given, separator: int | None, progress: Progress
     ) -> score.Scores:
         return score.pairs(
             model,
@@ -482,4 +496,5 @@ class _Held:
             self.share,
             self.tokenizer.end,
             separator,
+            progress,
         )

@@ -7,7 +7,9 @@ import re
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,40 @@ def short_folder() -> Iterator[Path]:
     """A folder of its own for temporary files: a socket's address has room for 107 characters, pytest's folders for more."""
     with tempfile.TemporaryDirectory(prefix="sb-", dir="/tmp") as folder:
         yield Path(folder)
+
+
+def by_a_worker(function: Callable[..., Any], *arguments: object) -> Any:
+    """What it returns in a process that has imported everything, and is not this one."""
+    from synthboot import pool
+
+    workers = pool.Pool()
+    workers.start("test", function, *arguments)
+    try:
+        while True:
+            for _, kind, value in workers.wait():
+                if kind == "failed":
+                    raise value
+                if kind == "done":
+                    return value
+    finally:
+        workers.close()
+
+
+class Deaf:
+    """A connection to nobody."""
+
+    def send(self, value: object) -> None: ...
+
+
+@contextmanager
+def in_a_child() -> Iterator[None]:
+    """The rest of the life of a fork: it ends with this, and an error is told on stderr."""
+    try:
+        yield
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def run_folder(settings: dict[str, Any]) -> Path:

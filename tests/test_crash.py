@@ -3,17 +3,23 @@ of a run that was never disturbed."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from synthboot import api
-from tests.conftest import contents, run_folder, tiny_config
+from synthboot import api, config, recipes
+from synthboot.runner import unit
+from synthboot.runner.graph import fingerprints
+from synthboot.runner.state import states
+from tests.conftest import Deaf, by_a_worker, contents, in_a_child, run_folder, tiny_config
 
 DRIVER = """
 import sys, json
@@ -33,7 +39,6 @@ POINTS = [
     ("pretrain", "07-pretrain/sbp/seed-0/work/checkpoint-*"),
     ("score, between two models", "08-score/*/*/manifest.json"),
 ]
-FEW = [POINTS[4], POINTS[7]]  # a model is trained, workers write chunks of samples
 
 
 def start(settings: dict[str, Any]) -> subprocess.Popen[str]:
@@ -66,44 +71,33 @@ def nothing_outlives(place: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(
-    ("world", "points"), [("tiny", FEW), pytest.param("finished", POINTS, marks=pytest.mark.slow)], ids=["two", "ten"]
-)
-def test_killed_at_several_points_of_one_run_it_ends_with_the_same_bytes(
-    world: str, points: list[tuple[str, str]], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    undisturbed = request.getfixturevalue(world)
-    one_at_a_time = {**undisturbed["engine"], "jobs": 1}  # stages follow one another, so that every point is reached
-    settings = {**undisturbed, "root": str(tmp_path), "engine": one_at_a_time}
-    for name, pattern in points:
+@pytest.mark.slow
+def test_killed_at_ten_points_of_one_run_it_ends_with_the_same_bytes(finished: dict[str, Any], tmp_path: Path) -> None:
+    one_at_a_time = {**finished["engine"], "jobs": 1}  # stages follow one another, so that every point is reached
+    settings = {**finished, "root": str(tmp_path), "engine": one_at_a_time}
+    for name, pattern in POINTS:
         assert kill_when(settings, pattern, 120), name
         nothing_outlives(tmp_path)
     api.Run(settings).run()
-    assert contents(settings) == contents(undisturbed)
+    assert contents(settings) == contents(finished)
     assert not list(run_folder(settings).rglob("*.tmp"))
 
 
-DIE_AT_EVERY_STEP = """
-import json, os, re, sys
-from pathlib import Path
-from synthboot import config, recipes
-from synthboot.runner import unit
-from synthboot.runner.graph import fingerprints
-from synthboot.runner.state import states
-from synthboot import pool
-for name in [*pool.PRELOAD, "sklearn.utils.extmath", "jinja2"]:
-    __import__(name)
-import torch
-torch.set_num_threads(1)
-seen, every = Path(sys.argv[2]), int(sys.argv[3])
 ALIKE = [
-    (r"\\d+", "#"), ("validation|test|pool", "set"), ("(base|tune|pretrain)/.*(work|best|last)", r"model/\\2"),
-    (r".*/([^/]*)\\.tmp(/.*)?$", r"\\1.tmp"),  # what goes, goes the same way in every stage
+    (r"\d+", "#"),
+    ("validation|test|pool", "set"),
+    ("(base|tune|pretrain)/.*(work|best|last)", r"model/\2"),
+    (r".*/([^/]*)\.tmp(/.*)?$", r"\1.tmp"),  # what goes, goes the same way in every stage
 ]
+"""What a path becomes, so that those of one kind are one."""
 
-def deadly(name, real):
-    def once_each(*paths, **named):
-        at = os.readlink("/proc/self/fd/%d" % named["dir_fd"]) + "/" if named.get("dir_fd") is not None else ""
+
+def deadly(name: str, seen: Path, every: int) -> Callable[..., Any]:
+    """What `os` has of that name, but the process dies where a kind of path comes for the first time."""
+    real = getattr(os, name)
+
+    def once_each(*paths: Any, **named: Any) -> Any:
+        at = os.readlink(f"/proc/self/fd/{named['dir_fd']}") + "/" if named.get("dir_fd") is not None else ""
         target = at + str(paths[-1])
         if name in ("unlink", "remove") and not os.path.lexists(target):
             return real(*paths, **named)
@@ -114,37 +108,38 @@ def deadly(name, real):
             number = sum(line.removeprefix("passed ").startswith(name + " ") for line in known)
             dies = target.endswith("manifest.json") or number % every == 0
             with open(seen, "a") as file:
-                file.write(("" if dies else "passed ") + step + "\\n")
+                file.write(("" if dies else "passed ") + step + "\n")
             if dies:
                 os._exit(9)
         return real(*paths, **named)
+
     return once_each
 
-class Deaf:
-    def send(self, value): pass
 
-def make_all(cfg):
-    for step in ("replace", "rename", "unlink", "remove", "rmdir"):
-        setattr(os, step, deadly(step, getattr(os, step)))
-    plan = recipes.units(cfg)
-    standing, marks = states(cfg, plan), fingerprints(plan)
-    for name, each in plan.items():
-        if standing[name].status == "done":
-            unit.tidy(each.folder(cfg.folder))
-    for name in plan:
-        if standing[name].status != "done":
-            unit.make(cfg, plan, name, marks, 1, Deaf())
+def die_at_every_step(settings: dict[str, Any], seen: Path, every: int, connection: object) -> int:
+    """In a worker: make all units in a child, and in another one where it died; how the last one ended."""
+    cfg = config.Config.model_validate(settings)
 
-cfg = config.Config.model_validate(json.loads(sys.argv[1]))
-status = 9
-while status == 9:
-    child = os.fork()
-    if not child:
-        make_all(cfg)
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-sys.exit(status)
-"""
+    def make_all() -> None:
+        for step in ("replace", "rename", "unlink", "remove", "rmdir"):
+            setattr(os, step, deadly(step, seen, every))
+        plan = recipes.units(cfg)
+        standing, marks = states(cfg, plan), fingerprints(plan)
+        for name, each in plan.items():
+            if standing[name].status == "done":
+                unit.tidy(each.folder(cfg.folder))
+        for name in plan:
+            if standing[name].status != "done":
+                unit.make(cfg, plan, name, marks, 1, Deaf())
+
+    status = 9
+    while status == 9:
+        child = os.fork()
+        if not child:
+            with in_a_child():
+                make_all()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status
 
 
 def listed(settings: dict[str, Any]) -> list[str]:
@@ -162,9 +157,7 @@ def test_killed_just_before_a_rename_or_removal_it_ends_with_the_same_files(
     settings = {**tiny, "root": str(tmp_path)}
     seen = tmp_path / "seen"
     seen.touch()
-    command = [sys.executable, "-c", DIE_AT_EVERY_STEP, json.dumps(settings), str(seen), str(every)]
-    process = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=280)
-    assert process.returncode == 0, process.stderr
+    assert by_a_worker(die_at_every_step, settings, seen, every) == 0
     deaths = seen.read_text()
     assert deaths.count("manifest.json\n") >= len(api.Run(settings).plan()), deaths
     for step in ("replace", "rename", "unlink", "rmdir"):
@@ -182,31 +175,17 @@ def _command(process: Path) -> str:
         return ""
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "once"),
-    [
-        (signal.SIGINT, 130, "04-base/work/checkpoint-*"),
-        (signal.SIGINT, 130, ".lock"),  # while the fork server starts
-        (signal.SIGTERM, 143, ".lock"),
-        pytest.param(signal.SIGHUP, 129, ".lock", marks=pytest.mark.slow),
-    ],
-    ids=["Ctrl-C", "Ctrl-C at once", "TERM", "HUP"],
-)
-def test_a_signal_stops_with_one_line_and_leaves_nothing(
-    tmp_path: Path, short_folder: Path, number: int, code: int, once: str
-) -> None:
-    import yaml
-
-    settings = tiny_config(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "synthboot", "run", str(tmp_path / "tiny.yaml")]
+def stop(settings: dict[str, Any], number: int, once: str, temporary: Path) -> None:
+    """Run the command line and stop it by a signal once a file is there: it ends with one line and leaves nobody."""
+    path = Path(settings["root"]) / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "synthboot", "run", str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "TMPDIR": str(short_folder)},
+        env={**os.environ, "TMPDIR": str(temporary)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell starts with it ignored
     )
     while not list(run_folder(settings).glob(once)):
@@ -214,12 +193,34 @@ def test_a_signal_stops_with_one_line_and_leaves_nothing(
         time.sleep(0.001)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal does
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == code
+    assert process.returncode == 128 + number
     *told, last = errors.splitlines()
     assert last == "stopped; finished shards are kept, the same command goes on from there"
     assert all(line.startswith("[") for line in told)  # what was done by then
+    nothing_outlives(Path(settings["root"]))
+    assert not list(temporary.glob("pymp-*"))  # the socket of the fork server
+
+
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)],
+    ids=["Ctrl-C", "TERM", "HUP"],
+)
+def test_a_signal_while_the_fork_server_starts_stops_with_one_line(tmp_path: Path, short_folder: Path, number: int) -> None:
+    stop(tiny_config(tmp_path), number, ".lock", short_folder)
+
+
+def test_stopped_in_training_and_killed_in_sampling_it_ends_with_the_same_bytes(
+    tiny: dict[str, Any], tmp_path: Path, short_folder: Path
+) -> None:
+    one_at_a_time = {**tiny["engine"], "jobs": 1}
+    settings = {**tiny, "root": str(tmp_path), "engine": one_at_a_time}
+    stop(settings, signal.SIGINT, "04-base/work/checkpoint-*", short_folder)
+    assert kill_when(settings, "06-synthesize/related/chunks/000000", 120)
     nothing_outlives(tmp_path)
-    assert not list(short_folder.glob("pymp-*"))  # the socket of the fork server
+    api.Run(settings).run()
+    assert contents(settings) == contents(tiny)
+    assert not list(run_folder(settings).rglob("*.tmp"))
 
 
 @pytest.mark.slow

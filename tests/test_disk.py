@@ -2,11 +2,9 @@
 same bytes once there is space."""
 
 import errno
-import json
 import os
 import resource
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,63 +12,53 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synthboot import api
+from synthboot import api, config, recipes
 from synthboot.artifacts import store
 from synthboot.data import disk
 from synthboot.errors import StorageError
-from tests.conftest import contents, tiny_config
-
-MAKE_UNTIL_FULL = """
-import json, os, subprocess, sys
-from pathlib import Path
-from synthboot import config, recipes
 from synthboot.runner import unit
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.state import states
-from synthboot import pool
-for name in [*pool.PRELOAD, "sklearn.utils.extmath", "jinja2"]:
-    __import__(name)
-import torch
-from synthboot.errors import StorageError
-torch.set_num_threads(1)
-cfg = config.Config.model_validate(json.loads(sys.argv[1]))
+from tests.conftest import Deaf, by_a_worker, contents, in_a_child, tiny_config
 
-class Deaf:
-    def send(self, value): pass
 
-place, tried = sys.argv[2], Path(sys.argv[3])
-
-def leave(kilobytes):
+def leave(place: Path, kilobytes: int) -> None:
+    """Let a file system of its own have that much room left."""
     disk = os.statvfs(place)
     used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize // 1024
-    subprocess.run(["mount", "-o", f"remount,size={used + kilobytes}k", place], check=True)
+    subprocess.run(["mount", "-o", f"remount,size={used + kilobytes}k", str(place)], check=True)
 
-def make_all():
-    plan = recipes.units(cfg)
-    try:
+
+def make_until_full(settings: dict[str, Any], place: Path, tried: Path, said: Path, connection: object) -> int:
+    """In a worker: make all units in a child, and go on in another one, with more room, where the disk was full."""
+    cfg = config.Config.model_validate(settings)
+
+    def make_all() -> None:
+        plan = recipes.units(cfg)
         standing, marks = states(cfg, plan), fingerprints(plan)
         for name in plan:
-            if standing[name].status != "done":
-                where = name
-                if name not in tried.read_text().splitlines():  # each unit meets a full disk
-                    tried.write_text(tried.read_text() + name + "\\n")
-                    leave(8)
+            if standing[name].status == "done":
+                continue
+            if name not in tried.read_text().splitlines():  # each unit meets a full disk
+                tried.write_text(tried.read_text() + name + "\n")
+                leave(place, 8)
+            try:
                 unit.make(cfg, plan, name, marks, 1, Deaf())
-    except StorageError as error:
-        print(where, "|", error, flush=True)
-        os._exit(28)
+            except StorageError as error:
+                with said.open("a") as file:
+                    print(name, "|", error, file=file)
+                os._exit(28)
 
-room, status = 64, 28
-while status == 28:
-    child = os.fork()
-    if not child:
-        make_all()
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    leave(room)
-    room *= 2
-sys.exit(status)
-"""
+    room, status = 64, 28
+    while status == 28:
+        child = os.fork()
+        if not child:
+            with in_a_child():
+                make_all()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        leave(place, room)
+        room *= 2
+    return status
 
 
 @pytest.fixture
@@ -88,12 +76,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_at_every_stage_it_says_so_and_goes_on_to_the_same_bytes(
     tiny: dict[str, Any], small_disk: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "tried").touch()
+    tried, told = tmp_path / "tried", tmp_path / "told"
+    tried.touch()
     full = {**tiny, "root": str(small_disk)}
-    command = [sys.executable, "-c", MAKE_UNTIL_FULL, json.dumps(full), str(small_disk), str(tmp_path / "tried")]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert process.returncode == 0, process.stderr[-2_000:]
-    said = process.stdout.splitlines()
+    assert by_a_worker(make_until_full, full, small_disk, tried, told) == 0
+    said = told.read_text().splitlines()
     assert all(str(small_disk) in line and "the disk is full; free some space" in line for line in said), said
     assert {line.split(" | ")[0] for line in said} == set(api.Run(full).plan())
     assert contents(full) == contents(tiny)

@@ -1,22 +1,22 @@
 """An arm that reads what a filter leaves: what that is, what is told of it, and what too little is."""
 
-import json
+import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from synthboot import api, show
+from synthboot import api, config, recipes, show
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.model import Model
 from synthboot.artifacts.store import read_manifest
 from synthboot.artifacts.synthetic import Synthetic
 from synthboot.errors import BudgetError, ConfigError
-from tests.conftest import contents, run_folder
+from synthboot.runner import unit
+from synthboot.runner.graph import fingerprints
+from tests.conftest import Deaf, by_a_worker, contents, in_a_child, run_folder
 
 
 def novelty(sample: np.ndarray, known: set[tuple[int, ...]], n: int) -> float:
@@ -88,36 +88,29 @@ def test_too_little_text_and_a_judge_without_skill_are_errors_before_training(ti
     assert not list((run_folder(blind) / "07-pretrain").glob("clean*"))
 
 
-DIE_AFTER = """
-import json, os, sys
-from synthboot import config, pool, recipes
-from synthboot.runner import unit
-from synthboot.runner.graph import fingerprints
-for name in pool.PRELOAD:
-    __import__(name)
-import torch
-torch.set_num_threads(1)
+def die_after(settings: dict[str, Any], name: str, last: list[str], connection: object) -> list[dict[str, int]]:
+    """In a worker: make a unit in a child that dies once a chunk is measured, then in another one that dies after a later
+    chunk; the files of what was measured by then, each with its number on the disk."""
+    cfg = config.Config.model_validate(settings)
+    plan = recipes.units(cfg)
+    replace = os.replace
+    found = []
+    for chunk in last:
 
-class Deaf:
-    def send(self, value): pass
+        def deadly(source: Any, target: Any, chunk: str = chunk) -> None:
+            replace(source, target)
+            if str(target).endswith("/work/measured/" + chunk):
+                os._exit(9)
 
-cfg = config.Config.model_validate(json.loads(sys.argv[1]))
-plan = recipes.units(cfg)
-replace = os.replace
-for last in sys.argv[3:]:
-    def deadly(source, target):
-        replace(source, target)
-        if str(target).endswith("/work/measured/" + last):
-            os._exit(9)
-    child = os.fork()
-    if not child:
-        os.replace = deadly
-        unit.make(cfg, plan, sys.argv[2], fingerprints(plan), 1, Deaf())
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    folder = plan[sys.argv[2]].folder(cfg.folder) / "work" / "measured"
-    print(json.dumps({path.name: path.stat().st_ino for path in sorted(folder.glob("0*"))}))
-"""
+        child = os.fork()
+        if not child:
+            with in_a_child():
+                os.replace = deadly
+                unit.make(cfg, plan, name, fingerprints(plan), 1, Deaf())
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        measured = plan[name].folder(cfg.folder) / "work" / "measured"
+        found.append({path.name: path.stat().st_ino for path in sorted(measured.glob("0*"))})
+    return found
 
 
 def test_killed_while_it_measures_a_filter_measures_no_chunk_twice(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -129,10 +122,7 @@ def test_killed_while_it_measures_a_filter_measures_no_chunk_twice(tiny: dict[st
     assert chunks > 2
 
     last = f"{chunks - 1:06d}"
-    command = [sys.executable, "-c", DIE_AFTER, json.dumps(settings), f"synthesize/{kind}", "000000", last]
-    died = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert died.returncode == 0, died.stderr
-    after_first, after_last = map(json.loads, died.stdout.splitlines())
+    after_first, after_last = by_a_worker(die_after, settings, f"synthesize/{kind}", ["000000", last])
     assert list(after_first) == ["000000"]
     assert after_last["000000"] == after_first["000000"], "measured again"
     assert len(after_last) == chunks

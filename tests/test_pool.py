@@ -339,7 +339,21 @@ def test_a_killed_worker_takes_its_own_workers_along_even_a_stopped_one(tmp_path
         running.close()
 
 
+KILLED_SERVERS = """
+from synthboot import pool
+from tests.test_pool import kill_fork_servers
+pool.PRELOAD[1:] = ["torch"]
+if __name__ == "__main__":
+    kill_fork_servers()
+"""
+
+
 def test_a_fork_server_that_is_killed_is_an_error_and_then_there_is_another() -> None:
+    """In a process of its own, or the tests after it would wait until another has imported everything."""
+    subprocess.run([sys.executable, "-c", KILLED_SERVERS], check=True)
+
+
+def kill_fork_servers() -> None:
     found = pool.imap(_itself, (), iter(lambda: 0, 1), 2)
     worker = next(found)
     [server] = [parent for pid, _, parent in processes() if pid == worker]  # it forked the worker
@@ -463,7 +477,12 @@ with stoppable():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_once(number: int) -> None:
-    process = subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job starts with it ignored
+    )
     assert process.stdout is not None
     with process:
         assert process.stdout.readline() == "ready\n"

@@ -49,7 +49,7 @@ WORLD = {
 
 def world_config(root: Path, **changes: Any) -> dict[str, Any]:
     settings = {
-        "budget": {"unique_tokens": "all", "train_tokens": 24_000},
+        "budget": {"unique_tokens": "all", "train_tokens": 12_000},
         "corpus": WORLD,
         "arms": ARMS,
         "model": {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "seq_len": 128},
@@ -156,7 +156,7 @@ def test_arms_that_need_the_same_thing_share_it(tmp_path: Path) -> None:
         a for a in ARMS if found.get(f"pretrain/{a}/seed-0", found["corpus"]).parents.get("synthesize") == "synthesize/related"
     }
     assert related == {"sbp", "sbp-25", "sbp-megadoc", "sbp-first", "sbp-flops"}
-    assert found["synthesize/related"].options["budget_tokens"] == 12_000 + 128  # the largest share
+    assert found["synthesize/related"].options["budget_tokens"] == 6_000 + 128  # the largest share
     assert found["tune/related"].parents["base"] == "base/chosen"
     assert found["tune/related-after-sbp"].parents["base"] == "pretrain/sbp/seed-0"
     assert "base" not in found["tune/scratch"].parents

@@ -63,6 +63,7 @@ PRELOAD = [
     "torch",
     "transformers.models.qwen3.modeling_qwen3",
     "sklearn.feature_extraction.text",
+    "pyarrow.dataset",
     "pyarrow.parquet",
     "synthboot.runner.unit",
     "synthboot.steps",

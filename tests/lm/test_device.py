@@ -1,17 +1,17 @@
 """A step of sampling and of training on a device that is not there.
 
 Fake tensors carry a device and no values: a step that mixes devices raises, and so does one that asks for a value, for which a
-GPU would have to be waited for. `python -m tests.lm.test_device` is a process of its own, since the device is registered for
-good.
+GPU would have to be waited for. Workers run the steps, since a process registers such a device for good.
 """
 
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorDeviceMismatchError, FakeTensorMode
+
+from synthboot import pool
 
 DEVICE = "gpu"
 
@@ -100,31 +100,28 @@ def training(spoil: str) -> None:
 
 
 def test_a_step_stays_on_its_device_and_does_not_wait_for_it() -> None:
-    command = [sys.executable, "-m", "tests.lm.test_device"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    steps = ("sampling", "training")
     expected = {"": "none", "mixes": "FakeTensorDeviceMismatchError", "waits": "DataDependentOutputException"}
-    assert told == [f"{step}-{spoil}:{error}" for step in steps for spoil, error in expected.items()]
+    assert list(pool.imap(registered, (), (sampling, training), 2)) == [expected, expected]
 
 
-def main() -> None:
-    """Register the device, run both steps as they are and spoiled, and print the errors' names."""
+def registered() -> Callable[[Callable[[str], None]], dict[str, str]]:
+    """Register the device; then a step as it is and spoiled, and the names of the errors."""
     torch.utils.rename_privateuse1_backend(DEVICE)
     torch._C._acc.register_python_privateuseone_device_guard(Guard())
     torch._C._acc.register_python_privateuseone_hook(Hooks())
     torch._register_device_module(DEVICE, Module)
     library = torch.library.Library("_", "IMPL")
     library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-    for step in (sampling, training):
+
+    def errors(step: Callable[[str], None], _: torch.library.Library = library) -> dict[str, str]:
+        found = {}
         for spoil in ("", "mixes", "waits"):
-            error = "none"
+            found[spoil] = "none"
             with FakeTensorMode():
                 try:
                     step(spoil)
                 except (FakeTensorDeviceMismatchError, DataDependentOutputException) as raised:
-                    error = type(raised).__name__
-            print(f"{step.__name__}-{spoil}:{error}")
+                    found[spoil] = type(raised).__name__
+        return found
 
-
-if __name__ == "__main__":
-    main()
+    return errors

@@ -22,7 +22,7 @@ from synthboot import api, config, loading, recipes, settings
 from synthboot.cli import main
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.unit import make
-from tests.conftest import contents, run_folder
+from tests.conftest import Deaf, contents, run_folder
 
 OTHER = {
     "device": "auto",
@@ -82,12 +82,6 @@ def server() -> Iterator[int]:
     made.shutdown()
     made.server_close()
     thread.join()
-
-
-class Deaf:
-    """Who does not want to know how a unit gets on."""
-
-    def send(self, message: object) -> None: ...
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:

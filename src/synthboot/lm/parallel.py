@@ -22,7 +22,7 @@ from synthboot.errors import ConfigError
 from synthboot.lm.loss import Loss
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,9 @@ def placed_as(parameter: Any, value: torch.Tensor) -> torch.Tensor:
 class ScoringView:
     """A sharded model as scoring wants it: called with tokens, it gives logits."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, config: PretrainedConfig) -> None:
         self._module = module
+        self.config = config
         self.parameters = module.parameters
         self.eval = module.eval
         self.train = module.train
@@ -148,10 +149,12 @@ class ScoringView:
         """Whether it is in training mode."""
         return self._module.training
 
-    def __call__(self, input_ids: torch.Tensor, use_cache: bool = False) -> Any:
+    def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> Any:
         """The model's output; all processes have to call."""
         # through the wrapper: it is the wrapper that gathers the shards of a block before it runs
         return self._module(input_ids)
+
+    __call__ = forward
 
 
 def blocks(model: PreTrainedModel) -> list[torch.nn.Module]:

@@ -379,7 +379,9 @@ class _Trainer:
             model = self.model
             if self.group.shard:
                 # called as a model is, which is all that a measure does
-                model = cast("PreTrainedModel", parallel.ScoringView(self.module))
+                model = cast(
+                    "PreTrainedModel", parallel.ScoringView(self.module, self.model.config)
+                )
             return measure(model)
 
     def _write_checkpoint(

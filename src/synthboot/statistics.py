@@ -33,7 +33,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Real
-from scipy import optimize, special
 
 POWER = 0.8
 """How often a difference of the size that `detectable` gives is found."""
@@ -245,6 +244,8 @@ def detectable(noise: Components, seeds: int, items: int, confidence: float = 0.
     of_seeds = noise.seed / seeds if seeds > 1 else 0.0
     error = float(np.sqrt(of_seeds + noise.item / items + both))
 
+    from scipy import special
+
     # The mean has to lie this far beyond the half width to be found with that chance.
     margin = float(special.ndtri(POWER)) * error
     return spread.half_width(1 - confidence) + margin
@@ -346,6 +347,8 @@ def _p_value(distance: float, spread: _Spread) -> float:
     if distance >= spread.half_width(least):
         return least
 
+    from scipy import optimize
+
     def beyond(log_level: float) -> float:
         return spread.half_width(float(np.exp(log_level))) - distance
 
@@ -355,6 +358,8 @@ def _p_value(distance: float, spread: _Spread) -> float:
 
 
 def _quantile(level: float, df: int) -> float:
+    from scipy import special
+
     return -float(special.stdtrit(df, level / 2))
 
 
@@ -365,5 +370,7 @@ def _end(outside: Callable[[float], float], value: float, side: int) -> float:
         step *= 2
         if step > 1e12:
             return side * float("inf")
+    from scipy import optimize
+
     ends = sorted((value, value + side * step))
     return float(optimize.brentq(outside, *ends))

@@ -166,16 +166,12 @@ def main(job: Path) -> int:
     Returns the exit code.
     """
     pool.end_with_parent()
-    import torch
-
-    from synthboot.lm import parallel
-
-    # before anything that takes long: a rank nobody waits for must not train on
+    # before anything that takes long, as importing torch does: a rank nobody waits for must not
+    # train on
     threading.Thread(target=_end_with_input, daemon=True).start()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     order = disk.read_json(job)
     cfg = config.Config.model_validate(order["config"])
-    first = parallel.rank() == 0
+    first = os.environ.get("RANK", "0") == "0"
 
     def progress(done: float, words: str) -> None:
         if first:
@@ -195,6 +191,9 @@ def main(job: Path) -> int:
         leave({"error": error})
         return 2
 
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     # the sources were hashed when the run began: not again by every rank of every model
     plan = recipes.units(cfg, order["outside"])
     try:

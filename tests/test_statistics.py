@@ -48,6 +48,36 @@ def test_the_variance_is_that_of_a_crossed_layout() -> None:
     assert found.both == pytest.approx(both)
 
 
+@pytest.mark.parametrize("right", [0, 1, 3, 20, 39, 40])
+def test_a_share_of_one_seed_is_nearly_the_exact_interval_and_stays_between_0_and_1(right: int) -> None:
+    answers = np.arange(40)[None] < right
+    found = statistics.share(answers.astype(float))
+    known = stats.binomtest(right, 40).proportion_ci(0.95, "exact")
+    assert 0 <= found.low <= found.value == right / 40 <= found.high <= 1
+    # the same where all are alike; else a t quantile stands for a normal one, and the sample's variance for the binomial's
+    assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=1e-9 if right in (0, 40) else 0.015)
+    assert found.high - found.low >= (known.high - known.low) * 0.99
+
+
+def test_a_share_is_held_by_its_interval_however_seldom_it_is() -> None:
+    """Items of different difficulty, seeds of different skill, and truths near zero, where a t interval holds little."""
+    rng = np.random.default_rng(0)
+    for truth, seeds in ((0.01, 1), (0.01, 3), (0.05, 3), (0.5, 3), (0.97, 5)):
+        held = 0
+        for _ in range(300):
+            difficulty = rng.beta(2 * truth, 2 * (1 - truth), 200)
+            skill = rng.normal(0, 0.1, (seeds, 1))
+            chance = np.clip(difficulty + skill * truth * (1 - truth), 0, 1)
+            found = statistics.share((rng.random(chance.shape) < chance).astype(float))
+            held += found.low <= truth <= found.high
+        assert held / 300 > 0.94, (truth, seeds)
+
+
+def test_a_share_beyond_1_is_no_share() -> None:
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        statistics.share(np.array([[0.2, 1.2]]))
+
+
 def test_items_weigh_as_their_size() -> None:
     sizes = np.array([1.0, 99.0, 50.0])
     values = np.array([[10.0, 99.0, 100.0]])

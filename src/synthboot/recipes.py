@@ -56,7 +56,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "synthesize": 5,
     "pretrain": 6,
     "score": 1,
-    "evaluate": 13,
+    "evaluate": 14,
     "analyze": 10,
     "report": 8,
     "extract": 2,

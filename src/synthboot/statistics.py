@@ -152,6 +152,36 @@ def estimate(
     )
 
 
+def share(values: Real[np.ndarray, "seed item"], confidence: float = 0.95) -> Interval:
+    """The mean of `values` from 0 to 1, such as right and wrong answers, with its interval.
+
+    That of `estimate` would reach beyond 0 and 1, and have no width where all answers are alike.
+    This is the exact interval for as many independent answers as would be spread so far; for all
+    alike, for as many as there are items. Raises ValueError for fewer than two items, and for a
+    value beyond 0 and 1.
+
+    Source: Clopper and Pearson 1934; effective numbers, Korn and Graubard 1998 (Survey Methodology
+    24). Deviation: theirs come from the variance and its degrees of freedom; ours from the half
+    width of `estimate`, which has a t quantile for seeds and one for items.
+    """
+    from scipy import special
+
+    values, sizes = _checked(values, None)
+    if ((values < 0) | (values > 1)).any():
+        raise ValueError("a share lies from 0 to 1")
+    mean, spread = _mean(values, sizes)
+    tail = (1 - confidence) / 2
+    width = spread.half_width(1 - confidence)
+    number = float(values.shape[1])
+    if width > 0:
+        z = float(special.ndtri(1 - tail))
+        number = min(z**2 * mean * (1 - mean) / width**2, float(values.size))
+    hits = mean * number
+    low = float(special.betaincinv(hits, number - hits + 1, tail)) if mean > 0 else 0.0
+    high = float(special.betaincinv(hits + 1, number - hits, 1 - tail)) if mean < 1 else 1.0
+    return Interval(mean, low, high)
+
+
 def difference(
     first: Real[np.ndarray, "seed item"],
     second: Real[np.ndarray, "seed item"],

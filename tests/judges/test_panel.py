@@ -1,5 +1,6 @@
 """A judge whose errors are known, on texts whose faults are known: the corrected rate finds them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -95,6 +96,18 @@ def test_two_passes_and_how_far_they_agree(tmp_path: Path) -> None:
     assert found.kappa == pytest.approx(0.64, abs=0.05)
     assert found.requests == 2 * 3_100
     assert verdict(Fake(0.9, 0.9, version="one"), tmp_path).kappa is None
+
+
+def test_progress_counts_items_not_whole_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now = iter(range(10**6))
+    monkeypatch.setattr("time.monotonic", lambda: next(now) / 4)  # an item takes a little over a quarter of a second
+    said: list[str] = []
+    with Record(tmp_path / "judged.jsonl") as record:
+        panel.judge(Fake(1, 1, number=2), "repetition", known(30), {}, record, said.append)
+    found = [re.fullmatch(r"fake, repetition: (\d+) of 60 items, pass ([12]) of 2", line) for line in said]
+    counts = [(int(match[2]), int(match[1])) for match in found if match]
+    assert len(counts) == len(said) > 8
+    assert counts == sorted(counts)
 
 
 def test_what_is_not_answered_is_counted_and_left_out(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from synthboot import config
+from synthboot.data import documents
 from synthboot.data.disk import renamed_folder, storage_errors, write_record
 from synthboot.errors import ConfigError
 from synthboot.export import cards, mixture, models, texts
@@ -58,13 +59,15 @@ def export(
     """Write what a finished run holds to a new folder, `out` or NAME-WHAT where one stands.
 
     `arm` takes what this arm reads or is, `seed` one seed's models; `license` is what the user says
-    of the sources, which nothing here can know. Raises MissingArtifact where the run is not
-    finished so far, ConfigError where the folder exists (with `force`, where it is no export), lies
-    in the run, or for an arm or seed that there is not; StorageError.
+    of the sources, which nothing here can know unless it made them up.
+
+    Raises MissingArtifact where the run is not finished so far, ConfigError where the folder exists
+    (with `force`, where it is no export), lies in the run, or for an arm or seed that there is not;
+    StorageError.
     """
     if seed is not None and what not in ("models", "tokens"):
         raise ConfigError(f"export: --seed is about models and tokens, not --what {what}")
-    license = " ".join((license or "").split()) or None
+    license = " ".join((license or "").split()) or _licence_of(cfg)
     place = Path(f"{cfg.name}-{what}") if out is None else out
     _check_place(place, cfg.folder, force)
 
@@ -80,6 +83,12 @@ def export(
         _check_place(place, cfg.folder, force)
     verdict = None if run.evaluation is None else run.evaluation.verdict
     return Exported(place, what, parts, license, verdict)
+
+
+def _licence_of(cfg: config.Config) -> str | None:
+    """That of text which this program has made up; what else the sources are is not known."""
+    made_up = cfg.corpus.source == documents.WORLD and not cfg.corpus.replay
+    return "cc0-1.0" if made_up and not cfg.model.init_from and not cfg.tune.init_from else None
 
 
 def _check_place(place: Path, run: Path, force: bool) -> None:

@@ -13,6 +13,7 @@ For every judge and question:
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ from synthboot.statistics import Interval
 
 _CHUNK = 256  # items whose scores a judge is asked for at once
 _CHUNK_OF_BUDGET = 16  # so few where tokens are counted: that many too many are asked
+_SECONDS_A_WORD = 1.0  # between two words about progress
 
 
 @dataclass(frozen=True)
@@ -207,15 +209,36 @@ def _scores(
             return scores, start, spent
         places = range(len(items))[start : start + chunk]
         for number in passes:
-            _ask(judge, question, {names[number][i]: items[i] for i in places}, number, record)
+            _ask(
+                judge,
+                question,
+                {names[number][i]: items[i] for i in places},
+                number,
+                record,
+                _counting(progress, judge, question, start, len(items), number),
+            )
             for place in places:
                 name = names[number][place]
                 scores[number, place] = record.scores[name]
                 if name not in counted:
                     spent += record.spent[name]
                     counted.add(name)
-        progress(f"{judge.name}, {question}: {places.stop:,} of {len(items):,} items")
     return scores, len(items), spent
+
+
+def _counting(
+    progress: Callable[[str], None],
+    judge: Judge,
+    question: Question,
+    start: int,
+    of: int,
+    number: int,
+) -> Callable[[int], None]:
+    """Progress by how many items of a pass have a score since the `start`th."""
+    turn = f", pass {number + 1} of {judge.passes(question)}" if judge.passes(question) > 1 else ""
+    return lambda asked: progress(
+        f"{judge.name}, {question}: {start + asked:,} of {of:,} items{turn}"
+    )
 
 
 def _ask(
@@ -224,13 +247,21 @@ def _ask(
     items: Mapping[str, Item],
     number: int,
     record: Record,
+    heard: Callable[[int], None],
 ) -> None:
     """Have the record hold the score of each of these items, known by its name; the same text in
-    two kinds, or twice sampled, is asked once."""
+    two kinds, or twice sampled, is asked once. `heard` is told now and then how many it holds."""
     missing = [name for name in items if name not in record.scores]
+    held = len(items) - len(missing)
+    last = -math.inf
 
     def told(index: int, score: float, spent: Spent = NOTHING, /) -> None:
+        nonlocal held, last
         record.add(missing[index], score, spent)
+        held += 1
+        if time.monotonic() - last > _SECONDS_A_WORD:
+            last = time.monotonic()
+            heard(held)
 
     if missing:
         judge.score(question, [items[name] for name in missing], number, told)

@@ -339,8 +339,8 @@ def _answers(
         difference = statistics.difference(acc, of_repetition, None, confidence)
         results[name] = AnswerResult(
             items=int(chosen.sum()),
-            acc=_interval(acc, confidence),
-            acc_norm=_interval(acc_norm, confidence),
+            acc=statistics.share(acc, confidence),
+            acc_norm=statistics.share(acc_norm, confidence),
             nll=_interval(nll, confidence),
             # all zero: an item with one continuation has nothing to choose among
             choice_nll=_interval(choice_nll, confidence) if choice_nll.any() else None,

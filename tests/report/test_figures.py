@@ -31,6 +31,7 @@ def test_values_keep_their_order_and_distances() -> None:
     assert log(0) == 0  # what has no logarithm stands at the end
     assert linear(math.inf) == 110
     assert Scale.over([], 0, 100)(0.5) > 0
+    assert min(Scale.over([0.0, 0.0], 0, 100).ticks()) == 0  # not as many below it as above
     assert Scale.over([3.0, 3.0], 0, 100)(3.0) == pytest.approx(50)
 
 

@@ -49,7 +49,7 @@ class Scale:
     def over(values: Iterable[float], start: float, end: float, log: bool = False) -> Scale:
         """The scale that has all finite values within, with a margin; logarithmic ones above zero.
 
-        Nothing to show is shown from 0 to 1.
+        Nothing to show, and nothing but zeros, is shown from 0 to 1.
         """
         shown = list(filter(math.isfinite, values))
         if log:
@@ -58,6 +58,8 @@ class Scale:
 
         low = min(shown)
         high = max(shown)
+        if low == high == 0:
+            high = 1.0
         if log:
             low = math.log10(low)
             high = math.log10(high)

@@ -618,6 +618,14 @@ class Tune(Section):
         name."""
         return trials(self)
 
+    def base_shares(self, conditional: bool) -> tuple[float, ...]:
+        """The shares of base's weights that are tried, in the order in which they are; the last may
+        leave d1 to the pointer alone."""
+        if self.base_share != "auto":
+            return (self.base_share,) if self.base_share else ()
+        tried = tuple(tenths / 10 for tenths in range(10))
+        return (*tried, 1.0) if self.pointer and conditional else tried
+
 
 class Synthesize(Section):
     """Sampling S_pretrain from the synthesizer. Source: arXiv:2509.15248 (temperature 1, top-p 0.9

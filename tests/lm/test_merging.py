@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from synthboot import config
 from synthboot.artifacts.store import WORK
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.lm import merging
 from synthboot.lm import model as models
 from tests.lm.conftest import small_model
+
+SHARES = config.Tune(base_share="auto").base_shares(conditional=True)
 
 
 def flat(model: Any) -> torch.Tensor:
@@ -32,8 +35,8 @@ def nearness(share: float) -> Any:
 
 
 def test_best_becomes_the_average_of_least_loss(folder: Path, tokenizer: Tokenizer) -> None:
-    losses = merging.average_with_base(folder, small_model(seed=0), merging.SHARES, nearness(0.32), tokenizer)
-    assert [share for share, _ in losses] == list(merging.SHARES)
+    losses = merging.average_with_base(folder, small_model(seed=0), SHARES, nearness(0.32), tokenizer)
+    assert [share for share, _ in losses] == list(SHARES)
     assert min(losses, key=lambda pair: pair[1])[0] == 0.3
     expected = 0.7 * flat(small_model(seed=1)) + 0.3 * flat(small_model(seed=0))
     torch.testing.assert_close(flat(models.load(folder / "best")), expected)
@@ -41,7 +44,7 @@ def test_best_becomes_the_average_of_least_loss(folder: Path, tokenizer: Tokeniz
 
 def test_without_a_gain_best_stays_as_it_was(folder: Path, tokenizer: Tokenizer) -> None:
     before = (folder / "best" / "model.safetensors").read_bytes()
-    merging.average_with_base(folder, small_model(seed=0), merging.SHARES, nearness(-0.5), tokenizer)
+    merging.average_with_base(folder, small_model(seed=0), SHARES, nearness(-0.5), tokenizer)
     assert (folder / "best" / "model.safetensors").read_bytes() == before
     assert not list((folder / WORK).iterdir())
 
@@ -51,7 +54,7 @@ def test_a_run_killed_afterwards_averages_the_same_models_again(
     folder: Path, tokenizer: Tokenizer, best_is_there: bool
 ) -> None:
     base = small_model(seed=0)
-    merging.average_with_base(folder, base, merging.SHARES, nearness(0.5), tokenizer)
+    merging.average_with_base(folder, base, SHARES, nearness(0.5), tokenizer)
     first = (folder / "best" / "model.safetensors").read_bytes()
     if not best_is_there:  # killed before the average was saved
         for path in sorted((folder / "best").iterdir()):
@@ -59,5 +62,5 @@ def test_a_run_killed_afterwards_averages_the_same_models_again(
         (folder / "best").rmdir()
     merging.undo(folder)
     torch.testing.assert_close(flat(models.load(folder / "best")), flat(small_model(seed=1)))
-    merging.average_with_base(folder, base, merging.SHARES, nearness(0.5), tokenizer)
+    merging.average_with_base(folder, base, SHARES, nearness(0.5), tokenizer)
     assert (folder / "best" / "model.safetensors").read_bytes() == first

@@ -126,6 +126,21 @@ def test_more_devices_take_less_time_and_the_same_work(paper: Any) -> None:
     assert eight.hours >= sum(row(eight, stage).hours for stage in chain)
 
 
+def test_tuning_is_planned_with_all_that_is_read_to_measure_it(finished: dict[str, Any]) -> None:
+    """Held-out pairs are read many times over; with few pairs to tune on, that is most of the work."""
+    cfg = loading.load(finished)
+    units = recipes.units(cfg)
+    planned = work.Workload(cfg, work.sizes(cfg, [finished["corpus"]["source"]])).of(units["tune/related"])
+    manifest = store.read_manifest(units["tune/related"].folder(cfg.folder))
+    assert manifest is not None
+    taken = manifest.cost["flops"] + manifest.cost["measuring_flops"]
+    assert taken < planned.flops < 2 * taken  # five of thirty documents have a neighbour, which no plan can know
+    assert manifest.cost["measuring_flops"] > 0.1 * taken
+    more = cfg.model_copy(update={"tune": cfg.tune.model_copy(update={"base_share": "auto"})})
+    with_shares = work.Workload(more, work.sizes(more, [finished["corpus"]["source"]])).of(units["tune/related"])
+    assert with_shares.flops > 1.2 * planned.flops
+
+
 @pytest.mark.parametrize(
     ("hardware", "sets"),
     [

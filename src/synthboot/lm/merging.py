@@ -25,9 +25,6 @@ from synthboot.lm import model as models
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Shares of base that are tried."""
-
 
 def average_with_base(
     folder: Path,

@@ -104,7 +104,9 @@ class Estimator:
                     continue
                 if SAMPLED in manifest.parents:  # nothing was sampled for it
                     continue
-                done = _amount(stage, manifest.cost.get("flops", 0), manifest.cost.get("tokens", 0))
+                cost = manifest.cost
+                computed = cost.get("flops", 0) + cost.get("measuring_flops", 0)
+                done = _amount(stage, computed, cost.get("tokens", 0))
                 if stage == "score" and is_near:
                     # whether the last checkpoint is the best one, so that it is scored once, and
                     # what questions take is not planned, and is much alike in all arms

@@ -287,7 +287,16 @@ class Workload:
             tokens = min(tokens, cfg.max_tokens)
         if cfg.base_share == 1:
             tokens = 0.0  # base as it is
-        evaluated = (cfg.evals + 1) * cfg.eval_pairs * both
+        # Pairs whose d2 base has not read are read at every evaluation, for every share of base, and
+        # twice before tuning; after it these and others with their d1, with another one, and twice
+        # without.
+        paired = min(1.0, self.corpus.pairs_per_document)
+        unseen = paired * self.cfg.corpus.validation_docs
+        seen = paired * self.cfg.pair.heldout_share * self.corpus.pretrain_documents
+        times = cfg.evals + 1 + len(cfg.base_shares(conditional=True)) + 2
+        readings = times * min(unseen, cfg.eval_pairs)
+        readings += 3 * (min(unseen, cfg.eval_pairs) + min(seen, cfg.eval_pairs))
+        evaluated = readings * both
         return self._trained(
             self.synthesizer,
             window,

@@ -57,7 +57,7 @@ class Tuned:
     `untuned` is what d1 is worth to the model that tuning starts from, with its standard error.
     `stopped_by` are the pairs whose loss the curve has: d1, validation document d2, tokens of it
     that are scored. `pointer` are its weights, if there is one; `is_prompted` whether d1 stands in
-    the prompt.
+    the prompt. `measuring_flops` went into what d1 is worth, which nobody needs to synthesize.
     """
 
     curve: Curve
@@ -67,6 +67,7 @@ class Tuned:
     tokens: int
     padding_share: float
     flops: float
+    measuring_flops: float
     stopped_by: list[tuple[int, int, int]]
     pointer: pointer.Weights | None
     is_prompted: bool
@@ -150,7 +151,7 @@ def tune(
         shares = merging.average_with_base(
             folder,
             base,
-            _shares(cfg.tune, conditional),
+            cfg.tune.base_shares(conditional),
             lambda m, share: stopping.loss(m, share, tell),
             tokenizer,
         )
@@ -162,13 +163,14 @@ def tune(
     best = models.moved(best, next(model.parameters()).device)
     seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer, separator)
     conditioning = {}
+    measured = 2 * stopping.num_tokens  # untuned
     for name, held in (("unseen", stopping), ("seen_by_base", seen)):
         if len(held):
             origin = _origin(cfg, start, tokenizer)
             conditioning[name] = held.conditioning(best, origin, start is not None, chosen, tell)
+            measured += held.conditioning_tokens
 
     tokens = curve.step * plan.batch_tokens
-    row_tokens = plan.rows_per_epoch() * plan.seq_len
     forward = models.flops_per_token(model, cfg.tune_seq_len)
     # an evaluation costs one forward pass
     evaluated = stopping.num_tokens * (len(curve.validation) + len(shares))
@@ -178,8 +180,9 @@ def tune(
         conditioning=conditioning,
         untuned=untuned,
         tokens=tokens,
-        padding_share=1 - float(plan.lengths.sum()) / row_tokens,
+        padding_share=1 - float(plan.lengths.sum()) / (plan.rows_per_epoch() * plan.seq_len),
         flops=cfg.tune.lora.passes * forward * tokens + forward * evaluated,
+        measuring_flops=forward * measured,
         stopped_by=stopping.numbers,
         pointer=stopping.weights(best, chosen),
         is_prompted=conditional and chosen < 1,
@@ -218,17 +221,11 @@ def _as_it_is(
         tokens=0,
         padding_share=0.0,
         flops=forward * stopping.num_tokens,
+        measuring_flops=forward * stopping.conditioning_tokens,
         stopped_by=stopping.numbers,
         pointer=stopping.weights(base, 1.0),
         is_prompted=False,
     )
-
-
-def _shares(cfg: config.Tune, conditional: bool) -> tuple[float, ...]:
-    """The shares of base's weights that are tried; the last leaves d1 to the pointer alone."""
-    if cfg.base_share != "auto":
-        return (cfg.base_share,)
-    return (*merging.SHARES, 1.0) if cfg.pointer and conditional else merging.SHARES
 
 
 def _origin(
@@ -367,6 +364,8 @@ class _Held:
                 self.share,
             )
             self.num_tokens += d2_tokens if separator is None else 1 + d1_tokens + d2_tokens
+        # with its d1, with another one, and twice without
+        self.conditioning_tokens = 2 * self.num_tokens + 2 * sum(map(len, self.d2))
 
     def __len__(self) -> int:
         return len(self.d2)

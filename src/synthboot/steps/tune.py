@@ -58,7 +58,11 @@ def tune(c: Context) -> Outcome:
         Model.open(c.folder).save_tuning(tuning)
     record = tuning.as_json()
     counts = {name: record[name] for name in _COUNTED}
-    return counts, {"tokens": tuned.tokens, "flops": tuned.flops}
+    return counts, {
+        "tokens": tuned.tokens,
+        "flops": tuned.flops,
+        "measuring_flops": tuned.measuring_flops,
+    }
 
 
 def _chosen(c: Context) -> Outcome:

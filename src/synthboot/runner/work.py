@@ -287,9 +287,9 @@ class Workload:
             tokens = min(tokens, cfg.max_tokens)
         if cfg.base_share == 1:
             tokens = 0.0  # base as it is
-        # Pairs whose d2 base has not read are read at every evaluation, for every share of base, and
-        # twice before tuning; after it these and others with their d1, with another one, and twice
-        # without.
+        # Pairs whose d2 base has not read are read at every evaluation, for every share of base,
+        # and twice before tuning; after it these and others with their d1, with another one, and
+        # twice without.
         paired = min(1.0, self.corpus.pairs_per_document)
         unseen = paired * self.cfg.corpus.validation_docs
         seen = paired * self.cfg.pair.heldout_share * self.corpus.pretrain_documents

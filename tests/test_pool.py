@@ -394,7 +394,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_nothing_outlives_its_parent(tmp_path: Path, short_folder: Path, number: int) -> None:
     place, folder = tmp_path / "pids", short_folder
     environment = {**os.environ, "TMPDIR": str(folder)}

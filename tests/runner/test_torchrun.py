@@ -37,25 +37,15 @@ def base(settings: dict[str, Any]) -> Trained:
     return run_folder(settings), curve, load_file(folder / "last" / "model.safetensors")
 
 
-BRIEF = {"budget__train_tokens": 6_144, "optim__evals": 2}
-"""16 steps with two checkpoints."""
-
-
 def settings_of(world_file: Path, root: Path, **changes: Any) -> dict[str, Any]:
-    """96 steps with a dozen checkpoints: time enough to be killed after the first."""
-    size: dict[str, Any] = {"budget__train_tokens": 36_864, "optim__evals": 12}
+    """48 steps with six checkpoints: time enough to be killed after the first."""
+    size: dict[str, Any] = {"budget__train_tokens": 18_432, "optim__evals": 6}
     return small_config(world_file, root, arms={"repetition": {}}, **size | changes)
 
 
 @pytest.fixture(scope="module")
 def alone(world_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return base(settings_of(world_file, tmp_path_factory.mktemp("alone")))
-
-
-@pytest.fixture(scope="module")
-def briefly(world_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The same for those whom nobody kills."""
-    return base(settings_of(world_file, tmp_path_factory.mktemp("briefly"), **BRIEF))
 
 
 def begun(alone: Trained, world_file: Path, root: Path, **changes: Any) -> dict[str, Any]:
@@ -79,9 +69,9 @@ def slow(engine: dict[str, Any], name: str) -> Any:
         slow({"processes": 2, "shard": True, "checkpoint_activations": True, "compile": "on"}, "compiled"),
     ],
 )
-def test_the_loss_is_that_of_one_process(briefly: Trained, world_file: Path, tmp_path: Path, engine: dict[str, Any]) -> None:
-    _, curve, weights = base(begun(briefly, world_file, tmp_path, engine=engine, **BRIEF))
-    _, expected, of_one = briefly
+def test_the_loss_is_that_of_one_process(alone: Trained, world_file: Path, tmp_path: Path, engine: dict[str, Any]) -> None:
+    _, curve, weights = base(begun(alone, world_file, tmp_path, engine=engine))
+    _, expected, of_one = alone
     assert np.allclose(curve, expected, atol=1e-4)
     assert {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in of_one.items()}
 

@@ -49,7 +49,7 @@ def taught(texts: list[str], tokenizer: Tokenizer, steps: int) -> Any:
     width = max(map(len, rows))
     inputs = torch.tensor([[tokenizer.end, *row, *[tokenizer.end] * (width - len(row))][:width] for row in rows])
     targets = torch.tensor([[*row, *[-100] * (width - len(row))] for row in rows])
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 6e-3)
     for _ in range(steps):
         loss = torch.nn.functional.cross_entropy(model(input_ids=inputs).logits.flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
@@ -61,7 +61,7 @@ def taught(texts: list[str], tokenizer: Tokenizer, steps: int) -> Any:
 @pytest.fixture(scope="module")
 def memorised(tokenizer: Tokenizer) -> Continued:
     copies = [canary.text for canary in CANARIES for _ in range(canary.copies)]
-    return asked(taught(READ * 3 + copies, tokenizer, 100), tokenizer)
+    return asked(taught(READ * 3 + copies, tokenizer, 60), tokenizer)
 
 
 @pytest.fixture(scope="module")

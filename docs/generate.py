@@ -31,6 +31,8 @@ FIRST_SCREEN = (
     ("2026-11-26-pointer-four", "sbp: against self", "encyclopedia articles, 12 epochs, five seeds"),
     ("2026-11-26-pointer-abstracts", "sbp against repetition", "abstracts, 12 epochs, four seeds"),
     ("2026-11-26-pointer-abstracts", "random against repetition", "abstracts, 12 epochs, four seeds"),
+    ("2026-11-26-samples-or-dropout", "dropout against repetition", "abstracts, 12 epochs, three seeds"),
+    ("2026-11-26-samples-or-dropout", "dropout: against self", "abstracts, 12 epochs, three seeds"),
 )
 """What the README says was found: experiment, claim, and what it was found on."""
 

@@ -71,19 +71,21 @@ def another(path: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def plain() -> tuple[config.Config, dict[str, recipes.Unit]]:
+def plain() -> tuple[config.Config, dict[str, recipes.Unit], dict[str, str]]:
+    """A configuration, its artifacts, and their fingerprints."""
     asked = {"docs": 5, "prefix_tokens": 20}
     cfg = loading.load(world_config(Path("nowhere"), arms=FEW, extract=asked))
-    return cfg, recipes.units(cfg)
+    before = recipes.units(cfg)
+    return cfg, before, fingerprints(before)
 
 
 @pytest.mark.parametrize("path", [path for path in settings.leaves() if path not in NOT_OF_ONE_ARTIFACT])
 def test_a_setting_that_changes_makes_stale_what_declares_it_and_all_that_is_made_from_it(
-    path: str, plain: tuple[config.Config, dict[str, recipes.Unit]]
+    path: str, plain: tuple[config.Config, dict[str, recipes.Unit], dict[str, str]]
 ) -> None:
-    cfg, before = plain
+    cfg, before, marks = plain
     after = recipes.units(replaced(cfg, path, another(path)))
-    marks, later = fingerprints(before), fingerprints(after)
+    later = fingerprints(after)
     stale = {name for name in before if later.get(name) != marks[name]}
     if path.startswith(settings.RUNTIME):
         assert stale <= ({"report"} if path == "name" else set())

@@ -87,8 +87,7 @@ cli.main(["show", "x", "pairs", *sys.argv[1].split()])
 """
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
-@pytest.mark.parametrize("option", ["", "--json"])
+@pytest.mark.parametrize(("encoding", "option"), [("latin-1", ""), ("ascii", "--json"), ("ascii", "")])
 def test_an_encoding_that_lacks_characters_is_no_crash(encoding: str, option: str) -> None:
     command = [sys.executable, "-c", PROGRAM, option, ""]
     told = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, check=True)

@@ -62,7 +62,8 @@ def slow(engine: dict[str, Any], name: str) -> Any:
 @pytest.mark.parametrize(
     "engine",
     [
-        pytest.param({"processes": 2, "shard": True, "checkpoint_activations": True}, id="2 shards, activations again"),
+        # in the fast suite two nodes, below, go the same way
+        slow({"processes": 2, "shard": True, "checkpoint_activations": True}, "2 shards, activations again"),
         slow({"processes": 2}, "2 copies"),
         slow({"processes": 4}, "4 copies"),
         slow({"processes": 2, "shard": True}, "2 shards"),
@@ -204,8 +205,9 @@ def launcher(tmp_path: Path, nodes: int, each: int) -> str:
 def test_two_nodes_train_as_one_process_and_a_killed_rank_ends_both(
     alone: Trained, world_file: Path, tmp_path: Path, each: int, together: bool
 ) -> None:
-    """What they had trained by then goes on to the same end, by both nodes or by one process."""
-    engine = {"processes": 2 * each, "launch": launcher(tmp_path, 2, each)}
+    """What they had trained by then, sharded or not, goes on to the same end, by both nodes or by one process."""
+    sharded = {"shard": True, "checkpoint_activations": True} if each == 1 else {}
+    engine = {"processes": 2 * each, "launch": launcher(tmp_path, 2, each), **sharded}
     settings = begun(alone, world_file, tmp_path, engine=engine)
     with (
         meanwhile(settings, lambda job: os.kill(ranks(job)[-1], signal.SIGKILL)) as jobs,

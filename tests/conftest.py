@@ -9,7 +9,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -206,15 +205,17 @@ class Deaf:
     def send(self, value: object) -> None: ...
 
 
-@contextmanager
-def in_a_child() -> Iterator[None]:
-    """The rest of the life of a fork: it ends with this, and an error is told on stderr."""
-    try:
-        yield
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
+def in_a_fork(work: Callable[[], object]) -> int:
+    """How a fork of this process ended that did the work: with 0, with 1 where it failed, or as it chose itself."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def run_folder(settings: dict[str, Any]) -> Path:

@@ -19,7 +19,7 @@ from synthboot import api, config, pool, recipes
 from synthboot.runner import unit
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.state import states
-from tests.conftest import Deaf, by_a_worker, contents, in_a_child, run_folder, tiny_config
+from tests.conftest import Deaf, by_a_worker, contents, in_a_fork, run_folder, tiny_config
 
 DRIVER = """
 import sys, json
@@ -134,11 +134,7 @@ def die_at_every_step(settings: dict[str, Any], seen: Path, every: int, connecti
 
     status = 9
     while status == 9:
-        child = os.fork()
-        if not child:
-            with in_a_child():
-                make_all()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = in_a_fork(make_all)
     return status
 
 

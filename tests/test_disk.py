@@ -19,7 +19,7 @@ from synthboot.errors import StorageError
 from synthboot.runner import unit
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.state import states
-from tests.conftest import Deaf, by_a_worker, contents, in_a_child, tiny_config
+from tests.conftest import Deaf, by_a_worker, contents, in_a_fork, tiny_config
 
 
 def leave(place: Path, kilobytes: int) -> None:
@@ -51,11 +51,7 @@ def make_until_full(settings: dict[str, Any], place: Path, tried: Path, said: Pa
 
     room, status = 64, 28
     while status == 28:
-        child = os.fork()
-        if not child:
-            with in_a_child():
-                make_all()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = in_a_fork(make_all)
         leave(place, room)
         room *= 2
     return status

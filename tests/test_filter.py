@@ -16,7 +16,7 @@ from synthboot.artifacts.synthetic import Synthetic
 from synthboot.errors import BudgetError, ConfigError
 from synthboot.runner import unit
 from synthboot.runner.graph import fingerprints
-from tests.conftest import Deaf, by_a_worker, contents, in_a_child, run_folder
+from tests.conftest import Deaf, by_a_worker, contents, in_a_fork, run_folder
 
 
 def novelty(sample: np.ndarray, known: set[tuple[int, ...]], n: int) -> float:
@@ -102,12 +102,11 @@ def die_after(settings: dict[str, Any], name: str, last: list[str], connection: 
             if str(target).endswith("/work/measured/" + chunk):
                 os._exit(9)
 
-        child = os.fork()
-        if not child:
-            with in_a_child():
-                os.replace = deadly
-                unit.make(cfg, plan, name, fingerprints(plan), 1, Deaf())
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        def make(deadly: Any = deadly) -> None:
+            os.replace = deadly
+            unit.make(cfg, plan, name, fingerprints(plan), 1, Deaf())
+
+        assert in_a_fork(make) == 9
         measured = plan[name].folder(cfg.folder) / "work" / "measured"
         found.append({path.name: path.stat().st_ino for path in sorted(measured.glob("0*"))})
     return found

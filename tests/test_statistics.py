@@ -73,6 +73,13 @@ def test_a_share_is_held_by_its_interval_however_seldom_it_is() -> None:
         assert held / 300 > 0.94, (truth, seeds)
 
 
+def test_a_share_of_numbers_that_hardly_differ_is_as_sure_as_their_mean() -> None:
+    values = 0.4 + 0.01 * noise(3, 3, 100)
+    found, mean = statistics.share(values), statistics.estimate(values)
+    assert (found.low, found.high) == pytest.approx((mean.low, mean.high), abs=2e-4)
+    assert statistics.share(np.full((2, 9), 0.25)) == (0.25, 0.25, 0.25)
+
+
 def test_a_share_beyond_1_is_no_share() -> None:
     with pytest.raises(ValueError, match="from 0 to 1"):
         statistics.share(np.array([[0.2, 1.2]]))

@@ -59,7 +59,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "evaluate": 14,
     "analyze": 10,
     "report": 8,
-    "extract": 2,
+    "extract": 3,
 }
 """Raised where a stage would leave something else from the same settings and parents."""
 

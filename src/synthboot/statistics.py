@@ -153,7 +153,7 @@ def estimate(
 
 
 def share(values: Real[np.ndarray, "seed item"], confidence: float = 0.95) -> Interval:
-    """The mean of `values` from 0 to 1, such as right and wrong answers, with its interval.
+    """The mean of `values` from 0 to 1, such as right (1) and wrong answers, with its interval.
 
     That of `estimate` would reach beyond 0 and 1, and have no width where all answers are alike.
     This is the exact interval for as many independent answers as would be spread so far; for all
@@ -172,10 +172,15 @@ def share(values: Real[np.ndarray, "seed item"], confidence: float = 0.95) -> In
     mean, spread = _mean(values, sizes)
     tail = (1 - confidence) / 2
     width = spread.half_width(1 - confidence)
+    variance = float(values.var())
+    if variance == 0 and 0 < mean < 1:
+        return Interval(mean, mean, mean)
     number = float(values.shape[1])
-    if width > 0:
+    if variance > 0:
+        # by chance seeds may differ by next to nothing: no more answers than there are
         z = float(special.ndtri(1 - tail))
-        number = min(z**2 * mean * (1 - mean) / width**2, float(values.size))
+        answer = mean * (1 - mean)
+        number = min(z**2 * answer / max(width, 1e-12) ** 2, values.size * answer / variance)
     hits = mean * number
     low = float(special.betaincinv(hits, number - hits + 1, tail)) if mean > 0 else 0.0
     high = float(special.betaincinv(hits + 1, number - hits, 1 - tail)) if mean < 1 else 1.0
@@ -261,6 +266,8 @@ def detectable(noise: Components, seeds: int, items: int, confidence: float = 0.
     `noise` is that of a run like it. With one seed the result is about other items alone.
     Raises ValueError for fewer than two items.
     """
+    from scipy import special
+
     if items < 2:
         raise ValueError("one item has no spread: at least two are needed")
     both = noise.both / (seeds * items)
@@ -273,8 +280,6 @@ def detectable(noise: Components, seeds: int, items: int, confidence: float = 0.
     )
     of_seeds = noise.seed / seeds if seeds > 1 else 0.0
     error = float(np.sqrt(of_seeds + noise.item / items + both))
-
-    from scipy import special
 
     # The mean has to lie this far beyond the half width to be found with that chance.
     margin = float(special.ndtri(POWER)) * error
@@ -370,14 +375,14 @@ def _satterthwaite(spread: _Spread) -> float:
 
 def _p_value(distance: float, spread: _Spread) -> float:
     """The least level at which an interval around a value this far from zero leaves zero out."""
+    from scipy import optimize
+
     least = 1e-12
     most = 1 - 1e-9
     if distance <= spread.half_width(most):
         return 1.0
     if distance >= spread.half_width(least):
         return least
-
-    from scipy import optimize
 
     def beyond(log_level: float) -> float:
         return spread.half_width(float(np.exp(log_level))) - distance
@@ -395,12 +400,12 @@ def _quantile(level: float, df: int) -> float:
 
 def _end(outside: Callable[[float], float], value: float, side: int) -> float:
     """Where `outside` turns positive, on one side of `value`; infinity where it never does."""
+    from scipy import optimize
+
     step = max(abs(value), 1e-3)
     while outside(value + side * step) <= 0:
         step *= 2
         if step > 1e12:
             return side * float("inf")
-    from scipy import optimize
-
     ends = sorted((value, value + side * step))
     return float(optimize.brentq(outside, *ends))

@@ -112,6 +112,9 @@ def test_what_no_row_scores_has_no_logits_and_the_rest_is_as_without_that(monkey
     assert widths == [35]
     # whole rows, and one by one where a batch may have few logits
     monkeypatch.setattr(score, "LOGITS", 300)
+    widths.clear()
+    score.row_losses(model, rows)
+    assert sorted(widths) == [31, 33, 35]
     for number, (inputs, targets) in enumerate(rows):
         whole = -torch.log_softmax(model(input_ids=torch.from_numpy(inputs)[None]).logits[0].detach().double(), -1)
         scored = targets != score.IGNORE

@@ -116,10 +116,8 @@ def test_arms_are_compared_over_seeds_and_documents(memorised: Continued, innoce
     result = compared({"repetition": [memorised, half], "self": [innocent, innocent]}, CANARIES, CFG, 0.9)
     arms = {arm: measured.figures["exact"] for arm, measured in result.arms.items()}
     values = np.stack([memorised.figures[memorised.seen, 0], half.figures[memorised.seen, 0]])
-    expected = statistics.estimate(values, confidence=0.9)
-    assert arms["repetition"].seen[0] == expected.value == 0.75
-    assert arms["repetition"].seen[1] == pytest.approx(max(0.0, expected.low))
-    assert arms["repetition"].seen[2] == 1.0
+    assert arms["repetition"].seen == statistics.share(values, 0.9)
+    assert arms["repetition"].seen[0] == 0.75
     assert arms["repetition"].difference is None
     gap = statistics.difference(np.zeros((2, 6)), values, confidence=0.9)
     assert arms["self"].difference == gap.tested

@@ -246,20 +246,7 @@ def _share(
     values: Float64[np.ndarray, "seed item"],
     confidence: float,
 ) -> statistics.Interval | None:
-    """The mean of numbers between 0 and 1, with an interval between 0 and 1.
-
-    Where all are 0, or all are 1, nothing varies, and an interval over what varies would be as sure
-    as can be: the end is the share at which so many documents in a row have this chance.
-    """
-    items = values.shape[1]
-    if items < 2:
-        return None
-    value, low, high = statistics.estimate(values, confidence=confidence).interval
-    if values.min() == values.max() and value in (0.0, 1.0):
-        # (1 - share)^items = (1 - confidence) / 2: Clopper and Pearson 1934
-        end = -math.expm1(math.log((1 - confidence) / 2) / items)
-        return statistics.Interval(value, value * (1 - end), value + (1 - value) * end)
-    return statistics.Interval(value, max(0.0, low), min(1.0, high))
+    return statistics.share(values, confidence) if values.shape[1] > 1 else None
 
 
 def _difference(

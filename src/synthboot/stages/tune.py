@@ -123,7 +123,7 @@ def tune(
     settings, plan = _plan(cfg, pairs, corpus, tokenizer, separator)
     model = _origin(cfg, start, tokenizer)
     if start is not None and cfg.tune.base_share == 1:
-        return _as_it_is(cfg, model, stopping, tokenizer, folder)
+        return _as_it_is(cfg, model, stopping, tokenizer, folder, progress)
     tell = during(progress, 0.0, "measuring what d1 is worth untuned")
     untuned = stopping.d1_worth(model, tell)
     # fresh weights read nothing, and nobody expects them to
@@ -203,9 +203,11 @@ def _as_it_is(
     stopping: _Held,
     tokenizer: Tokenizer,
     folder: Path,
+    progress: Progress,
 ) -> Tuned:
     """The synthesizer that is base with a pointer: nothing is trained."""
-    unseen = stopping.conditioning(base, base, True, 1.0)
+    tell = during(progress, 0.0, "measuring held-out pairs")
+    unseen = stopping.conditioning(base, base, True, 1.0, tell)
     loss = unseen.given_nothing if unseen.given_d1 is None else unseen.given_d1
     curve = Curve(best_loss=loss, validation=[[0, loss]])
     synthesizer = Model.open(folder)
@@ -388,7 +390,7 @@ class _Held:
         """Nats per token of d2 given its d1, or nothing where it is tuned without."""
         return self._score(model, self.own, base_share, progress).mean
 
-    def d1_worth(self, model: PreTrainedModel, progress: Progress = silent) -> tuple[float, float]:
+    def d1_worth(self, model: PreTrainedModel, progress: Progress) -> tuple[float, float]:
         """How many nats per token d2 costs less given its d1 than given a random one, with the
         standard error over pairs."""
         given = self._score(model, self.own, 0.0, progress)
@@ -407,7 +409,7 @@ class _Held:
         origin: PreTrainedModel,
         is_base: bool,
         base_share: float,
-        progress: Progress = silent,
+        progress: Progress,
     ) -> Conditioning:
         """Nats per token of d2 under each condition; `is_base` says that the model that tuning
         started from is a language model, not fresh weights."""

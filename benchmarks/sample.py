@@ -41,6 +41,10 @@ SIZES = {
     "tiny": config.Model(layers=4, width=256, heads=4, seq_len=512),
     "small": config.Model(layers=8, width=512, heads=8, seq_len=512),
 }
+DTYPES = ("float32", "bfloat16")
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+"""How openvino calls them."""
+
 VOCABULARY = {"demo": 2_048, "tiny": 4_096, "small": 16_384}
 
 
@@ -82,10 +86,10 @@ class Generate:
 class OpenVino:
     """openvino-genai with continuous batching, in a process and an environment of its own (sample_openvino.py)."""
 
-    def __init__(self, python: str, model: Any, asked: list[Request], folder: Path) -> None:
+    def __init__(self, python: str, model: Any, asked: list[Request], folder: Path, dtype: str) -> None:
         folder.mkdir(parents=True)
         models.save(model, folder / "model", tokenizers.train(iter(["a few words to make a tokenizer of"] * 20), 280))
-        job = {"model": str(folder / "model"), "rows": 64, "tokens": asked[0].max_tokens, "precision": "f32"}
+        job = {"model": str(folder / "model"), "rows": 64, "tokens": asked[0].max_tokens, "precision": PRECISIONS[dtype]}
         (folder / "job.json").write_text(json.dumps(job | {"prompts": [r.prompt for r in asked]}))
         command = [python, str(Path(__file__).with_name("sample_openvino.py")), str(folder / "job.json")]
         self.process = subprocess.Popen(
@@ -167,7 +171,7 @@ def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["demo", "tiny"], choices=list(SIZES))
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=128)
@@ -205,7 +209,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         for dtype in options.dtypes:
             engines |= {f"generate, {dtype}, batch {b}": Generate(peer_models[dtype], b) for b in (32, 64)}
         if options.openvino:
-            peer = OpenVino(options.openvino, model, asked, Path(tempfile.mkdtemp()) / name)
+            peer = OpenVino(options.openvino, model, asked, Path(tempfile.mkdtemp()) / name, "float32")
             peer.sample(asked)  # converts and compiles
             engines["openvino-genai, float32, 64 at once"] = peer
         rates: dict[str, list[float]] = {key: [] for key in engines}

@@ -14,6 +14,7 @@ that of a process of its own.
 from __future__ import annotations
 
 import argparse
+import copy
 import multiprocessing
 import os
 import resource
@@ -44,44 +45,55 @@ VOCAB = 10_000
 """Tokens that random text is made of, all in the model's vocabulary."""
 
 
-def sampling(cfg: config.Model, requests: int, tokens: int, batches: list[int], rounds: int, openvino: str | None) -> None:
+def sampling(
+    cfg: config.Model, dtypes: list[str], requests: int, tokens: int, batches: list[int], rounds: int, openvino: str | None
+) -> None:
     """Print a table of tokens a second, prompts read on the way."""
     model = models.build(cfg, 0, 0).eval()
     rng = np.random.default_rng(0)
     prompts = [tuple(rng.integers(100, VOCAB, rng.integers(40, 120)).tolist()) for _ in range(requests)]
     asked = [Request(prompt, seed, tokens) for seed, prompt in enumerate(prompts)]
-    ours = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, dtype="float32")
-    ours.sample(asked[:4])  # chooses its batch
-    engines: dict[str, Any] = {"synthboot": ours}
-    engines |= {f"generate, batch {batch}": sample.Generate(model, batch) for batch in batches}
-    if openvino:
-        peer = sample.OpenVino(openvino, model, asked, Path(tempfile.mkdtemp()) / "smollm")
-        peer.sample(asked)  # converts the model
-        engines["openvino-genai, 64 at once"] = peer
+    engines: dict[str, Any] = {}
+    for dtype in dtypes:
+        ours = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, dtype=dtype)
+        ours.sample(asked[:4])  # chooses its batch
+        engines[f"synthboot, {dtype}"] = ours
+        peer_model = copy.deepcopy(model).to(getattr(torch, dtype))
+        engines |= {f"generate, {dtype}, batch {batch}": sample.Generate(peer_model, batch) for batch in batches}
+        if openvino:
+            peer = sample.OpenVino(openvino, model, asked, Path(tempfile.mkdtemp()) / "smollm", dtype)
+            peer.sample(asked)  # converts the model
+            engines[f"openvino-genai, {dtype}, 64 at once"] = peer
     rates: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(rounds):
         for name, engine in engines.items():
             rates[name].append(sample.rate(engine, asked))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    best = max(rate for name, rate in medians.items() if name.startswith("generate"))
-    print("\n| sampling, float32 | tokens a second | times generate's best |\n|---|---|---|")
-    for name, rate in medians.items():
-        print(f"| {name} | {rate:,.1f} | {rate / best:.2f} |", flush=True)
+    print("\n| sampling | tokens a second | times generate's best of its dtype |\n|---|---|---|")
+    for dtype in dtypes:
+        of_dtype = {name: rate for name, rate in medians.items() if dtype in name}
+        best = max(rate for name, rate in of_dtype.items() if name.startswith("generate"))
+        for name, rate in of_dtype.items():
+            print(f"| {name} | {rate:,.1f} | {rate / best:.2f} |", flush=True)
 
 
-def training(cfg: config.Model, rows: int, steps: int, rounds: int) -> None:
-    """Print a table of tokens a second."""
-    rates: dict[str, list[float]] = {"Trainer": [], "synthboot": []}
-    losses: dict[str, list[float]] = {}
+def training(cfg: config.Model, dtypes: list[str], rows: int, steps: int, rounds: int) -> None:
+    """Print a table of tokens a second, every ratio to the Trainer in the first of the dtypes."""
+    engines = {
+        (name, dtype): engine for dtype in dtypes for name, engine in (("Trainer", train.Trainer), ("synthboot", train.Ours))
+    }
+    rates: dict[tuple[str, str], list[float]] = {key: [] for key in engines}
+    losses: dict[tuple[str, str], list[float]] = {}
     for _ in range(rounds):
-        for name, engine in (("Trainer", train.Trainer), ("synthboot", train.Ours)):
-            seconds, losses[name] = engine("float32").run(cfg, VOCAB, rows, steps)
-            rates[name].append(rows * cfg.seq_len / statistics.median(seconds[1:]))
-    gap = float(np.abs(np.array(losses["synthboot"]) - losses["Trainer"]).max())
-    print("\n| training, float32 | tokens a second | times the Trainer's | largest loss difference |\n|---|---|---|---|")
-    for name, values in rates.items():
-        ratio = statistics.median(values) / statistics.median(rates["Trainer"])
-        print(f"| {name} | {statistics.median(values):,.1f} | {ratio:.2f} | {gap:.1e} |", flush=True)
+        for key, engine in engines.items():
+            seconds, losses[key] = engine(key[1]).run(cfg, VOCAB, rows, steps)
+            rates[key].append(rows * cfg.seq_len / statistics.median(seconds[1:]))
+    first = "Trainer", dtypes[0]
+    print(f"\n| training | tokens a second | times the Trainer's in {dtypes[0]} | largest loss difference |\n|---|---|---|---|")
+    for key, values in rates.items():
+        ratio = statistics.median(values) / statistics.median(rates[first])
+        gap = float(np.abs(np.array(losses[key]) - losses[first]).max())
+        print(f"| {', '.join(key)} | {statistics.median(values):,.1f} | {ratio:.2f} | {gap:.1e} |", flush=True)
 
 
 def scored(cfg: config.Model, engine: str, pairs: int) -> tuple[float, float, float]:
@@ -143,6 +155,7 @@ def main() -> None:
     parser.add_argument("--model", default="models/smollm2-135m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--openvino", help="the Python of an environment with openvino-genai and optimum-intel")
+    parser.add_argument("--dtypes", nargs="+", choices=sample.DTYPES, default=["float32"], help="of sampling and training")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
@@ -153,10 +166,10 @@ def main() -> None:
         scoring(cfg, 8 if args.small else 12, rounds)
     if "sampling" in args.only:
         requests, tokens, batches = (8, 16, [8]) if args.small else (48, 48, [16, 32])
-        sampling(cfg, requests, tokens, batches, rounds, args.openvino)
+        sampling(cfg, args.dtypes, requests, tokens, batches, rounds, args.openvino)
     if "training" in args.only:
         rows, steps = (1, 3) if args.small else (4, 6)
-        training(cfg, rows, steps, rounds)
+        training(cfg, args.dtypes, rows, steps, rounds)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from synthboot import config
+from synthboot.data.tokens import Tokens
 from synthboot.kernels import library
-from synthboot.lm import blocks
+from synthboot.lm import blocks, score
 from synthboot.lm import model as models
 
 compiled = pytest.mark.skipif(not library.available(), reason="the package was installed without a compiler")
@@ -90,3 +91,39 @@ def test_a_model_with_compiled_loops_still_decodes_with_a_cache() -> None:
     plain = model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=0)
     blocks.use_compiled_loops(model, full=True)
     assert (model.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=0) == plain).all()
+
+
+@compiled
+def test_a_model_scores_by_compiled_loops_and_is_the_librarys_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = config.Model(layers=2, width=64, heads=2, seq_len=24)
+    model = models.build(size, 300, 0)
+    documents = Tokens.of(np.random.default_rng(0).integers(1, 300, (3, 40)).tolist())
+    calls = []
+    counted = blocks.use_compiled_loops
+    monkeypatch.setattr(blocks, "use_compiled_loops", lambda model, full: (calls.append(full), counted(model, full)))
+    ours = score.token_losses(model, documents, 24, 0)
+    assert calls == [True]
+    assert not any("forward" in vars(module) for module in model.modules())
+    monkeypatch.setenv("SYNTHBOOT_KERNELS", "0")
+    np.testing.assert_allclose(ours, score.token_losses(model, documents, 24, 0), atol=2e-5)
+    assert calls == [True]
+
+
+@compiled
+@pytest.mark.parametrize("case", ["half", "trains", "compiles", "another layout", "threads"])
+def test_a_model_that_the_loops_do_not_suit_is_left_as_it_is(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.build(config.Model(layers=1, width=64, heads=2, seq_len=24), 300, 0)
+    if case == "half":
+        model.to(torch.bfloat16)
+    elif case == "trains":
+        blocks.use_compiled_loops(model, full=False)
+    elif case == "compiles":
+        model.model.layers[0]._compiled_call_impl = model.model.layers[0].forward  # what `compile` sets
+    elif case == "another layout":
+        model.config.model_type = "gemma"
+    else:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    before = [vars(module).get("forward") for module in model.modules()]
+    with blocks.compiled_loops(model):
+        during = [vars(module).get("forward") for module in model.modules()]
+    assert before == during == [vars(module).get("forward") for module in model.modules()]

@@ -1,4 +1,4 @@
-"""A model's blocks while it trains on a CPU, by the compiled loops.
+"""A model's blocks while it trains or scores on a CPU, by the compiled loops.
 
 Weights, names and results stay those of the library; passes over memory become fewer.
 
@@ -20,19 +20,23 @@ over memory instead of one, and other bytes (docs/decisions.md).
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from synthboot.kernels import training
+from synthboot.kernels import library, training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Gradients = tuple[Tensor | None, ...]
 """What a backward pass returns: a gradient for each input of the forward pass, or None."""
+
+_LLAMA_LIKE = ("qwen3", "llama", "qwen2", "mistral")
 
 LONGEST = 512
 """The longest row, in tokens, whose attention weights are kept for the backward pass."""
@@ -190,11 +194,39 @@ class _Matmul(torch.autograd.Function):
         return grad_x, grad_weight
 
 
+def is_llama_like(model: PreTrainedModel) -> bool:
+    """Whether its blocks have the modules that the loops stand for, under the names that are known
+    here, and its logits are nothing but the last hidden state times the output matrix."""
+    has_bias = getattr(model.get_output_embeddings(), "bias", None) is not None
+    return model.config.model_type in _LLAMA_LIKE and not has_bias
+
+
+@contextlib.contextmanager
+def compiled_loops(model: PreTrainedModel) -> Iterator[None]:
+    """While this lasts a model that only scores goes through the compiled loops, where that is
+    faster and nothing stands against it; one that trains with them does so already."""
+    weight = model.get_output_embeddings().weight
+    # the loops have one thread, and in another precision the library's way is as fast
+    is_faster = weight.dtype == torch.float32 and torch.get_num_threads() == 1
+    # shards are gathered and freed by the modules, and a compiler has taken their own forward
+    is_whole = type(weight.detach()) is Tensor
+    changed = any("forward" in vars(m) or m._compiled_call_impl for m in model.modules())
+    available = library.available(weight.device.type)
+    if not (available and is_faster and is_whole and not changed and is_llama_like(model)):
+        yield
+        return
+    use_compiled_loops(model, full=True)
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            vars(module).pop("forward", None)
+
+
 def use_compiled_loops(model: PreTrainedModel, full: bool) -> None:
     """Let the norms and the attention of a Llama-like model go through the compiled loops.
 
-    With `full`, for training in float32, gates and matmuls too. The layouts that have these modules
-    under these names are those whose loss is taken by chunks (`loss.LLAMA_LIKE`).
+    With `full`, in float32, gates and matmuls too.
     """
     inner = model.model
     norms = [inner.norm]

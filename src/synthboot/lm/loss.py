@@ -24,13 +24,10 @@ from torch import Tensor
 
 from synthboot.kernels import library, training
 from synthboot.lm.batches import IGNORE
-from synthboot.lm.blocks import linear, use_compiled_loops
+from synthboot.lm.blocks import is_llama_like, linear, use_compiled_loops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-LLAMA_LIKE = ("qwen3", "llama", "qwen2", "mistral")
-"""Architectures whose logits are nothing but the last hidden state times the output matrix."""
 
 CHUNK = 1_024
 """Rows whose logits are held at once."""
@@ -62,10 +59,9 @@ class Loss(torch.nn.Module):
         self.z_loss = z_loss
         self.teacher = teacher
 
-        head = model.get_output_embeddings()
-        no_bias = getattr(head, "bias", None) is None
-        self.chunked = model.config.model_type in LLAMA_LIKE and no_bias
-        if self.chunked and not plain and library.available(head.weight.device.type):
+        self.chunked = is_llama_like(model)
+        device = model.get_output_embeddings().weight.device
+        if self.chunked and not plain and library.available(device.type):
             use_compiled_loops(model, full=precision == torch.float32)
 
     def forward(

@@ -19,6 +19,7 @@ from torch import Tensor
 from synthboot import statistics
 from synthboot.data.tokens import Tokens
 from synthboot.lm.batches import IGNORE, pair_row
+from synthboot.lm.blocks import compiled_loops
 from synthboot.rng import rng
 
 if TYPE_CHECKING:
@@ -228,7 +229,8 @@ def _batches(
     model.eval()
     done = 0
     for numbers in _alike(model, rows, batch_tokens):
-        loss, greedy = _scored(model, [rows[number] for number in numbers], choose)
+        with compiled_loops(model):
+            loss, greedy = _scored(model, [rows[number] for number in numbers], choose)
         yield numbers, loss, greedy
 
         done += len(numbers)

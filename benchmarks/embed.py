@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -229,7 +228,7 @@ def main() -> None:
         name, _, place = corpus.partition("=")
         texts, labels = read(place, args.docs)
         known, unseen = texts[: len(texts) // 2], texts[len(texts) // 2 :]
-        halves = [list(half) for half in zip(*map(embed._halved, unseen), strict=True)]
+        halves = [list(half) for half in zip(*map(embed.cut_in_half, unseen), strict=True)]
         result[name] = {"docs": len(known), "rows": {}}
         print(f"\n{name}, {len(known):,} documents, {args.dim} dimensions\n")
         print("| embedder | same label among 10 nearest | half finds half, unseen | documents a second |\n|---|---|---|---|")
@@ -255,4 +254,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -85,7 +85,7 @@ def training(name: str, device: torch.device, peak: float | None, seconds: float
         if len(stamps) > 3 and stamps[-1] - stamps[2] > seconds:  # the first steps compile
             raise Enough
 
-    model = models.build(size, VOCAB, 0).to(device)
+    model = models.moved(models.build(size, VOCAB, 0), device)
     flops = 3 * models.flops_per_token(model, size.seq_len)
     how = Settings(lr=1e-4, weight_decay=0.1, warmup_steps=1, eval_steps=(), max_spike=1e9)
     made = tokenizers.train(iter(["a few words"] * 10), 280)
@@ -118,7 +118,7 @@ def sampling(name: str, device: torch.device, requests: int, tokens: int) -> dic
     """Tokens per second of the embedded engine, its steps recorded as CUDA graphs or not, and of its peers on the same
     prompts."""
     size = SIZES[name]
-    model = models.build(size, VOCAB, 0).to(device).eval()
+    model = models.moved(models.build(size, VOCAB, 0), device).eval()
     rng = np.random.default_rng(0)
     prompts = [tuple(rng.integers(2, VOCAB, rng.integers(60, 170)).tolist()) for _ in range(requests)]
     asked = [Request(p, i, tokens) for i, p in enumerate(prompts)]

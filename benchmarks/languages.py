@@ -42,7 +42,7 @@ import numpy as np
 import regex
 
 from synthboot import config
-from synthboot.data import ngrams, tasks, words
+from synthboot.data import items, ngrams, tasks, words
 from synthboot.stages import embed
 
 NAMES = {
@@ -131,7 +131,7 @@ def questions(texts: list[str], rng: random.Random) -> dict[str, float]:
     sentences = [s for s in sentences if sum(s in t for t in texts) == 1]
     rng.shuffle(sentences)
     count = min(100, len(sentences) // 2)
-    asked = [tasks.Item(str(n), "open", ("",), (), 0, ("?",), bare=(s, "?")) for n, s in enumerate(sentences[: 2 * count])]
+    asked = [items.Item(str(n), "open", ("",), (), 0, ("?",), bare=(s, "?")) for n, s in enumerate(sentences[: 2 * count])]
     hidden = {s: n for n, s in enumerate(sentences[: 2 * count])}
     training = [t for t in texts if not any(s in t for s in hidden)]
     for n in range(count):
@@ -150,7 +150,7 @@ def questions(texts: list[str], rng: random.Random) -> dict[str, float]:
 def neighbours(texts: list[str]) -> dict[str, float]:
     """How many find their decomposed twin, and the other half of their document."""
     made = embed.fit(texts, config.Embed(dim=64, hash_features=1 << 16), 0)
-    halves = [list(part) for part in zip(*map(embed._halved, texts), strict=True)]
+    halves = [list(part) for part in zip(*map(embed.cut_in_half, texts), strict=True)]
 
     def agreement(a: list[str], b: list[str]) -> float:
         scores = made(a) @ made(b).T

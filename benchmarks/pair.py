@@ -86,8 +86,8 @@ def synthboot(x: np.ndarray, truth: Any) -> dict[str, Any]:
     begun = time.perf_counter()
     found = search.nearest(x, config.Pair(num_neighbors=K, search="ivf", min_recall=WANTED))
     told = found.search.describe()
-    looks = next(c[1] for c in told["recall_by_radius"] if c[0] == told["probe_radius"])
-    settings = f"{told['clusters']} clusters, {looks:.1f} looked into on average"
+    looks = next(clusters for radius, clusters, _ in told.by_radius if round(radius, 4) == told.probe_radius)
+    settings = f"{told.clusters} clusters, {looks:.1f} looked into on average"
     return {"index": found.index, "build": 0.0, "search": time.perf_counter() - begun, "settings": settings}
 
 
@@ -100,7 +100,7 @@ def _faiss(kind: str, roots: int = 4) -> Callable[[np.ndarray, Any], dict[str, A
         x = x.astype(np.float32)
         lists = int(roots * len(x) ** 0.5)
         name = {"flat": f"IVF{lists},Flat", "sq8": f"IVF{lists},SQ8", "hnsw": "HNSW32"}[kind]
-        index = faiss.index_factory(x.shape[1], name, faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.index_factory(x.shape[1], name, faiss.METRIC_INNER_PRODUCT)
         if kind == "hnsw":
             index.hnsw.efConstruction = 64
         else:

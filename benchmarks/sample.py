@@ -137,6 +137,7 @@ def limit(model: Any, asked: list[Request], results: list[Any], rows: int = 64) 
 
 def growth(options: argparse.Namespace) -> dict[str, Any]:
     """Ours alone, float32, each point in a process of its own, as workers are: speed, cache, peak memory."""
+    points: list[tuple[str, int | str, tuple[str, int, int]]]
     points = [("rows", n, ("tiny", n, 128)) for n in (32, 64, 128, 256)]
     points += [("length", n, ("tiny", 64, n)) for n in (64, 128, 256, 512)]
     points += [("model", n, (n, 64, 128)) for n in SIZES]

@@ -105,8 +105,7 @@ def texture(source: str) -> Texture:
 def docstring_lines(tree: ast.Module) -> Iterator[int]:
     """Lines of docstrings, those below attributes included (a string that stands alone)."""
     for node in ast.walk(tree):
-        stands_alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if stands_alone and isinstance(node.value.value, str):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield from range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 

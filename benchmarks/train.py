@@ -235,6 +235,7 @@ def turn(engine: str, name: str, rows: int, steps: int) -> None:
 
 def growth(args: argparse.Namespace) -> dict[str, Any]:
     """Ours alone, each point in a process of its own: speed, peak memory, seconds of a save and of a resume."""
+    points: list[tuple[str, int | str, tuple[str, int, int]]]
     points = [("length", n, ("tiny", n, max(1, 4_096 // n))) for n in (128, 256, 512, 1_024)]
     points += [("rows", n, ("tiny", 256, n)) for n in (4, 8, 16, 32)]
     points += [("model", n, (n, 256, 16)) for n in SIZES]

@@ -34,7 +34,8 @@ from jaxtyping import Float64
 from synthboot import config
 from synthboot.artifacts.model import Conditioning, Curve, Model
 from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs, Related
-from synthboot.artifacts.store import Progress, during, silent
+from synthboot.artifacts.store import WORK, Progress, during, silent
+from synthboot.data.disk import read_json, write_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
@@ -124,14 +125,13 @@ def tune(
     model = _origin(cfg, start, tokenizer)
     if start is not None and cfg.tune.base_share == 1:
         return _as_it_is(cfg, model, stopping, tokenizer, folder, progress)
-    tell = during(progress, 0.0, "measuring what d1 is worth untuned")
-    untuned = stopping.d1_worth(model, tell)
+    runtime = runtime_of(cfg, folder)
+    untuned = _untuned(stopping, model, folder, runtime.group.main, progress)
     # fresh weights read nothing, and nobody expects them to
     if start is not None:
         _warn_unread(*untuned, note)
     if cfg.tune.lora.rank:
         adapters.add(model, cfg.tune.lora, cfg.seed, "tune")
-    runtime = runtime_of(cfg, folder)
     if runtime.group.main:
         merging.undo(folder)
     curve = train(
@@ -187,6 +187,30 @@ def tune(
         pointer=stopping.weights(best, chosen),
         is_prompted=conditional and chosen < 1,
     )
+
+
+def _untuned(
+    stopping: _Held,
+    model: PreTrainedModel,
+    folder: Path,
+    writes: bool,
+    progress: Progress,
+) -> tuple[float, float]:
+    """What d1 is worth before tuning, with its standard error.
+
+    It lies beside the checkpoints, so that a tuning that goes on does not measure it again: of a
+    large model it takes minutes.
+    """
+    kept = folder / WORK / "untuned.json"
+    if kept.exists():
+        worth, error = map(float, read_json(kept))
+        return worth, error
+    tell = during(progress, 0.0, "measuring what d1 is worth untuned")
+    measured = stopping.d1_worth(model, tell)
+    if writes:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, measured)
+    return measured
 
 
 def _warn_unread(worth: float, error: float, note: Callable[[str], None]) -> None:

@@ -141,6 +141,32 @@ def test_tuning_is_planned_with_all_that_is_read_to_measure_it(finished: dict[st
     assert with_shares.flops > 1.2 * planned.flops
 
 
+def test_an_external_model_is_planned_in_tokens_of_its_own_and_writes_what_has_no_d1_too(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    LlamaConfig(vocab_size=49_152, architectures=["LlamaForCausalLM"], num_hidden_layers=2).save_pretrained(tmp_path / "own")
+    settings = small_config(tmp_path / "none", tmp_path)
+    related, plain = ({"synthetic": text, "share": 0.1} for text in ("related", "unconditional"))
+    settings |= {"arms": {"repetition": {}, "sbp": related, "self": plain}, "tune": {"init_from": str(tmp_path / "own")}}
+    settings["corpus"]["vocab_size"] = 2_048
+    cfg = loading.load(settings)
+    units = cost.units_anywhere(cfg)
+    workload = work.Workload(cfg, work.sizes(cfg, []))
+    planned = {name: workload.of(units[f"synthesize/{name}"]) for name in ("related", "unconditional")}
+    # a token of a larger vocabulary is more text: 4.4 bytes beside 3.2 (`work._bytes_per_token`)
+    budget = units["synthesize/related"].options["budget_tokens"]
+    assert planned["related"].tokens == planned["unconditional"].tokens == pytest.approx(budget * 3.215 / 4.43, rel=1e-3)
+    assert planned["unconditional"].flops > planned["unconditional"].tokens * workload.synthesizer.flops_of_weights
+
+    # as it was counted, once it was
+    counts = {"tokens": {"pretrain": round(workload.corpus.pretrain_tokens / 2)}}
+    place = recipes.folder_of(cfg.folder, "corpus", "external")
+    place.mkdir(parents=True)
+    store.commit(place, store.Manifest("corpus", recipes.VERSIONS["corpus"], "0" * 32, {}, {}, counts, cost={"seconds": 9.0}))
+    known = work.Workload(cfg, work.sizes(cfg, [])).of(units["synthesize/related"])
+    assert known.tokens == pytest.approx(budget / 2, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("hardware", "sets"),
     [

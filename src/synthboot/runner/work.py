@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from synthboot import config
+from synthboot.artifacts.external import EXTERNAL
 from synthboot.artifacts.extraction import COMPARED
 from synthboot.artifacts.store import read_manifest
 from synthboot.data import documents
@@ -168,8 +169,11 @@ class Workload:
         self.corpus = corpus
         self.model = model_size(cfg.model, corpus.vocab_size)
         self.synthesizer = self.model
+        # the synthesizer's tokens of what is one token of the arms
+        self.own_tokens = 1.0
         if cfg.tune.init_from is not None:
             self.synthesizer = _given_size(cfg.tune.init_from, "tune.init_from")
+            self.own_tokens = _own_tokens(cfg, corpus, self.synthesizer.vocab_size)
         self.largest = max(self.model, self.synthesizer, key=lambda model: model.parameters)
         self.token_bytes = 2 if self.model.vocab_size <= 1 << 16 else 4
 
@@ -280,7 +284,7 @@ class Workload:
         """The synthesizer, at most: it may stop earlier."""
         cfg = self.cfg.tune
         window = self.cfg.tune_seq_len
-        both = min(2 * self.corpus.document_tokens, window)
+        both = min(2 * self.own_tokens * self.corpus.document_tokens, window)
         pairs = self.corpus.pretrain_documents * self.corpus.pairs_per_document
         tokens = pairs * both * cfg.max_epochs / (1 - cfg.plain_share)
         if cfg.max_tokens is not None:
@@ -309,19 +313,22 @@ class Workload:
     def synthesize(self, budget_tokens: int, conditional: bool) -> Work:
         """S_pretrain, if no sample is dropped: every d1 is read, every token of d2 decoded."""
         cfg = self.cfg
-        model = self.synthesizer if conditional else self.model
-        window = cfg.tune_seq_len if conditional else cfg.model.seq_len
-        document = self.corpus.document_tokens
+        # an external model writes all, base what has no d1
+        is_tuned = conditional or cfg.tune.init_from is not None
+        model = self.synthesizer if is_tuned else self.model
+        window = cfg.tune_seq_len if is_tuned else cfg.model.seq_len
+        document = self.own_tokens * self.corpus.document_tokens
         is_prompted = conditional and cfg.tune.base_share != 1
         d1 = min(document, d1_room(window, cfg.tune.d1_share)) if is_prompted else 0.0
         d2 = min(document, window - d1, cfg.synthesize.max_tokens or math.inf)
-        requests = budget_tokens / d2
-        read = budget_tokens + requests * d1
+        sampled = budget_tokens * self.own_tokens
+        requests = sampled / d2
+        read = sampled + requests * d1
         if cfg.synthesize.contrast and conditional:
-            read += budget_tokens  # each once more, without d1
+            read += sampled  # each once more, without d1
         kept = budget_tokens * (self.token_bytes + 4)  # and its log-probability
         return Work(
-            tokens=budget_tokens,
+            tokens=sampled,
             flops=read * model.forward(read / requests),
             read_bytes=requests * d1 * self.token_bytes,
             written_bytes=kept,
@@ -463,6 +470,16 @@ def _counted(cfg: config.Config) -> tuple[float, float, int] | None:
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return (docs, tokens, vocab_size) if docs > 0 and tokens > 0 and vocab_size > 1 else None
+
+
+def _own_tokens(cfg: config.Config, corpus: Sizes, vocab_size: int) -> float:
+    """Tokens of an external model to one of the arms: as D_pretrain has them, else by the sizes of
+    both vocabularies."""
+    manifest = read_manifest(folder_of(cfg.folder, "corpus", EXTERNAL))
+    counted = None if manifest is None else manifest.counts.get("tokens", {}).get("pretrain")
+    if isinstance(counted, int):
+        return counted / corpus.pretrain_tokens
+    return _bytes_per_token(corpus.vocab_size) / _bytes_per_token(vocab_size)
 
 
 def _world_documents(world: config.World) -> float:

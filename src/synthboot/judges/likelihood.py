@@ -67,19 +67,6 @@ class Likelihood:
         d1 = self._documents(given)
         d2 = self._documents([item.text for item in items])
         tokenizer = self._tokenizer
-        if self.pointer is None:
-            scores = score.pairs(
-                self._model,
-                d1,
-                d2,
-                self.seq_len,
-                self.d1_share,
-                tokenizer.end,
-                tokenizer.separator,
-            )
-            per_token: np.ndarray = scores.loss / np.maximum(1, scores.tokens)
-            return per_token
-
         by_token = score.pair_tokens(
             self._model,
             d1,
@@ -89,15 +76,28 @@ class Likelihood:
             tokenizer.end,
             tokenizer.separator if self.is_prompted else None,
         )
+        loss = np.array([losses.sum(dtype=np.float64) for losses in by_token])
+        if self.pointer is not None:
+            loss = self._mixed(self.pointer, d1, d2, by_token)
+        tokens = np.array([len(losses) for losses in by_token])
+        per_token: np.ndarray = loss / np.maximum(1, tokens)
+        return per_token
+
+    def _mixed(
+        self,
+        weights: pointer.Weights,
+        d1: Sequence[np.ndarray],
+        d2: Sequence[np.ndarray],
+        by_token: Sequence[np.ndarray],
+    ) -> np.ndarray:
+        """(item): nats of each d2 under the model, whose loss of every token is given, and the
+        pointer together."""
         readings = []
         for first, second, losses in zip(d1, d2, by_token, strict=True):
             source = pointer.source([first], self.seq_len)
             readings.append(pointer.read(source, second[: len(losses)]))
         probabilities = [np.exp(-losses.astype(np.float64)) for losses in by_token]
-        tokens = np.array([len(losses) for losses in by_token])
-        mixed = pointer.losses(readings, probabilities, self.pointer)
-        of_mixture: np.ndarray = mixed / np.maximum(1, tokens)
-        return of_mixture
+        return pointer.losses(readings, probabilities, weights)
 
     def _documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(document, np.int64) for document in self._tokenizer.documents(texts)]

@@ -6,7 +6,7 @@ import pytest
 
 from synthboot import loading, recipes
 from synthboot.errors import DataError, MissingArtifact
-from synthboot.runner.graph import fingerprints, needed, ready
+from synthboot.runner.graph import fingerprints, needed, ready, startable
 from tests.conftest import tiny_config
 from tests.test_recipes import world_config
 
@@ -35,6 +35,16 @@ def test_units_are_ready_once_their_parents_are_done(plan: dict[str, recipes.Uni
         able = ready([plan[name] for name in plan if name not in done], plan.keys() - done)
         assert able == [name for name in plan if name not in done and done.issuperset(plan[name].parents.values())]
         done.add(able[-1])  # whichever is done first
+
+
+def test_one_unit_with_workers_of_its_own_runs_at_a_time_and_others_beside_it() -> None:
+    able = ["synthesize/a", "synthesize/b", "pretrain/a", "pretrain/b"]
+    wide = {"synthesize/a", "synthesize/b", "embed"}
+    assert startable(able, [], 2, wide) == ["synthesize/a", "pretrain/a"]
+    assert startable(able, ["embed"], 3, wide) == ["pretrain/a", "pretrain/b"]
+    assert startable(able, ["pretrain/c"], 4, wide) == ["synthesize/a", "pretrain/a", "pretrain/b"]
+    assert startable(able, ["pretrain/c"], 1, wide) == startable([], [], 1, wide) == []
+    assert startable(able, [], 4, set()) == able
 
 
 def test_what_an_earlier_plan_hashed_is_not_read_again(tmp_path: Path) -> None:

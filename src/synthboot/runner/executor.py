@@ -18,7 +18,7 @@ from synthboot.errors import ConfigError, DataError, MissingArtifact
 from synthboot.lm import precision
 from synthboot.recipes import Unit, outside, units
 from synthboot.runner import cost, torchrun
-from synthboot.runner.graph import fingerprints, needed, ready
+from synthboot.runner.graph import fingerprints, needed, ready, startable
 from synthboot.runner.sharing import finished, take_over
 from synthboot.runner.state import State, states
 from synthboot.runner.unit import DEALT, ITEMS, has_items, has_workers, make, make_part, tidy
@@ -164,9 +164,12 @@ def _make_all(
     try:
         jobs = running.jobs(cfg.engine.jobs, cfg.engine.device)
         side_by_side = max(1, jobs // cfg.engine.processes)
+        # Ray's own scheduler lets workers wait for cores
+        is_local = cfg.engine.executor == "local"
+        wide = {name for name, unit in plan.items() if is_local and has_workers(unit)}
         while waiting or len(running):
             able = ready(waiting.values(), {*waiting, *running.keys()})
-            for name in able[: max(0, side_by_side - len(running))]:
+            for name in startable(able, running.keys(), side_by_side, wide):
                 if name not in lost:
                     tell(name, "start", None)
                 del waiting[name]

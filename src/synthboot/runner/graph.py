@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 
 from synthboot.artifacts import store
 from synthboot.errors import MissingArtifact
@@ -51,3 +51,25 @@ def ready(
         if not any(parent in unfinished for parent in unit.parents.values()):
             able.append(unit.name)
     return able
+
+
+def startable(
+    able: Sequence[str],
+    running: Collection[str],
+    side_by_side: int,
+    wide: Container[str],
+) -> list[str]:
+    """Which of the units that are ready to start now, in their order.
+
+    Of the `wide` ones, each of which keeps all processes busy by workers of its own, one runs at a
+    time: two would have twice the workers and the memory, on as many cores or GPUs.
+    """
+    chosen: list[str] = []
+    for name in able:
+        at_work = [*running, *chosen]
+        if len(at_work) >= side_by_side:
+            break
+        if name in wide and any(other in wide for other in at_work):
+            continue
+        chosen.append(name)
+    return chosen

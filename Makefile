@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo demo-small data articles smollm world test test-slow portable coverage fuzz kill ray s3 lint format docs site release texture bench gpu clean
+.PHONY: help demo demo-small data articles smollm world test test-slow portable coverage fuzz kill ray remote lint format docs site release texture bench gpu clean
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -62,9 +62,9 @@ ray: $(STAMP)   ## runs on a Ray cluster of two nodes on this machine: same byte
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt ray
 	$(BIN)/pytest -q -m ray
 
-s3: $(STAMP)    ## reading a corpus from a server on this machine that speaks S3
-	$(BIN)/pip install --quiet --disable-pip-version-check --target build/s3 s3fs 'moto[server]'
-	PYTHONPATH=build/s3 $(BIN)/pytest -q tests/data/test_remote.py
+remote: $(STAMP) ## reading a corpus from a server on this machine that speaks S3
+	$(BIN)/pip install --quiet --disable-pip-version-check --target build/remote s3fs 'moto[server]'
+	PYTHONPATH=build/remote $(BIN)/pytest -q tests/data/test_remote.py
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -140,7 +140,7 @@ def test_a_saved_dataset_elsewhere_is_not_read_as_lines(memory: str) -> None:
 
 
 def test_an_object_server(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a server on this machine that speaks S3; needs s3fs and moto[server] (`make s3`)."""
+    """Against a server on this machine that speaks S3; needs s3fs and moto[server] (`make remote`)."""
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()

@@ -20,23 +20,24 @@ def test_a_tuning_that_goes_on_does_not_measure_again_what_d1_is_worth_untuned(
     corpus = Corpus.open(run / "01-corpus")
     pairs = Pairs.load(run / "03-pair" / "related")
     base = Model.open(run / "04-base").best
-    measured = []
-    d1_worth = tune._Held.d1_worth
-
-    def counted(*given: Any) -> tuple[float, float]:
-        measured.append(d1_worth(*given))
-        return measured[-1]
+    told: list[str] = []
 
     def tuned() -> tune.Tuned:
+        told.clear()
         tokens = (corpus.pretrain, corpus.validation, corpus.tokenizer)
-        return tune.tune(loading.load(tiny), base, pairs, *tokens, tmp_path)
+        return tune.tune(loading.load(tiny), base, pairs, *tokens, tmp_path, lambda _, words: told.append(words))
 
     def stopped(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tune._Held, "d1_worth", counted)
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
         killed.setattr(tune, "train", stopped)
         tuned()
-    assert tuned().untuned == measured[0]
-    assert len(measured) == 1
+    assert any("untuned" in words for words in told)
+
+    result = tuned()
+    assert told
+    assert not any("untuned" in words for words in told)
+    finished = Model.open(run / "05-tune" / "related").tuning
+    assert result.untuned == finished.untuned
+    assert result.conditioning == finished.conditioning

@@ -197,22 +197,20 @@ class _Matmul(torch.autograd.Function):
 def is_llama_like(model: PreTrainedModel) -> bool:
     """Whether its blocks have the modules that the loops stand for, under the names that are known
     here, and its logits are nothing but the last hidden state times the output matrix."""
-    has_bias = getattr(model.get_output_embeddings(), "bias", None) is not None
-    return model.config.model_type in _LLAMA_LIKE and not has_bias
+    if model.config.model_type not in _LLAMA_LIKE:
+        return False
+    return getattr(model.get_output_embeddings(), "bias", None) is None
 
 
 @contextlib.contextmanager
 def compiled_loops(model: PreTrainedModel) -> Iterator[None]:
     """While this lasts a model that only scores goes through the compiled loops, where that is
     faster and nothing stands against it; one that trains with them does so already."""
-    weight = model.get_output_embeddings().weight
-    # the loops have one thread, and in another precision the library's way is as fast
-    is_faster = weight.dtype == torch.float32 and torch.get_num_threads() == 1
-    # shards are gathered and freed by the modules, and a compiler has taken their own forward
-    is_whole = type(weight.detach()) is Tensor
-    changed = any("forward" in vars(m) or m._compiled_call_impl for m in model.modules())
-    available = library.available(weight.device.type)
-    if not (available and is_faster and is_whole and not changed and is_llama_like(model)):
+    from transformers import PreTrainedModel
+
+    # a sharded model is scored through a view of it, whose wrapper gathers each block's weights
+    is_whole = isinstance(model, PreTrainedModel)
+    if not (is_whole and is_llama_like(model) and _suits(model)):
         yield
         return
     use_compiled_loops(model, full=True)
@@ -221,6 +219,17 @@ def compiled_loops(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module in model.modules():
             vars(module).pop("forward", None)
+
+
+def _suits(model: PreTrainedModel) -> bool:
+    """Whether the loops are faster, and its modules do what their classes say."""
+    weight = model.get_output_embeddings().weight
+    # the loops have one thread, and in another precision the library's way is as fast
+    is_faster = weight.dtype == torch.float32 and torch.get_num_threads() == 1
+    # by training, which has the loops, or by a compiler, which has taken what was there
+    changed = any("forward" in vars(m) or m._compiled_call_impl for m in model.modules())
+    available = library.available(weight.device.type)
+    return is_faster and not changed and available
 
 
 def use_compiled_loops(model: PreTrainedModel, full: bool) -> None:

@@ -2,6 +2,7 @@
 
 python experiments/table.py experiments/NAME --run runs/NAME     # keeps them, of seeds that every arm has
 python experiments/table.py experiments/NAME                     # again from what was kept
+python experiments/table.py experiments/NAME --control random    # beside repetition, against an arm other than `self`
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from synthboot.recipes import folder_of
 
 ROOT = Path(__file__).parent.parent
 REPETITION = "repetition"
-SELF = "self"
 
 
 def kept(run: Path) -> pa.Table:
@@ -47,20 +47,21 @@ def losses(table: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return {REPETITION: by_arm.pop(REPETITION), **by_arm}, table["tokens"].to_numpy()[:docs]
 
 
-def markdown(by_arm: dict[str, np.ndarray], tokens: np.ndarray) -> str:
+def markdown(by_arm: dict[str, np.ndarray], tokens: np.ndarray, control: str) -> str:
     """A row for every arm; p adjusted by Holm for the arms that are no oracle."""
     against = {name: statistics.difference(loss, by_arm[REPETITION], tokens) for name, loss in by_arm.items()}
     tested = {n: d.p for n, d in against.items() if n != REPETITION and not n.startswith(("oracle", "ensemble"))}
     adjusted = statistics.holm(tested)
     lines = [
-        "| arm | loss | by seed | against repetition | p | adjusted | against self | p |",
+        f"| arm | loss | by seed | against repetition | p | adjusted | against {control} | p |",
         "|---|---|---|---|--:|--:|---|--:|",
     ]
     for name, loss in by_arm.items():
         mean = statistics.estimate(loss, tokens)
         cells = [name, f"{mean.value:.4f} [{mean.low:.4f}, {mean.high:.4f}]", ", ".join(f"{x:.4f}" for x in mean.by_seed)]
         cells += ["", "", ""] if name == REPETITION else [span(against[name]), p(against[name].p), p(adjusted.get(name))]
-        other = statistics.difference(loss, by_arm[SELF], tokens) if SELF in by_arm and name not in (SELF, REPETITION) else None
+        compared = control in by_arm and name not in (control, REPETITION)
+        other = statistics.difference(loss, by_arm[control], tokens) if compared else None
         cells += [span(other), p(other.p)] if other else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -81,11 +82,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", type=Path)
     parser.add_argument("--run", type=Path, help="a run folder that has scores")
+    parser.add_argument("--control", default="self", help="the arm that the others are held against beside repetition")
     args = parser.parse_args()
     store = args.experiment / "losses.parquet"
     if args.run:
         pq.write_table(kept(args.run), store, compression="zstd", use_dictionary=["arm"])
-    table = markdown(*losses(pq.read_table(store)))
+    table = markdown(*losses(pq.read_table(store)), args.control)
     page = args.experiment / "README.md"
     text = page.read_text("utf-8")
     start, end = "<!-- table -->\n", "<!-- /table -->"

@@ -1,0 +1,62 @@
+"""What d2 costs an untuned model given d1, by what the separator's row of its embedding begins as.
+
+python experiments/2026-11-26-external-writer/separator.py runs/external-writer
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from synthboot import loading
+from synthboot.artifacts.external import External
+from synthboot.artifacts.pairs import VALIDATION, Pairs
+from synthboot.lm import model as models
+from synthboot.lm import score
+from synthboot.lm.batches import d1_room, joined_contexts
+
+CONFIG = Path(__file__).with_name("config.yaml")
+PAIRS = 24
+
+
+def main(run: Path) -> None:
+    """Print a row for each beginning: the loss of d2 given its d1, and how much more it is given a random one."""
+    torch.set_num_threads(1)
+    cfg = loading.load(CONFIG)
+    outside = External.open(run / "01-corpus" / "external")
+    tokenizer = outside.tokenizer
+    window = cfg.tune_seq_len
+    share = cfg.tune.d1_share
+
+    pairs = Pairs.load(run / "03-pair" / "related").only(VALIDATION)
+    once = np.sort(np.unique(pairs.d2, return_index=True)[1])  # the most similar d1 of each d2
+    chosen = once[np.linspace(0, len(once) - 1, PAIRS).astype(int)]
+    others = np.random.default_rng(cfg.seed).integers(0, len(outside.pretrain), PAIRS)
+    d2 = [outside.validation[doc][: window - 1 - d1_room(window, share)] for doc in pairs.d2[chosen].tolist()]
+
+    model = models.load(outside.model)
+    rows = model.get_input_embeddings().weight.data
+    fresh = rows[tokenizer.separator].clone()
+    blank_line = tokenizer.backend.encode("\n\n").ids
+    beginnings = {
+        "fresh": fresh,
+        "the end token's": rows[tokenizer.end].clone(),
+        "a blank line's": rows[blank_line].mean(0),
+        "the mean of all": rows.mean(0),
+    }
+    print("| the separator's row | given d1 | given a random d1 | d1's worth |\n|---|--:|--:|--:|")
+    for name, row in beginnings.items():
+        rows[tokenizer.separator] = row
+        scores = []
+        for docs in (pairs.d1[chosen].tolist(), others.tolist()):
+            d1 = [joined_contexts([outside.pretrain[doc]], window, share, tokenizer.separator) for doc in docs]
+            scores.append(score.pairs(model, d1, d2, window, share, tokenizer.end, tokenizer.separator))
+        worth, error = scores[0].gain_over(scores[1])
+        print(f"| {name} | {scores[0].mean:.3f} | {scores[1].mean:.3f} | {worth:.3f} +- {error:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -76,8 +76,9 @@ class Likelihood:
             tokenizer.end,
             tokenizer.separator if self.is_prompted else None,
         )
-        loss = np.array([losses.sum(dtype=np.float64) for losses in by_token])
-        if self.pointer is not None:
+        if self.pointer is None:
+            loss = np.array([losses.sum(dtype=np.float64) for losses in by_token])
+        else:
             loss = self._mixed(self.pointer, d1, d2, by_token)
         tokens = np.array([len(losses) for losses in by_token])
         per_token: np.ndarray = loss / np.maximum(1, tokens)

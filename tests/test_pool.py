@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -264,8 +265,11 @@ def below(program: str) -> int:
     """The youngest child of this process that runs a program of multiprocessing, 0 where there is none."""
     found = [0]
     for pid, state, parent in processes():
-        if parent == os.getpid() and state != "Z" and program.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-            found.append(pid)
+        if parent != os.getpid() or state == "Z":
+            continue
+        with suppress(OSError):  # it has just gone
+            if program.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
     return max(found)
 
 

@@ -27,19 +27,21 @@ below.wait()
 
 def test_processes_are_found_by_their_mark_wherever_they_hang(tmp_path: Path) -> None:
     mark = f"test-{os.getpid()}"
-    top = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", PARENT], env={**os.environ, family.MARK: mark}, stdout=subprocess.PIPE, text=True
-    )
-    assert top.stdout is not None
-    below = int(top.stdout.readline())
-    known = {p.pid: p for p in family.marked(mark)}
-    assert set(known) == {top.pid, below}
-    assert [family.role(known[pid], known, top.pid) for pid in (top.pid, below)] == ["parent", "fork server"]
-    os.kill(top.pid, signal.SIGKILL)  # the one below has no parent now
-    top.wait()
-    top.stdout.close()
-    assert [p.pid for p in family.marked(mark)] == [below]
-    family.end(mark)
+    ) as top:
+        assert top.stdout is not None
+        try:
+            below = int(top.stdout.readline())
+            # a process that has just become another program has no environment for a moment
+            assert family.wait_until(lambda: {p.pid for p in family.marked(mark)} == {top.pid, below}, 10)
+            known = {p.pid: p for p in family.marked(mark)}
+            assert [family.role(known[pid], known, top.pid) for pid in (top.pid, below)] == ["parent", "fork server"]
+            os.kill(top.pid, signal.SIGKILL)  # the one below has no parent now
+            top.wait()
+            assert [p.pid for p in family.marked(mark)] == [below]
+        finally:
+            family.end(mark)
     assert family.wait_until(lambda: not family.marked(mark), 10)
 
 

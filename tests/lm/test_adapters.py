@@ -89,7 +89,7 @@ def test_what_is_written_is_an_ordinary_model_that_scores_as_the_adapters_do(
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
         untrained = model.eval()(ids).logits
-        adapters.add(model, LORA, 0, "tune")
+        adapters.add(model, LORA, 0, "tune", tokenizer.separator)
         assert torch.equal(model(ids).logits, untrained)  # they add nothing yet
     tuned(model, tmp_path, tokenizer)
     with torch.no_grad():
@@ -99,15 +99,21 @@ def test_what_is_written_is_an_ordinary_model_that_scores_as_the_adapters_do(
     torch.testing.assert_close(written, adapted, atol=1e-4, rtol=1e-4)
     found = models.load(tmp_path / "last").state_dict()
     assert found.keys() == before.keys()
-    for name, weight in found.items():  # matrices of the blocks moved, and nothing else did
+    table = model.get_input_embeddings().weight
+    tables = {name for name, weight in model.state_dict().items() if weight.data_ptr() == table.data_ptr()}
+    for name, weight in found.items():  # matrices of the blocks moved, the separator's row did, and nothing else
         in_a_block = weight.dim() == 2 and (".layers." in name or ".h." in name)
-        assert torch.equal(weight, before[name]) != in_a_block, name
+        moved = (weight != before[name]).reshape(len(weight), -1).any(1)
+        if name in tables:
+            assert moved.nonzero().flatten().tolist() == [tokenizer.separator]
+        else:
+            assert moved.any() == in_a_block, name
 
 
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, tokenizer: Tokenizer) -> None:
     def start() -> Any:
         model = llama()
-        adapters.add(model, LORA, 0, "tune")
+        adapters.add(model, LORA, 0, "tune", tokenizer.separator)
         return model
 
     tuned(start(), tmp_path / "whole", tokenizer)

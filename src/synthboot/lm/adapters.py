@@ -4,6 +4,9 @@ The library peft puts them into a model, whose layers keep their places, so that
 trains it goes on as before. Where a model is written they are merged into the weights of a copy,
 and nothing after training knows of them.
 
+A token that the model has not seen, as the separator of one that comes from outside, has a row of
+its own in the embedding. Narrow matrices do not reach it, so it is trained beside them.
+
 Source: arXiv:2106.09685.
 """
 
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from synthboot import config
 from synthboot.errors import ConfigError, TrainingError
@@ -31,11 +35,13 @@ def add(
     lora: config.Lora,
     seed: int,
     section: str,
+    token: int | None = None,
 ) -> None:
     """Put adapters of rank `lora.rank` into the model and freeze all that it had.
 
-    They add nothing until they are trained. `seed` decides their weights. Raises ConfigError,
-    naming `section.lora`, where peft is missing or no layer has a name that is asked for.
+    They add nothing until they are trained. `seed` decides their weights. The embedding of `token`
+    is trained too. Raises ConfigError, naming `section.lora`, where peft is missing or no layer has
+    a name that is asked for.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -59,6 +65,8 @@ def add(
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{section}.lora: {model.config.model_type}: {reason}") from None
+    if token is not None:
+        _add_row(model, token)
 
 
 def present(model: PreTrainedModel) -> bool:
@@ -79,7 +87,48 @@ def merged(model: PreTrainedModel) -> Any:
             layer.merge()
             whole.set_submodule(name, layer.get_base_layer())
     del whole.peft_config
+    _merge_row(whole)
     return whole
+
+
+def _add_row(model: PreTrainedModel, token: int) -> None:
+    """Train one row of the embedding, which stays frozen.
+
+    The row is a parameter beside the weights, written into them before each pass. So an output
+    matrix that is the embedding has it too; no gradient comes from there, where the token is never
+    the right one.
+    """
+    embedding = model.get_input_embeddings()
+    embedding.row = torch.nn.Parameter(embedding.weight[token].detach().clone())
+    embedding.row_token = token
+    embedding.register_forward_pre_hook(_write_row)
+    embedding.register_forward_hook(_learn_row)
+
+
+def _write_row(embedding: Any, _: tuple[Tensor, ...]) -> None:
+    with torch.no_grad():
+        embedding.weight[embedding.row_token] = embedding.row
+
+
+def _learn_row(embedding: Any, args: tuple[Tensor, ...], hidden: Tensor) -> Tensor:
+    (ids,) = args  # (batch, seq)
+    # nothing, whose gradient is the row's
+    nothing = (embedding.row - embedding.row.detach()).to(hidden.dtype)
+    is_token = (ids == embedding.row_token).unsqueeze(-1)  # (batch, seq, 1)
+    return hidden + is_token * nothing
+
+
+def _merge_row(model: PreTrainedModel) -> None:
+    """The embedding as it was before `_add_row`, with what its row has become."""
+    embedding: Any = model.get_input_embeddings()
+    if not hasattr(embedding, "row"):
+        return
+    _write_row(embedding, ())
+    for hooks in (embedding._forward_pre_hooks, embedding._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if hook in (_write_row, _learn_row):
+                del hooks[key]
+    del embedding.row, embedding.row_token
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:

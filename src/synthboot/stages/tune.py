@@ -131,7 +131,7 @@ def tune(
     if start is not None:
         _warn_unread(*untuned, note)
     if cfg.tune.lora.rank:
-        adapters.add(model, cfg.tune.lora, cfg.seed, "tune")
+        adapters.add(model, cfg.tune.lora, cfg.seed, "tune", separator)
     if runtime.group.main:
         merging.undo(folder)
     curve = train(

@@ -111,7 +111,7 @@ def test_what_cannot_be_used_is_said_and_nothing_is_written(tmp_path: Path) -> N
 
 def test_fewer_hours_mean_less_text_and_an_oracle_that_has_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # what was measured is kept in `runs`
-    monkeypatch.setattr("synthboot.runner.machines.core_flops", lambda: 1e9)
+    monkeypatch.setattr("synthboot.runner.machines.core_flops", lambda _: 1e9)
     found = survey(lines(tmp_path / "l.jsonl", [{"text": text} for text in texts(1_000)]))
     plenty = propose(found, "mine", 1_000)
     little = propose(found, "mine", plenty.hours / 2)

@@ -107,6 +107,6 @@ def fuzzer(place: Path, settings: dict[str, Any] | None = None) -> Iterator[Fuzz
                 raise SynthbootError(found.stderr)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machines, "core_flops", lambda: 1e9)
+        patch.setattr(machines, "core_flops", lambda _: 1e9)
         patch.setattr(precision, "undecided", lambda cfg: False)
         yield Fuzzer("manifests", inputs(), check)

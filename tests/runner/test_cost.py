@@ -237,6 +237,18 @@ def test_a_machine_of_ones_own(tmp_path: Path) -> None:
         assert machines.machine(f"3x{name}", cfg).devices == 3 * machines.machine(name.upper(), cfg).devices
 
 
+@pytest.mark.parametrize(("times", "chosen"), [(0.13, "float32"), (1.2, "float32"), (2.1, "bfloat16")])
+def test_where_auto_leads_bfloat16_its_rate_is_what_a_plan_takes(
+    times: float, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"float32": 1e11, "bfloat16": times * 1e11}
+    monkeypatch.setattr(machines, "core_flops", rates.__getitem__)
+    here = machines.this(loading.load(small_config(tmp_path / "x.jsonl", tmp_path)))
+    assert here.flops == rates
+    assert here.dtype("auto") == chosen  # as a run would choose, by the same margin
+    assert here.dtype("float32") == "float32"
+
+
 def test_this_machine_is_measured_once(tmp_path: Path) -> None:
     cfg = loading.load(small_config(tmp_path / "x.jsonl", tmp_path))
     first = machines.this(cfg)

@@ -98,7 +98,7 @@ def _add_row(model: PreTrainedModel, token: int) -> None:
     matrix that is the embedding has it too; no gradient comes from there, where the token is never
     the right one.
     """
-    embedding = model.get_input_embeddings()
+    embedding: Any = model.get_input_embeddings()
     embedding.row = torch.nn.Parameter(embedding.weight[token].detach().clone())
     embedding.row_token = token
     embedding.register_forward_pre_hook(_write_row)

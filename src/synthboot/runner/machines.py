@@ -14,22 +14,23 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import numpy as np
 from pydantic import Field, ValidationError
 
 from synthboot import config, pool, strict_yaml
 from synthboot.artifacts.store import environment
 from synthboot.data.disk import read_json, write_json
 from synthboot.errors import ConfigError, SynthbootError
+from synthboot.lm import precision
 
 THIS = "this"
 KEPT = ".machine.json"
 
 Dtype = Literal["float32", "bfloat16"]
+DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 Work = Literal["embed", "pair", "train", "sample"]
 
 _SHIPPED = Path(__file__).with_name("machines.yaml")
@@ -92,11 +93,14 @@ class Machine(config.Section):
         return f"{self.devices} x {self.title}" if self.devices > 1 else self.title
 
     def dtype(self, wanted: str) -> Dtype:
-        """The precision that a setting comes to here; where it says `auto`, the faster one."""
+        """The precision that a setting comes to here; where it says `auto`, what is faster by the
+        margin that a run would ask for."""
         for dtype in self.flops:
             if dtype == wanted:
                 return dtype
-        return max(self.flops, key=lambda dtype: self.flops[dtype])
+        margin = precision.MARGIN["cpu" if self.kind == "cpu" else "cuda"]
+        is_faster = self.flops.get("bfloat16", 0) >= margin * self.flops.get("float32", 0)
+        return "bfloat16" if is_faster else "float32"
 
 
 class Figures(config.Section):
@@ -148,14 +152,14 @@ def this(cfg: config.Config) -> Machine:
     if cfg.engine.device != "cpu" and pool.gpus() and (gpu := _gpu(root)) is not None:
         return gpu.model_copy(update={"devices": devices, "cores": os.cpu_count() or 1})
 
-    rate = kept(root, f"{_processor()}, {environment()['machine']}", core_flops)
+    name = f"{_processor()}, {environment()['machine']}"
+    rates = {dtype: kept(root, f"{name}, {dtype}", partial(core_flops, dtype)) for dtype in DTYPES}
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     measured = {
         "title": "core of this machine",
         "devices": devices,
         "cores": len(os.sched_getaffinity(0)),
-        # how much faster bfloat16 is, if it is, `precision` measures for each model
-        "flops": {"float32": rate, "bfloat16": rate},
+        "flops": rates,
         "memory_bytes": installed / devices,
         "source": f"matrix products measured here once and kept in {root / KEPT}; "
         "memory bandwidth and disk as of a laptop",
@@ -178,12 +182,14 @@ def kept(root: Path, name: str, measure: Callable[[], float]) -> float:
     return rates[name]
 
 
-def core_flops() -> float:
-    """FLOP/s of one core, in float32 products of 512 x 512: the best of several, by the core's own
-    time, so that other work does not count."""
+def core_flops(dtype: Dtype) -> float:
+    """FLOP/s of one core, in products of 512 x 512: the best of several, by the core's own time, so
+    that other work does not count."""
+    # imported before threads are limited: what comes later would have its own
+    import torch
     from threadpoolctl import threadpool_limits
 
-    matrix = np.ones((512, 512), np.float32)
+    matrix = torch.ones((512, 512), dtype=getattr(torch, dtype))
     seconds = []
     with threadpool_limits(1):
         for _ in range(12):

@@ -43,7 +43,7 @@ SIZES = {
 }
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
-"""How openvino calls them."""
+"""How the peers call them."""
 
 VOCABULARY = {"demo": 2_048, "tiny": 4_096, "small": 16_384}
 
@@ -83,15 +83,14 @@ class Generate:
         return results
 
 
-class OpenVino:
-    """openvino-genai with continuous batching, in a process and an environment of its own (sample_openvino.py)."""
+class Elsewhere:
+    """A peer in a process and an environment of its own: `script` under `python`, which reads its job from a file."""
 
-    def __init__(self, python: str, model: Any, asked: list[Request], folder: Path, dtype: str) -> None:
-        folder.mkdir(parents=True)
-        models.save(model, folder / "model", tokenizers.train(iter(["a few words to make a tokenizer of"] * 20), 280))
-        job = {"model": str(folder / "model"), "rows": 64, "tokens": asked[0].max_tokens, "precision": PRECISIONS[dtype]}
-        (folder / "job.json").write_text(json.dumps(job | {"prompts": [r.prompt for r in asked]}))
-        command = [python, str(Path(__file__).with_name("sample_openvino.py")), str(folder / "job.json")]
+    def __init__(self, python: str, script: str, model: Path, asked: list[Request], dtype: str) -> None:
+        job = {"model": str(model), "rows": 64, "tokens": asked[0].max_tokens, "precision": PRECISIONS[dtype]}
+        place = model.with_name("job.json")
+        place.write_text(json.dumps(job | {"prompts": [r.prompt for r in asked]}))
+        command = [python, str(Path(__file__).with_name(script)), str(place)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -102,6 +101,44 @@ class OpenVino:
         assert self.process.stdout is not None
         print(file=self.process.stdin, flush=True)
         return [SimpleNamespace(tokens=range(json.loads(self.process.stdout.readline())[1]))]
+
+
+def openvino(python: str, model: Any, asked: list[Request], folder: Path, dtype: str) -> Elsewhere:
+    """openvino-genai with continuous batching (sample_openvino.py)."""
+    folder.mkdir(parents=True)
+    models.save(model, folder / "model", tokenizers.train(iter(["a few words to make a tokenizer of"] * 20), 280))
+    return Elsewhere(python, "sample_openvino.py", folder / "model", asked, dtype)
+
+
+def llama(python: str, gguf: Path, asked: list[Request], folder: Path, dtype: str) -> Elsewhere:
+    """llama.cpp's server with a slot for each of 64 rows (sample_llama.py), of a GGUF file's model in another precision."""
+    folder.mkdir(parents=True)
+    widen(gguf, folder / "model.gguf", dtype)
+    return Elsewhere(python, "sample_llama.py", folder / "model.gguf", asked, dtype)
+
+
+def widen(source: Path, out: Path, dtype: str) -> None:
+    """Write a GGUF file's model with its matrices in float32 or bfloat16."""
+    import gguf
+
+    reader = gguf.GGUFReader(source)
+    architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
+    writer = gguf.GGUFWriter(out, architecture)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in (gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.FILE_TYPE):
+            continue
+        is_array = field.types[0] == gguf.GGUFValueType.ARRAY
+        element = field.types[-1] if is_array else None
+        writer.add_key_value(name, field.contents(), field.types[0], sub_type=element)
+    for tensor in reader.tensors:
+        weights = gguf.dequantize(tensor.data, tensor.tensor_type)
+        is_matrix = len(tensor.shape) > 1
+        kind = gguf.GGMLQuantizationType.BF16 if dtype == "bfloat16" and is_matrix else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(tensor.name, gguf.quantize(weights, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def rate(engine: Any, asked: list[Request]) -> float:
@@ -210,7 +247,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         for dtype in options.dtypes:
             engines |= {f"generate, {dtype}, batch {b}": Generate(peer_models[dtype], b) for b in (32, 64)}
         if options.openvino:
-            peer = OpenVino(options.openvino, model, asked, Path(tempfile.mkdtemp()) / name, "float32")
+            peer = openvino(options.openvino, model, asked, Path(tempfile.mkdtemp()) / name, "float32")
             peer.sample(asked)  # converts and compiles
             engines["openvino-genai, float32, 64 at once"] = peer
         rates: dict[str, list[float]] = {key: [] for key in engines}

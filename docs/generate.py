@@ -6,6 +6,7 @@ the experiments, the claims restated by `synthboot.statistics`, and the README's
 
 import json
 import re
+import runpy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
 LEVEL = 0.05
 RESTATED = "2026-11-25-claims-restated"
+RELATION = runpy.run_path(str(EXPERIMENTS / "relation.py"))
 FIRST_SCREEN = (
     ("2026-11-26-world-five-seeds", "sbp against repetition", "known world, 27 epochs, five seeds"),
     ("2026-11-26-world-five-seeds", "sbp: against self", "known world, 27 epochs, five seeds"),
@@ -389,6 +391,7 @@ def pages() -> Iterator[tuple[Path, Callable[[], str]]]:
     yield EXPERIMENTS / "README.md", index
     yield ROOT / "README.md", readme
     yield ROOT / "docs" / "scaling-out.md", scaling
+    yield RELATION["PICTURE"], RELATION["svg"]
 
 
 if __name__ == "__main__":

@@ -213,6 +213,20 @@ def test_bfloat16_products_leave_float32_weights_and_nearly_the_same_gradients(
     assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.999
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_model_is_validated_in_the_precision_that_it_trains_in(tmp_path: Path, tokenizer: Tokenizer, precision: str) -> None:
+    losses = []
+
+    def measured(model: Any) -> float:
+        assert torch.is_autocast_enabled("cpu") == (precision == "bfloat16")
+        losses.append(validate(model))
+        return losses[-1]
+
+    train(small_model(), plan(), settings(precision=precision), measured, tmp_path, tokenizer)
+    kept = models.load(tmp_path / "last")
+    assert losses[-1] == pytest.approx(validate(kept), rel=1e-6 if precision == "float32" else 5e-3)
+
+
 def test_muon_trains_and_resumes_to_the_same_bytes(tmp_path: Path, tokenizer: Tokenizer) -> None:
     how = settings(optimizer="muon")
     curve = train(small_model(), plan(), how, validate, tmp_path / "a", tokenizer)

@@ -37,6 +37,16 @@ SoftTargets = Callable[[slice], Tensor]
 """The probabilities that a teacher gives to every token (row, vocab), for a part of the rows."""
 
 
+def autocast(
+    device: torch.device,
+    precision: torch.dtype,
+) -> contextlib.AbstractContextManager[object]:
+    """While this lasts matmuls on a device are in `precision`."""
+    if precision == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, precision)
+
+
 class Loss(torch.nn.Module):
     """A causal LM with its loss as one module, so that wrappers for processes see one forward pass.
 
@@ -120,7 +130,7 @@ class Loss(torch.nn.Module):
             # no mask is made here: the layout's own follow from positions, while one from outside
             # would switch its windows off, or be added as 0 and 1
             options["position_ids"] = positions
-        with self._autocast(inputs.device):
+        with autocast(inputs.device, self.precision):
             if not self.chunked:
                 logits: Tensor = self.model(input_ids=inputs, **options).logits
                 return logits.flatten(0, 1)
@@ -165,11 +175,6 @@ class Loss(torch.nn.Module):
         lse = torch.logsumexp(logits.float(), 1)[targets != IGNORE]
         square = lse.square().sum()
         return loss + self.z_loss * square / divisor, cross_entropy
-
-    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
-        if self.precision == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, self.precision)
 
 
 class Teacher:

@@ -36,7 +36,7 @@ from synthboot.errors import TrainingError
 from synthboot.lm import adapters, layouts, parallel, regularizers
 from synthboot.lm import model as models
 from synthboot.lm.batches import IGNORE, Batch, Batches
-from synthboot.lm.loss import Loss, Teacher
+from synthboot.lm.loss import Loss, Teacher, autocast
 from synthboot.lm.parallel import ALONE, Group
 from synthboot.lm.track import Watch, unwatched
 
@@ -226,12 +226,12 @@ class _Trainer:
         if self.group.shard and self.group.main:
             self.written = copy.deepcopy(model).cpu()
 
-        precision = _precision(settings.precision, self.device)
-        peak = models.product_rate(self.device, precision) * self.group.size
+        self.precision = _precision(settings.precision, self.device)
+        peak = models.product_rate(self.device, self.precision) * self.group.size
         # seconds a token at the peak; a training step costs three forward passes
         self.cost = 3 * models.flops_per_token(model, batches.seq_len) / peak
         self.compiled = not self.apart and self._compiles(runtime)
-        self.module = parallel.wrap(self._loss(precision, teachers), self.group)
+        self.module = parallel.wrap(self._loss(teachers), self.group)
 
         if settings.dropout:
             regularizers.add_dropout(model, settings.dropout)
@@ -253,19 +253,15 @@ class _Trainer:
         if self.average is not None:
             self.average.load(_load(latest / "average.safetensors"))
 
-    def _loss(
-        self,
-        precision: torch.dtype,
-        teachers: Sequence[PreTrainedModel],
-    ) -> Loss:
+    def _loss(self, teachers: Sequence[PreTrainedModel]) -> Loss:
         """The model with its loss, as it runs here."""
         # neither shards, whose weights are gathered and freed, nor torch's compiler go with the
         # compiled loops
         plain = self.group.shard or self.compiled
         teacher = None
         if teachers:
-            teacher = Teacher(teachers, self.settings.distill_weight, precision, plain)
-        loss = Loss(self.model, precision, self.settings.z_loss, plain, teacher)
+            teacher = Teacher(teachers, self.settings.distill_weight, self.precision, plain)
+        loss = Loss(self.model, self.precision, self.settings.z_loss, plain, teacher)
         if self.compiled:
             # the blocks are alike, so that one is compiled for all
             for block in parallel.blocks(self.model):
@@ -371,11 +367,12 @@ class _Trainer:
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def _scored(self, measure: Callable[[PreTrainedModel], float]) -> float:
+        """What a measure says of the model, in the precision that it trains in."""
         eager: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if self.compiled:
             # rows have other lengths here, and would all be compiled anew
             eager = torch.compiler.set_stance("force_eager")
-        with eager:
+        with eager, autocast(self.device, self.precision):
             model = self.model
             if self.group.shard:
                 # called as a model is, which is all that a measure does

@@ -36,13 +36,15 @@ import torch
 import train
 
 from synthboot import config, pool
+from synthboot.data.tokens import Tokens
 from synthboot.lm import model as models
 from synthboot.lm import score
 from synthboot.lm.batches import IGNORE
+from synthboot.lm.loss import Loss, autocast
 from synthboot.lm.sampling.embedded import EmbeddedSampler
 from synthboot.lm.sampling.protocol import Request
 
-PARTS = ("scoring", "sampling", "training")
+PARTS = ("scoring", "validation", "sampling", "training")
 VOCAB = 10_000
 """Tokens that random text is made of, all in the model's vocabulary."""
 
@@ -168,8 +170,29 @@ def scoring(cfg: config.Model, pairs: int, rounds: int) -> None:
         print(f"| {engine} | {rate:,.1f} | {rate / base:.2f} | {results[0][1]:.5f} | {memory:.2f} |", flush=True)
 
 
+def validation(cfg: config.Model, docs: int, rounds: int) -> None:
+    """Print a table of tokens a second of validating a model that trains in bfloat16: in that, and in float32."""
+    model = models.build(cfg, 0, 0).eval()
+    Loss(model, torch.bfloat16)  # gives it the loops that it trains with
+    rng = np.random.default_rng(0)
+    texts = Tokens.of([rng.integers(100, VOCAB, 250).tolist() for _ in range(docs)])
+    rates: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    losses = {}
+    for _ in range(rounds):
+        for dtype, values in rates.items():
+            begun = time.perf_counter()
+            with autocast(torch.device("cpu"), getattr(torch, dtype)):
+                losses[dtype] = score.documents(model, texts, cfg.seq_len, 0).mean
+            values.append(texts.num_tokens / (time.perf_counter() - begun))
+    base = statistics.median(rates["float32"])
+    print("\n| validation of bfloat16 training, in | tokens a second | times float32's | nats a token |\n|---|---|---|---|")
+    for dtype, values in rates.items():
+        rate = statistics.median(values)
+        print(f"| {dtype} | {rate:,.1f} | {rate / base:.2f} | {losses[dtype]:.5f} |", flush=True)
+
+
 def main() -> None:
-    """Scoring, sampling, then training."""
+    """Scoring, validation, sampling, then training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/smollm2-135m")
     parser.add_argument("--rounds", type=int, default=3)
@@ -184,6 +207,8 @@ def main() -> None:
     rounds = 1 if args.small else args.rounds
     if "scoring" in args.only:
         scoring(cfg, 8 if args.small else 12, rounds)
+    if "validation" in args.only:
+        validation(cfg, 4 if args.small else 12, rounds)
     if "sampling" in args.only:
         requests, tokens, batches = (8, 16, [8]) if args.small else (48, 48, [16, 32])
         sampling(cfg, args.dtypes, requests, tokens, batches, rounds, args.openvino, args.llama)

@@ -47,18 +47,21 @@ class Compared:
         raise ValueError(f"{self.experiment}: no net worth of {self.reader!r}")
 
     def difference(self) -> tuple[statistics.Estimate, int]:
-        """The arm's test loss less its control's, in nats a token, and by how many seeds."""
-        table = pq.read_table(HERE / self.experiment / "losses.parquet")
-        table = table.sort_by([("arm", "ascending"), ("seed", "ascending"), ("doc", "ascending")])
-        arms = np.array(table["arm"].to_pylist())
-        docs = len(set(table["doc"].to_pylist()))
-
-        def losses(arm: str) -> np.ndarray:
-            return table["loss"].to_numpy().astype(float)[arms == arm].reshape(-1, docs)  # (seed, doc)
-
-        ours = losses(self.arm)
-        tokens = table["tokens"].to_numpy()[:docs]
-        return statistics.difference(ours, losses(self.control), tokens), len(ours)
+        """The arm's test loss less its control's, in nats a token, and by how many seeds, those of both."""
+        table = pq.read_table(HERE / self.experiment / "losses.parquet").to_pylist()
+        by_arm: dict[str, dict[int, list[float]]] = {self.arm: {}, self.control: {}}
+        tokens = {row["doc"]: row["tokens"] for row in table}
+        for row in sorted(table, key=lambda row: row["doc"]):
+            if row["arm"] in by_arm:
+                by_arm[row["arm"]].setdefault(row["seed"], []).append(row["loss"])
+        ours, theirs = by_arm[self.arm], by_arm[self.control]
+        both = sorted(set(ours) & set(theirs))
+        found = statistics.difference(
+            np.array([ours[seed] for seed in both]),  # (seed, doc)
+            np.array([theirs[seed] for seed in both]),
+            np.array([tokens[doc] for doc in sorted(tokens)]),
+        )
+        return found, len(both)
 
 
 COMPARED = (

@@ -1,6 +1,6 @@
 """Write an experiment's table of arms from the loss of every test document, and keep these losses beside it.
 
-python experiments/table.py experiments/NAME --run runs/NAME     # keeps them, of seeds that every arm has
+python experiments/table.py experiments/NAME --run runs/NAME     # keeps them; two arms are compared by the seeds of both
 python experiments/table.py experiments/NAME                     # again from what was kept
 python experiments/table.py experiments/NAME --control random    # beside repetition, against an arm other than `self`
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import runpy
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,42 +27,58 @@ REPETITION = "repetition"
 def kept(run: Path) -> pa.Table:
     """arm, seed, doc, tokens, loss (nats): the best checkpoint of every model, summed by document."""
     rows = []
-    arms = sorted(folder for folder in folder_of(run, "score").iterdir() if folder.is_dir())
-    seeds = set.intersection(*({seed.name for seed in arm.glob("seed-*")} for arm in arms))
-    for arm in arms:
-        for name in sorted(seeds):
-            seed = int(name.removeprefix("seed-"))
-            documents = zip(*Scores.open(arm / name).by_document("best"), strict=True)
+    for arm in sorted(folder for folder in folder_of(run, "score").iterdir() if folder.is_dir()):
+        for folder in arm.glob("seed-*"):
+            seed = int(folder.name.removeprefix("seed-"))
+            documents = zip(*Scores.open(folder).by_document("best"), strict=True)
             rows += [(arm.name, seed, doc, int(tokens), np.float32(loss)) for doc, (loss, tokens) in enumerate(documents)]
     names = ("arm", "seed", "doc", "tokens", "loss")
     return pa.table(dict(zip(names, zip(*rows, strict=True), strict=True)))
 
 
-def losses(table: pa.Table) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """By arm (seed, doc), repetition first, and the tokens of each document."""
+@dataclass(frozen=True)
+class Arm:
+    """The losses (seed, doc) of an arm, by the seeds that it was trained with."""
+
+    seeds: list[int]
+    loss: np.ndarray
+
+    def against(self, other: Arm, tokens: np.ndarray) -> statistics.Estimate:
+        """How much more it loses, by the seeds of both."""
+        both = sorted(set(self.seeds) & set(other.seeds))
+        ours, theirs = (arm.loss[[arm.seeds.index(seed) for seed in both]] for arm in (self, other))
+        return statistics.difference(ours, theirs, tokens)
+
+
+def losses(table: pa.Table) -> tuple[dict[str, Arm], np.ndarray]:
+    """Every arm by its name, repetition first, and the tokens of each document."""
     table = table.sort_by([("arm", "ascending"), ("seed", "ascending"), ("doc", "ascending")])
-    names = sorted(set(table["arm"].to_pylist()))
     docs = len(set(table["doc"].to_pylist()))
-    loss = table["loss"].to_numpy().astype(float).reshape(len(names), -1, docs)  # (arm, seed, doc)
-    by_arm = dict(zip(names, loss, strict=True))
-    return {REPETITION: by_arm.pop(REPETITION), **by_arm}, table["tokens"].to_numpy()[:docs]
+    names = table["arm"].to_pylist()[::docs]  # of each model
+    seeds = table["seed"].to_pylist()[::docs]
+    loss = table["loss"].to_numpy().astype(float).reshape(-1, docs)  # (model, doc)
+    by_arm = {}
+    for name in sorted(set(names), key=lambda name: (name != REPETITION, name)):
+        models = [i for i, of in enumerate(names) if of == name]
+        by_arm[name] = Arm([seeds[i] for i in models], loss[models])
+    return by_arm, table["tokens"].to_numpy()[:docs]
 
 
-def markdown(by_arm: dict[str, np.ndarray], tokens: np.ndarray, control: str) -> str:
+def markdown(by_arm: dict[str, Arm], tokens: np.ndarray, control: str) -> str:
     """A row for every arm; p adjusted by Holm for the arms that are no oracle."""
-    against = {name: statistics.difference(loss, by_arm[REPETITION], tokens) for name, loss in by_arm.items()}
+    against = {name: arm.against(by_arm[REPETITION], tokens) for name, arm in by_arm.items()}
     tested = {n: d.p for n, d in against.items() if n != REPETITION and not n.startswith(("oracle", "ensemble"))}
     adjusted = statistics.holm(tested)
     lines = [
         f"| arm | loss | by seed | against repetition | p | adjusted | against {control} | p |",
         "|---|---|---|---|--:|--:|---|--:|",
     ]
-    for name, loss in by_arm.items():
-        mean = statistics.estimate(loss, tokens)
+    for name, arm in by_arm.items():
+        mean = statistics.estimate(arm.loss, tokens)
         cells = [name, f"{mean.value:.4f} [{mean.low:.4f}, {mean.high:.4f}]", ", ".join(f"{x:.4f}" for x in mean.by_seed)]
         cells += ["", "", ""] if name == REPETITION else [span(against[name]), p(against[name].p), p(adjusted.get(name))]
         compared = control in by_arm and name not in (control, REPETITION)
-        other = statistics.difference(loss, by_arm[control], tokens) if compared else None
+        other = arm.against(by_arm[control], tokens) if compared else None
         cells += [span(other), p(other.p)] if other else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -37,6 +37,8 @@ FIRST_SCREEN = (
     ("2026-11-26-samples-or-dropout", "dropout: against self", "abstracts, 12 epochs, three seeds"),
     ("2026-11-26-external-writer", "sbp against repetition", "abstracts, 12 epochs, written by SmolLM2-135M, five seeds"),
     ("2026-11-26-external-writer", "sbp: against random_pairs", "abstracts, 12 epochs, written by SmolLM2-135M, ten seeds"),
+    ("2026-11-26-continue", "sbp against repetition", "SmolLM2-135M continued on 152 abstracts, two epochs, three seeds"),
+    ("2026-11-26-continue", "sbp: against self", "SmolLM2-135M continued on 152 abstracts, two epochs, three seeds"),
 )
 """What the README says was found: experiment, claim, and what it was found on."""
 

@@ -84,6 +84,7 @@ COMPARED = (
         "related, base and a pointer over four d1",
     ),
     Compared("abstracts, written by SmolLM2-135M", "2026-11-26-external-writer", "sbp", "random_pairs", "related pairs"),
+    Compared("abstracts, SmolLM2-135M continued", "2026-11-26-continue", "sbp", "self", "related pairs"),
 )
 
 WIDTH, ROW, TOP = 860, 38, 66

@@ -6,16 +6,16 @@ python experiments/relation.py     # make docs writes it too
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from synthboot import statistics
 
 HERE = Path(__file__).parent
+TABLE = runpy.run_path(str(HERE / "table.py"))
 PICTURE = HERE.parent / "docs" / "pictures" / "relation.svg"
 
 
@@ -48,20 +48,9 @@ class Compared:
 
     def difference(self) -> tuple[statistics.Estimate, int]:
         """The arm's test loss less its control's, in nats a token, and by how many seeds, those of both."""
-        table = pq.read_table(HERE / self.experiment / "losses.parquet").to_pylist()
-        by_arm: dict[str, dict[int, list[float]]] = {self.arm: {}, self.control: {}}
-        tokens = {row["doc"]: row["tokens"] for row in table}
-        for row in sorted(table, key=lambda row: row["doc"]):
-            if row["arm"] in by_arm:
-                by_arm[row["arm"]].setdefault(row["seed"], []).append(row["loss"])
+        by_arm, tokens = TABLE["losses"](pq.read_table(HERE / self.experiment / "losses.parquet"))
         ours, theirs = by_arm[self.arm], by_arm[self.control]
-        both = sorted(set(ours) & set(theirs))
-        found = statistics.difference(
-            np.array([ours[seed] for seed in both]),  # (seed, doc)
-            np.array([theirs[seed] for seed in both]),
-            np.array([tokens[doc] for doc in sorted(tokens)]),
-        )
-        return found, len(both)
+        return ours.against(theirs, tokens), len(set(ours.seeds) & set(theirs.seeds))
 
 
 COMPARED = (
@@ -125,7 +114,7 @@ def svg() -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _text(x: float, y: float, words: str, size: int = 13, color: str = INK, anchor: Any = "start") -> str:
+def _text(x: float, y: float, words: str, size: int = 13, color: str = INK, anchor: str = "start") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{color}" text-anchor="{anchor}">{words}</text>'
 
 

@@ -9,18 +9,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
+from separator import CONFIG, Unseen
 
 from synthboot import loading
-from synthboot.artifacts.external import External
-from synthboot.artifacts.pairs import TRAIN, VALIDATION, Pairs
-from synthboot.lm import adapters, score
+from synthboot.artifacts.pairs import TRAIN, Pairs
+from synthboot.lm import adapters
 from synthboot.lm import model as models
-from synthboot.lm.batches import PairPlan, d1_room, joined_contexts
+from synthboot.lm.batches import PairPlan
 from synthboot.lm.train import Settings, train
 
-CONFIG = Path(__file__).with_name("config.yaml")
 PAIRS = 48
 
 
@@ -29,24 +27,15 @@ def main(run: Path) -> None:
     torch.set_num_threads(1)
     cfg = loading.load(CONFIG)
     tune = cfg.tune
-    outside = External.open(run / "01-corpus" / "external")
-    tokenizer = outside.tokenizer
-    window = cfg.tune_seq_len
-    related = Pairs.load(run / "03-pair" / "related")
-
-    unseen = related.only(VALIDATION)
-    once = np.sort(np.unique(unseen.d2, return_index=True)[1])  # the most similar d1 of each d2
-    chosen = once[np.linspace(0, len(once) - 1, PAIRS).astype(int)]
-    others = np.random.default_rng(cfg.seed).integers(0, len(outside.pretrain), PAIRS)
-    d2 = [outside.validation[doc][: window - 1 - d1_room(window, tune.d1_share)] for doc in unseen.d2[chosen].tolist()]
-
-    seen = related.only(TRAIN)
+    unseen = Unseen(run, cfg, PAIRS)
+    tokenizer = unseen.outside.tokenizer
+    seen = Pairs.load(run / "03-pair" / "related").only(TRAIN)
     plan = PairPlan(
-        outside.pretrain,
+        unseen.outside.pretrain,
         seen.d1.tolist(),
         seen.d2.tolist(),
-        seq_len=window,
-        d1_share=tune.d1_share,
+        seq_len=unseen.window,
+        d1_share=unseen.share,
         batch_tokens=tune.batch_tokens,
         tokens=tune.max_tokens or 0,
         seed=cfg.seed,
@@ -59,16 +48,11 @@ def main(run: Path) -> None:
 
     print("| the separator's row | given d1 | given a random d1 | d1's worth |\n|---|--:|--:|--:|")
     for name, token in (("stays as drawn", None), ("trained", tokenizer.separator)):
-        model = models.load(outside.model)
+        model = models.load(unseen.outside.model)
         adapters.add(model, tune.lora, cfg.seed, "tune", token)
         with tempfile.TemporaryDirectory() as folder:
             train(model, plan, settings, lambda _: 0.0, Path(folder), tokenizer)
-        scores = []
-        for docs in (unseen.d1[chosen].tolist(), others.tolist()):
-            d1 = [joined_contexts([outside.pretrain[doc]], window, tune.d1_share, tokenizer.separator) for doc in docs]
-            scores.append(score.pairs(model, d1, d2, window, tune.d1_share, tokenizer.end, tokenizer.separator))
-        worth, error = scores[0].gain_over(scores[1])
-        print(f"| {name} | {scores[0].mean:.3f} | {scores[1].mean:.3f} | {worth:.3f} +- {error:.3f} |", flush=True)
+        print(f"| {name} | {unseen.cells(model)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,13 @@ QUESTIONS = "eval"
 SHARED_AS = {ABSTRACTS: "arxiv_cs.jsonl.zst", ENCYCLOPEDIA: "enwiki_short.jsonl.zst", QUESTIONS: "eval"}
 """What each is called in the folder that has it ready."""
 
+READY = Path("../shared/data")
+
 WHERE = {
     ABSTRACTS: "arXiv's metadata (CC0) at kaggle.com/datasets/Cornell-University/arxiv; then --arxiv FILE",
     ENCYCLOPEDIA: "articles at huggingface.co/datasets/wikimedia/wikipedia (CC BY-SA); then --wikipedia FILE...",
     ARTICLES: f"made of {ENCYCLOPEDIA}",
-    PACKAGES: "needs apt-cache, on Debian or Ubuntu",
+    PACKAGES: "needs apt-cache, on Debian or Ubuntu, after apt-get update",
     QUESTIONS: "question files of your own, in the fields of docs/formats.md; or drop evaluate.tasks",
 }
 
@@ -78,6 +80,10 @@ def abstracts(files: list[str]) -> Iterator[Row]:
             yield {"id": row["id"], "title": row["title"], "label": label, "text": text}
 
 
+FEWEST_PACKAGES = 1_000
+"""A listing of fewer was never fetched: it has those that were installed by hand."""
+
+
 def packages(listing: str) -> Iterator[Row]:
     """What Debian says of its packages, each source package's first: `apt-cache dumpavail`."""
     sources = set()
@@ -116,15 +122,17 @@ def write(path: Path, rows: Iterable[Row]) -> int:
 def main() -> None:
     """Make what can be made, and say of the rest where it is to be had."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="a folder that has them ready")
+    parser.add_argument("--shared", type=Path, help=f"a folder that has them ready (default: {READY}, where it is there)")
     parser.add_argument("--arxiv", nargs="+", help="arXiv's metadata")
     parser.add_argument("--wikipedia", nargs="+", help="files of Wikipedia articles")
     parser.add_argument("--out", type=Path, default=Path("data"))
     options = parser.parse_args()
+    if options.shared and not any((options.shared / shared).exists() for shared in SHARED_AS.values()):
+        parser.error(f"--shared {options.shared}: has none of {', '.join(SHARED_AS.values())}")
     options.out.mkdir(parents=True, exist_ok=True)
 
     for name, shared in SHARED_AS.items():
-        ready = (options.shared / shared).resolve()
+        ready = ((options.shared or READY) / shared).resolve()
         if ready.exists() and not (options.out / name).exists():
             (options.out / name).symlink_to(ready)
 
@@ -136,7 +144,9 @@ def main() -> None:
     if options.wikipedia or (options.out / ENCYCLOPEDIA).exists():
         made[ARTICLES] = lambda: articles(_rows(Corpus(source=str(options.out / ENCYCLOPEDIA))))
     if shutil.which("apt-cache"):
-        made[PACKAGES] = lambda: packages(subprocess.check_output(["apt-cache", "dumpavail"], text=True))
+        described = list(packages(subprocess.check_output(["apt-cache", "dumpavail"], text=True)))
+        if len(described) >= FEWEST_PACKAGES:
+            made[PACKAGES] = lambda: described
 
     for name, where in WHERE.items():
         path = options.out / name

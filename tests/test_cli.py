@@ -99,6 +99,21 @@ def test_one_verb_per_stage(config_file: str) -> None:
         assert f"{stage}: done, 0 artifacts made" in result.stdout
 
 
+def test_a_verb_makes_some_of_its_artifacts_alone(finished: dict[str, Any], config_file: str) -> None:
+    whole = json.loads(call("score", config_file, "--json").stdout)
+    seed = f"seed-{finished['pretrain']['seeds'][0]}"
+    some = json.loads(call("score", config_file, "--json", "--only", f"sbp/{seed}", "--only", "score/repetition/*").stdout)
+    assert [name for name in some if name.startswith("score/")] == [f"score/repetition/{seed}", f"score/sbp/{seed}"]
+    assert some.items() < whole.items()
+    result = call("score", config_file, "--only", "sbq/*")
+    assert result.exit_code == 2
+    assert "--only: no variant of score fits 'sbq/*'; there are: repetition/seed-0, " in result.stderr
+    for arguments in (("score", "--part", "1/2"), ("pair", "--dry-run")):
+        result = call(arguments[0], config_file, *arguments[1:], "--only", "*")
+        assert result.exit_code == 2
+        assert "drop it, or --" in result.stderr
+
+
 def test_a_verb_says_first_what_is_stale_and_why(tiny: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(run_folder(tiny), tmp_path / tiny["name"])
     path = tmp_path / "tiny.yaml"
@@ -138,7 +153,7 @@ def test_a_log_has_a_line_now_and_then_with_the_time_left(
     told += [(0.04, "loss 6"), (0.1, "loss 5"), (0.12, "loss 4.9"), (0.3, "loss 4"), (0.31, "loss 3"), (1.0, "averaging")]
     waits += [20.0, 9.0, 20.0, 1_000.0, 700.0, 61.0]
 
-    def run(cfg: Any, target: str, tell: Any) -> dict[str, Any]:
+    def run(cfg: Any, target: str, tell: Any, only: Any) -> dict[str, Any]:
         tell("base", "plan", {})
         tell("base", "start", None)
         for (done, words), wait in zip(told, waits, strict=True):

@@ -261,9 +261,18 @@ def test_data_is_made_of_the_files_that_one_has(
     for name, rows in (("wiki", articles), ("arxiv", papers)):
         (tmp_path / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "data"
-    monkeypatch.setenv("PATH", "")  # no apt-cache
+    apt = tmp_path / "bin" / "apt-cache"  # whose listing was never fetched
+    apt.parent.mkdir()
+    apt.write_text("#!/bin/sh\nprintf 'Package: tool\\nDescription: a tool\\n It does things.\\n'\n")
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", str(apt.parent))
     given = ["--arxiv", str(tmp_path / "arxiv.json"), "--wikipedia", str(tmp_path / "wiki.json")]
     monkeypatch.setattr(sys, "argv", ["make_data.py", "--out", str(out), "--shared", str(tmp_path / "none"), *given])
+    with pytest.raises(SystemExit):
+        make_data["main"]()
+    assert f"--shared {tmp_path / 'none'}: has none of arxiv_cs.jsonl.zst, " in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["make_data.py", "--out", str(out), *given])
+    monkeypatch.chdir(tmp_path)  # nothing is ready beside it
     make_data["main"]()
     told = capsys.readouterr().out.splitlines()
 
@@ -273,7 +282,7 @@ def test_data_is_made_of_the_files_that_one_has(
     assert [(row["id"], row["kind"]) for row in texts("articles.jsonl.zst")] == [("1", "river"), ("3", "rower"), ("4", "boxer")]
     assert [row["id"] for row in texts("encyclopedia.jsonl.zst")] == ["1", "3", "4"]
     assert texts("abstracts.jsonl.zst") == [{"id": "9901.1", "title": "P", "label": "cs.CL", "text": "We train a model."}]
-    assert f"{out / 'packages.jsonl.zst'}: not made: needs apt-cache, on Debian or Ubuntu" in told
+    assert f"{out / 'packages.jsonl.zst'}: not made: needs apt-cache, on Debian or Ubuntu, after apt-get update" in told
     assert f"{out / 'articles.jsonl.zst'}: 3 documents" in told
     make_data["main"]()  # what is there stays
     assert capsys.readouterr().out.count("is there") == 3

@@ -68,9 +68,10 @@ class Run:
         self._tell = progress or (lambda *_: None)
         self._plan: dict[str, recipes.Unit] = {}  # of what was run last
 
-    def run(self, stage: str = "report") -> None:
-        """Make every artifact up to `stage`."""
-        self._plan = executor.run(self.config, stage, self._tell)
+    def run(self, stage: str = "report", only: Sequence[str] = ()) -> None:
+        """Make every artifact up to `stage`; of the stage itself those whose variant fits one of
+        the shell patterns `only`, such as `sbp/seed-*`."""
+        self._plan = executor.run(self.config, stage, self._tell, only=only)
 
     def plan(self) -> dict[str, State]:
         """How every artifact stands: done, missing, partial, or stale and why."""

@@ -52,6 +52,7 @@ STAGE_HELP = {
     "extract": "Try to get training text and canaries out of every model again.",
 }
 _WITH_PARTS = ("corpus", "embed", "pair", "synthesize", "pretrain", "score")
+_OF_ONE = ("corpus", "evaluate", "analyze", "report")
 
 
 class Verb(click.Command):
@@ -195,6 +196,17 @@ def _in_parts(stage: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     )
 
 
+def _some_only(stage: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option, known to every stage so that one with a single artifact can say so."""
+    return click.option(
+        "--only",
+        metavar="PATTERN",
+        multiple=True,
+        hidden=stage in _OF_ONE,
+        help="Of several artifacts of the stage those that fit, e.g. 'sbp/*' or '*/seed-0'.",
+    )
+
+
 def _stage_verb(stage: str) -> None:
     @main.command(
         stage,
@@ -203,8 +215,9 @@ def _stage_verb(stage: str) -> None:
     )
     @_configured
     @_in_parts(stage)
-    def verb(cfg: Config, as_json: bool, part: str | None) -> None:
-        _execute(cfg, stage, as_json, part)
+    @_some_only(stage)
+    def verb(cfg: Config, as_json: bool, part: str | None, only: tuple[str, ...]) -> None:
+        _execute(cfg, stage, as_json, part, only)
 
 
 for _stage in STAGE_HELP:
@@ -215,16 +228,19 @@ for _stage in STAGE_HELP:
 @main.command(cls=Verb)
 @_configured
 @_in_parts("pair")
+@_some_only("pair")
 @click.option(
     "--dry-run", is_flag=True, help="Only say how many pairs each alpha would give, from a sample."
 )
-def pair(cfg: Config, as_json: bool, part: str | None, dry_run: bool) -> None:
+def pair(
+    cfg: Config, as_json: bool, part: str | None, only: tuple[str, ...], dry_run: bool
+) -> None:
     """Find related documents. Makes what it reads first, where that is missing or stale."""
     if not dry_run:
-        _execute(cfg, "pair", as_json, part)
+        _execute(cfg, "pair", as_json, part, only)
         return
-    if part is not None:
-        raise click.UsageError("--dry-run makes nothing that could have parts; drop one of them")
+    if part is not None or only:
+        raise click.UsageError("--dry-run makes nothing; drop it, or --part and --only")
     from synthboot import show as shown
     from synthboot.runner import executor
 
@@ -826,8 +842,16 @@ def _execute_part(cfg: Config, target: str, as_json: bool, name: str) -> None:
         _say(f"{target}: nothing for part {part} to do ({cfg.folder})")
 
 
-def _execute(cfg: Config, target: str, as_json: bool, part: str | None = None) -> None:
+def _execute(
+    cfg: Config,
+    target: str,
+    as_json: bool,
+    part: str | None = None,
+    only: tuple[str, ...] = (),
+) -> None:
     if part is not None:
+        if only:
+            raise click.UsageError("--part deals out all of a stage; drop it, or --only")
         _execute_part(cfg, target, as_json, part)
         return
     from synthboot.artifacts.evaluation import Evaluation
@@ -835,7 +859,7 @@ def _execute(cfg: Config, target: str, as_json: bool, part: str | None = None) -
     from synthboot.runner import executor
 
     with _progress() as progress:
-        units = executor.run(cfg, target, progress.tell)
+        units = executor.run(cfg, target, progress.tell, only=only)
 
     if target in ("report", "evaluate"):
         evaluation = Evaluation.open(units["evaluate"].folder(cfg.folder))

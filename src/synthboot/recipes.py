@@ -153,9 +153,21 @@ def outside(plan: Mapping[str, Unit]) -> dict[str, Any]:
     return hashes
 
 
+def models(plan: Mapping[str, Unit]) -> dict[str, str]:
+    """The unit that holds each model of a whole plan, by `ARM/seed-N`: one of `pretrain`, or base,
+    which is the first seed of every arm like repetition."""
+    by_name = {}
+    for role, unit in plan["evaluate"].parents.items():
+        kind, _, rest = role.partition("/")
+        if kind == "model":
+            arm, seed = rest.rsplit("/", 1)
+            by_name[f"{arm}/seed-{seed}"] = unit
+    return by_name
+
+
 def model_of(plan: Mapping[str, Unit], arm: str, seed: int) -> str:
     """The unit of a whole plan that holds the model of an arm and seed."""
-    return plan["evaluate"].parents[f"model/{arm}/{seed}"]
+    return models(plan)[f"{arm}/seed-{seed}"]
 
 
 def _largest_share(arm: config.Arm) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from synthboot import loading, recipes
-from synthboot.errors import DataError, MissingArtifact
+from synthboot.errors import ConfigError, DataError, MissingArtifact
 from synthboot.runner.graph import fingerprints, needed, ready, startable
 from tests.conftest import tiny_config
 from tests.test_recipes import world_config
@@ -21,12 +21,30 @@ def test_a_target_needs_what_it_reads_and_nothing_else(plan: dict[str, recipes.U
     def ancestors(name: str) -> set[str]:
         return {name}.union(*(ancestors(parent) for parent in plan[name].parents.values()))
 
-    for target in ("corpus", "tune", "analyze", "report"):
+    for target in ("corpus", "tune", "pretrain", "analyze", "report"):
         wanted = set().union(*(ancestors(name) for name, unit in plan.items() if unit.stage == target))
         assert list(needed(plan, target)) == [name for name in plan if name in wanted]
     without = {name: unit for name, unit in plan.items() if unit.stage != "tune"}
     with pytest.raises(MissingArtifact, match="tune: no arm of this configuration needs it"):
         needed(without, "tune")
+
+
+def test_models_are_asked_for_by_arm_and_seed_though_one_is_base(tmp_path: Path) -> None:
+    arms = {"repetition": {"sweep": {"lr": [1e-3, 2e-3]}}, "again": {"sweep": {"lr": [1e-3, 2e-3]}}}
+    settings = world_config(tmp_path, arms=arms, pretrain={"seeds": [3]})
+    plan = recipes.units(loading.load(settings))
+    made = needed(plan, "pretrain")
+    assert made == needed(plan, "base")
+    assert list(made)[-1] == recipes.model_of(plan, "again", 3) == "base/chosen"
+
+    settings = world_config(tmp_path, arms=arms, pretrain={"seeds": [3, 4]})
+    plan = recipes.units(loading.load(settings))
+    assert needed(plan, "pretrain", ["*/seed-3"]) == made
+    second = needed(plan, "pretrain", ["repetition/seed-4"])
+    assert second.keys() - made.keys() == {"pretrain/repetition/seed-4"}
+    assert needed(plan, "pretrain", ["pretrain/again/*", "repetition/*"]) == needed(plan, "pretrain")
+    with pytest.raises(ConfigError, match=r"no variant of corpus fits 'x'; there are: one artifact without any"):
+        needed(plan, "corpus", ["x"])
 
 
 def test_units_are_ready_once_their_parents_are_done(plan: dict[str, recipes.Unit]) -> None:

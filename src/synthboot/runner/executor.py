@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -39,22 +39,24 @@ def run(
     target: str = "report",
     tell: Event = lambda *_: None,
     others: Iterable[Path] = (),
+    only: Sequence[str] = (),
 ) -> dict[str, Unit]:
     """Make every artifact up to `target` that is missing or stale, and return them all.
 
-    What the run folders `others` hold of them already is taken over (`sharing`).
+    What the run folders `others` hold of them already is taken over (`sharing`). Of the target
+    itself, those that fit `only` (`graph.needed`).
 
     Raises LockedRun while another process works on the folder, and whatever error a stage meets;
     finished shards are kept and the next run goes on from them.
     """
     everything = units(cfg)
-    plan = needed(everything, target)
+    plan = needed(everything, target, only)
     preflight.check_executor(cfg)
     with disk.storage_errors(cfg.folder), lock.held(cfg.folder), _workplace(cfg):
         if any(unit.stage in MODELS for unit in plan.values()):
             # a decided precision is a setting like another, so the plan is made again with it
             cfg = precision.decided(cfg, lambda words: tell("precision", "note", words))
-            plan = needed(units(cfg, outside(everything)), target)
+            plan = needed(units(cfg, outside(everything)), target, only)
         standing = states(cfg, plan)
         shelf = finished(others)
         if take_over(cfg, plan, standing, shelf, lambda name, words: tell(name, "note", words)):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from synthboot.artifacts import store
-from synthboot.errors import MissingArtifact
-from synthboot.recipes import VERSIONS, Unit
+from synthboot.errors import ConfigError, MissingArtifact
+from synthboot.recipes import VERSIONS, Unit, models
 
 
 def fingerprints(plan: Mapping[str, Unit]) -> dict[str, str]:
@@ -27,18 +28,43 @@ def fingerprints(plan: Mapping[str, Unit]) -> dict[str, str]:
 def needed(
     plan: Mapping[str, Unit],
     target: str,
+    only: Sequence[str] = (),
 ) -> dict[str, Unit]:
-    """The units of stage `target` and everything they read."""
-    wanted = {name for name, unit in plan.items() if unit.stage == target}
-    if not wanted:
+    """The units of stage `target` and everything they read.
+
+    `only` are shell patterns of which a unit's variant, or its whole name, fits one.
+
+    Raises MissingArtifact where the stage has no unit, ConfigError for a pattern that none fits.
+    """
+    variants = {unit.variant: name for name, unit in plan.items() if unit.stage == target}
+    if target == "pretrain":
+        # by the names of all arms and seeds, for one of them is base
+        variants = models(plan)
+    if not variants:
         raise MissingArtifact(
             f"{target}: no arm of this configuration needs it; add an arm with `synthetic: related`"
         )
+
+    wanted = set(variants.values())
+    if only:
+        wanted = {name for pattern in only for name in _fitting(pattern, target, variants)}
     # children before parents, so that one pass finds all ancestors
     for name in reversed(list(plan)):
         if name in wanted:
             wanted.update(plan[name].parents.values())
     return {name: unit for name, unit in plan.items() if name in wanted}
+
+
+def _fitting(pattern: str, target: str, variants: Mapping[str, str]) -> list[str]:
+    """The units of a stage, by variant, that a shell pattern fits."""
+    fitting = []
+    for variant, name in variants.items():
+        if any(fnmatchcase(called, pattern) for called in (variant, f"{target}/{variant}")):
+            fitting.append(name)
+    if not fitting:
+        there = ", ".join(variant for variant in variants if variant) or "one artifact without any"
+        raise ConfigError(f"--only: no variant of {target} fits {pattern!r}; there are: {there}")
+    return fitting
 
 
 def ready(

@@ -18,6 +18,7 @@ from synthboot import api, loading, recipes
 from synthboot.artifacts import store
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.evaluation import Contamination, Evaluation
+from synthboot.artifacts.model import Model
 from synthboot.artifacts.scores import Scores
 from synthboot.data import lock, words
 from synthboot.data.tokens import Tokens
@@ -199,6 +200,20 @@ def test_a_share_of_base_is_chosen_with_the_pointer_beside_it(world_file: Path, 
     assert len(shares) == 11
     assert tuned["conditioning"]["unseen"]["given_d1"] == pytest.approx(min(shares.values()), abs=1e-5)
     assert tuned["is_prompted"] == (min(shares, key=lambda share: shares[share]) < 1)
+
+
+def test_every_model_says_whether_it_still_gained_at_its_end(finished: dict[str, Any]) -> None:
+    for unit in ("04-base", "07-pretrain/sbp/seed-1"):
+        folder = run_folder(finished) / unit
+        curve = Model.open(folder).curve
+        manifest = store.read_manifest(folder)
+        assert manifest is not None
+        account = manifest.counts["account"]
+        (before, at), (end, last) = curve.validation[-2:]
+        slope = (at - last) / (end - before)
+        assert end - before > end / 10  # so that a tenth lies between the last two
+        assert f"the last tenth saved {slope * end / 10:+.4f}" in account
+        assert ("at the end; " in account) == (curve.best_step < curve.step)
 
 
 def test_every_model_trained_from_scratch_has_its_copy_score_over_training(finished: dict[str, Any]) -> None:

@@ -167,13 +167,17 @@ def test_the_chain_runs_from_what_d1_could_tell_to_the_gain() -> None:
         evaluate=Evaluation("best", {}, both, both, DataEfficiency((), {}), {}, {}, {}, None, {}),
         pairs={"pair/related": Chosen(alpha=0.2, why="", considered=9, ceiling=ceiling)},
         tune={"tune/related": tuned},
+        curves=curves([[3.0, 1.0]], [[4.0, 3.0], [4.0, 3.5]]),
     )
     found = charts.chain(results, {"sbp": "method"})
     assert isinstance(found, Values)
     assert [mark.value for mark in found.groups[""]] == [0.04, 0.02, -0.1, 0.05]  # all of them saved: above zero is better
     assert found.groups[""][-1].interval == (0.03, 0.07)
-    for figure in ("0.0400", "+0.0200", "-0.1000", "+0.0500"):
+    for figure in ("0.0400", "+0.0200", "-0.1000", "repetition's last tenth of training saved +0.1500", "+0.0500"):
         assert figure in found.read
+    once = charts.chain(replace(results, curves=curves([], [[4.0], [4.0]])), {"sbp": "method"})
+    assert once
+    assert "last tenth" not in once.read
     assert charts.chain(replace(results, pairs={}, tune={}), {"sbp": "method"}) is None
 
 

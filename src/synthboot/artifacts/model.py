@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import model_serializer
 
 from synthboot import config
@@ -60,6 +61,16 @@ class Curve:
     def last_loss(self) -> float:
         """Validation loss at the end."""
         return self.validation[-1][1] if self.validation else math.nan
+
+    @property
+    def late_gain(self) -> float:
+        """Validation loss that the last tenth of training saved, read off between evaluations; NaN
+        with fewer than two of them."""
+        if len(self.validation) < 2:
+            return math.nan
+        tokens, losses = zip(*self.validation, strict=True)
+        before = np.interp(0.9 * tokens[-1], tokens, losses)
+        return float(before - losses[-1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,6 +150,14 @@ def chain(results: Results, paint: Mapping[str, str]) -> Figure | None:
     saved = -difference.value
     ends = (-difference.high, -difference.low)
     gain = Mark(f"{subject}'s gain", paint[subject], saved, ends)
+    late = []
+    for name, curve in results.curves.items():
+        if _arm_of(name) == REPETITION:
+            late.append(curve.late_gain)
+    if late and np.isfinite(late).all():
+        clauses.append(
+            f"repetition's last tenth of training saved {np.mean(late):+.4f} of validation loss"
+        )
     clauses.append(f"{subject} saves {saved:+.4f} on test documents beside repetition")
     sentence = "; ".join(clauses)
     return Values(
@@ -282,11 +290,16 @@ def crossing(curves: Mapping[str, Curve], arm: str) -> float | None:
     return float(tokens[last] + (tokens[last + 1] - tokens[last]) * fraction)
 
 
+def _arm_of(name: str) -> str:
+    """The arm of a model that is called `ARM/SEED`."""
+    return name.rsplit("/", 1)[0]
+
+
 def _mean_curve(curves: Mapping[str, Curve], arm: str) -> tuple[list[float], list[float]]:
     """Tokens, and the mean validation loss over seeds, as far as all seeds have come."""
     rows = []
     for name, curve in curves.items():
-        if name.rsplit("/", 1)[0] == arm:
+        if _arm_of(name) == arm:
             rows.append(curve.validation)
 
     points = min(map(len, rows), default=0)

@@ -387,6 +387,7 @@ def _cells(
         "d1_worth": "d1's worth",
         "net_worth": "net worth",
         "base_loss": "base, validation",
+        "late_gain": "its last tenth saved",
         **{name: f"{name.removeprefix('loss.')}, test" for name in _losses(table)},
         "minus_repetition": "method minus repetition",
         "minus_self": "method minus self",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from synthboot import config
@@ -58,7 +59,17 @@ def pretrain(c: Context) -> Outcome:
 def _counts(curve: Curve, token_counts: TokenCounts) -> dict[str, Any]:
     """What the manifest says of a trained model."""
     losses = {"best_loss": curve.best_loss, "last_loss": curve.last_loss}
-    return losses | token_counts.as_json()
+    return losses | {"account": _account(curve)} | token_counts.as_json()
+
+
+def _account(curve: Curve) -> str:
+    """Whether training still gained at its end, in words; of an ensemble nothing is known."""
+    if math.isnan(curve.late_gain):
+        return ""
+    least = f"validation loss {curve.best_loss:.4f}"
+    if curve.best_step < curve.step:
+        least += f" after {curve.best_step / curve.step:.0%}, {curve.last_loss:.4f} at the end"
+    return f"{least}; the last tenth saved {curve.late_gain:+.4f}"
 
 
 def _recipe(c: Context) -> tuple[config.Arm, Model | None]:

@@ -3,6 +3,7 @@ artifacts of any run folder. Nothing is run."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,7 +52,8 @@ class Row:
 
     `ceiling` is what counting gets from the nearest d1, `d1_worth` and `net_worth` what the
     synthesizer gets (docs/will-it-work.md), `copy_score` base's at its end. `base_loss` is base's
-    least validation loss, `losses` each arm's test loss at the checkpoint of the verdict.
+    least validation loss, `late_gain` what the last tenth of its training saved, `losses` each
+    arm's test loss at the checkpoint of the verdict.
     `minus_repetition` and `minus_self` are of the arm of the method, `method`; "self" is the
     control that reads unconditional samples. `looks` counts how often the run was evaluated with a
     new number of seeds.
@@ -74,6 +76,7 @@ class Row:
     d1_worth: Worth | None = None
     net_worth: Worth | None = None
     base_loss: float | None = None
+    late_gain: float | None = None
     method: str | None = None
     losses: dict[str, Interval] = field(default_factory=dict)
     minus_repetition: Comparison | None = None
@@ -94,6 +97,7 @@ class Row:
             found[f"{name}.error"] = error
         found["copy_score"] = self.copy_score
         found["base_loss"] = self.base_loss
+        found["late_gain"] = self.late_gain
         for arm, loss in self.losses.items():
             found |= _columns(f"loss.{arm}", loss, ("low", "high"))
         found["method"] = self.method
@@ -252,6 +256,7 @@ def _with_base(row: Row, base: Model) -> Row:
         parameters=counts.parameters,
         batch_tokens=counts.batch_tokens,
         base_loss=curve.best_loss,
+        late_gain=None if math.isnan(curve.late_gain) else curve.late_gain,
         copy_score=curve.copying[-1][1] if curve.copying else None,
     )
 

@@ -1,6 +1,7 @@
 """Scores made elsewhere, read as they are meant and compared by the same figures as arms."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,10 @@ def test_scores_of_two_models_are_compared_as_they_are(tmp_path: Path) -> None:
         ("a.csv", "", "no item with a number in it"),
         ("a.jsonl", "{\n", r"a\.jsonl line 1: not JSON"),
         ("a.jsonl", '{"item": "x"}\n', "score is None, not a number"),
+        ("a.jsonl", '{"score": 1}\n', r"a\.jsonl line 1: no `item`"),
+        ("a.jsonl", '{"item": "x", "score": %s}\n' % ("9" * 400), "not a number"),
+        ("a.csv", "x,1\nx,0\n", r"a\.csv line 2: 'x' has a number already"),
+        ("a.csv", "x" * 200_000 + ",1\n", "no table of items and numbers: field larger"),
         ("a.jsonl", "[1]\n", "not a JSON object"),
     ],
 )
@@ -149,6 +154,53 @@ def test_bad_files_are_named(tmp_path: Path, name: str, text: str, said: str) ->
     path.write_text(text)
     with pytest.raises(DataError, match=said):
         comparison.compare([str(path)], [str(path)])
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    for name in ("a.csv", "a.jsonl"):
+        (tmp_path / name).write_bytes("Größe,1\n".encode("latin-1"))
+        with pytest.raises(DataError, match=rf"{name}: not UTF-8"):
+            comparison.read(str(tmp_path / name))
+
+
+def test_the_samples_of_two_models_are_not_one(tmp_path: Path) -> None:
+    folder = samples(tmp_path / "a", "arc", [1, 0])
+    other = folder / "other"
+    other.mkdir()
+    shutil.copy(folder / "model" / "samples_arc_2026-01-01T00-00-00.jsonl", other / "samples_boolq_2026-01-01T00-00-00.jsonl")
+    with pytest.raises(DataError, match=r"several folders, one a model; name one of .*model, .*other"):
+        comparison.read(str(folder))
+    assert list(comparison.read(str(other))[0]) == ["boolq"]
+
+
+def test_an_item_that_a_dataset_has_twice_counts_twice(tmp_path: Path) -> None:
+    folder = samples(tmp_path / "a", "arc", [1, 0, 1], doc_hash="h")
+    assert [score for score, _ in comparison.read(str(folder))[0]["arc"].values()] == [1, 0, 1]
+    nameless = samples(tmp_path / "b", "arc", [1, 0], doc_hash=None, doc_id=None)
+    with pytest.raises(DataError, match="line 1: neither doc_hash nor doc_id"):
+        comparison.read(str(nameless))
+
+
+def test_documents_of_two_corpora_are_not_the_same_ones(tmp_path: Path) -> None:
+    for name, size in (("a", 3), ("b", 4)):
+        document = np.repeat(np.arange(20), size)
+        losses = {checkpoint: np.ones(len(document), np.float32) for checkpoint in ("best", "last")}
+        (tmp_path / name).mkdir()
+        Scores(document, losses, Answers((), (), (), np.zeros((0, 4)))).save(tmp_path / name)
+    with pytest.raises(DataError, match=r"document 0 has 3 tokens in one and 4 in another; these are other documents"):
+        comparison.compare([str(tmp_path / "a")], [str(tmp_path / "b")])
+
+
+def test_a_task_without_a_name_is_the_one_task_of_the_other_side(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,1\ny,2\n")
+    for name, tasks in (("b", ["t"]), ("c", ["t", "u"]), ("d", ["v"])):
+        rows = [{"task": task, "item": item, "score": 1} for task in tasks for item in "xy"]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = {name: str(tmp_path / name) for name in ("a.csv", "b.jsonl", "c.jsonl", "d.jsonl")}
+    assert [row.task for row in comparison.compare([path["a.csv"]], [path["b.jsonl"]])] == ["scores"]
+    assert [row.task for row in comparison.compare([path["b.jsonl"]], [path["c.jsonl"]])] == ["t"]
+    with pytest.raises(DataError, match="no task with two items or more in common"):
+        comparison.compare([path["b.jsonl"]], [path["d.jsonl"]])
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

@@ -122,6 +122,11 @@ def test_one_item_is_refused() -> None:
         statistics.estimate(np.ones((3, 1)))
 
 
+def test_a_score_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="a score is not finite"):
+        statistics.estimate(np.array([[1.0, np.nan, 2.0]]))
+
+
 @pytest.mark.parametrize(("seeds", "of_seeds"), [(2, 10.0), (3, 0.0), (3, 3.0), (5, 10.0)])
 def test_coverage(seeds: int, of_seeds: float) -> None:
     """The bounds of the whole table, widened by three standard errors of 200 trials."""
@@ -161,6 +166,11 @@ def test_a_difference_that_is_called_detectable_is_found_four_times_in_five() ->
         values = truth + 0.2 * rng.standard_normal((5, 1)) + rng.standard_normal((1, 100)) + rng.standard_normal((5, 100))
         found += statistics.estimate(values).low > 0
     assert 0.65 <= found / 200 <= 0.93
+
+
+def test_what_one_seed_can_show_counts_all_of_its_noise() -> None:
+    one = statistics.detectable(statistics.Components(seed=0.0, item=0.0, both=1.0), 1, 100)
+    assert one == pytest.approx(statistics.detectable(statistics.Components(seed=0.0, item=1.0, both=0.0), 1, 100))
 
 
 def test_more_seeds_show_smaller_differences_until_items_are_what_is_missing() -> None:

@@ -172,6 +172,8 @@ def init(paths: tuple[str, ...], out: Path, hours: float) -> None:
         f"{out}: arms of {proposed.train_tokens:,} tokens, {proposed.unique_tokens:,} of them "
         f"unique; about {duration(proposed.hours)} here (to a factor of two)"
     )
+    if proposed.hours > hours:
+        _say(f"that is more than {duration(hours)}: less would be too little to learn from")
     named = shlex.quote(str(out))
     _say(f"next: synthboot pair {named}   what related documents tell of each other")
     _say(f"      synthboot plan {named}   what all of it would take; then synthboot run")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from synthboot.errors import DataError
 from synthboot.recipes import folder_of
 
 ALL = "all tasks"
+UNNAMED = "scores"
 LOSSES = {name: f"test loss ({name})" for name in CHECKPOINTS}
 Seed = Mapping[str, Mapping[str, tuple[float, float]]]
 """By task and item: the score, and the size it is divided by (tokens of a document; else 1)."""
@@ -75,12 +77,15 @@ def compare(
     """
     ours = [seed for name in first for seed in read(name, metric)]
     theirs = [seed for name in second for seed in read(name, metric)]
+    if not ours or not theirs:
+        raise DataError("compare: there is nothing on one side")
     # A seed of A without one of B has nothing to be paired with.
     if len(ours) != len(theirs):
         raise DataError(
             f"compare: {len(ours)} seeds on one side and {len(theirs)} on the other; "
             "they are paired in order"
         )
+    ours, theirs = _of_one_name(ours, theirs)
     tables: dict[str, _Table] = {}
     for task in ours[0]:
         if all(task in seed for seed in (*ours, *theirs)):
@@ -98,6 +103,19 @@ def compare(
     if len(answered) > 1:
         tables[ALL] = _together(answered)
     return [_compared(task, table, wanted, confidence) for task, table in tables.items()]
+
+
+def _of_one_name(ours: list[Seed], theirs: list[Seed]) -> tuple[list[Seed], list[Seed]]:
+    """Both sides as they are, but where each has one task, and one of them without a name: that is
+    the same task then."""
+    both = [*ours, *theirs]
+    if not all(len(seed) == 1 for seed in both) or not any(UNNAMED in seed for seed in both):
+        return ours, theirs
+
+    def unnamed(seeds: list[Seed]) -> list[Seed]:
+        return [{UNNAMED: items} for seed in seeds for items in seed.values()]
+
+    return unnamed(ours), unnamed(theirs)
 
 
 def read(name: str, metric: str | None = None) -> list[Seed]:
@@ -138,7 +156,16 @@ def _table(ours: Sequence[Seed], theirs: Sequence[Seed], task: str) -> _Table:
     for side, seeds in enumerate(sides):
         for seed, items in enumerate(seeds):
             values[side, seed] = [items[name][0] for name in common]
+
     sizes = np.array([sides[0][0][name][1] for name in common])
+    for items in (items for seeds in sides for items in seeds):
+        others = np.array([items[name][1] for name in common])
+        if (others != sizes).any():
+            at = int(np.argmax(others != sizes))
+            raise DataError(
+                f"compare: {task}: document {common[at]} has {sizes[at]:,.0f} tokens in one and "
+                f"{others[at]:,.0f} in another; these are other documents, or another tokenizer"
+            )
     return _Table(values, sizes, unmatched)
 
 
@@ -204,12 +231,19 @@ def _samples(folder: Path, metric: str | None) -> Seed:
         raise DataError(
             f"compare: {folder}: no samples_TASK_TIME.jsonl in it; run lm-eval with --log_samples"
         )
+    models = sorted({str(path.parent) for path in newest.values()})
+    if len(models) > 1:
+        raise DataError(
+            f"compare: {folder}: has samples in several folders, one a model; "
+            f"name one of {', '.join(models)}"
+        )
     return {task: _of_task(path, metric) for task, path in sorted(newest.items())}
 
 
 def _of_task(path: Path, metric: str | None) -> dict[str, tuple[float, float]]:
     """Item -> score of one sample file; of a task with several filters, the first."""
     scores: dict[str, tuple[float, float]] = {}
+    times: Counter[str] = Counter()
     chosen: str | None = None
     for line, row in _rows(path):
         name = str(row.get("filter", ""))
@@ -221,7 +255,13 @@ def _of_task(path: Path, metric: str | None) -> dict[str, tuple[float, float]]:
         names = row.get("metrics")
         field = metric or (names[0] if isinstance(names, list) and names else "acc")
         # The hash names the item itself, doc_id only its place in a list.
-        item = str(row.get("doc_hash") or row.get("doc_id"))
+        named = row.get("doc_hash") or row.get("doc_id")
+        if named is None:
+            raise DataError(f"{path} line {line}: neither doc_hash nor doc_id")
+        item = str(named)
+        times[item] += 1
+        if times[item] > 1:  # a dataset may have an item twice, and both were asked
+            item += f", {times[item]}"
         scores[item] = (_number(row.get(field), path, line, field), 1.0)
     return scores
 
@@ -229,25 +269,40 @@ def _of_task(path: Path, metric: str | None) -> dict[str, tuple[float, float]]:
 def _listed(path: Path) -> Seed:
     """A file of items and numbers."""
     by_task: dict[str, dict[str, tuple[float, float]]] = {}
-    if path.suffix == ".jsonl":
-        for line, row in _rows(path):
-            task = str(row.get("task", path.stem))
-            score = _number(row.get("score"), path, line, "score")
-            by_task.setdefault(task, {})[str(row.get("item"))] = (score, 1.0)
-    else:
-        delimiter = "\t" if path.suffix == ".tsv" else ","
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for line, cells in enumerate(csv.reader(file, delimiter=delimiter), 1):
-                is_header = line == 1 and len(cells) > 1 and not _is_number(cells[1])
-                if len(cells) < 2 or is_header:
-                    continue
-                score = _number(cells[1], path, line, "the second column")
-                by_task.setdefault("scores", {})[cells[0]] = (score, 1.0)
+    items = _objects(path) if path.suffix == ".jsonl" else _cells(path)
+    for line, task, item, score in items:
+        scores = by_task.setdefault(task, {})
+        if item in scores:
+            raise DataError(f"{path} line {line}: {item!r} has a number already")
+        scores[item] = (score, 1.0)
     if not by_task:
         raise DataError(f"compare: {path}: no item with a number in it")
+    return by_task
 
-    # One task without a name that both sides would have to agree on.
-    return by_task if len(by_task) > 1 else {"scores": next(iter(by_task.values()))}
+
+Item = tuple[int, str, str, float]
+"""Line, task, item, score."""
+
+
+def _objects(path: Path) -> Iterator[Item]:
+    for line, row in _rows(path):
+        if row.get("item") is None:
+            raise DataError(f"{path} line {line}: no `item`")
+        score = _number(row.get("score"), path, line, "score")
+        yield line, str(row.get("task", UNNAMED)), str(row["item"]), score
+
+
+def _cells(path: Path) -> Iterator[Item]:
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    lines = enumerate(csv.reader(_lines(path), delimiter=delimiter), 1)
+    try:
+        for line, cells in lines:
+            is_header = line == 1 and len(cells) > 1 and not _is_number(cells[1])
+            if len(cells) < 2 or is_header:
+                continue
+            yield line, UNNAMED, cells[0], _number(cells[1], path, line, "the second column")
+    except csv.Error as reason:
+        raise DataError(f"{path}: no table of items and numbers: {reason}") from None
 
 
 def _arm(run: Path, arm: str) -> list[Seed]:
@@ -289,17 +344,25 @@ def _scores(folder: Path, metric: str) -> Seed:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    with open(path, encoding="utf-8-sig") as file:
-        for line, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except ValueError:
-                raise DataError(f"{path} line {line}: not JSON") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path} line {line}: not a JSON object")
-            yield line, row
+    for line, text in enumerate(_lines(path), 1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError:
+            raise DataError(f"{path} line {line}: not JSON") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path} line {line}: not a JSON object")
+        yield line, row
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines with their ends, as csv wants them."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            yield from file
+    except UnicodeDecodeError as reason:
+        raise DataError(f"{path}: not UTF-8 ({reason.reason}); save it as such") from None
 
 
 def _number(value: object, path: Path, line: int, field: str) -> float:
@@ -311,5 +374,5 @@ def _number(value: object, path: Path, line: int, field: str) -> float:
 def _is_number(value: str | int | float) -> bool:
     try:
         return bool(np.isfinite(float(value)))
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter of a whole number of hundreds of digits
         return False

@@ -105,7 +105,7 @@ class Model(Section):
 
 
 class Budget(Section):
-    """Token budgets. All arms train on exactly `train_tokens`, so they are matched in compute, but
+    """Token budgets. All arms train on exactly as many tokens, so they are matched in compute, but
     for those with `ensemble` and `distill`, which are marked."""
 
     unique_tokens: Count | Literal["all"]

@@ -76,6 +76,8 @@ def propose(survey: Survey, name: str, hours: float) -> Proposal:
     while proposal.hours > hours and tokens > _LEAST_TOKENS:
         tokens = max(_LEAST_TOKENS, int(tokens * min(0.9, hours / proposal.hours)))
         proposal = written(_SIZES[-1], _PASSES[-1], tokens)
+    if not math.isfinite(proposal.hours):
+        raise DataError("init: this machine has no memory for the smallest model that is proposed")
     return proposal
 
 
@@ -107,7 +109,7 @@ def _yaml(
     longest = 1.5 * float(np.quantile(survey.lengths, 0.75))
     seq_len = next((room for room in _ROOMS if room >= longest), _ROOMS[-1])
     batch = (4 if width <= 256 else 32) * seq_len
-    train = max(batch, passes * tokens // 1_000 * 1_000)
+    train = max(1, passes * tokens // batch) * batch  # whole steps, as it is spent
     unique = f"{tokens:_}" if is_cut else "all"
     corpus = survey.corpus
     label = "" if survey.label_field is None else f", label_field: {_quoted(survey.label_field)}"

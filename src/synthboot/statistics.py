@@ -274,7 +274,8 @@ def detectable(noise: Components, seeds: int, items: int, confidence: float = 0.
     spread = _Spread(
         seed=noise.seed / seeds + both,
         item=noise.item / items + both,
-        both=both,
+        # with one seed nothing tells the interaction from the items
+        both=both if seeds > 1 else 0.0,
         seed_df=seeds - 1,
         item_df=items - 1,
     )
@@ -329,6 +330,8 @@ def _checked(
     sizes = np.ones(array.shape[1]) if weights is None else np.asarray(weights, np.float64)
     if array.shape[1] < 2:
         raise ValueError("one item has no spread: at least two are needed")
+    if not np.isfinite(array).all():
+        raise ValueError("a score is not finite")
     return array, sizes
 
 

@@ -25,7 +25,8 @@ _HEAD_RECORDS = 500
 _TOKENIZED_BYTES = 2 << 20
 _SCRIPT_CHARACTERS = 200_000
 _LEAST_SCRIPT = 0.005
-_VOCABULARIES = ((8 << 20, 2_048), (80 << 20, 4_096))
+_VOCABULARIES = ((8 << 20, 2_048), (48 << 20, 4_096))
+"""Below so many bytes of text; all of the bounds lie below what is looked at."""
 _LARGEST_VOCABULARY = 16_384
 _DATE = re.compile(r"\d{4}-\d\d(-\d\d)?\b")
 _ID_FIELDS = ("id", "_id", "doc_id", "docid", "uid", "uuid", "key", "doi", "url")

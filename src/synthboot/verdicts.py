@@ -58,7 +58,7 @@ def verdict(
     assert difference is not None  # repetition is no arm of the method
     adjusted = difference.p if arm.p_adjusted is None else arm.p_adjusted
     change = f"{name} is {_in_words(difference, adjusted, seeds, confidence)}"
-    controls = _controls(arms, kinds, name, confidence)
+    controls = _controls(arms, kinds, name, confidence, len(looks))
 
     if difference.low <= 0 <= difference.high:
         return f"No difference shown: {change}, an interval that includes zero{cautions}.{controls}"
@@ -127,14 +127,19 @@ def _cautions(seeds: int, looks: Sequence[int], external: str | None) -> str:
 
 
 def _controls(
-    arms: Mapping[str, ArmResult], kinds: Mapping[str, str], name: str, confidence: float
+    arms: Mapping[str, ArmResult],
+    kinds: Mapping[str, str],
+    name: str,
+    confidence: float,
+    looks: int,
 ) -> str:
-    """A sentence on an arm against every control, p-values adjusted for their number."""
+    """A sentence on an arm against every control, p-values adjusted for their number and looks."""
     against = {}
     for other, difference in arms[name].against.items():
         if kinds[other] == "control":
             against[other] = difference
     adjusted = statistics.holm({other: difference.p for other, difference in against.items()})
+    adjusted = {other: min(1.0, p * max(1, looks)) for other, p in adjusted.items()}
 
     outcomes: dict[str, list[str]] = {
         "better than": [],

@@ -2,7 +2,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -238,18 +238,35 @@ def test_muon_trains_and_resumes_to_the_same_bytes(tmp_path: Path, tokenizer: To
 
 
 class Leaping(Plan):
-    """Two of its steps read tokens that no other has: one of the first, and one when the loss has long been low."""
+    """Some of its steps read tokens that no other has: one of the first, and one when the loss has long been low."""
+
+    at: Container[int] = (20, 60)
 
     def batch(self, step: int) -> Batch:
         found = super().batch(step)
-        return replace(found, targets=found.targets + 200) if step in (20, 60) else found
+        return replace(found, targets=found.targets + 200) if step in self.at else found
 
 
 def test_a_leap_of_the_loss_stops_the_run(tmp_path: Path, tokenizer: Tokenizer) -> None:
     leaping = Leaping(TEXTS, seq_len=16, batch_tokens=64, train_tokens=64 * 80, seed=0, end=0)
     how = settings(eval_steps=(40, 80))
-    with pytest.raises(TrainingError, match=r"loss \d.*after a mean of .* at step 61 of 80, on real documents"):
+    with pytest.raises(
+        TrainingError, match=r"loss \d.*after a mean of .* at step 61 of 80, on real documents .*raise optim.max_spike"
+    ):
         train(small_model(), leaping, how, validate, tmp_path / "m", tokenizer)
+
+
+def test_what_has_leapt_leaps_again_when_it_is_run_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    leaping = Leaping(TEXTS, seq_len=16, batch_tokens=64, train_tokens=64 * 100, seed=0, end=0)
+    leaping.at = range(58, 100)  # for good: the new loss would be the usual one after a window of it
+    how = settings(eval_steps=(55, 57, 70, 90, 100))
+    for _ in range(3):
+        with pytest.raises(TrainingError, match=r"loss \d.*after a mean of .* at step 59 of 100,"):
+            train(small_model(), leaping, how, validate, tmp_path / "m", tokenizer)
+    assert (tmp_path / "m" / "work" / "checkpoint-00000057").exists()
+    calm = train(small_model(), plan(), settings(), validate, tmp_path / "calm", tokenizer)
+    assert not calm.recent
+    assert "recent" not in (tmp_path / "calm" / "curve.json").read_text()
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -338,7 +355,10 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path: Path, tokenizer:
                 next(iter(current.parameters())).fill_(math.nan)
         return 1.0
 
-    with pytest.raises(TrainingError, match=r"loss nan.* at step 5 of 8, on real documents \d.*checkpoint-00000004"):
+    with pytest.raises(
+        TrainingError,
+        match=r"loss nan.* at step 5 of 8, on real documents \d.*; lower the learning rate \(0\.01\); .*checkpoint-00000004",
+    ):
         train(model, plan(), settings(), poison, tmp_path / "m", tokenizer)
 
 

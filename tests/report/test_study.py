@@ -84,6 +84,18 @@ def test_curves_are_fitted_where_the_points_allow_and_refused_by_name_elsewhere(
     assert "No curve over parameters: 2 different values, and a power law with an offset takes 4" in page
 
 
+def test_all_of_the_text_is_a_point_that_no_law_is_fitted_to() -> None:
+    whole = row(200_000, 32)
+    whole.settings["budget.unique_tokens"] = "all"
+    page, curves = made([*ROWS, whole])
+    without = study.curves(Study("x", VARIED, ROWS).table(), VARIED)
+    assert [curve.as_json() for curve in curves if curve.line == "width 64"] == [
+        c.as_json() for c in without if c.line == "width 64"
+    ]
+    assert {curve.points for curve in curves if curve.axis == "budget.unique_tokens"} == {4}
+    assert ">all</" in page
+
+
 def test_settings_that_go_together_are_one_line() -> None:
     rows = [row(tokens, width) for tokens, width in ((10_000, 32), (20_000, 64), (50_000, 96))]
     [line] = figures(rows)["over-0-d1_worth"].lines

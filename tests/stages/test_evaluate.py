@@ -167,6 +167,31 @@ def test_many_arms_are_adjusted_for_and_so_are_earlier_looks() -> None:
     assert "looked at before with 2 seeds" in twice.verdict
 
 
+def test_what_is_said_of_controls_is_adjusted_for_looks_too() -> None:
+    arms = {"repetition": losses(3.0, seed=1), "sbp": losses(2.7, seed=2)}
+    arms["self"] = arms["sbp"] + 50 * np.array([[0.02], [0.03], [0.04]])
+    p = figures(arms).arms["sbp"].against["self"].p
+    assert 0.05 / 3 < p < 0.05
+    assert f"better than self (p = {p:.2g})" in figures(arms, looks=[3]).verdict
+    assert f"not shown to differ from self (p = {3 * p:.2g})" in figures(arms, looks=[1, 2, 3]).verdict
+
+
+def test_an_interval_that_ends_nowhere_has_a_perplexity() -> None:
+    arms = {"repetition": np.array([[800.0, 900.0], [520.0, 480.0]])}
+    result = evaluate(arms, np.array([100, 100]), np.array([300, 300]), RECIPES, config.Evaluate(confidence=0.999))
+    assert result.arms["repetition"].loss.high > 700
+    assert math.isfinite(result.arms["repetition"].perplexity.high)
+
+
+def test_a_group_of_the_name_all_hides_nothing_and_documents_of_no_group_are_none() -> None:
+    answers = {"repetition": np.zeros((2, 6, 4))}
+    answers["repetition"][:, :3, 0] = 1
+    by_group = answered(answers, ["t"] * 6, ["all"] * 3 + ["b"] * 3, CFG)["t"].groups
+    assert {group: found["repetition"].items for group, found in by_group.items()} == {"all": 6, "all (group)": 3, "b": 3}
+    groups = ["x"] * 100 + [""] * 300
+    assert set(figures({"repetition": losses(3.0)}, groups=groups).groups) == {"x"}
+
+
 def test_the_verdict_does_not_stand_on_a_p_value_that_is_not_adjusted() -> None:
     ours = replace(ARM, difference=difference(-0.1, -0.19, -0.01, 0.03), p_adjusted=0.12)
     said = verdict({"repetition": ARM, "ours": ours}, {"repetition": "repetition", "ours": "method"}, 3, 0.95)

@@ -72,6 +72,21 @@ def test_validation_pairs_lead_from_d_pretrain_to_validation_documents() -> None
         assert similarity == pytest.approx(float(vectors[d1] @ other[d2]), abs=1e-5)
 
 
+def test_validation_pairs_are_related_as_those_that_are_tuned_on() -> None:
+    whole, vectors, other, _ = made()
+    limit = float(np.median(whole.only(VALIDATION).similarity))
+    pairs, *_ = made(max_similarity=limit)
+    assert 0 < len(pairs.only(VALIDATION)) < len(whole.only(VALIDATION))
+    assert pairs.only(VALIDATION).similarity.max() <= limit
+
+    cfg = config.Pair(num_neighbors=8, min_similarity=0.0, heldout_share=0)
+    source = np.arange(120) % 3
+    fields = Fields(source=source, validation_source=np.full(len(other), 1))
+    found = pair(vectors, distinct_texts(120), cfg, validation=(other, distinct_texts(len(other), seed=5)), fields=fields)
+    assert len(found.only(VALIDATION))
+    assert set(source[found.only(VALIDATION).d1]) == {0, 2}
+
+
 def test_near_copies_are_dropped_by_shingle_containment() -> None:
     vectors, _ = clustered()
     texts = [distinct_texts(120)[i].tolist() for i in range(120)]
@@ -179,6 +194,16 @@ def test_known_neighbours_are_taken_as_they_are() -> None:
 def test_no_pair_above_alpha_says_which_alpha_would_give_some() -> None:
     with pytest.raises(DataError, match=r"no pair is left above min_similarity 0\.999.*try --set pair\.min_similarity=0\.\d\d"):
         made(min_similarity=0.999)
+
+
+def test_where_no_pair_is_left_it_is_said_what_to_change_of_what_dropped_them() -> None:
+    vectors, _ = clustered()
+    same = Tokens.of([[*range(10, 60), 0]] * 120)
+    with pytest.raises(DataError, match=r"raise pair\.max_overlap, or add documents") as raised:
+        pair(vectors, same, config.Pair(num_neighbors=8, min_similarity=0.3))
+    assert "pair.min_similarity=" not in str(raised.value)
+    with pytest.raises(DataError, match=r"raise pair\.max_similarity, or add documents"):
+        made(max_similarity=0.0, min_similarity=-1.0)
 
 
 def test_one_document_has_no_pairs() -> None:

@@ -149,6 +149,18 @@ def test_a_synthesizer_that_never_finishes_is_an_error_not_an_endless_run(tmp_pa
         synthesize(job(tmp_path, tokenizer, keep_unfinished=False, max_tokens=3), 500, tmp_path / "out")
 
 
+def test_a_synthesizer_that_says_nothing_at_all_is_an_error_too(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent:
+        def sample(self, requests: Any) -> list[Result]:
+            return [Result((), "end", 0.0) for _ in requests]
+
+    monkeypatch.setattr(stage, "open_sampler", lambda *_: Silent())
+    with pytest.raises(BudgetError, match="0 of 20 outputs kept"):
+        synthesize(job(tmp_path, tokenizer, min_tokens=1), 500, tmp_path / "out")
+
+
 @pytest.mark.parametrize("strange", [0, 5_000, -1])
 def test_what_cannot_stand_in_a_document_is_not_committed(
     strange: int, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch

@@ -137,6 +137,11 @@ def test_collected_runs_have_the_same_figures_and_what_sets_them_apart(studied: 
     with pytest.raises(MissingArtifact, match="no run folder"):
         collect([tmp_path])
 
+    # a point that was stopped before anything was finished is no run yet
+    shutil.rmtree(moved / NAMES[0])
+    (moved / NAMES[0] / "01-corpus" / "work").mkdir(parents=True)
+    assert [row.point for row in collect([moved]).rows] == ["earlier", *NAMES[1:]]
+
 
 def test_what_is_left_of_other_settings_is_left_out_of_the_row(studied: Any, tmp_path: Path) -> None:
     out = studied[0]

@@ -11,10 +11,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import model_serializer
+from pydantic import Field, model_serializer
 
 from synthboot import config
 from synthboot.artifacts.scores import CHECKPOINTS
@@ -45,7 +45,8 @@ class Curve:
 
     `train` rows are [tokens, mean loss since the last row, gradient norm, lr]; `validation` rows
     are [tokens, loss], `copying` rows [tokens, copy score] where that is taken; `best_step` counts
-    optimizer steps done.
+    optimizer steps done. `recent` are the losses of the last steps, by which a leap is told: of
+    checkpoints alone.
     """
 
     step: int = 0
@@ -56,6 +57,7 @@ class Curve:
     train: list[list[int | float]] = field(default_factory=list)
     validation: list[list[int | float]] = field(default_factory=list)
     copying: list[list[int | float]] = field(default_factory=list)
+    recent: Annotated[list[float], Field(exclude=True)] = field(default_factory=list)
 
     @property
     def last_loss(self) -> float:
@@ -253,7 +255,10 @@ class Model:
 
     def save_curve(self, curve: Curve) -> None:
         """Write what `curve` reads."""
-        write_json(self.folder / _CURVE, asdict(curve))
+        values = asdict(curve)
+        if not curve.recent:
+            del values["recent"]
+        write_json(self.folder / _CURVE, values)
 
     def save_token_counts(self, counts: TokenCounts) -> None:
         """Write what `token_counts` reads."""

@@ -301,7 +301,7 @@ def adopt(source: Path, folder: Path) -> None:
         verify(folder, manifest)
     except (CorruptArtifact, FileNotFoundError):
         _clear(folder)
-        raise CorruptArtifact(f"{source}: is damaged; delete it and run again") from None
+        raise CorruptArtifact(f"{source}: is damaged") from None
     write_record(folder / MANIFEST, asdict(manifest))
 
 

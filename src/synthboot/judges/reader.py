@@ -4,7 +4,8 @@ The prompts lie beside this file, two for each question: in the second the docum
 answers stand in the other order. What is kept of an answer is how much likelier `yes`, which is the
 fault, is than `no`; where a server gives no probabilities, what it says.
 
-The texts in a prompt are nobody's to trust: tokens that would end a message are broken up in them.
+The texts in a prompt are nobody's to trust: tokens that would end a message are broken up in them
+for a local model; a server has to do that for itself, as chat endpoints do.
 A text may still argue with its judge; planted cases do not, so they do not measure that.
 """
 

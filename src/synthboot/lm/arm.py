@@ -118,13 +118,15 @@ def tokens_of(
         left = tokens * train_flops - text.upstream_flops
         tokens = int(left / (train_flops + sampled * text.sample_flops))
 
-    if tokens < cfg.optim.batch_tokens:
-        reason = "the synthetic text costs more than the budget"
-        if arm.epochs:
+    if tokens < step_tokens:
+        reason = "raise budget.train_tokens or lower optim.batch_tokens"
+        if arm.epochs is not None:
             reason = f"{arm.epochs:g} passes are too few"
+        elif arm.match == "flops":
+            reason = "the synthetic text costs more than the budget"
         raise BudgetError(
             f"pretrain: {max(0, tokens):,} tokens are left to train on, "
-            f"less than a step ({cfg.optim.batch_tokens:,}): {reason}"
+            f"less than a step ({step_tokens:,}): {reason}"
         )
     return tokens
 

@@ -217,10 +217,12 @@ def greedy_answers(
     """
     if not contexts:
         return []
-    room = seq_len - ANSWER_TOKENS
+    # of a short window half is for the question
+    answer_tokens = min(ANSWER_TOKENS, seq_len // 2)
+    room = seq_len - answer_tokens
     requests = []
     for ids in tokenizer.encode(contexts):
-        requests.append(Request(tuple(ids[-room:]), 0, ANSWER_TOKENS))
+        requests.append(Request(tuple(ids[-room:]), 0, answer_tokens))
     results = sampler(
         model,
         tokenizer.end,

@@ -137,7 +137,8 @@ def train(
     started = time.monotonic()
     first = curve.step
     losses: list[float] = []  # since the last evaluation
-    recent: deque[float] = deque(maxlen=_USUAL_STEPS)
+    # from the checkpoint: what leapt would be the usual thing to a run that began without
+    recent = deque(curve.recent, maxlen=_USUAL_STEPS)
     while curve.step < batches.steps and not _exhausted(curve, settings):
         loss, norm = trainer.step()
         losses.append(loss)
@@ -168,6 +169,7 @@ def train(
         if curve.step in settings.eval_steps or curve.step == batches.steps:
             curve.train.append([tokens, sum(losses) / len(losses), norm, lr])
             losses = []
+            curve.recent = list(recent)
             trainer.evaluate()
             runtime.watch(tokens, {"validation_loss": curve.validation[-1][1]})
     return trainer.finish()
@@ -406,6 +408,7 @@ class _Trainer:
 
     def finish(self) -> Curve:
         """Leave `last`, `best` and `curve.json`; a kill between any two spoils nothing."""
+        self.curve.recent = []
         artifact = Model.open(self.folder)
         with self._averaged():
             self._gather()
@@ -465,10 +468,14 @@ def _check(
     leapt = len(recent) == recent.maxlen and loss > usual + settings.max_spike
     if math.isfinite(loss) and math.isfinite(norm) and not leapt:
         return
-    problem = f"loss {loss:.3f} after a mean of {usual:.3f}" if leapt else f"loss {loss}"
+    problem = f"loss {loss}"
+    advice = f"lower the learning rate ({settings.lr:g})"
+    if leapt and math.isfinite(loss):
+        problem = f"loss {loss:.3f} after a mean of {usual:.3f}"
+        advice += " or raise optim.max_spike"
     raise TrainingError(
         f"{folder}: {problem}, gradient norm {norm:.3g} at step {step + 1} of {batches.steps}, "
-        f"on {batches.describe(step)}; lower the learning rate (or raise optim.max_spike); "
+        f"on {batches.describe(step)}; {advice}; "
         f"the last good checkpoint is {_latest(folder) or 'none'}"
     )
 

@@ -119,7 +119,9 @@ def curves(table: Table, varied: Sequence[str]) -> list[FittedCurve]:
             continue
         for column in ["base_loss", *_losses(table)]:
             for label, rows in _lines(table, varied, axis).items():
-                points = [row for row in rows if row[column] is not None]
+                # `all` is a size that no law has a place for
+                numbers = [row for row in rows if _is_numeric([row], axis)]
+                points = [row for row in numbers if row[column] is not None]
                 if len(points) < 2:
                     continue
                 x = [row[axis] for row in points]

@@ -345,7 +345,7 @@ def _named_splits(
             splits[number] = _REPLAY
             continue
         name = json.loads(spool.row(number, "metadata")).get(cfg.split_field)
-        if name not in _SPLITS:
+        if not isinstance(name, str) or name not in _SPLITS:
             raise DataError(
                 f"corpus.split_field: document {spool.row(number, 'id')!r} has {cfg.split_field} "
                 f"{name!r}; {', '.join(_SPLITS)} are known"
@@ -435,8 +435,8 @@ def _docs_for(
             return start + int(np.searchsorted(running, unique_tokens - total)) + 1
         total += int(running[-1])
     raise BudgetError(
-        f"budget.unique_tokens: {unique_tokens:,} asked for, the corpus has {total:,} after "
-        f"cleaning and holding out {len(spool) - len(pool):,} documents; lower it or add text"
+        f"budget.unique_tokens: {unique_tokens:,} asked for, the corpus has {total:,} in the "
+        f"{len(pool):,} documents that are neither dropped nor held out; lower it or add text"
     )
 
 

@@ -32,6 +32,9 @@ from synthboot.errors import ConfigError, UnfairComparison
 from synthboot.lm.train import Settings
 from synthboot.statistics import Estimate, Interval
 
+ALL = "all"
+"""The group of all items of a task."""
+_MOST_NATS = 700.0
 _MORE_SEEDS = (2, 3, 5, 8, 10, 15, 20)
 
 # what has to be equal between arms: always, and where all train on as many tokens
@@ -220,7 +223,7 @@ def _arm(
     loss = statistics.estimate(losses[name], tokens, confidence)
     result = ArmResult(
         loss=loss.interval,
-        perplexity=Interval(*map(math.exp, loss.interval)),
+        perplexity=Interval(*map(_exp, loss.interval)),
         bits_per_byte=Interval(*(nll * tokens_per_byte / math.log(2) for nll in loss.interval)),
         loss_by_seed=loss.by_seed,
         against={other: minus(other).tested for other in losses if other != name},
@@ -236,6 +239,11 @@ def _arm(
             gain = losses[name] - losses[REPETITION]
             share = statistics.ratio(gain, oracle_gain, tokens, confidence)
     return replace(result, difference=minus(REPETITION), oracle_share=share)
+
+
+def _exp(nats: float) -> float:
+    """Its exponential, as far as numbers go: the interval of a model gone wrong may be wide."""
+    return math.exp(min(nats, _MOST_NATS))
 
 
 def _adjusted(
@@ -310,12 +318,13 @@ def answered(
         of_task = (task_of == task) & clean
         if of_task.sum() < 2:
             continue
-        chosen = {"all": of_task}
+        chosen = {ALL: of_task}
         names = sorted(set(group_of[of_task].tolist()) - {""})
         # a single group would only say again what `all` says
         if len(names) > 1:
             for group in names:
-                chosen[group] = of_task & (group_of == group)
+                name = group if group != ALL else f"{group} (group)"
+                chosen[name] = of_task & (group_of == group)
 
         by_group = {}
         for group, items in chosen.items():
@@ -407,7 +416,7 @@ def _grouped(
     """By group of two documents or more, and arm: the loss with its interval."""
     group_of = np.array(groups)
     result: dict[str, dict[str, Interval]] = {}
-    for group in sorted(set(groups)):
+    for group in sorted(set(groups) - {""}):
         chosen = group_of == group
         if chosen.sum() < 2:
             continue

@@ -52,6 +52,8 @@ class Fields:
 
     source: Int64[np.ndarray, " doc"] | None = None
     label: Int64[np.ndarray, " doc"] | None = None
+    validation_source: Int64[np.ndarray, " other"] | None = None
+    """By the numbers of `source`, of validation documents."""
 
 
 def pair(
@@ -95,8 +97,7 @@ def pair(
         best = float(np.max(neighbors.score, initial=-1.0))
         raise DataError(
             f"pair: no pair is left above min_similarity {alpha:.3f} ({kept.dropped}); "
-            f"the most similar two documents have {best:.3f}: "
-            f"try --set pair.min_similarity={max(0.0, best - 0.1):.2f}, or add documents"
+            f"the most similar two documents have {best:.3f}: {_advice(kept, best)}or add documents"
         )
     if validation is not None:
         split = _add_validation(
@@ -107,6 +108,7 @@ def pair(
             neighbors,
             tokens,
             validation[1],
+            fields,
         )
 
     # hubs and agreement are about what is tuned on
@@ -235,15 +237,38 @@ def _add_validation(
     neighbors: Neighbors,
     tokens: Tokens,
     validation: Tokens,
+    fields: Fields,
 ) -> np.ndarray:
-    """Add pairs whose d2 is a validation document; returns the split of all pairs."""
+    """Add pairs whose d2 is a validation document; returns the split of all pairs.
+
+    They are related as those are that are tuned on; what is about a direction or a number of pairs
+    is not asked of them.
+    """
     if neighbors.other_index is None or neighbors.other_score is None:
         return split
     d2, d1, score = _above(neighbors.other_index, neighbors.other_score, alpha)
+    limit = np.inf if cfg.max_similarity is None else cfg.max_similarity
     shared = ngrams.pair_containments(tokens, validation, d1, d2, cfg.shingle_tokens)
-    distinct = shared <= cfg.max_overlap
-    kept.add(d1[distinct], d2[distinct], score[distinct])
-    return np.concatenate((split, np.full(int(distinct.sum()), VALIDATION)))
+    alike = (shared <= cfg.max_overlap) & (score <= limit)
+    if fields.source is not None and fields.validation_source is not None:
+        source = fields.source[d1]
+        alike &= (source != fields.validation_source[d2]) | (source < 0)
+    kept.add(d1[alike], d2[alike], score[alike])
+    return np.concatenate((split, np.full(int(alike.sum()), VALIDATION)))
+
+
+def _advice(kept: _Kept, best: float) -> str:
+    """What to change where no pair is left, by what dropped most of them."""
+    why, most = max(kept.dropped.items(), key=lambda item: item[1])
+    by_reason = {
+        "below_min_similarity": f"try --set pair.min_similarity={max(0.0, best - 0.1):.2f}",
+        "above_max_similarity": "raise pair.max_similarity",
+        "not_mutual": "try --set pair.direction=symmetric",
+        "same_source": "drop pair.source_field",
+        "overlapping": "raise pair.max_overlap",
+        "conditioned_on_heldout": "lower pair.heldout_share",
+    }
+    return f"{by_reason[why]}, " if most and why in by_reason else ""
 
 
 def random_pairs(related: Pairs, docs: int, seed: int) -> Pairs:

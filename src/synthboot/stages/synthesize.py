@@ -162,7 +162,9 @@ def _check_yield(
 ) -> None:
     """Raise BudgetError where almost everything is dropped: the budget would take for ever."""
     requests = outputs.total()
-    wasted = total["sampled_tokens"] > 20 * max(total["tokens"], 1)
+    wasted = total["sampled_tokens"] > 20 * total["tokens"]
+    # a server may answer with nothing at all, which is no token sampled
+    wasted = wasted or not total["tokens"]
     # two chunks at least: the first documents may be unlucky
     if wasted and requests >= 2 * job.cfg.chunk:
         raise BudgetError(

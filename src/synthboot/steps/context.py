@@ -127,12 +127,17 @@ def conditional(kind: str) -> bool:
 
 def upstream_flops(c: Context) -> float:
     """What the units that this one reads have cost, and those above them, but for corpus and base:
-    what an arm of `match: flops` pays for beside its own training."""
+    what an arm of `match: flops` pays for beside its own training.
+
+    In a later round a synthesizer starts from the model of an arm, which is paid for as a whole.
+    """
     flops = 0.0
     for role, folder in c.parents.items():
         if role == "pair" and "synthesizer" in c.parents:
             continue  # the synthesizer has paid for its pairs
         manifest = read_manifest(folder)
+        if manifest is not None and manifest.stage == "pretrain":
+            flops += manifest.counts["train_flops"] + manifest.counts["spent_flops"]
         if manifest is not None and manifest.stage in ("embed", "pair", "tune"):
             flops += manifest.cost.get("flops", 0.0) + manifest.counts.get("upstream_flops", 0.0)
     return flops

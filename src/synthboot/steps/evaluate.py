@@ -273,8 +273,8 @@ def _compared(
     cfg = c.cfg.evaluate
     tokens = c.corpus.test.lengths
     size_bytes = np.array([len(document.text.encode()) for document in test_set])
-    first_model, *others = models[REPETITION].values()
-    looks = _looks(c, first_model, 1 + len(others))
+    repeated = models[REPETITION]
+    looks = _looks(c, next(iter(repeated.values())), sorted(repeated))
     wrote = any(arm.synthetic is not None for arm in c.cfg.arms.values())
     external = c.cfg.tune.init_from if wrote else None
 
@@ -292,19 +292,24 @@ def _compared(
 def _looks(
     c: Context,
     first_model: Model,
-    seeds: int,
+    seeds: list[int],
 ) -> list[int]:
-    """The numbers of seeds at which this experiment has been evaluated, this one last.
+    """With how many seeds this experiment has been evaluated each time, this time last.
 
-    They are kept beside the artifacts, since to look again is to try again, whatever became of the
-    first look. Another base is another experiment.
+    The seeds are kept beside the artifacts, since to look again is to try again, whatever became
+    of the first look. Another base is another experiment.
     """
     path = c.folder.parent / _LOOKS
     base = first_model.manifest.fingerprint
-    all_looks = read_json(path) if path.exists() else {}
-    looks = sorted({*all_looks.get(base, []), seeds})
+    try:
+        all_looks = read_json(path) if path.exists() else {}
+    except CorruptArtifact:
+        raise CorruptArtifact(f"{path}: unreadable; delete it, and looks count anew") from None
+    # a number is a look of which an older version kept the number of seeds alone
+    looks = [look for look in all_looks.get(base, []) if look not in (seeds, len(seeds))]
+    looks.append(seeds)
     write_json(path, {**all_looks, base: looks})
-    return [n for n in looks if n < seeds] + [seeds]
+    return [look if isinstance(look, int) else len(look) for look in looks]
 
 
 def _efficiency(

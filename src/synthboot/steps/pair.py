@@ -154,7 +154,12 @@ def _fields(c: Context) -> Fields:
         values = [document.metadata.get(name) for document in c.corpus.texts(PRETRAIN)]
         if all(value is None for value in values):
             raise ConfigError(f"pair.{role}_field: no document of the corpus has a field {name!r}")
-        codes[role] = _codes(values)
+        # by one numbering, so that a source is the same in both
+        others = [document.metadata.get(name) for document in c.corpus.texts("validation")]
+        numbers = _codes([*values, *others])
+        codes[role] = numbers[: len(values)]
+        if role == "source":
+            codes["validation_source"] = numbers[len(values) :]
     return Fields(**codes)
 
 

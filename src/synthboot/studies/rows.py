@@ -196,7 +196,12 @@ def adjusted(rows: Sequence[Row]) -> list[Row]:
     return result
 
 
-def _manifests(run: Path) -> dict[Path, store.Manifest]:
+def has_begun(run: Path) -> bool:
+    """Whether a folder is that of a run with anything finished in it."""
+    return bool(_finished(run))
+
+
+def _finished(run: Path) -> dict[Path, store.Manifest]:
     """The manifests of a run's finished artifacts by folder, in the order of the pipeline."""
     found = {}
     for stage in STAGES:
@@ -205,6 +210,12 @@ def _manifests(run: Path) -> dict[Path, store.Manifest]:
             manifest = store.read_manifest(path.parent)
             if manifest is not None:
                 found[path.parent] = manifest
+    return found
+
+
+def _manifests(run: Path) -> dict[Path, store.Manifest]:
+    """The same; raises MissingArtifact where there is none."""
+    found = _finished(run)
     if not found:
         raise MissingArtifact(
             f"{run}: no run folder with anything finished in it; `synthboot run CONFIG` makes one"

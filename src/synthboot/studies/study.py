@@ -252,10 +252,11 @@ def collect(runs: Sequence[str | Path], name: str = "study") -> Study:
     folders: dict[Path, None] = {}
     for run in map(Path, runs):
         is_study = (run / JSON).exists()
-        inside = [path for path in sorted(run.glob("*")) if path.is_dir()] if is_study else [run]
-        folders |= dict.fromkeys(inside)
+        # a point that has made nothing yet is no run
+        points = [path for path in sorted(run.glob("*")) if rows.has_begun(path)]
+        folders |= dict.fromkeys(points if is_study else [run])
     if not folders:
-        raise MissingArtifact("study: no run folder was given")
+        raise MissingArtifact("study: no run folder with anything finished in it was given")
 
     settings = {str(folder): rows.settings_of(folder) for folder in folders}
     apart = rows.differing(settings)

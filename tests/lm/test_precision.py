@@ -102,9 +102,10 @@ def test_a_decision_makes_nothing_stale(finished: dict[str, Any], tmp_path: Path
     precision.decide(cfg, {"training": 9.0, "sampling": 9.0})  # too late
     assert precisions(precision.recorded(cfg)) == ("float32", "float32")
     assert standing() == {"done"}
-    (folder / precision.FILE).write_text('{"training": "float16"}')
-    with pytest.raises(CorruptArtifact, match=r"precision\.json: not a choice of precision"):
-        recipes.units(cfg)
+    for damaged in ('{"training": "float16"}', "{"):
+        (folder / precision.FILE).write_text(damaged)
+        with pytest.raises(CorruptArtifact, match=r"precision\.json: not a choice of precision.* or delete it"):
+            recipes.units(cfg)
 
 
 def test_the_choice_is_part_of_what_is_made(world_file: Path, tmp_path: Path) -> None:

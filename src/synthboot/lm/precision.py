@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from synthboot import config, pool
 from synthboot.artifacts.store import MANIFEST, read_manifest
@@ -212,12 +212,17 @@ def _record(cfg: config.Config) -> dict[str, str]:
     As recorded, or as its models were made.
     """
     path = cfg.folder / FILE
-    with storage_errors(path):  # a root that cannot be looks at this file first
-        choices = read_json(path) if path.exists() else {}
+    choices: Any = None
+    try:
+        with storage_errors(path):  # a root that cannot be looks at this file first
+            choices = read_json(path) if path.exists() else {}
+    except CorruptArtifact:
+        pass  # as what is no choice
     # it decides what is trained, so a file that says anything else is no file to go on from
     if not _is_record(choices):
         raise CorruptArtifact(
-            f"{path}: not a choice of precision; put back the one that was there, or delete the run"
+            f"{path}: not a choice of precision; put back the one that was there, or delete it: "
+            "what finished models were made in is known from them, else it is measured again"
         )
     for kind, stage in (("training", "base"), ("sampling", "synthesize")):
         if kind not in choices and (precision := _made_with(cfg.folder, stage, *SETTINGS[kind])):

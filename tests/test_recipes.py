@@ -8,7 +8,7 @@ import pytest
 from synthboot import api, loading, recipes
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.pairs import Searched
-from synthboot.artifacts.store import read_manifest
+from synthboot.artifacts.store import Manifest, read_manifest
 from synthboot.data.disk import read_json
 from synthboot.errors import ConfigError
 from synthboot.export.export import export
@@ -365,6 +365,20 @@ def test_every_stage_that_computes_says_its_flops(ran: dict[str, Any]) -> None:
         copied = any(role.startswith("trial/") for role in unit.parents) and unit.options["seed"] == 0
         if unit.stage in ("embed", "base", "tune", "synthesize", "pretrain") and not copied:
             assert manifest.cost["flops"] > 0, name
+
+
+def test_a_later_round_pays_for_the_round_before(ran: dict[str, Any]) -> None:
+    def manifest(name: str) -> Manifest:
+        found = read_manifest(plan[name].folder(run_folder(ran)))
+        assert found is not None
+        return found
+
+    plan = recipes.units(loading.load(ran))
+    [later] = [name for name in plan if name.startswith("tune/related-after-")]
+    started_from = manifest(plan[later].parents["base"])
+    spent = started_from.counts["train_flops"] + started_from.counts["spent_flops"]
+    assert started_from.stage == "pretrain"
+    assert manifest(later).counts["upstream_flops"] == pytest.approx(manifest("tune/related").counts["upstream_flops"] + spent)
 
 
 def test_samples_without_d1_have_none_in_later_rounds_either(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard src/synthboot/kernels/*.h src/synthboot/kernels/*.cpp)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e '.[dev]'
@@ -25,7 +25,8 @@ demo-small: $(STAMP)  ## the demo at a tenth of its size
 data: $(STAMP)  ## larger corpora into data/, of what you have (SHARED=FOLDER, ARXIV=FILE, WIKIPEDIA='FILES'), or where to get them
 	$(BIN)/python examples/make_data.py $(if $(SHARED),--shared $(SHARED)) $(if $(ARXIV),--arxiv $(ARXIV)) $(if $(WIKIPEDIA),--wikipedia $(WIKIPEDIA))
 
-articles: data  ## the whole method on short encyclopedia articles, on which a small model can read d1
+articles: data  ## the whole method on short encyclopedia articles of yours, on which a small model can read d1
+	@test -e data/articles.jsonl.zst || { echo "make articles: needs articles of an encyclopedia; see above"; exit 1; }
 	$(BIN)/synthboot run configs/articles.yaml
 
 smollm: $(STAMP) models/smollm2-135m ## continue a real pretrained model of 135M parameters; hours on two cores

@@ -4,12 +4,14 @@ yours.
     python release.py          what would be done, and everything that stands against it
     python release.py --yes    the same, done
 
+Checked are versions, notes, the tag and that nothing is left to commit; run `bash .ci/run` first.
 The version stands in pyproject.toml alone; CHANGELOG.md begins with its section, and CITATION.cff
 says the same. After a release, raise it there and begin a section.
 """
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -37,6 +39,8 @@ def main() -> None:
         sys.exit("\n".join(f"release: {reason}" for reason in against))
 
     print(f"{version}:\n\n{notes}\n")
+    if asked.yes:  # what an earlier version left is not to be published with this one
+        shutil.rmtree(root / "dist", ignore_errors=True)
     for step in steps(version, notes):
         print("+", " ".join(word if "\n" not in word else "NOTES" for word in step), flush=True)
         if asked.yes:

@@ -20,9 +20,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from synthboot import loading
 
@@ -39,12 +36,6 @@ class Ran:
     units: dict[str, tuple[str, float, float]]
 
 
-def given(settings: list[str]) -> dict[str, Any]:
-    """Settings as the command line takes them."""
-    pairs = (setting.split("=", 1) for setting in settings)
-    return {name: yaml.safe_load(value) for name, value in pairs}
-
-
 def run(config: str, tokens: int, tuning: int | None, until: str, settings: list[str], root: Path) -> Ran:
     """Run it with these budgets, from nothing."""
     changed = [*settings, f"budget.train_tokens={tokens}", f"root={root}"]
@@ -56,7 +47,7 @@ def run(config: str, tokens: int, tuning: int | None, until: str, settings: list
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     wall = time.perf_counter() - begun
 
-    cfg = loading.load(config, set=given(changed))
+    cfg = loading.load(config, set=loading.parse_set(changed))
     units = {}
     for path in sorted(root.glob("*/**/manifest.json")):
         manifest = json.loads(path.read_text())
@@ -87,7 +78,7 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[])
     args = parser.parse_args()
 
-    cfg = loading.load(args.config, set=given(args.settings))
+    cfg = loading.load(args.config, set=loading.parse_set(args.settings))
     tokens = args.tokens or cfg.budget.train_tokens
     share = tokens / cfg.budget.train_tokens
     tuning = [int(cfg.tune.max_tokens * share * part) if cfg.tune.max_tokens else None for part in (0.5, 1)]

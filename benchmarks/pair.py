@@ -263,14 +263,15 @@ def join(args: argparse.Namespace) -> dict[str, Any]:
         lay_out(folder, x)
         for turn in range(args.repeat):
             for name in args.methods:
-                if turn and "error" in rounds[name][0]:
+                if any("error" in result for result in rounds[name]):
                     continue
                 rounds[name].append(one(folder, name))
                 print(f"round {turn + 1}: {name}: {rounds[name][-1]}", file=sys.stderr, flush=True)
     rows = {}
     for name, results in rounds.items():
-        if "error" in results[0]:
-            rows[name] = results[0]
+        failed = [result for result in results if "error" in result]
+        if failed:
+            rows[name] = failed[0]
             continue
         keys = ("build", "search", "total", "recall", "memory_bytes")
         middle = {key: statistics.median(r[key] for r in results) for key in keys}

@@ -244,12 +244,13 @@ def _in_table(table: dict[str, Any]) -> Iterator[Claim]:
             if "against" not in column or not isinstance(row[at], dict):
                 continue
             follows = columns[at + 1] if at + 1 < len(columns) else ""
+            other = column.removeprefix("against ")
             name = f"{row[0]} {column}" if column == "against repetition" else f"{row[0]}: {column}"
             yield Claim(
                 name=name if table["section"] == "Result" else f"{table['section']}: {name}",
                 **row[at],
                 p=row[at + 1] if follows in ("p", "p then") else None,
-                by_seed=(losses[row[0]], losses["repetition"]) if losses else None,
+                by_seed=(losses[row[0]], losses[other]) if other in losses else None,
             )
 
 

@@ -35,7 +35,7 @@ WHERE = {
     ENCYCLOPEDIA: "articles at huggingface.co/datasets/wikimedia/wikipedia (CC BY-SA); then --wikipedia FILE...",
     ARTICLES: f"made of {ENCYCLOPEDIA}",
     PACKAGES: "needs apt-cache, on Debian or Ubuntu, after apt-get update",
-    QUESTIONS: "question files of your own, in the fields of docs/formats.md; or drop evaluate.tasks",
+    QUESTIONS: "question files of your own, with the fields of docs/arms.md (Questions); or drop evaluate.tasks",
 }
 
 LONGEST_ARTICLE = 1_500

@@ -1,7 +1,9 @@
 """Records become documents: each with an id of its own, from the bytes that the fingerprint speaks of, and all counted."""
 
 import json
+import math
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,18 @@ def test_no_text_is_lost_to_an_id_that_another_has(tmp_path: Path) -> None:
     assert sum("#" in name for name in found) == 40
     backwards = [tmp_path / f"part-{number}.jsonl" for number in (2, 1, 0)]
     assert ingested(settings(backwards), tmp_path / "b") == found  # which of them keeps its id hangs on the texts alone
+
+
+def test_fields_are_json_that_every_reader_knows() -> None:
+    fields = {
+        "nan": math.nan,
+        "inner": [{"much": math.inf}, 1.5, True],
+        "bytes": b"\xff\x00",
+        "half": "\ud800",
+        "day": date(2026, 1, 2),
+    }
+    known = json.loads(spool._json(fields), parse_constant=pytest.fail)
+    assert known == {"nan": None, "inner": [{"much": None}, 1.5, True], "bytes": "ff00", "half": "?", "day": "2026-01-02"}
 
 
 def test_an_id_that_looks_like_one_that_was_made_up_takes_no_text_away(tmp_path: Path) -> None:

@@ -152,6 +152,51 @@ def test_an_adopted_artifact_is_whole_and_on_its_own(tmp_path: Path) -> None:
     store.verify(tmp_path / "y", found)
 
 
+@pytest.mark.parametrize("point", ["_clear", "verify"])
+def test_an_artifact_inside_another_is_nobody_elses_file_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    outer, inner, other = (tmp_path / name for name in ("outer", "outer/inner", "other"))
+    for folder in (outer, inner, other):
+        made(folder)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(store, point, die)
+    with pytest.raises(Killed):
+        store.adopt(other, inner)
+    if point == "_clear":
+        with pytest.raises(Killed):
+            store.begin(inner, "of other settings")
+    monkeypatch.undo()
+
+    manifest = store.read_manifest(outer)
+    assert manifest is not None
+    store.verify(outer, manifest)
+    assert store.read_manifest(inner) is None
+    store.adopt(other, inner)  # again, as the next run does
+    assert not (inner / "progress.json").exists()
+    assert store.read_manifest(inner) == store.read_manifest(other)
+
+
+def test_a_link_to_what_is_another_runs_is_left_as_it_is(tmp_path: Path) -> None:
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+
+    other = tmp_path / "other"
+    made(other)
+    before = contents()
+    (tmp_path / "link").symlink_to(other)
+    for taken in (lambda: store.begin(tmp_path / "link", "of other settings"), lambda: store.adopt(other, tmp_path / "link")):
+        with pytest.raises(StorageError, match="is a link to"):
+            taken()
+        assert contents() == before
+
+
 def test_without_hard_links_it_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path / "x")
 

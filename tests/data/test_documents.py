@@ -146,7 +146,10 @@ def test_other_encodings_are_named(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(DataError, match=r"a\.jsonl: is UTF-16 or UTF-32; make it UTF-8"):
         read(path)
     (tmp_path / "a.txt").write_bytes("words".encode("utf-16"))
-    assert ids(read(tmp_path / "a.txt")) == ["UTF-16, not UTF-8"]
+    assert ids(read(tmp_path / "a.txt")) == ["UTF-16 or UTF-32, not UTF-8"]
+    for encoding in ("utf-16-le", "utf-16-be", "utf-32-le"):  # without a mark every byte of it is UTF-8 too
+        (tmp_path / "a.txt").write_bytes("hello мир".encode(encoding))
+        assert ids(read(tmp_path / "a.txt")) == ["UTF-16 or UTF-32, not UTF-8"]
 
 
 WHOLE = {

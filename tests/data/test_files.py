@@ -110,6 +110,9 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path, what: str
 
 def test_nothing_to_read_says_what_there_is_instead(tmp_path: Path) -> None:
     tree(tmp_path, "a.csv", "b.csv", ".c.txt")
+    for alone in ("world", "hub:owner/name"):
+        with pytest.raises(DataError, match=f"corpus.source: {alone}: stands alone, not in a list with others"):
+            files.find([alone])
     with pytest.raises(DataError, match=r"nothing in it that can be read; it holds 2 x \.csv, 1 x hidden; known are \.jsonl"):
         files.find(str(tmp_path))
     for source in ("", "a\0b", "x" * 5_000, str(tmp_path / "a.csv" / "b")):

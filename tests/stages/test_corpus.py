@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from synthboot import config
@@ -183,7 +185,7 @@ def test_the_tokenizer_sees_d_pretrain_alone(tmp_path: Path) -> None:
 
 
 def test_asking_for_more_text_than_there_is(tmp_path: Path) -> None:
-    with pytest.raises(BudgetError, match=r"budget\.unique_tokens: 10,000,000 asked for, the corpus has [\d,]+ after cleaning"):
+    with pytest.raises(BudgetError, match=r"budget\.unique_tokens: 10,000,000 asked for, the corpus has [\d,]+ in the 320 doc"):
         make(tmp_path / "a", world_documents(), 10_000_000)
     with pytest.raises(BudgetError, match="25 documents are left after cleaning, and 40 are asked for"):
         make(tmp_path / "b", world_documents()[:25])
@@ -236,6 +238,14 @@ def test_documents_go_where_their_mark_says_and_the_oracles_come_last(tmp_path: 
         corpus(split_config(path), 100_000, tmp_path / "many")
 
 
+def test_marks_are_read_from_columns_as_from_lines(tmp_path: Path) -> None:
+    rows = marked(["pretrain"] * 20 + ["test"] * 4 + ["validation"] * 4)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "marked.parquet")
+    result = corpus(split_config(tmp_path / "marked.parquet"), "all", tmp_path / "c")
+    assert result.documents == {"validation": 4, "test": 4, "pool": 20}
+    assert {document.metadata["split"] for document in Corpus.open(tmp_path / "c").texts("test")} == {"test"}
+
+
 def test_of_equal_documents_the_held_out_one_stays_then_d_pretrains(tmp_path: Path) -> None:
     rows = marked(["oracle"] * 20 + ["pretrain"] * 12 + ["test"] * 4 + ["validation"] * 4)
     for number in range(12):  # every document of D_pretrain is the oracle's too, and two are held out
@@ -251,6 +261,9 @@ def test_a_wrong_or_missing_mark_is_named(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", marked(["pretrain"] * 5 + ["test"] * 2 + ["validation"] * 2 + ["dev"]))
     with pytest.raises(DataError, match="document 'm9' has split 'dev'; validation, test, pretrain, oracle are known"):
         corpus(split_config(path), "all", tmp_path / "a")
+    path = write_jsonl(tmp_path / "list.jsonl", marked(["pretrain"] * 5 + [["test"]]))
+    with pytest.raises(DataError, match=r"document 'm5' has split \['test'\]; validation, test"):
+        corpus(split_config(path), "all", tmp_path / "list")
     path = write_jsonl(tmp_path / "b.jsonl", marked(["pretrain"] * 5 + ["validation"] * 2))
     with pytest.raises(DataError, match=r"corpus\.split_field: no document is marked test"):
         corpus(split_config(path), "all", tmp_path / "b")

@@ -25,6 +25,8 @@ from synthboot.errors import ConfigError, CorruptArtifact, LockedRun
 ARRAY = "array"
 """The part that a Slurm array's variables name."""
 _FOLDER = "parts"
+_PATIENCE = 1.0
+"""Seconds: who only asks whether a part is at work holds its lock for a moment."""
 _STEPS = "SLURM_ARRAY_TASK_"
 
 
@@ -132,7 +134,7 @@ def held(folder: Path, part: Part) -> Iterator[Record]:
     place = _place(folder, part)
     with ExitStack() as held_lock:
         try:
-            held_lock.enter_context(lock.held(place.parent, f"{place.name}.lock"))
+            held_lock.enter_context(lock.held(place.parent, f"{place.name}.lock", _PATIENCE))
         except LockedRun:
             raise LockedRun(f"{folder}: part {part} is at work already; wait for it") from None
         record = Record(folder, part)

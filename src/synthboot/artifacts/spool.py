@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -356,9 +357,26 @@ def _spool(
 
 
 def _json(metadata: Mapping[str, object]) -> str:
-    """Fields as JSON that every file can hold: a lone surrogate becomes a question mark."""
-    text = json.dumps(metadata, default=str, sort_keys=True, ensure_ascii=False)
+    """Fields as JSON that every reader knows.
+
+    A lone surrogate becomes a question mark, what is no number null, bytes hexadecimal digits, and
+    anything else (dates, decimals) its text.
+    """
+    text = json.dumps(_known(metadata), sort_keys=True, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "replace").decode()
+
+
+def _known(value: object) -> object:
+    """A value as JSON has it."""
+    if isinstance(value, Mapping):
+        return {str(key): _known(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return value.hex()
+    return value if isinstance(value, str | int | None) else str(value)
 
 
 def _hashes(document: documents.Document) -> tuple[int, int, int, int]:

@@ -216,9 +216,9 @@ def begin(folder: Path, fingerprint: str) -> list[str]:
         if not has_no_hash:
             current = read_record(progress).get("fingerprint")
 
-    remove(folder / MANIFEST)  # first: what is half wiped must not look finished
     if current != fingerprint:
-        _clear(folder)
+        _unmake(folder)
+    remove(folder / MANIFEST)
     _sweep(folder)
 
     damaged = []
@@ -291,8 +291,7 @@ def adopt(source: Path, folder: Path) -> None:
     manifest = read_manifest(source)
     if manifest is None:
         raise CorruptArtifact(f"{source}: is not finished; run again to make it")
-    remove(folder / MANIFEST)
-    _clear(folder)
+    _unmake(folder)
     try:
         for name in manifest.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -303,6 +302,7 @@ def adopt(source: Path, folder: Path) -> None:
         _clear(folder)
         raise CorruptArtifact(f"{source}: is damaged") from None
     write_record(folder / MANIFEST, asdict(manifest))
+    finish(folder)
 
 
 def drift(
@@ -481,11 +481,36 @@ def _sweep(folder: Path) -> None:
         remove(half)
 
 
+def _unmake(folder: Path) -> None:
+    """Empty the folder of an artifact, which is one in the making from the first moment on.
+
+    With neither record a folder inside another artifact would be files that are not that one's;
+    with a manifest, what is half wiped would look finished.
+    """
+    _own(folder)
+    if (folder / MANIFEST).exists():
+        write_record(folder / PROGRESS, {"fingerprint": ""})
+        remove(folder / MANIFEST)
+    _clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_record(folder / PROGRESS, {"fingerprint": ""})
+
+
 def _clear(folder: Path) -> None:
     """Empty the folder, but for artifacts inside it and what is nobody's.
 
-    The folder itself, which may be a mount, stays. Raises StorageError where it is a link: it may
-    be another run's.
+    The folder itself, which may be a mount, stays.
+    """
+    # `progress.json` last: while it is there, what is left is known to be stale.
+    for path in sorted(_own(folder), key=lambda path: path.name == PROGRESS):
+        remove(path)
+
+
+def _own(folder: Path) -> list[Path]:
+    """What lies in an artifact's folder and is its own.
+
+    Raises StorageError where the folder is a link to one that holds something: it may be another
+    run's.
     """
     own = []
     if folder.exists():
@@ -497,9 +522,7 @@ def _clear(folder: Path) -> None:
             f"{folder}: is a link to {folder.resolve()}, which holds something else; "
             f"remove the link and run again"
         )
-    # `progress.json` last: while it is there, what is left is known to be stale.
-    for path in sorted(own, key=lambda path: path.name == PROGRESS):
-        remove(path)
+    return own
 
 
 def _link(source: Path, target: Path) -> None:

@@ -333,12 +333,23 @@ def _text(
     content = stream.read(cfg.max_document_bytes + 1)  # one byte more tells that it is too long
     if len(content) > cfg.max_document_bytes:
         return Record(name, 1, None, _too_long(cfg))
+    if _is_wide(content):
+        return Record(name, 1, None, "UTF-16 or UTF-32, not UTF-8")
     try:
         return Record(name, 1, content.decode("utf-8"))
     except UnicodeDecodeError:
-        is_wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-        problem = "UTF-16, not UTF-8" if is_wide else "invalid UTF-8"
-        return Record(name, 1, None, problem)
+        return Record(name, 1, None, "invalid UTF-8")
+
+
+def _is_wide(content: bytes) -> bool:
+    """Whether text is UTF-16 or UTF-32, also without the mark that says so.
+
+    Of Latin, Greek or Cyrillic letters every other byte is then 0 to 5, which are control
+    characters in UTF-8. Zeros alone are what a machine that lost power leaves.
+    """
+    controls = len(content) - len(content.translate(None, _CONTROLS))
+    is_unmarked = controls > len(content) / 4 and bool(content.strip(b"\0"))
+    return content.startswith(_WIDE) or is_unmarked
 
 
 def _lines(
@@ -435,9 +446,9 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows from columns that are read apart.
 
-    So what is wrong with a column that no setting names does not matter.
+    So what is wrong with a column that is neither text nor id does not matter.
     """
-    needed = (cfg.text_field, cfg.id_field, cfg.split_field)
+    needed = (cfg.text_field, cfg.id_field)
     columns = {}
     for name in names:
         columns[name] = _values(name, column(name), count, name in needed, ignored)
@@ -446,6 +457,8 @@ def _rows(
         yield {name: value for name, value in row.items() if value is not _UNREADABLE}
 
 
+_WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+_CONTROLS = bytes(range(9))  # below tab, which text has
 _UNREADABLE = object()
 
 

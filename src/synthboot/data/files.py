@@ -95,6 +95,8 @@ def find(
                 continue
             target = os.path.realpath(path)
             by_target.setdefault(target, (Path(os.path.abspath(path)), own_parts, kind))
+        if is_empty and (item == "world" or item.startswith("hub:")):
+            raise DataError(f"{setting}: {item}: stands alone, not in a list with others")
         if is_empty:
             passed_over = counted(ignored - before)
             holds = f"; it holds {passed_over}" if passed_over else ""

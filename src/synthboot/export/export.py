@@ -69,6 +69,8 @@ def export(
         raise ConfigError(f"export: --seed is about models and tokens, not --what {what}")
     license = " ".join((license or "").split()) or _licence_of(cfg)
     place = Path(f"{cfg.name}-{what}") if out is None else out
+    if place.name in ("", ".."):  # the folder that one stands in, or above it
+        place = Path(os.path.abspath(place))
     _check_place(place, cfg.folder, force)
 
     run = Finished(cfg)

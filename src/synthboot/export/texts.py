@@ -154,13 +154,8 @@ def _synthetic_rows(
 
 
 def _real_row(document: Document) -> dict[str, str]:
-    metadata = _utf8(json.dumps(document.metadata, ensure_ascii=False))
+    metadata = json.dumps(document.metadata, ensure_ascii=False, allow_nan=False)
     return {"id": document.id, "text": document.text, "metadata": metadata}
-
-
-def _utf8(text: str) -> str:
-    """Text with halves of surrogate pairs written out, as JSON writes them."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _write(rows: Iterator[dict[str, Any]], schema: pa.Schema, folder: Path) -> int:
@@ -212,7 +207,7 @@ def _write_seeds(corpus: Corpus, path: Path) -> None:
 
 def _title(document: Document) -> str | None:
     title = document.metadata.get("title")
-    return _utf8(title) if isinstance(title, str) else None
+    return title if isinstance(title, str) else None
 
 
 class _Seeds:

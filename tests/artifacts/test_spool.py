@@ -65,7 +65,7 @@ def test_fields_are_json_that_every_reader_knows() -> None:
         "half": "\ud800",
         "day": date(2026, 1, 2),
     }
-    known = json.loads(spool._json(fields), parse_constant=pytest.fail)
+    known = json.loads(spool.fields_json(fields), parse_constant=pytest.fail)
     assert known == {"nan": None, "inner": [{"much": None}, 1.5, True], "bytes": "ff00", "half": "?", "day": "2026-01-02"}
 
 

@@ -246,7 +246,7 @@ class Spool(Texts):
                     {
                         "id": f"canary:{number}:{copy}",
                         "text": canary.text,
-                        "metadata": _json({"canary": number}),
+                        "metadata": fields_json({"canary": number}),
                     }
                 )
         return np.arange(first, len(self) + len(self.planted))
@@ -317,7 +317,7 @@ def _spool(
     for record in batch:
         parsed = documents.parse(record, cfg)
         try:
-            fields = "" if isinstance(parsed, documents.Reject) else _json(parsed.metadata)
+            fields = "" if isinstance(parsed, documents.Reject) else fields_json(parsed.metadata)
         except RecursionError:  # what can just be read cannot always be written
             parsed = documents.Reject(record.file, record.line, "fields nested too deeply")
         if isinstance(parsed, documents.Reject):
@@ -356,7 +356,7 @@ def _spool(
     }
 
 
-def _json(metadata: Mapping[str, object]) -> str:
+def fields_json(metadata: Mapping[str, object]) -> str:
     """Fields as JSON that every reader knows.
 
     A lone surrogate becomes a question mark, what is no number null, bytes hexadecimal digits, and

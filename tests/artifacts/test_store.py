@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def test_an_adopted_artifact_is_whole_and_on_its_own(tmp_path: Path) -> None:
     store.verify(tmp_path / "y", found)
 
 
-@pytest.mark.parametrize("point", ["_clear", "verify"])
+@pytest.mark.parametrize("point", ["remove 1", "remove 2", "remove 3", "verify 1"])
 def test_an_artifact_inside_another_is_nobody_elses_file_at_any_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
@@ -163,21 +164,24 @@ def test_an_artifact_inside_another_is_nobody_elses_file_at_any_moment(
     class Killed(BaseException):
         pass
 
-    def die(*_: object) -> None:
-        raise Killed
+    name, _, when = point.partition(" ")
+    call = getattr(store, name)
+    left = itertools.count(int(when) - 1, -1)
 
-    monkeypatch.setattr(store, point, die)
+    def die(*arguments: object) -> None:
+        if not next(left):
+            raise Killed
+        call(*arguments)
+
+    monkeypatch.setattr(store, name, die)
     with pytest.raises(Killed):
         store.adopt(other, inner)
-    if point == "_clear":
-        with pytest.raises(Killed):
-            store.begin(inner, "of other settings")
     monkeypatch.undo()
 
     manifest = store.read_manifest(outer)
     assert manifest is not None
     store.verify(outer, manifest)
-    assert store.read_manifest(inner) is None
+    assert (store.read_manifest(inner) is None) == (point != "remove 1")
     store.adopt(other, inner)  # again, as the next run does
     assert not (inner / "progress.json").exists()
     assert store.read_manifest(inner) == store.read_manifest(other)

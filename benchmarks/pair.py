@@ -300,6 +300,10 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             lay_out(folder, clustered(docs), 1_000)
             results = [one(folder, "synthboot") for _ in range(args.repeat if docs < 500_000 else 1)]
+        failed = [result["error"] for result in results if "error" in result]
+        if failed:  # what was measured before stands
+            print(f"{docs:,} vectors: failed: {failed[0]}", file=sys.stderr)
+            break
         middle = {key: statistics.median(r[key] for r in results) for key in ("total", "recall", "memory_bytes")}
         rows.append({"docs": docs, **middle, "settings": results[0]["settings"]})
         print(f"{rows[-1]}", file=sys.stderr, flush=True)

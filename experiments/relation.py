@@ -63,6 +63,13 @@ COMPARED = (
         "base and a pointer over four d1",
         "2026-11-26-pointer",
     ),
+    Compared(
+        "worn-out articles, a pointer over four d1",
+        "2026-11-27-worn-articles",
+        "sbp",
+        "self",
+        "related, base and a pointer over four d1",
+    ),
     Compared("articles, a pointer over one d1", "2026-11-26-pointer", "sbp", "self", "base and a pointer over one d1"),
     Compared("articles, tuned on pairs", "2026-11-26-articles-controls", "sbp", "self", "related pairs"),
     Compared(

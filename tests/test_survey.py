@@ -123,6 +123,18 @@ def test_fewer_hours_mean_less_text_and_an_oracle_that_has_the_rest(tmp_path: Pa
         assert list(loading.load(path).arms) == arms
 
 
+def test_more_hours_than_were_asked_for_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("synthboot.runner.machines.core_flops", lambda _: 1e9)
+    source = lines(tmp_path / "l.jsonl", [{"text": text} for text in texts(200)])
+    result = init(source, "--hours", "0.001")
+    assert result.exit_code == 0, result.output
+    assert "that is more than --hours 0.001: less would be too little to learn from" in result.stdout
+    cfg = loading.load("mine.yaml")
+    assert cfg.budget.train_tokens % (cfg.optim.batch_tokens // cfg.model.seq_len * cfg.model.seq_len) == 0
+    assert "that is more than" not in init(source, "--hours", "1000", "--out", "more.yaml").stdout
+
+
 def test_a_source_may_be_called_anything(tmp_path: Path) -> None:
     path = tmp_path / "it's: #1 [a], {b}.jsonl"
     lines(path, [{"text": text} for text in texts(110)])

@@ -173,7 +173,7 @@ def init(paths: tuple[str, ...], out: Path, hours: float) -> None:
         f"unique; about {duration(proposed.hours)} here (to a factor of two)"
     )
     if proposed.hours > hours:
-        _say(f"that is more than {duration(hours)}: less would be too little to learn from")
+        _say(f"that is more than --hours {hours:g}: less would be too little to learn from")
     named = shlex.quote(str(out))
     _say(f"next: synthboot pair {named}   what related documents tell of each other")
     _say(f"      synthboot plan {named}   what all of it would take; then synthboot run")

@@ -228,6 +228,28 @@ def test_what_is_too_long_loses_its_beginning(saved: tuple[Path, Any, Tokenizer]
     assert answer.nll == pytest.approx(nll, rel=1e-5)
 
 
+def test_an_open_question_fits_a_window_that_is_shorter_than_an_answer(
+    saved: tuple[Path, Any, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model, tokenizer = saved
+    asked: list[Any] = []
+
+    class Listening:
+        def sample(self, requests: Any) -> list[Any]:
+            asked.extend(requests)
+            return []
+
+    monkeypatch.setattr(questions, "sampler", lambda *_, **__: Listening())
+    question = "cat " * 200
+    ids = tuple(tokenizer.encode([question])[0])
+    for window in (8, 32, 100):
+        questions.greedy_answers(model, tokenizer, [question], window)
+        request = asked.pop()
+        assert len(request.prompt) + request.max_tokens == window
+        assert request.prompt == ids[-len(request.prompt) :]
+        assert request.max_tokens == min(32, window // 2)
+
+
 def test_open_answers_are_compared_without_case_and_punctuation(saved: tuple[Path, Any, Tokenizer]) -> None:
     _, model, tokenizer = saved
     asked = [sentence(random.Random(n)) for n in range(20)]

@@ -13,7 +13,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, UnfairComparison
 from synthboot.lm import model as models
 from synthboot.lm import score
-from synthboot.lm.arm import Sources, Trained
+from synthboot.lm.arm import Sources, Trained, tokens_of
 from synthboot.stages.evaluate import check_comparable
 from synthboot.stages.pretrain import pretrain, real_docs
 from tests.conftest import small_config
@@ -186,3 +186,18 @@ def test_an_ensemble_is_its_members_and_resumes_to_the_same_bytes(tmp_path: Path
         models.load(tmp_path / "whole" / "last" / f"member-{n}").get_input_embeddings().weight for n in (0, 1)
     )
     assert not np.allclose(first_weights.detach(), second_weights.detach())
+
+
+def test_what_trains_a_step_is_enough_and_what_does_not_says_why() -> None:
+    def spent(tokens: int, **arm: Any) -> int:
+        settings = small_config(Path("x.jsonl"), Path("runs"), budget={"unique_tokens": "all", "train_tokens": tokens})
+        settings["model"] = {**settings["model"], "seq_len": 512}
+        settings["optim"] = {**settings["optim"], "batch_tokens": 700}
+        text = Sources(POOL, upstream_flops=1e6, sample_flops=1.0)
+        return tokens_of(loading.load(settings), config.Arm(**arm), text, 1.0)
+
+    assert spent(700) == 512
+    with pytest.raises(BudgetError, match=r"40 tokens are left .*: 0\.5 passes are too few"):
+        spent(700, epochs=0.5)
+    with pytest.raises(BudgetError, match="the synthetic text costs more than the budget"):
+        spent(700, synthetic="related", share=0.5, match="flops")

@@ -202,6 +202,21 @@ def test_a_share_of_base_is_chosen_with_the_pointer_beside_it(world_file: Path, 
     assert tuned["is_prompted"] == (min(shares, key=lambda share: shares[share]) < 1)
 
 
+def test_a_look_with_other_seeds_is_a_look_whichever_they_are(finished: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(run_folder(finished), tmp_path / finished["name"])
+
+    def looks(*seeds: int) -> tuple[int, ...]:
+        settings = {**finished, "root": str(tmp_path), "pretrain": {**finished["pretrain"], "seeds": list(seeds)}}
+        return tuple(api.Run(settings).evaluate().chosen.looks)
+
+    assert looks(0, 1) == (2,)  # as it was
+    assert looks(0) == (2, 1)
+    assert looks(0, 1) == (1, 2)  # the same two looks
+    (tmp_path / finished["name"] / "looks.json").write_text("{")
+    with pytest.raises(CorruptArtifact, match=r"looks\.json: unreadable; delete it, and looks count anew"):
+        looks(0)
+
+
 def test_every_model_says_whether_it_still_gained_at_its_end(finished: dict[str, Any]) -> None:
     for unit in ("04-base", "07-pretrain/sbp/seed-1"):
         folder = run_folder(finished) / unit

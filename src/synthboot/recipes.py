@@ -167,7 +167,7 @@ def models(plan: Mapping[str, Unit]) -> dict[str, str]:
 
 def model_of(plan: Mapping[str, Unit], arm: str, seed: int) -> str:
     """The unit of a whole plan that holds the model of an arm and seed."""
-    return models(plan)[f"{arm}/seed-{seed}"]
+    return plan["evaluate"].parents[f"model/{arm}/{seed}"]
 
 
 def _largest_share(arm: config.Arm) -> float:

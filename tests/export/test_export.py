@@ -234,7 +234,7 @@ def test_what_there_is_not_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_replaced_but_an_export(finished: dict[str, Any], tmp_path: Path) -> None:
+def test_nothing_is_replaced_but_an_export(finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     for force, message in [(False, "is there already"), (True, "is no export of synthboot")]:
@@ -254,6 +254,10 @@ def test_nothing_is_replaced_but_an_export(finished: dict[str, Any], tmp_path: P
     for inside in (run_folder(finished) / "out", run_folder(finished) / "07-pretrain", run_folder(finished).parent):
         with pytest.raises(ConfigError, match="would lie in each other"):
             made(finished, "real", inside, force=True)
+    monkeypatch.chdir(out)
+    made(finished, "real", Path("."), force=True)
+    assert (out / "README.md").exists()
+    monkeypatch.chdir(tmp_path)
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     with pytest.raises(ConfigError, match="is there already"):

@@ -57,7 +57,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "pretrain": 7,
     "score": 1,
     "evaluate": 15,
-    "analyze": 10,
+    "analyze": 11,
     "report": 8,
     "extract": 3,
 }

@@ -201,6 +201,17 @@ def test_a_link_to_what_is_another_runs_is_left_as_it_is(tmp_path: Path) -> None
         assert contents() == before
 
 
+def test_an_artifact_is_not_taken_over_from_itself(tmp_path: Path) -> None:
+    made(tmp_path / "runs" / "x")
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    for source in (tmp_path / "runs" / "x", tmp_path / "link" / "x"):
+        with pytest.raises(StorageError, match="itself"):
+            store.adopt(source, tmp_path / "runs" / "x")
+    found = store.read_manifest(tmp_path / "runs" / "x")
+    assert found is not None
+    store.verify(tmp_path / "runs" / "x", found)
+
+
 def test_without_hard_links_it_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path / "x")
 

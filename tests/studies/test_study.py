@@ -17,7 +17,7 @@ from synthboot.cli import main
 from synthboot.data import lock
 from synthboot.errors import LockedRun, MissingArtifact
 from synthboot.recipes import folder_of
-from synthboot.runner.graph import needed
+from synthboot.runner.graph import fingerprints, needed
 from synthboot.runner.sharing import finished, take_over
 from synthboot.runner.state import states
 from synthboot.statistics import holm
@@ -172,6 +172,35 @@ def test_what_another_run_has_damaged_is_made_anew(tiny: dict[str, Any], tmp_pat
         "embed": "missing",
         "pair/related": "missing",
     }
+
+
+def test_a_run_takes_nothing_over_from_itself(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """What of its own was stale only while a parent was missing stays, whatever another run's is worth."""
+    for name in ("mine", "other"):
+        shutil.copytree(run_folder(tiny), tmp_path / name)
+    shutil.rmtree(tmp_path / "mine" / "01-corpus")
+    (tmp_path / "other" / "04-base" / "best" / "model.safetensors").write_bytes(b"damaged")
+    cfg = loading.load({**tiny, "root": str(tmp_path), "name": "mine"})
+    plan = needed(recipes.units(cfg), "base")
+    notes: list[tuple[str, str]] = []
+    shelf = finished([tmp_path / "mine", tmp_path / "other"])
+    assert len(shelf[fingerprints(plan)["base"]]) == 2
+    assert take_over(cfg, plan, states(cfg, plan), shelf, lambda *note: notes.append(note))
+    assert notes == [("corpus", f"taken over from {tmp_path / 'other' / '01-corpus'}")]
+    assert {state.status for state in states(cfg, plan).values()} == {"done"}
+    assert Model.open(folder_of(cfg.folder, "base")).curve.best_loss > 0
+
+
+def test_a_damaged_copy_is_passed_over_for_a_whole_one(tiny: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("damaged", "whole"):
+        shutil.copytree(run_folder(tiny), tmp_path / name)
+    (tmp_path / "damaged" / "01-corpus" / "tokenizer" / "tokenizer.json").write_text("{}")
+    cfg = loading.load({**tiny, "root": str(tmp_path), "name": "mine"})
+    plan = needed(recipes.units(cfg), "corpus")
+    notes: list[tuple[str, str]] = []
+    shelf = finished([tmp_path / "damaged", tmp_path / "whole"])
+    assert take_over(cfg, plan, states(cfg, plan), shelf, lambda *note: notes.append(note))
+    assert notes == [("corpus", f"taken over from {tmp_path / 'whole' / '01-corpus'}")]
 
 
 def test_a_point_that_cannot_be_is_noted_and_the_study_goes_on(tiny: dict[str, Any], tmp_path: Path) -> None:

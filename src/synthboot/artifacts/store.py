@@ -286,11 +286,17 @@ def adopt(source: Path, folder: Path) -> None:
     be moved or removed. The manifest comes last, so that a kill midway leaves nothing that looks
     finished.
 
-    Raises CorruptArtifact where the files are not those of the manifest.
+    Raises CorruptArtifact where the files are not those of the manifest, StorageError where both
+    folders are one.
     """
     manifest = read_manifest(source)
     if manifest is None:
         raise CorruptArtifact(f"{source}: is not finished; run again to make it")
+    # to empty the one would empty the other
+    if source.resolve() == folder.resolve():
+        raise StorageError(
+            f"{folder}: is {source} itself, or is a link to it; choose another folder"
+        )
     _unmake(folder)
     try:
         for name in manifest.files:

@@ -175,8 +175,11 @@ class Local:
 
 def _message(tokenizer: Any, text: str) -> list[int]:
     """A prompt as the model is spoken to: as a message where it has a form for that."""
-    for token in tokenizer.all_special_tokens:
-        if len(token) > 1:
+    # those of a chat's form are not always named special
+    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]):
+        # there are tokens for runs of spaces, which speak for nobody
+        if len(token) > 1 and not token.isspace():
             text = text.replace(token, f"{token[0]} {token[1:]}")
     if tokenizer.chat_template is None:
         return list(tokenizer.encode(f"{text.strip()}\nAnswer:"))

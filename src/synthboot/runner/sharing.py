@@ -3,7 +3,7 @@ where the fingerprint says that it would make the same."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from synthboot import config
@@ -19,9 +19,9 @@ OWN = ("evaluate", "report")
 the report holds its name. Both are cheap."""
 
 
-def finished(runs: Iterable[Path]) -> dict[str, Path]:
+def finished(runs: Iterable[Path]) -> dict[str, list[Path]]:
     """The finished artifacts of run folders that another run may take over, by fingerprint."""
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for run in runs:
         for path in sorted(run.glob(f"[0-9][0-9]-*/**/{store.MANIFEST}")):
             try:
@@ -29,7 +29,7 @@ def finished(runs: Iterable[Path]) -> dict[str, Path]:
             except CorruptArtifact:
                 continue  # its own run says so
             if manifest is not None and manifest.stage not in OWN:
-                found.setdefault(manifest.fingerprint, path.parent)
+                found.setdefault(manifest.fingerprint, []).append(path.parent)
     return found
 
 
@@ -37,30 +37,52 @@ def take_over(
     cfg: config.Config,
     plan: Mapping[str, Unit],
     standing: Mapping[str, State],
-    others: Mapping[str, Path],
+    others: Mapping[str, Sequence[Path]],
     note: Callable[[str, str], None],
 ) -> bool:
     """Whether any artifact of the plan was taken over from `others` (folders by fingerprint).
 
-    One that is damaged there is made anew instead. `note` is told the unit and where its artifact
-    is from.
+    One that is damaged everywhere is made anew instead. `note` is told the unit and where its
+    artifact is from.
     """
     marks = fingerprints(plan)
     done = {name for name, state in standing.items() if state.status == "done"}
     taken = False
     for name, unit in plan.items():
-        source = others.get(marks[name])
         # a child of what has yet to be made would be made anew with it
-        if name in done or source is None or not done.issuperset(unit.parents.values()):
+        if name in done or not done.issuperset(unit.parents.values()):
             continue
         folder = unit.folder(cfg.folder)
-        try:
-            with held(folder):
-                store.adopt(source, folder)
-        except CorruptArtifact as error:
-            note(name, f"{error}; made anew")
+        if _is_whole(folder, marks[name]):
+            done.add(name)  # it was stale only for as long as a parent was missing
             continue
-        done.add(name)
-        taken = True
-        note(name, f"taken over from {source}")
+
+        problem = None
+        for source in others.get(marks[name], ()):
+            if source.resolve() == folder.resolve():
+                continue
+            try:
+                with held(folder):
+                    store.adopt(source, folder)
+            except CorruptArtifact as error:
+                problem = error
+                continue
+            done.add(name)
+            taken = True
+            note(name, f"taken over from {source}")
+            break
+        if problem is not None and name not in done:
+            note(name, f"{problem}; made anew")
     return taken
+
+
+def _is_whole(folder: Path, fingerprint: str) -> bool:
+    """Whether the artifact of this fingerprint lies in the folder, undamaged."""
+    manifest = store.read_manifest(folder)
+    if manifest is None or manifest.fingerprint != fingerprint:
+        return False
+    try:
+        store.verify(folder, manifest)
+    except CorruptArtifact:
+        return False
+    return True

@@ -56,7 +56,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "synthesize": 5,
     "pretrain": 7,
     "score": 1,
-    "evaluate": 15,
+    "evaluate": 16,
     "analyze": 11,
     "report": 8,
     "extract": 3,

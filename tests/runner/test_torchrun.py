@@ -24,6 +24,7 @@ from synthboot.artifacts import store
 from synthboot.errors import ConfigError, TrainingError
 from synthboot.lm import model as models
 from synthboot.lm import parallel
+from synthboot.runner import torchrun
 from tests.conftest import run_folder, small_config
 
 Trained = tuple[Path, np.ndarray, dict[str, np.ndarray]]
@@ -111,6 +112,22 @@ def checkpoint(folder: Path) -> None:
     while not list((folder / "04-base").glob("work/checkpoint-*[0-9]")):
         assert time.monotonic() < give_up
         time.sleep(0.02)
+
+
+def test_what_the_first_rank_notes_is_heard(tiny: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**tiny, "root": str(tmp_path)}
+    shutil.copytree(run_folder(tiny), run_folder(settings))
+    cfg = api.Run(settings).config
+    plan = recipes.units(cfg)
+    tune = plan["tune/related"]
+    shutil.rmtree(tune.folder(cfg.folder))
+    tune.folder(cfg.folder).mkdir()
+    told: list[float] = []
+    noted: list[str] = []
+    torchrun.run_step_together(cfg, plan, tune, lambda done, _: told.append(done), noted.append)
+    [words] = noted
+    assert words.startswith("the model that tuning starts from does not read d1")
+    assert max(told) > 0
 
 
 def test_the_ranks_end_with_who_started_them(alone: Trained, world_file: Path, tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.model import Model
 from synthboot.cli import main
 from synthboot.data import lock
-from synthboot.errors import LockedRun, MissingArtifact
+from synthboot.errors import ConfigError, LockedRun, MissingArtifact
 from synthboot.recipes import folder_of
 from synthboot.runner.graph import fingerprints, needed
 from synthboot.runner.sharing import finished, take_over
 from synthboot.runner.state import states
 from synthboot.statistics import holm
+from synthboot.studies.rows import Comparison, Row, adjusted
 from synthboot.studies.study import Grid, collect
 from tests.conftest import contents, run_folder
 
@@ -114,6 +115,24 @@ def test_rows_say_what_the_artifacts_say_and_the_files_the_same(studied: Any) ->
     frame = study.to_pandas()
     assert frame["tune.lr"].tolist() == [0.0005, 0.0005, 0.002, 0.002]
     assert frame["d1_worth"].tolist() == [row.d1_worth[0] for row in study.rows]
+
+
+def test_a_point_is_not_made_in_the_place_of_one_of_another_setting(studied: Any, tiny: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(studied[0] / NAMES[3], out / "lr-0.002")  # of tune.lr, in the name of any rate
+    with pytest.raises(ConfigError, match=r"lr-0\.002 is another point's run \(.*--out"):
+        Grid(tiny, {"optim.lr": [2e-3, 4e-3]}, target="tune", out=out)
+    decay = {**tiny, "tune": {**tiny["tune"], "weight_decay": 0.2}}
+    assert Grid(decay, {"tune.lr": [5e-4, 2e-3]}, target="tune", out=out).plan()[1].to_make == 0
+
+
+def test_looks_are_paid_for_before_comparisons_are_ordered() -> None:
+    found = [
+        Row(str(looks), "", {}, looks=looks, minus_repetition=Comparison(-0.1, -0.2, 0.0, p=p, p_adjusted=p))
+        for p, looks in ((0.001, 100), (0.04, 1), (0.5, 3))
+    ]
+    p_adjusted = [row.minus_repetition.p_adjusted for row in adjusted(found) if row.minus_repetition]
+    assert p_adjusted == pytest.approx([0.2, 0.12, 1.0])
 
 
 def test_one_study_at_a_time(studied: Any, tiny: dict[str, Any]) -> None:

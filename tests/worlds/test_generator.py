@@ -45,6 +45,21 @@ def test_distractors_are_counted_too() -> None:
     assert len(drawn) == round(math.exp(world.nll())) == 2 * 8**3
 
 
+@pytest.mark.parametrize("distractors", [1, 2, 3])
+def test_distractors_that_come_in_any_order_leave_the_same_document(distractors: int) -> None:
+    """Where facts and distractors stand is drawn uniformly: there are as many ways as there are choices of places."""
+    knobs = config.World(entities=2, attributes=2, values=2, revealed=2, wordings=1, distractors=distractors)
+    world, rng = World(knobs), np.random.default_rng(0)
+    shapes: Counter[str] = Counter()
+    for _ in range(20_000):
+        sentences = world.document(0, rng).split(". ")[1:]
+        shapes["".join("f" if world.names[0] in sentence else "d" for sentence in sentences)] += 1
+    places = math.comb(2 + distractors, 2)
+    assert len(shapes) == places
+    assert max(shapes.values()) < 1.1 * 20_000 / places
+    assert world.nll() == pytest.approx(math.log(2 * places) + distractors * math.log(8**3))
+
+
 def test_what_d_pretrain_does_not_tell_costs_a_guess() -> None:
     world = World(SMALL)
     told = world.read(world.document(0, np.random.default_rng(1)))

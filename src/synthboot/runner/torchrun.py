@@ -3,7 +3,7 @@ the artifact, which starts torchrun (or what `engine.launch` names), and the ran
 
 - `job.json` says what to train; `outcome.json` beside it is the first rank's last word: counts and
   cost, or an error.
-- Ranks print progress to standard output, a JSON list a line.
+- Ranks print progress to standard output, a JSON list a line; a note has no share done.
 - Their standard input stays open for as long as they are wanted. Where the process that makes the
   artifact is gone, however it went, or torchrun is, they end too.
 """
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ def run_step_together(
     plan: Mapping[str, recipes.Unit],
     unit: recipes.Unit,
     progress: Progress,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """What the unit's step returns, run in `engine.processes` processes.
 
@@ -63,7 +64,7 @@ def run_step_together(
             },
         )
         command = [*_launcher(cfg), "-m", "synthboot.runner.torchrun", str(job)]
-        code = _start(command, stderr, progress)
+        code = _start(command, stderr, progress, note)
 
         outcome_file = job.with_name(_OUTCOME)
         outcome = disk.read_json(outcome_file) if outcome_file.exists() else {}
@@ -100,8 +101,10 @@ def _start(
     command: list[str],
     stderr: Path,
     progress: Progress,
+    note: Callable[[str], None],
 ) -> int:
-    """The exit code of the ranks, whose progress is handed on until the last of them is gone."""
+    """The exit code of the ranks, whose progress and notes are handed on until the last of them is
+    gone."""
     with open(stderr, "wb") as error_file:
         try:
             ranks = subprocess.Popen(
@@ -119,7 +122,7 @@ def _start(
             assert ranks.stdout is not None
             threading.Thread(target=_release, args=(ranks,), daemon=True).start()
             try:
-                _listen(ranks.stdout, progress)
+                _listen(ranks.stdout, progress, note)
                 return ranks.wait()
             finally:
                 # closed input tells them to end; whoever does not is ended
@@ -150,14 +153,17 @@ def _release(ranks: subprocess.Popen[bytes]) -> None:
     ranks.stdin.close()
 
 
-def _listen(output: IO[bytes], progress: Progress) -> None:
-    """Hand on the progress that ranks print until the last of them is gone."""
+def _listen(output: IO[bytes], progress: Progress, note: Callable[[str], None]) -> None:
+    """Hand on the progress and notes that ranks print until the last of them is gone."""
     for line in output:
         try:
             done, words = json.loads(line)
         except (ValueError, TypeError):  # a library may print too
             continue
-        progress(done, words)
+        if done is None:
+            note(words)
+        else:
+            progress(done, words)
 
 
 def main(job: Path) -> int:
@@ -173,10 +179,13 @@ def main(job: Path) -> int:
     cfg = config.Config.model_validate(order["config"])
     first = os.environ.get("RANK", "0") == "0"
 
-    def progress(done: float, words: str) -> None:
+    def progress(done: float | None, words: str) -> None:
         if first:
             sys.stdout.write(json.dumps([done, words]) + "\n")
             sys.stdout.flush()
+
+    def note(words: str) -> None:
+        progress(None, words)
 
     def leave(outcome: dict[str, Any]) -> None:
         if first:
@@ -197,7 +206,7 @@ def main(job: Path) -> int:
     # the sources were hashed when the run began: not again by every rank of every model
     plan = recipes.units(cfg, order["outside"])
     try:
-        counts, cost = run_step(cfg, plan, plan[order["unit"]], 1, progress)
+        counts, cost = run_step(cfg, plan, plan[order["unit"]], 1, progress, note)
     except SynthbootError as failure:
         leave({"error": str(failure)})
         return 2

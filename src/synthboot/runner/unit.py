@@ -78,7 +78,7 @@ def make(
         started = time.monotonic()
         with Memory() as memory:
             if cfg.engine.processes > 1 and unit.stage in torchrun.STAGES:
-                counts, cost = torchrun.run_step_together(cfg, plan, unit, progress)
+                counts, cost = torchrun.run_step_together(cfg, plan, unit, progress, note)
             else:
                 workers = jobs if has_workers(unit) else 1
                 counts, cost = run_step(cfg, plan, unit, workers, progress, note)

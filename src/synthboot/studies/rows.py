@@ -178,19 +178,19 @@ def differing(runs: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, o
 
 
 def adjusted(rows: Sequence[Row]) -> list[Row]:
-    """The rows with p-values adjusted for all that they compare, and for looks."""
+    """The rows with p-values adjusted for looks, and then for all that they compare."""
     kinds = ("minus_repetition", "minus_self")
     p_values = {}
     for number, row in enumerate(rows):
         for kind in kinds:
             comparison = getattr(row, kind)
             if comparison is not None:
-                p_values[number, kind] = comparison.p
+                # first: Holm orders them, and looks may be others in every run
+                p_values[number, kind] = min(1.0, comparison.p * row.looks)
 
     result = list(rows)
-    for (number, kind), p in statistics.holm(p_values).items():
+    for (number, kind), p_adjusted in statistics.holm(p_values).items():
         row = result[number]
-        p_adjusted = min(1.0, p * row.looks)
         comparison = replace(getattr(row, kind), p_adjusted=p_adjusted)
         result[number] = replace(row, **{kind: comparison})
     return result

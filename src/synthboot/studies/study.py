@@ -155,6 +155,8 @@ class Grid:
                 raise type(error)(f"study: point {point.name}: {error}") from None
         self._planner = grid.Planner(target)
         self._planner.check_different(self.points)
+        for point in self._decided():
+            self._check_own(point)
 
     def plan(self) -> list[Planned]:
         """What each point takes; what points have alike is counted once."""
@@ -204,6 +206,19 @@ class Grid:
                 study = Study(self.out.name, self.vary, rows.adjusted(found))
                 study.save(self.out)
         return study
+
+    def _check_own(self, point: grid.Point) -> None:
+        """Raise ConfigError where the run of that name was made for another point: names hold the
+        last part of a setting, and `tune.lr-0.001` and `optim.lr-0.001` would be one."""
+        varied = {key.rpartition(".")[2] for key in point.settings}
+        for name, state in states(point.config, self._planner.units(point)).items():
+            for reason in state.reasons:
+                key, _, _ = reason.partition(" ")
+                if key.rpartition(".")[2] in varied:
+                    raise ConfigError(
+                        f"study: {point.config.folder} is another point's run ({name}: {reason}); "
+                        f"choose another folder with --out, or delete it"
+                    )
 
     def _row(self, point: grid.Point, failed: str) -> Row:
         try:

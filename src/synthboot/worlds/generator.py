@@ -238,6 +238,8 @@ class World:
         orders = math.lgamma(k.attributes + 1) - math.lgamma(unstated + 1)
         wordings = k.revealed * math.log(k.wordings)
         positions = sum(math.log(k.revealed + i + 1) for i in range(k.distractors))
+        # one after the other they may come in any order and leave the same document
+        positions -= math.lgamma(k.distractors + 1)
         distractors = len(_OPENERS) * len(_SUBJECTS) * len(_VERBS)
         filler = k.distractors * math.log(distractors)
         least = orders + wordings + positions + filler
@@ -251,9 +253,11 @@ class World:
         return least + math.log(k.values) * unknown
 
     def prior(self, entity: int) -> float:
-        """-log of how often a document of D_pretrain is about an entity.
+        """-log of how often a document of the corpus is about an entity.
 
-        That is what its name costs without a d1.
+        That is what its name costs without a d1, for a reader who knows how often. Where
+        `budget.unique_tokens` is a number, D_pretrain is a random part of the corpus: who has read
+        it alone knows no better, and pays more for a name that is not in it.
         """
         k = self.knobs
         docs = self.many * k.many_docs + (k.entities - self.many)

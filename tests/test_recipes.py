@@ -137,6 +137,21 @@ def test_a_recipe_that_makes_no_sense_is_refused_in_one_line(arm: dict[str, Any]
     assert "\n" not in said
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"synthetic": "related", "share": 0.5},
+        {"unique_tokens": "all"},
+        {"noise": 0.1},
+        {"sweep": {"noise": [0.1]}},
+        {"layout": "packed_pairs"},
+    ],
+)
+def test_a_teacher_has_read_no_more_than_its_student(more: dict[str, Any]) -> None:
+    said = refused({"taught": {"distill": "e"}, "e": {"ensemble": 2, **more}})
+    assert "arms.taught.distill: e does not read D_pretrain as it is" in said
+
+
 def test_world_questions_need_a_world(tmp_path: Path) -> None:
     source = tmp_path / "x.jsonl"
     source.write_text("{}\n")

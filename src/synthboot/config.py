@@ -785,10 +785,10 @@ class Arm(Section):
     the mean of their probabilities. It takes that many times the compute of another arm, and is
     marked so: what it gains is no gain at equal compute. Source: arXiv:2509.14786."""
     distill: Name | None = None
-    """Real text only: name of an arm with `ensemble`, the teacher, whose probabilities of the next
-    token are targets beside the token itself. One model, on as many tokens as every arm; training
-    and asking the teacher count as FLOPs. Source: arXiv:1503.02531, at temperature 1; for text that
-    is repeated, arXiv:2509.14786."""
+    """Real text only: name of an arm with `ensemble` that reads D_pretrain as it is too, the
+    teacher, whose probabilities of the next token are targets beside the token itself. One model,
+    on as many tokens as every arm; training and asking the teacher count as FLOPs.
+    Source: arXiv:1503.02531, at temperature 1; for text that is repeated, arXiv:2509.14786."""
     distill_weight: float = Field(0.5, gt=0, le=1)
     """`distill`: weight of the teacher's probabilities in the targets; the text has the rest."""
     epochs: float | None = Field(None, gt=0, le=1e6)
@@ -853,12 +853,18 @@ class Arm(Section):
                 raise ValueError("a `sweep` of `distill_weight` needs `distill`")
             return
         # what the teacher has not read, or read otherwise, would be another difference
-        noisy = self.noise > 0 or "noise" in self.sweep
-        if self.synthetic or self.unique_tokens or noisy or self.layout != "shuffled":
+        if not self.reads_pool_as_it_is:
             raise ValueError(
                 "`distill` is about D_pretrain as it is; "
                 "drop `synthetic`, `unique_tokens`, `noise` and `layout`"
             )
+
+    @property
+    def reads_pool_as_it_is(self) -> bool:
+        """Whether the arm reads D_pretrain, all of it and nothing else, in the common layout."""
+        noisy = self.noise > 0 or "noise" in self.sweep
+        is_other = self.synthetic is not None or self.unique_tokens is not None or noisy
+        return not is_other and self.layout == "shuffled"
 
     def _check_real_text(self) -> None:
         is_about_samples = self.rounds > 1 or self.match == "flops" or self.filter.chooses
@@ -1071,6 +1077,12 @@ class Config(Section):
             raise ValueError(
                 f"arms.{name}.distill: {teacher} is no arm with `ensemble`; add one, "
                 f"for example `{teacher}: {{ensemble: 3}}`"
+            )
+        # what it has read more, its student would have from it
+        if not recipe.reads_pool_as_it_is:
+            raise ValueError(
+                f"arms.{name}.distill: {teacher} does not read D_pretrain as it is; name an "
+                f"ensemble without `synthetic`, `unique_tokens`, `noise` and `layout`"
             )
 
     @model_validator(mode="after")

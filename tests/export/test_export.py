@@ -12,7 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from synthboot import api, loading
+from synthboot import api, config, loading
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.model import Model
@@ -119,6 +119,13 @@ def test_text_ids_and_file_names_mean_nothing_to_markdown_html_or_yaml(untrusted
     assert cards.plain("a <b> *c* [d](e) `f`") == r"a &lt;b&gt; \*c\* \[d\](e) \`f\`"
     assert cards.code("plain") == "`plain`"
     assert cards.code("") == "`-`"
+
+
+def test_a_card_says_whose_a_text_of_the_hub_is_and_what_was_replayed() -> None:
+    corpus = config.Corpus(source="hub:owner/name:train", replay=["/home/me/wiki/en.jsonl", "hub:other/web:all"])
+    assert cards.origins(corpus) == [["sources", "`hub:owner/name:train`"], ["replayed", "`en.jsonl`, `hub:other/web:all`"]]
+    local = config.Corpus(source=["/home/me/a.jsonl", "b/"])
+    assert cards.origins(local) == [["sources", "`a.jsonl`, `b`"]]
 
 
 def test_models_load_with_their_tokenizer_and_a_card_of_what_was_measured(finished: dict[str, Any], tmp_path: Path) -> None:

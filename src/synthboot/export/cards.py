@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from synthboot import config
 from synthboot.artifacts.evaluation import Contamination
 from synthboot.artifacts.model import TokenCounts
 from synthboot.data.canaries import planted
@@ -336,13 +337,9 @@ def _quality(run: Finished) -> list[str]:
 def _corpus(run: Finished) -> list[str]:
     """Where the real text came from, and what was left out of it."""
     summary = run.corpus.summary
-    source = run.cfg.corpus.source
-    sources = [source] if isinstance(source, str) else source
-    # a path says how somebody's disk is laid out
-    names = [name.rstrip("/").rpartition("/")[2] or name for name in sources]
     unique = f"{summary.pretrain_docs:,} documents, {summary.pretrain_tokens:,} tokens"
     rows = [
-        ["sources", ", ".join(map(code, names))],
+        *origins(run.cfg.corpus),
         ["records", f"{summary.records:,}"],
         ["D_pretrain", unique],
         *([["canaries", _canaries(run)]] if run.corpus.canaries else []),
@@ -351,6 +348,22 @@ def _corpus(run: Finished) -> list[str]:
     for why, count in summary.dropped.items():
         rows.append([f"left out: {why.replace('_', ' ')}", f"{count:,}"])
     return ["## The corpus", *_table(["", ""], rows)]
+
+
+def origins(corpus: config.Corpus) -> list[list[str]]:
+    """What the text was read from, and what was replayed beside it, as rows of a table."""
+    rows = []
+    for what, given in {"sources": corpus.source, "replayed": corpus.replay}.items():
+        if given is None:
+            continue
+        names = []
+        for name in [given] if isinstance(given, str) else given:
+            # a path says how somebody's disk is laid out; on the hub, whose the text is
+            is_path = not name.startswith("hub:")
+            last = name.rstrip("/").rpartition("/")[2]
+            names.append(code(last if is_path and last else name))
+        rows.append([what, ", ".join(names)])
+    return rows
 
 
 def _canaries(run: Finished) -> str:

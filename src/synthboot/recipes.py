@@ -58,7 +58,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "score": 1,
     "evaluate": 16,
     "analyze": 11,
-    "report": 8,
+    "report": 9,
     "extract": 3,
 }
 """Raised where a stage would leave something else from the same settings and parents."""

@@ -87,7 +87,7 @@ def _in_words(difference: Estimate, adjusted: float, seeds: int, confidence: flo
     """The difference to repetition, with its interval and p-value."""
     side = "better" if difference.value <= 0 else "worse"
 
-    over = f"{confidence:.0%} interval over test documents"
+    over = f"{100 * confidence:g}% interval over test documents"
     if seeds > 1:
         over += f" and {seeds} seeds"
 

@@ -40,7 +40,13 @@ def test_values_keep_their_order_and_distances() -> None:
 )
 def test_round_values_are_short(value: float, said: str) -> None:
     assert short(value) == said
+
+
+def test_shares_on_an_axis_are_told_apart() -> None:
     assert short(0.25, percent=True) == "25%"
+    ticks = Scale.over([0.0, 0.021], 0, 100).ticks()
+    labels = [short(tick, percent=True) for tick in ticks]
+    assert labels == ["0%", "0.5%", "1%", "1.5%", "2%"]
 
 
 def test_all_numbers_of_values_are_in_the_table() -> None:

@@ -115,6 +115,18 @@ def test_the_map_has_a_dot_a_run_filled_where_a_difference_is_shown() -> None:
     assert study.sentence(table).endswith("the method below repetition in 3 of 4, 3 of them shown.")
 
 
+def test_intervals_and_what_is_shown_are_at_the_confidence_of_the_run() -> None:
+    at_04 = Comparison(-1, -1.2, -0.8, 0.04, 0.04)
+    rows = [row(10_000, 32, minus_repetition=at_04, confidence=0.99), row(20_000, 32, minus_repetition=at_04, confidence=0.9)]
+    table = Study("x", VARIED, rows).table()
+    [drawn] = study.maps(table)
+    assert [dot.is_filled for dot in drawn.dots] == [False, True]
+    assert drawn.dots[1].x == pytest.approx((0.32, 0.32 - 1.645 * 0.002, 0.32 + 1.645 * 0.002), rel=1e-4)
+    assert study.sentence(table).endswith("in 2 of 2, 1 of them shown.")
+    assert "intervals of 90 % (of 2) and 99 % (of 1)" in made(rows)[0]
+    assert "intervals of 99.5 %," in made([row(10_000, 32, confidence=0.995), row(20_000, 32, confidence=0.995)])[0]
+
+
 def test_what_is_no_number_has_its_name_on_the_axis() -> None:
     rows = []
     for seeds, worth in (([0], 0.1), ([0, 1], 0.2)):

@@ -244,6 +244,8 @@ def test_the_verdict_says_worse_where_it_is_worse_but_not_shown() -> None:
     said = verdict({"sbp": sbp}, {"sbp": "method"}, 3, 0.95)
     assert said.startswith("No difference shown: sbp is 0.0100 nats per token worse than repetition (-0.0200 to +0.0400")
     assert "an interval that includes zero" in said
+    assert "95% interval" in said
+    assert "99.5% interval" in verdict({"sbp": sbp}, {"sbp": "method"}, 3, 0.995)
 
 
 def test_losses_by_group_are_those_of_its_documents() -> None:

@@ -135,6 +135,28 @@ def test_looks_are_paid_for_before_comparisons_are_ordered() -> None:
     assert p_adjusted == pytest.approx([0.2, 0.12, 1.0])
 
 
+def test_a_row_is_of_its_points_settings_alone(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """A study that ends earlier than what other settings have left in its place."""
+    out = tmp_path / "study"
+    shutil.copytree(run_folder(tiny), out / "validation_docs-12")
+    vary = {"corpus.validation_docs": [12, 13]}
+    wider = api.study(tiny, vary, until="corpus", out=out, set={"model.width": 64}).rows[0]
+    assert (wider.parameters, wider.d1_worth, wider.losses) == (None, None, {})
+    assert wider.pool_tokens is not None
+    assert "04-base is left out: of other settings" in wider.note
+    same = api.study(tiny, vary, until="corpus", out=out).rows[0]
+    assert set(same.losses) == {"repetition", "sbp"}  # of these settings, though beyond the corpus
+
+
+def test_a_study_that_goes_on_keeps_the_rows_of_later_points(studied: Any, tiny: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(studied[0], out)
+    complete = json.loads((out / "study.json").read_text())
+    with pytest.raises(KeyboardInterrupt):
+        Grid(tiny, VARY, target="tune", out=out).run(Told(kill_at=2))
+    assert json.loads((out / "study.json").read_text()) == complete
+
+
 def test_one_study_at_a_time(studied: Any, tiny: dict[str, Any]) -> None:
     out = studied[0]
     with lock.held(out), pytest.raises(LockedRun, match="is working on"):
@@ -255,6 +277,7 @@ def test_the_command_line_with_arms(tiny: dict[str, Any], tmp_path: Path) -> Non
     for row in rows:
         result_of = Evaluation.open(folder_of(tmp_path / "study" / row["folder"], "evaluate"))
         arms = result_of.arms
+        assert row["confidence"] == result_of.chosen.confidence == row["evaluate.confidence"]
         assert (row["loss.sbp"], row["loss.sbp.low"], row["loss.sbp.high"]) == arms["sbp"].loss
         for other in ("repetition", "self"):
             ends = tuple(row[f"minus_{other}{end}"] for end in ("", ".low", ".high", ".p"))

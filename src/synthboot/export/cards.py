@@ -274,7 +274,7 @@ def _verdict(run: Finished, arm: str | None = None) -> list[str]:
         plain(chosen.verdict),
         f"Nats a token of {chosen.docs:,} test documents, {chosen.seeds} "
         f"{'seed' if chosen.seeds == 1 else 'seeds'} an arm, "
-        f"{chosen.confidence:.0%} intervals; below zero is better than repetition.",
+        f"{100 * chosen.confidence:g}% intervals; below zero is better than repetition.",
         *_table(["arm", "kind", "test loss", "against repetition", "p", "p adjusted"], rows),
     ]
     if chosen.more_compute:

@@ -535,7 +535,7 @@ class Dots(Plane):
 def short(value: float, percent: bool = False) -> str:
     """A round value in few characters: 0.05, 12k, 3M, 1e+18."""
     if percent:
-        return f"{value:.0%}"
+        return f"{100 * value:.4g}%"
     units = {"B": 1e9, "M": 1e6, "k": 1e3}
     for unit, size in units.items():
         if size <= abs(value) < 1e12:

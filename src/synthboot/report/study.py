@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +21,6 @@ from synthboot.report.page import rendered
 
 Table = Sequence[Mapping[str, Any]]
 
-LEVEL = 0.05
-"""From which adjusted p-value on a difference counts as shown."""
-
-_NORMAL = 1.96  # standard errors to an end of a 95 % interval
 _FITTED = (
     "budget.unique_tokens",
     "budget.train_tokens",
@@ -148,6 +145,7 @@ def study(
         title=f"synthboot study: {name}",
         name=name,
         sentence=sentence(table),
+        confidence=_confidence(table),
         maps=maps(table),
         sections=sections(table, varied, fitted),
         fitted=[curve for curve in fitted if curve.law],
@@ -202,7 +200,7 @@ def sentence(table: Table) -> str:
         if not rows:
             continue
         below = [row for row in rows if row[f"minus_{other}"] < 0]
-        shown = [row for row in below if row[f"minus_{other}.p_adjusted"] <= LEVEL]
+        shown = [row for row in below if _is_shown(row, f"minus_{other}")]
         parts.append(
             f"the method below {other} in {len(below)} of {len(rows)}, {len(shown)} of them shown"
         )
@@ -317,7 +315,7 @@ def _map(table: Table, other: str) -> Dots | None:
     for number, row in enumerate(table, 1):
         if row[column] is not None and row["d1_worth"] is not None:
             x = _with_ends(row, "d1_worth")
-            is_shown = row[f"{column}.p_adjusted"] <= LEVEL
+            is_shown = _is_shown(row, column)
             dots.append(Dot(row["point"], str(number), x, _with_ends(row, column), is_shown))
     if not dots:
         return None
@@ -336,13 +334,29 @@ def _map(table: Table, other: str) -> Dots | None:
     )
 
 
+def _is_shown(row: Mapping[str, Any], column: str) -> bool:
+    """Whether a difference counts as shown, at the run's own confidence."""
+    return bool(row[f"{column}.p_adjusted"] <= 1 - row["confidence"])
+
+
+def _confidence(table: Table) -> str:
+    """The confidence of the intervals, and where runs differ in it which ones have which."""
+    runs: dict[float, list[str]] = {}
+    for number, row in enumerate(table, 1):
+        runs.setdefault(row["confidence"], []).append(str(number))
+    if len(runs) == 1:
+        return f"{100 * table[0]['confidence']:g} %"
+    return " and ".join(f"{100 * c:g} % (of {', '.join(runs[c])})" for c in sorted(runs))
+
+
 def _with_ends(row: Mapping[str, Any], column: str) -> tuple[float, ...]:
     """A value with the ends of its interval, where there is one."""
     value = row[column]
     if row.get(f"{column}.low") is not None:
         return value, row[f"{column}.low"], row[f"{column}.high"]
     if row.get(f"{column}.error") is not None:
-        width = _NORMAL * row[f"{column}.error"]
+        ends = NormalDist().inv_cdf((1 + row["confidence"]) / 2)  # in standard errors
+        width = ends * row[f"{column}.error"]
         return value, value - width, value + width
     return (value,)
 

@@ -124,11 +124,15 @@ class Planner:
 
     def units(self, point: Point) -> dict[str, recipes.Unit]:
         """The units that a point needs."""
+        return needed(self.everything(point), self.target)
+
+    def everything(self, point: Point) -> dict[str, recipes.Unit]:
+        """The units of a point, beyond the target too."""
         # whatever names a file is text, so points with the same texts read the same files
         texts = {key: value for key, value in point.settings.items() if not _is_number(value)}
         everything = recipes.units(point.config, self._hashed.get(repr(texts), {}))
         self._hashed[repr(texts)] = recipes.outside(everything)
-        return needed(everything, self.target)
+        return everything
 
     def check_different(self, points: Sequence[Point]) -> None:
         """Raise ConfigError where two points would make the same artifacts: no stage up to there

@@ -4,7 +4,7 @@ artifacts of any run folder. Nothing is run."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -55,8 +55,8 @@ class Row:
     least validation loss, `late_gain` what the last tenth of its training saved, `losses` each
     arm's test loss at the checkpoint of the verdict.
     `minus_repetition` and `minus_self` are of the arm of the method, `method`; "self" is the
-    control that reads unconditional samples. `looks` counts how often the run was evaluated, each
-    time with other seeds.
+    control that reads unconditional samples. `confidence` is that of its intervals (0.95 without an
+    evaluation). `looks` counts how often the run was evaluated, each time with other seeds.
 
     `failed` says whether the run could not be made; `note` why, or what is there and left out.
     """
@@ -81,6 +81,7 @@ class Row:
     losses: dict[str, Interval] = field(default_factory=dict)
     minus_repetition: Comparison | None = None
     minus_self: Comparison | None = None
+    confidence: float = 0.95
     looks: int = 1
     failed: bool = False
     note: str = ""
@@ -104,6 +105,7 @@ class Row:
         for name in ("minus_repetition", "minus_self"):
             comparison = getattr(self, name)
             found |= _columns(name, comparison, ("low", "high", "p", "p_adjusted"))
+        found["confidence"] = self.confidence
         found["note"] = self.note
         return found
 
@@ -120,13 +122,20 @@ def _columns(
     return found
 
 
-def read(run: Path, point: str, settings: Mapping[str, object]) -> Row:
+def read(
+    run: Path,
+    point: str,
+    settings: Mapping[str, object],
+    wanted: Collection[str] | None = None,
+) -> Row:
     """The row of a run folder; its p-values are not adjusted for the other rows yet.
+
+    Where `wanted` says which, it is made of artifacts of these fingerprints alone.
 
     Raises MissingArtifact where it is no run folder, CorruptArtifact where a file is damaged.
     """
     manifests = _manifests(run)
-    whole = _whole(manifests)
+    whole = _whole(manifests, wanted)
     note = _stale(run, manifests, whole)
     row = Row(point, str(run), dict(settings), note=note)
 
@@ -223,13 +232,17 @@ def _manifests(run: Path) -> dict[Path, store.Manifest]:
     return found
 
 
-def _whole(manifests: Mapping[Path, store.Manifest]) -> dict[Path, store.Manifest]:
-    """Those artifacts of this version whose parents, and theirs, are there as they were when it was
-    made."""
+def _whole(
+    manifests: Mapping[Path, store.Manifest],
+    wanted: Collection[str] | None,
+) -> dict[Path, store.Manifest]:
+    """Those artifacts of this version, and of the fingerprints `wanted`, whose parents, and theirs,
+    are there as they were when it was made."""
     # what another version left may have other fields
     whole = {}
     for folder, manifest in manifests.items():
-        if manifest.version == VERSIONS[manifest.stage]:
+        is_wanted = wanted is None or manifest.fingerprint in wanted
+        if is_wanted and manifest.version == VERSIONS[manifest.stage]:
             whole[folder] = manifest
     changed = True
     while changed:
@@ -253,7 +266,8 @@ def _stale(
         if folder not in whole:
             name = folder.relative_to(run).as_posix()
             return (
-                f"{name} is left out: of another version, or made from what is not there any more"
+                f"{name} is left out: of other settings or another version, or made from what "
+                f"is not there any more"
             )
     return ""
 
@@ -291,6 +305,7 @@ def _with_evaluation(row: Row, evaluation: Evaluation) -> Row:
     row = replace(
         row,
         seeds=chosen.seeds,
+        confidence=chosen.confidence,
         looks=max(1, len(chosen.looks)),
         losses={arm: result.loss for arm, result in chosen.arms.items()},
         method=method,

@@ -12,6 +12,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from synthboot.data import disk, lock
 from synthboot.errors import (
     BudgetError,
     ConfigError,
+    CorruptArtifact,
     DataError,
     MissingArtifact,
     SynthbootError,
@@ -193,7 +195,8 @@ class Grid:
         with disk.storage_errors(self.out), lock.held(self.out):
             self._decide(tell)
             points = self._decided()
-            found = []
+            # of points that an earlier call has made, before their turn comes
+            found = self._found(points)
             for number, point in enumerate(points, 1):
                 tell(point.name, "point", (number, len(points)))
                 failed = ""
@@ -202,8 +205,9 @@ class Grid:
                 except _OF_A_POINT as error:
                     failed = str(error)
                     tell(point.name, "note", f"failed: {failed}")
-                found.append(self._row(point, failed))
-                study = Study(self.out.name, self.vary, rows.adjusted(found))
+                found[point.name] = self._row(point, failed)
+                there = [found[point.name] for point in points if point.name in found]
+                study = Study(self.out.name, self.vary, rows.adjusted(there))
                 study.save(self.out)
         return study
 
@@ -221,13 +225,27 @@ class Grid:
                     )
 
     def _row(self, point: grid.Point, failed: str) -> Row:
+        # a run that failed, or ends earlier, may hold what other settings have left
+        wanted = fingerprints(self._planner.everything(point)).values()
         try:
-            row = rows.read(point.config.folder, point.name, point.settings)
+            row = rows.read(point.config.folder, point.name, point.settings, wanted)
         except MissingArtifact:
             row = Row(point.name, "", point.settings)
         # beside the study's own files, so that the folder can be moved
         row = replace(row, folder=point.name)
-        return replace(row, failed=True, note=f"failed: {failed}") if failed else row
+        if not failed:
+            return row
+        note = f"failed: {failed}; {row.note}" if row.note else f"failed: {failed}"
+        return replace(row, failed=True, note=note)
+
+    def _found(self, points: Sequence[grid.Point]) -> dict[str, Row]:
+        """The rows of the points that have made something, by name."""
+        found = {}
+        for point in points:
+            with suppress(CorruptArtifact):  # its own turn says so
+                if rows.has_begun(point.config.folder):
+                    found[point.name] = self._row(point, "")
+        return found
 
     def _runs(self) -> list[Path]:
         """The run folders of the study, of earlier grids too."""

@@ -167,6 +167,29 @@ def test_an_external_model_is_planned_in_tokens_of_its_own_and_writes_what_has_n
     assert known.tokens == pytest.approx(budget / 2, rel=1e-3)
 
 
+def test_a_finished_corpus_is_counted_as_it_is_and_what_is_replayed_is_no_pool(tmp_path: Path) -> None:
+    settings = small_config(tmp_path / "x.jsonl", tmp_path, budget__unique_tokens=3_000)
+    counts = {
+        "documents": {"pool": 900, "validation": 30, "test": 30, "replay": 40},
+        "tokens": {"pool": 45_000, "validation": 1_500, "test": 1_500, "replay": 400_000},
+        "pretrain_docs": 55,
+        "pretrain_tokens": 3_021,
+        "vocab_size": 400,
+    }
+    place = recipes.folder_of(loading.load(settings).folder, "corpus")
+    place.mkdir(parents=True)
+    reads = {"budget.unique_tokens": 3_000}
+    store.commit(place, store.Manifest("corpus", recipes.VERSIONS["corpus"], "0" * 32, reads, {}, counts))
+    found = work.sizes(loading.load(settings), [])
+    assert (found.documents, found.tokens, found.document_tokens) == (960, 48_000, 50)
+    assert (found.pretrain_documents, found.pretrain_tokens) == (55, 3_021)
+    # of another budget it is an estimate again
+    other = work.sizes(loading.load(settings, set={"budget.unique_tokens": 5_000}), [])
+    assert (other.pretrain_documents, other.pretrain_tokens) == (100, 5_000)
+    everything = work.sizes(loading.load(settings, set={"budget.unique_tokens": "all"}), [])
+    assert everything.pretrain_tokens == 45_000
+
+
 @pytest.mark.parametrize(
     ("hardware", "sets"),
     [

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from synthboot import config
@@ -101,7 +101,7 @@ def sizes(cfg: config.Config, files: Sequence[str]) -> Sizes:
     vocab_size = cfg.corpus.vocab_size
     per_token = _bytes_per_token(vocab_size)
     if (counts := _counted(cfg)) is not None:
-        docs, tokens, vocab_size = counts
+        docs, tokens, vocab_size = counts.documents, counts.tokens, counts.vocab_size
         source = "the finished corpus"
     else:
         length, source = _document_bytes(cfg.corpus, assumed.document_tokens.value * per_token)
@@ -122,16 +122,19 @@ def sizes(cfg: config.Config, files: Sequence[str]) -> Sizes:
         pool -= cfg.corpus.world.oracle_docs * each  # which only an oracle reads
     unique = cfg.budget.unique_tokens
     pretrain = pool if unique == "all" else min(float(unique), pool)
+    pretrain_docs = pretrain / each
+    if counts is not None and counts.unique_tokens == unique:
+        pretrain_docs, pretrain = counts.pretrain_documents, counts.pretrain_tokens
     return Sizes(
         documents=docs,
         tokens=tokens,
         text_bytes=tokens * per_token,
-        pretrain_documents=pretrain / each,
+        pretrain_documents=pretrain_docs,
         pretrain_tokens=pretrain,
         validation_tokens=cfg.corpus.validation_docs * each,
         test_tokens=cfg.corpus.test_docs * each,
         vocab_size=vocab_size,
-        pairs_per_document=_pairs_per_document(cfg, pretrain / each),
+        pairs_per_document=_pairs_per_document(cfg, pretrain_docs),
         source=source,
     )
 
@@ -458,18 +461,43 @@ def is_copy(unit: Unit) -> bool:
     return bool(unit.options.get("ready"))
 
 
-def _counted(cfg: config.Config) -> tuple[float, float, int] | None:
-    """Documents, tokens and vocabulary of the finished corpus, where one of this version is."""
+@dataclass(frozen=True)
+class _Counted:
+    """What the finished corpus holds, replayed text apart: its D_pretrain was made for a budget of
+    `unique_tokens`."""
+
+    documents: float
+    tokens: float
+    vocab_size: int
+    pretrain_documents: float
+    pretrain_tokens: float
+    unique_tokens: object
+
+
+def _counted(cfg: config.Config) -> _Counted | None:
+    """The counts of the finished corpus, where one of this version is."""
     manifest = read_manifest(folder_of(cfg.folder, "corpus"))
     if manifest is None:
         return None
     try:
-        docs = float(sum(manifest.counts["documents"].values()))
-        tokens = float(sum(manifest.counts["tokens"].values()))
-        vocab_size = int(manifest.counts["vocab_size"])
+        counts = manifest.counts
+        found = _Counted(
+            documents=_beside_replay(counts["documents"]),
+            tokens=_beside_replay(counts["tokens"]),
+            vocab_size=int(counts["vocab_size"]),
+            pretrain_documents=float(counts["pretrain_docs"]),
+            pretrain_tokens=float(counts["pretrain_tokens"]),
+            unique_tokens=manifest.reads.get("budget.unique_tokens"),
+        )
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    return (docs, tokens, vocab_size) if docs > 0 and tokens > 0 and vocab_size > 1 else None
+    least = min(found.documents, found.tokens, found.pretrain_documents, found.pretrain_tokens)
+    return found if least > 0 and found.vocab_size > 1 else None
+
+
+def _beside_replay(by_set: Mapping[str, float]) -> float:
+    """How much there is in all sets of the corpus but the one that is replayed."""
+    return float(sum(count for name, count in by_set.items() if name != "replay"))
 
 
 def _own_tokens(cfg: config.Config, corpus: Sizes, vocab_size: int) -> float:

@@ -147,7 +147,7 @@ def tiny_config(root: Path) -> dict[str, Any]:
 
 
 def run_once(name: str, config: Callable[[Path], dict[str, Any]], factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The settings of a run that is run to its end by whichever process of pytest asks for it first."""
+    """The settings of a run of this process of pytest alone; whichever asks for it first runs it to its end."""
     from synthboot import api
 
     root = factory.getbasetemp()
@@ -160,7 +160,13 @@ def run_once(name: str, config: Callable[[Path], dict[str, Any]], factory: pytes
         if not done.exists():
             api.Run(settings).run()
             done.touch()
-    return settings
+    if root == factory.getbasetemp():
+        return settings
+    # asking a run for what it has locks it, and two workers may ask at once: each has links of its own
+    own = {**settings, "root": str(factory.mktemp(name))}
+    hidden = shutil.ignore_patterns(".*")  # locks are written in place
+    shutil.copytree(run_folder(settings), run_folder(own), copy_function=os.link, ignore=hidden)
+    return own
 
 
 @pytest.fixture(scope="session")

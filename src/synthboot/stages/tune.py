@@ -35,7 +35,7 @@ from synthboot import config
 from synthboot.artifacts.model import Conditioning, Curve, Model
 from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs, Related
 from synthboot.artifacts.store import WORK, Progress, during, silent
-from synthboot.data.disk import read_json, write_json
+from synthboot.data.disk import read_record, write_record
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
@@ -201,16 +201,16 @@ def _untuned(
     It lies beside the checkpoints, so that a tuning that goes on does not measure it again: of a
     large model it takes minutes.
     """
-    kept = folder / WORK / "untuned.json"
+    kept = folder / WORK / "d1_worth.json"
     if kept.exists():
-        worth, error = map(float, read_json(kept))
-        return worth, error
+        found = read_record(kept)
+        return found["worth"], found["error"]
     tell = during(progress, 0.0, "measuring what d1 is worth untuned")
-    measured = stopping.d1_worth(model, tell)
+    worth, error = stopping.d1_worth(model, tell)
     if writes:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, measured)
-    return measured
+        write_record(kept, {"worth": worth, "error": error})
+    return worth, error
 
 
 def _warn_unread(worth: float, error: float, note: Callable[[str], None]) -> None:

@@ -14,6 +14,7 @@ holds is for the loop to check.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -63,6 +64,13 @@ def available(device: str = "cpu") -> bool:
     if device != "cpu" or os.environ.get("SYNTHBOOT_KERNELS") == "0":
         return False
     return _library() is not None
+
+
+def has_triton(device: str) -> bool:
+    """Whether the loops of `kernels.gpu` are for this device: Triton comes with torch for CUDA."""
+    if device != "cuda" or os.environ.get("SYNTHBOOT_KERNELS") == "0":
+        return False
+    return importlib.util.find_spec("triton") is not None
 
 
 def kind() -> str:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 CHUNK = 1_024
 """Rows whose logits are held at once."""
 
+GPU_LOGITS = 2**28
+"""Logits that a GPU holds at once, if that is more: every chunk costs it a dozen launches."""
+
 
 SoftTargets = Callable[[slice], Tensor]
 """The probabilities that a teacher gives to every token (row, vocab), for a part of the rows."""
@@ -244,9 +247,14 @@ class _Chunked(torch.autograd.Function):
         # what the teacher's targets cost more than the tokens
         gap = torch.zeros((), device=hidden.device, dtype=torch.float64)
 
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            logits = linear(rows[part], matrix).float()  # (chunk, vocab)
+        size = CHUNK if hidden.device.type == "cpu" else max(CHUNK, GPU_LOGITS // len(matrix))
+        # a GPU's loop takes logits of any precision, and so they are never written in float32
+        as_they_are = soft is None and library.has_triton(hidden.device.type)
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            logits = linear(rows[part], matrix)  # (chunk, vocab)
+            if not as_they_are:
+                logits = logits.float()
             probabilities = None if soft is None else soft(part)  # (chunk, vocab)
             if probabilities is not None:
                 gap += _gap(logits, targets[part], probabilities)
@@ -315,11 +323,15 @@ def softmax_gradient(
 ) -> Tensor:
     """The sums of cross-entropy and of squared logsumexp, in nats, float64, (2).
 
-    Turns logits (row, vocab; float32) in place into the gradient of
+    Turns logits (row, vocab; float32, on a GPU of any precision) in place into the gradient of
     scale x (cross-entropy + z_loss x logsumexp squared).
     """
     if library.available(logits.device.type):
         return training.softmax_gradient(logits, targets, scale, z_loss)
+    if library.has_triton(logits.device.type):
+        from synthboot.kernels import gpu
+
+        return gpu.softmax_gradient(logits, targets, scale, z_loss)
     top = logits.amax(1, keepdim=True)
     target_logits = logits.gather(1, targets[:, None])  # taken before they are overwritten
     mass = logits.sub_(top).exp_().sum(1, keepdim=True)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from synthboot import config
 from synthboot.data.disk import committed_folder
@@ -206,8 +208,9 @@ def product_rate(where: torch.device, dtype: torch.dtype) -> float:
     Takes ten milliseconds.
     """
     size = 8_192 if where.type == "cuda" else 512
-    a = torch.ones(size, size, dtype=dtype, device=where)
-    b = torch.ones(size, size, dtype=dtype, device=where)
+    # of numbers like a model's: products of ones are faster than those of any text
+    a = torch.rand(size, size, device=where).to(dtype)
+    b = torch.rand(size, size, device=where).to(dtype)
     seconds = []
     for _ in range(5):
         _wait(where)
@@ -216,6 +219,20 @@ def product_rate(where: torch.device, dtype: torch.dtype) -> float:
         _wait(where)
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / min(seconds)
+
+
+def any_shapes() -> AbstractContextManager[None]:
+    """While this lasts attention on a GPU goes without cuDNN, which plans each shape anew.
+
+    torch prefers it on new GPUs. A plan takes tens of milliseconds: nothing to training, whose rows
+    are alike, but more than all else where each batch has a width of its own.
+    """
+    kernels = [
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ]
+    return sdpa_kernel(kernels)
 
 
 def _wait(where: torch.device) -> None:

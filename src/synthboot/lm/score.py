@@ -18,6 +18,7 @@ from torch import Tensor
 
 from synthboot import statistics
 from synthboot.data.tokens import Tokens
+from synthboot.lm import model as models
 from synthboot.lm.batches import IGNORE, pair_row
 from synthboot.lm.blocks import compiled_loops
 from synthboot.rng import rng
@@ -268,7 +269,7 @@ def _scored(model: PreTrainedModel, rows: list[Row], choose: bool) -> tuple[Tens
     if first and "logits_to_keep" in inspect.signature(model.forward).parameters:
         kept = {"logits_to_keep": targets.shape[1] - first}
 
-    with torch.no_grad():
+    with torch.no_grad(), models.any_shapes():
         wanted = torch.from_numpy(targets).to(device)
         found = model(input_ids=torch.from_numpy(inputs).to(device), use_cache=False, **kept)
         logits = found.logits.float()

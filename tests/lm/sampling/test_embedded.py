@@ -8,6 +8,7 @@ import torch.utils._pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from synthboot.errors import SamplingError
 from synthboot.lm.sampling import embedded, engines, nucleus
 from synthboot.lm.sampling.decoder import Decoder
 from synthboot.lm.sampling.embedded import EmbeddedSampler
@@ -177,6 +178,32 @@ class Narrow(Decoder):
 
     def free_memory(self) -> int:
         return self.room * self.cache_bytes(1, 64)
+
+
+class Full(Decoder):
+    """A decoder whose device has room for the caches of so many rows."""
+
+    most = 0
+
+    def cache(self, rows: int, max_len: int) -> Any:
+        if rows > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().cache(rows, max_len)
+
+
+def test_a_batch_that_another_process_left_no_room_for_is_a_smaller_one_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "Decoder", Full)
+    monkeypatch.setattr(Full, "most", 64)
+    model, asked = small_model(width=64), requests(70)
+    sampler = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9)
+    assert len(sampler.sample(asked)) == 70
+    assert sampler.batch in (32, 64)
+    fixed = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=128)
+    with pytest.raises(SamplingError, match=r"128 rows at once .* engine.sample_batch=64"):
+        fixed.sample(requests(200))
+    monkeypatch.setattr(Full, "most", 0)
+    with pytest.raises(SamplingError, match="do not fit the memory that is free on cpu"):
+        EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9).sample(asked)
 
 
 def test_the_batch_is_chosen_from_memory_and_speed() -> None:

@@ -124,6 +124,17 @@ def test_draws_have_the_models_frequencies_and_depend_on_their_seed_alone() -> N
     assert [r.tokens for r in engine.sample(asked[40:43])] == [r.tokens for r in found[40:43]]
 
 
+def test_a_batch_that_does_not_fit_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TransformersSampler(built("gpt2", GPT2), 0, temperature=1.0, top_p=1.0, batch=6)
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(engine.model, "generate", full)
+    with pytest.raises(SamplingError, match=r"6 rows at once .* engine.sample_batch=3"):
+        engine.sample([Request((5, 6), i, 4) for i in range(9)])
+
+
 def test_a_prompt_ends_before_the_positions_do() -> None:
     engine = TransformersSampler(built("gpt2", GPT2), 300, temperature=1.0, top_p=0.9)
     assert len(engine.sample([Request((5,) * 20, 1, 100)])[0].tokens) == POSITIONS - 20

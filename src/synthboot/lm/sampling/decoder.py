@@ -1,8 +1,8 @@
 """A Llama or Qwen3 model as two functions over its weights and a cache: prefill and step.
 
-On a CPU the step's attention (norms, rotation, cache write, softmax) is one compiled loop where
-that was built; matmuls are torch's. bfloat16 weights halve what is read and, on some CPUs, more
-than halve the time of a matmul.
+The step's attention (norms, rotation, cache write, softmax) is one call where there is one for the
+device: a compiled loop on a CPU, a Triton kernel on a GPU; matmuls are torch's. bfloat16 weights
+halve what is read and, on some CPUs, more than halve the time of a matmul.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ Cache = list[tuple[Tensor, Tensor]]
 _Turn = tuple[Tensor, Tensor]
 """Cosine and sine of the rotary angles."""
 
+_Attention = Callable[..., Tensor]
+"""One token of attention for every row, all but the matmuls before and after it."""
+
 
 class Decoder:
     """The weights of a Llama or Qwen3 model, and what the two functions share."""
@@ -59,9 +62,10 @@ class Decoder:
         # not every Llama configuration names it
         named = getattr(cfg, "head_dim", None)
         self.head_dim = named or cfg.hidden_size // self.heads
-        has_loop = self.head_dim in decoding.HEAD_DIMS
         self.has_loops = library.available(kind)
-        self.compiled = has_loop and self.has_loops
+        self.attend = _attention(kind, self.head_dim)
+        # the compiled loop reads the keys of sixteen positions side by side
+        self.in_blocks = self.attend is decoding.attend
 
         def cast(weight: Tensor) -> Tensor:
             is_matrix = weight.dim() > 1
@@ -83,12 +87,12 @@ class Decoder:
     def cache(self, rows: int, max_len: int) -> Cache:
         """An empty cache: keys and values of every layer, (row, head, position, dim).
 
-        For the compiled loops keys are (row, head, block, dim, 16), sixteen positions side by side.
+        For the compiled loop keys are (row, head, block, dim, 16), sixteen positions side by side.
         """
         max_len = _whole_blocks(max_len)
         value_shape = (rows, self.kv_heads, max_len, self.head_dim)
         key_shape: tuple[int, ...] = value_shape
-        if self.compiled:
+        if self.in_blocks:
             key_shape = (
                 rows,
                 self.kv_heads,
@@ -114,7 +118,7 @@ class Decoder:
 
     def _cache_dtype(self) -> torch.dtype:
         # torch's own attention wants queries, keys and values of one dtype
-        return self.matrices if self.compiled else self.dtype
+        return self.matrices if self.in_blocks else self.dtype
 
     def free_memory(self) -> int:
         """Bytes that this process may count on.
@@ -169,8 +173,8 @@ class Decoder:
         Positions are below `span`. The heads of a query that share keys are taken as queries of one
         head.
         """
-        if self.compiled:
-            return self._compiled_step(tokens, position, cache)
+        if self.attend is not None:
+            return self._step_at_once(self.attend, tokens, position, cache)
         # one token a row, at a position of its own: (row, head, token, head_dim)
         turn = self._rope(position[:, None, None])
         visible = self._numbers(span) <= position[:, None]
@@ -196,8 +200,9 @@ class Decoder:
             hidden = self._rest(layer, hidden, joined)
         return self._logits(hidden[:, 0])
 
-    def _compiled_step(
+    def _step_at_once(
         self,
+        attend: _Attention,
         tokens: Tensor,
         position: Tensor,
         cache: Cache,
@@ -210,7 +215,7 @@ class Decoder:
             normed = self._rms(hidden, layer.input_norm)
             # (row, (head + 2 x kv_head) x head_dim) -> (row, head + 2 x kv_head, head_dim)
             qkv = _linear(normed, layer.qkv).view(shape)
-            attended = decoding.attend(
+            attended = attend(
                 qkv,
                 layer.qk_norms,
                 self.eps,
@@ -231,7 +236,7 @@ class Decoder:
     ) -> None:
         """Put the keys (row, head, token, dim) of prompts into cache rows."""
         width = k.shape[2]
-        if not self.compiled:
+        if not self.in_blocks:
             keys[rows, :, :width] = k
             return
         # (row, head, token, dim) -> (row, head, block, 16, dim) -> (row, head, block, dim, 16)
@@ -311,6 +316,18 @@ class Decoder:
     def _logits(self, hidden: Tensor) -> Tensor:
         normed = self._rms(hidden, self.norm)
         return _linear(normed, self.head).float()
+
+
+def _attention(device: str, head_dim: int) -> _Attention | None:
+    """The attention of a step as one call, where there is one for such heads on the device."""
+    if library.available(device) and head_dim in decoding.HEAD_DIMS:
+        return decoding.attend
+    if library.has_triton(device):
+        from synthboot.kernels import gpu
+
+        if head_dim in gpu.HEAD_DIMS:
+            return gpu.attend
+    return None
 
 
 class _Layer:

@@ -23,10 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from synthboot.errors import SamplingError
+from synthboot.lm import model as models
 from synthboot.lm import pointer
 from synthboot.lm.sampling.decoder import Cache, Decoder
 from synthboot.lm.sampling.nucleus import TRIES, sample_top_p, signed
-from synthboot.lm.sampling.protocol import Request, Result
+from synthboot.lm.sampling.protocol import Request, Result, too_large
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +44,8 @@ STRIDE = 16
 """Steps of a GPU between two looks at what is done; a row that is done early idles until then."""
 
 SPAN = 256
-"""On a GPU attention goes over the cache up to a multiple of so many positions, each a graph."""
+"""On a GPU torch's attention goes over the cache up to a multiple of so many positions, each a
+graph."""
 
 _BATCH_SIZES = (32, 64, 128, 256, 512, 1_024, 2_048)
 
@@ -96,7 +99,8 @@ class EmbeddedSampler:
         """One result per request, in order.
 
         Raises ValueError where a prompt is empty or shorter than what it is contrasted with,
-        FloatingPointError where the model's logits are not numbers.
+        FloatingPointError where the model's logits are not numbers, SamplingError where a batch
+        does not fit the device.
         """
         max_len = 1
         for request in requests:
@@ -107,14 +111,17 @@ class EmbeddedSampler:
                 # its positions would lie beyond the cache
                 raise ValueError("a prompt is at least as long as what it is contrasted with")
             max_len = max(max_len, prompt_len + request.max_tokens)
-        if self.batch is None:
-            self.batch = best_batch(self.decoder, max_len)
-
-        state = ContinuousBatch(self, requests, max_len, self.batch)
-        while state.waiting or state.live():
-            state.refill()
-            state.advance()
-            state.retire()
+        try:
+            if self.batch is None:
+                self.batch = best_batch(self.decoder, max_len)
+            state = ContinuousBatch(self, requests, max_len, self.batch)
+            while state.waiting or state.live():
+                state.refill()
+                state.advance()
+                state.retire()
+        except torch.OutOfMemoryError:
+            rows = self.batch or LEAST_ROWS
+            raise SamplingError(too_large(self.decoder.device, rows)) from None
         return [result for result in state.results if result is not None]
 
 
@@ -134,7 +141,12 @@ def best_batch(decoder: Decoder, max_len: int) -> int:
     rates: dict[int, float] = {}
     best = 0.0
     for rows in sizes:
-        rates[rows] = rows / _step_seconds(decoder, rows, max_len)
+        try:
+            rates[rows] = rows / _step_seconds(decoder, rows, max_len)
+        except torch.OutOfMemoryError:
+            if not rates:
+                raise
+            break  # another process on this GPU has taken what was free
         if rates[rows] < 1.05 * best:
             break  # larger batches gain no more, and each would cost its cache
         best = max(best, rates[rows])
@@ -321,7 +333,7 @@ class ContinuousBatch:
 
         # a CPU looks at no cost and pays for padding; a GPU waits for a look and pays for launches
         self.stride = STRIDE if owner.far else 1
-        self.group = 64 if owner.far else 8
+        self.group = 256 if owner.far else 8
         self.graphs: dict[int, Any] = {}
 
     def live(self) -> bool:
@@ -342,7 +354,8 @@ class ContinuousBatch:
                 group = free[start : start + self.group]
                 group = group[: len(self.waiting)]
                 if len(group):
-                    self._prefill(group)
+                    with models.any_shapes():
+                        self._prefill(group)
         elif not self.waiting and rows > LEAST_ROWS and len(free) >= rows // 2:
             live = np.flatnonzero(~is_free)
             lacking = max(0, LEAST_ROWS - len(live))
@@ -445,14 +458,19 @@ class ContinuousBatch:
         span = min(furthest + self.stride, self.max_len)
         step: Callable[[], None] = partial(self._step, span)
         if self.owner.far:
-            # rounded up to a multiple of SPAN, since every span needs a graph of its own
-            rounded = -(-span // SPAN) * SPAN
-            step = self._recorded(min(rounded, self.max_len))
+            step = self._recorded(self._graph_span(span))
 
         for _ in range(self.stride):
             step()
         # rejected draws stay behind it, which costs a little attention and no look at the device
         self.max_position[self.request >= 0] += self.stride
+
+    def _graph_span(self, span: int) -> int:
+        """The span that a step is recorded for: every one needs a graph of its own."""
+        if self.decoder.attend is not None:
+            return self.max_len  # it looks no further than each row reaches
+        rounded = -(-span // SPAN) * SPAN
+        return min(rounded, self.max_len)
 
     def _step(self, span: int) -> None:
         logits = self.decoder.step(

@@ -28,7 +28,7 @@ from transformers import GenerationConfig
 from synthboot.errors import SamplingError
 from synthboot.lm.sampling.decoder import DTYPES
 from synthboot.lm.sampling.nucleus import TRIES, sample_top_p, signed
-from synthboot.lm.sampling.protocol import Request, Result
+from synthboot.lm.sampling.protocol import Request, Result, too_large
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,7 +119,8 @@ class TransformersSampler:
         """One result per request, in order; a row stops where the model's positions end.
 
         Raises ValueError where a prompt is empty or has no position left after it,
-        FloatingPointError where the model's logits are not numbers.
+        FloatingPointError where the model's logits are not numbers, SamplingError where a batch
+        does not fit the device.
         """
         if any(not 0 < len(r.prompt) < self.positions for r in requests):
             raise ValueError(
@@ -132,7 +133,10 @@ class TransformersSampler:
         for start in range(0, len(order), self.batch):
             numbers = order[start : start + self.batch]
             batch = [requests[number] for number in numbers]
-            results.update(zip(numbers, self._together(batch), strict=True))
+            try:
+                results.update(zip(numbers, self._together(batch), strict=True))
+            except torch.OutOfMemoryError:
+                raise SamplingError(too_large(self.device, len(batch))) from None
         return [results[number] for number in range(len(requests))]
 
     def _together(self, requests: list[Request]) -> list[Result]:

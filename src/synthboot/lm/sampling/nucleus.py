@@ -53,6 +53,14 @@ def sample_top_p(
         token, logprob = decoding.sample_top_p(rows, seeds, steps, temperature, top_p)
         return token, logprob, _all_true(token)
 
+    if temperature and library.has_triton(logits.device.type):
+        from synthboot.kernels import gpu
+
+        numbers = torch.arange(_LAST_TRY, device=logits.device)
+        all_tries = uniforms(seeds[:, None], steps[:, None], numbers)  # (row, try)
+        token, logprob = gpu.draw(logits.contiguous(), all_tries, temperature, top_p)
+        return token, logprob, _all_true(token)
+
     likeliest = logits.argmax(1)
     if temperature == 0:
         logprobs = torch.log_softmax(logits, 1)
@@ -114,13 +122,13 @@ def _all_true(token: Tensor) -> Tensor:
 
 
 def uniforms(
-    seeds: Int64[Tensor, " row"],
-    steps: Int64[Tensor, " row"],
-    tries: Int64[Tensor, " row"],
-) -> Float[Tensor, " row"]:
+    seeds: Int64[Tensor, "*#row"],
+    steps: Int64[Tensor, "*#row"],
+    tries: Int64[Tensor, "*#row"],
+) -> Float[Tensor, "*row"]:
     """Uniform numbers in [0, 1), 24 bits each, by splitmix64 of (seed, step, try).
 
-    Sums and products are modulo 2^64.
+    Shapes are those of any tensors that go together. Sums and products are modulo 2^64.
     """
     stream = steps * 64 + tries + 1  # a step has 64 tries at most
     x = seeds + stream * signed(0x9E3779B97F4A7C15)

@@ -49,3 +49,11 @@ class Sampler(Protocol):
     def sample(self, requests: Sequence[Request]) -> list[Result]:
         """One result per request, in order."""
         ...
+
+
+def too_large(device: object, rows: int) -> str:
+    """What to say of a batch that does not fit the memory of a device."""
+    return (
+        f"{rows:,} rows at once do not fit the memory that is free on {device}: "
+        f"set engine.sample_batch={max(1, rows // 2)}, or a smaller engine.jobs"
+    )

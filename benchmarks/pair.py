@@ -1,14 +1,15 @@
-"""Pairing beside its peers, in one go on one core: who finds 16 neighbours of every document first?
+"""Pairing beside its peers, in one go: who finds 16 neighbours of every document first?
 
     python benchmarks/pair.py join --docs 100000              # clustered vectors; needs benchmarks/requirements.txt
     python benchmarks/pair.py join --vectors FOLDER           # the vectors of a run's 02-embed
     python benchmarks/pair.py growth --sizes 25000 1000000    # this project alone: time, memory, recall
     python benchmarks/pair.py exact --docs 50000              # all with all, as a share of the matrix-product rate
+    python benchmarks/pair.py gpu --sizes 250000 1000000      # on a GPU: all with all, beside torch, and by clusters
 
-Every method runs in a process of its own, with the memory settings of our workers, pinned to the same core with one thread.
-Total time counts building the index, and for this project also measuring its recall, its temporary files and all. A peer's
-search effort is the least of a ladder that reaches the recall on 2,000 queries; finding it is not counted. Medians of
-`--repeat` rounds, interleaved.
+In `join` and `growth` every method runs in a process of its own, with the memory settings of our workers, pinned to the same
+core with one thread. Total time counts building the index, and for this project also measuring its recall, its temporary files
+and all. A peer's search effort is the least of a ladder that reaches the recall on 2,000 queries; finding it is not counted.
+Medians of `--repeat` rounds, interleaved in `join`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +362,96 @@ def exact(args: argparse.Namespace) -> dict[str, Any]:
     return {"docs": len(x), "share": share, "gflops": rate, "product_gflops": bare, "all": shares}
 
 
+def gpu(args: argparse.Namespace) -> dict[str, Any]:
+    """On one device: all with all, beside plain torch on a part of the queries, and by clusters."""
+    import torch
+
+    from synthboot import config
+    from synthboot.neighbors import join, search
+
+    device, is_gpu = args.device, args.device != "cpu"
+    name = torch.cuda.get_device_name(device) if is_gpu else "CPU"
+
+    def timed(work: Callable[[], Any], repeat: int = args.repeat) -> tuple[float, Any]:
+        taken = []
+        for _ in range(repeat):
+            begun = time.perf_counter()
+            result = work()
+            if is_gpu:
+                torch.cuda.synchronize(device)
+            taken.append(time.perf_counter() - begun)
+        return statistics.median(taken), result
+
+    def all_with_all(x: np.ndarray, queries: int) -> tuple[np.ndarray, ...]:
+        found = []
+        for start in range(0, queries, join.QUERY_BLOCK):
+            rows = np.arange(start, min(start + join.QUERY_BLOCK, queries))
+            found.append(join.exact(x[rows[0] : rows[-1] + 1], x, K, rows, device))
+        return tuple(np.concatenate(arrays) for arrays in zip(*found, strict=True))
+
+    def by_clusters(x: np.ndarray) -> search.Neighbors:
+        return search.nearest(x, config.Pair(num_neighbors=K, search="ivf", min_recall=WANTED), device=device, workers=1)
+
+    small = drawn_on(device, 4_000)
+    all_with_all(small, 4_000), torch_alone(small, 4_000, device), by_clusters(small)  # warmed
+    square = torch.randn(2 * [8_192 if is_gpu else 512], device=device).half()
+    card = 2 * len(square) ** 3 / timed(lambda: square @ square, 9)[0]
+    print(f"{name}: float16 matmuls at {card / 1e12:.3g} TFLOP/s")
+    rows = []
+    for docs in args.sizes:
+        x, part = drawn_on(device, docs), min(docs, 65_536)
+        whole, (index, score) = timed(partial(all_with_all, x, docs))
+        ours, _ = timed(partial(all_with_all, x, part))
+        peer, (_, other) = timed(partial(torch_alone, x, part, device))
+        clusters, found = timed(partial(by_clusters, x))
+        told, sample = found.search.describe(), np.random.default_rng(7).permutation(docs)[:2_000]
+        rate = 2 * docs**2 * x.shape[1] / whole
+        row = {"docs": docs, "seconds": whole, "scores_a_second": docs**2 / whole, "flops": rate, "share_of_card": rate / card}
+        row |= {"part": part, "part_seconds": ours, "torch_seconds": peer}
+        row |= {"ours_better_by": float((score[:part] - other).max()), "ours_worse_by": float((other - score[:part]).max())}
+        row |= {"ivf_seconds": clusters, "ivf_recall": recall(found.index, (sample, index[sample]), sample)}
+        rows.append(row | {"ivf_recall_told": told.recall, "clusters": told.clusters, "probe_radius": told.probe_radius})
+        print(f"{docs:,} vectors: {whole:.2f} s, {docs**2 / whole:.3g} scores/s, {rate / card:.0%} of the card's rate")
+        print(f"  {part:,} queries: {ours:.2f} s, torch {peer:.2f} s, {peer / ours:.2f} times ours")
+        print(f"  each similarity at most {row['ours_better_by']:.1e} better, {row['ours_worse_by']:.1e} worse than torch's")
+        print(f"  by clusters: {clusters:.2f} s, recall {row['ivf_recall']:.4f} ({told.recall[0]} told)", flush=True)
+    return {"device": name, "matmul_flops": card, "rows": rows}
+
+
+def torch_alone(x: np.ndarray, count: int, device: str) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbours of the first rows as one writes it in torch: the best of each float16 tile, merged, then scored in float32."""
+    import torch
+
+    base, found = torch.tensor(x, device=device), []
+    for own in torch.arange(count, device=device).split(4_096 if device != "cpu" else 512):
+        best = []
+        for first in range(0, len(base), 65_536):
+            value, column = (base[own] @ base[first : first + 65_536].T).topk(min(K + 1, len(base) - first), 1)
+            best.append((value, column + first))
+        value, index = (torch.cat(parts, 1) for parts in zip(*best, strict=True))
+        others = value.masked_fill(index == own[:, None], -math.inf).topk(K, 1).indices
+        index = index.gather(1, others)
+        score = torch.einsum("qd,qkd->qk", base[own].float(), base[index].float())
+        found.append((index, score.sort(1, descending=True).values))
+    return tuple(torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))  # type: ignore[return-value]
+
+
+def drawn_on(device: str, docs: int, dim: int = 256) -> np.ndarray:
+    """Vectors as of `clustered`, by torch: a GPU draws a million in no time."""
+    import torch
+
+    random = torch.Generator(device).manual_seed(0)
+    weight = torch.arange(1, dim + 1, device=device) ** -0.5
+    centers = weight * torch.randn(max(1, docs // 500), dim, generator=random, device=device)
+    share = torch.empty(len(centers), device=device).exponential_(generator=random)
+    rows = []
+    for start in range(0, docs, 65_536):
+        home = torch.multinomial(share, min(65_536, docs - start), replacement=True, generator=random)
+        noise = torch.randn(len(home), dim, generator=random, device=device)
+        rows.append(torch.nn.functional.normalize(centers[home] + weight * noise, dim=1).half())
+    return torch.cat(rows).cpu().numpy()
+
+
 def read(folder: str) -> np.ndarray:
     """The vectors of an embed artifact."""
     from synthboot.artifacts.embeddings import Embeddings
@@ -381,6 +473,9 @@ def main() -> None:
     grown.add_argument("--sizes", type=int, nargs="+", default=[25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000])
     grown.add_argument("--plot", help="where to draw it, as SVG")
     verbs.add_parser("exact", parents=[shared]).add_argument("--docs", type=int, default=50_000)
+    on_gpu = verbs.add_parser("gpu", parents=[shared])
+    on_gpu.add_argument("--sizes", type=int, nargs="+", default=[250_000, 1_000_000])
+    on_gpu.add_argument("--device", default="cuda")
     hidden = verbs.add_parser("child")
     hidden.add_argument("folder")
     hidden.add_argument("method")
@@ -389,7 +484,7 @@ def main() -> None:
         return child(args.folder, args.method)
     if args.verb == "join" and args.vectors is None:
         args.docs = args.docs or 100_000
-    result = {"join": join, "growth": growth, "exact": exact}[args.verb](args)
+    result = {"join": join, "growth": growth, "exact": exact, "gpu": gpu}[args.verb](args)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     return None

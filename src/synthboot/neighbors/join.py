@@ -50,11 +50,38 @@ _NEVER = float("-inf")
 """The similarity to what is no neighbour."""
 _ROWS = 512
 _COLUMNS = 8_192
-"""Rows and columns of one matmul: memory is one times the other."""
+"""Rows and columns of one matmul on a CPU: memory is one times the other."""
 _EPSILON = 2.0**-16
 """How far an inner product of unit rows can be off in float32."""
 _EPSILON_BFLOAT16 = 2.0**-8 + 2.0**-9 + 2.0**-12
 """How far one of rows rounded to bfloat16, and itself rounded to it, can be off."""
+_EPSILON_FLOAT16 = 2.0**-8
+"""The same for float16, whose rounding is 2^-11: room for eight. Rounded are either row, the
+product, what it is compared with, and the partial sums where a GPU splits a matmul."""
+_LEAST_MARGIN = 2.0**-24
+"""The step of float16 next to zero. It also keeps rows of zeros above their own lower bound."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How scores are computed where the compiled loops do not: a tile of them at a time."""
+
+    columns: int
+    """Members in a block of `exact`."""
+    scores: int
+    """How many a tile has at most, which bounds memory."""
+    float16: bool
+    """Whether matmuls round to it, for rows of about unit length. No result depends on it."""
+
+
+ON_CPU = Tiles(_COLUMNS, _ROWS * _COLUMNS, float16=False)
+ON_GPU = Tiles(65_536, 2**28, float16=True)
+"""Half a gigabyte of scores keeps a GPU busy for a millisecond, far longer than a launch takes."""
+
+
+def tiles(device: str) -> Tiles:
+    """The tiles that suit a device."""
+    return ON_CPU if device == "cpu" else ON_GPU
 
 
 def exact(
@@ -68,14 +95,15 @@ def exact(
 
     `own` is each query's row in `base`, never returned for it. Where there are fewer than k others
     the rest is -1 at -inf. Equal similarities come by number. Memory is the queries, 8,192 rows and
-    512 x 8,192 scores.
+    512 x 8,192 scores, on a GPU 65,536 rows and some gigabytes.
     """
     import torch
 
     best = _TopK(queries, k, own, device)
     all_queries = torch.arange(len(queries), device=device)
-    for first in range(0, len(base), _COLUMNS):
-        members = base[first : first + _COLUMNS]
+    columns = tiles(device).columns
+    for first in range(0, len(base), columns):
+        members = base[first : first + columns]
         best.score_block(all_queries, members, first, fresh=first == 0)
         best.merge()
     return best.result()
@@ -330,8 +358,12 @@ class _TopK:
     """The running k best of the queries of a query block.
 
     With the compiled loops every block of scores is gone through at once. Without them, and on a
-    GPU, what beats a query's k-th best waits until it is much; then one merge updates
-    all queries.
+    GPU, what may beat a query's k-th best is scored again in float32 and waits until it is much;
+    then one merge updates all queries.
+
+        scores of a query   [ .1  .7  .3 | .2  .8  .6 ]   rounded, a tile at a time
+        may beat .6              .7         .8  .6        within the margin of the rounding
+        scored again             .701       .799 .598     these wait
     """
 
     def __init__(
@@ -351,7 +383,11 @@ class _TopK:
             dtype = self._operand.factor.dtype
             self._buffer = torch.zeros(_ROWS, queries.shape[1], dtype=dtype)
         else:
-            self.x = _float_rows(queries, device)
+            self._tiles = tiles(device)
+            self._x = _float_rows(queries, device)
+            self._factor = self._x.half() if self._tiles.float16 else self._x
+            epsilon = _EPSILON_FLOAT16 if self._tiles.float16 else _EPSILON
+            self._error = epsilon * self._x.norm(dim=1)  # (query,), beside members of length 1
         if own is None:
             own = np.full(count, -1)
         owned = torch.from_numpy(np.array(own, np.int64))
@@ -359,6 +395,7 @@ class _TopK:
 
         self.index = torch.full((count, k), -1, device=device)
         self.score = torch.full((count, k), _NEVER, device=device)
+        # Never above the k-th best of all. What does not beat it need not be looked at.
         self.threshold = torch.full((count,), _NEVER, device=device)
 
         # Candidates that wait for the next merge: (query, index, score), and how many.
@@ -377,47 +414,54 @@ class _TopK:
         `fresh`: these queries have been compared with nothing yet.
         """
         if self._operand is not None:
-            members = _Operand(vectors)
+            operand = _Operand(vectors)
             for part in rows.split(_ROWS):
-                scored = self._operand.matmul(members, part, self._buffer)
+                scored = self._operand.matmul(operand, part, self._buffer)
                 topk.update_topk(scored, part, self.own, first, self.index, self.score)
             return
 
-        columns = _float_rows(vectors, self.device)
-        fits = _ROWS * _COLUMNS // len(columns)
-        size = max(1, fits)
+        k = self.index.shape[1]
+        members = _float_rows(vectors, self.device)
+        factor = members.to(self._factor.dtype)
+        longest = members.norm(dim=1).max()
+        size = max(1, self._tiles.scores // len(members))
         for part in rows.split(size):
-            scores = self.x[part] @ columns.T  # (part, column)
+            scores = self._factor[part] @ factor.T  # (part, column)
             _hide_own(scores, self.own[part] - first)
-            self._update_topk(part, scores, first, fresh)
+            margin = self._error[part] * longest + _LEAST_MARGIN  # (part,)
+            if fresh and k <= len(members):
+                # k members are at least as good, but for the margin.
+                kth = scores.topk(k, 1).values[:, -1]
+                self.threshold[part] = kth - margin
 
-    def _update_topk(
+            least = (self.threshold[part] - margin).to(scores.dtype)
+            may_beat = scores > least[:, None]  # (part, column)
+            # The one thing in a tile that waits for a GPU.
+            row, column = may_beat.nonzero(as_tuple=True)
+            self._score_again(part[row], column, members, first)
+
+    def _score_again(
         self,
-        rows: Tensor,
-        scores: Tensor,
+        query: Tensor,
+        column: Tensor,
+        members: Tensor,
         first: int,
-        fresh: bool,
     ) -> None:
-        """Take over the k best of a fresh query; else let wait what beats its threshold."""
-        if fresh:
-            # a small block has fewer than k
-            k = min(self.index.shape[1], scores.shape[1])
-            value, column = scores.topk(k, 1)
-            is_own = value == _NEVER
-            self.score[rows, :k] = value
-            self.index[rows, :k] = (column + first).masked_fill(is_own, -1)
-            self.threshold[rows] = self.score[rows, -1]
-            return
+        """Let candidates (candidate) wait with their similarities in float32."""
+        import torch
 
-        threshold = self.threshold[rows]
-        beats = scores > threshold[:, None]  # (row, column)
-        row, column = beats.nonzero(as_tuple=True)
-        candidates = (rows[row], column + first, scores[row, column])
-        self._waiting.append(candidates)
-        self._num_waiting += len(row)
-        # Rare merges are cheap ones; 16 candidates a query bound the memory of what waits.
-        if self._num_waiting > 16 * len(self.threshold):
-            self.merge()
+        # The rows of so many have a quarter of the numbers of a tile: a CPU's cache holds them.
+        size = max(1, self._tiles.scores // (4 * members.shape[1]))
+        for q, c in zip(query.split(size), column.split(size), strict=True):
+            products = self._x.index_select(0, q)  # (candidate, dim)
+            products *= members.index_select(0, c)
+            # In float64 the order of summation, which is up to the device, does not show.
+            score = products.sum(1, dtype=torch.float64).float()
+            self._waiting.append((q, c + first, score))
+            self._num_waiting += len(q)
+            # Rare merges are cheap ones; 16 candidates a query bound the memory of what waits.
+            if self._num_waiting > 16 * len(self.threshold):
+                self.merge()
 
     def merge(self) -> None:
         """Merge the candidates that wait into the k best, and raise the thresholds."""
@@ -615,18 +659,20 @@ def bfloat16_is_faster() -> bool:
 
 
 def _float_rows(array: np.ndarray, device: str) -> Tensor:
-    """Float32 rows on the device: torch widens half precision much faster than numpy does."""
+    """Float32 rows on the device, widened there: torch is much faster at it than numpy."""
     import torch
 
-    rows = torch.from_numpy(np.array(array))
-    return rows.to(device).float()
+    return torch.tensor(array, device=device).float()
 
 
 def _hide_own(scores: Tensor, own: Tensor) -> None:
     """Make every query's own column, where it is among these, less similar than anything."""
-    is_inside = (own >= 0) & (own < scores.shape[1])
-    inside = is_inside.nonzero()[:, 0]
-    scores[inside, own[inside]] = _NEVER
+    last = scores.shape[1] - 1
+    is_inside = (own >= 0) & (own <= last)
+    # A query whose own is elsewhere writes back what it reads: to pick rows would wait for a GPU.
+    column = own.clamp(0, last)[:, None]  # (row, 1)
+    hidden = scores.gather(1, column).masked_fill(is_inside[:, None], _NEVER)
+    scores.scatter_(1, column, hidden)
 
 
 def _bounds(sizes: np.ndarray) -> Int64[np.ndarray, " size_and_one"]:

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from synthboot import pool
+from synthboot import loading, pool
+from synthboot.artifacts.store import silent
 from synthboot.errors import ConfigError
 from synthboot.lm import model as models
+from synthboot.steps.context import Context
 
 
 def double(offset: int) -> Any:
@@ -82,6 +84,28 @@ def test_jobs_default_to_the_cores_this_process_may_use() -> None:
     assert pool.jobs(3) == 3
     assert pool.jobs(0, "cuda") == 1  # a GPU is not shared unless the user says so
     assert pool.jobs(2, "cuda") == 2
+
+
+def test_workers_that_fill_a_gpu_are_no_more_than_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert pool.one_per_gpu(14, "cuda") == 2
+    assert pool.one_per_gpu(1, "cuda") == 1
+    assert pool.one_per_gpu(14, "cpu") == 14
+
+    def workers(**engine: Any) -> int:
+        settings = {
+            "name": "many",
+            "budget": {"unique_tokens": 1_000, "train_tokens": 2_000},
+            "corpus": {"source": "text.jsonl"},
+            "arms": {"repetition": {}},
+            "engine": {"device": "cuda", **engine},
+        }
+        cfg = loading.load(settings)
+        return Context(cfg, tmp_path, {}, 14, silent).gpu_workers
+
+    assert workers() == 2
+    assert workers(device="cpu") == 14
+    assert workers(executor="ray") == 14  # which places them on nodes of its own
 
 
 def _seen(_: Any) -> str | None:

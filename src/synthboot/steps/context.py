@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synthboot import config
+from synthboot import config, pool
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.external import EXTERNAL, External
@@ -53,6 +53,15 @@ class Context:
     filter: config.Filter | None = None
     part: Part = WHOLE
     found: Callable[[Shards, int], None] = lambda *_: None
+
+    @property
+    def gpu_workers(self) -> int:
+        """Workers that each take as much of a GPU's memory as there is: one per GPU of this
+        machine, however many units run side by side. Ray places its own."""
+        engine = self.cfg.engine
+        if engine.executor == "ray":
+            return self.workers
+        return pool.one_per_gpu(self.workers, engine.device)
 
     @cached_property
     def corpus(self) -> Corpus:

@@ -155,7 +155,8 @@ def _embedded(
         str(device(c.cfg.engine.device)),
         c.cfg.engine.embed_batch,
     )
-    yield from pool.imap(stage.shard_embedder, arguments, wanted, c.workers)
+    workers = c.workers if c.cfg.embed.model == "self" else c.gpu_workers
+    yield from pool.imap(stage.shard_embedder, arguments, wanted, workers)
 
 
 def _embedded_by_slices(

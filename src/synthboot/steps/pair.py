@@ -92,7 +92,7 @@ def pair_part(c: Context) -> int:
         c.cfg.seed,
         str(device(c.cfg.engine.device)),
         folder,
-        c.workers,
+        c.gpu_workers,
         c.progress,
         own,
     )
@@ -115,7 +115,7 @@ def _related(c: Context) -> Pairs:
         validation,
         str(device(c.cfg.engine.device)),
         c.folder / _NEIGHBORS,
-        c.workers,
+        c.gpu_workers,
         c.progress,
     )
     return stage(

@@ -24,7 +24,7 @@ def synthesize(c: Context) -> Outcome:
         job,
         c.budget_tokens,
         c.folder,
-        c.workers,
+        c.gpu_workers,
         c.progress,
     )
     counts["upstream_flops"] = upstream_flops(c)
@@ -49,7 +49,7 @@ def synthesize_part(c: Context) -> int:
         c.budget_tokens,
         c.folder,
         c.part,
-        c.workers,
+        c.gpu_workers,
         c.progress,
     )
 

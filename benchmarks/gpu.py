@@ -5,9 +5,9 @@ r"""One GPU, no network, nine minutes: is it right, is it fast, and one small ru
     python benchmarks/gpu.py --parts right 'training 30M' 'sampling 30M'     # these, in this order
 
 Right: greedy decoding equals transformers', losses on the GPU are those on the CPU. Fast: training tokens per second and share
-of the peak (MFU, dense bfloat16), blocks compiled or not; sampling, steps recorded as CUDA graphs or not, beside
-`transformers.generate` and `generate_batch`, and vLLM where it is installed; for models of 30M, 125M and 350M parameters. Each
-part ends when its time is up and says so; what was measured until then is printed.
+of the peak (MFU, dense bfloat16), blocks compiled or not; sampling, steps recorded as CUDA graphs or not, with our loops or
+torch's operations, beside `transformers.generate` and `generate_batch`, and vLLM where it is installed; for models of 30M, 125M
+and 350M parameters. Each part ends when its time is up and says so; what was measured until then is printed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from sample import Generate
 from transformers import GenerationConfig
@@ -71,7 +72,7 @@ def right(device: torch.device) -> dict[str, Any]:
 
 def training(name: str, device: torch.device, peak: float | None, seconds: float, compile: str) -> dict[str, Any]:
     """Tokens per second of the training loop, validation and checkpoints left out; with the blocks compiled or not."""
-    size, rows = SIZES[name], {"30M": 64, "125M": 32, "350M": 16}[name] if device.type == "cuda" else 1
+    size, rows = SIZES[name], {"30M": 64, "125M": 64, "350M": 32}[name] if device.type == "cuda" else 1
     rng = np.random.default_rng(0)
     docs = Tokens.of([[*rng.integers(2, VOCAB, 700).tolist(), 0] for _ in range(400)])
     plan = Plan(docs, seq_len=size.seq_len, batch_tokens=rows * size.seq_len, train_tokens=10**10, seed=0, end=0)
@@ -115,8 +116,8 @@ def batched(model: Any, asked: list[Request]) -> int:
 
 
 def sampling(name: str, device: torch.device, requests: int, tokens: int) -> dict[str, Any]:
-    """Tokens per second of the embedded engine, its steps recorded as CUDA graphs or not, and of its peers on the same
-    prompts."""
+    """Tokens per second of the embedded engine, its steps recorded as CUDA graphs or not, with our loops or torch's own
+    operations, and of its peers on an eighth of the prompts, which fill their batches."""
     size = SIZES[name]
     model = models.moved(models.build(size, VOCAB, 0), device).eval()
     rng = np.random.default_rng(0)
@@ -124,24 +125,31 @@ def sampling(name: str, device: torch.device, requests: int, tokens: int) -> dic
     asked = [Request(p, i, tokens) for i, p in enumerate(prompts)]
     figures: dict[str, Any] = {}
 
-    def timed(engine: Any) -> float:
-        engine([Request(r.prompt, r.seed, min(16, tokens)) for r in asked])  # warm
+    def timed(engine: Any, wanted: list[Request]) -> float:
+        engine([Request(r.prompt, r.seed, min(16, tokens)) for r in wanted])  # warm
         begun = time.perf_counter()
-        count = engine(asked)
+        count = engine(wanted)
         return float(count / (time.perf_counter() - begun))
 
     def counted(engine: Any) -> Any:
         return lambda wanted: sum(len(r.tokens) for r in engine.sample(wanted))
 
-    for label, graphs in (("synthboot", True), ("synthboot, no graphs", False)):
-        ours = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, graphs=graphs)
-        figures[label] = timed(counted(ours))
+    for label, graphs, loops in (
+        ("synthboot", True, True),
+        ("synthboot, no graphs", False, True),
+        ("synthboot, torch's operations", True, False),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            if not loops:
+                patch.setenv("SYNTHBOOT_KERNELS", "0")
+            ours = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, graphs=graphs)
+            figures[label] = timed(counted(ours), asked)
         figures["rows"] = ours.batch
     half = model.to(torch.bfloat16) if device.type == "cuda" else model
-    for rows in (128, 512):
-        figures[f"generate, batch {rows}"] = timed(counted(Generate(half, rows)))
+    few = asked[: max(8, requests // 8)]
+    figures["generate, batch 512"] = timed(counted(Generate(half, 512)), few)
     try:
-        figures["generate_batch"] = timed(lambda wanted: batched(half, wanted))
+        figures["generate_batch"] = timed(lambda wanted: batched(half, wanted), few)
     except Exception as error:  # it is young, and leaves the others their turn
         figures["generate_batch"] = f"failed: {type(error).__name__}: {error}"
     peers = [v for k, v in figures.items() if k.startswith("generate") and not isinstance(v, str)]
@@ -156,7 +164,7 @@ def sampling(name: str, device: torch.device, requests: int, tokens: int) -> dic
     with tempfile.TemporaryDirectory() as folder:
         models.save(models.build(size, VOCAB, 0), Path(folder) / "m", tokenizers.train(iter(["a few words"] * 10), 280))
         engine = VllmSampler(Path(folder) / "m", 0, config.Synthesize(sampler="vllm"), 256)
-        figures["vllm"] = timed(counted(engine))
+        figures["vllm"] = timed(counted(engine), asked)
     return figures
 
 
@@ -208,7 +216,7 @@ def main() -> None:
         return f"{label} {name}", lambda: training(name, device, peak, seconds, how)
 
     def sampled(name: str) -> tuple[str, Any]:
-        return f"sampling {name}", lambda: sampling(name, device, 8 if quick else 512, 8 if quick else 256)
+        return f"sampling {name}", lambda: sampling(name, device, 8 if quick else 4_096, 8 if quick else 256)
 
     # what decides most first: a call may end before the last
     parts += [trained(name, "off") for name in sizes]

@@ -95,7 +95,7 @@ def test_workers_that_fill_a_gpu_are_no_more_than_gpus(monkeypatch: pytest.Monke
     def workers(**engine: Any) -> int:
         settings = {
             "name": "many",
-            "budget": {"unique_tokens": 1_000, "train_tokens": 2_000},
+            "budget": {"unique_tokens": 10_000, "train_tokens": 20_000},
             "corpus": {"source": "text.jsonl"},
             "arms": {"repetition": {}},
             "engine": {"device": "cuda", **engine},

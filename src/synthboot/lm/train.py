@@ -43,8 +43,8 @@ from synthboot.lm.track import Watch, unwatched
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-COMPILE_FROM = 600.0
-"""Seconds that a run takes for which compiling pays."""
+COMPILE_FROM = 30.0
+"""Seconds that a compiled run takes for which compiling pays: it takes fifteen to twenty itself."""
 
 _USUAL_UTILIZATION = 0.4
 """The fraction of a GPU's peak that training reaches, to guess how long a run takes."""

@@ -167,6 +167,38 @@ def test_an_external_model_is_planned_in_tokens_of_its_own_and_writes_what_has_n
     assert known.tokens == pytest.approx(budget / 2, rel=1e-3)
 
 
+def test_memory_is_that_of_the_model_that_is_trained_and_of_what_of_it_is(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 96, "intermediate_size": 200, "num_attention_heads": 6, "num_key_value_heads": 2}
+    own = LlamaConfig(vocab_size=20_000, architectures=["LlamaForCausalLM"], num_hidden_layers=3, **sizes)
+    own.save_pretrained(tmp_path / "own")
+
+    def planned(**tune: Any) -> work.Workload:
+        settings = small_config(tmp_path / "none", tmp_path)
+        settings |= {"arms": {"sbp": {"synthetic": "related", "share": 0.1}, "repetition": {}}}
+        cfg = loading.load(settings | {"tune": {"init_from": str(tmp_path / "own"), **tune}})
+        units = cost.units_anywhere(cfg)
+        rows = cost.plan(cfg, units, states(cfg, units), "h100")
+        seen.update({r.stage: r.memory_bytes for r in rows.rows})
+        return work.Workload(cfg, work.sizes(cfg, []))
+
+    seen: dict[str, float] = {}
+    workload = planned()
+    whole = seen["tune"]
+    assert seen["base"] == seen["pretrain"] < whole / 3
+    planned(lora={"rank": 4})
+    assert seen["tune"] < whole
+
+    # what is trained beside the weights is as many numbers as the library's adapters have
+    adapted = get_peft_model(LlamaForCausalLM(own), LoraConfig(r=4, target_modules="all-linear"))
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    size = workload.synthesizer
+    assert workload.state_bytes(size, config.Lora(rank=4)) == 6 * size.parameters + 18 * trained
+    assert workload.state_bytes(size, config.Lora()) == 18 * size.parameters
+
+
 def test_a_finished_corpus_is_counted_as_it_is_and_what_is_replayed_is_no_pool(tmp_path: Path) -> None:
     settings = small_config(tmp_path / "x.jsonl", tmp_path, budget__unique_tokens=3_000)
     counts = {

@@ -141,7 +141,7 @@ class Estimator:
             rows = self._sampled_rows(work)
             return work.memory + rows * work.row_tokens * self._cache_bytes()
         if unit.stage in TRAINED and not is_copy(unit):
-            return self._training_memory(self._micro_batch(unit))
+            return self._training_memory(unit, self._micro_batch(unit))
         return work.memory
 
     def misfit(self, unit: Unit, work: Work) -> str | None:
@@ -158,7 +158,7 @@ class Estimator:
         if needed <= room:
             return None
         if unit.stage in TRAINED:
-            kind, instead = "training", self._instead(room)
+            kind, instead = "training", self._instead(unit, room)
         elif unit.stage == "synthesize" and work.memory < room:
             rows = int((room - work.memory) / (work.row_tokens * self._cache_bytes()))
             kind, instead = "sampling", f"engine.sample_batch={max(1, rows)} would fit"
@@ -266,31 +266,39 @@ class Estimator:
 
     def _training_memory(
         self,
+        unit: Unit,
         micro_batch: float,
         processes: int | None = None,
         recomputed: bool | None = None,
     ) -> float:
         engine = self.cfg.engine
-        state = self.workload.state_bytes()
+        model, lora = self.workload.trained(unit)
+        state = self.workload.state_bytes(model, lora)
         if processes is not None or (engine.shard and engine.processes > 1):
             state /= processes or engine.processes
         again = engine.checkpoint_activations if recomputed is None else recomputed
         dtype_bytes = _bytes(self.train_dtype)
-        return state + self.workload.activation_bytes(micro_batch, dtype_bytes, again)
+        on_gpu = self.machine.kind == "gpu"
+        return state + self.workload.activation_bytes(
+            model, micro_batch, dtype_bytes, again, on_gpu
+        )
 
-    def _instead(self, room: float) -> str:
+    def _instead(self, unit: Unit, room: float) -> str:
         """Settings that would fit, the least change first."""
-        seq_len = self.cfg.model.seq_len
+        is_tuned = unit.stage == "tune"
+        seq_len = self.cfg.tune_seq_len if is_tuned else self.cfg.model.seq_len
         for recomputed in (self.cfg.engine.checkpoint_activations, True):
-            least = self._training_memory(seq_len, recomputed=recomputed)
+            least = self._training_memory(unit, seq_len, recomputed=recomputed)
             if least <= room:
                 rows = 1
-                while self._training_memory(2 * rows * seq_len, recomputed=recomputed) <= room:
+                while (
+                    self._training_memory(unit, 2 * rows * seq_len, recomputed=recomputed) <= room
+                ):
                     rows *= 2
                 again = ", engine.checkpoint_activations=true" if recomputed else ""
                 return f"engine.micro_batch_tokens={rows * seq_len}{again} would fit"
         for processes in (2**power for power in range(1, 14)):
-            if self._training_memory(seq_len, processes, recomputed=True) <= room:
+            if self._training_memory(unit, seq_len, processes, recomputed=True) <= room:
                 return (
                     f"engine.processes={processes}, engine.shard=true, "
                     f"engine.checkpoint_activations=true, engine.micro_batch_tokens={seq_len} "

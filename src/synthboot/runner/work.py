@@ -26,7 +26,8 @@ from synthboot.runner.machines import figures
 
 _SAMPLED_RECORDS = 200
 _PACKED = (".zst", ".gz", ".parquet")
-_LOGITS_OF = 1_024  # targets whose logits are in memory at once (`lm.loss`)
+_LOGITS_OF = 1_024  # targets whose logits are in memory at once (`lm.loss`),
+_GPU_LOGITS = 2**28  # and logits of a GPU, if these are more
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,6 @@ class Workload:
         if cfg.tune.init_from is not None:
             self.synthesizer = _given_size(cfg.tune.init_from, "tune.init_from")
             self.own_tokens = _own_tokens(cfg, corpus, self.synthesizer.vocab_size)
-        self.largest = max(self.model, self.synthesizer, key=lambda model: model.parameters)
         self.token_bytes = 2 if self.model.vocab_size <= 1 << 16 else 4
 
     def of(self, unit: Unit) -> Work:
@@ -281,6 +281,7 @@ class Workload:
             tokens,
             cfg.optim.evals,
             cfg.optim.batch_tokens,
+            cfg.optim.lora,
         )
 
     def tune(self) -> Work:
@@ -311,6 +312,7 @@ class Workload:
             tokens,
             cfg.evals,
             cfg.batch_tokens,
+            cfg.lora,
         )
 
     def synthesize(self, budget_tokens: int, conditional: bool) -> Work:
@@ -382,7 +384,20 @@ class Workload:
             memory=self._weights(1),
         )
 
-    def activation_bytes(self, tokens: float, dtype_bytes: int, recomputed: bool) -> float:
+    def trained(self, unit: Unit) -> tuple[ModelSize, config.Lora]:
+        """The model that a unit trains, and its adapters."""
+        if unit.stage == "tune":
+            return self.synthesizer, self.cfg.tune.lora
+        return self.model, self.cfg.optim.lora
+
+    def activation_bytes(
+        self,
+        model: ModelSize,
+        tokens: float,
+        dtype_bytes: int,
+        recomputed: bool,
+        on_gpu: bool,
+    ) -> float:
         """What a forward pass over so many tokens leaves for the backward pass, attention's weights
         apart.
 
@@ -390,17 +405,23 @@ class Workload:
         residuals (eight of the width) and four of the MLP's inner size; recomputed, its input and
         one whole block. Source: arXiv:2205.05198, section 4, for a gated MLP.
         """
-        model = self.largest
         block = dtype_bytes * (8 * model.width + 4 * model.inner) * tokens
-        logits = 2 * 4 * min(tokens, _LOGITS_OF) * model.vocab_size
+        at_once = max(_LOGITS_OF, _GPU_LOGITS / model.vocab_size) if on_gpu else _LOGITS_OF
+        logits = 2 * 4 * min(tokens, at_once) * model.vocab_size
         if not recomputed:
             return model.layers * block + logits
         return model.layers * dtype_bytes * model.width * tokens + block + logits
 
-    def state_bytes(self) -> float:
-        """Weights, gradients and both moments of Adam in float32, and a copy to multiply by."""
+    def state_bytes(self, model: ModelSize, lora: config.Lora) -> float:
+        """Weights, gradients and both moments of Adam in float32, and a copy to multiply by; with
+        adapters the weights and their copy, and all of it for what is added to them."""
         averages = 4 if self.cfg.optim.ema_decay or self.cfg.optim.tail_average else 0
-        return (18 + averages) * self.largest.parameters
+        if not lora.rank:
+            return (18 + averages) * model.parameters
+        # of the seven matrices of a block, unless some are named
+        ends = 9 * model.width + 2 * model.kv_width + 3 * model.inner
+        adapters = model.layers * lora.rank * ends
+        return 6 * model.parameters + (18 + averages) * adapters
 
     def _trained(
         self,
@@ -410,6 +431,7 @@ class Workload:
         tokens: float,
         evals: int,
         batch_tokens: int,
+        lora: config.Lora,
     ) -> Work:
         """What training a model on `tokens` takes, where that and its evaluations are as many FLOPs
         as to read so many forwards."""
@@ -424,7 +446,8 @@ class Workload:
             tokens=tokens,
             flops=model.forward(seq_len) * read,
             read_bytes=tokens * self.token_bytes,
-            written_bytes=evals * 12 * model.parameters,  # with the optimizer's two moments
+            # with the optimizer's two moments; of adapters, which are small, the best model alone
+            written_bytes=evals * (4 if lora.rank else 12) * model.parameters,
             kept_bytes=8 * model.parameters,
             exchanged_bytes=exchanged,
         )

@@ -168,8 +168,9 @@ def test_an_external_model_is_planned_in_tokens_of_its_own_and_writes_what_has_n
 
 
 def test_memory_is_that_of_the_model_that_is_trained_and_of_what_of_it_is(tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from synthboot.lm import adapters
 
     sizes = {"hidden_size": 96, "intermediate_size": 200, "num_attention_heads": 6, "num_key_value_heads": 2}
     own = LlamaConfig(vocab_size=20_000, architectures=["LlamaForCausalLM"], num_hidden_layers=3, **sizes)
@@ -192,7 +193,8 @@ def test_memory_is_that_of_the_model_that_is_trained_and_of_what_of_it_is(tmp_pa
     assert seen["tune"] < whole
 
     # what is trained beside the weights is as many numbers as the library's adapters have
-    adapted = get_peft_model(LlamaForCausalLM(own), LoraConfig(r=4, target_modules="all-linear"))
+    adapted = LlamaForCausalLM(own)
+    adapters.add(adapted, config.Lora(rank=4), 0, "tune")
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     size = workload.synthesizer
     assert workload.state_bytes(size, config.Lora(rank=4)) == 6 * size.parameters + 18 * trained

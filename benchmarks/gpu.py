@@ -33,6 +33,7 @@ from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
 from synthboot.lm import model as models
 from synthboot.lm.batches import Plan
+from synthboot.lm.loss import Loss
 from synthboot.lm.sampling.embedded import EmbeddedSampler
 from synthboot.lm.sampling.protocol import Request
 from synthboot.lm.train import Runtime, Settings, train
@@ -49,14 +50,20 @@ SAMPLE = Path(__file__).parent.parent / "examples" / "data" / "arxiv_cs_6000.jso
 
 
 def right(device: torch.device) -> dict[str, Any]:
-    """Greedy decoding beside transformers', and the loss beside the CPU's."""
+    """Greedy decoding beside transformers', the loss of training beside the CPU's in float32 and bfloat16, and draws
+    at temperature 1 with our loops beside those with torch's own operations."""
     model = models.build(SIZES["30M"].model_copy(update={"layers": 2}), 2_048, 0).eval()
     tokens = torch.randint(2, 2_048, (8, 64), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = torch.nn.functional.cross_entropy(model(input_ids=tokens).logits.flatten(0, 1), tokens.flatten())
-        model = model.to(device)
-        there = tokens.to(device)
-        found = torch.nn.functional.cross_entropy(model(input_ids=there).logits.flatten(0, 1), there.flatten())
+
+    def loss_of(precision: torch.dtype) -> float:
+        place = next(model.parameters()).device
+        with torch.no_grad():
+            return float(Loss(model, precision)(tokens[:, :-1].to(place), tokens[:, 1:].to(place), tokens[:, 1:].numel())[1])
+
+    expected = loss_of(torch.float32)
+    model = model.to(device)
+    differences = {str(kind).removeprefix("torch."): abs(loss_of(kind) - expected) for kind in (torch.float32, torch.bfloat16)}
+
     asked = [Request(tuple(row), i, 32) for i, row in enumerate(tokens.tolist())]
     same = []
     for request, result in zip(
@@ -67,7 +74,21 @@ def right(device: torch.device) -> dict[str, Any]:
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=32, do_sample=False, eos_token_id=0, pad_token_id=0
         )[0, 64:].tolist()
         same.append(list(result.tokens) == (told[: told.index(0)] if 0 in told else told))
-    return {"greedy_equal": float(np.mean(same)), "loss_difference": abs(float(found) - float(expected))}
+
+    def drawn() -> list[tuple[int, ...]]:
+        return [
+            r.tokens for r in EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=32, dtype="float32").sample(asked)
+        ]
+
+    with pytest.MonkeyPatch.context() as patch:
+        ours = drawn()
+        patch.setenv("SYNTHBOOT_KERNELS", "0")
+        torchs = drawn()
+    return {
+        "greedy_equal": float(np.mean(same)),
+        "loss_difference": differences,
+        "draws_equal": float(np.mean([a == b for a, b in zip(ours, torchs, strict=True)])),
+    }
 
 
 def training(name: str, device: torch.device, peak: float | None, seconds: float, compile: str) -> dict[str, Any]:

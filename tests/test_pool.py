@@ -88,9 +88,7 @@ def test_jobs_default_to_the_cores_this_process_may_use() -> None:
 
 def test_workers_that_fill_a_gpu_are_no_more_than_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert pool.one_per_gpu(14, "cuda") == 2
-    assert pool.one_per_gpu(1, "cuda") == 1
-    assert pool.one_per_gpu(14, "cpu") == 14
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
     def workers(**engine: Any) -> int:
         settings = {
@@ -103,9 +101,11 @@ def test_workers_that_fill_a_gpu_are_no_more_than_gpus(monkeypatch: pytest.Monke
         cfg = loading.load(settings)
         return Context(cfg, tmp_path, {}, 14, silent).gpu_workers
 
-    assert workers() == 2
+    assert workers() == workers(device="auto") == 2
     assert workers(device="cpu") == 14
     assert workers(executor="ray") == 14  # which places them on nodes of its own
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert workers(device="auto") == 14  # a driver alone is no GPU
 
 
 def _seen(_: Any) -> str | None:

@@ -306,10 +306,10 @@ class Engine(Section):
     """The server for `analyze.judges: [server:NAME]`, with a chat endpoint. Its API key, if it
     needs one, is read from the environment variable SYNTHBOOT_JUDGE_API_KEY."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for the blocks of a model in training. It adds about twenty seconds before the
-    first step, less with a warm cache. `auto`: on a GPU, for runs of half a minute or more. On a
-    CPU the compiled loops that ship with the package are faster (docs/decisions.md). Compiled,
-    weights differ by rounding."""
+    """torch.compile for the blocks of a model in training. It adds seven to twenty seconds before
+    the first step, less with a warm cache. `auto`: on a GPU, for runs of half a minute or more
+    (1e16 FLOPs). On a CPU the compiled loops that ship with the package are faster
+    (docs/decisions.md). Compiled, weights differ by rounding."""
     track: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Experiment trackers to log training to, besides the report; each must be installed."""
 
@@ -480,7 +480,8 @@ class Pair(Section):
     """Nearest-neighbour search: exact, or over k-means clusters (`ivf`). `auto` decides by the
     number of documents."""
     exact_docs: Count = 20_000
-    """`auto`: search exactly up to this many documents, on a GPU up to fifty times as many."""
+    """`auto`: search exactly up to this many documents. A GPU does so in seconds for a quarter of a
+    million, faster than by clusters."""
     min_recall: float = Field(0.95, gt=0, lt=1)
     """`ivf`: recall to reach. The number of clusters probed is chosen so that the lower end of a 95
     % interval over `recall_queries` documents reaches it."""

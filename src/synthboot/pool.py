@@ -109,19 +109,10 @@ def jobs(wanted: int, device: str = "cpu") -> int:
     """How many processes to use: `wanted`, or one per GPU, or one per core this process may use."""
     if wanted:
         return wanted
-    if _goes_to_gpus(device):
+    # The driver's device file tells whether there is a GPU; asking torch would import it.
+    if device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists()):
         return max(1, len(gpus()))
     return len(os.sched_getaffinity(0))
-
-
-def one_per_gpu(workers: int, device: str) -> int:
-    """As many workers, or no more than GPUs where each would fill one with its batch."""
-    return min(workers, max(1, len(gpus()))) if _goes_to_gpus(device) else workers
-
-
-def _goes_to_gpus(device: str) -> bool:
-    # The driver's device file tells whether there is a GPU; asking torch would import it.
-    return device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists())
 
 
 def _has_used_gpu() -> bool:

@@ -124,8 +124,8 @@ def test_text_ids_and_file_names_mean_nothing_to_markdown_html_or_yaml(untrusted
 def test_a_card_says_whose_a_text_of_the_hub_is_and_what_was_replayed() -> None:
     corpus = config.Corpus(source="hub:owner/name:train", replay=["/home/me/wiki/en.jsonl", "hub:other/web:all"])
     assert cards.origins(corpus) == [["sources", "`hub:owner/name:train`"], ["replayed", "`en.jsonl`, `hub:other/web:all`"]]
-    local = config.Corpus(source=["/home/me/a.jsonl", "b/"])
-    assert cards.origins(local) == [["sources", "`a.jsonl`, `b`"]]
+    local = config.Corpus(source=["/home/me/a.jsonl", "b/", "hf://datasets/owner/name/c.parquet", "https://key@host/d.jsonl"])
+    assert cards.origins(local) == [["sources", "`a.jsonl`, `b`, `hf://datasets/owner/name/c.parquet`, `d.jsonl`"]]
 
 
 def test_models_load_with_their_tokenizer_and_a_card_of_what_was_measured(finished: dict[str, Any], tmp_path: Path) -> None:

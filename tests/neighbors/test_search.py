@@ -21,12 +21,6 @@ def test_auto_goes_by_size() -> None:
     assert search.choose_search(vectors, cfg(search="exact", exact_docs=10), 0).kind == "exact"
 
 
-def test_a_gpu_compares_fifty_times_as_many_all_with_all() -> None:
-    vectors = clustered(1_000)
-    assert search.choose_search(vectors, cfg(search="auto", exact_docs=20), 0, "cuda").kind == "exact"
-    assert search.choose_search(vectors, cfg(search="auto", exact_docs=20), 0, "cpu").kind == "ivf"
-
-
 @pytest.mark.parametrize("wanted", [0.8, 0.95, 0.99])
 def test_as_many_clusters_as_the_recall_takes_and_no_more_than_that(wanted: float) -> None:
     vectors = clustered(6_000, 600)

@@ -124,6 +124,9 @@ def test_a_point_is_not_made_in_the_place_of_one_of_another_setting(studied: Any
         Grid(tiny, {"optim.lr": [2e-3, 4e-3]}, target="tune", out=out)
     decay = {**tiny, "tune": {**tiny["tune"], "weight_decay": 0.2}}
     assert Grid(decay, {"tune.lr": [5e-4, 2e-3]}, target="tune", out=out).plan()[1].to_make == 0
+    # a namesake that is not in the name may change: what read it is made anew
+    slower = {**decay, "optim": {**decay["optim"], "lr": 7e-4}}
+    assert Grid(slower, {"tune.lr": [5e-4, 2e-3]}, target="tune", out=out).plan()[1].to_make > 0
 
 
 def test_looks_are_paid_for_before_comparisons_are_ordered() -> None:

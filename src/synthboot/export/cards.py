@@ -358,8 +358,9 @@ def origins(corpus: config.Corpus) -> list[list[str]]:
             continue
         names = []
         for name in [given] if isinstance(given, str) else given:
-            # a path says how somebody's disk is laid out; on the hub, whose the text is
-            is_path = not name.startswith("hub:")
+            # a path says how somebody's disk is laid out, and an address may have a key in it; on
+            # the hub a name says whose the text is
+            is_path = not name.startswith(("hub:", "hf://"))
             last = name.rstrip("/").rpartition("/")[2]
             names.append(code(last if is_path and last else name))
         rows.append([what, ", ".join(names)])

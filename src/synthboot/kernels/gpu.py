@@ -4,7 +4,7 @@ Each is one pass over what torch goes over ten times or more, and takes the plac
 of the CPU. Triton comes with torch where that is built for CUDA; `library.has_triton` says whether
 it is there, and callers have torch's own operations.
 
-Tests run them on a CPU, by Triton's interpreter.
+Tests run them on a CPU, by Triton's interpreter, and compile them for cards that are not there.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ HEAD_DIMS = (32, 64, 128, 256)
 
 LEAST_GROUP = 16
 """Rows that a matmul of a GPU has at the least: heads that share keys are filled up to it."""
-
-POSITIONS = 64
-"""Positions of the cache that are read at once."""
 
 ENTRIES = 4_096
 """Entries of the vocabulary that are read at once."""
@@ -69,9 +66,18 @@ def attend(
         padded_group=max(LEAST_GROUP, 1 << (group - 1).bit_length()),
         half=dim // 2,
         normed=norms is not None,
-        block=POSITIONS,
+        block=positions_at_once(dim, keys.itemsize),
     )
     return out
+
+
+def positions_at_once(head_dim: int, itemsize: int) -> int:
+    """Positions of a cache that `attend` reads at once.
+
+    Three times 16 KiB of keys and of values wait in shared memory, of which the smaller cards have
+    99 KiB.
+    """
+    return min(64, 2**14 // (head_dim * itemsize))
 
 
 def draw(

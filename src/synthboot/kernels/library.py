@@ -67,10 +67,39 @@ def available(device: str = "cpu") -> bool:
 
 
 def has_triton(device: str) -> bool:
-    """Whether the loops of `kernels.gpu` are for this device: Triton comes with torch for CUDA."""
+    """Whether the loops of `kernels.gpu` are for this device, and run there.
+
+    Triton comes with torch for CUDA, but wants a C compiler and Python's headers on the machine.
+    """
     if device != "cuda" or os.environ.get("SYNTHBOOT_KERNELS") == "0":
         return False
-    return importlib.util.find_spec("triton") is not None
+    return triton_runs()
+
+
+@cache
+def triton_runs() -> bool:
+    """Whether the loops of a GPU compile and run: tried once, by the smallest of them."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    import torch
+
+    try:
+        from synthboot.kernels import gpu
+
+        logits = torch.zeros(1, 2, device="cuda")
+        target = torch.zeros(1, dtype=torch.int64, device="cuda")
+        gpu.softmax_gradient(logits, target, 1.0, 0.0)
+        return True
+    except Exception as error:  # of the compiler, the driver or Triton itself
+        if parent_process() is None:  # once, not by every worker
+            reason = " ".join(str(error).split())[:200]
+            _log.warning(
+                "the loops of a GPU do not compile here (%s: %s): "
+                "sampling and training are slower; Triton needs a C compiler and Python's headers",
+                type(error).__name__,
+                reason,
+            )
+        return False
 
 
 def kind() -> str:

@@ -33,7 +33,7 @@ CHUNK = 1_024
 """Rows whose logits are held at once."""
 
 GPU_LOGITS = 2**28
-"""Logits that a GPU holds at once, if that is more: every chunk costs it a dozen launches."""
+"""Logits that a GPU holds at once for its loop, if that is more."""
 
 
 SoftTargets = Callable[[slice], Tensor]
@@ -247,9 +247,9 @@ class _Chunked(torch.autograd.Function):
         # what the teacher's targets cost more than the tokens
         gap = torch.zeros((), device=hidden.device, dtype=torch.float64)
 
-        size = CHUNK if hidden.device.type == "cpu" else max(CHUNK, GPU_LOGITS // len(matrix))
         # a GPU's loop takes logits of any precision, and so they are never written in float32
         as_they_are = soft is None and library.has_triton(hidden.device.type)
+        size = max(CHUNK, GPU_LOGITS // len(matrix)) if as_they_are else CHUNK
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
             logits = linear(rows[part], matrix)  # (chunk, vocab)

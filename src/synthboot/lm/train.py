@@ -33,6 +33,7 @@ from synthboot.artifacts.store import WORK, Progress, silent
 from synthboot.data.disk import committed_folder, damage, remove
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import TrainingError
+from synthboot.kernels import library
 from synthboot.lm import adapters, layouts, parallel, regularizers
 from synthboot.lm import model as models
 from synthboot.lm.batches import IGNORE, Batch, Batches
@@ -43,11 +44,10 @@ from synthboot.lm.track import Watch, unwatched
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-COMPILE_FROM = 30.0
-"""Seconds that a compiled run takes for which compiling pays: it takes fifteen to twenty itself."""
-
-_USUAL_UTILIZATION = 0.4
-"""The fraction of a GPU's peak that training reaches, to guess how long a run takes."""
+COMPILE_FROM = 1e16
+"""FLOPs of a run for which compiling pays: half a minute of an H100, where it takes seven to twenty
+seconds. Of FLOPs, not of seconds, so that the arms of a comparison and a resumed run decide
+alike."""
 
 _USUAL_STEPS = 50
 """Steps whose mean loss a loss is compared with, to find a spike."""
@@ -277,11 +277,14 @@ class _Trainer:
 
     def _compiles(self, runtime: Runtime) -> bool:
         """Whether blocks are compiled, unless rows of many lengths would each be compiled for."""
-        # of the whole run, not of what is left of it, so that a resumed run decides alike
+        if runtime.compile != "auto":
+            return runtime.compile == "on"
+        if not library.has_triton(self.device.type):
+            return False
+        # of the whole run, not of what is left of it
         tokens = self.batches.steps * self.batches.batch_tokens
-        seconds = self.cost * tokens / _USUAL_UTILIZATION
-        long = self.device.type == "cuda" and seconds >= COMPILE_FROM
-        return runtime.compile == "on" or (runtime.compile == "auto" and long)
+        each = 3 * models.flops_per_token(self.model, self.batches.seq_len)
+        return tokens * each >= COMPILE_FROM
 
     def step(self) -> tuple[float, float]:
         """The mean loss over a step's targets and the gradient norm before clipping."""

@@ -35,10 +35,6 @@ from synthboot.neighbors import join
 from synthboot.neighbors.join import QUERY_BLOCK, Clusters
 from synthboot.rng import rng
 
-GPU_EXACT = 50
-"""How many times `exact_docs` a GPU searches exactly: it does so by large matmuls alone, where
-clusters are a thousand small ones for each block of queries."""
-
 BLOCKS = "query_blocks"
 """Where finished query blocks lie."""
 _SEARCH = "search"
@@ -121,8 +117,7 @@ def choose_search(
     `min_recall`.
     """
     docs = len(vectors)
-    exact_docs = cfg.exact_docs * (GPU_EXACT if device.startswith("cuda") else 1)
-    is_small = cfg.search == "auto" and docs <= exact_docs
+    is_small = cfg.search == "auto" and docs <= cfg.exact_docs
     if cfg.search == "exact" or is_small or docs < 4:
         return Search("exact")
     random = rng(seed, "search.recall")

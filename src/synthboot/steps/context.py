@@ -58,10 +58,12 @@ class Context:
     def gpu_workers(self) -> int:
         """Workers that each take as much of a GPU's memory as there is: one per GPU of this
         machine, however many units run side by side. Ray places its own."""
+        from synthboot.lm.model import device
+
         engine = self.cfg.engine
-        if engine.executor == "ray":
+        if engine.executor == "ray" or device(engine.device).type == "cpu":
             return self.workers
-        return pool.one_per_gpu(self.workers, engine.device)
+        return min(self.workers, max(1, len(pool.gpus())))
 
     @cached_property
     def corpus(self) -> Corpus:

@@ -24,7 +24,7 @@ def synthesize(c: Context) -> Outcome:
         job,
         c.budget_tokens,
         c.folder,
-        c.gpu_workers,
+        _workers(c),
         c.progress,
     )
     counts["upstream_flops"] = upstream_flops(c)
@@ -49,9 +49,14 @@ def synthesize_part(c: Context) -> int:
         c.budget_tokens,
         c.folder,
         c.part,
-        c.gpu_workers,
+        _workers(c),
         c.progress,
     )
+
+
+def _workers(c: Context) -> int:
+    """How many sample side by side; a server has the model elsewhere."""
+    return c.workers if c.cfg.synthesize.sampler == "server" else c.gpu_workers
 
 
 def _job(c: Context) -> Job:

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synthboot import config, preflight
+from synthboot.artifacts import store
 from synthboot.data import disk, lock
 from synthboot.errors import (
     BudgetError,
@@ -214,15 +215,22 @@ class Grid:
     def _check_own(self, point: grid.Point) -> None:
         """Raise ConfigError where the run of that name was made for another point: names hold the
         last part of a setting, and `tune.lr-0.001` and `optim.lr-0.001` would be one."""
-        varied = {key.rpartition(".")[2] for key in point.settings}
-        for name, state in states(point.config, self._planner.units(point)).items():
-            for reason in state.reasons:
-                key, _, _ = reason.partition(" ")
-                if key.rpartition(".")[2] in varied:
-                    raise ConfigError(
-                        f"study: {point.config.folder} is another point's run ({name}: {reason}); "
-                        f"choose another folder with --out, or delete it"
-                    )
+        for name, unit in self._planner.units(point).items():
+            manifest = None
+            with suppress(CorruptArtifact):  # its own turn says so
+                manifest = store.read_manifest(unit.folder(point.config.folder))
+            if manifest is None:
+                continue
+            made = store.flat(manifest.reads)
+            wanted = store.flat(unit.reads)
+            for key, value in point.settings.items():
+                for other in _namesakes(key, made):
+                    # it was named by that setting, which is another now
+                    if made[other] == value != wanted.get(other):
+                        raise ConfigError(
+                            f"study: {point.config.folder} is another point's run ({name}: {other} "
+                            f"was {value}); choose another folder with --out, or delete it"
+                        )
 
     def _row(self, point: grid.Point, failed: str) -> Row:
         # a run that failed, or ends earlier, may hold what other settings have left
@@ -231,6 +239,9 @@ class Grid:
             row = rows.read(point.config.folder, point.name, point.settings, wanted)
         except MissingArtifact:
             row = Row(point.name, "", point.settings)
+        # what it will be evaluated at, if it is not yet
+        if not row.losses:
+            row = replace(row, confidence=point.config.evaluate.confidence)
         # beside the study's own files, so that the folder can be moved
         row = replace(row, folder=point.name)
         if not failed:
@@ -306,3 +317,9 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
     """A name for each run: its folder's, with what is above it where two are called the same."""
     last = Counter(folder.name for folder in folders)
     return {folder: folder.name if last[folder.name] == 1 else str(folder) for folder in folders}
+
+
+def _namesakes(key: str, settings: Iterable[str]) -> list[str]:
+    """Other settings with the same last part."""
+    last = key.rpartition(".")[2]
+    return [other for other in settings if other != key and other.rpartition(".")[2] == last]

@@ -199,10 +199,12 @@ def test_a_batch_that_another_process_left_no_room_for_is_a_smaller_one_or_an_er
     assert len(sampler.sample(asked)) == 70
     assert sampler.batch in (32, 64)
     fixed = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=128)
-    with pytest.raises(SamplingError, match=r"128 rows at once .* engine.sample_batch=64"):
+    with pytest.raises(SamplingError, match=r"128 rows at once .* engine.sample_batch=64, or"):
         fixed.sample(requests(200))
     monkeypatch.setattr(Full, "most", 0)
-    with pytest.raises(SamplingError, match="do not fit the memory that is free on cpu"):
+    with pytest.raises(SamplingError, match="70 rows"):
+        fixed.sample(asked)
+    with pytest.raises(SamplingError, match=r"24 rows at once .* free on cpu: set a smaller"):
         EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9).sample(asked)
 
 

@@ -120,8 +120,8 @@ class EmbeddedSampler:
                 state.advance()
                 state.retire()
         except torch.OutOfMemoryError:
-            rows = self.batch or LEAST_ROWS
-            raise SamplingError(too_large(self.decoder.device, rows)) from None
+            rows = max(LEAST_ROWS, min(self.batch or 0, len(requests)))
+            raise SamplingError(too_large(self.decoder.device, rows, LEAST_ROWS)) from None
         return [result for result in state.results if result is not None]
 
 

@@ -51,9 +51,11 @@ class Sampler(Protocol):
         ...
 
 
-def too_large(device: object, rows: int) -> str:
-    """What to say of a batch that does not fit the memory of a device."""
+def too_large(device: object, rows: int, least: int = 1) -> str:
+    """What to say of a batch of `rows`, `least` of which there always are, that does not fit the
+    memory of a device."""
+    fewer = f"engine.sample_batch={max(least, rows // 2)}, or " if rows > least else ""
     return (
         f"{rows:,} rows at once do not fit the memory that is free on {device}: "
-        f"set engine.sample_batch={max(1, rows // 2)}, or a smaller engine.jobs"
+        f"set {fewer}a smaller engine.jobs or synthesize.max_tokens"
     )

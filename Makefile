@@ -95,6 +95,7 @@ bench: $(STAMP)  ## speeds beside their peers, as ratios
 	$(BIN)/python benchmarks/train.py --sizes demo --rounds 3 --steps 8
 
 gpu: $(STAMP)   ## on a machine with CUDA: is it right, how fast is it, one small run; nine minutes, no network
+	$(BIN)/pytest -q -m '' tests/lm/test_gpu.py
 	$(BIN)/python benchmarks/gpu.py
 
 clean:          ## the virtual environment and caches; runs/ stays

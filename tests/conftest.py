@@ -17,6 +17,7 @@ from filelock import FileLock
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads wait for each other for ages beside other work
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what it does by itself, with a warning
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports it: the loops of a GPU run on a CPU then
 

@@ -40,6 +40,16 @@ FIRST_SCREEN = (
     ("2026-11-26-samples-or-dropout", "dropout: against self", "abstracts, 12 epochs, three seeds"),
     ("2026-11-26-external-writer", "sbp against repetition", "abstracts, 12 epochs, written by SmolLM2-135M, five seeds"),
     ("2026-11-26-external-writer", "sbp: against random_pairs", "abstracts, 12 epochs, written by SmolLM2-135M, ten seeds"),
+    (
+        "2026-11-27-external-articles",
+        "sbp against repetition",
+        "encyclopedia articles, 24 epochs, written by SmolLM2-135M, four seeds",
+    ),
+    (
+        "2026-11-27-external-articles",
+        "sbp: against self",
+        "encyclopedia articles, 24 epochs, written by SmolLM2-135M, four seeds",
+    ),
     ("2026-11-26-continue", "sbp against repetition", "SmolLM2-135M continued on 152 abstracts, two epochs, three seeds"),
     ("2026-11-26-continue", "sbp: against self", "SmolLM2-135M continued on 152 abstracts, two epochs, three seeds"),
 )

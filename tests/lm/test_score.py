@@ -91,6 +91,16 @@ def test_a_gain_is_nats_per_token_with_its_error_over_documents() -> None:
     assert scores([1.0], [2]).gain_over(scores([3.0], [2])) == (1.0, 1.0)  # one document has no spread
 
 
+def test_rows_of_many_lengths_go_without_the_attention_that_plans_each() -> None:
+    model = small_model()
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    score.documents(model, Tokens.of([[5, 6, 0], [7, 8, 9, 0]]), seq_len=16, end=0)
+    assert seen
+    assert not any(seen)
+    assert torch.backends.cuda.cudnn_sdp_enabled()  # training, whose rows are alike, keeps it
+
+
 def test_scores_do_not_depend_on_the_batch() -> None:
     model, rng = small_model(), np.random.default_rng(1)
     rows = [(rng.integers(0, 280, n), rng.integers(0, 280, n)) for n in rng.integers(1, 60, 30)]

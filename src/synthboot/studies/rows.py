@@ -55,8 +55,9 @@ class Row:
     least validation loss, `late_gain` what the last tenth of its training saved, `losses` each
     arm's test loss at the checkpoint of the verdict.
     `minus_repetition` and `minus_self` are of the arm of the method, `method`; "self" is the
-    control that reads unconditional samples. `confidence` is that of its intervals (0.95 without an
-    evaluation). `looks` counts how often the run was evaluated, each time with other seeds.
+    control that reads unconditional samples. `confidence` is that of its intervals, 0.95 for a run
+    that is collected before an evaluation. `looks` counts how often the run was evaluated, each
+    time with other seeds.
 
     `failed` says whether the run could not be made; `note` why, or what is there and left out.
     """

@@ -180,6 +180,20 @@ class Narrow(Decoder):
         return self.room * self.cache_bytes(1, 64)
 
 
+def test_prompts_of_many_lengths_go_without_the_attention_that_plans_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    prefill = Decoder.prefill
+
+    def watched(self: Decoder, *told: Any) -> None:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        prefill(self, *told)
+
+    monkeypatch.setattr(Decoder, "prefill", watched)
+    EmbeddedSampler(small_model(), 0, temperature=1.0, top_p=0.9, batch=4).sample(requests(6))
+    assert seen
+    assert not any(seen)
+
+
 class Full(Decoder):
     """A decoder whose device has room for the caches of so many rows."""
 

@@ -14,9 +14,9 @@ from tests.neighbors.test_join import build, clustered, unit
 ALL = [
     join.ON_CPU,
     join.ON_GPU,
-    Tiles(columns=300, scores=2_000, float16=True),
-    Tiles(columns=300, scores=2_000, float16=False),
-    Tiles(columns=5, scores=200, float16=True),  # fewer columns than neighbours
+    Tiles(columns=300, scores=2_000, float16=True, group=8),
+    Tiles(columns=300, scores=2_000, float16=False, group=8),
+    Tiles(columns=5, scores=200, float16=True, group=8),  # fewer columns than neighbours
 ]
 
 
@@ -54,6 +54,13 @@ def test_the_index_is_that_of_brute_force(tiled: Callable[[], None], dtype: type
     own = np.random.default_rng(1).permutation(700)[:300]
     assert_same(join.exact(vectors[own], vectors, 7, own), truth(vectors[own], vectors, 7, own))
     assert_same(join.exact(vectors[own], vectors, 7), truth(vectors[own], vectors, 7, None))
+
+
+def test_what_fills_the_last_group_is_no_neighbour(tiled: Callable[[], None]) -> None:
+    tiled()
+    vectors = unit(1 + 0.3 * np.random.default_rng(0).normal(size=(600, 24)))
+    queries = -vectors[:5]  # less like any of them than a row of zeros
+    assert_same(join.exact(queries, vectors, 7), truth(queries, vectors, 7, None))
 
 
 def near_ties(members: int, dim: int = 32) -> tuple[np.ndarray, np.ndarray]:

@@ -72,10 +72,12 @@ class Tiles:
     """How many a tile has at most, which bounds memory."""
     float16: bool
     """Whether matmuls round to it, for rows of about unit length. No result depends on it."""
+    group: int
+    """How many scores are looked at by their best alone, until that one beats a threshold."""
 
 
-ON_CPU = Tiles(_COLUMNS, _ROWS * _COLUMNS, float16=False)
-ON_GPU = Tiles(65_536, 2**28, float16=True)
+ON_CPU = Tiles(_COLUMNS, _ROWS * _COLUMNS, float16=False, group=32)
+ON_GPU = Tiles(65_536, 2**28, float16=True, group=128)
 """Half a gigabyte of scores keeps a GPU busy for a millisecond, far longer than a launch takes."""
 
 
@@ -361,9 +363,10 @@ class _TopK:
     GPU, what may beat a query's k-th best is scored again in float32 and waits until it is much;
     then one merge updates all queries.
 
-        scores of a query   [ .1  .7  .3 | .2  .8  .6 ]   rounded, a tile at a time
-        may beat .6              .7         .8  .6        within the margin of the rounding
-        scored again             .701       .799 .598     these wait
+        scores of a query   [ .1  .7  .3 | .2  .8  .6 | .1  .2  .4 ]   rounded, a tile at a time
+        bests of groups           .7           .8           .4         the third is left out
+        may beat .6              .7         .8  .6                     within the margin
+        scored again             .701       .799 .598                  these wait
     """
 
     def __init__(
@@ -413,6 +416,8 @@ class _TopK:
 
         `fresh`: these queries have been compared with nothing yet.
         """
+        import torch
+
         if self._operand is not None:
             operand = _Operand(vectors)
             for part in rows.split(_ROWS):
@@ -422,22 +427,26 @@ class _TopK:
 
         k = self.index.shape[1]
         members = _float_rows(vectors, self.device)
-        factor = members.to(self._factor.dtype)
         longest = members.norm(dim=1).max()
-        size = max(1, self._tiles.scores // len(members))
+        # Groups pay where k of them are there to set a threshold: hardly in a cluster.
+        group = self._tiles.group if len(members) >= k * self._tiles.group else 1
+        padding = (0, 0, 0, -len(members) % group)  # rows at the end
+        factor = torch.nn.functional.pad(members.to(self._factor.dtype), padding)
+        size = max(1, self._tiles.scores // len(factor))
         for part in rows.split(size):
             scores = self._factor[part] @ factor.T  # (part, column)
+            scores[:, len(members) :] = _NEVER
             _hide_own(scores, self.own[part] - first)
+            grouped = scores.unflatten(1, (-1, group))  # (part, group, member)
+            best = grouped.amax(2) if group > 1 else scores
             margin = self._error[part] * longest + _LEAST_MARGIN  # (part,)
             if fresh and k <= len(members):
-                # k members are at least as good, but for the margin.
-                kth = scores.topk(k, 1).values[:, -1]
+                # k members are at least as good, but for the margin: one in each of k groups.
+                kth = best.topk(k, 1).values[:, -1]
                 self.threshold[part] = kth - margin
 
             least = (self.threshold[part] - margin).to(scores.dtype)
-            may_beat = scores > least[:, None]  # (part, column)
-            # The one thing in a tile that waits for a GPU.
-            row, column = may_beat.nonzero(as_tuple=True)
+            row, column = _above(grouped, best, least)
             self._score_again(part[row], column, members, first)
 
     def _score_again(
@@ -663,6 +672,21 @@ def _float_rows(array: np.ndarray, device: str) -> Tensor:
     import torch
 
     return torch.tensor(array, device=device).float()
+
+
+def _above(grouped: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the scores (row, group, member) above `least` (row), looked for in the
+    groups whose `best` (row, group) is.
+
+    Both searches wait for a GPU, the second where few groups are left.
+    """
+    row, group = (best > least[:, None]).nonzero(as_tuple=True)  # (found,)
+    size = grouped.shape[2]
+    if size == 1:
+        return row, group
+    is_above = grouped[row, group] > least[row, None]  # (found, member)
+    found, member = is_above.nonzero(as_tuple=True)
+    return row[found], size * group[found] + member
 
 
 def _hide_own(scores: Tensor, own: Tensor) -> None:

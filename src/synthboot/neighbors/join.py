@@ -548,15 +548,13 @@ class _TopK:
     def result(self) -> Neighbors:
         """Numbers and similarities, best first, equal ones by number."""
         self.merge()
-        index = self.index.cpu().numpy()
-        score = self.score.cpu().numpy()
-        if self._operand is not None:
-            return index, score  # the compiled loops keep them in order
+        if self._operand is not None:  # the compiled loops keep them in order
+            return self.index.numpy(), self.score.numpy()
 
-        order = np.lexsort((index, -score), axis=1)
-        ordered_index = np.take_along_axis(index, order, 1)  # (query, k)
-        ordered_score = np.take_along_axis(score, order, 1)  # (query, k)
-        return ordered_index, ordered_score
+        # Sorted where they are: a GPU takes no time for what took a quarter of a join on its CPU.
+        index, order = self.index.sort(dim=1, stable=True)  # (query, k)
+        score, by_score = self.score.gather(1, order).sort(dim=1, descending=True, stable=True)
+        return index.gather(1, by_score).cpu().numpy(), score.cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ EXPERIMENTS = ROOT / "experiments"
 LEVEL = 0.05
 RESTATED = "2026-11-25-claims-restated"
 RELATION = runpy.run_path(str(EXPERIMENTS / "relation.py"))
+EXTERNAL = "encyclopedia articles, 24 epochs, written by SmolLM2-135M"
 FIRST_SCREEN = (
     ("2026-11-26-world-five-seeds", "sbp against repetition", "known world, 27 epochs, five seeds"),
     ("2026-11-26-world-five-seeds", "sbp: against self", "known world, 27 epochs, five seeds"),
@@ -40,16 +41,10 @@ FIRST_SCREEN = (
     ("2026-11-26-samples-or-dropout", "dropout: against self", "abstracts, 12 epochs, three seeds"),
     ("2026-11-26-external-writer", "sbp against repetition", "abstracts, 12 epochs, written by SmolLM2-135M, five seeds"),
     ("2026-11-26-external-writer", "sbp: against random_pairs", "abstracts, 12 epochs, written by SmolLM2-135M, ten seeds"),
-    (
-        "2026-11-27-external-articles",
-        "sbp against repetition",
-        "encyclopedia articles, 24 epochs, written by SmolLM2-135M, four seeds",
-    ),
-    (
-        "2026-11-27-external-articles",
-        "sbp: against self",
-        "encyclopedia articles, 24 epochs, written by SmolLM2-135M, four seeds",
-    ),
+    ("2026-11-27-external-articles", "sbp: against self", f"{EXTERNAL}, a tenth, four seeds"),
+    ("2026-11-27-tuned-writer", "sbp against repetition", f"{EXTERNAL}, a quarter, ten seeds"),
+    ("2026-11-27-tuned-writer", "sbp: against self", f"{EXTERNAL}, a quarter, ten seeds"),
+    ("2026-11-27-tuned-writer", "sbp: against random", f"{EXTERNAL}, a quarter, ten seeds"),
     ("2026-11-26-continue", "sbp against repetition", "SmolLM2-135M continued on 152 abstracts, two epochs, three seeds"),
     ("2026-11-26-continue", "sbp: against self", "SmolLM2-135M continued on 152 abstracts, two epochs, three seeds"),
 )

@@ -70,7 +70,9 @@ COMPARED = (
         "self",
         "related, base and a pointer over four d1",
     ),
-    Compared("worn-out articles, written by SmolLM2-135M", "2026-11-27-external-articles", "sbp", "self", "related pairs"),
+    Compared("worn-out articles, a tenth by SmolLM2-135M", "2026-11-27-external-articles", "sbp", "self", "related pairs"),
+    Compared("worn-out articles, a quarter by SmolLM2-135M", "2026-11-27-tuned-writer", "sbp", "self", "related pairs"),
+    Compared("worn-out articles, a quarter by SmolLM2-135M", "2026-11-27-tuned-writer", "sbp", "random", "related pairs"),
     Compared("articles, a pointer over one d1", "2026-11-26-pointer", "sbp", "self", "base and a pointer over one d1"),
     Compared("articles, tuned on pairs", "2026-11-26-articles-controls", "sbp", "self", "related pairs"),
     Compared(

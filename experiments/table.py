@@ -1,8 +1,8 @@
 """Write an experiment's table of arms from the loss of every test document, and keep these losses beside it.
 
-python experiments/table.py experiments/NAME --run runs/NAME     # keeps them; two arms are compared by the seeds of both
-python experiments/table.py experiments/NAME                     # again from what was kept
-python experiments/table.py experiments/NAME --control random    # beside repetition, against an arm other than `self`
+python experiments/table.py experiments/NAME --run runs/NAME          # keeps them; two arms are compared by the seeds of both
+python experiments/table.py experiments/NAME                          # again from what was kept
+python experiments/table.py experiments/NAME --control self random    # beside repetition, against other arms than `self` alone
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ ROOT = Path(__file__).parent.parent
 REPETITION = "repetition"
 
 
-def kept(run: Path) -> pa.Table:
-    """arm, seed, doc, tokens, loss (nats): the best checkpoint of every model, summed by document."""
+def kept(runs: list[Path]) -> pa.Table:
+    """arm, seed, doc, tokens, loss (nats): the best checkpoint of every model, of the first run that has it, by document."""
+    folders: dict[tuple[str, int], Path] = {}
+    for run in runs:
+        for folder in sorted(folder_of(run, "score").glob("*/seed-*")):
+            folders.setdefault((folder.parent.name, int(folder.name.removeprefix("seed-"))), folder)
     rows = []
-    for arm in sorted(folder for folder in folder_of(run, "score").iterdir() if folder.is_dir()):
-        for folder in arm.glob("seed-*"):
-            seed = int(folder.name.removeprefix("seed-"))
-            documents = zip(*Scores.open(folder).by_document("best"), strict=True)
-            rows += [(arm.name, seed, doc, int(tokens), np.float32(loss)) for doc, (loss, tokens) in enumerate(documents)]
+    for (arm, seed), folder in sorted(folders.items()):
+        documents = zip(*Scores.open(folder).by_document("best"), strict=True)
+        rows += [(arm, seed, doc, int(tokens), np.float32(loss)) for doc, (loss, tokens) in enumerate(documents)]
     names = ("arm", "seed", "doc", "tokens", "loss")
     return pa.table(dict(zip(names, zip(*rows, strict=True), strict=True)))
 
@@ -64,22 +66,29 @@ def losses(table: pa.Table) -> tuple[dict[str, Arm], np.ndarray]:
     return by_arm, table["tokens"].to_numpy()[:docs]
 
 
-def markdown(by_arm: dict[str, Arm], tokens: np.ndarray, control: str) -> str:
-    """A row for every arm; p adjusted by Holm for the arms that are no oracle."""
+def markdown(by_arm: dict[str, Arm], tokens: np.ndarray, controls: list[str]) -> str:
+    """A row for every arm; p adjusted by Holm for the arms that are no oracle.
+
+    An arm whose name ends like a control's, as `sbp_10` and `self_10` do, is held against that one.
+    """
     against = {name: arm.against(by_arm[REPETITION], tokens) for name, arm in by_arm.items()}
     tested = {n: d.p for n, d in against.items() if n != REPETITION and not n.startswith(("oracle", "ensemble"))}
     adjusted = statistics.holm(tested)
+    heads = "".join(f" against {control} | p |" for control in controls)
     lines = [
-        f"| arm | loss | by seed | against repetition | p | adjusted | against {control} | p |",
-        "|---|---|---|---|--:|--:|---|--:|",
+        f"| arm | loss | by seed | against repetition | p | adjusted |{heads}",
+        "|---|---|---|---|--:|--:|" + "---|--:|" * len(controls),
     ]
     for name, arm in by_arm.items():
         mean = statistics.estimate(arm.loss, tokens)
         cells = [name, f"{mean.value:.4f} [{mean.low:.4f}, {mean.high:.4f}]", ", ".join(f"{x:.4f}" for x in mean.by_seed)]
         cells += ["", "", ""] if name == REPETITION else [span(against[name]), p(against[name].p), p(adjusted.get(name))]
-        compared = control in by_arm and name not in (control, REPETITION)
-        other = arm.against(by_arm[control], tokens) if compared else None
-        cells += [span(other), p(other.p)] if other else ["", ""]
+        for control in controls:
+            like = control + name[name.find("_") :] if "_" in name else control
+            like = like if like in by_arm else control
+            compared = like in by_arm and name not in (like, REPETITION)
+            other = arm.against(by_arm[like], tokens) if compared else None
+            cells += [span(other), p(other.p)] if other else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -98,8 +107,8 @@ def main() -> None:
     """Keep the losses where a run is given, and write the table into the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", type=Path)
-    parser.add_argument("--run", type=Path, help="a run folder that has scores")
-    parser.add_argument("--control", default="self", help="the arm that the others are held against beside repetition")
+    parser.add_argument("--run", type=Path, nargs="+", help="run folders that have scores")
+    parser.add_argument("--control", nargs="+", default=["self"], help="arms that the others are held against beside repetition")
     args = parser.parse_args()
     store = args.experiment / "losses.parquet"
     if args.run:

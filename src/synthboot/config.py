@@ -649,7 +649,8 @@ class Synthesize(Section):
     max_loop_share: float = Field(0.5, gt=0, le=1)
     """Drop an output when more than this fraction of its 8-grams repeat an earlier one in it."""
     chunk: Size = 256
-    """Requests per chunk, the unit that is committed, and redone after a crash."""
+    """Requests per chunk, the unit that is committed, and redone after a crash. A GPU samples as
+    many chunks together as fill it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of weights and key/value cache in sampling. `auto`: as `optim.precision`."""
     sampler: Literal["embedded", "vllm", "server"] = "embedded"

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -5,8 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from synthboot import config
+from synthboot import config, loading
 from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
 from synthboot.artifacts.store import Shards
 from synthboot.data import tokens
@@ -18,6 +20,7 @@ from synthboot.lm import model as models
 from synthboot.lm.sampling.protocol import Result
 from synthboot.stages import synthesize as stage
 from synthboot.stages.synthesize import Job, related_of, requests_of, synthesize, verdict
+from synthboot.steps.synthesize import at_once
 from tests.lm.conftest import small_model
 
 
@@ -79,6 +82,62 @@ def test_workers_and_interruptions_change_no_byte(tmp_path: Path, tokenizer: Tok
     assert len(list((tmp_path / "killed" / "chunks").iterdir())) < one["chunks"]
     synthesize(job(tmp_path, tokenizer), 800, tmp_path / "killed")
     assert files(tmp_path / "one") == files(tmp_path / "three") == files(tmp_path / "killed")
+
+
+def test_chunks_that_are_sampled_together_are_those_sampled_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    alone = synthesize(job(tmp_path, tokenizer), 1_500, tmp_path / "alone")
+    together = replace(job(tmp_path, tokenizer), at_once=25)  # two chunks of ten, as far as the budget surely needs them
+    assert synthesize(together, 1_500, tmp_path / "together") == alone
+    assert synthesize(together, 1_500, tmp_path / "workers", workers=2) == alone
+    same = files(tmp_path / "together")
+    assert files(tmp_path / "workers") == same
+    drawn = [[path.read_bytes() for path in sorted((tmp_path / name).rglob("tokens.bin"))] for name in ("alone", "together")]
+    assert drawn[0] == drawn[1]  # the likelihoods of other batches are rounded otherwise
+
+    shutil.rmtree(tmp_path / "together" / "chunks" / "000001")  # as a kill between the two leaves them
+    untouched = (tmp_path / "together" / "chunks" / "000000" / "part.json").stat().st_mtime_ns
+    synthesize(together, 1_500, tmp_path / "together")
+    assert files(tmp_path / "together") == same
+    assert (tmp_path / "together" / "chunks" / "000000" / "part.json").stat().st_mtime_ns == untouched
+
+
+def test_a_full_device_is_asked_for_several_chunks_in_one_call(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    class Counting:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def sample(self, requests: Any) -> Any:
+            calls.append(len(requests))
+            return self.inner.sample(requests)
+
+    opened = stage.open_sampler
+    monkeypatch.setattr(stage, "open_sampler", lambda *args: Counting(opened(*args)))
+    for number, (fills, budget, wanted) in enumerate([(1, 100, 10), (45, 5_000, 40), (45, 1_300, 20), (45, 100, 10)]):
+        calls.clear()
+        synthesize(replace(job(tmp_path, tokenizer), at_once=fills), budget, tmp_path / str(number))
+        assert set(calls) == {wanted}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "device", "wanted"),
+    [("embedded", "cpu", 1), ("embedded", "cuda", 8_192), ("server", "cuda", 1), ("vllm", "cpu", 8_192)],
+)
+def test_a_gpu_is_given_thousands_of_requests(sampler: str, device: str, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings = {
+        "name": "many",
+        "model": {"seq_len": 512},
+        "budget": {"unique_tokens": 10_000, "train_tokens": 20_000},
+        "corpus": {"source": "text.jsonl"},
+        "arms": {"repetition": {}},
+        "synthesize": {"sampler": sampler},
+        "engine": {"device": device},
+    }
+    assert at_once(loading.load(settings)) == wanted
 
 
 def test_every_document_is_drawn_equally_often_and_seeded_by_d1_and_sample(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -21,8 +21,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import count
+from functools import lru_cache, partial
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class Job:
     lie in, up to `contexts` documents are conditioned on: d1, and the d1 of d1. `tokenizer` is that
     of the arms; an `external` synthesizer has another, and `corpus` is in its tokens. With the
     weights of a `pointer` d1 is copied from, and need not stand in the prompt (`is_prompted`).
+
+    `at_once` is how many requests fill the device: as many chunks as they are go in one call.
     """
 
     cfg: config.Synthesize
@@ -72,6 +74,7 @@ class Job:
     external: bool = False
     pointer: Weights | None = None
     is_prompted: bool = True
+    at_once: int = 1
 
 
 def synthesize(
@@ -137,10 +140,10 @@ def _sample(
     results = pool.imap(
         _chunk_writer,
         (job, folder / CHUNKS),
-        numbers,
+        _groups(numbers, _group_size(job, budget_tokens)),
         workers,
     )
-    for counts in results:
+    for counts in chain.from_iterable(results):
         chunks += 1
         outputs.update(counts["outputs"])
         for name in ("kept", "tokens", "sampled_tokens", "prompt_tokens"):
@@ -153,6 +156,22 @@ def _sample(
     # chunks beyond the last one that workers have begun are of no use
     results.close()  # type: ignore[attr-defined]
     return outputs, total, chunks
+
+
+def _group_size(job: Job, budget_tokens: int) -> int:
+    """How many chunks are sampled in one call.
+
+    No more than the budget surely needs, and by nothing that an interruption changes: a batch of
+    other requests may be rounded otherwise.
+    """
+    needed = math.ceil(budget_tokens / job.seq_len)
+    return max(1, min(job.at_once, needed) // job.cfg.chunk)
+
+
+def _groups(numbers: Iterator[int], size: int) -> Iterator[tuple[int, ...]]:
+    """The numbers, `size` together."""
+    while group := tuple(islice(numbers, size)):
+        yield group
 
 
 def _check_yield(
@@ -239,24 +258,25 @@ def verdict(result: Result, cfg: config.Synthesize) -> str:
 def _chunk_writer(
     job: Job,
     folder: Path,
-) -> Callable[[int], dict[str, Any]]:
-    """A worker: chunk number -> counts of the committed chunk.
+) -> Callable[[tuple[int, ...]], list[dict[str, Any]]]:
+    """A worker: the numbers of chunks that go together -> counts of the committed chunks.
 
     The model is loaded when first needed.
     """
     shards = Shards(folder)
     loaded: list[Any] = []
 
-    def run(chunk: int) -> dict[str, Any]:
-        if shards.done(chunk):
-            return shards.counts(chunk)
-        if not loaded:
+    def run(group: tuple[int, ...]) -> list[dict[str, Any]]:
+        missing = [chunk for chunk in group if not shards.done(chunk)]
+        if missing and not loaded:
             arms = tokenizers.load(job.tokenizer)
             own = tokenizers.load(job.synthesizer) if job.external else arms
             engine = open_sampler(job.cfg, job.engine, job.synthesizer, own.end, job.pointer)
             corpus = Tokens.open(job.corpus).head(job.docs)
             loaded.extend((engine, own, arms, corpus, related_of(job)))
-        return shards.write(chunk, lambda out: _write_chunk(job, chunk, out, *loaded))
+        if missing:
+            _write_chunks(job, group, missing, shards, *loaded)
+        return [shards.counts(chunk) for chunk in group]
 
     return run
 
@@ -271,31 +291,42 @@ def related_of(job: Job) -> Related | None:
     return Related.of(pairs.d1[inside], pairs.d2[inside])
 
 
-def _write_chunk(
+def _write_chunks(
     job: Job,
-    chunk: int,
-    out: Path,
+    group: tuple[int, ...],
+    missing: list[int],
+    shards: Shards,
     engine: Sampler,
     own: tokenizers.Tokenizer,
     arms: tokenizers.Tokenizer,
     corpus: Tokens,
     related: Related | None,
+) -> None:
+    """Sample the chunks of a group in one call, and write those that are `missing`.
+
+    All are sampled again where a kill has left some, in the batches that they were sampled in.
+    """
+    asked = {chunk: list(requests_of(job, corpus, own, chunk, related)) for chunk in group}
+    results = iter(engine.sample([request for rows in asked.values() for _, _, request in rows]))
+    for chunk, rows in asked.items():
+        found = list(islice(results, len(rows)))
+        if chunk in missing:
+            shards.write(chunk, partial(_write_chunk, job, rows, found, own, arms))
+
+
+def _write_chunk(
+    job: Job,
+    asked: list[tuple[int, int, Request]],
+    results: list[Result],
+    own: tokenizers.Tokenizer,
+    arms: tokenizers.Tokenizer,
+    out: Path,
 ) -> dict[str, Any]:
-    """Sample a chunk and write it to `out`: all outputs as rows, those kept as tokens too.
+    """Write the results of a chunk to `out`: all outputs as rows, those kept as tokens too.
 
     The synthesizer has its `own` tokenizer, which is that of the `arms` unless it is external.
     """
-    d1s, samples, requests = zip(
-        *requests_of(
-            job,
-            corpus,
-            own,
-            chunk,
-            related,
-        ),
-        strict=True,
-    )
-    results = engine.sample(list(requests))
+    d1s, samples, requests = zip(*asked, strict=True)
     _check_tokens(job, results, own)
 
     sampled = [list(result.tokens) for result in results]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from synthboot import config
 from synthboot.steps.context import Context, Outcome, conditional, upstream_flops
 from synthboot.steps.filter import filtered
 
 if TYPE_CHECKING:
     from synthboot.stages.synthesize import Job
+
+_ROOM = 2**22
+"""Tokens that a GPU samples in one call at most: minutes, which a killed run does again."""
 
 
 def synthesize(c: Context) -> Outcome:
@@ -82,4 +86,15 @@ def _job(c: Context) -> Job:
         external=external is not None,
         pointer=tuning.pointer if tuning else None,
         is_prompted=tuning.is_prompted if tuning else True,
+        at_once=at_once(c.cfg),
     )
+
+
+def at_once(cfg: config.Config) -> int:
+    """How many requests fill the device: a CPU is full with a chunk, a server has a queue of its
+    own, and a GPU wants some batches of thousands of rows."""
+    from synthboot.lm.model import device
+
+    sampler = cfg.synthesize.sampler
+    is_gpu = sampler == "embedded" and device(cfg.engine.device).type != "cpu"
+    return _ROOM // cfg.tune_seq_len if is_gpu or sampler == "vllm" else 1

@@ -442,3 +442,14 @@ def test_text_that_was_made_up_may_be_used_by_anyone(ran: dict[str, Any], tmp_pa
     exported = export(loading.load(ran), "real", tmp_path / "out")
     assert exported.license == "cc0-1.0"
     assert "license: cc0-1.0" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_another_tokenizer_in_the_same_folder_is_another_corpus(world_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{}")
+    cfg = small_config(world_file, tmp_path, corpus__tokenizer=str(folder))
+    before = fingerprints(recipes.units(loading.load(cfg)))
+    assert fingerprints(recipes.units(loading.load(cfg))) == before
+    (folder / "tokenizer.json").write_text('{"version": "2"}')
+    assert fingerprints(recipes.units(loading.load(cfg)))["corpus"] != before["corpus"]

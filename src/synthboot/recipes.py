@@ -186,6 +186,8 @@ class _Recipes:
         self.first = cfg.pretrain.seeds[0]
         given = self.given("model.init_from", cfg.model.init_from)
         corpus = cfg.corpus
+        if corpus.tokenizer != "train":
+            given |= self.given("corpus.tokenizer", corpus.tokenizer)
         given["files"] = self.hashed("files", lambda: self.identity(corpus.source, "source"))
         if (replay := corpus.replay) is not None:
             given["replay_files"] = self.hashed(

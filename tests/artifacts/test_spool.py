@@ -276,3 +276,14 @@ def test_a_unit_that_has_tokenized_may_have_workers_that_do(tmp_path: Path) -> N
         assert running.wait() == [("corpus", "done", 72)]
     finally:
         running.close()
+
+
+def test_mapped_text_takes_no_descriptors(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "many.jsonl", world_documents())
+    ingested(settings(path), tmp_path / "out")
+    shards = Shards(tmp_path / "out" / WORK / "ingest")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    read = spool.Texts(shards)
+    assert len(read) == 360  # in 45 shards
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert read[359] == spool.Texts(shards)[359]

@@ -1,12 +1,18 @@
 """Arrays are read back as written; a damaged one is named."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from synthboot.artifacts import store
+from synthboot.data import disk
 from synthboot.data.disk import end_to_end, load_array, save_array, save_blocks
 from synthboot.errors import CorruptArtifact
+
+read_text = Path.read_text
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -58,3 +64,26 @@ def test_arrays_end_to_end(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     end_to_end([*paths, paths[-1].with_suffix(".new.npy")], together)
     assert len(joined) == sum(sizes)
     assert [path.name for path in tmp_path.glob("work/*")] == ["all.npy"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES])
+def test_a_disk_that_does_not_answer_is_no_damage(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with disk.committed_folder(tmp_path / "artifact" / "part") as part:
+        save_array(part / "a.npy", np.arange(6))
+    store.begin(tmp_path / "artifact", "one")
+    with disk.committed_folder(tmp_path / "artifact" / "part") as part:
+        save_array(part / "a.npy", np.arange(6))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda path, *args: refuse() if path.name == disk.SEAL else read_text(path, *args))
+        with pytest.raises(OSError, match=os.strerror(number)):
+            store.begin(tmp_path / "artifact", "one")
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", refuse)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            load_array(tmp_path / "artifact" / "part" / "a.npy")
+    assert store.begin(tmp_path / "artifact", "one") == []
+    assert (tmp_path / "artifact" / "part" / "a.npy").exists()

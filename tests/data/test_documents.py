@@ -307,3 +307,18 @@ def test_identity_changes_with_one_byte_anywhere(tmp_path: Path) -> None:
 def test_reading_needs_no_torch() -> None:
     code = "import sys, synthboot.data.documents, synthboot.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_record_weighs_all_that_is_in_it_and_large_rows_are_read_few_at_a_time(tmp_path: Path) -> None:
+    row = {
+        "id": "a",
+        "text": "x" * 10,
+        "messages": [{"role": "user", "content": "y" * 10_000}],
+        "vector": [0.5] * 100,
+    }
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "nested.parquet")
+    [record] = documents.records(config.Corpus(source=str(tmp_path / "nested.parquet")))
+    assert 10_010 + 100 * 8 < documents.size_of(record) < 20_000
+    assert documents.rows_at_once(10_000, 10_000 * 1_000) == 1_024
+    assert documents.rows_at_once(100, 100 << 20) == 8
+    assert documents.rows_at_once(3, 3 << 30) == documents.rows_at_once(0, 0) == 1

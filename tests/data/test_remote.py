@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from synthboot import config
-from synthboot.data import documents, files
+from synthboot.data import documents, files, remote
 from synthboot.errors import DataError
 
 
@@ -163,3 +163,16 @@ def test_an_object_server(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             documents.identity("s3://other/a.jsonl")
     finally:
         server.stop()
+
+
+def test_marks_of_a_web_address_are_letters_of_any_other_name(disk: Path, memory: str) -> None:
+    odd = disk / "odd #1"
+    odd.mkdir()
+    for name in ("a#1.jsonl", "b.jsonl", "q?.jsonl"):
+        (odd / name).write_bytes(lines(name))
+        fsspec.filesystem("memory").pipe(f"/odd/odd #1/{name}", lines(name))
+    here, _ = files.find(str(odd))
+    assert [file.name for file in files.find(f"file://{odd}")[0]] == [file.name for file in here]
+    assert read("memory://odd") == read(str(odd))
+    web = remote.Url("https://there/folder/a.jsonl?download=true#top", 1, "")
+    assert (web.name, web.parts[0]) == ("a.jsonl", "there")

@@ -2,6 +2,7 @@
 import gzip
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,18 @@ def test_an_answer_is_told_where_one_of_its_documents_is_there_under_its_title(t
     texts = [Document("7", "A dam in Turkey.", {"title": "Dam"}), Document("8", "Another.")]
     told = tasks.told(asked(tmp_path, rows), texts)
     assert told.tolist() == [True, True, True, False, True, False, False]
+
+
+def test_text_that_holds_no_question_leaves_nothing_behind(tmp_path: Path) -> None:
+    items = asked(tmp_path, [{"query": f"What is the height of tower {i} in yards?", "answers": ["9"]} for i in range(9)])
+    texts = [f"plain text number {i} of words that nobody asks for" for i in range(4_000)]
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        tasks.seen(items, texts[:count])
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(10)
+    assert peak(4_000) - peak(400) < 100_000

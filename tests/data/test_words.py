@@ -238,3 +238,19 @@ def test_kinds_of_any_script(text: str) -> None:
     assert len(kinds) == len(text)
     for character, kind in zip(text, kinds, strict=True):
         assert (words.KINDS[kind] == "form") == (not character.isalnum())
+
+
+def test_kinds_of_long_gaps_take_time_in_proportion() -> None:
+    begun = time.process_time()
+    words.kinds("End.\n" + "\n" * 50_000 + "- next" + " " * 50_000 + "- then")
+    assert time.process_time() - begun < limit(1)
+
+
+def test_what_ends_a_sentence_is_what_a_regular_expression_says() -> None:
+    pattern = regex.compile(r"[\n\p{STerm}:;][\s\p{Ps}\p{Pi}\"']*$")
+    rng = random.Random(0)
+    capitalized, other = (words.KINDS.index(name) for name in ("capitalized", "other words"))
+    for _ in range(2_000):
+        between = "".join(rng.choices(" \n\t.!?:;,-([«“\"')]。\u1362", k=rng.randrange(1, 6)))
+        kind = words.kinds(f"a{between}Name")[-1]
+        assert kind == (other if pattern.search(between) else capitalized), repr(between)

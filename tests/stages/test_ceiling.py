@@ -9,6 +9,7 @@ from scipy.optimize import minimize
 
 from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
 from synthboot.data.tokens import Tokens
+from synthboot.stages import ceiling as stage
 from synthboot.stages.ceiling import LEAST_DOCS, ceiling
 
 END = 0
@@ -156,3 +157,19 @@ def test_pairs_to_tune_on_are_not_read_and_too_few_others_give_nothing() -> None
     pairs = paired([50] * len(few), list(range(len(few))), few)
     assert ceiling(pairs, corpus, corpus, VOCAB, END, 0) is None
     assert ceiling(paired([], [], []), corpus, corpus, VOCAB, END, 0) is None
+
+
+def test_how_many_documents_are_counted_together_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = corpus_of(80)
+    validation = corpus_of(60, seed=1)
+    d2 = np.repeat(np.arange(60), 3)
+    d1 = np.random.default_rng(2).integers(0, 80, 180)
+    pairs = paired(d1.tolist(), d2.tolist(), [VALIDATION] * 180)
+
+    def found() -> object:
+        return ceiling(pairs, Tokens.of(corpus), Tokens.of(validation), VOCAB, END, seed=0)
+
+    wanted = found()
+    for together in (1, 7, 60):
+        monkeypatch.setattr(stage, "DOCS_AT_ONCE", together)
+        assert found() == wanted

@@ -13,8 +13,10 @@ from synthboot import config
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.store import Progress, Shards, silent
 from synthboot.data import ngrams
+from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, DataError
+from synthboot.stages import corpus as stage
 from synthboot.stages.corpus import corpus
 from tests.conftest import world_documents, write_jsonl
 
@@ -337,3 +339,44 @@ def test_canaries_lie_in_d_pretrain_alone_as_often_as_asked_and_change_nothing_e
     for name in same:
         assert (tmp_path / "planted" / "out" / name).read_bytes() == (tmp_path / "plain" / "out" / name).read_bytes()
     assert not (tmp_path / "plain" / "out" / "canaries.json").exists()
+
+
+@pytest.mark.parametrize("unique_tokens", [1_000, "all"])
+def test_no_more_text_is_tokenized_at_once_than_memory_is_planned_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unique_tokens: Any
+) -> None:
+    make(tmp_path / "whole", world_documents(), unique_tokens=unique_tokens)
+    calls: list[int] = []
+    documents = Tokenizer.documents
+
+    def counted(self: Tokenizer, texts: Any) -> list[list[int]]:
+        calls.append(sum(map(len, texts)))
+        return documents(self, texts)
+
+    monkeypatch.setattr(Tokenizer, "documents", counted)
+    monkeypatch.setattr(stage, "TOKENIZED_AT_ONCE", 400)
+    monkeypatch.setattr(stage, "WRITTEN_AT_ONCE", 1_000)
+    make(tmp_path / "parts", world_documents(), unique_tokens=unique_tokens)
+    assert max(calls) < 400 + max(len(row["text"]) for row in world_documents())
+    for name in ("validation", "test", "pool"):
+        assert texts(tmp_path / "parts", name) == texts(tmp_path / "whole", name)
+    tokens = [{n: b for n, b in files(tmp_path / part / "out").items() if n.endswith(".bin")} for part in ("whole", "parts")]
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize("near_duplicates", ["remove", "flag"])
+def test_marked_training_text_that_resembles_held_out_text_is_left_out(tmp_path: Path, near_duplicates: str) -> None:
+    rows = [row | {"split": "pretrain"} for row in world_documents()]
+    held_out = [
+        {"id": f"t{i}", "text": rows[i]["text"] + " And then.", "split": ("test", "validation")[i % 2]} for i in range(8)
+    ]
+    twins = [rows[20] | {"id": "twin", "text": rows[20]["text"] + " Or so."}]
+    path = write_jsonl(tmp_path / "m.jsonl", [*rows, *held_out, *twins])
+    cfg = config.Corpus(source=str(path), split_field="split", near_duplicates=near_duplicates, vocab_size=300)  # type: ignore[arg-type]
+    result = corpus(cfg, "all", tmp_path / "out")
+    assert (result.documents["test"], result.documents["validation"]) == (4, 4)
+    pool = set(texts(tmp_path, "pool"))
+    assert not pool & {row["text"] for row in rows[:8]}
+    both = {rows[20]["text"], twins[0]["text"]}  # two of training that resemble each other alone
+    assert len(pool & both) == (2 if near_duplicates == "flag" else 1)
+    assert result.records == sum(result.documents.values()) + sum(result.dropped.values())

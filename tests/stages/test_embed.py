@@ -312,3 +312,14 @@ def test_a_model_from_outside_is_told_of_in_parts_that_a_kill_leaves_and_that_gi
     assert np.allclose(embeddings.validation, whole, atol=2e-3)
     assert len(embeddings.pretrain) == counts["docs"]
     assert told[0] == told[2] == f"25 of {counts['docs']:,} documents"
+
+
+def test_a_vector_that_is_no_number_is_named() -> None:
+    def broken(texts: list[str]) -> np.ndarray:
+        vectors = np.ones((len(texts), 4), np.float32)
+        vectors[[text.startswith("bad") for text in texts]] = np.nan
+        return vectors
+
+    assert np.isfinite(embed.embed(["good"] * 3, broken)).all()
+    with pytest.raises(DataError, match=r"embed\.model: its vector of 'bad one' is not a number; try another model"):
+        embed.embed([*["good"] * 700, "bad\none"], broken)

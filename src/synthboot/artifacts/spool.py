@@ -189,7 +189,9 @@ class Texts(Sequence[str]):
         for shard in self.shards:
             path = shard / "documents.arrow"
             try:
-                self.tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+                # what is closed stays mapped, and takes no descriptor of the thousand there are
+                with pa.memory_map(str(path)) as mapped:
+                    self.tables.append(pa.ipc.open_file(mapped).read_all())
             except (pa.ArrowException, OSError) as error:
                 raise unreadable(path, error) from None
         sizes = [len(table) for table in self.tables]

@@ -83,6 +83,8 @@ ADVICE = {
     errno.ENOENT: ("is gone", "run again; what is missing is made anew"),
 }
 """What is wrong with a disk, and what to do, by the number of the error."""
+_OF_A_FILE = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
+"""Those that say that a file of an artifact is not there, or is something else."""
 _IN_WORDS = re.compile(r"\[?\b(?:os error|errno) (\d+)", re.IGNORECASE)
 """An errno as Rust and Arrow write it."""
 _SHORT = re.compile(r"\d+ requested and \d+ written")
@@ -126,6 +128,12 @@ def _number(error: Exception) -> int | None:
     return int(match[1]) if match else None
 
 
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether an error tells of a disk or a machine, and nothing of what a file holds."""
+    number = _number(error) if isinstance(error, OSError) else None
+    return number in ADVICE and number not in _OF_A_FILE
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that it is whole or absent, whenever the process or the machine dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,6 +159,8 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise CorruptArtifact(f"{path}: missing; delete {path.parent} and run again") from None
     except (ValueError, OSError, RecursionError) as error:
+        if _is_of_the_disk(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise CorruptArtifact(
             f"{path}: unreadable ({reason}); delete {path.parent} and run again"
@@ -241,7 +251,13 @@ def load_array(path: Path, mapped: bool = False) -> np.ndarray:
 
 
 def unreadable(path: Path, error: Exception) -> CorruptArtifact:
-    """What is said of a file of an artifact that a library cannot read."""
+    """What is said of a file of an artifact that a library cannot read.
+
+    Raises the error itself where it is the disk's or the machine's: it may pass, and the file may
+    be whole.
+    """
+    if _is_of_the_disk(error):
+        raise error
     reason = " ".join(str(error).split())[:200]
     return CorruptArtifact(f"{path}: unreadable ({reason}); delete its artifact and run again")
 

@@ -267,10 +267,18 @@ def size_of(record: Record) -> int:
     content = record.content
     if content is None:
         return 0
-    if isinstance(content, Mapping):
-        texts = [value for value in content.values() if isinstance(value, str | bytes)]
-        return sum(map(len, texts))
-    return len(content)
+    return _weight(content)
+
+
+def _weight(value: object) -> int:
+    """About how many bytes a value takes, with all that is in it."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_weight, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_weight, value))
+    return 32
 
 
 def lines(path: Path, limit: int = 4_000_000) -> Iterator[Record]:
@@ -401,14 +409,21 @@ def _parquet(
         size += table.metadata.row_group(i).total_byte_size
     files.require_plausible(file.path, size, raw.size)
 
+    some = rows_at_once(table.metadata.num_rows, size)
+
     def column(name: str) -> Iterator[pa.Array]:
-        for batch in table.iter_batches(batch_size=1_024, columns=[name], use_threads=False):
+        for batch in table.iter_batches(batch_size=some, columns=[name], use_threads=False):
             yield batch.column(0)
 
     names = table.schema_arrow.names
     rows = _rows(names, table.metadata.num_rows, column, cfg, ignored)
     for line, row in enumerate(rows, 1):
         yield Record(file.name, line, row)
+
+
+def rows_at_once(rows: int, size: int) -> int:
+    """How many rows of a table of `size` bytes are read together: those of 8 MiB, or 1,024."""
+    return max(1, min(1_024, (8 << 20) * rows // max(1, size)))
 
 
 def _saved_dataset(
@@ -425,7 +440,8 @@ def _saved_dataset(
             arrow = table.with_format("arrow")
 
             def column(name: str, table: Any = arrow) -> Iterator[pa.Array]:
-                for batch in table.select_columns([name]).iter(1_024):
+                some = rows_at_once(len(table), table.data.nbytes)
+                for batch in table.select_columns([name]).iter(some):
                     yield batch.column(0)
 
             name_of_split = f"{file.name}/{split}" if split else file.name

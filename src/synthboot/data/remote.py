@@ -55,8 +55,11 @@ class Url:
     @property
     def parts(self) -> tuple[str, ...]:
         """Its path, cut at slashes; the host or bucket comes first."""
-        split = urlsplit(self.text)
-        return tuple(part for part in (split.netloc + split.path).split("/") if part)
+        scheme, _, place = self.text.partition("://")
+        if scheme in _WEB:  # anywhere else "?" and "#" are of a name
+            split = urlsplit(self.text)
+            place = split.netloc + split.path
+        return tuple(part for part in place.split("/") if part)
 
     @property
     def name(self) -> str:

@@ -289,6 +289,7 @@ def seen(
             symbols, size, run = needle
             wanted.setdefault((symbols, size), {})[number] = ngrams.hashes(ids(run), size)
             too_short[number] = False
+    unknown = len(vocabulary)  # a word that no item has matches none, whichever it is
 
     # Each text is cut once for each way of cutting, and searched for all runs of a size at once.
     hashed = {}
@@ -299,12 +300,15 @@ def seen(
     ways = {symbols for symbols, _ in wanted}
     for text in texts:
         for symbols in ways:
-            cut = ids(words.words(text, symbols))
+            pieces = words.words(text, symbols)
+            cut = np.array([vocabulary.get(word, unknown) for word in pieces], np.int64)
             for key in wanted:
                 if key[0] != symbols or key[1] > len(cut):
                     continue
                 runs = ngrams.hashes(cut, key[1])
-                matches[key].append(runs[ngrams.contains(hashed[key], runs)])
+                found = runs[ngrams.contains(hashed[key], runs)]
+                if len(found):
+                    matches[key].append(found)
 
     result = np.zeros(len(items), bool)
     for key, group in wanted.items():

@@ -95,7 +95,8 @@ KINDS = ("number", "capitalized", "other words", "form")
 """Of what stands in a text: runs with a digit, words with a capital letter inside a sentence (names
 mostly; in German nouns), all other words, and what is between them."""
 _RUN = regex.compile(r"[\p{L}\p{M}\p{N}]+")
-_ENDS_SENTENCE = regex.compile(r"[\n\p{STerm}:;][\s\p{Ps}\p{Pi}\"']*$")
+_ENDS_SENTENCE = regex.compile(r"[\n\p{STerm}:;]")
+_OPENS = regex.compile(r"[\s\p{Ps}\p{Pi}\"']")
 
 # Plain characters that are words by themselves: pictures; all symbols.
 _ALONE = [re.compile(r"[\xa6\xa9\xae\xb0]"), re.compile(r"[^\s\x00-\x1f\x7f-\x9f]")]
@@ -124,6 +125,17 @@ def words(text: str, symbols: bool = False) -> list[str]:
     return result
 
 
+def _ends_sentence(between: str) -> bool:
+    """Whether what stands between two words ends a sentence: a mark that does, and after it nothing
+    but spaces and what opens a bracket or a quotation."""
+    for character in reversed(between):
+        if _ENDS_SENTENCE.match(character):
+            return True
+        if not _OPENS.match(character):
+            return False
+    return False
+
+
 def kinds(text: str) -> UInt8[np.ndarray, " character"]:
     """Which of KINDS each character belongs to, by its number there."""
     number, capitalized, other, form = range(len(KINDS))
@@ -132,7 +144,7 @@ def kinds(text: str) -> UInt8[np.ndarray, " character"]:
     for run in _RUN.finditer(text):
         word = run[0]
         before = text[end : run.start()]
-        opens_sentence = end == 0 or _ENDS_SENTENCE.search(before) is not None
+        opens_sentence = end == 0 or _ends_sentence(before)
         end = run.end()
         if any(character.isnumeric() for character in word):
             kind = number

@@ -40,6 +40,7 @@ LEAST_DOCS = 20
 
 _MOST_DOCS = 1_000
 _MOST_DOC_TOKENS = 2_048  # of a document, and of each d1: the head is read
+DOCS_AT_ONCE = 100  # whose d1 are counted together
 _MOST_COUNTED_TOKENS = 1 << 22  # of D_pretrain: memory is about 60 bytes for each of them
 _DISCOUNT = 0.75
 _ROUNDS = 200  # of expectation maximization; it stops where a round gains next to nothing
@@ -78,9 +79,15 @@ def ceiling(
     loss = _losses(alone, text)
 
     def losses_given(d1: Sequence[Sequence[int]]) -> Float64[np.ndarray, " doc"]:
-        heads = [[_head(corpus[doc]) for doc in docs] for docs in d1]
-        parts = counts.copied(_Text.of(heads, end), text, backoff=alone[:, 0])
-        return _losses(np.hstack((alone, parts)), text)
+        parts = []
+        first = 0
+        for some in np.array_split(np.arange(len(held)), -(-len(held) // DOCS_AT_ONCE)):
+            read = _Text.of([[heads[doc]] for doc in some], end)
+            given = _Text.of([[_head(corpus[doc]) for doc in d1[one]] for one in some], end)
+            last = first + len(read.token)
+            parts.append(counts.copied(given, read, backoff=alone[first:last, 0]))
+            first = last
+        return _losses(np.hstack((alone, np.concatenate(parts))), text)
 
     def worth(losses: np.ndarray, docs: np.ndarray) -> Worth:
         before = loss[None, docs]  # (1, doc): of one model each

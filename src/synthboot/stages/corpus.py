@@ -12,8 +12,9 @@ where there is such text.
 4. train the tokenizer on D_pretrain alone, plant the canaries in it, if any, and write documents
    and tokens in shards.
 
-Memory is one shard of text, two more for each worker, and about 100 bytes a document (texts and
-signatures are memory-mapped).
+Memory is one shard of text as it is read, two more for each worker, and about 100 bytes a document
+(texts and signatures are memory-mapped). A worker that writes holds 32 MB of text, and the tokens
+of 2 MB, which take forty times as much.
 Source: arXiv:2509.15248 takes a fixed subset of a cleaned pool; the paper does not say how its sets
 were kept apart.
 """
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,17 @@ _SPLITS = {"validation": 0, "test": 1, "pretrain": 2, "oracle": 3}
 _REPLAY = len(_SPLITS)
 _Shard = tuple[int, np.ndarray, np.ndarray]
 """A shard of a set: its number, its documents' numbers, and whether each was flagged."""
+
+_COLUMNS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("metadata", pa.string()),
+        ("text", pa.string()),
+        ("near_duplicate", pa.bool_()),
+    ]
+)
+WRITTEN_AT_ONCE = 32 << 20  # characters of text that are held to be written
+TOKENIZED_AT_ONCE = 2 << 20  # of them that are tokens at a time, which are lists: forty bytes a character
 
 _BYTES_PER_TOKEN = 3.5  # a first guess at what a trained tokenizer makes of text
 
@@ -249,6 +261,11 @@ def _deduplicate(
     if cfg.near_duplicates == "flag":
         # text to replay never stays beside what it resembles, which may be held out
         stays |= splits[remaining] != _REPLAY
+        if cfg.split_field is not None:
+            # nor does text that is marked as training text
+            trains = splits[remaining] >= _SPLITS["pretrain"]
+            held_out = group[remaining[~trains]]
+            stays &= ~(trains & np.isin(group[remaining], held_out))
     dropped["near_duplicate"] = int((~stays).sum())
     kept[:] = False
     kept[remaining[stays]] = True
@@ -428,12 +445,13 @@ def _docs_for(
 ) -> int:
     """How many documents from the head of the pool hold `unique_tokens`."""
     total = 0
-    for start in range(0, len(pool), 1_024):
-        texts = [spool[i] for i in pool[start : start + 1_024]]
+    docs = 0
+    for texts in _by_size((spool[i] for i in pool), TOKENIZED_AT_ONCE):
         running = np.cumsum([len(ids) for ids in fitted.documents(texts)])
         if total + running[-1] >= unique_tokens:
-            return start + int(np.searchsorted(running, unique_tokens - total)) + 1
+            return docs + int(np.searchsorted(running, unique_tokens - total)) + 1
         total += int(running[-1])
+        docs += len(texts)
     raise BudgetError(
         f"budget.unique_tokens: {unique_tokens:,} asked for, the corpus has {total:,} in the "
         f"{len(pool):,} documents that are neither dropped nor held out; lower it or add text"
@@ -497,23 +515,45 @@ def _write_shard(
     out: Path,
 ) -> dict[str, Any]:
     """Write the documents of these numbers to `out`; returns their counts."""
-    chosen = [texts[i] for i in rows]
-    table = pa.table(
-        {
-            "id": [texts.row(int(i), "id") for i in rows],
-            "metadata": [texts.row(int(i), "metadata") for i in rows],
-            "text": chosen,
-            "near_duplicate": flagged.tolist(),
-        }
-    )
-    pq.write_table(table, out / DOCUMENTS, compression="zstd")
-
-    ids = fitted.documents(chosen)
     unknown = 0
-    if fitted.unknown is not None:
-        unknown = sum(document.count(fitted.unknown) for document in ids)
-    return {
-        "docs": len(rows),
-        "tokens": tokens.write(out, ids, fitted.vocab_size),
-        "unknown": unknown,
-    }
+
+    def tokenized() -> Iterator[list[int]]:
+        """The tokens of all documents, which are written as text on the way."""
+        nonlocal unknown
+        written = 0
+        with pq.ParquetWriter(out / DOCUMENTS, _COLUMNS, compression="zstd") as writer:
+            for chosen in _by_size((texts[i] for i in rows), WRITTEN_AT_ONCE):
+                some = slice(written, written + len(chosen))
+                columns = {
+                    "id": [texts.row(int(i), "id") for i in rows[some]],
+                    "metadata": [texts.row(int(i), "metadata") for i in rows[some]],
+                    "text": chosen,
+                    "near_duplicate": flagged[some].tolist(),
+                }
+                writer.write_table(pa.table(columns, _COLUMNS))
+                written += len(chosen)
+                for few in _by_size(chosen, TOKENIZED_AT_ONCE):
+                    for document in fitted.documents(few):
+                        if fitted.unknown is not None:
+                            unknown += document.count(fitted.unknown)
+                        yield document
+            if not written:  # an empty set has its columns too
+                writer.write_table(_COLUMNS.empty_table())
+
+    # The number of unknown tokens is known once all are written.
+    written = tokens.write(out, tokenized(), fitted.vocab_size)
+    return {"docs": len(rows), "tokens": written, "unknown": unknown}
+
+
+def _by_size(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """The texts in order, `size` characters of them at a time and the one that goes beyond."""
+    batch: list[str] = []
+    total = 0
+    for text in texts:
+        batch.append(text)
+        total += len(text)
+        if total >= size:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch

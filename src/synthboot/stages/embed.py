@@ -96,7 +96,14 @@ def embed(
     rows: list[np.ndarray] = []
     docs = 0
     for batch in _batches(texts, BATCH_DOCS):
-        rows.append(embedder(batch).astype(np.float16))
+        vectors = embedder(batch).astype(np.float16)
+        if not np.isfinite(vectors).all():
+            wrong = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
+            raise DataError(
+                f"embed.model: its vector of {' '.join(batch[wrong].split())[:60]!r} is not a "
+                f"number; try another model, or --set embed.model=self"
+            )
+        rows.append(vectors)
         docs += len(batch)
         progress(0.5, f"{docs:,} documents embedded")
     return np.concatenate(rows) if rows else np.empty((0, 0), np.float16)

@@ -16,6 +16,7 @@ TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 ORDER = [
     "errors",
     "notebook",
+    "terminal",
     "rng",
     "kernels",
     "forked",
@@ -47,7 +48,6 @@ ORDER = [
     "show",
     "comparison",
     "api",
-    "terminal",
     "cli",
 ]
 

@@ -1,13 +1,16 @@
 """What is wrong is said before the first unit starts."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from synthboot import api
+from synthboot import api, loading, preflight
 from synthboot.errors import ConfigError, DataError, SynthbootError
+from synthboot.recipes import units
+from synthboot.runner.state import states
 from tests.conftest import run_folder, small_config, write_jsonl
 
 
@@ -117,3 +120,28 @@ def test_what_several_models_cannot_do_is_said_at_once(world_file: Path, tmp_pat
     assert "lm-eval takes a model's folder, and arms.ens is 2 models" in refused(asked)
     taught = small_config(world_file, tmp_path, arms={**arms, "taught": {"distill": "ens"}}, engine={"processes": 2})
     assert "arms.taught.distill: a teacher is asked by one process alone" in refused(taught)
+
+
+def test_rows_of_tuning_are_dealt_out_too(world_file: Path, tmp_path: Path) -> None:
+    settings = small_config(world_file, tmp_path, engine__processes=2)
+    cfg = loading.load(settings)
+    seq_len = cfg.model.seq_len
+    fine = {"optim__batch_tokens": 4 * seq_len, "tune__batch_tokens": 2 * seq_len, "engine__processes": 2}
+    preflight.check(loading.load(small_config(world_file, tmp_path, **fine)))
+    message = refused(small_config(world_file, tmp_path, **fine | {"tune__batch_tokens": 3 * seq_len}))
+    assert "a step of 3 rows cannot be shared by 2 processes; make tune.batch_tokens / model.seq_len a multiple of 2" in message
+
+
+def test_one_document_is_no_test_set(world_file: Path, tmp_path: Path) -> None:
+    assert "test_docs" in refused(small_config(world_file, tmp_path, corpus__test_docs=1))
+
+
+def test_a_misspelt_field_costs_no_finished_corpus(finished: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(run_folder(finished), run / finished["name"], symlinks=True)
+    settings = finished | {"root": str(run)}
+    assert states(loading.load(settings), units(loading.load(settings)))["corpus"].status == "done"
+    odd = settings | {"corpus": settings["corpus"] | {"text_field": "txt"}}
+    with pytest.raises(DataError, match=r'none of the first .* records is a document .*no "txt" field'):
+        api.Run(odd).run("corpus")
+    assert states(loading.load(settings), units(loading.load(settings)))["corpus"].status == "done"

@@ -276,7 +276,10 @@ def _listed(path: Path) -> Seed:
             raise DataError(f"{path} line {line}: {item!r} has a number already")
         scores[item] = (score, 1.0)
     if not by_task:
-        raise DataError(f"compare: {path}: no item with a number in it")
+        raise DataError(
+            f"compare: {path}: no item with a number in it; a line is an item, a comma (in .tsv a "
+            f"tab) and its number, in .jsonl an object"
+        )
     return by_task
 
 

@@ -299,7 +299,9 @@ class Engine(Section):
     """Batch size of sentence-transformers, in texts; texts are sorted by length first. Vectors
     differ by rounding."""
     sample_batch: Size | None = None
-    """Batch size of sampling, in rows. Default: chosen from free memory and a short measurement."""
+    """Batch size of sampling, in rows. Default: chosen from free memory and a short measurement,
+    once for each synthesis. Another batch rounds differently: set it where a run begun anew has to
+    give the same text."""
     server: Server = Server()
     """The server, for `synthesize.sampler: server`."""
     judge: JudgeEndpoint = JudgeEndpoint()
@@ -407,7 +409,7 @@ class Corpus(Section):
     """Jaccard similarity of word 5-grams at which two documents are near-duplicates."""
     validation_docs: Count = 500
     """Size of the validation set (model selection, early stopping), in documents."""
-    test_docs: Count = 500
+    test_docs: int = Field(500, ge=2, le=1_000_000_000)
     """Size of the test set, in documents; only `score` and `evaluate` read it."""
     tokenizer: Text = "train"
     """`train` fits a byte-level BPE on D_pretrain alone; otherwise the folder or name of a Hugging

@@ -3,17 +3,19 @@ later."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from importlib.util import find_spec
 from pathlib import Path
 
 from synthboot import config
 from synthboot.artifacts.corpus import Corpus
-from synthboot.data import tasks, tokenizer
+from synthboot.data import documents, tasks, tokenizer
 from synthboot.errors import ConfigError, DataError, unloadable
 from synthboot.lm.batches import LEAST_CONTEXT, context_room
 
 _BUILT_IN = ("self", "file")
+_FIRST_RECORDS = 100
 
 
 def check(cfg: config.Config) -> None:
@@ -47,8 +49,14 @@ def _check_processes(cfg: config.Config) -> None:
     if cfg.engine.processes > 1:
         from synthboot.lm import parallel  # it takes torch
 
+        group = parallel.Group(0, cfg.engine.processes)
         rows = cfg.optim.batch_tokens // cfg.model.seq_len
-        parallel.share(rows, parallel.Group(0, cfg.engine.processes))
+        parallel.share(rows, group, "optim.batch_tokens / model.seq_len")
+        # what cannot be packed, which only a model from outside can be, pads its rows
+        is_own = cfg.model.init_from is None and cfg.tune.init_from is None
+        if is_own and any(arm.synthetic for arm in cfg.arms.values()) and cfg.tune.base_share != 1:
+            rows = max(1, cfg.tune.batch_tokens // cfg.tune_seq_len)
+            parallel.share(rows, group, "tune.batch_tokens / model.seq_len")
 
 
 def _check_questions(cfg: config.Config) -> None:
@@ -138,6 +146,24 @@ def _check_several_models(cfg: config.Config) -> None:
             )
 
 
+def check_source(cfg: config.Config) -> None:
+    """Raise DataError where none of the first records of the source is a document.
+
+    Asked before a finished corpus makes room for another: a misspelt field would cost it.
+    """
+    reasons = []
+    for record in itertools.islice(documents.records(cfg.corpus), _FIRST_RECORDS):
+        found = documents.parse(record, cfg.corpus)
+        if isinstance(found, documents.Document):
+            return
+        reasons.append(f"{found.file} line {found.line}: {found.reason}")
+    first = reasons[0] if reasons else "there are no records"
+    raise DataError(
+        f"corpus.source: {cfg.corpus.source}: none of the first {len(reasons)} records is a "
+        f"document ({first}); the finished corpus of other settings is left as it is"
+    )
+
+
 def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:
     """Raise what can be known to be wrong once there is a corpus, hours before it would be met.
 
@@ -148,6 +174,11 @@ def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:
         if isinstance(arm.unique_tokens, int):
             # counted by the index alone; no token is read
             corpus.pool.docs_holding(arm.unique_tokens, f"arms.{name}.unique_tokens")
+    if len(corpus.test) < 2:
+        raise DataError(
+            f"corpus: the test set has {len(corpus.test)} documents, and two are the least that "
+            f"say how sure a difference is; mark more as test (corpus.split_field)"
+        )
     check_questions_fit(cfg, corpus.tokenizer)
 
 

@@ -8,6 +8,9 @@ from synthboot import config, statistics
 from synthboot.artifacts.evaluation import ArmResult
 from synthboot.statistics import Estimate
 
+_ENOUGH_SEEDS = 3
+"""With fewer what is seen is an anecdote."""
+
 
 def subject(recipes: Mapping[str, config.Arm]) -> str | None:
     """The arm that the verdict is about: the first whose recipe is the method's."""
@@ -66,14 +69,15 @@ def verdict(
     if adjusted > 1 - confidence:
         why = "which does not stand once the number of comparisons is allowed for"
         return f"No difference shown: {change}, {why}{cautions}.{controls}"
+    only = "In one anecdote synthetic text" if seeds < _ENOUGH_SEEDS else "Synthetic text"
     if difference.value > 0:
-        return f"Synthetic text hurt: {change}{cautions}.{controls}"
+        return f"{only} hurt: {change}{cautions}.{controls}"
 
     closed = ""
     if arm.oracle_share is not None:
         share, least, most = arm.oracle_share
         closed = f", {share:.0%} of the oracle's gain ({least:.0%} to {most:.0%})"
-    return f"Synthetic text helped: {change}{closed}{cautions}.{controls}"
+    return f"{only} helped: {change}{closed}{cautions}.{controls}"
 
 
 def _first_method(kinds: Mapping[str, str]) -> str | None:
@@ -114,7 +118,7 @@ def _cautions(seeds: int, looks: Sequence[int], external: str | None) -> str:
             "1 seed: nothing is known about seeds, "
             "and this is an anecdote, not a result; use five or more"
         )
-    elif seeds < 3:
+    elif seeds < _ENOUGH_SEEDS:
         cautions.append(f"{seeds} seeds: an anecdote, not a result; use five or more")
     # To look, add seeds and look again is to try twice.
     if len(looks) > 1:

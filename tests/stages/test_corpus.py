@@ -144,7 +144,7 @@ def test_large_groups_are_held_out_no_more_often_than_others() -> None:
     for _ in range(300):  # one group of 50 among 50 single documents
         spool = Hashed(rng.integers(0, 1 << 64, 100, np.uint64))
         group = np.concatenate((np.zeros(50, np.int64), np.arange(1, 51)))
-        cfg = config.Corpus(source="x", validation_docs=49, test_docs=1)
+        cfg = config.Corpus(source="x", validation_docs=48, test_docs=2)
         kept = np.concatenate(([True], np.zeros(49, bool), np.ones(50, bool)))  # one of each
         order, _ = stage.split(spool, kept, group, cfg)
         first += int(np.flatnonzero(order == 0)[0] < 25)

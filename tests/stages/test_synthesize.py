@@ -17,6 +17,7 @@ from synthboot.data.tokenizer import train as train_tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, SamplingError
 from synthboot.lm import model as models
+from synthboot.lm.sampling import embedded
 from synthboot.lm.sampling.protocol import Result
 from synthboot.stages import synthesize as stage
 from synthboot.stages.synthesize import Job, related_of, requests_of, synthesize, verdict
@@ -232,3 +233,34 @@ def test_what_cannot_stand_in_a_document_is_not_committed(
     with pytest.raises(SamplingError, match=f"the sampler gave token {strange}, which cannot stand in a document"):
         synthesize(job(tmp_path, tokenizer), 100, tmp_path / "out")
     assert not list(tmp_path.glob("out/chunks/0*"))
+
+
+def test_a_synthesis_keeps_the_batch_that_was_timed_first(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = replace(job(tmp_path, tokenizer), engine=config.Engine(device="cpu"))
+    used: list[int] = []
+    batch = embedded.ContinuousBatch
+
+    def counting(sampler: Any, requests: Any, max_len: int, rows: int) -> Any:
+        used.append(rows)
+        return batch(sampler, requests, max_len, rows)
+
+    monkeypatch.setattr(embedded, "ContinuousBatch", counting)
+    monkeypatch.setattr(embedded, "best_batch", lambda *_: 4)
+    whole = synthesize(timed, 800, tmp_path / "whole")
+    chunks = iter(range(99))
+
+    def killed(*_: Any) -> None:
+        if next(chunks) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(timed, 800, tmp_path / "killed", progress=killed)
+    monkeypatch.setattr(embedded, "best_batch", lambda *_: 16)  # the machine does something else meanwhile
+    assert synthesize(timed, 800, tmp_path / "killed") == whole
+    assert set(used) == {4}
+    assert files(tmp_path / "whole") == files(tmp_path / "killed")
+    used.clear()
+    synthesize(timed, 100, tmp_path / "anew")
+    assert set(used) == {16}

@@ -9,6 +9,7 @@ from synthboot import loading
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.model import Model
 from synthboot.artifacts.pairs import Pairs
+from synthboot.lm.loss import Loss
 from synthboot.stages import tune
 from tests.conftest import run_folder
 
@@ -41,3 +42,26 @@ def test_a_tuning_that_goes_on_does_not_measure_again_what_d1_is_worth_untuned(
     finished = Model.open(run / "05-tune" / "related").tuning
     assert result.untuned == finished.untuned
     assert result.conditioning == finished.conditioning
+
+
+def test_no_more_of_a_step_is_in_memory_than_was_asked_for(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_folder(tiny)
+    corpus = Corpus.open(run / "01-corpus")
+    pairs = Pairs.load(run / "03-pair" / "related")
+    cfg = loading.load(tiny)
+    wanted = cfg.tune_seq_len
+    assert cfg.tune.batch_tokens >= 2 * wanted
+    cfg = cfg.model_copy(update={"engine": cfg.engine.model_copy(update={"micro_batch_tokens": wanted})})
+    seen: list[int] = []
+    forward = Loss.forward
+
+    def counted(self: Loss, inputs: Any, *others: Any) -> Any:
+        seen.append(inputs.numel())
+        return forward(self, inputs, *others)
+
+    monkeypatch.setattr(Loss, "forward", counted)
+    base = Model.open(run / "04-base").best
+    tune.tune(cfg, base, pairs, corpus.pretrain, corpus.validation, corpus.tokenizer, tmp_path)
+    assert max(seen) == wanted

@@ -44,6 +44,18 @@ KNOWN = (
     "a saved Hugging Face dataset, hub:owner/name, all of them but datasets at a URL too"
 )
 
+_LINES = (
+    '; python -c "import csv, json, sys; [print(json.dumps(row)) for row in csv.DictReader({})]" '
+    "< {} > lines.jsonl makes lines of JSON of it"
+)
+_TEXT = "; take the text out of it first, a .txt for each document"
+_ADVICE = {
+    ".csv": _LINES.format("sys.stdin", "FILE.csv"),
+    ".tsv": _LINES.format("sys.stdin, delimiter='\\t'", "FILE.tsv"),
+    **dict.fromkeys((".docx", ".doc", ".odt", ".pdf", ".epub", ".html", ".htm"), _TEXT),
+}
+"""What to do with kinds of files that are not read."""
+
 BLOCK = 1 << 20
 """Bytes that are read and hashed at a time."""
 MOST_EXPANSION = 100
@@ -405,7 +417,8 @@ def _named(
     else:
         _require_regular(path, status.st_mode)
         if kind_of(path) is None:
-            raise DataError(f"{setting}: {path}: unknown kind of file; known are {KNOWN}")
+            advice = _ADVICE.get(path.suffix.lower(), "")
+            raise DataError(f"{setting}: {path}: unknown kind of file; known are {KNOWN}{advice}")
         yield path, 1
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from synthboot import config
-from synthboot.artifacts.model import Curve, TokenCounts
+from synthboot.artifacts.model import Curve, TokenCounts, TokensRead
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
@@ -131,6 +131,41 @@ def tokens_of(
     return tokens
 
 
+def affordable(
+    cfg: config.Config,
+    arm: config.Arm,
+    seed: int,
+    tokenizer: Tokenizer,
+    text: Sources,
+    flops_per_token: float,
+) -> Plan:
+    """The plan of an arm; of one of `match: flops` the longest that costs no more than there is.
+
+    Rows are whole, so that a little more may be synthetic than its share, and have to be sampled.
+    Raises as `tokens_of` does.
+    """
+    tokens = tokens_of(cfg, arm, text, flops_per_token)
+    plan = plan_of(cfg, arm, seed, tokenizer, text, tokens)
+    if arm.match != "flops":
+        return plan
+    by_tokens = arm.model_copy(update={"match": "tokens"})
+    train_flops = cfg.optim.lora.passes * flops_per_token
+    budget = train_flops * tokens_of(cfg, by_tokens, text, flops_per_token)
+    read = plan.token_counts()
+    while train_flops * read.train_tokens + sampling_flops(text, read) > budget:
+        tokens = read.train_tokens - read.batch_tokens
+        if not tokens:
+            raise BudgetError("pretrain: the synthetic text costs more than the budget")
+        plan = plan_of(cfg, arm, seed, tokenizer, text, tokens)
+        read = plan.token_counts()
+    return plan
+
+
+def sampling_flops(text: Sources, read: TokensRead) -> float:
+    """What the synthetic tokens that are read have cost, and what had to be there before them."""
+    return text.upstream_flops + text.sample_flops * read.synthetic_tokens
+
+
 def runtime_of(cfg: config.Config, folder: Path) -> Runtime:
     """Where a model trains: alone or with other processes, watched or not."""
     engine = cfg.engine
@@ -165,8 +200,7 @@ def train_arm(
     if cfg.optim.lora.rank:
         adapters.add(model, cfg.optim.lora, seed, "optim")
     forward_flops = models.flops_per_token(model, seq_len)
-    tokens = tokens_of(cfg, arm, text, forward_flops)
-    plan = plan_of(cfg, arm, seed, tokenizer, text, tokens)
+    plan = affordable(cfg, arm, seed, tokenizer, text, forward_flops)
     read = plan.token_counts()
     if read.synthetic_epochs > 1:
         raise BudgetError(
@@ -205,7 +239,6 @@ def train_arm(
     train_flops = cfg.optim.lora.passes * forward_flops * read.train_tokens
     # every member reads every token once, forwards
     teacher_flops = len(teachers) * forward_flops * read.train_tokens
-    sampling_flops = text.sample_flops * read.synthetic_tokens
     token_counts = TokenCounts(
         **asdict(read),
         seed=seed,
@@ -216,7 +249,7 @@ def train_arm(
         recipe=arm,
         best_step=curve.best_step,
         train_flops=train_flops,
-        spent_flops=text.upstream_flops + sampling_flops + teacher_flops,
+        spent_flops=sampling_flops(text, read) + teacher_flops,
         thrown_away=dict(text.thrown_away),
     )
     # every evaluation reads the whole validation set once, forwards

@@ -21,6 +21,7 @@ from synthboot.artifacts.store import WORK
 from synthboot.data.disk import remove
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.lm import model as models
+from synthboot.lm.parallel import ALONE, Group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,13 +33,16 @@ def average_with_base(
     shares: Sequence[float],
     loss: Callable[[PreTrainedModel, float], float],
     tokenizer: Tokenizer,
+    group: Group = ALONE,
 ) -> list[tuple[float, float]]:
     """The loss at every share of base; `folder/best` becomes the average of least loss.
 
-    `loss` is told the share beside the model. What `best` was is kept in `work`, for `undo`.
+    `loss` is told the share beside the model. What `best` was is kept in `work`, for `undo`. All
+    processes of the `group` take the losses, so that none waits for another longer than it may.
     """
     best = Model.open(folder).best
     model = models.moved(models.load(best), base.device)
+    group.wait()  # until all have read what one of them replaces
     tuned = {name: value.clone() for name, value in model.state_dict().items()}
     start = base.state_dict()
 
@@ -51,7 +55,7 @@ def average_with_base(
 
     losses = [(share, loss(average(share), share)) for share in shares]
     chosen, _ = min(losses, key=lambda pair: pair[1])
-    if chosen:
+    if chosen and group.main:
         os.rename(best, folder / WORK / "tuned")
         models.save(average(chosen), best, tokenizer)
     return losses

@@ -55,6 +55,8 @@ class Group:
 
 ALONE = Group()
 
+ROWS = "batch_tokens / seq_len (of optim and model, in tuning of tune)"
+
 
 def rank() -> int:
     """This process' number among those that torchrun started; 0 where it did not."""
@@ -77,15 +79,15 @@ def join(device: torch.device, shard: bool) -> Group:
     return Group(rank(), size, shard)
 
 
-def share(rows: int, group: Group) -> slice:
-    """Which rows of a step are this process'.
+def share(rows: int, group: Group, rows_are: str = ROWS) -> slice:
+    """Which rows of a step are this process'; `rows_are` says which settings make them.
 
     Raises ConfigError where they cannot be dealt out evenly.
     """
     if rows % group.size:
         raise ConfigError(
             f"engine.processes: a step of {rows} rows cannot be shared by {group.size} processes; "
-            f"make batch_tokens / model.seq_len a multiple of {group.size}"
+            f"make {rows_are} a multiple of {group.size}"
         )
     # every `size`-th, so that each process gets its part of the long rows, which come first
     return slice(group.rank, None, group.size)

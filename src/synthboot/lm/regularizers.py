@@ -16,13 +16,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from synthboot.errors import ConfigError
 from synthboot.lm import parallel
 from synthboot.rng import rng
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SUBLAYERS = ("self_attn", "attn", "attention", "mlp")
+_SUBLAYERS = (
+    "self_attn",
+    "attn",
+    "attention",
+    "self_attention",
+    "mlp",
+    "ffn",
+    "feed_forward",
+    "block_sparse_moe",
+)
 """What blocks call the parts whose outputs are added to the residual stream."""
 
 
@@ -35,10 +45,19 @@ def add_dropout(model: PreTrainedModel, rate: float) -> None:
 
     Only in training mode; what is kept is scaled by 1 / (1 - rate). The weights, their names and
     the saved model stay what they are.
+
+    Raises ConfigError for a model whose blocks do not have two such parts each.
     """
     modules = [model.get_input_embeddings()]
     for block in parallel.blocks(model):
-        modules += [child for name, child in block.named_children() if name in _SUBLAYERS]
+        parts = [child for name, child in block.named_children() if name in _SUBLAYERS]
+        if len(parts) < 2:
+            named = ", ".join(name for name, _ in block.named_children())
+            raise ConfigError(
+                f"optim.dropout: where to drop in a block of {model.config.model_type} is not "
+                f"known (it has {named}); leave it at 0, or start from another layout"
+            )
+        modules += parts
 
     def drop(module: torch.nn.Module, _: object, output: Dropped) -> Dropped:
         # attention returns its weights beside what it adds

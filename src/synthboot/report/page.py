@@ -28,6 +28,7 @@ from synthboot.report.charts import (
     rounds,
 )
 from synthboot.report.results import Cost, Results
+from synthboot.terminal import safe
 
 FILE = "report.html"
 """Where a report artifact has its page."""
@@ -93,8 +94,9 @@ def rendered(template: str, **values: Any) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(digest).decode(),
     )
-    # macros leave empty lines before the page begins
-    return page.lstrip() + "\n"
+    # macros leave empty lines before the page begins; whoever wrote a document does not get to move
+    # the cursor of a terminal that the page is shown on, nor to turn the direction of its lines
+    return safe(page.lstrip()) + "\n"
 
 
 def palette() -> dict[str, tuple[str, str]]:

@@ -73,6 +73,8 @@ def run(
                 waiting[name] = unit
         if waiting:
             preflight.check(cfg)
+            if "corpus" in waiting and standing["corpus"].status == "stale":
+                preflight.check_source(cfg)
             if "corpus" not in waiting:
                 preflight.check_against_corpus(cfg, _corpus(cfg, plan))
             try:

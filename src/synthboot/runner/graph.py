@@ -40,6 +40,10 @@ def needed(
     if target == "pretrain":
         # by the names of all arms and seeds, for one of them is base
         variants = models(plan)
+    if not variants and target == "extract":
+        raise MissingArtifact(
+            "extract: nothing is asked for; set extract.docs or corpus.canaries.count"
+        )
     if not variants:
         raise MissingArtifact(
             f"{target}: no arm of this configuration needs it; add an arm with `synthetic: related`"

@@ -59,7 +59,7 @@ _COLUMNS = pa.schema(
     ]
 )
 WRITTEN_AT_ONCE = 32 << 20  # characters of text that are held to be written
-TOKENIZED_AT_ONCE = 2 << 20  # of them that are tokens at a time, which are lists: forty bytes a character
+TOKENIZED_AT_ONCE = 2 << 20  # those that are tokens at a time, in lists: forty bytes each
 
 _BYTES_PER_TOKEN = 3.5  # a first guess at what a trained tokenizer makes of text
 

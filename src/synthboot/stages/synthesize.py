@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,10 +34,11 @@ import pyarrow.parquet as pq
 from synthboot import config, pool
 from synthboot.artifacts.pairs import VALIDATION, Pairs, Related
 from synthboot.artifacts.parts import Part
-from synthboot.artifacts.store import Progress, Shards, silent
+from synthboot.artifacts.store import WORK, Progress, Shards, silent
 from synthboot.artifacts.synthetic import CHUNKS, FILE, KEPT
 from synthboot.data import ngrams, tokens
 from synthboot.data import tokenizer as tokenizers
+from synthboot.data.disk import read_json, write_json
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, SamplingError
 from synthboot.lm import pointer
@@ -271,7 +273,14 @@ def _chunk_writer(
         if missing and not loaded:
             arms = tokenizers.load(job.tokenizer)
             own = tokenizers.load(job.synthesizer) if job.external else arms
-            engine = open_sampler(job.cfg, job.engine, job.synthesizer, own.end, job.pointer)
+            engine = open_sampler(
+                job.cfg,
+                job.engine,
+                job.synthesizer,
+                own.end,
+                job.pointer,
+                partial(_agreed, folder.parent / WORK / "batch.json"),
+            )
             corpus = Tokens.open(job.corpus).head(job.docs)
             loaded.extend((engine, own, arms, corpus, related_of(job)))
         if missing:
@@ -279,6 +288,25 @@ def _chunk_writer(
         return [shards.counts(chunk) for chunk in group]
 
     return run
+
+
+def _agreed(path: Path, rows: int) -> int:
+    """The batch that the whole synthesis is sampled in: what the first of its processes timed.
+
+    Likelihoods in another are rounded otherwise, and now and then another token is drawn.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    timed = path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
+    write_json(timed, rows)
+    try:
+        os.link(timed, path)  # unlike a rename it leaves what is there
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links: two processes are seldom so close
+        if not path.exists():
+            os.replace(timed, path)
+    timed.unlink(missing_ok=True)
+    return int(read_json(path))
 
 
 def related_of(job: Job) -> Related | None:

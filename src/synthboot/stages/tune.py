@@ -39,7 +39,7 @@ from synthboot.data.disk import read_record, write_record
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
-from synthboot.lm import adapters, merging, pointer, score
+from synthboot.lm import adapters, merging, parallel, pointer, score
 from synthboot.lm import model as models
 from synthboot.lm.arm import runtime_of
 from synthboot.lm.batches import PairPlan, cut_pair, d1_room, joined_contexts
@@ -145,7 +145,7 @@ def tune(
         runtime,
     )
     shares: list[tuple[float, float]] = []
-    if start is not None and cfg.tune.base_share and runtime.group.main:
+    if start is not None and cfg.tune.base_share:
         tell = during(progress, 1.0, "averaging with base")
         base = _origin(cfg, start, tokenizer)
         shares = merging.average_with_base(
@@ -154,6 +154,7 @@ def tune(
             cfg.tune.base_shares(conditional),
             lambda m, share: stopping.loss(m, share, tell),
             tokenizer,
+            runtime.group,
         )
     runtime.group.wait()
     chosen = min(shares, key=lambda pair: pair[1])[0] if shares else 0.0
@@ -235,9 +236,10 @@ def _as_it_is(
     loss = unseen.given_nothing if unseen.given_d1 is None else unseen.given_d1
     curve = Curve(best_loss=loss, validation=[[0, loss]])
     synthesizer = Model.open(folder)
-    for checkpoint in (synthesizer.best, synthesizer.last):
-        models.save(base, checkpoint, tokenizer)
-    synthesizer.save_curve(curve)
+    if parallel.rank() == 0:
+        for checkpoint in (synthesizer.best, synthesizer.last):
+            models.save(base, checkpoint, tokenizer)
+        synthesizer.save_curve(curve)
     forward = models.flops_per_token(base, cfg.tune_seq_len)
     return Tuned(
         curve=curve,
@@ -314,6 +316,7 @@ def _plan(
         warmup_steps=max(1, min(packed.steps // 10, 100)),
         eval_steps=tuple(sorted(evals)),
         patience=tune.patience,
+        micro_batch_tokens=cfg.engine.micro_batch_tokens,
         precision=cfg.optim.precision,
     )
     return settings, packed

@@ -36,8 +36,9 @@ def pretrain(c: Context) -> Outcome:
     recipe, ready = _recipe(c)
     model = Model.open(c.folder)
     if ready is not None:
-        model.copy(ready)
-        return _counts(model.curve, model.token_counts), {}
+        if parallel.rank() == 0:
+            model.copy(ready)
+        return _counts(ready.curve, ready.token_counts), {}
 
     trained = stage(
         c.cfg,
@@ -59,11 +60,15 @@ def pretrain(c: Context) -> Outcome:
 def _counts(curve: Curve, token_counts: TokenCounts) -> dict[str, Any]:
     """What the manifest says of a trained model."""
     losses = {"best_loss": curve.best_loss, "last_loss": curve.last_loss}
-    return losses | {"account": _account(curve)} | token_counts.as_json()
+    account = "" if token_counts.members else _account(curve)
+    return losses | {"account": account} | token_counts.as_json()
 
 
 def _account(curve: Curve) -> str:
-    """Whether training still gained at its end, in words; of an ensemble nothing is known."""
+    """Whether training still gained at its end, in words.
+
+    Not of an ensemble: its curve goes over the number of its members.
+    """
     if math.isnan(curve.late_gain):
         return ""
     least = f"validation loss {curve.best_loss:.4f}"

@@ -16,6 +16,8 @@ def best_trial(
     loss: Callable[[Model], float],
 ) -> str:
     """The trial of the least loss; what all of them reached is recorded."""
+    from synthboot.lm import parallel  # torch takes seconds
+
     losses = {}
     settings = {}  # only what the sweep varies
     for trial, setting in trials.items():
@@ -23,7 +25,8 @@ def best_trial(
         settings[trial] = {key: getattr(setting, key) for key in swept}
 
     best = min(losses, key=lambda trial: losses[trial])
-    Model.open(c.folder).save_sweep(Sweep(losses, settings, best))
+    if parallel.rank() == 0:
+        Model.open(c.folder).save_sweep(Sweep(losses, settings, best))
     return best
 
 

@@ -37,7 +37,7 @@ def synthesize(c: Context) -> Outcome:
 
     sampled = counts["sampled_tokens"]
     read = counts["prompt_tokens"] + sampled
-    if c.cfg.synthesize.contrast and job.conditional:
+    if c.cfg.synthesize.contrast and job.conditional and job.is_prompted:
         read += sampled  # each once more, without d1
     tokens_per_row = read / max(1, counts["requests"])
     forward = models.flops_per_token(models.load(job.synthesizer), round(tokens_per_row))

@@ -67,6 +67,7 @@ def tune(c: Context) -> Outcome:
 
 def _chosen(c: Context) -> Outcome:
     """The synthesizer of the sweep's best trial, under this unit's name."""
+    from synthboot.lm import parallel
 
     def loss(trial: Model) -> float:
         # of the model that is kept, averaged with base or not; base's own loss is the same for
@@ -77,7 +78,8 @@ def _chosen(c: Context) -> Outcome:
     best = best_trial(c, c.cfg.tune.trials(), c.cfg.tune.sweep, loss)
     trial = c.model(f"trial/{best}")
     manifest = trial.manifest
-    Model.open(c.folder).copy(trial)
+    if parallel.rank() == 0:
+        Model.open(c.folder).copy(trial)
 
     # this unit trained nothing; an arm of `match: flops` pays for the trial through it
     upstream = manifest.counts["upstream_flops"] + manifest.cost["flops"]

@@ -59,6 +59,9 @@ class EmbeddedSampler:
     both prompts, and drawn from logits + w x (logits - logits alone): what the prompt makes
     likelier becomes likelier still. Source: arXiv:2305.14739, context-aware decoding.
 
+    Without a `batch` one is timed, and `agree` says which one it is to be: others may have timed
+    another.
+
     With the weights of a `pointer`, and requests that have a `source`, every token is drawn from
     the mixture of the model with copies from there.
     """
@@ -76,7 +79,9 @@ class EmbeddedSampler:
         absent: Sequence[int] = (),
         contrast: float = 0.0,
         weights: pointer.Weights | None = None,
+        agree: Callable[[int], int] = lambda rows: rows,
     ) -> None:
+        self.agree = agree
         self.decoder = Decoder(model, dtype)
         device = self.decoder.device
         self.weights = None
@@ -113,7 +118,7 @@ class EmbeddedSampler:
             max_len = max(max_len, prompt_len + request.max_tokens)
         try:
             if self.batch is None:
-                self.batch = best_batch(self.decoder, max_len)
+                self.batch = self.agree(best_batch(self.decoder, max_len))
             state = ContinuousBatch(self, requests, max_len, self.batch)
             while state.waiting or state.live():
                 state.refill()

@@ -29,10 +29,12 @@ def open_sampler(
     folder: Path,
     end: int,
     weights: Weights | None = None,
+    agree: Callable[[int], int] = lambda rows: rows,
 ) -> Sampler:
     """The sampler that `synthesize.sampler` names, over the model in `folder`.
 
-    With the `weights` of a pointer, which the built-in one alone has.
+    With the `weights` of a pointer, which the built-in one alone has, as it has a batch to `agree`
+    on.
     """
     # imported where it is asked for: it needs a package of its own
     if cfg.sampler == "vllm":
@@ -56,6 +58,7 @@ def open_sampler(
         absent=tokenizers.load(folder).absent(vocab_size),
         contrast=cfg.contrast,
         weights=weights,
+        agree=agree,
     )
 
 
@@ -70,6 +73,7 @@ def sampler(
     absent: Sequence[int] = (),
     contrast: float = 0.0,
     weights: Weights | None = None,
+    agree: Callable[[int], int] = lambda rows: rows,
 ) -> Sampler:
     """The embedded engine where it knows the layout, else `transformers.generate`, which draws
     without a contrast.
@@ -78,7 +82,7 @@ def sampler(
     """
     engine: Callable[..., Sampler] = TransformersSampler
     if is_native(model.config):
-        engine = partial(EmbeddedSampler, contrast=contrast, weights=weights)
+        engine = partial(EmbeddedSampler, contrast=contrast, weights=weights, agree=agree)
     elif weights is not None:
         raise ConfigError(
             f"tune.pointer needs a Llama or Qwen3 layout to sample from, not "

@@ -16,6 +16,7 @@ from synthboot.data import documents
 from synthboot.proposal import propose
 from synthboot.runner import machines
 from synthboot.survey import survey
+from tests.conftest import world_documents, write_jsonl
 
 WORDS = ["river", "moth", "rower", "village", "summit", "valley", "wing", "boat", "north", "south", "league", "season"]
 
@@ -156,3 +157,19 @@ def test_a_model_that_this_machine_has_no_memory_for_is_not_proposed(tmp_path: P
         (tmp_path / "mine.yaml").write_text(proposed.text)
         layers.append(loading.load(tmp_path / "mine.yaml").model.layers)
     assert layers[0] > layers[1]
+
+
+def test_records_that_are_bad_are_let_be_and_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows: list[Any] = world_documents()
+    write_jsonl(tmp_path / "mixed.jsonl", [*rows, *[{"id": f"x{i}", "text": None} for i in range(90)]])
+    said = CliRunner().invoke(main, ["init", "mixed.jsonl", "--out", "mixed.yaml"])
+    assert said.exit_code == 0, said.output
+    assert "20.0% of the records are bad: mend them, or they are left out (corpus.max_quarantine)" in said.output
+    assert loading.load(tmp_path / "mixed.yaml").corpus.max_quarantine == 0.24
+    nowhere = CliRunner().invoke(main, ["init", "mixed.jsonl", "--out", "none/x.yaml"])
+    assert nowhere.exit_code != 0
+    assert "--out: none: no such folder; make it, or name another" in nowhere.output
+    write_jsonl(tmp_path / "fine.jsonl", rows)
+    assert "are bad" not in CliRunner().invoke(main, ["init", "fine.jsonl", "--out", "fine.yaml"]).output
+    assert "max_quarantine" not in (tmp_path / "fine.yaml").read_text()

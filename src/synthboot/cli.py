@@ -150,17 +150,26 @@ def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 def init(paths: tuple[str, ...], out: Path, hours: float) -> None:
     """Look at your files and write a configuration for them."""
+    from synthboot.config import Corpus
     from synthboot.errors import ConfigError
     from synthboot.proposal import propose
     from synthboot.runner.work import duration
     from synthboot.survey import survey as look
 
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: {out.parent}: no such folder; make it, or name another")
     taken = f"{out}: is there already; name another with --out"
     if out.exists():
         raise ConfigError(taken)
     survey = look(paths[0] if len(paths) == 1 else list(paths))
     for line in survey.lines():
         _say(line)
+
+    if survey.bad_share > Corpus.model_fields["max_quarantine"].default:
+        _say(
+            f"{survey.bad_share:.1%} of the records are bad: mend them, or they are left out "
+            f"(corpus.max_quarantine)"
+        )
 
     proposed = propose(survey, _as_name(out.stem), hours)
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from synthboot import loading, recipes, strict_yaml
-from synthboot.config import Config
+from synthboot.config import Config, Corpus
 from synthboot.errors import DataError
 from synthboot.runner import cost
 from synthboot.runner.state import State
@@ -137,6 +137,7 @@ def _yaml(
         f"  vocab_size: {survey.vocab_size}",
         f"  validation_docs: {validation}",
         f"  test_docs: {test}",
+        *_allowed(survey),
         "# Related documents: docs/will-it-work.md says what to look at after `synthboot pair`.",
         f"pair: {{num_neighbors: 16{label}}}",
         "# The synthesizer p(d2|d1); averaged with base where that is better, against forgetting.",
@@ -152,6 +153,17 @@ def _yaml(
         lines.append("  oracle: {unique_tokens: all}                    # all the text there is")
     lines.append("pretrain: {seeds: [0, 1, 2]}   # five for a result")
     return "\n".join(lines) + "\n"
+
+
+def _allowed(survey: Survey) -> list[str]:
+    """A line that lets bad records be, where more are than a run takes without being told."""
+    if survey.bad_share <= Corpus.model_fields["max_quarantine"].default:
+        return []
+    room = min(1.0, math.ceil(120 * survey.bad_share) / 100)
+    return [
+        f"  max_quarantine: {room:g}   # {survey.bad_share:.1%} of the records are bad: mend them, "
+        "or they are left out"
+    ]
 
 
 def _quoted(text: str) -> str:

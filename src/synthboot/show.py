@@ -529,6 +529,8 @@ def _artifacts(run: Path) -> list[Path]:
 
 
 def _need(run: Path, stage: str, variant: str = "") -> Path:
+    if not run.is_dir():
+        raise MissingArtifact(f"{run}: no such run folder, nor a configuration")
     folder = folder_of(run, stage, variant)
     if store.read_manifest(folder) is None:
         raise MissingArtifact(

@@ -64,6 +64,11 @@ class Survey:
         """Tokens of the documents that were read."""
         return int(self.lengths.sum())
 
+    @property
+    def bad_share(self) -> float:
+        """The share of records that are no documents."""
+        return self.rejects.total() / max(1, self.records)
+
     def lines(self) -> list[str]:
         """The same in words."""
         least = "" if self.is_whole else "more than "

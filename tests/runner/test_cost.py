@@ -437,3 +437,14 @@ def test_durations_and_sizes_in_words() -> None:
     assert [work.duration(h) for h in (0.001, 0.5, 12.34, 1234.5)] == ["1 minute", "30 minutes", "12.3 hours", "1,234 hours"]
     assert [work.size(b) for b in (12, 1_500, 2e12, 3e18)] == ["12 B", "1.5 kB", "2 TB", "3e+03 PB"]
     assert math.isclose(cost.median_error([cost.Checked("a", 1.0, 1.0, "")]), 1)
+
+
+def test_what_is_finished_here_is_planned_whole_for_another_machine(finished: dict[str, Any]) -> None:
+    cfg = loading.load(finished)
+    units = recipes.units(cfg)
+    standing = states(cfg, units)
+    assert {state.status for state in standing.values()} == {"done"}
+    assert not cost.plan(cfg, units, standing).rows
+    there = cost.plan(cfg, units, standing, "h100")
+    assert {row.stage for row in there.rows} == {unit.stage for unit in units.values()}
+    assert there.dollars

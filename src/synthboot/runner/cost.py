@@ -112,12 +112,17 @@ def plan(
     states: Mapping[str, State],
     hardware: str = THIS,
 ) -> Plan:
-    """What the artifacts that are not done will take on a machine (`machines.machine`)."""
+    """What the artifacts that are not done will take on a machine (`machines.machine`).
+
+    Where all are, another machine is asked what all of them would.
+    """
     machine = machines.machine(hardware, cfg)
     workload = Workload(cfg, sizes(cfg, _files(units)))
     manifests = finished(cfg) if hardware.lower() == THIS else {}
     estimator = Estimator(cfg, workload, machine, manifests)
     todo = {name: unit for name, unit in units.items() if states[name].status != "done"}
+    if not todo and hardware.lower() != THIS:
+        todo = units
 
     works = {name: workload.of(unit) for name, unit in todo.items()}
     problems = (estimator.misfit(unit, works[name]) for name, unit in todo.items())

@@ -34,7 +34,11 @@ def pair(c: Context) -> Outcome:
         measured, account = _ceiling(c, pairs)
         pairs = replace(pairs, chosen=replace(pairs.chosen, ceiling=measured))
         by_chance = pairs.chosen.chance_share
-        account = f"chance would give {by_chance:.0%} of the pairs; {account}"
+        tuned_on = pairs.only(TRAIN)
+        account = (
+            f"{len(tuned_on):,} pairs to tune on, of {len(np.unique(tuned_on.d2)):,} documents; "
+            f"chance would give {by_chance:.0%} of the pairs; {account}"
+        )
     pairs.save(c.folder)
 
     flops = 0.0
@@ -70,8 +74,8 @@ def _ceiling(c: Context, pairs: Pairs) -> tuple[Ceiling | None, str]:
     if measured is None:
         return None, (
             f"what d1 could tell is not known: fewer than {LEAST_DOCS} held-out documents have a "
-            f"related one; lower pair.min_similarity, or raise pair.heldout_share or "
-            f"corpus.validation_docs"
+            f"related one; add documents, or raise pair.heldout_share or corpus.validation_docs; "
+            f"where chance would give few of the pairs, lower pair.min_similarity"
         )
     return measured, measured.sentence()
 

@@ -145,3 +145,12 @@ def test_a_misspelt_field_costs_no_finished_corpus(finished: dict[str, Any], tmp
     with pytest.raises(DataError, match=r'none of the first .* records is a document .*no "txt" field'):
         api.Run(odd).run("corpus")
     assert states(loading.load(settings), units(loading.load(settings)))["corpus"].status == "done"
+
+
+def test_records_that_are_none_before_those_that_are_do_not_stop_a_corpus(finished: dict[str, Any], tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "s.jsonl", [*[{"id": f"i{i}"} for i in range(150)], {"id": "a", "text": "some words"}])
+    settings = finished | {"corpus": finished["corpus"] | {"source": str(source)}}
+    preflight.check_source(loading.load(settings))
+    write_jsonl(source, [{"id": f"i{i}"} for i in range(150)])
+    with pytest.raises(DataError, match="none of the first 150 records is a document"):
+        preflight.check_source(loading.load(settings))

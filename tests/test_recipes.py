@@ -452,4 +452,7 @@ def test_another_tokenizer_in_the_same_folder_is_another_corpus(world_file: Path
     before = fingerprints(recipes.units(loading.load(cfg)))
     assert fingerprints(recipes.units(loading.load(cfg))) == before
     (folder / "tokenizer.json").write_text('{"version": "2"}')
-    assert fingerprints(recipes.units(loading.load(cfg)))["corpus"] != before["corpus"]
+    after = fingerprints(recipes.units(loading.load(cfg)))
+    assert after["corpus"] != before["corpus"]
+    (folder / "model.safetensors").write_bytes(b"weights of a model beside it")
+    assert fingerprints(recipes.units(loading.load(cfg))) == after

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from synthboot import config
 from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.spool import GIVE_UP_AFTER
 from synthboot.data import documents, tasks, tokenizer
 from synthboot.errors import ConfigError, DataError, unloadable
 from synthboot.lm.batches import LEAST_CONTEXT, context_room
 
 _BUILT_IN = ("self", "file")
-_FIRST_RECORDS = 100
 
 
 def check(cfg: config.Config) -> None:
@@ -147,20 +147,23 @@ def _check_several_models(cfg: config.Config) -> None:
 
 
 def check_source(cfg: config.Config) -> None:
-    """Raise DataError where none of the first records of the source is a document.
+    """Raise DataError where no record of the source, as far as one reads before giving up, is a
+    document.
 
     Asked before a finished corpus makes room for another: a misspelt field would cost it.
     """
-    reasons = []
-    for record in itertools.islice(documents.records(cfg.corpus), _FIRST_RECORDS):
+    first = ""
+    looked_at = 0
+    for record in itertools.islice(documents.records(cfg.corpus), GIVE_UP_AFTER):
         found = documents.parse(record, cfg.corpus)
         if isinstance(found, documents.Document):
             return
-        reasons.append(f"{found.file} line {found.line}: {found.reason}")
-    first = reasons[0] if reasons else "there are no records"
+        looked_at += 1
+        first = first or f"{found.file} line {found.line}: {found.reason}"
     raise DataError(
-        f"corpus.source: {cfg.corpus.source}: none of the first {len(reasons)} records is a "
-        f"document ({first}); the finished corpus of other settings is left as it is"
+        f"corpus.source: {cfg.corpus.source}: none of the first {looked_at:,} records is a "
+        f"document ({first or 'there are none'}); the finished corpus of other settings is left as "
+        f"it is"
     )
 
 

@@ -7,6 +7,7 @@ Two arms that need the same thing share it: their pairs, their synthesizer, thei
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -56,9 +57,9 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "synthesize": 5,
     "pretrain": 7,
     "score": 1,
-    "evaluate": 16,
+    "evaluate": 17,
     "analyze": 11,
-    "report": 9,
+    "report": 10,
     "extract": 3,
 }
 """Raised where a stage would leave something else from the same settings and parents."""
@@ -175,6 +176,13 @@ def _largest_share(arm: config.Arm) -> float:
     return max(trial.share for trial in arm.trials().values())
 
 
+_TOKENIZER = re.compile(
+    r"(tokenizer|vocab|merges|special_tokens|added_tokens|spiece|sentencepiece|chat_template)"
+    r"|.*\.(model|tiktoken)$"
+)
+"""Files of a tokenizer, by their names."""
+
+
 class _Recipes:
     """The units found so far, parents before children, and how to find more."""
 
@@ -186,8 +194,10 @@ class _Recipes:
         self.first = cfg.pretrain.seeds[0]
         given = self.given("model.init_from", cfg.model.init_from)
         corpus = cfg.corpus
-        if corpus.tokenizer != "train":
-            given |= self.given("corpus.tokenizer", corpus.tokenizer)
+        if corpus.tokenizer != "train" and cfg.model.init_from is None:
+            given |= self.tokenizer(corpus.tokenizer)
+        if corpus.split_field is not None and corpus.near_duplicates == "flag":
+            given["near_held_out"] = "left out"  # earlier corpora have it
         given["files"] = self.hashed("files", lambda: self.identity(corpus.source, "source"))
         if (replay := corpus.replay) is not None:
             given["replay_files"] = self.hashed(
@@ -228,6 +238,15 @@ class _Recipes:
             return {}
         key = f"{name}_files"
         return {key: self.hashed(key, lambda: self.contents(existing))}
+
+    def tokenizer(self, source: str) -> dict[str, Any]:
+        """A tokenizer in a folder, which may be that of a model: by its own files alone."""
+        path = Path(source)
+        if not path.is_dir():
+            return self.given("corpus.tokenizer", source)
+        own = [file for file in sorted(path.iterdir()) if _TOKENIZER.match(file.name)]
+        key = "corpus.tokenizer_files"
+        return {key: self.hashed(key, lambda: self.contents(own))}
 
     def add(
         self,

@@ -10,6 +10,7 @@ import torch
 
 from synthboot import config, loading
 from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
+from synthboot.artifacts.parts import Part
 from synthboot.artifacts.store import Shards
 from synthboot.data import tokens
 from synthboot.data.tokenizer import Tokenizer
@@ -20,7 +21,7 @@ from synthboot.lm import model as models
 from synthboot.lm.sampling import embedded
 from synthboot.lm.sampling.protocol import Result
 from synthboot.stages import synthesize as stage
-from synthboot.stages.synthesize import Job, related_of, requests_of, synthesize, verdict
+from synthboot.stages.synthesize import Job, related_of, requests_of, synthesize, synthesize_part, verdict
 from synthboot.steps.synthesize import at_once
 from tests.lm.conftest import small_model
 
@@ -86,18 +87,23 @@ def test_workers_and_interruptions_change_no_byte(tmp_path: Path, tokenizer: Tok
 
 
 def test_chunks_that_are_sampled_together_are_those_sampled_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    alone = synthesize(job(tmp_path, tokenizer), 1_500, tmp_path / "alone")
+    alone = synthesize(job(tmp_path, tokenizer), 3_000, tmp_path / "alone")
     together = replace(job(tmp_path, tokenizer), at_once=25)  # two chunks of ten, as far as the budget surely needs them
-    assert synthesize(together, 1_500, tmp_path / "together") == alone
-    assert synthesize(together, 1_500, tmp_path / "workers", workers=2) == alone
+    assert synthesize(together, 3_000, tmp_path / "together") == alone
+    assert synthesize(together, 3_000, tmp_path / "workers", workers=2) == alone
     same = files(tmp_path / "together")
     assert files(tmp_path / "workers") == same
     drawn = [[path.read_bytes() for path in sorted((tmp_path / name).rglob("tokens.bin"))] for name in ("alone", "together")]
     assert drawn[0] == drawn[1]  # the likelihoods of other batches are rounded otherwise
 
+    for number in (1, 2, 3):  # each asks for its share, and what is over is left out in the end
+        synthesize_part(together, 3_000, tmp_path / "parts", Part(number, 3))
+    assert synthesize(together, 3_000, tmp_path / "parts") == alone
+    assert files(tmp_path / "parts") == same
+
     shutil.rmtree(tmp_path / "together" / "chunks" / "000001")  # as a kill between the two leaves them
     untouched = (tmp_path / "together" / "chunks" / "000000" / "part.json").stat().st_mtime_ns
-    synthesize(together, 1_500, tmp_path / "together")
+    synthesize(together, 3_000, tmp_path / "together")
     assert files(tmp_path / "together") == same
     assert (tmp_path / "together" / "chunks" / "000000" / "part.json").stat().st_mtime_ns == untouched
 
@@ -117,7 +123,7 @@ def test_a_full_device_is_asked_for_several_chunks_in_one_call(
 
     opened = stage.open_sampler
     monkeypatch.setattr(stage, "open_sampler", lambda *args: Counting(opened(*args)))
-    for number, (fills, budget, wanted) in enumerate([(1, 100, 10), (45, 5_000, 40), (45, 1_300, 20), (45, 100, 10)]):
+    for number, (fills, budget, wanted) in enumerate([(1, 100, 10), (45, 6_000, 40), (45, 2_600, 20), (45, 100, 10)]):
         calls.clear()
         synthesize(replace(job(tmp_path, tokenizer), at_once=fills), budget, tmp_path / str(number))
         assert set(calls) == {wanted}

@@ -20,7 +20,7 @@ from synthboot.data.disk import save_array
 from synthboot.errors import ConfigError
 from synthboot.export.finished import Finished
 from synthboot.lm import model as models
-from synthboot.lm.arm import plan_of, tokens_of
+from synthboot.lm.arm import affordable
 from synthboot.lm.batches import Plan
 from synthboot.recipes import Unit
 from synthboot.runner.step import context_of
@@ -102,5 +102,4 @@ def _plan(run: Finished, unit: Unit, recipe: config.Arm, seed: int) -> Plan:
     if recipe.match == "flops":  # nothing else asks for it, and it takes a whole model to tell
         built = models.build(run.cfg.model, tokenizer.vocab_size, seed)
         flops_per_token = models.flops_per_token(built, run.cfg.model.seq_len)
-    tokens = tokens_of(run.cfg, recipe, text, flops_per_token)
-    return plan_of(run.cfg, recipe, seed, tokenizer, text, tokens)
+    return affordable(run.cfg, recipe, seed, tokenizer, text, flops_per_token)

@@ -9,6 +9,7 @@ arXiv:1412.6980 (section 7.2), its decay warmed up; the tail average is stochast
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,12 @@ def add_dropout(model: PreTrainedModel, rate: float) -> None:
     """
     modules = [model.get_input_embeddings()]
     for block in parallel.blocks(model):
-        parts = [child for name, child in block.named_children() if name in _SUBLAYERS]
+        parts = []
+        for name, child in block.named_children():
+            # one that is given the residual stream gives it back, and dropping would drop that
+            takes = inspect.signature(child.forward).parameters
+            if name in _SUBLAYERS and "residual" not in takes:
+                parts.append(child)
         if len(parts) < 2:
             named = ", ".join(name for name, _ in block.named_children())
             raise ConfigError(

@@ -123,7 +123,8 @@ def _check_flops(
     budget = reference.train_flops
     if spent > budget:
         raise UnfairComparison(
-            f"arm {name}, seed {seed}: {spent:.3g} FLOPs, the budget is {budget:.3g}"
+            f"arm {name}, seed {seed}: {spent:.4g} FLOPs, the budget is {budget:.4g}; delete the "
+            f"folder of that model and run again"
         )
 
 

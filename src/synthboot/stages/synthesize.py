@@ -21,6 +21,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, count, islice
@@ -91,7 +92,8 @@ def synthesize(
     Raises BudgetError where almost everything sampled is dropped.
     """
     # without an end: which chunk is the last shows only once its tokens are counted
-    outputs, total, chunks = _sample(job, count(), budget_tokens, folder, workers, progress)
+    groups = _groups(job, budget_tokens)
+    outputs, total, chunks = _sample(job, groups, budget_tokens, folder, workers, progress)
     Shards(folder / CHUNKS).close(chunks)
 
     dropped = {reason: n for reason, n in sorted(outputs.items()) if reason != KEPT}
@@ -121,28 +123,31 @@ def synthesize_part(
     over.
     """
     share = math.ceil(budget_tokens / part.count)
-    own = count(part.number - 1, part.count)
+    own = islice(_groups(job, budget_tokens), part.number - 1, None, part.count)
     _, _, chunks = _sample(job, own, share, folder, workers, progress)
     return chunks
 
 
 def _sample(
     job: Job,
-    numbers: Iterator[int],
+    groups: Iterator[tuple[int, ...]],
     budget_tokens: int,
     folder: Path,
     workers: int,
     progress: Progress,
 ) -> tuple[Counter[str], Counter[str], int]:
-    """The outputs and tokens of the first chunks of these numbers that meet the budget, and how
-    many chunks these are."""
+    """The outputs and tokens of the first chunks of these groups that meet the budget, and how
+    many chunks these are.
+
+    What workers or the last group have sampled beyond them is thrown away, and counts nowhere.
+    """
     outputs: Counter[str] = Counter()
     total: Counter[str] = Counter()
     chunks = 0
     results = pool.imap(
         _chunk_writer,
         (job, folder / CHUNKS),
-        _groups(numbers, _group_size(job, budget_tokens)),
+        groups,
         workers,
     )
     for counts in chain.from_iterable(results):
@@ -160,20 +165,16 @@ def _sample(
     return outputs, total, chunks
 
 
-def _group_size(job: Job, budget_tokens: int) -> int:
-    """How many chunks are sampled in one call.
+def _groups(job: Job, budget_tokens: int) -> Iterator[tuple[int, ...]]:
+    """The numbers of chunks, those together that are sampled in one call.
 
-    No more than the budget surely needs, and by nothing that an interruption changes: a batch of
-    other requests may be rounded otherwise.
+    At most half of what the budget surely needs, and by nothing that workers, parts or
+    interruptions change: in a batch of other requests a likelihood may be rounded otherwise.
     """
     needed = math.ceil(budget_tokens / job.seq_len)
-    return max(1, min(job.at_once, needed) // job.cfg.chunk)
-
-
-def _groups(numbers: Iterator[int], size: int) -> Iterator[tuple[int, ...]]:
-    """The numbers, `size` together."""
-    while group := tuple(islice(numbers, size)):
-        yield group
+    size = max(1, min(job.at_once, needed // 2) // job.cfg.chunk)
+    for first in count(0, size):
+        yield tuple(range(first, first + size))
 
 
 def _check_yield(
@@ -290,22 +291,23 @@ def _chunk_writer(
     return run
 
 
-def _agreed(path: Path, rows: int) -> int:
+def _agreed(path: Path, timed: Callable[[], int]) -> int:
     """The batch that the whole synthesis is sampled in: what the first of its processes timed.
 
     Likelihoods in another are rounded otherwise, and now and then another token is drawn.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    timed = path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
-    write_json(timed, rows)
-    try:
-        os.link(timed, path)  # unlike a rename it leaves what is there
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links: two processes are seldom so close
-        if not path.exists():
-            os.replace(timed, path)
-    timed.unlink(missing_ok=True)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own = path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
+        write_json(own, timed())
+        try:
+            os.link(own, path)  # unlike a rename it leaves what is there
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            with suppress(FileExistsError), open(path, "xb") as file:
+                file.write(own.read_bytes())
+        own.unlink()
     return int(read_json(path))
 
 

@@ -59,8 +59,7 @@ class EmbeddedSampler:
     both prompts, and drawn from logits + w x (logits - logits alone): what the prompt makes
     likelier becomes likelier still. Source: arXiv:2305.14739, context-aware decoding.
 
-    Without a `batch` one is timed, and `agree` says which one it is to be: others may have timed
-    another.
+    Without a `batch` one is timed, unless `agree`, which is given the timing, knows one already.
 
     With the weights of a `pointer`, and requests that have a `source`, every token is drawn from
     the mixture of the model with copies from there.
@@ -79,7 +78,7 @@ class EmbeddedSampler:
         absent: Sequence[int] = (),
         contrast: float = 0.0,
         weights: pointer.Weights | None = None,
-        agree: Callable[[int], int] = lambda rows: rows,
+        agree: Callable[[Callable[[], int]], int] = lambda timed: timed(),
     ) -> None:
         self.agree = agree
         self.decoder = Decoder(model, dtype)
@@ -118,7 +117,7 @@ class EmbeddedSampler:
             max_len = max(max_len, prompt_len + request.max_tokens)
         try:
             if self.batch is None:
-                self.batch = self.agree(best_batch(self.decoder, max_len))
+                self.batch = self.agree(partial(best_batch, self.decoder, max_len))
             state = ContinuousBatch(self, requests, max_len, self.batch)
             while state.waiting or state.live():
                 state.refill()

@@ -29,7 +29,7 @@ def open_sampler(
     folder: Path,
     end: int,
     weights: Weights | None = None,
-    agree: Callable[[int], int] = lambda rows: rows,
+    agree: Callable[[Callable[[], int]], int] = lambda timed: timed(),
 ) -> Sampler:
     """The sampler that `synthesize.sampler` names, over the model in `folder`.
 
@@ -73,7 +73,7 @@ def sampler(
     absent: Sequence[int] = (),
     contrast: float = 0.0,
     weights: Weights | None = None,
-    agree: Callable[[int], int] = lambda rows: rows,
+    agree: Callable[[Callable[[], int]], int] = lambda timed: timed(),
 ) -> Sampler:
     """The embedded engine where it knows the layout, else `transformers.generate`, which draws
     without a contrast.

@@ -44,7 +44,6 @@ FIRST_SCREEN = (
     ("2026-11-27-external-articles", "sbp: against self", f"{EXTERNAL}, a tenth, four seeds"),
     ("2026-11-27-tuned-writer", "sbp against repetition", f"{EXTERNAL}, a quarter, ten seeds"),
     ("2026-11-27-tuned-writer", "sbp: against self", f"{EXTERNAL}, a quarter, ten seeds"),
-    ("2026-11-27-tuned-writer", "sbp: against random", f"{EXTERNAL}, a quarter, ten seeds"),
     ("2026-11-26-continue", "sbp against repetition", "SmolLM2-135M continued on 152 abstracts, two epochs, three seeds"),
     ("2026-11-26-continue", "sbp: against self", "SmolLM2-135M continued on 152 abstracts, two epochs, three seeds"),
 )

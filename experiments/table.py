@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", type=Path)
     parser.add_argument("--run", type=Path, nargs="+", help="run folders that have scores")
-    parser.add_argument("--control", nargs="+", default=["self"], help="arms that the others are held against beside repetition")
+    parser.add_argument("--control", nargs="+", default=["self"], help="arms that others are held against beside repetition")
     args = parser.parse_args()
     store = args.experiment / "losses.parquet"
     if args.run:

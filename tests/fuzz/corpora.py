@@ -104,7 +104,7 @@ def inputs(draw: st.DrawFn) -> Given:
     settings = {
         "near_duplicates": draw(st.sampled_from(["remove", "flag", "off"])),
         "validation_docs": draw(st.integers(1, 3)),
-        "test_docs": draw(st.integers(1, 3)),
+        "test_docs": draw(st.integers(2, 4)),
         "shard_docs": draw(st.integers(1, 6)),
         "vocab_size": draw(st.sampled_from([258, 300])),
         "max_quarantine": draw(st.sampled_from([1.0, 1.0, 1.0, 0.0])),

@@ -18,7 +18,7 @@ from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.pairs import TRAIN, Pairs
 from synthboot.artifacts.synthetic import Synthetic
 from synthboot.cli import main
-from synthboot.errors import ConfigError
+from synthboot.errors import ConfigError, MissingArtifact
 from synthboot.stages.embed import SelfEmbedder
 from tests.conftest import run_folder
 
@@ -154,3 +154,8 @@ def test_synthetic_text_is_of_an_arm_or_a_kind(tiny: dict[str, Any], tmp_path: P
 
     shutil.rmtree(run / "06-synthesize/related")
     assert texts("sampled") == unconditional
+
+
+def test_a_run_that_is_not_there_is_said_to_be_that(tmp_path: Path) -> None:
+    with pytest.raises(MissingArtifact, match=r"evl: no such run folder, nor a configuration"):
+        show.examples(tmp_path / "evl", "synthetic", 1)

@@ -1,16 +1,19 @@
 """A synthesizer averaged with the base that it was tuned from."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from synthboot import config
+from synthboot.artifacts.model import Model
 from synthboot.artifacts.store import WORK
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.lm import merging
 from synthboot.lm import model as models
+from synthboot.steps.sweep import best_trial
 from tests.lm.conftest import small_model
 
 SHARES = config.Tune(base_share="auto").base_shares(conditional=True)
@@ -64,3 +67,19 @@ def test_a_run_killed_afterwards_averages_the_same_models_again(
     torch.testing.assert_close(flat(models.load(folder / "best")), flat(small_model(seed=1)))
     merging.average_with_base(folder, base, SHARES, nearness(0.5), tokenizer)
     assert (folder / "best" / "model.safetensors").read_bytes() == first
+
+
+def test_the_first_of_several_processes_writes_a_sweep_and_the_others_choose_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {"a": 3.0, "b": 2.0}
+    context = SimpleNamespace(folder=tmp_path / "chosen", model=lambda role: losses[role.removeprefix("trial/")])
+    trials = {name: SimpleNamespace(lr=0.1) for name in losses}
+    monkeypatch.setenv("RANK", "1")
+    assert best_trial(context, trials, ["lr"], float) == "b"  # type: ignore[arg-type]
+    assert not context.folder.exists()
+    monkeypatch.setenv("RANK", "0")
+    assert best_trial(context, trials, ["lr"], float) == "b"  # type: ignore[arg-type]
+    sweep = Model.open(context.folder).sweep
+    assert sweep is not None
+    assert sweep.chosen == "b"

@@ -310,3 +310,13 @@ def test_without_a_synthesizer_there_is_no_figure_of_one(finished: dict[str, Any
     assert 'id="fact-table"' in page
     assert 'id="excess"' not in page
     assert "unconditional,<wbr>loss=<wbr>1..2, many" in page
+
+
+def test_the_page_holds_nothing_that_acts_on_a_terminal(finished: dict[str, Any]) -> None:
+    results = gathered(finished)
+    odd = "red \x1b[31m and \x9b and \u202e turned"
+    page = report(
+        replace(results, name=odd, examples=[{**e, "d1": odd, "d2": [[odd, 1]]} for e in results.examples]),
+    )
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", page)
+    assert page.count("\\u001b") >= 2  # in the title, and among the examples

@@ -130,6 +130,9 @@ def test_rows_of_tuning_are_dealt_out_too(world_file: Path, tmp_path: Path) -> N
     preflight.check(loading.load(small_config(world_file, tmp_path, **fine)))
     message = refused(small_config(world_file, tmp_path, **fine | {"tune__batch_tokens": 3 * seq_len}))
     assert "a step of 3 rows cannot be shared by 2 processes; make tune.batch_tokens / model.seq_len a multiple of 2" in message
+    untuned = {"repetition": {}, "self": {"synthetic": "unconditional", "share": 0.5}}
+    fits = fine | {"tune__batch_tokens": 3 * seq_len, "arms": untuned}
+    preflight.check(loading.load(small_config(world_file, tmp_path, **fits)))
 
 
 def test_one_document_is_no_test_set(world_file: Path, tmp_path: Path) -> None:

@@ -150,7 +150,6 @@ def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 def init(paths: tuple[str, ...], out: Path, hours: float) -> None:
     """Look at your files and write a configuration for them."""
-    from synthboot.config import Corpus
     from synthboot.errors import ConfigError
     from synthboot.proposal import propose
     from synthboot.runner.work import duration
@@ -165,7 +164,7 @@ def init(paths: tuple[str, ...], out: Path, hours: float) -> None:
     for line in survey.lines():
         _say(line)
 
-    if survey.bad_share > Corpus.model_fields["max_quarantine"].default:
+    if survey.is_too_bad:
         _say(
             f"{survey.bad_share:.1%} of the records are bad: mend them, or they are left out "
             f"(corpus.max_quarantine)"

@@ -54,7 +54,8 @@ def _check_processes(cfg: config.Config) -> None:
         parallel.share(rows, group, "optim.batch_tokens / model.seq_len")
         # what cannot be packed, which only a model from outside can be, pads its rows
         is_own = cfg.model.init_from is None and cfg.tune.init_from is None
-        if is_own and any(arm.synthetic for arm in cfg.arms.values()) and cfg.tune.base_share != 1:
+        tunes = any(arm.synthetic not in (None, "unconditional") for arm in cfg.arms.values())
+        if is_own and tunes and cfg.tune.base_share != 1:
             rows = max(1, cfg.tune.batch_tokens // cfg.tune_seq_len)
             parallel.share(rows, group, "tune.batch_tokens / model.seq_len")
 

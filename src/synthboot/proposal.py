@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from synthboot import loading, recipes, strict_yaml
-from synthboot.config import Config, Corpus
+from synthboot.config import Config
 from synthboot.errors import DataError
 from synthboot.runner import cost
 from synthboot.runner.state import State
@@ -156,8 +156,8 @@ def _yaml(
 
 
 def _allowed(survey: Survey) -> list[str]:
-    """A line that lets bad records be, where more are than a run takes without being told."""
-    if survey.bad_share <= Corpus.model_fields["max_quarantine"].default:
+    """A line that lets bad records be."""
+    if not survey.is_too_bad:
         return []
     room = min(1.0, math.ceil(120 * survey.bad_share) / 100)
     return [

@@ -69,6 +69,11 @@ class Survey:
         """The share of records that are no documents."""
         return self.rejects.total() / max(1, self.records)
 
+    @property
+    def is_too_bad(self) -> bool:
+        """Whether more records are bad than a run takes without being told."""
+        return self.bad_share > self.corpus.max_quarantine
+
     def lines(self) -> list[str]:
         """The same in words."""
         least = "" if self.is_whole else "more than "

@@ -9,23 +9,29 @@ from synthboot import loading
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.model import Model
 from synthboot.artifacts.pairs import Pairs
+from synthboot.data.tokenizer import Tokenizer
+from synthboot.data.tokens import Tokens
 from synthboot.lm.loss import Loss
 from synthboot.stages import tune
 from tests.conftest import run_folder
 
 
+def read(settings: dict[str, Any]) -> tuple[Path, Pairs, tuple[Tokens, Tokens, Tokenizer]]:
+    """What tuning starts from and reads: base, pairs, and the tokens of a finished run."""
+    run = run_folder(settings)
+    corpus = Corpus.open(run / "01-corpus")
+    tokens = (corpus.pretrain, corpus.validation, corpus.tokenizer)
+    return Model.open(run / "04-base").best, Pairs.load(run / "03-pair" / "related"), tokens
+
+
 def test_a_tuning_that_goes_on_does_not_measure_again_what_d1_is_worth_untuned(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_folder(tiny)
-    corpus = Corpus.open(run / "01-corpus")
-    pairs = Pairs.load(run / "03-pair" / "related")
-    base = Model.open(run / "04-base").best
+    base, pairs, tokens = read(tiny)
     told: list[str] = []
 
     def tuned() -> tune.Tuned:
         told.clear()
-        tokens = (corpus.pretrain, corpus.validation, corpus.tokenizer)
         return tune.tune(loading.load(tiny), base, pairs, *tokens, tmp_path, lambda _, words: told.append(words))
 
     def stopped(*_: Any) -> None:
@@ -39,7 +45,7 @@ def test_a_tuning_that_goes_on_does_not_measure_again_what_d1_is_worth_untuned(
     result = tuned()
     assert told
     assert not any("untuned" in words for words in told)
-    finished = Model.open(run / "05-tune" / "related").tuning
+    finished = Model.open(run_folder(tiny) / "05-tune" / "related").tuning
     assert result.untuned == finished.untuned
     assert result.conditioning == finished.conditioning
 
@@ -47,9 +53,7 @@ def test_a_tuning_that_goes_on_does_not_measure_again_what_d1_is_worth_untuned(
 def test_no_more_of_a_step_is_in_memory_than_was_asked_for(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_folder(tiny)
-    corpus = Corpus.open(run / "01-corpus")
-    pairs = Pairs.load(run / "03-pair" / "related")
+    base, pairs, tokens = read(tiny)
     cfg = loading.load(tiny)
     wanted = cfg.tune_seq_len
     assert cfg.tune.batch_tokens >= 2 * wanted
@@ -62,6 +66,5 @@ def test_no_more_of_a_step_is_in_memory_than_was_asked_for(
         return forward(self, inputs, *others)
 
     monkeypatch.setattr(Loss, "forward", counted)
-    base = Model.open(run / "04-base").best
-    tune.tune(cfg, base, pairs, corpus.pretrain, corpus.validation, corpus.tokenizer, tmp_path)
+    tune.tune(cfg, base, pairs, *tokens, tmp_path)
     assert max(seen) == wanted

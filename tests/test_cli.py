@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from synthboot import api
 from synthboot.cli import main
+from synthboot.data import disk
 from synthboot.judges.protocol import QUESTIONS
 from tests.conftest import run_folder, small_config
 
@@ -129,6 +130,35 @@ def test_a_verb_says_first_what_is_stale_and_why(tiny: dict[str, Any], tmp_path:
     assert states["analyze"] == "stale"
 
 
+def test_a_verb_gives_up_hours_of_work_only_where_that_is_said(tiny: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(run_folder(tiny), tmp_path / tiny["name"])
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**tiny, "root": str(tmp_path)}))
+    manifest = tmp_path / tiny["name"] / "06-synthesize" / "related" / "manifest.json"
+    record = disk.read_record(manifest)
+    record["cost"]["seconds"] = 7_200.0
+    disk.write_record(manifest, record)
+
+    other = ("--set", "synthesize.top_p=0.8")
+    for verb in ("run", "synthesize"):
+        result = call(verb, str(path), *other)
+        assert result.exit_code == 2
+        [line] = result.stderr.splitlines()
+        assert "finished artifacts anew, which took 2.0 hours (synthesize/related: synthesize.top_p unset -> 0.8)" in line
+        assert "--replace" in line
+    result = call("synthesize", str(path), *other, "--part", "1/2")
+    assert result.exit_code == 2
+    assert "--replace" in result.stderr
+    assert manifest.exists()
+
+    shutil.rmtree(manifest.parents[2] / "05-tune" / "related")
+    result = call("synthesize", str(path))
+    assert "synthesize/related: kept, as what it reads came out as it was" in result.stderr
+    assert result.stdout.startswith("synthesize: done, 1 artifacts made, ")
+    assert call("synthesize", str(path), *other, "--replace").exit_code == 0
+    assert disk.read_record(manifest)["cost"]["seconds"] < 600
+
+
 def test_status(finished: dict[str, Any], config_file: str, tmp_path: Path) -> None:
     run = str(run_folder(finished))
     text = call("status", run).stdout
@@ -153,7 +183,7 @@ def test_a_log_has_a_line_now_and_then_with_the_time_left(
     told += [(0.04, "loss 6"), (0.1, "loss 5"), (0.12, "loss 4.9"), (0.3, "loss 4"), (0.31, "loss 3"), (1.0, "averaging")]
     waits += [20.0, 9.0, 20.0, 1_000.0, 700.0, 61.0]
 
-    def run(cfg: Any, target: str, tell: Any, only: Any) -> dict[str, Any]:
+    def run(cfg: Any, target: str, tell: Any, **options: Any) -> dict[str, Any]:
         tell("base", "plan", {})
         tell("base", "start", None)
         for (done, words), wait in zip(told, waits, strict=True):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.evaluation import Contamination, Evaluation
 from synthboot.artifacts.model import Model
 from synthboot.artifacts.scores import Scores
-from synthboot.data import lock, words
+from synthboot.data import disk, lock, words
 from synthboot.data.tokens import Tokens
 from synthboot.errors import (
     BudgetError,
     ConfigError,
     CorruptArtifact,
     DataError,
+    FinishedWork,
     LockedRun,
     MissingArtifact,
     StorageError,
@@ -49,6 +51,21 @@ def copy(settings: dict[str, Any], to: Path) -> dict[str, Any]:
 def states(settings: dict[str, Any], **changes: Any) -> dict[str, State]:
     cfg = loading.load(settings, set=changes)
     return states_of(cfg, recipes.units(cfg))
+
+
+def run(settings: dict[str, Any], replace: bool = False) -> dict[str, list[str]]:
+    """The units that were made, and those that were kept."""
+    told: dict[str, list[str]] = {"done": [], "kept": []}
+    api.Run(settings, progress=lambda name, kind, _: told.get(kind, []).append(name), replace=replace).run()
+    return told
+
+
+def note(settings: dict[str, Any], name: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Have the manifest of a finished artifact say something else."""
+    path = recipes.units(loading.load(settings))[name].folder(run_folder(settings)) / store.MANIFEST
+    record = disk.read_record(path)
+    change(record)
+    disk.write_record(path, record)
 
 
 def not_done(found: dict[str, State]) -> set[str]:
@@ -318,9 +335,7 @@ def test_an_arm_that_joins_is_scored_alone_and_other_figures_score_nothing(finis
 def test_what_joins_later_is_made_from_the_scores_that_are_there(finished: dict[str, Any], tmp_path: Path) -> None:
     mine = copy(finished, tmp_path)
     shutil.rmtree(run_folder(mine) / "08-score" / "oracle" / "seed-1")
-    made: list[str] = []
-    api.Run(mine, progress=lambda name, kind, _: made.append(name) if kind == "done" else None).run()
-    assert made == ["score/oracle/seed-1", "evaluate", "report"]
+    assert run(mine) == {"done": ["score/oracle/seed-1"], "kept": ["evaluate", "report"]}
     assert contents(mine) == contents(finished)
 
 
@@ -337,24 +352,106 @@ def test_a_changed_source_file_makes_everything_stale(finished: dict[str, Any], 
     assert any(reason.startswith("files") for reason in found["corpus"].reasons)
 
 
-def test_deleting_a_manifest_rebuilds_its_descendants_alone_to_the_same_bytes(finished: dict[str, Any], tmp_path: Path) -> None:
+OF_TUNE = {
+    "tune/related",
+    "synthesize/related",
+    "pretrain/sbp/seed-0",
+    "pretrain/sbp/seed-1",
+    "score/sbp/seed-0",
+    "score/sbp/seed-1",
+    "evaluate",
+    "analyze",
+    "report",
+}
+
+
+def test_what_is_deleted_is_made_again_to_the_same_bytes(finished: dict[str, Any], tmp_path: Path) -> None:
     mine = copy(finished, tmp_path)
-    (run_folder(mine) / "05-tune" / "related" / "manifest.json").unlink()
-    affected = {
-        "tune/related",
-        "synthesize/related",
-        "pretrain/sbp/seed-0",
-        "pretrain/sbp/seed-1",
-        "score/sbp/seed-0",
-        "score/sbp/seed-1",
-        "evaluate",
-        "analyze",
-        "report",
-    }
-    assert not_done(states(mine)) == affected
-    made: list[str] = []
-    api.Run(mine, progress=lambda name, kind, _: made.append(name) if kind == "done" else None).run()
-    assert set(made) == affected
+    plan = recipes.units(loading.load(mine))
+    for name in OF_TUNE:
+        (plan[name].folder(run_folder(mine)) / "manifest.json").unlink()
+    assert not_done(states(mine)) == OF_TUNE
+    assert set(run(mine)["done"]) == OF_TUNE
+    assert contents(mine) == contents(finished)
+
+
+@pytest.mark.parametrize("stage", ["corpus", "base", "tune/related"])
+def test_what_read_something_that_comes_out_the_same_is_kept(finished: dict[str, Any], tmp_path: Path, stage: str) -> None:
+    mine = copy(finished, tmp_path)
+    plan = recipes.units(loading.load(mine))
+    shutil.rmtree(plan[stage].folder(run_folder(mine)))
+    found = states(mine)
+    of_it = not_done(found) - {stage}
+    assert of_it >= {"synthesize/related", "evaluate", "report"}
+    assert all(found[name].may_stand for name in of_it)
+    assert found["evaluate"].reasons[-1] == "kept if it comes out as it was"
+
+    ran = run(mine)
+    assert ran["done"] == [stage]
+    assert set(ran["kept"]) == of_it
+    assert contents(mine) == contents(finished)
+    assert not not_done(states(mine))
+
+
+def test_what_read_something_else_is_never_reused(finished: dict[str, Any], tmp_path: Path) -> None:
+    """As after a rebuild that came out otherwise, where the run was killed before what reads it was made anew."""
+    mine = copy(finished, tmp_path)
+    note(mine, "tune/related", lambda record: record["contents"].update(base="of another base"))
+    found = states(mine)
+    assert found["tune/related"].reasons == ("base holds something else",)
+    assert not_done(found) == OF_TUNE
+    ran = run(mine)
+    assert ran["done"] == ["tune/related"]
+    assert set(ran["kept"]) == OF_TUNE - {"tune/related"}
+
+
+def test_hours_of_finished_work_are_given_up_only_where_that_is_said(finished: dict[str, Any], tmp_path: Path) -> None:
+    mine = copy(finished, tmp_path)
+    for model in MODELS:
+        note(mine, model, lambda record: record["cost"].update(seconds=3_600.0))
+    before = contents(mine)
+    other = {**mine, "optim": {**mine["optim"], "lr": 7e-3}}
+    words = r"which took 5\.\d hours \(base: optim\.lr 0\.\d+ -> 0\.007\); .*--set name=NAME.*--replace"
+    with pytest.raises(FinishedWork, match=words):
+        run(other)
+    assert contents(mine) == before
+    # an arm that joins gives up nothing, and neither does another level of confidence
+    api.Run({**mine, "evaluate": {"confidence": 0.9}}).run()
+
+    # what read a corpus of another text is asked about before, what read one that was lost, once that came out otherwise
+    with pytest.raises(FinishedWork, match=r"\(corpus: corpus\.shard_docs .*"):
+        run({**mine, "corpus": {**mine["corpus"], "shard_docs": 50}})
+    plan = recipes.units(loading.load(mine))
+    shutil.rmtree(plan["corpus"].folder(run_folder(mine)))
+    note(mine, "pretrain/sbp/seed-0", lambda record: record["contents"].update(corpus="of another corpus"))
+    with pytest.raises(FinishedWork, match=r"1\.0 hours \(pretrain/sbp/seed-0: corpus holds something else\)"):
+        run(mine)
+    assert run(mine, replace=True)["done"][0] == "pretrain/sbp/seed-0"
+    assert not not_done(states(mine))
+
+
+def test_a_newer_version_leaves_what_reads_it_where_it_makes_the_same(finished: dict[str, Any], tmp_path: Path) -> None:
+    mine = copy(finished, tmp_path)
+    of_embed = OF_TUNE | {"embed", "pair/related"}
+    for name in of_embed:
+        note(mine, name, lambda record: record.update(fingerprint="of an older version"))
+    note(mine, "embed", lambda record: record.update(version=record["version"] - 1))
+    note(mine, "pretrain/sbp/seed-0", lambda record: record["cost"].update(seconds=3_600.0))
+    found = states(mine)
+    assert found["embed"].reasons[0].startswith("stage version")
+    assert not_done(found) == of_embed
+    ran = run(mine)  # and asks nothing, as it may all stand
+    assert ran["done"] == ["embed"]
+    assert set(ran["kept"]) == of_embed - {"embed"}
+    assert contents(mine) == contents(finished)
+
+
+def test_what_an_older_synthboot_made_is_kept_and_says_what_it_read(finished: dict[str, Any], tmp_path: Path) -> None:
+    mine = copy(finished, tmp_path)
+    for name in ALL - {"corpus"}:
+        note(mine, name, lambda record: record.pop("contents"))
+    assert not not_done(states(mine))
+    assert run(mine) == {"done": [], "kept": []}
     assert contents(mine) == contents(finished)
 
 

@@ -56,22 +56,31 @@ _SPLITS = {TRAIN: "train", HELDOUT: "heldout", VALIDATION: "validation"}
 
 
 class Run:
-    """An experiment in its run folder. Methods run the stages they need and reuse what is done."""
+    """An experiment in its run folder. Methods run the stages they need and reuse what is done;
+    hours of finished work are made anew, where settings are others now, only with `replace`."""
 
     def __init__(
         self,
         source: str | Path | Mapping[str, Any],
         set: Mapping[str, Any] | None = None,
         progress: executor.Event | None = None,
+        replace: bool = False,
     ) -> None:
         self.config = loading.load(source, set=set)
+        self.replace = replace
         self._tell = progress or (lambda *_: None)
         self._plan: dict[str, recipes.Unit] = {}  # of what was run last
 
     def run(self, stage: str = "report", only: Sequence[str] = ()) -> None:
         """Make every artifact up to `stage`; of the stage itself those whose variant fits one of
         the shell patterns `only`, such as `sbp/seed-*`."""
-        self._plan = executor.run(self.config, stage, self._tell, only=only)
+        self._plan = executor.run(
+            self.config,
+            stage,
+            self._tell,
+            only=only,
+            replace=self.replace,
+        )
 
     def plan(self) -> dict[str, State]:
         """How every artifact stands: done, missing, partial, or stale and why."""
@@ -405,11 +414,13 @@ def study(
     until: str = "report",
     out: str | Path | None = None,
     progress: executor.Event | None = None,
+    replace: bool = False,
 ) -> Study:
     """A configuration run over every combination of some settings' values (`together`: over the
     first values of all, then the second ones, and so on), each up to the stage `until`.
 
-    What is finished is not made again. The study's folder, `out` or NAME-study beside the run,
+    What is finished is not made again; hours of it, where settings are others now, only with
+    `replace`. The study's folder, `out` or NAME-study beside the run,
     holds the runs, `study.json`, `study.csv` and `study.html`.
     """
     points = Grid(
@@ -421,7 +432,7 @@ def study(
         target=until,
         out=out,
     )
-    return points.run(progress or (lambda *_: None))
+    return points.run(progress or (lambda *_: None), replace)
 
 
 @dataclass(frozen=True)

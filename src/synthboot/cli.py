@@ -187,11 +187,19 @@ def init(paths: tuple[str, ...], out: Path, hours: float) -> None:
     _say(f"      synthboot plan {named}   what all of it would take; then synthboot run")
 
 
+_replacing = click.option(
+    "--replace",
+    is_flag=True,
+    help="Give up finished work of more than ten minutes where settings are others now.",
+)
+
+
 @main.command(cls=Verb)
 @_configured
-def run(cfg: Config, as_json: bool) -> None:
+@_replacing
+def run(cfg: Config, as_json: bool, replace: bool) -> None:
     """Make every artifact that is missing or stale, then print the comparison."""
-    _execute(cfg, "report", as_json)
+    _execute(cfg, "report", as_json, replace)
 
 
 def _in_parts(stage: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -224,10 +232,13 @@ def _stage_verb(stage: str) -> None:
         help=f"{STAGE_HELP[stage]} Makes what it reads first, where that is missing or stale.",
     )
     @_configured
+    @_replacing
     @_in_parts(stage)
     @_some_only(stage)
-    def verb(cfg: Config, as_json: bool, part: str | None, only: tuple[str, ...]) -> None:
-        _execute(cfg, stage, as_json, part, only)
+    def verb(
+        cfg: Config, as_json: bool, replace: bool, part: str | None, only: tuple[str, ...]
+    ) -> None:
+        _execute(cfg, stage, as_json, replace, part, only)
 
 
 for _stage in STAGE_HELP:
@@ -237,17 +248,23 @@ for _stage in STAGE_HELP:
 
 @main.command(cls=Verb)
 @_configured
+@_replacing
 @_in_parts("pair")
 @_some_only("pair")
 @click.option(
     "--dry-run", is_flag=True, help="Only say how many pairs each alpha would give, from a sample."
 )
 def pair(
-    cfg: Config, as_json: bool, part: str | None, only: tuple[str, ...], dry_run: bool
+    cfg: Config,
+    as_json: bool,
+    replace: bool,
+    part: str | None,
+    only: tuple[str, ...],
+    dry_run: bool,
 ) -> None:
     """Find related documents. Makes what it reads first, where that is missing or stale."""
     if not dry_run:
-        _execute(cfg, "pair", as_json, part, only)
+        _execute(cfg, "pair", as_json, replace, part, only)
         return
     if part is not None or only:
         raise click.UsageError("--dry-run makes nothing; drop it, or --part and --only")
@@ -255,7 +272,7 @@ def pair(
     from synthboot.runner import executor
 
     with _progress() as progress:
-        executor.run(cfg, "embed", progress.tell)
+        executor.run(cfg, "embed", progress.tell, replace=replace)
     choices = shown.alphas(cfg)
     if as_json:
         _say_json(asdict(choices))
@@ -393,6 +410,7 @@ def plan(cfg: Config, as_json: bool, hardware: str | None, check: bool) -> None:
     help="Override a setting for every point, e.g. pair.num_neighbors=8.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what it would take.")
+@_replacing
 @click.option("--runs", is_flag=True, help="Collect run folders that are there; run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def study(paths: tuple[Path, ...], runs: bool, as_json: bool, **options: Any) -> None:
@@ -411,7 +429,7 @@ def _collect(paths: tuple[Path, ...], as_json: bool, options: dict[str, Any]) ->
     from synthboot.errors import ConfigError
     from synthboot.studies import study as studies
 
-    for name in ("vary", "seeds", "together", "dry_run", "sets"):
+    for name in ("vary", "seeds", "together", "dry_run", "sets", "replace"):
         if options[name]:
             option = {"sets": "set"}.get(name, name).replace("_", "-")
             raise ConfigError(f"study: --{option} is about runs to be made; drop it, or --runs")
@@ -432,6 +450,7 @@ def _study(
     out: Path | None,
     sets: tuple[str, ...],
     dry_run: bool,
+    replace: bool,
 ) -> None:
     from synthboot import loading
     from synthboot.errors import ConfigError, TrainingError
@@ -453,7 +472,7 @@ def _study(
         _print_plan(points.plan(), as_json)
         return
     with _progress() as progress:
-        found = points.run(progress.tell)
+        found = points.run(progress.tell, replace)
     _print_study(found, points.out, as_json)
     failed = [row.point for row in found.rows if row.failed]
     if failed:
@@ -834,13 +853,13 @@ def _compare_runs(runs: list[Path], as_json: bool) -> None:
         _print_table(["setting", *compared.evaluations], settings)
 
 
-def _execute_part(cfg: Config, target: str, as_json: bool, name: str) -> None:
+def _execute_part(cfg: Config, target: str, as_json: bool, name: str, replace: bool) -> None:
     from synthboot.artifacts import parts
     from synthboot.runner import executor
 
     part = parts.parse(name)
     with _progress() as progress:
-        made = executor.run_part(cfg, target, part, progress.tell)
+        made = executor.run_part(cfg, target, part, progress.tell, replace)
     if as_json:
         _say_json({"part": str(part), "units": made})
     elif made:
@@ -856,20 +875,21 @@ def _execute(
     cfg: Config,
     target: str,
     as_json: bool,
+    replace: bool,
     part: str | None = None,
     only: tuple[str, ...] = (),
 ) -> None:
     if part is not None:
         if only:
             raise click.UsageError("--part deals out all of a stage; drop it, or --only")
-        _execute_part(cfg, target, as_json, part)
+        _execute_part(cfg, target, as_json, part, replace)
         return
     from synthboot.artifacts.evaluation import Evaluation
     from synthboot.report import page
     from synthboot.runner import executor
 
     with _progress() as progress:
-        units = executor.run(cfg, target, progress.tell, only=only)
+        units = executor.run(cfg, target, progress.tell, only=only, replace=replace)
 
     if target in ("report", "evaluate"):
         evaluation = Evaluation.open(units["evaluate"].folder(cfg.folder))
@@ -963,6 +983,9 @@ class _progress:
                 self._log(name, done, words)
         elif kind == "note":
             self._line(f"{name}: {value}")
+        elif kind == "kept":
+            self.total -= 1
+            self._line(f"{name}: kept, as what it reads came out as it was")
         elif kind == "done":
             self.done += 1
             self.bars.remove_task(self.tasks[name])

@@ -57,6 +57,10 @@ class LockedRun(SynthbootError):
     """Another process is working on this run folder."""
 
 
+class FinishedWork(SynthbootError):
+    """Hours of finished work would be made anew, which nobody has asked for."""
+
+
 class TrainingError(SynthbootError):
     """Training diverged, or a checkpoint does not fit the model it is loaded into."""
 

@@ -14,7 +14,7 @@ from synthboot import api, loading, recipes
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.model import Model
 from synthboot.cli import main
-from synthboot.data import lock
+from synthboot.data import disk, lock
 from synthboot.errors import ConfigError, LockedRun, MissingArtifact
 from synthboot.recipes import folder_of
 from synthboot.runner.graph import fingerprints, needed
@@ -233,6 +233,24 @@ def test_a_run_takes_nothing_over_from_itself(tiny: dict[str, Any], tmp_path: Pa
     assert notes == [("corpus", f"taken over from {tmp_path / 'other' / '01-corpus'}")]
     assert {state.status for state in states(cfg, plan).values()} == {"done"}
     assert Model.open(folder_of(cfg.folder, "base")).curve.best_loss > 0
+
+
+def test_what_was_made_of_something_else_is_not_taken_over(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """A base of the same settings that came out otherwise there, as on another processor."""
+    shutil.copytree(run_folder(tiny), tmp_path / "other")
+    shutil.copytree(run_folder(tiny), tmp_path / "mine")
+    shutil.rmtree(tmp_path / "mine" / "05-tune")
+    cfg = loading.load({**tiny, "root": str(tmp_path), "name": "mine"})
+    plan = needed(recipes.units(cfg), "tune")
+    path = tmp_path / "other" / "05-tune" / "related" / "manifest.json"
+    record = disk.read_record(path)
+    assert set(record["contents"]) == {"corpus", "pair", "base"}
+    disk.write_record(path, record | {"contents": record["contents"] | {"base": "another"}})
+    notes: list[tuple[str, str]] = []
+    assert not take_over(cfg, plan, states(cfg, plan), finished([tmp_path / "other"]), lambda *note: notes.append(note))
+    disk.write_record(path, record)
+    assert take_over(cfg, plan, states(cfg, plan), finished([tmp_path / "other"]), lambda *note: notes.append(note))
+    assert [name for name, _ in notes] == ["tune/related"]
 
 
 def test_a_damaged_copy_is_passed_over_for_a_whole_one(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 An artifact is a folder `runs/NAME/NN-stage[/variant]`. Its `manifest.json` is written last, by
 rename: its existence means done. The fingerprint in it hashes the stage, its version, the settings
-it read and its parents' fingerprints; where and how the stage ran is not part of it. While a stage
+it read and its parents' fingerprints; where and how the stage ran is not part of it. Beside these
+it holds what was in its parents (`content`): where they come out the same again, so would it, and
+it stands, whatever they were made anew for. While a stage
 works, `progress.json` holds the fingerprint its parts belong to; parts of another fingerprint are
 wiped before work starts. `work/` holds what only the making needs and goes once the manifest
 stands; `progress.json` goes last, so where it is left, there is something to clear away. The unit
@@ -76,7 +78,8 @@ def during(progress: Progress, done: float, words: str) -> Progress:
 class Manifest:
     """The record of one finished artifact.
 
-    Everything but `cost` and `environment` is the same on every run.
+    Everything but `cost` and `environment` is the same on every run. `contents` is what each parent
+    held, by role (`content`); manifests from before synthboot recorded it have none.
     """
 
     stage: str
@@ -88,6 +91,7 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     cost: dict[str, int | float] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
 
 
 def fingerprint(
@@ -97,8 +101,34 @@ def fingerprint(
     parents: Mapping[str, str],
 ) -> str:
     """32 hex digits that change whenever the artifact's content would."""
-    text = json.dumps([stage, version, reads, parents], sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return _digest([stage, version, reads, parents])
+
+
+def content(manifest: Manifest) -> str:
+    """32 hex digits of what an artifact holds: every file, and the counts that others read."""
+    return _digest([manifest.files, manifest.counts])
+
+
+def stands(
+    manifest: Manifest,
+    fingerprint: str,
+    version: int,
+    reads: Mapping[str, object],
+    contents: Mapping[str, str],
+) -> bool:
+    """Whether a finished artifact is what would be made now, of parents that hold `contents`.
+
+    Without parents, or a record of what they held, it is where its fingerprint is the one wanted.
+    """
+    if not manifest.contents:
+        return manifest.fingerprint == fingerprint
+    is_same = manifest.version == version and has_settings(manifest, reads)
+    return is_same and manifest.contents == contents
+
+
+def has_settings(manifest: Manifest, reads: Mapping[str, object]) -> bool:
+    """Whether an artifact was made with these settings."""
+    return _digest(manifest.reads) == _digest(reads)  # as JSON, which has no tuples
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -566,6 +596,11 @@ def environment() -> dict[str, str]:
     versions["python"] = platform.python_version()
     versions["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
     return versions
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def flat(value: object, prefix: str = "") -> dict[str, object]:

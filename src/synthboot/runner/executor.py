@@ -20,8 +20,17 @@ from synthboot.recipes import Unit, outside, units
 from synthboot.runner import cost, torchrun
 from synthboot.runner.graph import fingerprints, needed, ready, startable
 from synthboot.runner.sharing import finished, take_over
-from synthboot.runner.state import State, states
-from synthboot.runner.unit import DEALT, ITEMS, has_items, has_workers, make, make_part, tidy
+from synthboot.runner.state import State, ask, state, states
+from synthboot.runner.unit import (
+    DEALT,
+    ITEMS,
+    has_items,
+    has_workers,
+    make,
+    make_part,
+    stamp,
+    tidy,
+)
 
 MODELS = (*torchrun.STAGES, "synthesize")
 """Stages that read what `auto` stands for."""
@@ -30,7 +39,8 @@ Event = Callable[[str, str, Any], None]
 """What `run` tells: (unit name, kind, value).
 
 First (target, "plan", the State of every unit by name); then of a unit "start" (None), "progress"
-(share done and words), "note" (a line for the user) and "done" (its cost).
+(share done and words), "note" (a line for the user), and "done" (its cost) or "kept" (None), where
+what it reads was made anew and came out as it was.
 """
 
 
@@ -40,14 +50,16 @@ def run(
     tell: Event = lambda *_: None,
     others: Iterable[Path] = (),
     only: Sequence[str] = (),
+    replace: bool = False,
 ) -> dict[str, Unit]:
     """Make every artifact up to `target` that is missing or stale, and return them all.
 
     What the run folders `others` hold of them already is taken over (`sharing`). Of the target
-    itself, those that fit `only` (`graph.needed`).
+    itself, those that fit `only` (`graph.needed`). With `replace`, also hours of finished work are
+    made anew where settings are others now.
 
-    Raises LockedRun while another process works on the folder, and whatever error a stage meets;
-    finished shards are kept and the next run goes on from them.
+    Raises FinishedWork without that, LockedRun while another process works on the folder, and
+    whatever error a stage meets; finished shards are kept and the next run goes on from them.
     """
     everything = units(cfg)
     plan = needed(everything, target, only)
@@ -61,16 +73,18 @@ def run(
         shelf = finished(others)
         if take_over(cfg, plan, standing, shelf, lambda name, words: tell(name, "note", words)):
             standing = states(cfg, plan)
+        ask(plan, standing, cfg.folder, replace)
         tell(target, "plan", standing)
         for left in torchrun.leftovers(cfg.folder):
             disk.remove(left)
 
         waiting: dict[str, Unit] = {}
+        marks = fingerprints(plan)
         for name, unit in plan.items():
-            if standing[name].status == "done":
-                tidy(unit.folder(cfg.folder))
-            else:
+            if standing[name].status != "done":
                 waiting[name] = unit
+                continue
+            _keep(cfg, plan, name, standing[name], marks)
         if waiting:
             preflight.check(cfg)
             if "corpus" in waiting and standing["corpus"].status == "stale":
@@ -78,7 +92,7 @@ def run(
             if "corpus" not in waiting:
                 preflight.check_against_corpus(cfg, _corpus(cfg, plan))
             try:
-                _make_all(cfg, plan, waiting, tell)
+                _make_all(cfg, plan, waiting, standing, tell, replace=replace)
             finally:
                 for left in torchrun.leftovers(cfg.folder):  # of a unit that was killed just now
                     with suppress(OSError):  # the next run tries again
@@ -91,6 +105,7 @@ def run_part(
     target: str,
     part: Part,
     tell: Event = lambda *_: None,
+    replace: bool = False,
 ) -> list[str]:
     """Make one part of stage `target`, while other processes make others in the same run folder.
 
@@ -98,8 +113,9 @@ def run_part(
     what is missing and commits. Returns the units it had to do with. What the stage reads is not
     made.
 
-    Raises MissingArtifact where that is not there yet, ConfigError for a stage without parts, and
-    LockedRun while a `run` works on the folder, or another process on this part.
+    Raises MissingArtifact where that is not there yet, ConfigError for a stage without parts,
+    FinishedWork as `run` does, and LockedRun while a `run` works on the folder, or another process
+    on this part.
     """
     if target not in (*ITEMS, *DEALT):
         raise ConfigError(
@@ -115,10 +131,11 @@ def run_part(
         plan = needed(units(cfg), target)
         standing = states(cfg, plan)
         mine = _of_part(plan, target, part, standing)
+        ask(mine, standing, cfg.folder, replace)
         tell(target, "plan", {name: standing[name] for name in mine})
         if mine:
             preflight.check(cfg)
-            _make_all(cfg, plan, dict(mine), tell, part if target in ITEMS else None)
+            _make_all(cfg, plan, dict(mine), standing, tell, part if target in ITEMS else None)
     return list(mine)
 
 
@@ -156,12 +173,15 @@ def _make_all(
     cfg: config.Config,
     plan: dict[str, Unit],
     waiting: dict[str, Unit],
+    standing: Mapping[str, State],
     tell: Event,
     part: Part | None = None,
+    replace: bool = False,
 ) -> None:
     """Make the waiting units, or a `part` of their items, as many side by side as there are
-    processes for."""
+    processes for; those that turn out to stand as they are, are kept."""
     expected = fingerprints(plan)
+    standing = dict(standing)
     memory = _memory(cfg, plan)
     lost: Counter[str] = Counter()
     running = pool.opened()
@@ -173,6 +193,13 @@ def _make_all(
         wide = {name for name, unit in plan.items() if is_local and has_workers(unit)}
         while waiting or len(running):
             able = ready(waiting.values(), {*waiting, *running.keys()})
+            if undecided := [name for name in able if standing[name].may_stand]:
+                for name in _settle(cfg, plan, undecided, standing, expected):
+                    del waiting[name]
+                    tell(name, "kept", None)
+                ask(waiting, standing, cfg.folder, replace)
+                continue  # what reads them may be able now
+
             for name in startable(able, running.keys(), side_by_side, wide):
                 if name not in lost:
                     tell(name, "start", None)
@@ -205,6 +232,37 @@ def _make_all(
                     preflight.check_against_corpus(cfg, _corpus(cfg, plan))
     finally:
         running.close()
+
+
+def _settle(
+    cfg: config.Config,
+    plan: Mapping[str, Unit],
+    undecided: Sequence[str],
+    standing: dict[str, State],
+    expected: Mapping[str, str],
+) -> list[str]:
+    """Those units that stand as they are, of some that may; `standing` says it of each from now
+    on."""
+    kept = []
+    for name in undecided:
+        standing[name] = state(cfg, plan, name, expected)
+        if standing[name].status == "done":
+            _keep(cfg, plan, name, standing[name], expected)
+            kept.append(name)
+    return kept
+
+
+def _keep(
+    cfg: config.Config,
+    plan: Mapping[str, Unit],
+    name: str,
+    now: State,
+    expected: Mapping[str, str],
+) -> None:
+    """Have a finished artifact stand as it is, cleared up, under what it is known by now."""
+    tidy(plan[name].folder(cfg.folder))
+    if not now.stamped:
+        stamp(cfg, plan, name, expected)
 
 
 def _workplace(cfg: config.Config) -> AbstractContextManager[None]:

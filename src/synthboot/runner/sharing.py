@@ -9,9 +9,9 @@ from pathlib import Path
 from synthboot import config
 from synthboot.artifacts import store
 from synthboot.errors import CorruptArtifact
-from synthboot.recipes import Unit
+from synthboot.recipes import VERSIONS, Unit
 from synthboot.runner.graph import fingerprints
-from synthboot.runner.state import State
+from synthboot.runner.state import State, contents, state
 from synthboot.runner.unit import held
 
 OWN = ("evaluate", "report")
@@ -52,16 +52,21 @@ def take_over(
         # a child of what has yet to be made would be made anew with it
         if name in done or not done.issuperset(unit.parents.values()):
             continue
-        folder = unit.folder(cfg.folder)
-        if _is_whole(folder, marks[name]):
+        if _is_whole(cfg, plan, name, marks):
             done.add(name)  # it was stale only for as long as a parent was missing
             continue
 
+        folder = unit.folder(cfg.folder)
+        wanted = (marks[name], VERSIONS[unit.stage], unit.reads, contents(cfg, plan, unit))
         problem = None
         for source in others.get(marks[name], ()):
             if source.resolve() == folder.resolve():
                 continue
             try:
+                manifest = store.read_manifest(source)
+                # what was made of a parent that came out otherwise here is another's
+                if manifest is None or not store.stands(manifest, *wanted):
+                    continue
                 with held(folder):
                     store.adopt(source, folder)
             except CorruptArtifact as error:
@@ -76,11 +81,18 @@ def take_over(
     return taken
 
 
-def _is_whole(folder: Path, fingerprint: str) -> bool:
-    """Whether the artifact of this fingerprint lies in the folder, undamaged."""
-    manifest = store.read_manifest(folder)
-    if manifest is None or manifest.fingerprint != fingerprint:
+def _is_whole(
+    cfg: config.Config,
+    plan: Mapping[str, Unit],
+    name: str,
+    marks: Mapping[str, str],
+) -> bool:
+    """Whether the artifact of a unit, whose parents are finished, is done and undamaged."""
+    if state(cfg, plan, name, marks).status != "done":
         return False
+    folder = plan[name].folder(cfg.folder)
+    manifest = store.read_manifest(folder)
+    assert manifest is not None  # it is done
     try:
         store.verify(folder, manifest)
     except CorruptArtifact:

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from synthboot import config
 from synthboot.artifacts import store
 from synthboot.data import disk
-from synthboot.errors import CorruptArtifact
+from synthboot.errors import CorruptArtifact, FinishedWork
 from synthboot.recipes import VERSIONS, Unit
 from synthboot.runner.graph import fingerprints
+
+ASKED_SECONDS = 600.0
+"""Finished work that took longer is made anew only where that was asked for."""
+
+_SUMMARIES = ("evaluate", "analyze", "report")
+"""Stages that are made anew whenever an arm joins, which nobody is asked about."""
 
 
 @dataclass(frozen=True)
 class State:
-    """How an artifact stands: `done`, `missing`, `partial`, or `stale` with the reasons."""
+    """How an artifact stands: `done`, `missing`, `partial`, or `stale` with the reasons.
+
+    What is finished took `seconds`, and is done with a manifest that is not `stamped` where that
+    does not say so by what the artifact is known by now. What is stale `may_stand` where its
+    settings are as they were: it is kept if what it reads comes out as it was. It is `changed`
+    where it will most likely hold something else.
+    """
 
     status: str
     reasons: tuple[str, ...] = ()
+    seconds: float = 0.0
+    stamped: bool = True
+    may_stand: bool = False
+    changed: bool = False
 
 
 def states(
@@ -31,34 +48,135 @@ def states(
     StorageError where the disk does not let one look.
     """
     expected = fingerprints(plan)
+    contents: dict[str, str] = {}
     result: dict[str, State] = {}
     for name, unit in plan.items():
-        folder = unit.folder(cfg.folder)
-        with disk.storage_errors(folder):
-            manifest = store.read_manifest(folder)
-        if manifest is not None and manifest.version > VERSIONS[unit.stage]:
-            raise CorruptArtifact(
-                f"{folder}: a newer synthboot made it "
-                f"(stage version {manifest.version}, here {VERSIONS[unit.stage]}); "
-                f"update synthboot, or delete {folder} to make it again"
-            )
-
-        unfinished = [p for p in unit.parents.values() if result[p].status != "done"]
-        if manifest is None:
-            begun = (folder / store.PROGRESS).exists()
-            result[name] = State("partial" if begun else "missing")
-        elif manifest.fingerprint != expected[name]:
-            parents = {role: expected[parent] for role, parent in unit.parents.items()}
-            reasons = store.drift(
-                manifest,
-                VERSIONS[unit.stage],
-                unit.reads,
-                parents,
-            )
-            result[name] = State("stale", tuple(reasons))
-        elif unfinished:
-            first = unfinished[0]
-            result[name] = State("stale", (f"{first} is {result[first].status}",))
-        else:
-            result[name] = State("done")
+        manifest = _finished(cfg, unit)
+        unfinished = {}
+        held = {}
+        for role, parent in unit.parents.items():
+            if parent in contents:
+                held[role] = contents[parent]
+            else:
+                unfinished[parent] = result[parent].status
+        result[name] = _state(cfg, unit, manifest, expected, held, unfinished)
+        if manifest is not None and result[name].status == "done":
+            contents[name] = store.content(manifest)
     return result
+
+
+def state(
+    cfg: config.Config,
+    plan: Mapping[str, Unit],
+    name: str,
+    expected: Mapping[str, str],
+) -> State:
+    """How the artifact of one unit stands, whose parents are all finished."""
+    unit = plan[name]
+    return _state(cfg, unit, _finished(cfg, unit), expected, contents(cfg, plan, unit), {})
+
+
+def contents(
+    cfg: config.Config,
+    plan: Mapping[str, Unit],
+    unit: Unit,
+) -> dict[str, str]:
+    """What the finished parents of a unit hold, by role."""
+    held = {}
+    for role, parent in unit.parents.items():
+        manifest = _finished(cfg, plan[parent])
+        if manifest is not None:
+            held[role] = store.content(manifest)
+    return held
+
+
+def ask(
+    plan: Mapping[str, Unit],
+    standing: Mapping[str, State],
+    folder: Path,
+    replace: bool,
+) -> None:
+    """Raise FinishedWork where a run that was not told to `replace` it would make anew what took
+    longer than `ASKED_SECONDS`: what is of other settings now, and what reads that.
+
+    What of the same settings may stand is asked about at its turn, if it does not.
+    """
+    first = ""
+    changed: set[str] = set()
+    lost = []
+    for name, unit in plan.items():
+        now = standing[name]
+        follows = not changed.isdisjoint(unit.parents.values())
+        if now.status != "stale" or (now.may_stand and not follows):
+            continue
+        if now.changed or follows:
+            changed.add(name)
+        if unit.stage not in _SUMMARIES:
+            lost.append(name)
+            first = first or f"{name}: {', '.join(now.reasons)}"
+
+    seconds = sum(standing[name].seconds for name in lost)
+    if seconds > ASKED_SECONDS and not replace:
+        raise FinishedWork(
+            f"{folder}: would make {len(lost)} finished artifacts anew, which took "
+            f"{seconds / 3600:.1f} hours ({first}); keep them and make others beside them with "
+            f"`--set name=NAME`, or give these up with `--replace`"
+        )
+
+
+def _finished(cfg: config.Config, unit: Unit) -> store.Manifest | None:
+    """The manifest of a unit's artifact, if that is finished."""
+    folder = unit.folder(cfg.folder)
+    with disk.storage_errors(folder):
+        manifest = store.read_manifest(folder)
+    if manifest is not None and manifest.version > VERSIONS[unit.stage]:
+        raise CorruptArtifact(
+            f"{folder}: a newer synthboot made it "
+            f"(stage version {manifest.version}, here {VERSIONS[unit.stage]}); "
+            f"update synthboot, or delete {folder} to make it again"
+        )
+    return manifest
+
+
+def _state(
+    cfg: config.Config,
+    unit: Unit,
+    manifest: store.Manifest | None,
+    expected: Mapping[str, str],
+    held: Mapping[str, str],
+    unfinished: Mapping[str, str],
+) -> State:
+    """How an artifact stands whose finished parents hold `held`, by role, where others are
+    `unfinished`, by name and status."""
+    if manifest is None:
+        begun = (unit.folder(cfg.folder) / store.PROGRESS).exists()
+        return State("partial" if begun else "missing")
+
+    mark = expected[unit.name]
+    version = VERSIONS[unit.stage]
+    seconds = float(manifest.cost.get("seconds", 0.0))
+    if not unfinished and store.stands(manifest, mark, version, unit.reads, held):
+        stamped = manifest.fingerprint == mark and manifest.contents == held
+        return State("done", seconds=seconds, stamped=stamped)
+
+    parents = {role: expected[parent] for role, parent in unit.parents.items()}
+    reasons = store.drift(manifest, version, unit.reads, parents)
+    has_parents = manifest.contents.keys() == unit.parents.keys()
+    is_same = has_parents and store.has_settings(manifest, unit.reads)
+    has_version = manifest.version == version
+    may_stand = is_same and has_version and bool(unfinished)
+    if not reasons and unfinished:
+        parent, status = next(iter(unfinished.items()))
+        reasons = [f"{parent} is {status}"]
+        if may_stand:
+            reasons.append("kept if it comes out as it was")
+    if not reasons:
+        others = [role for role in held if manifest.contents.get(role) != held[role]]
+        reasons = [f"{role} holds something else" for role in others]
+    return State(
+        "stale",
+        tuple(reasons),
+        seconds,
+        may_stand=may_stand,
+        changed=not is_same or (has_version and not may_stand),
+    )

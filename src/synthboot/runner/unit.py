@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ from synthboot.errors import MissingArtifact
 from synthboot.recipes import VERSIONS, Unit, is_filter
 from synthboot.runner import torchrun
 from synthboot.runner.memory import Memory
+from synthboot.runner.state import contents
 from synthboot.runner.step import run_part, run_step
 
 PARALLEL = ("corpus", "embed", "pair", "synthesize")
@@ -72,6 +74,7 @@ def make(
 
     with disk.storage_errors(folder), held(folder):
         _verify_parents(cfg, plan, unit)
+        held_by_parents = contents(cfg, plan, unit)
         for lost in store.begin(folder, fingerprints[name]):
             note(lost)
 
@@ -92,6 +95,7 @@ def make(
             parents={role: fingerprints[parent] for role, parent in unit.parents.items()},
             counts=counts,
             cost=cost,
+            contents=held_by_parents,
         )
         store.commit(folder, record)
     return {**cost, "account": counts.get("account", "")}
@@ -158,6 +162,24 @@ def tidy(folder: Path) -> None:
     manifest = store.read_manifest(folder)
     if manifest is not None:
         store.verify(folder, manifest, contents=False)
+
+
+def stamp(
+    cfg: config.Config,
+    plan: Mapping[str, Unit],
+    name: str,
+    fingerprints: Mapping[str, str],
+) -> None:
+    """Record what a finished artifact, which stands as it is, is known by now."""
+    unit = plan[name]
+    folder = unit.folder(cfg.folder)
+    with disk.storage_errors(folder), held(folder):
+        manifest = store.read_manifest(folder)
+        assert manifest is not None  # it is done
+        manifest.fingerprint = fingerprints[name]
+        manifest.parents = {role: fingerprints[parent] for role, parent in unit.parents.items()}
+        manifest.contents = contents(cfg, plan, unit)
+        disk.write_record(folder / store.MANIFEST, asdict(manifest))
 
 
 @contextmanager

@@ -184,14 +184,19 @@ class Grid:
             )
         return result
 
-    def run(self, tell: executor.Event = lambda *_: None) -> Study:
+    def run(
+        self,
+        tell: executor.Event = lambda *_: None,
+        replace: bool = False,
+    ) -> Study:
         """Make what is missing of every point, and write what they show after each.
 
         `tell` is told what `executor.run` tells of each point, and first (point, "point", (its
         number from 1, how many there are)). A point that fails of its own settings (its training
-        diverges, its pool is too small) is noted in its row, and the study goes on.
+        diverges, its pool is too small) is noted in its row, and the study goes on. With `replace`,
+        also hours of finished work are made anew where settings are others now.
 
-        Raises LockedRun while another process works on the study.
+        Raises FinishedWork without that, LockedRun while another process works on the study.
         """
         with disk.storage_errors(self.out), lock.held(self.out):
             self._decide(tell)
@@ -202,7 +207,7 @@ class Grid:
                 tell(point.name, "point", (number, len(points)))
                 failed = ""
                 try:
-                    executor.run(point.config, self.target, tell, self._runs())
+                    executor.run(point.config, self.target, tell, self._runs(), replace=replace)
                 except _OF_A_POINT as error:
                     failed = str(error)
                     tell(point.name, "note", f"failed: {failed}")

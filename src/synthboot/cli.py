@@ -64,6 +64,7 @@ class Verb(click.Command):
         from synthboot.errors import SynthbootError
         from synthboot.pool import stoppable
 
+        _allow_files()
         with stoppable() as came:
             try:
                 with storage_errors(Path.cwd()):
@@ -92,6 +93,15 @@ class Verbs(click.Group):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         return super().main(*args, **options)
+
+
+def _allow_files() -> None:
+    """Open as many files as the system lets a process have: every shard of tokens is one."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})

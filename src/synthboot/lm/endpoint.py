@@ -31,8 +31,9 @@ LONGEST_WAIT = 60.0
 
 _CONNECT_SECONDS = 30.0
 
-_TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504}
-"""Status codes after which another try may do better."""
+_TRANSIENT = {408, 409, 425, 429}
+"""Status codes after which another try may do better, beside all that are the server's own fault
+(5xx): what stands before a server has more of these than the standard (520 to 529)."""
 
 _ERROR_BYTES = 1_000
 """Bytes of an error that are read."""
@@ -184,7 +185,7 @@ class Endpoint:
 
         if not good:
             words = answer[:_ERROR_BYTES].decode(errors="replace")
-            transient = response.status_code in _TRANSIENT
+            transient = response.is_server_error or response.status_code in _TRANSIENT
             wait = _seconds(response.headers.get("Retry-After", ""))
             raise Refused(f"{response.status_code} {words}", transient, wait)
         if len(answer) > asked.most_bytes:

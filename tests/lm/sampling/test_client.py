@@ -248,7 +248,8 @@ def test_text_is_encoded_without_the_end_that_some_servers_spell(start: Any, tok
 
 
 def test_one_fault_is_mended_by_another_try(start: Any) -> None:
-    for fault in (http(b"", "503 Busy"), b"", GOOD[:-20], http(b"<html>"), said(finish_reason="abort")):
+    busy = [http(b"", status) for status in ("503 Busy", "524 A Timeout Occurred", "529 Overloaded")]
+    for fault in (*busy, b"", GOOD[:-20], http(b"<html>"), said(finish_reason="abort")):
         sampler, server = start(fault, GOOD)
         assert sampler.sample(ASKED)[0].tokens == (5, 6)
         assert len(server.seen) == 2

@@ -88,14 +88,14 @@ def make_on_a_network_disk(settings: dict[str, Any], connection: object) -> None
     """In a worker: make all units where a folder stays as long as a file in it is in use, as on NFS."""
     empty = shutil.rmtree
 
-    def rmtree(folder: Path) -> None:
+    def rmtree(folder: Path, ignore_errors: bool = False) -> None:
         used = Path("/proc/self/maps").read_text().splitlines()
         for name in os.listdir("/proc/self/fd"):
             with suppress(FileNotFoundError):
                 used.append(os.readlink(f"/proc/self/fd/{name}"))
         if any(f"{folder.absolute()}/" in line for line in used):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
-        empty(folder)
+        empty(folder, ignore_errors)
 
     shutil.rmtree = rmtree  # type: ignore[assignment]
     cfg = config.Config.model_validate(settings)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -332,6 +333,30 @@ def test_where_auto_leads_bfloat16_its_rate_is_what_a_plan_takes(
     assert here.flops == rates
     assert here.dtype("auto") == chosen  # as a run would choose, by the same margin
     assert here.dtype("float32") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "allowed"),
+    [
+        ("", {}, None),
+        ("0::/job_1/step_0\n", {"job_1/memory.max": "3000000\n", "job_1/step_0/memory.max": "max\n"}, 3e6),
+        ("0::/elsewhere/on/the/machine\n", {"memory.max": "5000000\n"}, 5e6),
+        ("0::/\n", {"memory.max": "max\n"}, None),
+        (
+            "3:cpuset:/job_1\n4:cpu,memory:/slurm/job_1\n0::/\n",
+            {"memory/slurm/job_1/memory.limit_in_bytes": "2000000\n", "memory/memory.limit_in_bytes": str(2**63 - 4096)},
+            2e6,
+        ),
+    ],
+)
+def test_memory_is_what_a_job_is_given(tmp_path: Path, groups: str, limits: dict[str, str], allowed: float | None) -> None:
+    for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{name}": text for name, text in limits.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    installed = psutil.virtual_memory().total
+    assert machines.memory_bytes(tmp_path) == pytest.approx(allowed or installed)
+    cfg = loading.load(small_config(tmp_path / "x.jsonl", tmp_path))
+    assert machines.this(cfg).memory_bytes <= machines.memory_bytes() / 2  # two jobs
 
 
 def test_this_machine_is_measured_once(tmp_path: Path) -> None:

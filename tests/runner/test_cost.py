@@ -335,6 +335,17 @@ def test_where_auto_leads_bfloat16_its_rate_is_what_a_plan_takes(
     assert here.dtype("float32") == "float32"
 
 
+def test_the_memory_that_a_cluster_is_asked_for_is_about_what_units_took(finished: dict[str, Any]) -> None:
+    """Most of a small model's is what its process imports."""
+    cfg = loading.load(finished)
+    units = recipes.units(cfg)
+    asked = cost.host_memory(cfg, units)
+    for name in ("base", "pretrain/sbp/seed-1", "score/sbp/seed-0", "evaluate"):
+        manifest = store.read_manifest(units[name].folder(cfg.folder))
+        assert manifest is not None
+        assert 0.4 < asked[name] / manifest.cost["peak_memory_bytes"] < 2.5
+
+
 @pytest.mark.parametrize(
     ("groups", "limits", "allowed"),
     [

@@ -54,6 +54,7 @@ class Core(config.Section):
     self_embedding_flops: Figure
     pairs_per_second: Figure
     start_seconds: Figure
+    process_bytes: Figure
     evaluate_seconds: Figure
     analyze_seconds: Figure
     report_seconds: Figure

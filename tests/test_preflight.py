@@ -74,7 +74,8 @@ def test_a_key_that_no_header_holds(
     variable: str, change: dict[str, Any], world_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, "sk-secret\u2014and more")
-    assert refused(small_config(world_file, tmp_path, **change)) == f"{variable}: holds characters that no key has; set it again"
+    message = refused(small_config(world_file, tmp_path, **change))
+    assert message == f"{variable}: holds characters that no key has; set it again"
 
 
 def test_more_contexts_than_fit_the_window(world_file: Path, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ same bytes once there is space."""
 import errno
 import os
 import resource
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,32 @@ def test_full_at_every_stage_it_says_so_and_goes_on_to_the_same_bytes(
     assert all(str(small_disk) in line and "the disk is full; free some space" in line for line in said), said
     assert {line.split(" | ")[0] for line in said} == set(api.Run(full).plan())
     assert contents(full) == contents(tiny)
+
+
+def make_on_a_network_disk(settings: dict[str, Any], connection: object) -> None:
+    """In a worker: make all units where a folder stays as long as a file in it is in use, as on NFS."""
+    empty = shutil.rmtree
+
+    def rmtree(folder: Path, ignore_errors: bool = False) -> None:
+        used = Path("/proc/self/maps").read_text().splitlines()
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):
+                used.append(os.readlink(f"/proc/self/fd/{name}"))
+        if any(f"{folder.absolute()}/" in line for line in used):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+        empty(folder, ignore_errors)
+
+    shutil.rmtree = rmtree  # type: ignore[assignment]
+    cfg = config.Config.model_validate(settings)
+    plan = recipes.units(cfg)
+    for name in plan:
+        unit.make(cfg, plan, name, fingerprints(plan), 1, Deaf())
+
+
+def test_nothing_that_is_removed_is_still_in_use(tiny: dict[str, Any], tmp_path: Path) -> None:
+    networked = {**tiny, "root": str(tmp_path)}
+    by_a_worker(make_on_a_network_disk, networked)
+    assert contents(networked) == contents(tiny)
 
 
 def test_a_read_only_disk_is_one_line(small_disk: Path, tmp_path: Path) -> None:

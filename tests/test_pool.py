@@ -86,6 +86,18 @@ def test_jobs_default_to_the_cores_this_process_may_use() -> None:
     assert pool.jobs(2, "cuda") == 2
 
 
+@pytest.mark.parametrize(("allowed", "number"), [("", 0), ("-1", 0), ("NoDevFiles", 0), ("0", 1), ("2,5,7", 3), ("2,-1,7", 1)])
+def test_where_a_job_may_use_no_gpu_it_uses_all_its_cores(monkeypatch: pytest.MonkeyPatch, allowed: str, number: int) -> None:
+    """On a machine that has some: its driver's file is there, whatever Slurm gave this job."""
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/dev/nvidiactl")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    cores = len(os.sched_getaffinity(0))
+    assert len(pool.gpus()) == number
+    assert pool.jobs(0, "auto") == (number or cores)
+    assert pool.jobs(0, "cpu") == cores
+    assert pool.jobs(0, "cuda") == max(1, number)
+
+
 def test_workers_that_fill_a_gpu_are_no_more_than_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

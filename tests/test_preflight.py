@@ -63,6 +63,21 @@ def test_other_things_that_are_not_there(world_file: Path, tmp_path: Path) -> No
     assert "engine.device: cuda" in refused(small_config(world_file, tmp_path, engine__device="cuda"))
 
 
+@pytest.mark.parametrize(
+    ("variable", "change"),
+    [
+        ("SYNTHBOOT_API_KEY", {"synthesize__sampler": "server"}),
+        ("SYNTHBOOT_JUDGE_API_KEY", {"analyze__judges": ["server:judge"]}),
+    ],
+)
+def test_a_key_that_no_header_holds(
+    variable: str, change: dict[str, Any], world_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "sk-secret\u2014and more")
+    message = refused(small_config(world_file, tmp_path, **change))
+    assert message == f"{variable}: holds characters that no key has; set it again"
+
+
 def test_more_contexts_than_fit_the_window(world_file: Path, tmp_path: Path) -> None:
     # a third of 95 tokens, less three separators, for four
     message = refused(small_config(world_file, tmp_path, tune__contexts=4))

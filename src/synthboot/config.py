@@ -215,7 +215,7 @@ class Endpoint(Section):
     url: Url = "http://127.0.0.1:8000/v1"
     """Base address, the part before `/completions` or `/chat/completions`; http:// or https://."""
     concurrency: int = Field(32, ge=1, le=10_000)
-    """Number of concurrent requests."""
+    """Number of concurrent requests, of all processes of a run together."""
     retries: int = Field(5, ge=0, le=20)
     """Retries per request when the server is busy, failing or unreachable, after 1, 2, 4, ...
     seconds."""

@@ -87,6 +87,9 @@ PATIENCE = 5.0
 LIVES = 3
 """How often work is begun again whose worker was lost with its machine, before that is an error."""
 
+_NO_GPU = {"", "-1", "NoDevFiles"}
+"""Names in CUDA_VISIBLE_DEVICES that are none, the last as Slurm writes it: CUDA sees no GPU from
+there on."""
 _PARENT_ONLY = {signal.SIGINT, signal.SIGHUP}
 _PR_SET_PDEATHSIG = 1
 _LONGEST_ADDRESS = 107  # bytes of a socket's path
@@ -110,7 +113,8 @@ def jobs(wanted: int, device: str = "cpu") -> int:
     if wanted:
         return wanted
     # The driver's device file tells whether there is a GPU; asking torch would import it.
-    if device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists()):
+    has_gpu = Path("/dev/nvidiactl").exists() and bool(gpus())
+    if device == "cuda" or (device == "auto" and has_gpu):
         return max(1, len(gpus()))
     return len(os.sched_getaffinity(0))
 
@@ -125,7 +129,7 @@ def gpus() -> list[str]:
     """The names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
-        return [name for name in allowed.split(",") if name]
+        return list(itertools.takewhile(lambda name: name not in _NO_GPU, allowed.split(",")))
     return sorted(p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*"))
 
 

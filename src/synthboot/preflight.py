@@ -27,6 +27,7 @@ def check(cfg: config.Config) -> None:
     _check_questions(cfg)
     _check_contexts(cfg)
     _check_packages(cfg)
+    _check_keys(cfg)
     _check_models(cfg)
 
 
@@ -101,6 +102,16 @@ def _check_packages(cfg: config.Config) -> None:
         raise ConfigError(
             "synthesize.sampler: vllm: needs vLLM: pip install vllm, or use `embedded`"
         )
+
+
+def _check_keys(cfg: config.Config) -> None:
+    """Raise ConfigError for the key of a server that is to be asked, where no header holds it."""
+    from synthboot.lm.endpoint import key  # and httpx, which only a server needs
+
+    if cfg.synthesize.sampler == "server":
+        key("SYNTHBOOT_API_KEY")
+    if any(judge.startswith("server:") for judge in cfg.analyze.judges):
+        key("SYNTHBOOT_JUDGE_API_KEY")
 
 
 def _check_models(cfg: config.Config) -> None:

@@ -10,7 +10,7 @@ import pytest
 from synthboot.artifacts import store
 from synthboot.data import disk
 from synthboot.data.disk import end_to_end, load_array, save_array, save_blocks
-from synthboot.errors import CorruptArtifact
+from synthboot.errors import CorruptArtifact, StorageError
 
 read_text = Path.read_text
 
@@ -87,3 +87,38 @@ def test_a_disk_that_does_not_answer_is_no_damage(tmp_path: Path, number: int, m
             load_array(tmp_path / "artifact" / "part" / "a.npy")
     assert store.begin(tmp_path / "artifact", "one") == []
     assert (tmp_path / "artifact" / "part" / "a.npy").exists()
+
+
+def test_a_file_in_use_that_nfs_keeps_is_no_error_and_goes_with_the_next_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = os.unlink
+
+    def as_on_nfs(name: str | Path, *, dir_fd: int | None = None) -> None:
+        """A file that is mapped here gets another name; its folder cannot go."""
+        status = os.stat(name, dir_fd=dir_fd)
+        if f" {status.st_ino} " not in Path("/proc/self/maps").read_text():
+            unlink(name, dir_fd=dir_fd)
+        elif name != ".nfs0001":
+            os.rename(name, ".nfs0001", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+    folder = tmp_path / "artifact"
+    old = folder / "work" / "checkpoint-1"
+    (old / "inner").mkdir(parents=True)
+    (old / "more").write_text("m")
+    save_array(old / "inner" / "weights.npy", np.arange(600))
+    mapped = load_array(old / "inner" / "weights.npy", mapped=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.unlink", as_on_nfs)
+        disk.remove(old)
+        assert not old.exists()
+        assert [path.name for path in folder.rglob("*") if path.is_file()] == [".nfs0001"]
+    del mapped
+    store.finish(folder)  # once nobody has it
+    assert not list(folder.iterdir())
+    # whatever else cannot go is still an error
+    old.mkdir(parents=True)
+    (old / "more").write_text("m")
+    monkeypatch.setattr("os.rmdir", lambda *_, **__: os.listdir(old.parent / "nothing"))
+    with pytest.raises(StorageError, match="cannot be removed"):
+        disk.remove(old)

@@ -143,6 +143,18 @@ def test_a_killed_judge_is_asked_nothing_twice(tmp_path: Path) -> None:
     assert len(judge.asked) == 2 * 200
 
 
+def test_what_a_disk_has_damaged_of_a_record_is_asked_for_again(tmp_path: Path) -> None:
+    """A machine that went down may leave zeros where lines were, or half a line before the next."""
+    whole = verdict(Fake(0.9, 0.9), tmp_path, cases=30)
+    path = tmp_path / "judged.jsonl"
+    lines = path.read_bytes().splitlines()
+    damaged = [bytes(len(lines[3])), lines[7][:20], lines[7][:20] + lines[8], b"5", b"[1]", b'["a", "b"]', b'["a", [], 1]']
+    path.write_bytes(b"\n".join([*lines[:3], *damaged, *lines[9:]]) + b"\n")
+    judge = Fake(0.9, 0.9)
+    assert panel.as_json(verdict(judge, tmp_path, cases=30)) == panel.as_json(whole)
+    assert len(judge.asked) == 6
+
+
 def test_a_budget_of_tokens_ends_with_what_is_judged_so_far_killed_or_not(tmp_path: Path) -> None:
     kinds = {"real": texts(60, 0.2, 5_000), "sample": texts(60, 0.5, 10_000), "few": texts(3, 0.5, 20_000)}
 

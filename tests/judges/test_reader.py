@@ -120,6 +120,9 @@ def test_what_a_server_is_asked(serve: Any, monkeypatch: pytest.MonkeyPatch) -> 
         (said(" no, they are not."), -1.0),
         (said("**Yes**"), 1.0),
         (said("I cannot say."), math.nan),
+        ((200, {"choices": [{"message": {"content": None, "refusal": "I cannot speak of that."}}]}), math.nan),
+        ((200, {"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]}), math.nan),
+        ((200, {"choices": [{"message": {}, "finish_reason": "content_filter"}]}), math.nan),
         (said(""), math.nan),
         (said("Yes", yes=-1.0, Yes=-1.0, No=-2.0), math.log(2) + 1),
         (said("Yes", Yes=-0.5, maybe=-3.0), 2.5),  # no is as likely as the least that is told

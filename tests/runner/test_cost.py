@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -158,6 +159,17 @@ def test_an_external_model_is_planned_in_tokens_of_its_own_and_writes_what_has_n
     assert planned["related"].tokens == planned["unconditional"].tokens == pytest.approx(budget * 3.215 / 4.43, rel=1e-3)
     assert planned["unconditional"].flops > planned["unconditional"].tokens * workload.synthesizer.flops_of_weights
 
+    # no second reading of the corpus: its own documents encoded, beside the model
+    sizes = workload.corpus
+    external = workload.of(units["corpus/external"])
+    encoded = sizes.pretrain_tokens + sizes.validation_tokens
+    assert external.tokens == pytest.approx(encoded * 3.215 / 4.43, rel=1e-3)
+    assert external.core_seconds < workload.of(units["corpus"]).core_seconds
+    weights = 4 * workload.synthesizer.parameters
+    assert weights < external.kept_bytes < weights + 4 * encoded
+    # documents are as long as the paper's, of which the window holds no two
+    assert workload.of(units["tune/unconditional"]).tokens == workload.of(units["tune/related"]).tokens
+
     # as it was counted, once it was
     counts = {"tokens": {"pretrain": round(workload.corpus.pretrain_tokens / 2)}}
     place = recipes.folder_of(cfg.folder, "corpus", "external")
@@ -165,6 +177,23 @@ def test_an_external_model_is_planned_in_tokens_of_its_own_and_writes_what_has_n
     store.commit(place, store.Manifest("corpus", recipes.VERSIONS["corpus"], "0" * 32, {}, {}, counts, cost={"seconds": 9.0}))
     known = work.Workload(cfg, work.sizes(cfg, [])).of(units["synthesize/related"])
     assert known.tokens == pytest.approx(budget / 2, rel=1e-3)
+
+
+def test_what_is_tuned_without_d1_reads_the_same_d2_and_nothing_else(tmp_path: Path) -> None:
+    """As many tokens as stage `tune` counts it: half where both documents are alike in length and fit the window."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(vocab_size=512, architectures=["LlamaForCausalLM"], num_hidden_layers=2).save_pretrained(tmp_path / "own")
+    settings = small_config(tmp_path / "none", tmp_path, corpus__source="world")
+    related, plain = ({"synthetic": text, "share": 0.1} for text in ("related", "unconditional"))
+    settings |= {"arms": {"repetition": {}, "sbp": related, "self": plain}}
+    cfg = loading.load(settings | {"tune": {"init_from": str(tmp_path / "own"), "seq_len": 4_096, "max_tokens": 50_000}})
+    units = cost.units_anywhere(cfg)
+    workload = work.Workload(cfg, work.sizes(cfg, []))
+    with_d1, without = (workload.of(units[f"tune/{name}"]) for name in ("related", "unconditional"))
+    assert with_d1.tokens <= 50_000
+    assert without.tokens == pytest.approx(with_d1.tokens / 2)
+    assert without.flops == pytest.approx(with_d1.flops / 2)
 
 
 def test_memory_is_that_of_the_model_that_is_trained_and_of_what_of_it_is(tmp_path: Path) -> None:
@@ -304,6 +333,41 @@ def test_where_auto_leads_bfloat16_its_rate_is_what_a_plan_takes(
     assert here.flops == rates
     assert here.dtype("auto") == chosen  # as a run would choose, by the same margin
     assert here.dtype("float32") == "float32"
+
+
+def test_the_memory_that_a_cluster_is_asked_for_is_about_what_units_took(finished: dict[str, Any]) -> None:
+    """Most of a small model's is what its process imports."""
+    cfg = loading.load(finished)
+    units = recipes.units(cfg)
+    asked = cost.host_memory(cfg, units)
+    for name in ("base", "pretrain/sbp/seed-1", "score/sbp/seed-0", "evaluate"):
+        manifest = store.read_manifest(units[name].folder(cfg.folder))
+        assert manifest is not None
+        assert 0.4 < asked[name] / manifest.cost["peak_memory_bytes"] < 2.5
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "allowed"),
+    [
+        ("", {}, None),
+        ("0::/job_1/step_0\n", {"job_1/memory.max": "3000000\n", "job_1/step_0/memory.max": "max\n"}, 3e6),
+        ("0::/elsewhere/on/the/machine\n", {"memory.max": "5000000\n"}, 5e6),
+        ("0::/\n", {"memory.max": "max\n"}, None),
+        (
+            "3:cpuset:/job_1\n4:cpu,memory:/slurm/job_1\n0::/\n",
+            {"memory/slurm/job_1/memory.limit_in_bytes": "2000000\n", "memory/memory.limit_in_bytes": str(2**63 - 4096)},
+            2e6,
+        ),
+    ],
+)
+def test_memory_is_what_a_job_is_given(tmp_path: Path, groups: str, limits: dict[str, str], allowed: float | None) -> None:
+    for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{name}": text for name, text in limits.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    installed = psutil.virtual_memory().total
+    assert machines.memory_bytes(tmp_path) == pytest.approx(allowed or installed)
+    cfg = loading.load(small_config(tmp_path / "x.jsonl", tmp_path))
+    assert machines.this(cfg).memory_bytes <= machines.memory_bytes() / 2  # two jobs
 
 
 def test_this_machine_is_measured_once(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, BrokenBarrierError, Thread
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from synthboot import api, config, loading, recipes, settings
 from synthboot.cli import main
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.unit import make
-from tests.conftest import Deaf, contents, run_folder
+from tests.conftest import Deaf, contents, run_folder, tiny_config
 
 OTHER = {
     "device": "auto",
@@ -71,10 +72,9 @@ class Completions(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-@pytest.fixture
-def server() -> Iterator[int]:
-    """The port of a server."""
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Completions)
+@contextmanager
+def serving(handler: type[Completions]) -> Iterator[int]:
+    made = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     made.daemon_threads = True
     thread = Thread(target=made.serve_forever, daemon=True)
     thread.start()
@@ -82,6 +82,35 @@ def server() -> Iterator[int]:
     made.shutdown()
     made.server_close()
     thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[int]:
+    """The port of a server."""
+    with serving(Completions) as port:
+        yield port
+
+
+def test_a_server_has_no_more_requests_at_once_than_it_is_to_have_of_all_workers(tmp_path: Path) -> None:
+    under_way: list[int] = []
+    together: list[int] = []
+    fourth = Barrier(4)  # nobody is answered before four are here, if there are ever so many
+
+    class Counting(Completions):
+        def do_POST(self) -> None:
+            under_way.append(1)
+            together.append(len(under_way))
+            with suppress(BrokenBarrierError):
+                fourth.wait(2)
+            under_way.pop()
+            super().do_POST()
+
+    settings = tiny_config(tmp_path)
+    settings["synthesize"]["sampler"] = "server"
+    with serving(Counting) as port:
+        settings["engine"] = {"jobs": 2, "device": "cpu", "server": {"url": f"http://127.0.0.1:{port}/v1", "concurrency": 2}}
+        api.Run(settings).run("synthesize")
+    assert max(together) == 2
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:

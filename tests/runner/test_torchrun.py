@@ -249,6 +249,37 @@ def test_a_launch_that_starts_another_number_or_does_not_start_is_an_error(
         api.Run(settings).run("base")
 
 
+BLIND = """
+import json, os, subprocess, sys
+from pathlib import Path
+job = Path(sys.argv[-1])
+order = json.loads(job.read_text())
+order["config"]["root"] = "/nowhere"
+elsewhere = job.with_name("elsewhere.json")
+elsewhere.write_text(json.dumps(order))
+meet = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}
+start = lambda rank, job: subprocess.Popen(
+    [sys.executable, "-m", "synthboot.runner.torchrun", str(job)], env={**os.environ, **meet, "RANK": str(rank)}
+)
+first, second = start(0, job), start(1, elsewhere)
+code = second.wait()
+first.kill()
+first.wait()
+sys.exit(code)
+"""
+"""A launcher whose second node does not see the run folder."""
+
+
+def test_what_another_rank_than_the_first_finds_to_be_wrong_is_said(alone: Trained, world_file: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "blind.py").write_text(BLIND)
+    engine = {"processes": 2, "launch": f"{sys.executable} {tmp_path / 'blind.py'} {port}"}
+    with pytest.raises(TrainingError, match=r"one of 2 processes died \(.*/nowhere/.*missing"):
+        api.Run(begun(alone, world_file, tmp_path, engine=engine)).run("base")
+
+
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

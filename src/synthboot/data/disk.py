@@ -266,7 +266,7 @@ def remove(path: Path) -> None:
     """Delete a file, a link, or a folder with all that is in it, unless there is nothing.
 
     What a link leads to stays. A folder is renamed first: a kill midway leaves no half of it that
-    looks like a whole one. Raises StorageError.
+    looks like a whole one; nor does what NFS keeps of files that are in use. Raises StorageError.
     """
     try:
         if path.is_symlink() or not path.is_dir():
@@ -277,10 +277,19 @@ def remove(path: Path) -> None:
             doomed = path.with_name(path.name + ".old.tmp")
             remove(doomed)
             os.replace(path, doomed)
-        shutil.rmtree(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+        if doomed.exists() and not _goes_by_itself(doomed):
+            shutil.rmtree(doomed)
     except OSError as error:
         what, advice = ADVICE.get(error.errno or 0, (str(error.strerror), "remove it by hand"))
         raise StorageError(f"{path}: cannot be removed: {what}; {advice}") from error
+
+
+def _goes_by_itself(folder: Path) -> bool:
+    """Whether all that is left of a folder are files that NFS keeps under another name for as long
+    as a process has them open or mapped, as this one has the weights that it went on from."""
+    left = [path.name for path in folder.rglob("*") if not path.is_dir()]
+    return bool(left) and all(name.startswith(".nfs") for name in left)
 
 
 @contextmanager

@@ -100,6 +100,6 @@ def _taken(path: Path) -> LockedRun:
 
 
 def _sign(descriptor: int) -> None:
-    """Leave this process' number in the lock's file, for whoever finds it held."""
+    """Leave this process' number and machine in the lock's file, for whoever finds it held."""
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    os.pwrite(descriptor, f"{os.getpid()} on {os.uname().nodename}".encode(), 0)

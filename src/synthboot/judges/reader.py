@@ -202,14 +202,20 @@ def _answered(answer: object) -> tuple[float, Spent]:
 
 
 def _preference(answer: object) -> float:
-    """How much likelier yes is than no; +1 and -1 where the server gives no probabilities.
+    """How much likelier yes is than no; +1 and -1 where the server gives no probabilities, and
+    not-a-number where it will not speak of such a text.
 
     Raises Refused for an answer that is none of a chat endpoint.
     """
     choice = one_choice(answer)
     message = choice.get("message")
-    said = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(message, dict):
+        message = {}
+    said = message.get("content")
     if not isinstance(said, str):
+        # a text of many, and the same whenever it is asked about
+        if choice.get("finish_reason") == "content_filter" or message.get("refusal"):
+            return math.nan
         raise Refused('the answer has no "message" with text; is it a chat endpoint?')
     alternatives = _alternatives(choice)
     if alternatives:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from synthboot.judges.protocol import NOTHING, Item, Judge, Question, Spent
 class Record:
     """The scores in a file, and a place for more of them.
 
-    A line that a kill has cut short is asked for again.
+    What a line that a kill has cut short, or a disk has damaged, was about is asked for again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,9 +33,11 @@ class Record:
         written = path.read_bytes()
         whole = written[: written.rfind(b"\n") + 1]
         for line in whole.splitlines():
-            name, score, *spent = json.loads(line)
-            self.scores[name] = float(score)
-            self.spent[name] = Spent(*spent)
+            # lines are not flushed to the disk one by one
+            with suppress(ValueError, TypeError, OverflowError):
+                name, score, *spent = json.loads(line)
+                self.spent[str(name)] = Spent(*map(int, spent))
+                self.scores[str(name)] = float(score)
         os.truncate(path, len(whole))
         self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115
 

@@ -31,8 +31,9 @@ LONGEST_WAIT = 60.0
 
 _CONNECT_SECONDS = 30.0
 
-_TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504}
-"""Status codes after which another try may do better."""
+_TRANSIENT = {408, 409, 425, 429}
+"""Status codes after which another try may do better, beside all that are the server's own fault
+(5xx): what stands before a server has more of these than the standard (520 to 529)."""
 
 _ERROR_BYTES = 1_000
 """Bytes of an error that are read."""
@@ -52,7 +53,7 @@ class Refused(Exception):
         self,
         reason: str,
         transient: bool = False,
-        wait: float | None = None,
+        wait: float = 0.0,
     ) -> None:
         super().__init__(reason)
         self.transient = transient
@@ -137,7 +138,7 @@ class Endpoint:
     async def _one(self, client: httpx.AsyncClient, asked: Asked[Answer]) -> Answer:
         """The answer to a request, tried as often as `retries` allows."""
         for attempt in range(self.server.retries + 1):
-            wait: float | None = None  # what the server asks for
+            asked_for = 0.0  # seconds, by the server
             try:
                 async with asyncio.timeout(self.server.timeout):
                     answer = await self._send(client, asked)
@@ -145,7 +146,7 @@ class Endpoint:
             except Refused as refused:
                 reason = str(refused)
                 transient = refused.transient
-                wait = refused.wait
+                asked_for = refused.wait
             except TimeoutError:
                 reason = f"no answer within {self.server.timeout:g} s"
                 transient = True
@@ -154,8 +155,9 @@ class Endpoint:
                 transient = _is_transient(error)
             if not transient or attempt == self.server.retries:
                 break
-            if wait is None:
-                wait = 2.0 ** min(attempt, 10)  # twice as long after every try
+            # twice as long after every try, and no less where the server says at once: all tries
+            # would be over before it is well
+            wait = max(2.0 ** min(attempt, 10), asked_for)
             await sleep(min(wait, LONGEST_WAIT))
 
         # some servers send the request back, key and all
@@ -184,7 +186,7 @@ class Endpoint:
 
         if not good:
             words = answer[:_ERROR_BYTES].decode(errors="replace")
-            transient = response.status_code in _TRANSIENT
+            transient = response.is_server_error or response.status_code in _TRANSIENT
             wait = _seconds(response.headers.get("Retry-After", ""))
             raise Refused(f"{response.status_code} {words}", transient, wait)
         if len(answer) > asked.most_bytes:
@@ -241,15 +243,15 @@ def _is_transient(error: Exception) -> bool:
     return not lasting and "CERTIFICATE_VERIFY_FAILED" not in str(error)
 
 
-def _seconds(value: str) -> float | None:
-    """How long a Retry-After asks for, in seconds from now; None where it does not say."""
+def _seconds(value: str) -> float:
+    """How long a Retry-After asks for, in seconds from now; 0 where it does not say."""
     # a number of seconds, or a date
     try:
-        return max(0.0, float(value)) if math.isfinite(float(value)) else None
+        return max(0.0, float(value)) if math.isfinite(float(value)) else 0.0
     except ValueError:
         pass
     try:
         date = email.utils.parsedate_to_datetime(value)
         return max(0.0, date.timestamp() - time.time())
     except (ValueError, OverflowError, OSError):  # no date, or one that no clock can show
-        return None
+        return 0.0

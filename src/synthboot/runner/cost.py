@@ -220,7 +220,8 @@ def host_memory(cfg: config.Config, units: Mapping[str, Unit]) -> dict[str, floa
     memory = {}
     for name, unit in units.items():
         work = workload.of(unit)
-        memory[name] = work.host_memory
+        # of a small model nearly all: what is imported
+        memory[name] = machines.figures().core.process_bytes.value + work.host_memory
         if cfg.engine.device == "cpu" and not has_workers(unit):
             memory[name] += estimator.memory(unit, work)
     return memory

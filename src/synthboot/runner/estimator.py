@@ -102,7 +102,8 @@ class Estimator:
             for folder, manifest in self.manifests.items():
                 if manifest.stage != stage or (is_near and mine not in folder.parents):
                     continue
-                if SAMPLED in manifest.parents:  # nothing was sampled for it
+                # nothing was sampled for it, or read: what a filter leaves, an external model
+                if SAMPLED in manifest.parents or (stage == "corpus" and manifest.parents):
                     continue
                 cost = manifest.cost
                 computed = cost.get("flops", 0) + cost.get("measuring_flops", 0)
@@ -177,7 +178,8 @@ class Estimator:
     ) -> list[str]:
         """What the table cannot say."""
         notes = []
-        host = max((work.host_memory for work in works.values()), default=0.0)
+        pairing = [works[name].host_memory for name, unit in todo.items() if unit.stage == "pair"]
+        host = max(pairing, default=0.0)
         if host > 2**36:
             notes.append(f"pairing holds {size(host)} of vectors and neighbours in memory")
         for name, unit in todo.items():

@@ -54,6 +54,7 @@ class Core(config.Section):
     self_embedding_flops: Figure
     pairs_per_second: Figure
     start_seconds: Figure
+    process_bytes: Figure
     evaluate_seconds: Figure
     analyze_seconds: Figure
     report_seconds: Figure
@@ -154,17 +155,39 @@ def this(cfg: config.Config) -> Machine:
 
     name = f"{_processor()}, {environment()['machine']}"
     rates = {dtype: kept(root, f"{name}, {dtype}", partial(core_flops, dtype)) for dtype in DTYPES}
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     measured = {
         "title": "core of this machine",
         "devices": devices,
         "cores": len(os.sched_getaffinity(0)),
         "flops": rates,
-        "memory_bytes": installed / devices,
+        "memory_bytes": memory_bytes() / devices,
         "source": f"matrix products measured here once and kept in {root / KEPT}; "
         "memory bandwidth and disk as of a laptop",
     }
     return figures().machines["laptop"].model_copy(update=measured)
+
+
+def memory_bytes(root: Path = Path("/")) -> float:
+    """The memory that this process may use: that of the machine, or less where a job of Slurm or a
+    container is given less (control groups, of both versions, below `root`)."""
+    found = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    groups = ""
+    with suppress(OSError):
+        groups = (root / "proc/self/cgroup").read_text()
+    for line in groups.splitlines():
+        _, kinds, group = line.split(":", 2)
+        top, name = root / "sys/fs/cgroup", "memory.max"
+        if "memory" in kinds.split(","):
+            top, name = top / "memory", "memory.limit_in_bytes"
+        elif kinds:
+            continue
+        # whatever a group above may not have, its own may not have either; in a container the path
+        # is that of the machine, and of its groups only the top one is seen
+        own = top / group.lstrip("/")
+        for folder in (own, *own.parents):
+            with suppress(OSError, ValueError):  # not there, or "max"
+                found = min(found, float(int((folder / name).read_text())))
+    return found
 
 
 def kept(root: Path, name: str, measure: Callable[[], float]) -> float:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,8 @@ STAGES = ("base", "tune", "pretrain")
 _PREFIX = ".together-"
 _JOB = "job.json"
 _OUTCOME = "outcome.json"
+_EXCEPTION = re.compile(r"(\w(Error|Exception)|synthboot\.errors\.\w+): ")
+"""How a line of standard error names an exception, of Python's, a library's or ours."""
 
 
 def run_step_together(
@@ -137,7 +140,7 @@ def _why_died(lines: list[str], code: int) -> str:
     else what torchrun says of the exit code."""
     for line in lines:
         # elastic: torchrun's own exception, which only says that a rank had one
-        if re.search(r"\w(Error|Exception): ", line) and "elastic" not in line:
+        if _EXCEPTION.search(line) and "elastic" not in line:
             return line
     for line in reversed(lines):
         if "exitcode" in line:
@@ -209,6 +212,8 @@ def main(job: Path) -> int:
         counts, cost = run_step(cfg, plan, plan[order["unit"]], 1, progress, note)
     except SynthbootError as failure:
         leave({"error": str(failure)})
+        # all that is heard of another rank than the first
+        sys.stderr.writelines(traceback.format_exception_only(failure))
         return 2
     leave({"counts": counts, "cost": cost})
     # without this, torch warns of a leak at exit

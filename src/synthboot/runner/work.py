@@ -178,7 +178,7 @@ class Workload:
         if cfg.tune.init_from is not None:
             self.synthesizer = _given_size(cfg.tune.init_from, "tune.init_from")
             self.own_tokens = _own_tokens(cfg, corpus, self.synthesizer.vocab_size)
-        self.token_bytes = 2 if self.model.vocab_size <= 1 << 16 else 4
+        self.token_bytes = _token_bytes(self.model.vocab_size)
 
     def of(self, unit: Unit) -> Work:
         """What one artifact takes."""
@@ -188,9 +188,13 @@ class Workload:
             return self.training(unit.recipe or config.Arm())
         if is_filter(unit):
             return self.filter(unit.options["filter"], unit.options["budget_tokens"])
+        is_conditional = not unit.variant.startswith("unconditional")
         if unit.stage == "synthesize":
-            is_plain = unit.variant.startswith("unconditional")
-            return self.synthesize(unit.options["budget_tokens"], conditional=not is_plain)
+            return self.synthesize(unit.options["budget_tokens"], is_conditional)
+        if unit.stage == "tune":
+            return self.tune(is_conditional)
+        if (unit.stage, unit.variant) == ("corpus", EXTERNAL):
+            return self.external()
         # pairs at random, and a comparison of models that have been asked
         if (unit.stage, unit.variant) in (("pair", "random_pairs"), ("extract", COMPARED)):
             return NOTHING
@@ -198,7 +202,6 @@ class Workload:
             "corpus": self.read,
             "embed": self.embed,
             "pair": self.pair,
-            "tune": self.tune,
             "score": self.score,
             "extract": self.extract,
         }
@@ -217,6 +220,23 @@ class Workload:
             read_bytes=sizes.text_bytes,
             written_bytes=sizes.text_bytes + kept,  # the text is spooled first
             kept_bytes=kept,
+        )
+
+    def external(self) -> Work:
+        """The external model, and D_pretrain and the validation set in its tokens."""
+        sizes = self.corpus
+        encoded = sizes.pretrain_tokens + sizes.validation_tokens
+        text = sizes.text_bytes * encoded / sizes.tokens
+        tokens = self.own_tokens * encoded
+        weights = 4 * self.synthesizer.parameters
+        kept = weights + tokens * _token_bytes(self.synthesizer.vocab_size)
+        return Work(
+            tokens=tokens,
+            core_seconds=text / figures().core.corpus_bytes_per_second.value,
+            read_bytes=weights + text,
+            written_bytes=kept,
+            kept_bytes=kept,
+            host_memory=weights,
         )
 
     def embed(self) -> Work:
@@ -284,15 +304,19 @@ class Workload:
             cfg.optim.lora,
         )
 
-    def tune(self) -> Work:
-        """The synthesizer, at most: it may stop earlier."""
+    def tune(self, conditional: bool) -> Work:
+        """The synthesizer, at most: it may stop earlier. Without d1 it reads the same d2 as
+        often."""
         cfg = self.cfg.tune
         window = self.cfg.tune_seq_len
-        both = min(2 * self.own_tokens * self.corpus.document_tokens, window)
+        document = self.own_tokens * self.corpus.document_tokens
+        both = min(2 * document, window)
+        each = both if conditional else min(document, window)
         pairs = self.corpus.pretrain_documents * self.corpus.pairs_per_document
         tokens = pairs * both * cfg.max_epochs / (1 - cfg.plain_share)
         if cfg.max_tokens is not None:
             tokens = min(tokens, cfg.max_tokens)
+        tokens *= each / both
         if cfg.base_share == 1:
             tokens = 0.0  # base as it is
         # Pairs whose d2 base has not read are read at every evaluation, for every share of base,
@@ -301,10 +325,10 @@ class Workload:
         paired = min(1.0, self.corpus.pairs_per_document)
         unseen = paired * self.cfg.corpus.validation_docs
         seen = paired * self.cfg.pair.heldout_share * self.corpus.pretrain_documents
-        times = cfg.evals + 1 + len(cfg.base_shares(conditional=True)) + 2
+        times = cfg.evals + 1 + len(cfg.base_shares(conditional)) + 2
         readings = times * min(unseen, cfg.eval_pairs)
         readings += 3 * (min(unseen, cfg.eval_pairs) + min(seen, cfg.eval_pairs))
-        evaluated = readings * both
+        evaluated = readings * each
         return self._trained(
             self.synthesizer,
             window,
@@ -553,6 +577,11 @@ def _pairs_per_document(cfg: config.Config, docs: float) -> float:
         return pairs / max(1.0, docs)
     wanted = cfg.pair.auto_pairs_per_doc if cfg.pair.min_similarity == "auto" else 1.0
     return min(wanted, cfg.pair.num_neighbors) * (1 - cfg.pair.heldout_share)
+
+
+def _token_bytes(vocab_size: int) -> int:
+    """Bytes of a token as shards hold it."""
+    return 2 if vocab_size <= 1 << 16 else 4
 
 
 def _bytes_per_token(vocab_size: int) -> float:

@@ -137,6 +137,8 @@ def _duplicates(c: Context) -> dict[str, Duplicates]:
         other = nothing if kind == "D_pretrain" else corpus
         rows = of_corpus[: len(other)]
         found[kind] = stage.duplicates(sample, other, rows, folder / "both")
+    # mapped: a network disk (NFS) keeps a folder as long as a file in it is in use
+    del of_corpus, rows
     remove(folder)
     return found
 

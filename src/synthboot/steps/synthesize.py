@@ -59,8 +59,11 @@ def synthesize_part(c: Context) -> int:
 
 
 def _workers(c: Context) -> int:
-    """How many sample side by side; a server has the model elsewhere."""
-    return c.workers if c.cfg.synthesize.sampler == "server" else c.gpu_workers
+    """How many sample side by side; a server has the model elsewhere, and is asked by no more than
+    it is to have requests."""
+    if c.cfg.synthesize.sampler == "server":
+        return min(c.workers, c.cfg.engine.server.concurrency)
+    return c.gpu_workers
 
 
 def _job(c: Context) -> Job:
@@ -80,7 +83,7 @@ def _job(c: Context) -> Job:
         d1_share=c.cfg.tune.d1_share,
         seed=c.cfg.seed,
         conditional=is_conditional,
-        engine=c.cfg.engine,
+        engine=of_each(c.cfg.engine, _workers(c)),
         contexts=c.cfg.tune.contexts,
         pairs=c.parents.get("pair"),
         external=external is not None,
@@ -88,6 +91,13 @@ def _job(c: Context) -> Job:
         is_prompted=tuning.is_prompted if tuning else True,
         at_once=at_once(c.cfg),
     )
+
+
+def of_each(engine: config.Engine, workers: int) -> config.Engine:
+    """The engine as each of so many workers has it: a server's requests are dealt out to them."""
+    concurrency = max(1, engine.server.concurrency // workers)
+    server = engine.server.model_copy(update={"concurrency": concurrency})
+    return engine.model_copy(update={"server": server})
 
 
 def at_once(cfg: config.Config) -> int:

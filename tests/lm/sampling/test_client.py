@@ -248,7 +248,8 @@ def test_text_is_encoded_without_the_end_that_some_servers_spell(start: Any, tok
 
 
 def test_one_fault_is_mended_by_another_try(start: Any) -> None:
-    for fault in (http(b"", "503 Busy"), b"", GOOD[:-20], http(b"<html>"), said(finish_reason="abort")):
+    busy = [http(b"", status) for status in ("503 Busy", "524 A Timeout Occurred", "529 Overloaded")]
+    for fault in (*busy, b"", GOOD[:-20], http(b"<html>"), said(finish_reason="abort")):
         sampler, server = start(fault, GOOD)
         assert sampler.sample(ASKED)[0].tokens == (5, 6)
         assert len(server.seen) == 2
@@ -257,19 +258,19 @@ def test_one_fault_is_mended_by_another_try(start: Any) -> None:
 @pytest.mark.parametrize(
     ("asked", "least", "most"),
     [
-        ("0", 0, 0),
+        ("0", 1, 1),
         ("7", 7, 7),
-        ("0.5", 0.5, 0.5),
-        ("-5", 0, 0),
+        ("0.5", 1, 1),
+        ("-5", 1, 1),
         ("1e12", LONGEST_WAIT, LONGEST_WAIT),
         ("nan", 1, 1),
         ("inf", 1, 1),
         ("soon", 1, 1),
         ("", 1, 1),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 1, 1),
         ("Wed, 21 Oct 9015 07:28:00 GMT", LONGEST_WAIT, LONGEST_WAIT),
         ("Mon, 32 Foo 99999 99:99:99 GMT", 1, 1),
-        ("Thu, 01 Jan 0001 00:00:00", 0, 1),
+        ("Thu, 01 Jan 0001 00:00:00", 1, 1),
     ],
 )
 def test_retry_after_is_kept_within_reason(start: Any, waits: list[float], asked: str, least: float, most: float) -> None:
@@ -283,6 +284,12 @@ def test_waits_grow_and_stay_within_reason(start: Any, waits: list[float]) -> No
         start(http(b"", "503 Busy"), retries=20)[0].sample(ASKED)
     assert waits[:3] == [1, 2, 4]
     assert max(waits) == waits[-1] == LONGEST_WAIT
+
+
+def test_a_server_that_says_at_once_every_time_is_given_time(start: Any, waits: list[float]) -> None:
+    with pytest.raises(SamplingError):
+        start(http(b"", "429 Busy", "Retry-After: 0"), retries=3)[0].sample(ASKED)
+    assert waits == [1, 2, 4]
 
 
 def test_the_key_goes_to_the_host_of_the_address_alone(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:

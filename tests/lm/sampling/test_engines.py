@@ -46,7 +46,7 @@ class Completions(BaseHTTPRequestHandler):
         self.send_response(200 if fault in (None, "half") else fault)
         self.send_header("Content-Length", str(len(body)))
         if fault == 429:
-            self.send_header("Retry-After", "0")
+            self.send_header("Retry-After", "7")
         self.end_headers()
         self.wfile.write(body)
         state.answered += 1
@@ -131,7 +131,7 @@ def test_what_fails_is_tried_again_by_itself(server: Any, folder: Path, no_waiti
     assert [r.tokens for r in found] == [r.tokens for r in server.engine.sample(ASKED)]
     assert len(server.seen) == len(ASKED) + 5
     assert len(no_waiting) == 5
-    assert 0.0 in no_waiting  # Retry-After
+    assert 7.0 in no_waiting  # Retry-After
 
 
 def test_what_cannot_be_mended_is_an_error_with_its_reason(server: Any, folder: Path) -> None:

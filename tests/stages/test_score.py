@@ -75,7 +75,7 @@ def test_a_checkpoint_that_is_best_and_last_is_scored_once(
     folders, _ = saved
     loaded: list[Path] = []
     load = models.load
-    monkeypatch.setattr(models, "load", lambda folder: loaded.append(folder) or load(folder))
+    monkeypatch.setattr(models, "load", lambda folder, device: loaded.append(folder) or load(folder, device))
     same = dict.fromkeys(folders, folders["last"])
     found = score(same, Tokens.of(tokenizer.documents(TEXTS)), tokenizer, 64, "cpu", asked("best"))
     assert loaded == [folders["last"]]

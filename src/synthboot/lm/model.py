@@ -114,8 +114,9 @@ def outline(source: str, setting: str = "model.init_from") -> PreTrainedModel:
         raise ConfigError(f"{setting}: {source}: {unloadable(error)}") from None
 
 
-def load(folder: Path) -> PreTrainedModel:
-    """The model in a folder that `save` wrote, or the ensemble of those in a folder of them.
+def load(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The model in a folder that `save` wrote, or the ensemble of those in a folder of them, on
+    that device.
 
     Raises CorruptArtifact where one cannot be read.
     """
@@ -123,8 +124,8 @@ def load(folder: Path) -> PreTrainedModel:
     from synthboot.lm import ensemble
 
     if members := ensemble.folders(folder):
-        return ensemble.Ensemble([load(member) for member in members])
-    return _from_pretrained(str(folder), CorruptArtifact, "checkpoint")
+        return ensemble.Ensemble([load(member, device) for member in members])
+    return moved(_from_pretrained(str(folder), CorruptArtifact, "checkpoint"), device)
 
 
 def save(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer) -> None:

@@ -160,8 +160,7 @@ def tune(
     chosen = min(shares, key=lambda pair: pair[1])[0] if shares else 0.0
 
     tell = during(progress, 1.0, "measuring held-out pairs")
-    best = models.load(Model.open(folder).best)
-    best = models.moved(best, next(model.parameters()).device)
+    best = models.load(Model.open(folder).best, next(model.parameters()).device)
     seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer, separator)
     conditioning = {}
     measured = 2 * stopping.num_tokens  # untuned
@@ -262,11 +261,10 @@ def _origin(
     tokenizer: Tokenizer,
 ) -> PreTrainedModel:
     """The model that tuning starts from: base, or fresh weights."""
-    if start is None:
-        model = models.build(cfg.model, tokenizer.vocab_size, cfg.seed)
-    else:
-        model = models.load(start)
-    return models.moved(model, models.device(cfg.engine.device))
+    device = models.device(cfg.engine.device)
+    if start is not None:
+        return models.load(start, device)
+    return models.moved(models.build(cfg.model, tokenizer.vocab_size, cfg.seed), device)
 
 
 def _plan(

@@ -233,7 +233,7 @@ def _changed(
         by_kind[kind] = [row.tokens for row in rows]
 
     where = models.device(c.cfg.engine.device)
-    base = models.moved(models.load(c.model("base").best), where)
+    base = models.load(c.model("base").best, where)
     ratios = {}
     base_loss: dict[str, statistics.Interval | None] = {}
     for kind, documents in by_kind.items():

@@ -145,14 +145,13 @@ def _embedded(
     wanted: list[_Slice],
 ) -> Iterator[np.ndarray]:
     """The vectors of each slice."""
-    from synthboot.lm.model import device
     from synthboot.stages import embed as stage
 
     arguments = (
         str(source),
         c.cfg.embed,
         str(fitted),
-        str(device(c.cfg.engine.device)),
+        c.device,
         c.cfg.engine.embed_batch,
     )
     workers = c.workers if c.cfg.embed.model == "self" else c.gpu_workers

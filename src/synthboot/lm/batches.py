@@ -270,14 +270,16 @@ class Plan:
 
         # from here on rows are counted without the replayed ones
         row -= replayed
-        if self.order == "synthetic_first":
-            before = min(row, self.synthetic_rows)
-            is_synthetic = row < self.synthetic_rows
-        else:
-            before, is_synthetic = _spread(row, self.synthetic_rows, self.own_rows)
+        before, is_synthetic = self._synthetic_before(row)
         if is_synthetic:
             return "synthetic", before * self.seq_len
         return "real", (row - before) * self.seq_len
+
+    def _synthetic_before(self, row: int) -> tuple[int, bool]:
+        """How many synthetic rows come before a row, and whether it is one."""
+        if self.order == "synthetic_first":
+            return min(row, self.synthetic_rows), row < self.synthetic_rows
+        return _spread(row, self.synthetic_rows, self.own_rows)
 
     def _row(self, row: int) -> np.ndarray:
         """A row's tokens, (seq_len + 1): the one before its first target, and its targets."""
@@ -297,10 +299,7 @@ class Plan:
         rows = steps * self.rows
         replayed, _ = _spread(rows, self.replay_rows, self.rows * self.steps)
         own = rows - replayed
-        if self.order == "synthetic_first":
-            synthetic = min(own, self.synthetic_rows)
-        else:
-            synthetic, _ = _spread(own, self.synthetic_rows, self.own_rows)
+        synthetic, _ = self._synthetic_before(own)
         return {
             "real_tokens": (own - synthetic) * self.seq_len,
             "synthetic_tokens": synthetic * self.seq_len,

@@ -48,6 +48,10 @@ LEAST_CONTEXT = 8
 """Tokens of a document below which it is no use to condition on it."""
 
 
+Row = tuple[np.ndarray, np.ndarray]
+"""The inputs and the targets of a row, without padding."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of one step.
@@ -69,7 +73,7 @@ class Batch:
         """
         if self.segments is None:
             return self
-        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        parts: list[Row] = []
         for inputs, targets, segments in zip(self.inputs, self.targets, self.segments, strict=True):
             for number in np.unique(segments[segments > 0]):
                 inside = segments == number
@@ -78,13 +82,22 @@ class Batch:
         parts.sort(key=lambda part: -len(part[0]))
 
         count = -(-len(parts) // multiple) * multiple
-        longest = len(parts[0][0])
-        all_inputs = np.zeros((count, longest), np.int64)
-        all_targets = np.full((count, longest), IGNORE, np.int64)
-        for row, (x, y) in enumerate(parts):
-            all_inputs[row, : len(x)] = x
-            all_targets[row, : len(y)] = y
-        return Batch(all_inputs, all_targets)
+        return Batch(*padded(parts, count))
+
+
+def padded(
+    rows: Sequence[Row],
+    count: int,
+) -> tuple[Int64[np.ndarray, "row token"], Int64[np.ndarray, "row token"]]:
+    """The inputs and targets of `count` rows, padded on the right to the longest of these; those
+    that are missing are padding."""
+    longest = max(len(inputs) for inputs, _ in rows)
+    all_inputs = np.zeros((count, longest), np.int64)
+    all_targets = np.full((count, longest), IGNORE, np.int64)
+    for row, (inputs, targets) in enumerate(rows):
+        all_inputs[row, : len(inputs)] = inputs
+        all_targets[row, : len(targets)] = targets
+    return all_inputs, all_targets
 
 
 @runtime_checkable

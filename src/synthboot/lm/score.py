@@ -19,15 +19,12 @@ from torch import Tensor
 from synthboot import statistics
 from synthboot.data.tokens import Tokens
 from synthboot.lm import model as models
-from synthboot.lm.batches import IGNORE, pair_row
+from synthboot.lm.batches import IGNORE, Row, padded, pair_row
 from synthboot.lm.blocks import compiled_loops
 from synthboot.rng import rng
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Row = tuple[np.ndarray, np.ndarray]
-"""The inputs and the targets of a row, without padding."""
 
 BATCH_TOKENS = 8_192
 """Tokens of one forward pass, padding included: their logits are the most that scoring holds."""
@@ -262,7 +259,7 @@ def _alike(model: PreTrainedModel, rows: Sequence[Row], batch_tokens: int) -> It
 def _scored(model: PreTrainedModel, rows: list[Row], choose: bool) -> tuple[Tensor, Tensor]:
     """The loss of each target of one batch and whether it is likeliest, both (row, token)."""
     device = next(model.parameters()).device
-    inputs, targets = _padded(rows)
+    inputs, targets = padded(rows, len(rows))
     # no logits of what no row scores, the beginnings of all d1
     first = int((targets != IGNORE).any(0).argmax())
     kept = {}
@@ -285,14 +282,3 @@ def _scored(model: PreTrainedModel, rows: list[Row], choose: bool) -> tuple[Tens
         return loss, loss
     greedy = (logits.argmax(-1) == wanted) | (wanted == IGNORE)
     return loss, torch.nn.functional.pad(greedy, (before, 0), value=True)
-
-
-def _padded(rows: Sequence[Row]) -> Row:
-    """Rows of one batch, (row, token), padded on the right to the last one, the longest."""
-    shape = (len(rows), len(rows[-1][0]))
-    inputs = np.zeros(shape, np.int64)
-    targets = np.full(shape, IGNORE, np.int64)
-    for row, (x, y) in enumerate(rows):
-        inputs[row, : len(x)] = x
-        targets[row, : len(y)] = y
-    return inputs, targets

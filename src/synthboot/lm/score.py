@@ -67,10 +67,9 @@ def documents(
     tokens: Tokens,
     seq_len: int,
     end: int,
-    progress: Callable[[float, str], None] | None = None,
 ) -> Scores:
     """The scores of every document."""
-    each = token_losses(model, tokens, seq_len, end, progress)
+    each = token_losses(model, tokens, seq_len, end)
     owners = np.repeat(np.arange(len(tokens)), tokens.lengths)
     loss = np.bincount(owners, each, len(tokens))
     return Scores(
@@ -200,13 +199,12 @@ def row_losses(
 def row_choices(
     model: PreTrainedModel,
     rows: Sequence[Row],
-    batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[float, str], None] | None = None,
 ) -> tuple[Float64[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
     """The summed loss of each row, and whether every target is the model's first choice."""
     losses = np.zeros(len(rows))
     first = np.zeros(len(rows), bool)
-    for numbers, loss, greedy in _batches(model, rows, batch_tokens, progress, choose=True):
+    for numbers, loss, greedy in _batches(model, rows, BATCH_TOKENS, progress, choose=True):
         losses[numbers] = loss.double().sum(1).cpu().numpy()
         first[numbers] = greedy.all(1).cpu().numpy()
     return losses, first

@@ -89,12 +89,9 @@ class SelfEmbedder:
             raise unreadable(path, error) from None
 
 
-def embed(
-    texts: Iterable[str], embedder: Embedder, progress: Progress = silent
-) -> Float16[np.ndarray, "doc dim"]:
+def embed(texts: Iterable[str], embedder: Embedder) -> Float16[np.ndarray, "doc dim"]:
     """Unit vectors of all texts, in order, embedded `BATCH_DOCS` at a time."""
     rows: list[np.ndarray] = []
-    docs = 0
     for batch in _batches(texts, BATCH_DOCS):
         vectors = embedder(batch).astype(np.float16)
         if not np.isfinite(vectors).all():
@@ -104,8 +101,6 @@ def embed(
                 f"number; try another model, or --set embed.model=self"
             )
         rows.append(vectors)
-        docs += len(batch)
-        progress(0.5, f"{docs:,} documents embedded")
     return np.concatenate(rows) if rows else np.empty((0, 0), np.float16)
 
 

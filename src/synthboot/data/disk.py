@@ -330,7 +330,7 @@ def damage(part: Path) -> str | None:
         return f"{SEAL}: is missing or damaged"
 
     listed = files or {}
-    present = {path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file()}
+    present = {path.relative_to(part).as_posix() for path in _files(part)}
     strange = sorted(present - {SEAL} - set(listed))
     if strange:
         return f"{strange[0]}: does not belong there"

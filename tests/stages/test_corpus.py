@@ -18,7 +18,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, DataError
 from synthboot.stages import corpus as stage
 from synthboot.stages.corpus import corpus
-from tests.conftest import world_documents, write_jsonl
+from tests.conftest import files, world_documents, write_jsonl
 
 
 def make(folder: Path, rows: list[Any], unique_tokens: int = 1_000, progress: Progress = silent, **changes: Any) -> Any:
@@ -30,10 +30,6 @@ def make(folder: Path, rows: list[Any], unique_tokens: int = 1_000, progress: Pr
 
 def texts(folder: Path, name: str) -> list[str]:
     return [d.text for d in Corpus.open(folder / "out").texts(name)]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_every_record_is_accounted_for_and_sets_do_not_overlap(tmp_path: Path) -> None:

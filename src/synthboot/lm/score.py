@@ -7,7 +7,7 @@ in windows of the row length; a window after the first starts without context.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from synthboot import statistics
+from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokens import Tokens
 from synthboot.lm import model as models
 from synthboot.lm.batches import IGNORE, Row, padded, pair_row
@@ -83,7 +84,7 @@ def token_losses(
     tokens: Tokens,
     seq_len: int,
     end: int,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress = silent,
 ) -> Float32[np.ndarray, " token"]:
     """The loss of every token, document after document."""
     rows: list[Row] = []
@@ -134,7 +135,7 @@ def pairs(
     share: float,
     end: int,
     separator: int | None,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress = silent,
 ) -> Scores:
     """The scores of each d2 given its d1; without `separator`, of d2 alone as a document.
 
@@ -156,7 +157,7 @@ def pair_tokens(
     share: float,
     end: int,
     separator: int | None,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress = silent,
 ) -> list[Float32[np.ndarray, " token"]]:
     """As `pairs`, the loss of every token of each d2."""
     rows = _pair_rows(d1, d2, seq_len, share, end, separator)
@@ -187,7 +188,7 @@ def row_losses(
     model: PreTrainedModel,
     rows: Sequence[Row],
     batch_tokens: int = BATCH_TOKENS,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress = silent,
 ) -> Float64[np.ndarray, " row"]:
     """The summed loss of each row, in nats. Rows of like length share a batch."""
     losses = np.zeros(len(rows))
@@ -199,7 +200,7 @@ def row_losses(
 def row_choices(
     model: PreTrainedModel,
     rows: Sequence[Row],
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress = silent,
 ) -> tuple[Float64[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
     """The summed loss of each row, and whether every target is the model's first choice."""
     losses = np.zeros(len(rows))
@@ -214,7 +215,7 @@ def _batches(
     model: PreTrainedModel,
     rows: Sequence[Row],
     batch_tokens: int,
-    progress: Callable[[float, str], None] | None,
+    progress: Progress,
     choose: bool = False,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Numbers of rows, the loss of each of their targets (row, token), and whether it is likeliest.
@@ -230,8 +231,7 @@ def _batches(
         yield numbers, loss, greedy
 
         done += len(numbers)
-        if progress is not None:
-            progress(done / len(rows), f"{done:,} of {len(rows):,} rows scored")
+        progress(done / len(rows), f"{done:,} of {len(rows):,} rows scored")
     model.train(was_training)
 
 

@@ -245,8 +245,8 @@ def _checked(rows: Iterable[tuple[Any, str]], task: Task) -> list[_Question]:
     bad: list[str] = []
     for number, (row, where) in enumerate(rows):
         try:
-            if not isinstance(row, dict):
-                raise items.NoItem(row if isinstance(row, str) else "not a JSON object")
+            if isinstance(row, str):
+                raise items.NoItem(row)
             item = items.item(row, str(number), task.prompt, task.letters)
         except items.NoItem as error:
             bad.append(f"{where}: {error}")

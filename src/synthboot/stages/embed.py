@@ -365,7 +365,7 @@ def _by_windows(cfg: config.Embed, model: Any, encode: Embedder) -> Embedder:
 
 
 def read_vectors(
-    path: str | None, ids: Sequence[str], unknown: str = "error"
+    path: str, ids: Sequence[str], unknown: str = "error"
 ) -> Float16[np.ndarray, "doc dim"]:
     """The user's own vectors, one per id, made unit length, matched by id.
 
@@ -374,8 +374,6 @@ def read_vectors(
     that have no vector, or (unless `unknown` is `ignore`) that belong to no document; for a value
     that is not finite, or a zero row.
     """
-    if path is None:
-        raise ConfigError("embed.path: required with embed.model: file")
     if not Path(path).exists():
         raise DataError(f"embed.path: {path}: no such file")
     try:

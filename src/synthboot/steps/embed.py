@@ -68,6 +68,7 @@ def _make(c: Context) -> dict[str, int]:
         ids = []
         for name in (PRETRAIN, "validation"):
             ids += [document.id for document in c.corpus.texts(name)]
+        assert cfg.path is not None  # `Config` sees to that
         own = stage.read_vectors(cfg.path, ids, cfg.unknown_ids)
     embeddings = Embeddings.open(c.folder)
     if cfg.model == "self":

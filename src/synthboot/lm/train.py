@@ -307,23 +307,11 @@ class _Trainer:
             batch = batch.apart(self.group.size)
         # without dropout of ours too: a model to continue from may bring its own
         regularizers.seed_dropout(self.settings.dropout_seed, number, self.group.rank)
+        pass_ = (self.module, batch, self.settings, self.group, self.device)
         try:
-            loss, norm = forward_backward(
-                self.module,
-                batch,
-                self.settings,
-                self.group,
-                self.device,
-            )
+            loss, norm = forward_backward(*pass_)
         except torch.OutOfMemoryError:
-            advice = _too_large(
-                self.module,
-                batch,
-                self.settings,
-                self.group,
-                self.device,
-            )
-            raise TrainingError(advice) from None
+            raise TrainingError(_too_large(*pass_)) from None
 
         lr = learning_rate(number, steps, self.settings)
         weight_decay = _weight_decay(number, steps, self.settings)

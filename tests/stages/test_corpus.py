@@ -125,8 +125,6 @@ def test_no_groups_of_the_size_asked_for_is_an_error_at_once(tmp_path: Path) -> 
 
 
 def test_large_groups_are_held_out_no_more_often_than_others() -> None:
-    from synthboot.stages import corpus as stage
-
     class Hashed(stage.Spool):
         """Documents of which only the hashes of their ids matter."""
 

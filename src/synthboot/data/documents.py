@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from synthboot import config
 from synthboot.data import files
 from synthboot.data.remote import RemoteFile, Url
-from synthboot.errors import DataError
+from synthboot.errors import DataError, brief
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -449,7 +449,7 @@ def _saved_dataset(
             for line, row in enumerate(rows, 1):
                 yield Record(name_of_split, line, row)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        reason = brief(error, None)
         raise DataError(f"{file.path}: cannot be read as a saved dataset: {reason}") from None
 
 
@@ -541,7 +541,7 @@ def _hub(name: str) -> Iterator[Record]:
         for line, row in enumerate(rows, 1):
             yield Record(name, line, dict(row))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = brief(error, None)
         raise DataError(
             f"hub:{name}: cannot be streamed: {reason}; is there a network, and does it exist?"
         ) from None

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from synthboot import config
-from synthboot.errors import ConfigError
+from synthboot.errors import ConfigError, brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,8 +64,8 @@ def add(
             warnings.simplefilter("ignore")
             inject_adapter_in_model(settings, model)
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{section}.lora: {model.config.model_type}: {reason}") from None
+        kind = model.config.model_type
+        raise ConfigError(f"{section}.lora: {kind}: {brief(error)}") from None
     if token is not None:
         _add_row(model, token)
 

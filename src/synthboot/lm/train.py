@@ -33,7 +33,7 @@ from synthboot.artifacts.model import Curve, Model
 from synthboot.artifacts.store import WORK, Progress, silent
 from synthboot.data.disk import committed_folder, damage, remove
 from synthboot.data.tokenizer import Tokenizer
-from synthboot.errors import TrainingError
+from synthboot.errors import TrainingError, brief
 from synthboot.kernels import library
 from synthboot.lm import adapters, layouts, parallel, regularizers
 from synthboot.lm import model as models
@@ -281,9 +281,8 @@ class _Trainer:
         try:
             load(self.model, checkpoint)
         except Exception as error:  # safetensors and torch raise several kinds
-            reason = " ".join(str(error).split())[:200]
             raise TrainingError(
-                f"{checkpoint}: unreadable checkpoint ({reason}); "
+                f"{checkpoint}: unreadable checkpoint ({brief(error)}); "
                 f"delete this folder to go on without it"
             ) from None
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 WORLD = "world"
 _BOM = "\ufeff"
+_LONGEST_LINE = 4_000_000  # bytes, where no setting says it
 _NO_RECORD_A_LINE = (
     (rb"\x1f\x8b", "compressed by gzip, which its name does not say; add .gz to it"),
     (rb"\x28\xb5\x2f\xfd", "compressed by zstd, which its name does not say; add .zst to it"),
@@ -281,12 +282,12 @@ def _weight(value: object) -> int:
     return 32
 
 
-def lines(path: Path, limit: int = 4_000_000) -> Iterator[Record]:
+def lines(path: Path) -> Iterator[Record]:
     """The lines of a JSON-lines file, plain, .gz or .zst; of one too long, the problem."""
-    too_long = f"longer than {limit} bytes"
+    too_long = f"longer than {_LONGEST_LINE} bytes"
     with files.opened(path) as file:
         stream = files.decompressed(file)
-        yield from _lines(path.name, path, stream, limit, too_long)
+        yield from _lines(path.name, path, stream, _LONGEST_LINE, too_long)
 
 
 def _string(value: object) -> str | None:

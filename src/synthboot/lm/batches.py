@@ -251,8 +251,11 @@ class Plan:
     def read(self, step: int) -> Int64[np.ndarray, "row token"]:
         """The text of a step, without noise: seq_len + 1 tokens a row, the one before its first
         target and its targets."""
-        numbers = range(step * self.rows, (step + 1) * self.rows)
-        return np.stack([self._row(row) for row in numbers])
+        rows = []
+        for row in range(step * self.rows, (step + 1) * self.rows):
+            kind, start = self.source(row)
+            rows.append(_read_after(self._stream(kind), start, self.seq_len, self.end))
+        return np.stack(rows)
 
     def describe(self, step: int) -> str:
         """The documents that a step reads, in words."""
@@ -293,11 +296,6 @@ class Plan:
         if self.order == "synthetic_first":
             return min(row, self.synthetic_rows), row < self.synthetic_rows
         return _spread(row, self.synthetic_rows, self.own_rows)
-
-    def _row(self, row: int) -> np.ndarray:
-        """A row's tokens, (seq_len + 1): the one before its first target, and its targets."""
-        kind, start = self.source(row)
-        return _read_after(self._stream(kind), start, self.seq_len, self.end)
 
     def _stream(self, kind: str) -> Stream:
         streams = {

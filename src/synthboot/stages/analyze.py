@@ -181,12 +181,12 @@ def distinct_share(
     return len(np.unique(hashed)) / max(1, len(hashed))
 
 
-def duplicate_share(texts: Sequence[str], threshold: float = 0.8) -> float:
-    """Share of texts with a near-duplicate (word 5-gram Jaccard) among the others."""
+def duplicate_share(texts: Sequence[str]) -> float:
+    """Share of texts with a near-duplicate (word 5-gram Jaccard of 0.8) among the others."""
     if len(texts) < 2:
         return 0.0
     # a text alone in its group has no near-duplicate: (text) -> how many share its group
-    group = ngrams.near_duplicate_groups(ngrams.signatures(texts), texts, threshold)
+    group = ngrams.near_duplicate_groups(ngrams.signatures(texts), texts, 0.8)
     return float((np.bincount(group)[group] > 1).mean())
 
 

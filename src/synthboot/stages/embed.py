@@ -129,16 +129,10 @@ def shard_embedder(
 
     def vectors(wanted: tuple[int, int, int]) -> np.ndarray:
         shard, first, end = wanted
-        texts = _texts(shards.path(shard) / DOCUMENTS)
-        return embed(islice(texts, first, end), model)
+        rows = islice(read_rows(shards.path(shard) / DOCUMENTS, ["text"]), first, end)
+        return embed((row["text"] for row in rows), model)
 
     return vectors
-
-
-def _texts(path: Path) -> Iterator[str]:
-    """The texts of a shard of documents."""
-    for row in read_rows(path, ["text"]):
-        yield row["text"]
 
 
 def fit(

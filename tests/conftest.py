@@ -96,6 +96,10 @@ def world_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("world") / "world.jsonl", world_documents())
 
 
+class Killed(BaseException):
+    """As abrupt as a signal: no handler of ours sees it."""
+
+
 def files(folder: Path) -> dict[str, bytes]:
     """The bytes of every file below a folder."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -18,7 +18,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, DataError
 from synthboot.stages import corpus as stage
 from synthboot.stages.corpus import corpus
-from tests.conftest import files, world_documents, write_jsonl
+from tests.conftest import Killed, files, world_documents, write_jsonl
 
 
 def make(folder: Path, rows: list[Any], unique_tokens: int = 1_000, progress: Progress = silent, **changes: Any) -> Any:
@@ -189,9 +189,6 @@ def test_asking_for_more_text_than_there_is(tmp_path: Path) -> None:
 
 def test_killed_between_shards_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     make(tmp_path / "whole", world_documents())
-
-    class Killed(BaseException):
-        pass
 
     def killed_at(number: int) -> Progress:
         told = iter(range(1, 99))

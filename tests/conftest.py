@@ -84,8 +84,25 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """One of 280 entries, as small models have."""
+    from synthboot.data import tokenizer as tokenizers
+
+    return tokenizers.train(iter(["the cat sat on the mat and the dog on the log"] * 30), 280)
+
+
+@pytest.fixture(scope="session")
 def world_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("world") / "world.jsonl", world_documents())
+
+
+class Killed(BaseException):
+    """As abrupt as a signal: no handler of ours sees it."""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file below a folder."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def small_config(source: Path, root: Path, **changes: Any) -> dict[str, Any]:

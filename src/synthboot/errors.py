@@ -69,12 +69,17 @@ class SamplingError(SynthbootError):
     """The engine or the server that samples has failed."""
 
 
+def brief(error: object, most: int | None = 200) -> str:
+    """What a library says of its error, in one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def unloadable(error: Exception) -> str:
     """Why a library could not load a model or a tokenizer, in a line.
 
     Its own code is never run (`trust_remote_code`).
     """
-    reason = " ".join(str(error).split())
+    reason = brief(error, None)
     if "trust_remote_code" in reason or "custom code" in reason:
         return (
             "it wants to run code of its own, which synthboot never does; "

@@ -10,13 +10,7 @@ from synthboot.artifacts.store import Shards
 from synthboot.artifacts.synthetic import Synthetic
 from synthboot.data import tokens
 from synthboot.data.tokenizer import Tokenizer
-from synthboot.data.tokenizer import train as train_tokenizer
 from synthboot.errors import CorruptArtifact
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(iter(["the cat sat on the mat and the dog on the log"] * 30), 280)
 
 
 def spelled(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -25,11 +25,6 @@ def test_hashes_are_equal_exactly_where_runs_are(n: int) -> None:
     assert len(set(seen.values())) == len(seen)
 
 
-def test_short_texts_hash_as_a_whole_and_empty_ones_not_at_all() -> None:
-    assert len(ngrams.hashes(np.array([1, 2]), 5)) == 1
-    assert len(ngrams.hashes(np.array([], np.int64), 5)) == 0
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_containment_against_sets(seed: int) -> None:
     a, b = random_tokens(seed, 40), random_tokens(seed + 100, 25)

@@ -52,7 +52,7 @@ def test_fields_decide_what_kind_of_question_a_line_is(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, row: Any, message: str) -> None:
-    with pytest.raises(DataError, match="own.jsonl " + message.replace('"', '"')):
+    with pytest.raises(DataError, match="own.jsonl " + message):
         asked(tmp_path, [row])
 
 

@@ -128,42 +128,29 @@ def test_symbols_are_words_on_request() -> None:
     ]
 
 
+FEW_LETTERS = {
+    "DNA": "ACGT",
+    "bits": "01",
+    "digits": "0123456789",
+    "brainfuck": "+-<>[].,",
+    "emoji": "😀😡👍👎🎉🔥💧🌍",
+    "morse": ".- ",
+    "braille": "⠁⠃⠉⠙⠑⠋⠛⠓",
+    "spaced bits": ["0 ", "1 "],
+    "arrows": "←↑→↓",
+    "hexagrams": "䷀䷁䷂䷃",
+    "protein": "ACDEFGHIKLMNPQRSTVWY",
+    "brackets": "(.)",
+}
+
+
 def different(name: str, rng: random.Random, size: int) -> str:
-    alphabet = {
-        "DNA": "ACGT",
-        "bits": "01",
-        "digits": "0123456789",
-        "brainfuck": "+-<>[].,",
-        "emoji": "😀😡👍👎🎉🔥💧🌍",
-        "morse": ".- ",
-        "braille": "⠁⠃⠉⠙⠑⠋⠛⠓",
-        "spaced bits": ["0 ", "1 "],
-        "arrows": "←↑→↓",
-        "hexagrams": "䷀䷁䷂䷃",
-        "protein": "ACDEFGHIKLMNPQRSTVWY",
-        "brackets": "(.)",
-    }[name]
+    alphabet = FEW_LETTERS[name]
     return "".join(rng.choice(alphabet) for _ in range(size))
 
 
-KINDS = [
-    "DNA",
-    "bits",
-    "digits",
-    "brainfuck",
-    "emoji",
-    "morse",
-    "braille",
-    "spaced bits",
-    "arrows",
-    "hexagrams",
-    "protein",
-    "brackets",
-]
-
-
 @pytest.mark.parametrize("size", [60, 1_500])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEW_LETTERS)
 def test_texts_of_few_letters_are_different_texts_and_their_near_copies_are_not(kind: str, size: int) -> None:
     rng = random.Random(5)
     texts = [different(kind, rng, size) for _ in range(8)]

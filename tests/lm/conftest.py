@@ -1,19 +1,11 @@
 from typing import Any
 
-import pytest
 import torch
 
 from synthboot import config
-from synthboot.data import tokenizer as tokenizers
-from synthboot.data.tokenizer import Tokenizer
 from synthboot.lm import model as models
 from synthboot.lm import pointer
 from synthboot.lm.sampling import nucleus
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return tokenizers.train(iter(["the cat sat on the mat and the dog on the log"] * 30), 280)
 
 
 def small_model(kv_heads: int = 1, vocab_size: int = 280, seed: int = 0, width: int = 32) -> Any:

@@ -7,7 +7,7 @@ import pytest
 
 from synthboot import config, loading
 from synthboot.artifacts.model import TokenCounts
-from synthboot.data.tokenizer import Tokenizer, train
+from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
 from synthboot.lm.arm import Sources, affordable
@@ -20,11 +20,6 @@ STEPS = 40
 def documents(count: int) -> Tokens:
     rng = np.random.default_rng(count)
     return Tokens.of([[*rng.integers(2, 270, 60).tolist(), 0] for _ in range(count)])
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train(iter(["the cat sat on the mat"] * 30), 280)
 
 
 def settings(rows: int) -> config.Config:

@@ -86,13 +86,6 @@ def test_replayed_rows_are_spread_evenly_and_other_shares_are_of_the_rest(order:
     assert "replayed documents" in p.describe(0) or "replayed documents" in p.describe(1)
 
 
-def test_synthetic_first() -> None:
-    p = plan(0.5, order="synthetic_first")
-    rows = np.concatenate([p.batch(s).targets for s in range(p.steps)])
-    kinds = [bool((row >= 500).any()) for row in rows]
-    assert kinds == [True] * 20 + [False] * 20
-
-
 def test_synthetic_text_is_read_in_one_pass_without_repeats() -> None:
     p = plan(0.5)
     rows = np.concatenate([p.batch(s).targets for s in range(p.steps)])

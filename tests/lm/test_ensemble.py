@@ -17,13 +17,10 @@ from synthboot.lm.loss import Loss, Teacher
 from synthboot.lm.sampling.engines import sampler
 from synthboot.lm.sampling.protocol import Request
 from synthboot.lm.train import Settings, train
+from tests.conftest import Killed
 from tests.lm.conftest import small_model
 
 TEXTS = Tokens.of([[*[10 + (i * j) % 40 for j in range(12)], 0] for i in range(30)])
-
-
-class Killed(BaseException):
-    """As abrupt as a signal: no handler of ours sees it."""
 
 
 def gpt2(seed: int = 0) -> Any:

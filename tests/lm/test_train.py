@@ -23,6 +23,7 @@ from synthboot.lm import train as training
 from synthboot.lm.batches import IGNORE, Batch, PairPlan, Plan
 from synthboot.lm.loss import Loss
 from synthboot.lm.train import Runtime, Settings, train
+from tests.conftest import Killed, files
 from tests.lm.conftest import small_model
 
 TEXTS = Tokens.of([[*[10 + (i * j) % 40 for j in range(12)], 0] for i in range(30)])
@@ -38,14 +39,6 @@ def settings(**changes: Any) -> Settings:
 
 def validate(model: Any) -> float:
     return score.documents(model, TEXTS, 16, 0).mean
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-class Killed(BaseException):
-    """As abrupt as a signal: no handler of ours sees it."""
 
 
 def killed_after(steps: int) -> Runtime:

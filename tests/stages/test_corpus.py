@@ -18,7 +18,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, DataError
 from synthboot.stages import corpus as stage
 from synthboot.stages.corpus import corpus
-from tests.conftest import world_documents, write_jsonl
+from tests.conftest import Killed, files, world_documents, write_jsonl
 
 
 def make(folder: Path, rows: list[Any], unique_tokens: int = 1_000, progress: Progress = silent, **changes: Any) -> Any:
@@ -30,10 +30,6 @@ def make(folder: Path, rows: list[Any], unique_tokens: int = 1_000, progress: Pr
 
 def texts(folder: Path, name: str) -> list[str]:
     return [d.text for d in Corpus.open(folder / "out").texts(name)]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_every_record_is_accounted_for_and_sets_do_not_overlap(tmp_path: Path) -> None:
@@ -129,8 +125,6 @@ def test_no_groups_of_the_size_asked_for_is_an_error_at_once(tmp_path: Path) -> 
 
 
 def test_large_groups_are_held_out_no_more_often_than_others() -> None:
-    from synthboot.stages import corpus as stage
-
     class Hashed(stage.Spool):
         """Documents of which only the hashes of their ids matter."""
 
@@ -195,9 +189,6 @@ def test_asking_for_more_text_than_there_is(tmp_path: Path) -> None:
 
 def test_killed_between_shards_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     make(tmp_path / "whole", world_documents())
-
-    class Killed(BaseException):
-        pass
 
     def killed_at(number: int) -> Progress:
         told = iter(range(1, 99))

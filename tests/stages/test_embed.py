@@ -130,13 +130,7 @@ def stored(path: Path, vectors: np.ndarray, ids: list[str]) -> str:
 
 
 @pytest.mark.parametrize("name", ["v.npy", "v.safetensors", "v.parquet"])
-def test_the_users_own_vectors_are_read_and_made_unit_length(tmp_path: Path, name: str) -> None:
-    found = embed.read_vectors(stored(tmp_path / name, VECTORS, IDS), IDS)
-    assert np.allclose(found, [[0.6, 0.8], [0, 1], [1, 0]], atol=1e-3)
-
-
-@pytest.mark.parametrize("name", ["v.npy", "v.safetensors", "v.parquet"])
-def test_vectors_are_matched_by_id(tmp_path: Path, name: str) -> None:
+def test_the_users_own_vectors_are_matched_by_id_and_made_unit_length(tmp_path: Path, name: str) -> None:
     path = stored(tmp_path / name, VECTORS[::-1].copy(), IDS[::-1])
     found = embed.read_vectors(path, IDS)
     assert np.allclose(found, [[0.6, 0.8], [0, 1], [1, 0]], atol=1e-3)

@@ -16,7 +16,7 @@ from synthboot.lm import score
 from synthboot.lm.arm import Sources, Trained, tokens_of
 from synthboot.stages.evaluate import check_comparable
 from synthboot.stages.pretrain import pretrain, real_docs
-from tests.conftest import small_config
+from tests.conftest import Killed, small_config
 
 POOL = Tokens.of([[1] * 10] * 8)
 COUNTS = TokenCounts(
@@ -120,10 +120,6 @@ def test_a_taught_arm_differs_in_its_targets_alone() -> None:
     check_comparable({"repetition": {0: counts()}, "taught": {0: taught}})
     with pytest.raises(UnfairComparison, match="differ in distill_weight"):
         check_comparable({"repetition": {0: counts()}, "sbp": {0: counts(settings=settings)}})
-
-
-class Killed(BaseException):
-    """As abrupt as a signal: no handler of ours sees it."""
 
 
 TEXT = Tokens.of([[*[10 + (i * j) % 40 for j in range(20)], 0] for i in range(60)])

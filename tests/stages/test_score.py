@@ -8,7 +8,6 @@ import torch
 
 from synthboot.artifacts.scores import Scores
 from synthboot.data import tasks
-from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import CorruptArtifact
@@ -23,11 +22,6 @@ ITEMS = [
     ("pets", {"query": "the dog", "choices": ["mat", "and the cat"], "gold": 1}),
     ("ends", {"context": "the cat sat on the", "target": "mat"}),
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return tokenizers.train(iter(["the cat sat on the mat and the dog on the log"] * 30), 280)
 
 
 @pytest.fixture
@@ -75,7 +69,7 @@ def test_a_checkpoint_that_is_best_and_last_is_scored_once(
     folders, _ = saved
     loaded: list[Path] = []
     load = models.load
-    monkeypatch.setattr(models, "load", lambda folder: loaded.append(folder) or load(folder))
+    monkeypatch.setattr(models, "load", lambda folder, device: loaded.append(folder) or load(folder, device))
     same = dict.fromkeys(folders, folders["last"])
     found = score(same, Tokens.of(tokenizer.documents(TEXTS)), tokenizer, 64, "cpu", asked("best"))
     assert loaded == [folders["last"]]

@@ -14,7 +14,6 @@ from synthboot.artifacts.parts import Part
 from synthboot.artifacts.store import Shards
 from synthboot.data import tokens
 from synthboot.data.tokenizer import Tokenizer
-from synthboot.data.tokenizer import train as train_tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, SamplingError
 from synthboot.lm import model as models
@@ -23,12 +22,8 @@ from synthboot.lm.sampling.protocol import Result
 from synthboot.stages import synthesize as stage
 from synthboot.stages.synthesize import Job, related_of, requests_of, synthesize, synthesize_part, verdict
 from synthboot.steps.synthesize import at_once
+from tests.conftest import files
 from tests.lm.conftest import small_model
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(iter(["the cat sat on the mat and the dog on the log"] * 30), 280)
 
 
 def job(folder: Path, tokenizer: Tokenizer, **changes: Any) -> Job:
@@ -52,10 +47,6 @@ def job(folder: Path, tokenizer: Tokenizer, **changes: Any) -> Job:
         True,
         config.Engine(device="cpu", sample_batch=8),
     )
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_the_budget_is_met_by_the_shortest_run_of_chunks(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
-from synthboot.errors import CorruptArtifact, StorageError, SynthbootError
+from synthboot.errors import CorruptArtifact, StorageError, SynthbootError, brief
 
 SEAL = "part.json"
 
@@ -161,9 +161,8 @@ def read_json(path: Path) -> Any:
     except (ValueError, OSError, RecursionError) as error:
         if _is_of_the_disk(error):
             raise
-        reason = " ".join(str(error).split())[:200]
         raise CorruptArtifact(
-            f"{path}: unreadable ({reason}); delete {path.parent} and run again"
+            f"{path}: unreadable ({brief(error)}); delete {path.parent} and run again"
         ) from None
 
 
@@ -258,8 +257,9 @@ def unreadable(path: Path, error: Exception) -> CorruptArtifact:
     """
     if _is_of_the_disk(error):
         raise error
-    reason = " ".join(str(error).split())[:200]
-    return CorruptArtifact(f"{path}: unreadable ({reason}); delete its artifact and run again")
+    return CorruptArtifact(
+        f"{path}: unreadable ({brief(error)}); delete its artifact and run again"
+    )
 
 
 def remove(path: Path) -> None:
@@ -339,7 +339,7 @@ def damage(part: Path) -> str | None:
         return f"{SEAL}: is missing or damaged"
 
     listed = files or {}
-    present = {path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file()}
+    present = {path.relative_to(part).as_posix() for path in _files(part)}
     strange = sorted(present - {SEAL} - set(listed))
     if strange:
         return f"{strange[0]}: does not belong there"

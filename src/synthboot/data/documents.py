@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from synthboot import config
 from synthboot.data import files
 from synthboot.data.remote import RemoteFile, Url
-from synthboot.errors import DataError
+from synthboot.errors import DataError, brief
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 WORLD = "world"
 _BOM = "\ufeff"
+_LONGEST_LINE = 4_000_000  # bytes, where no setting says it
 _NO_RECORD_A_LINE = (
     (rb"\x1f\x8b", "compressed by gzip, which its name does not say; add .gz to it"),
     (rb"\x28\xb5\x2f\xfd", "compressed by zstd, which its name does not say; add .zst to it"),
@@ -281,12 +282,12 @@ def _weight(value: object) -> int:
     return 32
 
 
-def lines(path: Path, limit: int = 4_000_000) -> Iterator[Record]:
+def lines(path: Path) -> Iterator[Record]:
     """The lines of a JSON-lines file, plain, .gz or .zst; of one too long, the problem."""
-    too_long = f"longer than {limit} bytes"
+    too_long = f"longer than {_LONGEST_LINE} bytes"
     with files.opened(path) as file:
         stream = files.decompressed(file)
-        yield from _lines(path.name, path, stream, limit, too_long)
+        yield from _lines(path.name, path, stream, _LONGEST_LINE, too_long)
 
 
 def _string(value: object) -> str | None:
@@ -449,7 +450,7 @@ def _saved_dataset(
             for line, row in enumerate(rows, 1):
                 yield Record(name_of_split, line, row)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        reason = brief(error, None)
         raise DataError(f"{file.path}: cannot be read as a saved dataset: {reason}") from None
 
 
@@ -541,7 +542,7 @@ def _hub(name: str) -> Iterator[Record]:
         for line, row in enumerate(rows, 1):
             yield Record(name, line, dict(row))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = brief(error, None)
         raise DataError(
             f"hub:{name}: cannot be streamed: {reason}; is there a network, and does it exist?"
         ) from None

@@ -32,7 +32,7 @@ from typing import Literal
 
 from synthboot.data import remote
 from synthboot.data.remote import RemoteFile, Url, is_url
-from synthboot.errors import DataError
+from synthboot.errors import DataError, brief
 
 Kind = Literal["lines", "text", "parquet", "dataset"]
 
@@ -301,9 +301,8 @@ def opened(path: Path | Url) -> Iterator[HashedFile | RemoteFile]:
         finally:
             os.close(descriptor)
     except damage as error:
-        reason = str(getattr(error, "strerror", None) or error)
-        one_line = " ".join(reason.split())
-        raise DataError(f"{path}: cannot be read to its end: {one_line}") from None
+        reason = brief(getattr(error, "strerror", None) or error, None)
+        raise DataError(f"{path}: cannot be read to its end: {reason}") from None
 
 
 def decompressed(file: HashedFile | RemoteFile) -> io.BufferedReader:

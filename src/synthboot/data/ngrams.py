@@ -23,6 +23,8 @@ _MULTIPLIER = 0x9E3779B97F4A7C15
 _INVERSE = pow(_MULTIPLIER, -1, 1 << 64)
 _MIX = 0xBF58476D1CE4E5B9
 PERMUTATIONS = 126
+_BAND = 6
+"""MinHash values that candidates have to agree in, next to each other."""
 
 Tokenized = Integer[np.ndarray, " token"]
 Hashes = UInt64[np.ndarray, " _"]
@@ -466,13 +468,12 @@ def near_duplicate_groups(
     signatures: Integer[np.ndarray, "doc perm"],
     texts: Sequence[str],
     threshold: float,
-    rows: int = 6,
 ) -> Integer[np.ndarray, " doc"]:
     """A group number per document; documents joined by a chain of near-duplicates share one.
 
     What it costs, and what it overlooks, `near_duplicate_pairs` says.
     """
-    pairs = near_duplicate_pairs(signatures, texts, threshold, rows)
+    pairs = near_duplicate_pairs(signatures, texts, threshold)
     return groups_of(pairs, len(signatures))
 
 
@@ -480,11 +481,10 @@ def near_duplicate_pairs(
     signatures: Integer[np.ndarray, "doc perm"],
     texts: Sequence[str],
     threshold: float,
-    rows: int = 6,
 ) -> Int64[np.ndarray, "pair 2"]:
     """The near-duplicates, of each pair the lesser number first, in order.
 
-    Candidates agree in a band of `rows` MinHash values; those whose estimate comes within 0.15 of
+    Candidates agree in a band of six MinHash values; those whose estimate comes within 0.15 of
     `threshold` are compared shingle by shingle, so no pair below the threshold is ever listed. A
     pair of Jaccard 0.8 goes unseen with probability 0.002 at 126 permutations; of more than 16
     candidates for each other, each is compared with the first and the next alone. Memory is 24
@@ -493,9 +493,8 @@ def near_duplicate_pairs(
     count, perms = signatures.shape
     # a pair as one number, a * count + b: a set of tuples takes twenty times the memory
     candidates = np.empty(0, np.int64)
-    for band in range(perms // rows if count else 0):
-        start = band * rows
-        of_band = signatures[:, start : start + rows]  # (doc, rows)
+    for start in range(0, perms if count else 0, _BAND):
+        of_band = signatures[:, start : start + _BAND]  # (doc, value)
         found = []
         for bucket in _buckets(hashes_rows(of_band)):
             found += [a * count + b for a, b in _bucket_pairs(bucket)]

@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from synthboot.errors import DataError
+from synthboot.errors import DataError, brief
 
 _MARKS = (
     "ETag",
@@ -172,13 +172,12 @@ def _system(url: str, where: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        reason = " ".join(str(error).split())
         raise DataError(
-            f"{where}: needs a package that is not installed ({reason}); "
+            f"{where}: needs a package that is not installed ({brief(error, None)}); "
             f"for s3:// and https://: pip install 'synthboot[remote]'"
         ) from None
     except ValueError as error:
-        raise DataError(f"{where}: {' '.join(str(error).split())}") from None
+        raise DataError(f"{where}: {brief(error, None)}") from None
     return system, str(path)
 
 
@@ -224,7 +223,7 @@ def _explained(where: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) and not isinstance(cause, OSError):
             raise DataError(f"{where}: there is no such file, folder or bucket") from None
         told = cause or error  # a server that does not answer is called a missing file, too
-        reason = " ".join(f"{type(told).__name__}: {told}".split())[:300]
+        reason = brief(f"{type(told).__name__}: {told}", 300)
         advice = "is it there, and the network?"
         if isinstance(error, PermissionError) or "Credential" in reason:
             advice = "give credentials where its package looks for them (docs/formats.md)"

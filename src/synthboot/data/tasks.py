@@ -245,8 +245,8 @@ def _checked(rows: Iterable[tuple[Any, str]], task: Task) -> list[_Question]:
     bad: list[str] = []
     for number, (row, where) in enumerate(rows):
         try:
-            if not isinstance(row, dict):
-                raise items.NoItem(row if isinstance(row, str) else "not a JSON object")
+            if isinstance(row, str):
+                raise items.NoItem(row)
             item = items.item(row, str(number), task.prompt, task.letters)
         except items.NoItem as error:
             bad.append(f"{where}: {error}")
@@ -264,9 +264,8 @@ def _checked(rows: Iterable[tuple[Any, str]], task: Task) -> list[_Question]:
 def seen(
     items: Sequence[Item],
     texts: Iterable[str],
-    n: int = SHARED_WORDS,
 ) -> tuple[Bool[np.ndarray, " item"], Bool[np.ndarray, " item"]]:
-    """Which items share a run of `n` words with a text; and which are too short to tell.
+    """Which items share a run of 13 words with a text; and which are too short to tell.
 
     A word is what `data/words.py` calls one. Letters of scripts without spaces are less than a
     word, and a run has as many more of them. An item with fewer is looked for whole, its question
@@ -284,7 +283,7 @@ def seen(
     wanted: dict[tuple[bool, int], dict[int, np.ndarray]] = {}
     too_short = np.ones(len(items), bool)
     for number, item in enumerate(items):
-        needle = _needle(item, n)
+        needle = _needle(item)
         if needle is not None:
             symbols, size, run = needle
             wanted.setdefault((symbols, size), {})[number] = ngrams.hashes(ids(run), size)
@@ -341,7 +340,7 @@ def told(
     return np.array([not held.isdisjoint(item.support) for item in items], bool)
 
 
-def _needle(item: Item, n: int) -> tuple[bool, int, list[str]] | None:
+def _needle(item: Item) -> tuple[bool, int, list[str]] | None:
     """What of an item to look for, or None if it is too short.
 
     That is whether symbols count, how many words make a run, and the words.
@@ -350,7 +349,7 @@ def _needle(item: Item, n: int) -> tuple[bool, int, list[str]] | None:
     with_answer = " ".join(item.bare)
     for symbols in (False, True):
         run = words.words(with_answer, symbols)
-        size = round(n / words.weight(run))
+        size = round(SHARED_WORDS / words.weight(run))
         if len(run) > size:
             return symbols, size, run
         # All of it, without the answer where that is enough.

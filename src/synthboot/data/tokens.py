@@ -151,3 +151,23 @@ def ranges(
     moved = np.repeat(starts - begins, counts)
     numbers: np.ndarray = np.arange(len(moved)) + moved
     return numbers
+
+
+def equal_before(
+    values: Integer[np.ndarray, " value"],
+    order: Integer[np.ndarray, " value"],
+) -> Int64[np.ndarray, " value"]:
+    """How many equal values come before each, in an `order` in which equal ones stand together.
+
+    values  7 3 7 7    in order  3  7 7 7
+    before  0 0 1 2              0  0 1 2    how far from the first of its run
+    """
+    ordered = values[order]
+    begins = np.ones(len(order), bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+
+    place = np.arange(len(order))
+    run_start = np.maximum.accumulate(np.where(begins, place, 0))
+    result = np.empty(len(order), np.int64)
+    result[order] = place - run_start
+    return result

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from synthboot import config
-from synthboot.errors import ConfigError, TrainingError
+from synthboot.errors import ConfigError, brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,8 +64,8 @@ def add(
             warnings.simplefilter("ignore")
             inject_adapter_in_model(settings, model)
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{section}.lora: {model.config.model_type}: {reason}") from None
+        kind = model.config.model_type
+        raise ConfigError(f"{section}.lora: {kind}: {brief(error)}") from None
     if token is not None:
         _add_row(model, token)
 
@@ -133,29 +134,15 @@ def _merge_row(model: PreTrainedModel) -> None:
 
 def save(model: PreTrainedModel, folder: Path) -> None:
     """Write the adapters of a model, and nothing else of it."""
-    from safetensors.torch import save_file
-
     save_file({name: p.detach() for name, p in _trained(model).items()}, folder / FILE)
 
 
 def load(model: PreTrainedModel, folder: Path) -> None:
-    """Overwrite a model's adapters with a checkpoint's.
-
-    Raises TrainingError where they do not fit, naming the folder.
-    """
-    from safetensors.torch import load_file
-
-    adapters = _trained(model)
-    try:
-        weights = load_file(folder / FILE)
-        with torch.no_grad():
-            for name, parameter in adapters.items():
-                parameter.copy_(weights[name])
-    except Exception as error:  # safetensors and torch raise several kinds
-        reason = " ".join(str(error).split())[:200]
-        raise TrainingError(
-            f"{folder}: unreadable checkpoint ({reason}); delete this folder to go on without it"
-        ) from None
+    """Overwrite a model's adapters with a checkpoint's."""
+    weights = load_file(folder / FILE)
+    with torch.no_grad():
+        for name, parameter in _trained(model).items():
+            parameter.copy_(weights[name])
 
 
 def _trained(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:

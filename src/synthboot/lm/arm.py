@@ -220,7 +220,7 @@ def train_arm(
     teachers = []
     if text.teacher is not None:
         for member in ensemble.folders(text.teacher):
-            teachers.append(models.moved(models.load(member), device))
+            teachers.append(models.load(member, device))
     settings = _settings(cfg, arm, seed, plan.steps)
     runtime = runtime_of(cfg, folder)
     curve = train(

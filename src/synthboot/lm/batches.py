@@ -48,6 +48,10 @@ LEAST_CONTEXT = 8
 """Tokens of a document below which it is no use to condition on it."""
 
 
+Row = tuple[np.ndarray, np.ndarray]
+"""The inputs and the targets of a row, without padding."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of one step.
@@ -69,7 +73,7 @@ class Batch:
         """
         if self.segments is None:
             return self
-        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        parts: list[Row] = []
         for inputs, targets, segments in zip(self.inputs, self.targets, self.segments, strict=True):
             for number in np.unique(segments[segments > 0]):
                 inside = segments == number
@@ -78,13 +82,22 @@ class Batch:
         parts.sort(key=lambda part: -len(part[0]))
 
         count = -(-len(parts) // multiple) * multiple
-        longest = len(parts[0][0])
-        all_inputs = np.zeros((count, longest), np.int64)
-        all_targets = np.full((count, longest), IGNORE, np.int64)
-        for row, (x, y) in enumerate(parts):
-            all_inputs[row, : len(x)] = x
-            all_targets[row, : len(y)] = y
-        return Batch(all_inputs, all_targets)
+        return Batch(*padded(parts, count))
+
+
+def padded(
+    rows: Sequence[Row],
+    count: int,
+) -> tuple[Int64[np.ndarray, "row token"], Int64[np.ndarray, "row token"]]:
+    """The inputs and targets of `count` rows, padded on the right to the longest of these; those
+    that are missing are padding."""
+    longest = max(len(inputs) for inputs, _ in rows)
+    all_inputs = np.zeros((count, longest), np.int64)
+    all_targets = np.full((count, longest), IGNORE, np.int64)
+    for row, (inputs, targets) in enumerate(rows):
+        all_inputs[row, : len(inputs)] = inputs
+        all_targets[row, : len(targets)] = targets
+    return all_inputs, all_targets
 
 
 @runtime_checkable
@@ -238,8 +251,11 @@ class Plan:
     def read(self, step: int) -> Int64[np.ndarray, "row token"]:
         """The text of a step, without noise: seq_len + 1 tokens a row, the one before its first
         target and its targets."""
-        numbers = range(step * self.rows, (step + 1) * self.rows)
-        return np.stack([self._row(row) for row in numbers])
+        rows = []
+        for row in range(step * self.rows, (step + 1) * self.rows):
+            kind, start = self.source(row)
+            rows.append(_read_after(self._stream(kind), start, self.seq_len, self.end))
+        return np.stack(rows)
 
     def describe(self, step: int) -> str:
         """The documents that a step reads, in words."""
@@ -270,19 +286,16 @@ class Plan:
 
         # from here on rows are counted without the replayed ones
         row -= replayed
-        if self.order == "synthetic_first":
-            before = min(row, self.synthetic_rows)
-            is_synthetic = row < self.synthetic_rows
-        else:
-            before, is_synthetic = _spread(row, self.synthetic_rows, self.own_rows)
+        before, is_synthetic = self._synthetic_before(row)
         if is_synthetic:
             return "synthetic", before * self.seq_len
         return "real", (row - before) * self.seq_len
 
-    def _row(self, row: int) -> np.ndarray:
-        """A row's tokens, (seq_len + 1): the one before its first target, and its targets."""
-        kind, start = self.source(row)
-        return _read_after(self._stream(kind), start, self.seq_len, self.end)
+    def _synthetic_before(self, row: int) -> tuple[int, bool]:
+        """How many synthetic rows come before a row, and whether it is one."""
+        if self.order == "synthetic_first":
+            return min(row, self.synthetic_rows), row < self.synthetic_rows
+        return _spread(row, self.synthetic_rows, self.own_rows)
 
     def _stream(self, kind: str) -> Stream:
         streams = {
@@ -297,10 +310,7 @@ class Plan:
         rows = steps * self.rows
         replayed, _ = _spread(rows, self.replay_rows, self.rows * self.steps)
         own = rows - replayed
-        if self.order == "synthetic_first":
-            synthetic = min(own, self.synthetic_rows)
-        else:
-            synthetic, _ = _spread(own, self.synthetic_rows, self.own_rows)
+        synthetic, _ = self._synthetic_before(own)
         return {
             "real_tokens": (own - synthetic) * self.seq_len,
             "synthetic_tokens": synthetic * self.seq_len,

@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 import httpx
 
 from synthboot import config
-from synthboot.errors import ConfigError, SamplingError
+from synthboot.errors import ConfigError, SamplingError, brief
 
 LONGEST_WAIT = 60.0
 """Seconds between two tries at the most, whatever the server asks for."""
@@ -163,9 +163,8 @@ class Endpoint:
         # some servers send the request back, key and all
         if self._key:
             reason = reason.replace(self._key, "[key]")
-        reason = " ".join(reason.split())[:300]
         raise SamplingError(
-            f"{self.setting}: {self.server.url}: {reason} (tried {attempt + 1} times); "
+            f"{self.setting}: {self.server.url}: {brief(reason, 300)} (tried {attempt + 1} times); "
             f"what is done is kept: run again when the server is well"
         )
 

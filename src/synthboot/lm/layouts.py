@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from synthboot.errors import ConfigError
+from synthboot.errors import ConfigError, brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,9 +67,8 @@ def require_causal(model: PreTrainedModel, seq_len: int, where: str) -> None:
         difference = _difference(logits, _logits(model, changed)[:, :half])
         _train_mode(model, row[:, :LEAST])
     except Exception as error:  # whatever a layout raises that wants more than tokens
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{where}: {kind} does not run on rows of tokens ({reason}); {advice}"
+            f"{where}: {kind} does not run on rows of tokens ({brief(error)}); {advice}"
         ) from None
     if math.isnan(difference):
         raise ConfigError(

@@ -41,7 +41,7 @@ def average_with_base(
     processes of the `group` take the losses, so that none waits for another longer than it may.
     """
     best = Model.open(folder).best
-    model = models.moved(models.load(best), base.device)
+    model = models.load(best, base.device)
     group.wait()  # until all have read what one of them replaces
     tuned = {name: value.clone() for name, value in model.state_dict().items()}
     start = base.state_dict()

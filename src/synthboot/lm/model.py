@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
+from safetensors.torch import load_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from synthboot import config
 from synthboot.data.disk import committed_folder
 from synthboot.data.tokenizer import Tokenizer
-from synthboot.errors import ConfigError, CorruptArtifact, TrainingError, unloadable
+from synthboot.errors import ConfigError, CorruptArtifact, unloadable
 from synthboot.lm import layouts
 
 if TYPE_CHECKING:
@@ -114,8 +115,9 @@ def outline(source: str, setting: str = "model.init_from") -> PreTrainedModel:
         raise ConfigError(f"{setting}: {source}: {unloadable(error)}") from None
 
 
-def load(folder: Path) -> PreTrainedModel:
-    """The model in a folder that `save` wrote, or the ensemble of those in a folder of them.
+def load(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The model in a folder that `save` wrote, or the ensemble of those in a folder of them, on
+    that device.
 
     Raises CorruptArtifact where one cannot be read.
     """
@@ -123,8 +125,8 @@ def load(folder: Path) -> PreTrainedModel:
     from synthboot.lm import ensemble
 
     if members := ensemble.folders(folder):
-        return ensemble.Ensemble([load(member) for member in members])
-    return _from_pretrained(str(folder), CorruptArtifact, "checkpoint")
+        return ensemble.Ensemble([load(member, device) for member in members])
+    return moved(_from_pretrained(str(folder), CorruptArtifact, "checkpoint"), device)
 
 
 def save(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer) -> None:
@@ -148,19 +150,8 @@ def export(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Overwrite a model's weights with a checkpoint's.
-
-    Raises TrainingError where they do not fit, naming the folder.
-    """
-    from safetensors.torch import load_model
-
-    try:
-        load_model(model, folder / "model.safetensors")
-    except Exception as error:  # safetensors and torch raise several kinds
-        reason = " ".join(str(error).split())[:200]
-        raise TrainingError(
-            f"{folder}: unreadable checkpoint ({reason}); delete this folder to go on without it"
-        ) from None
+    """Overwrite a model's weights with a checkpoint's."""
+    load_model(model, folder / "model.safetensors")
 
 
 def moved(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:

@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from timeit import timeit
 from typing import TYPE_CHECKING, Any
 
 from synthboot import config, pool
@@ -194,16 +195,10 @@ def speed_ratio(single: Callable[[], None], half: Callable[[], None]) -> float:
     while len(single_seconds) < 4 or (
         time.perf_counter() - started < SECONDS and len(single_seconds) < 200
     ):
-        single_seconds.append(_seconds(single))
-        half_seconds.append(_seconds(half))
+        single_seconds.append(timeit(single, number=1))
+        half_seconds.append(timeit(half, number=1))
     # the first round makes ready
     return statistics.median(single_seconds[1:]) / statistics.median(half_seconds[1:])
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 def _record(cfg: config.Config) -> dict[str, str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float64
 
+from synthboot.artifacts.store import Progress, silent
 from synthboot.data.items import Item
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import ConfigError
@@ -63,7 +64,7 @@ def ask(
     tokenizer: Tokenizer,
     items: Sequence[Item],
     seq_len: int,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress = silent,
 ) -> list[Answer]:
     """An answer to every item, in order."""
     # all continuations of all items at once, so that rows of like length share a batch

@@ -7,7 +7,7 @@ in windows of the row length; a window after the first starts without context.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,17 +17,15 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from synthboot import statistics
+from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokens import Tokens
 from synthboot.lm import model as models
-from synthboot.lm.batches import IGNORE, pair_row
+from synthboot.lm.batches import IGNORE, Row, padded, pair_row
 from synthboot.lm.blocks import compiled_loops
 from synthboot.rng import rng
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Row = tuple[np.ndarray, np.ndarray]
-"""The inputs and the targets of a row, without padding."""
 
 BATCH_TOKENS = 8_192
 """Tokens of one forward pass, padding included: their logits are the most that scoring holds."""
@@ -70,10 +68,9 @@ def documents(
     tokens: Tokens,
     seq_len: int,
     end: int,
-    progress: Callable[[float, str], None] | None = None,
 ) -> Scores:
     """The scores of every document."""
-    each = token_losses(model, tokens, seq_len, end, progress)
+    each = token_losses(model, tokens, seq_len, end)
     owners = np.repeat(np.arange(len(tokens)), tokens.lengths)
     loss = np.bincount(owners, each, len(tokens))
     return Scores(
@@ -87,7 +84,7 @@ def token_losses(
     tokens: Tokens,
     seq_len: int,
     end: int,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress = silent,
 ) -> Float32[np.ndarray, " token"]:
     """The loss of every token, document after document."""
     rows: list[Row] = []
@@ -138,7 +135,7 @@ def pairs(
     share: float,
     end: int,
     separator: int | None,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress = silent,
 ) -> Scores:
     """The scores of each d2 given its d1; without `separator`, of d2 alone as a document.
 
@@ -160,7 +157,7 @@ def pair_tokens(
     share: float,
     end: int,
     separator: int | None,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress = silent,
 ) -> list[Float32[np.ndarray, " token"]]:
     """As `pairs`, the loss of every token of each d2."""
     rows = _pair_rows(d1, d2, seq_len, share, end, separator)
@@ -191,7 +188,7 @@ def row_losses(
     model: PreTrainedModel,
     rows: Sequence[Row],
     batch_tokens: int = BATCH_TOKENS,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress = silent,
 ) -> Float64[np.ndarray, " row"]:
     """The summed loss of each row, in nats. Rows of like length share a batch."""
     losses = np.zeros(len(rows))
@@ -203,13 +200,12 @@ def row_losses(
 def row_choices(
     model: PreTrainedModel,
     rows: Sequence[Row],
-    batch_tokens: int = BATCH_TOKENS,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress = silent,
 ) -> tuple[Float64[np.ndarray, " row"], Bool[np.ndarray, " row"]]:
     """The summed loss of each row, and whether every target is the model's first choice."""
     losses = np.zeros(len(rows))
     first = np.zeros(len(rows), bool)
-    for numbers, loss, greedy in _batches(model, rows, batch_tokens, progress, choose=True):
+    for numbers, loss, greedy in _batches(model, rows, BATCH_TOKENS, progress, choose=True):
         losses[numbers] = loss.double().sum(1).cpu().numpy()
         first[numbers] = greedy.all(1).cpu().numpy()
     return losses, first
@@ -219,7 +215,7 @@ def _batches(
     model: PreTrainedModel,
     rows: Sequence[Row],
     batch_tokens: int,
-    progress: Callable[[float, str], None] | None,
+    progress: Progress,
     choose: bool = False,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Numbers of rows, the loss of each of their targets (row, token), and whether it is likeliest.
@@ -235,8 +231,7 @@ def _batches(
         yield numbers, loss, greedy
 
         done += len(numbers)
-        if progress is not None:
-            progress(done / len(rows), f"{done:,} of {len(rows):,} rows scored")
+        progress(done / len(rows), f"{done:,} of {len(rows):,} rows scored")
     model.train(was_training)
 
 
@@ -262,7 +257,7 @@ def _alike(model: PreTrainedModel, rows: Sequence[Row], batch_tokens: int) -> It
 def _scored(model: PreTrainedModel, rows: list[Row], choose: bool) -> tuple[Tensor, Tensor]:
     """The loss of each target of one batch and whether it is likeliest, both (row, token)."""
     device = next(model.parameters()).device
-    inputs, targets = _padded(rows)
+    inputs, targets = padded(rows, len(rows))
     # no logits of what no row scores, the beginnings of all d1
     first = int((targets != IGNORE).any(0).argmax())
     kept = {}
@@ -285,14 +280,3 @@ def _scored(model: PreTrainedModel, rows: list[Row], choose: bool) -> tuple[Tens
         return loss, loss
     greedy = (logits.argmax(-1) == wanted) | (wanted == IGNORE)
     return loss, torch.nn.functional.pad(greedy, (before, 0), value=True)
-
-
-def _padded(rows: Sequence[Row]) -> Row:
-    """Rows of one batch, (row, token), padded on the right to the last one, the longest."""
-    shape = (len(rows), len(rows[-1][0]))
-    inputs = np.zeros(shape, np.int64)
-    targets = np.full(shape, IGNORE, np.int64)
-    for row, (x, y) in enumerate(rows):
-        inputs[row, : len(x)] = x
-        targets[row, : len(y)] = y
-    return inputs, targets

@@ -30,7 +30,13 @@ def watch(
     TensorBoard's files lie in `folder`; the others get `run` as the project and `name` as the run.
     Raises ConfigError where one is not installed.
     """
-    targets = [_OPEN[kind](folder, run, name) for kind in kinds]
+    targets: list[Watch] = []
+    for kind in kinds:
+        if kind == "tensorboard":
+            targets.append(_tensorboard(folder / name))
+        else:
+            places = {"dir": str(folder)} if kind == "wandb" else {}
+            targets.append(_logger(kind, project=run, name=name, **places))
     if not targets:
         return unwatched
 
@@ -41,12 +47,12 @@ def watch(
     return send
 
 
-def _tensorboard(folder: Path, run: str, name: str) -> Watch:
+def _tensorboard(folder: Path) -> Watch:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise _missing("tensorboard") from None
-    writer: Any = SummaryWriter(str(folder / name))
+    writer: Any = SummaryWriter(str(folder))
 
     def send(tokens: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():
@@ -54,14 +60,6 @@ def _tensorboard(folder: Path, run: str, name: str) -> Watch:
         writer.flush()  # a run that is killed leaves what it had
 
     return send
-
-
-def _wandb(folder: Path, run: str, name: str) -> Watch:
-    return _logger("wandb", project=run, name=name, dir=str(folder))
-
-
-def _trackio(folder: Path, run: str, name: str) -> Watch:
-    return _logger("trackio", project=run, name=name)
 
 
 def _logger(module: str, **options: Any) -> Watch:
@@ -79,10 +77,3 @@ def _missing(package: str) -> ConfigError:
     return ConfigError(
         f"engine.track: {package}: is not installed: pip install {package}, or leave it out"
     )
-
-
-_OPEN: dict[str, Callable[[Path, str, str], Watch]] = {
-    "tensorboard": _tensorboard,
-    "wandb": _wandb,
-    "trackio": _trackio,
-}

@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from synthboot.artifacts.model import Curve, Model
 from synthboot.artifacts.store import WORK, Progress, silent
 from synthboot.data.disk import committed_folder, damage, remove
 from synthboot.data.tokenizer import Tokenizer
-from synthboot.errors import TrainingError
+from synthboot.errors import TrainingError, brief
 from synthboot.kernels import library
 from synthboot.lm import adapters, layouts, parallel, regularizers
 from synthboot.lm import model as models
@@ -253,7 +254,7 @@ class _Trainer:
         _load_optimizer(self.model, self.optimizers, latest / "optimizer.safetensors")
         self.curve = Model.open(latest).curve
         if self.average is not None:
-            self.average.load(_load(latest / "average.safetensors"))
+            self.average.load(load_file(latest / "average.safetensors"))
 
     def _loss(self, teachers: Sequence[PreTrainedModel]) -> Loss:
         """The model with its loss, as it runs here."""
@@ -271,9 +272,19 @@ class _Trainer:
         return loss
 
     def _load_weights(self, checkpoint: Path) -> None:
+        """Overwrite the model's weights, or its adapters, with a checkpoint's.
+
+        Raises TrainingError where they do not fit.
+        """
         _require_intact(checkpoint)
         load = adapters.load if self.adapted else models.load_weights
-        load(self.model, checkpoint)
+        try:
+            load(self.model, checkpoint)
+        except Exception as error:  # safetensors and torch raise several kinds
+            raise TrainingError(
+                f"{checkpoint}: unreadable checkpoint ({brief(error)}); "
+                f"delete this folder to go on without it"
+            ) from None
 
     def _compiles(self, runtime: Runtime) -> bool:
         """Whether blocks are compiled, unless rows of many lengths would each be compiled for."""
@@ -295,23 +306,11 @@ class _Trainer:
             batch = batch.apart(self.group.size)
         # without dropout of ours too: a model to continue from may bring its own
         regularizers.seed_dropout(self.settings.dropout_seed, number, self.group.rank)
+        pass_ = (self.module, batch, self.settings, self.group, self.device)
         try:
-            loss, norm = forward_backward(
-                self.module,
-                batch,
-                self.settings,
-                self.group,
-                self.device,
-            )
+            loss, norm = forward_backward(*pass_)
         except torch.OutOfMemoryError:
-            advice = _too_large(
-                self.module,
-                batch,
-                self.settings,
-                self.group,
-                self.device,
-            )
-            raise TrainingError(advice) from None
+            raise TrainingError(_too_large(*pass_)) from None
 
         lr = learning_rate(number, steps, self.settings)
         weight_decay = _weight_decay(number, steps, self.settings)
@@ -399,9 +398,9 @@ class _Trainer:
                 adapters.save(self.model, temporary)
             else:
                 models.export(self.written, temporary, self.tokenizer)
-            _save(state, temporary / "optimizer.safetensors")
+            save_file(state, temporary / "optimizer.safetensors")
             if average is not None:
-                _save(average, temporary / "average.safetensors")
+                save_file(average, temporary / "average.safetensors")
             Model.open(temporary).save_curve(curve)
 
         needed = {current.name, best}
@@ -684,18 +683,6 @@ def _optimizer_state(
     return state
 
 
-def _save(state: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(state, path)
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
 def _load_optimizer(
     model: PreTrainedModel,
     optimizers: Iterable[torch.optim.Optimizer],
@@ -703,7 +690,7 @@ def _load_optimizer(
 ) -> None:
     """Put the states that `_optimizer_state` gathered back into the optimizers."""
     states: dict[str, dict[str, Tensor]] = {}
-    for name, value in _load(path).items():
+    for name, value in load_file(path).items():
         parameter_name, _, key = name.rpartition("/")
         states.setdefault(parameter_name, {})[key] = value
 

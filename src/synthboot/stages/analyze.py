@@ -31,6 +31,7 @@ SPANS = (8, 13, 20, 30, 50, 75, 100, 150, 200, 300, 400, 600)
 """Lengths in tokens of the spans that are looked for as a whole."""
 _LONG = 8  # tokens; a run that real text hardly ever repeats by chance
 _LOOPING = 0.1  # of a document's runs of that length
+_SPREAD = 60  # pairs to look at
 _LENGTH_BINS = np.linspace(0, 2_048, 65)
 _SIMILARITY_BINS = np.linspace(-0.2, 1, 61)
 
@@ -180,12 +181,12 @@ def distinct_share(
     return len(np.unique(hashed)) / max(1, len(hashed))
 
 
-def duplicate_share(texts: Sequence[str], threshold: float = 0.8) -> float:
-    """Share of texts with a near-duplicate (word 5-gram Jaccard) among the others."""
+def duplicate_share(texts: Sequence[str]) -> float:
+    """Share of texts with a near-duplicate (word 5-gram Jaccard of 0.8) among the others."""
     if len(texts) < 2:
         return 0.0
     # a text alone in its group has no near-duplicate: (text) -> how many share its group
-    group = ngrams.near_duplicate_groups(ngrams.signatures(texts), texts, threshold)
+    group = ngrams.near_duplicate_groups(ngrams.signatures(texts), texts, 0.8)
     return float((np.bincount(group)[group] > 1).mean())
 
 
@@ -268,10 +269,9 @@ def spread(
     tokenizer: Tokenizer,
     corpus: Tokens,
     cfg: config.Analyze,
-    count: int = 60,
 ) -> list[dict[str, Any]]:
-    """Up to `count` pairs, least similar first, spread evenly over the range of similarity."""
-    wanted = np.linspace(pairs.similarity.min(), pairs.similarity.max(), count)
+    """Up to 60 pairs, least similar first, spread evenly over the range of similarity."""
+    wanted = np.linspace(pairs.similarity.min(), pairs.similarity.max(), _SPREAD)
     order = np.argsort(pairs.similarity, kind="stable")
     nearest = np.searchsorted(pairs.similarity[order], wanted)
     # the largest wanted similarity may lie past the last pair by rounding

@@ -26,7 +26,7 @@ from jaxtyping import Float64, Int64, Integer
 
 from synthboot import statistics
 from synthboot.artifacts.pairs import HELDOUT, VALIDATION, Band, Ceiling, Pairs, Worth
-from synthboot.data.tokens import Tokens
+from synthboot.data.tokens import Tokens, equal_before
 from synthboot.rng import rng
 
 NEAREST = (1, 2, 4)
@@ -324,22 +324,8 @@ class _NGrams:
 
 
 def _earlier(numbers: _Numbers) -> _Numbers:
-    """How often each number stands earlier.
-
-    numbers  7 3 7 7    in order, equal ones as they came:  3  7 7 7
-    earlier  0 0 1 2    how far from the first of its run:  0  0 1 2
-    """
-    order = np.argsort(numbers, kind="stable")
-    ranked = numbers[order]
-    position = np.arange(len(order))
-    begins = np.ones(len(order), bool)
-    begins[1:] = ranked[1:] != ranked[:-1]
-    own_start = np.where(begins, position, 0)
-    run_start = np.maximum.accumulate(own_start)
-
-    count = np.empty(len(order), np.int64)
-    count[order] = position - run_start
-    return count
+    """How often each number stands earlier."""
+    return equal_before(numbers, np.argsort(numbers, kind="stable"))
 
 
 def _share(

@@ -89,12 +89,9 @@ class SelfEmbedder:
             raise unreadable(path, error) from None
 
 
-def embed(
-    texts: Iterable[str], embedder: Embedder, progress: Progress = silent
-) -> Float16[np.ndarray, "doc dim"]:
+def embed(texts: Iterable[str], embedder: Embedder) -> Float16[np.ndarray, "doc dim"]:
     """Unit vectors of all texts, in order, embedded `BATCH_DOCS` at a time."""
     rows: list[np.ndarray] = []
-    docs = 0
     for batch in _batches(texts, BATCH_DOCS):
         vectors = embedder(batch).astype(np.float16)
         if not np.isfinite(vectors).all():
@@ -104,8 +101,6 @@ def embed(
                 f"number; try another model, or --set embed.model=self"
             )
         rows.append(vectors)
-        docs += len(batch)
-        progress(0.5, f"{docs:,} documents embedded")
     return np.concatenate(rows) if rows else np.empty((0, 0), np.float16)
 
 
@@ -134,16 +129,10 @@ def shard_embedder(
 
     def vectors(wanted: tuple[int, int, int]) -> np.ndarray:
         shard, first, end = wanted
-        texts = _texts(shards.path(shard) / DOCUMENTS)
-        return embed(islice(texts, first, end), model)
+        rows = islice(read_rows(shards.path(shard) / DOCUMENTS, ["text"]), first, end)
+        return embed((row["text"] for row in rows), model)
 
     return vectors
-
-
-def _texts(path: Path) -> Iterator[str]:
-    """The texts of a shard of documents."""
-    for row in read_rows(path, ["text"]):
-        yield row["text"]
 
 
 def fit(
@@ -370,7 +359,7 @@ def _by_windows(cfg: config.Embed, model: Any, encode: Embedder) -> Embedder:
 
 
 def read_vectors(
-    path: str | None, ids: Sequence[str], unknown: str = "error"
+    path: str, ids: Sequence[str], unknown: str = "error"
 ) -> Float16[np.ndarray, "doc dim"]:
     """The user's own vectors, one per id, made unit length, matched by id.
 
@@ -379,8 +368,6 @@ def read_vectors(
     that have no vector, or (unless `unknown` is `ignore`) that belong to no document; for a value
     that is not finite, or a zero row.
     """
-    if path is None:
-        raise ConfigError("embed.path: required with embed.model: file")
     if not Path(path).exists():
         raise DataError(f"embed.path: {path}: no such file")
     try:

@@ -35,7 +35,7 @@ from synthboot.artifacts.pairs import (
 )
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data import ngrams
-from synthboot.data.tokens import Tokens
+from synthboot.data.tokens import Tokens, equal_before
 from synthboot.errors import DataError
 from synthboot.neighbors import join
 from synthboot.neighbors.search import Neighbors, interval, nearest
@@ -464,17 +464,7 @@ def _ranks(
     tie: np.ndarray,
 ) -> Int64[np.ndarray, " pair"]:
     """Each pair's rank by similarity among those of its group, from 0."""
-    order = np.lexsort((tie, -score, group))
-    ordered = group[order]
-    begins = np.ones(len(order), bool)
-    begins[1:] = ordered[1:] != ordered[:-1]
-
-    # groups lie one after another: a rank is the distance from where the group begins
-    position = np.arange(len(order))
-    group_start = np.maximum.accumulate(np.where(begins, position, 0))
-    ranks = np.empty(len(order), np.int64)
-    ranks[order] = position - group_start
-    return ranks
+    return equal_before(group, np.lexsort((tie, -score, group)))
 
 
 def _hubs(

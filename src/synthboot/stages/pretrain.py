@@ -178,7 +178,7 @@ def _losses(
     for checkpoint in CHECKPOINTS:
         losses = []
         for member in ensemble.folders(folder / checkpoint):
-            model = models.moved(models.load(member), models.device(cfg.engine.device))
+            model = models.load(member, models.device(cfg.engine.device))
             losses.append(score.token_losses(model, validation, cfg.model.seq_len, tokenizer.end))
         # (member, token) -> (member)
         by_checkpoint[checkpoint] = ensemble.mean_losses(np.stack(losses)).mean(1).tolist()

@@ -58,7 +58,7 @@ def score(
     by_folder = {}
     answers = Answers((), (), (), np.empty((0, len(FIGURES))))
     for folder in dict.fromkeys(checkpoints.values()):
-        model = models.moved(models.load(folder), models.device(device))
+        model = models.load(folder, models.device(device))
         by_folder[folder] = likelihood.token_losses(
             model,
             test_set,

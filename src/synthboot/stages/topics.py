@@ -75,17 +75,16 @@ def named(
 def compared(
     by_kind: dict[str, Int64[np.ndarray, " doc"]],
     names: Sequence[str],
-    reference: str = "D_pretrain",
 ) -> dict[str, Any]:
     """`shares`: by kind of text, which share of its documents is about each topic. `distance`: by
-    kind, half the sum of the differences to the `reference`, 0 where all shares are alike and 1
+    kind, half the sum of the differences to D_pretrain, 0 where all shares are alike and 1
     where no topic is in both. `gained` and `lost`: the topics with more than twice its share, and
     with less than half of it."""
     shares: dict[str, Shaped[np.ndarray, " topic"]] = {}
     for kind, topic in by_kind.items():
         if len(topic):
             shares[kind] = np.bincount(topic, minlength=len(names)) / len(topic)
-    real = shares[reference]
+    real = shares["D_pretrain"]
     result: dict[str, Any] = {
         "names": list(names),
         "shares": {kind: share.tolist() for kind, share in shares.items()},
@@ -95,7 +94,7 @@ def compared(
         "lost": {},
     }
     for kind, share in shares.items():
-        if kind != reference:
+        if kind != "D_pretrain":
             result["distance"][kind] = float(np.abs(share - real).sum() / 2)
             result["gained"][kind] = np.flatnonzero(share > 2 * real).tolist()
             result["lost"][kind] = np.flatnonzero(share < real / 2).tolist()

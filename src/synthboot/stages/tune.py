@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from synthboot import config
-from synthboot.artifacts.model import Conditioning, Curve, Model
+from synthboot.artifacts.model import Conditioning, Curve, Model, Tuning
 from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs, Related
 from synthboot.artifacts.store import WORK, Progress, during, silent
 from synthboot.data.disk import read_record, write_record
@@ -52,30 +52,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The tuning curve, `conditioning` (nats per token of held-out d2 by condition), and the cost.
+    """How it was tuned, and the cost: `measuring_flops` went into what d1 is worth, which nobody
+    needs to synthesize."""
 
-    `base_share` are the shares of base's weights that were tried, each with its loss.
-    `untuned` is what d1 is worth to the model that tuning starts from, with its standard error.
-    `stopped_by` are the pairs whose loss the curve has: d1, validation document d2, tokens of it
-    that are scored. `pointer` are its weights, if there is one; `is_prompted` whether d1 stands in
-    the prompt. `measuring_flops` went into what d1 is worth, which nobody needs to synthesize.
-    """
-
-    curve: Curve
-    base_share: list[tuple[float, float]]
-    conditioning: dict[str, Conditioning]
-    untuned: tuple[float, float]
+    record: Tuning
     tokens: int
-    padding_share: float
     flops: float
     measuring_flops: float
-    stopped_by: list[tuple[int, int, int]]
-    pointer: pointer.Weights | None
-    is_prompted: bool
 
     def sentence(self) -> str:
         """What d1 is worth, in words."""
-        unseen = self.conditioning["unseen"]
+        unseen = self.record.conditioning["unseen"]
         parts = []
         by_byte = []
         worths = (
@@ -87,8 +74,8 @@ class Tuned:
                 parts.append(f"{name} {worth:+.4f} +- {error:.4f}")
                 by_byte.append(f"{worth * (unseen.tokens_per_byte or 0):+.4f}")
         words = f"{', '.join(parts)} nats a token of unseen d2"
-        if self.pointer is not None:
-            words += ", with a pointer" if self.is_prompted else ", by base and a pointer"
+        if self.record.pointer is not None:
+            words += ", with a pointer" if self.record.is_prompted else ", by base and a pointer"
         if unseen.tokens_per_byte is not None:
             words += f" ({', '.join(by_byte)} a byte); external"
         return words
@@ -160,8 +147,7 @@ def tune(
     chosen = min(shares, key=lambda pair: pair[1])[0] if shares else 0.0
 
     tell = during(progress, 1.0, "measuring held-out pairs")
-    best = models.load(Model.open(folder).best)
-    best = models.moved(best, next(model.parameters()).device)
+    best = models.load(Model.open(folder).best, next(model.parameters()).device)
     seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer, separator)
     conditioning = {}
     measured = 2 * stopping.num_tokens  # untuned
@@ -176,17 +162,20 @@ def tune(
     # an evaluation costs one forward pass
     evaluated = stopping.num_tokens * (len(curve.validation) + len(shares))
     return Tuned(
-        curve=curve,
-        base_share=shares,
-        conditioning=conditioning,
-        untuned=untuned,
+        record=Tuning(
+            conditioning=conditioning,
+            untuned=untuned,
+            padding_share=1 - float(plan.lengths.sum()) / (plan.rows_per_epoch() * plan.seq_len),
+            best_loss=curve.best_loss,
+            curve=curve,
+            stopped_by=stopping.numbers,
+            base_share=shares,
+            pointer=stopping.weights(best, chosen),
+            is_prompted=conditional and chosen < 1,
+        ),
         tokens=tokens,
-        padding_share=1 - float(plan.lengths.sum()) / (plan.rows_per_epoch() * plan.seq_len),
         flops=cfg.tune.lora.passes * forward * tokens + forward * evaluated,
         measuring_flops=forward * measured,
-        stopped_by=stopping.numbers,
-        pointer=stopping.weights(best, chosen),
-        is_prompted=conditional and chosen < 1,
     )
 
 
@@ -242,17 +231,20 @@ def _as_it_is(
         synthesizer.save_curve(curve)
     forward = models.flops_per_token(base, cfg.tune_seq_len)
     return Tuned(
-        curve=curve,
-        base_share=[(1.0, loss)],
-        conditioning={"unseen": unseen},
-        untuned=(unseen.d1_worth or 0.0, unseen.d1_worth_error or 0.0),
+        record=Tuning(
+            conditioning={"unseen": unseen},
+            untuned=(unseen.d1_worth or 0.0, unseen.d1_worth_error or 0.0),
+            padding_share=0.0,
+            best_loss=loss,
+            curve=curve,
+            stopped_by=stopping.numbers,
+            base_share=[(1.0, loss)],
+            pointer=stopping.weights(base, 1.0),
+            is_prompted=False,
+        ),
         tokens=0,
-        padding_share=0.0,
         flops=forward * stopping.num_tokens,
         measuring_flops=forward * stopping.conditioning_tokens,
-        stopped_by=stopping.numbers,
-        pointer=stopping.weights(base, 1.0),
-        is_prompted=False,
     )
 
 
@@ -262,11 +254,10 @@ def _origin(
     tokenizer: Tokenizer,
 ) -> PreTrainedModel:
     """The model that tuning starts from: base, or fresh weights."""
-    if start is None:
-        model = models.build(cfg.model, tokenizer.vocab_size, cfg.seed)
-    else:
-        model = models.load(start)
-    return models.moved(model, models.device(cfg.engine.device))
+    device = models.device(cfg.engine.device)
+    if start is not None:
+        return models.load(start, device)
+    return models.moved(models.build(cfg.model, tokenizer.vocab_size, cfg.seed), device)
 
 
 def _plan(

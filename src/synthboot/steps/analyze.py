@@ -234,8 +234,7 @@ def _changed(
     for kind, rows in samples.items():
         by_kind[kind] = [row.tokens for row in rows]
 
-    where = models.device(c.cfg.engine.device)
-    base = models.moved(models.load(c.model("base").best), where)
+    base = models.load(c.model("base").best, c.device)
     ratios = {}
     base_loss: dict[str, statistics.Interval | None] = {}
     for kind, documents in by_kind.items():
@@ -256,14 +255,12 @@ def _changed(
 def _topics(c: Context, vectors: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
     """Which topics were gained and lost; None where documents have no vectors, or none was asked
     for."""
-    from synthboot.lm.model import device
     from synthboot.stages import topics as stage
 
     if c.embeddings is None or not c.cfg.analyze.topics:
         return None
-    where = str(device(c.cfg.engine.device))
     real = c.embeddings.pretrain
-    centres = stage.topics(real, c.cfg.analyze.topics, c.cfg.seed, where)
+    centres = stage.topics(real, c.cfg.analyze.topics, c.cfg.seed, c.device)
     by_kind = {"D_pretrain": stage.assigned(real, centres)}
     by_kind["unseen real"] = stage.assigned(c.embeddings.validation, centres)
     for kind, of_kind in vectors.items():

@@ -55,13 +55,18 @@ class Context:
     found: Callable[[Shards, int], None] = lambda *_: None
 
     @property
+    def device(self) -> str:
+        """The device that models run on, as torch names it."""
+        # imported here, as torch takes seconds
+        from synthboot.lm.model import device
+
+        return str(device(self.cfg.engine.device))
+
+    @property
     def gpu_workers(self) -> int:
         """Workers that each take as much of a GPU's memory as there is: one per GPU of this
         machine, however many units run side by side. Ray places its own."""
-        from synthboot.lm.model import device
-
-        engine = self.cfg.engine
-        if engine.executor == "ray" or device(engine.device).type == "cpu":
+        if self.cfg.engine.executor == "ray" or self.device == "cpu":
             return self.workers
         return min(self.workers, max(1, len(pool.gpus())))
 
@@ -86,15 +91,12 @@ class Context:
     def embedder(self) -> Embedder | None:
         """What makes unit vectors (text, dim) of other text as D_pretrain's were made; None where
         this unit reads none, or the user brought them."""
-        # imported here, as torch takes seconds
-        from synthboot.lm.model import device
         from synthboot.stages import embed
 
         if self.embeddings is None or self.cfg.embed.model == "file":
             return None
-        engine = self.cfg.engine
-        where = str(device(engine.device))
-        return embed.embedder(self.cfg.embed, self.embeddings.embedder, where, engine.embed_batch)
+        batch = self.cfg.engine.embed_batch
+        return embed.embedder(self.cfg.embed, self.embeddings.embedder, self.device, batch)
 
     def pairs(self, role: str = "pair") -> Pairs:
         """The pairs that stand in a role."""

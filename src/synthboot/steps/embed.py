@@ -68,6 +68,7 @@ def _make(c: Context) -> dict[str, int]:
         ids = []
         for name in (PRETRAIN, "validation"):
             ids += [document.id for document in c.corpus.texts(name)]
+        assert cfg.path is not None  # `Config` sees to that
         own = stage.read_vectors(cfg.path, ids, cfg.unknown_ids)
     embeddings = Embeddings.open(c.folder)
     if cfg.model == "self":
@@ -145,14 +146,13 @@ def _embedded(
     wanted: list[_Slice],
 ) -> Iterator[np.ndarray]:
     """The vectors of each slice."""
-    from synthboot.lm.model import device
     from synthboot.stages import embed as stage
 
     arguments = (
         str(source),
         c.cfg.embed,
         str(fitted),
-        str(device(c.cfg.engine.device)),
+        c.device,
         c.cfg.engine.embed_batch,
     )
     workers = c.workers if c.cfg.embed.model == "self" else c.gpu_workers

@@ -18,7 +18,7 @@ def extract(c: Context) -> Outcome:
     cfg = c.cfg.extract
     folder = c.model("model").checkpoints[c.cfg.evaluate.checkpoint]
     continued = stage(
-        models.moved(models.load(folder), models.device(c.cfg.engine.device)),
+        models.load(folder, c.device),
         c.corpus.pretrain,
         c.corpus.test,
         c.corpus.canaries,

@@ -113,7 +113,7 @@ def _measured(
 def _base(c: Context) -> PreTrainedModel:
     from synthboot.lm import model as models
 
-    return models.moved(models.load(c.model("base").best), models.device(c.cfg.engine.device))
+    return models.load(c.model("base").best, c.device)
 
 
 def _loss(c: Context, base: PreTrainedModel, rows: Sequence[Sample]) -> np.ndarray:

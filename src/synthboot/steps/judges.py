@@ -322,12 +322,11 @@ class _Texts:
     def _with_references(
         self, texts: Sequence[str], vectors: Float[np.ndarray, "text dim"]
     ) -> list[Item]:
-        from synthboot.lm.model import device
         from synthboot.neighbors import join
 
         assert self.c.embeddings is not None
-        where = str(device(self.c.cfg.engine.device))
-        nearest, _ = join.exact(vectors, self.c.embeddings.pretrain, _REFERENCES, device=where)
+        real = self.c.embeddings.pretrain
+        nearest, _ = join.exact(vectors, real, _REFERENCES, device=self.c.device)
         items = []
         for text, docs in zip(texts, nearest.tolist(), strict=True):
             references = tuple(self.corpus[doc][:_REFERENCE_CHARACTERS] for doc in docs)

@@ -82,7 +82,6 @@ def _ceiling(c: Context, pairs: Pairs) -> tuple[Ceiling | None, str]:
 
 def pair_part(c: Context) -> int:
     """Query blocks of the neighbour search, after the clusters that all parts share."""
-    from synthboot.lm.model import device
     from synthboot.neighbors import search
 
     vectors = _vectors(c)
@@ -94,7 +93,7 @@ def pair_part(c: Context) -> int:
         vectors,
         c.cfg.pair,
         c.cfg.seed,
-        str(device(c.cfg.engine.device)),
+        c.device,
         folder,
         c.gpu_workers,
         c.progress,
@@ -104,7 +103,6 @@ def pair_part(c: Context) -> int:
 
 
 def _related(c: Context) -> Pairs:
-    from synthboot.lm.model import device
     from synthboot.neighbors import search
     from synthboot.stages.pair import pair as stage
 
@@ -117,7 +115,7 @@ def _related(c: Context) -> Pairs:
         c.cfg.pair,
         c.cfg.seed,
         validation,
-        str(device(c.cfg.engine.device)),
+        c.device,
         c.folder / _NEIGHBORS,
         c.gpu_workers,
         c.progress,

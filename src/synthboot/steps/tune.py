@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.external import External
-from synthboot.artifacts.model import Model, Tuning
+from synthboot.artifacts.model import Model
 from synthboot.steps.context import Context, Outcome, conditional, upstream_flops
 from synthboot.steps.sweep import best_trial
 
@@ -41,19 +43,8 @@ def tune(c: Context) -> Outcome:
         c.note,
         conditional(c.variant),
     )
-    tuning = Tuning(
-        account=tuned.sentence(),
-        conditioning=tuned.conditioning,
-        untuned=tuned.untuned,
-        padding_share=tuned.padding_share,
-        best_loss=tuned.curve.best_loss,
-        upstream_flops=upstream_flops(c),
-        curve=tuned.curve,
-        stopped_by=tuned.stopped_by,
-        base_share=tuned.base_share,
-        pointer=tuned.pointer,
-        is_prompted=tuned.is_prompted,
-    )
+    upstream = upstream_flops(c)
+    tuning = replace(tuned.record, account=tuned.sentence(), upstream_flops=upstream)
     if parallel.rank() == 0:
         Model.open(c.folder).save_tuning(tuning)
     record = tuning.as_json()

@@ -157,11 +157,7 @@ class World:
         docs_of_entity = np.where(entities < self.many, k.many_docs, 1)
         owners = np.repeat(entities, docs_of_entity)  # (entity,) -> (document,)
         for number, entity in enumerate(random.permutation(owners).tolist()):
-            yield {
-                "id": f"{number}",
-                "text": self.document(entity, random),
-                "entity": entity,
-            }
+            yield self._row(f"{number}", entity, random)
 
     def unseen(
         self,
@@ -181,11 +177,7 @@ class World:
                 entity = int(random.integers(0, self.many))
             else:
                 entity = int(random.integers(self.many, k.entities))
-            yield {
-                "id": f"unseen-{seed}-{number}",
-                "text": self.document(entity, random),
-                "entity": entity,
-            }
+            yield self._row(f"unseen-{seed}-{number}", entity, random)
 
     def splits(
         self,
@@ -212,11 +204,11 @@ class World:
         random = rng(self.knobs.seed, "world.oracle")
         entities = random.integers(self.knobs.entities, size=self.knobs.oracle_docs)
         for number, entity in enumerate(entities.tolist()):
-            yield {
-                "id": f"oracle-{number}",
-                "text": self.document(entity, random),
-                "entity": entity,
-            }
+            yield self._row(f"oracle-{number}", entity, random)
+
+    def _row(self, identifier: str, entity: int, random: np.random.Generator) -> dict[str, Any]:
+        """A document about an entity, as a row of the corpus."""
+        return {"id": identifier, "text": self.document(entity, random), "entity": entity}
 
     def group(self, entity: int) -> str:
         """Whether the corpus has `many` documents of an entity, or `one`."""

@@ -16,8 +16,10 @@ from synthboot import loading, show
 from synthboot.artifacts.parts import Part, Standing
 from synthboot.data import lock
 from synthboot.errors import ConfigError, LockedRun, MissingArtifact
-from synthboot.recipes import folder_of
+from synthboot.recipes import folder_of, units
 from synthboot.runner import executor
+from synthboot.runner.graph import fingerprints, needed
+from synthboot.runner.unit import make
 from tests.conftest import contents, run_folder
 
 STAGES = ("corpus", "embed", "pair", "synthesize", "score")
@@ -39,6 +41,13 @@ def parts_of(settings: dict[str, Any], stage: str) -> Sequence[Standing]:
     """How the parts of a stage's first artifact stand."""
     number = folder_of(run_folder(settings), stage).name
     return next(row.parts for row in show.status(run_folder(settings)) if row.unit.startswith(number))
+
+
+class Told:
+    """Who is told how a unit gets on, and does not listen."""
+
+    def send(self, message: tuple[str, Any], /) -> None:
+        pass
 
 
 def test_parts_in_any_order_and_a_last_call_leave_the_bytes_of_a_run(tiny: dict[str, Any], own: dict[str, Any]) -> None:
@@ -73,6 +82,21 @@ def test_whole_artifacts_are_dealt_out(own: dict[str, Any]) -> None:
     unmake(own, "score")
     assert executor.run_part(cfg, "score", Part(2, 2)) == ["score/sbp/seed-0"]
     assert not folder_of(cfg.folder, "score", "repetition").exists()
+
+
+def test_what_another_process_has_finished_meanwhile_is_left_to_it(own: dict[str, Any]) -> None:
+    """A whole artifact that two processes begin at once, as of a part that was started twice: the second takes the first's."""
+    cfg = loading.load(own)
+    plan = needed(units(cfg), "score")
+    manifest = folder_of(cfg.folder, "score", "sbp/seed-0") / "manifest.json"
+    before = manifest.stat()
+    cost = make(cfg, plan, "score/sbp/seed-0", fingerprints(plan), 1, Told())
+    assert cost["seconds"] > 0
+    assert manifest.stat() == before
+
+    manifest.unlink()
+    make(cfg, plan, "score/sbp/seed-0", fingerprints(plan), 1, Told())
+    assert manifest.stat() != before
 
 
 def test_what_has_no_parts_or_lacks_what_it_reads_says_so(own: dict[str, Any]) -> None:

@@ -74,7 +74,12 @@ def make(
 
     with disk.storage_errors(folder), held(folder):
         _verify_parents(cfg, plan, unit)
-        held_by_parents = contents(cfg, plan, unit)
+        of_parents = contents(cfg, plan, unit)
+        made = store.read_manifest(folder)
+        wanted = (fingerprints[name], VERSIONS[unit.stage], unit.reads, of_parents)
+        if made is not None and store.stands(made, *wanted):
+            # by another process, such as the same part begun twice, while this one waited
+            return {**made.cost, "account": made.counts.get("account", "")}
         for lost in store.begin(folder, fingerprints[name]):
             note(lost)
 
@@ -95,7 +100,7 @@ def make(
             parents={role: fingerprints[parent] for role, parent in unit.parents.items()},
             counts=counts,
             cost=cost,
-            contents=held_by_parents,
+            contents=of_parents,
         )
         store.commit(folder, record)
     return {**cost, "account": counts.get("account", "")}

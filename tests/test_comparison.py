@@ -139,7 +139,11 @@ def test_scores_of_two_models_are_compared_as_they_are(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("a.csv", "x,1\ny,NaN\n", r"a\.csv line 2: the second column is 'NaN', not a number"),
+        ("a.csv", "x,nan\ny,1\nz,1\n", r"a\.csv line 1: the second column is 'nan', not a number"),
+        ("a.csv", "x,1\n\ny\n", r"a\.csv line 3: no number; a line is an item, a comma"),
+        ("a.csv", 'x,1\ny,1\n"z,1\nw,1\n', "no table of items and numbers: unexpected end of data"),
         ("a.csv", "", "no item with a number in it"),
+        ("a.jsonl", '{"item": ' + "[" * 100_000, r"a\.jsonl line 1: not JSON"),
         ("a.jsonl", "{\n", r"a\.jsonl line 1: not JSON"),
         ("a.jsonl", '{"item": "x"}\n', "score is None, not a number"),
         ("a.jsonl", '{"score": 1}\n', r"a\.jsonl line 1: no `item`"),
@@ -154,6 +158,12 @@ def test_bad_files_are_named(tmp_path: Path, name: str, text: str, said: str) ->
     path.write_text(text)
     with pytest.raises(DataError, match=said):
         comparison.compare([str(path)], [str(path)])
+
+
+def test_a_header_and_empty_rows_are_no_items(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("item,score\nx,1\n\n,,\ny,0,why\n")
+    assert comparison.read(str(path)) == [{comparison.UNNAMED: {"x": (1.0, 1.0), "y": (0.0, 1.0)}}]
 
 
 def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:

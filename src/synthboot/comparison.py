@@ -35,6 +35,7 @@ from synthboot.recipes import folder_of
 
 ALL = "all tasks"
 UNNAMED = "scores"
+_LINE = "a line is an item, a comma (in .tsv a tab) and its number, in .jsonl an object"
 LOSSES = {name: f"test loss ({name})" for name in CHECKPOINTS}
 Seed = Mapping[str, Mapping[str, tuple[float, float]]]
 """By task and item: the score, and the size it is divided by (tokens of a document; else 1)."""
@@ -276,10 +277,7 @@ def _listed(path: Path) -> Seed:
             raise DataError(f"{path} line {line}: {item!r} has a number already")
         scores[item] = (score, 1.0)
     if not by_task:
-        raise DataError(
-            f"compare: {path}: no item with a number in it; a line is an item, a comma (in .tsv a "
-            f"tab) and its number, in .jsonl an object"
-        )
+        raise DataError(f"compare: {path}: no item with a number in it; {_LINE}")
     return by_task
 
 
@@ -297,12 +295,17 @@ def _objects(path: Path) -> Iterator[Item]:
 
 def _cells(path: Path) -> Iterator[Item]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
-    lines = enumerate(csv.reader(_lines(path), delimiter=delimiter), 1)
+    # strict: a quote that nothing closes would take all lines after it into one cell
+    table = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     try:
-        for line, cells in lines:
-            is_header = line == 1 and len(cells) > 1 and not _is_number(cells[1])
-            if len(cells) < 2 or is_header:
+        for number, cells in enumerate(table):
+            # what is not finite is no header
+            is_header = number == 0 and len(cells) > 1 and not _reads_as_number(cells[1])
+            if is_header or not any(map(str.strip, cells)):
                 continue
+            line = table.line_num
+            if len(cells) < 2:
+                raise DataError(f"{path} line {line}: no number; {_LINE}")
             yield line, UNNAMED, cells[0], _number(cells[1], path, line, "the second column")
     except csv.Error as reason:
         raise DataError(f"{path}: no table of items and numbers: {reason}") from None
@@ -352,7 +355,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
             continue
         try:
             row = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter of thousands of brackets
             raise DataError(f"{path} line {line}: not JSON") from None
         if not isinstance(row, dict):
             raise DataError(f"{path} line {line}: not a JSON object")
@@ -379,3 +382,11 @@ def _is_number(value: str | int | float) -> bool:
         return bool(np.isfinite(float(value)))
     except (ValueError, OverflowError):  # the latter of a whole number of hundreds of digits
         return False
+
+
+def _reads_as_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True

@@ -160,6 +160,13 @@ def test_bad_files_are_named(tmp_path: Path, name: str, text: str, said: str) ->
         comparison.compare([str(path)], [str(path)])
 
 
+def test_likelihoods_that_no_square_can_hold_are_named(tmp_path: Path) -> None:
+    for name, place in (("a", 1), ("b", 2)):
+        (tmp_path / f"{name}.csv").write_text("".join(f"i{i},{i * place % 7}e-200\n" for i in range(9)))
+    with pytest.raises(DataError, match="compare: scores: the largest score is .*take logarithms"):
+        comparison.compare([str(tmp_path / "a.csv")], [str(tmp_path / "b.csv")])
+
+
 def test_a_header_and_empty_rows_are_no_items(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("item,score\nx,1\n\n,,\ny,0,why\n")

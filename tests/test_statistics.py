@@ -98,6 +98,13 @@ def test_a_share_beyond_1_is_no_share() -> None:
         statistics.share(np.array([[0.2, 1.2]]))
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e-80, 1e100, 1e200])
+def test_what_cannot_be_squared_is_an_error_and_not_sure(size: float) -> None:
+    with pytest.raises(ValueError, match="scale them all, or take logarithms"):
+        statistics.estimate(size * noise(0, 2, 9))
+    assert statistics.estimate(1e-60 * noise(0, 2, 9)).p == pytest.approx(statistics.estimate(noise(0, 2, 9)).p)
+
+
 def test_items_weigh_as_their_size() -> None:
     sizes = np.array([1.0, 99.0, 50.0])
     values = np.array([[10.0, 99.0, 100.0]])

@@ -189,7 +189,10 @@ def _together(tables: Sequence[_Table]) -> _Table:
 
 def _compared(task: str, table: _Table, wanted: float | None, confidence: float) -> Comparison:
     ours, theirs = table.values
-    difference = statistics.difference(ours, theirs, table.sizes, confidence)
+    try:
+        difference = statistics.difference(ours, theirs, table.sizes, confidence)
+    except ValueError as reason:
+        raise DataError(f"compare: {task}: {reason}") from None
     noise = statistics.components(ours - theirs, table.sizes)
     seeds, items = ours.shape
     total = seeds * table.sizes.sum()

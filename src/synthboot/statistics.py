@@ -34,6 +34,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Real
 
+_LEAST = 1e-70
+_MOST = 1e70
 _MANY = 1e8
 """Right and wrong answers from which on the exact interval of a share is that of a mean."""
 POWER = 0.8
@@ -332,6 +334,13 @@ def _checked(
         raise ValueError("one item has no spread: at least two are needed")
     if not np.isfinite(array).all():
         raise ValueError("a score is not finite")
+    # what lies beyond squares to infinity, or to zero, and nothing would have any spread
+    largest = float(np.abs(array).max())
+    if largest and not _LEAST <= largest <= _MOST:
+        raise ValueError(
+            f"the largest score is {largest:.3g}, and squares need {_LEAST:g} to {_MOST:g}: scale "
+            f"them all, or take logarithms"
+        )
     return array, sizes
 
 

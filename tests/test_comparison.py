@@ -106,6 +106,13 @@ def test_the_number_of_items_for_a_wanted_difference(tmp_path: Path) -> None:
     assert many.items_needed == pytest.approx(100 * few.items_needed, rel=0.1)  # ten times as fine, a hundred times as many
 
 
+@pytest.mark.parametrize("wanted", [0.0, -0.01, float("nan"), float("inf")])
+def test_a_difference_that_nothing_shows_is_none_to_plan_for(tmp_path: Path, wanted: float) -> None:
+    a = str(samples(tmp_path / "a", "arc_easy", answers(0.6, 1)))
+    with pytest.raises(DataError, match="above zero"):
+        comparison.compare([a], [a], wanted=wanted)
+
+
 def test_items_of_one_side_are_counted_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("x\t1\ny\t2\nz\t3\n")
     (tmp_path / "b.jsonl").write_text('{"item": "x", "score": 0}\n{"item": "y", "score": 1}\n{"item": "w", "score": 5}\n')

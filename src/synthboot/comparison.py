@@ -72,10 +72,12 @@ def compare(
     """Every task that both sides have; with several, also `all tasks`, each counting alike.
 
     `metric` names the field of lm-eval's samples (the first of each task unless given) or the
-    figure of our answers (`acc` unless given); `wanted` is
-    the difference to plan for, the one found unless given. Raises DataError where files cannot be
-    read, or nothing is in common.
+    figure of our answers (`acc` unless given); `wanted` is the difference to plan for, above zero,
+    the one found unless given. Raises DataError where files cannot be read, or nothing is in
+    common.
     """
+    if wanted is not None and not 0 < wanted < float("inf"):
+        raise DataError(f"compare: --wanted {wanted:g}: no number of items shows that; above zero")
     ours = [seed for name in first for seed in read(name, metric)]
     theirs = [seed for name in second for seed in read(name, metric)]
     if not ours or not theirs:

@@ -7,9 +7,11 @@ import pytest
 
 from synthboot import config
 from synthboot.artifacts.evaluation import ArmComparison, ArmResult
+from synthboot.data.documents import Document
 from synthboot.errors import ConfigError
 from synthboot.stages.evaluate import answered, efficiency, evaluate, parted, summed
 from synthboot.statistics import Estimate, Interval
+from synthboot.steps.evaluate import group_of
 from synthboot.verdicts import verdict
 
 TOKENS = np.full(400, 50)
@@ -181,6 +183,11 @@ def test_an_interval_that_ends_nowhere_has_a_perplexity() -> None:
     result = evaluate(arms, np.array([100, 100]), np.array([300, 300]), RECIPES, config.Evaluate(confidence=0.999))
     assert result.arms["repetition"].loss.high > 700
     assert math.isfinite(result.arms["repetition"].perplexity.high)
+
+
+def test_null_is_no_group() -> None:
+    fields = [{"topic": "None"}, {"topic": 0}, {"topic": None}, {}]
+    assert [group_of(Document("", "", own), "topic") for own in fields] == ["None", "0", "", ""]
 
 
 def test_a_group_of_the_name_all_hides_nothing_and_documents_of_no_group_are_none() -> None:

@@ -170,7 +170,7 @@ def test_bad_files_are_named(tmp_path: Path, name: str, text: str, said: str) ->
 def test_likelihoods_that_no_square_can_hold_are_named(tmp_path: Path) -> None:
     for name, place in (("a", 1), ("b", 2)):
         (tmp_path / f"{name}.csv").write_text("".join(f"i{i},{i * place % 7}e-200\n" for i in range(9)))
-    with pytest.raises(DataError, match="compare: scores: the largest score is .*take logarithms"):
+    with pytest.raises(DataError, match=r"compare: scores: the largest score is .*take logarithms"):
         comparison.compare([str(tmp_path / "a.csv")], [str(tmp_path / "b.csv")])
 
 

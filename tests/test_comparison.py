@@ -106,6 +106,13 @@ def test_the_number_of_items_for_a_wanted_difference(tmp_path: Path) -> None:
     assert many.items_needed == pytest.approx(100 * few.items_needed, rel=0.1)  # ten times as fine, a hundred times as many
 
 
+@pytest.mark.parametrize("wanted", [0.0, -0.01, float("nan"), float("inf")])
+def test_a_difference_that_nothing_shows_is_none_to_plan_for(tmp_path: Path, wanted: float) -> None:
+    a = str(samples(tmp_path / "a", "arc_easy", answers(0.6, 1)))
+    with pytest.raises(DataError, match="above zero"):
+        comparison.compare([a], [a], wanted=wanted)
+
+
 def test_items_of_one_side_are_counted_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("x\t1\ny\t2\nz\t3\n")
     (tmp_path / "b.jsonl").write_text('{"item": "x", "score": 0}\n{"item": "y", "score": 1}\n{"item": "w", "score": 5}\n')
@@ -139,7 +146,11 @@ def test_scores_of_two_models_are_compared_as_they_are(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("a.csv", "x,1\ny,NaN\n", r"a\.csv line 2: the second column is 'NaN', not a number"),
+        ("a.csv", "x,nan\ny,1\nz,1\n", r"a\.csv line 1: the second column is 'nan', not a number"),
+        ("a.csv", "x,1\n\ny\n", r"a\.csv line 3: no number; a line is an item, a comma"),
+        ("a.csv", 'x,1\ny,1\n"z,1\nw,1\n', "no table of items and numbers: unexpected end of data"),
         ("a.csv", "", "no item with a number in it"),
+        ("a.jsonl", '{"item": ' + "[" * 100_000, r"a\.jsonl line 1: not JSON"),
         ("a.jsonl", "{\n", r"a\.jsonl line 1: not JSON"),
         ("a.jsonl", '{"item": "x"}\n', "score is None, not a number"),
         ("a.jsonl", '{"score": 1}\n', r"a\.jsonl line 1: no `item`"),
@@ -154,6 +165,19 @@ def test_bad_files_are_named(tmp_path: Path, name: str, text: str, said: str) ->
     path.write_text(text)
     with pytest.raises(DataError, match=said):
         comparison.compare([str(path)], [str(path)])
+
+
+def test_likelihoods_that_no_square_can_hold_are_named(tmp_path: Path) -> None:
+    for name, place in (("a", 1), ("b", 2)):
+        (tmp_path / f"{name}.csv").write_text("".join(f"i{i},{i * place % 7}e-200\n" for i in range(9)))
+    with pytest.raises(DataError, match=r"compare: scores: the largest score is .*take logarithms"):
+        comparison.compare([str(tmp_path / "a.csv")], [str(tmp_path / "b.csv")])
+
+
+def test_a_header_and_empty_rows_are_no_items(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("item,score\nx,1\n\n,,\ny,0,why\n")
+    assert comparison.read(str(path)) == [{comparison.UNNAMED: {"x": (1.0, 1.0), "y": (0.0, 1.0)}}]
 
 
 def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:

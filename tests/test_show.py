@@ -117,6 +117,7 @@ def test_what_nothing_can_embed_is_one_line(finished: dict[str, Any]) -> None:
         ("documents", {"like": "zzz qqq"}, "no word of the text is one that the run knows"),
         ("quarantine", {"like": "a"}, "of the quarantine, use --grep"),
         ("pairs", {"like": "a", "near": 0.9}, "two orders; choose one"),
+        ("synthetic", {"near": 0.9}, "--near is the similarity of pairs"),
     ]:
         with pytest.raises(ConfigError, match=message):
             show.examples(run, what, 1, **options)

@@ -80,9 +80,29 @@ def test_a_share_of_numbers_that_hardly_differ_is_as_sure_as_their_mean() -> Non
     assert statistics.share(np.full((2, 9), 0.25)) == (0.25, 0.25, 0.25)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e-12, 1e-20, 1e-40])
+def test_a_share_however_small_has_the_interval_of_its_size(size: float) -> None:
+    values = size * np.random.default_rng(0).random((3, 200))
+    found, mean = statistics.share(values), statistics.estimate(values)
+    assert (found.low, found.high) == pytest.approx((mean.low, mean.high), rel=0.05)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 0.7])
+def test_shares_that_are_all_the_same_have_no_spread(value: float) -> None:
+    """Not even where their mean is rounded, and so the squares of what is left."""
+    assert statistics.share(np.full((3, 7), value)) == pytest.approx((value, value, value), abs=1e-12)
+
+
 def test_a_share_beyond_1_is_no_share() -> None:
     with pytest.raises(ValueError, match="from 0 to 1"):
         statistics.share(np.array([[0.2, 1.2]]))
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-80, 1e100, 1e200])
+def test_what_cannot_be_squared_is_an_error_and_not_sure(size: float) -> None:
+    with pytest.raises(ValueError, match="scale them all, or take logarithms"):
+        statistics.estimate(size * noise(0, 2, 9))
+    assert statistics.estimate(1e-60 * noise(0, 2, 9)).p == pytest.approx(statistics.estimate(noise(0, 2, 9)).p)
 
 
 def test_items_weigh_as_their_size() -> None:
@@ -136,6 +156,15 @@ def test_coverage(seeds: int, of_seeds: float) -> None:
     assert row["p<=0.01"] <= 0.015 + 0.03
     if seeds > 2:
         assert row["coverage"] <= 0.995
+
+
+def test_a_ratio_of_gains_that_are_proportional_is_that_alone() -> None:
+    """Rounding must not leave them without an interval."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        gain = 0.5 + rng.random((3, 20))
+        part = rng.random()
+        assert statistics.ratio(part * gain, gain) == pytest.approx((part, part, part))
 
 
 def test_a_ratio_holds_what_its_parts_do_not_reject_and_is_none_without_a_denominator() -> None:

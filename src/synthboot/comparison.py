@@ -35,6 +35,7 @@ from synthboot.recipes import folder_of
 
 ALL = "all tasks"
 UNNAMED = "scores"
+_LINE = "a line is an item, a comma (in .tsv a tab) and its number, in .jsonl an object"
 LOSSES = {name: f"test loss ({name})" for name in CHECKPOINTS}
 Seed = Mapping[str, Mapping[str, tuple[float, float]]]
 """By task and item: the score, and the size it is divided by (tokens of a document; else 1)."""
@@ -71,10 +72,12 @@ def compare(
     """Every task that both sides have; with several, also `all tasks`, each counting alike.
 
     `metric` names the field of lm-eval's samples (the first of each task unless given) or the
-    figure of our answers (`acc` unless given); `wanted` is
-    the difference to plan for, the one found unless given. Raises DataError where files cannot be
-    read, or nothing is in common.
+    figure of our answers (`acc` unless given); `wanted` is the difference to plan for, above zero,
+    the one found unless given. Raises DataError where files cannot be read, or nothing is in
+    common.
     """
+    if wanted is not None and not 0 < wanted < float("inf"):
+        raise DataError(f"compare: --wanted {wanted:g}: no number of items shows that; above zero")
     ours = [seed for name in first for seed in read(name, metric)]
     theirs = [seed for name in second for seed in read(name, metric)]
     if not ours or not theirs:
@@ -188,7 +191,10 @@ def _together(tables: Sequence[_Table]) -> _Table:
 
 def _compared(task: str, table: _Table, wanted: float | None, confidence: float) -> Comparison:
     ours, theirs = table.values
-    difference = statistics.difference(ours, theirs, table.sizes, confidence)
+    try:
+        difference = statistics.difference(ours, theirs, table.sizes, confidence)
+    except ValueError as reason:
+        raise DataError(f"compare: {task}: {reason}") from None
     noise = statistics.components(ours - theirs, table.sizes)
     seeds, items = ours.shape
     total = seeds * table.sizes.sum()
@@ -276,10 +282,7 @@ def _listed(path: Path) -> Seed:
             raise DataError(f"{path} line {line}: {item!r} has a number already")
         scores[item] = (score, 1.0)
     if not by_task:
-        raise DataError(
-            f"compare: {path}: no item with a number in it; a line is an item, a comma (in .tsv a "
-            f"tab) and its number, in .jsonl an object"
-        )
+        raise DataError(f"compare: {path}: no item with a number in it; {_LINE}")
     return by_task
 
 
@@ -297,12 +300,17 @@ def _objects(path: Path) -> Iterator[Item]:
 
 def _cells(path: Path) -> Iterator[Item]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
-    lines = enumerate(csv.reader(_lines(path), delimiter=delimiter), 1)
+    # strict: a quote that nothing closes would take all lines after it into one cell
+    table = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     try:
-        for line, cells in lines:
-            is_header = line == 1 and len(cells) > 1 and not _is_number(cells[1])
-            if len(cells) < 2 or is_header:
+        for number, cells in enumerate(table):
+            # what is not finite is no header
+            is_header = number == 0 and len(cells) > 1 and not _reads_as_number(cells[1])
+            if is_header or not any(map(str.strip, cells)):
                 continue
+            line = table.line_num
+            if len(cells) < 2:
+                raise DataError(f"{path} line {line}: no number; {_LINE}")
             yield line, UNNAMED, cells[0], _number(cells[1], path, line, "the second column")
     except csv.Error as reason:
         raise DataError(f"{path}: no table of items and numbers: {reason}") from None
@@ -352,7 +360,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
             continue
         try:
             row = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter of thousands of brackets
             raise DataError(f"{path} line {line}: not JSON") from None
         if not isinstance(row, dict):
             raise DataError(f"{path} line {line}: not a JSON object")
@@ -379,3 +387,11 @@ def _is_number(value: str | int | float) -> bool:
         return bool(np.isfinite(float(value)))
     except (ValueError, OverflowError):  # the latter of a whole number of hundreds of digits
         return False
+
+
+def _reads_as_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True

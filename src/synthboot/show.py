@@ -114,6 +114,8 @@ def examples(
     """
     if near is not None and like is not None:
         raise ConfigError("show: --near and --like are two orders; choose one")
+    if near is not None and what != "pairs":
+        raise ConfigError(f"show: --near is the similarity of pairs; of the {what}, leave it out")
     if of is not None and what not in ("synthetic", "copies"):
         raise ConfigError(f"show: --of is about synthetic text; of {what} there is one kind")
     corpus = Corpus.open(_need(run, "corpus"))

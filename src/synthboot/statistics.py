@@ -34,6 +34,10 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Real
 
+_LEAST = 1e-70
+_MOST = 1e70
+_MANY = 1e8
+"""Right and wrong answers from which on the exact interval of a share is that of a mean."""
 POWER = 0.8
 """How often a difference of the size that `detectable` gives is found."""
 
@@ -171,16 +175,14 @@ def share(values: Real[np.ndarray, "seed item"], confidence: float = 0.95) -> In
         raise ValueError("a share lies from 0 to 1")
     mean, spread = _mean(values, sizes)
     tail = (1 - confidence) / 2
-    width = spread.half_width(1 - confidence)
+    z = -float(special.ndtri(tail))
+    answer = mean * (1 - mean)
     variance = float(values.var())
-    if variance == 0 and 0 < mean < 1:
-        return Interval(mean, mean, mean)
-    number = float(values.shape[1])
-    if variance > 0:
-        # by chance seeds may differ by next to nothing: no more answers than there are
-        z = float(special.ndtri(1 - tail))
-        answer = mean * (1 - mean)
-        number = min(z**2 * answer / max(width, 1e-12) ** 2, values.size * answer / variance)
+    # by chance seeds may differ by next to nothing: no more answers than there are
+    wide = max(spread.half_width(1 - confidence), z * float(np.sqrt(variance / values.size)))
+    if _MANY * (wide / z) ** 2 < answer * min(mean, 1 - mean):
+        return Interval(mean, mean - wide, mean + wide)  # a symmetric one, and none too long to sum
+    number = answer / (wide / z) ** 2 if variance > 0 else float(values.shape[1])
     hits = mean * number
     low = float(special.betaincinv(hits, number - hits + 1, tail)) if mean > 0 else 0.0
     high = float(special.betaincinv(hits + 1, number - hits, 1 - tail)) if mean < 1 else 1.0
@@ -332,6 +334,13 @@ def _checked(
         raise ValueError("one item has no spread: at least two are needed")
     if not np.isfinite(array).all():
         raise ValueError("a score is not finite")
+    # what lies beyond squares to infinity, or to zero, and nothing would have any spread
+    largest = float(np.abs(array).max())
+    if largest and not _LEAST <= largest <= _MOST:
+        raise ValueError(
+            f"the largest score is {largest:.3g}, and squares need {_LEAST:g} to {_MOST:g}: scale "
+            f"them all, or take logarithms"
+        )
     return array, sizes
 
 
@@ -405,6 +414,8 @@ def _end(outside: Callable[[float], float], value: float, side: int) -> float:
     """Where `outside` turns positive, on one side of `value`; infinity where it never does."""
     from scipy import optimize
 
+    if outside(value) > 0:  # by rounding: both are proportional, and there is no other ratio
+        return value
     step = max(abs(value), 1e-3)
     while outside(value + side * step) <= 0:
         step *= 2

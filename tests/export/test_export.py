@@ -126,6 +126,8 @@ def test_a_card_says_whose_a_text_of_the_hub_is_and_what_was_replayed() -> None:
     assert cards.origins(corpus) == [["sources", "`hub:owner/name:train`"], ["replayed", "`en.jsonl`, `hub:other/web:all`"]]
     local = config.Corpus(source=["/home/me/a.jsonl", "b/", "hf://datasets/owner/name/c.parquet", "https://key@host/d.jsonl"])
     assert cards.origins(local) == [["sources", "`a.jsonl`, `b`, `hf://datasets/owner/name/c.parquet`, `d.jsonl`"]]
+    keys = config.Corpus(source=["https://host/d.jsonl?sig=key", "https://me:key@host", "s3://key:key@host/e.jsonl", "/"])
+    assert cards.origins(keys) == [["sources", "`d.jsonl`, `host`, `e.jsonl`, `/`"]]
 
 
 def test_models_load_with_their_tokenizer_and_a_card_of_what_was_measured(finished: dict[str, Any], tmp_path: Path) -> None:

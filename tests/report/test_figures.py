@@ -85,6 +85,12 @@ def test_curves_stand_beside_each_other_in_the_table() -> None:
     assert figure.svg().count("<polyline") == 2
 
 
+def test_a_curve_with_two_values_at_a_place_has_both_in_the_table() -> None:
+    """As two runs of a study have that differ in what it is not drawn over."""
+    figure = Curves("x", "X", "How.", "tokens", "loss", [Line("a", "ink", [(1, 3.0), (1, 4, 3, 5), (2, 2.5)])])
+    assert figure.table()[1] == [["1", "3; 4 (3 to 5)"], ["2", "2.5"]]
+
+
 def test_names_are_text() -> None:
     attack = "</title><script>1</script>"
     for figure in (

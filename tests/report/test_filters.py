@@ -52,6 +52,12 @@ def test_an_arm_with_a_filter_stands_beside_the_one_that_is_the_same_but_for_it(
     assert found["clean"].share == pytest.approx(660 / 1_000)
     assert found["less"].without is None
 
+    # an arm of which no row is synthetic
+    [counts] = filtered.token_counts["less"].values()
+    nothing = {0: replace(counts, synthetic_tokens=0, synthetic_epochs=0.0)}
+    unread = replace(filtered, token_counts={**filtered.token_counts, "less": nothing})
+    assert list(filters.effects(unread)) == ["clean"]
+
     table = filters.table(found)
     clean, less = table.rows
     away = "loss: 12 samples, 300 tokens; near-duplicate of a sample: 1 sample, 40 tokens"

@@ -298,6 +298,16 @@ def test_a_name_of_an_arm_is_text_in_figures_too(finished: dict[str, Any]) -> No
     assert "&lt;script&gt;&amp;</text>" in page
 
 
+def test_the_key_of_an_address_stays_at_home(tiny: dict[str, Any]) -> None:
+    results = gathered(tiny)
+    sources = ["https://me:key1@host/a.jsonl?sig=key2", "s3://key3@bucket/what?.jsonl"]
+    corpus = results.config.corpus.model_copy(update={"source": sources})
+    page = report(replace(results, config=results.config.model_copy(update={"corpus": corpus})))
+    assert not {f"key{number}" for number in (1, 2, 3) if f"key{number}" in page}
+    shown = html.escape(str(["https://host/a.jsonl", "s3://bucket/what?.jsonl"])).replace("&#x27;", "&#39;")
+    assert page.count(shown) == 2  # above, and among the settings
+
+
 def test_a_search_by_clusters_says_how_many_and_what_it_finds(finished: dict[str, Any]) -> None:
     page = report(with_pairs(gathered(finished), search=Searched("ivf", (0.97, 0.961, 0.982), 1_234)))
     assert "Neighbours by 1,234 clusters; 97.0 % of the exact ones were found (96.1 to 98.2 %" in page

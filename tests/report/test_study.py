@@ -139,6 +139,14 @@ def test_what_is_no_number_has_its_name_on_the_axis() -> None:
     assert ">[0, 1]</text>" in figure.svg()
 
 
+def test_null_is_a_value_of_a_setting_and_no_place_for_what_is_not_known() -> None:
+    rows = [Row(str(clip), "", {"optim.clip": clip}, d1_worth=(0.1, 0.01)) for clip in (None, 0.5, 1.0)]
+    figure = figures(rows, ["optim.clip"])["over-0-d1_worth"]
+    assert [cells[0] for cells in figure.table()[1]] == ["null", "0.5", "1.0"]
+    rows = [Row(str(size), "", {}, pool_tokens=size, d1_worth=(0.1, 0.01)) for size in (None, 5, 7)]
+    assert [point[0] for point in figures(rows, ["pool_tokens"])["over-0-d1_worth"].lines[0].points] == [5, 7]
+
+
 def test_text_is_inert_and_nothing_is_loaded() -> None:
     evil = "</script><script>alert(1)</script>"
     page, _ = made([*ROWS, row(20_000, 96, note=f"failed: {evil}"), Row(evil, evil, dict.fromkeys(VARIED, evil))])

@@ -7,9 +7,11 @@ import pytest
 
 from synthboot import config
 from synthboot.artifacts.evaluation import ArmComparison, ArmResult
+from synthboot.data.documents import Document
 from synthboot.errors import ConfigError
-from synthboot.stages.evaluate import answered, efficiency, evaluate, summed
+from synthboot.stages.evaluate import answered, efficiency, evaluate, parted, summed
 from synthboot.statistics import Estimate, Interval
+from synthboot.steps.evaluate import group_of
 from synthboot.verdicts import verdict
 
 TOKENS = np.full(400, 50)
@@ -183,6 +185,11 @@ def test_an_interval_that_ends_nowhere_has_a_perplexity() -> None:
     assert math.isfinite(result.arms["repetition"].perplexity.high)
 
 
+def test_null_is_no_group() -> None:
+    fields = [{"topic": "None"}, {"topic": 0}, {"topic": None}, {}]
+    assert [group_of(Document("", "", own), "topic") for own in fields] == ["None", "0", "", ""]
+
+
 def test_a_group_of_the_name_all_hides_nothing_and_documents_of_no_group_are_none() -> None:
     answers = {"repetition": np.zeros((2, 6, 4))}
     answers["repetition"][:, :3, 0] = 1
@@ -190,6 +197,11 @@ def test_a_group_of_the_name_all_hides_nothing_and_documents_of_no_group_are_non
     assert {group: found["repetition"].items for group, found in by_group.items()} == {"all": 6, "all (group)": 3, "b": 3}
     groups = ["x"] * 100 + [""] * 300
     assert set(figures({"repetition": losses(3.0)}, groups=groups).groups) == {"x"}
+    nats = {"repetition": np.arange(400.0)[None, :, None]}
+    assert set(parted(nats, ["form"], groups, CFG)) == {"all", "x"}
+    found = parted(nats, ["form"], ["all"] * 100 + ["x"] * 300, CFG)
+    means = {group: by_arm["repetition"]["form"].value for group, by_arm in found.items()}
+    assert means == pytest.approx({"all": 199.5, "all (group)": 49.5, "x": 249.5})
 
 
 def test_the_verdict_does_not_stand_on_a_p_value_that_is_not_adjusted() -> None:

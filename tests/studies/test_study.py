@@ -11,17 +11,18 @@ import yaml
 from click.testing import CliRunner
 
 from synthboot import api, loading, recipes
+from synthboot.artifacts import store
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.model import Model
 from synthboot.cli import main
 from synthboot.data import disk, lock
 from synthboot.errors import ConfigError, LockedRun, MissingArtifact
-from synthboot.recipes import folder_of
+from synthboot.recipes import VERSIONS, folder_of
 from synthboot.runner.graph import fingerprints, needed
 from synthboot.runner.sharing import finished, take_over
 from synthboot.runner.state import states
 from synthboot.statistics import holm
-from synthboot.studies.rows import Comparison, Row, adjusted
+from synthboot.studies.rows import Comparison, Row, adjusted, settings_of
 from synthboot.studies.study import Grid, collect
 from tests.conftest import contents, run_folder
 
@@ -197,6 +198,15 @@ def test_what_is_left_of_other_settings_is_left_out_of_the_row(studied: Any, tmp
     assert row.d1_worth is not None
     assert row.losses == {}  # its arms read what another synthesizer wrote
     assert "06-synthesize/related is left out" in row.note
+
+
+def test_settings_are_those_of_what_the_row_shows(tmp_path: Path) -> None:
+    """And not of arms that were trained before a setting was changed."""
+    for stage, rate, parents in (("base", 0.02, {}), ("pretrain", 0.01, {"base": "gone"})):
+        folder = folder_of(tmp_path, stage, "" if stage == "base" else "sbp/seed-0")
+        folder.mkdir(parents=True)
+        store.commit(folder, store.Manifest(stage, VERSIONS[stage], stage, {"optim.lr": rate}, parents))
+    assert settings_of(tmp_path) == {"optim.lr": 0.02}
 
 
 def test_what_another_run_has_damaged_is_made_anew(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from synthboot.artifacts.evaluation import Contamination
 from synthboot.artifacts.model import TokenCounts
 from synthboot.data.canaries import planted
 from synthboot.data.items import titles
+from synthboot.data.remote import Url, is_url
 from synthboot.export.finished import Finished, Made
 from synthboot.export.mixture import FILE, SOURCES
 from synthboot.export.models import Chosen
@@ -358,13 +359,20 @@ def origins(corpus: config.Corpus) -> list[list[str]]:
             continue
         names = []
         for name in [given] if isinstance(given, str) else given:
-            # a path says how somebody's disk is laid out, and an address may have a key in it; on
-            # the hub a name says whose the text is
-            is_path = not name.startswith(("hub:", "hf://"))
-            last = name.rstrip("/").rpartition("/")[2]
-            names.append(code(last if is_path and last else name))
+            # on the hub a name says whose the text is
+            is_of_hub = name.startswith(("hub:", "hf://"))
+            names.append(code(name if is_of_hub else _last(name)))
         rows.append([what, ", ".join(names)])
     return rows
+
+
+def _last(source: str) -> str:
+    """The last part of a source's name: a path says how somebody's disk is laid out, and an address
+    may have a key in it, before its host or behind its path."""
+    if not is_url(source):
+        return source.rstrip("/").rpartition("/")[2] or source
+    host, *path = Url(source, 0, "").parts or ("",)
+    return path[-1] if path else host.rpartition("@")[2]
 
 
 def _canaries(run: Finished) -> str:

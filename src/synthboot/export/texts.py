@@ -198,11 +198,11 @@ def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 def _write_seeds(corpus: Corpus, path: Path) -> None:
     """Write id and title of every document of D_pretrain, `_BATCH_DOCS` to a batch."""
     schema = pa.schema({"seed_id": pa.string(), "seed_title": pa.string()})
-    documents = corpus.texts(PRETRAIN)
+    texts = corpus.texts(PRETRAIN)
+    rows = ({"seed_id": doc.id, "seed_title": _title(doc)} for doc in texts)  # not the texts too
     with pa.ipc.new_file(str(path), schema) as file:
-        while batch := list(islice(documents, _BATCH_DOCS)):
-            rows = [{"seed_id": doc.id, "seed_title": _title(doc)} for doc in batch]
-            file.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+        while batch := list(islice(rows, _BATCH_DOCS)):
+            file.write_batch(pa.RecordBatch.from_pylist(batch, schema))
 
 
 def _title(document: Document) -> str | None:

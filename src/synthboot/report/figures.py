@@ -467,7 +467,8 @@ class Curves(Plane):
         for number, line in enumerate(self.lines):
             for x, y, *ends in line.points:
                 cells = by_x.setdefault(x, [""] * len(names))
-                cells[number] = _with_ends(y, ends)
+                # several runs may stand at one place
+                cells[number] = "; ".join(filter(None, (cells[number], _with_ends(y, ends))))
         rows = []
         for x, cells in sorted(by_x.items()):
             rows.append([self.ticks.get(x) or _plain(x), *cells])

@@ -39,7 +39,8 @@ def effects(evaluation: Evaluation) -> dict[str, Effect]:
     found = {}
     for name, of_arm in counts.items():
         recipe = of_arm.recipe
-        if not recipe.filter.chooses:
+        # a share may be so small that it rounds to no row: nothing was read of what is left
+        if not recipe.filter.chooses or not of_arm.synthetic_epochs:
             continue
         unfiltered = recipe.model_copy(update={"filter": Filter()})
         without = names.get(unfiltered.model_dump_json())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,8 @@ from synthboot.report.charts import (
 from synthboot.report.results import Cost, Results
 from synthboot.terminal import safe
 
+_USER = re.compile(r"(?<=://)[^\s'\"/@]*@")
+_QUERY = re.compile(r"(https?://[^\s'\"?]*)\?[^\s'\"]*")
 FILE = "report.html"
 """Where a report artifact has its page."""
 
@@ -53,7 +56,8 @@ def report(results: Results) -> str:
         other=evaluated.other,
         other_name=evaluated.other_checkpoint,
         token_counts=evaluated.counts_by_arm,
-        settings=sorted(flat(settings).items()),
+        source=keyless(cfg.corpus.source),
+        settings=[(name, keyless(value)) for name, value in sorted(flat(settings).items())],
         quality=quality(analyzed),
         recipes=settings["arms"],
         titles=dict(zip(asked, titles(asked), strict=True)),
@@ -73,6 +77,12 @@ def report(results: Results) -> str:
         examples=Markup(as_json(results.examples)),
         spread=Markup(as_json(results.pair_examples)),
     )
+
+
+def keyless(setting: object) -> str:
+    """A setting without what may be the key of an address: what stands before its host and, on the
+    web, behind its path."""
+    return _QUERY.sub(r"\1", _USER.sub("", str(setting)))
 
 
 def rendered(template: str, **values: Any) -> str:

@@ -234,9 +234,7 @@ def _lines(
 
     others = [other for other in varied if not varies_along(other)]
     lines: dict[str, list[Mapping[str, Any]]] = {}
-    for row in table:
-        if row[axis] is None:
-            continue
+    for row in _placed(table, axis):
         label = ", ".join(f"{_short(other)} {_shown(row[other])}" for other in others)
         lines.setdefault(label, []).append(row)
     # settings that go together leave a line for each point: they are one line
@@ -361,13 +359,19 @@ def _with_ends(row: Mapping[str, Any], column: str) -> tuple[float, ...]:
     return (value,)
 
 
+def _placed(table: Table, axis: str) -> list[Mapping[str, Any]]:
+    """The rows with a place on an axis: a setting may be null, and a column is what is not known
+    yet."""
+    return [row for row in table if row[axis] is not None or "." in axis]
+
+
 def _is_numeric(rows: Table, axis: str) -> bool:
-    return all(type(row[axis]) in (int, float) for row in rows if row[axis] is not None)
+    return all(type(row[axis]) in (int, float) for row in _placed(rows, axis))
 
 
 def _places(table: Table, axis: str) -> dict[str, float]:
     """Where each value stands, by how it is shown: numbers at themselves, names in a row."""
-    values = {_shown(row[axis]): row[axis] for row in table if row[axis] is not None}
+    values = {_shown(row[axis]): row[axis] for row in _placed(table, axis)}
     if _is_numeric(table, axis):
         return {name: float(value) for name, value in values.items()}
     return {name: float(place) for place, name in enumerate(values)}

@@ -324,8 +324,7 @@ def answered(
         # a single group would only say again what `all` says
         if len(names) > 1:
             for group in names:
-                name = group if group != ALL else f"{group} (group)"
-                chosen[name] = of_task & (group_of == group)
+                chosen[_named(group)] = of_task & (group_of == group)
 
         by_group = {}
         for group, items in chosen.items():
@@ -365,13 +364,13 @@ def parted(
     groups: Sequence[str],
     cfg: config.Evaluate,
 ) -> dict[str, dict[str, dict[str, Interval]]]:
-    """By group of the documents (`all` first), arm and part of a document: its nats per
+    """By group of two documents or more (`all` first), arm and part of a document: its nats per
     document."""
     docs = next(iter(losses.values())).shape[1]  # (seed, doc, part)
     group_of = np.array(groups)
-    chosen = {"all": np.ones(docs, bool)}
-    for group in sorted(set(groups) - {"all"}):
-        chosen[group] = group_of == group
+    chosen = {ALL: np.ones(docs, bool)}
+    for group in sorted(set(groups) - {""}):
+        chosen[_named(group)] = group_of == group
 
     result: dict[str, dict[str, dict[str, Interval]]] = {}
     for group, of_group in chosen.items():
@@ -385,6 +384,11 @@ def parted(
                 intervals[name] = _interval(loss, cfg.confidence)
             result[group][arm] = intervals
     return result
+
+
+def _named(group: str) -> str:
+    """A group beside that of all items, which it may be called like."""
+    return group if group != ALL else f"{group} (group)"
 
 
 def efficiency(

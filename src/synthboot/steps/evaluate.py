@@ -102,10 +102,16 @@ def _groups(
     field = c.cfg.evaluate.group_field
     if not field:
         return _by_neighbors(c, test_set)
-    groups = [str(document.metadata.get(field, "")) for document in test_set]
+    groups = [group_of(document, field) for document in test_set]
     if groups and not any(groups):
         raise ConfigError(f"evaluate.group_field: no test document has a field {field!r}")
     return groups
+
+
+def group_of(document: documents.Document, field: str) -> str:
+    """What a field of a document says; empty where it has none, or null in it."""
+    value = document.metadata.get(field)
+    return "" if value is None else str(value)
 
 
 def _by_neighbors(

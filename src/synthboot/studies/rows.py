@@ -169,7 +169,9 @@ def settings_of(run: Path) -> dict[str, object]:
     dotted name; recipes of arms are left out."""
     known = set(leaves())
     found: dict[str, object] = {}
-    for manifest in _manifests(run).values():
+    manifests = _manifests(run)
+    # of what the row shows: what is left from before was made with others
+    for manifest in (_whole(manifests, None) or manifests).values():
         found |= {key: value for key, value in manifest.reads.items() if key in known}
     return found
 

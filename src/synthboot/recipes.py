@@ -51,7 +51,7 @@ STAGES = (
 VERSIONS = dict.fromkeys(STAGES, 4) | {
     "corpus": 6,
     "embed": 5,
-    "pair": 7,
+    "pair": 8,
     "base": 7,
     "tune": 6,
     "synthesize": 5,

@@ -47,6 +47,12 @@ def test_too_short_a_reach_says_what_would_do() -> None:
     assert search.choose_search(vectors, cfg(probe_radius=enough, min_recall=0.98), 0).probe_radius == enough
 
 
+def test_query_blocks_grow_with_the_documents_and_leave_work_for_several() -> None:
+    sizes = {docs: search.query_block(docs) for docs in (1_000, 100_000, 1_000_000, 582_000_000)}
+    assert sizes == {1_000: 65_536, 100_000: 65_536, 1_000_000: 125_000, 582_000_000: 262_144}
+    assert [search.blocks(docs) for docs in sizes] == [1, 2, 8, 2_221]
+
+
 def test_workers_and_finished_query_blocks_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "QUERY_BLOCK", 512)
     vectors, others = clustered(2_000), clustered(100, seed=5)

@@ -44,7 +44,7 @@ Probes = tuple[Int32[np.ndarray, " probe"], Int64[np.ndarray, " doc"]]
 """The clusters that every row probes, row after row, and how many each row does."""
 
 QUERY_BLOCK = 65_536
-"""Queries in a query block: what one worker does at a time, and what a killed run redoes."""
+"""Rows that are sorted into clusters at a time, and the least that a query block has."""
 
 _NEVER = float("-inf")
 """The similarity to what is no neighbour."""
@@ -246,16 +246,16 @@ def fit_centroids(
     clusters: int,
     seed: int,
     device: str = "cpu",
-    iterations: int = 4,
+    iterations: int = 6,
 ) -> Float32[np.ndarray, "cluster dim"]:
-    """Unit centroids by spherical k-means on a sample of 32 rows a cluster.
+    """Unit centroids by spherical k-means on a sample of 16 rows a cluster.
 
     They are ordered so that near ones stand together.
     """
     import torch
 
     random = rng(seed, "join.clusters")
-    size = min(len(vectors), 32 * clusters)
+    size = min(len(vectors), 16 * clusters)
     chosen = np.sort(random.choice(len(vectors), size, replace=False))
     rows = np.asarray(vectors[chosen])
     sample = _float_rows(rows, device)

@@ -1,8 +1,7 @@
 """The neighbour search of `pair`: how to search, and the search itself.
 
 It goes by query blocks, in processes, and each is kept as soon as it is done. A query block
-(`join.QUERY_BLOCK` documents) is what one worker does at a time, and what a killed run does
-again.
+(`query_block` documents) is what one worker does at a time, and what a killed run does again.
 """
 
 from __future__ import annotations
@@ -236,7 +235,16 @@ def nearest(
 
 def blocks(docs: int) -> int:
     """How many query blocks documents make."""
-    return -(-docs // QUERY_BLOCK)
+    return -(-docs // query_block(docs))
+
+
+def query_block(docs: int) -> int:
+    """How many documents a query block has.
+
+    The more of them probe a cluster at once, the less its matmul costs for each; an eighth leaves
+    work for several processes, and the most bounds what each of them holds.
+    """
+    return min(4 * QUERY_BLOCK, max(QUERY_BLOCK, docs // 8))
 
 
 def search_blocks(
@@ -274,7 +282,8 @@ def search_blocks(
                     )
 
     query_blocks = Shards(folder / BLOCKS)
-    starts = range(0, len(vectors), QUERY_BLOCK)
+    block = query_block(len(vectors))
+    starts = range(0, len(vectors), block)
 
     def writers(missing: list[int]) -> Iterator[partial[dict[str, Any]]]:
         missing_starts = [starts[i] for i in missing]
@@ -284,7 +293,7 @@ def search_blocks(
 
     for i, _ in query_blocks.make(wanted, writers):
         done = 0.1 + 0.5 * (i + 1) / len(starts)
-        docs = min(len(vectors), starts[i] + QUERY_BLOCK)
+        docs = min(len(vectors), starts[i] + block)
         progress(done, f"neighbours of {docs:,} documents")
     return query_blocks
 
@@ -319,7 +328,8 @@ def _block_search(
         clusters = Clusters.load(Path(folder))
 
         def by_clusters(start: int) -> tuple[np.ndarray, ...]:
-            stop = min(start + QUERY_BLOCK, len(clusters.order))
+            docs = len(clusters.order)
+            stop = min(start + query_block(docs), docs)
             rows = np.asarray(clusters.order[start:stop])
             index, score = clusters.join(start, stop, k, device)
             return rows, index, score
@@ -329,7 +339,8 @@ def _block_search(
     vectors = load_array(Path(folder) / "vectors.npy", mapped=True)
 
     def exact(start: int) -> tuple[np.ndarray, ...]:
-        rows = np.arange(start, min(start + QUERY_BLOCK, len(vectors)))
+        docs = len(vectors)
+        rows = np.arange(start, min(start + query_block(docs), docs))
         queries = np.asarray(vectors[rows])
         index, score = join.exact(queries, vectors, k, rows, device)
         return rows, index, score

@@ -84,6 +84,7 @@ def test_killed_at_ten_points_of_one_run_it_ends_with_the_same_bytes(finished: d
 
 
 ALIKE = [
+    (r"\.[0-9a-f]{8}\.tmp", ".tmp"),
     (r"\d+", "#"),
     ("validation|test|pool", "set"),
     ("(base|tune|pretrain)/.*(work|best|last)", r"model/\2"),

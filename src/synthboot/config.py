@@ -216,9 +216,9 @@ class Endpoint(Section):
     """Base address, the part before `/completions` or `/chat/completions`; http:// or https://."""
     concurrency: int = Field(32, ge=1, le=10_000)
     """Number of concurrent requests, of all processes of a run together."""
-    retries: int = Field(5, ge=0, le=20)
-    """Retries per request when the server is busy, failing or unreachable, after 1, 2, 4, ...
-    seconds."""
+    retries: int = Field(10, ge=0, le=20)
+    """Retries per request when the server is busy, failing or unreachable, after 1, 2, 4, ..., 60,
+    60, ... seconds and up to a quarter more: ten wait five minutes, as a restart may take."""
     timeout: float = Field(600, gt=0, le=86_400)
     """Seconds a request may take, from connecting to the last byte of the answer."""
 

@@ -122,3 +122,35 @@ def test_a_file_in_use_that_nfs_keeps_is_no_error_and_goes_with_the_next_sweep(
     monkeypatch.setattr("os.rmdir", lambda *_, **__: os.listdir(old.parent / "nothing"))
     with pytest.raises(StorageError, match="cannot be removed"):
         disk.remove(old)
+
+
+def test_a_name_is_on_the_disk_once_its_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    disk.write_bytes(tmp_path / "a.json", b"{}")
+    assert flushed[1:] == [str(tmp_path)]  # after the file, which has its name by then
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_two_that_write_one_file_at_once_leave_one_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def late(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        disk.write_bytes(target, b"other")  # while the first is about to name its own
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    disk.write_bytes(tmp_path / "a.json", b"first")
+    assert (tmp_path / "a.json").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="full"):
+        disk.write_bytes(tmp_path / "a.json", b"{}")
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """One process at a time: the others wait or are told by whom they are kept waiting, and a lock goes with its holder."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -58,3 +60,27 @@ def test_patience_waits_for_who_holds_it(tmp_path: Path, holder: subprocess.Pope
     before = time.monotonic()
     with lock.held(tmp_path, patience=30):
         assert time.monotonic() - before >= 0.1
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
+def test_a_lock_is_held_however_the_file_system_says_it(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".lock").touch()
+
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    assert lock.is_held(tmp_path / ".lock")
+    with pytest.raises(LockedRun), lock.shared(tmp_path):
+        pytest.fail("two at a time")
+
+
+def test_a_file_system_without_locks_is_no_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".lock").touch()
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "none")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(OSError, match="none"):
+        lock.is_held(tmp_path / ".lock")

@@ -162,7 +162,7 @@ def fuzzer(place: Path) -> Iterator[Fuzzer[Answer]]:
             finally:
                 if elsewhere.reached:
                     raise Fault("another host is asked", str(elsewhere.reached))
-                if not all(0 <= w <= 60 for w in waits):
+                if not all(0 <= w <= 75 for w in waits):
                     raise Fault("a wait without an end", str(waits))
             sampled(result, tokenizer)
 

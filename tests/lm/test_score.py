@@ -1,9 +1,11 @@
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from synthboot.data.tokens import Tokens
 from synthboot.lm import score
@@ -107,6 +109,24 @@ def test_scores_do_not_depend_on_the_batch() -> None:
     one = score.row_losses(model, rows, batch_tokens=1)
     many = score.row_losses(model, rows, batch_tokens=4_000)
     assert np.allclose(one, many, rtol=1e-4)
+
+
+def test_a_batch_holds_its_logits_once() -> None:
+    """Cross-entropy of all of a batch at once would hold as much again."""
+    held: list[int] = []
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = function(*args, **kwargs or {})
+            if "log_softmax" in str(function):
+                held.append(found.numel())
+            return found
+
+    model, rows = small_model(), [(np.arange(2, 34), np.arange(3, 35))] * 8
+    with Watched():
+        losses = score.row_losses(model, rows)
+    assert len(set(losses)) == 1
+    assert max(held) * 8 == 8 * 32 * model.config.vocab_size
 
 
 def test_what_no_row_scores_has_no_logits_and_the_rest_is_as_without_that(monkeypatch: pytest.MonkeyPatch) -> None:

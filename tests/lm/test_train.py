@@ -247,6 +247,8 @@ def test_a_leap_of_the_loss_stops_the_run(tmp_path: Path, tokenizer: Tokenizer) 
         TrainingError, match=r"loss \d.*after a mean of .* at step 61 of 80, on real documents .*raise optim.max_spike"
     ):
         train(small_model(), leaping, how, validate, tmp_path / "m", tokenizer)
+    with pytest.raises(TrainingError, match=r"; lower tune.lr \(0.01\); "):  # which has no max_spike
+        train(small_model(), leaping, how, validate, tmp_path / "tuned", tokenizer, section="tune")
 
 
 def test_what_has_leapt_leaps_again_when_it_is_run_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -350,7 +352,7 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path: Path, tokenizer:
 
     with pytest.raises(
         TrainingError,
-        match=r"loss nan.* at step 5 of 8, on real documents \d.*; lower the learning rate \(0\.01\); .*checkpoint-00000004",
+        match=r"loss nan.* at step 5 of 8, on real documents \d.*; lower optim.lr \(0\.01\); .*checkpoint-00000004",
     ):
         train(model, plan(), settings(), poison, tmp_path / "m", tokenizer)
 

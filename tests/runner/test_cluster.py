@@ -120,6 +120,25 @@ def test_items_come_back_in_order_from_both_nodes(joined: None) -> None:
     assert not workers()  # gone, not only told to go
 
 
+def asking(connection: Any) -> list[Any]:
+    """In a unit's worker: what one of its own is given, by Ray's own account."""
+    return list(pool.imap(given, (), range(2), 2))
+
+
+def given() -> Any:
+    return lambda _: ray.get_runtime_context().get_assigned_resources().get("memory", 0)
+
+
+def test_a_units_workers_ask_for_as_much_memory_as_it(joined: None) -> None:
+    workers = pool.opened()
+    try:
+        workers.start("unit", asking, places=0, memory=50e6)
+        [(_, kind, found)] = [event for event in workers.wait() if event[1] in ("done", "failed")]
+    finally:
+        workers.close()
+    assert (kind, found) == ("done", [50e6, 50e6])
+
+
 def test_an_item_whose_worker_is_killed_goes_to_another(joined: None, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     assert list(pool.imap(deadly, (str(mark), 1), range(12), 2)) == list(range(12))

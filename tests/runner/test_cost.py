@@ -346,6 +346,24 @@ def test_the_memory_that_a_cluster_is_asked_for_is_about_what_units_took(finishe
         assert 0.4 < asked[name] / manifest.cost["peak_memory_bytes"] < 2.5
 
 
+def test_the_memory_of_a_processor_is_that_of_whole_processes(tmp_path: Path) -> None:
+    """As finished runs of half a million parameters had it (experiments/2026-11-25-reading-map and others), in GB."""
+    took = {"base": 0.92, "tune": 1.9, "score": 1.13, "synthesize": 1.1}
+    settings = small_config(tmp_path / "none", tmp_path)
+    settings |= {"arms": {"sbp": {"synthetic": "related", "share": 0.1}, "repetition": {}}}
+    settings |= {"model": {"layers": 3, "width": 96, "heads": 6, "kv_heads": 6, "seq_len": 384}}
+    settings["corpus"] = {**settings["corpus"], "vocab_size": 2_048}
+    cfg = loading.load(settings)
+    units = cost.units_anywhere(cfg)
+    for hardware in ("this", "laptop"):
+        seen = {r.stage: r.memory_bytes / 1e9 for r in cost.plan(cfg, units, states(cfg, units), hardware).rows}
+        assert seen["report"] == pytest.approx(0.6, abs=0.1)
+        for stage, expected in took.items():
+            assert 0.5 < seen[stage] / expected < 2
+    asked = cost.host_memory(cfg, units)
+    assert max(asked[name] for name, unit in units.items() if unit.stage == "tune") > 1.3e9
+
+
 @pytest.mark.parametrize(
     ("groups", "limits", "allowed"),
     [

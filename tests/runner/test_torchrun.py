@@ -1,5 +1,6 @@
 """One model trained by several processes: the same loss as by one, also sharded; killed, resumed, at another number."""
 
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from synthboot import api, recipes
+from synthboot import api, loading, recipes
 from synthboot.artifacts import store
 from synthboot.errors import ConfigError, TrainingError
 from synthboot.lm import model as models
@@ -307,3 +308,27 @@ def test_what_a_rank_finds_to_be_wrong_is_one_line(world_file: Path, tmp_path: P
     settings = small_config(world_file, tmp_path, engine={"processes": 2}, arms=arms, tune__batch_tokens=288)
     with pytest.raises(TrainingError, match=r"tune/related: engine.processes: a step of 3 rows cannot be shared by 2"):
         api.Run(settings).run("tune")
+
+
+def test_what_nfs_keeps_of_a_rank_that_dies_does_not_hide_why(
+    world_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying = tmp_path / "dying"
+    dying.write_text("#!/bin/sh\necho 'ValueError: the real one' >&2\nexit 3\n")
+    dying.chmod(0o700)
+    cfg = loading.load(settings_of(world_file, tmp_path, engine__processes=2, engine__launch=str(dying)))
+    cfg.folder.mkdir()
+    plan = recipes.units(cfg)
+    unlink = os.unlink
+
+    def kept(path: Any, **named: Any) -> None:
+        if str(path).endswith("stderr"):
+            raise OSError(errno.EBUSY, "in use")
+        unlink(path, **named)
+
+    monkeypatch.setattr(os, "unlink", kept)
+    with pytest.raises(TrainingError, match="ValueError: the real one"):
+        torchrun.run_step_together(cfg, plan, plan["base"], lambda *_: None)
+    monkeypatch.undo()
+    cfg.folder.joinpath("precision.json.0123abcd.tmp").touch()  # of a killed process
+    assert len(torchrun.leftovers(cfg.folder)) == 2  # which the next run removes

@@ -12,7 +12,7 @@ from synthboot import config, loading
 from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs
 from synthboot.artifacts.parts import Part
 from synthboot.artifacts.store import Shards
-from synthboot.data import tokens
+from synthboot.data import lock, tokens
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, SamplingError
@@ -243,8 +243,13 @@ def test_a_synthesis_keeps_the_batch_that_was_timed_first(
         used.append(rows)
         return batch(sampler, requests, max_len, rows)
 
+    def timing(*_: Any) -> int:
+        # the other processes wait for it, also where the file system has no hard links
+        assert any(lock.is_held(path) for path in tmp_path.rglob(".batch.json.lock"))
+        return 4
+
     monkeypatch.setattr(embedded, "ContinuousBatch", counting)
-    monkeypatch.setattr(embedded, "best_batch", lambda *_: 4)
+    monkeypatch.setattr(embedded, "best_batch", timing)
     whole = synthesize(timed, 800, tmp_path / "whole")
     chunks = iter(range(99))
 

@@ -34,7 +34,7 @@ def test_a_tuning_that_goes_on_does_not_measure_again_what_d1_is_worth_untuned(
         told.clear()
         return tune.tune(loading.load(tiny), base, pairs, *tokens, tmp_path, lambda _, words: told.append(words))
 
-    def stopped(*_: Any) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):

@@ -135,16 +135,32 @@ def _is_of_the_disk(error: Exception) -> bool:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or absent, whenever the process or the machine dies."""
+    """Write a file so that it is whole or absent, whenever the process or the machine dies.
+
+    Of several that write it at once, the last one's stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(
-            file.fileno()
-        )  # before the rename: else a crash may leave the name without the data
-    os.replace(temporary, path)
+    temporary = own_name(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            # before the rename: else a crash may leave the name without the data
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to report
+            temporary.unlink()
+        raise
+    _flush(path.parent)
+
+
+def own_name(path: Path) -> Path:
+    """A name beside `path` that nobody else writes under until it is whole.
+
+    Processes of two machines may have one number.
+    """
+    return path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -229,8 +245,7 @@ def end_to_end(paths: Iterable[Path], path: Path) -> np.ndarray:
     if len(arrays) == 1:
         return arrays[0]
     path.parent.mkdir(parents=True, exist_ok=True)
-    # several may write it at once, and processes of two machines may have one number
-    temporary = path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
+    temporary = own_name(path)
     shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
     save_blocks(temporary, arrays, shape, arrays[0].dtype.type)
     os.replace(temporary, path)

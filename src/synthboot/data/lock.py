@@ -3,6 +3,7 @@ with its holder, however that ends."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -19,6 +20,8 @@ NAME = ".lock"
 FOREVER = -1.0
 """The patience of who waits until the holder is done, or dead."""
 _PAUSE = 0.05
+_IS_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+"""How a file system says that another has the lock, as `filelock` takes it too."""
 
 
 @contextmanager
@@ -86,7 +89,9 @@ def _shares(descriptor: int) -> bool:
     """Take the lock that `held` takes (the flock of `filelock`), to share it, unless it is held."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
+        if error.errno not in _IS_HELD:
+            raise
         return False
     return True
 

@@ -14,6 +14,7 @@ import functools
 import json
 import math
 import os
+import random
 import ssl
 import time
 from asyncio import sleep
@@ -27,7 +28,13 @@ from synthboot import config
 from synthboot.errors import ConfigError, SamplingError, brief
 
 LONGEST_WAIT = 60.0
-"""Seconds between two tries at the most, whatever the server asks for."""
+"""Seconds between two tries at the most, whatever the server asks for, but for `APART`."""
+
+APART = 0.25
+"""The share by which a wait is longer, drawn anew: many parts would try again at one moment."""
+
+_apart = random.Random()
+"""Of its own, so that nothing that is drawn elsewhere depends on it."""
 
 _CONNECT_SECONDS = 30.0
 
@@ -158,7 +165,7 @@ class Endpoint:
             # twice as long after every try, and no less where the server says at once: all tries
             # would be over before it is well
             wait = max(2.0 ** min(attempt, 10), asked_for)
-            await sleep(min(wait, LONGEST_WAIT))
+            await sleep(min(wait, LONGEST_WAIT) * _apart.uniform(1, 1 + APART))
 
         # some servers send the request back, key and all
         if self._key:

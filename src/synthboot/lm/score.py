@@ -270,12 +270,17 @@ def _scored(model: PreTrainedModel, rows: list[Row], choose: bool) -> tuple[Tens
         logits = found.logits.float()
         before = targets.shape[1] - logits.shape[1]
         wanted = wanted[:, before:]
-        flat_loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1),  # (row x token, vocab)
-            wanted.flatten(),
-            reduction="none",
-        )
-    loss = torch.nn.functional.pad(flat_loss.view(wanted.shape), (before, 0))
+        losses = []
+        # a row at a time: cross-entropy holds as much again as it is given
+        for row_logits, row_wanted in zip(logits, wanted, strict=True):
+            losses.append(
+                torch.nn.functional.cross_entropy(
+                    row_logits,  # (token, vocab)
+                    row_wanted,
+                    reduction="none",
+                )
+            )
+    loss = torch.nn.functional.pad(torch.stack(losses), (before, 0))
     if not choose:
         return loss, loss
     greedy = (logits.argmax(-1) == wanted) | (wanted == IGNORE)

@@ -108,8 +108,11 @@ def train(
     runtime: Runtime = Runtime(),
     copying: Callable[[PreTrainedModel], float] | None = None,
     teachers: Sequence[PreTrainedModel] = (),
+    section: str = "optim",
 ) -> Curve:
     """The curve of training `model` in place, from where `folder` left off.
+
+    `section` of the configuration is where its rate is set, for errors.
 
     `copying` is taken beside every validation loss; it is for the curve alone. The mean of the
     probabilities of `teachers` is a target beside the text; the losses of the curve are those of
@@ -143,7 +146,7 @@ def train(
     while curve.step < batches.steps and not _exhausted(curve, settings):
         loss, norm = trainer.step()
         losses.append(loss)
-        _check(loss, norm, recent, curve.step, batches, settings, folder)
+        _check(loss, norm, recent, curve.step, batches, settings, folder, section)
         recent.append(loss)
         curve.step += 1
 
@@ -463,6 +466,7 @@ def _check(
     batches: Batches,
     settings: Settings,
     folder: Path,
+    section: str,
 ) -> None:
     """Raise TrainingError where a step has gone wrong."""
     usual = sum(recent) / len(recent) if recent else math.inf
@@ -471,10 +475,11 @@ def _check(
     if math.isfinite(loss) and math.isfinite(norm) and not leapt:
         return
     problem = f"loss {loss}"
-    advice = f"lower the learning rate ({settings.lr:g})"
+    advice = f"lower {section}.lr ({settings.lr:g})"
     if leapt and math.isfinite(loss):
         problem = f"loss {loss:.3f} after a mean of {usual:.3f}"
-        advice += " or raise optim.max_spike"
+        if section == "optim":  # tuning has no such setting
+            advice += " or raise optim.max_spike"
     raise TrainingError(
         f"{folder}: {problem}, gradient norm {norm:.3g} at step {step + 1} of {batches.steps}, "
         f"on {batches.describe(step)}; {advice}; "

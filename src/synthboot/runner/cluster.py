@@ -38,6 +38,7 @@ from synthboot.artifacts.store import environment
 from synthboot.data import lock
 from synthboot.errors import ConfigError
 from synthboot.pool import Happened, WorkerFailed
+from synthboot.runner.machines import figures
 
 _OBJECT_STORE = 256 << 20
 """Bytes of shared memory for what is on its way between processes, on a cluster started here."""
@@ -49,6 +50,10 @@ _WAITS = 0.01
 """The share of a GPU of a worker that mostly waits for others, which take it."""
 _WORKS = 0.9
 """The share of one that works, beside some that wait."""
+_WAITS_IN = 1 / 8
+"""The share of the largest node's memory that one who waits is given at the most,"""
+_WORKS_IN = 1 / 2
+"""and each of its workers: what asks for more would wait for ever."""
 _TRAVELS = (*pool.ENVIRONMENT, "SYNTHBOOT_KERNELS", "HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY")
 """What workers have in their environment as it is here. Nothing else: it may be a secret."""
 
@@ -66,11 +71,13 @@ class _Site:
 
 @dataclass(frozen=True)
 class _Order:
-    """What a worker is to do: its pool's lock is `guard`, its own key names that of its workers."""
+    """What a worker is to do: its pool's lock is `guard`, its own key names that of its workers,
+    each of which takes as much `memory` as it."""
 
     site: _Site
     key: str
     guard: str
+    memory: float
     function: Callable[..., object]
     arguments: tuple[object, ...]
 
@@ -115,7 +122,7 @@ class Worker:
             site = order.site
             _check(site)
             self._connection.send(("here", ray.util.get_node_ip_address()))
-            below = partial(RayPool, site, order.key, self._note)
+            below = partial(RayPool, site, order.key, self._note, order.memory)
             with lock.shared(Path(site.run), order.guard, _GONE), pool.using(below):
                 return order.function(*arguments)
 
@@ -169,7 +176,8 @@ class _Running:
 class RayPool:
     """Processes on the nodes of a cluster; those of one pool share a lock named by its `key`.
 
-    Where none has found room, `note` is told, or who waits.
+    Where none has found room, `note` is told, or who waits. A process is expected to take `memory`
+    bytes unless it is said of it.
     """
 
     def __init__(
@@ -177,7 +185,9 @@ class RayPool:
         site: _Site,
         key: str = "",
         note: Callable[[str], None] | None = None,
+        memory: float = 0.0,
     ) -> None:
+        self._memory = memory
         self._site = site
         self._note = note
         self._guard = f"{'-'.join(['.ray', *key.split('/')]).rstrip('-')}.lock"
@@ -209,11 +219,18 @@ class RayPool:
         gpus = 0.0
         if self._site.has_gpus:
             gpus = {0: _WAITS, 1: _WORKS}.get(places, places)
+        expected = memory or self._memory
         most = max(node["Resources"].get("memory", 0) for node in _nodes())
-        asked = {"num_cpus": places, "num_gpus": gpus, "memory": int(min(memory, most))}
+        if places == 0:  # its workers do what takes memory, and must find room beside it
+            room = min(most * _WAITS_IN, figures().core.process_bytes.value)
+        else:
+            room = most if memory else most * _WORKS_IN
+        asked = {"num_cpus": places, "num_gpus": gpus, "memory": int(min(expected, room))}
         actor = _remote.options(max_concurrency=2, **asked).remote()
         telling = actor.run.options(num_returns="streaming")
-        messages = telling.remote(_Order(self._site, key, self._guard, function, arguments))
+        messages = telling.remote(
+            _Order(self._site, key, self._guard, expected, function, arguments)
+        )
         asks = ", ".join(f"{name} {value:g}" for name, value in asked.items() if value)
         self._running[messages] = _Running(key, actor, asks)
         return _Sender(actor)

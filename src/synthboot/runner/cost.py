@@ -26,7 +26,6 @@ from synthboot.runner import machines
 from synthboot.runner.estimator import TRAINED, Estimator, finished
 from synthboot.runner.machines import THIS, Machine
 from synthboot.runner.state import State
-from synthboot.runner.unit import has_workers
 from synthboot.runner.work import Sizes, Work, Workload, duration, is_copy, sizes
 
 _MORE_SEEDS = (5, 10)
@@ -130,6 +129,7 @@ def plan(
     seconds = {name: estimator.seconds(unit, works[name]) for name, unit in todo.items()}
     needs = {name: estimator.devices(unit) for name, unit in todo.items()}
     fits = not misfits
+    memory = estimator.host_memory if machine.kind == "cpu" else estimator.memory
     rows = []
     for stage in STAGES:
         of_stage = [name for name, unit in todo.items() if unit.stage == stage]
@@ -147,7 +147,7 @@ def plan(
                 read_bytes=total.read_bytes,
                 written_bytes=total.written_bytes,
                 kept_bytes=total.kept_bytes,
-                memory_bytes=max(estimator.memory(todo[name], works[name]) for name in of_stage),
+                memory_bytes=max(memory(todo[name], works[name]) for name in of_stage),
                 device_hours=device_hours if fits else None,
                 hours=alone / 3600 if fits else None,
                 dollars=device_hours * machine.dollars_per_device_hour if fits else None,
@@ -213,17 +213,17 @@ def sentence(cost: dict[str, float], machine: str = "this machine") -> str:
 
 def host_memory(cfg: config.Config, units: Mapping[str, Unit]) -> dict[str, float]:
     """Bytes of a machine's memory that each artifact takes in its own process, as far as that can
-    be foretold; what the workers of a stage take is not in it."""
+    be foretold, and in each worker of its own."""
     workload = Workload(cfg, sizes(cfg, _files(units)))
     core = machines.machine("laptop", cfg)
     estimator = Estimator(cfg, workload, core, {})
     memory = {}
     for name, unit in units.items():
         work = workload.of(unit)
-        # of a small model nearly all: what is imported
-        memory[name] = machines.figures().core.process_bytes.value + work.host_memory
-        if cfg.engine.device == "cpu" and not has_workers(unit):
-            memory[name] += estimator.memory(unit, work)
+        if cfg.engine.device == "cpu":
+            memory[name] = estimator.host_memory(unit, work)
+        else:  # of a small model nearly all: what is imported
+            memory[name] = machines.figures().core.process_bytes.value + work.host_memory
     return memory
 
 

@@ -29,6 +29,9 @@ _LEAST_SECONDS = 2.0
 TRAINED = ("base", "tune", "pretrain")
 """Stages that train a model."""
 
+SCORED = ("score", "analyze", "extract")
+"""Stages that read text with a model that is there."""
+
 _SHARES: dict[str, machines.Work] = {
     "embed": "embed",
     "pair": "pair",
@@ -144,6 +147,33 @@ class Estimator:
         if unit.stage in TRAINED and not is_copy(unit):
             return self._training_memory(unit, self._micro_batch(unit))
         return work.memory
+
+    def host_memory(self, unit: Unit, work: Work) -> float:
+        """Bytes of the machine's memory where a processor does the work: of the unit's process, as
+        of each of the workers of its own.
+
+        That is what is imported, what work holds, and what comes of a batch that is scored: freed
+        memory is kept, and the next batch is seldom of a size that fits into it. Between steps of
+        tuning, whose rows are of all lengths, it fits still less.
+        """
+        core = figures().core
+        if is_copy(unit):
+            return core.process_bytes.value + work.host_memory
+        is_filtered = is_filter(unit)
+        if unit.stage == "synthesize" and not is_filtered:
+            cache = self.memory(unit, work) - work.memory
+            held = 2 * work.memory + core.sampling_kept.value * cache
+            return core.process_bytes.value + work.host_memory + held
+        held = self.memory(unit, work)
+        model, _ = self.workload.trained(unit)
+        if unit.stage in (*TRAINED, *SCORED) or is_filtered:
+            times = 2 if unit.stage == "tune" and work.tokens else 1
+            held += times * core.scoring_kept.value * self.workload.scoring_bytes(model)
+        if unit.stage == "analyze":
+            held += 4 * model.parameters
+        if unit.stage in TRAINED and self.cfg.engine.processes > 1:
+            held = self.cfg.engine.processes * (core.process_bytes.value + held)
+        return core.process_bytes.value + work.host_memory + held
 
     def misfit(self, unit: Unit, work: Work) -> str | None:
         """Why an artifact cannot be made on this machine, and what would do; None where it can."""

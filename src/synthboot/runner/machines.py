@@ -55,6 +55,8 @@ class Core(config.Section):
     pairs_per_second: Figure
     start_seconds: Figure
     process_bytes: Figure
+    scoring_kept: Figure
+    sampling_kept: Figure
     evaluate_seconds: Figure
     analyze_seconds: Figure
     report_seconds: Figure

@@ -54,8 +54,13 @@ def run_step_together(
 
     Raises TrainingError where one of them fails or dies, ConfigError where they cannot be started.
     """
-    # beside the artifacts, where all machines see it
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=cfg.folder) as folder:
+    # beside the artifacts, where all machines see it; NFS keeps what a dying rank has open, and
+    # that is not to hide why it dies: what is left goes with the next run
+    with tempfile.TemporaryDirectory(
+        prefix=_PREFIX,
+        dir=cfg.folder,
+        ignore_cleanup_errors=True,
+    ) as folder:
         job = Path(folder) / _JOB
         stderr = Path(folder) / "stderr"
         disk.write_json(
@@ -82,8 +87,8 @@ def run_step_together(
 
 
 def leftovers(run: Path) -> list[Path]:
-    """What units that were killed have left of their jobs in a run's folder."""
-    return sorted(run.glob(f"{_PREFIX}*"))
+    """What units that were killed have left of their jobs in a run's folder, and of its files."""
+    return sorted([*run.glob(f"{_PREFIX}*"), *run.glob("*.tmp")])
 
 
 def _launcher(cfg: config.Config) -> list[str]:

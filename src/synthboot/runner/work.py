@@ -28,6 +28,8 @@ _SAMPLED_RECORDS = 200
 _PACKED = (".zst", ".gz", ".parquet")
 _LOGITS_OF = 1_024  # targets whose logits are in memory at once (`lm.loss`),
 _GPU_LOGITS = 2**28  # and logits of a GPU, if these are more
+_SCORED_AT_ONCE = 8_192  # tokens of a batch that is scored (`lm.score`),
+_SCORED_LOGITS = 2**26  # and their logits at the most
 
 
 @dataclass(frozen=True)
@@ -435,6 +437,12 @@ class Workload:
         if not recomputed:
             return model.layers * block + logits
         return model.layers * dtype_bytes * model.width * tokens + block + logits
+
+    def scoring_bytes(self, model: ModelSize) -> float:
+        """What a processor's forward pass over a batch holds where nothing is learned from it:
+        its logits and one block, in float32 (`lm.score`)."""
+        tokens = min(_SCORED_AT_ONCE, _SCORED_LOGITS / model.vocab_size)
+        return 4 * tokens * (model.vocab_size + 8 * model.width + 4 * model.inner)
 
     def state_bytes(self, model: ModelSize, lora: config.Lora) -> float:
         """Weights, gradients and both moments of Adam in float32, and a copy to multiply by; with

@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, count, islice
@@ -37,7 +35,7 @@ from synthboot.artifacts.pairs import VALIDATION, Pairs, Related
 from synthboot.artifacts.parts import Part
 from synthboot.artifacts.store import WORK, Progress, Shards, silent
 from synthboot.artifacts.synthetic import CHUNKS, FILE, KEPT
-from synthboot.data import ngrams, tokens
+from synthboot.data import lock, ngrams, tokens
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.disk import read_json, write_json
 from synthboot.data.tokens import Tokens
@@ -297,17 +295,9 @@ def _agreed(path: Path, timed: Callable[[], int]) -> int:
     Likelihoods in another are rounded otherwise, and now and then another token is drawn.
     """
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        own = path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
-        write_json(own, timed())
-        try:
-            os.link(own, path)  # unlike a rename it leaves what is there
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            with suppress(FileExistsError), open(path, "xb") as file:
-                file.write(own.read_bytes())
-        own.unlink()
+        with lock.held(path.parent, f".{path.name}.lock", lock.FOREVER):
+            if not path.exists():  # nobody has timed it meanwhile
+                write_json(path, timed())
     return int(read_json(path))
 
 

@@ -130,6 +130,7 @@ def tune(
         tokenizer,
         progress,
         runtime,
+        section="tune",
     )
     shares: list[tuple[float, float]] = []
     if start is not None and cfg.tune.base_share:

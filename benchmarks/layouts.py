@@ -30,7 +30,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError
 from synthboot.lm import layouts, score
 from synthboot.lm import model as models
-from synthboot.lm.batches import PairPlan
+from synthboot.lm.batches import PairForm, PairPlan
 from synthboot.lm.sampling.engines import sampler
 from synthboot.lm.sampling.protocol import Request
 from synthboot.lm.train import Settings, train
@@ -155,13 +155,10 @@ def pairs(rows: int) -> PairPlan:
         texts,
         d1,
         d2,
-        seq_len=WINDOW,
-        d1_share=0.4,
+        PairForm(WINDOW, 0.4, end=0, separator=1),
         batch_tokens=rows * WINDOW,
         tokens=2 * rows * WINDOW,
         seed=0,
-        end=0,
-        separator=1,
     )
 
 

@@ -386,18 +386,13 @@ class Synthesizer:
     def logprob(self, text: str, given: str) -> float:
         """log p(text | given) in nats, over as much of the text as the window holds."""
         from synthboot.lm import pointer, score
+        from synthboot.lm.batches import PairForm
 
         seq_len = self.config.tune_seq_len
+        separator = self.tokenizer.separator if self.is_prompted else None
+        form = PairForm(seq_len, self.config.tune.d1_share, self.tokenizer.end, separator)
         d1, d2 = map(np.array, self.tokenizer.documents([given, text]))
-        [losses] = score.pair_tokens(
-            self.model,
-            [d1],
-            [d2],
-            seq_len,
-            self.config.tune.d1_share,
-            self.tokenizer.end,
-            self.tokenizer.separator if self.is_prompted else None,
-        )
+        [losses] = score.pair_tokens(self.model, [d1], [d2], form)
         if self.weights is None:
             return -float(losses.sum())
         reading = pointer.read(d1[:seq_len], d2[: len(losses)])

@@ -356,7 +356,7 @@ class Synthesizer:
         """`n` documents d2 ~ p(d2|d1 = given)."""
         from synthboot.lm.batches import d1_room
         from synthboot.lm.sampling.engines import sampler
-        from synthboot.lm.sampling.protocol import Request
+        from synthboot.lm.sampling.protocol import Request, Sampling
 
         seq_len = self.config.tune_seq_len
         settings = self.config.synthesize
@@ -371,9 +371,7 @@ class Synthesizer:
         # Every sample has a seed of its own, far from those of other values of `seed`.
         alone = (self.tokenizer.end, self.tokenizer.separator) if self.is_prompted else ()
         requests = [Request(prompt, seed * 1_000_003 + i, room, alone, source) for i in range(n)]
-        engine = sampler(
-            self.model,
-            self.tokenizer.end,
+        how = Sampling(
             temperature=settings.temperature,
             top_p=settings.top_p,
             batch=self.config.engine.sample_batch,
@@ -381,7 +379,8 @@ class Synthesizer:
             contrast=settings.contrast,
             weights=self.weights,
         )
-        return [self.tokenizer.decode(result.tokens) for result in engine.sample(requests)]
+        results = sampler(self.model, self.tokenizer.end, how).sample(requests)
+        return [self.tokenizer.decode(result.tokens) for result in results]
 
     def logprob(self, text: str, given: str) -> float:
         """log p(text | given) in nats, over as much of the text as the window holds."""

@@ -28,7 +28,7 @@ from transformers import GenerationConfig
 from synthboot.errors import SamplingError
 from synthboot.lm.sampling.decoder import DTYPES
 from synthboot.lm.sampling.nucleus import TRIES, sample_top_p, signed
-from synthboot.lm.sampling.protocol import Request, Result, too_large
+from synthboot.lm.sampling.protocol import Request, Result, Sampling, too_large
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,21 +44,16 @@ class TransformersSampler:
         self,
         model: PreTrainedModel,
         end: int,
-        *,
-        temperature: float,
-        top_p: float,
-        batch: int | None = None,
-        dtype: str = "auto",
-        absent: Sequence[int] = (),
+        how: Sampling,
     ) -> None:
         self.model = model.eval()
         self.end = end
-        self.batch = batch or 32
-        self.temperature = temperature
-        self.top_p = top_p
+        self.batch = how.batch or 32
+        self.temperature = how.temperature
+        self.top_p = how.top_p
         self.device = next(model.parameters()).device
-        self.half = DTYPES[dtype] == torch.bfloat16
-        self.absent = torch.tensor(absent, device=self.device) if absent else None
+        self.half = DTYPES[how.dtype] == torch.bfloat16
+        self.absent = torch.tensor(how.absent, device=self.device) if how.absent else None
         # some layouts have no such setting, some have -1 in it: both go on for ever
         positions = getattr(model.config, "max_position_embeddings", None) or 0
         self.positions = max(0, positions) or math.inf

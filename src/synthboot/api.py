@@ -350,7 +350,7 @@ class Synthesizer:
         """The model behind it."""
         from synthboot.lm import model as models
 
-        return models.moved(models.load(self.folder), models.device(self.config.engine.device))
+        return models.load(self.folder, models.device(self.config.engine.device))
 
     def sample(self, given: str, n: int = 1, seed: int = 0) -> list[str]:
         """`n` documents d2 ~ p(d2|d1 = given)."""

@@ -100,8 +100,7 @@ class Likelihood:
 
     @cached_property
     def _model(self) -> PreTrainedModel:
-        model = models.load(self.folder)
-        return models.moved(model, models.device(self.device))
+        return models.load(self.folder, models.device(self.device))
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

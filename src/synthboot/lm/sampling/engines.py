@@ -45,7 +45,7 @@ def open_sampler(
 
         return ServerSampler(folder, end, cfg, engine.server)
 
-    model = models.moved(models.load(folder), models.device(engine.device))
+    model = models.load(folder, models.device(engine.device))
     vocab_size = model.config.get_text_config().vocab_size
     how = Sampling(
         temperature=cfg.temperature,

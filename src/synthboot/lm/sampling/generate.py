@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from synthboot.errors import SamplingError
+from synthboot.errors import SamplingError, brief
 from synthboot.lm.sampling.decoder import DTYPES
 from synthboot.lm.sampling.nucleus import TRIES, sample_top_p, signed
 from synthboot.lm.sampling.protocol import Request, Result, Sampling, too_large
@@ -96,7 +96,7 @@ class TransformersSampler:
             TypeError,
             ValueError,
         ) as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return f"{type(error).__name__}: {brief(error)}"
         return ""
 
     def _logprob(self, request: Request, result: Result) -> float:

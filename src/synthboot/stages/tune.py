@@ -168,10 +168,12 @@ def tune(
     evaluated = stopping.num_tokens * (len(curve.validation) + len(shares))
     return Tuned(
         record=Tuning(
+            account="",  # by whoever saves it, as `upstream_flops` is
             conditioning=conditioning,
             untuned=untuned,
             padding_share=1 - float(plan.lengths.sum()) / (plan.rows_per_epoch() * plan.seq_len),
             best_loss=curve.best_loss,
+            upstream_flops=0.0,
             curve=curve,
             stopped_by=stopping.numbers,
             base_share=shares,
@@ -237,10 +239,12 @@ def _as_it_is(
     forward = models.flops_per_token(base, cfg.tune_seq_len)
     return Tuned(
         record=Tuning(
+            account="",
             conditioning={"unseen": unseen},
             untuned=(unseen.d1_worth or 0.0, unseen.d1_worth_error or 0.0),
             padding_share=0.0,
             best_loss=loss,
+            upstream_flops=0.0,
             curve=curve,
             stopped_by=stopping.numbers,
             base_share=[(1.0, loss)],

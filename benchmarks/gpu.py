@@ -35,7 +35,7 @@ from synthboot.lm import model as models
 from synthboot.lm.batches import Plan
 from synthboot.lm.loss import Loss
 from synthboot.lm.sampling.embedded import EmbeddedSampler
-from synthboot.lm.sampling.protocol import Request
+from synthboot.lm.sampling.protocol import Request, Sampling
 from synthboot.lm.train import Runtime, Settings, train
 
 SIZES = {
@@ -67,7 +67,7 @@ def right(device: torch.device) -> dict[str, Any]:
     asked = [Request(tuple(row), i, 32) for i, row in enumerate(tokens.tolist())]
     same = []
     for request, result in zip(
-        asked, EmbeddedSampler(model, 0, temperature=0, top_p=1, batch=32, dtype="float32").sample(asked), strict=True
+        asked, EmbeddedSampler(model, 0, Sampling(temperature=0, top_p=1, batch=32, dtype="float32")).sample(asked), strict=True
     ):
         prompt = torch.tensor([request.prompt], device=device)
         told = model.generate(
@@ -77,7 +77,8 @@ def right(device: torch.device) -> dict[str, Any]:
 
     def drawn() -> list[tuple[int, ...]]:
         return [
-            r.tokens for r in EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=32, dtype="float32").sample(asked)
+            r.tokens
+            for r in EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=32, dtype="float32")).sample(asked)
         ]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -163,7 +164,7 @@ def sampling(name: str, device: torch.device, requests: int, tokens: int) -> dic
         with pytest.MonkeyPatch.context() as patch:
             if not loops:
                 patch.setenv("SYNTHBOOT_KERNELS", "0")
-            ours = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, graphs=graphs)
+            ours = EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9), graphs=graphs)
             figures[label] = timed(counted(ours), asked)
         figures["rows"] = ours.batch
     half = model.to(torch.bfloat16) if device.type == "cuda" else model

@@ -30,9 +30,9 @@ from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError
 from synthboot.lm import layouts, score
 from synthboot.lm import model as models
-from synthboot.lm.batches import PairPlan
+from synthboot.lm.batches import PairForm, PairPlan
 from synthboot.lm.sampling.engines import sampler
-from synthboot.lm.sampling.protocol import Request
+from synthboot.lm.sampling.protocol import Request, Sampling
 from synthboot.lm.train import Settings, train
 
 PAGE = Path(__file__).parent.parent / "docs" / "layouts.md"
@@ -155,13 +155,10 @@ def pairs(rows: int) -> PairPlan:
         texts,
         d1,
         d2,
-        seq_len=WINDOW,
-        d1_share=0.4,
+        PairForm(WINDOW, 0.4, end=0, separator=1),
         batch_tokens=rows * WINDOW,
         tokens=2 * rows * WINDOW,
         seed=0,
-        end=0,
-        separator=1,
     )
 
 
@@ -204,7 +201,7 @@ def _tuned(model: Any, folder: Path) -> tuple[str, str]:
         return "WRONG", "saved weights score otherwise"
     note = ""
     try:
-        sampler(again, 0, temperature=1.0, top_p=0.9).sample([Request((0, 5), 1, 4), Request((0, 7), 2, 4)])
+        sampler(again, 0, Sampling(temperature=1.0, top_p=0.9)).sample([Request((0, 5), 1, 4), Request((0, 7), 2, 4)])
     except Exception as error:
         note = "does not sample: " + _words(error)
     return ("packed" if packed else "rows of their own"), note

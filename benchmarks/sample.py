@@ -34,7 +34,7 @@ from synthboot import config, pool
 from synthboot.data import tokenizer as tokenizers
 from synthboot.lm import model as models
 from synthboot.lm.sampling.embedded import EmbeddedSampler
-from synthboot.lm.sampling.protocol import Request
+from synthboot.lm.sampling.protocol import Request, Sampling
 
 SIZES = {
     "demo": config.Model(layers=3, width=96, heads=3, kv_heads=1, seq_len=512),
@@ -197,7 +197,7 @@ def point(name: str, rows: int, length: int, rounds: int) -> dict[str, float]:
     vocab, rng = VOCABULARY[name], np.random.default_rng(0)
     model = models.build(SIZES[name].model_copy(update={"seq_len": 2 * length}), vocab, 0).eval()
     asked = [Request(tuple(rng.integers(2, vocab, length).tolist()), i, length) for i in range(3 * rows)]
-    engine = EmbeddedSampler(model, vocab, temperature=1.0, top_p=0.9, batch=rows)  # no token ends a document
+    engine = EmbeddedSampler(model, vocab, Sampling(temperature=1.0, top_p=0.9, batch=rows))  # no token ends a document
     engine.sample(asked[:4])
     found = statistics.median(rate(engine, asked) for _ in range(rounds))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -240,7 +240,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         prompts = [tuple(rng.integers(2, vocab, rng.integers(60, 170)).tolist()) for _ in range(options.requests)]
         asked = [Request(p, i, options.tokens) for i, p in enumerate(prompts)]
         engines: dict[str, Any] = {
-            f"synthboot, {dtype}": EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, dtype=dtype)
+            f"synthboot, {dtype}": EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, dtype=dtype))
             for dtype in options.dtypes
         }
         peer_models = {"float32": model, "bfloat16": half}

@@ -42,7 +42,7 @@ from synthboot.lm import score
 from synthboot.lm.batches import IGNORE
 from synthboot.lm.loss import Loss, autocast
 from synthboot.lm.sampling.embedded import EmbeddedSampler
-from synthboot.lm.sampling.protocol import Request
+from synthboot.lm.sampling.protocol import Request, Sampling
 
 PARTS = ("scoring", "validation", "sampling", "training")
 VOCAB = 10_000
@@ -72,7 +72,7 @@ def sampling(
     asked = [Request(prompt, seed, tokens) for seed, prompt in enumerate(prompts)]
     engines: dict[str, Any] = {}
     for dtype in dtypes:
-        ours = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, dtype=dtype)
+        ours = EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, dtype=dtype))
         ours.sample(asked[:4])  # chooses its batch
         engines[f"synthboot, {dtype}"] = ours
         peer_model = copy.deepcopy(model).to(getattr(torch, dtype))

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -225,6 +226,25 @@ def by_a_worker(function: Callable[..., Any], *arguments: object) -> Any:
         workers.close()
 
 
+def soon(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What the condition gives once it is true."""
+    give_up = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    return value
+
+
+def double(offset: int) -> Any:
+    """A worker that doubles, and says which process did."""
+
+    def run(item: int) -> tuple[int, int]:
+        time.sleep(0.02 * (item % 3))  # finish out of order
+        return 2 * item + offset, os.getpid()
+
+    return run
+
+
 class Deaf:
     """A connection to nobody."""
 
@@ -246,6 +266,14 @@ def in_a_fork(work: Callable[[], object]) -> int:
 
 def run_folder(settings: dict[str, Any]) -> Path:
     return Path(settings["root"]) / settings["name"]
+
+
+def unmake(settings: dict[str, Any], *stages: str) -> None:
+    """Remove what these stages have left."""
+    from synthboot.recipes import folder_of
+
+    for stage in stages:
+        shutil.rmtree(folder_of(run_folder(settings), stage))
 
 
 def contents(settings: dict[str, Any]) -> dict[str, Any]:

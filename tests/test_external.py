@@ -20,6 +20,7 @@ from synthboot.data import disk
 from synthboot.errors import ConfigError, SynthbootError
 from synthboot.lm import model as our_models
 from synthboot.lm import score
+from synthboot.lm.batches import PairForm
 from synthboot.runner.state import State, states
 from tests.conftest import run_folder, small_config, tiny_config
 
@@ -121,7 +122,7 @@ def test_its_worth_is_measured_in_its_own_tokens_and_by_the_byte(written: dict[s
         unseen = record["conditioning"]["unseen"]
         room = 127 - 42  # what a third of the window leaves for d2
         d2 = [external.validation[doc][:room] for _, doc, _ in record["stopped_by"]]
-        alone = score.pairs(untouched, d2, d2, 128, 1 / 3, external.tokenizer.end, None).mean
+        alone = score.pairs(untouched, d2, d2, PairForm(128, 1 / 3, external.tokenizer.end, None)).mean
         assert unseen["base"] == pytest.approx(alone, abs=1e-5)
         size = sum(len(external.tokenizer.decode(document).encode()) for document in d2)
         assert unseen["tokens_per_byte"] == pytest.approx(sum(map(len, d2)) / size)

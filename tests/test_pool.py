@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
@@ -20,14 +20,7 @@ from synthboot.artifacts.store import silent
 from synthboot.errors import ConfigError
 from synthboot.lm import model as models
 from synthboot.steps.context import Context
-
-
-def double(offset: int) -> Any:
-    def run(item: int) -> tuple[int, int]:
-        time.sleep(0.02 * (item % 3))  # finish out of order
-        return 2 * item + offset, os.getpid()
-
-    return run
+from tests.conftest import double, soon
 
 
 def failing(_: int) -> Any:
@@ -311,15 +304,6 @@ def below(program: str) -> int:
 
 def alive(pid: int) -> bool:
     return any(pid == found and state != "Z" for found, state, _ in processes())
-
-
-def soon(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """What the condition gives once it is true."""
-    give_up = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
-    return value
 
 
 def itself(_: int) -> int:

@@ -34,13 +34,10 @@ def main(run: Path) -> None:
         unseen.outside.pretrain,
         seen.d1.tolist(),
         seen.d2.tolist(),
-        seq_len=unseen.window,
-        d1_share=unseen.share,
+        unseen.form,
         batch_tokens=tune.batch_tokens,
         tokens=tune.max_tokens or 0,
         seed=cfg.seed,
-        end=tokenizer.end,
-        separator=tokenizer.separator,
     )
     settings = Settings(
         lr=tune.lr, weight_decay=tune.weight_decay, warmup_steps=1, eval_steps=(plan.steps,), precision=cfg.optim.precision

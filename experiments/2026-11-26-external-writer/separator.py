@@ -17,7 +17,7 @@ from synthboot.artifacts.external import External
 from synthboot.artifacts.pairs import VALIDATION, Pairs
 from synthboot.lm import model as models
 from synthboot.lm import score
-from synthboot.lm.batches import d1_room, joined_contexts
+from synthboot.lm.batches import PairForm, joined_contexts
 
 CONFIG = Path(__file__).with_name("config.yaml")
 PAIRS = 24
@@ -28,23 +28,22 @@ class Unseen:
 
     def __init__(self, run: Path, cfg: config.Config, count: int) -> None:
         self.outside = External.open(run / "01-corpus" / "external")
-        self.window, self.share = cfg.tune_seq_len, cfg.tune.d1_share
+        tokenizer = self.outside.tokenizer
+        self.form = PairForm(cfg.tune_seq_len, cfg.tune.d1_share, tokenizer.end, tokenizer.separator)
         pairs = Pairs.load(run / "03-pair" / "related").only(VALIDATION)
         once = np.sort(np.unique(pairs.d2, return_index=True)[1])  # the most similar d1 of each d2
         chosen = once[np.linspace(0, len(once) - 1, count).astype(int)]
         others = np.random.default_rng(cfg.seed).integers(0, len(self.outside.pretrain), count)
         self.d1 = (pairs.d1[chosen].tolist(), others.tolist())
-        room = self.window - 1 - d1_room(self.window, self.share)
+        room = self.form.seq_len - 1 - self.form.d1_room
         self.d2 = [self.outside.validation[doc][:room] for doc in pairs.d2[chosen].tolist()]
 
     def cells(self, model: Any) -> str:
         """The loss given each d1, and what the related ones are worth, as cells of a table."""
-        tokenizer = self.outside.tokenizer
-        end, separator = tokenizer.end, tokenizer.separator
         scores = []
         for docs in self.d1:
-            d1 = [joined_contexts([self.outside.pretrain[doc]], self.window, self.share, separator) for doc in docs]
-            scores.append(score.pairs(model, d1, self.d2, self.window, self.share, end, separator))
+            d1 = [joined_contexts([self.outside.pretrain[doc]], self.form) for doc in docs]
+            scores.append(score.pairs(model, d1, self.d2, self.form))
         worth, error = scores[0].gain_over(scores[1])
         return f"{scores[0].mean:.3f} | {scores[1].mean:.3f} | {worth:.3f} +- {error:.3f}"
 

@@ -350,13 +350,13 @@ class Synthesizer:
         """The model behind it."""
         from synthboot.lm import model as models
 
-        return models.moved(models.load(self.folder), models.device(self.config.engine.device))
+        return models.load(self.folder, models.device(self.config.engine.device))
 
     def sample(self, given: str, n: int = 1, seed: int = 0) -> list[str]:
         """`n` documents d2 ~ p(d2|d1 = given)."""
         from synthboot.lm.batches import d1_room
         from synthboot.lm.sampling.engines import sampler
-        from synthboot.lm.sampling.protocol import Request
+        from synthboot.lm.sampling.protocol import Request, Sampling
 
         seq_len = self.config.tune_seq_len
         settings = self.config.synthesize
@@ -371,9 +371,7 @@ class Synthesizer:
         # Every sample has a seed of its own, far from those of other values of `seed`.
         alone = (self.tokenizer.end, self.tokenizer.separator) if self.is_prompted else ()
         requests = [Request(prompt, seed * 1_000_003 + i, room, alone, source) for i in range(n)]
-        engine = sampler(
-            self.model,
-            self.tokenizer.end,
+        how = Sampling(
             temperature=settings.temperature,
             top_p=settings.top_p,
             batch=self.config.engine.sample_batch,
@@ -381,23 +379,19 @@ class Synthesizer:
             contrast=settings.contrast,
             weights=self.weights,
         )
-        return [self.tokenizer.decode(result.tokens) for result in engine.sample(requests)]
+        results = sampler(self.model, self.tokenizer.end, how).sample(requests)
+        return [self.tokenizer.decode(result.tokens) for result in results]
 
     def logprob(self, text: str, given: str) -> float:
         """log p(text | given) in nats, over as much of the text as the window holds."""
         from synthboot.lm import pointer, score
+        from synthboot.lm.batches import PairForm
 
         seq_len = self.config.tune_seq_len
+        separator = self.tokenizer.separator if self.is_prompted else None
+        form = PairForm(seq_len, self.config.tune.d1_share, self.tokenizer.end, separator)
         d1, d2 = map(np.array, self.tokenizer.documents([given, text]))
-        [losses] = score.pair_tokens(
-            self.model,
-            [d1],
-            [d2],
-            seq_len,
-            self.config.tune.d1_share,
-            self.tokenizer.end,
-            self.tokenizer.separator if self.is_prompted else None,
-        )
+        [losses] = score.pair_tokens(self.model, [d1], [d2], form)
         if self.weights is None:
             return -float(losses.sum())
         reading = pointer.read(d1[:seq_len], d2[: len(losses)])

@@ -1249,8 +1249,9 @@ def _accuracy(task: TaskResult | None, arm: str) -> str:
     return "" if answers is None else "{:.1%} [{:.1%}, {:.1%}]".format(*answers.acc)
 
 
-def _numbers(numbers: list[int], most: int = 8) -> str:
-    """The first numbers of a list, and how many there are beyond them."""
+def _numbers(numbers: list[int]) -> str:
+    """The first eight numbers of a list, and how many there are beyond them."""
+    most = 8
     shown = ", ".join(map(str, numbers[:most]))
     return shown if len(numbers) <= most else f"{shown} and {len(numbers) - most:,} more"
 

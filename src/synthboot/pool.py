@@ -36,7 +36,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from synthboot.errors import SynthbootError
+from synthboot.errors import SynthbootError, brief
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -333,7 +333,7 @@ def _release(process: BaseProcess, connection: Connection) -> None:
 
 
 def _words(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return brief(f"{type(error).__name__}: {error}", 300)
 
 
 _OPEN: ContextVar[Callable[[], Workers]] = ContextVar("open", default=Pool)

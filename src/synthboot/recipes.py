@@ -191,6 +191,7 @@ class _Recipes:
         self.hashes = hashes
         self.known = Hashes(cfg.folder)
         self.units: dict[str, Unit] = {}
+        self.tune_trials: set[str] = set()
         self.first = cfg.pretrain.seeds[0]
         given = self.given("model.init_from", cfg.model.init_from)
         corpus = cfg.corpus
@@ -294,7 +295,7 @@ class _Recipes:
         for name, unit in self.units.items():
             # a trial is seen through the unit that its sweep chose
             makes_text = unit.stage in ("embed", "pair", "synthesize", "tune")
-            if makes_text and not unit.options.get("trial"):
+            if makes_text and name not in self.tune_trials:
                 upstream[name] = name
             if unit.stage == "synthesize":
                 synthetic[name] = name
@@ -419,7 +420,6 @@ class _Recipes:
                 recipe=setting,
                 arm=name,
                 seed=self.first,
-                trial=trial,
             )
             trials[f"trial/{trial}"] = trial_unit
 
@@ -581,8 +581,8 @@ class _Recipes:
                 parents,
                 reads=reads,
                 cfg=self.cfg.model_copy(update={"tune": setting}),
-                trial=trial,
             )
+            self.tune_trials.add(unit)
             trials[f"trial/{trial}"] = unit
         return self.add(
             "tune",

@@ -289,32 +289,28 @@ def detectable(noise: Components, seeds: int, items: int, confidence: float = 0.
     return spread.half_width(1 - confidence) + margin
 
 
-def seeds_for(
-    wanted: float, noise: Components, items: int, confidence: float = 0.95, most: int = 1_000
-) -> int | None:
+def seeds_for(wanted: float, noise: Components, items: int, confidence: float = 0.95) -> int | None:
     """How many seeds show a true difference of `wanted` four times in five.
 
-    None where `most` do not: then the items' noise is too large, whatever the seeds.
+    None where a thousand do not: then the items' noise is too large, whatever the seeds.
     """
-    for seeds in range(2, most + 1):
+    for seeds in range(2, 1_001):
         if detectable(noise, seeds, items, confidence) <= wanted:
             return seeds
     return None
 
 
-def items_for(
-    wanted: float, noise: Components, seeds: int, confidence: float = 0.95, most: int = 10**9
-) -> int | None:
+def items_for(wanted: float, noise: Components, seeds: int, confidence: float = 0.95) -> int | None:
     """How many items show a true difference of `wanted` four times in five, with so many seeds.
 
-    None where `most` do not: then the seeds' noise is too large, whatever the items.
+    None where a thousand million do not: then the seeds' noise is too large, whatever the items.
     """
-    if detectable(noise, seeds, most, confidence) > wanted:
+    enough = 10**9
+    if detectable(noise, seeds, enough, confidence) > wanted:
         return None
 
     # Bisection. One item is never enough: it has no spread.
     too_few = 1
-    enough = most
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         if detectable(noise, seeds, middle, confidence) <= wanted:

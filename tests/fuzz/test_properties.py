@@ -19,7 +19,7 @@ from synthboot.artifacts.pairs import Related
 from synthboot.data import documents, tokenizer, tokens
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
-from synthboot.lm.batches import IGNORE, PairPlan, Plan, cut_pair, d1_room, joined_contexts, pair_row
+from synthboot.lm.batches import IGNORE, PairForm, PairPlan, Plan, cut_pair, d1_room, joined_contexts, pair_row
 from synthboot.lm.streams import Stream, packed_pairs, shuffled
 from synthboot.terminal import one_line, safe
 from tests.fuzz.configurations import section
@@ -56,7 +56,7 @@ def test_a_stream_is_its_documents_end_to_end(docs: list[list[int]], seed: int, 
 @every
 @given(st.integers(0, 200), st.integers(1, 200), st.integers(2, 150), shares)
 def test_a_pair_is_cut_to_its_row_and_no_further(d1: int, d2: int, seq_len: int, share: float) -> None:
-    first, second = cut_pair(d1, d2, seq_len, share)
+    first, second = cut_pair(d1, d2, PairForm(seq_len, share, 0, 1))
     assert 0 <= first <= d1
     assert 0 <= second <= d2
     assert first + second == min(d1 + d2, seq_len - 1)  # nothing is cut where there is room
@@ -67,8 +67,9 @@ def test_a_pair_is_cut_to_its_row_and_no_further(d1: int, d2: int, seq_len: int,
 @every
 @given(st.lists(st.integers(2, 99), max_size=30), st.lists(st.integers(2, 99), max_size=30), st.integers(2, 40), shares)
 def test_a_pair_s_row_learns_d2_and_nothing_else(d1: list[int], d2: list[int], seq_len: int, share: float) -> None:
-    inputs, targets = pair_row(np.array([*d1, 0]), np.array([*d2, 0]), seq_len, share, 0, 1)
-    first, second = cut_pair(len(d1), len(d2) + 1, seq_len, share)
+    form = PairForm(seq_len, share, 0, 1)
+    inputs, targets = pair_row(np.array([*d1, 0]), np.array([*d2, 0]), form)
+    first, second = cut_pair(len(d1), len(d2) + 1, form)
     assert len(inputs) == len(targets) <= seq_len
     assert inputs.tolist() == [0, *d1[:first], 1, *[*d2, 0][:second]][: len(inputs)]
     assert [t for t in targets.tolist() if t != IGNORE] == [*d2, 0][:second]
@@ -125,7 +126,7 @@ def test_a_pass_of_packed_pairs_has_each_pair_once(
     pairs = data.draw(st.lists(st.tuples(pick, pick), min_size=1, max_size=12))
     d1, d2 = zip(*pairs, strict=True)
     closed = Tokens.of([[*d, 0] for d in docs])
-    plan = PairPlan(closed, d1, d2, seq_len=seq_len, d1_share=share, batch_tokens=seq_len, tokens=9, seed=0, end=0, separator=1)
+    plan = PairPlan(closed, d1, d2, PairForm(seq_len, share, 0, 1), batch_tokens=seq_len, tokens=9, seed=0)
     laid = plan.row_pairs(0)
     assert sorted(pair for row in laid for pair in row) == list(range(len(pairs)))
     assert all(sum(int(plan.lengths[pair]) for pair in row) <= seq_len for row in laid)
@@ -201,7 +202,7 @@ def test_a_prompt_of_several_d1_holds_the_most_similar_last(pairs: list[tuple[in
 @every
 @given(st.lists(st.lists(st.integers(2, 99), max_size=30), min_size=2, max_size=4), st.integers(30, 80), st.floats(0.3, 0.9))
 def test_several_d1_take_no_more_room_than_one(docs: list[list[int]], window: int, share: float) -> None:
-    joined = joined_contexts([np.array([*doc, 0]) for doc in docs], window, share, separator=1).tolist()
+    joined = joined_contexts([np.array([*doc, 0]) for doc in docs], PairForm(window, share, 0, 1)).tolist()
     assert joined.pop() == 0
     assert len(joined) <= d1_room(window, share)
     heads = [list(group) for separates, group in itertools.groupby(joined, lambda token: token == 1) if not separates]

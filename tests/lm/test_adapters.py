@@ -15,7 +15,7 @@ from synthboot.errors import ConfigError
 from synthboot.lm import adapters
 from synthboot.lm import model as models
 from synthboot.lm.arm import Sources, train_arm
-from synthboot.lm.batches import PairPlan
+from synthboot.lm.batches import PairForm, PairPlan
 from synthboot.lm.train import Settings, train
 from tests.conftest import small_config
 
@@ -52,13 +52,10 @@ def tuned(model: Any, folder: Path, tokenizer: Tokenizer, kill_at: int = 0) -> A
         Tokens.of(documents),
         list(range(12)),
         [*range(1, 12), 0],
-        seq_len=64,
-        d1_share=0.4,
+        PairForm(64, 0.4, tokenizer.end, tokenizer.separator),
         batch_tokens=128,
         tokens=1_024,
         seed=0,
-        end=tokenizer.end,
-        separator=tokenizer.separator,
     )
     calls = 0
 

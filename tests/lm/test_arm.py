@@ -1,16 +1,17 @@
 """What an arm of `match: flops` trains on costs no more than the arm that it is held against."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from synthboot import config, loading
-from synthboot.artifacts.model import TokenCounts
+from synthboot.artifacts.model import Curve, TokenCounts
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
-from synthboot.lm.arm import Sources, affordable
+from synthboot.lm.arm import Sources, affordable, train_arm
 from synthboot.stages.evaluate import check_comparable
 
 FLOPS = 1e6
@@ -76,3 +77,22 @@ def test_a_budget_that_one_step_exceeds(tokenizer: Tokenizer) -> None:
     text = replace(Sources(documents(40)), synthetic=documents(200), upstream_flops=3 * FLOPS * 64 * (STEPS - 1.7))
     with pytest.raises(BudgetError, match="costs more than the budget"):
         affordable(cfg, arm, 0, tokenizer, replace(text, sample_flops=3 * FLOPS * 0.8), FLOPS)
+
+
+def test_an_arm_warms_up_and_averages_gradients_as_it_is_told(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    plain = settings(1)
+    text = Sources(documents(40))
+
+    def trained(name: str, **changes: float) -> Curve:
+        optim = plain.optim.model_copy(update={"schedule": "wsd", "decay_fraction": 0.1, "evals": 4, **changes})
+        model = config.Model(layers=1, width=32, heads=2, kv_heads=1, seq_len=64)
+        engine = config.Engine(device="cpu")
+        cfg = plain.model_copy(update={"model": model, "optim": optim, "engine": engine})
+        return train_arm(cfg, config.Arm(), 0, text, documents(3), tokenizer, tmp_path / name).curve
+
+    usual = trained("usual")
+    rates = [rate for *_, rate in trained("warm", warmup_fraction=0.5).train]
+    assert rates[:2] == pytest.approx([plain.optim.lr / 2, plain.optim.lr])  # after 10 and 20 of 40 steps
+    assert usual.train[0][-1] == pytest.approx(plain.optim.lr)
+    for changes in ({"beta1": 0.5}, {"beta2": 0.5}):
+        assert trained(*changes, **changes).validation != usual.validation

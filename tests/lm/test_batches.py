@@ -8,7 +8,7 @@ from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
 from synthboot.lm.arm import Sources, plan_of
-from synthboot.lm.batches import IGNORE, PairPlan, Plan, cut_pair, d1_room, joined_contexts, pair_row
+from synthboot.lm.batches import IGNORE, PairForm, PairPlan, Plan, cut_pair, d1_room, joined_contexts, pair_row
 from synthboot.lm.streams import Stream, megadocs, packed_pairs, shuffled
 
 REPLAY = Tokens.of([[900 + i] * 7 + [0] for i in range(5)])
@@ -95,17 +95,17 @@ def test_synthetic_text_is_read_in_one_pass_without_repeats() -> None:
 
 @pytest.mark.parametrize(("d1", "d2", "expected"), [(5, 5, (5, 5)), (50, 10, (20, 10)), (5, 50, (5, 25)), (50, 50, (10, 20))])
 def test_cut_pair_gives_each_its_share_and_the_rest_to_who_needs_it(d1: int, d2: int, expected: tuple[int, int]) -> None:
-    assert cut_pair(d1, d2, 31, 1 / 3) == expected
+    assert cut_pair(d1, d2, PairForm(31, 1 / 3, 0, 1)) == expected
 
 
 def test_pair_row_takes_the_loss_on_d2_and_its_end_alone() -> None:
-    inputs, targets = pair_row(np.array([11, 12, 0]), np.array([21, 22, 23, 0]), 32, 0.5, end=0, separator=1)
+    inputs, targets = pair_row(np.array([11, 12, 0]), np.array([21, 22, 23, 0]), PairForm(32, 0.5, 0, 1))
     assert inputs.tolist() == [0, 11, 12, 1, 21, 22, 23]
     assert targets.tolist() == [IGNORE, IGNORE, IGNORE, 21, 22, 23, 0]
 
 
 def test_a_cut_d2_does_not_learn_to_end() -> None:
-    inputs, targets = pair_row(np.arange(11, 31), np.array([*range(40, 60), 0]), 16, 0.5, end=0, separator=1)
+    inputs, targets = pair_row(np.arange(11, 31), np.array([*range(40, 60), 0]), PairForm(16, 0.5, 0, 1))
     assert len(inputs) == 16
     assert inputs[0] == 0
     assert 0 not in targets
@@ -118,13 +118,10 @@ def packed(seed: int = 0) -> tuple[PairPlan, list[tuple[int, int]]]:
         REAL,
         [a for a, _ in pairs],
         [b for _, b in pairs],
-        seq_len=24,
-        d1_share=0.4,
+        PairForm(24, 0.4, 0, 1),
         batch_tokens=96,
         tokens=96 * 100,
         seed=seed,
-        end=0,
-        separator=1,
     )
     return p, pairs
 
@@ -146,7 +143,7 @@ def test_packing_holds_every_pair_once_a_pass_and_segments_never_mix() -> None:
                 assert positions[part].tolist() == list(range(len(x)))
                 place = x.tolist().index(1)
                 d1, d2 = x[1] - 100, y[place] - 100
-                expected = pair_row(REAL[d1], REAL[d2], 24, 0.4, 0, 1)
+                expected = pair_row(REAL[d1], REAL[d2], p.form)
                 assert (x == expected[0]).all()
                 assert (y == expected[1]).all()
                 found.append((int(d1), int(d2)))
@@ -238,7 +235,7 @@ def test_noise_replaces_inputs_and_leaves_targets_and_document_ends() -> None:
 def test_late_passes_of_pairs_are_not_packed_over_and_over() -> None:
     rng = np.random.default_rng(0)
     d1, d2 = rng.integers(0, 20, (2, 60)).tolist()
-    laid = PairPlan(REAL, d1, d2, seq_len=32, d1_share=0.4, batch_tokens=64, tokens=32 * 400, seed=0, end=0, separator=1)
+    laid = PairPlan(REAL, d1, d2, PairForm(32, 0.4, 0, 1), batch_tokens=64, tokens=32 * 400, seed=0)
     epochs = laid.steps * laid.rows / laid.rows_per_epoch()
     assert epochs > 6
     first = [laid.batch(step) for step in range(laid.steps)]
@@ -265,9 +262,7 @@ def test_documents_that_a_layout_sets_side_by_side_see_each_other(layout: Litera
 
 def test_without_a_separator_every_d2_is_seen_alone_as_often_as_there_are_pairs_of_it() -> None:
     d1, d2 = [1, 2, 3, 4, 5, 6], [0, 0, 0, 9, 9, 7]
-    laid = PairPlan(
-        REAL, d1, d2, seq_len=24, d1_share=0.4, batch_tokens=24, tokens=240, seed=0, end=0, separator=None, contexts=3
-    )
+    laid = PairPlan(REAL, d1, d2, PairForm(24, 0.4, 0, None), batch_tokens=24, tokens=240, seed=0, contexts=3)
     found = []
     for step in range(laid.rows_per_epoch()):
         batch = laid.batch(step)
@@ -281,10 +276,9 @@ def test_without_a_separator_every_d2_is_seen_alone_as_often_as_there_are_pairs_
     assert sorted(found) == sorted(REAL[doc][:24].tolist() for doc in d2)
 
 
-def with_contexts(contexts: int, **changes: Any) -> PairPlan:
+def with_contexts(contexts: int) -> PairPlan:
     d1, d2 = [1, 2, 3, 4, 5], [0, 0, 0, 9, 9]  # most similar first
-    options: dict[str, Any] = {"seq_len": 32, "d1_share": 0.6, "batch_tokens": 64, "tokens": 640, "seed": 0} | changes
-    return PairPlan(REAL, d1, d2, end=0, separator=1, contexts=contexts, **options)
+    return PairPlan(REAL, d1, d2, PairForm(32, 0.6, 0, 1), batch_tokens=64, tokens=640, seed=0, contexts=contexts)
 
 
 def prompts(laid: PairPlan) -> set[tuple[int, ...]]:
@@ -321,18 +315,19 @@ def test_other_d1_of_a_d2_stand_before_its_d1_the_more_similar_the_later() -> No
 
 def test_contexts_are_cut_so_that_all_fit_the_room_of_d1() -> None:
     long = [np.array([*range(100 * i, 100 * i + 50), 0]) for i in (1, 2, 3)]
-    joined = joined_contexts(long, 32, 0.6, separator=1)
+    form = PairForm(32, 0.6, 0, 1)
+    joined = joined_contexts(long, form)
     assert joined.tolist() == [*range(100, 105), 1, *range(200, 205), 1, *range(300, 305), 0]
     assert len(joined) - 1 <= d1_room(32, 0.6)
-    assert joined_contexts(long[:1], 32, 0.6, separator=1) is long[0]  # pair_row cuts a single one, by what d2 leaves
-    inputs, targets = pair_row(joined, np.array([7, 8, 0]), 32, 0.6, end=0, separator=1)
+    assert joined_contexts(long[:1], form) is long[0]  # pair_row cuts a single one, by what d2 leaves
+    inputs, targets = pair_row(joined, np.array([7, 8, 0]), form)
     assert inputs.tolist() == [0, *joined[:-1].tolist(), 1, 7, 8]
     assert targets[-3:].tolist() == [7, 8, 0]
 
 
 def test_plain_rows_are_documents_alone_and_those_of_pairs_are_as_they_are_without() -> None:
     plain = np.array([6, 7, 8, 10, 11])
-    options: dict[str, Any] = {"seq_len": 24, "d1_share": 0.4, "batch_tokens": 96, "seed": 0, "end": 0, "separator": 1}
+    options: dict[str, Any] = {"form": PairForm(24, 0.4, 0, 1), "batch_tokens": 96, "seed": 0}
     d1, d2 = [1, 2, 3, 4, 5], [0, 0, 0, 9, 9]
     mixed = PairPlan(REAL, d1, d2, tokens=96 * 20, plain_share=0.25, plain=plain, **options)
     pure = PairPlan(REAL, d1, d2, tokens=96 * 15, **options)

@@ -63,7 +63,7 @@ def sampling(spoil: str) -> None:
     """Rows are filled, decoded, cut and decoded again."""
     from synthboot.lm.sampling import embedded, protocol
 
-    engine = embedded.EmbeddedSampler(model(), 0, temperature=1.0, top_p=0.9, batch=32, graphs=False)
+    engine = embedded.EmbeddedSampler(model(), 0, protocol.Sampling(temperature=1.0, top_p=0.9, batch=32), graphs=False)
     asked = [protocol.Request(tuple(range(1, 9 + i % 3)), i, 20) for i in range(40)]
     if spoil == "waits":
         engine.temperature = torch.ones((), device=DEVICE)  # type: ignore[assignment]

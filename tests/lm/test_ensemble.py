@@ -15,7 +15,7 @@ from synthboot.lm import model as models
 from synthboot.lm.batches import IGNORE, Plan
 from synthboot.lm.loss import Loss, Teacher
 from synthboot.lm.sampling.engines import sampler
-from synthboot.lm.sampling.protocol import Request
+from synthboot.lm.sampling.protocol import Request, Sampling
 from synthboot.lm.train import Settings, train
 from tests.conftest import Killed
 from tests.lm.conftest import small_model
@@ -69,7 +69,7 @@ def test_scores_of_the_whole_are_those_of_its_members_in_probability(checkpoint:
 def test_an_ensemble_is_sampled_like_any_layout(checkpoint: Path) -> None:
     together = models.load(checkpoint)
     prompt = (5, 6, 7)
-    [result] = sampler(together, 0, temperature=0.0, top_p=1.0).sample([Request(prompt, 0, 4)])
+    [result] = sampler(together, 0, Sampling(temperature=0.0, top_p=1.0)).sample([Request(prompt, 0, 4)])
     ids = list(prompt)
     for token in result.tokens:
         expected = mean_probabilities([small_model(seed=n) for n in range(3)], torch.tensor([ids]))[0, -1]

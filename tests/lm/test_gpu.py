@@ -16,7 +16,7 @@ from synthboot.kernels import library
 from synthboot.lm import loss
 from synthboot.lm.sampling import nucleus
 from synthboot.lm.sampling.embedded import EmbeddedSampler
-from synthboot.lm.sampling.protocol import Request
+from synthboot.lm.sampling.protocol import Request, Sampling
 from tests.lm.conftest import draw, small_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -173,11 +173,11 @@ def test_a_sampler_takes_them_and_says_the_same(taken: None, changes: dict[str, 
     model = small_model(1, width=128).to(DEVICE)
     asked = [Request((5, 7 + i, 11), i, 6, alone=(11,), source=(7, 9, 11, 30)) for i in range(3)]
     how: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "batch": 3, "dtype": "float32", **changes}
-    sampler = EmbeddedSampler(model, 0, **how)
+    sampler = EmbeddedSampler(model, 0, Sampling(**how))
     assert sampler.decoder.attend is importlib.import_module("synthboot.kernels.gpu").attend
     found = sampler.sample(asked)
     with torch_alone():
-        expected = EmbeddedSampler(model, 0, **how).sample(asked)
+        expected = EmbeddedSampler(model, 0, Sampling(**how)).sample(asked)
     assert [r.tokens for r in found] == [r.tokens for r in expected]
     assert [r.logprob for r in found] == pytest.approx([r.logprob for r in expected], abs=1e-3)
 
@@ -208,8 +208,8 @@ def test_recorded_steps_of_a_gpu_say_what_plain_ones_say(changes: dict[str, Any]
     model = small_model(2, width=256).to("cuda")
     asked = [Request((5, 7 + i % 200, 11), i, 70, alone=(11,), source=(7, 9, 11, 30)) for i in range(90)]
     how: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "batch": 32, **changes}
-    recorded = EmbeddedSampler(model, 0, **how).sample(asked)
-    plain = EmbeddedSampler(model, 0, graphs=False, **how).sample(asked)
+    recorded = EmbeddedSampler(model, 0, Sampling(**how)).sample(asked)
+    plain = EmbeddedSampler(model, 0, Sampling(**how), graphs=False).sample(asked)
     assert [r.tokens for r in recorded] == [r.tokens for r in plain]
 
 

@@ -17,7 +17,7 @@ from synthboot.errors import ConfigError
 from synthboot.lm import layouts, parallel, score
 from synthboot.lm import model as models
 from synthboot.lm import train as training
-from synthboot.lm.batches import IGNORE, Batch, PairPlan, Plan
+from synthboot.lm.batches import IGNORE, Batch, PairForm, PairPlan, Plan
 from synthboot.lm.loss import Loss
 from synthboot.lm.train import Settings, train
 from tests.lm.conftest import small_model
@@ -83,9 +83,7 @@ def tiny(kind: str, sizes: dict[str, Any], folder: Path) -> Any:
 
 def pair_plan() -> PairPlan:
     d1, d2 = np.random.default_rng(0).integers(0, 20, (2, 24)).tolist()
-    return PairPlan(
-        TEXTS, d1, d2, seq_len=WINDOW, d1_share=0.4, batch_tokens=3 * WINDOW, tokens=6 * WINDOW, seed=0, end=0, separator=1
-    )
+    return PairPlan(TEXTS, d1, d2, PairForm(WINDOW, 0.4, 0, 1), batch_tokens=3 * WINDOW, tokens=6 * WINDOW, seed=0)
 
 
 def alone(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from synthboot.data.tokens import Tokens
 from synthboot.lm import score
+from synthboot.lm.batches import PairForm
 from tests.lm.conftest import small_model
 
 
@@ -40,8 +41,8 @@ def test_documents_against_a_loop_over_tokens_and_windows() -> None:
 def test_pairs_score_d2_given_end_d1_separator() -> None:
     model = small_model()
     d1, d2 = np.array([5, 6, 7, 0]), np.array([8, 9, 0])
-    given = score.pairs(model, [d1], [d2], 64, 0.5, end=0, separator=1)
-    alone = score.pairs(model, [d1], [d2], 64, 0.5, end=0, separator=None)
+    given = score.pairs(model, [d1], [d2], PairForm(64, 0.5, 0, 1))
+    alone = score.pairs(model, [d1], [d2], PairForm(64, 0.5, 0, None))
     assert given.loss[0] == pytest.approx(by_hand(model, [0, 5, 6, 7, 1], [8, 9, 0]), rel=1e-4)
     assert alone.loss[0] == pytest.approx(by_hand(model, [0], [8, 9, 0]), rel=1e-4)
     assert given.tokens[0] == alone.tokens[0] == 3

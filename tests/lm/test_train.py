@@ -20,7 +20,7 @@ from synthboot.errors import ConfigError, CorruptArtifact, TrainingError
 from synthboot.lm import loss, score, track
 from synthboot.lm import model as models
 from synthboot.lm import train as training
-from synthboot.lm.batches import IGNORE, Batch, PairPlan, Plan
+from synthboot.lm.batches import IGNORE, Batch, PairForm, PairPlan, Plan
 from synthboot.lm.loss import Loss
 from synthboot.lm.train import Runtime, Settings, train
 from tests.conftest import Killed, files
@@ -131,14 +131,13 @@ def test_a_step_equals_plain_pytorch_with_and_without_accumulation(tmp_path: Pat
 
 
 def test_packed_pairs_do_not_see_each_other(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    pairs = PairPlan(
-        TEXTS, [0, 1, 2, 3], [4, 5, 6, 7], seq_len=64, d1_share=0.5, batch_tokens=128, tokens=128, seed=0, end=0, separator=1
-    )
+    form = PairForm(64, 0.5, 0, 1)
+    pairs = PairPlan(TEXTS, [0, 1, 2, 3], [4, 5, 6, 7], form, batch_tokens=128, tokens=128, seed=0)
     batch = pairs.batch(0)
     curve = train(small_model(), pairs, settings(eval_steps=()), lambda _: 0.0, tmp_path / "m", tokenizer)
     fresh = small_model()
     rows = [(TEXTS[a], TEXTS[b]) for a, b in ((0, 4), (1, 5), (2, 6), (3, 7))]
-    alone = score.pairs(fresh, [a for a, _ in rows], [b for _, b in rows], 64, 0.5, 0, 1)
+    alone = score.pairs(fresh, [a for a, _ in rows], [b for _, b in rows], form)
     assert batch.segments is not None
     assert batch.segments.max() > 1  # several pairs share a row
     assert curve.train[0][1] == pytest.approx(alone.mean, rel=1e-4)

@@ -7,8 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ from synthboot.errors import ConfigError, LockedRun
 from synthboot.recipes import folder_of
 from synthboot.runner import executor
 from synthboot.runner.unit import PARALLEL
-from tests.conftest import contents, run_folder
+from tests.conftest import contents, double, run_folder, soon, unmake
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -64,11 +63,6 @@ def joined(own: dict[str, Any], nodes: Cluster) -> Iterator[None]:
         yield
 
 
-def unmake(settings: dict[str, Any], *stages: str) -> None:
-    for stage in stages:
-        shutil.rmtree(folder_of(run_folder(settings), stage))
-
-
 def workers() -> list[psutil.Process]:
     """The processes of workers on all nodes, the youngest last."""
     found = []
@@ -76,23 +70,6 @@ def workers() -> list[psutil.Process]:
         if " ".join(process.info["cmdline"] or []).startswith("ray::Worker"):
             found.append(process)
     return sorted(found, key=lambda process: process.info["create_time"])
-
-
-def soon(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What the condition gives once it is true."""
-    give_up = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
-    return value
-
-
-def double(offset: int) -> Any:
-    def run(item: int) -> tuple[int, int]:
-        time.sleep(0.02 * (item % 3))  # finish out of order
-        return 2 * item + offset, os.getpid()
-
-    return run
 
 
 def deadly(mark: str, times: int) -> Any:

@@ -20,7 +20,7 @@ from synthboot.recipes import folder_of, units
 from synthboot.runner import executor
 from synthboot.runner.graph import fingerprints, needed
 from synthboot.runner.unit import make
-from tests.conftest import contents, run_folder
+from tests.conftest import contents, run_folder, unmake
 
 STAGES = ("corpus", "embed", "pair", "synthesize", "score")
 
@@ -30,11 +30,6 @@ def own(tiny: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """A finished run of one's own to unmake."""
     shutil.copytree(run_folder(tiny), tmp_path / tiny["name"])
     return {**tiny, "root": str(tmp_path)}
-
-
-def unmake(settings: dict[str, Any], *stages: str) -> None:
-    for stage in stages:
-        shutil.rmtree(folder_of(run_folder(settings), stage))
 
 
 def parts_of(settings: dict[str, Any], stage: str) -> Sequence[Standing]:

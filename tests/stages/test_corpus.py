@@ -95,6 +95,18 @@ def test_no_held_out_document_has_a_near_copy_in_training(tmp_path: Path, settin
         assert result.flagged_docs == 240
 
 
+@pytest.mark.parametrize(("threshold", "dropped"), [(0.8, 1), (0.95, 0)])
+def test_how_alike_near_copies_are_is_set(tmp_path: Path, threshold: float, dropped: int) -> None:
+    words = [f"w{n}" for n in range(100)]
+    alike = [*words[:50], "other", *words[51:]]
+    shingles = [set(ngrams.shingles(" ".join(text))) for text in (words, alike)]
+    assert 0.8 < ngrams.jaccard(*shingles) < 0.95
+    rows = [*world_documents(), {"id": "one", "text": " ".join(words)}, {"id": "other", "text": " ".join(alike)}]
+    make(tmp_path, rows, near_duplicates="remove", near_duplicate_jaccard=threshold)
+    found = {doc for name in ("validation", "test", "pool") for doc in texts(tmp_path, name)}
+    assert len({row["text"] for row in rows[-2:]} - found) == dropped
+
+
 def clusters(*sizes: int) -> list[dict[str, str]]:
     """Groups of near-copies of these sizes."""
     rng, rows = random.Random(7), []
@@ -178,6 +190,13 @@ def test_the_tokenizer_sees_d_pretrain_alone(tmp_path: Path) -> None:
     make(tmp_path / "b", changed, 1_500)
     same = [(tmp_path / x / "out" / "tokenizer" / "tokenizer.json").read_bytes() for x in "ab"]
     assert same[0] == same[1]
+
+
+@pytest.mark.parametrize("unique_tokens", [1_500, "all"])
+def test_the_tokenizer_reads_no_more_text_than_it_is_given(tmp_path: Path, unique_tokens: Any) -> None:
+    result = make(tmp_path, world_documents(), unique_tokens, tokenizer_bytes=1_000)
+    size = np.cumsum([len(text.encode()) for text in texts(tmp_path, "pool")])
+    assert size[result.tokenizer_docs - 1] >= 1_000 > size[result.tokenizer_docs - 2]
 
 
 def test_asking_for_more_text_than_there_is(tmp_path: Path) -> None:

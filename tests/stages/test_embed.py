@@ -59,6 +59,12 @@ def test_self_is_tfidf_by_sklearn_projected_on_what_halves_of_a_document_share()
     assert np.corrcoef((ours @ ours.T).ravel(), (theirs @ theirs.T).ravel())[0, 1] > 0.99
 
 
+def test_self_is_fitted_on_the_first_documents_alone() -> None:
+    few = embed.fit(TEXTS, SMALL.model_copy(update={"fit_docs": 100}), 0)
+    assert (few(TEXTS) == embed.fit(TEXTS[:100], SMALL, 0)(TEXTS)).all()
+    assert len(few.idf) < len(embed.fit(TEXTS, SMALL, 0).idf)
+
+
 def test_self_is_centered_on_the_mean_half() -> None:
     fitted = embed.fit(TEXTS, SMALL, 0)
     halves = [half for text in TEXTS for half in embed.cut_in_half(text)]

@@ -201,6 +201,12 @@ def test_why_an_output_is_dropped(result: Result, expected: str) -> None:
     assert verdict(result, config.Synthesize()) == expected
 
 
+@pytest.mark.parametrize(("most", "expected"), [(0.3, "looping"), (0.5, "kept")])
+def test_how_much_of_an_output_may_loop_is_set(most: float, expected: str) -> None:
+    tokens = (*range(5, 65), *range(5, 55))  # 43 of its 103 runs of eight are there already
+    assert verdict(Result(tokens, "end", -1.0), config.Synthesize(max_loop_share=most)) == expected
+
+
 def test_a_synthesizer_that_never_finishes_is_an_error_not_an_endless_run(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(BudgetError, match=r"0 of 20 outputs kept .*keep_unfinished"):
         synthesize(job(tmp_path, tokenizer, keep_unfinished=False, max_tokens=3), 500, tmp_path / "out")

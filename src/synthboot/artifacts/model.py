@@ -163,12 +163,12 @@ class Tuning:
     whether d1 stands in the prompt.
     """
 
-    account: str = ""  # this and `upstream_flops` are filled in by whoever saves it
+    account: str  # this and `upstream_flops` are filled in by whoever saves it
     conditioning: dict[str, Conditioning]
     untuned: tuple[float, float]
     padding_share: float
     best_loss: float
-    upstream_flops: float = 0.0
+    upstream_flops: float
     curve: Curve
     stopped_by: Sequence[tuple[int, int, int]]
     base_share: Sequence[tuple[float, float]] = ()

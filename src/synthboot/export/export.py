@@ -8,7 +8,6 @@ appears by a rename, and nothing that stands there is replaced but an earlier ex
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -74,11 +73,10 @@ def export(
     _check_place(place, cfg.folder, force)
 
     run = Finished(cfg)
-    write = _WRITERS[what]
     # hidden, and of a name that is nobody else's: whatever lies there is a killed export's
     temporary = place.with_name(f".{place.name}.synthboot-export.tmp")
     with storage_errors(place), renamed_folder(place, temporary) as folder:
-        parts = write(run, arm, seed, license, folder)
+        parts = _write(run, what, arm, seed, license, folder)
         record = {"what": what, "run": cfg.name, "license": license, "parts": parts}
         write_record(folder / RECORD, record)
         # another may have come while this one was written
@@ -115,19 +113,29 @@ def _check_place(place: Path, run: Path, force: bool) -> None:
             )
 
 
-def _synthetic(
-    run: Finished, arm: str | None, seed: int | None, license: str | None, folder: Path
+def _write(
+    run: Finished,
+    what: What,
+    arm: str | None,
+    seed: int | None,
+    license: str | None,
+    folder: Path,
 ) -> dict[str, Any]:
-    parts = texts.synthetic(run, arm, folder)
-    _write_card(folder, cards.synthetic_card(run, parts, license))
-    return parts
-
-
-def _real(
-    run: Finished, arm: str | None, seed: int | None, license: str | None, folder: Path
-) -> dict[str, Any]:
-    parts = texts.real(run, arm, folder)
-    _write_card(folder, cards.real_card(run, parts, license))
+    """Write what is asked for, with its card; returns by part what that is."""
+    if what == "models":
+        return _models(run, arm, seed, license, folder)
+    parts: dict[str, Any]
+    if what == "synthetic":
+        parts = texts.synthetic(run, arm, folder)
+        card = cards.synthetic_card(run, parts, license)
+    elif what == "real":
+        parts = texts.real(run, arm, folder)
+        card = cards.real_card(run, parts, license)
+    else:
+        record = mixture.mixture(run, arm, seed, folder)
+        parts = {record["arm"]: record}
+        card = cards.mixture_card(run, record, license)
+    _write_card(folder, card)
     return parts
 
 
@@ -143,21 +151,5 @@ def _models(
     return parts
 
 
-def _tokens(
-    run: Finished, arm: str | None, seed: int | None, license: str | None, folder: Path
-) -> dict[str, Any]:
-    record = mixture.mixture(run, arm, seed, folder)
-    _write_card(folder, cards.mixture_card(run, record, license))
-    return {record["arm"]: record}
-
-
 def _write_card(folder: Path, card: str) -> None:
     (folder / cards.FILE_NAME).write_text(card, "utf-8")
-
-
-_WRITERS: dict[What, Callable[..., dict[str, Any]]] = {
-    "synthetic": _synthetic,
-    "real": _real,
-    "models": _models,
-    "tokens": _tokens,
-}

@@ -19,6 +19,7 @@ from synthboot.data.tokenizer import Tokenizer
 from synthboot.judges.protocol import Item, Question, Told
 from synthboot.lm import model as models
 from synthboot.lm import pointer, score
+from synthboot.lm.batches import PairForm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,15 +68,9 @@ class Likelihood:
         d1 = self._documents(given)
         d2 = self._documents([item.text for item in items])
         tokenizer = self._tokenizer
-        by_token = score.pair_tokens(
-            self._model,
-            d1,
-            d2,
-            self.seq_len,
-            self.d1_share,
-            tokenizer.end,
-            tokenizer.separator if self.is_prompted else None,
-        )
+        separator = tokenizer.separator if self.is_prompted else None
+        form = PairForm(self.seq_len, self.d1_share, tokenizer.end, separator)
+        by_token = score.pair_tokens(self._model, d1, d2, form)
         if self.pointer is None:
             loss = np.array([losses.sum(dtype=np.float64) for losses in by_token])
         else:
@@ -105,8 +100,7 @@ class Likelihood:
 
     @cached_property
     def _model(self) -> PreTrainedModel:
-        model = models.load(self.folder)
-        return models.moved(model, models.device(self.device))
+        return models.load(self.folder, models.device(self.device))
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -30,6 +30,9 @@ LEAST_SKILL = 1.2
 LEAST_CASES = 20
 """Least clean and least faulty cases by which a judge is believed."""
 
+_Z = float(special.ndtri(0.975))
+"""Of intervals of 95 %."""
+
 
 @dataclass(frozen=True)
 class ErrorRates:
@@ -60,14 +63,14 @@ class ErrorRates:
             return f"q0 + q1 = {skill:.2f}, guessing has 1, {LEAST_SKILL} is needed"
         return ""
 
-    def corrected(self, judged: int, items: int, confidence: float = 0.95) -> Interval | None:
+    def corrected(self, judged: int, items: int) -> Interval | None:
         """The true share of faulty items where `judged` of `items` were called faulty, in [0, 1].
 
         None where there is a `refusal`, or no items.
         """
         if self.refusal or not items:
             return None
-        z = float(special.ndtri(0.5 + confidence / 2))
+        z = _Z
         value, _ = _solved(judged / items, self.passed / self.clean, self.found / self.faulty)
 
         p = (judged + z**2 / 2) / (items + z**2)
@@ -90,11 +93,11 @@ def _solved(p: float, q0: float, q1: float) -> tuple[float, float]:
     return min(1.0, max(0.0, (p + q0 - 1) / skill)), skill
 
 
-def share(count: int, of: int, confidence: float = 0.95) -> Interval:
+def share(count: int, of: int) -> Interval:
     """A share of so many, with Wilson's interval; of nothing, anything is possible."""
     if not of:
         return Interval(math.nan, 0.0, 1.0)
-    z = float(special.ndtri(0.5 + confidence / 2))
+    z = _Z
     middle = (count + z**2 / 2) / (of + z**2)
     p = count / of
     width = z / (1 + z**2 / of) * math.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))

@@ -23,6 +23,8 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from synthboot.errors import brief
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -92,12 +94,11 @@ def triton_runs() -> bool:
         return True
     except Exception as error:  # of the compiler, the driver or Triton itself
         if parent_process() is None:  # once, not by every worker
-            reason = " ".join(str(error).split())[:200]
             _log.warning(
                 "the loops of a GPU do not compile here (%s: %s): "
                 "sampling and training are slower; Triton needs a C compiler and Python's headers",
                 type(error).__name__,
-                reason,
+                brief(error),
             )
         return False
 

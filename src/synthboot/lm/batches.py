@@ -388,24 +388,42 @@ def context_room(seq_len: int, share: float, contexts: int) -> int:
     return (d1_room(seq_len, share) - (contexts - 1)) // contexts
 
 
+@dataclass(frozen=True)
+class PairForm:
+    """How a pair stands in a row of `seq_len` tokens: `end`, d1, `separator`, d2.
+
+    d1 is entitled to `d1_share` of the row, d2 to the rest. Without `separator` there is no d1: d2
+    stands after an end, as any document.
+    """
+
+    seq_len: int
+    d1_share: float
+    end: int
+    separator: int | None
+
+    @property
+    def d1_room(self) -> int:
+        """The tokens of d1 that a row always has room for."""
+        return d1_room(self.seq_len, self.d1_share)
+
+
 def joined_contexts(
     documents: Sequence[Integer[np.ndarray, " _"]],
-    seq_len: int,
-    share: float,
-    separator: int,
+    form: PairForm,
 ) -> Integer[np.ndarray, " token"]:
     """Several d1 as one: their heads, separated, closed as the last one is.
 
     Each is cut to an equal part of d1's room, whatever the others leave of theirs; a single one
     stays whole. The last stands next to d2 as a single d1 does, since what is to be copied is found
-    the better the nearer it is (arXiv:2307.03172): so the most similar comes last.
+    the better the nearer it is (arXiv:2307.03172): so the most similar comes last. A form without
+    separator has no d1, and nothing is joined.
     """
-    if len(documents) == 1:
-        return documents[0]
-    room = context_room(seq_len, share, len(documents))
+    if len(documents) == 1 or form.separator is None:
+        return documents[-1]
+    room = context_room(form.seq_len, form.d1_share, len(documents))
     pieces: list[np.ndarray] = []
     for document in documents:
-        pieces += [document[:-1][:room].astype(np.int64), np.array([separator])]
+        pieces += [document[:-1][:room].astype(np.int64), np.array([form.separator])]
     pieces[-1] = documents[-1][-1:].astype(np.int64)
     return np.concatenate(pieces)
 
@@ -413,38 +431,34 @@ def joined_contexts(
 def cut_pair(
     d1: int,
     d2: int,
-    seq_len: int,
-    share: float,
+    form: PairForm,
 ) -> tuple[int, int]:
     """How many tokens of d1 and d2 (its end included) fit a row of end + d1 + separator + d2.
 
-    The heads of both are kept. d1 is entitled to `share` of the row, d2 to the rest; what one
-    leaves, the other may use.
+    The heads of both are kept. What one leaves of its part, the other may use.
     """
     # a row's targets are its inputs shifted by one, so d2's last token is no input
-    room = seq_len - 1
-    first = min(d1, max(d1_room(seq_len, share), room - d2))
+    room = form.seq_len - 1
+    first = min(d1, max(form.d1_room, room - d2))
     return first, min(d2, room - first)
 
 
 def pair_row(
     d1: Integer[np.ndarray, " a"],
     d2: Integer[np.ndarray, " b"],
-    seq_len: int,
-    share: float,
-    end: int,
-    separator: int | None,
+    form: PairForm,
 ) -> tuple[Int64[np.ndarray, " token"], Int64[np.ndarray, " token"]]:
     """Inputs and targets of one pair, at most `seq_len` long; the loss is on d2 and its end alone.
 
     Both documents come closed by `end`; d1 loses it, and a d2 cut short keeps no end that it did
-    not reach. Without `separator` there is no d1: d2 stands after an end, as any document.
+    not reach.
     """
-    if separator is None:
-        alone = d2[:seq_len].astype(np.int64)
-        return np.concatenate(([end], alone[:-1])), alone
-    first, second = cut_pair(len(d1) - 1, len(d2), seq_len, share)
-    tokens = np.concatenate(([end], d1[:first], [separator], d2[:second])).astype(np.int64)
+    if form.separator is None:
+        alone = d2[: form.seq_len].astype(np.int64)
+        return np.concatenate(([form.end], alone[:-1])), alone
+    first, second = cut_pair(len(d1) - 1, len(d2), form)
+    pieces = ([form.end], d1[:first], [form.separator], d2[:second])
+    tokens = np.concatenate(pieces).astype(np.int64)
     targets = tokens[1:].copy()
     # d1 and the separator are given: only what comes after is learned
     targets[: len(targets) - second] = IGNORE
@@ -458,7 +472,7 @@ class PairPlan:
     `PACKED_TOGETHER` shuffled pairs. The last rows of an epoch that do not fill a batch are filled
     from the next.
 
-    Without `separator` there is no d1: every d2 is seen alone, as often as there are pairs of it.
+    Where the form has no d1 every d2 is seen alone, as often as there are pairs of it.
     With `contexts` of more than one, as many other d1 of the same d2 stand before d1, and only such
     as these pairs have. A `plain_share` of all rows, spread evenly, is the documents `plain` end to
     end, each seen alone after an end and learned in whole: with as many pairs to a row as without,
@@ -472,14 +486,11 @@ class PairPlan:
         first: Tokens,
         d1: Sequence[int],
         d2: Sequence[int],
+        form: PairForm,
         *,
-        seq_len: int,
-        d1_share: float,
         batch_tokens: int,
         tokens: int,
         seed: int,
-        end: int,
-        separator: int | None,
         contexts: int = 1,
         plain_share: float = 0.0,
         plain: Int64[np.ndarray, " doc"] | None = None,
@@ -487,16 +498,14 @@ class PairPlan:
         self.tokens = first
         self.d1 = np.asarray(d1, np.int64)
         self.d2 = np.asarray(d2, np.int64)
-        self.seq_len = seq_len
-        self.d1_share = d1_share
+        self.form = form
+        self.seq_len = form.seq_len
         self.seed = seed
-        self.end = end
-        self.separator = separator
-        self.rows = max(1, batch_tokens // seq_len)
-        self.batch_tokens = self.rows * seq_len
+        self.rows = max(1, batch_tokens // self.seq_len)
+        self.batch_tokens = self.rows * self.seq_len
         self.steps = max(1, tokens // self.batch_tokens)
 
-        self.contexts = 1 if separator is None else contexts
+        self.contexts = 1 if form.separator is None else contexts
         self.related = Related.of(self.d1, self.d2)
 
         self.plain_rows = 0
@@ -514,10 +523,10 @@ class PairPlan:
         d2_lengths = first.lengths[self.d2].tolist()
         lengths = []
         for d1_length, d2_length in zip(d1_lengths, d2_lengths, strict=True):
-            if separator is None:
-                lengths.append(min(d2_length, seq_len))
+            if form.separator is None:
+                lengths.append(min(d2_length, self.seq_len))
                 continue
-            d1_kept, d2_kept = cut_pair(d1_length - 1, d2_length, seq_len, d1_share)
+            d1_kept, d2_kept = cut_pair(d1_length - 1, d2_length, form)
             lengths.append(1 + d1_kept + d2_kept)
         self.lengths = np.array(lengths, np.int64)
 
@@ -563,7 +572,7 @@ class PairPlan:
     def batch(self, step: int) -> Batch:
         """The rows of a step."""
         shape = (self.rows, self.seq_len)
-        inputs = np.full(shape, self.end, np.int64)
+        inputs = np.full(shape, self.form.end, np.int64)
         targets = np.full(shape, IGNORE, np.int64)
         segments = np.zeros(shape, np.int64)
         positions = np.zeros(shape, np.int64)
@@ -574,14 +583,8 @@ class PairPlan:
                 continue
             filled = 0
             for segment, pair in enumerate(self._members(number), 1):
-                x, y = pair_row(
-                    self._given(pair),
-                    self.tokens[int(self.d2[pair])],
-                    self.seq_len,
-                    self.d1_share,
-                    self.end,
-                    self.separator,
-                )
+                d2 = self.tokens[int(self.d2[pair])]
+                x, y = pair_row(self._given(pair), d2, self.form)
                 columns = slice(filled, filled + len(x))
                 inputs[row, columns] = x
                 targets[row, columns] = y
@@ -600,20 +603,20 @@ class PairPlan:
         positions: np.ndarray,
     ) -> None:
         """Write plain row `number` to row `row` of these."""
-        tokens = _read_after(self.plain, number * self.seq_len, self.seq_len, self.end)
+        end = self.form.end
+        tokens = _read_after(self.plain, number * self.seq_len, self.seq_len, end)
         inputs[row] = tokens[:-1]
         targets[row] = tokens[1:]
-        starts = inputs[row : row + 1] == self.end
+        starts = inputs[row : row + 1] == end
         segments[row : row + 1], positions[row : row + 1] = _by_document(starts)
 
     def _given(self, pair: int) -> Integer[np.ndarray, " token"]:
         """What stands before a pair's d2: its d1, after others if there are to be several."""
         d1 = int(self.d1[pair])
-        if self.contexts == 1 or self.separator is None:
+        if self.contexts == 1:
             return self.tokens[d1]
         docs = self.related.around(d1, int(self.d2[pair]), self.contexts)
-        texts = [self.tokens[doc] for doc in docs]
-        return joined_contexts(texts, self.seq_len, self.d1_share, self.separator)
+        return joined_contexts([self.tokens[doc] for doc in docs], self.form)
 
     def describe(self, step: int) -> str:
         """What a step reads: pairs, as d1 > d2, and plain documents."""

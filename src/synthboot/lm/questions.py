@@ -27,7 +27,7 @@ from synthboot.errors import ConfigError
 from synthboot.lm import score
 from synthboot.lm.batches import IGNORE
 from synthboot.lm.sampling.engines import sampler
-from synthboot.lm.sampling.protocol import Request
+from synthboot.lm.sampling.protocol import Request, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -224,12 +224,8 @@ def greedy_answers(
     requests = []
     for ids in tokenizer.encode(contexts):
         requests.append(Request(tuple(ids[-room:]), 0, answer_tokens))
-    results = sampler(
-        model,
-        tokenizer.end,
-        temperature=0.0,
-        top_p=1.0,
-    ).sample(requests)
+    greedy = Sampling(temperature=0.0, top_p=1.0)
+    results = sampler(model, tokenizer.end, greedy).sample(requests)
 
     answers = []
     for result in results:

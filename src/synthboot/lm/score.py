@@ -20,7 +20,7 @@ from synthboot import statistics
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.tokens import Tokens
 from synthboot.lm import model as models
-from synthboot.lm.batches import IGNORE, Row, padded, pair_row
+from synthboot.lm.batches import IGNORE, PairForm, Row, padded, pair_row
 from synthboot.lm.blocks import compiled_loops
 from synthboot.rng import rng
 
@@ -131,17 +131,14 @@ def pairs(
     model: PreTrainedModel,
     d1: Sequence[np.ndarray],
     d2: Sequence[np.ndarray],
-    seq_len: int,
-    share: float,
-    end: int,
-    separator: int | None,
+    form: PairForm,
     progress: Progress = silent,
 ) -> Scores:
-    """The scores of each d2 given its d1; without `separator`, of d2 alone as a document.
+    """The scores of each d2 given its d1; without a separator, of d2 alone as a document.
 
-    Both come closed by `end` unless they were cut.
+    Both come closed by an end unless they were cut.
     """
-    rows = _pair_rows(d1, d2, seq_len, share, end, separator)
+    rows = [pair_row(first, second, form) for first, second in zip(d1, d2, strict=True)]
 
     # what a row does not score (d1, the separator) is no token of its mean
     counts = [int((targets != IGNORE).sum()) for _, targets in rows]
@@ -153,14 +150,11 @@ def pair_tokens(
     model: PreTrainedModel,
     d1: Sequence[np.ndarray],
     d2: Sequence[np.ndarray],
-    seq_len: int,
-    share: float,
-    end: int,
-    separator: int | None,
+    form: PairForm,
     progress: Progress = silent,
 ) -> list[Float32[np.ndarray, " token"]]:
     """As `pairs`, the loss of every token of each d2."""
-    rows = _pair_rows(d1, d2, seq_len, share, end, separator)
+    rows = [pair_row(first, second, form) for first, second in zip(d1, d2, strict=True)]
 
     losses: list[np.ndarray] = [np.zeros(0)] * len(rows)
     for numbers, batch, _ in _batches(model, rows, BATCH_TOKENS, progress):
@@ -168,20 +162,6 @@ def pair_tokens(
             _, targets = rows[number]
             losses[number] = loss[: len(targets)][targets != IGNORE]
     return losses
-
-
-def _pair_rows(
-    d1: Sequence[np.ndarray],
-    d2: Sequence[np.ndarray],
-    seq_len: int,
-    share: float,
-    end: int,
-    separator: int | None,
-) -> list[Row]:
-    rows = []
-    for first, second in zip(d1, d2, strict=True):
-        rows.append(pair_row(first, second, seq_len, share, end, separator))
-    return rows
 
 
 def row_losses(

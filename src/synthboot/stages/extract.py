@@ -40,7 +40,7 @@ from synthboot.data.tokens import Tokens
 from synthboot.lm import score
 from synthboot.lm.batches import IGNORE
 from synthboot.lm.sampling import engines
-from synthboot.lm.sampling.protocol import Request
+from synthboot.lm.sampling.protocol import Request, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,15 +113,14 @@ def _continued(
     batch: int | None,
 ) -> Iterator[tuple[tuple[int, ...], tuple[float, ...]]]:
     """The greedy continuation of each document, and its figures."""
-    sampler = engines.sampler(
-        model,
-        tokenizer.end,
+    how = Sampling(
         temperature=0.0,
         top_p=1.0,
         batch=batch,
         dtype="float32",  # the likeliest of two that are close is not to depend on rounding
         absent=tokenizer.absent(model.config.get_text_config().vocab_size),
     )
+    sampler = engines.sampler(model, tokenizer.end, how)
     given = cfg.prefix_tokens
     requests = []
     rows = []

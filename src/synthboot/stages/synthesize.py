@@ -41,7 +41,7 @@ from synthboot.data.disk import read_json, write_json
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, SamplingError
 from synthboot.lm import pointer
-from synthboot.lm.batches import d1_room, joined_contexts
+from synthboot.lm.batches import PairForm, joined_contexts
 from synthboot.lm.pointer import Weights
 from synthboot.lm.sampling.engines import open_sampler
 from synthboot.lm.sampling.protocol import Request, Result, Sampler
@@ -205,7 +205,7 @@ def requests_of(
 
     `corpus` and `tokenizer` are those that the synthesizer reads and writes by.
     """
-    d1_tokens = d1_room(job.seq_len, job.d1_share)
+    form = PairForm(job.seq_len, job.d1_share, tokenizer.end, tokenizer.separator)
     is_prompted = job.conditional and job.is_prompted
     contrasts = is_prompted and job.cfg.contrast > 0
     first = chunk * job.cfg.chunk
@@ -222,8 +222,8 @@ def requests_of(
             source = tuple(pointer.source(texts, job.seq_len).tolist())
         if is_prompted:
             # as in tuning: end + d1, cut to its share of the row, + separator
-            given = joined_contexts(texts, job.seq_len, job.d1_share, tokenizer.separator)[:-1]
-            prompt += [*given[:d1_tokens].tolist(), tokenizer.separator]
+            given = joined_contexts(texts, form)[:-1]
+            prompt += [*given[: form.d1_room].tolist(), tokenizer.separator]
         room = job.seq_len - len(prompt)
         yield (
             d1,

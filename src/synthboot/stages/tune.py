@@ -42,7 +42,7 @@ from synthboot.errors import DataError
 from synthboot.lm import adapters, merging, parallel, pointer, score
 from synthboot.lm import model as models
 from synthboot.lm.arm import runtime_of
-from synthboot.lm.batches import PairPlan, cut_pair, d1_room, joined_contexts
+from synthboot.lm.batches import PairForm, PairPlan, cut_pair, joined_contexts
 from synthboot.lm.train import Settings, train
 from synthboot.rng import rng
 
@@ -101,14 +101,19 @@ def tune(
 
     Raises DataError where there are no pairs to stop by.
     """
-    separator = tokenizer.separator if conditional else None
-    stopping = _Held(pairs.only(VALIDATION), corpus, validation, cfg, tokenizer, separator)
+    form = PairForm(
+        cfg.tune_seq_len,
+        cfg.tune.d1_share,
+        tokenizer.end,
+        tokenizer.separator if conditional else None,
+    )
+    stopping = _Held(pairs.only(VALIDATION), corpus, validation, cfg, tokenizer, form)
     if not len(stopping):
         raise DataError(
             "tune: no validation document has a neighbour above min_similarity, so nothing says "
             "when to stop; lower pair.min_similarity or raise corpus.validation_docs"
         )
-    settings, plan = _plan(cfg, pairs, corpus, tokenizer, separator)
+    settings, plan = _plan(cfg, pairs, corpus, tokenizer, form)
     model = _origin(cfg, start, tokenizer)
     if start is not None and cfg.tune.base_share == 1:
         return _as_it_is(cfg, model, stopping, tokenizer, folder, progress)
@@ -118,7 +123,7 @@ def tune(
     if start is not None:
         _warn_unread(*untuned, note)
     if cfg.tune.lora.rank:
-        adapters.add(model, cfg.tune.lora, cfg.seed, "tune", separator)
+        adapters.add(model, cfg.tune.lora, cfg.seed, "tune", form.separator)
     if runtime.group.main:
         merging.undo(folder)
     curve = train(
@@ -149,7 +154,7 @@ def tune(
 
     tell = during(progress, 1.0, "measuring held-out pairs")
     best = models.load(Model.open(folder).best, next(model.parameters()).device)
-    seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer, separator)
+    seen = _Held(pairs.only(HELDOUT), corpus, corpus, cfg, tokenizer, form)
     conditioning = {}
     measured = 2 * stopping.num_tokens  # untuned
     for name, held in (("unseen", stopping), ("seen_by_base", seen)):
@@ -164,10 +169,12 @@ def tune(
     evaluated = stopping.num_tokens * (len(curve.validation) + len(shares))
     return Tuned(
         record=Tuning(
+            account="",  # by whoever saves it, as `upstream_flops` is
             conditioning=conditioning,
             untuned=untuned,
             padding_share=1 - float(plan.lengths.sum()) / (plan.rows_per_epoch() * plan.seq_len),
             best_loss=curve.best_loss,
+            upstream_flops=0.0,
             curve=curve,
             stopped_by=stopping.numbers,
             base_share=shares,
@@ -233,10 +240,12 @@ def _as_it_is(
     forward = models.flops_per_token(base, cfg.tune_seq_len)
     return Tuned(
         record=Tuning(
+            account="",
             conditioning={"unseen": unseen},
             untuned=(unseen.d1_worth or 0.0, unseen.d1_worth_error or 0.0),
             padding_share=0.0,
             best_loss=loss,
+            upstream_flops=0.0,
             curve=curve,
             stopped_by=stopping.numbers,
             base_share=[(1.0, loss)],
@@ -266,7 +275,7 @@ def _plan(
     pairs: Pairs,
     corpus: Tokens,
     tokenizer: Tokenizer,
-    separator: int | None,
+    form: PairForm,
 ) -> tuple[Settings, PairPlan]:
     """How to tune, and on what: as many rows as `max_epochs` and `max_tokens` allow."""
     tune = cfg.tune
@@ -274,31 +283,29 @@ def _plan(
     # what the model is measured on stays unseen by tuning, as a document too
     plain = np.setdiff1d(np.arange(len(corpus)), pairs.only(HELDOUT).d2)
 
-    def plan(tokens: int, separator: int | None) -> PairPlan:
+    def plan(tokens: int, form: PairForm) -> PairPlan:
         return PairPlan(
             corpus,
             tuned_on.d1.tolist(),
             tuned_on.d2.tolist(),
-            seq_len=cfg.tune_seq_len,
-            d1_share=tune.d1_share,
+            form,
             batch_tokens=tune.batch_tokens,
             tokens=tokens,
             seed=cfg.seed,
-            end=tokenizer.end,
-            separator=separator,
             contexts=tune.contexts,
             plain_share=tune.plain_share,
             plain=plain,
         )
 
     # how many rows an epoch takes shows only once its pairs are packed
-    epoch_rows = plan(1, tokenizer.separator).rows_per_epoch()
+    given_d1 = replace(form, separator=tokenizer.separator)
+    epoch_rows = plan(1, given_d1).rows_per_epoch()
     wanted = int(tune.max_epochs * epoch_rows * cfg.tune_seq_len / (1 - tune.plain_share))
     tokens = min(wanted, tune.max_tokens or wanted)
-    if separator is None:
+    if form.separator is None:
         # as many passes over the d2, whose rows are fewer without their d1
-        tokens = tokens * plan(1, None).rows_per_epoch() // epoch_rows
-    packed = plan(tokens, separator)
+        tokens = tokens * plan(1, form).rows_per_epoch() // epoch_rows
+    packed = plan(tokens, form)
 
     # a set: with few steps several evaluations fall on one
     evals = {round(packed.steps * i / tune.evals) for i in range(tune.evals + 1)}
@@ -326,8 +333,8 @@ class _Held:
     """Held-out pairs, one d1 for each d2, spread over the similarities.
 
     d2 is cut to what a row always has room for, so that every condition is scored on the same
-    tokens. Without `separator` the model that is tuned is given no d1. A share of base of 1 is base
-    itself, which has never seen a separator and is given none either.
+    tokens. A share of base of 1 is base itself, which has never seen a separator and is given none,
+    and so no d1.
     """
 
     def __init__(
@@ -337,14 +344,12 @@ class _Held:
         second: Tokens,
         cfg: config.Config,
         tokenizer: Tokenizer,
-        separator: int | None,
+        form: PairForm,
     ) -> None:
-        self.seq_len = cfg.tune_seq_len
-        self.share = cfg.tune.d1_share
+        self.form = form
         self.tokenizer = tokenizer
-        self.separator = separator
         self.external = cfg.tune.init_from is not None
-        self.points = cfg.tune.pointer and separator is not None
+        self.points = cfg.tune.pointer and form.separator is not None
 
         # pairs come most similar first, so the first of a d2 is its best
         _, once = np.unique(pairs.d2, return_index=True)
@@ -353,7 +358,7 @@ class _Held:
             spread = np.linspace(0, len(chosen) - 1, cfg.tune.eval_pairs).astype(int)
             chosen = chosen[spread]
 
-        room = self.seq_len - 1 - d1_room(self.seq_len, self.share)
+        room = form.seq_len - 1 - form.d1_room
         d1 = pairs.d1[chosen].tolist()
         d2 = pairs.d2[chosen].tolist()
         related = Related.of(pairs.d1, pairs.d2)
@@ -378,13 +383,8 @@ class _Held:
 
         self.num_tokens = 0  # fed to the model for one loss
         for a, b in zip(self.own.prompts, self.d2, strict=True):
-            d1_tokens, d2_tokens = cut_pair(
-                len(a) - 1,
-                len(b),
-                self.seq_len,
-                self.share,
-            )
-            self.num_tokens += d2_tokens if separator is None else 1 + d1_tokens + d2_tokens
+            d1_tokens, d2_tokens = cut_pair(len(a) - 1, len(b), form)
+            self.num_tokens += d2_tokens if form.separator is None else 1 + d1_tokens + d2_tokens
         # with its d1, with another one, and twice without
         self.conditioning_tokens = 2 * self.num_tokens + 2 * sum(map(len, self.d2))
 
@@ -397,10 +397,9 @@ class _Held:
         readings = []
         for docs, d2 in zip(documents, self.d2, strict=True):
             texts = [first[doc] for doc in docs]
-            separator = self.tokenizer.separator
-            prompts.append(joined_contexts(texts, self.seq_len, self.share, separator))
+            prompts.append(joined_contexts(texts, self.form))
             if self.points:
-                readings.append(pointer.read(pointer.source(texts, self.seq_len), d2))
+                readings.append(pointer.read(pointer.source(texts, self.form.seq_len), d2))
         return _Given(prompts, readings)
 
     def loss(
@@ -432,18 +431,18 @@ class _Held:
     ) -> Conditioning:
         """Nats per token of d2 under each condition; `is_base` says that the model that tuning
         started from is a language model, not fresh weights."""
-        nothing = _Given([np.array([self.tokenizer.end])] * len(self), [])
+        nothing = _Given([np.array([self.form.end])] * len(self), [])
         given = self._score(model, self.own, base_share, progress)
         random = self._score(model, self.random, base_share, progress)
         # base has never seen the separator: without one, d2 is a document like any other
-        alone = self._model_score(origin, nothing, None, progress)
-        without = self._model_score(model, nothing, self._separator(base_share), progress)
+        alone = self._model_score(origin, nothing, 1.0, progress)
+        without = self._model_score(model, nothing, base_share, progress)
         found = Conditioning(
             given_nothing=without.mean,
             base=alone.mean,
             pairs=len(self),
         )
-        if self.separator is not None:
+        if self.form.separator is not None:
             worth, error = given.gain_over(random)
             found = replace(
                 found,
@@ -460,8 +459,8 @@ class _Held:
             found = replace(found, tokens_per_byte=sum(map(len, self.d2)) / size)
         return found
 
-    def _separator(self, base_share: float) -> int | None:
-        return None if base_share == 1 else self.separator
+    def _form(self, base_share: float) -> PairForm:
+        return replace(self.form, separator=None) if base_share == 1 else self.form
 
     def _score(
         self, model: PreTrainedModel, given: _Given, base_share: float, progress: Progress
@@ -472,7 +471,7 @@ class _Held:
         other way round, so that no pair is measured by weights that it helped to fit.
         """
         if not self.points:
-            return self._model_score(model, given, self._separator(base_share), progress)
+            return self._model_score(model, given, base_share, progress)
         own = self._probabilities(model, self.own, base_share, progress)
         those = own
         if given is not self.own:
@@ -493,28 +492,11 @@ class _Held:
         self, model: PreTrainedModel, given: _Given, base_share: float, progress: Progress
     ) -> list[Float64[np.ndarray, " token"]]:
         """The model's probability of each token of each d2."""
-        losses = score.pair_tokens(
-            model,
-            given.prompts,
-            self.d2,
-            self.seq_len,
-            self.share,
-            self.tokenizer.end,
-            self._separator(base_share),
-            progress,
-        )
+        form = self._form(base_share)
+        losses = score.pair_tokens(model, given.prompts, self.d2, form, progress)
         return [np.exp(-loss.astype(np.float64)) for loss in losses]
 
     def _model_score(
-        self, model: PreTrainedModel, given: _Given, separator: int | None, progress: Progress
+        self, model: PreTrainedModel, given: _Given, base_share: float, progress: Progress
     ) -> score.Scores:
-        return score.pairs(
-            model,
-            given.prompts,
-            self.d2,
-            self.seq_len,
-            self.share,
-            self.tokenizer.end,
-            separator,
-            progress,
-        )
+        return score.pairs(model, given.prompts, self.d2, self._form(base_share), progress)

@@ -45,7 +45,6 @@ class Context:
     outside: Mapping[str, Any] = field(default_factory=dict)
     arm: str = ""
     seed: int = 0
-    trial: str = ""
     recipe: config.Arm | None = None
     ready: bool = False
     variant: str = ""

@@ -125,20 +125,18 @@ def _by_neighbors(
     """
     if c.embeddings is None or c.embedder is None or "pair/related" not in c.parents:
         return []
-    from synthboot.lm.model import device
     from synthboot.neighbors import join
     from synthboot.stages import embed, topics
 
     c.progress(0.0, "looking for neighbours of the test set")
-    where = str(device(c.cfg.engine.device))
     vectors = embed.embed((document.text for document in test_set), c.embedder)
     real = c.embeddings.pretrain
     if c.cfg.evaluate.topics:
-        centres = topics.topics(real, c.cfg.evaluate.topics, c.cfg.seed, where)
+        centres = topics.topics(real, c.cfg.evaluate.topics, c.cfg.seed, c.device)
         texts = (document.text for document in c.corpus.texts(PRETRAIN))
         names = topics.named(texts, topics.assigned(real, centres), len(centres))
         return [names[topic] for topic in topics.assigned(vectors, centres)]
-    _, similarity = join.exact(vectors, real, 1, device=where)  # (doc, 1)
+    _, similarity = join.exact(vectors, real, 1, device=c.device)  # (doc, 1)
     alpha = c.pairs("pair/related").alpha
     return [NEAR if best >= alpha else FAR for best in similarity[:, 0].tolist()]
 

@@ -12,7 +12,7 @@ from synthboot.errors import SamplingError
 from synthboot.lm.sampling import embedded, engines, nucleus
 from synthboot.lm.sampling.decoder import Decoder
 from synthboot.lm.sampling.embedded import EmbeddedSampler
-from synthboot.lm.sampling.protocol import Request
+from synthboot.lm.sampling.protocol import Request, Sampling
 from tests.lm.conftest import draw, looked_for, small_model
 
 
@@ -40,7 +40,7 @@ MODELS = {
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
 def test_greedy_output_equals_transformers_token_for_token(make: Any) -> None:
     model, asked = make(), requests(30)
-    results = EmbeddedSampler(model, end=0, temperature=0, top_p=1, batch=8).sample(asked)
+    results = EmbeddedSampler(model, 0, Sampling(temperature=0, top_p=1, batch=8)).sample(asked)
     for request, result in zip(asked, results, strict=True):
         prompt = torch.tensor([request.prompt])
         found = model.generate(
@@ -63,7 +63,7 @@ def test_log_probability_is_the_models_own(width: int, loops: bool, without_kern
         without_kernels()  # draws are rejected now and then, and rows wait
     model, asked = small_model(width=width), requests(12)
     for temperature, top_p in ((1.0, 0.9), (0.7, 0.9), (1.0, 0.3)):
-        found = EmbeddedSampler(model, 0, temperature=temperature, top_p=top_p, batch=4).sample(asked)
+        found = EmbeddedSampler(model, 0, Sampling(temperature=temperature, top_p=top_p, batch=4)).sample(asked)
         for request, result in zip(asked, found, strict=True):
             output = [*result.tokens, *([0] if result.finish == "end" else [])]
             logits = model(input_ids=torch.tensor([[*request.prompt, *output]])).logits[0].detach().double()
@@ -116,7 +116,7 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
 )
 def test_a_request_gets_the_same_tokens_whatever_its_neighbours(width: int, dtype: str) -> None:
     model, asked = small_model(width=width), requests(80)
-    sampler = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=48, dtype=dtype)
+    sampler = EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=48, dtype=dtype))
     together = sampler.sample(asked)
     backwards = sampler.sample(asked[::-1])[::-1]
     alone = [sampler.sample([r])[0] for r in asked[::2]]
@@ -148,8 +148,8 @@ def test_a_prompt_that_many_share_is_read_once(width: int) -> None:
     model = small_model(width=width)
     prompts = [tuple(range(5, 17)), tuple(range(40, 60)), (9,)]
     asked = [Request(prompts[i % 3], i, 10) for i in range(24)]
-    plain = [EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample([r])[0] for r in asked]
-    sampler = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24)
+    plain = [EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=24)).sample([r])[0] for r in asked]
+    sampler = EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=24))
     sampler.decoder = decoder = Watched(model)
     together = sampler.sample(asked)
     assert 2 <= sum(decoder.read) <= 6  # of 24: eight rows are filled at a time
@@ -189,7 +189,7 @@ def test_prompts_of_many_lengths_go_without_the_attention_that_plans_each(monkey
         prefill(self, *told)
 
     monkeypatch.setattr(Decoder, "prefill", watched)
-    EmbeddedSampler(small_model(), 0, temperature=1.0, top_p=0.9, batch=4).sample(requests(6))
+    EmbeddedSampler(small_model(), 0, Sampling(temperature=1.0, top_p=0.9, batch=4)).sample(requests(6))
     assert seen
     assert not any(seen)
 
@@ -209,17 +209,17 @@ def test_a_batch_that_another_process_left_no_room_for_is_a_smaller_one_or_an_er
     monkeypatch.setattr(embedded, "Decoder", Full)
     monkeypatch.setattr(Full, "most", 64)
     model, asked = small_model(width=64), requests(70)
-    sampler = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9)
+    sampler = EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9))
     assert len(sampler.sample(asked)) == 70
     assert sampler.batch in (32, 64)
-    fixed = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=128)
+    fixed = EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=128))
     with pytest.raises(SamplingError, match=r"128 rows at once .* engine.sample_batch=64, or"):
         fixed.sample(requests(200))
     monkeypatch.setattr(Full, "most", 0)
     with pytest.raises(SamplingError, match="70 rows"):
         fixed.sample(asked)
     with pytest.raises(SamplingError, match=r"24 rows at once .* free on cpu: set a smaller"):
-        EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9).sample(asked)
+        EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9)).sample(asked)
 
 
 def test_the_batch_is_chosen_from_memory_and_speed() -> None:
@@ -239,14 +239,14 @@ def test_a_model_whose_logits_are_not_numbers_is_an_error(without_kernels: Calla
     with torch.no_grad():
         model.model.norm.weight[3] = float("nan")
     with pytest.raises(FloatingPointError, match="not numbers"):
-        EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample(requests(3))
+        EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=24)).sample(requests(3))
 
 
 def test_attention_goes_no_further_than_the_rows_have_come(without_kernels: Callable[[], None]) -> None:
     without_kernels()
     model = small_model()
     decoder = Watched(model)
-    engine = EmbeddedSampler(model, 300, temperature=1.0, top_p=1.0, batch=24)  # no token ends
+    engine = EmbeddedSampler(model, 300, Sampling(temperature=1.0, top_p=1.0, batch=24))  # no token ends
     engine.decoder = decoder
     results = engine.sample([Request(tuple(range(5, 45)), 1, 2), Request((7, 8), 2, 12)])
     assert [len(r.tokens) for r in results] == [2, 12]
@@ -259,7 +259,7 @@ def test_attention_goes_no_further_than_the_rows_have_come(without_kernels: Call
 
 
 def test_limits_and_empty_prompts() -> None:
-    sampler = EmbeddedSampler(small_model(), 0, temperature=1.0, top_p=0.9, batch=4)
+    sampler = EmbeddedSampler(small_model(), 0, Sampling(temperature=1.0, top_p=0.9, batch=4))
     results = sampler.sample([Request((5, 6), 1, 1), Request((7,), 2, 5)])
     assert len(results[0].tokens) <= 1
     assert len(results[1].tokens) <= 5
@@ -314,7 +314,7 @@ def test_steps_that_were_recorded_sample_the_same(
     without_kernels()
     model, made = small_model(), []
     asked = requests(90, limit=25) + [Request((5, 6, 7), i, 25) for i in range(10)]
-    plain = EmbeddedSampler(model, 0, temperature=temperature, top_p=top_p, batch=32)
+    plain = EmbeddedSampler(model, 0, Sampling(temperature=temperature, top_p=top_p, batch=32))
     expected = plain.sample(asked)
 
     def recording() -> Recording:
@@ -324,7 +324,7 @@ def test_steps_that_were_recorded_sample_the_same(
     monkeypatch.setattr(torch.cuda, "CUDAGraph", recording)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
     monkeypatch.setattr(embedded, "SPAN", 16)
-    far = EmbeddedSampler(model, 0, temperature=temperature, top_p=top_p, batch=32)
+    far = EmbeddedSampler(model, 0, Sampling(temperature=temperature, top_p=top_p, batch=32))
     far.far = True
     found = far.sample(asked)
     assert np.mean([a.tokens == b.tokens for a, b in zip(found, expected, strict=True)]) >= 0.95
@@ -354,9 +354,9 @@ def test_what_the_tokenizer_does_not_have_is_never_drawn(
     with torch.no_grad():
         model.lm_head.weight[absent] *= 4  # the model would
     asked = requests(30)
-    plain = EmbeddedSampler(model, 0, temperature=temperature, top_p=1.0, batch=24).sample(asked)
+    plain = EmbeddedSampler(model, 0, Sampling(temperature=temperature, top_p=1.0, batch=24)).sample(asked)
     assert {t for r in plain for t in r.tokens} & set(absent)
-    found = engines.sampler(model, 0, temperature=temperature, top_p=1.0, batch=24, absent=absent).sample(asked)
+    found = engines.sampler(model, 0, Sampling(temperature=temperature, top_p=1.0, batch=24, absent=absent)).sample(asked)
     assert not {t for r in found for t in r.tokens} & set(absent)
     for request, result in zip(asked, found, strict=True):
         output = [*result.tokens, *([0] if result.finish == "end" else [])]
@@ -383,7 +383,7 @@ def test_a_contrast_draws_by_both_prompts_whatever_else_is_decoded_beside(make: 
     asked = [Request(r.prompt, r.seed, 2 + i % 7, (7, r.prompt[-1])) for i, r in enumerate(requests(40))]
     asked[3] = Request((5,), 3, 6, (5,))  # nothing to take off
     asked = [r if len(r.alone) <= len(r.prompt) else Request((9, *r.prompt), r.seed, r.max_tokens, r.alone) for r in asked]
-    engine = EmbeddedSampler(model, 0, temperature=0, top_p=1, batch=30, contrast=weight)
+    engine = EmbeddedSampler(model, 0, Sampling(temperature=0, top_p=1, batch=30, contrast=weight))
     for request, result in zip(asked, engine.sample(asked), strict=True):
         expected: list[int] = []
         logprob = 0.0
@@ -400,18 +400,18 @@ def test_a_contrast_draws_by_both_prompts_whatever_else_is_decoded_beside(make: 
 
 
 def test_what_is_alone_is_no_longer_than_the_prompt() -> None:
-    engine = EmbeddedSampler(small_model(), 0, temperature=0, top_p=1, batch=24, contrast=1.0)
+    engine = EmbeddedSampler(small_model(), 0, Sampling(temperature=0, top_p=1, batch=24, contrast=1.0))
     with pytest.raises(ValueError, match="at least as long"):
         engine.sample([Request((5,), 0, 3, (7, 5))])
 
 
 def test_without_a_contrast_or_what_to_contrast_with_nothing_changes() -> None:
     model, asked = small_model(), requests(6)
-    plain = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample(asked)
+    plain = EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=24)).sample(asked)
     also = [Request(r.prompt, r.seed, r.max_tokens, r.prompt[-1:]) for r in asked]
-    assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample(also) == plain
-    assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24, contrast=2.0).sample(asked) == plain
-    assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24, contrast=2.0).sample(also) != plain
+    assert EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=24)).sample(also) == plain
+    assert EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=24, contrast=2.0)).sample(asked) == plain
+    assert EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=24, contrast=2.0)).sample(also) != plain
 
 
 @pytest.mark.parametrize("make", [lambda: small_model(1), lambda: small_model(1, width=64)], ids=["torch", "compiled"])
@@ -423,7 +423,7 @@ def test_a_pointer_draws_from_the_mixture_whatever_else_is_decoded_beside(make: 
     for i, r in enumerate(requests(40)):
         source = tuple(rng.integers(2, 12, i % 9 * 4).tolist())  # of few kinds, so that matches come; some have none
         asked.append(Request(r.prompt, r.seed, 2 + i % 7, source=source))
-    engine = EmbeddedSampler(model, 0, temperature=0, top_p=1, batch=30, weights=weights)
+    engine = EmbeddedSampler(model, 0, Sampling(temperature=0, top_p=1, batch=30, weights=weights))
     copied = 0
     for request, result in zip(asked, engine.sample(asked), strict=True):
         expected: list[int] = []
@@ -446,9 +446,9 @@ def test_a_pointer_draws_from_the_mixture_whatever_else_is_decoded_beside(make: 
 
 def test_without_a_source_a_pointer_changes_nothing() -> None:
     model, asked = small_model(), requests(6)
-    plain = EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample(asked)
+    plain = EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=24)).sample(asked)
     weights = ((0.5, 0.0, 0.5), *[(0.2, 0.8, 0.0)] * 4)
-    assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24, weights=weights).sample(asked) == plain
+    assert EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=24, weights=weights)).sample(asked) == plain
     also = [Request(r.prompt, r.seed, r.max_tokens, source=(5, 6, 7)) for r in asked]
-    assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24).sample(also) == plain
-    assert EmbeddedSampler(model, 0, temperature=1.0, top_p=0.9, batch=24, weights=weights).sample(also) != plain
+    assert EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=24)).sample(also) == plain
+    assert EmbeddedSampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=24, weights=weights)).sample(also) != plain

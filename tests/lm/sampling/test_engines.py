@@ -18,7 +18,7 @@ from synthboot.lm import model as models
 from synthboot.lm.endpoint import APART
 from synthboot.lm.sampling import engines
 from synthboot.lm.sampling.embedded import EmbeddedSampler
-from synthboot.lm.sampling.protocol import Request, Sampler
+from synthboot.lm.sampling.protocol import Request, Sampler, Sampling
 from tests.lm.conftest import small_model
 
 ASKED = [Request((5, 6, 7 + i), 100 + i, 8) for i in range(12)]
@@ -72,7 +72,7 @@ def server(tokenizer: Tokenizer) -> Iterator[Any]:
     made.daemon_threads = True
     made.lock, made.seen, made.answered, made.together, made.faults, made.ids = threading.Lock(), [], 0, 0, [], True
     known = tokenizer.vocab_size  # a server that draws what no token stands for is refused (test_server.py)
-    made.engine = EmbeddedSampler(small_model(vocab_size=known), 0, temperature=1.0, top_p=0.9, batch=4)
+    made.engine = EmbeddedSampler(small_model(vocab_size=known), 0, Sampling(temperature=1.0, top_p=0.9, batch=4))
     made.tokenizer = tokenizer
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
@@ -167,7 +167,7 @@ def stand_in(failures: int) -> Any:
             failures -= 1
             if failures >= 0:
                 raise RuntimeError("CUDA error: an illegal\nmemory access")
-            engine = EmbeddedSampler(self.model, 0, temperature=params[0].temperature, top_p=params[0].top_p, batch=8)
+            engine = EmbeddedSampler(self.model, 0, Sampling(temperature=params[0].temperature, top_p=params[0].top_p, batch=8))
             asked = [Request(tuple(p["prompt_token_ids"]), s.seed, s.max_tokens) for p, s in zip(prompts, params, strict=True)]
             outputs = []
             for result in engine.sample(asked):
@@ -189,7 +189,7 @@ def test_vllm_is_rebuilt_once_and_then_gives_up(folder: Path, monkeypatch: pytes
         with pytest.raises(SamplingError, match=r"failed twice on these 12 requests .*illegal memory access.*run again"):
             sampler.sample(ASKED)
         return
-    expected = EmbeddedSampler(small_model(), 0, temperature=1.0, top_p=0.9, batch=8).sample(ASKED)
+    expected = EmbeddedSampler(small_model(), 0, Sampling(temperature=1.0, top_p=0.9, batch=8)).sample(ASKED)
     assert sampler.sample(ASKED) == expected
     assert module.built == failures + 1
     assert module.options["enable_prefix_caching"]
@@ -220,5 +220,5 @@ def test_vllm_that_is_not_installed_is_an_error_in_one_line(folder: Path, monkey
 def test_the_real_vllm(folder: Path) -> None:
     pytest.importorskip("vllm")
     sampler = engines.open_sampler(config.Synthesize(sampler="vllm", temperature=0.0), config.Engine(device="cuda"), folder, 0)
-    expected = EmbeddedSampler(small_model(), 0, temperature=0.0, top_p=1.0, batch=8).sample(ASKED)
+    expected = EmbeddedSampler(small_model(), 0, Sampling(temperature=0.0, top_p=1.0, batch=8)).sample(ASKED)
     assert [r.tokens for r in sampler.sample(ASKED)] == [r.tokens for r in expected]

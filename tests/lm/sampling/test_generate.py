@@ -15,7 +15,7 @@ from synthboot.lm import model as models
 from synthboot.lm.sampling import engines
 from synthboot.lm.sampling.embedded import EmbeddedSampler
 from synthboot.lm.sampling.generate import TransformersSampler
-from synthboot.lm.sampling.protocol import Request
+from synthboot.lm.sampling.protocol import Request, Sampling
 
 POSITIONS = 24
 SIZES: dict[str, Any] = {
@@ -93,7 +93,7 @@ def test_a_layout_draws_from_its_own_distribution(kind: str, settings: dict[str,
     model, rng = built(kind, settings), np.random.default_rng(0)
     lengths = (1, 3, 9, POSITIONS - 1, 15)  # a prompt may leave room for one token alone
     asked = [Request(tuple(rng.integers(2, 280, n).tolist()), 100 + n, min(POSITIONS - n, 10)) for n in lengths]
-    engine = engines.sampler(model, 0, temperature=1.0, top_p=0.9, batch=3, absent=[5, 279])
+    engine = engines.sampler(model, 0, Sampling(temperature=1.0, top_p=0.9, batch=3, absent=[5, 279]))
     assert isinstance(engine, TransformersSampler)
     for engine.temperature in (1.0, 0.0):
         for request, result in zip(asked, engine.sample(asked), strict=True):
@@ -111,7 +111,7 @@ def test_draws_have_the_models_frequencies_and_depend_on_their_seed_alone() -> N
     from scipy.stats import chisquare
 
     model = built("gpt2", GPT2)
-    engine = TransformersSampler(model, 0, temperature=1.0, top_p=1.0, batch=1_000)
+    engine = TransformersSampler(model, 0, Sampling(temperature=1.0, top_p=1.0, batch=1_000))
     prompts = [(5, 6, 7, 8), (5, 6), (9,)]
     asked = [Request(prompts[i % 3], i, 1) for i in range(3_000)]
     found = engine.sample(asked)
@@ -125,7 +125,7 @@ def test_draws_have_the_models_frequencies_and_depend_on_their_seed_alone() -> N
 
 
 def test_a_batch_that_does_not_fit_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = TransformersSampler(built("gpt2", GPT2), 0, temperature=1.0, top_p=1.0, batch=6)
+    engine = TransformersSampler(built("gpt2", GPT2), 0, Sampling(temperature=1.0, top_p=1.0, batch=6))
 
     def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -136,7 +136,7 @@ def test_a_batch_that_does_not_fit_says_what_to_set(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_prompt_ends_before_the_positions_do() -> None:
-    engine = TransformersSampler(built("gpt2", GPT2), 300, temperature=1.0, top_p=0.9)
+    engine = TransformersSampler(built("gpt2", GPT2), 300, Sampling(temperature=1.0, top_p=0.9))
     assert len(engine.sample([Request((5,) * 20, 1, 100)])[0].tokens) == POSITIONS - 20
     with pytest.raises(ValueError, match="fewer than the model's 24 positions"):
         engine.sample([Request((5,) * POSITIONS, 1, 1)])
@@ -146,7 +146,7 @@ def test_a_prompt_ends_before_the_positions_do() -> None:
 
 def test_a_layout_whose_steps_forget_is_read_anew_and_one_that_sees_ahead_is_refused() -> None:
     state = built("rwkv", {"vocab_size": 280, "hidden_size": 32, "num_hidden_layers": 2, "context_length": POSITIONS})
-    engine = TransformersSampler(state, 0, temperature=1.0, top_p=1.0)
+    engine = TransformersSampler(state, 0, Sampling(temperature=1.0, top_p=1.0))
     assert not engine.cached
     asked = [Request((5, 6, 7), 1, 4), Request((8,), 2, 4)]
     for request, result in zip(asked, engine.sample(asked), strict=True):
@@ -162,7 +162,7 @@ def test_a_layout_whose_steps_forget_is_read_anew_and_one_that_sees_ahead_is_ref
     with pytest.raises(
         SamplingError, match=r"a gpt2 model cannot be sampled \(.* nats a token\); choose another model.init_from"
     ):
-        TransformersSampler(ahead, 0, temperature=1.0, top_p=1.0)
+        TransformersSampler(ahead, 0, Sampling(temperature=1.0, top_p=1.0))
 
 
 def test_a_saved_model_hands_on_no_way_of_generating(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -178,13 +178,13 @@ def test_a_saved_model_hands_on_no_way_of_generating(tmp_path: Path, tokenizer: 
 
 def test_plain_layouts_stay_with_the_embedded_engine() -> None:
     for kind, settings in (("llama", SIZES), ("qwen3", HEADS)):
-        assert isinstance(engines.sampler(built(kind, settings), 0, temperature=1.0, top_p=0.9), EmbeddedSampler)
+        assert isinstance(engines.sampler(built(kind, settings), 0, Sampling(temperature=1.0, top_p=0.9)), EmbeddedSampler)
 
 
 def test_half_precision_is_used_where_it_is_asked_for() -> None:
     asked = [Request((5, 6, 7), i, 10) for i in range(4)]
     single, half = (
-        TransformersSampler(built("gpt2", GPT2), 0, temperature=0, top_p=1.0, dtype=dtype).sample(asked)[0].logprob
+        TransformersSampler(built("gpt2", GPT2), 0, Sampling(temperature=0, top_p=1.0, dtype=dtype)).sample(asked)[0].logprob
         for dtype in ("float32", "bfloat16")
     )
     assert single != half

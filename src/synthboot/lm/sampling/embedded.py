@@ -28,7 +28,7 @@ from synthboot.lm import model as models
 from synthboot.lm import pointer
 from synthboot.lm.sampling.decoder import Cache, Decoder
 from synthboot.lm.sampling.nucleus import TRIES, sample_top_p, signed
-from synthboot.lm.sampling.protocol import Request, Result, too_large
+from synthboot.lm.sampling.protocol import Request, Result, Sampling, too_large
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +51,7 @@ _BATCH_SIZES = (32, 64, 128, 256, 512, 1_024, 2_048)
 
 
 class EmbeddedSampler:
-    """Continuous batching over `batch` rows of a fixed cache.
+    """Continuous batching over so many rows of a fixed cache as a batch has.
 
     Memory: 2 x layers x batch x max_len x key/value width, twice that with a contrast.
 
@@ -59,7 +59,7 @@ class EmbeddedSampler:
     both prompts, and drawn from logits + w x (logits - logits alone): what the prompt makes
     likelier becomes likelier still. Source: arXiv:2305.14739, context-aware decoding.
 
-    Without a `batch` one is timed, unless `agree`, which is given the timing, knows one already.
+    Without a batch one is timed.
 
     With the weights of a `pointer`, and requests that have a `source`, every token is drawn from
     the mixture of the model with copies from there.
@@ -69,31 +69,24 @@ class EmbeddedSampler:
         self,
         model: PreTrainedModel,
         end: int,
+        how: Sampling,
         *,
-        temperature: float,
-        top_p: float,
-        batch: int | None = None,
-        dtype: str = "auto",
         graphs: bool = True,
-        absent: Sequence[int] = (),
-        contrast: float = 0.0,
-        weights: pointer.Weights | None = None,
-        agree: Callable[[Callable[[], int]], int] = lambda timed: timed(),
     ) -> None:
-        self.agree = agree
-        self.decoder = Decoder(model, dtype)
+        self.agree = how.agree
+        self.decoder = Decoder(model, how.dtype)
         device = self.decoder.device
         self.weights = None
-        if weights is not None:
-            self.weights = torch.tensor(weights, device=device)  # (match, part)
+        if how.weights is not None:
+            self.weights = torch.tensor(how.weights, device=device)  # (match, part)
         self.absent = None
-        if absent:
-            self.absent = torch.tensor(absent, device=device)
+        if how.absent:
+            self.absent = torch.tensor(how.absent, device=device)
         self.end = end
-        self.temperature = temperature
-        self.top_p = top_p
-        self.contrast = contrast
-        self.batch = batch
+        self.temperature = how.temperature
+        self.top_p = how.top_p
+        self.contrast = how.contrast
+        self.batch = how.batch
         self.graphs = graphs
         # a device that runs beside the host: to read the rows is to wait for it
         self.far = device.type != "cpu"

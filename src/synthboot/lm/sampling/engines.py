@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from synthboot.lm import model as models
 from synthboot.lm.pointer import Weights
 from synthboot.lm.sampling.embedded import EmbeddedSampler
 from synthboot.lm.sampling.generate import TransformersSampler
-from synthboot.lm.sampling.protocol import Sampler
+from synthboot.lm.sampling.protocol import Sampler, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,11 +45,9 @@ def open_sampler(
 
         return ServerSampler(folder, end, cfg, engine.server)
 
-    model = models.moved(models.load(folder), models.device(engine.device))
+    model = models.load(folder, models.device(engine.device))
     vocab_size = model.config.get_text_config().vocab_size
-    return sampler(
-        model,
-        end,
+    how = Sampling(
         temperature=cfg.temperature,
         top_p=cfg.top_p,
         batch=engine.sample_batch,
@@ -60,43 +57,23 @@ def open_sampler(
         weights=weights,
         agree=agree,
     )
+    return sampler(model, end, how)
 
 
-def sampler(
-    model: PreTrainedModel,
-    end: int,
-    *,
-    temperature: float,
-    top_p: float,
-    batch: int | None = None,
-    dtype: str = "auto",
-    absent: Sequence[int] = (),
-    contrast: float = 0.0,
-    weights: Weights | None = None,
-    agree: Callable[[Callable[[], int]], int] = lambda timed: timed(),
-) -> Sampler:
+def sampler(model: PreTrainedModel, end: int, how: Sampling) -> Sampler:
     """The embedded engine where it knows the layout, else `transformers.generate`, which draws
     without a contrast.
 
     Raises ConfigError for a pointer over a layout that the embedded engine does not know.
     """
-    engine: Callable[..., Sampler] = TransformersSampler
     if is_native(model.config):
-        engine = partial(EmbeddedSampler, contrast=contrast, weights=weights, agree=agree)
-    elif weights is not None:
+        return EmbeddedSampler(model, end, how)
+    if how.weights is not None:
         raise ConfigError(
             f"tune.pointer needs a Llama or Qwen3 layout to sample from, not "
             f"{model.config.model_type}; set tune.pointer=false"
         )
-    return engine(
-        model,
-        end,
-        temperature=temperature,
-        top_p=top_p,
-        batch=batch,
-        dtype=dtype,
-        absent=absent,
-    )
+    return TransformersSampler(model, end, how)
 
 
 def is_native(layout: Any) -> bool:

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from synthboot.errors import SamplingError
+from synthboot.errors import SamplingError, brief
 from synthboot.lm.sampling.decoder import DTYPES
 from synthboot.lm.sampling.nucleus import TRIES, sample_top_p, signed
-from synthboot.lm.sampling.protocol import Request, Result, too_large
+from synthboot.lm.sampling.protocol import Request, Result, Sampling, too_large
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,21 +44,16 @@ class TransformersSampler:
         self,
         model: PreTrainedModel,
         end: int,
-        *,
-        temperature: float,
-        top_p: float,
-        batch: int | None = None,
-        dtype: str = "auto",
-        absent: Sequence[int] = (),
+        how: Sampling,
     ) -> None:
         self.model = model.eval()
         self.end = end
-        self.batch = batch or 32
-        self.temperature = temperature
-        self.top_p = top_p
+        self.batch = how.batch or 32
+        self.temperature = how.temperature
+        self.top_p = how.top_p
         self.device = next(model.parameters()).device
-        self.half = DTYPES[dtype] == torch.bfloat16
-        self.absent = torch.tensor(absent, device=self.device) if absent else None
+        self.half = DTYPES[how.dtype] == torch.bfloat16
+        self.absent = torch.tensor(how.absent, device=self.device) if how.absent else None
         # some layouts have no such setting, some have -1 in it: both go on for ever
         positions = getattr(model.config, "max_position_embeddings", None) or 0
         self.positions = max(0, positions) or math.inf
@@ -101,7 +96,7 @@ class TransformersSampler:
             TypeError,
             ValueError,
         ) as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return f"{type(error).__name__}: {brief(error)}"
         return ""
 
     def _logprob(self, request: Request, result: Result) -> float:

@@ -8,9 +8,32 @@ drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from synthboot.lm.pointer import Weights
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model that is loaded here draws.
+
+    `batch` rows are decoded together; without one the sampler finds its own, unless `agree`, which
+    is given what times one, knows one already. Entries of the vocabulary that are `absent` from the
+    tokenizer are never drawn. The built-in engine alone has a `contrast`, the `weights` of a
+    pointer and a batch to `agree` on.
+    """
+
+    temperature: float
+    top_p: float
+    batch: int | None = None
+    dtype: str = "auto"
+    absent: Sequence[int] = ()
+    contrast: float = 0.0
+    weights: Weights | None = None
+    agree: Callable[[Callable[[], int]], int] = lambda timed: timed()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from synthboot import config
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.disk import read_json
-from synthboot.errors import ConfigError, SamplingError
+from synthboot.errors import ConfigError, SamplingError, brief
 from synthboot.lm.sampling.protocol import Request, Result
 
 
@@ -63,7 +63,7 @@ class VllmSampler:
             except Exception as error:  # whatever the engine died of
                 self._engine = None
                 if attempt:
-                    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                    reason = f"{type(error).__name__}: {brief(error, 300)}"
                     raise SamplingError(
                         f"synthesize: vLLM failed twice on these {len(requests):,} requests "
                         f"({reason}); what is done is kept: run again, with fewer rows "

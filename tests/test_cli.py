@@ -151,6 +151,14 @@ def test_a_verb_gives_up_hours_of_work_only_where_that_is_said(tiny: dict[str, A
     assert "--replace" in result.stderr
     assert manifest.exists()
 
+    # both are kept, and what they have alike is made once
+    result = call("synthesize", str(path), *other, "--set", "name=beside", "--from", str(manifest.parents[2]))
+    assert result.exit_code == 0, result.output
+    assert "tune/related: taken over from " in result.stderr
+    assert re.match(r"synthesize: done, 1 artifacts made, 5 were there", result.stdout)
+    assert call("synthesize", str(path), "--from", "nowhere").exit_code == 2
+    assert call("synthesize", str(path), "--from", str(tmp_path), "--part", "1/2").exit_code == 2
+
     shutil.rmtree(manifest.parents[2] / "05-tune" / "related")
     result = call("synthesize", str(path))
     assert "synthesize/related: kept, as what it reads came out as it was" in result.stderr
@@ -183,7 +191,7 @@ def test_a_log_has_a_line_now_and_then_with_the_time_left(
     told += [(0.04, "loss 6"), (0.1, "loss 5"), (0.12, "loss 4.9"), (0.3, "loss 4"), (0.31, "loss 3"), (1.0, "averaging")]
     waits += [20.0, 9.0, 20.0, 1_000.0, 700.0, 61.0]
 
-    def run(cfg: Any, target: str, tell: Any, **options: Any) -> dict[str, Any]:
+    def run(cfg: Any, target: str, tell: Any, *options: Any) -> dict[str, Any]:
         tell("base", "plan", {})
         tell("base", "start", None)
         for (done, words), wait in zip(told, waits, strict=True):

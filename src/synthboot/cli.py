@@ -204,12 +204,23 @@ _replacing = click.option(
 )
 
 
+_taking = click.option(
+    "--from",
+    "others",
+    metavar="RUN",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Take over what another run folder has finished of the same, as hard links.",
+)
+
+
 @main.command(cls=Verb)
 @_configured
 @_replacing
-def run(cfg: Config, as_json: bool, replace: bool) -> None:
+@_taking
+def run(cfg: Config, as_json: bool, replace: bool, others: tuple[Path, ...]) -> None:
     """Make every artifact that is missing or stale, then print the comparison."""
-    _execute(cfg, "report", as_json, replace)
+    _execute(cfg, "report", as_json, replace, others)
 
 
 def _in_parts(stage: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -243,12 +254,18 @@ def _stage_verb(stage: str) -> None:
     )
     @_configured
     @_replacing
+    @_taking
     @_in_parts(stage)
     @_some_only(stage)
     def verb(
-        cfg: Config, as_json: bool, replace: bool, part: str | None, only: tuple[str, ...]
+        cfg: Config,
+        as_json: bool,
+        replace: bool,
+        others: tuple[Path, ...],
+        part: str | None,
+        only: tuple[str, ...],
     ) -> None:
-        _execute(cfg, stage, as_json, replace, part, only)
+        _execute(cfg, stage, as_json, replace, others, part, only)
 
 
 for _stage in STAGE_HELP:
@@ -259,6 +276,7 @@ for _stage in STAGE_HELP:
 @main.command(cls=Verb)
 @_configured
 @_replacing
+@_taking
 @_in_parts("pair")
 @_some_only("pair")
 @click.option(
@@ -268,13 +286,14 @@ def pair(
     cfg: Config,
     as_json: bool,
     replace: bool,
+    others: tuple[Path, ...],
     part: str | None,
     only: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     """Find related documents. Makes what it reads first, where that is missing or stale."""
     if not dry_run:
-        _execute(cfg, "pair", as_json, replace, part, only)
+        _execute(cfg, "pair", as_json, replace, others, part, only)
         return
     if part is not None or only:
         raise click.UsageError("--dry-run makes nothing; drop it, or --part and --only")
@@ -282,7 +301,7 @@ def pair(
     from synthboot.runner import executor
 
     with _progress() as progress:
-        executor.run(cfg, "embed", progress.tell, replace=replace)
+        executor.run(cfg, "embed", progress.tell, others, replace=replace)
     choices = shown.alphas(cfg)
     if as_json:
         _say_json(asdict(choices))
@@ -886,12 +905,13 @@ def _execute(
     target: str,
     as_json: bool,
     replace: bool,
+    others: tuple[Path, ...],
     part: str | None = None,
     only: tuple[str, ...] = (),
 ) -> None:
     if part is not None:
-        if only:
-            raise click.UsageError("--part deals out all of a stage; drop it, or --only")
+        if only or others:
+            raise click.UsageError("--part deals out all of a stage; drop it, or --only and --from")
         _execute_part(cfg, target, as_json, part, replace)
         return
     from synthboot.artifacts.evaluation import Evaluation
@@ -899,7 +919,7 @@ def _execute(
     from synthboot.runner import executor
 
     with _progress() as progress:
-        units = executor.run(cfg, target, progress.tell, only=only, replace=replace)
+        units = executor.run(cfg, target, progress.tell, others, only, replace)
 
     if target in ("report", "evaluate"):
         evaluation = Evaluation.open(units["evaluate"].folder(cfg.folder))

@@ -120,7 +120,7 @@ def ask(
         raise FinishedWork(
             f"{folder}: would make {len(lost)} finished artifacts anew, which took "
             f"{seconds / 3600:.1f} hours ({first}); keep them and make others beside them with "
-            f"`--set name=NAME`, or give these up with `--replace`"
+            f"`--set name=NAME --from {folder}`, or give these up with `--replace`"
         )
 
 

@@ -405,6 +405,28 @@ def test_what_read_something_else_is_never_reused(finished: dict[str, Any], tmp_
     assert set(ran["kept"]) == OF_TUNE - {"tune/related"}
 
 
+def test_what_was_begun_of_something_else_is_never_gone_on_from(finished: dict[str, Any], tmp_path: Path) -> None:
+    """As where a run was killed, and what it read was lost and came out otherwise."""
+    mine = copy(finished, tmp_path)
+    folder = run_folder(mine) / "06-synthesize" / "related"
+    made = store.read_manifest(folder)
+    assert made is not None
+    (folder / "manifest.json").unlink()
+    chunk = folder / "chunks" / "000000"
+
+    def goes_on() -> bool:
+        """Whether a chunk that is there was not made again."""
+        disk.write_record(folder / "progress.json", {"fingerprint": made.fingerprint, "contents": made.contents})
+        before = chunk.stat().st_ino
+        api.Run(mine).run("synthesize")
+        (folder / "manifest.json").unlink()
+        return chunk.stat().st_ino == before
+
+    assert goes_on()
+    note(mine, "tune/related", lambda record: record["counts"].update(account="another"))
+    assert not goes_on()
+
+
 def test_hours_of_finished_work_are_given_up_only_where_that_is_said(finished: dict[str, Any], tmp_path: Path) -> None:
     mine = copy(finished, tmp_path)
     for model in MODELS:

@@ -70,10 +70,11 @@ def run(
             cfg = precision.decided(cfg, lambda words: tell("precision", "note", words))
             plan = needed(units(cfg, outside(everything)), target, only)
         standing = states(cfg, plan)
+        ask(plan, standing, cfg.folder, replace)
         shelf = finished(others)
         if take_over(cfg, plan, standing, shelf, lambda name, words: tell(name, "note", words)):
             standing = states(cfg, plan)
-        ask(plan, standing, cfg.folder, replace)
+            ask(plan, standing, cfg.folder, replace)  # what reads a parent that holds something else
         tell(target, "plan", standing)
         for left in torchrun.leftovers(cfg.folder):
             disk.remove(left)

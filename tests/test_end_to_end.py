@@ -452,6 +452,20 @@ def test_hours_of_finished_work_are_given_up_only_where_that_is_said(finished: d
     assert not not_done(states(mine))
 
 
+def test_settings_as_they_were_before_bring_back_what_was_made_of_them(finished: dict[str, Any], tmp_path: Path) -> None:
+    """As where others were tried with `--replace`, and stopped before what took hours was made anew."""
+    mine = copy(finished, tmp_path)
+    note(mine, "pretrain/sbp/seed-0", lambda record: record["cost"].update(seconds=3_600.0))
+    other = {**mine, "corpus": {**mine["corpus"], "shard_docs": 50}}
+    with pytest.raises(FinishedWork, match=r"\(corpus: corpus\.shard_docs"):
+        api.Run(other).run()
+    api.Run(other, replace=True).run("corpus")
+    ran = run(mine)
+    assert ran["done"] == ["corpus"]
+    assert set(ran["kept"]) == ALL - {"corpus"}
+    assert contents(mine) == contents(finished)
+
+
 def test_a_newer_version_leaves_what_reads_it_where_it_makes_the_same(finished: dict[str, Any], tmp_path: Path) -> None:
     mine = copy(finished, tmp_path)
     of_embed = OF_TUNE | {"embed", "pair/related"}

@@ -4,12 +4,13 @@ An artifact is a folder `runs/NAME/NN-stage[/variant]`. Its `manifest.json` is w
 rename: its existence means done. The fingerprint in it hashes the stage, its version, the settings
 it read and its parents' fingerprints; where and how the stage ran is not part of it. Beside these
 it holds what was in its parents (`content`): where they come out the same again, so would it, and
-it stands, whatever they were made anew for. While a stage
-works, `progress.json` holds the fingerprint its parts belong to and what they were made of; parts
-of another fingerprint, or of parents that hold something else, are wiped before work starts. `work/` holds what only the making needs and goes once the manifest
-stands; `progress.json` goes last, so where it is left, there is something to clear away. The unit
-inside is the shard, a folder renamed into place that carries its hashes; a manifest takes these
-over, so damage is never hashed as good. Files whose names begin with a dot are nobody's.
+it stands, whatever they were made anew for. While a stage works, `progress.json` holds the
+fingerprint its parts belong to and what they were made of; parts of another fingerprint, or of
+parents that hold something else, are wiped before work starts. `work/` holds what only the making
+needs and goes once the manifest stands; `progress.json` goes last, so where it is left, there is
+something to clear away. The unit inside is the shard, a folder renamed into place that carries its
+hashes; a manifest takes these over, so damage is never hashed as good. Files whose names begin with
+a dot are nobody's.
 """
 
 from __future__ import annotations
@@ -292,9 +293,7 @@ def _is_of(
 ) -> bool:
     record = read_record(progress)
     # one from before synthboot recorded it says nothing of contents
-    return (
-        record.get("fingerprint") == fingerprint and record.get("contents", contents) == contents
-    )
+    return record.get("fingerprint") == fingerprint and record.get("contents", contents) == contents
 
 
 def commit(folder: Path, manifest: Manifest) -> None:

@@ -74,7 +74,8 @@ def run(
         shelf = finished(others)
         if take_over(cfg, plan, standing, shelf, lambda name, words: tell(name, "note", words)):
             standing = states(cfg, plan)
-            ask(plan, standing, cfg.folder, replace)  # what reads a parent that holds something else
+            # what was taken over may hold something else than what was there
+            ask(plan, standing, cfg.folder, replace)
         tell(target, "plan", standing)
         for left in torchrun.leftovers(cfg.folder):
             disk.remove(left)

@@ -78,8 +78,8 @@ def make(
         made = store.read_manifest(folder)
         wanted = (fingerprints[name], VERSIONS[unit.stage], unit.reads, of_parents)
         if made is not None and store.stands(made, *wanted):
-            # by another process, such as the same part begun twice, while this one waited, or by one
-            # that was lost before it had cleared up
+            # by another process, such as the same part begun twice, while this one waited, or by
+            # one that was lost before it had cleared up
             store.finish(folder)
             return {**made.cost, "account": made.counts.get("account", "")}
         for lost in store.begin(folder, fingerprints[name], of_parents):

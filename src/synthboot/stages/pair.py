@@ -8,8 +8,8 @@
    unseen pairs,
 5. cap how often one document may stand on either side.
 
-The search goes by query blocks (`search.query_block`), so that several workers share it and a killed
-one loses a block.
+The search goes by query blocks (`search.query_block`), so that several workers share it and a
+killed one loses a block.
 Source: arXiv:2509.15248, nearest-neighbour pairing. Deviation: exact or k-means clusters with a
 known recall, not ScaNN on quantized vectors.
 """

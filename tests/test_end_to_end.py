@@ -229,7 +229,13 @@ def test_a_look_with_other_seeds_is_a_look_whichever_they_are(finished: dict[str
     assert looks(0, 1) == (2,)  # as it was
     assert looks(0) == (2, 1)
     assert looks(0, 1) == (1, 2)  # the same two looks
-    (tmp_path / finished["name"] / "looks.json").write_text("{")
+    path = tmp_path / finished["name"] / "looks.json"
+    # by what it holds, where it was kept under a newer version, and by its settings, where it was made again
+    content, fingerprint = sorted(disk.read_json(path), key=store.read_manifest(path.parent / "04-base").fingerprint.__eq__)
+    for known, seeds, found in ((content, (0,), (2, 1)), (fingerprint, (0, 1), (1, 2))):
+        disk.write_json(path, {known: disk.read_json(path)[known]})
+        assert looks(*seeds) == found
+    path.write_text("{")
     with pytest.raises(CorruptArtifact, match=r"looks\.json: unreadable; delete it, and looks count anew"):
         looks(0)
 
@@ -405,6 +411,28 @@ def test_what_read_something_else_is_never_reused(finished: dict[str, Any], tmp_
     assert set(ran["kept"]) == OF_TUNE - {"tune/related"}
 
 
+def test_what_was_begun_of_something_else_is_never_gone_on_from(finished: dict[str, Any], tmp_path: Path) -> None:
+    """As where a run was killed, and what it read was lost and came out otherwise."""
+    mine = copy(finished, tmp_path)
+    folder = run_folder(mine) / "06-synthesize" / "related"
+    made = store.read_manifest(folder)
+    assert made is not None
+    (folder / "manifest.json").unlink()
+    chunk = folder / "chunks" / "000000"
+
+    def goes_on() -> bool:
+        """Whether a chunk that is there was not made again."""
+        disk.write_record(folder / "progress.json", {"fingerprint": made.fingerprint, "contents": made.contents})
+        before = chunk.stat().st_ino
+        api.Run(mine).run("synthesize")
+        (folder / "manifest.json").unlink()
+        return chunk.stat().st_ino == before
+
+    assert goes_on()
+    note(mine, "tune/related", lambda record: record["counts"].update(account="another"))
+    assert not goes_on()
+
+
 def test_hours_of_finished_work_are_given_up_only_where_that_is_said(finished: dict[str, Any], tmp_path: Path) -> None:
     mine = copy(finished, tmp_path)
     for model in MODELS:
@@ -428,6 +456,20 @@ def test_hours_of_finished_work_are_given_up_only_where_that_is_said(finished: d
         run(mine)
     assert run(mine, replace=True)["done"][0] == "pretrain/sbp/seed-0"
     assert not not_done(states(mine))
+
+
+def test_settings_as_they_were_before_bring_back_what_was_made_of_them(finished: dict[str, Any], tmp_path: Path) -> None:
+    """As where others were tried with `--replace`, and stopped before what took hours was made anew."""
+    mine = copy(finished, tmp_path)
+    note(mine, "pretrain/sbp/seed-0", lambda record: record["cost"].update(seconds=3_600.0))
+    other = {**mine, "corpus": {**mine["corpus"], "shard_docs": 50}}
+    with pytest.raises(FinishedWork, match=r"\(corpus: corpus\.shard_docs"):
+        api.Run(other).run()
+    api.Run(other, replace=True).run("corpus")
+    ran = run(mine)
+    assert ran["done"] == ["corpus"]
+    assert set(ran["kept"]) == ALL - {"corpus"}
+    assert contents(mine) == contents(finished)
 
 
 def test_a_newer_version_leaves_what_reads_it_where_it_makes_the_same(finished: dict[str, Any], tmp_path: Path) -> None:

@@ -77,6 +77,19 @@ def test_begin_keeps_parts_of_the_same_mark_and_wipes_others(tmp_path: Path) -> 
     assert not (tmp_path / "x" / "part").exists()
 
 
+def test_begin_keeps_parts_of_what_parents_held_and_those_from_before_that_was_recorded(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    disk.write_record(tmp_path / "x" / "progress.json", {"fingerprint": "one"})
+    (tmp_path / "x" / "part").write_text("kept")
+    for _ in range(2):
+        store.begin(tmp_path / "x", "one", {"base": "a"})
+        assert (tmp_path / "x" / "part").exists()
+    assert store.begun(tmp_path / "x", "one", {"base": "a"})
+    assert not store.begun(tmp_path / "x", "one", {"base": "b"})
+    store.begin(tmp_path / "x", "one", {"base": "b"})
+    assert not (tmp_path / "x" / "part").exists()
+
+
 def test_a_committed_folder_is_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), disk.committed_folder(tmp_path / "x") as temporary:
         (temporary / "half").write_text("half")

@@ -85,9 +85,11 @@ def test_what_another_process_has_finished_meanwhile_is_left_to_it(own: dict[str
     plan = needed(units(cfg), "score")
     manifest = folder_of(cfg.folder, "score", "sbp/seed-0") / "manifest.json"
     before = manifest.stat().st_ino  # a file that is written anew is another
+    (manifest.parent / "progress.json").touch()
     cost = make(cfg, plan, "score/sbp/seed-0", fingerprints(plan), 1, Told())
     assert cost["seconds"] > 0
     assert manifest.stat().st_ino == before
+    assert not (manifest.parent / "progress.json").exists()
 
     manifest.unlink()
     make(cfg, plan, "score/sbp/seed-0", fingerprints(plan), 1, Told())

@@ -16,8 +16,9 @@ from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.model import Model
 from synthboot.cli import main
 from synthboot.data import disk, lock
-from synthboot.errors import ConfigError, LockedRun, MissingArtifact
+from synthboot.errors import ConfigError, FinishedWork, LockedRun, MissingArtifact
 from synthboot.recipes import VERSIONS, folder_of
+from synthboot.runner import executor
 from synthboot.runner.graph import fingerprints, needed
 from synthboot.runner.sharing import finished, take_over
 from synthboot.runner.state import states
@@ -261,6 +262,27 @@ def test_what_was_made_of_something_else_is_not_taken_over(tiny: dict[str, Any],
     disk.write_record(path, record)
     assert take_over(cfg, plan, states(cfg, plan), finished([tmp_path / "other"]), lambda *note: notes.append(note))
     assert [name for name, _ in notes] == ["tune/related"]
+
+
+def test_hours_of_finished_work_give_way_to_what_another_run_has_only_where_that_is_said(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    for name in ("mine", "other"):
+        shutil.copytree(run_folder(tiny), tmp_path / name)
+    path = tmp_path / "mine" / "05-tune" / "related" / "manifest.json"
+    record = disk.read_record(path)
+    disk.write_record(path, record | {"cost": record["cost"] | {"seconds": 3_600.0}})
+    mine = {**tiny, "root": str(tmp_path), "name": "mine", "tune": {**tiny["tune"], "lr": 7e-3}}
+    api.Run({**mine, "name": "other"}).run("tune")
+
+    cfg = loading.load(mine)
+    before = path.read_bytes()
+    with pytest.raises(FinishedWork, match=r"1\.0 hours \(tune/related: tune\.lr"):
+        executor.run(cfg, "tune", others=[tmp_path / "other"])
+    assert path.read_bytes() == before
+    notes: list[str] = []
+    executor.run(cfg, "tune", lambda name, kind, _: notes.append(f"{name} {kind}"), [tmp_path / "other"], replace=True)
+    assert notes == ["tune/related note", "tune plan"]
 
 
 def test_a_damaged_copy_is_passed_over_for_a_whole_one(tiny: dict[str, Any], tmp_path: Path) -> None:

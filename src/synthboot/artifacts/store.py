@@ -4,12 +4,13 @@ An artifact is a folder `runs/NAME/NN-stage[/variant]`. Its `manifest.json` is w
 rename: its existence means done. The fingerprint in it hashes the stage, its version, the settings
 it read and its parents' fingerprints; where and how the stage ran is not part of it. Beside these
 it holds what was in its parents (`content`): where they come out the same again, so would it, and
-it stands, whatever they were made anew for. While a stage
-works, `progress.json` holds the fingerprint its parts belong to; parts of another fingerprint are
-wiped before work starts. `work/` holds what only the making needs and goes once the manifest
-stands; `progress.json` goes last, so where it is left, there is something to clear away. The unit
-inside is the shard, a folder renamed into place that carries its hashes; a manifest takes these
-over, so damage is never hashed as good. Files whose names begin with a dot are nobody's.
+it stands, whatever they were made anew for. While a stage works, `progress.json` holds the
+fingerprint its parts belong to and what they were made of; parts of another fingerprint, or of
+parents that hold something else, are wiped before work starts. `work/` holds what only the making
+needs and goes once the manifest stands; `progress.json` goes last, so where it is left, there is
+something to clear away. The unit inside is the shard, a folder renamed into place that carries its
+hashes; a manifest takes these over, so damage is never hashed as good. Files whose names begin with
+a dot are nobody's.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from contextlib import suppress
 from dataclasses import asdict, field
 from importlib import metadata
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -231,22 +233,26 @@ def read_rows(path: Path, columns: Iterable[str]) -> Iterator[dict[str, Any]]:
         raise unreadable(path, error) from None
 
 
-def begin(folder: Path, fingerprint: str) -> list[str]:
+def begin(
+    folder: Path,
+    fingerprint: str,
+    contents: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
     """What was damaged, in a few words each, once `folder` is ready for work.
 
-    Only whole parts of the artifact of this `fingerprint` are kept; damaged ones will be made
-    again.
+    Only whole parts of the artifact of this `fingerprint`, made of parents that held `contents`,
+    are kept; damaged ones will be made again.
     """
     progress = folder / PROGRESS
-    current = None
+    is_mine = False
     if progress.exists():
         content = read_json(progress)
         # Without a hash it is of a synthboot whose parts had no hashes either: none is kept.
         has_no_hash = isinstance(content, dict) and "hash" not in content
         if not has_no_hash:
-            current = read_record(progress).get("fingerprint")
+            is_mine = _is_of(progress, fingerprint, contents)
 
-    if current != fingerprint:
+    if not is_mine:
         _unmake(folder)
     remove(folder / MANIFEST)
     _sweep(folder)
@@ -261,18 +267,33 @@ def begin(folder: Path, fingerprint: str) -> list[str]:
             remove(part)
             damaged.append(f"{part}: {problem}; made again")
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(progress, {"fingerprint": fingerprint})
+    write_record(progress, {"fingerprint": fingerprint, "contents": dict(contents)})
     return damaged
 
 
-def begun(folder: Path, fingerprint: str) -> bool:
-    """Whether `begin` has made the folder ready for the artifact of this fingerprint."""
+def begun(
+    folder: Path,
+    fingerprint: str,
+    contents: Mapping[str, str] = MappingProxyType({}),
+) -> bool:
+    """Whether `begin` has made the folder ready for the artifact of this fingerprint, of parents
+    that hold `contents`."""
     progress = folder / PROGRESS
     return (
         progress.exists()
         and not (folder / MANIFEST).exists()
-        and read_record(progress).get("fingerprint") == fingerprint
+        and _is_of(progress, fingerprint, contents)
     )
+
+
+def _is_of(
+    progress: Path,
+    fingerprint: str,
+    contents: Mapping[str, str],
+) -> bool:
+    record = read_record(progress)
+    # one from before synthboot recorded it says nothing of contents
+    return record.get("fingerprint") == fingerprint and record.get("contents", contents) == contents
 
 
 def commit(folder: Path, manifest: Manifest) -> None:

@@ -70,10 +70,12 @@ def run(
             cfg = precision.decided(cfg, lambda words: tell("precision", "note", words))
             plan = needed(units(cfg, outside(everything)), target, only)
         standing = states(cfg, plan)
+        ask(plan, standing, cfg.folder, replace)
         shelf = finished(others)
         if take_over(cfg, plan, standing, shelf, lambda name, words: tell(name, "note", words)):
             standing = states(cfg, plan)
-        ask(plan, standing, cfg.folder, replace)
+            # what was taken over may hold something else than what was there
+            ask(plan, standing, cfg.folder, replace)
         tell(target, "plan", standing)
         for left in torchrun.leftovers(cfg.folder):
             disk.remove(left)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from synthboot import config
@@ -27,7 +27,8 @@ class State:
     What is finished took `seconds`, and is done with a manifest that is not `stamped` where that
     does not say so by what the artifact is known by now. What is stale `may_stand` where its
     settings are as they were: it is kept if what it reads comes out as it was. It is `changed`
-    where it will most likely hold something else.
+    where it will most likely hold something else, and what was `made_of` it then too: of the
+    artifacts that it reads, those that hold now what it read.
     """
 
     status: str
@@ -36,6 +37,7 @@ class State:
     stamped: bool = True
     may_stand: bool = False
     changed: bool = False
+    made_of: frozenset[str] = frozenset()
 
 
 def states(
@@ -48,19 +50,23 @@ def states(
     StorageError where the disk does not let one look.
     """
     expected = fingerprints(plan)
-    contents: dict[str, str] = {}
+    contents: dict[str, str] = {}  # of what is stale too
     result: dict[str, State] = {}
     for name, unit in plan.items():
         manifest = _finished(cfg, unit)
         unfinished = {}
         held = {}
+        made_of = set()
         for role, parent in unit.parents.items():
-            if parent in contents:
+            if result[parent].status == "done":
                 held[role] = contents[parent]
             else:
                 unfinished[parent] = result[parent].status
-        result[name] = _state(cfg, unit, manifest, expected, held, unfinished)
-        if manifest is not None and result[name].status == "done":
+            if manifest is not None and manifest.contents.get(role, "") == contents.get(parent):
+                made_of.add(parent)
+        now = _state(cfg, unit, manifest, expected, held, unfinished)
+        result[name] = replace(now, made_of=frozenset(made_of))
+        if manifest is not None:
             contents[name] = store.content(manifest)
     return result
 
@@ -99,14 +105,15 @@ def ask(
     """Raise FinishedWork where a run that was not told to `replace` it would make anew what took
     longer than `ASKED_SECONDS`: what is of other settings now, and what reads that.
 
-    What of the same settings may stand is asked about at its turn, if it does not.
+    What of the same settings may stand is asked about at its turn, if it does not: so does all that
+    was made before settings were others for a while.
     """
     first = ""
     changed: set[str] = set()
     lost = []
     for name, unit in plan.items():
         now = standing[name]
-        follows = not changed.isdisjoint(unit.parents.values())
+        follows = not changed.isdisjoint(now.made_of)
         if now.status != "stale" or (now.may_stand and not follows):
             continue
         if now.changed or follows:

@@ -78,9 +78,11 @@ def make(
         made = store.read_manifest(folder)
         wanted = (fingerprints[name], VERSIONS[unit.stage], unit.reads, of_parents)
         if made is not None and store.stands(made, *wanted):
-            # by another process, such as the same part begun twice, while this one waited
+            # by another process, such as the same part begun twice, while this one waited, or by
+            # one that was lost before it had cleared up
+            store.finish(folder)
             return {**made.cost, "account": made.counts.get("account", "")}
-        for lost in store.begin(folder, fingerprints[name]):
+        for lost in store.begin(folder, fingerprints[name], of_parents):
             note(lost)
 
         started = time.monotonic()
@@ -123,7 +125,8 @@ def make_part(
     folder = unit.folder(cfg.folder)
     progress, note = _tellers(listener)
 
-    with disk.storage_errors(folder), _joined(folder, fingerprints[name], part, note) as record:
+    wanted = (fingerprints[name], contents(cfg, plan, unit))
+    with disk.storage_errors(folder), _joined(folder, wanted, part, note) as record:
         _verify_parents(cfg, plan, unit)
         started = time.monotonic()
         with Memory() as memory:
@@ -136,20 +139,20 @@ def make_part(
 @contextmanager
 def _joined(
     folder: Path,
-    fingerprint: str,
+    wanted: tuple[str, Mapping[str, str]],
     part: parts.Part,
     note: Callable[[str], None],
 ) -> Iterator[parts.Record]:
     """Hold an artifact as one of its parts, ready for its items.
 
-    The first part makes it ready, as `store.begin` does, for which nobody else may be in it; the
-    others wait at the door meanwhile.
+    The first part makes it ready for what is `wanted`, as `store.begin` does, for which nobody else
+    may be in it; the others wait at the door meanwhile.
     """
     with ExitStack() as locks:
         with lock.held(folder.parent, f".{folder.name}.door.lock", lock.FOREVER):
-            if not store.begun(folder, fingerprint):
+            if not store.begun(folder, *wanted):
                 with held(folder):
-                    for lost in store.begin(folder, fingerprint):
+                    for lost in store.begin(folder, *wanted):
                         note(lost)
             locks.enter_context(lock.shared(folder.parent, _lock_of(folder), _PATIENCE))
             record = locks.enter_context(parts.held(folder, part))

@@ -22,6 +22,7 @@ from synthboot.artifacts.evaluation import (
 )
 from synthboot.artifacts.model import Model, Sweep, TokenCounts
 from synthboot.artifacts.scores import CHECKPOINTS, Answers, Scores
+from synthboot.artifacts.store import content
 from synthboot.data import documents, tasks, words
 from synthboot.data.disk import read_json, write_json
 from synthboot.data.items import Item, chance
@@ -301,18 +302,21 @@ def _looks(
     """With how many seeds this experiment has been evaluated each time, this time last.
 
     The seeds are kept beside the artifacts, since to look again is to try again, whatever became
-    of the first look. Another base is another experiment.
+    of the first look. Another base is another experiment; one that was made again of the same
+    settings is not, nor one that was kept under a newer version.
     """
     path = c.folder.parent / _LOOKS
-    base = first_model.manifest.fingerprint
+    base = first_model.manifest
+    known_by = (base.fingerprint, content(base))
     try:
         all_looks = read_json(path) if path.exists() else {}
     except CorruptArtifact:
         raise CorruptArtifact(f"{path}: unreadable; delete it, and looks count anew") from None
     # a number is a look of which an older version kept the number of seeds alone
-    looks = [look for look in all_looks.get(base, []) if look not in (seeds, len(seeds))]
+    before = max((all_looks.get(name, []) for name in known_by), key=len)
+    looks = [look for look in before if look not in (seeds, len(seeds))]
     looks.append(seeds)
-    write_json(path, {**all_looks, base: looks})
+    write_json(path, all_looks | dict.fromkeys(known_by, looks))
     return [look if isinstance(look, int) else len(look) for look in looks]
 
 

@@ -144,7 +144,7 @@ def test_a_verb_gives_up_hours_of_work_only_where_that_is_said(tiny: dict[str, A
         result = call(verb, str(path), *other)
         assert result.exit_code == 2
         [line] = result.stderr.splitlines()
-        assert "finished artifacts anew, which took 2.0 hours (synthesize/related: synthesize.top_p unset -> 0.8)" in line
+        assert "artifacts anew, which took 2.0 hours (synthesize/related: synthesize.top_p unset -> 0.8)" in line
         assert "--replace" in line
     result = call("synthesize", str(path), *other, "--part", "1/2")
     assert result.exit_code == 2

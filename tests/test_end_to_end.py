@@ -1,6 +1,7 @@
 """Whole runs of the small world: what is made, what is stale and why, what is refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -469,6 +470,24 @@ def test_settings_as_they_were_before_bring_back_what_was_made_of_them(finished:
     ran = run(mine)
     assert ran["done"] == ["corpus"]
     assert set(ran["kept"]) == ALL - {"corpus"}
+    assert contents(mine) == contents(finished)
+
+
+def test_hours_of_training_that_is_not_finished_are_not_given_up_either(finished: dict[str, Any], tmp_path: Path) -> None:
+    mine = copy(finished, tmp_path)
+    plan = recipes.units(loading.load(mine))
+    folder = plan["pretrain/sbp/seed-1"].folder(run_folder(mine))
+    record = disk.read_record(folder / store.MANIFEST)
+    (folder / store.MANIFEST).unlink()
+    disk.write_record(folder / store.PROGRESS, {key: record[key] for key in ("fingerprint", "contents")})
+    os.utime(folder / store.PROGRESS, (time.time() - 36_000,) * 2)
+    assert states(mine)["pretrain/sbp/seed-1"] == State("partial")  # and goes on
+
+    other = {**mine, "arms": {**mine["arms"], "sbp": {"synthetic": "related", "share": 0.25}}}
+    with pytest.raises(FinishedWork, match=r"which took 10\.0 hours \(synthesize/related: unit\.budget_tokens "):
+        run(other)
+    assert (folder / store.PROGRESS).exists()
+    assert run(mine)["done"][0] == "pretrain/sbp/seed-1"
     assert contents(mine) == contents(finished)
 
 

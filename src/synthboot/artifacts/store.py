@@ -245,6 +245,7 @@ def begin(
     """
     progress = folder / PROGRESS
     is_mine = False
+    content = {}
     if progress.exists():
         content = read_json(progress)
         # Without a hash it is of a synthboot whose parts had no hashes either: none is kept.
@@ -266,8 +267,10 @@ def begin(
         if problem:
             remove(part)
             damaged.append(f"{part}: {problem}; made again")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_record(progress, {"fingerprint": fingerprint, "contents": dict(contents)})
+    # else it stays, as its age says since when the artifact is in the making
+    if not is_mine or "contents" not in content:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(progress, {"fingerprint": fingerprint, "contents": dict(contents)})
     return damaged
 
 
@@ -284,6 +287,17 @@ def begun(
         and not (folder / MANIFEST).exists()
         and _is_of(progress, fingerprint, contents)
     )
+
+
+def invested(folder: Path) -> tuple[str, float]:
+    """The fingerprint of an artifact in the making, and the seconds from its beginning to the last
+    of its parts."""
+    progress = folder / PROGRESS
+    began = progress.stat().st_mtime
+    last = max((seal.stat().st_mtime for seal in folder.rglob(SEAL)), default=began)
+    record = read_json(progress)
+    fingerprint = record.get("fingerprint", "") if isinstance(record, dict) else ""
+    return str(fingerprint), max(0.0, last - began)
 
 
 def _is_of(

@@ -246,16 +246,16 @@ def fit_centroids(
     clusters: int,
     seed: int,
     device: str = "cpu",
-    iterations: int = 6,
+    iterations: int = 4,
 ) -> Float32[np.ndarray, "cluster dim"]:
-    """Unit centroids by spherical k-means on a sample of 16 rows a cluster.
+    """Unit centroids by spherical k-means on a sample of 32 rows a cluster.
 
     They are ordered so that near ones stand together.
     """
     import torch
 
     random = rng(seed, "join.clusters")
-    size = min(len(vectors), 16 * clusters)
+    size = min(len(vectors), 32 * clusters)
     chosen = np.sort(random.choice(len(vectors), size, replace=False))
     rows = np.asarray(vectors[chosen])
     sample = _float_rows(rows, device)

@@ -14,7 +14,7 @@ from synthboot.recipes import VERSIONS, Unit
 from synthboot.runner.graph import fingerprints
 
 ASKED_SECONDS = 600.0
-"""Finished work that took longer is made anew only where that was asked for."""
+"""Work that took longer is given up only where that was asked for."""
 
 _SUMMARIES = ("evaluate", "analyze", "report")
 """Stages that are made anew whenever an arm joins, which nobody is asked about."""
@@ -24,7 +24,7 @@ _SUMMARIES = ("evaluate", "analyze", "report")
 class State:
     """How an artifact stands: `done`, `missing`, `partial`, or `stale` with the reasons.
 
-    What is finished took `seconds`, and is done with a manifest that is not `stamped` where that
+    What there is took `seconds`, and is done with a manifest that is not `stamped` where that
     does not say so by what the artifact is known by now. What is stale `may_stand` where its
     settings are as they were: it is kept if what it reads comes out as it was. It is `changed`
     where it will most likely hold something else, and what was `made_of` it then too: of the
@@ -114,7 +114,8 @@ def ask(
     for name, unit in plan.items():
         now = standing[name]
         follows = not changed.isdisjoint(now.made_of)
-        if now.status != "stale" or (now.may_stand and not follows):
+        # what is done or missing has no reasons, nor what will be gone on from
+        if now.status == "done" or not now.reasons or (now.may_stand and not follows):
             continue
         if now.changed or follows:
             changed.add(name)
@@ -125,7 +126,7 @@ def ask(
     seconds = sum(standing[name].seconds for name in lost)
     if seconds > ASKED_SECONDS and not replace:
         raise FinishedWork(
-            f"{folder}: would make {len(lost)} finished artifacts anew, which took "
+            f"{folder}: would make {len(lost)} artifacts anew, which took "
             f"{seconds / 3600:.1f} hours ({first}); keep them and make others beside them with "
             f"`--set name=NAME --from {folder}`, or give these up with `--replace`"
         )
@@ -156,8 +157,7 @@ def _state(
     """How an artifact stands whose finished parents hold `held`, by role, where others are
     `unfinished`, by name and status."""
     if manifest is None:
-        begun = (unit.folder(cfg.folder) / store.PROGRESS).exists()
-        return State("partial" if begun else "missing")
+        return _begun(unit.folder(cfg.folder), expected[unit.name])
 
     mark = expected[unit.name]
     version = VERSIONS[unit.stage]
@@ -187,3 +187,13 @@ def _state(
         may_stand=may_stand,
         changed=not is_same or (has_version and not may_stand),
     )
+
+
+def _begun(folder: Path, mark: str) -> State:
+    """How an artifact stands that is not finished, where that of this fingerprint is wanted."""
+    if not (folder / store.PROGRESS).exists():
+        return State("missing")
+    begun, seconds = store.invested(folder)
+    if begun in (mark, ""):  # or nothing is in it yet
+        return State("partial")
+    return State("partial", ("begun as another",), seconds)

@@ -57,7 +57,8 @@ _METRICS = {
     ),
     "minus_self": _Metric(
         "The method minus self",
-        "Below zero reading related documents is better than writing without one.",
+        "Below zero text from related documents is better than text from none, whose writer may "
+        "have been trained less.",
         "as good as self",
     ),
     "base_loss": _Metric("Base", "The least validation loss of base. Lower is better."),

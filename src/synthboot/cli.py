@@ -200,7 +200,7 @@ def init(paths: tuple[str, ...], out: Path, hours: float) -> None:
 _replacing = click.option(
     "--replace",
     is_flag=True,
-    help="Give up finished work of more than ten minutes where settings are others now.",
+    help="Give up more than ten minutes of work, finished or half made, where settings are others.",
 )
 
 

@@ -289,15 +289,17 @@ def begun(
     )
 
 
-def invested(folder: Path) -> tuple[str, float]:
-    """The fingerprint of an artifact in the making, and the seconds from its beginning to the last
-    of its parts."""
-    progress = folder / PROGRESS
-    began = progress.stat().st_mtime
+def begun_as(folder: Path) -> str:
+    """The fingerprint of an artifact in the making; none where nothing is in it yet."""
+    record = read_json(folder / PROGRESS)
+    return str(record.get("fingerprint", "")) if isinstance(record, dict) else ""
+
+
+def invested(folder: Path) -> float:
+    """Seconds from the beginning of an artifact in the making to the last of its parts."""
+    began = (folder / PROGRESS).stat().st_mtime
     last = max((seal.stat().st_mtime for seal in folder.rglob(SEAL)), default=began)
-    record = read_json(progress)
-    fingerprint = record.get("fingerprint", "") if isinstance(record, dict) else ""
-    return str(fingerprint), max(0.0, last - began)
+    return max(0.0, last - began)
 
 
 def _is_of(

@@ -193,7 +193,6 @@ def _begun(folder: Path, mark: str) -> State:
     """How an artifact stands that is not finished, where that of this fingerprint is wanted."""
     if not (folder / store.PROGRESS).exists():
         return State("missing")
-    begun, seconds = store.invested(folder)
-    if begun in (mark, ""):  # or nothing is in it yet
+    if store.begun_as(folder) in (mark, ""):
         return State("partial")
-    return State("partial", ("begun as another",), seconds)
+    return State("partial", ("begun as another",), store.invested(folder))

@@ -73,8 +73,7 @@ def make(
     progress, note = _tellers(listener)
 
     with disk.storage_errors(folder), held(folder):
-        _verify_parents(cfg, plan, unit)
-        of_parents = contents(cfg, plan, unit)
+        of_parents = _verified(cfg, plan, unit)
         made = store.read_manifest(folder)
         wanted = (fingerprints[name], VERSIONS[unit.stage], unit.reads, of_parents)
         if made is not None and store.stands(made, *wanted):
@@ -125,9 +124,10 @@ def make_part(
     folder = unit.folder(cfg.folder)
     progress, note = _tellers(listener)
 
-    wanted = (fingerprints[name], contents(cfg, plan, unit))
-    with disk.storage_errors(folder), _joined(folder, wanted, part, note) as record:
-        _verify_parents(cfg, plan, unit)
+    with disk.storage_errors(folder), ExitStack() as locks:
+        # first, as to join it may empty the folder
+        wanted = (fingerprints[name], _verified(cfg, plan, unit))
+        record = locks.enter_context(_joined(folder, wanted, part, note))
         started = time.monotonic()
         with Memory() as memory:
             items = run_part(cfg, plan, unit, record, jobs, progress)
@@ -219,18 +219,24 @@ def _tellers(
     return progress, note
 
 
-def _verify_parents(
+def _verified(
     cfg: config.Config,
     plan: Mapping[str, Unit],
     unit: Unit,
-) -> None:
-    """Raise MissingArtifact or CorruptArtifact where something that the unit reads is not whole."""
-    folders = [plan[parent].folder(cfg.folder) for parent in unit.parents.values()]
-    for folder in dict.fromkeys(folders):  # one parent may have several roles
+) -> dict[str, str]:
+    """What the parents of a unit hold, by role, as their files are now.
+
+    Raises MissingArtifact or CorruptArtifact where something that the unit reads is not whole.
+    """
+    found = {}
+    for parent in dict.fromkeys(unit.parents.values()):  # one parent may have several roles
+        folder = plan[parent].folder(cfg.folder)
         manifest = store.read_manifest(folder)
         if manifest is None:
             raise MissingArtifact(f"{unit.name}: {folder} is gone; run again")
         store.verify(folder, manifest)
+        found[parent] = store.content(manifest)
+    return {role: found[parent] for role, parent in unit.parents.items()}
 
 
 def _spent(

@@ -5,7 +5,8 @@ r"""How the stages before any model grow with the number of documents: seconds, 
 
 Documents are generated, a file of 250,000 at a time: a log-normal number of words with a median of 90, half of them of
 one of as many topics as there are five hundreds of documents, half of all words by Zipf's law, and one document in twenty a
-near-copy of the one before. Each stage is a command of its own. Memory is what all its processes together have for themselves
+near-copy of the one before. Each stage is a command of its own. CPU seconds are those of all its processes together, and
+tell of growth where other work ran beside it. Memory is what all its processes together have for themselves
 or share with each other, at the worst of the looks taken twice a second; files that are mapped are not in it, as they can be
 dropped at any time. A command that is killed goes on where it was if it is given the same folder.
 """
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,33 +80,42 @@ def write(folder: Path, docs: int) -> None:
         os.replace(path.with_suffix(".part"), path)
 
 
-def held(process: psutil.Process) -> int:
-    """Bytes that it and all below it have for themselves or share, each byte counted once."""
-    total = 0
-    for one in (process, *process.children(recursive=True)):
-        with suppress(OSError, psutil.Error):
-            for line in Path(f"/proc/{one.pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                    total += int(line.split()[1]) * 1024
-    return total
+@dataclass
+class Taken:
+    """What a process and all below it have taken so far: the most bytes at once, and CPU seconds by process."""
+
+    most_bytes: int = 0
+    cpu_seconds: dict[tuple[int, float], float] = field(default_factory=dict)
+
+    def look(self, process: psutil.Process) -> None:
+        """Each byte that several share is counted once, files that are mapped are not."""
+        total = 0
+        for one in (process, *process.children(recursive=True)):
+            with suppress(OSError, psutil.Error):
+                times = one.cpu_times()
+                self.cpu_seconds[one.pid, one.create_time()] = times.user + times.system
+                for line in Path(f"/proc/{one.pid}/smaps_rollup").read_text().splitlines():
+                    if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                        total += int(line.split()[1]) * 1024
+        self.most_bytes = max(self.most_bytes, total)
 
 
 @contextmanager
-def watched(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Looks at the memory of a process twice a second; the list has the most so far."""
-    most = [0]
+def watched(process: subprocess.Popen[bytes]) -> Iterator[Taken]:
+    """Looks at a process twice a second."""
+    taken = Taken()
     over = threading.Event()
 
     def look() -> None:
         with suppress(psutil.Error):
             own = psutil.Process(process.pid)
             while not over.wait(0.5):
-                most[0] = max(most[0], held(own))
+                taken.look(own)
 
     thread = threading.Thread(target=look)
     thread.start()
     try:
-        yield most
+        yield taken
     finally:
         over.set()
         thread.join()
@@ -135,11 +146,15 @@ def grown(docs: int, folder: Path, jobs: int) -> dict[str, Any]:
         if not kept.exists():
             begun = time.perf_counter()
             command = [sys.executable, "-m", "synthboot", stage, str(config)]
-            with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process, watched(process) as most:
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process, watched(process) as taken:
                 code = process.wait()
             if code:
                 raise SystemExit(f"{stage} of {docs:,} documents ended with {code}")
-            took = {"seconds": time.perf_counter() - begun, "bytes": most[0]}
+            took = {
+                "seconds": time.perf_counter() - begun,
+                "cpu": sum(taken.cpu_seconds.values()),
+                "bytes": taken.most_bytes,
+            }
             kept.write_text(json.dumps(took))
         row[stage] = json.loads(kept.read_text())
     row["source"] = on_disk(source)
@@ -148,10 +163,10 @@ def grown(docs: int, folder: Path, jobs: int) -> dict[str, Any]:
     return row
 
 
-def exponent(rows: list[dict[str, Any]], stage: str) -> float:
+def exponent(rows: list[dict[str, Any]], stage: str, what: str) -> float:
     """Of the seconds of a stage, by least squares in logarithms."""
     docs = np.log([row["docs"] for row in rows])
-    return float(np.polyfit(docs, np.log([row[stage]["seconds"] for row in rows]), 1)[0])
+    return float(np.polyfit(docs, np.log([row[stage][what] for row in rows]), 1)[0])
 
 
 def drawn(rows: list[dict[str, Any]]) -> str:
@@ -177,16 +192,18 @@ def main() -> None:
     args = parser.parse_args()
     rows = [grown(docs, args.folder, args.jobs) for docs in args.docs]
 
-    print("| documents | " + " | ".join(f"{stage}: s | GiB" for stage in STAGES) + " | source, GB | run, GB |")
-    print("|" + "--:|" * (3 + 2 * len(STAGES)))
+    print("| documents | " + " | ".join(f"{stage}: s | CPU s | GiB" for stage in STAGES) + " | source, GB | run, GB |")
+    print("|" + "--:|" * (3 + 3 * len(STAGES)))
     for row in rows:
         cells = []
         for stage in STAGES:
-            cells += [f"{row[stage]['seconds']:,.0f}", f"{row[stage]['bytes'] / 2**30:.2f}"]
+            took = row[stage]
+            cells += [f"{took['seconds']:,.0f}", f"{took['cpu']:,.0f}", f"{took['bytes'] / 2**30:.2f}"]
         print(f"| {row['docs']:,} | {' | '.join(cells)} | {row['source'] / 1e9:.2f} | {row['run'] / 1e9:.2f} |")
     if len(rows) > 1:
-        told = ", ".join(f"{stage} {exponent(rows, stage):.2f}" for stage in STAGES)
-        print(f"\ntime grows as documents to the power: {told}")
+        for what in ("seconds", "cpu"):
+            told = ", ".join(f"{stage} {exponent(rows, stage, what):.2f}" for stage in STAGES)
+            print(f"\n{what}: grow as documents to the power of {told}")
     if args.plot:
         args.plot.write_text(drawn(rows))
 

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,15 @@ def test_heads_are_nested(tmp_path: Path) -> None:
     assert len(head) == 4
     assert head.num_tokens == 6
     assert head[3].tolist() == DOCUMENTS[3]
+
+
+def test_texts_are_without_their_ends(tmp_path: Path) -> None:
+    found = Tokens.open([shard(tmp_path / "0", DOCUMENTS[:2]), shard(tmp_path / "1", []), shard(tmp_path / "2", DOCUMENTS[2:])])
+    for chosen in ([0, 1, 2, 3, 4], [1, 3], [4], []):
+        flat, bounds = found.texts(np.array(chosen, np.int64))
+        assert [flat[a:b].tolist() for a, b in pairwise(bounds)] == [DOCUMENTS[i][:-1] for i in chosen]
+    flat, bounds = found.head(1).texts(np.array([0]))
+    assert (flat.tolist(), bounds.tolist()) == ([5, 6], [0, 2])
 
 
 def test_docs_holding_a_number_of_tokens() -> None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer, UInt32, UInt64
 
 from synthboot.data import words
-from synthboot.data.tokens import Tokens, ranges
+from synthboot.data.tokens import Tokens
+from synthboot.kernels import library as kernels
+from synthboot.kernels import overlap
 
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _INVERSE = pow(_MULTIPLIER, -1, 1 << 64)
@@ -29,17 +30,6 @@ _BAND = 6
 Tokenized = Integer[np.ndarray, " token"]
 Hashes = UInt64[np.ndarray, " _"]
 _Pairs = Int64[np.ndarray, " pair"]
-_Chosen = Sequence[tuple[Tokens, Int64[np.ndarray, " _"]]]
-"""Sets, and the numbers of the documents that are chosen of each."""
-
-# How `_Shared` packs a shingle into 64 bits (widths in bits, most significant first):
-#
-#   hash   [ slot: 10 to 27 ][ rest                 ]   the slot finds the mark "stands twice"
-#   value  [ high 44 of the hash          ][ 20 cut ]   what is kept of a shingle
-#   key    [ item of a chunk: 20 ][ value: 44       ]   one sort: by item, within it by value
-_VALUE_BITS = 44
-_CUT_BITS = 20
-_VALUE_MASK = (1 << 44) - 1
 
 _CANDIDATES = 1 << 16  # pairs whose signatures are compared at once: 64 MB of them
 _BLOCK = 1 << 22  # tokens of a corpus that are hashed at once: 32 MB of hashes
@@ -88,37 +78,25 @@ def pair_containments(
     d1: _Pairs,
     d2: _Pairs,
     n: int,
-    at_once: int = 1 << 25,
+    at_once: int = 1 << 23,
 ) -> Float[np.ndarray, " pair"]:
     """Containment of the shingles of `a[d1[i]]` and `b[d2[i]]`, for every pair i.
 
     End tokens are left out. Where a document has fewer than `n` tokens, the pair is compared in
-    runs as long as the shorter one. Pairs are taken in runs that have `at_once` tokens, counted for
-    each pair. Most shingles stand in one document only, so each document of a run is read twice:
-    once to mark what comes up more than once, once to keep that. Pairs then compare what was kept.
-    Memory is 256 MiB of marks at most, what was kept of a run, and chunks of a million shingles;
-    two different shingles of a pair are taken for the same with probability 2^-44.
+    runs as long as the shorter one. Pairs of one d1 should follow each other. Memory is up to 28
+    bytes for each of the `at_once` tokens that a run of pairs has, counted for each pair.
     """
     result = np.empty(len(d1))
-    first_lengths = a.lengths[d1]
-    second_lengths = b.lengths[d2]
-    shorter = np.minimum(first_lengths, second_lengths) - 1
-    is_short = shorter < n
-
-    # Short documents are few, so they are compared one pair at a time.
-    for i in np.flatnonzero(is_short):
-        first = a[d1[i]][:-1]
-        second = b[d2[i]][:-1]
-        size = max(1, int(shorter[i]))
-        first_hashes = hashes(first, size)
-        second_hashes = hashes(second, size)
-        result[i] = containment(first_hashes, second_hashes)
-
-    rest = np.flatnonzero(~is_short)
-    tokens = first_lengths[rest] + second_lengths[rest]
-    for part in _chunks(tokens, at_once):
-        run = rest[part]
-        result[run] = _containments(a, b, d1[run], d2[run], n)
+    sizes = a.lengths[d1] + b.lengths[d2]
+    for part in _runs_of(sizes, at_once):
+        if kernels.available():
+            result[part] = _containments(a, b, d1[part], d2[part], n)
+            continue
+        for i in range(part.start, part.stop):
+            first = a[d1[i]][:-1]
+            second = b[d2[i]][:-1]
+            size = max(1, min(n, len(first), len(second)))
+            result[i] = containment(hashes(first, size), hashes(second, size))
     return result
 
 
@@ -129,180 +107,19 @@ def _containments(
     d2: _Pairs,
     n: int,
 ) -> Float[np.ndarray, " pair"]:
-    """`pair_containments` of documents of at least `n` tokens."""
-    # One numbering for both sides: a document that stands on both is read once, and documents of
-    # another set follow those of `a`.
-    one_set = a is b
-    offset = 0 if one_set else len(a)
-    both_sides = np.concatenate((d1, d2 + offset))  # (2 * pair,)
-    docs, positions = np.unique(both_sides, return_inverse=True)
-    if one_set:
-        chosen = [(a, docs)]
-    else:
-        in_a = docs[docs < offset]
-        in_b = docs[docs >= offset] - offset
-        chosen = [(a, in_a), (b, in_b)]
-
-    shared = _Shared.of(chosen, n)
-    x, y = np.split(positions, 2)  # (pair,) each
-    return shared.containments(x, y)
+    """`pair_containments` by the compiled loop."""
+    chosen, x = np.unique(d1, return_inverse=True)
+    others, y = np.unique(d2, return_inverse=True)
+    return overlap.containments(a.texts(chosen), b.texts(others), x, y, n)
 
 
-@dataclass(frozen=True)
-class _Shared:
-    """Documents by the shingles that others may share.
-
-    `values[bounds[i]:bounds[i + 1]]` are those of document i, sorted, 44 bits each; `sizes[i]`
-    counts all its different shingles.
-    """
-
-    values: UInt64[np.ndarray, " shingle"]
-    bounds: Int64[np.ndarray, " doc_and_one"]
-    sizes: Int64[np.ndarray, " doc"]
-
-    @staticmethod
-    def of(chosen: _Chosen, n: int) -> _Shared:
-        """The shingles of `n` tokens of the chosen documents, one set after the other."""
-        total = 0
-        for tokens, docs in chosen:
-            lengths = tokens.lengths[docs]
-            total += int(lengths.sum())
-
-        # Eight slots a shingle keep chance collisions few; 2 x 2^27 marks are the 256 MiB.
-        wanted = 8 * total
-        slot_bits = max(10, wanted.bit_length())
-        slot_bits = min(27, slot_bits)
-        shift = 64 - slot_bits
-        twice = _slots_met_twice(chosen, n, slot_bits)
-
-        # Second pass: keep what is marked. A shingle with a slot of its own is in one document,
-        # once: it counts towards the size of that document and can be forgotten.
-        kept: list[np.ndarray] = [np.empty(0, np.uint64)]
-        counts = [np.empty(0, np.int64)]
-        sizes = [np.empty(0, np.int64)]
-        for hashed, doc, num_docs in _shingled(chosen, n):
-            marked = twice[hashed >> shift]
-            high = doc[marked].astype(np.uint64) << _VALUE_BITS
-            low = hashed[marked] >> _CUT_BITS
-            keys = np.unique(high | low)
-
-            doc_of_key = (keys >> _VALUE_BITS).astype(np.int64)
-            count = np.bincount(doc_of_key, minlength=num_docs)
-            unmarked = np.bincount(doc[~marked], minlength=num_docs)
-            kept.append(keys & _VALUE_MASK)
-            counts.append(count)
-            sizes.append(count + unmarked)
-
-        by_doc = np.concatenate(([0], *counts))
-        return _Shared(
-            values=np.concatenate(kept),
-            bounds=by_doc.cumsum(),
-            sizes=np.concatenate(sizes),
-        )
-
-    def containments(
-        self,
-        x: _Pairs,
-        y: _Pairs,
-    ) -> Float[np.ndarray, " pair"]:
-        """The share of the smaller document's shingles that the other also holds.
-
-        Documents x[i] and y[i] are compared.
-        """
-        num_shared = np.empty(len(x), np.int64)
-        counts = np.diff(self.bounds)
-        for part in _chunks(counts[x] + counts[y]):
-            # A document's values differ from each other, so equal neighbours come from x and y.
-            of_x = self._keys(x[part])
-            of_y = self._keys(y[part])
-            keys = np.concatenate((of_x, of_y))
-            keys.sort()
-            shared = _repeated(keys)
-            pair = (shared >> _VALUE_BITS).astype(np.int64)
-            num_pairs = part.stop - part.start
-            num_shared[part] = np.bincount(pair, minlength=num_pairs)
-
-        x_sizes = self.sizes[x]
-        y_sizes = self.sizes[y]
-        smaller = np.minimum(x_sizes, y_sizes)
-        return np.where(x == y, 1.0, num_shared / smaller)
-
-    def _keys(self, docs: _Pairs) -> Hashes:
-        """The keys of all shingles of all of `docs`; the item is the position in `docs`."""
-        starts = self.bounds[docs]
-        counts = self.bounds[docs + 1] - starts
-        values = self.values[ranges(starts, counts)]  # (pair,) -> (key,)
-        items = np.arange(len(docs), dtype=np.uint64)
-        item_of_key = np.repeat(items, counts)
-        return (item_of_key << _VALUE_BITS) | values
-
-
-def _slots_met_twice(
-    chosen: _Chosen,
-    n: int,
-    slot_bits: int,
-) -> Bool[np.ndarray, " slot"]:
-    """The first pass: whether more than one shingle falls into a slot."""
-    shift = 64 - slot_bits
-    once = np.zeros(1 << slot_bits, bool)
-    twice = np.zeros(1 << slot_bits, bool)
-    for hashed, _, _ in _shingled(chosen, n):
-        # In order, so that the marks, many more than a cache holds, are gone through once.
-        slots = np.sort(hashed >> shift)
-        twice[_repeated(slots)] = True  # twice within this chunk
-        met_before = once[slots]
-        twice[slots[met_before]] = True  # here, and in a chunk before
-        once[slots] = True
-    return twice
-
-
-def _repeated(ordered: Hashes) -> Hashes:
-    """Of sorted values, those that equal the one before."""
-    later = ordered[1:]
-    is_repeat = later == ordered[:-1]
-    return later[is_repeat]
-
-
-_Shingles = tuple[Hashes, Int64[np.ndarray, " shingle"], int]
-
-
-def _shingled(chosen: _Chosen, n: int) -> Iterator[_Shingles]:
-    """By chunks of documents: hashes of all shingles, the document of each, number of documents.
-
-    A document is given by its position in the chunk.
-    """
-    for tokens, docs in chosen:
-        for part in _chunks(tokens.lengths[docs]):
-            chunk = docs[part].tolist()
-            texts = [tokens[doc][:-1] for doc in chunk]
-            lengths = tokens.lengths[chunk] - 1
-            starts = np.cumsum(lengths) - lengths
-
-            # All texts are hashed as one; runs that reach from a text into the next are left out:
-            #
-            #   texts, n = 3   [ a b c d | e f g ]
-            #   runs kept        0 1     | 4          2 and 3 reach into the next text
-            hashed = hashes(np.concatenate(texts), n)
-            counts = lengths - n + 1
-            kept = ranges(starts, counts)  # (doc,) -> (shingle,)
-            numbers = np.arange(len(texts))
-            doc_of_shingle = np.repeat(numbers, counts)
-            yield hashed[kept], doc_of_shingle, len(texts)
-
-
-def _chunks(sizes: Int64[np.ndarray, " item"], most: int = 1 << 20) -> Iterator[slice]:
-    """Runs of items of about `most` in all, and of no more than a million items."""
-    by_size = np.cumsum(sizes) // most
-    by_number = np.arange(len(sizes)) >> 20  # an item has 20 bits of a key
-    chunk = by_size + by_number
-    changes = np.flatnonzero(np.diff(chunk))
-    inner_edges = (changes + 1).tolist()
-
-    start = 0
-    for stop in [*inner_edges, len(sizes)]:
+def _runs_of(sizes: Int64[np.ndarray, " item"], most: int) -> Iterator[slice]:
+    """Runs of items of about `most` in all."""
+    run = np.cumsum(sizes) // most
+    edges = np.flatnonzero(np.diff(run)) + 1
+    for start, stop in pairwise([0, *edges.tolist(), len(sizes)]):
         if start < stop:
             yield slice(start, stop)
-        start = stop
 
 
 def copied(

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Int32, Int64, Integer
 
 from synthboot.data.disk import load_array, save_array
 from synthboot.errors import BudgetError, CorruptArtifact
@@ -136,6 +136,26 @@ class Tokens:
         start = self.bounds[doc] - origin
         stop = self.bounds[doc + 1] - origin
         return self.shards[shard][start:stop]
+
+    def texts(
+        self,
+        docs: Int64[np.ndarray, " doc"],
+    ) -> tuple[Int32[np.ndarray, " token"], Int64[np.ndarray, " doc_and_one"]]:
+        """The tokens of these documents end to end, without the end tokens, and their bounds.
+
+        The documents are given in ascending order.
+        """
+        lengths = np.maximum(self.lengths[docs] - 1, 0)
+        bounds = np.concatenate(([0], np.cumsum(lengths)))
+        found = np.empty(bounds[-1], np.int32)
+        edges = np.searchsorted(docs, [*self.first_docs, len(self)])
+        for shard, (first, last) in enumerate(pairwise(edges.tolist())):
+            if first == last:
+                continue
+            starts = self.bounds[docs[first:last]] - self.bounds[self.first_docs[shard]]
+            places = ranges(starts, lengths[first:last])
+            found[bounds[first] : bounds[last]] = self.shards[shard][places]
+        return found, bounds
 
 
 def ranges(

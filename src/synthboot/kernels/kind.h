@@ -3,6 +3,7 @@
 namespace PROCESSOR {
 #include "vectors.h"
 #include "decoding.h"
+#include "overlap.h"
 #include "topk.h"
 #include "training.h"
 }  // namespace PROCESSOR

@@ -221,11 +221,17 @@ INLINE void store_one(uint16_t* p, float value) {
   *p = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// Of half precision, which the compiler takes one by one where it is not told how.
+// Of half precision, bit by bit: C++ has no such type before GCC 12 and clang 15.
 INLINE float load_half(const uint16_t* p) {
-  _Float16 value;
-  memcpy(&value, p, 2);
-  return (float)value;
+  const uint32_t sign = (uint32_t)(*p & 0x8000) << 16, magnitude = *p & 0x7fff;
+  const uint32_t exponent = magnitude >> 10, fraction = magnitude & 0x3ff;
+  uint32_t bits = sign | ((magnitude << 13) + (112u << 23));  // the exponents' biases differ by 112
+  if (exponent == 31) bits = sign | 0x7f800000u | fraction << 13;
+  float value;
+  memcpy(&value, &bits, 4);
+  if (exponent) return value;
+  const float subnormal = (float)fraction * 0x1p-24f;
+  return sign ? -subnormal : subnormal;
 }
 
 INLINE void get_halves(floats& v, const uint16_t* p) {

@@ -236,9 +236,10 @@ def test_a_look_with_other_seeds_is_a_look_whichever_they_are(finished: dict[str
     for known, seeds, found in ((content, (0,), (2, 1)), (fingerprint, (0, 1), (1, 2))):
         disk.write_json(path, {known: disk.read_json(path)[known]})
         assert looks(*seeds) == found
-    path.write_text("{")
-    with pytest.raises(CorruptArtifact, match=r"looks\.json: unreadable; delete it, and looks count anew"):
-        looks(0)
+    for damaged in ("{", "[]", "null", "3", '{"x": null}', '{"x": [["a"]]}'):
+        path.write_text(damaged)
+        with pytest.raises(CorruptArtifact, match=r"looks\.json: unreadable; delete it, and looks count anew"):
+            looks(0)
 
 
 def test_every_model_says_whether_it_still_gained_at_its_end(finished: dict[str, Any]) -> None:

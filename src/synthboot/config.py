@@ -1182,6 +1182,23 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_contrast(self) -> Config:
+        if not self.synthesize.contrast:
+            return self
+        if self.tune.base_share == 1:
+            raise ValueError(
+                "synthesize.contrast: is what a d1 in the prompt adds, and with `tune.base_share: "
+                "1` the pointer alone reads d1; set synthesize.contrast=0"
+            )
+        kinds = {arm.synthetic for arm in self.arms.values()} - {None}
+        if kinds == {"unconditional"}:
+            raise ValueError(
+                "synthesize.contrast: is what d1 adds, and samples of `synthetic: unconditional` "
+                "have none; set synthesize.contrast=0, or add an arm of another kind"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_external(self) -> Config:
         for name, arm in self.arms.items():
             if self.tune.init_from is not None and (arm.synthetic == "scratch" or arm.rounds > 1):

@@ -65,6 +65,24 @@ def test_other_things_that_are_not_there(world_file: Path, tmp_path: Path) -> No
     assert "engine.device: cuda" in refused(small_config(world_file, tmp_path, engine__device="cuda"))
 
 
+def test_a_path_that_is_not_there_is_told_with_where_it_was_looked_for(
+    world_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for change in (
+        {"corpus__source": "texts/*.jsonl"},
+        {"corpus__tokenizer": "./models/own"},
+        {"model__init_from": "./models/own"},
+        {"tune__init_from": "./models/own"},
+        {"embed": {"model": "file", "path": "own.npy"}},
+        {"embed": {"model": "./own"}},
+        {"evaluate": {"tasks": ["own.jsonl"]}},
+    ):
+        assert f" (from {tmp_path / 'here'}): " in refused(small_config(world_file, tmp_path, **change))
+    assert "(from" not in refused(small_config(world_file, tmp_path, corpus__source=str(tmp_path / "none.jsonl")))
+
+
 @pytest.mark.parametrize(
     ("variable", "change"),
     [

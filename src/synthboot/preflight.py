@@ -11,7 +11,7 @@ from pathlib import Path
 from synthboot import config
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.spool import GIVE_UP_AFTER
-from synthboot.data import documents, tasks, tokenizer
+from synthboot.data import documents, files, tasks, tokenizer
 from synthboot.errors import BudgetError, ConfigError, DataError, unloadable
 from synthboot.lm.batches import LEAST_CONTEXT, context_room, rows_by_source
 
@@ -188,7 +188,8 @@ def _check_models(cfg: config.Config) -> None:
 
             outline(source, "analyze.judges: local")
     if cfg.embed.model == "file" and not Path(cfg.embed.path or "").is_file():
-        raise ConfigError(f"embed.path: {cfg.embed.path}: no such file")
+        path = cfg.embed.path or ""
+        raise ConfigError(f"embed.path: {path}{files.seen_from(path)}: no such file")
 
 
 def _check_several_models(cfg: config.Config) -> None:
@@ -295,7 +296,9 @@ def _model(source: str, section: str, built_in: str) -> None:
     try:
         layout = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, KeyError, by what is wrong with the folder
-        raise ConfigError(f"{where}: {source}: {unloadable(error)}") from None
+        raise ConfigError(
+            f"{where}: {source}{files.seen_from(source)}: {unloadable(error)}"
+        ) from None
     if built_in and not is_native(layout):
         raise ConfigError(
             f"{built_in}: the built-in sampler, which alone has it, does not know the "
@@ -323,7 +326,7 @@ def _embedder(source: str) -> None:
     if not Path(source).exists():
         # no name on the hub looks like this
         if source.startswith((".", "/", "~")) or source.count("/") > 1:
-            raise ConfigError(f"embed.model: {source}: no such folder")
+            raise ConfigError(f"embed.model: {source}{files.seen_from(source)}: no such folder")
         return
 
     modules = Path(source) / "modules.json"

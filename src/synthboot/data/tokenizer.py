@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Integer
 
+from synthboot.data.files import seen_from
 from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, CorruptArtifact, DataError, unloadable
 
@@ -200,7 +201,7 @@ def from_hugging_face(source: str, setting: str = "corpus.tokenizer") -> Tokeniz
     try:
         loaded = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, ImportError, and what tokenizers raises
-        raise ConfigError(f"{setting}: {source}: {unloadable(error)}") from None
+        raise ConfigError(f"{setting}: {source}{seen_from(source)}: {unloadable(error)}") from None
     if not loaded.is_fast or loaded.eos_token is None:
         raise ConfigError(f"{setting}: {source}: needs a fast tokenizer with an end-of-text token")
     loaded.add_special_tokens({"sep_token": SEPARATOR})

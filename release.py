@@ -46,7 +46,8 @@ def main() -> None:
         if asked.yes:
             subprocess.run(step, cwd=root, check=True)
     print(
-        "then: git push --follow-tags, and publish dist/"
+        "then: git push --follow-tags, and publish dist/; an index takes a wheel of Linux once "
+        "`auditwheel repair` has named the C library that it needs"
         if asked.yes
         else "nothing done: --yes does it"
     )
@@ -80,9 +81,11 @@ def objections(root: Path, version: str, notes: str) -> list[str]:
 
 def steps(version: str, notes: str) -> list[list[str]]:
     """The commands; a build that fails leaves no tag."""
+    # verbatim, since git would take lines that begin with # for comments
+    text = f"{version}\n\n{notes}\n"
     return [
         [sys.executable, "-m", "build"],
-        ["git", "tag", "--annotate", tag(version), "--message", f"{version}\n\n{notes}"],
+        ["git", "tag", "--annotate", "--cleanup=verbatim", tag(version), "--message", text],
     ]
 
 

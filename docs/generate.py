@@ -83,7 +83,10 @@ def cli() -> str:
 
 def settings() -> str:
     """Every setting with its default and its help text."""
-    parts = ["# Settings\n\nWritten by `make docs` from `config.py`. No default: required.\n"]
+    parts = [
+        "# Settings\n\nWritten by `make docs` from `config.py`. No default: required.\n"
+        "Relative paths are seen from the folder that a command runs in, wherever the file of settings lies.\n"
+    ]
     top = []
     for name, field in config.Config.model_fields.items():
         section = next((a for a in [field.annotation, *get_args(field.annotation)] if _is_section(a)), None)

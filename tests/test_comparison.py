@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from scipy import stats
 
 from synthboot import comparison
 from synthboot.artifacts.scores import Answers, Scores
+from synthboot.cli import main
 from synthboot.errors import DataError
 
 
@@ -79,6 +81,25 @@ def test_several_tasks_count_alike_together(tmp_path: Path) -> None:
     rows = {row.task: row for row in comparison.compare([str(a)], [str(b)])}
     assert list(rows) == ["long", "short", comparison.ALL]
     assert rows[comparison.ALL].difference.value == pytest.approx((0.9 + 0.25) / 2)
+
+
+def test_tasks_are_several_chances_and_adjusted_for(tmp_path: Path) -> None:
+    for task, share in (("first", 0.62), ("second", 0.5), ("third", 0.55)):
+        samples(tmp_path / "a", task, answers(share, 1))
+        samples(tmp_path / "b", task, answers(0.45, 2))
+    rows = comparison.compare([str(tmp_path / "a")], [str(tmp_path / "b")])
+    ordered = sorted(rows, key=lambda row: row.difference.p)
+    assert len(ordered) == 4
+    least = 0.0
+    for rank, row in enumerate(ordered):
+        least = max(least, min(1.0, row.difference.p * (4 - rank)))
+        assert row.p_adjusted == pytest.approx(least)
+    said = CliRunner().invoke(main, ["compare", str(tmp_path / "a"), str(tmp_path / "b")]).output
+    assert f"{ordered[0].difference.p:.2g}  {ordered[0].p_adjusted:.2g}" in said
+    for side in "ab":
+        (tmp_path / side / "alone.csv").write_text("".join(f"q{i},{(i * ord(side)) % 7}\n" for i in range(20)))
+    (alone,) = comparison.compare([str(tmp_path / "a" / "alone.csv")], [str(tmp_path / "b" / "alone.csv")])
+    assert alone.p_adjusted == alone.difference.p
 
 
 def test_seeds_are_paired_and_their_noise_counts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 wrong bytes without a word."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from synthboot import api, config, recipes
+from synthboot import api, cli, config, recipes
 from synthboot.artifacts import store
 from synthboot.artifacts.store import Manifest, Shards
 from synthboot.data import disk
@@ -175,6 +177,30 @@ def test_a_shard_lost_with_its_number_is_no_shorter_corpus(tmp_path: Path) -> No
     (folder / "pool/shards.json").unlink()
     with pytest.raises(CorruptArtifact, match=r"shards.json: missing"):
         list(Shards(folder / "pool"))
+
+
+def test_json_of_another_shape_is_one_line_for_whoever_looks(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Valid, and not what is kept there: of every kind of file one, with its times as they were."""
+    run = tmp_path / tiny["name"]
+    shutil.copytree(run_folder(tiny), run, symlinks=True)
+    kinds = {re.sub(r"\d+", "#", str(path.relative_to(run))): path for path in sorted(run.rglob("*.json"))}
+    assert len(kinds) > 20
+    verbs = [["status", str(run)], ["show", str(run), "pairs"], ["show", str(run), "quality"]]
+    told = set()
+    for name, path in kinds.items():
+        kept, times = path.read_bytes(), path.stat()
+        path.unlink()  # the copy may be a link
+        path.write_text("[]")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        for verb in verbs:
+            said = CliRunner().invoke(cli.main, verb)
+            assert said.exception is None or isinstance(said.exception, SystemExit), (name, verb, said.exception)
+            if said.exit_code:
+                assert said.exit_code == 2
+                assert len(said.output.splitlines()) == 1
+                told.add(name)
+        path.write_bytes(kept)
+    assert {"#-analyze/analyze.json", "#-corpus/tokenizer/tokenizer_config.json"} <= told
 
 
 EDITS: dict[str, Any] = {

@@ -201,6 +201,16 @@ def test_what_a_pointer_writes_shares_more_with_its_d1_than_with_another(pointed
     assert own > other
 
 
+def test_a_contrast_without_d1_in_the_prompt_is_said_to_do_nothing(pointed: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(run_folder(pointed), tmp_path / pointed["name"], symlinks=True)
+    plain = loading.load(pointed | {"root": str(tmp_path)})
+    # as where `base_share: auto` has chosen base, which shows only once it is tuned
+    cfg = plain.model_copy(update={"synthesize": plain.synthesize.model_copy(update={"contrast": 0.5})})
+    told: list[str] = []
+    executor.run(cfg, "synthesize", lambda _, kind, value: told.append(value) if kind == "note" else None)
+    assert sum(note.startswith("synthesize.contrast has nothing to do: tune.base_share") for note in told) == 2
+
+
 def test_python_reads_by_the_pointer_too(pointed: dict[str, Any]) -> None:
     synthesizer = api.Run(pointed).tune()
     d1 = "Kobari7 wears red clothes. Kobari7 works as a miller."
@@ -236,9 +246,10 @@ def test_a_look_with_other_seeds_is_a_look_whichever_they_are(finished: dict[str
     for known, seeds, found in ((content, (0,), (2, 1)), (fingerprint, (0, 1), (1, 2))):
         disk.write_json(path, {known: disk.read_json(path)[known]})
         assert looks(*seeds) == found
-    path.write_text("{")
-    with pytest.raises(CorruptArtifact, match=r"looks\.json: unreadable; delete it, and looks count anew"):
-        looks(0)
+    for damaged in ("{", "[]", "null", "3", '{"x": null}', '{"x": [["a"]]}'):
+        path.write_text(damaged)
+        with pytest.raises(CorruptArtifact, match=r"looks\.json: unreadable; delete it, and looks count anew"):
+            looks(0)
 
 
 def test_every_model_says_whether_it_still_gained_at_its_end(finished: dict[str, Any]) -> None:

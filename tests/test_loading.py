@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from synthboot import loading, schema
+from synthboot import loading, recipes, schema
 from synthboot.config import Config
 from synthboot.errors import ConfigError
 from tests.conftest import small_config
@@ -205,6 +205,32 @@ def test_names_that_no_folder_should_have_are_refused(name: Any) -> None:
         with pytest.raises(ConfigError, match=r"a name of at most 100 letters|is not text") as caught:
             loading.load(changed)
         one_line(str(caught.value))
+
+
+@pytest.mark.parametrize("root", ["x" * 256, "r/" + "é" * 128 + "/s"])
+def test_roots_that_no_file_system_takes_are_refused(root: str) -> None:
+    raw = small_config(Path("x.jsonl"), Path("runs"))
+    with pytest.raises(ConfigError, match=r"root: a folder's name has 256 bytes, and 255 are the most; shorten it"):
+        loading.load({**raw, "root": root})
+    assert loading.load({**raw, "root": root.replace("éé", "é").removeprefix("x")})
+
+
+def test_a_folder_that_a_filter_would_name_too_long_is_refused() -> None:
+    judged = dict.fromkeys(["repetition", "nonfactual", "irrelevance", "copying"], "rules")
+    digits = [0.1234567890123456, 0.9876543210987654]
+    window = {"loss": digits, "novelty": digits, "judged": judged}
+
+    def loaded(name: str) -> Config:
+        arm = {"synthetic": "related", "share": 0.5, "filter": window}
+        arms = {"repetition": {}, name: arm, "b": {**arm, "rounds": 2}}
+        return loading.load({**small_config(Path("x.jsonl"), Path("runs")), "arms": arms})
+
+    kept = loaded("a")
+    room = 240 - len(kept.text_of(kept.arms["b"]))
+    longest = loaded("a" * (1 + room))
+    assert max(len(unit.variant) for unit in recipes.units(longest, {"files": []}).values()) == 240
+    with pytest.raises(ConfigError, match=r"arms\.b\.filter: the folder .* would have 241 bytes, and 240 are the most"):
+        loaded("a" * (2 + room))
 
 
 MANY = [float(i + 1) for i in range(40)]

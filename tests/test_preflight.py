@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from synthboot import api, loading, preflight
-from synthboot.errors import ConfigError, DataError, SynthbootError
+from synthboot import api, cli, loading, preflight
+from synthboot.artifacts.corpus import Corpus
+from synthboot.errors import BudgetError, ConfigError, DataError, SynthbootError
 from synthboot.recipes import units
 from synthboot.runner.state import states
 from tests.conftest import run_folder, small_config, write_jsonl
@@ -63,6 +65,24 @@ def test_other_things_that_are_not_there(world_file: Path, tmp_path: Path) -> No
     assert "engine.device: cuda" in refused(small_config(world_file, tmp_path, engine__device="cuda"))
 
 
+def test_a_path_that_is_not_there_is_told_with_where_it_was_looked_for(
+    world_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for change in (
+        {"corpus__source": "texts/*.jsonl"},
+        {"corpus__tokenizer": "./models/own"},
+        {"model__init_from": "./models/own"},
+        {"tune__init_from": "./models/own"},
+        {"embed": {"model": "file", "path": "own.npy"}},
+        {"embed": {"model": "./own"}},
+        {"evaluate": {"tasks": ["own.jsonl"]}},
+    ):
+        assert f" (from {tmp_path / 'here'}): " in refused(small_config(world_file, tmp_path, **change))
+    assert "(from" not in refused(small_config(world_file, tmp_path, corpus__source=str(tmp_path / "none.jsonl")))
+
+
 @pytest.mark.parametrize(
     ("variable", "change"),
     [
@@ -92,6 +112,17 @@ def test_a_contrast_needs_the_built_in_sampler(world_file: Path, tmp_path: Path)
     (tmp_path / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     settings = small_config(world_file, tmp_path, model__init_from=str(tmp_path / "gpt2"), synthesize__contrast=0.5)
     assert "does not know the layout of" in refused(settings)
+
+
+def test_a_contrast_needs_a_d1_in_the_prompt(world_file: Path, tmp_path: Path) -> None:
+    unprompted = {"pointer": True, "base_share": 1.0}
+    message = refused(small_config(world_file, tmp_path, synthesize__contrast=0.5, tune=unprompted))
+    assert "synthesize.contrast: is what a d1 in the prompt adds" in message
+    own = {"repetition": {}, "self": {"synthetic": "unconditional", "share": 0.5}}
+    message = refused(small_config(world_file, tmp_path, synthesize__contrast=0.5, arms=own))
+    assert "samples of `synthetic: unconditional` have none; set synthesize.contrast=0" in message
+    related = own | {"sbp": {"synthetic": "related", "share": 0.5}}
+    loading.load(small_config(world_file, tmp_path, synthesize__contrast=0.5, arms=related))
 
 
 def test_a_pointer_needs_the_built_in_sampler(world_file: Path, tmp_path: Path) -> None:
@@ -148,6 +179,56 @@ def test_rows_of_tuning_are_dealt_out_too(world_file: Path, tmp_path: Path) -> N
     untuned = {"repetition": {}, "self": {"synthetic": "unconditional", "share": 0.5}}
     fits = fine | {"tune__batch_tokens": 3 * seq_len, "arms": untuned}
     preflight.check(loading.load(small_config(world_file, tmp_path, **fits)))
+
+
+def test_a_share_that_rounds_to_none_or_to_all(world_file: Path, tmp_path: Path) -> None:
+    # 12,000 tokens are 31 steps of four rows
+    def said(share: float | None = None, **changes: Any) -> str:
+        arms = {"repetition": {}, **({} if share is None else {"a": {"synthetic": "related", "share": share}})}
+        return refused(small_config(world_file, tmp_path, **{"arms": arms, **changes}))
+
+    rows = "of 124 rows of training comes to"
+    assert said(0.004) == f"arms.a.share: 0.004 {rows} none; raise it, or raise budget.train_tokens"
+    assert said(0.997) == f"arms.a.share: 0.997 {rows} all of them; lower it, or raise budget.train_tokens"
+    for share in (0.0041, 0.995):
+        arms = {"repetition": {}, "a": {"synthetic": "unconditional", "share": share}}
+        preflight.check(loading.load(small_config(world_file, tmp_path, arms=arms)))
+    swept = {"repetition": {}, "a": {"synthetic": "related", "sweep": {"share": [0.5, 0.001]}}}
+    assert f"arms.a.share: 0.001 {rows} none" in said(arms=swept)
+    assert "arms.a.noise: 1e-05 of 11,904 tokens comes to none" in said(arms={"repetition": {}, "a": {"noise": 1e-5}})
+    assert "tune.plain_share: 0.001 of 60 rows of training comes to none" in said(0.5, tune__plain_share=0.001)
+    assert "tune.plain_share: 0.999 of 60 rows" in said(0.5, tune__plain_share=0.5, tune__sweep={"plain_share": [0.5, 0.999]})
+
+
+@pytest.mark.parametrize(("share", "comes_to"), [(0.001, "none; raise it"), (0.999, "all of them; lower it")])
+def test_a_share_of_replayed_text_that_rounds_to_none_or_to_all(
+    share: float, comes_to: str, world_file: Path, tmp_path: Path
+) -> None:
+    settings = small_config(world_file, tmp_path, corpus__replay=str(world_file), model__init_from=str(tmp_path))
+    settings["budget"]["replay_share"] = share
+    assert refused(settings).startswith(f"budget.replay_share: {share} of 124 rows of training comes to {comes_to}")
+
+
+def test_a_share_is_refused_before_a_plan_for_another_machine(world_file: Path, tmp_path: Path) -> None:
+    settings = small_config(world_file, tmp_path, arms={"repetition": {}, "a": {"synthetic": "related", "share": 1e-4}})
+    (tmp_path / "a.json").write_text(json.dumps(settings))
+    for words in ([], ["--hardware", "laptop"]):
+        said = CliRunner().invoke(cli.main, ["plan", str(tmp_path / "a.json"), *words])
+        assert said.exit_code == 2
+        assert said.output.startswith("error: arms.a.share: 0.0001 of 124 rows")
+
+
+def test_an_oracle_with_the_text_of_all_arms_is_repetition(world_file: Path, tmp_path: Path) -> None:
+    arms = {"repetition": {}, "oracle": {"unique_tokens": "all"}}
+    settings = small_config(world_file, tmp_path, budget__unique_tokens="all", arms=arms)
+    begun: list[str] = []
+    with pytest.raises(BudgetError, match=r"^arms\.oracle\.unique_tokens: all is the [\d,]+ documents of D_pretrain"):
+        api.Run(settings, progress=lambda name, kind, _: begun.append(name) if kind == "start" else None).run()
+    assert begun == ["corpus"]
+    # what is written on top of them makes it another arm
+    noisy = {"repetition": {}, "oracle": {"unique_tokens": "all", "noise": 0.1}}
+    cfg = loading.load(settings | {"arms": noisy})
+    preflight.check_against_corpus(cfg, Corpus.open(cfg.folder / "01-corpus"))
 
 
 def test_one_document_is_no_test_set(world_file: Path, tmp_path: Path) -> None:

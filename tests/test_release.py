@@ -22,7 +22,7 @@ version = "1.2.3"
 [tool.setuptools]
 packages = []
 """
-CHANGES = "# Changes\n\n## 1.2.3\n\n- It does more.\n- # and 'less'\n\n## 1.2.2\n\n- It began.\n"
+CHANGES = "# Changes\n\n## 1.2.3\n\n- It does more.\n- # and 'less'\n\n# of a line of its own\n\n## 1.2.2\n\n- It began.\n"
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,42 @@ def test_a_release_is_said_before_it_is_made(repository: Path, quiet_git: dict[s
     assert "- It does more." in said.stdout
     assert "- It began." not in said.stdout
     assert "-m build" in said.stdout
-    assert "git tag --annotate v1.2.3" in said.stdout
+    assert "git tag --annotate --cleanup=verbatim v1.2.3" in said.stdout
     assert tags(repository) == ""
     assert not (repository / "dist").exists()
+
+
+BACKEND = """
+import tarfile, zipfile
+
+def build_sdist(folder, settings=None):
+    with tarfile.open(f"{folder}/thing-1.2.3.tar.gz", "w:gz") as archive:
+        for name, place in (("pyproject.toml",) * 2, ("own.py",) * 2, ("own.py", "PKG-INFO")):
+            archive.add(name, f"thing-1.2.3/{place}")
+    return "thing-1.2.3.tar.gz"
+
+def build_wheel(folder, settings=None, metadata=None):
+    zipfile.ZipFile(f"{folder}/thing-1.2.3-py3-none-any.whl", "w").close()
+    return "thing-1.2.3-py3-none-any.whl"
+"""
+
+
+def test_a_release_is_built_and_tagged_with_all_of_its_notes(repository: Path, quiet_git: dict[str, str]) -> None:
+    # a backend of its own needs nothing from the network
+    own = PYPROJECT.replace('["setuptools"]', '[]\nbackend-path = ["."]').replace("setuptools.build_meta", "own")
+    (repository / "pyproject.toml").write_text(own)
+    (repository / "own.py").write_text(BACKEND)
+    (repository / ".gitignore").write_text("dist/\n__pycache__/\n")
+    (repository / "dist").mkdir()
+    (repository / "dist" / "thing-1.2.2.tar.gz").touch()
+    for words in (["add", "-A"], ["commit", "-q", "-m", "own"]):
+        subprocess.run(["git", *words], cwd=repository, check=True, env=quiet_git)
+    said = release(repository, quiet_git, "--yes")
+    assert said.returncode == 0, said.stderr
+    assert "# of a line of its own" in tags(repository)
+    assert {path.name for path in (repository / "dist").iterdir()} == {"thing-1.2.3.tar.gz", "thing-1.2.3-py3-none-any.whl"}
+    again = release(repository, quiet_git, "--yes")
+    assert again.stderr == "release: v1.2.3 is there already: raise the version in pyproject.toml\n"
 
 
 def test_what_stands_against_a_release_is_said_all_at_once(repository: Path, quiet_git: dict[str, str]) -> None:

@@ -118,6 +118,8 @@ def test_what_nothing_can_embed_is_one_line(finished: dict[str, Any]) -> None:
         ("quarantine", {"like": "a"}, "of the quarantine, use --grep"),
         ("pairs", {"like": "a", "near": 0.9}, "two orders; choose one"),
         ("synthetic", {"near": 0.9}, "--near is the similarity of pairs"),
+        ("pairs", {"near": float("nan")}, "--near nan is no similarity; give one from -1 to 1"),
+        ("pairs", {"near": float("inf")}, "--near inf is no similarity"),
     ]:
         with pytest.raises(ConfigError, match=message):
             show.examples(run, what, 1, **options)

@@ -136,6 +136,55 @@ def test_more_hours_than_were_asked_for_are_said(tmp_path: Path, monkeypatch: py
     assert "that is more than" not in init(source, "--hours", "1000", "--out", "more.yaml").stdout
 
 
+DEEPER = [
+    (lambda text: {"id": 1, "data": {"text": text}}, ".data.text"),
+    (lambda text: {"title": text[-60:], "a b": {"c.d": text}}, '."a b"."c.d"'),
+    (lambda text: {"messages": [{"role": "user", "content": text}]}, '[.messages[].content] | join("\\n\\n")'),
+    (lambda text: {"parts": [text, "end"]}, '[.parts[]] | join("\\n\\n")'),
+]
+
+
+@pytest.mark.parametrize(("row", "lifted"), DEEPER)
+def test_text_that_lies_below_a_field_is_found_and_how_to_bring_it_up(row: Any, lifted: str, tmp_path: Path) -> None:
+    source = lines(tmp_path / "l.jsonl", [row(text) for text in texts(120)])
+    result = init(source, "--out", str(tmp_path / "o.yaml"))
+    assert f"jq -c '. + {{text: ({lifted})}}' brings it up" in result.output
+    assert (result.exit_code == 0) == ("title" in row(""))  # where there is a field of text, it is taken
+    # of a record that has its text, nothing is said
+    own = lines(tmp_path / "own.jsonl", [{"text": "short " + text[:20], "meta": row(text)} for text in texts(120)])
+    assert survey(own).advice == ""
+
+
+@pytest.mark.parametrize("name", ["Doc-ID", "docId", "document_id", "_id", "ID", "GUID"])
+def test_an_id_is_one_however_it_is_spelled(name: str, tmp_path: Path) -> None:
+    rows = [{"text": text, name: f"d{number}", "idea": number} for number, text in enumerate(texts(120))]
+    assert survey(lines(tmp_path / "l.jsonl", rows)).corpus.id_field == name
+    both = [{"url": f"u{number}", "uid": number} | row | {"id": number} for number, row in enumerate(rows)]
+    assert survey(lines(tmp_path / "l.jsonl", both)).corpus.id_field == "id"
+    none = [row | {name: "same"} for row in rows]
+    assert survey(lines(tmp_path / "l.jsonl", none)).corpus.id_field == "id"  # which there is not: made of file and line
+
+
+def test_text_in_another_encoding_is_told_what_makes_it_utf_8(tmp_path: Path) -> None:
+    advised = "`iconv -f WINDOWS-1252 -t UTF-8`"
+    western = "".join(json.dumps({"text": f"café {text}"}, ensure_ascii=False) + "\n" for text in texts(130))
+    (tmp_path / "all.jsonl").write_bytes(western.encode("cp1252"))
+    assert advised in init(str(tmp_path / "all.jsonl")).output
+    some = "".join(json.dumps({"text": text}) + "\n" for text in texts(120, seed=1))
+    (tmp_path / "some.jsonl").write_bytes(some.encode() + western.encode("cp1252"))
+    assert advised in init(str(tmp_path / "some.jsonl"), "--out", str(tmp_path / "o.yaml")).output
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "a.txt").write_bytes(western.encode("utf-16"))
+    assert "`iconv -f UTF-16 -t UTF-8` makes it UTF-8" in init(str(tmp_path / "t")).output
+
+
+@pytest.mark.parametrize("hours", ["nan", "inf", "0", "-1"])
+def test_hours_that_no_clock_shows(hours: str, tmp_path: Path) -> None:
+    result = init(lines(tmp_path / "l.jsonl", [{"text": text} for text in texts(200)]), "--hours", hours)
+    assert result.exit_code == 2
+    assert "Invalid value for '--hours'" in result.output
+
+
 def test_a_source_may_be_called_anything(tmp_path: Path) -> None:
     path = tmp_path / "it's: #1 [a], {b}.jsonl"
     lines(path, [{"text": text} for text in texts(110)])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -104,6 +105,20 @@ def _allow_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+class _Hours(click.FloatRange):
+    """A number above zero; click takes nan for one, and inf."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, *given: Any) -> float:
+        """The number; a usage error for any that no clock shows."""
+        hours: float = super().convert(*given)
+        if not math.isfinite(hours):
+            self.fail(f"{hours} is no number of hours.", *given[1:])
+        return hours
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="synthboot")
 def main() -> None:
@@ -153,7 +168,7 @@ def _configured(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option(
     "--hours",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Hours(),
     default=8.0,
     show_default=True,
     help="How long it may run here.",
@@ -359,6 +374,7 @@ def plan(cfg: Config, as_json: bool, hardware: str | None, check: bool) -> None:
         preflight.check(cfg)
         artifacts = recipes.units(cfg)
     else:
+        preflight.check_shares(cfg)  # which are wrong on every machine
         artifacts = plans.units_anywhere(cfg)
     if check:
         _print_check(plans.check(cfg, artifacts), as_json)
@@ -820,6 +836,7 @@ def _compare_scores(
                 f"{row.second:.4f}",
                 f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]",
                 f"{gap.p:.2g}",
+                f"{row.p_adjusted:.2g}",
                 f"{row.items:,}{unmatched}",
                 str(row.seeds),
                 f"{row.detectable:.4f}",
@@ -833,6 +850,7 @@ def _compare_scores(
         "B",
         "A - B",
         "p",
+        "adjusted",
         "items",
         "seeds",
         "detectable",

@@ -22,7 +22,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ Seed = Mapping[str, Mapping[str, tuple[float, float]]]
 class Comparison:
     """A task: the mean of each side, their difference, and what it would take to be sure.
 
+    `p_adjusted` is the p-value adjusted for all tasks that are compared, by Holm's method.
     `unmatched` counts the items that one side alone has. `items_needed` and `seeds_needed` (None:
     no number would do) are for the difference `wanted`.
     """
@@ -56,6 +57,7 @@ class Comparison:
     first: float
     second: float
     difference: statistics.Estimate
+    p_adjusted: float
     detectable: float
     wanted: float
     items_needed: int | None
@@ -105,7 +107,9 @@ def compare(
     answered = [table for task, table in tables.items() if task not in LOSSES.values()]
     if len(answered) > 1:
         tables[ALL] = _together(answered)
-    return [_compared(task, table, wanted, confidence) for task, table in tables.items()]
+    rows = [_compared(task, table, wanted, confidence) for task, table in tables.items()]
+    adjusted = statistics.holm({row.task: row.difference.p for row in rows})
+    return [replace(row, p_adjusted=adjusted[row.task]) for row in rows]
 
 
 def _of_one_name(ours: list[Seed], theirs: list[Seed]) -> tuple[list[Seed], list[Seed]]:
@@ -190,6 +194,7 @@ def _together(tables: Sequence[_Table]) -> _Table:
 
 
 def _compared(task: str, table: _Table, wanted: float | None, confidence: float) -> Comparison:
+    """A task by itself; p is not adjusted yet."""
     ours, theirs = table.values
     try:
         difference = statistics.difference(ours, theirs, table.sizes, confidence)
@@ -216,6 +221,7 @@ def _compared(task: str, table: _Table, wanted: float | None, confidence: float)
         first=float(ours.sum() / total),
         second=float(theirs.sum() / total),
         difference=difference,
+        p_adjusted=difference.p,
         detectable=statistics.detectable(noise, seeds, items, confidence),
         wanted=aim,
         items_needed=items_needed,

@@ -34,6 +34,11 @@ from synthboot.schema import (
 TUNED = ("weight_decay", "lr", "final_weight_decay", "dropout", "ema_decay", "tail_average")
 """What an arm's `sweep` may choose instead of the setting of `optim` of that name."""
 
+_MOST_NAME_BYTES = 255
+"""Of a folder, in every file system."""
+_MOST_ARTIFACT_BYTES = _MOST_NAME_BYTES - 15
+"""Of an artifact's folder: locks and what is half made beside it have longer names."""
+
 _URL_FORM = "needs the form http://host:port/v1 or https://..."
 
 
@@ -1135,6 +1140,24 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_folders(self) -> Config:
+        # bytes, of which a letter may have several
+        for part in Path(self.root).parts:
+            if (size := len(part.encode())) > _MOST_NAME_BYTES:
+                raise ValueError(
+                    f"root: a folder's name has {size} bytes, and {_MOST_NAME_BYTES} are the most; "
+                    f"shorten it"
+                )
+        for name, arm in self.arms.items():
+            if arm.filter.chooses and (size := len(self.text_of(arm))) > _MOST_ARTIFACT_BYTES:
+                raise ValueError(
+                    f"arms.{name}.filter: the folder that is named after it would have {size} "
+                    f"bytes, and {_MOST_ARTIFACT_BYTES} are the most; give its windows fewer "
+                    f"digits, or shorten the arms' names"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_extract(self) -> Config:
         if self.corpus.canaries.count and self.embed.model == "file":
             raise ValueError(
@@ -1155,6 +1178,23 @@ class Config(Section):
             raise ValueError(
                 f"tune.pointer: the built-in engine alone has it; set synthesize.sampler=embedded "
                 f"instead of {self.synthesize.sampler}, or tune.pointer=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_contrast(self) -> Config:
+        if not self.synthesize.contrast:
+            return self
+        if self.tune.base_share == 1:
+            raise ValueError(
+                "synthesize.contrast: is what a d1 in the prompt adds, and with `tune.base_share: "
+                "1` the pointer alone reads d1; set synthesize.contrast=0"
+            )
+        kinds = {arm.synthetic for arm in self.arms.values()} - {None}
+        if kinds == {"unconditional"}:
+            raise ValueError(
+                "synthesize.contrast: is what d1 adds, and samples of `synthetic: unconditional` "
+                "have none; set synthesize.contrast=0, or add an arm of another kind"
             )
         return self
 
@@ -1204,6 +1244,13 @@ class Config(Section):
             if other == wanted:
                 return name
         return None
+
+    def text_of(self, arm: Arm) -> str:
+        """The name of an arm's synthetic text, and of its folder: where it comes from, after which
+        arm, and what its filter throws away."""
+        before = self.before(arm)
+        kind = f"{arm.synthetic}-after-{before}" if before else str(arm.synthetic)
+        return f"{kind},{arm.filter.name}" if arm.filter.chooses else kind
 
     @property
     def tune_seq_len(self) -> int:

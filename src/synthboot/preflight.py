@@ -11,17 +11,19 @@ from pathlib import Path
 from synthboot import config
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.spool import GIVE_UP_AFTER
-from synthboot.data import documents, tasks, tokenizer
-from synthboot.errors import ConfigError, DataError, unloadable
-from synthboot.lm.batches import LEAST_CONTEXT, context_room
+from synthboot.data import documents, files, tasks, tokenizer
+from synthboot.errors import BudgetError, ConfigError, DataError, unloadable
+from synthboot.lm.batches import LEAST_CONTEXT, context_room, rows_by_source
 
 _BUILT_IN = ("self", "file")
 
 
 def check(cfg: config.Config) -> None:
-    """Raise ConfigError or DataError for questions that are none, for steps that cannot be shared,
-    and for models, packages and a GPU that are not here."""
+    """Raise ConfigError or DataError for shares of text that come to nothing, for questions that
+    are none, for steps that cannot be shared, and for models, packages and a GPU that are not
+    here."""
     check_executor(cfg)
+    check_shares(cfg)
     _check_processes(cfg)
     _check_several_models(cfg)
     _check_questions(cfg)
@@ -46,6 +48,54 @@ def check_executor(cfg: config.Config) -> None:
         )
 
 
+def check_shares(cfg: config.Config) -> None:
+    """Raise ConfigError for a share that rounds to none or to all of its rows: the arm would be
+    another than it says, and might be compared with itself."""
+    seq_len = cfg.model.seq_len
+    batch_rows = cfg.optim.batch_tokens // seq_len
+    rows = cfg.budget.train_tokens // (batch_rows * seq_len) * batch_rows
+    room = "budget.train_tokens"
+    for name, arm in cfg.arms.items():
+        for trial in arm.trials().values():
+            dealt = rows_by_source(rows, trial.share, cfg.budget.replay_share)
+            own = rows - dealt.replayed
+            _check_share("budget.replay_share", cfg.budget.replay_share, dealt.replayed, rows, room)
+            _check_share(f"arms.{name}.share", trial.share, dealt.synthetic, own, room)
+            if trial.noise and not round(trial.noise * rows * seq_len):
+                raise ConfigError(
+                    f"arms.{name}.noise: {trial.noise:g} of {rows * seq_len:,} tokens comes to "
+                    f"none; raise it or budget.train_tokens"
+                )
+
+    if not _tunes(cfg) or cfg.tune.max_tokens is None:
+        return  # how many rows the pairs fill shows once there are pairs
+    for tune in cfg.tune.trials().values():
+        batch_rows = max(1, tune.batch_tokens // cfg.tune_seq_len)
+        rows = max(1, cfg.tune.max_tokens // (batch_rows * cfg.tune_seq_len)) * batch_rows
+        plain = round(tune.plain_share * rows)
+        _check_share("tune.plain_share", tune.plain_share, plain, rows, "tune.max_tokens")
+
+
+def _check_share(where: str, share: float, chosen: int, rows: int, room: str) -> None:
+    """`room` is the setting by which there would be more rows."""
+    if share == 0 or 0 < chosen < rows:
+        return
+    comes_to = "none" if chosen == 0 else "all of them"
+    change = "raise" if chosen == 0 else "lower"
+    raise ConfigError(
+        f"{where}: {share:g} of {rows:,} rows of training comes to {comes_to}; "
+        f"{change} it, or raise {room}"
+    )
+
+
+def _tunes(cfg: config.Config) -> bool:
+    """Whether there is a synthesizer to be tuned."""
+    kinds = {arm.synthetic for arm in cfg.arms.values()} - {None}
+    if cfg.tune.init_from is None:
+        kinds.discard("unconditional")
+    return bool(kinds) and cfg.tune.base_share != 1
+
+
 def _check_processes(cfg: config.Config) -> None:
     if cfg.engine.processes > 1:
         from synthboot.lm import parallel  # it takes torch
@@ -55,8 +105,7 @@ def _check_processes(cfg: config.Config) -> None:
         parallel.share(rows, group, "optim.batch_tokens / model.seq_len")
         # what cannot be packed, which only a model from outside can be, pads its rows
         is_own = cfg.model.init_from is None and cfg.tune.init_from is None
-        tunes = any(arm.synthetic not in (None, "unconditional") for arm in cfg.arms.values())
-        if is_own and tunes and cfg.tune.base_share != 1:
+        if is_own and _tunes(cfg):
             rows = max(1, cfg.tune.batch_tokens // cfg.tune_seq_len)
             parallel.share(rows, group, "tune.batch_tokens / model.seq_len")
 
@@ -139,7 +188,8 @@ def _check_models(cfg: config.Config) -> None:
 
             outline(source, "analyze.judges: local")
     if cfg.embed.model == "file" and not Path(cfg.embed.path or "").is_file():
-        raise ConfigError(f"embed.path: {cfg.embed.path}: no such file")
+        path = cfg.embed.path or ""
+        raise ConfigError(f"embed.path: {path}{files.seen_from(path)}: no such file")
 
 
 def _check_several_models(cfg: config.Config) -> None:
@@ -182,13 +232,23 @@ def check_source(cfg: config.Config) -> None:
 def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:
     """Raise what can be known to be wrong once there is a corpus, hours before it would be met.
 
-    BudgetError where an oracle asks for more text than it holds,
+    BudgetError where an oracle asks for more text than it holds, or for what all arms have,
     DataError where a question does not fit into `model.seq_len`.
     """
     for name, arm in cfg.arms.items():
-        if isinstance(arm.unique_tokens, int):
-            # counted by the index alone; no token is read
-            corpus.pool.docs_holding(arm.unique_tokens, f"arms.{name}.unique_tokens")
+        if arm.unique_tokens is None:
+            continue
+        # counted by the index alone; no token is read
+        where = f"arms.{name}.unique_tokens"
+        docs = len(corpus.pool)
+        if arm.unique_tokens != "all":
+            docs = corpus.pool.docs_holding(arm.unique_tokens, where)
+        alone = arm.model_copy(update={"unique_tokens": None})
+        if docs == corpus.pretrain_docs and alone.kind == "repetition":
+            raise BudgetError(
+                f"{where}: {arm.unique_tokens} is the {docs:,} documents of D_pretrain, and the "
+                f"arm repetition by another name; lower budget.unique_tokens, or drop the arm"
+            )
     if len(corpus.test) < 2:
         raise DataError(
             f"corpus: the test set has {len(corpus.test)} documents, and two are the least that "
@@ -236,7 +296,9 @@ def _model(source: str, section: str, built_in: str) -> None:
     try:
         layout = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, KeyError, by what is wrong with the folder
-        raise ConfigError(f"{where}: {source}: {unloadable(error)}") from None
+        raise ConfigError(
+            f"{where}: {source}{files.seen_from(source)}: {unloadable(error)}"
+        ) from None
     if built_in and not is_native(layout):
         raise ConfigError(
             f"{built_in}: the built-in sampler, which alone has it, does not know the "
@@ -264,7 +326,7 @@ def _embedder(source: str) -> None:
     if not Path(source).exists():
         # no name on the hub looks like this
         if source.startswith((".", "/", "~")) or source.count("/") > 1:
-            raise ConfigError(f"embed.model: {source}: no such folder")
+            raise ConfigError(f"embed.model: {source}{files.seen_from(source)}: no such folder")
         return
 
     modules = Path(source) / "modules.json"

@@ -462,7 +462,8 @@ class _Recipes:
         cfg = self.cfg
         kind = str(arm.synthetic)
         before = cfg.before(arm)
-        variant = f"{kind}-after-{before}" if before else kind
+        # what a filter leaves lies beside what it chooses from
+        variant = cfg.text_of(arm).partition(",")[0]
 
         synthesizer = self.synthesizer(kind, variant, before)
 
@@ -510,7 +511,7 @@ class _Recipes:
             parents["tune/related"] = self.synthesizer("related", "related", None)
         return self.add(
             "synthesize",
-            f"{self.units[sampled].variant},{chosen.name}",
+            cfg.text_of(arm),
             parents,
             reads=READ_BY_FILTER,
             budget_tokens=self.tokens(most),

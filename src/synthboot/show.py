@@ -109,13 +109,11 @@ def examples(
     Pairs with `near` are those of the nearest similarity. With `grep`, a regular expression, only
     documents, samples, judges and reasons that it is found in, and pairs with such a document;
     `like` takes what is nearest to a text by the run's own embedding, of pairs by the nearer of
-    both. Raises ConfigError for a pattern that is none, or takes too long, where nothing can embed
-    the text, and where there is no such synthetic text.
+    both. Raises ConfigError for a similarity or a pattern that is none, or takes too long, where
+    nothing can embed the text, and where there is no such synthetic text.
     """
-    if near is not None and like is not None:
-        raise ConfigError("show: --near and --like are two orders; choose one")
-    if near is not None and what != "pairs":
-        raise ConfigError(f"show: --near is the similarity of pairs; of the {what}, leave it out")
+    if near is not None:
+        _check_near(near, what, like)
     if of is not None and what not in ("synthetic", "copies"):
         raise ConfigError(f"show: --of is about synthetic text; of {what} there is one kind")
     corpus = Corpus.open(_need(run, "corpus"))
@@ -144,6 +142,15 @@ def examples(
             raise ConfigError(f"show: copies are from d1, and samples of {kind} have none")
         found = _synthetic(run, kind, corpus, count, only_copies, is_wanted, likeness)
     return list(itertools.islice(found, count))
+
+
+def _check_near(near: float, what: str, like: str | None) -> None:
+    if like is not None:
+        raise ConfigError("show: --near and --like are two orders; choose one")
+    if what != "pairs":
+        raise ConfigError(f"show: --near is the similarity of pairs; of the {what}, leave it out")
+    if not -1 <= near <= 1:  # nor is nan
+        raise ConfigError(f"show: --near {near:g} is no similarity; give one from -1 to 1")
 
 
 def alphas(cfg: Config) -> Choices:

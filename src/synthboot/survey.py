@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -29,7 +30,10 @@ _VOCABULARIES = ((8 << 20, 2_048), (48 << 20, 4_096))
 """Below so many bytes of text; all of the bounds lie below what is looked at."""
 _LARGEST_VOCABULARY = 16_384
 _DATE = re.compile(r"\d{4}-\d\d(-\d\d)?\b")
-_ID_FIELDS = ("id", "_id", "doc_id", "docid", "uid", "uuid", "key", "doi", "url")
+_ID_FIELDS = ("id", "docid", "documentid", "uid", "uuid", "guid", "key", "doi", "url")
+"""By letters and digits alone: `Doc-ID`, `doc_id` and `docId` are one."""
+_DEEPEST = 6
+"""Levels of a record in which text is looked for."""
 _MOST = 0.9  # of the records have a field that counts as one of theirs
 
 Rows = Sequence[Mapping[str, object]]
@@ -42,7 +46,8 @@ class Survey:
     `corpus` has the source and the fields that were found. `lengths` are of the documents that were
     read, each text once, in tokens of a vocabulary of `vocab_size`, as estimated from
     `bytes_per_token`. `label_field` and `dates` (field, first, last) are None where there are none;
-    `is_whole` says that nothing was left unread.
+    `is_whole` says that nothing was left unread; `advice` what to do about bad records, and about
+    text that lies deeper than a field.
     """
 
     corpus: Corpus
@@ -58,6 +63,7 @@ class Survey:
     vocab_size: int
     bytes_per_token: float
     scripts: dict[str, float]
+    advice: str = ""
 
     @property
     def tokens(self) -> int:
@@ -95,6 +101,8 @@ class Survey:
             lines.append('dates: field "{}", {} to {}'.format(*self.dates))
         if self.label_field is not None:
             lines.append(f'labels: field "{self.label_field}"')
+        if self.advice:
+            lines.append(f"note: {self.advice}")
         return lines
 
     def _losses(self) -> str:
@@ -141,10 +149,12 @@ def survey(source: str | list[str], most_bytes: int = MOST_BYTES) -> Survey:
         if sampled < _TOKENIZED_BYTES:
             sample.append(document.text)
             sampled += len(raw)
+    advice = _advice(head, corpus, rejects)
     if not sizes:
-        reasons = counted(rejects) or "there are none"
-        has = f"; fields: {', '.join(fields)}" if fields else ""
-        raise DataError(f"{_named(source)}: no record is a document: {reasons}{has}")
+        said = [counted(rejects) or "there are none"]
+        said += [f"fields: {', '.join(fields)}"] if fields else []
+        said += [advice] if advice else []
+        raise DataError(f"{_named(source)}: no record is a document: {'; '.join(said)}")
 
     vocab_size = next((v for size, v in _VOCABULARIES if total < size), _LARGEST_VOCABULARY)
     rate = sampled / _tokens(sample, vocab_size)
@@ -163,6 +173,7 @@ def survey(source: str | list[str], most_bytes: int = MOST_BYTES) -> Survey:
         vocab_size=vocab_size,
         bytes_per_token=rate,
         scripts=_scripts(sample),
+        advice=advice,
     )
 
 
@@ -183,8 +194,10 @@ def _head(source: str | list[str]) -> tuple[Rows, Corpus]:
 
     names = dict.fromkeys(name for row in head for name in row)
     text_field = _text_field(head, list(names))
-    ids = (name for name in _ID_FIELDS if name != text_field and _is_id(head, name))
-    id_field = next(ids, plain.id_field)
+    named = [name for name in names if name != text_field and _plainly(name) in _ID_FIELDS]
+    # what is called as the setting is by itself comes before other spellings of it
+    named.sort(key=lambda name: (_ID_FIELDS.index(_plainly(name)), name != plain.id_field))
+    id_field = next((name for name in named if _is_id(head, name)), plain.id_field)
     return head, Corpus(source=source, text_field=text_field, id_field=id_field)
 
 
@@ -204,10 +217,58 @@ def _values(rows: Rows, name: str) -> list[object]:
 def _text_field(rows: Rows, names: Sequence[str]) -> str:
     """`text` where there is one, else the field with most text in it that is no id."""
     letters = {"text": 0}
-    for name in [name for name in names if name not in _ID_FIELDS]:
+    for name in [name for name in names if _plainly(name) not in _ID_FIELDS]:
         texts = [value for value in _values(rows, name) if isinstance(value, str)]
         letters[name] = sum(map(len, texts))
     return "text" if letters["text"] else max(letters, key=lambda name: letters[name])
+
+
+def _plainly(name: str) -> str:
+    """The letters and digits of a field's name."""
+    return "".join(filter(str.isalnum, name.lower()))
+
+
+def _advice(rows: Rows, corpus: Corpus, reasons: Iterable[str]) -> str:
+    """What to do about records that are no documents, and about text below a field."""
+    if deeper := _deeper(rows, corpus.text_field):
+        return deeper
+    return documents.advice(reasons, corpus)
+
+
+def _deeper(rows: Rows, text_field: str) -> str:
+    """How to bring up text that lies below a field, where more of it does than in `text_field`,
+    which is the record's own; empty where it does not."""
+    letters: Counter[str] = Counter()
+    for row in rows:
+        _weigh(row, "", letters, _DEEPEST)
+    if letters[".text"] or not letters:
+        return ""
+    [(path, most)] = letters.most_common(1)
+    is_own = path in {f".{_key(name)}" for row in rows for name in row}
+    if is_own or most <= letters[f".{_key(text_field)}"]:
+        return ""
+    lifted = f'[{path}] | join("\\n\\n")' if "[]" in path else path
+    return (
+        f"most text lies in {path}, and corpus.text_field names a field of the record itself; "
+        f"of JSON lines jq -c '. + {{text: ({lifted})}}' brings it up"
+    )
+
+
+def _weigh(value: object, path: str, letters: Counter[str], deepest: int) -> None:
+    """Count the letters of every text in a value by its path, as jq writes it."""
+    if isinstance(value, str):
+        letters[path] += len(value)
+    elif isinstance(value, Mapping) and deepest:
+        for name, inner in value.items():
+            _weigh(inner, f"{path}.{_key(str(name))}", letters, deepest - 1)
+    elif isinstance(value, list | tuple) and deepest:
+        for inner in value:
+            _weigh(inner, f"{path}[]", letters, deepest - 1)
+
+
+def _key(name: str) -> str:
+    """A key as jq writes it."""
+    return name if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) else json.dumps(name)
 
 
 def _is_id(rows: Rows, name: str) -> bool:

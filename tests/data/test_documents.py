@@ -139,12 +139,15 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     assert [d.text for d in found[-3:] if isinstance(d, Document)] == ["a text", "inside a field"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
 def test_other_encodings_are_named(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines(ROWS).decode().encode(encoding))
-    with pytest.raises(DataError, match=r"a\.jsonl: is UTF-16 or UTF-32; make it UTF-8"):
+    with pytest.raises(DataError, match=rf"a\.jsonl: is {encoding[:6].upper()}; make it UTF-8: iconv") as caught:
         read(path)
+    # what is advised is how Python calls it too, and gives the text back
+    advised = str(caught.value).partition("-f ")[2].split()[0]
+    assert path.read_bytes().decode(advised) == lines(ROWS).decode()
     (tmp_path / "a.txt").write_bytes("words".encode("utf-16"))
     assert ids(read(tmp_path / "a.txt")) == ["UTF-16 or UTF-32, not UTF-8"]
     for encoding in ("utf-16-le", "utf-16-be", "utf-32-le"):  # without a mark every byte of it is UTF-8 too

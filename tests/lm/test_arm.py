@@ -79,6 +79,17 @@ def test_a_budget_that_one_step_exceeds(tokenizer: Tokenizer) -> None:
         affordable(cfg, arm, 0, tokenizer, replace(text, sample_flops=3 * FLOPS * 0.8), FLOPS)
 
 
+def test_what_flops_leave_of_an_arm_has_synthetic_text_in_it(tokenizer: Tokenizer) -> None:
+    cfg = settings(1)
+    left = 3 * FLOPS * 64 * (STEPS - 4.2)  # upstream leaves four rows, and a tenth of them is none
+    text = Sources(documents(40), synthetic=documents(200), upstream_flops=left)
+    arm = config.Arm(synthetic="related", share=0.1, match="flops")
+    with pytest.raises(BudgetError, match=r"share 0\.1 of the 4 rows that are left comes to none"):
+        affordable(cfg, arm, 0, tokenizer, text, FLOPS)
+    half = config.Arm(synthetic="related", share=0.5, match="flops")
+    assert affordable(cfg, half, 0, tokenizer, text, FLOPS).synthetic_rows == 2
+
+
 def test_an_arm_warms_up_and_averages_gradients_as_it_is_told(tmp_path: Path, tokenizer: Tokenizer) -> None:
     plain = settings(1)
     text = Sources(documents(40))

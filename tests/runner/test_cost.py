@@ -313,6 +313,9 @@ def test_a_machine_of_ones_own(tmp_path: Path) -> None:
         ({"memory": 5}, "memory: extra"),
         ({"cores": 0}, "cores: input should be greater"),
         ({"flops": {"float12": 1.0}}, "flops.float12: input should be"),
+        ({"flops": {"bfloat16": float("nan")}}, "flops.bfloat16: input should be"),
+        ({"memory_bytes": float("inf")}, "memory_bytes: input should be"),
+        ({"dollars_per_device_hour": float("nan")}, "dollars_per_device_hour: input should be"),
     ):
         with pytest.raises(ConfigError, match=f"own.yaml line [0-9]+: {said}"):
             machines.machine(written(**changes), cfg)

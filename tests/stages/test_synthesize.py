@@ -15,7 +15,7 @@ from synthboot.artifacts.store import Shards
 from synthboot.data import lock, tokens
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
-from synthboot.errors import BudgetError, SamplingError
+from synthboot.errors import BudgetError, CorruptArtifact, SamplingError
 from synthboot.lm import model as models
 from synthboot.lm.sampling import embedded
 from synthboot.lm.sampling.protocol import Result
@@ -272,3 +272,13 @@ def test_a_synthesis_keeps_the_batch_that_was_timed_first(
     used.clear()
     synthesize(timed, 100, tmp_path / "anew")
     assert set(used) == {16}
+
+
+@pytest.mark.parametrize("kept", ["[]", "null", '"4"', "0", "true", '{"a": 1}'])
+def test_a_batch_that_is_none_is_named(kept: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = tmp_path / "out" / "work" / "batch.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(kept)
+    timed = replace(job(tmp_path, tokenizer), engine=config.Engine(device="cpu"))
+    with pytest.raises(CorruptArtifact, match=r"batch\.json: no size of a batch; delete .*work and run again"):
+        synthesize(timed, 100, tmp_path / "out")

@@ -11,6 +11,7 @@ from synthboot.artifacts.model import Model
 from synthboot.artifacts.pairs import Pairs
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
+from synthboot.errors import BudgetError
 from synthboot.lm.loss import Loss
 from synthboot.stages import tune
 from tests.conftest import run_folder
@@ -68,3 +69,14 @@ def test_no_more_of_a_step_is_in_memory_than_was_asked_for(
     monkeypatch.setattr(Loss, "forward", counted)
     tune.tune(cfg, base, pairs, *tokens, tmp_path)
     assert max(seen) == wanted
+
+
+@pytest.mark.parametrize(("share", "comes_to"), [(0.001, "none"), (0.999, "all of them")])
+def test_plain_rows_that_are_none_or_all_of_what_the_pairs_fill(
+    share: float, comes_to: str, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    base, pairs, tokens = read(tiny)
+    changes = {"plain_share": share, "max_epochs": 0.1}
+    cfg = loading.load(tiny | {"tune": tiny["tune"] | changes})
+    with pytest.raises(BudgetError, match=rf"^tune\.plain_share: {share} of the \d+ rows .* comes to {comes_to}"):
+        tune.tune(cfg, base, pairs, *tokens, tmp_path)

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from synthboot.artifacts.store import read_table
-from synthboot.data.disk import read_json, write_json
+from synthboot.artifacts.store import read_listed, read_table
+from synthboot.data.disk import write_json
 
 _JUDGED = "judged.parquet"
 
@@ -83,9 +83,9 @@ class Analysis:
 
     @staticmethod
     def open(folder: Path) -> Analysis:
-        """Read what `save` wrote."""
+        """Read what `save` wrote. Raises CorruptArtifact where it is not what was recorded."""
         return Analysis(
-            result=read_json(folder / "analyze.json"),
-            examples=read_json(folder / "examples.json"),
-            spread=read_json(folder / "spread.json"),
+            result=read_listed(folder, "analyze.json"),
+            examples=read_listed(folder, "examples.json"),
+            spread=read_listed(folder, "spread.json"),
         )

@@ -99,11 +99,12 @@ def ingest(
     write_bytes(folder / QUARANTINE, lines)
     if bad > cfg.max_quarantine * count:
         first = json.loads(lines.splitlines()[0])
+        what_to_do = documents.advice(reasons, cfg)
         raise DataError(
             f"{first['file']} line {first['line']}: {first['reason']}; "
             f"{bad:,} of {count:,} records are bad (limit {cfg.max_quarantine:.1%}): "
-            f"{files.counted(reasons, 3)}; see {folder / QUARANTINE}, "
-            f"or raise corpus.max_quarantine"
+            f"{files.counted(reasons, 3)}; {what_to_do + '; ' if what_to_do else ''}"
+            f"see {folder / QUARANTINE}, or raise corpus.max_quarantine"
         )
     return Ingested(
         records=count,

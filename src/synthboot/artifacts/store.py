@@ -425,7 +425,8 @@ class Shards:
 
     def counts(self, index: int) -> dict[str, Any]:
         """What the shard's writer recorded."""
-        return dict(read_json(self.path(index) / "counts.json"))
+        path = self.path(index) / "counts.json"
+        return typed(read_json(path), dict[str, Any], path)
 
     def write(
         self,

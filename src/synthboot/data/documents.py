@@ -37,10 +37,13 @@ _NO_RECORD_A_LINE = (
     (rb"\x1f\x8b", "compressed by gzip, which its name does not say; add .gz to it"),
     (rb"\x28\xb5\x2f\xfd", "compressed by zstd, which its name does not say; add .zst to it"),
     (rb"PAR1", "Parquet, which its name does not say; call it .parquet"),
-    (
-        rb"\xff\xfe|\xfe\xff|\0\0\xfe\xff|[\[{]\0|\0(\0\0)?[\[{]",
-        "UTF-16 or UTF-32; make it UTF-8: iconv -t UTF-8",
-    ),
+    # the wider first, since its mark begins as that of the other
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32; make it UTF-8: iconv -f UTF-32 -t UTF-8"),
+    (rb"[\[{]\0\0\0", "UTF-32; make it UTF-8: iconv -f UTF-32LE -t UTF-8"),
+    (rb"\0\0\0[\[{]", "UTF-32; make it UTF-8: iconv -f UTF-32BE -t UTF-8"),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8"),
+    (rb"[\[{]\0", "UTF-16; make it UTF-8: iconv -f UTF-16LE -t UTF-8"),
+    (rb"\0[\[{]", "UTF-16; make it UTF-8: iconv -f UTF-16BE -t UTF-8"),
     (
         rb"(\xef\xbb\xbf)?\s*\[\s*([\[{]|\Z)",
         "a JSON array, not a record a line; jq -c '.[]' makes lines of it",
@@ -51,6 +54,14 @@ _NO_RECORD_A_LINE = (
     ),
 )
 """What the head of a file may look like whose lines are no records, and what to do about it."""
+_INVALID = "invalid UTF-8"
+_NOT_NARROW = "UTF-16 or UTF-32, not UTF-8"
+_ADVICE = {
+    _INVALID: "Western text of older programs becomes UTF-8 by `iconv -f WINDOWS-1252 -t UTF-8`, "
+    "other text by the name of its encoding (GB18030, SHIFT_JIS, WINDOWS-1251)",
+    _NOT_NARROW: "`iconv -f UTF-16 -t UTF-8` makes it UTF-8 (or -f UTF-32)",
+}
+"""What to do about records that are no documents, by the reason."""
 _OLD_MAC = "in lines that end in carriage returns alone; tr '\\r' '\\n' mends them"
 
 
@@ -166,12 +177,12 @@ def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
     if isinstance(row, str):
         return reject(row)
     if row.get(cfg.text_field) is None:
-        return reject(f'no "{cfg.text_field}" field')
+        return reject(_no_field(cfg))
     try:
         text = _string(row[cfg.text_field])
         identifier = id_of(row.get(cfg.id_field))
     except UnicodeDecodeError:
-        return reject("invalid UTF-8")
+        return reject(_INVALID)
 
     if text is None:
         return reject(f'"{cfg.text_field}" is not a string')
@@ -190,6 +201,17 @@ def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
     return Document(identifier or f"{record.file}:{record.line}", text, metadata)
 
 
+def advice(reasons: Iterable[str], cfg: config.Corpus) -> str:
+    """What to do about records that `parse` has refused for these reasons, as far as that is known;
+    empty where it is not."""
+    known = {**_ADVICE, _no_field(cfg): "corpus.text_field names the field that has the text"}
+    return "; ".join(known[reason] for reason in reasons if reason in known)
+
+
+def _no_field(cfg: config.Corpus) -> str:
+    return f'no "{cfg.text_field}" field'
+
+
 def fields(record: Record, cfg: config.Corpus) -> dict[str, object] | str:
     """The fields of a record, or why it has none."""
     content = record.content
@@ -202,7 +224,7 @@ def fields(record: Record, cfg: config.Corpus) -> dict[str, object] | str:
         try:
             parsed = json.loads(content.decode("utf-8").lstrip(_BOM))
         except UnicodeDecodeError:
-            return "invalid UTF-8"
+            return _INVALID
         except (ValueError, RecursionError):  # RecursionError: brackets nested too deeply
             return "not valid JSON (truncated?)"
     if not isinstance(parsed, dict):
@@ -343,11 +365,11 @@ def _text(
     if len(content) > cfg.max_document_bytes:
         return Record(name, 1, None, _too_long(cfg))
     if _is_wide(content):
-        return Record(name, 1, None, "UTF-16 or UTF-32, not UTF-8")
+        return Record(name, 1, None, _NOT_NARROW)
     try:
         return Record(name, 1, content.decode("utf-8"))
     except UnicodeDecodeError:
-        return Record(name, 1, None, "invalid UTF-8")
+        return Record(name, 1, None, _INVALID)
 
 
 def _is_wide(content: bytes) -> bool:

@@ -113,8 +113,8 @@ def find(
             passed_over = counted(ignored - before)
             holds = f"; it holds {passed_over}" if passed_over else ""
             raise DataError(
-                f"{setting}: {item}: no such file, or nothing in it that can be read{holds}; "
-                f"known are {KNOWN}"
+                f"{setting}: {item}{seen_from(item)}: no such file, or nothing in it that can be "
+                f"read{holds}; known are {KNOWN}"
             )
 
     names = _names([(path, own_parts) for path, own_parts, _ in by_target.values()])
@@ -122,6 +122,16 @@ def find(
     for (path, _, kind), name in zip(by_target.values(), names, strict=True):
         result.append(SourceFile(path, name, kind))
     return result, ignored
+
+
+def seen_from(path: str | Path) -> str:
+    """In an error about a path that is not there: the folder that it was looked for from, which is
+    where the command runs and not where the configuration lies; empty where it is absolute, or
+    there.
+    """
+    if is_url(str(path)) or Path(path).is_absolute() or os.path.exists(path):
+        return ""
+    return f" (from {Path.cwd()})"
 
 
 def kind_of(path: Path | Url) -> Kind | None:

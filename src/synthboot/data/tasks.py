@@ -27,6 +27,7 @@ from jaxtyping import Bool
 
 from synthboot import config
 from synthboot.data import documents, items, ngrams, words
+from synthboot.data.files import seen_from
 from synthboot.data.items import Item, Support
 from synthboot.errors import ConfigError, DataError
 from synthboot.rng import rng
@@ -103,7 +104,7 @@ def names(cfg: config.Evaluate) -> list[str]:
             close = difflib.get_close_matches(stem, valid, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(
-                f"evaluate.tasks: {name}: neither a file nor a known task; "
+                f"evaluate.tasks: {name}{seen_from(stem)}: neither a file nor a known task; "
                 f"known are {', '.join(valid)}{hint}"
             )
     needs_lm_eval = any(name.startswith(LM_EVAL) for name in wanted)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Integer
 
+from synthboot.data.files import seen_from
 from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, CorruptArtifact, DataError, unloadable
 
@@ -200,7 +201,7 @@ def from_hugging_face(source: str, setting: str = "corpus.tokenizer") -> Tokeniz
     try:
         loaded = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, ImportError, and what tokenizers raises
-        raise ConfigError(f"{setting}: {source}: {unloadable(error)}") from None
+        raise ConfigError(f"{setting}: {source}{seen_from(source)}: {unloadable(error)}") from None
     if not loaded.is_fast or loaded.eos_token is None:
         raise ConfigError(f"{setting}: {source}: needs a fast tokenizer with an end-of-text token")
     loaded.add_special_tokens({"sep_token": SEPARATOR})
@@ -327,8 +328,11 @@ def _unknown(backend: Backend) -> int | None:
 def _special_names(folder: Path) -> tuple[str, str]:
     try:
         settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-        return settings["eos_token"], settings["sep_token"]
-    except (OSError, ValueError, KeyError) as error:
+        end, separator = settings["eos_token"], settings["sep_token"]
+        if not (isinstance(end, str) and isinstance(separator, str)):
+            raise TypeError("eos_token and sep_token are no text")
+        return end, separator
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptArtifact(
             f"{folder}/tokenizer_config.json: unreadable ({error}); run again to rebuild"
         ) from None

@@ -158,6 +158,11 @@ def affordable(
             raise BudgetError("pretrain: the synthetic text costs more than the budget")
         plan = plan_of(cfg, arm, seed, tokenizer, text, tokens)
         read = plan.token_counts()
+    if not plan.synthetic_rows:
+        raise BudgetError(
+            f"pretrain: share {arm.share:g} of the {plan.own_rows:,} rows that are left comes to "
+            f"none; raise it, or budget.train_tokens"
+        )
     return plan
 
 

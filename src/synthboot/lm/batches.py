@@ -13,7 +13,7 @@ import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
@@ -123,6 +123,25 @@ class Batches(Protocol):
         ...
 
 
+class RowsBySource(NamedTuple):
+    """How many rows of a plan are from where, a row of megadocs being synthetic."""
+
+    real: int
+    synthetic: int
+    replayed: int
+
+
+def rows_by_source(
+    rows: int,
+    share: float,
+    replay_share: float,
+) -> RowsBySource:
+    """So many rows, dealt out by the shares of a plan: each is rounded to whole rows."""
+    replayed = round(replay_share * rows)
+    synthetic = round(share * (rows - replayed))
+    return RowsBySource(rows - replayed - synthetic, synthetic, replayed)
+
+
 class Plan:
     """The rows of an arm: real text over as many epochs as it takes, synthetic text once.
 
@@ -183,10 +202,11 @@ class Plan:
         self.replay = self.real
         if replay:
             self.replay = Stream(replay, shuffled(len(replay), seed, "plan.replay"))
-        self.replay_rows = round(replay_share * self.rows * self.steps)
-        self.own_rows = self.rows * self.steps - self.replay_rows
+        rows = rows_by_source(self.rows * self.steps, share, replay_share)
+        self.replay_rows = rows.replayed
+        self.own_rows = rows.real + rows.synthetic
 
-        synthetic_rows = round(share * self.own_rows)
+        synthetic_rows = rows.synthetic
         if owners is None or synthetic is None:
             # an arm without synthetic text has no row of this stream, but one to count over
             written = synthetic or real

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -81,7 +81,7 @@ class Machine(config.Section):
     title: str = "a machine of your own"
     kind: Literal["gpu", "tpu", "cpu"] = "gpu"
     devices: int = Field(1, ge=1, le=1_000_000)
-    flops: dict[Dtype, float] = Field(min_length=1)
+    flops: dict[Dtype, Annotated[float, _Positive]] = Field(min_length=1)
     memory_bytes: float = _Positive
     memory_bytes_per_second: float = _Positive
     network_bytes_per_second: float = _Positive

@@ -28,6 +28,7 @@ from synthboot.artifacts.corpus import DOCUMENTS
 from synthboot.artifacts.store import Progress, Shards, read_rows, silent
 from synthboot.data import documents
 from synthboot.data.disk import unreadable, write_bytes
+from synthboot.data.files import seen_from
 from synthboot.data.words import LONGEST, terms
 from synthboot.errors import ConfigError, DataError, unloadable
 
@@ -369,7 +370,7 @@ def read_vectors(
     that is not finite, or a zero row.
     """
     if not Path(path).exists():
-        raise DataError(f"embed.path: {path}: no such file")
+        raise DataError(f"embed.path: {path}{seen_from(path)}: no such file")
     try:
         own_ids, vectors = _read_rows(path)
     except (OSError, ValueError, KeyError, EOFError, SafetensorError) as error:

@@ -39,7 +39,7 @@ from synthboot.data import lock, ngrams, tokens
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.disk import read_json, write_json
 from synthboot.data.tokens import Tokens
-from synthboot.errors import BudgetError, SamplingError
+from synthboot.errors import BudgetError, CorruptArtifact, SamplingError
 from synthboot.lm import pointer
 from synthboot.lm.batches import PairForm, joined_contexts
 from synthboot.lm.pointer import Weights
@@ -298,7 +298,10 @@ def _agreed(path: Path, timed: Callable[[], int]) -> int:
         with lock.held(path.parent, f".{path.name}.lock", lock.FOREVER):
             if not path.exists():  # nobody has timed it meanwhile
                 write_json(path, timed())
-    return int(read_json(path))
+    batch = read_json(path)
+    if type(batch) is not int or batch < 1:
+        raise CorruptArtifact(f"{path}: no size of a batch; delete {path.parent} and run again")
+    return batch
 
 
 def related_of(job: Job) -> Related | None:

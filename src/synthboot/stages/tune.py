@@ -38,7 +38,7 @@ from synthboot.artifacts.store import WORK, Progress, during, silent
 from synthboot.data.disk import read_record, write_record
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
-from synthboot.errors import DataError
+from synthboot.errors import BudgetError, DataError
 from synthboot.lm import adapters, merging, parallel, pointer, score
 from synthboot.lm import model as models
 from synthboot.lm.arm import runtime_of
@@ -306,6 +306,13 @@ def _plan(
         # as many passes over the d2, whose rows are fewer without their d1
         tokens = tokens * plan(1, form).rows_per_epoch() // epoch_rows
     packed = plan(tokens, form)
+    rows = packed.steps * packed.rows
+    if tune.plain_share and not 0 < packed.plain_rows < rows:
+        comes_to = "none" if packed.plain_rows == 0 else "all of them"
+        raise BudgetError(
+            f"tune.plain_share: {tune.plain_share:g} of the {rows:,} rows that there are pairs for "
+            f"comes to {comes_to}; choose another, or raise tune.max_epochs"
+        )
 
     # a set: with few steps several evaluations fall on one
     evals = {round(packed.steps * i / tune.evals) for i in range(tune.evals + 1)}

@@ -22,7 +22,7 @@ from synthboot.artifacts.evaluation import (
 )
 from synthboot.artifacts.model import Model, Sweep, TokenCounts
 from synthboot.artifacts.scores import CHECKPOINTS, Answers, Scores
-from synthboot.artifacts.store import content
+from synthboot.artifacts.store import content, typed
 from synthboot.data import documents, tasks, words
 from synthboot.data.disk import read_json, write_json
 from synthboot.data.items import Item, chance
@@ -46,6 +46,9 @@ FAR = "without a neighbour"
 """Groups of test documents: whether D_pretrain has one that they would be paired with."""
 
 _LOOKS = "looks.json"
+_Looks = dict[str, list[int | list[int]]]
+"""By experiment the seeds of each look at it, or their number, which is all that an older version
+kept."""
 
 
 def evaluate(c: Context) -> Outcome:
@@ -309,10 +312,9 @@ def _looks(
     base = first_model.manifest
     known_by = (base.fingerprint, content(base))
     try:
-        all_looks = read_json(path) if path.exists() else {}
+        all_looks = typed(read_json(path), _Looks, path) if path.exists() else {}
     except CorruptArtifact:
         raise CorruptArtifact(f"{path}: unreadable; delete it, and looks count anew") from None
-    # a number is a look of which an older version kept the number of seeds alone
     before = max((all_looks.get(name, []) for name in known_by), key=len)
     looks = [look for look in before if look not in (seeds, len(seeds))]
     looks.append(seeds)

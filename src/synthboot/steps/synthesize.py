@@ -24,6 +24,11 @@ def synthesize(c: Context) -> Outcome:
     from synthboot.stages.synthesize import synthesize as stage
 
     job = _job(c)
+    if c.cfg.synthesize.contrast and job.conditional and not job.is_prompted:
+        c.note(
+            "synthesize.contrast has nothing to do: tune.base_share chose base as it is, whose "
+            "prompt has no d1; the pointer alone reads it"
+        )
     counts = stage(
         job,
         c.budget_tokens,

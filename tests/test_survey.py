@@ -155,7 +155,7 @@ def test_text_that_lies_below_a_field_is_found_and_how_to_bring_it_up(row: Any, 
     assert survey(own).advice == ""
 
 
-@pytest.mark.parametrize("name", ["Doc-ID", "docId", "document_id", "_id", "ID", "GUID"])
+@pytest.mark.parametrize("name", ["Doc-ID", "docId", "document_id", "_Id", "ID", "GUID"])
 def test_an_id_is_one_however_it_is_spelled(name: str, tmp_path: Path) -> None:
     rows = [{"text": text, name: f"d{number}", "idea": number} for number, text in enumerate(texts(120))]
     assert survey(lines(tmp_path / "l.jsonl", rows)).corpus.id_field == name

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,3 +48,10 @@ def test_arrays_are_what_a_loop_takes_them_for() -> None:
         library.array("x", tensor, (3, 4), torch.float64)
     with pytest.raises(ValueError, match="in one piece"):
         library.array("x", tensor.T, (4, 3), torch.float32)
+
+
+def test_the_source_distribution_has_every_header() -> None:
+    root = Path(__file__).parents[2]
+    [loops] = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
+    headers = (root / "src/synthboot/kernels").glob("*.h")
+    assert sorted(loops["depends"]) == sorted(header.relative_to(root).as_posix() for header in headers)

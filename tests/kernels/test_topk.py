@@ -92,3 +92,11 @@ def test_arrays_of_other_shapes_are_refused() -> None:
         topk.update_topk(replace(scored, scores=scores[:4].contiguous()), every, own, 0, index, score)
     with pytest.raises(ValueError, match=r"index is \(4, 2\)"):
         topk.update_topk(scored, every, own, 0, index[:4], score)
+
+
+@compiled
+@pytest.mark.parametrize("dim", [16, 1])
+def test_every_half_is_the_number_that_it_is(dim: int) -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(-1, dim)
+    single, _, _ = topk.upcast(halves, None)
+    np.testing.assert_array_equal(single.numpy(), halves.astype(np.float32))

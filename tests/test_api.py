@@ -1,16 +1,24 @@
 """What a run made can be got at from Python, and looked at in a notebook."""
 
+import ast
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mypy import api as mypy
 
+import synthboot as sb
 from synthboot import api
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.pairs import VALIDATION, Pairs
 from synthboot.artifacts.synthetic import Synthetic
 from synthboot.errors import ConfigError, MissingArtifact
 from tests.conftest import run_folder
+
+SOURCE = Path(sb.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +96,72 @@ def test_what_is_shown_says_what_it_is_and_is_escaped(run: api.Run) -> None:
     assert len(shown) < 20_000
     assert api.TextPairs(run.pair().pairs[:0], texts).to_pandas().empty
     assert repr(api.TextPairs(run.pair().pairs[:0], texts)) == "TextPairs(no pairs)"
+
+
+def test_public_names_are_the_same_whatever_was_imported_before() -> None:
+    """An import of synthboot.NAME puts that module in the place of what the name stood for."""
+    for name in sb.__all__:
+        if find_spec(f"synthboot.{name}"):
+            import_module(f"synthboot.{name}")
+        assert getattr(sb, name) is sb.__getattr__(name), name
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    [declared] = [
+        node
+        for node in ast.parse((SOURCE / "__init__.py").read_text()).body
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name)
+    ]
+    seen = {}
+    for node in declared.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            assert alias.name == alias.asname, "without `as` a type checker takes it for private"
+            seen[alias.name] = getattr(import_module(node.module or ""), alias.name)
+    assert sorted(seen) == sorted(sb.__all__)
+    assert all(seen[name] is getattr(sb, name) for name in seen)
+
+
+def test_defaults_are_where_type_checkers_look_for_them() -> None:
+    """By the rules of dataclass_transform they are in the keyword `default` alone; without it every setting is required."""
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Field":
+                assert not node.args, f"{path.name} line {node.lineno}: Field(default=...)"
+
+
+USER = """
+from pathlib import Path
+from typing import assert_type
+import numpy as np
+import synthboot as sb
+
+run = sb.Run("mine.yaml", set={"tune.lr": 1e-3}, progress=print)
+assert_type(run.pair()[0], tuple[str, str, float])
+assert_type([text for text in run.corpus()], list[str])
+assert_type(run.tune(), sb.Synthesizer)
+assert_type(run.tune().sample(given="", n=1), list[str])
+assert_type(run.models()["sbp"][0].best, Path)
+assert_type(sb.study("mine.yaml", {"model.width": [96]}), sb.Study)
+assert_type(sb.pair(np.eye(2), sb.Tokens.of([[1, 0]]), sb.config.Pair(min_similarity=0.8)), sb.Pairs)
+sb.rum
+"""
+
+SETTINGS = """
+[mypy]
+[mypy-torch.*,transformers.*,tokenizers.*,safetensors.*]
+follow_imports = skip
+"""  # they take minutes to read, and nothing public is of their types
+
+
+@pytest.mark.slow
+def test_the_code_of_users_is_type_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without our mypy settings, and without the plugin of pydantic."""
+    (tmp_path / "user.py").write_text(USER)
+    (tmp_path / "mypy.ini").write_text(SETTINGS)
+    monkeypatch.setenv("MYPYPATH", str(SOURCE.parent))
+    options = ["--strict", f"--config-file={tmp_path / 'mypy.ini'}", f"--cache-dir={tmp_path}"]
+    found, _, _ = mypy.run([*options, str(tmp_path / "user.py")])
+    ours = [line.partition("user.py:")[2] for line in found.splitlines() if "user.py:" in line]
+    assert len(ours) == 1, found
+    assert 'has no attribute "rum"' in ours[0]

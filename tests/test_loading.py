@@ -277,6 +277,25 @@ def test_set_has_the_same_errors(item: str) -> None:
     one_line(str(caught.value))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optim.lrr", 3, "--set optim.lrr: unknown key; did you mean lr?"),
+        ("optim.lr", "abc", "--set optim.lr: got 'abc'"),
+        ("pair", {"bogus": 1}, "--set pair.bogus: unknown key"),
+        ("seed", -1, "--set seed: got -1"),
+    ],
+)
+def test_what_was_set_is_on_no_line_of_the_file(tmp_path: Path, key: str, value: object, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("corpus: {source: x.jsonl}\noptim: {evals: 0}\n")
+    with pytest.raises(ConfigError) as caught:
+        loading.load(path, set={key: value})
+    assert message in str(caught.value)
+    assert f"line 2: {key}" not in str(caught.value)
+    assert "line 2: optim.evals" in str(caught.value)
+
+
 def test_a_setting_given_twice_on_the_command_line_is_an_error() -> None:
     with pytest.raises(ConfigError, match="--set seed: given twice"):
         loading.parse_set(["seed=1", "seed=2"])

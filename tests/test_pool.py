@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import re
 import resource
@@ -41,6 +42,22 @@ def test_imap_keeps_the_order_of_its_items(workers: int) -> None:
     results = list(pool.imap(double, (1,), range(30), workers))
     assert [value for value, _ in results] == [2 * i + 1 for i in range(30)]
     assert len({pid for _, pid in results}) == (1 if workers == 1 else 2)
+
+
+def in_a_pool(_: int) -> str:
+    running = pool.opened()
+    try:
+        running.start("x", double, 1)
+    except ConfigError as error:
+        return str(error)
+    return "started"
+
+
+def test_a_worker_that_may_start_none_is_told_which_may() -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as workers:
+        [said] = workers.map(in_a_pool, [0])
+    assert "multiprocessing.Pool may start no processes" in said
+    assert "ProcessPoolExecutor" in said
 
 
 def test_imap_reads_an_endless_source_only_as_far_as_it_must() -> None:

@@ -18,6 +18,7 @@ from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.pairs import TRAIN, Pairs
 from synthboot.artifacts.synthetic import Synthetic
 from synthboot.cli import main
+from synthboot.data import lock
 from synthboot.errors import ConfigError, MissingArtifact
 from synthboot.stages.embed import SelfEmbedder
 from tests.conftest import run_folder
@@ -157,6 +158,13 @@ def test_synthetic_text_is_of_an_arm_or_a_kind(tiny: dict[str, Any], tmp_path: P
 
     shutil.rmtree(run / "06-synthesize/related")
     assert texts("sampled") == unconditional
+
+
+def test_a_run_in_its_first_seconds_is_said_to_be_at_work(tmp_path: Path) -> None:
+    with lock.held(tmp_path), pytest.raises(MissingArtifact, match="nothing is made yet, and a process is at work on it"):
+        show.status(tmp_path)
+    with pytest.raises(MissingArtifact, match="no run folder"):
+        show.status(tmp_path)
 
 
 def test_a_run_that_is_not_there_is_said_to_be_that(tmp_path: Path) -> None:

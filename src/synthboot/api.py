@@ -56,8 +56,14 @@ _SPLITS = {TRAIN: "train", HELDOUT: "heldout", VALIDATION: "validation"}
 
 
 class Run:
-    """An experiment in its run folder. Methods run the stages they need and reuse what is done;
-    hours of finished work are made anew, where settings are others now, only with `replace`."""
+    """An experiment in its run folder. Methods run the stages they need and reuse what is done.
+
+    `source` is a YAML file or the same as a mapping, `set` overrides its settings by dotted name
+    (`{"pair.num_neighbors": 8}`); relative paths in it are those of the current folder.
+    `progress(unit, kind, value)` is called as a run goes on (`runner.executor.Event` says with
+    what; `progress=print` shows all of it), and nothing is printed otherwise. Hours of finished
+    work are made anew, where settings are others now, only with `replace`.
+    """
 
     def __init__(
         self,
@@ -209,6 +215,9 @@ class Texts:
         if isinstance(index, slice):
             return [self.text(self.tokens, doc) for doc in range(len(self))[index]]
         return self.text(self.tokens, range(len(self))[index])
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[doc] for doc in range(len(self)))
 
     def text(self, tokens: Tokens, doc: int) -> str:
         """A document of one of its sets."""

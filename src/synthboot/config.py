@@ -75,7 +75,7 @@ class Model(Section):
     """The language model: Llama 3 layout with QK-norm (`Qwen3Config` in transformers). Source:
     arXiv:2509.15248."""
 
-    layers: int = Field(4, ge=1, le=1_000)
+    layers: int = Field(default=4, ge=1, le=1_000)
     """Number of transformer blocks."""
     width: Size = 256
     """Hidden size."""
@@ -85,13 +85,13 @@ class Model(Section):
     """Number of key/value heads. Default: as many as query heads."""
     ffn: Size | None = None
     """Inner size of the gated MLP. Default: three times `width`."""
-    seq_len: int = Field(512, ge=8, le=1_000_000)
+    seq_len: int = Field(default=512, ge=8, le=1_000_000)
     """Context length in tokens: one training row, and the room that d1 and d2 share. Deviation: the
     paper tunes at twice its pretraining length; one length for both means that tuning meets no
     position for the first time."""
-    rope_theta: float = Field(10_000.0, gt=1, le=1e12)
+    rope_theta: float = Field(default=10_000.0, gt=1, le=1e12)
     """Base of the rotary position embedding (the paper: 5e5 at 4,096 tokens)."""
-    init_scale: float = Field(0.6, gt=0, le=100)
+    init_scale: float = Field(default=0.6, gt=0, le=100)
     """Initial weights have standard deviation init_scale / sqrt(width). The usual constant 0.02 is
     too small for narrow models."""
     init_from: Text | None = None
@@ -117,7 +117,7 @@ class Budget(Section):
     """Size of D_pretrain: the unique real tokens that every arm but the oracle may use. `all`:
     everything that is neither validation nor test set; with `corpus.split_field`, everything marked
     `pretrain`."""
-    replay_share: float = Field(0.0, ge=0, lt=1)
+    replay_share: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of `train_tokens` that every arm reads from `corpus.replay`. Other shares
     (`arms.NAME.share`) are fractions of the rest."""
     train_tokens: Count
@@ -130,11 +130,11 @@ class Lora(Section):
     added to it. Saved models have them merged, so that whatever reads one finds an ordinary folder.
     Needs the package peft. Source: arXiv:2106.09685."""
 
-    rank: int = Field(0, ge=0, le=65_536)
+    rank: int = Field(default=0, ge=0, le=65_536)
     """Rank of an adapter. 0: no adapters, all weights are trained."""
-    alpha: float | None = Field(None, gt=0, le=1e6)
+    alpha: float | None = Field(default=None, gt=0, le=1e6)
     """Scale: what an adapter adds is multiplied by alpha / rank. Default: twice the rank."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of an adapter's inputs that is dropped in training."""
     targets: list[Text] = []
     """Names of the linear layers that get adapters, such as `q_proj`. Default: all of the
@@ -153,53 +153,53 @@ class Optim(Section):
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW with decoupled weight decay; or `muon`: Muon (torch's, its rate scaled to match
     AdamW's) for the weight matrices of the blocks, AdamW for the rest."""
-    lr: float = Field(3e-3, gt=0, le=100)
+    lr: float = Field(default=3e-3, gt=0, le=100)
     """Peak learning rate."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """After warm-up: cosine decay to the final rate; or `wsd`, constant with linear decay at the
     end."""
-    decay_fraction: float = Field(0.2, gt=0, le=1)
+    decay_fraction: float = Field(default=0.2, gt=0, le=1)
     """`wsd`: fraction of `train_tokens` spent decaying."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of matmuls and activations; weights and gradients stay float32. `auto` times both at
     this model's sizes, for about a second, and takes bfloat16 where it is clearly faster (on a GPU:
     not slower). Decided once per run, before the first model is trained."""
-    z_loss: float = Field(0.0, ge=0, le=1)
+    z_loss: float = Field(default=0.0, ge=0, le=1)
     """Weight of the z-loss, the squared log-partition of the softmax, which keeps logits from
     drifting."""
-    max_spike: float = Field(3.0, gt=0, le=1e9)
+    max_spike: float = Field(default=3.0, gt=0, le=1e9)
     """Stop training when the loss is this many nats above its mean over the last 50 steps."""
     document_mask: Switch = False
     """Mask attention between the documents of a row, except in layouts that place related documents
     side by side. Better by 0.07 nats after two epochs, worse by 0.06 after eight
     (experiments/2026-11-23-document-mask), so try both. Free on a CPU; on a GPU it gives up flash
     attention."""
-    min_lr_fraction: float = Field(0.05, ge=0, le=1)
+    min_lr_fraction: float = Field(default=0.05, ge=0, le=1)
     """Final learning rate as a fraction of the peak."""
-    weight_decay: float = Field(0.3, ge=0, le=1e4)
+    weight_decay: float = Field(default=0.3, ge=0, le=1e4)
     """Decoupled weight decay of weight matrices; norms have none. Heavy repetition wants far more
     than the usual 0.1. Source: arXiv:2509.14786."""
-    final_weight_decay: float | None = Field(None, ge=0, le=1e4)
+    final_weight_decay: float | None = Field(default=None, ge=0, le=1e4)
     """Weight decay at the end, reached in a straight line. Default: `weight_decay` throughout."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Residual dropout: fraction of the embeddings and of the outputs of attention and MLP that is
     dropped in training base and the arms. With `engine.processes` or `engine.micro_batch_tokens`
     other elements are dropped."""
-    ema_decay: float = Field(0.0, ge=0, lt=1)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Decay per step of an exponential moving average of the weights, such as 0.999; the average is
     what is evaluated and saved. 0: the weights themselves."""
-    tail_average: float = Field(0.0, ge=0, le=1)
+    tail_average: float = Field(default=0.0, ge=0, le=1)
     """Evaluate and save the mean of the weights over this last fraction of the steps. 0: the
     weights themselves."""
-    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Fraction of `train_tokens` spent warming up (the paper: 5 %)."""
     batch_tokens: Count = 8_192
     """Batch size: tokens per optimizer step."""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW beta1."""
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
     """AdamW beta2."""
-    clip: float = Field(1.0, gt=0, le=1e9)
+    clip: float = Field(default=1.0, gt=0, le=1e9)
     """Gradient clipping: largest global norm."""
     evals: Size = 20
     """Number of validation losses computed over a run; each comes with a checkpoint to resume
@@ -219,12 +219,12 @@ class Endpoint(Section):
 
     url: Url = "http://127.0.0.1:8000/v1"
     """Base address, the part before `/completions` or `/chat/completions`; http:// or https://."""
-    concurrency: int = Field(32, ge=1, le=10_000)
+    concurrency: int = Field(default=32, ge=1, le=10_000)
     """Number of concurrent requests, of all processes of a run together."""
-    retries: int = Field(10, ge=0, le=20)
+    retries: int = Field(default=10, ge=0, le=20)
     """Retries per request when the server is busy, failing or unreachable, after 1, 2, 4, ..., 60,
     60, ... seconds and up to a quarter more: ten wait five minutes, as a restart may take."""
-    timeout: float = Field(600, gt=0, le=86_400)
+    timeout: float = Field(default=600, gt=0, le=86_400)
     """Seconds a request may take, from connecting to the last byte of the answer."""
 
     @field_validator("url", mode="before")
@@ -281,10 +281,10 @@ class Engine(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train and sample on. `auto`: the GPU if there is one, whose results differ from a
     CPU's by rounding."""
-    jobs: int = Field(0, ge=0, le=10_000)
+    jobs: int = Field(default=0, ge=0, le=10_000)
     """Number of worker processes, one thread each. 0: one per core, or one per GPU, of the machine
     or the cluster."""
-    processes: int = Field(1, ge=1, le=100_000)
+    processes: int = Field(default=1, ge=1, le=100_000)
     """Data-parallel processes per model, started by torchrun: one per GPU, each with a share of the
     rows of every step. Gradients are summed in another order: they differ by rounding."""
     launch: Command | None = None
@@ -325,23 +325,23 @@ class World(Section):
     """A generated corpus with known ground truth: entities, and documents that state some of their
     attributes."""
 
-    entities: int = Field(600, ge=1, le=100_000)
+    entities: int = Field(default=600, ge=1, le=100_000)
     """Number of entities; each has a value for every attribute."""
-    many_share: float = Field(0.5, ge=0, le=1)
+    many_share: float = Field(default=0.5, ge=0, le=1)
     """Fraction of entities with `many_docs` documents; the others have one."""
-    many_docs: int = Field(4, ge=1, le=10_000)
+    many_docs: int = Field(default=4, ge=1, le=10_000)
     """Documents per entity, for entities that have several."""
-    attributes: int = Field(8, ge=1, le=16)
+    attributes: int = Field(default=8, ge=1, le=16)
     """Number of attributes per entity."""
-    values: int = Field(24, ge=2, le=500)
+    values: int = Field(default=24, ge=2, le=500)
     """Number of possible values per attribute."""
-    revealed: int = Field(5, ge=1, le=16)
+    revealed: int = Field(default=5, ge=1, le=16)
     """Number of attributes that one document states."""
-    wordings: int = Field(6, ge=1, le=8)
+    wordings: int = Field(default=6, ge=1, le=8)
     """Number of ways to phrase an attribute."""
-    distractors: int = Field(1, ge=0, le=100)
+    distractors: int = Field(default=1, ge=0, le=100)
     """Sentences per document that say nothing about its entity."""
-    oracle_docs: int = Field(0, ge=0, le=10**9)
+    oracle_docs: int = Field(default=0, ge=0, le=10**9)
     """Extra documents for oracles, beyond D_pretrain; every entity is equally likely."""
     seed: Seed = 0
     """Random seed of the world."""
@@ -360,14 +360,14 @@ class Canaries(Section):
     read them: how much likelier than others that it never read they became is how much it
     remembers. Source: arXiv:1802.08232."""
 
-    count: int = Field(0, ge=0, le=10_000)
+    count: int = Field(default=0, ge=0, le=10_000)
     """Number of canaries for each number of `copies`. 0: nothing is planted."""
     copies: Annotated[list[Count], Field(min_length=1, max_length=20)] = [1, 4, 16]
     """Numbers of copies: how many documents of D_pretrain a canary is. They come on top of
     `budget.unique_tokens`, and lie anywhere among its documents."""
-    words: int = Field(8, ge=1, le=1_000)
+    words: int = Field(default=8, ge=1, le=1_000)
     """Words of a canary, drawn at random from those of D_pretrain."""
-    candidates: int = Field(1_023, ge=1, le=1_000_000)
+    candidates: int = Field(default=1_023, ge=1, le=1_000_000)
     """Number of canaries drawn likewise and never planted, among which the planted are ranked:
     exposure is at most log2(candidates + 1)."""
     seed: Seed = 0
@@ -402,24 +402,24 @@ class Corpus(Section):
     """Field with the document's id. Where absent: the path below the source, and the line."""
     text_field: Text = "text"
     """Field with the document's text."""
-    max_document_bytes: int = Field(4_000_000, ge=1, le=2**30)
+    max_document_bytes: int = Field(default=4_000_000, ge=1, le=2**30)
     """Longer documents are quarantined."""
-    max_quarantine: float = Field(0.01, ge=0, le=1)
+    max_quarantine: float = Field(default=0.01, ge=0, le=1)
     """Stop when more than this fraction of the records is bad."""
     near_duplicates: Literal["remove", "flag", "off"] = "remove"
     """`remove` keeps one document of each group of near-duplicates, `flag` keeps all and marks
     them; either way no group is split between training and held-out text. `off` finds exact
     duplicates only."""
-    near_duplicate_jaccard: float = Field(0.8, gt=0, le=1)
+    near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1)
     """Jaccard similarity of word 5-grams at which two documents are near-duplicates."""
     validation_docs: Count = 500
     """Size of the validation set (model selection, early stopping), in documents."""
-    test_docs: int = Field(500, ge=2, le=1_000_000_000)
+    test_docs: int = Field(default=500, ge=2, le=1_000_000_000)
     """Size of the test set, in documents; only `score` and `evaluate` read it."""
     tokenizer: Text = "train"
     """`train` fits a byte-level BPE on D_pretrain alone; otherwise the folder or name of a Hugging
     Face tokenizer. With `model.init_from`, that model's tokenizer is used."""
-    vocab_size: int = Field(4_096, ge=258, le=10_000_000)
+    vocab_size: int = Field(default=4_096, ge=258, le=10_000_000)
     """Vocabulary size of a trained tokenizer, special tokens included; at least 256 bytes and 2 of
     these."""
     tokenizer_bytes: Count = 200_000_000
@@ -451,7 +451,7 @@ class Embed(Section):
     `Qwen/Qwen3-Embedding-0.6B`)."""
     dim: Size = 256
     """`self`: dimensions of the vectors."""
-    hash_features: int = Field(262_144, ge=1, le=2**30)
+    hash_features: int = Field(default=262_144, ge=1, le=2**30)
     """`self`: number of buckets for hashed words."""
     fit_docs: Count = 20_000
     """`self`: number of documents to fit on."""
@@ -489,10 +489,10 @@ class Pair(Section):
     exact_docs: Count = 20_000
     """`auto`: search exactly up to this many documents. A GPU does so in seconds for a quarter of a
     million, faster than by clusters."""
-    min_recall: float = Field(0.95, gt=0, lt=1)
+    min_recall: float = Field(default=0.95, gt=0, lt=1)
     """`ivf`: recall to reach. The number of clusters probed is chosen so that the lower end of a 95
     % interval over `recall_queries` documents reaches it."""
-    probe_radius: float | None = Field(None, ge=0, le=2)
+    probe_radius: float | None = Field(default=None, ge=0, le=2)
     """`ivf`: probe every cluster whose similarity to the document is at most this much below that
     of its nearest cluster. Default: as much as `min_recall` needs; too little for it is an
     error."""
@@ -503,16 +503,16 @@ class Pair(Section):
     """Alpha: keep pairs more similar than this. `auto` takes the larger of two thresholds: the one
     that `auto_pairs_per_doc` neighbours per document exceed, and the one that a fraction
     `auto_chance` of random pairs exceeds."""
-    auto_pairs_per_doc: float = Field(4.0, gt=0, le=1e6)
+    auto_pairs_per_doc: float = Field(default=4.0, gt=0, le=1e6)
     """`auto`: mean number of neighbours kept per document, before anything is dropped."""
-    auto_chance: float = Field(0.01, gt=0, lt=1)
+    auto_chance: float = Field(default=0.01, gt=0, lt=1)
     """`auto`: largest fraction of random pairs that may pass."""
-    max_similarity: float | None = Field(None, ge=-1, le=1)
+    max_similarity: float | None = Field(default=None, ge=-1, le=1)
     """Drop pairs more similar than this. Default: no limit."""
     direction: Literal["directed", "symmetric", "mutual"] = "directed"
     """`directed`: d2 is among d1's nearest neighbours. `symmetric`: either is among the other's.
     `mutual`: each is among the other's. The last two yield both orders."""
-    max_overlap: float = Field(0.5, gt=0, le=1)
+    max_overlap: float = Field(default=0.5, gt=0, le=1)
     """Drop pairs that share more than this fraction of the shorter document's shingles; they would
     teach copying."""
     shingle_tokens: Size = 13
@@ -528,7 +528,7 @@ class Pair(Section):
     label_field: Text | None = None
     """Field of the corpus, such as a category; the report shows how often pairs agree in it, by
     similarity."""
-    heldout_share: float = Field(0.05, ge=0, lt=0.5)
+    heldout_share: float = Field(default=0.05, ge=0, lt=0.5)
     """Fraction of D_pretrain's documents held out from tuning, to measure p(d2|d1) on."""
 
     @model_validator(mode="after")
@@ -551,31 +551,31 @@ class Tune(Section):
     tokenized for the arms. It writes `random_pairs` and `unconditional` too, tuned for the latter
     on the same d2 without their d1. It knows more than the corpus: plan, `show`, report and verdict
     say so."""
-    seq_len: int | None = Field(None, ge=8, le=1_000_000)
+    seq_len: int | None = Field(default=None, ge=8, le=1_000_000)
     """With `init_from`: context length of the synthesizer, in its own tokens. Default:
     `model.seq_len`."""
     lora: Lora = Lora()
     """Adapters for the synthesizer."""
-    lr: float = Field(5e-4, gt=0, le=100)
+    lr: float = Field(default=5e-4, gt=0, le=100)
     """Peak learning rate; warm-up, then cosine decay to zero. Deviation: the paper has a small
     constant rate; with one, our small models lost more to the noise of the rate than they gained
     from d1 (experiments/2026-11-22-three-arms)."""
-    weight_decay: float = Field(0.1, ge=0, le=1e4)
+    weight_decay: float = Field(default=0.1, ge=0, le=1e4)
     """Decoupled weight decay."""
     batch_tokens: Count = 8_192
     """Batch size: tokens per step, padding included."""
-    max_epochs: float = Field(4.0, gt=0, le=1e6)
+    max_epochs: float = Field(default=4.0, gt=0, le=1e6)
     """Most epochs over the pairs."""
-    d1_share: float = Field(1 / 3, gt=0, lt=1)
+    d1_share: float = Field(default=1 / 3, gt=0, lt=1)
     """Fraction of the context that d1 is entitled to, in tuning and in sampling; what one document
     leaves free the other may use. Deviation: the paper has halves; d1 only has to say what d2 is
     about, and a truncated d2 has no end to learn from."""
-    contexts: int = Field(1, ge=1, le=8)
+    contexts: int = Field(default=1, ge=1, le=8)
     """Most documents that d2 is conditioned on. In tuning other d1 of the same d2 stand before d1,
     in synthesis the d1 of d1 itself; d1 comes last, next to d2, each cut to an equal part of d1's
     room. `similarity` and what is said of copies are about d1 alone. Deviation: the paper has
     one."""
-    plain_share: float = Field(0.0, ge=0, lt=1)
+    plain_share: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the tuning rows that are documents of D_pretrain as base reads them, not pairs,
     against forgetting; none whose pairs are held out. `max_epochs` counts the pairs, `max_tokens`
     everything. A plain row has a loss on all of its tokens, a row of pairs on those of d2."""
@@ -639,21 +639,21 @@ class Synthesize(Section):
     """Sampling S_pretrain from the synthesizer. Source: arXiv:2509.15248 (temperature 1, top-p 0.9
     likely)."""
 
-    temperature: float = Field(1.0, ge=0, le=100)
+    temperature: float = Field(default=1.0, ge=0, le=100)
     """Softmax temperature; 0 is greedy decoding."""
-    top_p: float = Field(0.9, gt=0, le=1)
+    top_p: float = Field(default=0.9, gt=0, le=1)
     """Nucleus sampling threshold."""
-    contrast: float = Field(0.0, ge=0, le=10)
+    contrast: float = Field(default=0.0, ge=0, le=10)
     """Contrast against no d1: sample from the logits given d1 plus this many times what d1 adds to
     those given nothing. It leans on d1 more, and copies more; log-probabilities are then of that
     mixture. Costs a second decoding; the built-in engine alone has it. Source: arXiv:2305.14739."""
     max_tokens: Count | None = None
     """Longest d2 in tokens. Default: what d1 leaves of the context."""
-    min_tokens: int = Field(16, ge=1, le=1_000_000)
+    min_tokens: int = Field(default=16, ge=1, le=1_000_000)
     """Shorter outputs are dropped."""
     keep_unfinished: Switch = False
     """Keep outputs that reach the length limit without an end token."""
-    max_loop_share: float = Field(0.5, gt=0, le=1)
+    max_loop_share: float = Field(default=0.5, gt=0, le=1)
     """Drop an output when more than this fraction of its 8-grams repeat an earlier one in it."""
     chunk: Size = 256
     """Requests per chunk, the unit that is committed, and redone after a crash. A GPU samples as
@@ -687,7 +687,7 @@ class Filter(Section):
     a sample outside of one, or that a judge calls faulty, is thrown away, and counted under the
     first reason that holds, in the order below."""
 
-    times: float = Field(2.0, ge=1, le=1_000)
+    times: float = Field(default=2.0, ge=1, le=1_000)
     """Tokens that are sampled for each that the arm reads, for the filter to choose from."""
     loss: Window | None = None
     """Nats a token that a sample costs base."""
@@ -766,7 +766,7 @@ class Arm(Section):
     """Where synthetic text comes from. `related`: a synthesizer tuned on related pairs (the
     method). Controls: `random_pairs`, tuned on random pairs; `scratch`, tuned on related pairs from
     fresh weights; `unconditional`, sampled from base without d1. Default: none, real text only."""
-    share: float = Field(0.0, ge=0, lt=1)
+    share: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of `train_tokens` that is synthetic."""
     filter: Filter = Filter()
     """Which samples may be read; all that `synthesize` has kept unless it is set."""
@@ -777,10 +777,10 @@ class Arm(Section):
     document is followed by its most similar unread one (in-context pretraining, arXiv:2310.10638).
     `megadoc`: the synthetic documents of a d1 come right before it, as many as fit into the context
     (arXiv:2603.18534)."""
-    noise: float = Field(0.0, ge=0, lt=1)
+    noise: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of input tokens replaced by random ones, redrawn at every step; targets are
     unchanged (arXiv:2606.16246)."""
-    rounds: int = Field(1, ge=1, le=100)
+    rounds: int = Field(default=1, ge=1, le=100)
     """Rounds of bootstrapping. In round 2 the synthesizer starts from the arm with the same recipe
     and `rounds: 1` instead of base, and so on; that arm must be configured too. Pairs and real text
     are always those of D_pretrain."""
@@ -789,7 +789,7 @@ class Arm(Section):
     pairing, tuning and synthesis count against `train_tokens`, so that the arm trains on fewer."""
     unique_tokens: Count | Literal["all"] | None = None
     """Unique real tokens of this arm instead of `budget.unique_tokens`; makes it an oracle."""
-    ensemble: int = Field(1, ge=1, le=100)
+    ensemble: int = Field(default=1, ge=1, le=100)
     """Number of models that differ in their seed alone, each trained on `train_tokens`; the arm is
     the mean of their probabilities. It takes that many times the compute of another arm, and is
     marked so: what it gains is no gain at equal compute. Source: arXiv:2509.14786."""
@@ -798,23 +798,23 @@ class Arm(Section):
     teacher, whose probabilities of the next token are targets beside the token itself. One model,
     on as many tokens as every arm; training and asking the teacher count as FLOPs.
     Source: arXiv:1503.02531, at temperature 1; for text that is repeated, arXiv:2509.14786."""
-    distill_weight: float = Field(0.5, gt=0, le=1)
+    distill_weight: float = Field(default=0.5, gt=0, le=1)
     """`distill`: weight of the teacher's probabilities in the targets; the text has the rest."""
-    epochs: float | None = Field(None, gt=0, le=1e6)
+    epochs: float | None = Field(default=None, gt=0, le=1e6)
     """Real text only: number of epochs, where fewer than fill `train_tokens` are better. Set by
     `sweep`."""
-    weight_decay: float | None = Field(None, ge=0, le=1e4)
+    weight_decay: float | None = Field(default=None, ge=0, le=1e4)
     """Overrides `optim.weight_decay`. Set by `sweep` only: arms that differ in it by hand are not
     compared."""
-    lr: float | None = Field(None, gt=0, le=100)
+    lr: float | None = Field(default=None, gt=0, le=100)
     """Overrides `optim.lr`. Set by `sweep` only."""
-    final_weight_decay: float | None = Field(None, ge=0, le=1e4)
+    final_weight_decay: float | None = Field(default=None, ge=0, le=1e4)
     """Overrides `optim.final_weight_decay`. Set by `sweep` only."""
-    dropout: float | None = Field(None, ge=0, lt=1)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
     """Overrides `optim.dropout`. Set by `sweep` only."""
-    ema_decay: float | None = Field(None, ge=0, lt=1)
+    ema_decay: float | None = Field(default=None, ge=0, lt=1)
     """Overrides `optim.ema_decay`. Set by `sweep` only."""
-    tail_average: float | None = Field(None, ge=0, le=1)
+    tail_average: float | None = Field(default=None, ge=0, le=1)
     """Overrides `optim.tail_average`. Set by `sweep` only."""
     sweep: dict[
         Literal[
@@ -933,7 +933,7 @@ class Arm(Section):
 class Pretrain(Section):
     """Training every arm, from scratch or from `model.init_from`."""
 
-    seeds: list[Seed] = Field([0], min_length=1, max_length=1_000)
+    seeds: list[Seed] = Field(default=[0], min_length=1, max_length=1_000)
     """Random seeds: one model per arm and seed. A seed sets the initial weights and the order of
     the text."""
 
@@ -965,10 +965,10 @@ class Evaluate(Section):
     group_field: Text | None = None
     """Field of the corpus by whose values test losses are also reported. Without one: whether
     D_pretrain has a document as similar as those of a pair are."""
-    topics: int = Field(0, ge=0, le=10_000)
+    topics: int = Field(default=0, ge=0, le=10_000)
     """Number of topics, clusters of D_pretrain's vectors, by which test losses are also reported
     where there is no `group_field`. 0: none. As many as `analyze.topics` are the same ones."""
-    confidence: float = Field(0.95, gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
     """Confidence level of the intervals."""
 
 
@@ -976,7 +976,7 @@ class Extract(Section):
     """What can be got out of the models again: texts that they were trained on, by their beginning,
     and canaries (`corpus.canaries`). Source: arXiv:2202.07646."""
 
-    docs: int = Field(0, ge=0, le=10**9)
+    docs: int = Field(default=0, ge=0, le=10**9)
     """Number of documents of D_pretrain that every model is asked to continue, and of the test set,
     which none has read. 0: no document is; with canaries these alone are looked for."""
     prefix_tokens: Count = 50
@@ -1017,7 +1017,7 @@ class Analyze(Section):
     for each of them and each question; a few requests more may be under way. What has been judged
     by then counts, and what has not is said. Default: no limit. A server that does not tell its
     tokens is not stopped."""
-    topics: int = Field(20, ge=0, le=10_000)
+    topics: int = Field(default=20, ge=0, le=10_000)
     """Number of topics, clusters of D_pretrain's vectors, by which real and synthetic text are
     compared. 0: none."""
 

@@ -46,16 +46,18 @@ def load(
         raise ConfigError(
             f"{where}: expected sections such as `corpus:` and `budget:`, found {given}"
         )
+    overridden: list[KeyPath] = []
     for key, value in (set or {}).items():
         key_path = _assign(raw, key, _plain(value, (), f"--set {key}"))
         # What is overridden stands on no line of the file any more.
         lines = {other: line for other, line in lines.items() if other[: len(key_path)] != key_path}
+        overridden.append(key_path)
 
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
         # Each once: a union reports an error for every type that a value is not.
-        messages = list(dict.fromkeys(_explain(e, raw, lines) for e in error.errors()))
+        messages = list(dict.fromkeys(_explain(e, raw, lines, overridden) for e in error.errors()))
         shown = "; ".join(messages[:_SHOWN_ERRORS])
         if len(messages) > _SHOWN_ERRORS:
             shown += f"; and {len(messages) - _SHOWN_ERRORS} more"
@@ -120,11 +122,15 @@ def _assign(raw: dict[str, Any], key: str, value: object) -> KeyPath:
     return (*path, last)
 
 
-def _explain(error: Any, raw: dict[str, Any], lines: dict[KeyPath, int]) -> str:
-    """One line for one error: the line of the file, the setting, what is given, what may be."""
+def _explain(
+    error: Any,
+    raw: dict[str, Any],
+    lines: dict[KeyPath, int],
+    overridden: list[KeyPath],
+) -> str:
+    """One line for one error: where it stands, the setting, what is given, what may be."""
     key_path, field, keys = _setting(error["loc"])
-    line = _line_of(key_path, lines)
-    where = ("" if line is None else f"line {line}: ") + (dotted(key_path) or "config")
+    where = _origin(key_path, lines, overridden) + (dotted(key_path) or "config")
 
     if error["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(_cut(str(key_path[-1])), keys, n=1)
@@ -158,12 +164,14 @@ def _explain(error: Any, raw: dict[str, Any], lines: dict[KeyPath, int]) -> str:
     return message
 
 
-def _line_of(key_path: KeyPath, lines: dict[KeyPath, int]) -> int | None:
-    """The line of a place, or of the nearest above it that the file has."""
+def _origin(key_path: KeyPath, lines: dict[KeyPath, int], overridden: list[KeyPath]) -> str:
+    """The line of a place, or of the nearest above it that the file has, unless `--set` gave it."""
     for length in range(len(key_path), 0, -1):
+        if key_path[:length] in overridden:
+            return "--set "
         if key_path[:length] in lines:
-            return lines[key_path[:length]]
-    return None
+            return f"line {lines[key_path[:length]]}: "
+    return ""
 
 
 def _setting(loc: tuple[str | int, ...]) -> tuple[KeyPath, FieldInfo | None, list[str]]:

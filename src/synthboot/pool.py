@@ -36,7 +36,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from synthboot.errors import SynthbootError, brief
+from synthboot.errors import ConfigError, SynthbootError, brief
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -226,6 +226,11 @@ class Pool:
         One that takes one of the `places` sees one GPU, and its neighbours others; any other sees
         all. `memory` is left to the kernel.
         """
+        if multiprocessing.current_process().daemon:
+            raise ConfigError(
+                "a worker of multiprocessing.Pool may start no processes, which every run does; "
+                "concurrent.futures.ProcessPoolExecutor has workers that may"
+            )
         visible = gpus() if places == 1 else []
         gpu = None
         if len(visible) > 1:  # the one that the fewest others use

@@ -26,6 +26,7 @@ from synthboot.artifacts.extraction import COMPARED, FIGURES, Continued, Extract
 from synthboot.artifacts.pairs import TRAIN, Pairs
 from synthboot.artifacts.synthetic import Sample, Synthetic
 from synthboot.config import Config, Embed
+from synthboot.data import lock
 from synthboot.data.canaries import exposure, planted
 from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, MissingArtifact
@@ -528,6 +529,8 @@ def _artifacts(run: Path) -> list[Path]:
     names = {folder_of(run, stage).name for stage in STAGES}
     inside = run.iterdir() if run.is_dir() else ()
     folders = [path for path in inside if path.name in names]
+    if not folders and lock.is_held(run / lock.NAME):
+        raise MissingArtifact(f"{run}: nothing is made yet, and a process is at work on it")
     if not folders:
         raise MissingArtifact(f"{run}: no run folder; `synthboot run CONFIG` makes one")
     artifacts = set()

@@ -1,6 +1,7 @@
 """What a source names, and that what is read is what was hashed."""
 
 import gzip
+import json
 import os
 import random
 import socket
@@ -118,6 +119,28 @@ def test_nothing_to_read_says_what_there_is_instead(tmp_path: Path) -> None:
     for source in ("", "a\0b", "x" * 5_000, str(tmp_path / "a.csv" / "b")):
         with pytest.raises(DataError, match=r"^corpus\.source: "):
             files.find(source)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'id,text\r\n1,"jedna, dv\xc4\x9b\ndva"\r\n',
+        b'\xef\xbb\xbfid;text\r\n1;"jedna, dv\xc4\x9b\ndva"\r\n',
+        b'id\ttext\n1\t"jedna, dv\xc4\x9b\ndva"\n',
+        b'id,text\n1,"jedna, dv\xc4\x9b\ndva"\n2,' + b"x" * 200_000 + b"\n",
+    ],
+    ids=["comma", "spreadsheet", "tabs", "long"],
+)
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_what_is_advised_for_tables_makes_documents_of_them(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"FILE.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        files.find(str(path))
+    command = str(caught.value).partition("; python -c")[2].partition(" makes lines of JSON")[0]
+    subprocess.run(["bash", "-c", f"{sys.executable} -c{command}"], cwd=tmp_path, check=True)
+    first = json.loads((tmp_path / "lines.jsonl").read_text().splitlines()[0])
+    assert first == {"id": "1", "text": "jedna, dvě\ndva"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives up its rights for a while, which it must have")

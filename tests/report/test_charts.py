@@ -118,8 +118,10 @@ def test_differences_to_repetition_show_every_seed() -> None:
     for name in ("ours", "top"):
         results[name] = replace(results[name], difference=difference(-0.1, -0.2, 0.0, (-0.05, -0.15)))
     kinds = {"repetition": "repetition", "ours": "method", "top": "oracle"}
-    found = charts.differences(compared(results, kinds), {"ours": "method"})
+    found = charts.differences(compared(results, kinds), {"ours": "method"}, [7, 0])
     assert isinstance(found, Values)
+    headers, [row] = found.table()
+    assert dict(zip(headers, row, strict=True))["seed 7"] == "-0.0500", "the number of a seed, not its place among them"
     # an oracle would flatten the rest
     assert found.groups == {"": [Mark("ours", "method", -0.1, (-0.2, 0.0), (-0.05, -0.15))]}
 

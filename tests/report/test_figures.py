@@ -51,9 +51,9 @@ def test_shares_on_an_axis_are_told_apart() -> None:
 
 def test_all_numbers_of_values_are_in_the_table() -> None:
     marks = [Mark("ours", "method", -0.5, (-0.75, -0.25), [-0.4, -0.6]), Mark("self", "other-0", 0.125)]
-    figure = Values("x", "X", "How.", "nats", {"": marks}, "+.3f")
+    figure = Values("x", "X", "How.", "nats", {"": marks}, "+.3f", seeds=[3, 0])
     headers, rows = figure.table()
-    assert headers == ["", "nats", "low", "high", "seed 1", "seed 2"]
+    assert headers == ["", "nats", "low", "high", "seed 3", "seed 0"]
     assert rows == [["ours", "-0.500", "-0.750", "-0.250", "-0.400", "-0.600"], ["self", "+0.125", "", "", "", ""]]
     picture = figure.svg()
     assert picture.count('class="seed"') == 2
@@ -101,6 +101,13 @@ def test_names_are_text() -> None:
     ):
         assert "<script" not in figure.svg()
         assert "&lt;script&gt;" in figure.svg()
+
+
+@pytest.mark.parametrize("name", ["self", "given a random d1", "base, given nothing"])
+def test_a_name_beside_values_has_room_before_the_least(name: str) -> None:
+    picture = Values("x", "X", "How.", "nats", {"related": [Mark(name, "ink", 1.17), Mark("b", "ink", 1.3)]}, ".4f").svg()
+    least = min(float(x) for x in re.findall(r'class="value" cx="([\d.]+)"', picture))
+    assert 14 + 7 * len(name) <= least - 5
 
 
 def test_names_on_an_axis_neither_meet_nor_leave_the_picture() -> None:

@@ -44,14 +44,18 @@ KNOWN = (
     "a saved Hugging Face dataset, hub:owner/name, all of them but datasets at a URL too"
 )
 
+# Spreadsheets write a byte order mark, and a semicolon where the comma is a decimal point.
 _LINES = (
-    '; python -c "import csv, json, sys; [print(json.dumps(row)) for row in csv.DictReader({})]" '
-    "< {} > lines.jsonl makes lines of JSON of it"
+    '; python -c "import csv, json, sys; csv.field_size_limit(2**31 - 1); '
+    "text = open(sys.argv[1], encoding='utf-8-sig', newline=''); head = text.readline(); "
+    "text.seek(0); mark = max(',;|\\t', key=head.count); "
+    '[print(json.dumps(row)) for row in csv.DictReader(text, delimiter=mark)]" '
+    "{} > lines.jsonl makes lines of JSON of it"
 )
 _TEXT = "; take the text out of it first, a .txt for each document"
 _ADVICE = {
-    ".csv": _LINES.format("sys.stdin", "FILE.csv"),
-    ".tsv": _LINES.format("sys.stdin, delimiter='\\t'", "FILE.tsv"),
+    ".csv": _LINES.format("FILE.csv"),
+    ".tsv": _LINES.format("FILE.tsv"),
     **dict.fromkeys((".docx", ".doc", ".odt", ".pdf", ".epub", ".html", ".htm"), _TEXT),
 }
 """What to do with kinds of files that are not read."""

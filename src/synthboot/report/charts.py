@@ -57,11 +57,12 @@ def charts(results: Results) -> list[Figure]:
     analyzed = results.analyze
     paint = colors(evaluated.chosen.kinds)
     of_text = text_colors(results.config.arms, paint)
+    seeds = results.config.pretrain.seeds
 
     drawn = [
         chain(results, paint),
-        scores(evaluated.arms, paint),
-        differences(evaluated.chosen, paint),
+        scores(evaluated.arms, paint, seeds),
+        differences(evaluated.chosen, paint, seeds),
         _curves(results, paint),
         shares(evaluated.arms, results.config.arms, paint),
         efficiency(evaluated, paint),
@@ -175,7 +176,11 @@ def _with_errors(name: str, color: str, value: float, error: float) -> Mark:
     return Mark(name, color, value, (value - 2 * error, value + 2 * error))
 
 
-def scores(arms: Mapping[str, ArmResult], paint: Mapping[str, str]) -> Figure:
+def scores(
+    arms: Mapping[str, ArmResult],
+    paint: Mapping[str, str],
+    seeds: Sequence[int],
+) -> Figure:
     """The test loss of every arm."""
     marks = []
     for name, arm in arms.items():
@@ -187,10 +192,15 @@ def scores(arms: Mapping[str, ArmResult], paint: Mapping[str, str]) -> Figure:
         "test loss, nats per token",
         {"": marks},
         ".4f",
+        seeds=seeds,
     )
 
 
-def differences(compared: ArmComparison, paint: Mapping[str, str]) -> Figure | None:
+def differences(
+    compared: ArmComparison,
+    paint: Mapping[str, str],
+    seeds: Sequence[int],
+) -> Figure | None:
     """Each arm's difference to repetition; oracles, which would flatten the rest, are left out."""
     marks = []
     for name, arm in compared.arms.items():
@@ -206,6 +216,7 @@ def differences(compared: ArmComparison, paint: Mapping[str, str]) -> Figure | N
         "where the dots lie apart, only more seeds help.",
         "difference to repetition, nats per token",
         {"": marks},
+        seeds=seeds,
     )
 
 

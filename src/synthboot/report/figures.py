@@ -252,7 +252,8 @@ class Figure(ABC):
 class Values(Figure):
     """A line for every value, by groups; an unnamed group has no heading.
 
-    `bars` start at zero; `references` are lines through a group, such as what chance gives.
+    `bars` start at zero; `references` are lines through a group, such as what chance gives;
+    `seeds` are those that marks have values of.
     """
 
     axis: str
@@ -260,14 +261,12 @@ class Values(Figure):
     pattern: str = "+.4f"
     bars: bool = False
     references: Mapping[str, float] = field(default_factory=dict)
+    seeds: Sequence[int] = ()
 
     def table(self) -> Table:
         """A row for every value."""
-        every_mark = chain.from_iterable(self.groups.values())
-        most_seeds = max((len(mark.seeds) for mark in every_mark), default=0)
-
         headers = ["", self.axis, "low", "high"]
-        headers += [f"seed {number}" for number in range(1, most_seeds + 1)]
+        headers += [f"seed {seed}" for seed in self.seeds]
         rows = []
         for group, marks in self.groups.items():
             for mark in marks:
@@ -328,7 +327,10 @@ class Values(Figure):
         if self._has_zero:
             numbers.append(0.0)
         if grouped:
-            return Scale.over(numbers, _NAME, _WIDTH - _VALUE)
+            every_mark = chain.from_iterable(self.groups.values())
+            longest = max((len(mark.name) for mark in every_mark), default=0)
+            names = min(max(_NAME, _RIGHT + longest * _LETTER), _WIDTH - _VALUE - _NAME)
+            return Scale.over(numbers, names, _WIDTH - _VALUE)
         return Scale.over(numbers, _RIGHT, _WIDTH - _RIGHT)
 
     def _mark(

@@ -80,14 +80,14 @@ class Machine(config.Section):
 
     title: str = "a machine of your own"
     kind: Literal["gpu", "tpu", "cpu"] = "gpu"
-    devices: int = Field(1, ge=1, le=1_000_000)
+    devices: int = Field(default=1, ge=1, le=1_000_000)
     flops: dict[Dtype, Annotated[float, _Positive]] = Field(min_length=1)
     memory_bytes: float = _Positive
     memory_bytes_per_second: float = _Positive
     network_bytes_per_second: float = _Positive
     disk_bytes_per_second: float = _Positive
     cores: int = Field(ge=1, le=1_000_000)
-    dollars_per_device_hour: float = Field(0, ge=0, le=1e6)
+    dollars_per_device_hour: float = Field(default=0, ge=0, le=1e6)
     source: str = "given"
 
     @property

@@ -124,7 +124,7 @@ def test_a_verb_says_first_what_is_stale_and_why(tiny: dict[str, Any], tmp_path:
     first, made = result.stderr.splitlines()
     assert first == "analyze: stale (analyze.examples 2 -> 3); it and what reads it will be rebuilt"
     assert made.startswith("[1/1] analyze: ")
-    assert re.match(r"analyze: done, 1 artifacts made, \d+ were there", result.stdout)
+    assert re.match(r"analyze: done, 1 artifact made, \d+ there before", result.stdout)
     states = json.loads(call("analyze", str(path), "--json").stdout)  # as they were before it ran
     assert states["corpus"] == "done"
     assert states["analyze"] == "stale"
@@ -155,14 +155,14 @@ def test_a_verb_gives_up_hours_of_work_only_where_that_is_said(tiny: dict[str, A
     result = call("synthesize", str(path), *other, "--set", "name=beside", "--from", str(manifest.parents[2]))
     assert result.exit_code == 0, result.output
     assert "tune/related: taken over from " in result.stderr
-    assert re.match(r"synthesize: done, 1 artifacts made, 5 were there", result.stdout)
+    assert re.match(r"synthesize: done, 1 artifact made, 5 there before", result.stdout)
     assert call("synthesize", str(path), "--from", "nowhere").exit_code == 2
     assert call("synthesize", str(path), "--from", str(tmp_path), "--part", "1/2").exit_code == 2
 
     shutil.rmtree(manifest.parents[2] / "05-tune" / "related")
     result = call("synthesize", str(path))
     assert "synthesize/related: kept, as what it reads came out as it was" in result.stderr
-    assert result.stdout.startswith("synthesize: done, 1 artifacts made, ")
+    assert result.stdout.startswith("synthesize: done, 1 artifact made, ")
     assert call("synthesize", str(path), *other, "--replace").exit_code == 0
     assert disk.read_record(manifest)["cost"]["seconds"] < 600
 

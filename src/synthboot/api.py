@@ -123,8 +123,14 @@ class Run:
         """The synthetic text that an arm reads, or of a kind: `related`, `random_pairs`, `scratch`,
         `unconditional`.
 
-        Raises ConfigError for an arm that reads none, MissingArtifact for a kind that no arm reads.
+        Raises ConfigError for an arm that reads none, MissingArtifact for what is neither an arm
+        nor a kind that one reads.
         """
+        units = recipes.units(self.config)
+        kinds = [name.partition("/")[2] for name in units if name.startswith("synthesize/")]
+        if of not in (*self.config.arms, *kinds):
+            there = ", ".join([*self.config.arms, *kinds])
+            raise MissingArtifact(f"{of}: no arm here, and no synthetic text; there are {there}")
         self.run("synthesize")
         kind = of
         if of in self.config.arms:

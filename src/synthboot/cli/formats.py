@@ -32,6 +32,11 @@ def accuracy(task: TaskResult | None, arm: str) -> str:
     return "" if answers is None else "{:.1%} [{:.1%}, {:.1%}]".format(*answers.acc)
 
 
+def artifacts(number: int) -> str:
+    """How many artifacts."""
+    return "1 artifact" if number == 1 else f"{number:,} artifacts"
+
+
 def numbers(numbers: list[int]) -> str:
     """The first eight numbers of a list, and how many there are beyond them."""
     most = 8

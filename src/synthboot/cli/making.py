@@ -464,7 +464,8 @@ def _execute(
         say_json({name: state.status for name, state in progress.states.items()})
     else:
         kept = len(units) - progress.total
-        say(f"{target}: done, {progress.total} artifacts made, {kept} were there ({cfg.folder})")
+        made = formats.artifacts(progress.total)
+        say(f"{target}: done, {made} made, {kept:,} there before ({cfg.folder})")
 
     if target == "report" and not as_json:
         say(f"report: {units['report'].folder(cfg.folder) / page.FILE}")

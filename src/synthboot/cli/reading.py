@@ -248,8 +248,7 @@ def _compare_scores(
 
     if len(names) != 2:
         raise DataError(
-            "compare: two sides are compared, A and B, "
-            f"and {len(names)} were given; commas join seeds"
+            f"compare: two sides are compared, A and B, not {len(names)}; commas join seeds"
         )
     first, second = (name.split(",") for name in names)
     compared = comparison.compare(first, second, metric, wanted)

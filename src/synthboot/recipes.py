@@ -57,7 +57,7 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
     "synthesize": 5,
     "pretrain": 7,
     "score": 1,
-    "evaluate": 17,
+    "evaluate": 18,
     "analyze": 11,
     "report": 10,
     "extract": 3,

@@ -91,9 +91,10 @@ def _in_words(difference: Estimate, adjusted: float, seeds: int, confidence: flo
     """The difference to repetition, with its interval and p-value."""
     side = "better" if difference.value <= 0 else "worse"
 
+    # all seeds read one text: of how far another would lead, nothing is known
     over = f"{100 * confidence:g}% interval over test documents"
     if seeds > 1:
-        over += f" and {seeds} seeds"
+        over += f" and {seeds} seeds, of this synthetic text"
 
     sure = f"p = {difference.p:.2g}"
     # With one arm and one look there is nothing to adjust.

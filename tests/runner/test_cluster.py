@@ -192,7 +192,7 @@ def test_a_unit_waits_for_those_that_one_before_has_left(own: dict[str, Any], jo
         with lock.shared(run, turns.guard("unit"), turn=left):  # as one of them does
             workers.start("unit", is_alone, str(run), places=0)
             own_lock = run / f"{turns.guard('')}.0"
-            soon(lambda: own_lock.exists() and own_lock.read_text())  # from there on nothing else keeps it
+            soon(lambda: own_lock.exists() and own_lock.read_text(), 200)  # from there on nothing else keeps it
             time.sleep(0.5)
         assert outcome(workers) == ("done", True)
     finally:
@@ -200,24 +200,23 @@ def test_a_unit_waits_for_those_that_one_before_has_left(own: dict[str, Any], jo
 
 
 def waiting(connection: Any) -> None:
-    connection.send(("progress", os.getpid()))
+    connection.send(("progress", (os.getpid(), ray.get_runtime_context().current_actor)))
     connection.recv()
 
 
 def test_a_worker_is_not_lost_before_it_is_gone(own: dict[str, Any], joined: None) -> None:
     """Ray says of a node that is slow to answer that it is dead, and what runs there may write for a while."""
-    workers: Any = pool.opened()
+    workers = pool.opened()
     try:
         workers.start("unit", waiting)
-        _, pid = told(workers, "progress")
-        [worker] = workers._running.values()
+        _, (pid, actor) = told(workers, "progress")
         os.kill(pid, signal.SIGSTOP)  # it cannot end as it is told to
-        ray.kill(worker.actor)
+        ray.kill(actor)
         threading.Timer(3, os.kill, (pid, signal.SIGKILL)).start()
         kind, _ = outcome(workers)
         assert kind == "lost"
         assert not psutil.pid_exists(pid) or not lives(psutil.Process(pid))
-        with pytest.raises(LockedRun), lock.held(run_folder(own), worker.own):
+        with pytest.raises(LockedRun), lock.held(run_folder(own), f"{turns.guard('')}.0"):
             pytest.fail("a worker that comes late could work")
     finally:
         workers.close()

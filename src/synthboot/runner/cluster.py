@@ -48,7 +48,7 @@ from synthboot.runner.machines import figures
 
 _OBJECT_STORE = 256 << 20
 """Bytes of shared memory for what is on its way between processes, on a cluster started here."""
-_SHORT_OF_ROOM = 60.0
+SHORT_OF_ROOM = 60.0
 """Seconds without a word after which it is told that no node has room."""
 _WAITS = 0.01
 """The share of a GPU of a worker that mostly waits for others, which take it."""
@@ -277,7 +277,7 @@ class RayPool:
         """What has happened since, at least one event."""
         events: list[Happened] = []
         while not events:
-            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=_SHORT_OF_ROOM)
+            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=SHORT_OF_ROOM)
             for messages in ready:
                 events += self._next(messages)
             if not ready and not any(worker.node for worker in self._running.values()):

@@ -439,7 +439,7 @@ class _Dealt(Generic[Item, Output]):
                 self._idle.append(key)
             elif kind == "lost":
                 self._replace(key, value)
-            else:
+            elif kind != "note":  # which is of one that waits for room, and comes in time
                 raise value if kind == "failed" else WorkerDied(f"{key}: ended early")
 
     def due(self) -> Iterator[Output]:

@@ -101,6 +101,27 @@ def test_a_committed_folder_is_whole_or_absent(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["part.json", "whole"]
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_is_removed_while_it_is_written_is_not_committed(tmp_path: Path, again: bool) -> None:
+    """As a successor sweeps it away, and begins it again: neither half of it may pass for the whole."""
+    shards = Shards(tmp_path)
+    theirs = tmp_path / "000000.tmp" / "theirs"
+
+    def writer(folder: Path) -> dict[str, int]:
+        with open(folder / "first", "w") as file:
+            disk.remove(folder)
+            if again:
+                folder.mkdir()
+                theirs.touch()
+            file.write("as if nothing had happened")
+        return {"docs": 1}
+
+    with pytest.raises(StorageError, match="000000: was removed while it was written"):
+        shards.write(0, writer)
+    assert not shards.done(0)
+    assert theirs.exists() == again
+
+
 def test_shards_are_written_once_and_cut(tmp_path: Path) -> None:
     shards, calls = Shards(tmp_path / "s"), []
     for index in (0, 1, 1, 3):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from synthboot.data import lock
-from synthboot.errors import LockedRun
+from synthboot.errors import ConfigError, LockedRun
 
 HOLDS = """
 import os, sys, time
@@ -84,3 +84,32 @@ def test_a_file_system_without_locks_is_no_holder(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(fcntl, "flock", refused)
     with pytest.raises(OSError, match="none"):
         lock.is_held(tmp_path / ".lock")
+
+
+def test_a_turn_is_shared_by_those_who_were_told_of_it_until_the_next_begins(tmp_path: Path) -> None:
+    turn = lock.next_turn(tmp_path, "guard")
+    for _ in range(2):
+        with (
+            lock.shared(tmp_path, "guard", turn=turn),
+            lock.shared(tmp_path, "guard", turn=turn),
+            pytest.raises(LockedRun, match=f"process {os.getpid()} on {os.uname().nodename} is working on this run"),
+        ):
+            lock.next_turn(tmp_path, "guard")  # not while they work
+        with lock.held(tmp_path, "guard"):  # who only looks whether it is free begins none
+            pass
+    following = lock.next_turn(tmp_path, "guard")
+    with pytest.raises(LockedRun, match="other processes have taken over"), lock.shared(tmp_path, "guard", turn=turn):
+        pytest.fail("in a turn that is over")
+    with lock.shared(tmp_path, "guard", turn=following), lock.shared(tmp_path, "guard"):  # who was told of none may
+        pass
+
+
+def test_without_a_turn_there_is_nothing_to_share_in_it(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "not" / "mounted"
+    with pytest.raises(ConfigError, match=r"not/mounted/\.lock: missing on"), lock.shared(elsewhere, turn="0" * 32):
+        pytest.fail("where nobody has begun one")
+    assert not elsewhere.parent.exists()
+    with lock.held(tmp_path):
+        pass
+    with pytest.raises(LockedRun, match="have taken over"), lock.shared(tmp_path, turn="0" * 32):
+        pytest.fail("in no turn")

@@ -1,5 +1,6 @@
 """Two nodes of a Ray cluster on this machine: the bytes of a run without it, whatever is killed."""
 
+import copy
 import os
 import shutil
 import signal
@@ -7,6 +8,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,7 +25,7 @@ from synthboot.artifacts.parts import Part
 from synthboot.data import lock
 from synthboot.errors import ConfigError, LockedRun
 from synthboot.recipes import folder_of
-from synthboot.runner import executor
+from synthboot.runner import executor, turns
 from synthboot.runner.unit import PARALLEL
 from tests.conftest import contents, double, run_folder, soon, unmake
 
@@ -90,11 +93,25 @@ def failing(_: int) -> Any:
     raise ConfigError("nothing to work with")
 
 
-def test_items_come_back_in_order_from_both_nodes(joined: None) -> None:
+def test_items_come_back_in_order_from_both_nodes(joined: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "SHORT_OF_ROOM", 0.1)  # on a busy machine workers take as long to start as is told of
     results = list(pool.imap(double, (1,), range(400), 2))
     assert [value for value, _ in results] == [2 * i + 1 for i in range(400)]
     assert len({pid for _, pid in results}) == 2
     assert not workers()  # gone, not only told to go
+
+
+def told(workers: pool.Workers, *kinds: str) -> tuple[str, Any]:
+    """The first that the worker of a pool tells of these kinds, and no note of one that waits for room."""
+    while True:
+        for _, kind, value in workers.wait():
+            if kind in kinds:
+                return kind, value
+
+
+def outcome(workers: pool.Workers) -> tuple[str, Any]:
+    """How the worker of a pool has ended."""
+    return told(workers, "done", "failed", "lost")
 
 
 def asking(connection: Any) -> list[Any]:
@@ -110,7 +127,7 @@ def test_a_units_workers_ask_for_as_much_memory_as_it(joined: None) -> None:
     workers = pool.opened()
     try:
         workers.start("unit", asking, places=0, memory=50e6)
-        [(_, kind, found)] = [event for event in workers.wait() if event[1] in ("done", "failed")]
+        kind, found = outcome(workers)
     finally:
         workers.close()
     assert (kind, found) == ("done", [50e6, 50e6])
@@ -132,6 +149,78 @@ def test_an_item_that_kills_every_worker_is_an_error(joined: None, tmp_path: Pat
 def test_what_a_worker_raises_comes_through(joined: None) -> None:
     with pytest.raises(ConfigError, match="nothing to work with"):
         list(pool.imap(failing, (0,), range(3), 2))
+
+
+def touching(mark: str, _: Any) -> None:
+    Path(mark).touch()
+
+
+@pytest.mark.parametrize("over", ["another has begun", "it was closed", "a run on this machine came after"])
+def test_a_worker_that_comes_when_its_pools_turn_is_over_does_nothing(
+    own: dict[str, Any], joined: None, tmp_path: Path, over: str
+) -> None:
+    workers = pool.opened()
+    late = copy.copy(workers)  # as it was while it could start workers
+    if over == "another has begun":
+        pool.opened().close()
+    elif over == "it was closed":
+        workers.close()
+    else:
+        turns.end_all(run_folder(own))
+    try:
+        late.start("unit", touching, str(tmp_path / "mark"))
+        kind, value = outcome(late)
+    finally:
+        late.close()
+    assert kind == "failed"
+    assert isinstance(value, LockedRun)
+    assert "have taken over" in str(value)
+    assert not (tmp_path / "mark").exists()
+
+
+def is_alone(run: str, _: Any) -> bool:
+    """In a unit's worker: whether the lock of its own workers is free."""
+    with suppress(LockedRun), lock.held(Path(run), turns.guard("unit")):
+        return True
+    return False
+
+
+def test_a_unit_waits_for_those_that_one_before_has_left(own: dict[str, Any], joined: None) -> None:
+    run = run_folder(own)
+    left = turns.begin(run, "unit")
+    workers = pool.opened()
+    try:
+        with lock.shared(run, turns.guard("unit"), turn=left):  # as one of them does
+            workers.start("unit", is_alone, str(run), places=0)
+            own_lock = run / f"{turns.guard('')}.0"
+            soon(lambda: own_lock.exists() and own_lock.read_text(), 200)  # from there on nothing else keeps it
+            time.sleep(0.5)
+        assert outcome(workers) == ("done", True)
+    finally:
+        workers.close()
+
+
+def waiting(connection: Any) -> None:
+    connection.send(("progress", (os.getpid(), ray.get_runtime_context().current_actor)))
+    connection.recv()
+
+
+def test_a_worker_is_not_lost_before_it_is_gone(own: dict[str, Any], joined: None) -> None:
+    """Ray says of a node that is slow to answer that it is dead, and what runs there may write for a while."""
+    workers = pool.opened()
+    try:
+        workers.start("unit", waiting)
+        _, (pid, actor) = told(workers, "progress")
+        os.kill(pid, signal.SIGSTOP)  # it cannot end as it is told to
+        ray.kill(actor)
+        threading.Timer(3, os.kill, (pid, signal.SIGKILL)).start()
+        kind, _ = outcome(workers)
+        assert kind == "lost"
+        assert not psutil.pid_exists(pid) or not lives(psutil.Process(pid))
+        with pytest.raises(LockedRun), lock.held(run_folder(own), f"{turns.guard('')}.0"):
+            pytest.fail("a worker that comes late could work")
+    finally:
+        workers.close()
 
 
 def test_two_nodes_leave_the_bytes_of_one_machine(tiny: dict[str, Any], own: dict[str, Any], nodes: Cluster) -> None:
@@ -195,7 +284,12 @@ def test_what_is_killed_in_a_stage_is_made_again(
         executor.run(cfg, stage, lambda *event: told.append(event))
         killed.result()
     assert contents(own) == contents(tiny)
-    assert not workers()
+    if what == "worker":
+        assert not workers()
+    else:
+        # Workers of a killed unit that were being started may come yet. Nobody waits for them, as they do nothing: Ray ends
+        # them when it finds that who asked for them is gone.
+        soon(lambda: not workers())
     if what == "unit":
         assert [value for _, kind, value in told if kind == "note" and "begun again" in value]
     if what == "node":
@@ -221,7 +315,7 @@ def test_a_killed_driver_leaves_nobody_and_the_next_goes_on(tiny: dict[str, Any]
         driver.kill()
     executor.run(loading.load(own))  # at once: it waits for those who are left
     assert contents(own) == contents(tiny)
-    assert not workers()
+    soon(lambda: not workers())  # of the killed one's, some may have come since, and done nothing
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])

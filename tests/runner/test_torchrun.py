@@ -22,12 +22,15 @@ from safetensors.numpy import load_file
 
 from synthboot import api, loading, recipes
 from synthboot.artifacts import store
-from synthboot.errors import ConfigError, TrainingError
+from synthboot.data import lock
+from synthboot.errors import ConfigError, LockedRun, TrainingError
 from synthboot.lm import model as models
 from synthboot.lm import parallel
-from synthboot.runner import torchrun
-from tests.conftest import run_folder, small_config
+from synthboot.runner import torchrun, turns, unit
+from synthboot.runner.graph import fingerprints
+from tests.conftest import Deaf, run_folder, small_config
 
+RANKS = ".04-base.ranks.lock"
 Trained = tuple[Path, np.ndarray, dict[str, np.ndarray]]
 
 
@@ -79,13 +82,20 @@ def test_the_loss_is_that_of_one_process(alone: Trained, world_file: Path, tmp_p
     assert {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in of_one.items()}
 
 
-def job(settings: dict[str, Any], tmp_path: Path, processes: int) -> tuple[subprocess.Popen[bytes], Path]:
-    """Base's step under torchrun, as the pipeline starts it, where the corpus is there already."""
+def order(settings: dict[str, Any], tmp_path: Path, processes: int) -> Path:
+    """What the pipeline orders for base, where the corpus is there already."""
     cfg = api.Run({**settings, "engine": {"processes": processes}}).config
     (run_folder(settings) / "04-base").mkdir(parents=True, exist_ok=True)
     place = tmp_path / "job.json"
     known = recipes.outside(recipes.units(cfg))
-    place.write_text(json.dumps({"config": cfg.model_dump(mode="json"), "outside": known, "unit": "base"}))
+    turn = lock.next_turn(run_folder(settings), RANKS)
+    place.write_text(json.dumps({"config": cfg.model_dump(mode="json"), "outside": known, "unit": "base", "turn": turn}))
+    return place
+
+
+def job(settings: dict[str, Any], tmp_path: Path, processes: int) -> tuple[subprocess.Popen[bytes], Path]:
+    """Base's step under torchrun, as the pipeline starts it."""
+    place = order(settings, tmp_path, processes)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["-m", "synthboot.runner.torchrun", str(place)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -141,6 +151,42 @@ def test_the_ranks_end_with_who_started_them(alone: Trained, world_file: Path, t
     process.stdin.close()
     assert process.wait(timeout=60) != 0
     assert not ranks(place)
+
+
+def test_a_rank_that_comes_when_others_have_begun_does_nothing(alone: Trained, world_file: Path, tmp_path: Path) -> None:
+    settings = begun(alone, world_file, tmp_path)
+    place = order(settings, tmp_path, 1)
+    torchrun.end_earlier(run_folder(settings) / "04-base")
+    with subprocess.Popen(
+        [sys.executable, "-m", "synthboot.runner.torchrun", str(place)],
+        stdin=subprocess.PIPE,  # open: it is still wanted, for all it knows
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as rank:
+        assert rank.stderr is not None
+        assert "other processes have taken over from those of this one" in rank.stderr.read()
+    assert rank.returncode == 1
+    assert not list((run_folder(settings) / "04-base").iterdir())
+    assert not place.with_name("outcome.json").exists()
+
+
+def test_an_artifact_waits_for_ranks_that_are_left_of_an_earlier_job(
+    alone: Trained, world_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = begun(alone, world_file, tmp_path)
+    cfg = api.Run(settings).config
+    turn = lock.next_turn(cfg.folder, RANKS)
+    monkeypatch.setattr(turns, "PATIENCE", 0.0)
+    plan = recipes.units(cfg)
+    half = cfg.folder / "04-base" / "work" / "checkpoint-000008.tmp"
+    half.mkdir(parents=True)
+    with (
+        lock.shared(cfg.folder, RANKS, turn=turn),  # as one of them that is writing this
+        pytest.raises(LockedRun, match=f"process {os.getpid()} on .* is working on this run"),
+    ):
+        unit.make(cfg, plan, "base", fingerprints(plan), 1, Deaf())
+    assert half.exists()
 
 
 @contextmanager

@@ -324,22 +324,40 @@ def committed_folder(path: Path) -> Iterator[Path]:
 def renamed_folder(path: Path, temporary: Path) -> Iterator[Path]:
     """`temporary`, new and empty, which becomes `path` when the block ends without error.
 
-    Whatever was there under either name goes.
+    Whatever was there under either name goes. Raises StorageError where the temporary one was
+    removed meanwhile: what was written later is not the whole.
     """
     remove(temporary)
     temporary.mkdir(parents=True)
+    # open for as long as it matters which folder it was, so that no other can have its number
+    own = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield temporary
         for file in _files(temporary):
             _flush(file)  # before the rename: else a crash may leave the name without the data
+        if not _is(temporary, own):
+            raise StorageError(
+                f"{path}: was removed while it was written; end what else works there and run again"
+            )
         remove(path)
         os.replace(temporary, path)
         _flush(path.parent)
     except BaseException:
         # The first error is the one to report; `begin` removes what is left.
-        with suppress(StorageError):
-            remove(temporary)
+        if _is(temporary, own):  # another's may be there now
+            with suppress(StorageError):
+                remove(temporary)
         raise
+    finally:
+        os.close(own)
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    """Whether a path leads to the file or folder that is open."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def _files(folder: Path) -> list[Path]:

@@ -6,9 +6,14 @@ same path. `RAY_ADDRESS` names a cluster that is there; otherwise one is started
 and ended with the run.
 
 A worker is an actor that runs one function and goes with it. A unit whose worker is lost is begun
-again, and an item is given to another worker (`pool.LIVES` times). Two of them never write at once:
-all workers of a pool share a lock in the run folder, and nothing goes on after them, nor takes
-their place after a kill, before that lock is free.
+again, and an item is given to another worker (`pool.LIVES` times). Two of them never write at once,
+for what Ray says of a process is not what the run rests on:
+
+- all workers of a pool share a lock in the run folder, and nothing goes on after them, nor takes
+  their place after a kill, before that lock is free;
+- whoever waited for that has begun another turn with it, and a worker that comes to share the lock
+  in a turn that is over does nothing (`turns`);
+- a worker has a lock of its own too: it is lost once that is free, and then it is kept from it.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,14 +43,13 @@ from synthboot.artifacts.store import environment
 from synthboot.data import lock
 from synthboot.errors import ConfigError
 from synthboot.pool import Happened, WorkerFailed
+from synthboot.runner import turns
 from synthboot.runner.machines import figures
 
 _OBJECT_STORE = 256 << 20
 """Bytes of shared memory for what is on its way between processes, on a cluster started here."""
-_SHORT_OF_ROOM = 60.0
+SHORT_OF_ROOM = 60.0
 """Seconds without a word after which it is told that no node has room."""
-_GONE = 120.0
-"""Seconds that killed workers may take to end: Ray notices the end of a node by its silence."""
 _WAITS = 0.01
 """The share of a GPU of a worker that mostly waits for others, which take it."""
 _WORKS = 0.9
@@ -71,12 +75,19 @@ class _Site:
 
 @dataclass(frozen=True)
 class _Order:
-    """What a worker is to do: its pool's lock is `guard`, its own key names that of its workers,
-    each of which takes as much `memory` as it."""
+    """What a worker is to do.
+
+    It shares the lock `guard` while it is its pool's `turn`, and has the lock `own` to itself. Its
+    key names the lock of its own workers, if it `has_workers`, each of which takes as much `memory`
+    as it.
+    """
 
     site: _Site
     key: str
     guard: str
+    turn: str
+    own: str
+    has_workers: bool
     memory: float
     function: Callable[..., object]
     arguments: tuple[object, ...]
@@ -122,8 +133,17 @@ class Worker:
             site = order.site
             _check(site)
             self._connection.send(("here", ray.util.get_node_ip_address()))
+            run = Path(site.run)
             below = partial(RayPool, site, order.key, self._note, order.memory)
-            with lock.shared(Path(site.run), order.guard, _GONE), pool.using(below):
+            with (
+                lock.shared(run, order.guard, turns.PATIENCE, order.turn),
+                lock.held(run, order.own),
+                pool.using(below),
+            ):
+                # of one that was killed at this before, workers may still write what the function
+                # is about to clear up
+                if order.has_workers:
+                    turns.begin(run, order.key)
                 return order.function(*arguments)
 
         self._connection.send(pool.last_word(within, order.arguments, self._connection))
@@ -169,6 +189,7 @@ class _Running:
 
     key: str
     actor: ActorHandle
+    own: str
     asks: str
     node: str = ""
 
@@ -190,9 +211,11 @@ class RayPool:
         self._memory = memory
         self._site = site
         self._note = note
-        self._guard = f"{'-'.join(['.ray', *key.split('/')]).rstrip('-')}.lock"
+        self._key = key
         self._running: dict[ObjectRefGenerator, _Running] = {}
-        self._wait_for_the_end()  # of workers whose pool was killed
+        self._own: list[str] = []
+        self._lost = ExitStack()
+        self._turn = self._next_turn()  # after workers whose pool was killed
 
     def __len__(self) -> int:
         return len(self._running)
@@ -228,18 +251,33 @@ class RayPool:
         asked = {"num_cpus": places, "num_gpus": gpus, "memory": int(min(expected, room))}
         actor = _remote.options(max_concurrency=2, **asked).remote()
         telling = actor.run.options(num_returns="streaming")
+        guard = turns.guard(self._key)
+        own = f"{guard}.{len(self._own)}"
+        self._own.append(own)
+        below = f"{self._key}/{key}" if self._key else key
+        has_workers = places == 0
         messages = telling.remote(
-            _Order(self._site, key, self._guard, expected, function, arguments)
+            _Order(
+                self._site,
+                below,
+                guard,
+                self._turn,
+                own,
+                has_workers,
+                expected,
+                function,
+                arguments,
+            )
         )
         asks = ", ".join(f"{name} {value:g}" for name, value in asked.items() if value)
-        self._running[messages] = _Running(key, actor, asks)
+        self._running[messages] = _Running(key, actor, own, asks)
         return _Sender(actor)
 
     def wait(self) -> list[Happened]:
         """What has happened since, at least one event."""
         events: list[Happened] = []
         while not events:
-            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=_SHORT_OF_ROOM)
+            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=SHORT_OF_ROOM)
             for messages in ready:
                 events += self._next(messages)
             if not ready and not any(worker.node for worker in self._running.values()):
@@ -254,7 +292,11 @@ class RayPool:
         for worker in self._running.values():
             ray.kill(worker.actor)
         self._running.clear()
-        self._wait_for_the_end()
+        self._turn = self._next_turn()
+        self._lost.close()
+        for own in self._own:  # which nobody asks for any more
+            (Path(self._site.run) / own).unlink(missing_ok=True)
+        self._own.clear()
 
     def _next(self, messages: ObjectRefGenerator) -> list[Happened]:
         worker = self._running[messages]
@@ -271,6 +313,10 @@ class RayPool:
         if kind in ("done", "failed", "lost"):
             del self._running[messages]
             ray.kill(worker.actor)  # what is out of reach may live
+        if kind == "lost":
+            # and write what is now given to another: not before it is gone, nor will it come then
+            run = Path(self._site.run)
+            self._lost.enter_context(lock.held(run, worker.own, turns.PATIENCE))
         return [(worker.key, kind, value)]
 
     def _short_of_room(self) -> list[Happened]:
@@ -282,9 +328,8 @@ class RayPool:
         self._note(words)
         return []
 
-    def _wait_for_the_end(self) -> None:
-        with lock.held(Path(self._site.run), self._guard, _GONE):
-            pass
+    def _next_turn(self) -> str:
+        return turns.begin(Path(self._site.run), self._key)
 
 
 class _Sender:

@@ -17,7 +17,7 @@ from synthboot.data import disk, hashes, lock
 from synthboot.errors import ConfigError, DataError, MissingArtifact
 from synthboot.lm import precision
 from synthboot.recipes import Unit, outside, units
-from synthboot.runner import cost, torchrun
+from synthboot.runner import cost, torchrun, turns
 from synthboot.runner.graph import fingerprints, needed, ready, startable
 from synthboot.runner.sharing import finished, take_over
 from synthboot.runner.state import State, ask, state, states
@@ -65,6 +65,7 @@ def run(
     plan = needed(everything, target, only)
     preflight.check_executor(cfg)
     with disk.storage_errors(cfg.folder), lock.held(cfg.folder), _workplace(cfg):
+        turns.end_all(cfg.folder)
         if any(unit.stage in MODELS for unit in plan.values()):
             # a decided precision is a setting like another, so the plan is made again with it
             cfg = precision.decided(cfg, lambda words: tell("precision", "note", words))
@@ -130,6 +131,7 @@ def run_part(
         )
     cfg = precision.recorded(cfg)
     with disk.storage_errors(cfg.folder), lock.shared(cfg.folder):
+        turns.end_all(cfg.folder)
         plan = needed(units(cfg), target)
         standing = states(cfg, plan)
         mine = _of_part(plan, target, part, standing)

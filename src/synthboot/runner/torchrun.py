@@ -6,6 +6,9 @@ the artifact, which starts torchrun (or what `engine.launch` names), and the ran
 - Ranks print progress to standard output, a JSON list a line; a note has no share done.
 - Their standard input stays open for as long as they are wanted. Where the process that makes the
   artifact is gone, however it went, or torchrun is, they end too.
+- One that has not ended by then, or comes late, on another node perhaps, writes beside nobody:
+  ranks share a lock beside the artifact, in the turn that `job.json` tells (`data.lock`). Nothing
+  goes on before that lock is free.
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from synthboot import config, pool, recipes
 from synthboot.artifacts.store import Progress
-from synthboot.data import disk
+from synthboot.data import disk, lock
 from synthboot.errors import ConfigError, SynthbootError, TrainingError
+from synthboot.runner import turns
 from synthboot.runner.step import run_step
 
 if TYPE_CHECKING:
@@ -69,6 +73,7 @@ def run_step_together(
                 "config": cfg.model_dump(mode="json"),
                 "outside": recipes.outside(plan),
                 "unit": unit.name,
+                "turn": _next_turn(unit.folder(cfg.folder)),
             },
         )
         command = [*_launcher(cfg), "-m", "synthboot.runner.torchrun", str(job)]
@@ -84,6 +89,23 @@ def run_step_together(
                 f"{unit.name}: {reason}; run again to go on from the last checkpoint"
             )
         return outcome["counts"], outcome["cost"]
+
+
+def end_earlier(folder: Path) -> None:
+    """Return once no rank of an earlier job works on an artifact; none will from then on.
+
+    Raises LockedRun where that takes too long.
+    """
+    if (folder.parent / _lock_of(folder)).exists():
+        _next_turn(folder)
+
+
+def _next_turn(folder: Path) -> str:
+    return lock.next_turn(folder.parent, _lock_of(folder), turns.PATIENCE)
+
+
+def _lock_of(folder: Path) -> str:
+    return f".{folder.name}.ranks.lock"
 
 
 def leftovers(run: Path) -> list[Path]:
@@ -213,13 +235,17 @@ def main(job: Path) -> int:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     # the sources were hashed when the run began: not again by every rank of every model
     plan = recipes.units(cfg, order["outside"])
-    try:
-        counts, cost = run_step(cfg, plan, plan[order["unit"]], 1, progress, note)
-    except SynthbootError as failure:
-        leave({"error": str(failure)})
-        # all that is heard of another rank than the first
-        sys.stderr.writelines(traceback.format_exception_only(failure))
-        return 2
+    unit = plan[order["unit"]]
+    folder = unit.folder(cfg.folder)
+    # not in the `try`: to whom it comes late it leaves no word either
+    with lock.shared(folder.parent, _lock_of(folder), turns.PATIENCE, order["turn"]):
+        try:
+            counts, cost = run_step(cfg, plan, unit, 1, progress, note)
+        except SynthbootError as failure:
+            leave({"error": str(failure)})
+            # all that is heard of another rank than the first
+            sys.stderr.writelines(traceback.format_exception_only(failure))
+            return 2
     leave({"counts": counts, "cost": cost})
     # without this, torch warns of a leak at exit
     if torch.distributed.is_initialized():

@@ -81,6 +81,7 @@ def make(
             # one that was lost before it had cleared up
             store.finish(folder)
             return {**made.cost, "account": made.counts.get("account", "")}
+        torchrun.end_earlier(folder)
         for lost in store.begin(folder, fingerprints[name], of_parents):
             note(lost)
 

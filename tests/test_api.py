@@ -59,7 +59,7 @@ def test_synthetic_text_by_arm_or_kind(run: api.Run, finished: dict[str, Any]) -
     assert run.synthetic().to_pandas()["text"].tolist() == [row.text for row in samples]
     with pytest.raises(ConfigError, match="arm repetition reads no synthetic text"):
         run.synthetic("repetition")
-    with pytest.raises(MissingArtifact, match="scratch: no arm here, .* sbp, .*related"):
+    with pytest.raises(MissingArtifact, match=r"scratch: no arm here, .* sbp, .*related"):
         run.synthetic("scratch")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +69,12 @@ def main() -> None:
     chance = stats.f(freedom["texts"], freedom["seeds"])
     interval = f"({ratio / chance.ppf(0.975):.2f} to {ratio / chance.ppf(0.025):.2f}), p = {chance.sf(ratio):.2g}"
     print(f"\nboth arms: the variance over texts is {ratio:.2f} times that over seeds {interval}")
+    tell_gaps(others, seeds, tokens)
+    tell_shifts(others, seeds, tokens)
+
+
+def tell_gaps(others: dict[str, Any], seeds: dict[str, Any], tokens: np.ndarray) -> None:
+    """Print what sbp is worth beside self over texts and over seeds, and what a draw of texts adds."""
     gaps = {}
     for name, of in (("texts, training seed 0", others), ("training seeds on text 0", seeds)):
         gap = of["sbp"].against(of["self"], tokens)
@@ -78,6 +85,9 @@ def main() -> None:
     beyond = max(0.0, of_texts - of_seeds) ** 0.5
     print(f"one draw of both texts moves it by {beyond:.4f} (sd) beyond what a training seed does")
 
+
+def tell_shifts(others: dict[str, Any], seeds: dict[str, Any], tokens: np.ndarray) -> None:
+    """Print how much more arms of other texts lose than those of text 0."""
     for arm in ("sbp", "self"):
         elsewhere, here = (statistics.estimate(of[arm].loss, tokens).by_seed for of in (others, seeds))
         shift = stats.ttest_ind(elsewhere, here)

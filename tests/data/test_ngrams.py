@@ -130,7 +130,6 @@ def test_a_long_document_is_read_once_for_all_short_ones_near_it() -> None:
     assert seconds(long, short) < 30 * one
 
 
-
 @pytest.mark.parametrize("n", [1, 2, 13, 400])
 @pytest.mark.parametrize("length", [0, 1, 5, 13, 700])
 def test_a_run_is_hashed_by_its_tokens_wherever_it_stands(length: int, n: int) -> None:

@@ -85,7 +85,7 @@ def pair_containments(
 
     End tokens are left out. Where a document has fewer than `n` tokens, the pair is compared in
     runs as long as the shorter one. Memory is 28 bytes for each of the `at_once` tokens that a run
-    of pairs has, and up to 64 for each token of the longest document of either side.
+    of pairs has, and up to 92 for each token of the longest document of either side.
     """
     result = np.empty(len(d1))
     # One document of a pair is held for all pairs that it is in, the other read for each of them:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from synthboot import api, cli, loading, preflight
 from synthboot.artifacts.corpus import Corpus
 from synthboot.errors import BudgetError, ConfigError, DataError, SynthbootError
+from synthboot.lm import model as models
 from synthboot.recipes import units
 from synthboot.runner.state import states
 from tests.conftest import run_folder, small_config, write_jsonl
@@ -81,6 +82,8 @@ def test_a_path_that_is_not_there_is_told_with_where_it_was_looked_for(
     ):
         assert f" (from {tmp_path / 'here'}): " in refused(small_config(world_file, tmp_path, **change))
     assert "(from" not in refused(small_config(world_file, tmp_path, corpus__source=str(tmp_path / "none.jsonl")))
+    with pytest.raises(ConfigError, match=rf" \(from {tmp_path / 'here'}\): "):  # a plan's, which looks at the layout alone
+        models.outline("./models/own")
 
 
 @pytest.mark.parametrize(

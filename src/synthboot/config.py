@@ -36,8 +36,9 @@ TUNED = ("weight_decay", "lr", "final_weight_decay", "dropout", "ema_decay", "ta
 
 _MOST_NAME_BYTES = 255
 """Of a folder, in every file system."""
-_MOST_ARTIFACT_BYTES = _MOST_NAME_BYTES - 15
-"""Of an artifact's folder: locks and what is half made beside it have longer names."""
+_MOST_ARTIFACT_BYTES = _MOST_NAME_BYTES - 35
+"""Of an artifact's folder: locks, of which a worker of a cluster has one named after its stage too,
+and what is half made beside it have longer names."""
 
 _URL_FORM = "needs the form http://host:port/v1 or https://..."
 

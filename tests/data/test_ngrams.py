@@ -1,4 +1,5 @@
 import random
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 
 from synthboot.data import ngrams
 from synthboot.data.tokens import Tokens
+from synthboot.kernels import library
 
 
 def runs(tokens: list[int], n: int) -> list[tuple[int, ...]]:
@@ -108,6 +110,24 @@ def test_containment_of_many_pairs_is_that_of_each(compiled: bool, at_once: int,
             n = max(1, min(13, len(x), len(y)))
             assert containments[i] == ngrams.containment(ngrams.hashes(x, n), ngrams.hashes(y, n))
     assert len(ngrams.pair_containments(a, a, d1[:0], d2[:0], 13)) == 0
+
+
+@pytest.mark.skipif(not library.available(), reason="the package was installed without a compiler")
+def test_a_long_document_is_read_once_for_all_short_ones_near_it() -> None:
+    rng = np.random.default_rng(0)
+    short_texts = [rng.integers(2, 40, size).tolist() for size in [4, 10] * 150]  # some have no run of five
+    tokens = Tokens.of([rng.integers(2, 40, 100_000).tolist(), *short_texts])
+    short, long = np.arange(1, 301), np.zeros(300, np.int64)
+
+    def seconds(d1: np.ndarray, d2: np.ndarray) -> float:
+        start = time.process_time()
+        ngrams.pair_containments(tokens, tokens, d1, d2, 5)
+        return time.process_time() - start
+
+    seconds(short[:1], long[:1])
+    one = max(seconds(short[:1], long[:1]) for _ in range(3))
+    assert seconds(short, long) < 30 * one
+    assert seconds(long, short) < 30 * one
 
 
 @pytest.mark.parametrize("n", [1, 2, 13, 400])

@@ -1,6 +1,7 @@
 """Whether the compiled loops are there, and what may go over to them."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,27 @@ def test_without_the_loops_it_is_said_once(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert ran.stdout == "False False\n"
     assert ran.stderr.count("installed without its compiled loops") == 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="makes a library")
+def test_a_library_of_older_sources_is_none(tmp_path: Path) -> None:
+    package = Path(library.__file__).parent.parent
+    shutil.copytree(package, tmp_path / "synthboot", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    loops = "".join(f"void {name}_baseline() {{}}" for name in library.LOOPS if name != "containments")
+    source = f'extern "C" {{ const char* processor() {{ return "baseline"; }} {loops} }}'
+    built = tmp_path / "synthboot" / "kernels" / "_loops.abi3.so"
+    subprocess.run(["g++", "-shared", "-fPIC", "-x", "c++", "-", "-o", built], input=source, text=True, check=True)
+    program = "from synthboot.kernels import library; print(library.available())"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\n"
+    assert "undefined symbol: containments_baseline" in ran.stderr
+
+
+def test_the_loops_are_those_of_the_headers() -> None:
+    headers = Path(library.__file__).parent.glob("*.h")
+    exported = {name for header in headers for name in re.findall(r"EXPORT\((\w+)\)", header.read_text())}
+    assert sorted(exported) == sorted(library.LOOPS)
 
 
 def test_the_loops_are_left_aside_and_for_cpus_alone(without_kernels: Callable[[], None]) -> None:

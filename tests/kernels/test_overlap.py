@@ -39,6 +39,18 @@ def test_runs_are_told_apart_however_long_the_text() -> None:
     assert overlap.containments(end_to_end([a]), end_to_end([b]), one, one, 3).tolist() == [share(a, b, 3)]
 
 
+def test_runs_of_equal_hashes_are_told_apart() -> None:
+    """Of the Thue-Morse sequence and its complement every hash by powers of an odd number is equal, modulo 2^64."""
+    a = [0]
+    while len(a) < 2_048:
+        a += [1 - token for token in a]
+    b = [1 - token for token in a]
+    hashes = [sum(token * pow(0xBF58476D1CE4E5B9, i, 1 << 64) for i, token in enumerate(text[::-1])) for text in (a, b)]
+    assert hashes[0] % (1 << 64) == hashes[1] % (1 << 64)
+    one = np.zeros(1, np.int64)
+    assert overlap.containments(end_to_end([a]), end_to_end([b]), one, one, len(a)).tolist() == [0]
+
+
 @pytest.mark.parametrize(("x", "y"), [(2, 0), (0, 1), (-1, 0), (0, -1)])
 def test_a_text_that_is_not_there_is_refused(x: int, y: int) -> None:
     with pytest.raises(IndexError):

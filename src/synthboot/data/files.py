@@ -48,7 +48,7 @@ KNOWN = (
 _LINES = (
     '; python -c "import csv, json, sys; csv.field_size_limit(2**31 - 1); '
     "text = open(sys.argv[1], encoding='utf-8-sig', newline=''); head = text.readline(); "
-    "text.seek(0); mark = max(',;|\\t', key=head.count); "
+    "text.seek(0); mark = '\\t' if '\\t' in head else max(',;|', key=head.count); "
     '[print(json.dumps(row)) for row in csv.DictReader(text, delimiter=mark)]" '
     "{} > lines.jsonl makes lines of JSON of it"
 )

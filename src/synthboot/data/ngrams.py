@@ -32,6 +32,7 @@ Hashes = UInt64[np.ndarray, " _"]
 _Pairs = Int64[np.ndarray, " pair"]
 
 _CANDIDATES = 1 << 16  # pairs whose signatures are compared at once: 64 MB of them
+_MUCH_LONGER = 4  # times: from there on the second document of a pair is held, not the first
 _BLOCK = 1 << 22  # tokens of a corpus that are hashed at once: 32 MB of hashes
 
 
@@ -83,34 +84,49 @@ def pair_containments(
     """Containment of the shingles of `a[d1[i]]` and `b[d2[i]]`, for every pair i.
 
     End tokens are left out. Where a document has fewer than `n` tokens, the pair is compared in
-    runs as long as the shorter one. Pairs of one d1 should follow each other. Memory is up to 28
-    bytes for each of the `at_once` tokens that a run of pairs has, counted for each pair.
+    runs as long as the shorter one. Memory is 28 bytes for each of the `at_once` tokens that a run
+    of pairs has, and up to 92 for each token of the longest document of either side.
     """
     result = np.empty(len(d1))
-    sizes = a.lengths[d1] + b.lengths[d2]
-    for part in _runs_of(sizes, at_once):
-        if kernels.available():
-            result[part] = _containments(a, b, d1[part], d2[part], n)
-            continue
-        for i in range(part.start, part.stop):
-            first = a[d1[i]][:-1]
-            second = b[d2[i]][:-1]
-            size = max(1, min(n, len(first), len(second)))
-            result[i] = containment(hashes(first, size), hashes(second, size))
+    # One document of a pair is held for all pairs that it is in, the other read for each of them:
+    # a long document that many short ones lie near must not be read for each.
+    is_much_longer = b.lengths[d2] > _MUCH_LONGER * a.lengths[d1]
+    for held, others, x, y, chosen in (
+        (a, b, d1, d2, np.flatnonzero(~is_much_longer)),
+        (b, a, d2, d1, np.flatnonzero(is_much_longer)),
+    ):
+        # what is held has to be read anew for runs of another length
+        run_length = np.minimum(others.lengths[y[chosen]] - 1, n)
+        chosen = chosen[np.lexsort((run_length, x[chosen]))]
+        is_new = np.diff(x[chosen], prepend=-1) != 0
+        sizes = others.lengths[y[chosen]] + is_new * held.lengths[x[chosen]]
+        for part in _runs_of(sizes, at_once):
+            run = chosen[part]
+            result[run] = _containments(held, others, x[run], y[run], n)
     return result
 
 
 def _containments(
-    a: Tokens,
-    b: Tokens,
-    d1: _Pairs,
-    d2: _Pairs,
+    held: Tokens,
+    others: Tokens,
+    x: _Pairs,
+    y: _Pairs,
     n: int,
 ) -> Float[np.ndarray, " pair"]:
-    """`pair_containments` by the compiled loop."""
-    chosen, x = np.unique(d1, return_inverse=True)
-    others, y = np.unique(d2, return_inverse=True)
-    return overlap.containments(a.texts(chosen), b.texts(others), x, y, n)
+    """`pair_containments` of `held[x[i]]` and `others[y[i]]`, fastest where equal x follow each
+    other."""
+    if kernels.available():
+        of_x, x_places = np.unique(x, return_inverse=True)
+        of_y, y_places = np.unique(y, return_inverse=True)
+        return overlap.containments(held.texts(of_x), others.texts(of_y), x_places, y_places, n)
+
+    result = np.empty(len(x))
+    for i in range(len(x)):
+        first = held[x[i]][:-1]
+        second = others[y[i]][:-1]
+        size = max(1, min(n, len(first), len(second)))
+        result[i] = containment(hashes(first, size), hashes(second, size))
+    return result
 
 
 def _runs_of(sizes: Int64[np.ndarray, " item"], most: int) -> Iterator[slice]:

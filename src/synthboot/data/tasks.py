@@ -103,8 +103,9 @@ def names(cfg: config.Evaluate) -> list[str]:
             valid = [*TASKS, *GROUPS, WORLD, f"{LM_EVAL}NAME"]
             close = difflib.get_close_matches(stem, valid, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
+            looked_for = "" if close else seen_from(stem)  # a name misspelled was no path
             raise ConfigError(
-                f"evaluate.tasks: {name}{seen_from(stem)}: neither a file nor a known task; "
+                f"evaluate.tasks: {name}{looked_for}: neither a file nor a known task; "
                 f"known are {', '.join(valid)}{hint}"
             )
     needs_lm_eval = any(name.startswith(LM_EVAL) for name in wanted)

@@ -39,6 +39,21 @@ _Converted = ctypes.c_int64 | ctypes.c_double | Address
 
 KINDS = ("baseline", "avx2", "avx512")
 """Of processors, each with all that the one before has."""
+LOOPS = (
+    "attend",
+    "attention_weights",
+    "containments",
+    "draw",
+    "rms_norm",
+    "rms_norm_backward",
+    "rotate",
+    "silu_gate",
+    "softmax_gradient",
+    "upcast",
+    "update_topk",
+    "within_radius",
+)
+"""All that the headers have."""
 
 
 @cache
@@ -48,8 +63,10 @@ def _library() -> ctypes.CDLL | None:
     try:
         # a CDLL, not a PyDLL: the interpreter's lock is released while a loop runs
         library = ctypes.CDLL(str(path))
-        # one that was built before this was changed lacks it
         library.processor.restype = ctypes.c_char_p
+        # one that was built before the sources were changed lacks some
+        for loop in LOOPS:
+            getattr(library, f"{loop}_{KINDS[0]}")
         return library
     except (OSError, AttributeError) as error:
         if parent_process() is None:  # once, not by every worker

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from synthboot import config
 from synthboot.data.disk import committed_folder
+from synthboot.data.files import seen_from
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.errors import ConfigError, CorruptArtifact, unloadable
 from synthboot.lm import layouts
@@ -112,7 +113,7 @@ def outline(source: str, setting: str = "model.init_from") -> PreTrainedModel:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(layout, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, KeyError, by what is wrong with the folder
-        raise ConfigError(f"{setting}: {source}: {unloadable(error)}") from None
+        raise ConfigError(f"{setting}: {source}{seen_from(source)}: {unloadable(error)}") from None
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> PreTrainedModel:

@@ -113,3 +113,12 @@ def test_without_a_turn_there_is_nothing_to_share_in_it(tmp_path: Path) -> None:
         pass
     with pytest.raises(LockedRun, match="have taken over"), lock.shared(tmp_path, turn="0" * 32):
         pytest.fail("in no turn")
+
+
+def test_a_lock_file_that_holds_something_else_is_taken_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / lock.NAME).write_bytes(b"\xff\xfe\n\xff")
+    with lock.held(tmp_path), pytest.raises(LockedRun, match=f"process {os.getpid()} on "), lock.held(tmp_path):
+        pytest.fail("held twice")
+    (tmp_path / lock.NAME).write_bytes(b"\xff\n\xff")
+    with pytest.raises(LockedRun, match="have taken over"), lock.shared(tmp_path, turn="ours"):
+        pytest.fail("in a turn that it is not")

@@ -49,3 +49,8 @@ def test_who_takes_over_a_run_folder_waits_for_earlier_workers_and_keeps_late_on
     take_over(cfg)
     with pytest.raises(LockedRun, match="have taken over"), lock.shared(cfg.folder, turns.guard(key), turn=turn):
         pytest.fail("late, and in the folder")
+
+
+def test_pools_of_other_names_have_other_locks() -> None:
+    keys = ["", "pretrain/sbp/seed-0", "tune/related-after-sbp", "tune/related-after-sbp-"]
+    assert len({turns.guard(key) for key in keys}) == len(keys)

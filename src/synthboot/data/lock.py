@@ -134,7 +134,7 @@ def _shares(descriptor: int) -> bool:
 
 
 def _taken(path: Path) -> LockedRun:
-    lines = path.read_text().splitlines() or ["unknown"]
+    lines = path.read_text("utf-8", "replace").splitlines() or ["unknown"]
     holder = lines[:2][-1]  # after the turn, where there is one
     return LockedRun(
         f"{path.parent}: process {holder} is working on this run; "
@@ -159,4 +159,5 @@ def _sign(descriptor: int, turn: str = "") -> None:
 def _turn(descriptor: int) -> str:
     """The mark of the turn that it is, empty where there are none."""
     mark, newline, _ = os.pread(descriptor, 100, 0).partition(b"\n")
-    return mark.decode() if newline else ""
+    # a file that a crash or a user has filled with something else is no turn that anybody was told
+    return mark.decode("utf-8", "replace") if newline else ""

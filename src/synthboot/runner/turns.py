@@ -18,7 +18,8 @@ PATIENCE = 120.0
 
 def guard(key: str) -> str:
     """The file of the lock that the workers of a pool share."""
-    return f"{'-'.join(['.ray', *key.split('/')]).rstrip('-')}.lock"
+    of_key = f"-{key.replace('/', '-')}" if key else ""
+    return f".ray{of_key}.lock"
 
 
 def begin(run: Path, key: str) -> str:

@@ -112,6 +112,11 @@ def test_three_seeds_need_no_caution_and_one_does() -> None:
     assert "No arm of the method was run" in verdict({"repetition": ARM}, {"repetition": "repetition"}, 3, 0.95)
 
 
+def test_a_claim_over_seeds_is_about_the_text_that_they_read() -> None:
+    assert "and 3 seeds, of this synthetic text" in scored(2.8, seeds=3).verdict
+    assert "this synthetic text" not in scored(2.8, seeds=1).verdict  # it says that nothing is known of seeds
+
+
 def test_what_an_arm_is_its_recipe_says_and_not_its_name() -> None:
     recipes = {"repetition": REAL, "sbp-self": config.Arm(synthetic="unconditional", share=0.5), "ours": RELATED}
     arms = {"repetition": losses(3.0, seed=1), "sbp-self": losses(2.9, seed=2), "ours": losses(2.7, seed=3)}

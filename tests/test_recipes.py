@@ -15,7 +15,7 @@ from synthboot.export.export import export
 from synthboot.runner import cost
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.state import states
-from tests.conftest import run_folder, small_config
+from tests.conftest import run_folder, small_config, tiny_config
 
 pytestmark = pytest.mark.timeout(900)  # a run of all arms takes two minutes, longer beside other work
 
@@ -182,8 +182,6 @@ def test_arms_that_need_the_same_thing_share_it(tmp_path: Path) -> None:
 
 
 def test_another_recipe_leaves_what_it_does_not_read_alone(tmp_path: Path) -> None:
-    from synthboot.runner.graph import fingerprints
-
     plain = recipes.units(loading.load(world_config(tmp_path)))
     more = recipes.units(loading.load(world_config(tmp_path, arms={**ARMS, "noisier": {"noise": 0.3}})))
     before, after = fingerprints(plain), fingerprints(more)
@@ -223,6 +221,63 @@ def test_arms_with_one_filter_share_what_it_leaves(tmp_path: Path) -> None:
     less = found(clean={**sbp, "share": 0.2, "filter": {**chosen, "times": 3}})
     assert less[name].reads == plan[name].reads
     assert set(plain) <= set(plan)
+
+
+def test_a_text_for_every_seed_is_drawn_by_one_synthesizer(tmp_path: Path) -> None:
+    sbp = {"synthetic": "related", "share": 0.1}
+    again = {**sbp, "rounds": 2}
+    clean = {**sbp, "filter": {"loss": [2, 4]}}
+    arms = {"repetition": {}, "sbp": sbp, "again": again, "clean": clean}
+
+    def found(**pretrain: Any) -> dict[str, recipes.Unit]:
+        return recipes.units(loading.load(world_config(tmp_path, arms=arms, pretrain={"seeds": [4, 0, 1], **pretrain})))
+
+    shared, own = found(), found(text_per_seed=True)
+    texts = {name.partition("/")[2] for name in own if name.startswith("synthesize/")}
+    first = {"related", "related-after-sbp", "related,loss=2..4"}
+    assert texts == first | {
+        f"{writer},seed-{seed}{rest}"
+        for writer, rest in (("related", ""), ("related-after-sbp", ""), ("related", ",loss=2..4"))
+        for seed in (0, 1)
+    }
+    for seed, draw in ((4, ""), (0, ",seed-0"), (1, ",seed-1")):
+        read = {arm: own[f"pretrain/{arm}/seed-{seed}"].parents["synthesize"] for arm in ("sbp", "again", "clean")}
+        assert read == {
+            "sbp": f"synthesize/related{draw}",
+            "again": f"synthesize/related-after-sbp{draw}",
+            "clean": f"synthesize/related{draw},loss=2..4",
+        }
+    assert {name for name in own if name.startswith("tune/")} == {"tune/related", "tune/related-after-sbp"}
+    assert own["synthesize/related,seed-0,loss=2..4"].parents["sampled"] == "synthesize/related,seed-0"
+
+    # the first seed keeps its text and models; all text is searched for questions, the first of a writer is analysed
+    before, after = fingerprints(shared), fingerprints(own)
+    kept = {name for name in before if before[name] == after[name]}
+    assert kept >= {"pretrain/sbp/seed-4", "synthesize/related", "pretrain/repetition/seed-1"}
+    assert before["pretrain/sbp/seed-1"] != after["pretrain/sbp/seed-1"]
+    assert {f"synthesize/{text}" for text in texts} <= set(own["evaluate"].parents)
+    analysed = {name.partition("/")[2] for name in own["analyze"].parents if name.startswith("synthesize/")}
+    assert analysed == first
+
+
+def test_a_run_with_a_text_for_every_seed(tmp_path: Path) -> None:
+    settings = tiny_config(tmp_path) | {"pretrain": {"seeds": [0, 1]}}
+    run = api.Run(settings)
+    run.run("evaluate")
+    folder = run_folder(settings)
+    kept = folder / "07-pretrain" / "sbp" / "seed-0" / "manifest.json"
+    shared, was_kept = run.synthetic(), kept.read_bytes()
+
+    own = api.Run(settings | {"pretrain": {"seeds": [0, 1], "text_per_seed": True}})
+    own.run()
+    assert kept.read_bytes() == was_kept
+    assert own.synthetic("sbp").kind == "related"
+    assert [sample.text for sample in own.synthetic()] == [sample.text for sample in shared]
+    other = [sample.text for sample in own.synthetic("related,seed-1")]
+    assert len(other) > 4
+    assert not set(other) & {sample.text for sample in shared}
+    assert "2 seeds, each with a text of its own" in own.evaluate().verdict
+    assert set(own.export("synthetic", tmp_path / "away").parts) == {"related", "related,seed-1"}
 
 
 def test_whoever_is_taught_waits_for_the_teacher_of_its_seed_and_goes_stale_with_it(tmp_path: Path) -> None:

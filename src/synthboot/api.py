@@ -134,7 +134,7 @@ class Run:
         self.run("synthesize")
         kind = of
         if of in self.config.arms:
-            [name] = Finished(self.config).written(of)
+            name, *_ = Finished(self.config).written(of)  # that of the first seed
             kind = name.partition("/")[2]
         synthetic = Synthetic.open(self._folder(f"synthesize/{kind}"))
         return SyntheticTexts(kind, synthetic, self.corpus())

@@ -937,6 +937,10 @@ class Pretrain(Section):
     seeds: list[Seed] = Field(default=[0], min_length=1, max_length=1_000)
     """Random seeds: one model per arm and seed. A seed sets the initial weights and the order of
     the text."""
+    text_per_seed: Switch = False
+    """Every seed of an arm reads synthetic text of its own, another draw of the same synthesizer.
+    Intervals over seeds then are about what it writes, not about one text; sampling is done once
+    for every seed. The first seed reads what all would read without."""
 
     @field_validator("seeds")
     @classmethod
@@ -1150,7 +1154,8 @@ class Config(Section):
                     f"shorten it"
                 )
         for name, arm in self.arms.items():
-            if arm.filter.chooses and (size := len(self.text_of(arm))) > _MOST_ARTIFACT_BYTES:
+            size = max(len(self.text_of(arm, seed)) for seed in self.pretrain.seeds)
+            if arm.filter.chooses and size > _MOST_ARTIFACT_BYTES:
                 raise ValueError(
                     f"arms.{name}.filter: the folder that is named after it would have {size} "
                     f"bytes, and {_MOST_ARTIFACT_BYTES} are the most; give its windows fewer "
@@ -1246,12 +1251,23 @@ class Config(Section):
                 return name
         return None
 
-    def text_of(self, arm: Arm) -> str:
-        """The name of an arm's synthetic text, and of its folder: where it comes from, after which
-        arm, and what its filter throws away."""
+    def writer_of(self, arm: Arm) -> str:
+        """The name of the synthesizer that writes for an arm: what it was tuned on, and after which
+        arm."""
         before = self.before(arm)
-        kind = f"{arm.synthetic}-after-{before}" if before else str(arm.synthetic)
-        return f"{kind},{arm.filter.name}" if arm.filter.chooses else kind
+        return f"{arm.synthetic}-after-{before}" if before else str(arm.synthetic)
+
+    def sampled_of(self, arm: Arm, seed: int) -> str:
+        """The name of what is sampled for an arm and seed: that of its writer, and which draw."""
+        is_first = seed == self.pretrain.seeds[0]
+        writer = self.writer_of(arm)
+        return f"{writer},seed-{seed}" if self.pretrain.text_per_seed and not is_first else writer
+
+    def text_of(self, arm: Arm, seed: int) -> str:
+        """The name of the synthetic text that an arm reads with a seed, and of its folder: what was
+        sampled, and what its filter throws away."""
+        sampled = self.sampled_of(arm, seed)
+        return f"{sampled},{arm.filter.name}" if arm.filter.chooses else sampled
 
     @property
     def tune_seq_len(self) -> int:

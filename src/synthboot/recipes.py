@@ -95,7 +95,7 @@ class Unit:
         result = changed(self.settings) | self.outside
         if self.recipe is not None:
             result["arm"] = changed(self.recipe)
-        for name in ("seed", "budget_tokens"):
+        for name in ("seed", "budget_tokens", "text_of_seed"):
             if name in self.options:
                 result[f"unit.{name}"] = self.options[name]
         if "filter" in self.options:
@@ -192,6 +192,7 @@ class _Recipes:
         self.known = Hashes(cfg.folder)
         self.units: dict[str, Unit] = {}
         self.tune_trials: set[str] = set()
+        self.later_texts: set[str] = set()
         self.first = cfg.pretrain.seeds[0]
         given = self.given("model.init_from", cfg.model.init_from)
         corpus = cfg.corpus
@@ -293,9 +294,10 @@ class _Recipes:
         upstream = {}
         synthetic = {}
         for name, unit in self.units.items():
-            # a trial is seen through the unit that its sweep chose
+            # a trial is seen through the unit that its sweep chose, other texts of a writer in
+            # the first
             makes_text = unit.stage in ("embed", "pair", "synthesize", "tune")
-            if makes_text and name not in self.tune_trials:
+            if makes_text and name not in self.tune_trials | self.later_texts:
                 upstream[name] = name
             if unit.stage == "synthesize":
                 synthetic[name] = name
@@ -439,7 +441,7 @@ class _Recipes:
         """What a model of an arm is trained on, by role."""
         result = dict(self.corpus)
         if arm.synthetic:
-            result["synthesize"] = self.synthesize(arm)
+            result["synthesize"] = self.synthesize(arm, seed)
         if arm.layout == "packed_pairs":
             result["pair"] = self.related()
         if arm.distill is not None:
@@ -457,15 +459,12 @@ class _Recipes:
         embed = self.add("embed", "", self.corpus, outside=given)
         return self.add("pair", "related", {**self.corpus, "embed": embed})
 
-    def synthesize(self, arm: config.Arm) -> str:
-        """The unit that holds an arm's synthetic text."""
+    def synthesize(self, arm: config.Arm, seed: int) -> str:
+        """The unit that holds the synthetic text that an arm reads with a seed."""
         cfg = self.cfg
         kind = str(arm.synthetic)
         before = cfg.before(arm)
-        # what a filter leaves lies beside what it chooses from
-        variant = cfg.text_of(arm).partition(",")[0]
-
-        synthesizer = self.synthesizer(kind, variant, before)
+        synthesizer = self.synthesizer(kind, cfg.writer_of(arm), before)
 
         # enough for the arm that takes the most of it, and for the row that it ends in
         most = 0.0
@@ -479,14 +478,26 @@ class _Recipes:
         if cfg.tune.contexts > 1 and kind != "unconditional":
             # the documents beside d1 come from the pairs that it was tuned on
             parents["pair"] = self.units[synthesizer].parents["pair"]
-        sampled = self.add("synthesize", variant, parents, budget_tokens=self.tokens(most))
-        return self.filtered(arm, sampled) if arm.filter.chooses else sampled
+        is_later = cfg.pretrain.text_per_seed and seed != self.first
+        draw: dict[str, Any] = {"text_of_seed": seed} if is_later else {}
+        sampled = self.add(
+            "synthesize",
+            cfg.sampled_of(arm, seed),
+            parents,
+            budget_tokens=self.tokens(most),
+            **draw,
+        )
+        # what a filter leaves lies beside what it chooses from
+        text = self.filtered(arm, seed, sampled) if arm.filter.chooses else sampled
+        if is_later:
+            self.later_texts |= {sampled, text}
+        return text
 
     def tokens(self, share: float) -> int:
         """Synthetic tokens of an arm with such a share, and of the row that it ends in."""
         return math.ceil(share * self.cfg.budget.train_tokens) + self.cfg.model.seq_len
 
-    def filtered(self, arm: config.Arm, sampled: str) -> str:
+    def filtered(self, arm: config.Arm, seed: int, sampled: str) -> str:
         """The unit that holds what an arm's filter leaves of a unit's samples.
 
         Arms with the same filter share it, however much each has sampled for it.
@@ -511,7 +522,7 @@ class _Recipes:
             parents["tune/related"] = self.synthesizer("related", "related", None)
         return self.add(
             "synthesize",
-            cfg.text_of(arm),
+            cfg.text_of(arm, seed),
             parents,
             reads=READ_BY_FILTER,
             budget_tokens=self.tokens(most),

@@ -30,6 +30,7 @@ STREAMS: Mapping[str, int] = {
     "corpus.canaries": 0xCA4A,
     "corpus.planted": 0x914E,
     "synthesize.d1": 6,
+    "synthesize.text": 0x7E87,
     "tasks.items": 9,
     "tasks.world_items": 10,
     "pair.random_pairs": 0xC0FFEE,

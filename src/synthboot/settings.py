@@ -59,7 +59,15 @@ READS: Mapping[str, tuple[str, ...]] = {
     ),
     "pretrain": _TRAINING,
     "score": ("model.seq_len", "evaluate.tasks"),
-    "evaluate": ("evaluate", "arms", "tune.init_from", "embed", "seed", *_WORLD),
+    "evaluate": (
+        "evaluate",
+        "arms",
+        "pretrain.text_per_seed",
+        "tune.init_from",
+        "embed",
+        "seed",
+        *_WORLD,
+    ),
     "analyze": ("analyze", "embed", "model.seq_len", "seed", *_WORLD),
     "extract": (
         "extract",

@@ -416,12 +416,12 @@ def _kind(run: Path, of: str | None) -> str:
     if of in kinds.values():
         return of
 
-    by_arm = {}
+    by_arm: dict[str, str] = {}  # what its first seed read
     for path in sorted(folder_of(run, "pretrain").glob(f"*/*/{store.MANIFEST}")):
         manifest = store.read_manifest(path.parent)
         read = None if manifest is None else manifest.parents.get("synthesize")
         if read in kinds:
-            by_arm[path.parent.parent.name] = kinds[read]
+            by_arm.setdefault(path.parent.parent.name, kinds[read])
     if of not in by_arm:
         there = ", ".join([*sorted(kinds.values()), *by_arm]) or "none yet"
         raise ConfigError(f"show: --of {of}: there is no such synthetic text; there is {there}")

@@ -44,12 +44,14 @@ def verdict(
     confidence: float,
     looks: Sequence[int] = (),
     external: str | None = None,
+    text_per_seed: bool = False,
 ) -> str:
     """The first arm of the method against repetition, and against every control.
 
     `kinds` says what each arm is. Where several arms are compared, what counts is the p-value
     adjusted for their number; where a run was looked at with fewer seeds before, for that too.
-    `external` names the model from outside the corpus that wrote the synthetic text, if one did.
+    `external` names the model from outside the corpus that wrote the synthetic text, if one did;
+    `text_per_seed` says that each seed read another draw of it.
     """
     cautions = _cautions(seeds, looks, external)
     name = _first_method(kinds)
@@ -60,7 +62,8 @@ def verdict(
     difference = arm.difference
     assert difference is not None  # repetition is no arm of the method
     adjusted = difference.p if arm.p_adjusted is None else arm.p_adjusted
-    change = f"{name} is {_in_words(difference, adjusted, seeds, confidence)}"
+    over = _over(seeds, confidence, text_per_seed)
+    change = f"{name} is {_in_words(difference, adjusted, over)}"
     controls = _controls(arms, kinds, name, confidence, len(looks))
 
     if difference.low <= 0 <= difference.high:
@@ -87,14 +90,19 @@ def _first_method(kinds: Mapping[str, str]) -> str | None:
     return None
 
 
-def _in_words(difference: Estimate, adjusted: float, seeds: int, confidence: float) -> str:
+def _over(seeds: int, confidence: float, text_per_seed: bool) -> str:
+    """What an interval is over."""
+    over = f"{100 * confidence:g}% interval over test documents"
+    if seeds == 1:
+        return over
+    # where all seeds read one text, nothing is known of how far another would lead
+    text = "each with a text of its own" if text_per_seed else "of this synthetic text"
+    return f"{over} and {seeds} seeds, {text}"
+
+
+def _in_words(difference: Estimate, adjusted: float, over: str) -> str:
     """The difference to repetition, with its interval and p-value."""
     side = "better" if difference.value <= 0 else "worse"
-
-    # all seeds read one text: of how far another would lead, nothing is known
-    over = f"{100 * confidence:g}% interval over test documents"
-    if seeds > 1:
-        over += f" and {seeds} seeds, of this synthetic text"
 
     sure = f"p = {difference.p:.2g}"
     # With one arm and one look there is nothing to adjust.

@@ -107,7 +107,7 @@ class Finished:
         return recipes.model_of(self.plan, arm, seed)
 
     def written(self, arm: str | None) -> list[str]:
-        """The units whose synthetic text this arm reads, or any arm.
+        """The units whose synthetic text this arm reads, or any arm: that of the first seed first.
 
         Raises ConfigError where there is none.
         """
@@ -115,11 +115,14 @@ class Finished:
             found = [name for name, unit in self.plan.items() if unit.stage == "synthesize"]
         else:
             [name] = self.arms(arm)
-            unit = self.plan[self.model(name, self.cfg.pretrain.seeds[0])]
-            # what a sweep has chosen stands beside the trials, which read the text
-            readers = [unit, *(self.plan[parent] for parent in unit.parents.values())]
-            texts = [reader.parents.get("synthesize") for reader in readers]
-            found = [text for text in dict.fromkeys(texts) if text is not None]
+            texts: dict[str, None] = {}  # in the order of seeds, which may share one
+            for seed in self.cfg.pretrain.seeds:
+                unit = self.plan[self.model(name, seed)]
+                # what a sweep has chosen stands beside the trials, which read the text
+                for reader in (unit, *(self.plan[parent] for parent in unit.parents.values())):
+                    if "synthesize" in reader.parents:
+                        texts[reader.parents["synthesize"]] = None
+            found = list(texts)
         if not found:
             who = "arms read" if arm is None else f"arm {arm} reads"
             raise ConfigError(f"{self.cfg.name}: {who} no synthetic text")

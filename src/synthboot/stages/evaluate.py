@@ -169,6 +169,7 @@ def evaluate(
     groups: Sequence[str] = (),
     looks: Sequence[int] = (),
     external: str | None = None,
+    text_per_seed: bool = False,
 ) -> ArmComparison:
     """All arms at one checkpoint, and the verdict.
 
@@ -203,7 +204,9 @@ def evaluate(
         confidence=cfg.confidence,
         groups=_grouped(losses, tokens, groups, cfg.confidence),
         power=_power(losses, tokens, subject, cfg.confidence),
-        verdict=verdicts.verdict(arms, kinds, seeds, cfg.confidence, looks, external),
+        verdict=verdicts.verdict(
+            arms, kinds, seeds, cfg.confidence, looks, external, text_per_seed
+        ),
     )
 
 

@@ -33,7 +33,8 @@ class Context:
     outside that its artifact is known by; `ready` says that a trial of its sweep is this model
     already; `note` takes a line for the user. Where one `part` of its items is asked for, `found`
     takes where they lie and how many there are of all parts. `filter` is what synthetic text is
-    chosen by.
+    chosen by; `text_of_seed` the seed that a text is for, where seeds but the first have their
+    own.
     """
 
     cfg: config.Config
@@ -49,6 +50,7 @@ class Context:
     ready: bool = False
     variant: str = ""
     budget_tokens: int = 0
+    text_of_seed: int | None = None
     filter: config.Filter | None = None
     part: Part = WHOLE
     found: Callable[[Shards, int], None] = lambda *_: None

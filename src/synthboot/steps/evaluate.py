@@ -292,7 +292,15 @@ def _compared(
         for arm, by_seed in by_arm.items():
             by_document[arm] = np.stack(by_seed).sum(2)  # (seed, doc, part) -> (seed, doc)
         result[checkpoint] = stage.evaluate(
-            by_document, tokens, size_bytes, c.cfg.arms, cfg, groups, looks, external
+            by_document,
+            tokens,
+            size_bytes,
+            c.cfg.arms,
+            cfg,
+            groups,
+            looks,
+            external,
+            c.cfg.pretrain.text_per_seed,
         )
     return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from synthboot import config
+from synthboot.rng import rng
 from synthboot.steps.context import Context, Outcome, conditional, upstream_flops
 from synthboot.steps.filter import filtered
 
@@ -86,7 +87,7 @@ def _job(c: Context) -> Job:
         docs=c.corpus.pretrain_docs,
         seq_len=c.cfg.tune_seq_len,
         d1_share=c.cfg.tune.d1_share,
-        seed=c.cfg.seed,
+        seed=_text_seed(c),
         conditional=is_conditional,
         engine=of_each(c.cfg.engine, _workers(c)),
         contexts=c.cfg.tune.contexts,
@@ -96,6 +97,13 @@ def _job(c: Context) -> Job:
         is_prompted=tuning.is_prompted if tuning else True,
         at_once=at_once(c.cfg),
     )
+
+
+def _text_seed(c: Context) -> int:
+    """What a text is drawn by: the run's seed, or one of its own for each seed of the arms."""
+    if c.text_of_seed is None:
+        return c.cfg.seed
+    return int(rng(c.cfg.seed, "synthesize.text", c.text_of_seed).integers(2**63))
 
 
 def of_each(engine: config.Engine, workers: int) -> config.Engine:

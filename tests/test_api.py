@@ -1,7 +1,7 @@
 """What a run made can be got at from Python, and looked at in a notebook."""
 
 import ast
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,10 @@ def test_public_names_are_the_same_whatever_was_imported_before() -> None:
         if find_spec(f"synthboot.{name}"):
             import_module(f"synthboot.{name}")
         assert getattr(sb, name) is sb.__getattr__(name), name
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert sb.__version__ == metadata.version("synthboot")
 
 
 def test_type_checkers_see_every_public_name() -> None:

@@ -47,10 +47,15 @@ _NAMES = {
     "study": "synthboot.api",
 }
 __all__ = list(_NAMES)
+__version__: str
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version  # takes longer than all else here
+
+            return version("synthboot")
         if name not in _NAMES:
             raise AttributeError(f"module 'synthboot' has no attribute {name!r}")
         module = import_module(_NAMES[name])

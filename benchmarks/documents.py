@@ -6,9 +6,9 @@ r"""How the stages before any model grow with the number of documents: seconds, 
 Documents are generated, a file of 250,000 at a time: a log-normal number of words with a median of 90, half of them of
 one of as many topics as there are five hundreds of documents, half of all words by Zipf's law, and one document in twenty a
 near-copy of the one before. Each stage is a command of its own. CPU seconds are those of all its processes together, and
-tell of growth where other work ran beside it. Memory is what all its processes together have for themselves
-or share with each other, at the worst of the looks taken twice a second; files that are mapped are not in it, as they can be
-dropped at any time. A command that is killed goes on where it was if it is given the same folder.
+tell of growth where other work ran beside it. Memory is what all its processes together have for themselves or share with
+each other, at the worst of the looks taken up to twice a second, for a twentieth of the time; files that are mapped are not
+in it, as they can be dropped at any time. A command that is killed goes on where it was if it is given the same folder.
 """
 
 from __future__ import annotations
@@ -109,8 +109,11 @@ def watched(process: subprocess.Popen[bytes]) -> Iterator[Taken]:
     def look() -> None:
         with suppress(psutil.Error):
             own = psutil.Process(process.pid)
-            while not over.wait(0.5):
+            took = 0.0
+            while not over.wait(max(0.5, 20 * took)):  # adding up gigabytes of pages takes a while
+                begun = time.perf_counter()
                 taken.look(own)
+                took = time.perf_counter() - begun
 
     thread = threading.Thread(target=look)
     thread.start()

@@ -130,14 +130,15 @@ def test_near_cells_stand_near_each_other() -> None:
     assert following > alike[~np.eye(len(alike), dtype=bool)].mean() + 0.2
 
 
-def test_rows_that_lie_on_disk_are_sorted_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rows_that_lie_on_disk_are_sorted_block_by_block(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written is what sorting all of them at once gives, and nothing but it is in memory."""
     vectors = clustered(1_000)
     centroids = join.fit_centroids(vectors, 20, 0)
     np.save(tmp_path / "rows.npy", vectors)
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
     monkeypatch.setattr(join, "QUERY_BLOCK", 64)
-    clusters = Clusters.build(mapped, centroids, 0.1, tmp_path)
+    clusters = Clusters.build(mapped, centroids, 0.1, tmp_path, workers=workers)
     assert all(isinstance(array, np.memmap) for array in vars(clusters).values())
 
     near, counts = join.within_radius(vectors, centroids, 0.1)

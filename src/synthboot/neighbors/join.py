@@ -20,14 +20,16 @@ rows, which is what a CPU or a GPU is fast at; an index answers them one by one.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float16, Float32, Int32, Int64
 
+from synthboot import pool
 from synthboot.artifacts.store import Progress, silent
 from synthboot.data.disk import load_array, save_array, save_blocks
 from synthboot.data.tokens import ranges
@@ -134,23 +136,24 @@ class Clusters:
         probe_radius: float,
         folder: Path,
         device: str = "cpu",
+        workers: int = 1,
         progress: Progress = silent,
     ) -> Clusters:
         """`vectors` sorted into clusters, each to probe what lies within `probe_radius`.
 
         They are written to `folder`, an array per file, and mapped from there: memory is the probes
-        and a query block of `vectors`, which may lie on disk too.
+        and, for each worker, a query block of `vectors`, which may lie on disk too.
         """
         starts = range(0, len(vectors), QUERY_BLOCK)
+        blocks = (np.asarray(vectors[start : start + QUERY_BLOCK]) for start in starts)
+        save_array(folder / "centroids.npy", centroids)
         probes_of_blocks = []
         counts_of_blocks = []
-        for start in starts:
-            block = vectors[start : start + QUERY_BLOCK]
-            clusters, counts = within_radius(block, centroids, probe_radius, device)
+        arguments = (str(folder / "centroids.npy"), probe_radius, device)
+        for clusters, counts in pool.imap(_prober, arguments, blocks, workers):
             probes_of_blocks.append(clusters)
             counts_of_blocks.append(counts)
-            done = start + len(block)
-            progress(done / len(vectors), "sorting documents into clusters")
+            progress(len(counts_of_blocks) / len(starts), "sorting documents into clusters")
         probes = np.concatenate(probes_of_blocks)
         count = np.concatenate(counts_of_blocks)
         first = _bounds(count)[:-1]
@@ -166,7 +169,6 @@ class Clusters:
             return probes[ranges(first[rows], count[rows])]  # (doc,) -> (probe,)
 
         sorted_vectors = (vectors[order[start : start + QUERY_BLOCK]] for start in starts)
-        save_array(folder / "centroids.npy", centroids)
         save_array(folder / "order.npy", order)
         save_array(folder / "bounds.npy", _bounds(sizes))
         save_array(folder / "edges.npy", _bounds(count[order]))
@@ -318,6 +320,16 @@ def within_radius(
         clusters.append(ordered.cpu().numpy())
         counts.append(count.cpu().numpy())
     return np.concatenate(clusters), np.concatenate(counts)
+
+
+def _prober(
+    centroids: str,
+    probe_radius: float,
+    device: str,
+) -> Callable[[Float16[np.ndarray, "doc dim"]], Probes]:
+    """In a worker: from rows to the clusters that they probe. The centroids lie in a file."""
+    loaded = load_array(Path(centroids))
+    return partial(within_radius, centroids=loaded, probe_radius=probe_radius, device=device)
 
 
 def _homes(

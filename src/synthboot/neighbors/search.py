@@ -278,6 +278,7 @@ def search_blocks(
                         search.probe_radius,
                         out,
                         device,
+                        workers,
                         partial(_part, progress, 0.05, 0.1),
                     )
 

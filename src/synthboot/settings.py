@@ -16,6 +16,10 @@ from synthboot.config import Arm, Config, Section
 RUNTIME = ("engine", "name", "root")
 """Settings that change where and how work runs, and nothing that is computed but for rounding."""
 
+WATCHING = ("optim.max_spike",)
+"""Settings that say when work is given up, and change nothing in what is finished: in no
+fingerprint, so that what is raised after an error goes on from where it stopped."""
+
 _WORLD = ("corpus.source", "corpus.world")
 _TRAINING = (
     "model",
@@ -93,16 +97,16 @@ def view(cfg: Config, paths: Collection[str]) -> Config:
 def changed(cfg: Section) -> dict[str, object]:
     """The settings of a view (or of a section) that are not their default, by dotted name.
 
-    RUNTIME is left out. Defaults are left out so that a setting added later, at a default that does
-    what was done before, makes no finished artifact stale. Whoever changes a default has to raise
-    the stage's number in `recipes.VERSIONS`.
+    RUNTIME and WATCHING are left out. Defaults are left out so that a setting added later, at a
+    default that does what was done before, makes no finished artifact stale. Whoever changes a
+    default has to raise the stage's number in `recipes.VERSIONS`.
     """
     settings: dict[str, object] = {}
     for name in _present(cfg):
         is_runtime = isinstance(cfg, Config) and name in RUNTIME
         if not is_runtime:
             settings |= _leaves(getattr(cfg, name), _default(cfg, name), name)
-    return settings
+    return {name: value for name, value in settings.items() if name not in WATCHING}
 
 
 def leaves(section: type[Section] = Config, prefix: str = "") -> list[str]:

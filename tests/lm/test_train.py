@@ -258,6 +258,9 @@ def test_what_has_leapt_leaps_again_when_it_is_run_again(tmp_path: Path, tokeniz
         with pytest.raises(TrainingError, match=r"loss \d.*after a mean of .* at step 59 of 100,"):
             train(small_model(), leaping, how, validate, tmp_path / "m", tokenizer)
     assert (tmp_path / "m" / "work" / "checkpoint-00000057").exists()
+    train(small_model(), leaping, replace(how, max_spike=1e6), validate, tmp_path / "m", tokenizer)  # on from step 57
+    train(small_model(), leaping, replace(how, max_spike=1e6), validate, tmp_path / "at once", tokenizer)
+    assert files(tmp_path / "m") == files(tmp_path / "at once")
     calm = train(small_model(), plan(), settings(), validate, tmp_path / "calm", tokenizer)
     assert not calm.recent
     assert "recent" not in (tmp_path / "calm" / "curve.json").read_text()

@@ -72,6 +72,11 @@ def recipe(**changes: Any) -> config.Arm:
     return config.Arm().model_copy(update=changes)
 
 
+def test_when_work_is_given_up_may_differ() -> None:
+    later = counts(settings={**COUNTS.settings, "max_spike": 10.0})
+    check_comparable({"repetition": {0: counts()}, "sbp": {0: later}})
+
+
 def test_what_a_sweep_or_a_budget_of_flops_chose_may_differ_and_nothing_else() -> None:
     settings = {**COUNTS.settings, "weight_decay": 1.0}
     tuned = counts(settings=settings, recipe=recipe(weight_decay=1.0))

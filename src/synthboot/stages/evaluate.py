@@ -41,6 +41,7 @@ _MORE_SEEDS = (2, 3, 5, 8, 10, 15, 20)
 _EQUAL = ("batch_tokens", "parameters", "architecture", "vocab_size")
 _BY_LENGTH = ("steps", "train_tokens", "replayed_tokens")
 _SET_BY_LENGTH = ("warmup_steps", "eval_steps")
+_WATCHING = ("max_spike",)
 
 
 def check_comparable(token_counts: Mapping[str, Mapping[int, TokenCounts]]) -> None:
@@ -132,7 +133,8 @@ def _held_equal(counts: TokenCounts) -> dict[str, object]:
     """What has to be equal between arms; a setting that came later has its default."""
     later = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
     values = {name: getattr(counts, name) for name in (*_EQUAL, *_BY_LENGTH)}
-    return values | later | counts.settings
+    values |= later | counts.settings
+    return {name: value for name, value in values.items() if name not in _WATCHING}
 
 
 def _free(recipe: config.Arm) -> set[str]:

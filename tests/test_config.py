@@ -108,3 +108,25 @@ def test_judges_are_named_as_they_are_asked_for() -> None:
     vectors = {"embed": {"model": "file", "path": "v.npy"}, "analyze": {"judges": ["embedding"]}}
     with pytest.raises(ConfigError, match="has to embed synthetic text"):
         loading.load({**base, **vectors})
+
+
+def test_a_filter_by_facts_needs_a_d1_or_an_embedding() -> None:
+    """It ended in a ValueError once all was sampled."""
+    for synthetic, model, is_refused in [
+        ("unconditional", "file", True),
+        ("unconditional", "self", False),
+        ("related", "file", False),
+    ]:
+        arm = {"synthetic": synthetic, "share": 0.5, "filter": {"judged": {"nonfactual": "rules"}}}
+        settings = {
+            "name": "a",
+            "budget": {"unique_tokens": 9, "train_tokens": 9_000},
+            "corpus": {"source": "x"},
+            "embed": {"model": model, **({"path": "v.npy"} if model == "file" else {})},
+            "arms": {"repetition": {}, "clean": arm},
+        }
+        if is_refused:
+            with pytest.raises(ConfigError, match=r"arms\.clean\.filter: .* have no d1 to hold .*; drop `nonfactual`"):
+                loading.load(settings)
+        else:
+            loading.load(settings)

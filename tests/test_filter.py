@@ -82,9 +82,11 @@ def test_too_little_text_and_a_judge_without_skill_are_errors_before_training(ti
     nothing = with_filter(tiny, tmp_path, {"loss": [0, 0.001]})
     with pytest.raises(BudgetError, match=r"leaves 0 of .* tokens, .* are missing .*nothing is left: widen the filter"):
         api.Run(nothing).run("pretrain")
-    blind = with_filter(tiny, tmp_path, {"judged": {"repetition": "rules"}})
-    with pytest.raises(ConfigError, match=r"`filter\.judged\.repetition`: rules cannot tell it here .*20 are needed"):
-        api.Run(blind).run("pretrain")
+    for question, judge in (("repetition", "rules"), ("irrelevance", "likelihood")):
+        blind = with_filter(tiny, tmp_path, {"judged": {question: judge}})
+        message = rf"`filter\.judged\.{question}`: {judge} cannot tell it here .*20 are needed"
+        with pytest.raises(ConfigError, match=message):
+            api.Run(blind).run("pretrain")
     assert not list((run_folder(blind) / "07-pretrain").glob("clean*"))
 
 

@@ -160,6 +160,16 @@ def test_how_pairs_are_read_matters_to_a_judge_by_likelihood_alone(tmp_path: Pat
         assert _reads(recipes.units(cfg)["analyze"], "tune.d1_share") == is_read
 
 
+def test_a_filter_reads_what_its_judge_by_likelihood_does(tmp_path: Path) -> None:
+    """`tune.pointer` was not declared: every filter by likelihood ended in an error."""
+    for judge, is_read in (("rules", False), ("likelihood", True)):
+        chosen = {"judged": {"irrelevance": judge}}
+        arms = {**FEW, "clean": {"synthetic": "related", "share": 0.1, "filter": chosen}}
+        cfg = loading.load(world_config(tmp_path, arms=arms))
+        unit = recipes.units(cfg)[f"synthesize/{cfg.text_of(cfg.arms['clean'])}"]
+        assert _reads(unit, "tune.pointer") == is_read
+
+
 def test_a_judge_in_a_folder_is_known_by_its_files(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

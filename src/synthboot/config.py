@@ -1134,13 +1134,21 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_filters(self) -> Config:
+        if self.embed.model != "file":
+            return self
         for name, arm in self.arms.items():
-            if self.embed.model != "file":
-                continue
-            if arm.filter.similarity is not None or "embedding" in arm.filter.judged.values():
+            chosen = arm.filter
+            if chosen.similarity is not None or "embedding" in chosen.judged.values():
                 raise ValueError(
                     f"arms.{name}.filter: has to embed synthetic text, and with "
                     "`embed.model: file` nothing here can; drop `similarity` and `embedding`"
+                )
+            # facts are held against the documents nearest to a sample, or against its d1
+            if "nonfactual" in chosen.judged and arm.synthetic == "unconditional":
+                raise ValueError(
+                    f"arms.{name}.filter: samples of `synthetic: unconditional` have no d1 to hold "
+                    "facts against, and with `embed.model: file` no document near to them is "
+                    "found; drop `nonfactual`"
                 )
         return self
 

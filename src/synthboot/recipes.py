@@ -512,6 +512,7 @@ class _Recipes:
 
         judges = chosen.judged.values()
         parents = {**self.corpus, SAMPLED: sampled}
+        reads: tuple[str, ...] = READ_BY_FILTER
         if chosen.loss is not None:
             parents["base"] = self.model("repetition", self.first)
         if chosen.similarity is not None or chosen.judged:
@@ -520,11 +521,12 @@ class _Recipes:
             parents["embed"] = "embed"
         if "likelihood" in judges:
             parents["tune/related"] = self.synthesizer("related", "related", None)
+            reads += READ_BY_LIKELIHOOD
         return self.add(
             "synthesize",
             cfg.text_of(arm, seed),
             parents,
-            reads=READ_BY_FILTER,
+            reads=reads,
             budget_tokens=self.tokens(most),
             filter=chosen,
         )

@@ -41,7 +41,7 @@ READ_BY_EXTERNAL = ("tune.init_from", "tune.seq_len", "model.seq_len", "seed")
 """What preparing an external synthesizer reads beside READS of `corpus`."""
 
 READ_BY_LIKELIHOOD = ("tune.seq_len", "tune.d1_share", "tune.pointer")
-"""What judging by the likelihood of d2 reads beside READS of `analyze`."""
+"""What judging by the likelihood of d2 reads beside READS of `analyze`, or of a filter."""
 
 READ_BY_FILTER = ("embed", "analyze.judge_cases")
 """What throwing samples away reads beside READS of `synthesize`."""

@@ -31,7 +31,7 @@ LEAST_CASES = 20
 """Least clean and least faulty cases by which a judge is believed."""
 
 _Z = float(special.ndtri(0.975))
-"""Of intervals of 95 %."""
+"""Standard errors to either side in an interval of 95 %."""
 
 
 @dataclass(frozen=True)
@@ -70,27 +70,33 @@ class ErrorRates:
         """
         if self.refusal or not items:
             return None
-        z = _Z
-        value, _ = _solved(judged / items, self.passed / self.clean, self.found / self.faulty)
+        value = _true_share(judged / items, self.passed / self.clean, self.found / self.faulty)
 
+        # the interval is that of the adjusted counts
+        z = _Z
         p = (judged + z**2 / 2) / (items + z**2)
         q0 = (self.passed + 1) / (self.clean + 2)
         q1 = (self.found + 1) / (self.faulty + 2)
-        theta, skill = _solved(p, q0, q1)
-        of_q0 = q0 * (1 - q0) / (self.clean + 2)
-        of_q1 = q1 * (1 - q1) / (self.faulty + 2)
-        variance = p * (1 - p) / (items + z**2) + (1 - theta) ** 2 * of_q0 + theta**2 * of_q1
+        theta = _true_share(p, q0, q1)
+
+        variance_p = p * (1 - p) / (items + z**2)
+        variance_q0 = q0 * (1 - q0) / (self.clean + 2)
+        variance_q1 = q1 * (1 - q1) / (self.faulty + 2)
+        variance = variance_p + (1 - theta) ** 2 * variance_q0 + theta**2 * variance_q1
+        half_width = z * math.sqrt(variance) / (q0 + q1 - 1)
+
         # what the adjustment has moved the middle by, moved back
-        middle = theta + 2 * z**2 * (theta * of_q1 - (1 - theta) * of_q0)
-        width = z * math.sqrt(variance) / skill
-        ends = np.clip((value, middle - width, middle + width), 0.0, 1.0)
-        return Interval(*ends.tolist())
+        middle = theta + 2 * z**2 * (theta * variance_q1 - (1 - theta) * variance_q0)
+        return Interval(
+            value,
+            low=min(1.0, max(0.0, middle - half_width)),
+            high=min(1.0, max(0.0, middle + half_width)),
+        )
 
 
-def _solved(p: float, q0: float, q1: float) -> tuple[float, float]:
-    """The true share in [0, 1], and q0 + q1 - 1."""
-    skill = q0 + q1 - 1
-    return min(1.0, max(0.0, (p + q0 - 1) / skill)), skill
+def _true_share(p: float, q0: float, q1: float) -> float:
+    """The true share theta, in [0, 1]: noise alone would take it beyond."""
+    return min(1.0, max(0.0, (p + q0 - 1) / (q0 + q1 - 1)))
 
 
 def share(count: int, of: int) -> Interval:
@@ -98,10 +104,11 @@ def share(count: int, of: int) -> Interval:
     if not of:
         return Interval(math.nan, 0.0, 1.0)
     z = _Z
-    middle = (count + z**2 / 2) / (of + z**2)
     p = count / of
-    width = z / (1 + z**2 / of) * math.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
-    return Interval(p, max(0.0, middle - width), min(1.0, middle + width))
+    middle = (count + z**2 / 2) / (of + z**2)
+    variance = p * (1 - p) / of + z**2 / (4 * of**2)
+    half_width = z / (1 + z**2 / of) * math.sqrt(variance)
+    return Interval(p, max(0.0, middle - half_width), min(1.0, middle + half_width))
 
 
 def threshold(
@@ -113,11 +120,12 @@ def threshold(
     values = np.unique(np.concatenate((clean, faulty)))
     if not len(clean) or not len(faulty) or len(values) < 2:
         return math.inf
-    between = (values[1:] + values[:-1]) / 2
-    passed = np.searchsorted(np.sort(clean), between) / len(clean)
-    found = 1 - np.searchsorted(np.sort(faulty), between) / len(faulty)
-    best = np.flatnonzero(np.isclose(passed + found, (passed + found).max()))
-    return float(between[best[len(best) // 2]])
+    limits = (values[1:] + values[:-1]) / 2  # halfway between neighbours
+    q0 = np.searchsorted(np.sort(clean), limits) / len(clean)
+    q1 = 1 - np.searchsorted(np.sort(faulty), limits) / len(faulty)
+    skill = q0 + q1
+    best = np.flatnonzero(np.isclose(skill, skill.max()))
+    return float(limits[best[len(best) // 2]])
 
 
 def kappa(first: Bool[np.ndarray, " item"], second: Bool[np.ndarray, " item"]) -> float | None:
@@ -128,8 +136,9 @@ def kappa(first: Bool[np.ndarray, " item"], second: Bool[np.ndarray, " item"]) -
     if not len(first):
         return None
     agreed = float((first == second).mean())
-    both_say_faulty = float(first.mean() * second.mean())
-    by_chance = both_say_faulty + float((1 - first.mean()) * (1 - second.mean()))
+    both_faulty = float(first.mean() * second.mean())
+    both_clean = float((1 - first.mean()) * (1 - second.mean()))
+    by_chance = both_faulty + both_clean
     return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
 
 

@@ -34,8 +34,9 @@ class Rules:
         counts: Counter[str] = Counter()
         for text in corpus:
             counts.update(set(words.words(text)))
+        # a word weighs more, the fewer documents have it, and most where none has
         self._weight = {word: math.log((1 + len(corpus)) / n) for word, n in counts.items()}
-        self._most = math.log(1 + len(corpus))  # of a word that the corpus does not have
+        self._most = math.log(1 + len(corpus))
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -48,18 +49,18 @@ class Rules:
 
     def score(self, question: Question, items: Sequence[Item], number: int, told: Told) -> None:
         """Tell the score of every item."""
-        of_item = {
+        rule = {
             "repetition": self._repetition,
             "nonfactual": self._nonfactual,
             "irrelevance": self._irrelevance,
             "copying": self._copying,
         }[question]
         for index, item in enumerate(items):
-            told(index, of_item(item))
+            told(index, rule(item))
 
     def _repetition(self, item: Item) -> float:
-        _, numbered = np.unique(words.words(item.text) or [""], return_inverse=True)
-        return ngrams.repeated_share(numbered, _RUN)
+        _, word_ids = np.unique(words.words(item.text), return_inverse=True)
+        return ngrams.repeated_share(word_ids, _RUN)
 
     def _nonfactual(self, item: Item) -> float:
         return float(sum(len(contradictions(item.text, known)) for known in item.references))
@@ -67,12 +68,14 @@ class Rules:
     def _irrelevance(self, item: Item) -> float:
         first = set(words.words(item.d1))
         second = set(words.words(item.text))
-        union = self._sum(first | second)
-        return -self._sum(first & second) / union if union else 0.0
+        either = self._sum(first | second)
+        both = self._sum(first & second)
+        return -both / either if either else 0.0
 
     def _copying(self, item: Item) -> float:
+        given = set(ngrams.shingles(item.d1))
         written = set(ngrams.shingles(item.text))
-        return len(written & set(ngrams.shingles(item.d1))) / max(1, len(written))
+        return len(written & given) / max(1, len(written))
 
     def _sum(self, chosen: set[str]) -> float:
         # exactly rounded: another order, which a set has in every process, changes nothing
@@ -84,9 +87,7 @@ class Nearness:
 
     name = "embedding"
 
-    def __init__(
-        self, embedder: Callable[[Sequence[str]], Float[np.ndarray, "text dim"]], model: str
-    ) -> None:
+    def __init__(self, embedder: Embedder, model: str) -> None:
         self._embedder = embedder
         self._model = model
 

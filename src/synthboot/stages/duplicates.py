@@ -10,7 +10,6 @@ ours are a Jaccard similarity of word 5-grams of 0.8 or more.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -100,20 +99,21 @@ def curve(pairs: Int64[np.ndarray, "pair 2"], docs: int) -> list[tuple[int, floa
     later = pairs.max(1, initial=0) + 1
     np.minimum.at(since, pairs[:, 0], later)
     np.minimum.at(since, pairs[:, 1], later)
-    ordered = np.sort(since)
-    counts = list(_counts(docs))
-    found = np.searchsorted(ordered, counts, side="right")
-    return [(n, float(k) / n) for n, k in zip(counts, found.tolist(), strict=True)]
+    since.sort()
+
+    sizes = _sizes(docs)
+    found = np.searchsorted(since, sizes, side="right").tolist()
+    return [(n, count / n) for n, count in zip(sizes, found, strict=True)]
 
 
-def _counts(docs: int) -> Iterator[int]:
+def _sizes(docs: int) -> list[int]:
     """100, 200, 500, 1,000, ... below the number of documents, and that number."""
-    for power in range(2, int(math.log10(max(docs, 1))) + 1):
-        for times in (1, 2, 5):
-            if times * 10**power < docs:
-                yield times * 10**power
-    if docs:
-        yield docs
+    sizes = []
+    power = 100
+    while power < docs:
+        sizes += [n for n in (power, 2 * power, 5 * power) if n < docs]
+        power *= 10
+    return [*sizes, docs] if docs else []
 
 
 class _Joined(Sequence[str]):
@@ -128,5 +128,6 @@ class _Joined(Sequence[str]):
 
     def __getitem__(self, index: Any) -> Any:
         number = int(index)
-        within = len(self._first)
-        return self._first[number] if number < within else self._second[number - within]
+        if number < len(self._first):
+            return self._first[number]
+        return self._second[number - len(self._first)]

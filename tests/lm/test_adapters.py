@@ -9,9 +9,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from synthboot import config, loading
+from synthboot.artifacts import store
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
-from synthboot.errors import ConfigError
+from synthboot.errors import ConfigError, TrainingError
 from synthboot.lm import adapters
 from synthboot.lm import model as models
 from synthboot.lm.arm import Sources, train_arm
@@ -124,6 +125,23 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, tokenizer: Tokeni
     again = {name: data for name, data in files(tmp_path / "killed").items() if not name.startswith("work")}
     assert kept == again
     assert kept
+
+
+def test_a_damaged_checkpoint_of_adapters_is_an_error_and_no_part_to_make_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    store.begin(tmp_path, "mine")
+
+    def start() -> Any:
+        model = llama()
+        adapters.add(model, LORA, 0, "tune")
+        return model
+
+    with pytest.raises(KeyboardInterrupt):
+        tuned(start(), tmp_path, tokenizer, kill_at=3)
+    checkpoint = next((tmp_path / "work").glob("checkpoint-*"))
+    (checkpoint / "adapters.safetensors").write_bytes(b"damaged")
+    assert store.begin(tmp_path, "mine") == []
+    with pytest.raises(TrainingError, match=rf"{checkpoint}: unreadable checkpoint .*adapters.safetensors"):
+        tuned(start(), tmp_path, tokenizer)
 
 
 def test_the_layers_may_be_named_and_others_are_refused() -> None:

@@ -1,6 +1,7 @@
 """Every layout learns from packed pairs as if each stood alone, or is refused before anything is trained."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from synthboot.lm import model as models
 from synthboot.lm import train as training
 from synthboot.lm.batches import IGNORE, Batch, PairForm, PairPlan, Plan
 from synthboot.lm.loss import Loss
-from synthboot.lm.train import Settings, train
+from synthboot.lm.train import Runtime, Settings, train
+from tests.conftest import Killed, files
 from tests.lm.conftest import small_model
 
 VOCAB, WINDOW = 280, 64
@@ -117,6 +119,23 @@ def test_a_step_on_packed_pairs_takes_the_loss_of_each_pair_alone(kind: str, tmp
     targets = sum(int((y != IGNORE).sum()) for _, y in rows)
     assert curve.train[0][1] == pytest.approx(one_by_one.sum() / targets, abs=2e-5)
     assert any("each has a row of its own" in words for words in told) == (kind in APART)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["gpt_neox", "qwen3_moe", "jamba"])  # whose files have other names than their modules
+def test_a_killed_run_of_such_a_layout_ends_with_the_same_bytes(kind: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    sizes, plan = (PACKED | APART)[kind], pair_plan()
+    train(tiny(kind, sizes, tmp_path / "start"), plan, settings(), lambda _: 0.0, tmp_path / "whole", tokenizer)
+
+    def kill(_: int, figures: Any) -> None:
+        if "validation_loss" in figures:  # after the first checkpoint
+            raise Killed
+
+    for runtime in (Runtime(watch=kill), Runtime()):
+        model = tiny(kind, sizes, tmp_path / "start")
+        with pytest.raises(Killed) if runtime.watch is kill else nullcontext():
+            train(model, plan, settings(), lambda _: 0.0, tmp_path / "killed", tokenizer, runtime=runtime)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
 @pytest.mark.filterwarnings("ignore")

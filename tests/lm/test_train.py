@@ -359,6 +359,19 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path: Path, tokenizer:
         train(model, plan(), settings(), poison, tmp_path / "m", tokenizer)
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_validation_loss_that_is_no_number_leaves_the_checkpoint_before_it(
+    tmp_path: Path, tokenizer: Tokenizer, loss: float
+) -> None:
+    losses = iter([2.0, loss])
+    with pytest.raises(
+        TrainingError,
+        match=rf"validation loss {loss} after step 4 of 8; lower optim.lr \(0\.01\); .* is .*checkpoint-00000002$",
+    ):
+        train(small_model(), plan(), settings(), lambda _: next(losses), tmp_path / "m", tokenizer)
+    assert sorted(p.name for p in (tmp_path / "m" / "work").iterdir()) == ["best-00000002", "checkpoint-00000002"]
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "curve.json"])
 def test_an_unreadable_checkpoint_says_which_and_what_to_do(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
     with pytest.raises(Killed):

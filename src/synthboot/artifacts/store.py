@@ -57,6 +57,8 @@ MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 WORK = "work"
 _COUNT = "shards.json"
+_OF_A_MODEL = ("config.json", "optimizer.safetensors")
+"""What a part that is a model has, or one of adapters alone that is a checkpoint."""
 
 T = TypeVar("T")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
@@ -261,7 +263,7 @@ def begin(
     damaged = []
     for part in sorted(seal.parent for seal in folder.rglob(SEAL)):
         # a model is more than a part to make again: whoever goes on from it decides
-        if (part / "model.safetensors").exists():
+        if any((part / name).exists() for name in _OF_A_MODEL):
             continue
         problem = damage(part)
         if problem:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from safetensors.torch import load_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from synthboot import config
@@ -151,8 +150,15 @@ def export(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Overwrite a model's weights with a checkpoint's."""
-    load_model(model, folder / "model.safetensors")
+    """Overwrite a model's weights with those in a folder that `save` wrote.
+
+    The library reads them, since it wrote them: in many layouts the names in its files are not
+    those of the modules (experts are taken apart, `lm_head` is `embed_out`), and a large model lies
+    in several files. Raises CorruptArtifact where they cannot be read, RuntimeError where they are
+    another model's.
+    """
+    saved = _from_pretrained(str(folder), CorruptArtifact, "checkpoint")
+    model.load_state_dict(saved.state_dict())
 
 
 def moved(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:

@@ -131,6 +131,7 @@ def train(
         runtime,
         copying,
         teachers,
+        section,
     )
     curve = trainer.curve
     if not curve.step and not curve.validation and 0 in settings.eval_steps:
@@ -146,7 +147,7 @@ def train(
     while curve.step < batches.steps and not _exhausted(curve, settings):
         loss, norm = trainer.step()
         losses.append(loss)
-        _check(loss, norm, recent, curve.step, batches, settings, folder, section)
+        trainer.check(loss, norm, recent)
         recent.append(loss)
         curve.step += 1
 
@@ -203,6 +204,7 @@ class _Trainer:
         runtime: Runtime,
         copying: Callable[[PreTrainedModel], float] | None,
         teachers: Sequence[PreTrainedModel],
+        section: str,
     ) -> None:
         self.model = model
         self.batches = batches
@@ -211,6 +213,7 @@ class _Trainer:
         self.folder = folder
         self.work = folder / WORK
         self.tokenizer = tokenizer
+        self.section = section
         self.group = runtime.group
         self.device = next(model.parameters()).device
 
@@ -334,16 +337,49 @@ class _Trainer:
         self.ahead = self.batches.batch(number + 1) if number + 1 < steps else None
         return self.group.sum(float(loss)), float(parallel.gathered(norm))
 
+    def check(self, loss: float, norm: float, recent: deque[float]) -> None:
+        """Raise TrainingError where the step that was just taken has gone wrong, by its loss, its
+        gradient norm and the losses of the steps before it."""
+        usual = sum(recent) / len(recent) if recent else math.inf
+        # only against a full window: the loss falls steeply in the first steps
+        leapt = len(recent) == recent.maxlen and loss > usual + self.settings.max_spike
+        if math.isfinite(loss) and math.isfinite(norm) and not leapt:
+            return
+        step = self.curve.step
+        problem = f"loss {loss}"
+        remedy = ""
+        if leapt and math.isfinite(loss):
+            problem = f"loss {loss:.3f} after a mean of {usual:.3f}"
+            if self.section == "optim":  # tuning has no such setting
+                remedy = " or raise optim.max_spike"
+        raise self._gone_wrong(
+            f"{problem}, gradient norm {norm:.3g} at step {step + 1} of {self.batches.steps}, "
+            f"on {self.batches.describe(step)}",
+            remedy,
+        )
+
+    def _gone_wrong(self, problem: str, remedy: str = "") -> TrainingError:
+        """What to raise for a problem; `remedy` is another than a lower rate."""
+        return TrainingError(
+            f"{self.folder}: {problem}; lower {self.section}.lr ({self.settings.lr:g}){remedy}; "
+            f"the last good checkpoint is {_latest(self.folder) or 'none'}"
+        )
+
     def evaluate(self) -> None:
         """Take the validation loss, keep the model if it is the best, and write a checkpoint.
 
         The older best and the older checkpoint go only once the new checkpoint, which names its
-        best, is in place.
+        best, is in place. Raises TrainingError, and leaves both, where the loss is not finite.
         """
         curve = self.curve
         tokens = curve.step * self.batches.batch_tokens
         with self._averaged():
             loss = self._scored(self.validate)
+            if curve.step and not math.isfinite(loss):
+                # the step's own loss was that of the weights before it
+                raise self._gone_wrong(
+                    f"validation loss {loss} after step {curve.step} of {self.batches.steps}"
+                )
             curve.validation.append([tokens, loss])
             if self.copying is not None:
                 curve.copying.append([tokens, self._scored(self.copying)])
@@ -456,35 +492,6 @@ def _for_rows_apart(settings: Settings, batches: Batches, group: Group) -> Setti
     if settings.micro_batch_tokens is not None:
         return settings
     return replace(settings, micro_batch_tokens=batches.batch_tokens // group.size)
-
-
-def _check(
-    loss: float,
-    norm: float,
-    recent: deque[float],
-    step: int,
-    batches: Batches,
-    settings: Settings,
-    folder: Path,
-    section: str,
-) -> None:
-    """Raise TrainingError where a step has gone wrong."""
-    usual = sum(recent) / len(recent) if recent else math.inf
-    # only against a full window: the loss falls steeply in the first steps
-    leapt = len(recent) == recent.maxlen and loss > usual + settings.max_spike
-    if math.isfinite(loss) and math.isfinite(norm) and not leapt:
-        return
-    problem = f"loss {loss}"
-    advice = f"lower {section}.lr ({settings.lr:g})"
-    if leapt and math.isfinite(loss):
-        problem = f"loss {loss:.3f} after a mean of {usual:.3f}"
-        if section == "optim":  # tuning has no such setting
-            advice += " or raise optim.max_spike"
-    raise TrainingError(
-        f"{folder}: {problem}, gradient norm {norm:.3g} at step {step + 1} of {batches.steps}, "
-        f"on {batches.describe(step)}; {advice}; "
-        f"the last good checkpoint is {_latest(folder) or 'none'}"
-    )
 
 
 def _exhausted(curve: Curve, settings: Settings) -> bool:

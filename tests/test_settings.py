@@ -166,7 +166,7 @@ def test_a_filter_reads_what_its_judge_by_likelihood_does(tmp_path: Path) -> Non
         chosen = {"judged": {"irrelevance": judge}}
         arms = {**FEW, "clean": {"synthetic": "related", "share": 0.1, "filter": chosen}}
         cfg = loading.load(world_config(tmp_path, arms=arms))
-        unit = recipes.units(cfg)[f"synthesize/{cfg.text_of(cfg.arms['clean'])}"]
+        unit = recipes.units(cfg)[f"synthesize/{cfg.text_of(cfg.arms['clean'], cfg.pretrain.seeds[0])}"]
         assert _reads(unit, "tune.pointer") == is_read
 
 

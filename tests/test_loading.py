@@ -215,6 +215,14 @@ def test_roots_that_no_file_system_takes_are_refused(root: str) -> None:
     assert loading.load({**raw, "root": root.replace("éé", "é").removeprefix("x")})
 
 
+def test_a_home_folder_is_no_folder_called_tilde() -> None:
+    raw = small_config(Path("x.jsonl"), Path("runs"))
+    for root in ("~", "~/runs", "~me/runs"):
+        with pytest.raises(ConfigError, match=r"root: ~.*the shell alone knows `~`.*write the path in full, or \./~"):
+            loading.load({**raw, "root": root})
+    assert loading.load({**raw, "root": "./~/runs"}).root == "./~/runs"
+
+
 def test_a_folder_that_a_filter_would_name_too_long_is_refused() -> None:
     judged = dict.fromkeys(["repetition", "nonfactual", "irrelevance", "copying"], "rules")
     digits = [0.1234567890123456, 0.9876543210987654]

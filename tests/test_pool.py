@@ -76,6 +76,49 @@ def test_imap_reads_an_endless_source_only_as_far_as_it_must() -> None:
     assert len(asked) < 12
 
 
+class AtOnce:
+    """Workers that are done with an item as soon as they have it; each item that went out is in `given`."""
+
+    def __init__(self) -> None:
+        self.given: list[int] = []
+        self._events: list[pool.Happened] = []
+
+    def __len__(self) -> int:
+        return 0
+
+    def keys(self) -> set[str]:
+        return set()
+
+    def jobs(self, wanted: int, device: str) -> int:
+        return wanted
+
+    def start(self, key: str, function: Any, *arguments: object, places: int = 1, memory: float = 0.0) -> pool.Sender:
+        self._events.append((key, "ready", None))
+        workers = self
+
+        class To:
+            def send(self, message: Any, /) -> None:
+                number, item = message
+                workers.given.append(number)
+                workers._events.append((key, "progress", (number, item)))
+
+        return To()
+
+    def wait(self) -> list[pool.Happened]:
+        return [self._events.pop(0)]
+
+    def close(self) -> None:
+        self._events.clear()
+
+
+def test_no_worker_is_idle_while_results_are_taken() -> None:
+    workers = AtOnce()
+    with pool.using(lambda: workers):
+        for taken, item in enumerate(pool.imap(double, (0,), range(9), 2)):
+            assert item == taken
+            assert len(workers.given) == min(9, taken + 3)  # the one that is taken, and one that each works on
+
+
 @pytest.mark.parametrize(
     ("item", "error", "message"),
     [

@@ -222,15 +222,25 @@ def test_a_share_is_refused_before_a_plan_for_another_machine(world_file: Path, 
 
 
 def test_an_oracle_with_the_text_of_all_arms_is_repetition(world_file: Path, tmp_path: Path) -> None:
-    arms = {"repetition": {}, "oracle": {"unique_tokens": "all"}}
-    settings = small_config(world_file, tmp_path, budget__unique_tokens="all", arms=arms)
+    tokens = small_config(world_file, tmp_path)["budget"]["unique_tokens"]
+    for same in ("all", tokens):
+        arms = {"repetition": {}, "oracle": {"unique_tokens": same}}
+        settings = small_config(world_file, tmp_path, budget__unique_tokens=same, arms=arms)
+        assert refused(settings).startswith(f"arms.oracle.unique_tokens: {same} is what all arms have")
+        marked = settings | {"corpus": settings["corpus"] | {"split_field": "split"}}
+        if same == "all":  # there may be text for oracles alone
+            preflight.check_anywhere(loading.load(marked))
+    # as many documents all the same
+    arms = {"repetition": {}, "oracle": {"unique_tokens": tokens + 1}}
+    settings = small_config(world_file, tmp_path, budget__unique_tokens=tokens, arms=arms)
     begun: list[str] = []
-    with pytest.raises(BudgetError, match=r"^arms\.oracle\.unique_tokens: all is the [\d,]+ documents of D_pretrain"):
+    with pytest.raises(BudgetError, match=rf"^arms\.oracle\.unique_tokens: {tokens + 1} is the [\d,]+ documents of D_pretrain"):
         api.Run(settings, progress=lambda name, kind, _: begun.append(name) if kind == "start" else None).run()
     assert begun == ["corpus"]
     # what is written on top of them makes it another arm
-    noisy = {"repetition": {}, "oracle": {"unique_tokens": "all", "noise": 0.1}}
+    noisy = {"repetition": {}, "oracle": {"unique_tokens": tokens, "noise": 0.1}}
     cfg = loading.load(settings | {"arms": noisy})
+    preflight.check_anywhere(cfg)
     preflight.check_against_corpus(cfg, Corpus.open(cfg.folder / "01-corpus"))
 
 

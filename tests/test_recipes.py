@@ -511,3 +511,13 @@ def test_another_tokenizer_in_the_same_folder_is_another_corpus(world_file: Path
     assert after["corpus"] != before["corpus"]
     (folder / "model.safetensors").write_bytes(b"weights of a model beside it")
     assert fingerprints(recipes.units(loading.load(cfg))) == after
+
+
+def test_the_current_folder_may_be_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_file: Path) -> None:
+    settings = small_config(world_file, tmp_path, embed__model=".")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    monkeypatch.chdir(model)
+    [file] = recipes.units(loading.load(settings))["embed"].outside["embed.given_files"]
+    assert "config.json 2 " in file

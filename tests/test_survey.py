@@ -1,6 +1,10 @@
 """`synthboot init`: what it finds in files, and that what it writes fits them."""
 
 import json
+import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from click.testing import CliRunner
 from synthboot import loading, proposal
 from synthboot.cli import main
 from synthboot.data import documents
+from synthboot.errors import DataError
 from synthboot.proposal import propose
 from synthboot.runner import machines
 from synthboot.survey import survey
@@ -153,6 +158,29 @@ def test_text_that_lies_below_a_field_is_found_and_how_to_bring_it_up(row: Any, 
     # of a record that has its text, nothing is said
     own = lines(tmp_path / "own.jsonl", [{"text": "short " + text[:20], "meta": row(text)} for text in texts(120)])
     assert survey(own).advice == ""
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="runs the command that is advised")
+def test_what_is_advised_for_text_below_a_field_runs_whatever_the_field_is_called(tmp_path: Path) -> None:
+    source = lines(tmp_path / "l.jsonl", [{"author's": {'a "b" \\ č': text}} for text in texts(3)])
+    [command] = re.findall(r"(jq -c .*) brings it up", survey_refused(source))
+    made = subprocess.run(["bash", "-c", f"{command} {shlex.quote(source)}"], capture_output=True, check=True)
+    assert [json.loads(line)["text"] for line in made.stdout.splitlines()] == texts(3)
+
+
+def test_fields_are_called_as_they_are_whatever_is_in_their_names(tmp_path: Path) -> None:
+    text, label, number = 'Text\n("English" 😀 \\ it\'s)', "kind\tof", "Doc\u2028ID"
+    rows = [{number: i, label: ("a", "b")[i % 2], text: written} for i, written in enumerate(texts(120))]
+    result = init(lines(tmp_path / "l.jsonl", rows), "--out", str(tmp_path / "o.yaml"))
+    assert result.exit_code == 0, result.output
+    cfg = loading.load(tmp_path / "o.yaml")
+    assert (cfg.corpus.text_field, cfg.corpus.id_field, cfg.pair.label_field) == (text, number, label)
+
+
+def survey_refused(source: str) -> str:
+    with pytest.raises(DataError) as caught:
+        survey(source)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["Doc-ID", "docId", "document_id", "_Id", "ID", "GUID"])

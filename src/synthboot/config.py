@@ -1154,6 +1154,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_folders(self) -> Config:
+        if self.root.startswith("~"):
+            raise ValueError(
+                f"root: {self.root}: the shell alone knows `~`, and not behind `--set root=`: a "
+                f"folder of that name would be made; write the path in full, or ./{self.root}"
+            )
         # bytes, of which a letter may have several
         for part in Path(self.root).parts:
             if (size := len(part.encode())) > _MOST_NAME_BYTES:

@@ -384,6 +384,7 @@ def imap(
         dealt.begin()
         while dealt.give():
             dealt.hear()
+            dealt.give()  # before results are taken, which may be long: to write and flush a shard
             yield from dealt.due()
     finally:
         dealt.workers.close()

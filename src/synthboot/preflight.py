@@ -19,11 +19,11 @@ _BUILT_IN = ("self", "file")
 
 
 def check(cfg: config.Config) -> None:
-    """Raise ConfigError or DataError for shares of text that come to nothing, for questions that
-    are none, for steps that cannot be shared, and for models, packages and a GPU that are not
-    here."""
+    """Raise BudgetError, ConfigError or DataError for oracles without more text, for shares of text
+    that come to nothing, for questions that are none, for steps that cannot be shared, and for
+    models, packages and a GPU that are not here."""
     check_executor(cfg)
-    check_shares(cfg)
+    check_anywhere(cfg)
     _check_processes(cfg)
     _check_several_models(cfg)
     _check_questions(cfg)
@@ -48,7 +48,35 @@ def check_executor(cfg: config.Config) -> None:
         )
 
 
-def check_shares(cfg: config.Config) -> None:
+def check_anywhere(cfg: config.Config) -> None:
+    """Raise BudgetError or ConfigError for what is wrong on every machine, with any text."""
+    _check_oracles(cfg)
+    _check_shares(cfg)
+
+
+def _check_oracles(cfg: config.Config) -> None:
+    """Raise BudgetError for an oracle that is to read as much text as all arms.
+
+    Whether other numbers come to the same documents shows once there is a corpus.
+    """
+    for name, arm in cfg.arms.items():
+        # with marks there may be text that oracles alone read
+        has_more = arm.unique_tokens == "all" and cfg.corpus.split_field is not None
+        is_same = arm.unique_tokens == cfg.budget.unique_tokens and not has_more
+        if is_same and _is_repetition(arm):
+            raise BudgetError(
+                f"arms.{name}.unique_tokens: {arm.unique_tokens} is what all arms have "
+                f"(budget.unique_tokens), and the arm repetition by another name; lower "
+                f"budget.unique_tokens, or drop the arm"
+            )
+
+
+def _is_repetition(oracle: config.Arm) -> bool:
+    """Whether an oracle without more text would be repetition."""
+    return oracle.model_copy(update={"unique_tokens": None}).kind == "repetition"
+
+
+def _check_shares(cfg: config.Config) -> None:
     """Raise ConfigError for a share that rounds to none or to all of its rows: the arm would be
     another than it says, and might be compared with itself."""
     seq_len = cfg.model.seq_len
@@ -243,8 +271,7 @@ def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:
         docs = len(corpus.pool)
         if arm.unique_tokens != "all":
             docs = corpus.pool.docs_holding(arm.unique_tokens, where)
-        alone = arm.model_copy(update={"unique_tokens": None})
-        if docs == corpus.pretrain_docs and alone.kind == "repetition":
+        if docs == corpus.pretrain_docs and _is_repetition(arm):
             raise BudgetError(
                 f"{where}: {arm.unique_tokens} is the {docs:,} documents of D_pretrain, and the "
                 f"arm repetition by another name; lower budget.unique_tokens, or drop the arm"

@@ -168,4 +168,11 @@ def _allowed(survey: Survey) -> list[str]:
 
 def _quoted(text: str) -> str:
     """Text in YAML, whatever is in it."""
-    return "'" + text.replace("'", "''") + "'"
+    if text.isprintable():
+        return "'" + text.replace("'", "''") + "'"
+    # heads of spreadsheets have line breaks, which single quotes would make spaces of
+    signs = []
+    for sign in text:
+        is_plain = sign.isprintable() and sign not in '"\\'
+        signs.append(sign if is_plain else f"\\U{ord(sign):08x}")
+    return f'"{"".join(signs)}"'

@@ -235,7 +235,8 @@ class _Recipes:
         if not source:
             return {}
         path = Path(source)
-        existing = [file for file in (path, path.with_suffix(".ids")) if file.exists()]
+        ids = path.parent / f"{path.stem}.ids"  # `with_suffix` takes no `.`, which has no name
+        existing = [file for file in (path, ids) if file.exists()]
         if not existing:  # a name on the hub
             return {}
         key = f"{name}_files"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -248,9 +249,10 @@ def _deeper(rows: Rows, text_field: str) -> str:
     if is_own or most <= letters[f".{_key(text_field)}"]:
         return ""
     lifted = f'[{path}] | join("\\n\\n")' if "[]" in path else path
+    program = shlex.quote(f". + {{text: ({lifted})}}")  # a key may have a quote in it
     return (
         f"most text lies in {path}, and corpus.text_field names a field of the record itself; "
-        f"of JSON lines jq -c '. + {{text: ({lifted})}}' brings it up"
+        f"of JSON lines jq -c {program} brings it up"
     )
 
 

@@ -202,10 +202,10 @@ def test_an_artifact_inside_another_is_nobody_elses_file_at_any_moment(
     call = getattr(store, name)
     left = itertools.count(int(when) - 1, -1)
 
-    def die(*arguments: object) -> None:
+    def die(*arguments: object, **named: object) -> None:
         if not next(left):
             raise Killed
-        call(*arguments)
+        call(*arguments, **named)
 
     monkeypatch.setattr(store, name, die)
     with pytest.raises(Killed):
@@ -272,3 +272,20 @@ def test_what_is_damaged_is_not_adopted(tmp_path: Path, damage: str) -> None:
         store.adopt(tmp_path / "x", tmp_path / "y")
     assert not list((tmp_path / "y").rglob("*.bin"))
     assert not (tmp_path / "y" / "manifest.json").exists()
+
+
+def test_what_is_damaged_costs_nothing_that_was_begun_or_finished_in_its_place(tmp_path: Path) -> None:
+    made(tmp_path / "x")
+    (tmp_path / "x" / "part" / "data.bin").write_bytes(b"abd" + b"abc" * 999)
+    store.begin(tmp_path / "begun", "f")
+    with disk.committed_folder(tmp_path / "begun" / "step-1") as checkpoint:
+        (checkpoint / "weights").write_bytes(b"of two days")
+    made(tmp_path / "finished")
+    for name in ("begun", "finished"):
+        with pytest.raises(CorruptArtifact, match="x: is damaged"):
+            store.adopt(tmp_path / "x", tmp_path / name)
+    assert store.begun(tmp_path / "begun", "f")
+    assert disk.damage(tmp_path / "begun" / "step-1") is None
+    found = store.read_manifest(tmp_path / "finished")
+    assert found is not None
+    store.verify(tmp_path / "finished", found)

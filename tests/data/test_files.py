@@ -116,6 +116,8 @@ def test_nothing_to_read_says_what_there_is_instead(tmp_path: Path) -> None:
             files.find([alone])
     with pytest.raises(DataError, match=r"nothing in it that can be read; it holds 2 x \.csv, 1 x hidden; known are \.jsonl"):
         files.find(str(tmp_path))
+    with pytest.raises(DataError, match=r"~/texts/\*\.txt \(the shell alone knows `~`; write the path in full\): no such file"):
+        files.find("~/texts/*.txt")
     for source in ("", "a\0b", "x" * 5_000, str(tmp_path / "a.csv" / "b")):
         with pytest.raises(DataError, match=r"^corpus\.source: "):
             files.find(source)
@@ -126,11 +128,12 @@ def test_nothing_to_read_says_what_there_is_instead(tmp_path: Path) -> None:
     [
         b'id,text\r\n1,"jedna, dv\xc4\x9b\ndva"\r\n',
         b'\xef\xbb\xbfid;text\r\n1;"jedna, dv\xc4\x9b\ndva"\r\n',
+        b'\xef\xbb\xbfsep=;\r\nid;text;a,b,c\r\n1;"jedna, dv\xc4\x9b\ndva";\r\n',
         b'id\ttext\n1\t"jedna, dv\xc4\x9b\ndva"\n',
         b'id\ttext\tplace, date, and more\n1\t"jedna, dv\xc4\x9b\ndva"\t\n',
         b'id,text\n1,"jedna, dv\xc4\x9b\ndva"\n2,' + b"x" * 200_000 + b"\n",
     ],
-    ids=["comma", "spreadsheet", "tabs", "commas in a head of tabs", "long"],
+    ids=["comma", "spreadsheet", "said", "tabs", "commas in a head of tabs", "long"],
 )
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
 def test_what_is_advised_for_tables_makes_documents_of_them(tmp_path: Path, suffix: str, content: bytes) -> None:
@@ -142,6 +145,18 @@ def test_what_is_advised_for_tables_makes_documents_of_them(tmp_path: Path, suff
     subprocess.run(["bash", "-c", f"{sys.executable} -c{command}"], cwd=tmp_path, check=True)
     first = json.loads((tmp_path / "lines.jsonl").read_text().splitlines()[0])
     assert first | {"id": "1", "text": "jedna, dvě\ndva"} == first
+
+
+def test_what_links_inside_a_folder_lead_to_tells_whether_it_has_changed(tmp_path: Path) -> None:
+    tree(tmp_path, "elsewhere/data.arrow", "saved/state.json", "saved/.cache/x", "saved/dataset_dict.json")
+    (tmp_path / "saved" / "train").symlink_to("../elsewhere")
+    (tmp_path / "elsewhere" / "dataset_info.json").write_text("{}")
+    (tmp_path / "elsewhere" / "loop").symlink_to("..")
+    before = files.contents(tmp_path / "saved")
+    inside = ["dataset_dict.json", "state.json", "train/data.arrow", "train/dataset_info.json"]
+    assert [line.split()[0] for line in before] == [f"saved/{name}" for name in inside]
+    (tmp_path / "elsewhere" / "data.arrow").write_text("another")
+    assert files.contents(tmp_path / "saved") != before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives up its rights for a while, which it must have")

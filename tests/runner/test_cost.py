@@ -109,6 +109,17 @@ def test_pairing_all_with_all_grows_with_the_square(paper: Any) -> None:
     assert row(paper("h100"), "pair").flops < ten.flops / 100
 
 
+def test_one_process_alone_fits_the_embedder_however_many_there_are(paper: Any) -> None:
+    core = machines.figures().core
+    fitted = 20_000 * 828  # tokens of the documents that are fitted to
+    fitting = (8 * 2 * (512 + 10) + 2 * 512) * fitted + 4 * 512**2 * 20_000
+    alone = fitting / core.self_fitting_flops.value + core.start_seconds.value
+    for tokens in (100_000_000, 10_000_000_000):
+        embed = row(paper("h100", embed__model="self", embed__dim=256, budget__unique_tokens=tokens), "embed")
+        by_all = 2 * 256 * embed.tokens / core.self_embedding_flops.value
+        assert embed.hours == pytest.approx((alone + by_all / 16) / 3600, rel=0.01)
+
+
 def test_more_devices_take_less_time_and_the_same_work(paper: Any) -> None:
     one = paper("h100")
     eight = paper("8xh100")

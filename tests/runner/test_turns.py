@@ -51,6 +51,17 @@ def test_who_takes_over_a_run_folder_waits_for_earlier_workers_and_keeps_late_on
         pytest.fail("late, and in the folder")
 
 
+def test_locks_of_single_workers_that_a_killed_run_has_left_go_with_its_turn(tmp_path: Path) -> None:
+    for key in ("", "pretrain/sbp/0"):
+        turn = turns.begin(tmp_path, key)
+        for number in (0, 11):
+            with lock.shared(tmp_path, turns.guard(key), turn=turn), lock.held(tmp_path, turns.own(key, number)):
+                pass
+    assert len(list(tmp_path.iterdir())) == 6
+    turns.end_all(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {turns.guard(""), turns.guard("pretrain/sbp/0")}
+
+
 def test_pools_of_other_names_have_other_locks() -> None:
     keys = ["", "pretrain/sbp/seed-0", "tune/related-after-sbp", "tune/related-after-sbp-"]
     assert len({turns.guard(key) for key in keys}) == len(keys)

@@ -355,8 +355,8 @@ def adopt(source: Path, folder: Path) -> None:
     be moved or removed. The manifest comes last, so that a kill midway leaves nothing that looks
     finished.
 
-    Raises CorruptArtifact where the files are not those of the manifest, StorageError where both
-    folders are one.
+    Raises CorruptArtifact where the files are not those of the manifest, and leaves the folder as
+    it was unless a copy has failed; StorageError where both folders are one.
     """
     manifest = read_manifest(source)
     if manifest is None:
@@ -366,13 +366,17 @@ def adopt(source: Path, folder: Path) -> None:
         raise StorageError(
             f"{folder}: is {source} itself, or is a link to it; choose another folder"
         )
+    # asked first: what lies in the folder may be days of work on the same artifact
+    if mismatch(source, manifest.files):
+        raise CorruptArtifact(f"{source}: is damaged")
     _unmake(folder)
+    are_copies = False
     try:
         for name in manifest.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            _link((source / name).resolve(), folder / name)
-        # as they came: a copy may fail, and a file in use may be damaged since it was made
-        verify(folder, manifest)
+            are_copies |= not _linked((source / name).resolve(), folder / name)
+        # a link leads to what was just read; a copy may have failed
+        verify(folder, manifest, contents=are_copies)
     except (CorruptArtifact, FileNotFoundError):
         _clear(folder)
         raise CorruptArtifact(f"{source}: is damaged") from None
@@ -601,13 +605,16 @@ def _own(folder: Path) -> list[Path]:
     return own
 
 
-def _link(source: Path, target: Path) -> None:
+def _linked(source: Path, target: Path) -> bool:
+    """Whether `target` is a hard link to `source`; where the disk has none, it is a copy."""
     try:
         os.link(source, target)
     except FileNotFoundError:
         raise
     except OSError:  # another file system, or one without links
         shutil.copy2(source, target)
+        return False
+    return True
 
 
 def _first(error: ValidationError) -> str:

@@ -262,7 +262,7 @@ def plan(cfg: Config, as_json: bool, hardware: str | None, check: bool) -> None:
         preflight.check(cfg)
         artifacts = recipes.units(cfg)
     else:
-        preflight.check_shares(cfg)  # which are wrong on every machine
+        preflight.check_anywhere(cfg)
         artifacts = plans.units_anywhere(cfg)
     if check:
         print_check(plans.check(cfg, artifacts), as_json)

@@ -44,11 +44,13 @@ KNOWN = (
     "a saved Hugging Face dataset, hub:owner/name, all of them but datasets at a URL too"
 )
 
-# Spreadsheets write a byte order mark, and a semicolon where the comma is a decimal point.
+# Spreadsheets write a byte order mark, and a semicolon where the comma is a decimal point; some
+# say so in a first line, `sep=;`.
 _LINES = (
     '; python -c "import csv, json, sys; csv.field_size_limit(2**31 - 1); '
     "text = open(sys.argv[1], encoding='utf-8-sig', newline=''); head = text.readline(); "
-    "text.seek(0); mark = '\\t' if '\\t' in head else max(',;|', key=head.count); "
+    "said = head[4:5] if head[:4] == 'sep=' else ''; said or text.seek(0); "
+    "mark = said or ('\\t' if '\\t' in head else max(',;|', key=head.count)); "
     '[print(json.dumps(row)) for row in csv.DictReader(text, delimiter=mark)]" '
     "{} > lines.jsonl makes lines of JSON of it"
 )
@@ -131,10 +133,12 @@ def find(
 def seen_from(path: str | Path) -> str:
     """In an error about a path that is not there: the folder that it was looked for from, which is
     where the command runs and not where the configuration lies; empty where it is absolute, or
-    there.
+    there. Of a home folder, that it has to be written in full.
     """
     if is_url(str(path)) or Path(path).is_absolute() or os.path.exists(path):
         return ""
+    if str(path).startswith("~"):
+        return " (the shell alone knows `~`; write the path in full)"
     return f" (from {Path.cwd()})"
 
 
@@ -173,7 +177,7 @@ def contents(
     name: str | None = None,
     hash_of: Callable[[Path], tuple[int, str]] | None = None,
 ) -> list[str]:
-    """Name, size and hash of a file, or of every file below a folder.
+    """Name, size and hash of a file, or of every file below a folder, links followed.
 
     They tell whether it has changed. `hash_of` may know a hash from before (`hashes`); without it
     all is read. Of a file elsewhere its server's mark is taken.
@@ -187,12 +191,10 @@ def contents(
         return [described(name, size, digest)]
 
     result = []
-    inside = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
-    for part in inside:
-        if any(folder.startswith(".") for folder in part.parts):
-            continue
-        size, digest = hash_of(path / part)
-        result.append(described(f"{name}/{_shown(part.as_posix())}", size, digest))
+    for file, _ in _below(path, Counter(), into_datasets=True):
+        size, digest = hash_of(file)
+        part = _shown(file.relative_to(path).as_posix())
+        result.append(described(f"{name}/{part}", size, digest))
     return result
 
 
@@ -484,8 +486,13 @@ def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return _fits(parts[1:], pattern[1:])
 
 
-def _below(folder: Path, ignored: Counter[str]) -> list[tuple[Path, int]]:
-    """Files and saved datasets below a folder in sorted order, each with its depth.
+def _below(
+    folder: Path,
+    ignored: Counter[str],
+    into_datasets: bool = False,
+) -> list[tuple[Path, int]]:
+    """Files and saved datasets, or what lies in these too, below a folder in sorted order, each
+    with its depth.
 
     Links are followed, and no folder is entered twice, so that a loop of them ends.
     """
@@ -506,7 +513,7 @@ def _below(folder: Path, ignored: Counter[str]) -> list[tuple[Path, int]]:
                 mode = _mode(path)
                 if _is_hidden(entry.name):
                     ignored["hidden"] += 1
-                elif stat.S_ISDIR(mode) and kind_of(path) is None:
+                elif stat.S_ISDIR(mode) and (into_datasets or kind_of(path) is None):
                     waiting.append(path)
                 elif stat.S_ISDIR(mode) or stat.S_ISREG(mode):
                     paths.append(path)

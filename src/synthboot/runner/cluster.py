@@ -251,8 +251,7 @@ class RayPool:
         asked = {"num_cpus": places, "num_gpus": gpus, "memory": int(min(expected, room))}
         actor = _remote.options(max_concurrency=2, **asked).remote()
         telling = actor.run.options(num_returns="streaming")
-        guard = turns.guard(self._key)
-        own = f"{guard}.{len(self._own)}"
+        own = turns.own(self._key, len(self._own))
         self._own.append(own)
         below = f"{self._key}/{key}" if self._key else key
         has_workers = places == 0
@@ -260,7 +259,7 @@ class RayPool:
             _Order(
                 self._site,
                 below,
-                guard,
+                turns.guard(self._key),
                 self._turn,
                 own,
                 has_workers,

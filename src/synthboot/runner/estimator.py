@@ -234,8 +234,12 @@ class Estimator:
             figure = cpu_work.corpus_bytes_per_second
             return f"{figure.value / 1e6:.3g} MB of text a second by one core ({figure.source})"
         if stage == "embed" and self.cfg.embed.model == "self":
+            fitting = cpu_work.self_fitting_flops
             figure = cpu_work.self_embedding_flops
-            return f"{figure.value / 1e9:.3g} GFLOP/s a core ({figure.source})"
+            return (
+                f"{figure.value / 1e9:.3g} GFLOP/s a core ({figure.source}), after fitting by one "
+                f"at {fitting.value / 1e9:.3g} ({fitting.source})"
+            )
         share = _SHARES.get(stage)
         if share is None:
             return "a few seconds, assumed"
@@ -257,7 +261,7 @@ class Estimator:
             return work.core_seconds
         cores = max(1, min(self.machine.cores, devices if self.machine.kind == "cpu" else 10**6))
         if unit.stage == "embed" and self.cfg.embed.model == "self":
-            return work.core_seconds / cores
+            return work.serial_seconds + work.core_seconds / cores
         peak = self.machine.flops[self._dtype(unit.stage)]
         share = self.shares[_SHARES[unit.stage]].value
         busy = work.flops / (peak * share * devices)

@@ -52,6 +52,7 @@ class Core(config.Section):
 
     corpus_bytes_per_second: Figure
     self_embedding_flops: Figure
+    self_fitting_flops: Figure
     pairs_per_second: Figure
     start_seconds: Figure
     process_bytes: Figure

@@ -22,6 +22,11 @@ def guard(key: str) -> str:
     return f".ray{of_key}.lock"
 
 
+def own(key: str, number: int) -> str:
+    """The file of the lock that one worker of a pool has to itself."""
+    return f"{guard(key)}.{number}"
+
+
 def begin(run: Path, key: str) -> str:
     """The mark of the next turn of such a pool, which begins once the workers before are gone.
 
@@ -33,7 +38,11 @@ def begin(run: Path, key: str) -> str:
 def end_all(run: Path) -> None:
     """Return once no worker of earlier runs works in the folder; none will from then on.
 
-    Raises LockedRun where that takes too long.
+    Locks of single workers, which a killed run has left, go. Raises LockedRun where that takes too
+    long.
     """
     for path in sorted(run.glob(".ray*.lock")):
         lock.next_turn(run, path.name, PATIENCE)
+        # a worker takes its own only within a turn, and theirs are over
+        for left in run.glob(f"{path.name}.[0-9]*"):
+            left.unlink(missing_ok=True)

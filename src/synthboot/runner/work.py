@@ -77,13 +77,15 @@ class Work:
     """What one artifact takes.
 
     `tokens` are read, trained on, sampled or scored; `flops` are of matrix products; the seconds of
-    one core are for what has none. Sampling has `requests` of `row_tokens` each, d1 and d2.
-    `memory` is of a device, `host_memory` of all of the machine.
+    one core are for what has none, and those that are `serial` no other core shortens. Sampling has
+    `requests` of `row_tokens` each, d1 and d2. `memory` is of a device, `host_memory` of all of the
+    machine.
     """
 
     tokens: float = 0.0
     flops: float = 0.0
     core_seconds: float = 0.0
+    serial_seconds: float = 0.0
     read_bytes: float = 0.0
     written_bytes: float = 0.0
     kept_bytes: float = 0.0
@@ -257,11 +259,17 @@ class Workload:
         if cfg.model == "file":
             return work
         if cfg.model == "self":
-            from synthboot.stages.embed import flops
+            from synthboot.stages.embed import fitting_flops, flops
 
+            core = figures().core
             count = flops(cfg, round(docs), round(tokens))
-            rate = figures().core.self_embedding_flops.value
-            return replace(work, flops=count, core_seconds=count / rate)
+            fitting = fitting_flops(cfg, round(docs), round(tokens))
+            return replace(
+                work,
+                flops=count,
+                serial_seconds=fitting / core.self_fitting_flops.value,
+                core_seconds=(count - fitting) / core.self_embedding_flops.value,
+            )
         parameters = figures().assumed.embedder_parameters.value
         return replace(work, flops=2 * parameters * tokens, memory=2 * parameters)
 

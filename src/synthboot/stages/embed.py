@@ -201,12 +201,17 @@ def flops(cfg: config.Embed, docs: int, tokens: int) -> float:
     if cfg.model != "self":
         parameters = sum(p.numel() for p in _load(cfg, "cpu").parameters())
         return 2.0 * tokens * parameters
+    return fitting_flops(cfg, docs, tokens) + 2.0 * cfg.dim * tokens
+
+
+def fitting_flops(cfg: config.Embed, docs: int, tokens: int) -> float:
+    """FLOPs of those that fit `self`, which one process alone does."""
     wide = 2 * cfg.dim
     fitted = min(1.0, cfg.fit_docs / max(1, docs))
     # n_iter = 3: eight products with the sparse matrix; ten dimensions of oversampling
     svd = 8 * 2 * (wide + 10) * tokens * fitted
     discriminant = 2 * wide * tokens * fitted + 4 * wide**2 * docs * fitted
-    return svd + discriminant + 2.0 * cfg.dim * tokens
+    return svd + discriminant
 
 
 def _discriminant(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
@@ -172,17 +173,33 @@ class _Kept:
 
     def direct(self, direction: str, docs: int) -> int:
         """Apply `direction`: mutual drops pairs, symmetric adds some; returns how many it added."""
+        if direction == "directed":
+            return 0
         # a pair as one number, so that finding its reverse is a search among numbers
         forward = self.d1 * docs + self.d2
         backward = self.d2 * docs + self.d1
         returned = np.isin(backward, forward)
         if direction == "mutual":
             self.keep("not_mutual", returned)
-        if direction != "symmetric":
             return 0
         missing = ~returned
         self.add(self.d2[missing], self.d1[missing], self.score[missing])
         return int(missing.sum())
+
+    def cap(self, side: Literal["d1", "d2"], most: int | None) -> None:
+        """Keep at most so many pairs of a document, those of most similarity."""
+        reason = f"over_max_per_{side}"
+        if most is None:
+            self.dropped[reason] = 0
+            return
+        group, other = (self.d1, self.d2) if side == "d1" else (self.d2, self.d1)
+        # only pairs of these have to be sorted: of few documents
+        is_crowded = np.bincount(group)[group] > most
+        crowd = group[is_crowded]
+        order = np.lexsort((other[is_crowded], -self.score[is_crowded], crowd))
+        within = np.ones(len(group), bool)
+        within[is_crowded] = equal_before(crowd, order) < most
+        self.keep(reason, within)
 
 
 def _filter_related(
@@ -223,10 +240,8 @@ def _filter_tunable(
     kept.keep("conditioned_on_heldout", ~held[kept.d1])
 
     # last, so that a cap counts only pairs that would be tuned on
-    rank = _ranks(kept.d1, kept.score, kept.d2)
-    kept.keep("over_max_per_d1", rank < (cfg.max_per_d1 or len(tokens)))
-    rank = _ranks(kept.d2, kept.score, kept.d1)
-    kept.keep("over_max_per_d2", rank < (cfg.max_per_d2 or len(tokens)))
+    kept.cap("d1", cfg.max_per_d1)
+    kept.cap("d2", cfg.max_per_d2)
 
 
 def _add_validation(
@@ -456,15 +471,6 @@ def _held_out(docs: int, share: float, seed: int) -> np.ndarray:
     held = np.zeros(docs, bool)
     held[order[: int(share * docs)]] = True
     return held
-
-
-def _ranks(
-    group: np.ndarray,
-    score: np.ndarray,
-    tie: np.ndarray,
-) -> Int64[np.ndarray, " pair"]:
-    """Each pair's rank by similarity among those of its group, from 0."""
-    return equal_before(group, np.lexsort((tie, -score, group)))
 
 
 def _hubs(

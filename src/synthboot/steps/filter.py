@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _BLOCK_TOKENS = 1 << 24  # of samples that are looked for in the corpus at once
 
 Measure = Callable[[Sequence[Sample], int], Float[np.ndarray, " sample"]]
-"""Of the samples of a chunk of this number."""
+"""From the samples of a chunk, and its number, to what each of them is measured at."""
 
 
 def filtered(c: Context, chosen: config.Filter) -> Outcome:
@@ -44,13 +44,15 @@ def filtered(c: Context, chosen: config.Filter) -> Outcome:
     by_question = judges.filtering(c, chosen.judged)
     base = _base(c) if chosen.loss is not None else None
 
-    measures = _measured(c, source, _takers(c, chosen, base, by_question))
+    measures = _measured(c, source, _by_chunk(c, chosen, base, by_question))
     if chosen.novelty is not None:
         measures["novelty"] = _novelty(c, source, chosen.novelty_tokens)
     limits = {judge.question: judge.verdict.threshold for judge in by_question}
     found = stage.verdicts(measures, chosen, limits, len(source))
-    for number, reason in _repeated(c, source, chosen, found).items():
-        found[number] = reason
+    if chosen.near_duplicates:
+        c.progress(0.8, "near-duplicates")
+        for number, reason in _repeated(c, source, chosen, found).items():
+            found[number] = reason
 
     thrown = stage.thrown_away(found, source.tokens.lengths)
     stage.check_budget(source.tokens.num_tokens, c.budget_tokens, thrown, c.variant)
@@ -69,45 +71,47 @@ def filtered(c: Context, chosen: config.Filter) -> Outcome:
     return counts, {"flops": _flops(c, source, chosen, base)}
 
 
-def _takers(
+def _by_chunk(
     c: Context,
     chosen: config.Filter,
     base: PreTrainedModel | None,
     by_question: Sequence[judges.Filtering],
 ) -> dict[str, Measure]:
-    """What takes each measure that needs a model or a judge, by its name."""
-    takers: dict[str, Measure] = {}
+    """By name, the measures that take a model or a judge."""
+    measures: dict[str, Measure] = {}
     if base is not None:
-        takers["loss"] = lambda rows, _: _loss(c, base, rows)
+        measures["loss"] = lambda rows, _: _loss(c, base, rows)
     if chosen.similarity is not None:
-        takers["similarity"] = lambda rows, _: _similarity(c, rows)
+        measures["similarity"] = lambda rows, _: _similarity(c, rows)
     for judge in by_question:
-        takers[judge.question] = judge.scores
-    return takers
+        measures[judge.question] = judge.scores
+    return measures
 
 
 def _measured(
     c: Context,
     source: Synthetic,
-    takers: Mapping[str, Measure],
+    measures: Mapping[str, Measure],
 ) -> dict[str, Float[np.ndarray, " sample"]]:
     """What every sample is measured at, by name, a chunk at a time."""
+    if not measures:
+        return {}
     shards = Shards(c.folder / WORK / "measured")
     chunks = len(source.chunks)
 
     def write(number: int, out: Path) -> dict[str, Any]:
         rows = source.of_chunk(number)
-        for name, take in takers.items():
-            save_array(out / f"{name}.npy", np.asarray(take(rows, number), np.float64))
+        for name, measure in measures.items():
+            save_array(out / f"{name}.npy", np.asarray(measure(rows, number), np.float64))
         return {"samples": len(rows)}
 
-    values: dict[str, list[np.ndarray]] = {name: [] for name in takers}
-    for number in range(chunks if takers else 0):
+    values: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in measures}
+    for number in range(chunks):
         shards.write(number, partial(write, number))
         for name, of_chunks in values.items():
             of_chunks.append(load_array(shards.path(number) / f"{name}.npy"))
         c.progress(0.8 * (number + 1) / chunks, f"{number + 1:,} of {chunks:,} chunks measured")
-    return {name: np.concatenate([np.empty(0), *arrays]) for name, arrays in values.items()}
+    return {name: np.concatenate(of_chunks) for name, of_chunks in values.items()}
 
 
 def _base(c: Context) -> PreTrainedModel:
@@ -156,9 +160,10 @@ def _blocks(tokens: Tokens) -> Iterator[range]:
     start = 0
     while start < len(tokens):
         most = tokens.bounds[start] + _BLOCK_TOKENS
-        stop = int(np.searchsorted(tokens.bounds, most, side="right")) - 1
-        yield range(start, max(start + 1, stop))
-        start = max(start + 1, stop)
+        fits = int(np.searchsorted(tokens.bounds, most, side="right")) - 1
+        stop = max(start + 1, fits)
+        yield range(start, stop)
+        start = stop
 
 
 def _repeated(
@@ -171,9 +176,6 @@ def _repeated(
     from synthboot.stages import duplicates
     from synthboot.stages.filter import REPEATED, repeated
 
-    if not chosen.near_duplicates:
-        return {}
-    c.progress(0.8, "near-duplicates")
     tokenizer = c.corpus.tokenizer
     left = [number for number, verdict in enumerate(found) if verdict == KEPT]
     samples = Decoded(source.tokens, tokenizer, left)
@@ -181,6 +183,7 @@ def _repeated(
     if "corpus" not in chosen.near_duplicates:
         documents = documents.head(0)
     corpus = Decoded(documents, tokenizer)
+
     work = c.folder / WORK
     of_corpus = duplicates.signatures(corpus, work / "corpus")
     pairs = duplicates.near(samples, corpus, of_corpus, work / "both")
@@ -204,23 +207,24 @@ def _write(
     vocab_size = c.corpus.tokenizer.vocab_size
     bounds = [*source.tokens.first_docs.tolist(), len(source)]
 
-    def writer(number: int) -> Callable[[Path], dict[str, Any]]:
+    def write(number: int, out: Path) -> dict[str, Any]:
         own = slice(bounds[number], bounds[number + 1])
         of_chunk = {name: values[own] for name, values in measures.items()}
-
-        def write(out: Path) -> dict[str, Any]:
-            documents = [source.tokens[doc] for doc in range(own.start, own.stop)]
-            chunk = source.chunks[number]
-            return dict(write_chunk(chunk, found[own], of_chunk, documents, vocab_size, out))
-
-        return write
+        documents = [source.tokens[doc] for doc in range(own.start, own.stop)]
+        chunk = source.chunks[number]
+        return dict(write_chunk(chunk, found[own], of_chunk, documents, vocab_size, out))
 
     shards = Shards(c.folder / CHUNKS)
     chunks = len(source.chunks)
-    for number, _ in shards.fill(chunks, lambda missing: map(writer, missing)):
+    docs = 0
+    tokens = 0
+    for number in range(chunks):
+        left = shards.write(number, partial(write, number))
+        docs += left["kept"]
+        tokens += left["tokens"]
         c.progress(0.9 + 0.1 * (number + 1) / chunks, "written")
-    written = [shards.counts(number) for number in range(chunks)]
-    return sum(of["kept"] for of in written), sum(of["tokens"] for of in written)
+    shards.close(chunks)
+    return docs, tokens
 
 
 def _flops(
@@ -265,6 +269,7 @@ def _error(judge: judges.Filtering) -> dict[str, Any]:
 
 
 def _account(samples: int, kept: int, thrown: Mapping[str, tuple[int, int]]) -> str:
+    """The line of `status`: what is left, and by reason what is thrown away."""
     reasons = [f"{docs:,} {why} ({tokens:,} tokens)" for why, (docs, tokens) in thrown.items()]
     away = "; ".join(reasons) or "nothing"
     return f"{kept:,} of {samples:,} samples left; thrown away: {away}"

@@ -31,7 +31,7 @@ _REFERENCES = 2
 _REFERENCE_CHARACTERS = LONGEST // 2
 _STRANGERS = 500
 _OTHERS = 2  # documents in the place of d1: as many as a judge has passes
-_STREAMS = 2  # of real pairs; those of synthetic text come after them
+_REAL_STREAMS = 2  # of random numbers for real pairs; those of synthetic text come after them
 _PAIRS = ("irrelevance", "copying")
 
 
@@ -45,19 +45,19 @@ def judged(
     was judged is kept.
     """
     to_ask = _to_ask(c, samples)
-    # who counts tokens, and has to share them with the others
-    sharing = sum(_counts_tokens(asking.judge) for asking in to_ask)
     budget = c.cfg.analyze.judge_tokens
-    left = math.inf if budget is None else float(budget)
+    tokens_left = math.inf if budget is None else float(budget)
+    # those that are still to have an equal share of these tokens
+    waiting = sum(_counts_tokens(asking.judge) for asking in to_ask)
 
     found = []
     by_text: list[JudgedText] = []
     with Record(c.folder / WORK / "judged.jsonl") as record:
         for asking in to_ask:
-            most = math.inf
+            most_tokens = math.inf
             if _counts_tokens(asking.judge):
-                most = left / sharing
-                sharing -= 1
+                most_tokens = tokens_left / waiting
+                waiting -= 1
             verdict = panel.judge(
                 asking.judge,
                 asking.question,
@@ -65,9 +65,9 @@ def judged(
                 asking.kinds,
                 record,
                 lambda words: c.progress(0.95, words),
-                most,
+                most_tokens,
             )
-            left = max(0.0, left - verdict.spent.tokens)
+            tokens_left = max(0.0, tokens_left - verdict.spent.tokens)
             found.append({**panel.as_json(verdict), "dollars": _dollars(c, verdict)})
             by_text += _by_text(verdict, asking.kinds)
     return found, by_text
@@ -89,11 +89,16 @@ def _to_ask(c: Context, samples: Mapping[str, Sequence[Sample]]) -> list[_Asking
     judges = [_judge(c, name, texts) for name in c.cfg.analyze.judges]
     to_ask = []
     for question in QUESTIONS:
-        cases, kinds = _asked(c, question, samples, texts)
+        able = [judge for judge in judges if judge.passes(question)]
+        if not able:
+            continue
+        cases, real = _known(c, question, texts)
         # without real pairs, or without vectors to find references by, nothing is known
-        if cases:
-            able = [judge for judge in judges if judge.passes(question)]
-            to_ask += [_Asking(judge, question, cases, kinds) for judge in able]
+        if not cases:
+            continue
+        kinds = _kinds(c, question, real, samples, texts)
+        for judge in able:
+            to_ask.append(_Asking(judge, question, cases, kinds))
     return to_ask
 
 
@@ -116,6 +121,7 @@ def _dollars(c: Context, verdict: panel.Verdict) -> float | None:
 def _by_text(verdict: panel.Verdict, kinds: Mapping[str, Sequence[Item]]) -> Iterator[JudgedText]:
     """What a judge gave every text that it was asked about."""
     for kind, scores in verdict.scores.items():
+        # a budget that ended leaves the last items without a score
         for item, score in zip(kinds[kind], scores, strict=False):
             yield JudgedText(
                 judge=verdict.judge,
@@ -143,7 +149,7 @@ class Filtering:
     def scores(self, rows: Sequence[Sample], chunk: int) -> Float[np.ndarray, " sample"]:
         """The score of every sample of a chunk."""
         has_d1 = conditional(self.texts.c.variant)
-        items = self.texts.sampled(rows, self.question, has_d1, _STREAMS, chunk)
+        items = self.texts.sampled(rows, self.question, has_d1, _REAL_STREAMS, chunk)
         return panel.scored(self.judge, self.question, items)
 
 
@@ -186,35 +192,33 @@ def _known(c: Context, question: Question, texts: _Texts) -> tuple[list[planted.
     return cases[: 2 * c.cfg.analyze.judge_cases], real[1::2]
 
 
-def _asked(
+def _kinds(
     c: Context,
     question: Question,
+    real: Sequence[Item],
     samples: Mapping[str, Sequence[Sample]],
     texts: _Texts,
-) -> tuple[list[planted.Case], dict[str, list[Item]]]:
-    """The cases of a question, and by kind of text the items to judge, real text first."""
-    cases, real = _known(c, question, texts)
+) -> dict[str, Sequence[Item]]:
+    """By kind of text the items to judge, real text first."""
     most = c.cfg.analyze.judge_items
     kinds = {"unseen real": real[:most]}
-    for kind, rows in samples.items():
-        if question in _PAIRS and not conditional(kind):
+    for stream, (kind, rows) in enumerate(samples.items(), _REAL_STREAMS):
+        has_d1 = conditional(kind)
+        if question in _PAIRS and not has_d1:
             continue
-        stream = _STREAMS + list(c.synthetic).index(kind)
-        items = texts.sampled(rows[:most], question, conditional(kind), stream)
+        items = texts.sampled(rows[:most], question, has_d1, stream)
         if items:
             kinds[kind] = items
-    return cases, kinds
+    return kinds
 
 
 def _judge(c: Context, name: str, texts: _Texts) -> Judge:
     """The judge of a name."""
     from synthboot.judges import reader, rules
-    from synthboot.judges.likelihood import Likelihood
 
     kind, _, model = name.partition(":")
-    device = c.cfg.engine.device
     if kind == "local":
-        local = reader.Local(model, device)
+        local = reader.Local(model, c.cfg.engine.device)
         files = c.outside.get(f"analyze.judges.{model}_files", [])
         return reader.Reader(name, local, {"model": model, "files": " ".join(files)})
     if kind == "server":
@@ -223,20 +227,28 @@ def _judge(c: Context, name: str, texts: _Texts) -> Judge:
         assert c.embedder is not None  # `Config` sees to that
         return rules.Nearness(c.embedder, c.cfg.embed.model)
     if kind == "likelihood":
-        folder = c.parents["tune/related"]
-        made = read_manifest(folder)
-        synthesizer = c.model("tune/related")
-        tuning = synthesizer.tuning
-        return Likelihood(
-            folder=synthesizer.best,
-            weights=f"tune/related {made.fingerprint if made else ''}",
-            seq_len=c.cfg.tune_seq_len,
-            d1_share=c.cfg.tune.d1_share,
-            device=device,
-            pointer=tuning.pointer if c.cfg.tune.pointer else None,
-            is_prompted=tuning.is_prompted,
-        )
+        return _likelihood(c)
     return rules.Rules(texts.strangers)
+
+
+def _likelihood(c: Context) -> Judge:
+    """The run's own synthesizer as a judge."""
+    from synthboot.judges.likelihood import Likelihood
+
+    role = "tune/related"
+    made = read_manifest(c.parents[role])
+    assert made is not None  # it was verified before this step began
+    synthesizer = c.model(role)
+    tuning = synthesizer.tuning
+    return Likelihood(
+        folder=synthesizer.best,
+        weights=f"{role} {made.fingerprint}",
+        seq_len=c.cfg.tune_seq_len,
+        d1_share=c.cfg.tune.d1_share,
+        device=c.cfg.engine.device,
+        pointer=tuning.pointer if c.cfg.tune.pointer else None,
+        is_prompted=tuning.is_prompted,
+    )
 
 
 @dataclass(frozen=True)
@@ -297,17 +309,24 @@ class _Texts:
         self, rows: Sequence[Sample], question: Question, has_d1: bool, *stream: int
     ) -> list[Item]:
         """Synthetic text, with what it takes to judge it; nothing where that is not there."""
+        if not rows:
+            return []
         texts = [row.text[:LONGEST] for row in rows]
         if question in _PAIRS:
             return self._pairs([row.d1 for row in rows], texts, *stream)
         if question != "nonfactual":
             return [Item(text) for text in texts]
+
         if self.c.embedder is not None:
-            return self._with_references(texts, self.c.embedder(texts)) if texts else []
+            return self._with_references(texts, self.c.embedder(texts))
+        # without vectors to find the nearest documents by, d1 is the one that is known to be near
         if not has_d1:
             return []
-        given = [self.corpus[row.d1][:_REFERENCE_CHARACTERS] for row in rows]
-        return [Item(text, references=(d1,)) for text, d1 in zip(texts, given, strict=True)]
+        items = []
+        for row, text in zip(rows, texts, strict=True):
+            d1 = self.corpus[row.d1][:_REFERENCE_CHARACTERS]
+            items.append(Item(text, references=(d1,)))
+        return items
 
     def _pairs(self, d1s: Sequence[int], texts: Sequence[str], *stream: int) -> list[Item]:
         """Pairs, each with random documents to compare d1 with."""

@@ -1,6 +1,9 @@
 import math
+import os
 import re
 import shutil
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Container
 from dataclasses import replace
@@ -93,6 +96,46 @@ def test_patience_stops_and_keeps_the_best(tmp_path: Path, tokenizer: Tokenizer)
         tokenizer,
     )
     assert (curve.step, curve.best_step, curve.best_loss) == (8, 4, 2.0)
+
+
+RANK = """
+import sys
+from pathlib import Path
+import torch
+from synthboot.data import tokenizer
+from synthboot.lm import parallel
+from synthboot.lm.train import Runtime, train
+from tests.lm.conftest import small_model
+from tests.lm.test_train import plan, settings
+group = parallel.join(torch.device("cpu"), shard=False)
+losses = iter([3.0, 2.0, 2.5, 2.6, 1.0] if group.main else [3.0, 2.9, 2.8, 2.7, 1.0])
+how = settings(eval_steps=(2, 4, 6, 8, 10), patience=2)
+curve = train(
+    small_model(), plan(10), how, lambda _: next(losses), Path(sys.argv[2]), tokenizer.load(sys.argv[1]), runtime=Runtime(group)
+)
+print(curve.step, curve.best_step, curve.best_loss)
+torch.distributed.destroy_process_group()
+"""
+"""One of two processes whose validation losses are not the same, as processors of two kinds round."""
+
+
+def test_processes_that_round_differently_keep_one_best_and_stop_together(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.save(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-c", RANK, str(tmp_path), str(tmp_path / "m")]
+    meet = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(command, env={**os.environ, **meet, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        assert [rank.communicate(timeout=240)[0] for rank in ranks] == ["8 4 2.0\n"] * 2
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
 
 
 def test_the_start_is_measured_but_is_never_the_best(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -599,7 +599,11 @@ class PairPlan:
         for row in range(self.rows):
             number, is_plain = self._source(step * self.rows + row)
             if is_plain:
-                self._fill_plain(row, number, inputs, targets, segments, positions)
+                tokens = _read_after(self.plain, number * self.seq_len, self.seq_len, self.form.end)
+                inputs[row] = tokens[:-1]
+                targets[row] = tokens[1:]
+                starts = inputs[row : row + 1] == self.form.end
+                segments[row], positions[row] = _by_document(starts)
                 continue
             filled = 0
             for segment, pair in enumerate(self._members(number), 1):
@@ -612,23 +616,6 @@ class PairPlan:
                 positions[row, columns] = np.arange(len(x))
                 filled += len(x)
         return Batch(inputs, targets, segments, positions)
-
-    def _fill_plain(
-        self,
-        row: int,
-        number: int,
-        inputs: np.ndarray,
-        targets: np.ndarray,
-        segments: np.ndarray,
-        positions: np.ndarray,
-    ) -> None:
-        """Write plain row `number` to row `row` of these."""
-        end = self.form.end
-        tokens = _read_after(self.plain, number * self.seq_len, self.seq_len, end)
-        inputs[row] = tokens[:-1]
-        targets[row] = tokens[1:]
-        starts = inputs[row : row + 1] == end
-        segments[row : row + 1], positions[row : row + 1] = _by_document(starts)
 
     def _given(self, pair: int) -> Integer[np.ndarray, " token"]:
         """What stands before a pair's d2: its d1, after others if there are to be several."""

@@ -422,7 +422,10 @@ class _Trainer:
                 model = cast(
                     "PreTrainedModel", parallel.ScoringView(self.module, self.model.config)
                 )
-            return measure(model)
+            found = measure(model)
+        # the first process': on unlike processors others may round to another best, or stop at
+        # another step, and would wait for each other for ever
+        return self.group.sum(found if self.group.main else 0.0)
 
     def _write_checkpoint(
         self,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from synthboot import api, loading, recipes
+from synthboot import api, loading, recipes, show
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.pairs import Searched
 from synthboot.artifacts.store import Manifest, read_manifest
@@ -255,20 +255,21 @@ def test_a_text_for_every_seed_is_drawn_by_one_synthesizer(tmp_path: Path) -> No
     kept = {name for name in before if before[name] == after[name]}
     assert kept >= {"pretrain/sbp/seed-4", "synthesize/related", "pretrain/repetition/seed-1"}
     assert before["pretrain/sbp/seed-1"] != after["pretrain/sbp/seed-1"]
-    assert {f"synthesize/{text}" for text in texts} <= set(own["evaluate"].parents)
+    for reader in ("evaluate", "report"):  # what was sampled is in the report's costs too
+        assert {f"synthesize/{text}" for text in texts} <= set(own[reader].parents)
     analysed = {name.partition("/")[2] for name in own["analyze"].parents if name.startswith("synthesize/")}
     assert analysed == first
 
 
 def test_a_run_with_a_text_for_every_seed(tmp_path: Path) -> None:
-    settings = tiny_config(tmp_path) | {"pretrain": {"seeds": [0, 1]}}
+    settings = tiny_config(tmp_path) | {"pretrain": {"seeds": [4, 1]}}
     run = api.Run(settings)
     run.run("evaluate")
     folder = run_folder(settings)
-    kept = folder / "07-pretrain" / "sbp" / "seed-0" / "manifest.json"
+    kept = folder / "07-pretrain" / "sbp" / "seed-4" / "manifest.json"
     shared, was_kept = run.synthetic(), kept.read_bytes()
 
-    own = api.Run(settings | {"pretrain": {"seeds": [0, 1], "text_per_seed": True}})
+    own = api.Run(settings | {"pretrain": {"seeds": [4, 1], "text_per_seed": True}})
     own.run()
     assert kept.read_bytes() == was_kept
     assert own.synthetic("sbp").kind == "related"
@@ -277,7 +278,24 @@ def test_a_run_with_a_text_for_every_seed(tmp_path: Path) -> None:
     assert len(other) > 4
     assert not set(other) & {sample.text for sample in shared}
     assert "2 seeds, each with a text of its own" in own.evaluate().verdict
-    assert set(own.export("synthetic", tmp_path / "away").parts) == {"related", "related,seed-1"}
+    page = (folder / "11-report" / "report.html").read_text("utf-8")
+    assert "seeds 4, 1, each with synthetic text of its own (measured here: that of the first)" in page
+    assert "synthesize/related,seed-1: " in page
+
+    # the text of an arm is that of the seed that stands first, not of the lowest
+    of_arm = show.examples(folder, "synthetic", 1_000, of="sbp")
+    assert ["".join(part for part, _ in example.texts["sampled d2"]) for example in of_arm] == [
+        sample.text for sample in shared
+    ]
+
+    card = own.export("synthetic", tmp_path / "away")
+    assert set(card.parts) == {"related", "related,seed-1"}
+    assert "that of seed 4 was measured" in (card.folder / "README.md").read_text("utf-8")
+    for seed, text, other_text in ((4, "`synthesize/related`", ",seed-1"), (1, "`synthesize/related,seed-1`", "related`")):
+        tokens = own.export("tokens", tmp_path / f"tokens-{seed}", arm="sbp", seed=seed)
+        words = (tokens.folder / "README.md").read_text("utf-8")
+        assert text in words
+        assert other_text not in words
 
 
 def test_whoever_is_taught_waits_for_the_teacher_of_its_seed_and_goes_stale_with_it(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ class Run:
 
     def synthetic(self, of: str = "related") -> SyntheticTexts:
         """The synthetic text that an arm reads, or of a kind: `related`, `random_pairs`, `scratch`,
-        `unconditional`.
+        `unconditional`. With `pretrain.text_per_seed` an arm's is that of the first seed; those of
+        others are called `related,seed-1`.
 
         Raises ConfigError for an arm that reads none, MissingArtifact for what is neither an arm
         nor a kind that one reads.

@@ -316,6 +316,7 @@ class _Recipes:
             **models,
             **scores,
             **upstream,
+            **synthetic,  # all of it was paid for
         }
         if synthetic:
             roles["analyze"] = self.analyze({**self.corpus, "base": base, **upstream})

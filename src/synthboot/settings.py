@@ -3,7 +3,8 @@
 `READS` declares, stage by stage, the settings that decide what an artifact holds. A stage is handed
 `view`, a configuration that has these and no others: reading another one raises UndeclaredSetting,
 so that nothing can be read that the fingerprint does not hold. `RUNTIME` says where and how work
-runs; every stage may read it, and it is in no fingerprint.
+runs; every stage may read it, and it is in no fingerprint. `WATCHING`, which is declared as all
+else, is in none either.
 """
 
 from __future__ import annotations

@@ -416,12 +416,14 @@ def _kind(run: Path, of: str | None) -> str:
     if of in kinds.values():
         return of
 
-    by_arm: dict[str, str] = {}  # what its first seed read
+    by_arm: dict[str, str] = {}
     for path in sorted(folder_of(run, "pretrain").glob(f"*/*/{store.MANIFEST}")):
         manifest = store.read_manifest(path.parent)
         read = None if manifest is None else manifest.parents.get("synthesize")
         if read in kinds:
-            by_arm.setdefault(path.parent.parent.name, kinds[read])
+            arm, kind = path.parent.parent.name, kinds[read]
+            # of texts for each seed that of the first, which alone has no seed in its name
+            by_arm[arm] = min(by_arm.get(arm, kind), kind, key=len)
     if of not in by_arm:
         there = ", ".join([*sorted(kinds.values()), *by_arm]) or "none yet"
         raise ConfigError(f"show: --of {of}: there is no such synthetic text; there is {there}")

@@ -135,6 +135,27 @@ def test_caps_keep_the_most_similar_and_hubs_are_reported() -> None:
     assert several.chosen.dropped["over_max_per_d1"] == 41 * 4
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 5])
+@pytest.mark.parametrize("side", ["d1", "d2"])
+def test_a_cap_keeps_what_ranking_all_pairs_of_each_document_keeps(side: str, most: int) -> None:
+    """Of directions of few whole numbers, of which many are as similar as others."""
+    whole = np.random.default_rng(1).integers(-1, 2, (40, 6))
+    vectors = unit(whole + np.eye(6)[0] / 2)
+    cfg = config.Pair(num_neighbors=6, min_similarity=-1, heldout_share=0, max_per_d1=None, max_per_d2=None)
+    free = pair(vectors, distinct_texts(40), cfg)
+    group, other = (free.d1, free.d2) if side == "d1" else (free.d2, free.d1)
+    assert len(set(free.similarity.tolist())) < len(free) / 2
+    assert side == "d1" or most + 1 in np.bincount(group)  # one too many
+
+    expected = set()
+    for document in set(group.tolist()):
+        of_document = [(-free.similarity[i], other[i], i) for i in np.flatnonzero(group == document).tolist()]
+        expected |= {(int(free.d1[i]), int(free.d2[i])) for _, _, i in sorted(of_document)[:most]}
+    capped = pair(vectors, distinct_texts(40), cfg.model_copy(update={f"max_per_{side}": most}))
+    assert set(zip(capped.d1.tolist(), capped.d2.tolist(), strict=True)) == expected
+    assert capped.chosen.dropped[f"over_max_per_{side}"] == len(free) - len(expected)
+
+
 def test_documents_of_one_source_are_not_paired() -> None:
     vectors, group = clustered()
     cfg = config.Pair(num_neighbors=8, min_similarity=0.0, heldout_share=0)

@@ -150,7 +150,8 @@ def mixture_card(run: Finished, record: Mapping[str, Any], license: str | None) 
     if record["taught_by"]:
         teacher = code(record["taught_by"])
         notes.append(f"The targets of {teacher}, which teaches the arm, are not in here.")
-    written = run.written(record["arm"]) if record["synthetic_tokens"] else []
+    reads_synthetic = record["synthetic_tokens"] > 0
+    written = run.written(record["arm"], record["seed"]) if reads_synthetic else []
     dtype, width = record["dtype"], record["row_tokens"]
     return _page(
         _header(license, {}),
@@ -320,6 +321,12 @@ def _quality(run: Finished) -> list[str]:
     rows = [[name, *cells] for name, cells in table["rows"].items()]
     header = ["", *(code(kind) for kind in table["headers"])]
     counts = "Counts that anyone can repeat; *unseen real* is the bar."
+    pretrain = run.cfg.pretrain
+    if pretrain.text_per_seed and len(pretrain.seeds) > 1:
+        counts += (
+            f" Of the texts that seeds have of their own, that of seed {pretrain.seeds[0]} was "
+            f"measured; the others are further draws of the same synthesizers."
+        )
     judged = (run.analysis or {}).get("judged")
     if not judged:
         return ["## Quality", f"{counts} Truth was not judged.", *_table(header, rows)]

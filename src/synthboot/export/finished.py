@@ -106,8 +106,9 @@ class Finished:
         """The unit that holds the model of an arm and seed."""
         return recipes.model_of(self.plan, arm, seed)
 
-    def written(self, arm: str | None) -> list[str]:
-        """The units whose synthetic text this arm reads, or any arm: that of the first seed first.
+    def written(self, arm: str | None, seed: int | None = None) -> list[str]:
+        """The units whose synthetic text this arm reads with a seed or, that of the first first,
+        with any; or any arm.
 
         Raises ConfigError where there is none.
         """
@@ -116,8 +117,8 @@ class Finished:
         else:
             [name] = self.arms(arm)
             texts: dict[str, None] = {}  # in the order of seeds, which may share one
-            for seed in self.cfg.pretrain.seeds:
-                unit = self.plan[self.model(name, seed)]
+            for number in self.seeds(seed):
+                unit = self.plan[self.model(name, number)]
                 # what a sweep has chosen stands beside the trials, which read the text
                 for reader in (unit, *(self.plan[parent] for parent in unit.parents.values())):
                     if "synthesize" in reader.parents:

@@ -60,8 +60,8 @@ SYNTHETIC_COLUMNS: Mapping[str, str] = {
     "finish": "why it ended: `end` by itself, `length` cut off",
     "mean_logprob": "mean log-probability of its tokens, by the model that wrote it",
     "tokens": "its length in tokens of the arms",
-    "kind": "what it is: `related`, `random_pairs`, `scratch`, `unconditional`, by round and "
-    "filter",
+    "kind": "what it is: `related`, `random_pairs`, `scratch`, `unconditional`, by round, seed "
+    "and filter",
     "synthesizer": "the artifact of the model that wrote it",
     "external": "the model from outside the corpus that it was tuned from, if it was",
     "run": "the run",

@@ -1,17 +1,22 @@
 """Every arm is a recipe: what it shares, what it refuses, and one run of all of them on a tiny world."""
 
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from synthboot import api, loading, recipes, show
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.pairs import Searched
 from synthboot.artifacts.store import Manifest, read_manifest
+from synthboot.artifacts.synthetic import Synthetic
 from synthboot.data.disk import read_json
 from synthboot.errors import ConfigError
 from synthboot.export.export import export
+from synthboot.rng import rng
 from synthboot.runner import cost
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.state import states
@@ -263,6 +268,8 @@ def test_a_text_for_every_seed_is_drawn_by_one_synthesizer(tmp_path: Path) -> No
 
 def test_a_run_with_a_text_for_every_seed(tmp_path: Path) -> None:
     settings = tiny_config(tmp_path) | {"pretrain": {"seeds": [4, 1]}}
+    swept = {"synthetic": "related", "share": 0.2, "sweep": {"lr": [0.01, 0.005]}}
+    settings["arms"] = {**settings["arms"], "swept": swept}
     run = api.Run(settings)
     run.run("evaluate")
     folder = run_folder(settings)
@@ -291,11 +298,17 @@ def test_a_run_with_a_text_for_every_seed(tmp_path: Path) -> None:
     card = own.export("synthetic", tmp_path / "away")
     assert set(card.parts) == {"related", "related,seed-1"}
     assert "that of seed 4 was measured" in (card.folder / "README.md").read_text("utf-8")
-    for seed, text, other_text in ((4, "`synthesize/related`", ",seed-1"), (1, "`synthesize/related,seed-1`", "related`")):
-        tokens = own.export("tokens", tmp_path / f"tokens-{seed}", arm="sbp", seed=seed)
-        words = (tokens.folder / "README.md").read_text("utf-8")
-        assert text in words
-        assert other_text not in words
+    kinds = {4: "related", 1: "related,seed-1"}
+    for arm, seed in itertools.product(("sbp", "swept"), kinds):
+        exported = own.export("tokens", tmp_path / f"{arm}-{seed}", arm=arm, seed=seed)
+        named = re.findall(r"`synthesize/(\S+)`", (exported.folder / "README.md").read_text("utf-8"))
+        assert named == [kinds[seed]]
+        part = exported.parts[arm]
+        rows = np.fromfile(exported.folder / "tokens.ds", part["dtype"]).reshape(-1, part["row_tokens"])
+        written = rows[np.load(exported.folder / "sources.npy") == 1, 1:].ravel().tolist()
+        texts = Synthetic.open(folder / "06-synthesize" / kinds[seed]).tokens
+        first = texts[int(rng(seed, "plan.synthetic", 0).permutation(len(texts))[0])].tolist()
+        assert written[: len(first)] == first
 
 
 def test_whoever_is_taught_waits_for_the_teacher_of_its_seed_and_goes_stale_with_it(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from synthboot.errors import ConfigError, LockedRun, MissingArtifact
 from synthboot.recipes import folder_of, units
 from synthboot.runner import executor
 from synthboot.runner.graph import fingerprints, needed
-from synthboot.runner.unit import make
+from synthboot.runner.unit import has_items, make
 from tests.conftest import contents, run_folder, unmake
 
 STAGES = ("corpus", "embed", "pair", "synthesize", "score")
@@ -57,6 +57,19 @@ def test_parts_in_any_order_and_a_last_call_leave_the_bytes_of_a_run(tiny: dict[
         executor.run(cfg, stage)
         assert executor.run_part(cfg, stage, Part(1, 2)) == []  # nothing is left to do
     assert contents(own) == contents(tiny)
+
+
+def test_what_is_sampled_has_parts_whatever_it_is_called(tiny: dict[str, Any]) -> None:
+    arms = {**tiny["arms"], "random": {"synthetic": "random_pairs", "share": 0.2}}
+    plan = units(loading.load({**tiny, "arms": arms}))
+    assert {"pair/random_pairs", "synthesize/random_pairs"} <= set(plan)
+    assert {name for name, unit in plan.items() if has_items(unit)} == {
+        "corpus",
+        "embed",
+        "pair/related",
+        "synthesize/related",
+        "synthesize/random_pairs",
+    }
 
 
 def test_a_part_makes_its_items_and_no_others(own: dict[str, Any]) -> None:

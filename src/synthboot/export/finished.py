@@ -119,8 +119,10 @@ class Finished:
             texts: dict[str, None] = {}  # in the order of seeds, which may share one
             for number in self.seeds(seed):
                 unit = self.plan[self.model(name, number)]
-                # what a sweep has chosen stands beside the trials, which read the text
-                for reader in (unit, *(self.plan[parent] for parent in unit.parents.values())):
+                readers = [unit]
+                if unit.options.get("ready"):  # the trials of its sweep read the text
+                    readers = [self.plan[parent] for parent in unit.parents.values()]
+                for reader in readers:
                     if "synthesize" in reader.parents:
                         texts[reader.parents["synthesize"]] = None
             found = list(texts)

@@ -89,10 +89,9 @@ def _recipe(run: Finished, unit: Unit) -> config.Arm:
 def _plan(run: Finished, unit: Unit, recipe: config.Arm, seed: int) -> Plan:
     """The batches of an arm, as its training has them."""
     reader = unit
-    for parent in unit.parents.values():
-        # the model that a sweep has chosen stands beside its trials, which read the text
-        if unit.recipe is not None and unit.recipe.sweep and run.plan[parent].recipe == recipe:
-            reader = run.plan[parent]
+    if unit.options.get("ready"):  # one of the trials of its sweep, which read the text
+        trials = (run.plan[parent] for parent in unit.parents.values())
+        reader = next((trial for trial in trials if trial.recipe == recipe), unit)
     for parent in reader.parents.values():
         run.made(parent)
 

@@ -30,7 +30,7 @@ ITEMS = ("corpus", "embed", "pair", "synthesize")
 DEALT = ("pretrain", "score")
 """Stages of many artifacts, of which each part makes some."""
 
-_WITHOUT_ITEMS = (EXTERNAL, "random_pairs")
+_WITHOUT_ITEMS = (f"corpus/{EXTERNAL}", "pair/random_pairs")
 
 _PATIENCE = 120.0
 """Seconds to wait for the worker of a killed run, which may take a moment to go, or on a node that
@@ -43,8 +43,8 @@ def has_workers(unit: Unit) -> bool:
 
 
 def has_items(unit: Unit) -> bool:
-    """Whether parts of the unit are made side by side; some variants are made in one go."""
-    return unit.stage in ITEMS and unit.variant not in _WITHOUT_ITEMS and not is_filter(unit)
+    """Whether parts of the unit are made side by side; some are made in one go."""
+    return unit.stage in ITEMS and unit.name not in _WITHOUT_ITEMS and not is_filter(unit)
 
 
 @runtime_checkable

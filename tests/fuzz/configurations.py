@@ -200,7 +200,6 @@ def fuzzer(place: Path) -> Iterator[Fuzzer[tuple[bytes, list[str]]]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr(machines, "core_flops", lambda _: 1e9)  # neither is about reading, both take a while
         patch.setattr(precision, "undecided", lambda cfg: False)
         yield Fuzzer("configuration", inputs(), check)

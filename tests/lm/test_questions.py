@@ -137,7 +137,6 @@ def both(
     ours["shots"] = with_examples(model, tokenizer, place)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", str(place / "cache"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         theirs = questions.harness(folder, [f"own_{kind}" for kind in ours], str(place), "cpu")
     return {kind: (answers, theirs[f"own_{kind}"]) for kind, answers in ours.items()}
 

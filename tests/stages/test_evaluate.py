@@ -115,8 +115,8 @@ def test_three_seeds_need_no_caution_and_one_does() -> None:
 def test_a_claim_over_seeds_is_about_the_text_that_they_read() -> None:
     assert "and 3 seeds, of this synthetic text" in scored(2.8, seeds=3).verdict
     assert "this synthetic text" not in scored(2.8, seeds=1).verdict  # it says that nothing is known of seeds
-    own = verdict(scored(2.8, seeds=3).arms, {"repetition": "repetition", "sbp": "method"}, 3, 0.95, text_per_seed=True)
-    assert "and 3 seeds, each with a text of its own" in own
+    compared = scored(2.8, seeds=3)
+    assert "and 3 seeds, each with a text of its own" in verdict(compared.arms, compared.kinds, 3, 0.95, text_per_seed=True)
 
 
 def test_what_an_arm_is_its_recipe_says_and_not_its_name() -> None:

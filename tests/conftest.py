@@ -19,7 +19,6 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads wait for each other for ages beside other work
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what it does by itself, with a warning
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when it is imported: no test asks a hub, nor waits for one
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports it: the loops of a GPU run on a CPU then
 

@@ -53,9 +53,13 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":
-            from importlib.metadata import version  # takes longer than all else here
+            # takes longer than all else here
+            from importlib.metadata import PackageNotFoundError, version
 
-            return version("synthboot")
+            try:
+                return version("synthboot")
+            except PackageNotFoundError:  # a checkout on the path
+                raise AttributeError("synthboot is not installed, and has no version") from None
         if name not in _NAMES:
             raise AttributeError(f"module 'synthboot' has no attribute {name!r}")
         module = import_module(_NAMES[name])

@@ -192,7 +192,6 @@ class _Recipes:
         self.known = Hashes(cfg.folder)
         self.units: dict[str, Unit] = {}
         self.tune_trials: set[str] = set()
-        self.later_texts: set[str] = set()
         self.first = cfg.pretrain.seeds[0]
         given = self.given("model.init_from", cfg.model.init_from)
         corpus = cfg.corpus
@@ -295,10 +294,10 @@ class _Recipes:
         upstream = {}
         synthetic = {}
         for name, unit in self.units.items():
-            # a trial is seen through the unit that its sweep chose, other texts of a writer in
-            # the first
+            # a trial is seen through the unit that its sweep chose, a writer through the text of
+            # the first seed
             makes_text = unit.stage in ("embed", "pair", "synthesize", "tune")
-            if makes_text and name not in self.tune_trials | self.later_texts:
+            if makes_text and name not in self.tune_trials and "text_of_seed" not in unit.options:
                 upstream[name] = name
             if unit.stage == "synthesize":
                 synthetic[name] = name
@@ -480,20 +479,21 @@ class _Recipes:
         if cfg.tune.contexts > 1 and kind != "unconditional":
             # the documents beside d1 come from the pairs that it was tuned on
             parents["pair"] = self.units[synthesizer].parents["pair"]
-        is_later = cfg.pretrain.text_per_seed and seed != self.first
-        draw: dict[str, Any] = {"text_of_seed": seed} if is_later else {}
         sampled = self.add(
             "synthesize",
             cfg.sampled_of(arm, seed),
             parents,
             budget_tokens=self.tokens(most),
-            **draw,
+            **self.draw(arm, seed),
         )
         # what a filter leaves lies beside what it chooses from
-        text = self.filtered(arm, seed, sampled) if arm.filter.chooses else sampled
-        if is_later:
-            self.later_texts |= {sampled, text}
-        return text
+        return self.filtered(arm, seed, sampled) if arm.filter.chooses else sampled
+
+    def draw(self, arm: config.Arm, seed: int) -> dict[str, Any]:
+        """The option of a text that is for this seed alone; none of the one that its writer is
+        known by."""
+        has_own = self.cfg.sampled_of(arm, seed) != self.cfg.writer_of(arm)
+        return {"text_of_seed": seed} if has_own else {}
 
     def tokens(self, share: float) -> int:
         """Synthetic tokens of an arm with such a share, and of the row that it ends in."""
@@ -531,6 +531,7 @@ class _Recipes:
             reads=reads,
             budget_tokens=self.tokens(most),
             filter=chosen,
+            **self.draw(arm, seed),
         )
 
     def synthesizer(

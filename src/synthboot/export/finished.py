@@ -106,6 +106,13 @@ class Finished:
         """The unit that holds the model of an arm and seed."""
         return recipes.model_of(self.plan, arm, seed)
 
+    def readers(self, unit: recipes.Unit) -> list[recipes.Unit]:
+        """The units that read the text of a model: itself, or the trials of its sweep where one of
+        them is this model already."""
+        if not unit.options.get("ready"):
+            return [unit]
+        return [self.plan[name] for role, name in unit.parents.items() if role.startswith("trial/")]
+
     def written(self, arm: str | None, seed: int | None = None) -> list[str]:
         """The units whose synthetic text this arm reads with a seed or, that of the first first,
         with any; or any arm.
@@ -118,11 +125,7 @@ class Finished:
             [name] = self.arms(arm)
             texts: dict[str, None] = {}  # in the order of seeds, which may share one
             for number in self.seeds(seed):
-                unit = self.plan[self.model(name, number)]
-                readers = [unit]
-                if unit.options.get("ready"):  # the trials of its sweep read the text
-                    readers = [self.plan[parent] for parent in unit.parents.values()]
-                for reader in readers:
+                for reader in self.readers(self.plan[self.model(name, number)]):
                     if "synthesize" in reader.parents:
                         texts[reader.parents["synthesize"]] = None
             found = list(texts)

@@ -88,10 +88,8 @@ def _recipe(run: Finished, unit: Unit) -> config.Arm:
 
 def _plan(run: Finished, unit: Unit, recipe: config.Arm, seed: int) -> Plan:
     """The batches of an arm, as its training has them."""
-    reader = unit
-    if unit.options.get("ready"):  # one of the trials of its sweep, which read the text
-        trials = (run.plan[parent] for parent in unit.parents.values())
-        reader = next((trial for trial in trials if trial.recipe == recipe), unit)
+    # a later seed of a sweep has no trial, and read the text itself
+    reader = next((one for one in run.readers(unit) if one.recipe == recipe), unit)
     for parent in reader.parents.values():
         run.made(parent)
 

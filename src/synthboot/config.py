@@ -295,6 +295,9 @@ class Engine(Section):
     shard: Switch = False
     """With `processes`: shard the weights over the processes (FSDP2) instead of replicating them
     (DDP). They differ by rounding."""
+    checkpoint_minutes: float = Field(default=30.0, gt=0, le=100_000)
+    """Minutes after which training writes a checkpoint between evaluations, each of which comes
+    with one: a killed run loses that much at most."""
     checkpoint_activations: Switch = False
     """Activation checkpointing: recompute activations in the backward pass. Less memory, a third
     more time."""

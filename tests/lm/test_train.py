@@ -44,7 +44,7 @@ def validate(model: Any) -> float:
     return score.documents(model, TEXTS, 16, 0).mean
 
 
-def killed_after(steps: int) -> Runtime:
+def killed_after(steps: int, **runtime: Any) -> Runtime:
     """A runtime in which training is killed so many steps after it began, before what follows the last of them."""
     taken = iter(range(steps, 0, -1))
 
@@ -52,7 +52,7 @@ def killed_after(steps: int) -> Runtime:
         if "loss" in figures and next(taken) == 1:
             raise Killed
 
-    return Runtime(watch=watch)
+    return Runtime(watch=watch, **runtime)
 
 
 def test_loss_falls_and_the_last_and_best_models_are_left_as_hugging_face_folders(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -85,6 +85,33 @@ def test_killed_at_any_step_and_resumed_gives_the_same_bytes(
     assert files(tmp_path / "m") == whole
 
 
+@pytest.mark.parametrize(("point", "checkpoint"), [(8, 4), (9, 8), (15, 8), (17, 16)])
+def test_between_evaluations_a_checkpoint_is_written_by_the_clock(
+    tmp_path: Path, tokenizer: Tokenizer, point: int, checkpoint: int
+) -> None:
+    how = settings(eval_steps=(4,))
+    at_once = killed_after(point, checkpoint_seconds=0.0)  # at every look at the clock
+    with pytest.raises(Killed):
+        train(small_model(), plan(20), how, validate, tmp_path / "m", tokenizer, runtime=at_once)
+    assert [path.name for path in (tmp_path / "m" / "work").glob("checkpoint-*")] == [f"checkpoint-{checkpoint:08d}"]
+    train(small_model(seed=99), plan(20), how, validate, tmp_path / "m", tokenizer)
+    train(small_model(), plan(20), how, validate, tmp_path / "undisturbed", tokenizer)
+    assert files(tmp_path / "m") == files(tmp_path / "undisturbed")
+
+
+def test_weights_that_are_no_numbers_do_not_take_the_place_of_a_checkpoint(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    model = small_model()
+    taken = iter(range(1, 20))
+
+    def break_at_eight(_: int, figures: Any) -> None:
+        if "loss" in figures and next(taken) == 8:
+            next(model.parameters()).data.fill_(torch.nan)
+
+    how, runtime = settings(eval_steps=(4,)), Runtime(watch=break_at_eight, checkpoint_seconds=0.0)
+    with pytest.raises(TrainingError, match=r"loss nan.* at step 9 of 20.*the last good checkpoint is .*-00000004"):
+        train(model, plan(20), how, validate, tmp_path / "m", tokenizer, runtime=runtime)
+
+
 def test_patience_stops_and_keeps_the_best(tmp_path: Path, tokenizer: Tokenizer) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.6, 1.0])
     curve = train(
@@ -99,6 +126,7 @@ def test_patience_stops_and_keeps_the_best(tmp_path: Path, tokenizer: Tokenizer)
 
 
 RANK = """
+import math
 import sys
 from pathlib import Path
 import torch
@@ -109,14 +137,15 @@ from tests.lm.conftest import small_model
 from tests.lm.test_train import plan, settings
 group = parallel.join(torch.device("cpu"), shard=False)
 losses = iter([3.0, 2.0, 2.5, 2.6, 1.0] if group.main else [3.0, 2.9, 2.8, 2.7, 1.0])
-how = settings(eval_steps=(2, 4, 6, 8, 10), patience=2)
+how = settings(eval_steps=(2, 4, 6, 9, 10), patience=2)
+runtime = Runtime(group, checkpoint_seconds=0.0 if group.main else math.inf)
 curve = train(
-    small_model(), plan(10), how, lambda _: next(losses), Path(sys.argv[2]), tokenizer.load(sys.argv[1]), runtime=Runtime(group)
+    small_model(), plan(10), how, lambda _: next(losses), Path(sys.argv[2]), tokenizer.load(sys.argv[1]), runtime=runtime
 )
 print(curve.step, curve.best_step, curve.best_loss)
 torch.distributed.destroy_process_group()
 """
-"""One of two processes whose validation losses are not the same, as processors of two kinds round."""
+"""One of two processes whose validation losses are not the same, as processors of two kinds round, nor their clocks."""
 
 
 def test_processes_that_round_differently_keep_one_best_and_stop_together(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -131,7 +160,7 @@ def test_processes_that_round_differently_keep_one_best_and_stop_together(tmp_pa
         for rank in range(2)
     ]
     try:
-        assert [rank.communicate(timeout=240)[0] for rank in ranks] == ["8 4 2.0\n"] * 2
+        assert [rank.communicate(timeout=240)[0] for rank in ranks] == ["9 4 2.0\n"] * 2
     finally:
         for rank in ranks:
             rank.kill()
@@ -397,7 +426,7 @@ def test_divergence_names_the_step_and_the_checkpoint(tmp_path: Path, tokenizer:
 
     with pytest.raises(
         TrainingError,
-        match=r"loss nan.* at step 5 of 8, on real documents \d.*; lower optim.lr \(0\.01\); .*checkpoint-00000004",
+        match=r"loss nan.* at step 5 of 8, on real documents \d.*; lower optim.lr \(0\.01\); .*checkpoint-00000002",
     ):
         train(model, plan(), settings(), poison, tmp_path / "m", tokenizer)
 

@@ -29,6 +29,7 @@ OTHER = {
     "device": "auto",
     "jobs": 1,
     "checkpoint_activations": True,
+    "checkpoint_minutes": 1e-4,
     "sample_batch": 3,
     "track": ["tensorboard"],
 }

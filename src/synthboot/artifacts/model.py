@@ -45,8 +45,8 @@ class Curve:
 
     `train` rows are [tokens, mean loss since the last row, gradient norm, lr]; `validation` rows
     are [tokens, loss], `copying` rows [tokens, copy score] where that is taken; `best_step` counts
-    optimizer steps done. `recent` are the losses of the last steps, by which a leap is told: of
-    checkpoints alone.
+    optimizer steps done. Checkpoints alone have `recent`, the losses of the last steps, by which a
+    leap is told, and `unreported`, those of the steps since the last row of `train`.
     """
 
     step: int = 0
@@ -58,6 +58,7 @@ class Curve:
     validation: list[list[int | float]] = field(default_factory=list)
     copying: list[list[int | float]] = field(default_factory=list)
     recent: Annotated[list[float], Field(exclude=True)] = field(default_factory=list)
+    unreported: Annotated[list[float], Field(exclude=True)] = field(default_factory=list)
 
     @property
     def last_loss(self) -> float:
@@ -256,8 +257,9 @@ class Model:
     def save_curve(self, curve: Curve) -> None:
         """Write what `curve` reads."""
         values = asdict(curve)
-        if not curve.recent:
-            del values["recent"]
+        for name in ("recent", "unreported"):
+            if not values[name]:
+                del values[name]
         write_json(self.folder / _CURVE, values)
 
     def save_token_counts(self, counts: TokenCounts) -> None:

@@ -180,7 +180,13 @@ def runtime_of(cfg: config.Config, folder: Path) -> Runtime:
         name = "-".join(folder.relative_to(cfg.folder).parts)
     trackers = engine.track if group.main else []  # once, not by every process
     watch = track.watch(trackers, cfg.folder / "track", cfg.name, name)
-    return Runtime(group, engine.checkpoint_activations, engine.compile, watch)
+    return Runtime(
+        group,
+        engine.checkpoint_activations,
+        engine.compile,
+        watch,
+        checkpoint_seconds=60 * engine.checkpoint_minutes,
+    )
 
 
 def train_arm(

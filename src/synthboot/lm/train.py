@@ -53,6 +53,9 @@ alike."""
 _USUAL_STEPS = 50
 """Steps whose mean loss a loss is compared with, to find a spike."""
 
+_CLOCK_STEPS = 8
+"""Steps between two looks at the clock: processes that train together ask the first one for it."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -89,12 +92,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where a model trains, which does not change what it learns but for rounding."""
+    """Where a model trains, which does not change what it learns but for rounding.
+
+    Between evaluations a checkpoint is written every `checkpoint_seconds`.
+    """
 
     group: Group = ALONE
     checkpoint_activations: bool = False
     compile: str = "off"
     watch: Watch = unwatched
+    checkpoint_seconds: float = math.inf
 
 
 def train(
@@ -141,14 +148,13 @@ def train(
 
     started = time.monotonic()
     first = curve.step
-    losses: list[float] = []  # since the last evaluation
     # from the checkpoint: what leapt would be the usual thing to a run that began without
     recent = deque(curve.recent, maxlen=_USUAL_STEPS)
     while curve.step < batches.steps and not _exhausted(curve, settings):
         loss, norm = trainer.step()
-        losses.append(loss)
         trainer.check(loss, norm, recent)
         recent.append(loss)
+        curve.unreported.append(loss)
         curve.step += 1
 
         tokens = curve.step * batches.batch_tokens
@@ -172,11 +178,15 @@ def train(
 
         # after the last step in any case, so that the curve ends with a validation loss
         if curve.step in settings.eval_steps or curve.step == batches.steps:
-            curve.train.append([tokens, sum(losses) / len(losses), norm, lr])
-            losses = []
+            mean = sum(curve.unreported) / len(curve.unreported)
+            curve.train.append([tokens, mean, norm, lr])
+            curve.unreported = []
             curve.recent = list(recent)
             trainer.evaluate()
             runtime.watch(tokens, {"validation_loss": curve.validation[-1][1]})
+        elif trainer.is_due():
+            curve.recent = list(recent)
+            trainer.checkpoint()
     return trainer.finish()
 
 
@@ -215,6 +225,7 @@ class _Trainer:
         self.tokenizer = tokenizer
         self.section = section
         self.group = runtime.group
+        self.checkpoint_seconds = runtime.checkpoint_seconds
         self.device = next(model.parameters()).device
 
         # before the model is wrapped or sharded, while its weights are still whole
@@ -251,6 +262,7 @@ class _Trainer:
         self.average = regularizers.WeightAverage(model) if averages else None
         self.curve = Curve()
         self.ahead: Batch | None = None
+        self.saved = time.monotonic()
         if latest is not None:
             self._resume(latest)
         self.group.wait()
@@ -398,12 +410,29 @@ class _Trainer:
                 if self.group.main:
                     best = self.work / f"best-{curve.best_step:08d}"
                     models.save(self._whole(), best, self.tokenizer)
+        self.checkpoint()
+
+    def is_due(self) -> bool:
+        """Whether so much time has passed that a checkpoint is to be written, by the clock of the
+        first process."""
+        if self.curve.step % _CLOCK_STEPS:
+            return False
+        late = time.monotonic() - self.saved >= self.checkpoint_seconds
+        return self.group.sum(float(late and self.group.main)) > 0
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint in the place of the older one.
+
+        All processes take part. Where weights are no numbers the older one stays: the next loss
+        stops the run.
+        """
         self._gather()
         state = _optimizer_state(self.model, self.optimizers)
         average = None if self.average is None else self.average.state()
-        if self.group.main:
+        if self.group.main and _is_finite(self.written):
             self._write_checkpoint(state, average)
         self.group.wait()
+        self.saved = time.monotonic()
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """While this lasts the model is the one that is measured and kept."""
@@ -663,6 +692,11 @@ def forward_backward(
 def _to(device: torch.device, array: np.ndarray) -> Tensor:
     # slices of a batch lie apart in memory; in one piece they are one copy to the device
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+def _is_finite(model: PreTrainedModel) -> bool:
+    """Whether all weights are numbers."""
+    return all(bool(weight.isfinite().all()) for weight in model.parameters())
 
 
 def _latest(folder: Path) -> Path | None:

@@ -1,4 +1,5 @@
-"""Shingle containment of pairs, and near-duplicates in a corpus, beside datasketch and rensa; one core, medians of three.
+"""Shingle containment of pairs, and near-duplicates in a corpus, beside datasketch and rensa; one core but where two threads are named, medians of
+three.
 
     python benchmarks/overlap.py ../shared/data/arxiv_cs.jsonl.zst           # needs benchmarks/requirements.txt
 
@@ -81,6 +82,7 @@ def containment(texts: list[str], pairs: int, rounds: int) -> dict[str, Any]:
 
     methods = {
         "synthboot": lambda: ngrams.pair_containments(tokens, tokens, d1, d2, 13),
+        "synthboot, two threads": lambda: ngrams.pair_containments(tokens, tokens, d1, d2, 13, threads=2),
         "Python sets": by_sets,
         "datasketch MinHash, 128": by_minhash,
     }

@@ -92,9 +92,11 @@ def test_no_documents_no_groups() -> None:
     assert len(ngrams.near_duplicate_groups(np.empty((0, 126), np.uint32), [], 0.8)) == 0
 
 
-@pytest.mark.parametrize("at_once", [1 << 23, 2_000])
+@pytest.mark.parametrize(("at_once", "threads"), [(1 << 23, 1), (2_000, 1), (2_000, 3)])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_containment_of_many_pairs_is_that_of_each(compiled: bool, at_once: int, without_kernels: Callable[[], None]) -> None:
+def test_containment_of_many_pairs_is_that_of_each(
+    compiled: bool, at_once: int, threads: int, without_kernels: Callable[[], None]
+) -> None:
     if not compiled:
         without_kernels()
     rng = np.random.default_rng(0)
@@ -104,7 +106,10 @@ def test_containment_of_many_pairs_is_that_of_each(compiled: bool, at_once: int,
     a, b = Tokens.of([[*t, 0] for t in texts]), Tokens.of([[*t, 0] for t in texts[::-1]])
     d1, d2 = rng.integers(0, len(texts), (2, 1_000))
     for one, other in ((a, a), (a, b)):
-        containments = ngrams.pair_containments(one, other, d1, d2, 13, at_once)
+        told: list[float] = []
+        containments = ngrams.pair_containments(one, other, d1, d2, 13, at_once, threads, told.append)
+        assert told == sorted(told)
+        assert told[-1] == 1
         for i in range(len(d1)):
             x, y = one[int(d1[i])][:-1], other[int(d2[i])][:-1]
             n = max(1, min(13, len(x), len(y)))

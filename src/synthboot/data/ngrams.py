@@ -9,7 +9,9 @@ sorted array. With 10^8 different n-grams, one comparison in 10^11 is wrong by a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -80,53 +82,80 @@ def pair_containments(
     d2: _Pairs,
     n: int,
     at_once: int = 1 << 23,
+    threads: int = 1,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> Float[np.ndarray, " pair"]:
     """Containment of the shingles of `a[d1[i]]` and `b[d2[i]]`, for every pair i.
 
     End tokens are left out. Where a document has fewer than `n` tokens, the pair is compared in
-    runs as long as the shorter one. Memory is 28 bytes for each of the `at_once` tokens that a run
-    of pairs has, and up to 92 for each token of the longest document of either side.
+    runs as long as the shorter one. Memory is 28 bytes for each of the `at_once` tokens that the
+    pairs in hand have, whatever the number of `threads`, and for each of these up to 92 for each
+    token of the longest document of either side. `progress` is told the share that is done.
     """
-    result = np.empty(len(d1))
     # One document of a pair is held for all pairs that it is in, the other read for each of them:
     # a long document that many short ones lie near must not be read for each.
     is_much_longer = b.lengths[d2] > _MUCH_LONGER * a.lengths[d1]
-    for held, others, x, y, chosen in (
-        (a, b, d1, d2, np.flatnonzero(~is_much_longer)),
-        (b, a, d2, d1, np.flatnonzero(is_much_longer)),
-    ):
+    first_held = _Side(a, b, d1, d2, n)
+    second_held = _Side(b, a, d2, d1, n)
+    most = max(1, at_once // threads)
+    runs = [
+        *first_held.runs(np.flatnonzero(~is_much_longer), most),
+        *second_held.runs(np.flatnonzero(is_much_longer), most),
+    ]
+
+    result = np.empty(len(d1))
+    done = 0
+    # threads, since the compiled loop leaves the interpreter to others while it works
+    with ThreadPoolExecutor(threads) as pool:
+        for (_, run), shares in zip(runs, pool.map(_compared, runs), strict=True):
+            result[run] = shares
+            done += len(run)
+            progress(done / len(d1))
+    return result
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Pairs by their numbers, of which `held[x[i]]` is held and `others[y[i]]` read."""
+
+    held: Tokens
+    others: Tokens
+    x: _Pairs
+    y: _Pairs
+    n: int
+
+    def runs(self, pairs: _Pairs, most: int) -> Iterator[tuple[_Side, _Pairs]]:
+        """These pairs in runs of about `most` tokens, those of one held document together."""
         # what is held has to be read anew for runs of another length
-        run_length = np.minimum(others.lengths[y[chosen]] - 1, n)
-        chosen = chosen[np.lexsort((run_length, x[chosen]))]
-        is_new = np.diff(x[chosen], prepend=-1) != 0
-        sizes = others.lengths[y[chosen]] + is_new * held.lengths[x[chosen]]
-        for part in _runs_of(sizes, at_once):
-            run = chosen[part]
-            result[run] = _containments(held, others, x[run], y[run], n)
-    return result
+        run_length = np.minimum(self.others.lengths[self.y[pairs]] - 1, self.n)
+        pairs = pairs[np.lexsort((run_length, self.x[pairs]))]
+
+        is_new = np.diff(self.x[pairs], prepend=-1) != 0
+        sizes = self.others.lengths[self.y[pairs]] + is_new * self.held.lengths[self.x[pairs]]
+        for part in _runs_of(sizes, most):
+            yield self, pairs[part]
+
+    def containments(self, run: _Pairs) -> Float[np.ndarray, " pair"]:
+        """Of the pairs of a run; fastest where those of one held document follow each other."""
+        x, y = self.x[run], self.y[run]
+        if kernels.available():
+            of_x, x_places = np.unique(x, return_inverse=True)
+            of_y, y_places = np.unique(y, return_inverse=True)
+            held, others = self.held.texts(of_x), self.others.texts(of_y)
+            return overlap.containments(held, others, x_places, y_places, self.n)
+
+        result = np.empty(len(run))
+        for i in range(len(run)):
+            first = self.held[x[i]][:-1]
+            second = self.others[y[i]][:-1]
+            size = max(1, min(self.n, len(first), len(second)))
+            result[i] = containment(hashes(first, size), hashes(second, size))
+        return result
 
 
-def _containments(
-    held: Tokens,
-    others: Tokens,
-    x: _Pairs,
-    y: _Pairs,
-    n: int,
-) -> Float[np.ndarray, " pair"]:
-    """`pair_containments` of `held[x[i]]` and `others[y[i]]`, fastest where equal x follow each
-    other."""
-    if kernels.available():
-        of_x, x_places = np.unique(x, return_inverse=True)
-        of_y, y_places = np.unique(y, return_inverse=True)
-        return overlap.containments(held.texts(of_x), others.texts(of_y), x_places, y_places, n)
-
-    result = np.empty(len(x))
-    for i in range(len(x)):
-        first = held[x[i]][:-1]
-        second = others[y[i]][:-1]
-        size = max(1, min(n, len(first), len(second)))
-        result[i] = containment(hashes(first, size), hashes(second, size))
-    return result
+def _compared(run: tuple[_Side, _Pairs]) -> Float[np.ndarray, " pair"]:
+    side, pairs = run
+    return side.containments(pairs)
 
 
 def _runs_of(sizes: Int64[np.ndarray, " item"], most: int) -> Iterator[slice]:

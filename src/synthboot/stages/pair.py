@@ -16,6 +16,7 @@ known recall, not ScaNN on quantized vectors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Literal
@@ -66,6 +67,7 @@ def pair(
     neighbors: Neighbors | None = None,
     fields: Fields | None = None,
     progress: Progress = silent,
+    threads: int = 1,
 ) -> Pairs:
     """Every ordered pair that is related but not nearly the same, most similar first.
 
@@ -90,8 +92,15 @@ def pair(
     # never put together: of millions of documents most neighbours are below it
     kept.dropped["below_min_similarity"] = considered - len(kept.d1)
     added = _filter_related(kept, cfg, fields, len(tokens))
-    progress(0.7, f"checking {len(kept.d1):,} pairs for overlap")
-    _filter_tunable(kept, cfg, tokens, held)
+    checking = f"checking {len(kept.d1):,} pairs for overlap"
+    _filter_tunable(
+        kept,
+        cfg,
+        tokens,
+        held,
+        threads,
+        lambda done: progress(0.7 + 0.2 * done, checking),
+    )
 
     split = np.where(held[kept.d2], HELDOUT, TRAIN)
     if not (split == TRAIN).any():
@@ -227,14 +236,19 @@ def _filter_tunable(
     cfg: config.Pair,
     tokens: Tokens,
     held: np.ndarray,
+    threads: int,
+    progress: Callable[[float], None],
 ) -> None:
     """Keep pairs that teach no copying, whose d1 may be conditioned on, up to the caps."""
+    progress(0.0)
     shared = ngrams.pair_containments(
         tokens,
         tokens,
         kept.d1,
         kept.d2,
         cfg.shingle_tokens,
+        threads=threads,
+        progress=progress,
     )
     kept.keep("overlapping", shared <= cfg.max_overlap)
     kept.keep("conditioned_on_heldout", ~held[kept.d1])

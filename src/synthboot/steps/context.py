@@ -71,6 +71,14 @@ class Context:
             return self.workers
         return min(self.workers, max(1, len(pool.gpus())))
 
+    @property
+    def threads(self) -> int:
+        """Threads for what this process does itself while no worker is needed. Ray has given it one
+        core."""
+        if self.cfg.engine.executor == "ray":
+            return 1
+        return min(self.workers, pool.jobs(0))
+
     @cached_property
     def corpus(self) -> Corpus:
         """The corpus, which every other stage reads."""

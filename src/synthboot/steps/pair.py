@@ -129,6 +129,7 @@ def _related(c: Context) -> Pairs:
         neighbors,
         fields,
         c.progress,
+        c.threads,
     )
 
 

@@ -1,5 +1,6 @@
-"""Shingle containment of pairs, and near-duplicates in a corpus, beside datasketch and rensa; one core but where two threads are named, medians of
-three.
+"""Shingle containment of pairs, and near-duplicates in a corpus, beside datasketch and rensa; medians of three.
+
+One core, but for the row that names two threads.
 
     python benchmarks/overlap.py ../shared/data/arxiv_cs.jsonl.zst           # needs benchmarks/requirements.txt
 

@@ -28,8 +28,9 @@ RESTATED = "2026-11-25-claims-restated"
 RELATION = runpy.run_path(str(EXPERIMENTS / "relation.py"))
 EXTERNAL = "encyclopedia articles, 24 epochs, written by SmolLM2-135M"
 FIRST_SCREEN = (
-    ("2026-11-26-world-five-seeds", "sbp against repetition", "known world, 27 epochs, five seeds"),
-    ("2026-11-26-world-five-seeds", "sbp: against self", "known world, 27 epochs, five seeds"),
+    ("2026-11-27-world-own-texts", "sbp against repetition", "known world, 27 epochs, ten seeds"),
+    ("2026-11-27-world-own-texts", "sbp: against self", "known world, 27 epochs, ten seeds"),
+    ("2026-11-27-world-own-texts", "sbp: against random", "known world, 27 epochs, ten seeds"),
     ("2026-11-26-pointer-four", "sbp against repetition", "encyclopedia articles, 12 epochs, five seeds"),
     ("2026-11-26-pointer-four", "sbp: against self", "encyclopedia articles, 12 epochs, five seeds"),
     ("2026-11-27-worn-articles", "sbp against repetition", "encyclopedia articles, 24 epochs, dropout, five seeds"),

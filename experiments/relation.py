@@ -54,7 +54,8 @@ class Compared:
 
 
 COMPARED = (
-    Compared("a known world", "2026-11-26-world-five-seeds", "sbp", "self", "tuned on related pairs"),
+    Compared("a known world", "2026-11-27-world-own-texts", "sbp", "self", "tuned on related pairs"),
+    Compared("a known world", "2026-11-27-world-own-texts", "sbp", "random", "tuned on related pairs"),
     Compared(
         "articles, a pointer over four d1",
         "2026-11-26-pointer-four",

@@ -100,20 +100,23 @@ def average_share(
 
 
 class WeightAverage:
-    """A running average of a model's weights, float32, as large as they are.
+    """A running average of a model's weights, as large as those that are trained.
 
     With sharded weights each process averages its shards.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
-        self._average = {name: p.detach().clone() for name, p in model.named_parameters()}
+        # beside adapters most weights are frozen: their average is what they are
+        self._weights = {
+            name: weight for name, weight in model.named_parameters() if weight.requires_grad
+        }
+        self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     @torch.no_grad()
     def update(self, share: float) -> None:
         """Move the average towards the weights as they are now."""
-        for name, parameter in self._model.named_parameters():
-            self._average[name].lerp_(parameter, share)
+        for name, weight in self._weights.items():
+            self._average[name].lerp_(weight, share)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -131,12 +134,12 @@ class WeightAverage:
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
-        for name, parameter in self._model.named_parameters():
-            self._average[name].copy_(parallel.placed_as(parameter, state[name]))
+        for name, weight in self._weights.items():
+            self._average[name].copy_(parallel.placed_as(weight, state[name]))
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, parameter in self._model.named_parameters():
-            kept = parameter.detach().clone()
-            parameter.copy_(self._average[name])
+        for name, weight in self._weights.items():
+            kept = weight.detach().clone()
+            weight.copy_(self._average[name])
             self._average[name].copy_(kept)

@@ -34,6 +34,9 @@ _Pairs = Int64[np.ndarray, " pair"]
 _CANDIDATES = 1 << 16  # pairs whose signatures are compared at once: 64 MB of them
 _MUCH_LONGER = 4  # times: from there on the second document of a pair is held, not the first
 _BLOCK = 1 << 22  # tokens of a corpus that are hashed at once: 32 MB of hashes
+_SAME_RUNS = 4  # equal runs of a text that repeats itself that count as one shingle
+_SMALL_BUCKET = 16  # documents; in a larger bucket not every pair is a candidate
+_MARGIN = 0.15  # below the threshold, for the error of a MinHash estimate
 
 
 def hashes(tokens: Tokenized, n: int) -> Hashes:
@@ -87,51 +90,73 @@ def pair_containments(
     runs as long as the shorter one. Memory is 28 bytes for each of the `at_once` tokens that a run
     of pairs has, and up to 92 for each token of the longest document of either side.
     """
-    result = np.empty(len(d1))
     # One document of a pair is held for all pairs that it is in, the other read for each of them:
     # a long document that many short ones lie near must not be read for each.
     is_much_longer = b.lengths[d2] > _MUCH_LONGER * a.lengths[d1]
-    for held, others, x, y, chosen in (
-        (a, b, d1, d2, np.flatnonzero(~is_much_longer)),
-        (b, a, d2, d1, np.flatnonzero(is_much_longer)),
-    ):
-        # what is held has to be read anew for runs of another length
-        run_length = np.minimum(others.lengths[y[chosen]] - 1, n)
-        chosen = chosen[np.lexsort((run_length, x[chosen]))]
-        is_new = np.diff(x[chosen], prepend=-1) != 0
-        sizes = others.lengths[y[chosen]] + is_new * held.lengths[x[chosen]]
-        for part in _runs_of(sizes, at_once):
-            run = chosen[part]
-            result[run] = _containments(held, others, x[run], y[run], n)
+    d1_held = np.flatnonzero(~is_much_longer)
+    d2_held = np.flatnonzero(is_much_longer)
+
+    result = np.empty(len(d1))
+    result[d1_held] = _by_held(a, b, d1[d1_held], d2[d1_held], n, at_once)
+    result[d2_held] = _by_held(b, a, d2[d2_held], d1[d2_held], n, at_once)
+    return result
+
+
+def _by_held(
+    held: Tokens,
+    others: Tokens,
+    held_docs: _Pairs,
+    other_docs: _Pairs,
+    n: int,
+    at_once: int,
+) -> Float[np.ndarray, " pair"]:
+    """Containment of `held[held_docs[i]]` and `others[other_docs[i]]`, for every pair i; what is
+    held is read once for all of its pairs that are compared in runs of one length."""
+    run_length = np.minimum(others.lengths[other_docs] - 1, n)
+    order = np.lexsort((run_length, held_docs))  # by what is held, then by the length of runs
+    held_docs = held_docs[order]
+    other_docs = other_docs[order]
+
+    is_new = np.diff(held_docs, prepend=-1) != 0
+    read_tokens = others.lengths[other_docs] + is_new * held.lengths[held_docs]
+    result = np.empty(len(order))
+    for run in _runs_of(read_tokens, at_once):
+        compared = _containments(held, others, held_docs[run], other_docs[run], n)
+        result[order[run]] = compared
     return result
 
 
 def _containments(
     held: Tokens,
     others: Tokens,
-    x: _Pairs,
-    y: _Pairs,
+    held_docs: _Pairs,
+    other_docs: _Pairs,
     n: int,
 ) -> Float[np.ndarray, " pair"]:
-    """`pair_containments` of `held[x[i]]` and `others[y[i]]`, fastest where equal x follow each
-    other."""
+    """`_by_held` of pairs in its order, all at once."""
     if kernels.available():
-        of_x, x_places = np.unique(x, return_inverse=True)
-        of_y, y_places = np.unique(y, return_inverse=True)
-        return overlap.containments(held.texts(of_x), others.texts(of_y), x_places, y_places, n)
+        distinct_held, held_places = np.unique(held_docs, return_inverse=True)
+        distinct_others, other_places = np.unique(other_docs, return_inverse=True)
+        return overlap.containments(
+            held.texts(distinct_held),
+            others.texts(distinct_others),
+            held_places,
+            other_places,
+            n,
+        )
 
-    result = np.empty(len(x))
-    for i in range(len(x)):
-        first = held[x[i]][:-1]
-        second = others[y[i]][:-1]
+    result = np.empty(len(held_docs))
+    for i, (held_doc, other_doc) in enumerate(zip(held_docs, other_docs, strict=True)):
+        first = held[held_doc][:-1]
+        second = others[other_doc][:-1]
         size = max(1, min(n, len(first), len(second)))
         result[i] = containment(hashes(first, size), hashes(second, size))
     return result
 
 
 def _runs_of(sizes: Int64[np.ndarray, " item"], most: int) -> Iterator[slice]:
-    """Runs of items of about `most` in all."""
-    run = np.cumsum(sizes) // most
+    """Slices of consecutive items, whose sizes are about `most` together."""
+    run = np.cumsum(sizes) // most  # the number of each item's run
     edges = np.flatnonzero(np.diff(run)) + 1
     for start, stop in pairwise([0, *edges.tolist(), len(sizes)]):
         if start < stop:
@@ -180,24 +205,30 @@ def held(samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n: int) -
     """The sorted hashes of the samples' runs of `n` tokens that the corpus holds, read block by
     block; memory is the samples'."""
     wanted = np.unique(all_hashes(samples, n))
-    present = np.zeros(len(wanted), bool)
     if not len(wanted):
         return wanted
 
-    for first, shard in zip(corpus.first_docs, corpus.shards, strict=True):
+    is_held = np.zeros(len(wanted), bool)
+    for block in _blocks(corpus, n):
+        hashed = hashes(block, n)
+        position = np.searchsorted(wanted, hashed)
+        position = np.minimum(position, len(wanted) - 1)  # as in `contains`
+        is_held[position[wanted[position] == hashed]] = True
+    return wanted[is_held]
+
+
+def _blocks(corpus: Tokens, n: int) -> Iterator[Tokenized]:
+    """The tokens of the corpus, a block of a shard at a time; every run of `n` tokens of a shard
+    lies in just one block."""
+    for first_doc, shard in zip(corpus.first_docs, corpus.shards, strict=True):
         # the corpus may be the head of a pool that ends amid a shard, or before it
-        begin = int(corpus.bounds[min(first, len(corpus))])
-        end = min(len(shard), corpus.num_tokens - begin)
+        before = int(corpus.bounds[min(first_doc, len(corpus))])
+        end = min(len(shard), corpus.num_tokens - before)
         for start in range(0, max(0, end), _BLOCK):
             # n - 1 tokens of overlap: runs across the edge of two blocks count too
             block = shard[start : min(start + _BLOCK + n - 1, end)]
-            if len(block) < n:
-                continue
-            hashed = hashes(np.asarray(block), n)
-            index = np.searchsorted(wanted, hashed)
-            index = np.minimum(index, len(wanted) - 1)
-            present[index[wanted[index] == hashed]] = True
-    return wanted[present]
+            if len(block) >= n:
+                yield np.asarray(block)
 
 
 def longest_run(mask: Bool[np.ndarray, " token"]) -> int:
@@ -207,8 +238,9 @@ def longest_run(mask: Bool[np.ndarray, " token"]) -> int:
     edges = np.flatnonzero(np.diff(padded))
     if not len(edges):
         return 0
-    lengths = edges[1::2] - edges[::2]  # runs begin at even edges and end at odd ones
-    return int(lengths.max())
+    starts = edges[::2]
+    stops = edges[1::2]
+    return int((stops - starts).max())
 
 
 def repeated_share(tokens: Tokenized, n: int) -> float:
@@ -237,21 +269,21 @@ def shingles(
     """
     if symbols is None:
         symbols = words.in_symbols(text)
-    cut = words.words(text, symbols)
-    kinds = len(set(cut))
-    length = words.run_length(cut, kinds)
-    runs = words.runs(cut, length)
+    text_words = words.words(text, symbols)
+    different = len(set(text_words))
+    length = words.run_length(text_words, different)
+    runs = words.runs(text_words, length)
 
     # Two tests for one answer: most texts pass the first, which costs less.
-    if len(cut) <= 4 * kinds:
+    if len(text_words) <= _SAME_RUNS * different:
         return runs
-    if len(runs) <= 4 * len(set(runs)):
+    if len(runs) <= _SAME_RUNS * len(set(runs)):
         return runs
 
     times: Counter[str] = Counter()
     for i, run in enumerate(runs):
         times[run] += 1
-        if times[run] > 4:
+        if times[run] > _SAME_RUNS:
             runs[i] = f"{run} {times[run]}"
     return runs
 
@@ -323,25 +355,36 @@ def near_duplicate_pairs(
     candidates for each other, each is compared with the first and the next alone. Memory is 24
     bytes a document and 8 a candidate; `signatures` and `texts` may lie on disk.
     """
-    count, perms = signatures.shape
-    # a pair as one number, a * count + b: a set of tuples takes twenty times the memory
-    candidates = np.empty(0, np.int64)
-    for start in range(0, perms if count else 0, _BAND):
-        of_band = signatures[:, start : start + _BAND]  # (doc, value)
-        found = []
-        for bucket in _buckets(hashes_rows(of_band)):
-            found += [a * count + b for a, b in _bucket_pairs(bucket)]
-        candidates = np.union1d(candidates, np.array(found, np.int64))
-
     pairs = []
+    candidates = _candidates(signatures)
     for start in range(0, len(candidates), _CANDIDATES):
-        first, second = np.divmod(candidates[start : start + _CANDIDATES], count)
-        agree = signatures[first] == signatures[second]  # (candidate, perm)
-        is_close = agree.mean(1) >= threshold - 0.15
+        first, second = np.divmod(candidates[start : start + _CANDIDATES], len(signatures))
+        is_equal = signatures[first] == signatures[second]  # (candidate, perm)
+        estimate = is_equal.mean(1)
+        is_close = estimate >= threshold - _MARGIN
         for a, b in zip(first[is_close].tolist(), second[is_close].tolist(), strict=True):
             if alike(texts[a], texts[b]) >= threshold:
                 pairs.append((a, b))
     return np.array(pairs, np.int64).reshape(-1, 2)  # (pair, 2), also where there is none
+
+
+def _candidates(
+    signatures: Integer[np.ndarray, "doc perm"],
+) -> Int64[np.ndarray, " candidate"]:
+    """The pairs a < b that agree in a band, in order, each as one number, a * docs + b: a set of
+    tuples would take twenty times the memory."""
+    docs, perms = signatures.shape
+    candidates = np.empty(0, np.int64)
+    if not docs:
+        return candidates
+    for start in range(0, perms, _BAND):
+        band = signatures[:, start : start + _BAND]  # (doc, value)
+        found = []
+        for bucket in _buckets(hashes_rows(band)):
+            for a, b in _bucket_pairs(bucket):
+                found.append(a * docs + b)
+        candidates = np.union1d(candidates, np.array(found, np.int64))
+    return candidates
 
 
 def groups_of(
@@ -355,9 +398,9 @@ def groups_of(
     if not count:
         return np.empty(0, np.int64)
     links = np.ones(len(pairs), bool)
-    rows_and_columns = (pairs[:, 0], pairs[:, 1])
-    entries = (links, rows_and_columns)
-    graph = coo_matrix(entries, shape=(count, count))
+    rows = pairs[:, 0]
+    columns = pairs[:, 1]
+    graph = coo_matrix((links, (rows, columns)), shape=(count, count))
     _, group = connected_components(graph, directed=False)
     return group.astype(np.int64)
 
@@ -378,16 +421,16 @@ def _buckets(keys: Hashes) -> Iterator[Int64[np.ndarray, " same"]]:
     """The documents of each key that several have: once sorted they stand next to each other."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    differs = ordered[1:] != ordered[:-1]
-    changes = np.flatnonzero(differs) + 1
+    is_other_key = ordered[1:] != ordered[:-1]
+    changes = np.flatnonzero(is_other_key) + 1
     edges = np.concatenate(([0], changes, [len(keys)]))
     starts = edges[:-1]
     stops = edges[1:]
-    # Most documents are alone, and there may be millions.
-    several = np.flatnonzero(stops - starts > 1)
-    for which in several.tolist():
-        same = slice(starts[which], stops[which])
-        yield order[same]
+
+    # Most documents are alone with their key, and there may be millions: only the rest is looped.
+    is_shared = stops - starts > 1
+    for start, stop in zip(starts[is_shared], stops[is_shared], strict=True):
+        yield order[start:stop]
 
 
 def _bucket_pairs(
@@ -395,10 +438,10 @@ def _bucket_pairs(
 ) -> Iterable[tuple[int, int]]:
     """All pairs of a small bucket; of a large one, each document with the first and the next."""
     items = sorted(bucket.tolist())
-    if len(items) <= 16:
-        return list(combinations(items, 2))
+    if len(items) <= _SMALL_BUCKET:
+        return combinations(items, 2)
 
     # Templated text: pairs grow with the square of a bucket, and a chain joins it as well.
     first, *others = items
     with_first = [(first, other) for other in others]
-    return with_first + list(pairwise(others))
+    return [*with_first, *pairwise(others)]

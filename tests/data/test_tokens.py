@@ -13,6 +13,10 @@ from synthboot.errors import BudgetError, CorruptArtifact
 DOCUMENTS = [[5, 6, 7], [8], [], [9, 10], [11, 12, 13, 14]]
 
 
+def as_lists(tokens: Tokens) -> list[list[int]]:
+    return [tokens[doc].tolist() for doc in range(len(tokens))]
+
+
 def shard(folder: Path, documents: list[list[int]], vocab_size: int = 1_000) -> Path:
     folder.mkdir()
     tokens.write(folder, documents, vocab_size)
@@ -21,8 +25,10 @@ def shard(folder: Path, documents: list[list[int]], vocab_size: int = 1_000) -> 
 
 @pytest.mark.parametrize("vocab_size", [1 << 16, (1 << 16) + 1])
 def test_documents_come_back_across_shards(tmp_path: Path, vocab_size: int) -> None:
-    found = Tokens.open([shard(tmp_path / "0", DOCUMENTS[:2], vocab_size), shard(tmp_path / "1", DOCUMENTS[2:], vocab_size)])
-    assert [found[i].tolist() for i in range(len(found))] == DOCUMENTS
+    first = shard(tmp_path / "0", DOCUMENTS[:2], vocab_size)
+    second = shard(tmp_path / "1", DOCUMENTS[2:], vocab_size)
+    found = Tokens.open([first, second])
+    assert as_lists(found) == DOCUMENTS
     assert found.num_tokens == 10
     assert found.shards[0].dtype.itemsize == (2 if vocab_size <= 1 << 16 else 4)
 
@@ -36,12 +42,16 @@ def test_heads_are_nested(tmp_path: Path) -> None:
 
 
 def test_texts_are_without_their_ends(tmp_path: Path) -> None:
-    found = Tokens.open([shard(tmp_path / "0", DOCUMENTS[:2]), shard(tmp_path / "1", []), shard(tmp_path / "2", DOCUMENTS[2:])])
+    shards = [DOCUMENTS[:2], [], DOCUMENTS[2:]]
+    found = Tokens.open([shard(tmp_path / str(number), documents) for number, documents in enumerate(shards)])
     for chosen in ([0, 1, 2, 3, 4], [1, 3], [4], []):
         flat, bounds = found.texts(np.array(chosen, np.int64))
-        assert [flat[a:b].tolist() for a, b in pairwise(bounds)] == [DOCUMENTS[i][:-1] for i in chosen]
+        texts = [flat[start:stop].tolist() for start, stop in pairwise(bounds)]
+        assert texts == [DOCUMENTS[doc][:-1] for doc in chosen]
+
     flat, bounds = found.head(1).texts(np.array([0]))
-    assert (flat.tolist(), bounds.tolist()) == ([5, 6], [0, 2])
+    assert flat.tolist() == [5, 6]
+    assert bounds.tolist() == [0, 2]
 
 
 def test_docs_holding_a_number_of_tokens() -> None:
@@ -68,14 +78,17 @@ def test_joined_documents_are_the_first_ones_then_the_others(tmp_path: Path) -> 
     others = Tokens.of([[70_000], [8, 9]])  # of another width
     for head in range(1, 5):  # a head may end inside a shard, at its edge, or before a shard begins
         both = first.head(head).joined(others)
-        expected = [first[i].tolist() for i in range(head)] + [[70_000], [8, 9]]
-        assert [both[i].tolist() for i in range(len(both))] == expected
+        expected = as_lists(first)[:head] + as_lists(others)
+        assert as_lists(both) == expected
         assert both.num_tokens == sum(map(len, expected))
         assert both.lengths.tolist() == list(map(len, expected))
 
 
 @given(st.lists(st.tuples(st.integers(-5, 2**40), st.integers(0, 6)), max_size=8))
 def test_ranges_are_those_of_a_loop(of: list[tuple[int, int]]) -> None:
-    starts, counts = (np.array([pair[side] for pair in of], np.int64) for side in (0, 1))
-    by_hand = [start + i for start, count in of for i in range(count)]
+    starts = np.array([start for start, _ in of], np.int64)
+    counts = np.array([count for _, count in of], np.int64)
+    by_hand: list[int] = []
+    for start, count in of:
+        by_hand += range(start, start + count)
     assert tokens.ranges(starts, counts).tolist() == by_hand

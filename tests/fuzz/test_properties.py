@@ -35,21 +35,23 @@ shares = st.floats(0.01, 0.99)
 @given(corpus, st.integers(0, 9), st.integers(0, 99), st.integers(1, 40), st.booleans())
 def test_a_stream_is_its_documents_end_to_end(docs: list[list[int]], seed: int, start: int, count: int, related: bool) -> None:
     """Whatever the place it is read from: pass after pass, every document of a pass once."""
-    near = np.arange(len(docs))
-    order = (
-        packed_pairs(near, np.roll(near, 1), len(docs), seed, "plan.real")
-        if related
-        else shuffled(len(docs), seed, "plan.real")
-    )
+    if related:
+        d1 = np.arange(len(docs))
+        order = packed_pairs(d1, np.roll(d1, 1), len(docs), seed, "plan.real")
+    else:
+        order = shuffled(len(docs), seed, "plan.real")
     stream = Stream(Tokens.of(docs), order)
+
     passes = 1 + (start + count) // stream.num_tokens
-    numbers = [int(n) for number in range(passes) for n in order(number)]
-    whole = [(token, number) for number in numbers for token in docs[number]]
-    assert stream.read(start, count).tolist() == [token for token, _ in whole[start : start + count]]
+    numbers = np.concatenate([order(number) for number in range(passes)]).tolist()
     assert sorted(numbers[: len(docs)]) == list(range(len(docs)))
-    places = itertools.accumulate((len(docs[n]) for n in numbers), initial=0)
-    touched = [n for n, (a, b) in zip(numbers, itertools.pairwise(places), strict=True) if a < start + count and b > start]
-    assert stream.documents(start, count) == touched
+
+    # every token that is read, with the place in the order of the document that it is of
+    end_to_end = [(token, place) for place, doc in enumerate(numbers) for token in docs[doc]]
+    window = end_to_end[start : start + count]
+    assert stream.read(start, count).tolist() == [token for token, _ in window]
+    places = dict.fromkeys(place for _, place in window)  # each once, in order
+    assert stream.documents(start, count) == [numbers[place] for place in places]
     assert stream.of(range(len(docs)), start) == min(start, stream.num_tokens)
 
 
@@ -68,11 +70,13 @@ def test_a_pair_is_cut_to_its_row_and_no_further(d1: int, d2: int, seq_len: int,
 @given(st.lists(st.integers(2, 99), max_size=30), st.lists(st.integers(2, 99), max_size=30), st.integers(2, 40), shares)
 def test_a_pair_s_row_learns_d2_and_nothing_else(d1: list[int], d2: list[int], seq_len: int, share: float) -> None:
     form = PairForm(seq_len, share, 0, 1)
-    inputs, targets = pair_row(np.array([*d1, 0]), np.array([*d2, 0]), form)
-    first, second = cut_pair(len(d1), len(d2) + 1, form)
+    closed = [*d2, 0]
+    inputs, targets = pair_row(np.array([*d1, 0]), np.array(closed), form)
+    first, second = cut_pair(len(d1), len(closed), form)
+    row = [0, *d1[:first], 1, *closed[:second]]
     assert len(inputs) == len(targets) <= seq_len
-    assert inputs.tolist() == [0, *d1[:first], 1, *[*d2, 0][:second]][: len(inputs)]
-    assert [t for t in targets.tolist() if t != IGNORE] == [*d2, 0][:second]
+    assert inputs.tolist() == row[: len(inputs)]
+    assert targets[targets != IGNORE].tolist() == closed[:second]
 
 
 @every
@@ -80,16 +84,19 @@ def test_a_pair_s_row_learns_d2_and_nothing_else(d1: list[int], d2: list[int], s
 def test_token_shards_hold_what_was_written(docs: list[list[int]], each: int, asked: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         folders = []
-        for number, start in enumerate(range(0, len(docs), each)):
-            folders.append(Path(place, str(number)))
-            folders[-1].mkdir()
-            tokens.write(folders[-1], docs[start : start + each], 70_001)
+        for start in range(0, len(docs), each):
+            folder = Path(place, str(start))
+            folder.mkdir()
+            tokens.write(folder, docs[start : start + each], 70_001)
+            folders.append(folder)
         found = Tokens.open(folders)
         assert [found[i].tolist() for i in range(len(found))] == docs
         assert found.num_tokens == sum(map(len, docs))
         assert found.lengths.tolist() == list(map(len, docs))
+
         both = found.head(len(docs) - 1).joined(found)
         assert [both[i].tolist() for i in range(len(both))] == docs[:-1] + docs
+
         if asked > found.num_tokens:
             with pytest.raises(BudgetError, match="here: "):
                 found.docs_holding(asked, "here")
@@ -104,16 +111,28 @@ def test_token_shards_hold_what_was_written(docs: list[list[int]], each: int, as
 def test_a_plan_reads_every_token_of_its_streams_in_turn(
     real: list[list[int]], written: list[list[int]], share: float, seq_len: int, rows: int, steps: int
 ) -> None:
-    size = {"seq_len": seq_len, "batch_tokens": rows * seq_len, "train_tokens": rows * seq_len * steps}
-    plan = Plan(Tokens.of(real), Tokens.of(written), share, seed=0, end=0, **size)
+    batch_tokens = rows * seq_len
+    plan = Plan(
+        Tokens.of(real),
+        Tokens.of(written),
+        share,
+        seed=0,
+        end=0,
+        seq_len=seq_len,
+        batch_tokens=batch_tokens,
+        train_tokens=batch_tokens * steps,
+    )
     targets = np.concatenate([plan.batch(step).targets for step in range(steps)])
-    kinds = [plan.source(row)[0] for row in range(rows * steps)]
+    kinds = np.array([plan.source(row)[0] for row in range(rows * steps)])
     for kind, stream in (("real", plan.real), ("synthetic", plan.synthetic)):
-        own = targets[[k == kind for k in kinds]].ravel()
-        assert own.tolist() == (stream.read(0, len(own)).tolist() if len(own) else [])
-    assert kinds.count("synthetic") == plan.synthetic_rows == round(share * rows * steps)
-    sources, token_counts = plan.sources(steps), plan.token_counts()
-    assert sources["synthetic_tokens"] == token_counts.synthetic_tokens == kinds.count("synthetic") * seq_len
+        own = targets[kinds == kind].ravel().tolist()
+        assert own == (stream.read(0, len(own)).tolist() if own else [])
+
+    synthetic_rows = int((kinds == "synthetic").sum())
+    assert synthetic_rows == plan.synthetic_rows == round(share * rows * steps)
+    sources = plan.sources(steps)
+    token_counts = plan.token_counts()
+    assert sources["synthetic_tokens"] == token_counts.synthetic_tokens == synthetic_rows * seq_len
     assert sum(sources.values()) == token_counts.train_tokens == targets.size
 
 
@@ -146,9 +165,9 @@ def test_a_record_is_a_document_or_says_why_not(record: Any) -> None:
         assert found.text == record["text"].removeprefix("\ufeff")
         assert found.text.strip()
         assert isinstance(found.id, str)
-        assert json.dumps(found.metadata, sort_keys=True) == json.dumps(
-            {k: v for k, v in record.items() if k not in ("id", "text")}, sort_keys=True
-        )
+        rest = {key: value for key, value in record.items() if key not in ("id", "text")}
+        # as JSON, since not-a-number is not equal to itself
+        assert json.dumps(found.metadata, sort_keys=True) == json.dumps(rest, sort_keys=True)
     else:
         assert (found.file, found.line) == ("a.jsonl", 7)
         assert "\n" not in found.reason
@@ -202,12 +221,18 @@ def test_a_prompt_of_several_d1_holds_the_most_similar_last(pairs: list[tuple[in
 @every
 @given(st.lists(st.lists(st.integers(2, 99), max_size=30), min_size=2, max_size=4), st.integers(30, 80), st.floats(0.3, 0.9))
 def test_several_d1_take_no_more_room_than_one(docs: list[list[int]], window: int, share: float) -> None:
-    joined = joined_contexts([np.array([*doc, 0]) for doc in docs], PairForm(window, share, 0, 1)).tolist()
-    assert joined.pop() == 0
+    closed = [np.array([*doc, 0]) for doc in docs]
+    *joined, end = joined_contexts(closed, PairForm(window, share, 0, 1)).tolist()
+    assert end == 0
     assert len(joined) <= d1_room(window, share)
-    heads = [list(group) for separates, group in itertools.groupby(joined, lambda token: token == 1) if not separates]
     assert joined.count(1) == len(docs) - 1
-    assert all(doc[: len(head)] == head for doc, head in zip([d for d in docs if d], heads, strict=True))
+
+    # the separators taken out, the head of every d1 that has one
+    groups = itertools.groupby(joined, lambda token: token == 1)
+    heads = [list(group) for is_separator, group in groups if not is_separator]
+    not_empty = [doc for doc in docs if doc]
+    for doc, head in zip(not_empty, heads, strict=True):
+        assert doc[: len(head)] == head
 
 
 @every

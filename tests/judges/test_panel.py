@@ -9,7 +9,7 @@ import pytest
 
 from synthboot.judges import panel
 from synthboot.judges.planted import Case
-from synthboot.judges.protocol import NOTHING, Item, Question, Spent, Told
+from synthboot.judges.protocol import NOTHING, Item, OnScore, Question, Spent
 from synthboot.judges.record import Record
 
 
@@ -28,7 +28,7 @@ class Fake:
     def passes(self, question: Question) -> int:
         return self.number
 
-    def score(self, question: Question, items: Sequence[Item], number: int, told: Told) -> None:
+    def score(self, question: Question, items: Sequence[Item], number: int, on_score: OnScore) -> None:
         for index, item in reversed(list(enumerate(items))):  # a server answers in any order
             if len(self.asked) == self.dies_after:
                 raise KeyboardInterrupt
@@ -37,7 +37,7 @@ class Fake:
             chance = self.q1 if item.text.startswith("bad") else 1 - self.q0
             called = random.random() < chance
             score = float("nan") if random.random() < self.mute else 10.0 * called + random.random()
-            told(index, score, self.spends)
+            on_score(index, score, self.spends)
 
 
 def texts(count: int, bad: float, start: int) -> list[Item]:
@@ -81,9 +81,11 @@ def test_no_case_is_judged_by_a_threshold_that_was_fitted_to_it(tmp_path: Path) 
         (tmp_path / str(version)).mkdir()
 
         class Noise(Fake):
-            def score(self, question: Question, items: Sequence[Item], number: int, told: Told, version: int = version) -> None:
+            def score(
+                self, question: Question, items: Sequence[Item], number: int, on_score: OnScore, version: int = version
+            ) -> None:
                 for index, item in enumerate(items):
-                    told(index, float(np.random.default_rng([version, int(item.text.split()[1])]).random()))
+                    on_score(index, float(np.random.default_rng([version, int(item.text.split()[1])]).random()))
 
         found = verdict(Noise(1, 1), tmp_path / str(version), cases=40)
         skills.append(found.specificity.value + found.sensitivity.value)

@@ -12,16 +12,26 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def clustered(docs: int, groups: int = 50, dim: int = 24, seed: int = 0) -> np.ndarray:
+    """(doc, dim) unit vectors about so many centers."""
     rng = np.random.default_rng(seed)
     centers = rng.normal(size=(groups, dim))
-    return unit(centers[rng.integers(0, groups, docs)] + 0.5 * rng.normal(size=(docs, dim))).astype(np.float16)
+    own_center = centers[rng.integers(0, groups, docs)]
+    return unit(own_center + 0.5 * rng.normal(size=(docs, dim))).astype(np.float16)
 
 
 def brute_force(queries: np.ndarray, base: np.ndarray, k: int, own: np.ndarray | None) -> np.ndarray:
+    """(query, k): the k greatest similarities, that to the query's `own` row left out."""
     similarity = queries.astype(np.float64) @ base.astype(np.float64).T
     if own is not None:
         similarity[np.arange(len(queries)), own] = -np.inf
-    return np.sort(similarity, axis=1)[:, ::-1][:, :k]
+    ascending = np.sort(similarity, axis=1)
+    return ascending[:, ::-1][:, :k]
+
+
+def similarity_to(queries: np.ndarray, base: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """(query, k): how similar each query is to the rows of `base` in its row of `index`."""
+    found = base[index].astype(np.float64)  # (query, k, dim)
+    return np.einsum("qd,qkd->qk", queries.astype(np.float64), found)
 
 
 @pytest.mark.parametrize(
@@ -30,11 +40,10 @@ def brute_force(queries: np.ndarray, base: np.ndarray, k: int, own: np.ndarray |
 def test_exact_against_brute_force_across_blocks(docs: int, queries: int, own: bool) -> None:
     vectors = clustered(docs)
     rows = np.random.default_rng(1).permutation(docs)[:queries]
-    mine = rows if own else None
-    index, score = exact(vectors[rows], vectors, 7, mine)
-    assert np.allclose(score, brute_force(vectors[rows], vectors, 7, mine), atol=1e-5)
-    scores = np.einsum("qd,qkd->qk", vectors[rows].astype(np.float64), vectors[index].astype(np.float64))
-    assert np.allclose(scores, score, atol=1e-5)
+    excluded = rows if own else None
+    index, score = exact(vectors[rows], vectors, 7, excluded)
+    assert np.allclose(score, brute_force(vectors[rows], vectors, 7, excluded), atol=1e-5)
+    assert np.allclose(score, similarity_to(vectors[rows], vectors, index), atol=1e-5)
     assert all(len(set(row)) == 7 for row in index.tolist())
     if own:
         assert (index != rows[:, None]).all()
@@ -48,10 +57,14 @@ def test_oneself_is_excluded_by_number_not_by_rank() -> None:
 
 
 def test_fewer_documents_than_neighbours() -> None:
-    index, score = exact(unit(np.eye(3)), unit(np.eye(3)), 5, np.arange(3))
+    three = unit(np.eye(3))
+    index, score = exact(three, three, 5, np.arange(3))
     assert (index[:, 2:] == -1).all()
     assert np.isneginf(score[:, 2:]).all()
-    assert exact(unit(np.eye(1)), unit(np.eye(1)), 2, np.arange(1))[0].tolist() == [[-1, -1]]
+
+    one = unit(np.eye(1))
+    index, _ = exact(one, one, 2, np.arange(1))
+    assert index.tolist() == [[-1, -1]]
 
 
 def test_thousands_of_identical_vectors(tmp_path: Path) -> None:
@@ -60,24 +73,31 @@ def test_thousands_of_identical_vectors(tmp_path: Path) -> None:
     assert (index >= 0).all()
     assert (index != np.arange(3_000)[:, None]).all()
     assert np.allclose(score, 1, atol=1e-3)
-    index = build(same, 8, 0.1, tmp_path).join(0, 3_000, 5)[0]
+
+    index, _ = build(same, 8, 0.1, tmp_path).join(0, 3_000, 5)
     assert (index >= 0).all()
 
 
 def recall(index: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.mean([np.isin(t, i).mean() for i, t in zip(index, truth, strict=True)]))
+    """The share of each query's true neighbours that were found, the mean over queries."""
+    shares = [np.isin(true, found).mean() for found, true in zip(index, truth, strict=True)]
+    return float(np.mean(shares))
 
 
 def build(vectors: np.ndarray, clusters: int, probe_radius: float, folder: Path) -> Clusters:
-    return Clusters.build(vectors, join.fit_centroids(vectors, clusters, 0), probe_radius, folder)
+    centroids = join.fit_centroids(vectors, clusters, 0)
+    return Clusters.build(vectors, centroids, probe_radius, folder)
 
 
 def joined(clusters: Clusters, k: int, query_block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbours and scores of all documents, in the order of their numbers, (doc, k)."""
     docs = len(clusters.order)
-    index, score = np.empty((docs, k), np.int64), np.empty((docs, k), np.float32)
+    index = np.empty((docs, k), np.int64)
+    score = np.empty((docs, k), np.float32)
     for start in range(0, docs, query_block):
-        rows = clusters.order[start : start + query_block]
-        index[rows], score[rows] = clusters.join(start, min(start + query_block, docs), k)
+        stop = min(start + query_block, docs)
+        rows = clusters.order[start:stop]
+        index[rows], score[rows] = clusters.join(start, stop, k)
     return index, score
 
 
@@ -97,37 +117,44 @@ def test_recall_is_foretold_without_a_join(tmp_path: Path) -> None:
     centroids = join.fit_centroids(vectors, 64, 0)
     needed = join.radius_needed(vectors, centroids, queries, truth[queries])
     for probe_radius in (0.0, 0.05, 0.2):
+        foretold = (needed <= probe_radius).mean()
         index, _ = joined(Clusters.build(vectors, centroids, probe_radius, tmp_path), 8, 2_048)
-        real = recall(index[queries], truth[queries])
-        assert real == pytest.approx((needed <= probe_radius).mean(), abs=2e-3)
-        assert probe_radius == 0.2 or real < 0.99  # otherwise the test could not fail
+        measured = recall(index[queries], truth[queries])
+        assert measured == pytest.approx(foretold, abs=2e-3)
+        assert probe_radius == 0.2 or measured < 0.99  # otherwise the test could not fail
 
 
 def test_what_is_within_reach() -> None:
     vectors = clustered(500)
     centroids = join.fit_centroids(vectors, 20, 0)
     clusters, counts = join.within_radius(vectors, centroids, 0.3)
-    similarity = vectors.astype(np.float32) @ centroids.T
-    for row, probes in zip(similarity, np.split(clusters, np.cumsum(counts)[:-1]), strict=True):
+    similarity = vectors.astype(np.float32) @ centroids.T  # (doc, cluster)
+    of_document = np.split(clusters, np.cumsum(counts)[:-1])
+    for row, probes in zip(similarity, of_document, strict=True):
+        within = np.flatnonzero(row >= row.max() - 0.3)
+        assert set(probes.tolist()) == set(within.tolist())
         assert probes[0] == row.argmax()
-        assert set(probes.tolist()) == set(np.flatnonzero(row >= row.max() - 0.3).tolist())
         assert (np.diff(probes[1:]) > 0).all()
-    assert (join.within_radius(vectors, centroids, 0.0)[1] == 1).all()
+
+    _, counts = join.within_radius(vectors, centroids, 0.0)
+    assert (counts == 1).all()
 
 
 def test_rows_that_are_not_in_the_cells_find_theirs(tmp_path: Path) -> None:
-    vectors, others = clustered(2_000), clustered(200, seed=3)
+    vectors = clustered(2_000)
+    others = clustered(200, seed=3)
     index, score = build(vectors, 30, 0.0, tmp_path).search(others, 5, 2.0)
     assert np.allclose(score, brute_force(others, vectors, 5, None), atol=1e-5)
-    assert np.allclose(np.einsum("qd,qkd->qk", others.astype(float), vectors[index].astype(float)), score, atol=1e-5)
+    assert np.allclose(score, similarity_to(others, vectors, index), atol=1e-5)
 
 
 def test_near_cells_stand_near_each_other() -> None:
     """Clusters in a row are more alike than clusters at random, which is what keeps a block to few of them."""
     centroids = join.fit_centroids(clustered(5_000, 300), 200, 0)
-    alike = centroids @ centroids.T
-    following = np.mean([alike[i, i + 1] for i in range(len(alike) - 1)])
-    assert following > alike[~np.eye(len(alike), dtype=bool)].mean() + 0.2
+    similarity = centroids @ centroids.T  # (cluster, cluster)
+    of_next = np.diagonal(similarity, offset=1)
+    of_any_other = similarity[~np.eye(len(similarity), dtype=bool)]
+    assert of_next.mean() > of_any_other.mean() + 0.2
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -7,6 +7,7 @@ import pytest
 
 from synthboot import show
 from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.synthetic import ThrownAway
 from synthboot.config import Arm, Filter
 from synthboot.report import filters
 from synthboot.report.page import report
@@ -15,7 +16,7 @@ from tests.conftest import run_folder
 from tests.report.test_page import gathered
 
 AGAINST = Difference(-0.01, -0.03, 0.01, 0.3)
-AWAY = {"loss": (12, 300), "near-duplicate of a sample": (1, 40)}
+AWAY = {"loss": ThrownAway(12, 300), "near-duplicate of a sample": ThrownAway(1, 40)}
 
 
 def with_arms(evaluation: Evaluation, recipes: dict[str, Arm]) -> Evaluation:

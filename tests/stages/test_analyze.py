@@ -9,26 +9,38 @@ from synthboot.stages import analyze
 
 RNG = np.random.default_rng(0)
 DOCUMENTS = [RNG.integers(2, 30, 40).tolist() for _ in range(25)]
-CORPUS = Tokens.of([[*d, 0] for d in DOCUMENTS])
+CORPUS = Tokens.of([[*document, 0] for document in DOCUMENTS])
 CFG = config.Analyze(copy_tokens=5)
+
+
+def sample_with_a_copy(document: list[int]) -> np.ndarray:
+    """Ten tokens of a document, between ten of no document and another ten."""
+    before, after = RNG.integers(2, 30, (2, 10))
+    return np.concatenate((before, document[5:15], after))
+
+
+SAMPLES = [sample_with_a_copy(document) for document in DOCUMENTS[:8]]
 
 
 def runs(tokens: list[int], n: int) -> list[tuple[int, ...]]:
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
-SAMPLES = [np.array([*RNG.integers(2, 30, 10), *DOCUMENTS[i][5:15], *RNG.integers(2, 30, 10)]) for i in range(8)]
+def corpus_runs(n: int) -> set[tuple[int, ...]]:
+    return set().union(*(runs(document, n) for document in DOCUMENTS))
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_novel_share_against_sets(n: int) -> None:
-    known = {run for d in DOCUMENTS for run in runs(d, n)}
-    found = [run for s in SAMPLES for run in runs(s.tolist(), n)]
-    assert analyze.novel_share(SAMPLES, CORPUS, n) == pytest.approx(np.mean([r not in known for r in found]))
+    known = corpus_runs(n)
+    is_novel = []
+    for sample in SAMPLES:
+        is_novel += [run not in known for run in runs(sample.tolist(), n)]
+    assert analyze.novel_share(SAMPLES, CORPUS, n) == pytest.approx(np.mean(is_novel))
 
 
 def test_corpus_masks_mark_planted_copies_and_runs_across_documents_do_not_count() -> None:
-    known = {run for d in DOCUMENTS for run in runs(d, 5)}
+    known = corpus_runs(5)
     for sample, mask in zip(SAMPLES, analyze.corpus_masks(SAMPLES, CORPUS, 5), strict=True):
         expected = np.zeros(len(sample), bool)
         for i, run in enumerate(runs(sample.tolist(), 5)):
@@ -47,15 +59,20 @@ def test_a_head_of_the_corpus_ends_where_it_ends() -> None:
 
 
 def test_copying_from_d1_looks_at_that_d1_alone() -> None:
-    given = [np.array(DOCUMENTS[i]) for i in range(8)]
-    assert all(m[10:20].all() for m in analyze.d1_masks(SAMPLES, given, 5))
-    assert not any(m[10:20].all() for m in analyze.d1_masks(SAMPLES, given[1:] + given[:1], 5))
+    d1 = [np.array(document) for document in DOCUMENTS[:8]]
+    another = d1[1:] + d1[:1]
+    for mask in analyze.d1_masks(SAMPLES, d1, 5):
+        assert mask[10:20].all()
+    for mask in analyze.d1_masks(SAMPLES, another, 5):
+        assert not mask[10:20].all()
 
 
 def test_measures_of_a_sample() -> None:
     loop = np.array([3, 4] * 30)
-    texts = ["one two three four five six seven"] * 2 + [f"text {i} of its own kind number {i}" for i in range(7)]
-    result = analyze.analyze([*SAMPLES, loop], texts, CORPUS, CFG, given=[np.array(DOCUMENTS[0])] * 9)
+    twice = ["one two three four five six seven"] * 2
+    once = [f"text {i} of its own kind number {i}" for i in range(7)]
+    d1 = [np.array(DOCUMENTS[0])] * 9
+    result = analyze.analyze([*SAMPLES, loop], twice + once, CORPUS, CFG, given=d1)
     assert result["docs"] == 9
     assert result["duplicates"] == pytest.approx(2 / 9)
     assert result["looping"] == pytest.approx(1 / 9)
@@ -110,7 +127,8 @@ def test_type_token_ratio_does_not_depend_on_how_much_there_is() -> None:
 
 def test_personal_data_of_which_the_corpus_holds_some() -> None:
     corpus = personal.times(["write to a@example.com", "or to b@example.com"])
-    found = analyze.personal_data(personal.times(["a@example.com, a@example.com and z@example.com", "192.168.1.9"]), corpus)
+    times = personal.times(["a@example.com, a@example.com and z@example.com", "192.168.1.9"])
+    found = analyze.personal_data(times, corpus)
     assert found["e-mail"] == {"found": 3, "different": 2, "verbatim": 1}
     assert found["IP address"] == {"found": 1, "different": 1, "verbatim": 0}
     assert found["phone"] == {"found": 0, "different": 0, "verbatim": 0}

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from synthboot import config
+from synthboot.artifacts.synthetic import ThrownAway
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
 from synthboot.stages import filter as stage
@@ -62,7 +63,7 @@ def test_of_near_duplicates_the_first_stays_and_none_that_the_corpus_has() -> No
 
 
 def test_too_little_that_is_left_is_an_error_with_what_to_do() -> None:
-    thrown = {"loss": (10, 600), "novelty": (1, 100)}
+    thrown = {"loss": ThrownAway(10, 600), "novelty": ThrownAway(1, 100)}
     stage.check_budget(1_000, 300, thrown, "related,x")
     message = "leaves 300 of 1,000 tokens, 301 are needed, 1 are missing .*loss 600, novelty 100.*`filter.times` to 3.5"
     with pytest.raises(BudgetError, match=message):

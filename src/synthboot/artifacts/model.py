@@ -19,6 +19,7 @@ from pydantic import Field, model_serializer
 from synthboot import config
 from synthboot.artifacts.scores import CHECKPOINTS
 from synthboot.artifacts.store import Manifest, declared, plain, read_manifest, typed
+from synthboot.artifacts.synthetic import ThrownAway
 from synthboot.data.disk import read_json, write_json
 from synthboot.errors import MissingArtifact
 
@@ -99,7 +100,7 @@ class TokenCounts(TokensRead):
 
     `train_flops` are those of training, `spent_flops` all that was spent on its text and teachers
     before. An ensemble has the sums of its `members`, but no `best_step`. `thrown_away` has, by
-    reason, samples and tokens that the arm's filter kept from being read.
+    reason, what the arm's filter kept from being read.
     """
 
     seed: int
@@ -112,7 +113,7 @@ class TokenCounts(TokensRead):
     train_flops: float
     spent_flops: float
     members: tuple[TokenCounts, ...] = ()
-    thrown_away: dict[str, tuple[int, int]] = field(default_factory=dict)
+    thrown_away: dict[str, ThrownAway] = field(default_factory=dict)
 
     @property
     def total_flops(self) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -28,6 +28,13 @@ CHUNKS = "chunks"
 KEPT = "kept"
 SAMPLED = "sampled"
 """The role of the samples that a filter chooses among."""
+
+
+class ThrownAway(NamedTuple):
+    """What a filter has thrown away for one reason; in JSON a list of the two."""
+
+    docs: int
+    tokens: int
 
 
 @dataclass(frozen=True)

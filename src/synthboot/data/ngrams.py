@@ -36,6 +36,9 @@ _Pairs = Int64[np.ndarray, " pair"]
 _CANDIDATES = 1 << 16  # pairs whose signatures are compared at once: 64 MB of them
 _MUCH_LONGER = 4  # times: from there on the second document of a pair is held, not the first
 _BLOCK = 1 << 22  # tokens of a corpus that are hashed at once: 32 MB of hashes
+_SAME_RUNS = 4  # equal runs of a text that repeats itself that count as one shingle
+_SMALL_BUCKET = 16  # documents; in a larger bucket not every pair is a candidate
+_MARGIN = 0.15  # below the threshold, for the error of a MinHash estimate
 
 
 def hashes(tokens: Tokenized, n: int) -> Hashes:
@@ -95,72 +98,85 @@ def pair_containments(
     # One document of a pair is held for all pairs that it is in, the other read for each of them:
     # a long document that many short ones lie near must not be read for each.
     is_much_longer = b.lengths[d2] > _MUCH_LONGER * a.lengths[d1]
-    first_held = _Side(a, b, d1, d2, n)
-    second_held = _Side(b, a, d2, d1, n)
+    d1_held = _ByHeld(a, b, d1, d2, n)
+    d2_held = _ByHeld(b, a, d2, d1, n)
     most = max(1, at_once // threads)
-    runs = [
-        *first_held.runs(np.flatnonzero(~is_much_longer), most),
-        *second_held.runs(np.flatnonzero(is_much_longer), most),
+    batches = [
+        *d1_held.batches(np.flatnonzero(~is_much_longer), most),
+        *d2_held.batches(np.flatnonzero(is_much_longer), most),
     ]
 
     result = np.empty(len(d1))
     done = 0
     # threads, since the compiled loop leaves the interpreter to others while it works
     with ThreadPoolExecutor(threads) as pool:
-        for (_, run), shares in zip(runs, pool.map(_compared, runs), strict=True):
-            result[run] = shares
-            done += len(run)
+        of_batches = pool.map(_Batch.containments, batches)
+        for batch, compared in zip(batches, of_batches, strict=True):
+            result[batch.pairs] = compared
+            done += len(batch.pairs)
             progress(done / len(d1))
     return result
 
 
 @dataclass(frozen=True)
-class _Side:
-    """Pairs by their numbers, of which `held[x[i]]` is held and `others[y[i]]` read."""
+class _ByHeld:
+    """Pairs (held[held_docs[i]], others[other_docs[i]]), of which what is held is read once for all
+    of its pairs that are compared in runs of one length."""
 
     held: Tokens
     others: Tokens
-    x: _Pairs
-    y: _Pairs
+    held_docs: _Pairs
+    other_docs: _Pairs
     n: int
 
-    def runs(self, pairs: _Pairs, most: int) -> Iterator[tuple[_Side, _Pairs]]:
-        """These pairs in runs of about `most` tokens, those of one held document together."""
-        # what is held has to be read anew for runs of another length
-        run_length = np.minimum(self.others.lengths[self.y[pairs]] - 1, self.n)
-        pairs = pairs[np.lexsort((run_length, self.x[pairs]))]
+    def batches(self, pairs: _Pairs, most: int) -> Iterator[_Batch]:
+        """These pairs in batches of about `most` tokens, by what is held and the length of runs."""
+        run_length = np.minimum(self.others.lengths[self.other_docs[pairs]] - 1, self.n)
+        pairs = pairs[np.lexsort((run_length, self.held_docs[pairs]))]
 
-        is_new = np.diff(self.x[pairs], prepend=-1) != 0
-        sizes = self.others.lengths[self.y[pairs]] + is_new * self.held.lengths[self.x[pairs]]
-        for part in _runs_of(sizes, most):
-            yield self, pairs[part]
+        held_docs = self.held_docs[pairs]
+        is_new = np.diff(held_docs, prepend=-1) != 0
+        read_tokens = self.others.lengths[self.other_docs[pairs]]
+        read_tokens = read_tokens + is_new * self.held.lengths[held_docs]
+        for part in _slices_of(read_tokens, most):
+            yield _Batch(self, pairs[part])
 
-    def containments(self, run: _Pairs) -> Float[np.ndarray, " pair"]:
-        """Of the pairs of a run; fastest where those of one held document follow each other."""
-        x, y = self.x[run], self.y[run]
+
+@dataclass(frozen=True)
+class _Batch:
+    """Pairs that are compared at once, by their numbers."""
+
+    of: _ByHeld
+    pairs: _Pairs
+
+    def containments(self) -> Float[np.ndarray, " pair"]:
+        """Of each of the pairs."""
+        held, others, n = self.of.held, self.of.others, self.of.n
+        held_docs = self.of.held_docs[self.pairs]
+        other_docs = self.of.other_docs[self.pairs]
         if kernels.available():
-            of_x, x_places = np.unique(x, return_inverse=True)
-            of_y, y_places = np.unique(y, return_inverse=True)
-            held, others = self.held.texts(of_x), self.others.texts(of_y)
-            return overlap.containments(held, others, x_places, y_places, self.n)
+            distinct_held, held_places = np.unique(held_docs, return_inverse=True)
+            distinct_others, other_places = np.unique(other_docs, return_inverse=True)
+            return overlap.containments(
+                held.texts(distinct_held),
+                others.texts(distinct_others),
+                held_places,
+                other_places,
+                n,
+            )
 
-        result = np.empty(len(run))
-        for i in range(len(run)):
-            first = self.held[x[i]][:-1]
-            second = self.others[y[i]][:-1]
-            size = max(1, min(self.n, len(first), len(second)))
+        result = np.empty(len(held_docs))
+        for i, (held_doc, other_doc) in enumerate(zip(held_docs, other_docs, strict=True)):
+            first = held[held_doc][:-1]
+            second = others[other_doc][:-1]
+            size = max(1, min(n, len(first), len(second)))
             result[i] = containment(hashes(first, size), hashes(second, size))
         return result
 
 
-def _compared(run: tuple[_Side, _Pairs]) -> Float[np.ndarray, " pair"]:
-    side, pairs = run
-    return side.containments(pairs)
-
-
-def _runs_of(sizes: Int64[np.ndarray, " item"], most: int) -> Iterator[slice]:
-    """Runs of items of about `most` in all."""
-    run = np.cumsum(sizes) // most
+def _slices_of(sizes: Int64[np.ndarray, " item"], most: int) -> Iterator[slice]:
+    """Slices of consecutive items, whose sizes are about `most` together."""
+    run = np.cumsum(sizes) // most  # the number of each item's run
     edges = np.flatnonzero(np.diff(run)) + 1
     for start, stop in pairwise([0, *edges.tolist(), len(sizes)]):
         if start < stop:
@@ -209,24 +225,30 @@ def held(samples: Sequence[Integer[np.ndarray, " _"]], corpus: Tokens, n: int) -
     """The sorted hashes of the samples' runs of `n` tokens that the corpus holds, read block by
     block; memory is the samples'."""
     wanted = np.unique(all_hashes(samples, n))
-    present = np.zeros(len(wanted), bool)
     if not len(wanted):
         return wanted
 
-    for first, shard in zip(corpus.first_docs, corpus.shards, strict=True):
+    is_held = np.zeros(len(wanted), bool)
+    for block in _blocks(corpus, n):
+        hashed = hashes(block, n)
+        position = np.searchsorted(wanted, hashed)
+        position = np.minimum(position, len(wanted) - 1)  # as in `contains`
+        is_held[position[wanted[position] == hashed]] = True
+    return wanted[is_held]
+
+
+def _blocks(corpus: Tokens, n: int) -> Iterator[Tokenized]:
+    """The tokens of the corpus, a block of a shard at a time; every run of `n` tokens of a shard
+    lies in just one block."""
+    for first_doc, shard in zip(corpus.first_docs, corpus.shards, strict=True):
         # the corpus may be the head of a pool that ends amid a shard, or before it
-        begin = int(corpus.bounds[min(first, len(corpus))])
-        end = min(len(shard), corpus.num_tokens - begin)
+        before = int(corpus.bounds[min(first_doc, len(corpus))])
+        end = min(len(shard), corpus.num_tokens - before)
         for start in range(0, max(0, end), _BLOCK):
             # n - 1 tokens of overlap: runs across the edge of two blocks count too
             block = shard[start : min(start + _BLOCK + n - 1, end)]
-            if len(block) < n:
-                continue
-            hashed = hashes(np.asarray(block), n)
-            index = np.searchsorted(wanted, hashed)
-            index = np.minimum(index, len(wanted) - 1)
-            present[index[wanted[index] == hashed]] = True
-    return wanted[present]
+            if len(block) >= n:
+                yield np.asarray(block)
 
 
 def longest_run(mask: Bool[np.ndarray, " token"]) -> int:
@@ -236,8 +258,9 @@ def longest_run(mask: Bool[np.ndarray, " token"]) -> int:
     edges = np.flatnonzero(np.diff(padded))
     if not len(edges):
         return 0
-    lengths = edges[1::2] - edges[::2]  # runs begin at even edges and end at odd ones
-    return int(lengths.max())
+    starts = edges[::2]
+    stops = edges[1::2]
+    return int((stops - starts).max())
 
 
 def repeated_share(tokens: Tokenized, n: int) -> float:
@@ -266,21 +289,21 @@ def shingles(
     """
     if symbols is None:
         symbols = words.in_symbols(text)
-    cut = words.words(text, symbols)
-    kinds = len(set(cut))
-    length = words.run_length(cut, kinds)
-    runs = words.runs(cut, length)
+    text_words = words.words(text, symbols)
+    different = len(set(text_words))
+    length = words.run_length(text_words, different)
+    runs = words.runs(text_words, length)
 
     # Two tests for one answer: most texts pass the first, which costs less.
-    if len(cut) <= 4 * kinds:
+    if len(text_words) <= _SAME_RUNS * different:
         return runs
-    if len(runs) <= 4 * len(set(runs)):
+    if len(runs) <= _SAME_RUNS * len(set(runs)):
         return runs
 
     times: Counter[str] = Counter()
     for i, run in enumerate(runs):
         times[run] += 1
-        if times[run] > 4:
+        if times[run] > _SAME_RUNS:
             runs[i] = f"{run} {times[run]}"
     return runs
 
@@ -352,25 +375,36 @@ def near_duplicate_pairs(
     candidates for each other, each is compared with the first and the next alone. Memory is 24
     bytes a document and 8 a candidate; `signatures` and `texts` may lie on disk.
     """
-    count, perms = signatures.shape
-    # a pair as one number, a * count + b: a set of tuples takes twenty times the memory
-    candidates = np.empty(0, np.int64)
-    for start in range(0, perms if count else 0, _BAND):
-        of_band = signatures[:, start : start + _BAND]  # (doc, value)
-        found = []
-        for bucket in _buckets(hashes_rows(of_band)):
-            found += [a * count + b for a, b in _bucket_pairs(bucket)]
-        candidates = np.union1d(candidates, np.array(found, np.int64))
-
     pairs = []
+    candidates = _candidates(signatures)
     for start in range(0, len(candidates), _CANDIDATES):
-        first, second = np.divmod(candidates[start : start + _CANDIDATES], count)
-        agree = signatures[first] == signatures[second]  # (candidate, perm)
-        is_close = agree.mean(1) >= threshold - 0.15
+        first, second = np.divmod(candidates[start : start + _CANDIDATES], len(signatures))
+        is_equal = signatures[first] == signatures[second]  # (candidate, perm)
+        estimate = is_equal.mean(1)
+        is_close = estimate >= threshold - _MARGIN
         for a, b in zip(first[is_close].tolist(), second[is_close].tolist(), strict=True):
             if alike(texts[a], texts[b]) >= threshold:
                 pairs.append((a, b))
     return np.array(pairs, np.int64).reshape(-1, 2)  # (pair, 2), also where there is none
+
+
+def _candidates(
+    signatures: Integer[np.ndarray, "doc perm"],
+) -> Int64[np.ndarray, " candidate"]:
+    """The pairs a < b that agree in a band, in order, each as one number, a * docs + b: a set of
+    tuples would take twenty times the memory."""
+    docs, perms = signatures.shape
+    candidates = np.empty(0, np.int64)
+    if not docs:
+        return candidates
+    for start in range(0, perms, _BAND):
+        band = signatures[:, start : start + _BAND]  # (doc, value)
+        found = []
+        for bucket in _buckets(hashes_rows(band)):
+            for a, b in _bucket_pairs(bucket):
+                found.append(a * docs + b)
+        candidates = np.union1d(candidates, np.array(found, np.int64))
+    return candidates
 
 
 def groups_of(
@@ -384,9 +418,9 @@ def groups_of(
     if not count:
         return np.empty(0, np.int64)
     links = np.ones(len(pairs), bool)
-    rows_and_columns = (pairs[:, 0], pairs[:, 1])
-    entries = (links, rows_and_columns)
-    graph = coo_matrix(entries, shape=(count, count))
+    rows = pairs[:, 0]
+    columns = pairs[:, 1]
+    graph = coo_matrix((links, (rows, columns)), shape=(count, count))
     _, group = connected_components(graph, directed=False)
     return group.astype(np.int64)
 
@@ -407,16 +441,16 @@ def _buckets(keys: Hashes) -> Iterator[Int64[np.ndarray, " same"]]:
     """The documents of each key that several have: once sorted they stand next to each other."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    differs = ordered[1:] != ordered[:-1]
-    changes = np.flatnonzero(differs) + 1
+    is_other_key = ordered[1:] != ordered[:-1]
+    changes = np.flatnonzero(is_other_key) + 1
     edges = np.concatenate(([0], changes, [len(keys)]))
     starts = edges[:-1]
     stops = edges[1:]
-    # Most documents are alone, and there may be millions.
-    several = np.flatnonzero(stops - starts > 1)
-    for which in several.tolist():
-        same = slice(starts[which], stops[which])
-        yield order[same]
+
+    # Most documents are alone with their key, and there may be millions: only the rest is looped.
+    is_shared = stops - starts > 1
+    for start, stop in zip(starts[is_shared], stops[is_shared], strict=True):
+        yield order[start:stop]
 
 
 def _bucket_pairs(
@@ -424,10 +458,10 @@ def _bucket_pairs(
 ) -> Iterable[tuple[int, int]]:
     """All pairs of a small bucket; of a large one, each document with the first and the next."""
     items = sorted(bucket.tolist())
-    if len(items) <= 16:
-        return list(combinations(items, 2))
+    if len(items) <= _SMALL_BUCKET:
+        return combinations(items, 2)
 
     # Templated text: pairs grow with the square of a bucket, and a chain joins it as well.
     first, *others = items
     with_first = [(first, other) for other in others]
-    return with_first + list(pairwise(others))
+    return [*with_first, *pairwise(others)]

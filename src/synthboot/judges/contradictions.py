@@ -101,7 +101,7 @@ _VAGUE = _set("more less least most up under between per from range ranging")
 class Value:
     """A number or a date in a sentence: what it counts, how much, and whether it is rounded.
 
-    Of a date, `parts` are year, month and day as far as they are told.
+    Of a date, `parts` are year, month and day as far as the sentence says them.
     """
 
     kind: str
@@ -111,11 +111,12 @@ class Value:
     def disagrees(self, other: Value) -> bool:
         """Whether both cannot be right of one thing."""
         if self.kind == "date":
-            told = min(len(self.parts), len(other.parts))
-            return self.parts[:told] != other.parts[:told]
-        first, second = self.parts[0], other.parts[0]
-        allowed = _ROUNDED if self.is_rounded or other.is_rounded else _CLOSE
-        return abs(first - second) > allowed * max(abs(first), abs(second))
+            known_of_both = min(len(self.parts), len(other.parts))
+            return self.parts[:known_of_both] != other.parts[:known_of_both]
+        [first] = self.parts
+        [second] = other.parts
+        tolerance = _ROUNDED if self.is_rounded or other.is_rounded else _CLOSE
+        return abs(first - second) > tolerance * max(abs(first), abs(second))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokenizer import Tokenizer
-from synthboot.judges.protocol import Item, Question, Told
+from synthboot.judges.protocol import Item, OnScore, Question
 from synthboot.lm import model as models
 from synthboot.lm import pointer, score
 from synthboot.lm.batches import PairForm
@@ -24,7 +24,7 @@ from synthboot.lm.batches import PairForm
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_BATCH = 16  # pairs whose scores are told together
+_BATCH = 16  # pairs that the model reads before their scores are handed on
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,16 @@ class Likelihood:
         """Twice, with another document in the place of d1 each time; pairs alone."""
         return 2 if question == "irrelevance" else 0
 
-    def score(self, question: Question, items: Sequence[Item], number: int, told: Told) -> None:
-        """Tell for every pair how many nats a token d2 costs more given d1 than given another."""
+    def score(
+        self, question: Question, items: Sequence[Item], number: int, on_score: OnScore
+    ) -> None:
+        """For every pair, how many nats a token d2 costs more given d1 than given another."""
         for start in range(0, len(items), _BATCH):
             batch = items[start : start + _BATCH]
             given = self._loss([item.d1 for item in batch], batch)
             other = self._loss([item.others[number] for item in batch], batch)
             for index, gap in enumerate((given - other).tolist(), start):
-                told(index, gap)
+                on_score(index, gap)
 
     def _loss(self, given: Sequence[str], items: Sequence[Item]) -> np.ndarray:
         """(item): nats a token of each d2 after a document in the place of d1."""

@@ -247,24 +247,24 @@ def _ask(
     items: Mapping[str, Item],
     number: int,
     record: Record,
-    heard: Callable[[int], None],
+    progress: Callable[[int], None],
 ) -> None:
     """Have the record hold the score of each of these items, known by its name; the same text in
-    two kinds, or twice sampled, is asked once. `heard` is told now and then how many it holds."""
+    two kinds, or twice sampled, is asked once. `progress` has now and then how many it holds."""
     missing = [name for name in items if name not in record.scores]
     held = len(items) - len(missing)
     last = -math.inf
 
-    def told(index: int, score: float, spent: Spent = NOTHING, /) -> None:
+    def on_score(index: int, score: float, spent: Spent = NOTHING, /) -> None:
         nonlocal held, last
         record.add(missing[index], score, spent)
         held += 1
         if time.monotonic() - last > _SECONDS_A_WORD:
             last = time.monotonic()
-            heard(held)
+            progress(held)
 
     if missing:
-        judge.score(question, [items[name] for name in missing], number, told)
+        judge.score(question, [items[name] for name in missing], number, on_score)
 
 
 def _halves(known: np.ndarray, is_faulty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

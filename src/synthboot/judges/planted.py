@@ -13,6 +13,7 @@ like. Negations and names are English, or of scripts that have capitals.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -92,16 +93,17 @@ class _Planter:
 
     def nonfactual(self, item: Item, number: int) -> Case | None:
         """A number, a name or a negation that is not so."""
-        told = " ".join(item.references)
+        references = " ".join(item.references)
         kinds = {
             "number": self._swapped_number,
             "name": self._swapped_name,
             "negation": self._negated,
         }
         # the kinds in turn; the next one where a text has nothing to swap
-        for turn in range(len(kinds)):
-            kind = list(kinds)[(number + turn) % len(kinds)]
-            text = kinds[kind](item.text, told)
+        in_turn = deque(kinds.items())
+        in_turn.rotate(-number)
+        for kind, swapped in in_turn:
+            text = swapped(item.text, references)
             if text is not None:
                 return Case(replace(item, text=text), kind)
         return None
@@ -129,9 +131,9 @@ class _Planter:
                 return Case(replace(item, text=copy[:LONGEST]), f"jaccard {wanted}")
         return None
 
-    def _swapped_number(self, text: str, told: str) -> str | None:
-        """The text with another number in the place of one that is told."""
-        known = set(_NUMBER.findall(text)) & set(_NUMBER.findall(told))
+    def _swapped_number(self, text: str, references: str) -> str | None:
+        """The text with another number in the place of one that the references have too."""
+        known = set(_NUMBER.findall(text)) & set(_NUMBER.findall(references))
         numbers = [number for number in sorted(known) if re.search("[1-9]", number)]
         if not numbers:
             return None
@@ -153,30 +155,31 @@ class _Planter:
             digits.append(digit if is_kept else str(int(self.random.integers(least, 10))))
         return "".join(digits)
 
-    def _swapped_name(self, text: str, told: str) -> str | None:
-        """The text with a stranger's name in the place of one that is told."""
-        known = set(_NAME.findall(text)) & set(re.findall(r"[^\W_]+", told))
+    def _swapped_name(self, text: str, references: str) -> str | None:
+        """The text with a stranger's name in the place of one that the references have too."""
+        known = set(_NAME.findall(text)) & set(re.findall(r"[^\W_]+", references))
         if not known:
             return None
         old = self._drawn(sorted(known))
         for _ in range(_TRIES):
             names = []
             for name in _NAME.findall(self._drawn(self.strangers)):
-                if name not in told and name not in text:
+                if name not in references and name not in text:
                     names.append(name)
             if names:
                 new = self._drawn(names)
                 return re.sub(rf"\b{re.escape(old)}\b", new, text)
         return None
 
-    def _negated(self, text: str, told: str) -> str | None:
-        """The text with a "not" in a sentence of which half the words are told."""
+    def _negated(self, text: str, references: str) -> str | None:
+        """The text with a "not" in a sentence of which half the words are in the references."""
         sentences = re.split(r"(?<=[.!?])(\s+)", text)  # (sentence, space, sentence, ...)
-        known = set(re.findall(r"[^\W\d_]{4,}", told.lower()))
+        known = set(re.findall(r"[^\W\d_]{4,}", references.lower()))
         able = []
         for place, sentence in enumerate(sentences):
             words = set(re.findall(r"[^\W\d_]{4,}", sentence.lower()))
-            if _VERB.search(sentence) and words and len(words & known) >= len(words) / 2:
+            is_known = words and len(words & known) >= len(words) / 2
+            if is_known and _VERB.search(sentence):
                 able.append(place)
         if not able:
             return None

@@ -49,11 +49,11 @@ NOTHING = Spent()
 
 
 @runtime_checkable
-class Told(Protocol):
-    """Takes the number of an item and its score, as soon as it is there, and what it took."""
+class OnScore(Protocol):
+    """Called with the index of an item and its score, as soon as it is there, and what it took."""
 
     def __call__(self, index: int, score: float, spent: Spent = NOTHING, /) -> None:
-        """Take it."""
+        """Take one score; scores come in any order."""
         ...
 
 
@@ -89,6 +89,9 @@ class Judge(Protocol):
         """How many different ways it has to judge this: 0 where it does not judge it at all."""
         ...
 
-    def score(self, question: Question, items: Sequence[Item], number: int, told: Told) -> None:
-        """Tell the score of every item by pass `number`; not-a-number where there is no answer."""
+    def score(
+        self, question: Question, items: Sequence[Item], number: int, on_score: OnScore
+    ) -> None:
+        """Hand the score of every item by pass `number` to `on_score`, not-a-number where there is
+        no answer."""
         ...

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -74,29 +75,51 @@ class ErrorRates:
 
         # the interval is that of the adjusted counts
         z = _Z
-        p = (judged + z**2 / 2) / (items + z**2)
-        q0 = (self.passed + 1) / (self.clean + 2)
-        q1 = (self.found + 1) / (self.faulty + 2)
-        theta = _true_share(p, q0, q1)
+        p = _adjusted(judged, items, z**2 / 2)
+        q0 = _adjusted(self.passed, self.clean, 1)
+        q1 = _adjusted(self.found, self.faulty, 1)
+        theta = _true_share(p.share, q0.share, q1.share)
 
-        variance_p = p * (1 - p) / (items + z**2)
-        variance_q0 = q0 * (1 - q0) / (self.clean + 2)
-        variance_q1 = q1 * (1 - q1) / (self.faulty + 2)
-        variance = variance_p + (1 - theta) ** 2 * variance_q0 + theta**2 * variance_q1
-        half_width = z * math.sqrt(variance) / (q0 + q1 - 1)
+        # by the derivatives of theta, each of them times q0 + q1 - 1: 1, 1 - theta and -theta
+        variance = p.variance + (1 - theta) ** 2 * q0.variance + theta**2 * q1.variance
+        half_width = z * math.sqrt(variance) / (q0.share + q1.share - 1)
 
         # what the adjustment has moved the middle by, moved back
-        middle = theta + 2 * z**2 * (theta * variance_q1 - (1 - theta) * variance_q0)
-        return Interval(
-            value,
-            low=min(1.0, max(0.0, middle - half_width)),
-            high=min(1.0, max(0.0, middle + half_width)),
-        )
+        middle = theta + 2 * z**2 * (theta * q1.variance - (1 - theta) * q0.variance)
+        return _interval(value, middle, half_width)
+
+
+class _Adjusted(NamedTuple):
+    """A share of adjusted counts, and the variance of it."""
+
+    share: float
+    variance: float
+
+
+def _adjusted(count: int, of: int, added: float) -> _Adjusted:
+    """A share to whose counts so many were added of either kind, those that count and others."""
+    total = of + 2 * added
+    share = (count + added) / total
+    return _Adjusted(share, variance=share * (1 - share) / total)
 
 
 def _true_share(p: float, q0: float, q1: float) -> float:
     """The true share theta, in [0, 1]: noise alone would take it beyond."""
-    return min(1.0, max(0.0, (p + q0 - 1) / (q0 + q1 - 1)))
+    return _as_share((p + q0 - 1) / (q0 + q1 - 1))
+
+
+def _as_share(value: float) -> float:
+    """The nearest value in [0, 1]."""
+    return min(1.0, max(0.0, value))
+
+
+def _interval(value: float, middle: float, half_width: float) -> Interval:
+    """A share and the ends of its interval, in [0, 1]."""
+    return Interval(
+        value,
+        low=_as_share(middle - half_width),
+        high=_as_share(middle + half_width),
+    )
 
 
 def share(count: int, of: int) -> Interval:
@@ -108,7 +131,7 @@ def share(count: int, of: int) -> Interval:
     middle = (count + z**2 / 2) / (of + z**2)
     variance = p * (1 - p) / of + z**2 / (4 * of**2)
     half_width = z / (1 + z**2 / of) * math.sqrt(variance)
-    return Interval(p, max(0.0, middle - half_width), min(1.0, middle + half_width))
+    return _interval(p, middle, half_width)
 
 
 def threshold(
@@ -121,11 +144,14 @@ def threshold(
     if not len(clean) or not len(faulty) or len(values) < 2:
         return math.inf
     limits = (values[1:] + values[:-1]) / 2  # halfway between neighbours
+
+    # of sorted scores, as many lie below a limit as stand before its place
     q0 = np.searchsorted(np.sort(clean), limits) / len(clean)
     q1 = 1 - np.searchsorted(np.sort(faulty), limits) / len(faulty)
     skill = q0 + q1
     best = np.flatnonzero(np.isclose(skill, skill.max()))
-    return float(limits[best[len(best) // 2]])
+    middle = best[len(best) // 2]
+    return float(limits[middle])
 
 
 def kappa(first: Bool[np.ndarray, " item"], second: Bool[np.ndarray, " item"]) -> float | None:
@@ -139,7 +165,9 @@ def kappa(first: Bool[np.ndarray, " item"], second: Bool[np.ndarray, " item"]) -
     both_faulty = float(first.mean() * second.mean())
     both_clean = float((1 - first.mean()) * (1 - second.mean()))
     by_chance = both_faulty + both_clean
-    return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
+    if by_chance == 1:
+        return None
+    return (agreed - by_chance) / (1 - by_chance)
 
 
 def measured(

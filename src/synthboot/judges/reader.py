@@ -23,7 +23,7 @@ import regex
 
 from synthboot import config
 from synthboot.errors import ConfigError, unloadable
-from synthboot.judges.protocol import QUESTIONS, Item, Question, Spent, Told
+from synthboot.judges.protocol import QUESTIONS, Item, OnScore, Question, Spent
 from synthboot.lm import layouts
 from synthboot.lm import model as models
 from synthboot.lm.endpoint import Asked, Endpoint, Refused, key, log_probability, one_choice, shown
@@ -57,9 +57,9 @@ def prompt_hashes() -> dict[str, str]:
 class Model(Protocol):
     """Whatever answers prompts."""
 
-    def prefer(self, prompts: Sequence[str], told: Told) -> None:
-        """Tell of every prompt how much likelier `yes` is than `no`, in nats; not-a-number where it
-        is neither."""
+    def prefer(self, prompts: Sequence[str], on_score: OnScore) -> None:
+        """Hand to `on_score`, for every prompt, how much likelier `yes` is than `no`, in nats;
+        not-a-number where it is neither."""
         ...
 
 
@@ -75,14 +75,16 @@ class Reader:
         """Twice, in both orders."""
         return PASSES
 
-    def score(self, question: Question, items: Sequence[Item], number: int, told: Told) -> None:
-        """Tell how much likelier `yes` is than `no`, in nats, for every item."""
+    def score(
+        self, question: Question, items: Sequence[Item], number: int, on_score: OnScore
+    ) -> None:
+        """How much likelier `yes` is than `no`, in nats, for every item."""
         template = prompt(question, number)
         prompts = []
         for item in items:
             references = "\n\n".join(item.references)
             prompts.append(template.format(text=item.text, d1=item.d1, references=references))
-        self.model.prefer(prompts, told)
+        self.model.prefer(prompts, on_score)
 
 
 class Served:
@@ -94,7 +96,7 @@ class Served:
             server, "chat/completions", "engine.judge", key("SYNTHBOOT_JUDGE_API_KEY")
         )
 
-    def prefer(self, prompts: Sequence[str], told: Told) -> None:
+    def prefer(self, prompts: Sequence[str], on_score: OnScore) -> None:
         """As `Model` has it. Raises SamplingError where a request fails for good."""
         asked = []
         for text in prompts:
@@ -110,7 +112,7 @@ class Served:
             asked.append(Asked(body, _ANSWER_BYTES, _answered))
 
         def answered(index: int, answer: tuple[float, Spent]) -> None:
-            told(index, *answer)
+            on_score(index, *answer)
 
         self._endpoint.ask(asked, answered)
 
@@ -122,7 +124,7 @@ class Local:
         self.source = source
         self.device = device
 
-    def prefer(self, prompts: Sequence[str], told: Told) -> None:
+    def prefer(self, prompts: Sequence[str], on_score: OnScore) -> None:
         """As `Model` has it.
 
         Raises ConfigError where the model cannot be loaded or has no room for a prompt.
@@ -143,7 +145,7 @@ class Local:
                 inputs = torch.tensor([ids], device=where)  # (1, token)
                 logits = model(input_ids=inputs, use_cache=False).logits[0, -1].double()
             gap = torch.logsumexp(logits[yes], 0) - torch.logsumexp(logits[no], 0)
-            told(index, float(gap), Spent(prompt=len(ids)))
+            on_score(index, float(gap), Spent(prompt=len(ids)))
 
     @cached_property
     def _loaded(self) -> tuple[Any, Callable[[str], list[int]], list[int], list[int]]:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from synthboot.data import ngrams, words
 from synthboot.judges.contradictions import contradictions
-from synthboot.judges.protocol import Item, Question, Told
+from synthboot.judges.protocol import Item, OnScore, Question
 
 Embedder = Callable[[Sequence[str]], Float[np.ndarray, "text dim"]]
 """From texts to vectors of length 1."""
@@ -34,9 +34,10 @@ class Rules:
         counts: Counter[str] = Counter()
         for text in corpus:
             counts.update(set(words.words(text)))
-        # a word weighs more, the fewer documents have it, and most where none has
-        self._weight = {word: math.log((1 + len(corpus)) / n) for word, n in counts.items()}
-        self._most = math.log(1 + len(corpus))
+        # inverse document frequency: a word weighs more, the fewer documents have it
+        docs = len(corpus)
+        self._idf = {word: math.log((1 + docs) / count) for word, count in counts.items()}
+        self._idf_of_unknown = math.log(1 + docs)
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -47,8 +48,10 @@ class Rules:
         """Once: a rule says the same every time."""
         return 1
 
-    def score(self, question: Question, items: Sequence[Item], number: int, told: Told) -> None:
-        """Tell the score of every item."""
+    def score(
+        self, question: Question, items: Sequence[Item], number: int, on_score: OnScore
+    ) -> None:
+        """The score of every item by the rule of that question."""
         rule = {
             "repetition": self._repetition,
             "nonfactual": self._nonfactual,
@@ -56,30 +59,36 @@ class Rules:
             "copying": self._copying,
         }[question]
         for index, item in enumerate(items):
-            told(index, rule(item))
+            on_score(index, rule(item))
 
     def _repetition(self, item: Item) -> float:
+        """In [0, 1)."""
         _, word_ids = np.unique(words.words(item.text), return_inverse=True)
         return ngrams.repeated_share(word_ids, _RUN)
 
     def _nonfactual(self, item: Item) -> float:
-        return float(sum(len(contradictions(item.text, known)) for known in item.references))
+        """How many sentences contradict a reference."""
+        found = [contradictions(item.text, reference) for reference in item.references]
+        return float(sum(map(len, found)))
 
     def _irrelevance(self, item: Item) -> float:
-        first = set(words.words(item.d1))
-        second = set(words.words(item.text))
-        either = self._sum(first | second)
-        both = self._sum(first & second)
+        """Minus the weighted Jaccard similarity, in [-1, 0]."""
+        d1 = set(words.words(item.d1))
+        d2 = set(words.words(item.text))
+        either = self._weight(d1 | d2)
+        both = self._weight(d1 & d2)
         return -both / either if either else 0.0
 
     def _copying(self, item: Item) -> float:
-        given = set(ngrams.shingles(item.d1))
-        written = set(ngrams.shingles(item.text))
-        return len(written & given) / max(1, len(written))
+        """In [0, 1]."""
+        d1 = set(ngrams.shingles(item.d1))
+        d2 = set(ngrams.shingles(item.text))
+        return len(d1 & d2) / max(1, len(d2))
 
-    def _sum(self, chosen: set[str]) -> float:
+    def _weight(self, chosen: set[str]) -> float:
+        """What these words weigh together."""
         # exactly rounded: another order, which a set has in every process, changes nothing
-        return math.fsum(self._weight.get(word, self._most) for word in chosen)
+        return math.fsum(self._idf.get(word, self._idf_of_unknown) for word in chosen)
 
 
 class Nearness:
@@ -100,12 +109,14 @@ class Nearness:
         """Once, and only whether d2 is related to d1."""
         return int(question == "irrelevance")
 
-    def score(self, question: Question, items: Sequence[Item], number: int, told: Told) -> None:
-        """Tell minus the similarity of every pair."""
+    def score(
+        self, question: Question, items: Sequence[Item], number: int, on_score: OnScore
+    ) -> None:
+        """Minus the cosine similarity of every pair."""
         if not items:
             return
-        first = self._embedder([item.d1 for item in items])
-        second = self._embedder([item.text for item in items])
-        similarity: Float[np.ndarray, " item"] = np.einsum("ij,ij->i", first, second)
-        for index, similar in enumerate(similarity.tolist()):
-            told(index, -similar)
+        d1 = self._embedder([item.d1 for item in items])
+        d2 = self._embedder([item.text for item in items])
+        cosine: Float[np.ndarray, " item"] = np.einsum("ij,ij->i", d1, d2)
+        for index, similarity in enumerate(cosine.tolist()):
+            on_score(index, -similarity)

@@ -17,6 +17,7 @@ import numpy as np
 from synthboot import config
 from synthboot.artifacts.model import Curve, TokenCounts, TokensRead
 from synthboot.artifacts.store import Progress, silent
+from synthboot.artifacts.synthetic import ThrownAway
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
@@ -48,8 +49,8 @@ class Sources:
     Real tokens; synthetic ones with the d1 of each document; related pairs, most similar first, for
     the layout that packs them; tokens to replay; the folder of an ensemble whose probabilities are
     targets too. These cost `upstream_flops` (embedding, pairing and tuning, or training the
-    teacher), and `sample_flops` for each synthetic token. `thrown_away` has, by reason, samples and
-    tokens that a filter has left out.
+    teacher), and `sample_flops` for each synthetic token. `thrown_away` has, by reason, what a
+    filter has left out.
     """
 
     real: Tokens
@@ -60,7 +61,7 @@ class Sources:
     teacher: Path | None = None
     upstream_flops: float = 0.0
     sample_flops: float = 0.0
-    thrown_away: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    thrown_away: Mapping[str, ThrownAway] = field(default_factory=dict)
 
 
 def plan_of(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from synthboot.artifacts.evaluation import Evaluation
+from synthboot.artifacts.synthetic import ThrownAway
 from synthboot.config import Filter
 from synthboot.report.quality import Table
 from synthboot.statistics import Difference
@@ -16,19 +17,19 @@ HEADERS = ["arm", "left", "thrown away", "against", "difference in test loss", "
 
 @dataclass(frozen=True)
 class Effect:
-    """What the filter of an arm did: the tokens that it `left`, what was thrown away by reason
-    (samples, tokens), and the difference in test loss to the arm `without` it, if there is one."""
+    """What the filter of an arm did: the tokens that it `left`, what was thrown away by reason,
+    and the difference in test loss to the arm `without` it, if there is one."""
 
     left: int
-    thrown_away: Mapping[str, tuple[int, int]]
+    thrown_away: Mapping[str, ThrownAway]
     without: str | None
     difference: Difference | None
 
     @property
     def share(self) -> float:
         """The share of all tokens that is left."""
-        away = sum(tokens for _, tokens in self.thrown_away.values())
-        return self.left / (self.left + away)
+        thrown_away = sum(away.tokens for away in self.thrown_away.values())
+        return self.left / (self.left + thrown_away)
 
 
 def effects(evaluation: Evaluation) -> dict[str, Effect]:
@@ -59,9 +60,9 @@ def table(found: Mapping[str, Effect]) -> Table:
     notes = []
     for arm, effect in found.items():
         reasons = []
-        for reason, (samples, tokens) in effect.thrown_away.items():
-            noun = "sample" if samples == 1 else "samples"
-            reasons.append(f"{reason}: {samples:,} {noun}, {tokens:,} tokens")
+        for reason, away in effect.thrown_away.items():
+            noun = "sample" if away.docs == 1 else "samples"
+            reasons.append(f"{reason}: {away.docs:,} {noun}, {away.tokens:,} tokens")
         cells = [
             arm,
             f"{effect.left:,} tokens ({effect.share:.0%})",

@@ -52,13 +52,22 @@ def duplicates(
     Signatures lie at `path` meanwhile, which is no longer needed afterwards.
     """
     pairs = near(sample, corpus, of_corpus, path)
-    inside = pairs[pairs[:, 1] < len(sample)]
-    share = None
-    if len(corpus):
-        group = ngrams.groups_of(pairs, len(sample) + len(corpus))
-        held = np.isin(group[: len(sample)], group[len(sample) :])
-        share = float(held.mean()) if len(sample) else 0.0
-    return Duplicates(curve(inside, len(sample)), share)
+    in_sample = pairs[pairs[:, 1] < len(sample)]  # the second of a pair is the greater number
+    share = _share_in_corpus(pairs, len(sample), len(corpus)) if len(corpus) else None
+    return Duplicates(curve(in_sample, len(sample)), share)
+
+
+def _share_in_corpus(
+    pairs: Int64[np.ndarray, "pair 2"],
+    sample_docs: int,
+    corpus_docs: int,
+) -> float:
+    """The share of the sample that a chain of these pairs joins to a document of the corpus."""
+    if not sample_docs:
+        return 0.0
+    groups = ngrams.groups_of(pairs, sample_docs + corpus_docs)
+    in_corpus = np.isin(groups[:sample_docs], groups[sample_docs:])
+    return float(in_corpus.mean())
 
 
 def near(
@@ -94,26 +103,29 @@ def _on_disk(
 
 def curve(pairs: Int64[np.ndarray, "pair 2"], docs: int) -> list[tuple[int, float]]:
     """[N, share of the first N documents that are half of a pair of these], up to all `docs`."""
-    # the number of documents at which a document first has a near-duplicate beside it
-    since = np.full(docs, docs + 1)
-    later = pairs.max(1, initial=0) + 1
-    np.minimum.at(since, pairs[:, 0], later)
-    np.minimum.at(since, pairs[:, 1], later)
-    since.sort()
+    # Of each document the least N at which it has a near-duplicate among the first N: both of a
+    # pair are there as soon as the later one is. Beyond all N for a document in no pair.
+    least_n = np.full(docs, docs + 1)
+    both_there = pairs.max(1, initial=0) + 1
+    np.minimum.at(least_n, pairs[:, 0], both_there)
+    np.minimum.at(least_n, pairs[:, 1], both_there)
+    least_n.sort()
 
     sizes = _sizes(docs)
-    found = np.searchsorted(since, sizes, side="right").tolist()
-    return [(n, count / n) for n, count in zip(sizes, found, strict=True)]
+    counts = np.searchsorted(least_n, sizes, side="right").tolist()
+    return [(n, count / n) for n, count in zip(sizes, counts, strict=True)]
 
 
 def _sizes(docs: int) -> list[int]:
     """100, 200, 500, 1,000, ... below the number of documents, and that number."""
+    if not docs:
+        return []
     sizes = []
     power = 100
     while power < docs:
-        sizes += [n for n in (power, 2 * power, 5 * power) if n < docs]
+        sizes += [power, 2 * power, 5 * power]
         power *= 10
-    return [*sizes, docs] if docs else []
+    return [*(n for n in sizes if n < docs), docs]
 
 
 class _Joined(Sequence[str]):

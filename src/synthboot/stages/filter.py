@@ -11,19 +11,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Bool, Float, Int64, Integer
 
 from synthboot import config
 from synthboot.artifacts.store import read_table
-from synthboot.artifacts.synthetic import FILE, KEPT
+from synthboot.artifacts.synthetic import FILE, KEPT, ThrownAway
 from synthboot.data import ngrams, tokens
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
 from synthboot.judges.protocol import Question
+
+T = TypeVar("T")
 
 Measures = Mapping[str, Float[np.ndarray, " sample"]]
 """What every sample was measured at, by what is measured; the score of a judge by the question."""
@@ -43,7 +46,8 @@ def novelty(
     shares = np.ones(len(samples))
     for number, sample in enumerate(samples):
         if len(sample) >= n:
-            shares[number] = 1 - np.mean(ngrams.contains(known, ngrams.hashes(sample, n)))
+            is_known = ngrams.contains(known, ngrams.hashes(sample, n))
+            shares[number] = 1 - np.mean(is_known)
     return shares
 
 
@@ -55,15 +59,16 @@ def verdicts(
 ) -> list[str]:
     """Why each sample is thrown away, or `kept`: outside of a window, or above the limit of a
     question's judge. What could not be measured (not-a-number) is no reason."""
-    reasons: dict[str, np.ndarray] = {}
+    is_refused: dict[str, Bool[np.ndarray, " sample"]] = {}
     for name, (low, high) in chosen.windows.items():
-        reasons[name] = (measures[name] < low) | (measures[name] > high)
+        is_refused[name] = (measures[name] < low) | (measures[name] > high)
     for question, limit in sorted(limits.items()):
-        reasons[question] = measures[question] > limit
+        is_refused[question] = measures[question] > limit
 
     found = [KEPT] * samples
-    for reason, holds in reasons.items():
-        for number in np.flatnonzero(holds).tolist():
+    for reason, of_sample in is_refused.items():
+        for number in np.flatnonzero(of_sample).tolist():
+            # the first reason that holds is the one that is given
             if found[number] == KEPT:
                 found[number] = reason
     return found
@@ -80,51 +85,56 @@ def repeated(
     the corpus. Whoever a chain of pairs joins is one group: where a document is in it, all of its
     samples are thrown away, else all but the first.
     """
-    group = ngrams.groups_of(pairs, samples + documents)
-    of_corpus = set(group[samples:].tolist())
+    groups = ngrams.groups_of(pairs, samples + documents)
+    of_samples = groups[:samples].tolist()
+    of_corpus = set(groups[samples:].tolist())
+
+    reasons = {}
     seen: set[int] = set()
-    found = {}
-    for number, own in enumerate(group[:samples].tolist()):
-        if own in of_corpus:
-            found[number] = IN_CORPUS
-        elif own in seen:
-            found[number] = REPEATED
-        seen.add(own)
-    return found
+    for number, group in enumerate(of_samples):
+        if group in of_corpus:
+            reasons[number] = IN_CORPUS
+        elif group in seen:
+            reasons[number] = REPEATED
+        seen.add(group)
+    return reasons
 
 
 def thrown_away(
     found: Sequence[str],
     lengths: Int64[np.ndarray, " sample"],
-) -> dict[str, tuple[int, int]]:
-    """By reason, how many samples are thrown away, and of how many tokens together."""
+) -> dict[str, ThrownAway]:
+    """What is thrown away for each reason; `lengths` are the tokens of each sample."""
     docs: Counter[str] = Counter()
-    counted: Counter[str] = Counter()
+    tokens_of: Counter[str] = Counter()
     for verdict, length in zip(found, lengths.tolist(), strict=True):
         if verdict != KEPT:
             docs[verdict] += 1
-            counted[verdict] += length
-    return {reason: (docs[reason], counted[reason]) for reason in sorted(docs)}
+            tokens_of[verdict] += length
+    return {reason: ThrownAway(docs[reason], tokens_of[reason]) for reason in sorted(docs)}
 
 
 def check_budget(
     sampled: int,
     needed: int,
-    thrown: Mapping[str, tuple[int, int]],
+    thrown: Mapping[str, ThrownAway],
     variant: str,
 ) -> None:
     """Raise BudgetError where what is left of `sampled` tokens is less than what is `needed`."""
-    left = sampled - sum(count for _, count in thrown.values())
+    left = sampled - sum(away.tokens for away in thrown.values())
     if left >= needed:
         return
-    reasons = ", ".join(f"{reason} {count:,}" for reason, (_, count) in thrown.items())
-    enough = "nothing is left: widen the filter"
+
     if left:
-        times = np.ceil(10.5 * sampled / left) / 10  # a twentieth more, for other samples
-        enough = f"set its arms' `filter.times` to {times:g}, widen it, or lower their `share`"
+        # a twentieth more than these samples ask for, as others differ; up to the next tenth
+        times = np.ceil(10.5 * sampled / left) / 10
+        remedy = f"set its arms' `filter.times` to {times:g}, widen it, or lower their `share`"
+    else:
+        remedy = "nothing is left: widen the filter"
+    reasons = ", ".join(f"{reason} {away.tokens:,}" for reason, away in thrown.items())
     raise BudgetError(
         f"synthesize/{variant}: the filter leaves {left:,} of {sampled:,} tokens, "
-        f"{needed:,} are needed, {needed - left:,} are missing (thrown away: {reasons}); {enough}"
+        f"{needed:,} are needed, {needed - left:,} are missing (thrown away: {reasons}); {remedy}"
     )
 
 
@@ -142,17 +152,16 @@ def write_chunk(
     tokens.
     """
     table = read_table(source / FILE)
-    column = table["verdict"].to_pylist()
-    kept_before = [row for row, verdict in enumerate(column) if verdict == KEPT]
-    for row, verdict in zip(kept_before, found, strict=True):
-        column[row] = verdict
-    place = table.schema.get_field_index("verdict")
-    table = table.set_column(place, "verdict", pa.array(column, pa.string()))
+    before = table["verdict"].to_pylist()
+    # requests that were dropped when they were sampled have a row too, but no sample
+    rows = [row for row, verdict in enumerate(before) if verdict == KEPT]
+
+    column = table.schema.get_field_index("verdict")
+    after = pa.array(_filled(before, rows, found), pa.string())
+    table = table.set_column(column, "verdict", after)
     for name, values in measures.items():
-        beside: list[float | None] = [None] * len(column)
-        for row, value in zip(kept_before, values.tolist(), strict=True):
-            beside[row] = value
-        table = table.append_column(name, pa.array(beside, pa.float64()))
+        measured = _filled([None] * len(before), rows, values.tolist())
+        table = table.append_column(name, pa.array(measured, pa.float64()))
     pq.write_table(table, out / FILE, compression="zstd")
 
     left = []
@@ -160,3 +169,11 @@ def write_chunk(
         if verdict == KEPT:
             left.append(ids.tolist())
     return {"kept": len(left), "tokens": tokens.write(out, left, vocab_size)}
+
+
+def _filled(column: Sequence[T], rows: Sequence[int], values: Sequence[T]) -> list[T]:
+    """A copy of the column with these values in these rows."""
+    filled = list(column)
+    for row, value in zip(rows, values, strict=True):
+        filled[row] = value
+    return filled

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from synthboot import config
 from synthboot.artifacts.store import WORK, Shards, read_manifest
-from synthboot.artifacts.synthetic import CHUNKS, KEPT, SAMPLED, Sample, Synthetic
+from synthboot.artifacts.synthetic import CHUNKS, KEPT, SAMPLED, Sample, Synthetic, ThrownAway
 from synthboot.data.disk import load_array, save_array
 from synthboot.data.tokenizer import Decoded
 from synthboot.data.tokens import Tokens
@@ -47,6 +47,7 @@ def filtered(c: Context, chosen: config.Filter) -> Outcome:
     measures = _measured(c, source, _by_chunk(c, chosen, base, by_question))
     if chosen.novelty is not None:
         measures["novelty"] = _novelty(c, source, chosen.novelty_tokens)
+
     limits = {judge.question: judge.verdict.threshold for judge in by_question}
     found = stage.verdicts(measures, chosen, limits, len(source))
     if chosen.near_duplicates:
@@ -57,11 +58,12 @@ def filtered(c: Context, chosen: config.Filter) -> Outcome:
     thrown = stage.thrown_away(found, source.tokens.lengths)
     stage.check_budget(source.tokens.num_tokens, c.budget_tokens, thrown, c.variant)
     kept, tokens = _write(c, source, found, measures)
+
     counts = {
         **made.counts,
         "kept": kept,
         "tokens": tokens,
-        "dropped": made.counts["dropped"] | {why: docs for why, (docs, _) in thrown.items()},
+        "dropped": made.counts["dropped"] | {why: away.docs for why, away in thrown.items()},
         "thrown_away": thrown,
         "sampling_flops": made.cost["flops"],
         "measured": {name: _quantiles(values) for name, values in measures.items()},
@@ -105,13 +107,14 @@ def _measured(
             save_array(out / f"{name}.npy", np.asarray(measure(rows, number), np.float64))
         return {"samples": len(rows)}
 
-    values: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in measures}
+    # an empty array first: there may be no chunk, and nothing is not concatenated
+    chunks_of: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in measures}
     for number in range(chunks):
         shards.write(number, partial(write, number))
-        for name, of_chunks in values.items():
-            of_chunks.append(load_array(shards.path(number) / f"{name}.npy"))
+        for name, arrays in chunks_of.items():
+            arrays.append(load_array(shards.path(number) / f"{name}.npy"))
         c.progress(0.8 * (number + 1) / chunks, f"{number + 1:,} of {chunks:,} chunks measured")
-    return {name: np.concatenate(of_chunks) for name, of_chunks in values.items()}
+    return {name: np.concatenate(arrays) for name, arrays in chunks_of.items()}
 
 
 def _base(c: Context) -> PreTrainedModel:
@@ -139,8 +142,10 @@ def _similarity(c: Context, rows: Sequence[Sample]) -> np.ndarray:
     assert c.embedder is not None  # `Config` sees to that
     if not rows:
         return np.empty(0)
-    given = c.embeddings.pretrain[[row.d1 for row in rows]].astype(np.float32)
-    similarity: np.ndarray = np.einsum("ij,ij->i", given, c.embedder([row.text for row in rows]))
+    d1 = [row.d1 for row in rows]
+    given = c.embeddings.pretrain[d1].astype(np.float32)
+    sampled = c.embedder([row.text for row in rows])
+    similarity: np.ndarray = np.einsum("ij,ij->i", given, sampled)  # of unit vectors, the cosine
     return similarity
 
 
@@ -268,8 +273,9 @@ def _error(judge: judges.Filtering) -> dict[str, Any]:
     }
 
 
-def _account(samples: int, kept: int, thrown: Mapping[str, tuple[int, int]]) -> str:
+def _account(samples: int, kept: int, thrown: Mapping[str, ThrownAway]) -> str:
     """The line of `status`: what is left, and by reason what is thrown away."""
-    reasons = [f"{docs:,} {why} ({tokens:,} tokens)" for why, (docs, tokens) in thrown.items()]
-    away = "; ".join(reasons) or "nothing"
-    return f"{kept:,} of {samples:,} samples left; thrown away: {away}"
+    reasons = []
+    for reason, away in thrown.items():
+        reasons.append(f"{away.docs:,} {reason} ({away.tokens:,} tokens)")
+    return f"{kept:,} of {samples:,} samples left; thrown away: {'; '.join(reasons) or 'nothing'}"

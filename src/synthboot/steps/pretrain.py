@@ -9,7 +9,7 @@ from synthboot import config
 from synthboot.artifacts.model import Curve, Model, TokenCounts
 from synthboot.artifacts.pairs import TRAIN
 from synthboot.artifacts.store import read_manifest
-from synthboot.artifacts.synthetic import Synthetic
+from synthboot.artifacts.synthetic import Synthetic, ThrownAway
 from synthboot.steps.context import Context, Outcome
 from synthboot.steps.sweep import best_loss, best_trial
 
@@ -113,7 +113,7 @@ def sources(c: Context, arm: config.Arm) -> Sources:
     assert manifest is not None  # it was verified before this step began
     # of a filter, what it cost to sample all that it chose from
     flops = manifest.cost["flops"] + manifest.counts.get("sampling_flops", 0.0)
-    thrown_away = manifest.counts.get("thrown_away", {})
+    recorded = manifest.counts.get("thrown_away", {})
     return Sources(
         real,
         synthetic.tokens,
@@ -122,5 +122,5 @@ def sources(c: Context, arm: config.Arm) -> Sources:
         upstream_flops=manifest.counts["upstream_flops"],
         # per kept token: what was dropped is paid for, what is not read is not
         sample_flops=flops / synthetic.tokens.num_tokens,
-        thrown_away={why: (docs, tokens) for why, (docs, tokens) in thrown_away.items()},
+        thrown_away={reason: ThrownAway(*counts) for reason, counts in recorded.items()},
     )

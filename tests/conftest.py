@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads wait for each other for ages beside other work
@@ -37,6 +38,10 @@ SOURCES = Path(__file__).parent.parent / "src"
 SHAPED = [path for path in SOURCES.rglob("*.py") if "from jaxtyping import" in path.read_text("utf-8")]
 MODULES = [path.relative_to(SOURCES).with_suffix("").as_posix().replace("/", ".") for path in SHAPED]
 install_import_hook(MODULES, "tests.typechecker.check")  # shapes in signatures are checked, in tests alone
+
+# Where other work takes the cores, an example takes as long as that lets it: no fault of the code.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 SYLLABLES = ["ba", "ko", "ri", "lu", "ten", "mar", "vi", "sha", "do", "pel", "gru", "ani"]
 COLORS = ["red", "green", "blue", "amber", "violet", "black"]

@@ -11,11 +11,11 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import regex
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from synthboot.artifacts import parts, store
 from synthboot.artifacts.analysis import Analysis, JudgedText, judged_texts
@@ -37,11 +37,17 @@ from synthboot.steps.context import conditional
 if TYPE_CHECKING:
     from synthboot.stages.pair import Choices
 
-_COPY = 13
+_COPY_TOKENS = 13
+"""Length of the runs by which a text is said to copy another."""
 _SEARCH_SECONDS = 1.0
 """For a pattern in one text: some take longer than anybody waits."""
 _BLOCK_DOCS = 65_536
+"""Vectors of documents that are compared at once."""
 _BATCH_DOCS = 1_024
+"""Samples that are embedded at once."""
+
+Segments = Sequence[tuple[str, int]]
+"""A text in parts, each with its mark (`Example`)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,11 @@ class Example:
     right), 2 what stands elsewhere in D_pretrain, 0 all else."""
 
     title: str
-    texts: Mapping[str, Sequence[tuple[str, int]]]
+    texts: Mapping[str, Segments]
+
+
+def _unmarked(text: str) -> Segments:
+    return [(text, 0)]
 
 
 def status(run: Path) -> list[Status]:
@@ -122,6 +132,7 @@ def examples(
     if what in ("quarantine", "extracted", "canaries", "judged") and like is not None:
         raise ConfigError(f"show: --like is about texts; of the {what}, use --grep")
     likeness = None if like is None else _Likeness(run, like)
+
     if what == "quarantine":
         found = _quarantined(corpus, is_wanted)
     elif what == "extracted":
@@ -174,22 +185,22 @@ def _judged(run: Path, is_wanted: Callable[[str], bool]) -> Iterator[Example]:
     for row in judged_texts(_need(run, "analyze")):
         if row.is_faulty:
             groups.setdefault((row.judge, row.question, row.kind), []).append(row)
-    worst = [sorted(rows, key=lambda row: -row.score) for rows in groups.values()]
-    for in_turn in itertools.zip_longest(*worst):
-        for row in in_turn:
-            if row is None:
+    worst_first = [sorted(rows, key=lambda row: -row.score) for rows in groups.values()]
+    for one_of_each in itertools.zip_longest(*worst_first):
+        for row in one_of_each:
+            if row is None:  # its group has no more
                 continue
-            of_whom = f"{row.judge}, {row.question}, {row.kind}"
-            if not any(map(is_wanted, (of_whom, row.text, row.d1))):
+            group = f"{row.judge}, {row.question}, {row.kind}"
+            if not any(map(is_wanted, (group, row.text, row.d1))):
                 continue
-            title = f"{of_whom}: score {row.score:.3g}, faulty above {row.threshold:.3g}"
+            title = f"{group}: score {row.score:.3g}, faulty above {row.threshold:.3g}"
             if row.refused:
                 title += f"; not believed: {row.refused}"
             texts = {"d1": row.d1} if row.d1 else {}
             for number, reference in enumerate(row.references, 1):
                 texts[f"real document {number}"] = reference
             texts["text"] = row.text
-            yield Example(title, {name: [(text, 0)] for name, text in texts.items()})
+            yield Example(title, {name: _unmarked(text) for name, text in texts.items()})
 
 
 def analyzed(run: Path) -> dict[str, Any]:
@@ -276,14 +287,7 @@ class _Likeness:
         from synthboot.stages import embed
 
         folder = _need(run, "embed")
-        manifest = store.read_manifest(folder)
-        assert manifest is not None  # it is needed
-        settings = {}
-        for key, value in manifest.reads.items():
-            section, _, name = key.partition(".")
-            if section == "embed" and name in Embed.model_fields:
-                settings[name] = value
-        cfg = Embed.model_validate(settings)
+        cfg = _embed_settings(folder)
         if cfg.model == "file":
             raise ConfigError(
                 f"show: --like: the vectors of {run} came from a file, and nothing here can embed "
@@ -298,12 +302,12 @@ class _Likeness:
     def of_documents(self) -> Float32[np.ndarray, " doc"]:
         """The similarity of every document of D_pretrain."""
         vectors = self.embeddings.pretrain
-        # a block at a time, since numpy makes all of them float32 first
-        similar = []
+        # a block at a time: on disk they are float16, and as float32 would take twice that memory
+        blocks = []
         for start in range(0, len(vectors), _BLOCK_DOCS):
             block = vectors[start : start + _BLOCK_DOCS].astype(np.float32)
-            similar.append(block @ self.vector)
-        return np.concatenate(similar)
+            blocks.append(block @ self.vector)
+        return np.concatenate(blocks)
 
     def nearest(self, rows: Iterable[Sample], count: int) -> list[tuple[float, Sample]]:
         """The `count` nearest of these samples, nearest first; as many are held as are wanted."""
@@ -314,8 +318,21 @@ class _Likeness:
         rows = iter(rows)
         while batch := list(itertools.islice(rows, _BATCH_DOCS)):
             vectors = self.embedder([row.text for row in batch])
-            similar = vectors @ self.vector
-            yield from zip(similar.tolist(), batch, strict=True)
+            similarity = vectors @ self.vector
+            yield from zip(similarity.tolist(), batch, strict=True)
+
+
+def _embed_settings(folder: Path) -> Embed:
+    """The settings by which the vectors in this folder were made."""
+    manifest = store.read_manifest(folder)
+    assert manifest is not None  # the caller has looked for it
+    settings = {}
+    for key, value in manifest.reads.items():
+        section, _, name = key.partition(".")
+        # what the stage reads of other sections is no setting of its own
+        if section == "embed" and name in Embed.model_fields:
+            settings[name] = value
+    return Embed.model_validate(settings)
 
 
 def _quarantined(corpus: Corpus, is_wanted: Callable[[str], bool]) -> Iterator[Example]:
@@ -324,7 +341,7 @@ def _quarantined(corpus: Corpus, is_wanted: Callable[[str], bool]) -> Iterator[E
         reason = record["reason"]
         if is_wanted(reason):
             title = f"{record['file']} line {record['line']}"
-            yield Example(title, {"reason": [(reason, 0)]})
+            yield Example(title, {"reason": _unmarked(reason)})
 
 
 def _documents(
@@ -335,16 +352,18 @@ def _documents(
     """The documents of D_pretrain, in order, or nearest first."""
     tokens = corpus.pretrain
     order: Iterable[int] = range(len(tokens))
-    similar = None
+    similarity = None
     if likeness is not None:
-        similar = likeness.of_documents()
-        order = np.argsort(-similar, kind="stable").tolist()
+        similarity = likeness.of_documents()
+        order = np.argsort(-similarity, kind="stable").tolist()
+
     for doc in order:
         text = _text(corpus, tokens, doc)
         if is_wanted(text):
-            near = "" if similar is None else f", similarity {similar[doc]:.3f}"
-            title = f"document {doc}, {_id(corpus, doc)}{near}"
-            yield Example(title, {"text": [(text, 0)]})
+            title = f"document {doc}, {_id(corpus, doc)}"
+            if similarity is not None:
+                title += f", similarity {similarity[doc]:.3f}"
+            yield Example(title, {"text": _unmarked(text)})
 
 
 def _text(corpus: Corpus, tokens: Tokens, doc: int) -> str:
@@ -376,28 +395,29 @@ def _pairs(
 
     # a document is in many pairs
     @functools.cache
-    def has_it(doc: int) -> bool:
+    def is_wanted_document(doc: int) -> bool:
         return is_wanted is None or is_wanted(_text(corpus, tokens, doc))
 
     if near is not None:
         distance = np.abs(pairs.similarity - near)
         order = np.argsort(distance, kind="stable")
     elif likeness is not None:
-        similar = likeness.of_documents()
-        nearer = np.maximum(similar[pairs.d1], similar[pairs.d2])
-        order = np.argsort(-nearer, kind="stable")
+        similarity = likeness.of_documents()
+        of_nearer = np.maximum(similarity[pairs.d1], similarity[pairs.d2])
+        order = np.argsort(-of_nearer, kind="stable")
     elif is_wanted is not None:
         order = np.arange(len(pairs))
     else:
         last = len(pairs) - 1
         order = np.linspace(0, last, min(count, len(pairs))).astype(int)
+
     for number in order.tolist():
         d1 = int(pairs.d1[number])
         d2 = int(pairs.d2[number])
-        if has_it(d1) or has_it(d2):
-            pair = analyze.shown(pairs, number, corpus.tokenizer, tokens, _COPY)
+        if is_wanted_document(d1) or is_wanted_document(d2):
+            pair = analyze.shown(pairs, number, corpus.tokenizer, tokens, _COPY_TOKENS)
             title = f"similarity {pair['similarity']:.3f}"
-            yield Example(title, {"d1": [(pair["d1"], 0)], "d2": pair["d2"]})
+            yield Example(title, {"d1": _unmarked(pair["d1"]), "d2": pair["d2"]})
 
 
 def _kind(run: Path, of: str | None) -> str:
@@ -406,28 +426,37 @@ def _kind(run: Path, of: str | None) -> str:
     Raises ConfigError, naming what there is, where it is none.
     """
     root = folder_of(run, "synthesize")
-    kinds = {}  # by fingerprint
+    by_fingerprint = {}
     for path in sorted(root.rglob(store.MANIFEST)):
         manifest = store.read_manifest(path.parent)
         if manifest is not None:
-            kinds[manifest.fingerprint] = path.parent.relative_to(root).as_posix()
+            by_fingerprint[manifest.fingerprint] = path.parent.relative_to(root).as_posix()
+
+    kinds = list(by_fingerprint.values())
     if of is None:
-        return "related" if "related" in kinds.values() else next(iter(kinds.values()), "related")
-    if of in kinds.values():
+        return "related" if "related" in kinds or not kinds else kinds[0]
+    if of in kinds:
         return of
 
+    by_arm = _kind_by_arm(run, by_fingerprint)
+    if of not in by_arm:
+        there = ", ".join([*sorted(kinds), *by_arm]) or "none yet"
+        raise ConfigError(f"show: --of {of}: there is no such synthetic text; there is {there}")
+    return by_arm[of]
+
+
+def _kind_by_arm(run: Path, by_fingerprint: Mapping[str, str]) -> dict[str, str]:
+    """Of every arm that has read synthetic text, its kind."""
     by_arm: dict[str, str] = {}
     for path in sorted(folder_of(run, "pretrain").glob(f"*/*/{store.MANIFEST}")):
         manifest = store.read_manifest(path.parent)
-        read = None if manifest is None else manifest.parents.get("synthesize")
-        if read in kinds:
-            arm, kind = path.parent.parent.name, kinds[read]
+        text = None if manifest is None else manifest.parents.get("synthesize")
+        if text is not None and text in by_fingerprint:
+            arm = path.parent.parent.name
+            kind = by_fingerprint[text]
             # of texts for each seed that of the first, which alone has no seed in its name
             by_arm[arm] = min(by_arm.get(arm, kind), kind, key=len)
-    if of not in by_arm:
-        there = ", ".join([*sorted(kinds.values()), *by_arm]) or "none yet"
-        raise ConfigError(f"show: --of {of}: there is no such synthetic text; there is {there}")
-    return by_arm[of]
+    return by_arm
 
 
 def _synthetic(
@@ -447,32 +476,36 @@ def _synthetic(
     has_d1 = conditional(kind)
     made = store.read_manifest(folder)
     external = made.counts.get("external") if made else None
-    by = f", external ({external})" if external else ""
+    writer = f", external ({external})" if external else ""
 
-    def copied(row: Sample) -> np.ndarray:
+    def is_copied(row: Sample) -> Bool[np.ndarray, " token"]:
         if not has_d1:
             return np.zeros(len(row.tokens), bool)
         d1 = tokens[row.d1][:-1]
-        [mask] = analyze.d1_masks([row.tokens], [d1], _COPY)
+        [mask] = analyze.d1_masks([row.tokens], [d1], _COPY_TOKENS)
         return mask
 
     rows = (row for row in Synthetic.open(folder) if is_wanted(row.text))
     if copies:
-        rows = (row for row in rows if copied(row).any())
-    similar: Iterable[tuple[float | None, Sample]] = ((None, row) for row in rows)
+        rows = (row for row in rows if is_copied(row).any())
+    with_similarity: Iterable[tuple[float | None, Sample]] = ((None, row) for row in rows)
     if likeness is not None:
-        similar = likeness.nearest(rows, count)
-    for similarity, row in similar:
+        with_similarity = likeness.nearest(rows, count)
+
+    for similarity, row in with_similarity:
+        marks = is_copied(row).astype(int)
+        sampled = analyze.segments(corpus.tokenizer, row.tokens, marks)
+        texts: dict[str, Segments]
+        if has_d1:
+            source = f"d1 {row.d1}"
+            texts = {"d1": _unmarked(_text(corpus, tokens, row.d1)), "sampled d2": sampled}
+        else:
+            source = f"request {row.d1}"
+            texts = {"sampled": sampled}
+
         near = "" if similarity is None else f", similarity {similarity:.3f}"
         mean = f"mean log-probability {row.mean_logprob:.2f}"
-        marks = copied(row).astype(int)
-        sampled = analyze.segments(corpus.tokenizer, row.tokens, marks)
-        texts: dict[str, Sequence[tuple[str, int]]] = {"sampled": sampled}
-        title = f"request {row.d1}"
-        if has_d1:
-            title = f"d1 {row.d1}"
-            texts = {"d1": [(_text(corpus, tokens, row.d1), 0)], "sampled d2": sampled}
-        yield Example(f"{title}, sample {row.sample}, {mean}{near}{by}", texts)
+        yield Example(f"{source}, sample {row.sample}, {mean}{near}{writer}", texts)
 
 
 def _asked(run: Path) -> Iterator[tuple[str, Continued]]:
@@ -483,58 +516,74 @@ def _asked(run: Path) -> Iterator[tuple[str, Continued]]:
             yield f"{arm}, {folder.name.replace('-', ' ')}", Continued.open(folder)
 
 
+class _GivenBack(NamedTuple):
+    """What a model gave back of a document, and the share of it before the first wrong token."""
+
+    share: float
+    model: str
+    doc: int
+    tokens: Sequence[int]
+
+
 def _extracted(run: Path, corpus: Corpus, is_wanted: Callable[[str], bool]) -> Iterator[Example]:
     """Documents of D_pretrain that models gave back: as far as they did, furthest first."""
     from synthboot.stages import analyze
 
-    tokens = corpus.pretrain
+    decode = corpus.tokenizer.decode
     compared = Extraction.open(_need(run, "extract", COMPARED))
-    given = compared.prefix_tokens
-    asked_for = compared.continuation_tokens
+    prefix_tokens = compared.prefix_tokens
+    continuation_tokens = compared.continuation_tokens
     leading = FIGURES.index("leading")
-    rows = []
+
+    found = []
     for model, continued in _asked(run):
         for item in np.flatnonzero(continued.seen).tolist():
-            rows.append((continued.figures[item, leading], model, continued, item))
+            share = float(continued.figures[item, leading])
+            doc = int(continued.document[item])
+            found.append(_GivenBack(share, model, doc, continued.tokens[item]))
 
-    for share, model, continued, item in sorted(rows, key=lambda row: -row[0]):
-        document = tokens[int(continued.document[item])][:-1]
-        text = corpus.tokenizer.decode(document)
-        if not is_wanted(text):
+    for back in sorted(found, key=lambda back: -back.share):
+        document = corpus.pretrain[back.doc][:-1]
+        if not is_wanted(decode(document)):
             continue
-        back = np.array(continued.tokens[item], np.int64)
-        right = np.arange(len(back)) < round(share * asked_for)  # up to the first wrong one
+        is_right = np.arange(len(back.tokens)) < round(back.share * continuation_tokens)
+        written = np.array(back.tokens, np.int64)
         texts = {
-            "given": [(corpus.tokenizer.decode(document[:given]), 0)],
-            "document": [(corpus.tokenizer.decode(document[given:][:asked_for]), 0)],
-            "given back": analyze.segments(corpus.tokenizer, back, right.astype(int)),
+            "given": _unmarked(decode(document[:prefix_tokens])),
+            "document": _unmarked(decode(document[prefix_tokens:][:continuation_tokens])),
+            "given back": analyze.segments(corpus.tokenizer, written, is_right.astype(int)),
         }
-        title = f"document {continued.document[item]}, {model}: {share:.0%} before an error"
+        title = f"document {back.doc}, {back.model}: {back.share:.0%} before an error"
         yield Example(title, texts)
 
 
 def _canaries(run: Path, corpus: Corpus, is_wanted: Callable[[str], bool]) -> Iterator[Example]:
     """The canaries that were planted, and how exposed each is in every model."""
-    copies = np.array([canary.copies for canary in corpus.canaries])
-    bits = {}
-    for model, continued in _asked(run) if len(copies) else ():
+    if not corpus.canaries:
+        return
+    is_planted = np.array([canary.copies > 0 for canary in corpus.canaries])
+    exposures = {}
+    for model, continued in _asked(run):
         loss = continued.canary_loss
-        bits[model] = exposure(loss, loss[copies == 0])
+        exposures[model] = exposure(loss, loss[~is_planted])
+
     for number, canary in enumerate(planted(corpus.canaries)):
         if is_wanted(canary.text):
-            by_model = ", ".join(f"{model} {of[number]:.1f} bits" for model, of in bits.items())
-            title = f"canary {number}, {canary.copies} copies: {by_model}"
-            yield Example(title, {"text": [(canary.text, 0)]})
+            bits = [f"{model} {of_model[number]:.1f} bits" for model, of_model in exposures.items()]
+            title = f"canary {number}, {canary.copies} copies: {', '.join(bits)}"
+            yield Example(title, {"text": _unmarked(canary.text)})
 
 
 def _artifacts(run: Path) -> list[Path]:
+    """The folders of all artifacts of a run, done or begun."""
     names = {folder_of(run, stage).name for stage in STAGES}
     inside = run.iterdir() if run.is_dir() else ()
     folders = [path for path in inside if path.name in names]
-    if not folders and lock.is_held(run / lock.NAME):
-        raise MissingArtifact(f"{run}: nothing is made yet, and a process is at work on it")
     if not folders:
+        if lock.is_held(run / lock.NAME):
+            raise MissingArtifact(f"{run}: nothing is made yet, and a process is at work on it")
         raise MissingArtifact(f"{run}: no run folder; `synthboot run CONFIG` makes one")
+
     artifacts = set()
     for folder in folders:
         for name in (store.MANIFEST, store.PROGRESS):
@@ -543,6 +592,7 @@ def _artifacts(run: Path) -> list[Path]:
 
 
 def _need(run: Path, stage: str, variant: str = "") -> Path:
+    """The folder of an artifact that is done. Raises MissingArtifact where it is not."""
     if not run.is_dir():
         raise MissingArtifact(f"{run}: no such run folder, nor a configuration")
     folder = folder_of(run, stage, variant)

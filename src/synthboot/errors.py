@@ -62,7 +62,15 @@ class FinishedWork(SynthbootError):
 
 
 class TrainingError(SynthbootError):
-    """Training diverged, or a checkpoint does not fit the model it is loaded into."""
+    """A model cannot be trained, or a checkpoint does not fit the model it is loaded into."""
+
+
+class Diverged(TrainingError):
+    """Training has gone wrong by its own settings; `reason` says how, without where it lies."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class SamplingError(SynthbootError):

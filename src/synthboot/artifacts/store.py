@@ -78,6 +78,11 @@ def during(progress: Progress, done: float, words: str) -> Progress:
     return lambda _, part: progress(done, f"{words}: {part}")
 
 
+def within(progress: Progress, start: float, end: float) -> Progress:
+    """Progress of a part of a unit that takes the whole from the share `start` to `end`."""
+    return lambda done, words: progress(start + (end - start) * done, words)
+
+
 @dataclass(config=ConfigDict(strict=True, extra="forbid"))
 class Manifest:
     """The record of one finished artifact.

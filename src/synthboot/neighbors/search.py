@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32, Int64
 
 from synthboot import config, pool
 from synthboot.artifacts.pairs import Searched
-from synthboot.artifacts.store import Progress, Shards, silent
+from synthboot.artifacts.store import Progress, Shards, silent, within
 from synthboot.data import lock
 from synthboot.data.disk import (
     committed_folder,
@@ -279,7 +279,7 @@ def search_blocks(
                         out,
                         device,
                         workers,
-                        partial(_part, progress, 0.05, 0.1),
+                        within(progress, 0.05, 0.1),
                     )
 
     query_blocks = Shards(folder / BLOCKS)
@@ -306,17 +306,6 @@ def interval(values: Float[np.ndarray, " value"]) -> tuple[float, float, float]:
     if len(values) > 1:
         error = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
     return mean, mean - error, mean + error
-
-
-def _part(
-    progress: Progress,
-    start: float,
-    stop: float,
-    done: float,
-    words: str,
-) -> None:
-    """Progress of a part of the work, between two fractions of it all."""
-    progress(start + (stop - start) * done, words)
 
 
 def _block_search(

@@ -294,6 +294,9 @@ def test_a_run_with_a_text_for_every_seed(tmp_path: Path) -> None:
     assert len(other) > 4
     assert not set(other) & {sample.text for sample in shared}
     assert "2 seeds, each with a text of its own" in own.evaluate().verdict
+    # other texts are another try, with the same seeds too
+    assert own.evaluate().chosen.looks == (2, 2)
+    assert run.evaluate().chosen.looks == own.evaluate().chosen.looks  # and the same two looks
     page = (folder / "11-report" / "report.html").read_text("utf-8")
     assert "seeds 4, 1, each with synthetic text of its own (measured here: that of the first)" in page
     assert "synthesize/related,seed-1: " in page

@@ -82,6 +82,14 @@ def brief(error: object, most: int | None = 200) -> str:
     return " ".join(str(error).split())[:most]
 
 
+def below(value: float, bound: float, digits: int) -> str:
+    """A value that is less than a bound, with so many digits, or with as many as it takes not to be
+    rounded up to the bound."""
+    while digits < 16 and round(value, digits) >= bound:
+        digits += 1
+    return f"{value:.{digits}f}"
+
+
 def unloadable(error: Exception) -> str:
     """Why a library could not load a model or a tokenizer, in a line.
 

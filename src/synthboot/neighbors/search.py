@@ -29,7 +29,7 @@ from synthboot.data.disk import (
     save_array,
     write_json,
 )
-from synthboot.errors import DataError
+from synthboot.errors import DataError, below
 from synthboot.neighbors import join
 from synthboot.neighbors.join import QUERY_BLOCK, Clusters
 from synthboot.rng import rng
@@ -135,7 +135,8 @@ def choose_search(
     recall = interval((reports <= probe_radius).mean(1))
     if cfg.probe_radius is not None and recall[0] < cfg.min_recall:
         raise DataError(
-            f"pair.probe_radius: {cfg.probe_radius} finds {recall[0]:.3f} of the neighbours, "
+            f"pair.probe_radius: {cfg.probe_radius} finds "
+            f"{below(recall[0], cfg.min_recall, digits=3)} of the neighbours, "
             f"less than pair.min_recall {cfg.min_recall}; {enough:.4f} would do, or leave it unset"
         )
 

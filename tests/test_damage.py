@@ -13,13 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 from synthboot import api, cli, config, recipes
-from synthboot.artifacts import store
+from synthboot.artifacts import parts, store
 from synthboot.artifacts.store import Manifest, Shards
 from synthboot.data import disk
 from synthboot.errors import CorruptArtifact, SynthbootError
 from synthboot.runner import unit
 from synthboot.runner.graph import fingerprints
-from tests.conftest import contents, run_folder, tiny_config
+from synthboot.runner.state import states
+from tests.conftest import Killed, contents, run_folder, tiny_config
 
 
 class Heard:
@@ -285,3 +286,38 @@ def test_a_run_under_another_name_makes_its_report_again_and_nothing_else(finish
     shutil.copytree(run_folder(finished), run_folder(settings))
     states = api.Run(settings).plan()
     assert {name for name, state in states.items() if state.status != "done"} == {"report"}
+
+
+def test_the_time_that_was_spent_on_what_is_not_finished_is_kept_by_the_work_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of a run need not have the times of its files, and a clock may be set back."""
+    monkeypatch.setattr(unit, "RECORDED_SECONDS", 0.0)
+    world = World(tiny_config(tmp_path))
+    folder = world.folder("corpus")
+
+    class Killing(Heard):
+        def send(self, message: tuple[str, Any]) -> None:
+            if message[0] == "progress":
+                raise Killed
+
+    spent = [0.0]
+    for _ in range(2):  # what was spent before a kill counts
+        with pytest.raises(Killed):
+            unit.make(world.cfg, world.plan, "corpus", world.marks, 1, Killing())
+        for path in folder.rglob("*"):
+            os.utime(path, (0, 0))
+        spent.append(store.invested(folder))
+    assert spent == sorted(set(spent))
+
+    store.spend(folder, 7_200.0)
+    settings = tiny_config(tmp_path)
+    other = config.Config.model_validate({**settings, "corpus": {**settings["corpus"], "shard_docs": 7}})
+    found = states(other, recipes.units(other))["corpus"]
+    assert (found.status, found.seconds) == ("partial", 7_200.0)
+    with parts.held(folder, parts.Part(1, 2)) as record:  # parts say themselves what they took
+        record.cost = {"seconds": 9_000.0, "peak_memory_bytes": 1}
+        record.save()
+    assert states(other, recipes.units(other))["corpus"].seconds == 9_000.0
+    world.make("corpus")
+    assert not (folder / store.PROGRESS).exists()

@@ -164,6 +164,15 @@ def test_world_questions_need_a_world(tmp_path: Path) -> None:
         recipes.units(loading.load(small_config(source, tmp_path, evaluate={"tasks": ["world"]})))
 
 
+def test_the_report_has_the_cost_of_all_that_was_made(tmp_path: Path) -> None:
+    tune = {"sweep": {"lr": [0.1, 0.2]}, "init_from": "someone/model"}
+    arms = {name: ARMS[name] for name in ("repetition", "sbp", "self")}
+    found = recipes.units(loading.load(world_config(tmp_path, tune=tune, arms=arms, extract={"docs": 8})))
+    made = {"base/weight_decay=1,epochs=2", "tune/related,lr=0.1", "extract/sbp/seed-0", "corpus/external"}
+    assert made <= found.keys()
+    assert set(found["report"].parents.values()) == found.keys() - {"report"}
+
+
 def test_arms_that_need_the_same_thing_share_it(tmp_path: Path) -> None:
     found = recipes.units(loading.load(world_config(tmp_path)))
     assert [n for n in found if n.startswith("tune")] == [
@@ -285,6 +294,9 @@ def test_a_run_with_a_text_for_every_seed(tmp_path: Path) -> None:
     assert len(other) > 4
     assert not set(other) & {sample.text for sample in shared}
     assert "2 seeds, each with a text of its own" in own.evaluate().verdict
+    # other texts are another try, with the same seeds too
+    assert own.evaluate().chosen.looks == (2, 2)
+    assert run.evaluate().chosen.looks == own.evaluate().chosen.looks  # and the same two looks
     page = (folder / "11-report" / "report.html").read_text("utf-8")
     assert "seeds 4, 1, each with synthetic text of its own (measured here: that of the first)" in page
     assert "synthesize/related,seed-1: " in page

@@ -142,10 +142,10 @@ def test_more_hours_than_were_asked_for_are_said(tmp_path: Path, monkeypatch: py
 
 
 DEEPER = [
-    (lambda text: {"id": 1, "data": {"text": text}}, ".data.text"),
-    (lambda text: {"title": text[-60:], "a b": {"c.d": text}}, '."a b"."c.d"'),
-    (lambda text: {"messages": [{"role": "user", "content": text}]}, '[.messages[].content] | join("\\n\\n")'),
-    (lambda text: {"parts": [text, "end"]}, '[.parts[]] | join("\\n\\n")'),
+    (lambda text: {"id": 1, "data": {"text": text}}, ".data.text? // null"),
+    (lambda text: {"title": text[-60:], "a b": {"c.d": text}}, '."a b"."c.d"? // null'),
+    (lambda text: {"messages": [{"role": "user", "content": text}]}, '[.messages[]? | .content? | strings] | join("\\n\\n")'),
+    (lambda text: {"parts": [text, "end"]}, '[.parts[]? | strings] | join("\\n\\n")'),
 ]
 
 
@@ -166,6 +166,30 @@ def test_what_is_advised_for_text_below_a_field_runs_whatever_the_field_is_calle
     [command] = re.findall(r"(jq -c .*) brings it up", survey_refused(source))
     made = subprocess.run(["bash", "-c", f"{command} {shlex.quote(source)}"], capture_output=True, check=True)
     assert [json.loads(line)["text"] for line in made.stdout.splitlines()] == texts(3)
+
+
+ODD = {
+    "data": [{}, {"data": None}, {"data": "a string"}, {"data": ["a list"]}],
+    "messages": [{}, {"messages": None}, {"messages": "a string"}, {"messages": {"content": 1}}],
+}
+"""Records that have no text where others have it."""
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="runs the command that is advised")
+@pytest.mark.parametrize("where", ODD)
+def test_what_is_advised_loses_no_record_that_has_nothing_there(tmp_path: Path, where: str) -> None:
+    def below(text: str) -> dict[str, Any]:
+        said: list[Any] = [{"content": text}, "no object", {"content": None}, {"content": ["a list"]}, {"content": "end"}]
+        return {where: {"text": text} if where == "data" else said}
+
+    rows = [below(text) for text in texts(20)] + ODD[where] + [below("the last one")]
+    source = lines(tmp_path / "l.jsonl", [{"n": number, **row} for number, row in enumerate(rows)])
+    [command] = re.findall(r"(jq -c .*) brings it up", survey(source).advice)
+    made = subprocess.run(["bash", "-c", f"{command} {shlex.quote(source)}"], capture_output=True, check=True)
+    lifted = [json.loads(line) for line in made.stdout.splitlines()]
+    assert [row["n"] for row in lifted] == list(range(len(rows)))
+    end = "" if where == "data" else "\n\nend"
+    assert [row["text"] for row in lifted if row["text"]] == [text + end for text in [*texts(20), "the last one"]]
 
 
 def test_fields_are_called_as_they_are_whatever_is_in_their_names(tmp_path: Path) -> None:

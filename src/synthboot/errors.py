@@ -62,7 +62,15 @@ class FinishedWork(SynthbootError):
 
 
 class TrainingError(SynthbootError):
-    """Training diverged, or a checkpoint does not fit the model it is loaded into."""
+    """A model cannot be trained, or a checkpoint does not fit the model it is loaded into."""
+
+
+class Diverged(TrainingError):
+    """Training has gone wrong by its own settings; `reason` says how, without where it lies."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class SamplingError(SynthbootError):
@@ -72,6 +80,14 @@ class SamplingError(SynthbootError):
 def brief(error: object, most: int | None = 200) -> str:
     """What a library says of its error, in one line of at most so many characters."""
     return " ".join(str(error).split())[:most]
+
+
+def below(value: float, bound: float, digits: int) -> str:
+    """A value that is less than a bound, with so many digits, or with as many as it takes not to be
+    rounded up to the bound."""
+    while digits < 16 and round(value, digits) >= bound:
+        digits += 1
+    return f"{value:.{digits}f}"
 
 
 def unloadable(error: Exception) -> str:

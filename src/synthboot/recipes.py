@@ -23,6 +23,7 @@ from synthboot.data import documents, files, tasks
 from synthboot.data.hashes import Hashes
 from synthboot.errors import ConfigError
 from synthboot.lm import precision
+from synthboot.report.results import COST
 from synthboot.settings import (
     ASKING,
     READ_BY_EXTERNAL,
@@ -114,6 +115,11 @@ def is_filter(unit: Unit) -> bool:
     return SAMPLED in unit.parents
 
 
+def is_trial(unit: Unit) -> bool:
+    """Whether a unit is one of the combinations of a sweep."""
+    return bool(unit.options.get("trial"))
+
+
 def folder_of(root: Path, stage: str, variant: str = "") -> Path:
     """Where an artifact of a run lies: `NN-stage[/variant]`."""
     number = STAGES.index(stage) + 1
@@ -191,7 +197,6 @@ class _Recipes:
         self.hashes = hashes
         self.known = Hashes(cfg.folder)
         self.units: dict[str, Unit] = {}
-        self.tune_trials: set[str] = set()
         self.first = cfg.pretrain.seeds[0]
         given = self.given("model.init_from", cfg.model.init_from)
         corpus = cfg.corpus
@@ -297,7 +302,7 @@ class _Recipes:
             # a trial is seen through the unit that its sweep chose, a writer through the text of
             # the first seed
             makes_text = unit.stage in ("embed", "pair", "synthesize", "tune")
-            if makes_text and name not in self.tune_trials and "text_of_seed" not in unit.options:
+            if makes_text and not is_trial(unit) and "text_of_seed" not in unit.options:
                 upstream[name] = name
             if unit.stage == "synthesize":
                 synthetic[name] = name
@@ -321,6 +326,10 @@ class _Recipes:
             roles["analyze"] = self.analyze({**self.corpus, "base": base, **upstream})
         if self.cfg.extract.docs or self.cfg.corpus.canaries.count:
             roles["extract"] = self.extract(models)
+        # whatever else was made was paid for too: trials, questions put to each model
+        for name in self.units:
+            if name not in roles.values():
+                roles[f"{COST}{name}"] = name
         self.add("report", "", roles, outside={"name": cfg.name})
         return self.units
 
@@ -423,6 +432,7 @@ class _Recipes:
                 recipe=setting,
                 arm=name,
                 seed=self.first,
+                trial=True,
             )
             trials[f"trial/{trial}"] = trial_unit
 
@@ -598,8 +608,8 @@ class _Recipes:
                 parents,
                 reads=reads,
                 cfg=self.cfg.model_copy(update={"tune": setting}),
+                trial=True,
             )
-            self.tune_trials.add(unit)
             trials[f"trial/{trial}"] = unit
         return self.add(
             "tune",

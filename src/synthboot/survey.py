@@ -248,12 +248,25 @@ def _deeper(rows: Rows, text_field: str) -> str:
     is_own = path in {f".{_key(name)}" for row in rows for name in row}
     if is_own or most <= letters[f".{_key(text_field)}"]:
         return ""
-    lifted = f'[{path}] | join("\\n\\n")' if "[]" in path else path
-    program = shlex.quote(f". + {{text: ({lifted})}}")  # a key may have a quote in it
+    program = shlex.quote(f". + {{text: ({_lifted(path)})}}")  # a key may have a quote in it
     return (
         f"most text lies in {path}, and corpus.text_field names a field of the record itself; "
         f"of JSON lines jq -c {program} brings it up"
     )
+
+
+def _lifted(path: str) -> str:
+    """The text at a path as a program of jq, which loses no record that has none there.
+
+    An error would lose it, and `?` gives nothing instead of one: null, or one text fewer in a list.
+    """
+    *lists, last = path.split("[]")
+    if not lists:
+        return f"{path}? // null"
+    steps = [f"{step or '.'}[]?" for step in lists]
+    if last:
+        steps.append(f"{last}?")
+    return f'[{" | ".join(steps)} | strings] | join("\\n\\n")'
 
 
 def _weigh(value: object, path: str, letters: Counter[str], deepest: int) -> None:

@@ -174,6 +174,19 @@ def test_a_file_without_a_record_a_line_says_what_it_is(tmp_path: Path, what: st
         read(tmp_path)
 
 
+@pytest.mark.parametrize(("what", "remedy"), [("compressed by gzip", "add .gz to it"), ("a JSON array", "jq -c")])
+def test_what_is_packed_in_a_file_is_unpacked_first(tmp_path: Path, what: str, remedy: str) -> None:
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(WHOLE[what]))
+    with pytest.raises(DataError, match=rf"a\.jsonl\.gz: what is packed in it is {what}.*; unpack it, then {remedy}"):
+        read(tmp_path)
+    # as advised
+    packed.unlink()
+    (tmp_path / "a.jsonl").write_bytes(WHOLE[what])
+    with pytest.raises(DataError, match=rf"a\.jsonl: is {what}.*; {remedy}"):
+        read(tmp_path)
+
+
 def test_line_ends(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\r\n" + lines(ROWS).replace(b"\n", b"\r\n") + b" \t\r\n")
     (tmp_path / "b.jsonl").write_bytes(b'{"id": "b", "text": "one line"}\r')

@@ -46,6 +46,8 @@ def test_the_interval_covers_the_truth(truth: float, q0: float, q1: float, items
 
 def test_a_judge_that_guesses_is_refused_and_says_why() -> None:
     assert ErrorRates(60, 100, 59, 100).refusal == "q0 + q1 = 1.19, guessing has 1, 1.2 is needed"
+    # not rounded up to what is needed
+    assert ErrorRates(599, 1_000, 600, 1_000).refusal == "q0 + q1 = 1.199, guessing has 1, 1.2 is needed"
     assert ErrorRates(60, 100, 59, 100).corrected(5, 100) is None
     assert ErrorRates(60, 100, 60, 100).refusal == ""
     assert "19 faulty cases, 20 are needed" in ErrorRates(100, 100, 19, 19).refusal

@@ -72,14 +72,18 @@ def test_a_run_killed_afterwards_averages_the_same_models_again(
 def test_the_first_of_several_processes_writes_a_sweep_and_the_others_choose_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = {"a": 3.0, "b": 2.0}
-    context = SimpleNamespace(folder=tmp_path / "chosen", model=lambda role: losses[role.removeprefix("trial/")])
-    trials = {name: SimpleNamespace(lr=0.1) for name in losses}
+    models = {"a": SimpleNamespace(loss=3.0, diverged=""), "b": SimpleNamespace(loss=2.0, diverged="")}
+    context = SimpleNamespace(folder=tmp_path / "chosen", model=lambda role: models[role.removeprefix("trial/")])
+    trials = {name: SimpleNamespace(lr=0.1) for name in models}
+
+    def chosen() -> str:
+        return best_trial(context, trials, ["lr"], lambda model: model.loss)  # type: ignore[arg-type, attr-defined]
+
     monkeypatch.setenv("RANK", "1")
-    assert best_trial(context, trials, ["lr"], float) == "b"  # type: ignore[arg-type]
+    assert chosen() == "b"
     assert not context.folder.exists()
     monkeypatch.setenv("RANK", "0")
-    assert best_trial(context, trials, ["lr"], float) == "b"  # type: ignore[arg-type]
+    assert chosen() == "b"
     sweep = Model.open(context.folder).sweep
     assert sweep is not None
     assert sweep.chosen == "b"

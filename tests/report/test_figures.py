@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from synthboot.report.figures import Curves, Line, Mark, Scale, Values, short
+from synthboot.report.figures import Curves, Dot, Dots, Line, Mark, Scale, Values, short
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,15 @@ def test_curves_stand_beside_each_other_in_the_table() -> None:
     assert rows == [["1", "3", "3.25", ""], ["2", "2.5", "", "4 (3 to 5)"]]
     assert figure.legend() == [("a", "ink", "solid"), ("b", "faint", "points")]
     assert figure.svg().count("<polyline") == 2
+
+
+def test_no_dot_lies_over_the_name_of_a_vertical() -> None:
+    """As where d1 is not read at all, and the method is as far above its control as it is anywhere."""
+    dots = [Dot("a", "1", (0.01, -0.02, 0.04), (0.9, 0.8, 1.0), True), Dot("b", "2", (1.0, 0.9, 1.1), (-0.5, -0.6, -0.4), True)]
+    picture = Dots("x", "X", "How.", "worth", "nats", "method", dots, verticals={"d1 is not read": 0.0}).svg()
+    [below] = [float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="start">d1 is not read<', picture)]
+    assert min(float(y) - 5 for y in re.findall(r'class="value" cx="[\d.]+" cy="([\d.]+)"', picture)) > below + 3
+    assert min(float(y) for y in re.findall(r'class="thin" [^>]*y2="([\d.]+)"', picture)) > below
 
 
 def test_a_curve_with_two_values_at_a_place_has_both_in_the_table() -> None:

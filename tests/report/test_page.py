@@ -20,7 +20,7 @@ from synthboot.artifacts.model import Sweep
 from synthboot.artifacts.pairs import Band, Ceiling, Searched
 from synthboot.report.charts import count_model
 from synthboot.report.page import by_stage, palette, report
-from synthboot.report.results import Results
+from synthboot.report.results import COST, Results
 from tests.conftest import run_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -261,6 +261,20 @@ def test_what_a_sweep_of_tuning_reached_is_shown(finished: dict[str, Any]) -> No
     page = report(replace(results, sweeps={"tune/related": sweep}))
     assert 'tune/related</th><th scope="col">best validation loss on held-out pairs</th>' in page
     assert re.search(r"lr=0\.01 <b>chosen</b></th><td>1\.5000<.*lr=0\.001</th><td>2\.5000<", page, re.DOTALL)
+    assert "diverged" not in page
+    lost = replace(sweep, diverged={"lr=9": "loss nan at step 3 of 8"})
+    page = report(replace(results, sweeps={"tune/related": lost}))
+    assert 'lr=9</th><td class="words">diverged: loss nan at step 3 of 8<' in page
+
+
+def test_what_is_read_for_its_cost_alone_is_paid_for_and_shown_nowhere_else(finished: dict[str, Any]) -> None:
+    cfg = loading.load(finished)
+    plan = recipes.units(cfg)
+    roles = {role: plan[name].folder(cfg.folder) for role, name in plan["report"].parents.items()}
+    trial = roles.pop("tune/related")
+    results = steps.gather(cfg, roles | {f"{COST}tune/related,lr=0.01": trial})
+    assert not results.tune
+    assert "tune/related,lr=0.01" in [cost.unit for cost in results.costs]
 
 
 def test_every_artifact_is_linked_and_paid_for_once(finished: dict[str, Any]) -> None:

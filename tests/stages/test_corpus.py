@@ -55,8 +55,10 @@ def test_quarantine_names_file_line_and_reason(tmp_path: Path) -> None:
 
 def test_too_many_bad_records_stop_the_stage(tmp_path: Path) -> None:
     rows = [*world_documents()[:95], *[{"id": str(i)} for i in range(5)]]
-    with pytest.raises(DataError, match=r'source\.jsonl line 96: no "text" field; 5 of 100 records are bad \(limit 1\.0%\)'):
+    with pytest.raises(DataError, match=r'source\.jsonl line 96: no "text" field; 5 of 100 records are bad \(limit 1%\)'):
         make(tmp_path, rows)
+    with pytest.raises(DataError, match=r"\(limit 0\.04%\)"):
+        make(tmp_path, rows, max_quarantine=0.0004)
 
 
 def test_no_text_field_at_all_names_the_field(tmp_path: Path) -> None:

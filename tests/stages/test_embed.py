@@ -290,10 +290,12 @@ def test_a_model_from_outside_is_told_of_in_parts_that_a_kill_leaves_and_that_gi
     corpus = run_folder(settings) / "01-corpus"
     monkeypatch.setattr(embed, "BATCH_DOCS", 25)  # of shards of 64 documents
     told: list[str] = []
+    shares: list[float] = []
     (tmp_path / "vectors").mkdir()
 
     def progress(done: float, words: str) -> None:
         told.append(words)
+        shares.append(done)
         if len(told) == 2:
             raise KeyboardInterrupt
 
@@ -311,7 +313,9 @@ def test_a_model_from_outside_is_told_of_in_parts_that_a_kill_leaves_and_that_gi
     embeddings = Embeddings.open(tmp_path / "vectors")
     assert np.allclose(embeddings.validation, whole, atol=2e-3)
     assert len(embeddings.pretrain) == counts["docs"]
-    assert told[0] == told[2] == f"25 of {counts['docs']:,} documents"
+    assert told[0] == told[2] == f"pool: 25 of {counts['docs']:,} documents"
+    assert shares[2:] == sorted(shares[2:])  # what goes on begins with what there is already
+    assert shares[-1] == 1
 
 
 def test_a_vector_that_is_no_number_is_named() -> None:

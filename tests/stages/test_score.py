@@ -48,7 +48,11 @@ def test_losses_of_both_checkpoints_and_answers_at_the_chosen_one(
 ) -> None:
     folders, both = saved
     documents = tokenizer.documents(TEXTS)
-    found = score(folders, Tokens.of(documents), tokenizer, 64, "cpu", asked(checkpoint))
+    told: list[float] = []
+    found = score(folders, Tokens.of(documents), tokenizer, 64, "cpu", asked(checkpoint), lambda done, _: told.append(done))
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert 0.5 in told  # the first of two
     assert found.document.tolist() == [doc for doc, tokens in enumerate(documents) for _ in tokens]
     for name, model in both.items():
         expected: list[float] = []

@@ -67,11 +67,13 @@ def studied(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> t
     with pytest.raises(KeyboardInterrupt):
         grid.run(killed)
     assert len(json.loads((out / "study.json").read_text())["rows"]) == 2
+    (out / "study.csv.0123abcd.tmp").touch()  # as one that is killed while it writes leaves
     return out, killed, again, api.study(tiny, VARY, until="tune", out=out, progress=again)
 
 
 def test_what_points_have_alike_is_made_once(studied: Any) -> None:
     out, killed, again, _ = studied
+    assert not list(out.glob("*.tmp"))
     shared = ["corpus", "embed", "pair/related", "base"]
     assert killed.made == {NAMES[0]: [], NAMES[1]: ["tune/related"]}
     assert killed.taken == {NAMES[0]: [*shared, "tune/related"], NAMES[1]: shared}

@@ -27,6 +27,7 @@ _CURVE = "curve.json"
 _TOKEN_COUNTS = "token_counts.json"
 _TUNING = "tune.json"
 _SWEEP = "sweep.json"
+_DIVERGED = "diverged"
 
 T = TypeVar("T")
 
@@ -185,12 +186,15 @@ class Tuning:
 @declared
 @dataclass(frozen=True)
 class Sweep:
-    """What the trials of a sweep reached: by trial its validation loss, and the settings that the
-    sweep varies; and which was chosen."""
+    """What the trials of a sweep reached: by trial its validation loss, or how it `diverged`, and
+    the settings that the sweep varies; and which was chosen."""
 
     losses: dict[str, float]
     settings: dict[str, dict[str, object]]
     chosen: str
+    diverged: dict[str, str] = field(default_factory=dict)
+
+    _written = model_serializer(mode="wrap")(_what_there_is)
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,14 @@ class Model:
         return manifest
 
     @property
+    def diverged(self) -> str:
+        """How training went wrong, of a trial that has no model for that; else nothing.
+
+        Raises as `manifest` does.
+        """
+        return str(self.manifest.counts.get(_DIVERGED, ""))
+
+    @property
     def curve(self) -> Curve:
         """Losses while it was trained."""
         return _read(self.folder / _CURVE, Curve)
@@ -274,7 +286,7 @@ class Model:
     def save_sweep(self, sweep: Sweep) -> None:
         """Write what `sweep` reads."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / _SWEEP, asdict(sweep))
+        write_json(self.folder / _SWEEP, plain(sweep))
 
     def copy(self, trial: Model) -> None:
         """Become what a trial of the sweep is: its checkpoints and records."""
@@ -284,6 +296,16 @@ class Model:
         for name in (_CURVE, _TOKEN_COUNTS, _TUNING):
             if (trial.folder / name).exists():
                 shutil.copy2(trial.folder / name, self.folder / name)
+
+
+def diverged_counts(reason: str) -> dict[str, Any]:
+    """What the manifest says of a trial that diverged, which has no model."""
+    return {"account": f"diverged: {reason}", _DIVERGED: reason}
+
+
+def has_diverged(manifest: Manifest) -> bool:
+    """Whether an artifact is a trial without a model."""
+    return _DIVERGED in manifest.counts
 
 
 def _read(path: Path, kind: type[T]) -> T:

@@ -102,7 +102,7 @@ def ingest(
         what_to_do = documents.advice(reasons, cfg)
         raise DataError(
             f"{first['file']} line {first['line']}: {first['reason']}; "
-            f"{bad:,} of {count:,} records are bad (limit {cfg.max_quarantine:.1%}): "
+            f"{bad:,} of {count:,} records are bad (limit {100 * cfg.max_quarantine:g}%): "
             f"{files.counted(reasons, 3)}; {what_to_do + '; ' if what_to_do else ''}"
             f"see {folder / QUARANTINE}, or raise corpus.max_quarantine"
         )

@@ -5,12 +5,12 @@ rename: its existence means done. The fingerprint in it hashes the stage, its ve
 it read and its parents' fingerprints; where and how the stage ran is not part of it. Beside these
 it holds what was in its parents (`content`): where they come out the same again, so would it, and
 it stands, whatever they were made anew for. While a stage works, `progress.json` holds the
-fingerprint its parts belong to and what they were made of; parts of another fingerprint, or of
-parents that hold something else, are wiped before work starts. `work/` holds what only the making
-needs and goes once the manifest stands; `progress.json` goes last, so where it is left, there is
-something to clear away. The unit inside is the shard, a folder renamed into place that carries its
-hashes; a manifest takes these over, so damage is never hashed as good. Files whose names begin with
-a dot are nobody's.
+fingerprint its parts belong to, what they were made of and how long it has taken; parts of another
+fingerprint, or of parents that hold something else, are wiped before work starts. `work/` holds
+what only the making needs and goes once the manifest stands; `progress.json` goes last, so where it
+is left, there is something to clear away. The unit inside is the shard, a folder renamed into place
+that carries its hashes; a manifest takes these over, so damage is never hashed as good. Files whose
+names begin with a dot are nobody's.
 """
 
 from __future__ import annotations
@@ -76,6 +76,11 @@ def during(progress: Progress, done: float, words: str) -> Progress:
     """Progress of a part of a unit, `words`, before which `done` of the whole is done."""
     progress(done, words)
     return lambda _, part: progress(done, f"{words}: {part}")
+
+
+def within(progress: Progress, start: float, end: float) -> Progress:
+    """Progress of a part of a unit that takes the whole from the share `start` to `end`."""
+    return lambda done, words: progress(start + (end - start) * done, words)
 
 
 @dataclass(config=ConfigDict(strict=True, extra="forbid"))
@@ -269,7 +274,7 @@ def begin(
         if problem:
             remove(part)
             damaged.append(f"{part}: {problem}; made again")
-    # else it stays, as its age says since when the artifact is in the making
+    # else it stays, as it says how long the artifact is in the making
     if not is_mine or "contents" not in content:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(progress, {"fingerprint": fingerprint, "contents": dict(contents)})
@@ -297,8 +302,22 @@ def begun_as(folder: Path) -> str:
     return str(record.get("fingerprint", "")) if isinstance(record, dict) else ""
 
 
+def spend(folder: Path, seconds: float) -> None:
+    """Record how many seconds an artifact in the making has taken so far, for `invested`."""
+    record = read_record(folder / PROGRESS)
+    write_record(folder / PROGRESS, {**record, "seconds": seconds})
+
+
 def invested(folder: Path) -> float:
-    """Seconds from the beginning of an artifact in the making to the last of its parts."""
+    """Seconds that an artifact in the making has taken, as far as they were recorded.
+
+    Where none were (parts, an older synthboot), from its beginning to the last of its parts by the
+    times of their files, which a copy need not have.
+    """
+    record = read_json(folder / PROGRESS)
+    recorded = record.get("seconds") if isinstance(record, dict) else None
+    if isinstance(recorded, int | float):
+        return float(recorded)
     began = (folder / PROGRESS).stat().st_mtime
     last = max((seal.stat().st_mtime for seal in folder.rglob(SEAL)), default=began)
     return max(0.0, last - began)

@@ -34,26 +34,29 @@ WORLD = "world"
 _BOM = "\ufeff"
 _LONGEST_LINE = 4_000_000  # bytes, where no setting says it
 _NO_RECORD_A_LINE = (
-    (rb"\x1f\x8b", "compressed by gzip, which its name does not say; add .gz to it"),
-    (rb"\x28\xb5\x2f\xfd", "compressed by zstd, which its name does not say; add .zst to it"),
-    (rb"PAR1", "Parquet, which its name does not say; call it .parquet"),
+    (rb"\x1f\x8b", "compressed by gzip, which its name does not say", "add .gz to it"),
+    (rb"\x28\xb5\x2f\xfd", "compressed by zstd, which its name does not say", "add .zst to it"),
+    (rb"PAR1", "Parquet, which its name does not say", "call it .parquet"),
     # the wider first, since its mark begins as that of the other
-    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32; make it UTF-8: iconv -f UTF-32 -t UTF-8"),
-    (rb"[\[{]\0\0\0", "UTF-32; make it UTF-8: iconv -f UTF-32LE -t UTF-8"),
-    (rb"\0\0\0[\[{]", "UTF-32; make it UTF-8: iconv -f UTF-32BE -t UTF-8"),
-    (rb"\xff\xfe|\xfe\xff", "UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8"),
-    (rb"[\[{]\0", "UTF-16; make it UTF-8: iconv -f UTF-16LE -t UTF-8"),
-    (rb"\0[\[{]", "UTF-16; make it UTF-8: iconv -f UTF-16BE -t UTF-8"),
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", "make it UTF-8: iconv -f UTF-32 -t UTF-8"),
+    (rb"[\[{]\0\0\0", "UTF-32", "make it UTF-8: iconv -f UTF-32LE -t UTF-8"),
+    (rb"\0\0\0[\[{]", "UTF-32", "make it UTF-8: iconv -f UTF-32BE -t UTF-8"),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16", "make it UTF-8: iconv -f UTF-16 -t UTF-8"),
+    (rb"[\[{]\0", "UTF-16", "make it UTF-8: iconv -f UTF-16LE -t UTF-8"),
+    (rb"\0[\[{]", "UTF-16", "make it UTF-8: iconv -f UTF-16BE -t UTF-8"),
     (
         rb"(\xef\xbb\xbf)?\s*\[\s*([\[{]|\Z)",
-        "a JSON array, not a record a line; jq -c '.[]' makes lines of it",
+        "a JSON array, not a record a line",
+        "jq -c '.[]' makes lines of it",
     ),
     (
         rb"(\xef\xbb\xbf)?\s*\{[ \t]*\r?\n",
-        "JSON over several lines, not a record a line; jq -c . makes lines of it",
+        "JSON over several lines, not a record a line",
+        "jq -c . makes lines of it",
     ),
 )
-"""What the head of a file may look like whose lines are no records, and what to do about it."""
+"""What the head of a file may look like whose lines are no records, what such a file is, and what
+to do about it."""
 _INVALID = "invalid UTF-8"
 _NOT_NARROW = "UTF-16 or UTF-32, not UTF-8"
 _ADVICE = {
@@ -62,7 +65,7 @@ _ADVICE = {
     _NOT_NARROW: "`iconv -f UTF-16 -t UTF-8` makes it UTF-8 (or -f UTF-32)",
 }
 """What to do about records that are no documents, by the reason."""
-_OLD_MAC = "in lines that end in carriage returns alone; tr '\\r' '\\n' mends them"
+_OLD_MAC = ("in lines that end in carriage returns alone", "tr '\\r' '\\n' mends them")
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,8 @@ def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
 def advice(reasons: Iterable[str], cfg: config.Corpus) -> str:
     """What to do about records that `parse` has refused for these reasons, as far as that is known;
     empty where it is not."""
-    known = {**_ADVICE, _no_field(cfg): "corpus.text_field names the field that has the text"}
+    named = "corpus.text_field names the field that has the text (where it is null there is none)"
+    known = {**_ADVICE, _no_field(cfg): named}
     return "; ".join(known[reason] for reason in reasons if reason in known)
 
 
@@ -391,11 +395,11 @@ def _lines(
     too_long: str,
 ) -> Iterator[Record]:
     head = stream.peek(1 << 16)[: 1 << 16]
-    for pattern, what in _NO_RECORD_A_LINE:
+    for pattern, what, remedy in _NO_RECORD_A_LINE:
         if re.match(pattern, head):
-            raise DataError(f"{path}: is {what}")
+            raise _no_lines(path, what, remedy)
     if b"\n" not in head and b"\r" in head.strip():
-        raise DataError(f"{path}: is {_OLD_MAC}")
+        raise _no_lines(path, *_OLD_MAC)
 
     # Escapes and other fields may make a line longer than its text.
     longest = 8 * limit + 4_096
@@ -408,6 +412,13 @@ def _lines(
             yield Record(name, line, None, too_long)
         elif content.strip(b"\xef\xbb\xbf \t\r\n\v\f"):  # more than a byte order mark and blanks
             yield Record(name, line, content)
+
+
+def _no_lines(path: Path | Url, what: str, remedy: str) -> DataError:
+    """What to raise for a file whose lines are no records; of what is packed in it, that."""
+    if path.suffix.lower() in files.COMPRESSED:
+        return DataError(f"{path}: what is packed in it is {what}; unpack it, then {remedy}")
+    return DataError(f"{path}: is {what}; {remedy}")
 
 
 def _skip_line(stream: io.BufferedReader) -> None:

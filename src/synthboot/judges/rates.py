@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import special
 
+from synthboot.errors import below
 from synthboot.statistics import Interval
 
 LEAST_SKILL = 1.2
@@ -61,7 +62,8 @@ class ErrorRates:
             return f"{self.clean} clean and {self.faulty} faulty cases, {LEAST_CASES} are needed"
         skill = self.passed / self.clean + self.found / self.faulty
         if skill < LEAST_SKILL:
-            return f"q0 + q1 = {skill:.2f}, guessing has 1, {LEAST_SKILL} is needed"
+            shown = below(skill, LEAST_SKILL, digits=2)
+            return f"q0 + q1 = {shown}, guessing has 1, {LEAST_SKILL} is needed"
         return ""
 
     def corrected(self, judged: int, items: int) -> Interval | None:

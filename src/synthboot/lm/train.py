@@ -33,7 +33,7 @@ from synthboot.artifacts.model import Curve, Model
 from synthboot.artifacts.store import WORK, Progress, silent
 from synthboot.data.disk import committed_folder, damage, remove
 from synthboot.data.tokenizer import Tokenizer
-from synthboot.errors import TrainingError, brief
+from synthboot.errors import Diverged, TrainingError, brief
 from synthboot.kernels import library
 from synthboot.lm import adapters, layouts, parallel, regularizers
 from synthboot.lm import model as models
@@ -125,8 +125,8 @@ def train(
     probabilities of `teachers` is a target beside the text; the losses of the curve are those of
     the text.
 
-    Raises TrainingError where the loss is not finite or leaps, naming the step, what it read, and
-    the checkpoint to go back to.
+    Raises Diverged where the loss is not finite or leaps, naming the step, what it read, and the
+    checkpoint to go back to.
     """
     trainer = _Trainer(
         model,
@@ -350,7 +350,7 @@ class _Trainer:
         return self.group.sum(float(loss)), float(parallel.gathered(norm))
 
     def check(self, loss: float, norm: float, recent: deque[float]) -> None:
-        """Raise TrainingError where the step that was just taken has gone wrong, by its loss, its
+        """Raise Diverged where the step that was just taken has gone wrong, by its loss, its
         gradient norm and the losses of the steps before it."""
         usual = sum(recent) / len(recent) if recent else math.inf
         # only against a full window: the loss falls steeply in the first steps
@@ -370,18 +370,19 @@ class _Trainer:
             remedy,
         )
 
-    def _gone_wrong(self, problem: str, remedy: str = "") -> TrainingError:
+    def _gone_wrong(self, problem: str, remedy: str = "") -> Diverged:
         """What to raise for a problem; `remedy` is another than a lower rate."""
-        return TrainingError(
+        return Diverged(
             f"{self.folder}: {problem}; lower {self.section}.lr ({self.settings.lr:g}){remedy}; "
-            f"the last good checkpoint is {_latest(self.folder) or 'none'}"
+            f"the last good checkpoint is {_latest(self.folder) or 'none'}",
+            reason=problem,
         )
 
     def evaluate(self) -> None:
         """Take the validation loss, keep the model if it is the best, and write a checkpoint.
 
         The older best and the older checkpoint go only once the new checkpoint, which names its
-        best, is in place. Raises TrainingError, and leaves both, where the loss is not finite.
+        best, is in place. Raises Diverged, and leaves both, where the loss is not finite.
         """
         curve = self.curve
         tokens = curve.step * self.batches.batch_tokens

@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32, Int64
 
 from synthboot import config, pool
 from synthboot.artifacts.pairs import Searched
-from synthboot.artifacts.store import Progress, Shards, silent
+from synthboot.artifacts.store import Progress, Shards, silent, within
 from synthboot.data import lock
 from synthboot.data.disk import (
     committed_folder,
@@ -29,7 +29,7 @@ from synthboot.data.disk import (
     save_array,
     write_json,
 )
-from synthboot.errors import DataError
+from synthboot.errors import DataError, below
 from synthboot.neighbors import join
 from synthboot.neighbors.join import QUERY_BLOCK, Clusters
 from synthboot.rng import rng
@@ -135,7 +135,8 @@ def choose_search(
     recall = interval((reports <= probe_radius).mean(1))
     if cfg.probe_radius is not None and recall[0] < cfg.min_recall:
         raise DataError(
-            f"pair.probe_radius: {cfg.probe_radius} finds {recall[0]:.3f} of the neighbours, "
+            f"pair.probe_radius: {cfg.probe_radius} finds "
+            f"{below(recall[0], cfg.min_recall, digits=3)} of the neighbours, "
             f"less than pair.min_recall {cfg.min_recall}; {enough:.4f} would do, or leave it unset"
         )
 
@@ -279,7 +280,7 @@ def search_blocks(
                         out,
                         device,
                         workers,
-                        partial(_part, progress, 0.05, 0.1),
+                        within(progress, 0.05, 0.1),
                     )
 
     query_blocks = Shards(folder / BLOCKS)
@@ -306,17 +307,6 @@ def interval(values: Float[np.ndarray, " value"]) -> tuple[float, float, float]:
     if len(values) > 1:
         error = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
     return mean, mean - error, mean + error
-
-
-def _part(
-    progress: Progress,
-    start: float,
-    stop: float,
-    done: float,
-    words: str,
-) -> None:
-    """Progress of a part of the work, between two fractions of it all."""
-    progress(start + (stop - start) * done, words)
 
 
 def _block_search(

@@ -23,6 +23,7 @@ _TOP = 26
 _BOTTOM = 44
 _NAME = 125  # how wide a column of names is, and one of values
 _VALUE = 180
+_NAME_HEIGHT = 16  # of a vertical's name, and a little room below it
 _LETTER = 8  # a little more than a letter of the page's font takes
 
 _MOST_TICKS = 6
@@ -399,7 +400,12 @@ class Plane(Figure):
         _, ys = self._numbers()
         # pixels count downwards
         bottom = _HEIGHT - _BOTTOM
-        return Scale.over([*ys, *self.horizontals.values()], bottom, _TOP, self.y_log)
+        return Scale.over([*ys, *self.horizontals.values()], bottom, self._highest, self.y_log)
+
+    @property
+    def _highest(self) -> float:
+        """The pixel that contents reach up to."""
+        return _TOP
 
     def svg(self) -> Markup:
         """Grid and axes, lines of reference, and the contents."""
@@ -511,6 +517,11 @@ class Dots(Plane):
             x, y = (_with_ends(value, ends) for value, *ends in (dot.x, dot.y))
             rows.append([f"{dot.label} {dot.name}", x, y])
         return ["", self.x, self.y], rows
+
+    @property
+    def _highest(self) -> float:
+        # a dot hides what it lies over: the names of verticals stand above all of them
+        return _TOP + _NAME_HEIGHT if self.verticals else _TOP
 
     def _numbers(self) -> tuple[list[float], list[float]]:
         return [x for dot in self.dots for x in dot.x], [y for dot in self.dots for y in dot.y]

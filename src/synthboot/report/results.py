@@ -13,6 +13,9 @@ from synthboot.artifacts.extraction import Extraction
 from synthboot.artifacts.model import Curve, Sweep, Tuning
 from synthboot.artifacts.pairs import Chosen
 
+COST = "cost/"
+"""How the roles begin of what is read for its cost alone."""
+
 
 @dataclass(frozen=True)
 class Cost:

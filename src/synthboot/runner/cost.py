@@ -18,6 +18,7 @@ from statistics import median
 
 from synthboot import config, recipes, statistics
 from synthboot.artifacts.evaluation import Evaluation, Power
+from synthboot.artifacts.model import has_diverged
 from synthboot.artifacts.store import read_manifest
 from synthboot.errors import ConfigError, CorruptArtifact, DataError
 from synthboot.lm.batches import tokens_until_copying
@@ -242,6 +243,8 @@ def check(cfg: config.Config, units: dict[str, Unit]) -> list[Checked]:
         manifest = manifests.get(folder)
         if manifest is None or manifest.reads != unit.reads or is_copy(unit):
             continue
+        if has_diverged(manifest):
+            continue  # it stopped early
         others = {path: other for path, other in manifests.items() if path != folder}
         estimator = Estimator(cfg, workload, machine, others)
         takes = workload.of(unit)

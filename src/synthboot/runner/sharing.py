@@ -8,8 +8,9 @@ from pathlib import Path
 
 from synthboot import config
 from synthboot.artifacts import store
+from synthboot.artifacts.model import has_diverged
 from synthboot.errors import CorruptArtifact
-from synthboot.recipes import VERSIONS, Unit
+from synthboot.recipes import VERSIONS, Unit, is_trial
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.state import State, contents, state
 from synthboot.runner.unit import held
@@ -66,6 +67,9 @@ def take_over(
                 manifest = store.read_manifest(source)
                 # what was made of a parent that came out otherwise here is another's
                 if manifest is None or not store.stands(manifest, *wanted):
+                    continue
+                # an arm, or a synthesizer, of the settings of such a trial says so by itself
+                if has_diverged(manifest) and not is_trial(unit):
                     continue
                 with held(folder):
                     store.adopt(source, folder)

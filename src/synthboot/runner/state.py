@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from synthboot import config
-from synthboot.artifacts import store
+from synthboot.artifacts import parts, store
 from synthboot.data import disk
 from synthboot.errors import CorruptArtifact, FinishedWork
 from synthboot.recipes import VERSIONS, Unit
@@ -195,4 +195,5 @@ def _begun(folder: Path, mark: str) -> State:
         return State("missing")
     if store.begun_as(folder) in (mark, ""):
         return State("partial")
-    return State("partial", ("begun as another",), store.invested(folder))
+    in_parts = sum(cost["seconds"] for cost in parts.spent(folder))
+    return State("partial", ("begun as another",), max(store.invested(folder), in_parts))

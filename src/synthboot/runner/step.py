@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from synthboot import config
-from synthboot.artifacts import parts
+from synthboot.artifacts import model, parts
 from synthboot.artifacts.store import Progress, silent
-from synthboot.recipes import Unit
+from synthboot.errors import Diverged
+from synthboot.recipes import Unit, is_trial
 
 if TYPE_CHECKING:
     from synthboot.steps.context import Context, Outcome
@@ -25,12 +26,20 @@ def run_step(
 ) -> Outcome:
     """What the unit's step returns, (counts, cost), once its folder holds the artifact.
 
-    The step may start as many as `workers` processes of its own.
+    The step may start as many as `workers` processes of its own. A trial of a sweep that diverges
+    is finished by that: it has no model, and its counts say why, so that the others go on and it
+    is not tried again.
     """
     # it brings torch along, which whoever only plans should not wait for
     from synthboot.steps import STEPS
 
-    return STEPS[unit.stage](context_of(cfg, plan, unit, workers, progress, note))
+    context = context_of(cfg, plan, unit, workers, progress, note)
+    try:
+        return STEPS[unit.stage](context)
+    except Diverged as error:
+        if not is_trial(unit):
+            raise
+        return model.diverged_counts(error.reason), {}
 
 
 def run_part(

@@ -32,6 +32,9 @@ DEALT = ("pretrain", "score")
 
 _WITHOUT_ITEMS = (f"corpus/{EXTERNAL}", "pair/random_pairs")
 
+RECORDED_SECONDS = 60.0
+"""How often the time that an artifact in the making has taken is written down."""
+
 _PATIENCE = 120.0
 """Seconds to wait for the worker of a killed run, which may take a moment to go, or on a node that
 a cluster has lost until that is known by its silence."""
@@ -85,6 +88,7 @@ def make(
         for lost in store.begin(folder, fingerprints[name], of_parents):
             note(lost)
 
+        progress = _recorded(progress, folder)
         started = time.monotonic()
         with Memory() as memory:
             if cfg.engine.processes > 1 and unit.stage in torchrun.STAGES:
@@ -218,6 +222,24 @@ def _tellers(
         listener.send(("note", words))
 
     return progress, note
+
+
+def _recorded(progress: store.Progress, folder: Path) -> store.Progress:
+    """The same progress of an artifact in the making, which also keeps how long that has taken: a
+    configuration that would give hours of it up has to say so."""
+    before = store.invested(folder)
+    started = time.monotonic()
+    last = started
+
+    def told(done: float, words: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > RECORDED_SECONDS:
+            last = now
+            store.spend(folder, before + now - started)
+        progress(done, words)
+
+    return told
 
 
 def _verified(

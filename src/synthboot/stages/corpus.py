@@ -37,7 +37,7 @@ from jaxtyping import Bool, Int64
 from synthboot import config
 from synthboot.artifacts.corpus import DOCUMENTS, Corpus, Counts
 from synthboot.artifacts.spool import Ingested, Spool, Texts, ingest
-from synthboot.artifacts.store import WORK, Progress, Shards, silent
+from synthboot.artifacts.store import WORK, Progress, Shards, silent, within
 from synthboot.data import canaries, ngrams, tokenizer, tokens
 from synthboot.data.files import counted
 from synthboot.errors import BudgetError, DataError
@@ -61,6 +61,7 @@ _COLUMNS = pa.schema(
 WRITTEN_AT_ONCE = 32 << 20  # characters of text that are held to be written
 TOKENIZED_AT_ONCE = 2 << 20  # those that are tokens at a time, in lists: forty bytes each
 
+_READ = 0.2  # share of the stage before anything is written: reading, comparing, a tokenizer
 _BYTES_PER_TOKEN = 3.5  # a first guess at what a trained tokenizer makes of text
 
 
@@ -109,18 +110,7 @@ def corpus(
     # counted after what was dropped: a document whose copies are gone is not flagged
     group_sizes = np.bincount(group[kept], minlength=int(group.max(initial=0)) + 1)
     flagged = np.append(group_sizes[group] > 1, np.zeros(len(spool.planted), bool))
-    set_tokens: dict[str, int] = {}
-    for name, chosen in by_set.items():
-        set_tokens[name] = _write_set(
-            out.shards(name),
-            spool,
-            chosen,
-            flagged,
-            out.tokenizer_folder,
-            cfg.shard_docs,
-            progress,
-            workers,
-        )
+    set_tokens = _write_sets(out, spool, by_set, flagged, cfg.shard_docs, progress, workers)
     unknown = _unknown(out, list(by_set))
     _check_unknown(unknown, sum(set_tokens.values()), tokenizer_name or cfg.tokenizer)
 
@@ -252,7 +242,7 @@ def _deduplicate(
     if cfg.near_duplicates == "off":
         return kept, group, dropped
 
-    progress(0.1, "looking for near-duplicates")
+    progress(_READ / 2, "looking for near-duplicates")
     signatures = spool.signatures(work / "signatures.npy")
     group = ngrams.near_duplicate_groups(signatures, spool, cfg.near_duplicate_jaccard)
     remaining = by_id[kept[by_id]]
@@ -456,6 +446,35 @@ def _docs_for(
         f"budget.unique_tokens: {unique_tokens:,} asked for, the corpus has {total:,} in the "
         f"{len(pool):,} documents that are neither dropped nor held out; lower it or add text"
     )
+
+
+def _write_sets(
+    out: Corpus,
+    spool: Spool,
+    by_set: Mapping[str, Int64[np.ndarray, " doc"]],
+    flagged: np.ndarray,
+    shard_docs: int,
+    progress: Progress,
+    workers: int,
+) -> dict[str, int]:
+    """Write every set, by name the documents chosen for it; returns the tokens of each."""
+    total = sum(map(len, by_set.values()))
+    written = 0
+    set_tokens = {}
+    for name, chosen in by_set.items():
+        before = written / total
+        written += len(chosen)
+        set_tokens[name] = _write_set(
+            out.shards(name),
+            spool,
+            chosen,
+            flagged,
+            out.tokenizer_folder,
+            shard_docs,
+            within(progress, _READ + (1 - _READ) * before, _READ + (1 - _READ) * written / total),
+            workers,
+        )
+    return set_tokens
 
 
 def _write_set(

@@ -20,7 +20,7 @@ import torch
 
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.external import SETS, External
-from synthboot.artifacts.store import Progress, Shards, silent
+from synthboot.artifacts.store import Progress, Shards, silent, within
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data import tokens
 from synthboot.data.tokenizer import Tokenizer
@@ -51,11 +51,15 @@ def external(
         model = models.continued(source, seq_len, tokenizer.vocab_size, "tune")
         models.save(model, made.model, tokenizer)
 
+    docs = {name: len(getattr(corpus, name)) for name in SETS}
+    total = sum(docs.values())
     counts = {}
+    done = 0
     for name in SETS:
         texts = (document.text for document in corpus.texts(name))
-        docs = len(getattr(corpus, name))
-        counts[name] = _encode(made.shards(name), texts, docs, made.tokenizer, progress)
+        own = within(progress, done / total, (done + docs[name]) / total)
+        counts[name] = _encode(made.shards(name), texts, docs[name], made.tokenizer, own)
+        done += docs[name]
     arms_tokens = corpus.pretrain.num_tokens
     return {
         "tokens": counts,

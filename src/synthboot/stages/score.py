@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from synthboot.artifacts.scores import FIGURES, Answers, Scores
-from synthboot.artifacts.store import Progress, during, silent
+from synthboot.artifacts.store import Progress, during, silent, within
 from synthboot.data import tasks
 from synthboot.data.items import Item
 from synthboot.data.tokenizer import Tokenizer
@@ -57,17 +57,19 @@ def score(
     """
     by_folder = {}
     answers = Answers((), (), (), np.empty((0, len(FIGURES))))
-    for folder in dict.fromkeys(checkpoints.values()):
+    folders = list(dict.fromkeys(checkpoints.values()))
+    for number, folder in enumerate(folders):
+        own = within(progress, number / len(folders), (number + 1) / len(folders))
         model = models.load(folder, models.device(device))
         by_folder[folder] = likelihood.token_losses(
             model,
             test_set,
             seq_len,
             tokenizer.end,
-            progress,
+            own,
         )
         if questions is not None and folder == checkpoints[questions.checkpoint]:
-            tell = during(progress, 1.0, "asking questions")
+            tell = during(own, 1.0, "asking questions")
             answers = _ask(model, folder, questions, tokenizer, seq_len, tell)
     return Scores(
         document=np.repeat(np.arange(len(test_set)), test_set.lengths),

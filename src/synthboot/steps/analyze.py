@@ -48,10 +48,10 @@ def analyze(c: Context) -> Outcome:
 
     samples = _samples(c)
     for number, (kind, rows) in enumerate(samples.items(), 1):
-        c.progress(number / (len(samples) + 2), kind)
+        c.progress(0.6 * number / (len(samples) + 1), kind)
         kinds[kind] = _analyzed(c, kind, rows, corpus)
 
-    c.progress(0.9, "duplicates")
+    c.progress(0.6, "duplicates")
     for kind, found in _duplicates(c).items():
         kinds[kind]["duplicates_at"] = asdict(found)
 

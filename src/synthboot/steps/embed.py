@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import numpy as np
 from synthboot import pool
 from synthboot.artifacts.corpus import PRETRAIN
 from synthboot.artifacts.embeddings import Embeddings, load_vectors, save_vectors
-from synthboot.artifacts.store import WORK, Shards
+from synthboot.artifacts.store import WORK, Shards, within
 from synthboot.data import lock
 from synthboot.data.disk import committed_folder, damage
 from synthboot.steps.context import Context, Outcome
+
+_FITTED = 0.1  # share of the stage that is the `self` embedder's, before any vector
 
 _Slice = tuple[int, int, int]
 """A shard of documents, and which of them: from, and up to."""
@@ -76,9 +79,13 @@ def _make(c: Context) -> dict[str, int]:
 
     counts = {}
     first = 0  # vectors from a file hold both sets, one after the other
-    for name, docs in _sizes(c).items():
+    sizes = _sizes(c)
+    embedding = within(c.progress, _FITTED, 1.0)
+    total = sum(sizes.values())
+    for name, docs in sizes.items():
         of_set = None if own is None else own[first : first + docs]
-        counts[name] = _embed_set(c, embeddings, name, docs, of_set)
+        part = within(embedding, first / total, (first + docs) / total)
+        counts[name] = _embed_set(replace(c, progress=part), embeddings, name, docs, of_set)
         first += docs
     return counts
 
@@ -91,14 +98,15 @@ def _fit_embedder(c: Context, path: Path) -> None:
     with lock.held(c.folder / WORK, "embedder.lock", lock.FOREVER):
         if not damage(path.parent):  # there, and whole
             return
-        c.progress(0.0, "fitting")
+        fitting = within(c.progress, 0.0, _FITTED)
+        fitting(0.0, "fitting")
         texts = (document.text for document in c.corpus.texts(PRETRAIN))
         with committed_folder(path.parent) as folder:
             stage.fit(
                 texts,
                 c.cfg.embed,
                 c.cfg.seed,
-                c.progress,
+                fitting,
             ).save(folder / path.name)
 
 
@@ -129,13 +137,15 @@ def _embed_set(
         elif c.cfg.embed.model == "self":
             vectors = _embedded(c, source.folder, embeddings.embedder, wanted)
         else:
-            vectors = _embedded_by_slices(c, name, source.folder, embeddings.embedder, wanted)
+            vectors = _embedded_by_slices(
+                c, name, source.folder, embeddings.embedder, wanted, starts
+            )
         for of_shard in vectors:
             yield partial(save_vectors, of_shard)
 
     for shard, counts in shards.make(c.part.of(len(starts)), writers):
         done = starts[shard] + counts["docs"]
-        c.progress((shard + 1) / len(starts), f"{name}: {done:,} of {docs:,} documents")
+        c.progress(done / docs, f"{name}: {done:,} of {docs:,} documents")
     return len(starts)
 
 
@@ -165,33 +175,34 @@ def _embedded_by_slices(
     source: Path,
     fitted: Path,
     wanted: list[_Slice],
+    starts: list[int],
 ) -> Iterator[np.ndarray]:
     """The same for a model from outside, which may take hours for a shard: it is asked for slices,
-    and each is kept, so that a kill costs one, and told of."""
+    and each is kept, so that a kill costs one, and told of.
+
+    `starts` are the documents of the set that its shards begin with.
+    """
     from synthboot.stages.embed import BATCH_DOCS
 
     # slices of another size have other places
     work = c.folder / WORK / f"{name}-{BATCH_DOCS}"
     slices = []
     missing = []
-    total = 0
     for shard, _, docs in wanted:
         kept = Shards(work / f"{shard:06d}")
-        total += docs
         for first in range(0, docs, BATCH_DOCS):
             end = min(docs, first + BATCH_DOCS)
             number = first // BATCH_DOCS
-            slices.append((kept, number, end - first, end == docs))
+            slices.append((kept, number, starts[shard] + end, end == docs))
             if not kept.done(number):
                 missing.append((shard, first, end))
     vectors = _embedded(c, source, fitted, missing)
 
-    done = 0
-    for kept, number, docs, is_last in slices:
+    total = _sizes(c)[name]
+    for kept, number, done, is_last in slices:
         if not kept.done(number):
             kept.write(number, partial(save_vectors, next(vectors)))
-        done += docs
-        c.progress(done / total, f"{done:,} of {total:,} documents")
+        c.progress(done / total, f"{name}: {done:,} of {total:,} documents")
         if is_last:
             paths = map(kept.path, range(number + 1))
             yield load_vectors(paths)

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 from jaxtyping import UInt8
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from synthboot import config
 from synthboot.artifacts.corpus import PRETRAIN
@@ -46,7 +47,16 @@ FAR = "without a neighbour"
 """Groups of test documents: whether D_pretrain has one that they would be paired with."""
 
 _LOOKS = "looks.json"
-_Looks = dict[str, list[int | list[int]]]
+
+
+class _OwnTexts(TypedDict):
+    """A look at seeds that each had a text of its own."""
+
+    text_per_seed: list[int]
+
+
+_Look = int | list[int] | _OwnTexts
+_Looks = dict[str, list[_Look]]
 """By experiment the seeds of each look at it, or their number, which is all that an older version
 kept."""
 
@@ -282,8 +292,11 @@ def _compared(
     tokens = c.corpus.test.lengths
     size_bytes = np.array([len(document.text.encode()) for document in test_set])
     repeated = models[REPETITION]
-    looks = _looks(c, next(iter(repeated.values())), sorted(repeated))
     wrote = any(arm.synthetic is not None for arm in c.cfg.arms.values())
+    seeds = sorted(repeated)
+    # of one seed, or without synthetic text, it makes no difference
+    own_texts = wrote and c.cfg.pretrain.text_per_seed and len(seeds) > 1
+    looks = _looks(c, next(iter(repeated.values())), seeds, own_texts)
     external = c.cfg.tune.init_from if wrote else None
 
     result = {}
@@ -309,12 +322,13 @@ def _looks(
     c: Context,
     first_model: Model,
     seeds: list[int],
+    own_texts: bool,
 ) -> list[int]:
     """With how many seeds this experiment has been evaluated each time, this time last.
 
-    The seeds are kept beside the artifacts, since to look again is to try again, whatever became
-    of the first look. Another base is another experiment; one that was made again of the same
-    settings is not, nor one that was kept under a newer version.
+    The seeds, and whether they had `own_texts`, are kept beside the artifacts, since to look again
+    is to try again, whatever became of the first look. Another base is another experiment; one that
+    was made again of the same settings is not, nor one that was kept under a newer version.
     """
     path = c.folder.parent / _LOOKS
     base = first_model.manifest
@@ -324,10 +338,18 @@ def _looks(
     except CorruptArtifact:
         raise CorruptArtifact(f"{path}: unreadable; delete it, and looks count anew") from None
     before = max((all_looks.get(name, []) for name in known_by), key=len)
-    looks = [look for look in before if look not in (seeds, len(seeds))]
-    looks.append(seeds)
+    now: _Look = {"text_per_seed": seeds} if own_texts else seeds
+    same = (now,) if own_texts else (now, len(seeds))
+    looks = [look for look in before if look not in same]
+    looks.append(now)
     write_json(path, all_looks | dict.fromkeys(known_by, looks))
-    return [look if isinstance(look, int) else len(look) for look in looks]
+    return [_num_seeds(look) for look in looks]
+
+
+def _num_seeds(look: _Look) -> int:
+    if isinstance(look, int):
+        return look
+    return len(look["text_per_seed"] if isinstance(look, dict) else look)
 
 
 def _efficiency(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ def judged(
     found = []
     by_text: list[JudgedText] = []
     with Record(c.folder / WORK / "judged.jsonl") as record:
-        for asking in to_ask:
+        for number, asking in enumerate(to_ask):
             most_tokens = math.inf
             if _counts_tokens(asking.judge):
                 most_tokens = tokens_left / waiting
@@ -64,7 +64,7 @@ def judged(
                 asking.cases,
                 asking.kinds,
                 record,
-                lambda words: c.progress(0.95, words),
+                partial(c.progress, 0.7 + 0.2 * number / len(to_ask)),
                 most_tokens,
             )
             tokens_left = max(0.0, tokens_left - verdict.spent.tokens)

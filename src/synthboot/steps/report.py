@@ -13,7 +13,7 @@ from synthboot.artifacts.extraction import Extraction
 from synthboot.artifacts.model import Model
 from synthboot.artifacts.pairs import Pairs
 from synthboot.artifacts.store import Manifest, read_manifest
-from synthboot.report.results import Cost, Results
+from synthboot.report.results import COST, Cost, Results
 from synthboot.steps.context import Context, Outcome
 
 
@@ -43,9 +43,11 @@ def gather(
         manifest = read_manifest(folder)
         if manifest is None:
             continue
-        name = role.removeprefix("model/")
+        name = role.removeprefix("model/").removeprefix(COST)
         inside = folder.relative_to(cfg.folder).as_posix()
         costs.setdefault(inside, _cost(name, inside, manifest))
+        if role.startswith(COST):
+            continue
         model = Model.open(folder)
         if manifest.stage == "evaluate":
             version = manifest.environment.get("synthboot", "")

@@ -33,7 +33,7 @@ from synthboot.errors import (
 from synthboot.lm import precision
 from synthboot.recipes import STAGES, folder_of
 from synthboot.report import study as page
-from synthboot.runner import cost, executor
+from synthboot.runner import cost, executor, torchrun
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.sharing import finished
 from synthboot.runner.state import State, states
@@ -199,6 +199,8 @@ class Grid:
         Raises FinishedWork without that, LockedRun while another process works on the study.
         """
         with disk.storage_errors(self.out), lock.held(self.out):
+            for left in torchrun.leftovers(self.out):  # of files that a killed study wrote
+                disk.remove(left)
             self._decide(tell)
             points = self._decided()
             # of points that an earlier call has made, before their turn comes

@@ -84,7 +84,7 @@ def pair_containments(
     d1: _Pairs,
     d2: _Pairs,
     n: int,
-    at_once: int = 1 << 23,
+    at_once: int = 1 << 21,
     threads: int = 1,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Float[np.ndarray, " pair"]:

@@ -43,8 +43,9 @@ FIRST_SCREEN = (
     ("2026-11-26-external-writer", "sbp against repetition", "abstracts, 12 epochs, written by SmolLM2-135M, five seeds"),
     ("2026-11-26-external-writer", "sbp: against random_pairs", "abstracts, 12 epochs, written by SmolLM2-135M, ten seeds"),
     ("2026-11-27-external-articles", "sbp: against self", f"{EXTERNAL}, a tenth, four seeds"),
-    ("2026-11-27-tuned-writer", "sbp against repetition", f"{EXTERNAL}, a quarter, ten seeds"),
-    ("2026-11-27-tuned-writer", "sbp: against self", f"{EXTERNAL}, a quarter, ten seeds"),
+    ("2026-11-27-tuned-writer", "sbp against repetition", f"{EXTERNAL}, a quarter, ten seeds of one text"),
+    ("2026-11-27-tuned-writer", "sbp: against self", f"{EXTERNAL}, a quarter, ten seeds of one text"),
+    ("2026-11-27-tuned-again", "sbp: against self", f"{EXTERNAL}, a quarter, four and five texts"),
     ("2026-11-26-continue", "sbp against repetition", "SmolLM2-135M continued on 152 abstracts, two epochs, three seeds"),
     ("2026-11-26-continue", "sbp: against self", "SmolLM2-135M continued on 152 abstracts, two epochs, three seeds"),
 )

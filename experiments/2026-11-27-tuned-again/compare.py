@@ -50,7 +50,8 @@ def main() -> None:
     found = stats.ttest_ind(here["sbp"], here["self"], equal_var=False)
     low, high = found.confidence_interval()
     value = here["sbp"].mean() - here["self"].mean()
-    print(f"\n| arm | against self | p |\n|---|---|--:|\n| sbp | {value:+.4f} ({low:+.4f} to {high:+.4f}) | {found.pvalue:.2g} |")
+    print("\n| arm | against self | p |\n|---|---|--:|")
+    print(f"| sbp | {value:+.4f} ({low:+.4f} to {high:+.4f}) | {found.pvalue:.2g} |")
 
     # seeds alone tell of the first experiment how it would come out again with its two texts
     earlier = before["sbp"] - before["self"]

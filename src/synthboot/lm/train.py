@@ -53,9 +53,6 @@ alike."""
 _USUAL_STEPS = 50
 """Steps whose mean loss a loss is compared with, to find a spike."""
 
-_CLOCK_STEPS = 8
-"""Steps between two looks at the clock: processes that train together ask the first one for it."""
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -416,8 +413,6 @@ class _Trainer:
     def is_due(self) -> bool:
         """Whether so much time has passed that a checkpoint is to be written, by the clock of the
         first process."""
-        if self.curve.step % _CLOCK_STEPS:
-            return False
         late = time.monotonic() - self.saved >= self.checkpoint_seconds
         return self.group.sum(float(late and self.group.main)) > 0
 

@@ -1,6 +1,7 @@
 """Artifacts that were damaged, finished or half made: the same bytes in the end, or an error that names the file; never
 wrong bytes without a word."""
 
+import errno
 import json
 import os
 import re
@@ -321,3 +322,18 @@ def test_the_time_that_was_spent_on_what_is_not_finished_is_kept_by_the_work_its
     assert states(other, recipes.units(other))["corpus"].seconds == 9_000.0
     world.make("corpus")
     assert not (folder / store.PROGRESS).exists()
+
+
+def test_a_disk_that_is_full_while_time_is_written_down_ends_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+
+    def full(_: Path, seconds: float) -> None:
+        tried.append(seconds)
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(unit, "RECORDED_SECONDS", 0.0)
+    monkeypatch.setattr(store, "spend", full)
+    world = World(tiny_config(tmp_path))
+    world.make("corpus")
+    assert tried
+    assert store.read_manifest(world.folder("corpus")) is not None

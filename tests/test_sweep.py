@@ -1,5 +1,6 @@
 """A trial that diverges loses its sweep, and nothing else is lost by it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def test_a_trial_that_diverges_loses_the_sweep_and_the_others_go_on(tmp_path: Pa
     assert made_by(settings, "pretrain") == []
 
     wild = Model.open(run / "04-base" / f"lr={WILD:g}")
-    assert "at step" in wild.diverged
+    assert re.match(r"loss (nan|inf|\d+\.\d{3}), gradient norm \S+ at step \d+ of 62", wild.diverged)
+    assert "documents" not in wild.diverged  # of which a large batch reads thousands
     assert [path.name for path in wild.folder.iterdir()] == ["manifest.json"]
     for chosen in ("04-base/chosen", "07-pretrain/repetition/seed-1"):
         sweep = sweep_of(run / chosen)

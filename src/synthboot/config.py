@@ -297,7 +297,7 @@ class Engine(Section):
     (DDP). They differ by rounding."""
     checkpoint_minutes: float = Field(default=30.0, gt=0, le=100_000)
     """Minutes after which training writes a checkpoint between evaluations, each of which comes
-    with one: a killed run loses that much at most."""
+    with one: a killed run loses that much at most, and the step in hand."""
     checkpoint_activations: Switch = False
     """Activation checkpointing: recompute activations in the backward pass. Less memory, a third
     more time."""

@@ -66,7 +66,8 @@ class TrainingError(SynthbootError):
 
 
 class Diverged(TrainingError):
-    """Training has gone wrong by its own settings; `reason` says how, without where it lies."""
+    """Training has gone wrong by its own settings; `reason` says how, in a line: neither where it
+    lies nor what was read."""
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)

@@ -271,7 +271,7 @@ def test_two_nodes_train_as_one_process_and_a_killed_rank_ends_both(
 ) -> None:
     """What they had trained by then, sharded or not, goes on to the same end, by both nodes or by one process."""
     sharded = {"shard": True, "checkpoint_activations": True} if each == 1 else {}
-    often = {"checkpoint_minutes": 1e-4}  # at every look at the clock
+    often = {"checkpoint_minutes": 1e-4}  # after nearly every step
     engine = {"processes": 2 * each, "launch": launcher(tmp_path, 2, each), **often, **sharded}
     settings = begun(alone, world_file, tmp_path, engine=engine)
     with (

@@ -53,9 +53,6 @@ alike."""
 _USUAL_STEPS = 50
 """Steps whose mean loss a loss is compared with, to find a spike."""
 
-_CLOCK_STEPS = 8
-"""Steps between two looks at the clock: processes that train together ask the first one for it."""
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -358,22 +355,24 @@ class _Trainer:
         if math.isfinite(loss) and math.isfinite(norm) and not leapt:
             return
         step = self.curve.step
-        problem = f"loss {loss}"
+        problem = f"loss {loss:.3f}"
         remedy = ""
         if leapt and math.isfinite(loss):
-            problem = f"loss {loss:.3f} after a mean of {usual:.3f}"
+            problem += f" after a mean of {usual:.3f}"
             if self.section == "optim":  # tuning has no such setting
                 remedy = " or raise optim.max_spike"
         raise self._gone_wrong(
-            f"{problem}, gradient norm {norm:.3g} at step {step + 1} of {self.batches.steps}, "
-            f"on {self.batches.describe(step)}",
+            f"{problem}, gradient norm {norm:.3g} at step {step + 1} of {self.batches.steps}",
+            f", on {self.batches.describe(step)}",
             remedy,
         )
 
-    def _gone_wrong(self, problem: str, remedy: str = "") -> Diverged:
-        """What to raise for a problem; `remedy` is another than a lower rate."""
+    def _gone_wrong(self, problem: str, read: str = "", remedy: str = "") -> Diverged:
+        """What to raise for a problem: `read` is what the step did, thousands of documents perhaps,
+        and `remedy` another than a lower rate."""
         return Diverged(
-            f"{self.folder}: {problem}; lower {self.section}.lr ({self.settings.lr:g}){remedy}; "
+            f"{self.folder}: {problem}{read}; "
+            f"lower {self.section}.lr ({self.settings.lr:g}){remedy}; "
             f"the last good checkpoint is {_latest(self.folder) or 'none'}",
             reason=problem,
         )
@@ -416,8 +415,6 @@ class _Trainer:
     def is_due(self) -> bool:
         """Whether so much time has passed that a checkpoint is to be written, by the clock of the
         first process."""
-        if self.curve.step % _CLOCK_STEPS:
-            return False
         late = time.monotonic() - self.saved >= self.checkpoint_seconds
         return self.group.sum(float(late and self.group.main)) > 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -236,7 +236,9 @@ def _recorded(progress: store.Progress, folder: Path) -> store.Progress:
         now = time.monotonic()
         if now - last > RECORDED_SECONDS:
             last = now
-            store.spend(folder, before + now - started)
+            # a disk that is full for a moment must not end what keeps its work by the hour
+            with suppress(OSError):
+                store.spend(folder, before + now - started)
         progress(done, words)
 
     return told

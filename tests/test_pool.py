@@ -567,7 +567,7 @@ def test_a_signal_stops_once(number: int) -> None:
         [sys.executable, "-c", STOPPED],
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job starts with it ignored
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # under nohup, or in the background, it is ignored
     )
     assert process.stdout is not None
     with process:

@@ -3,8 +3,8 @@
 python experiments/2026-11-27-tuned-again/arms.py              # every arm and seed whose text is there
 python experiments/2026-11-27-tuned-again/arms.py 'sbp/*'      # of these
 
-A card had tuned the writers and sampled, and its time was up before all had been copied from it: `synthboot evaluate` would tune
-and sample again.
+A card had tuned the writers and sampled, and its time was up before all had been copied from it: `synthboot evaluate` would
+tune and sample again.
 """
 
 from __future__ import annotations

@@ -413,10 +413,10 @@ class _Trainer:
         self.checkpoint()
 
     def is_due(self) -> bool:
-        """Whether so much time has passed that a checkpoint is to be written, by the clock of the
-        first process."""
-        late = time.monotonic() - self.saved >= self.checkpoint_seconds
-        return self.group.sum(float(late and self.group.main)) > 0
+        """Whether so much time has passed, by the clock of any process, that all of them are to
+        write a checkpoint."""
+        is_late = time.monotonic() - self.saved >= self.checkpoint_seconds
+        return self.group.sum(float(is_late)) > 0
 
     def checkpoint(self) -> None:
         """Write a checkpoint in the place of the older one.

@@ -112,11 +112,17 @@ def jobs(wanted: int, device: str = "cpu") -> int:
     """How many processes to use: `wanted`, or one per GPU, or one per core this process may use."""
     if wanted:
         return wanted
-    # The driver's device file tells whether there is a GPU; asking torch would import it.
-    has_gpu = Path("/dev/nvidiactl").exists() and bool(gpus())
-    if device == "cuda" or (device == "auto" and has_gpu):
+    if uses_gpus(device):
         return max(1, len(gpus()))
     return len(os.sched_getaffinity(0))
+
+
+def uses_gpus(device: str) -> bool:
+    """Whether models run on GPUs where `engine.device` is `device`."""
+    if device != "auto":
+        return device == "cuda"
+    # The driver's device file tells whether there is a GPU; asking torch would import it.
+    return Path("/dev/nvidiactl").exists() and bool(gpus())
 
 
 def _has_used_gpu() -> bool:

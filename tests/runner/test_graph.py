@@ -55,14 +55,26 @@ def test_units_are_ready_once_their_parents_are_done(plan: dict[str, recipes.Uni
         done.add(able[-1])  # whichever is done first
 
 
-def test_one_unit_with_workers_of_its_own_runs_at_a_time_and_others_beside_it() -> None:
+def test_one_unit_that_takes_all_workers_runs_at_a_time_and_others_beside_it() -> None:
     able = ["synthesize/a", "synthesize/b", "pretrain/a", "pretrain/b"]
-    wide = {"synthesize/a", "synthesize/b", "embed"}
-    assert startable(able, [], 2, wide) == ["synthesize/a", "pretrain/a"]
-    assert startable(able, ["embed"], 3, wide) == ["pretrain/a", "pretrain/b"]
-    assert startable(able, ["pretrain/c"], 4, wide) == ["synthesize/a", "pretrain/a", "pretrain/b"]
-    assert startable(able, ["pretrain/c"], 1, wide) == startable([], [], 1, wide) == []
-    assert startable(able, [], 4, set()) == able
+    for jobs in (1, 2, 3, 4):
+        wide = dict.fromkeys(("synthesize/a", "synthesize/b", "embed"), jobs)
+        first = ["synthesize/a", "pretrain/a", "pretrain/b"]
+        assert startable(able, [], jobs, wide, jobs) == first[:jobs]
+        assert startable(able, ["embed"], jobs, wide, jobs) == first[1:jobs]
+        assert startable(able, ["pretrain/c"], jobs, wide, jobs) == first[: jobs - 1]
+    assert startable([], [], 1, {}, 1) == []
+    assert startable(able, [], 4, {}, 4) == able
+
+
+def test_units_whose_workers_are_fewer_than_jobs_run_side_by_side() -> None:
+    able = [f"synthesize/{seed}" for seed in range(5)]
+    on_one_gpu, on_two = (dict.fromkeys(able, gpus) | {"pair": 4} for gpus in (1, 2))
+    assert startable(able, [], 4, on_one_gpu, 4) == able[:4]
+    assert startable(able, [], 4, on_two, 4) == able[:2]
+    assert startable(able[1:], able[:1], 4, on_two, 4) == able[1:2]
+    assert startable(["pair"], able[:1], 4, on_one_gpu, 4) == []
+    assert startable(able, ["pair"], 4, on_one_gpu, 4) == []
 
 
 def test_what_an_earlier_plan_hashed_is_not_read_again(tmp_path: Path) -> None:

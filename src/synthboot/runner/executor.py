@@ -30,6 +30,7 @@ from synthboot.runner.unit import (
     make_part,
     stamp,
     tidy,
+    workers_of,
 )
 
 MODELS = (*torchrun.STAGES, "synthesize")
@@ -193,8 +194,7 @@ def _make_all(
         jobs = running.jobs(cfg.engine.jobs, cfg.engine.device)
         side_by_side = max(1, jobs // cfg.engine.processes)
         # Ray's own scheduler lets workers wait for cores
-        is_local = cfg.engine.executor == "local"
-        wide = {name for name, unit in plan.items() if is_local and has_workers(unit)}
+        wide = _wide(cfg, plan, jobs) if cfg.engine.executor == "local" else {}
         while waiting or len(running):
             able = ready(waiting.values(), {*waiting, *running.keys()})
             if undecided := [name for name in able if standing[name].may_stand]:
@@ -204,7 +204,7 @@ def _make_all(
                 ask(waiting, standing, cfg.folder, replace)
                 continue  # what reads them may be able now
 
-            for name in startable(able, running.keys(), side_by_side, wide):
+            for name in startable(able, running.keys(), side_by_side, wide, jobs):
                 if name not in lost:
                     tell(name, "start", None)
                 del waiting[name]
@@ -236,6 +236,11 @@ def _make_all(
                     preflight.check_against_corpus(cfg, _corpus(cfg, plan))
     finally:
         running.close()
+
+
+def _wide(cfg: config.Config, plan: Mapping[str, Unit], jobs: int) -> dict[str, int]:
+    """How many workers each unit has that has workers of its own, by name."""
+    return {name: workers_of(cfg, unit, jobs) for name, unit in plan.items() if has_workers(unit)}
 
 
 def _settle(

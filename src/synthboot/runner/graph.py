@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from synthboot.artifacts import store
@@ -87,19 +87,21 @@ def startable(
     able: Sequence[str],
     running: Collection[str],
     side_by_side: int,
-    wide: Container[str],
+    workers: Mapping[str, int],
+    jobs: int,
 ) -> list[str]:
     """Which of the units that are ready to start now, in their order.
 
-    Of the `wide` ones, each of which keeps all processes busy by workers of its own, one runs at a
-    time: two would have twice the workers and the memory, on as many cores or GPUs.
+    Those with `workers` of their own run side by side as long as these are no more than `jobs` in
+    all, and one of them in any case: more would be too much for the cores or GPUs, and their memory.
     """
     chosen: list[str] = []
     for name in able:
         at_work = [*running, *chosen]
         if len(at_work) >= side_by_side:
             break
-        if name in wide and any(other in wide for other in at_work):
+        taken = sum(workers.get(other, 0) for other in at_work)
+        if name in workers and taken and taken + workers[name] > jobs:
             continue
         chosen.append(name)
     return chosen

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from synthboot import config
+from synthboot import config, pool
 from synthboot.artifacts import parts, store
 from synthboot.artifacts.external import EXTERNAL
 from synthboot.data import disk, lock
@@ -43,6 +43,21 @@ a cluster has lost until that is known by its silence."""
 def has_workers(unit: Unit) -> bool:
     """Whether the unit's step has workers of its own."""
     return unit.stage in PARALLEL and not is_filter(unit)
+
+
+def workers_of(cfg: config.Config, unit: Unit, jobs: int) -> int:
+    """How many of so many `jobs` work at the unit: one, unless it has workers of its own.
+
+    A sampler's batch fills a GPU, unless its model is small: it has one worker for each, and where
+    there are more jobs than GPUs, texts are sampled side by side.
+    """
+    if not has_workers(unit):
+        return 1
+    engine = cfg.engine
+    samples_here = unit.stage == "synthesize" and cfg.synthesize.sampler == "embedded"
+    if samples_here and engine.executor == "local" and pool.uses_gpus(engine.device):
+        return min(jobs, max(1, len(pool.gpus())))
+    return jobs
 
 
 def has_items(unit: Unit) -> bool:
@@ -94,7 +109,7 @@ def make(
             if cfg.engine.processes > 1 and unit.stage in torchrun.STAGES:
                 counts, cost = torchrun.run_step_together(cfg, plan, unit, progress, note)
             else:
-                workers = jobs if has_workers(unit) else 1
+                workers = workers_of(cfg, unit, jobs)
                 counts, cost = run_step(cfg, plan, unit, workers, progress, note)
         cost |= _spent(started, memory, parts.spent(folder))
 

@@ -91,16 +91,19 @@ class Elsewhere:
         place = model.with_name("job.json")
         place.write_text(json.dumps(job | {"prompts": [r.prompt for r in asked]}))
         command = [python, str(Path(__file__).with_name(script)), str(place)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        self.said = place.with_name("said.txt")
+        with self.said.open("w") as said:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
 
     def sample(self, _: list[Request]) -> list[Any]:
         """A run of the job that it was made with; one result that stands for all."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(file=self.process.stdin, flush=True)
-        return [SimpleNamespace(tokens=range(json.loads(self.process.stdout.readline())[1]))]
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.process.args[1]}: ended without an answer:\n{self.said.read_text()[-2_000:]}")
+        return [SimpleNamespace(tokens=range(json.loads(answer)[1]))]
 
 
 def openvino(python: str, model: Any, asked: list[Request], folder: Path, dtype: str) -> Elsewhere:

@@ -93,7 +93,7 @@ def startable(
     """Which of the units that are ready to start now, in their order.
 
     Those with `workers` of their own run side by side as long as these are no more than `jobs` in
-    all, and one of them in any case: more would be too much for the cores or GPUs, and their memory.
+    all, and one of them in any case: more would be too much for the cores or GPUs, and for memory.
     """
     chosen: list[str] = []
     for name in able:

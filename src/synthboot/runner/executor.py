@@ -192,11 +192,10 @@ def _make_all(
     try:
         jobs = running.jobs(cfg.engine.jobs, cfg.engine.device)
         side_by_side = max(1, jobs // cfg.engine.processes)
-        is_local = cfg.engine.executor == "local"
         devices = len(pool.gpus()) if pool.uses_gpus(cfg.engine.device) else jobs
         workers = workers_of(cfg, waiting, jobs, max(1, devices))
         # Ray's own scheduler lets workers wait for cores
-        wide = workers if is_local else {}
+        wide = workers if cfg.engine.executor == "local" else {}
         while waiting or len(running):
             able = ready(waiting.values(), {*waiting, *running.keys()})
             if undecided := [name for name in able if standing[name].may_stand]:

@@ -90,8 +90,9 @@ def test_measuring_takes_a_second_and_goes_by_the_slower(monkeypatch: pytest.Mon
 
 def test_the_peak_of_a_processor_is_not_less_where_other_work_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that trains beside others reached 106 % of it."""
-    beside = iter(range(10**6))
-    monkeypatch.setattr(models.time, "perf_counter", lambda: float(next(beside)))  # the clock runs on while others have the core
+    # the clock runs on while others have the core
+    clock = iter(range(10**6))
+    monkeypatch.setattr(models.time, "perf_counter", lambda: float(next(clock)))
     assert models.product_rate(torch.device("cpu"), torch.float32) > 1e8
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -585,6 +586,8 @@ def test_jobs_that_share_a_busy_gpu_save_nothing(paper: Any) -> None:
 
 def test_a_gpu_here_is_one_however_many_jobs_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machines.pool, "gpus", lambda: ["0"])
-    monkeypatch.setattr(machines, "_gpu", lambda root: machines.figures().machines["h100"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     settings = tiny_config(tmp_path) | {"engine": {"device": "cuda", "jobs": 14}}
-    assert machines.this(loading.load(settings)).devices == 1
+    here = machines.this(loading.load(settings))
+    assert (here.title, here.devices) == ("H100 SXM", 1)

@@ -53,15 +53,16 @@ def workers_of(
 ) -> dict[str, int]:
     """How many workers of their own those of the `units` have that have any, by name.
 
-    As many as there are `jobs`, and one unit at a time. Where there is a text for each of the
-    `devices` (GPUs, or cores where there are none), each is sampled by one worker: texts side by
-    side start and end less often than one after another by all. On a GPU more jobs than devices
-    share it, since the batch of a small model does not fill it.
+    As many as there are `jobs`, and one unit at a time. Where there are two texts and more for each
+    of the `devices` (GPUs, or cores where there are none), each is sampled by one worker: many
+    texts side by side start less often than one after another by all, and few would leave devices
+    idle in the end. On a GPU more jobs than devices share it, since the batch of a small model does
+    not fill it.
     """
     workers = {name: jobs for name, unit in units.items() if has_workers(unit)}
     if cfg.engine.executor == "local" and cfg.synthesize.sampler == "embedded":
         texts = [name for name in workers if units[name].stage == "synthesize"]
-        each = 1 if len(texts) >= devices else devices
+        each = 1 if len(texts) >= 2 * devices else devices
         workers |= dict.fromkeys(texts, min(jobs, each))
     return workers
 

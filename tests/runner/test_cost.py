@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -442,6 +443,12 @@ def test_rates_are_those_of_finished_artifacts_of_this_run_else_of_others(tmp_pa
     assert hours == pytest.approx((10 + start) / 3600)
     assert said == "as 1 finished artifact of this run"
     assert assumed != hours
+    # one that was killed and gone on with says less than another, and more than none
+    resumed = {"flops": flops, "earlier_seconds": 800.0}
+    finished(tmp_path, "small/04-base/lr=2", "base", 900 + start, **resumed)
+    assert base_hours()[0] == hours
+    shutil.rmtree(tmp_path / "small/04-base/lr=1")
+    assert base_hours()[0] == pytest.approx((900 + start) / 3600)
     # on another machine it says nothing
     assert "H100s" in row(cost.plan(cfg, units, states(cfg, units), "h100"), "base").rate
 

@@ -96,12 +96,14 @@ class Estimator:
         share of the machine is assumed.
 
         Artifacts of a tenth of the work or ten times as much are passed over: what is most of the
-        time of a small one is none of a large one's.
+        time of a small one is none of a large one's. So are those that were killed and gone on
+        with, where there are others: some of their work was done twice, or on another machine.
         """
         mine = self.cfg.folder
         wanted = _amount(stage, work.flops, work.tokens)
         for where, is_near in (("this run", True), (f"runs in {self.cfg.root}", False)):
             rates = []
+            of_resumed: list[float] = []
             for folder, manifest in self.manifests.items():
                 if manifest.stage != stage or (is_near and mine not in folder.parents):
                     continue
@@ -116,7 +118,9 @@ class Estimator:
                     # what questions take is not planned, and is much alike in all arms
                     done = wanted
                 if wanted / 10 < done < wanted * 10:
-                    rates += _rates(manifest, done, self.start)
+                    found = of_resumed if "earlier_seconds" in cost else rates
+                    found += _rates(manifest, done, self.start)
+            rates = rates or of_resumed
             if rates:
                 many = f"{len(rates)} finished artifact{'s' * (len(rates) > 1)}"
                 return Rate(median(rates), f"as {many} of {where}")

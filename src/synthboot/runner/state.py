@@ -195,5 +195,5 @@ def _begun(folder: Path, mark: str) -> State:
         return State("missing")
     if store.begun_as(folder) in (mark, ""):
         return State("partial")
-    in_parts = sum(cost["seconds"] for cost in parts.spent(folder))
-    return State("partial", ("begun as another",), max(store.invested(folder), in_parts))
+    in_parts = sum(cost.get("seconds", 0.0) for cost in parts.spent(folder))
+    return State("partial", ("begun as another",), store.invested(folder) + in_parts)

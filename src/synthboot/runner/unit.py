@@ -19,7 +19,7 @@ from synthboot.errors import MissingArtifact
 from synthboot.recipes import VERSIONS, Unit, is_filter
 from synthboot.runner import torchrun
 from synthboot.runner.memory import Memory
-from synthboot.runner.state import contents
+from synthboot.runner.state import contents, stands
 from synthboot.runner.step import run_part, run_step
 
 PARALLEL = ("corpus", "embed", "pair", "synthesize")
@@ -94,8 +94,7 @@ def make(
     with disk.storage_errors(folder), held(folder):
         of_parents = _verified(cfg, plan, unit)
         made = store.read_manifest(folder)
-        wanted = (fingerprints[name], VERSIONS[unit.stage], unit.reads, of_parents)
-        if made is not None and store.stands(made, *wanted):
+        if made is not None and stands(unit, made, fingerprints[name], of_parents):
             # by another process, such as the same part begun twice, while this one waited, or by
             # one that was lost before it had cleared up
             store.finish(folder)

@@ -73,7 +73,8 @@ class Unit:
 
     `settings` is all of the configuration that its step is given (`settings.view`); `recipe` the
     arm that it trains; `outside` names and hashes what it reads from outside the run. `options`
-    tell its step where in the recipe it stands.
+    tell its step where in the recipe it stands. It `is_trial` where it is one of the combinations
+    of a sweep.
     """
 
     stage: str
@@ -83,6 +84,7 @@ class Unit:
     recipe: config.Arm | None = None
     outside: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    is_trial: bool = False
 
     @property
     def name(self) -> str:
@@ -113,11 +115,6 @@ class Unit:
 def is_filter(unit: Unit) -> bool:
     """Whether a unit chooses among the samples of another."""
     return SAMPLED in unit.parents
-
-
-def is_trial(unit: Unit) -> bool:
-    """Whether a unit is one of the combinations of a sweep."""
-    return bool(unit.options.get("trial"))
 
 
 def folder_of(root: Path, stage: str, variant: str = "") -> Path:
@@ -265,6 +262,7 @@ class _Recipes:
         cfg: config.Config | None = None,
         recipe: config.Arm | None = None,
         outside: dict[str, Any] | None = None,
+        is_trial: bool = False,
         **options: Any,
     ) -> str:
         """The name of this unit, which is new or known.
@@ -280,6 +278,7 @@ class _Recipes:
             recipe,
             outside or {},
             options,
+            is_trial,
         )
         # arms that need the same thing share it
         self.units.setdefault(unit.name, unit)
@@ -302,7 +301,7 @@ class _Recipes:
             # a trial is seen through the unit that its sweep chose, a writer through the text of
             # the first seed
             makes_text = unit.stage in ("embed", "pair", "synthesize", "tune")
-            if makes_text and not is_trial(unit) and "text_of_seed" not in unit.options:
+            if makes_text and not unit.is_trial and "text_of_seed" not in unit.options:
                 upstream[name] = name
             if unit.stage == "synthesize":
                 synthetic[name] = name
@@ -432,7 +431,7 @@ class _Recipes:
                 recipe=setting,
                 arm=name,
                 seed=self.first,
-                trial=True,
+                is_trial=True,
             )
             trials[f"trial/{trial}"] = trial_unit
 
@@ -608,7 +607,7 @@ class _Recipes:
                 parents,
                 reads=reads,
                 cfg=self.cfg.model_copy(update={"tune": setting}),
-                trial=True,
+                is_trial=True,
             )
             trials[f"trial/{trial}"] = unit
         return self.add(

@@ -356,25 +356,37 @@ class _Trainer:
             return
         step = self.curve.step
         problem = f"loss {loss:.3f}"
-        remedy = ""
+        leap = None
         if leapt and math.isfinite(loss):
             problem += f" after a mean of {usual:.3f}"
-            if self.section == "optim":  # tuning has no such setting
-                remedy = " or raise optim.max_spike"
+            # tuning has no such setting, and what is not finite no other remedy
+            if self.section == "optim" and math.isfinite(norm):
+                leap = loss - usual
         raise self._gone_wrong(
             f"{problem}, gradient norm {norm:.3g} at step {step + 1} of {self.batches.steps}",
+            step + 1,
             f", on {self.batches.describe(step)}",
-            remedy,
+            leap,
         )
 
-    def _gone_wrong(self, problem: str, read: str = "", remedy: str = "") -> Diverged:
-        """What to raise for a problem: `read` is what the step did, thousands of documents perhaps,
-        and `remedy` another than a lower rate."""
+    def _gone_wrong(
+        self,
+        problem: str,
+        steps: int,
+        read: str = "",
+        leap: float | None = None,
+    ) -> Diverged:
+        """What to raise for a problem after so many steps: `read` is what the last one did,
+        thousands of documents perhaps, and `leap` what another limit would have let pass."""
+        remedy = "" if leap is None else " or raise optim.max_spike"
         return Diverged(
             f"{self.folder}: {problem}{read}; "
             f"lower {self.section}.lr ({self.settings.lr:g}){remedy}; "
             f"the last good checkpoint is {_latest(self.folder) or 'none'}",
             reason=problem,
+            leap=leap,
+            steps=steps,
+            evaluations=len(self.curve.validation),
         )
 
     def evaluate(self) -> None:
@@ -390,7 +402,8 @@ class _Trainer:
             if curve.step and not math.isfinite(loss):
                 # the step's own loss was that of the weights before it
                 raise self._gone_wrong(
-                    f"validation loss {loss} after step {curve.step} of {self.batches.steps}"
+                    f"validation loss {loss} after step {curve.step} of {self.batches.steps}",
+                    curve.step,
                 )
             curve.validation.append([tokens, loss])
             if self.copying is not None:

@@ -10,9 +10,9 @@ from synthboot import config
 from synthboot.artifacts import store
 from synthboot.artifacts.model import has_diverged
 from synthboot.errors import CorruptArtifact
-from synthboot.recipes import VERSIONS, Unit, is_trial
+from synthboot.recipes import Unit
 from synthboot.runner.graph import fingerprints
-from synthboot.runner.state import State, contents, state
+from synthboot.runner.state import State, contents, stands, state
 from synthboot.runner.unit import held
 
 OWN = ("evaluate", "report")
@@ -58,7 +58,7 @@ def take_over(
             continue
 
         folder = unit.folder(cfg.folder)
-        wanted = (marks[name], VERSIONS[unit.stage], unit.reads, contents(cfg, plan, unit))
+        wanted = (marks[name], contents(cfg, plan, unit))
         problem = None
         for source in others.get(marks[name], ()):
             if source.resolve() == folder.resolve():
@@ -66,10 +66,10 @@ def take_over(
             try:
                 manifest = store.read_manifest(source)
                 # what was made of a parent that came out otherwise here is another's
-                if manifest is None or not store.stands(manifest, *wanted):
+                if manifest is None or not stands(unit, manifest, *wanted):
                     continue
                 # an arm, or a synthesizer, of the settings of such a trial says so by itself
-                if has_diverged(manifest) and not is_trial(unit):
+                if has_diverged(manifest) and not unit.is_trial:
                     continue
                 with held(folder):
                     store.adopt(source, folder)

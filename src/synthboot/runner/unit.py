@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +19,7 @@ from synthboot.errors import MissingArtifact
 from synthboot.recipes import VERSIONS, Unit, is_filter
 from synthboot.runner import torchrun
 from synthboot.runner.memory import Memory
-from synthboot.runner.state import contents
+from synthboot.runner.state import contents, stands
 from synthboot.runner.step import run_part, run_step
 
 PARALLEL = ("corpus", "embed", "pair", "synthesize")
@@ -101,8 +102,7 @@ def make(
     with disk.storage_errors(folder), held(folder):
         of_parents = _verified(cfg, plan, unit)
         made = store.read_manifest(folder)
-        wanted = (fingerprints[name], VERSIONS[unit.stage], unit.reads, of_parents)
-        if made is not None and store.stands(made, *wanted):
+        if made is not None and stands(unit, made, fingerprints[name], of_parents):
             # by another process, such as the same part begun twice, while this one waited, or by
             # one that was lost before it had cleared up
             store.finish(folder)
@@ -111,14 +111,18 @@ def make(
         for lost in store.begin(folder, fingerprints[name], of_parents):
             note(lost)
 
-        progress = _recorded(progress, folder)
+        before = {"seconds": store.invested(folder)}
+        spend = partial(store.spend, folder)
+        progress = _recorded(progress, spend, before["seconds"])
         started = time.monotonic()
         with Memory() as memory:
             if cfg.engine.processes > 1 and unit.stage in torchrun.STAGES:
                 counts, cost = torchrun.run_step_together(cfg, plan, unit, progress, note)
             else:
                 counts, cost = run_step(cfg, plan, unit, workers, progress, note)
-        cost |= _spent(started, memory, parts.spent(folder))
+        cost |= _spent(started, memory, [before, *parts.spent(folder)])
+        if before["seconds"]:
+            cost["earlier_seconds"] = before["seconds"]
 
         record = store.Manifest(
             stage=unit.stage,
@@ -155,10 +159,18 @@ def make_part(
         # first, as to join it may empty the folder
         wanted = (fingerprints[name], _verified(cfg, plan, unit))
         record = locks.enter_context(_joined(folder, wanted, part, note))
+        before = record.cost
+
+        def spend(seconds: float) -> None:
+            record.cost = {"peak_memory_bytes": 0, **before, "seconds": seconds}
+            record.save()
+
+        progress = _recorded(progress, spend, before.get("seconds", 0.0))
         started = time.monotonic()
         with Memory() as memory:
             items = run_part(cfg, plan, unit, record, workers, progress)
-        record.cost = _spent(started, memory)
+        record.cost = _spent(started, memory, [before])
+        record.is_finished = True
         record.save()
     return {**record.cost, "account": f"part {part}, {items:,} items"}
 
@@ -246,10 +258,14 @@ def _tellers(
     return progress, note
 
 
-def _recorded(progress: store.Progress, folder: Path) -> store.Progress:
-    """The same progress of an artifact in the making, which also keeps how long that has taken: a
-    configuration that would give hours of it up has to say so."""
-    before = store.invested(folder)
+def _recorded(
+    progress: store.Progress,
+    spend: Callable[[float], None],
+    before: float,
+) -> store.Progress:
+    """The same progress of an artifact in the making, which also has `spend` keep how many seconds
+    that has taken, `before` this start too: they are part of what it costs, and a configuration
+    that would give hours of it up has to say so."""
     started = time.monotonic()
     last = started
 
@@ -260,7 +276,7 @@ def _recorded(progress: store.Progress, folder: Path) -> store.Progress:
             last = now
             # a disk that is full for a moment must not end what keeps its work by the hour
             with suppress(OSError):
-                store.spend(folder, before + now - started)
+                spend(before + now - started)
         progress(done, words)
 
     return told
@@ -289,13 +305,13 @@ def _verified(
 def _spent(
     started: float,
     memory: Memory,
-    of_parts: Iterable[Mapping[str, float]] = (),
+    earlier: Iterable[Mapping[str, float]],
 ) -> dict[str, int | float]:
-    """What was spent since `started`, and by parts before: seconds are added up, the most memory
-    is that of any of them."""
+    """What was spent since `started`, and `earlier`, as far as that is known: seconds are added
+    up, the most memory is that of any of them."""
     seconds = time.monotonic() - started
     peak = memory.peak()
-    for cost in of_parts:
-        seconds += cost["seconds"]
-        peak = max(peak, int(cost["peak_memory_bytes"]))
+    for cost in earlier:
+        seconds += cost.get("seconds", 0.0)
+        peak = max(peak, int(cost.get("peak_memory_bytes", 0)))
     return {"seconds": seconds, "peak_memory_bytes": peak}

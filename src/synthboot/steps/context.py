@@ -31,10 +31,9 @@ class Context:
 
     Steps read parents as the artifacts that they are. `outside` names and hashes the files from
     outside that its artifact is known by; `ready` says that a trial of its sweep is this model
-    already, `trial` that it is one itself; `note` takes a line for the user. Where one `part` of
-    its items is asked for, `found` takes where they lie and how many there are of all parts.
-    `filter` is what synthetic text is chosen by; `text_of_seed` the seed that a text is for, where
-    seeds but the first have their own.
+    already; `note` takes a line for the user. Where one `part` of its items is asked for, `found`
+    takes where they lie and how many there are of all parts. `filter` is what synthetic text is
+    chosen by; `text_of_seed` the seed that a text is for, where seeds but the first have their own.
     """
 
     cfg: config.Config
@@ -48,7 +47,6 @@ class Context:
     seed: int = 0
     recipe: config.Arm | None = None
     ready: bool = False
-    trial: bool = False
     variant: str = ""
     budget_tokens: int = 0
     text_of_seed: int | None = None

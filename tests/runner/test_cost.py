@@ -544,3 +544,8 @@ def test_what_is_finished_here_is_planned_whole_for_another_machine(finished: di
     there = cost.plan(cfg, units, standing, "h100")
     assert {row.stage for row in there.rows} == {unit.stage for unit in units.values()}
     assert there.dollars
+
+
+def test_what_is_kept_is_said_in_the_unit_of_the_table() -> None:
+    totals = {"train_tokens": 1e6, "sampled_tokens": 0.0, "flops": 1e12, "hours": 2.0, "bytes": 5.2e6}
+    assert cost.sentence(totals).endswith(" (to a factor of two) and 5.2 MB to keep")

@@ -626,3 +626,8 @@ def test_a_gpu_here_is_one_however_many_jobs_share_it(tmp_path: Path, monkeypatc
     settings = tiny_config(tmp_path) | {"engine": {"device": "cuda", "jobs": 14}}
     here = machines.this(loading.load(settings))
     assert (here.title, here.devices) == ("H100 SXM", 1)
+
+
+def test_what_is_kept_is_said_in_the_unit_of_the_table() -> None:
+    totals = {"train_tokens": 1e6, "sampled_tokens": 0.0, "flops": 1e12, "hours": 2.0, "bytes": 5.2e6}
+    assert cost.sentence(totals).endswith(" (to a factor of two) and 5.2 MB to keep")

@@ -173,9 +173,8 @@ def _elsewhere(key: str) -> list[str]:
     for name, field in Config.model_fields.items():
         section = schema.section(field.annotation)
         # of arms the names are the user's
-        if section is None or section is not field.annotation:
-            continue
-        if key in section.model_fields:
+        is_one = section == field.annotation
+        if section is not None and is_one and key in section.model_fields:
             found.append(f"{name}.{key}")
     return found
 

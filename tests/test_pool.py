@@ -499,6 +499,34 @@ def test_nothing_outlives_its_parent(tmp_path: Path, short_folder: Path, number:
     assert not list(folder.iterdir())
 
 
+IMPORTING = """
+from synthboot import pool
+from tests.test_pool import _itself
+pool.PRELOAD[1:] = ["slow"]
+if __name__ == "__main__":
+    pool.Pool().start("unit", _itself)
+"""
+
+
+def test_a_fork_server_that_still_imports_ends_with_its_client(tmp_path: Path, short_folder: Path) -> None:
+    begun = tmp_path / "begun"
+    (tmp_path / "slow.py").write_text(f"import time\nopen({str(begun)!r}, 'w').close()\ntime.sleep(600)\n")
+    paths = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = {**os.environ, "TMPDIR": str(short_folder), "PYTHONPATH": paths}
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORTING], env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    session = os.getsid(process.pid)
+    soon(begun.exists, 60)
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    try:
+        soon(lambda: not [pid for pid, state, _ in processes() if state != "Z" and _session(pid) == session], 20)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(session, signal.SIGKILL)
+
+
 def listening(session: int) -> set[str]:
     """The paths of the sockets that a session's processes listen at."""
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]

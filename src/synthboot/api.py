@@ -399,7 +399,7 @@ class Synthesizer:
         return [self.tokenizer.decode(result.tokens) for result in results]
 
     def logprob(self, text: str, given: str) -> float:
-        """log p(text | given) in nats, over as much of the text as the window holds."""
+        """log p(text | given) in nats, over as much of the text as the context length holds."""
         from synthboot.lm import pointer, score
         from synthboot.lm.batches import PairForm
 

@@ -171,10 +171,9 @@ def _elsewhere(key: str) -> list[str]:
     """The settings of this name in any section, as `--set` names them."""
     found = []
     for name, field in Config.model_fields.items():
-        section = schema.section(field.annotation)
-        # of arms the names are the user's
-        is_one = section == field.annotation
-        if section is not None and is_one and key in section.model_fields:
+        kind = field.annotation
+        # `arms` is none of these: its sections have the user's names
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and key in kind.model_fields:
             found.append(f"{name}.{key}")
     return found
 

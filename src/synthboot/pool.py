@@ -580,6 +580,21 @@ def _fork_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _end_fork_server() -> None:
+    """End the fork server with this process.
+
+    It sees by itself that its client is gone, but not while it imports, which takes seconds.
+    """
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        with suppress(OSError):  # it is gone already
+            os.kill(server._forkserver_pid, signal.SIGKILL)
+
+
+# of this process alone: a fork that exits is no client of its parent's server
+util.Finalize(None, _end_fork_server, exitpriority=0)
+
+
 def _shorten_addresses() -> None:
     """Let multiprocessing put its sockets into /tmp where their paths below TMPDIR would be longer
     than the kernel takes; it makes the folder once, and removes it as this process ends."""

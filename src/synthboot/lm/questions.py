@@ -2,8 +2,8 @@
 
 Multiple choice, minimal pairs, last-word cloze and open ones. A continuation is tokenized together
 with its context and cut off where the context's own tokens end; spaces at the end of a context
-belong to the continuation; an empty context is the end token. What does not fit the window loses
-its beginning.
+belong to the continuation; an empty context is the end token. What does not fit the context length
+loses its beginning.
 
 Source: EleutherAI's lm-evaluation-harness; tests hold both to the same answers.
 """

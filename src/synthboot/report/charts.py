@@ -605,7 +605,7 @@ def _lengths(analyzed: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
     return Curves(
         "lengths",
         "How long",
-        "Synthetic text should be as long as real text; a pile at the right had no room for more.",
+        "Synthetic text should be as long as real text; a pile at the right had no more room.",
         "tokens in a document",
         "share of documents",
         lines,

@@ -26,7 +26,7 @@ function pairCards(pair) {
 
 function exampleCards(example) {
   return [...pairCards(example), ...example.sampled.map((sample, i) => {
-    const cut = sample.finish === "end" ? "" : ", cut at the window";
+    const cut = sample.finish === "end" ? "" : ", cut for want of room";
     const nats = (-sample.mean_logprob).toFixed(2) + " nats a token";
     return card("sampled d2 no. " + (i + 1) + ", " + nats + cut, sample.segments);
   })];

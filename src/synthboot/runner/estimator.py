@@ -103,7 +103,7 @@ class Estimator:
         mine = self.cfg.folder
         wanted = _amount(stage, work.flops, work.tokens)
         for where, is_near in (("this run", True), (f"runs in {self.cfg.root}", False)):
-            rates = []
+            rates: list[float] = []
             of_resumed: list[float] = []
             for folder, manifest in self.manifests.items():
                 if manifest.stage != stage or (is_near and mine not in folder.parents):

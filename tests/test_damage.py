@@ -17,10 +17,10 @@ from synthboot import api, cli, config, recipes
 from synthboot.artifacts import parts, store
 from synthboot.artifacts.store import Manifest, Shards
 from synthboot.data import disk
-from synthboot.errors import CorruptArtifact, SynthbootError
+from synthboot.errors import CorruptArtifact, FinishedWork, SynthbootError
 from synthboot.runner import unit
 from synthboot.runner.graph import fingerprints
-from synthboot.runner.state import states
+from synthboot.runner.state import ask, states
 from tests.conftest import Killed, contents, run_folder, tiny_config
 
 
@@ -320,6 +320,13 @@ def test_the_time_that_was_spent_on_what_is_not_finished_is_kept_by_the_work_its
         record.cost = {"seconds": 9_000.0, "peak_memory_bytes": 1}
         record.save()
     assert states(other, recipes.units(other))["corpus"].seconds == 16_200.0
+    # the record that all of it hangs on is lost: hours are not given up without a word
+    kept = (folder / store.PROGRESS).read_bytes()
+    (folder / store.PROGRESS).unlink()
+    lost = states(world.cfg, world.plan)
+    with pytest.raises(FinishedWork, match=r"which took 4\.5 hours \(corpus: progress\.json is lost\)"):
+        ask(world.plan, lost, world.cfg.folder, replace=False)
+    (folder / store.PROGRESS).write_bytes(kept)
     world.make("corpus")
     assert not (folder / store.PROGRESS).exists()
     # what was paid for before, and not what was waited between

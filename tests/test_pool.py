@@ -568,6 +568,47 @@ def test_a_long_folder_for_temporary_files_is_no_obstacle(tmp_path: Path) -> Non
     assert not Path(path).parent.exists()
 
 
+CLEARED = """
+import operator, shutil, tempfile
+from pathlib import Path
+from synthboot import pool
+from tests.test_pool import once_there
+pool.PRELOAD[1:] = []
+
+def results(running):
+    return [value for _, kind, value in running.wait() if kind in ("done", "failed")]
+
+if __name__ == "__main__":
+    temporary = Path(tempfile.gettempdir())
+    running = pool.Pool()
+    running.start("before", once_there, str(temporary / "go"))
+    for folder in list(temporary.glob("pymp-*")):
+        shutil.rmtree(folder)
+    running.start("after", once_there, str(temporary))
+    print(results(running))
+    (temporary / "go").touch()
+    print(results(running))
+    (temporary / "go").unlink()
+    for folder in temporary.glob("pymp-*"):
+        shutil.rmtree(folder)
+"""
+
+
+def once_there(path: str, _: object) -> str:
+    soon(lambda: Path(path).exists())
+    return path
+
+
+def test_a_folder_for_temporary_files_that_is_cleared_ends_no_work(short_folder: Path) -> None:
+    """As some systems do with what is ten days old, and a run may take three weeks."""
+    environment = {**os.environ, "TMPDIR": str(short_folder)}
+    command = [sys.executable, "-c", CLEARED]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert process.stdout.splitlines() == [f"['{short_folder}']", f"['{short_folder}/go']"], process.stderr
+    assert not process.stderr
+    assert not list(short_folder.iterdir())
+
+
 def _session(pid: int) -> int | None:
     try:
         return os.getsid(pid)

@@ -19,6 +19,7 @@ import ctypes
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -569,10 +570,14 @@ def _fork_server() -> None:
     """Start the fork server unless it runs, deaf to what is for its parent alone.
 
     It is so from its first moment on: a Ctrl-C while it imports torch would be a traceback on the
-    terminal.
+    terminal. One whose socket was cleared away, as files in /tmp may be in the weeks of a run, gets
+    another beside it: it ends with this process, and its workers go on until then.
     """
     resource_tracker.ensure_running()  # which unblocks Ctrl-C as it starts
-    _shorten_addresses()
+    server: Any = forkserver._forkserver
+    if server._forkserver_address and not os.path.exists(server._forkserver_address):
+        server._forkserver_pid = None
+    _make_temporary_folder()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_ONLY)
     try:
         forkserver.ensure_running()
@@ -595,18 +600,23 @@ def _end_fork_server() -> None:
 util.Finalize(None, _end_fork_server, exitpriority=0)
 
 
-def _shorten_addresses() -> None:
-    """Let multiprocessing put its sockets into /tmp where their paths below TMPDIR would be longer
-    than the kernel takes; it makes the folder once, and removes it as this process ends."""
-    folder = os.fsencode(tempfile.gettempdir())
-    if len(folder) + len("/pymp-12345678/listener-12345678") <= _LONGEST_ADDRESS:
+def _make_temporary_folder() -> None:
+    """Make the folder of multiprocessing's sockets, unless it is there: below TMPDIR, or in /tmp
+    where paths would be longer than the kernel takes.
+
+    Its own would be looked for there alone, and missed with a traceback as this process ends.
+    """
+    own: Any = multiprocessing.current_process()
+    made = own._config.get("tempdir")
+    if made is not None and os.path.isdir(made):
         return
-    before = tempfile.tempdir
-    tempfile.tempdir = "/tmp"
-    try:
-        util.get_temp_dir()
-    finally:
-        tempfile.tempdir = before
+    above = tempfile.gettempdir()
+    if len(os.fsencode(above)) + len("/pymp-12345678/listener-12345678") > _LONGEST_ADDRESS:
+        above = "/tmp"
+    folder = tempfile.mkdtemp(prefix="pymp-", dir=above)
+    ignore_errors = True
+    util.Finalize(None, shutil.rmtree, args=(folder, ignore_errors), exitpriority=-100)
+    own._config["tempdir"] = folder
 
 
 @contextmanager

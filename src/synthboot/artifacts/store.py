@@ -5,12 +5,12 @@ rename: its existence means done. The fingerprint in it hashes the stage, its ve
 it read and its parents' fingerprints; where and how the stage ran is not part of it. Beside these
 it holds what was in its parents (`content`): where they come out the same again, so would it, and
 it stands, whatever they were made anew for. While a stage works, `progress.json` holds the
-fingerprint its parts belong to, what they were made of and how long it has taken; parts of another
-fingerprint, or of parents that hold something else, are wiped before work starts. `work/` holds
-what only the making needs and goes once the manifest stands; `progress.json` goes last, so where it
-is left, there is something to clear away. The unit inside is the shard, a folder renamed into place
-that carries its hashes; a manifest takes these over, so damage is never hashed as good. Files whose
-names begin with a dot are nobody's.
+fingerprint its parts belong to and what they were made of; parts of another fingerprint, or of
+parents that hold something else, are wiped before work starts. `work/` holds what only the making
+needs, and how long that has taken, and goes once the manifest stands; `progress.json` goes last, so
+where it is left, there is something to clear away. The unit inside is the shard, a folder renamed
+into place that carries its hashes; a manifest takes these over, so damage is never hashed as good.
+Files whose names begin with a dot are nobody's.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 WORK = "work"
 _COUNT = "shards.json"
+_SPENT = "spent.json"
 _OF_A_MODEL = ("config.json", "optimizer.safetensors")
 """What a part that is a model has, or one of adapters alone that is a checkpoint."""
 
@@ -274,7 +275,6 @@ def begin(
         if problem:
             remove(part)
             damaged.append(f"{part}: {problem}; made again")
-    # else it stays, as it says how long the artifact is in the making
     if not is_mine or "contents" not in content:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(progress, {"fingerprint": fingerprint, "contents": dict(contents)})
@@ -305,15 +305,17 @@ def begun_as(folder: Path) -> str:
 def spend(folder: Path, seconds: float) -> None:
     """Record how many seconds of work an artifact in the making has taken so far, for
     `invested`."""
-    record = read_record(folder / PROGRESS)
-    write_record(folder / PROGRESS, {**record, "seconds": seconds})
+    # not into `progress.json`, which all that is made so far hangs on: that is written once
+    write_record(folder / WORK / _SPENT, {"seconds": seconds})
 
 
 def invested(folder: Path) -> float:
     """Seconds of work that an artifact in the making has taken, over all its starts, as far as they
     were recorded; those of its parts are in their own records."""
-    record = read_json(folder / PROGRESS)
-    recorded = record.get("seconds") if isinstance(record, dict) else None
+    try:
+        recorded = read_record(folder / WORK / _SPENT).get("seconds")
+    except CorruptArtifact:
+        return 0.0  # none yet, or lost: no work hangs on it
     return float(recorded) if isinstance(recorded, int | float) else 0.0
 
 

@@ -216,9 +216,12 @@ def _would_pass(unit: Unit, manifest: store.Manifest) -> bool:
 
 def _begun(folder: Path, mark: str) -> State:
     """How an artifact stands that is not finished, where that of this fingerprint is wanted."""
+    in_parts = sum(cost.get("seconds", 0.0) for cost in parts.spent(folder))
+    seconds = store.invested(folder) + in_parts
     if not (folder / store.PROGRESS).exists():
-        return State("missing")
+        # nobody but a disk or a user takes that away and leaves what was worked on
+        lost = State("partial", (f"{store.PROGRESS} is lost",), seconds)
+        return lost if seconds else State("missing")
     if store.begun_as(folder) in (mark, ""):
         return State("partial")
-    in_parts = sum(cost.get("seconds", 0.0) for cost in parts.spent(folder))
-    return State("partial", ("begun as another",), store.invested(folder) + in_parts)
+    return State("partial", ("begun as another",), seconds)

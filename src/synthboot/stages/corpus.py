@@ -38,7 +38,7 @@ from synthboot import config
 from synthboot.artifacts.corpus import DOCUMENTS, Corpus, Counts
 from synthboot.artifacts.spool import Ingested, Spool, Texts, ingest
 from synthboot.artifacts.store import WORK, Progress, Shards, silent, within
-from synthboot.data import canaries, ngrams, tokenizer, tokens
+from synthboot.data import canaries, near_duplicates, tokenizer, tokens
 from synthboot.data.files import counted
 from synthboot.errors import BudgetError, DataError
 from synthboot.pool import imap
@@ -244,7 +244,7 @@ def _deduplicate(
 
     progress(_READ / 2, "looking for near-duplicates")
     signatures = spool.signatures(work / "signatures.npy")
-    group = ngrams.near_duplicate_groups(signatures, spool, cfg.near_duplicate_jaccard)
+    group = near_duplicates.groups(signatures, spool, cfg.near_duplicate_jaccard)
     remaining = by_id[kept[by_id]]
     _, first = np.unique(group[remaining], return_index=True)
     stays = np.isin(np.arange(len(remaining)), first)

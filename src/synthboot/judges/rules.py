@@ -49,7 +49,7 @@ class Rules:
         return 1
 
     def score(
-        self, question: Question, items: Sequence[Item], number: int, on_score: OnScore
+        self, question: Question, items: Sequence[Item], pass_number: int, on_score: OnScore
     ) -> None:
         """The score of every item by the rule of that question."""
         rule = {
@@ -110,7 +110,7 @@ class Nearness:
         return int(question == "irrelevance")
 
     def score(
-        self, question: Question, items: Sequence[Item], number: int, on_score: OnScore
+        self, question: Question, items: Sequence[Item], pass_number: int, on_score: OnScore
     ) -> None:
         """Minus the cosine similarity of every pair."""
         if not items:

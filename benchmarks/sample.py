@@ -91,7 +91,7 @@ class Elsewhere:
         place = model.with_name("job.json")
         place.write_text(json.dumps(job | {"prompts": [r.prompt for r in asked]}))
         command = [python, str(Path(__file__).with_name(script)), str(place)]
-        self.said = place.with_name("said.txt")
+        self.script, self.said = script, place.with_name("said.txt")
         with self.said.open("w") as said:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
 
@@ -102,7 +102,7 @@ class Elsewhere:
         print(file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit(f"{self.process.args[1]}: ended without an answer:\n{self.said.read_text()[-2_000:]}")
+            raise SystemExit(f"{self.script}: ended without an answer:\n{self.said.read_text()[-2_000:]}")
         return [SimpleNamespace(tokens=range(json.loads(answer)[1]))]
 
 

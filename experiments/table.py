@@ -3,6 +3,7 @@
 python experiments/table.py experiments/NAME --run runs/NAME          # keeps them; two arms are compared by the seeds of both
 python experiments/table.py experiments/NAME                          # again from what was kept
 python experiments/table.py experiments/NAME --control self random    # beside repetition, against other arms than `self` alone
+python experiments/table.py experiments/NAME --beside experiments/OTHER    # with arms of another that has the same documents
 """
 
 from __future__ import annotations
@@ -50,6 +51,16 @@ class Arm:
         both = sorted(set(self.seeds) & set(other.seeds))
         ours, theirs = (arm.loss[[arm.seeds.index(seed) for seed in both]] for arm in (self, other))
         return statistics.difference(ours, theirs, tokens)
+
+
+def joined(own: pa.Table, other: pa.Table) -> pa.Table:
+    """The losses of two experiments with the same test documents; an arm that both have is `NAME again` here."""
+    documents = [table.group_by("doc").aggregate([("tokens", "max")]).sort_by("doc") for table in (own, other)]
+    assert documents[0].equals(documents[1]), "not the same test documents"
+    theirs = set(other["arm"].to_pylist())
+    names = [f"{name} again" if name in theirs else name for name in own["arm"].to_pylist()]
+    own = own.set_column(0, own.schema.field("arm"), pa.array(names))
+    return pa.concat_tables([own, other])
 
 
 def losses(table: pa.Table) -> tuple[dict[str, Arm], np.ndarray]:
@@ -109,11 +120,15 @@ def main() -> None:
     parser.add_argument("experiment", type=Path)
     parser.add_argument("--run", type=Path, nargs="+", help="run folders that have scores")
     parser.add_argument("--control", nargs="+", default=["self"], help="arms that others are held against beside repetition")
+    parser.add_argument("--beside", type=Path, help="an experiment whose arms stand in the table too")
     args = parser.parse_args()
     store = args.experiment / "losses.parquet"
     if args.run:
         pq.write_table(kept(args.run), store, compression="zstd", use_dictionary=["arm"])
-    table = markdown(*losses(pq.read_table(store)), args.control)
+    every = pq.read_table(store)
+    if args.beside:
+        every = joined(every, pq.read_table(args.beside / "losses.parquet"))
+    table = markdown(*losses(every), args.control)
     page = args.experiment / "README.md"
     text = page.read_text("utf-8")
     start, end = "<!-- table -->\n", "<!-- /table -->"

@@ -1,7 +1,8 @@
 """A configuration for files that were looked at: what this machine can do with them in some hours.
 
 All of the text, read often, comes first, since that is where the method is to help; then the
-largest model that so many tokens are enough for.
+largest model that so many tokens are enough for; then what makes a result of it: a rival that is
+tuned, more seeds, another control.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ TOKENS_A_PARAMETER = 10
 _ROOMS = (128, 256, 384, 512, 1_024)
 _LEAST_TOKENS = 20_000
 _MOST_TUNING = 10_000_000
+_RIGOR = 3
+"""Steps of what is added while there is time: repetition is tuned, five seeds, random pairs."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ def propose(survey: Survey, name: str, hours: float) -> Proposal:
     held_out = (validation + test) / docs
     unique = int(survey.tokens * (1 - held_out))
 
-    def written(size: Sequence[int], passes: int, tokens: int) -> Proposal:
+    def written(size: Sequence[int], passes: int, tokens: int, rigor: int = 0) -> Proposal:
         is_cut = tokens < unique or not survey.is_whole
-        text = _yaml(survey, name, size, passes, tokens, is_cut, validation, test)
+        text = _yaml(survey, name, size, passes, tokens, is_cut, validation, test, rigor)
         parsed, _ = strict_yaml.parse(text, name)
         assert isinstance(parsed, dict)  # of sections, as written below
         cfg = loading.load(parsed)
@@ -70,6 +73,11 @@ def propose(survey: Survey, name: str, hours: float) -> Proposal:
             proposal = written(size, passes, unique)
             is_enough = proposal.train_tokens >= TOKENS_A_PARAMETER * _num_parameters(size, survey)
             if proposal.hours <= hours and (is_enough or size == _SIZES[-1]):
+                for rigor in range(1, _RIGOR + 1):
+                    more = written(size, passes, unique, rigor)
+                    if more.hours > hours:
+                        break
+                    proposal = more
                 return proposal
     # Too much text for so many hours: less of it, as often as needed.
     tokens = unique
@@ -103,6 +111,7 @@ def _yaml(
     is_cut: bool,
     validation: int,
     test: int,
+    rigor: int,
 ) -> str:
     """The file. Only `tokens` of the text are used where `is_cut`; the oracle has the others."""
     layers, width, heads = size
@@ -145,14 +154,33 @@ def _yaml(
         "evals: 16, base_share: auto}",
         "synthesize: {keep_unfinished: true}",
         "arms:",
-        "  repetition: {}                                  # the real text again and again",
-        "  sbp:  {synthetic: related, share: 0.5}          # half of it synthetic, from related d1",
-        "  self: {synthetic: unconditional, share: 0.5}    # is it the relation, or any sample?",
+        *_arms(is_cut, rigor),
+        f"pretrain: {{seeds: {list(range(5 if rigor >= 2 else 3))}}}"
+        + ("" if rigor >= 2 else "   # five for a result"),
     ]
-    if is_cut:
-        lines.append("  oracle: {unique_tokens: all}                    # all the text there is")
-    lines.append("pretrain: {seeds: [0, 1, 2]}   # five for a result")
     return "\n".join(lines) + "\n"
+
+
+def _arms(is_cut: bool, rigor: int) -> list[str]:
+    """The arms, and in a comment those that there is no time for."""
+    tuned = "sweep: {weight_decay: [0.5, 1.0], dropout: [0.0, 0.1]}"
+    arms = {
+        f"repetition: {{{tuned if rigor >= 1 else ''}}}": "the real text again and again",
+        "sbp:    {synthetic: related, share: 0.5}": "half of it synthetic, from related d1",
+        "self:   {synthetic: unconditional, share: 0.5}": "is it the relation, or any sample?",
+    }
+    random = "random: {synthetic: random_pairs, share: 0.5}"
+    if rigor >= 3:
+        arms[random] = "is it this relation, or tuning on any two documents?"
+    if is_cut:
+        arms["oracle: {unique_tokens: all}"] = "all the text there is"
+
+    lines = [f"  # {about}\n  {arm}" for arm, about in arms.items()]
+    if rigor < 1:
+        lines.append(f"  # with more time a rival that is tuned: repetition: {{{tuned}}}")
+    if rigor < _RIGOR:
+        lines.append(f"  # and another control: {random}")
+    return lines
 
 
 def _allowed(survey: Survey) -> list[str]:

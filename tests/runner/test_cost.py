@@ -18,7 +18,7 @@ from synthboot.errors import ConfigError
 from synthboot.runner import cost, machines, work
 from synthboot.runner.estimator import Estimator
 from synthboot.runner.state import states
-from tests.conftest import small_config
+from tests.conftest import small_config, tiny_config
 
 PAPER = Path(__file__).parent.parent.parent / "configs" / "paper.yaml"
 
@@ -490,9 +490,10 @@ def test_the_demos_record_is_predicted_to_a_third_in_the_median(tmp_path: Path, 
         cfg, work.Workload(cfg, work.sizes(cfg, units["corpus"].outside["files"])), machines.machine(str(own), cfg), {}
     )
     checked = []
+    needs = estimator.needs(units)
     for name, seconds in re.findall(r"^\[[0-9]+/14\] (\S+): ([0-9.]+) s", record, re.M):
         if name != "evaluate":  # which scored all models then
-            predicted = estimator.seconds(units[name], estimator.workload.of(units[name]))
+            predicted = estimator.seconds(units[name], estimator.workload.of(units[name]), needs[name], 1)
             checked.append(cost.Checked(name, predicted, float(seconds), ""))
     assert len(checked) == 13
     assert cost.median_error(checked) < 1.33
@@ -544,3 +545,46 @@ def test_what_is_finished_here_is_planned_whole_for_another_machine(finished: di
     there = cost.plan(cfg, units, standing, "h100")
     assert {row.stage for row in there.rows} == {unit.stage for unit in units.values()}
     assert there.dollars
+
+
+SMALL = {
+    "tune__max_tokens": 100_000,
+    "budget__unique_tokens": 150_000,
+    "budget__train_tokens": 4_300_000,
+    "optim__batch_tokens": 1_536,
+    "corpus__vocab_size": 2_048,
+    "corpus__validation_docs": 200,
+    "model": {"layers": 3, "width": 96, "heads": 6, "seq_len": 384},
+    "pretrain__seeds": list(range(10)),
+}
+
+
+def test_a_small_model_takes_a_gpu_as_long_as_its_kernels_are_launched(paper: Any) -> None:
+    """Measured: 35 s a model alone and 60 to 82 beside fourteen others, on one H100 (docs/scaling-out.md)."""
+    alone, shared, eight = (paper(h, **SMALL, engine__jobs=jobs) for h, jobs in (("h100", 0), ("h100", 10), ("8xh100", 0)))
+    models = row(alone, "pretrain").artifacts
+    each = row(alone, "pretrain").hours * 3600 / models
+    assert each == pytest.approx(35, rel=0.05)
+    assert row(alone, "pretrain").device_hours == row(alone, "pretrain").hours
+    assert 60 < row(shared, "pretrain").hours * 3600 / -(-models // 10) < 82
+    # the card is held less, as its time is shared
+    assert row(shared, "pretrain").device_hours < row(alone, "pretrain").device_hours / 5
+    hint = r"leaves most of a GPU idle: engine.jobs=16 trains 16 side by side"
+    assert any(re.search(hint, note) for note in alone.notes)
+    assert not any("idle" in note for note in paper("h100", **SMALL, engine__jobs=16).notes)
+    assert not any("idle" in note for note in paper("h100").notes)
+    assert row(eight, "pretrain").hours * 3600 == pytest.approx(each * -(-models // 8))
+
+
+def test_jobs_that_share_a_busy_gpu_save_nothing(paper: Any) -> None:
+    alone = paper("h100", pretrain__seeds=[0, 1, 2])
+    shared = paper("h100", pretrain__seeds=[0, 1, 2], engine__jobs=16)
+    assert row(shared, "pretrain").hours == pytest.approx(row(alone, "pretrain").hours, rel=0.01)
+    assert row(shared, "pretrain").device_hours == pytest.approx(row(alone, "pretrain").device_hours, rel=0.01)
+
+
+def test_a_gpu_here_is_one_however_many_jobs_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines.pool, "gpus", lambda: ["0"])
+    monkeypatch.setattr(machines, "_gpu", lambda root: machines.figures().machines["h100"])
+    settings = tiny_config(tmp_path) | {"engine": {"device": "cuda", "jobs": 14}}
+    assert machines.this(loading.load(settings)).devices == 1

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from synthboot import api, config, loading, pool, recipes, settings
+from synthboot import api, config, loading, recipes, settings
 from synthboot.cli import main
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.unit import make, workers_of
@@ -149,23 +149,22 @@ def test_where_and_how_a_run_is_made_leaves_the_same_bytes(tiny: dict[str, Any],
 
 
 @pytest.mark.parametrize(
-    ("gpus", "settings", "workers"),
+    ("devices", "settings", "workers"),
     [
         (1, {}, 1),
-        (2, {}, 2),
+        (3, {}, 1),
+        (4, {}, 4),
         (8, {}, 6),
-        (0, {}, 6),
-        (1, {"synthesize": {"sampler": "server"}, "engine": {"jobs": 6, "server": {"url": "http://127.0.0.1:1/v1"}}}, 6),
         (1, {"synthesize": {"sampler": "vllm"}}, 6),
+        (1, {"engine": {"executor": "ray"}}, 6),
     ],
-    ids=["a GPU", "two", "more than jobs", "none", "a server", "an engine that fills the GPU by itself"],
+    ids=["a GPU", "a text for each", "more GPUs than texts", "and than jobs", "an engine that fills its GPU", "a cluster"],
 )
-def test_a_text_has_one_sampler_for_each_gpu_so_that_several_are_sampled_side_by_side(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, settings: dict[str, Any], workers: int
+def test_texts_are_sampled_side_by_side_where_there_is_one_for_each_device(
+    tmp_path: Path, devices: int, settings: dict[str, Any], workers: int
 ) -> None:
-    monkeypatch.setattr(pool, "uses_gpus", lambda device: device != "cpu" and gpus > 0)
-    monkeypatch.setattr(pool, "gpus", lambda: [str(gpu) for gpu in range(gpus)])
-    cfg = loading.load(tiny_config(tmp_path) | {"engine": {"device": "auto"}} | settings)
-    plan = recipes.units(cfg)
-    expected = {"corpus": 6, "pair": 6, "synthesize/related": workers, "base": 1, "pretrain/repetition/seed-1": 1}
-    assert {name: workers_of(cfg, plan[name], 6) for name in expected} == expected
+    arms = {name: {"synthetic": name, "share": 0.2} for name in ("related", "unconditional", "random_pairs")}
+    plan = recipes.units(cfg := loading.load(tiny_config(tmp_path) | {"arms": {"repetition": {}, **arms}} | settings))
+    found = workers_of(cfg, plan, 6, devices)
+    texts = {f"synthesize/{name}": workers for name in arms}
+    assert found == texts | dict.fromkeys(("corpus", "embed", "pair/related", "pair/random_pairs"), 6)

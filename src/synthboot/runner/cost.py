@@ -118,18 +118,20 @@ def plan(
     """
     machine = machines.machine(hardware, cfg)
     workload = Workload(cfg, sizes(cfg, _files(units)))
-    manifests = finished(cfg) if hardware.lower() == THIS else {}
-    estimator = Estimator(cfg, workload, machine, manifests)
+    is_here = hardware.lower() == THIS
+    estimator = Estimator(cfg, workload, machine, finished(cfg) if is_here else {})
     todo = {name: unit for name, unit in units.items() if states[name].status != "done"}
-    if not todo and hardware.lower() != THIS:
+    if not todo and not is_here:
         todo = units
 
     works = {name: workload.of(unit) for name, unit in todo.items()}
-    problems = (estimator.misfit(unit, works[name]) for name, unit in todo.items())
-    misfits = list(dict.fromkeys(problem for problem in problems if problem is not None))
-    seconds = {name: estimator.seconds(unit, works[name]) for name, unit in todo.items()}
-    needs = {name: estimator.devices(unit) for name, unit in todo.items()}
-    fits = not misfits
+    found = [estimator.misfit(unit, works[name]) for name, unit in todo.items()]
+    misfits = [problem for problem in dict.fromkeys(found) if problem is not None]
+    needs = estimator.needs(todo)
+    sharing = estimator.sharing(todo, needs)
+    seconds = {}
+    for name, unit in todo.items():
+        seconds[name] = estimator.seconds(unit, works[name], needs[name], sharing[unit.stage])
     memory = estimator.host_memory if machine.kind == "cpu" else estimator.memory
     rows = []
     for stage in STAGES:
@@ -137,8 +139,9 @@ def plan(
         if not of_stage:
             continue
         total = _sum(works[name] for name in of_stage)
-        device_hours = sum(seconds[name] * needs[name] for name in of_stage) / 3600
-        alone = _clock({name: todo[name] for name in of_stage}, seconds, needs, machine.devices)
+        taken = sum(seconds[name] * min(needs[name], machine.devices) for name in of_stage)
+        device_hours = taken / sharing[stage] / 3600
+        alone = _clock({name: todo[name] for name in of_stage}, seconds, needs, estimator.places)
         rows.append(
             Row(
                 stage=stage,
@@ -149,22 +152,22 @@ def plan(
                 written_bytes=total.written_bytes,
                 kept_bytes=total.kept_bytes,
                 memory_bytes=max(memory(todo[name], works[name]) for name in of_stage),
-                device_hours=device_hours if fits else None,
-                hours=alone / 3600 if fits else None,
-                dollars=device_hours * machine.dollars_per_device_hour if fits else None,
+                device_hours=device_hours if not misfits else None,
+                hours=alone / 3600 if not misfits else None,
+                dollars=device_hours * machine.dollars_per_device_hour if not misfits else None,
                 rate=estimator.rate(
                     stage, max(map(works.__getitem__, of_stage), key=_flops)
                 ).source,
             )
         )
-    hours = _clock(todo, seconds, needs, machine.devices) / 3600
+    hours = _clock(todo, seconds, needs, estimator.places) / 3600
     dollars = hours * machine.devices * machine.dollars_per_device_hour
     return Plan(
         machine=machine,
         corpus=workload.corpus,
         rows=rows,
-        hours=hours if fits else None,
-        dollars=dollars if fits else None,
+        hours=hours if not misfits else None,
+        dollars=dollars if not misfits else None,
         misfits=misfits,
         notes=estimator.notes(todo, works, seconds),
     )
@@ -237,6 +240,9 @@ def check(cfg: config.Config, units: dict[str, Unit]) -> list[Checked]:
     machine = machines.this(cfg)
     workload = Workload(cfg, sizes(cfg, _files(units)))
     manifests = finished(cfg)
+    dealt = Estimator(cfg, workload, machine, {})
+    needs = dealt.needs(units)
+    sharing = dealt.sharing(units, needs)
     rows = []
     for name, unit in units.items():
         folder = unit.folder(cfg.folder)
@@ -250,7 +256,8 @@ def check(cfg: config.Config, units: dict[str, Unit]) -> list[Checked]:
         takes = workload.of(unit)
         rate = estimator.rate(unit.stage, takes).source
         seconds = float(manifest.cost["seconds"])
-        rows.append(Checked(name, estimator.seconds(unit, takes), seconds, rate))
+        predicted = estimator.seconds(unit, takes, needs[name], sharing[unit.stage])
+        rows.append(Checked(name, predicted, seconds, rate))
     return rows
 
 
@@ -320,16 +327,16 @@ def _clock(
     todo: Mapping[str, Unit],
     seconds: Mapping[str, float],
     needs: Mapping[str, int],
-    devices: int,
+    places: int,
 ) -> float:
-    """Seconds until all are made, each begun once its parents are done and its devices are free, in
+    """Seconds until all are made, each begun once its parents are done and its places are free, in
     the order of the plan."""
     waiting = dict(todo)
     running: list[tuple[float, str]] = []  # when it will be done, and what
     now = 0.0
     while waiting or running:
         busy = {name for _, name in running}
-        free = devices - sum(needs[name] for name in busy)
+        free = places - sum(needs[name] for name in busy)
         for name, unit in list(waiting.items()):
             held = any(parent in waiting or parent in busy for parent in unit.parents.values())
             if not held and needs[name] <= free:

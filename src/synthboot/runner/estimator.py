@@ -7,6 +7,7 @@ machine has (`machines.yaml`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from synthboot.errors import CorruptArtifact
 from synthboot.recipes import Unit, is_filter
 from synthboot.runner import machines, torchrun
 from synthboot.runner.machines import Machine, figures
-from synthboot.runner.unit import has_workers
+from synthboot.runner.unit import workers_of
 from synthboot.runner.work import Work, Workload, duration, is_copy, size
 
 _FREE = 0.9
@@ -78,18 +79,34 @@ class Estimator:
         self.machine = machine
         self.manifests = manifests
         self.shares = figures().shares[machine.kind]
-        self.start = figures().core.start_seconds.value
         self.train_dtype = machine.dtype(cfg.optim.precision)
         self.sample_dtype = machine.dtype(cfg.synthesize.dtype)
 
-    def devices(self, unit: Unit) -> int:
-        """How many devices the artifact's work keeps."""
-        processes = self.cfg.engine.processes
-        if unit.stage in torchrun.STAGES and processes > 1:
-            return min(processes, self.machine.devices)
-        # of corpus a part alone is done by several processes, and none of it by a GPU
-        is_spread = has_workers(unit) and unit.stage != "corpus"
-        return self.machine.devices if is_spread else 1
+    @property
+    def places(self) -> int:
+        """How many artifacts of one device run side by side: more `engine.jobs` than GPUs share
+        them, as far as there are cores."""
+        engine = self.cfg.engine
+        devices = self.machine.devices
+        if self.machine.kind != "gpu" or engine.executor != "local" or engine.processes > 1:
+            return devices
+        return max(devices, min(engine.jobs, self.machine.cores))
+
+    def needs(self, todo: Mapping[str, Unit]) -> dict[str, int]:
+        """How many of the places each artifact takes, as `run` deals them out."""
+        workers = workers_of(self.cfg, todo, self.places, self.machine.devices)
+        needs = {}
+        for name, unit in todo.items():
+            needs[name] = self._processes(unit)
+            # of corpus a part alone is done by several processes
+            if unit.stage != "corpus":
+                needs[name] = workers.get(name, needs[name])
+        return needs
+
+    def _processes(self, unit: Unit) -> int:
+        if unit.stage in torchrun.STAGES:
+            return min(self.cfg.engine.processes, self.machine.devices)
+        return 1
 
     def rate(self, stage: str, work: Work) -> Rate:
         """The rate of a stage by finished artifacts, of this run if it has any; else None, and what
@@ -116,28 +133,44 @@ class Estimator:
                     # what questions take is not planned, and is much alike in all arms
                     done = wanted
                 if wanted / 10 < done < wanted * 10:
-                    rates += _rates(manifest, done, self.start)
+                    rates += _rates(manifest, done, self._start(stage))
             if rates:
                 many = f"{len(rates)} finished artifact{'s' * (len(rates) > 1)}"
                 return Rate(median(rates), f"as {many} of {where}")
         return Rate(None, self._assumed(stage))
 
-    def seconds(self, unit: Unit, work: Work) -> float:
-        """How long the artifact takes on its devices."""
+    def sharing(self, todo: Mapping[str, Unit], needs: Mapping[str, int]) -> dict[str, float]:
+        """How many artifacts of a stage share a device while all of its kind are made."""
+        devices = self.machine.devices
+        counts = Counter(unit.stage for unit in todo.values() if not is_copy(unit))
+        sharing = {}
+        for name, unit in todo.items():
+            side_by_side = min(counts[unit.stage], self.places // needs[name])
+            sharing[unit.stage] = max(1.0, side_by_side * min(needs[name], devices) / devices)
+        return sharing
+
+    def seconds(self, unit: Unit, work: Work, places: int, sharing: float) -> float:
+        """How long the artifact takes on as many `places`, of which each device has as many as
+        artifacts are `sharing` it."""
+        start = self._start(unit.stage)
         if is_copy(unit):
-            return self.start
+            return figures().core.start_seconds.value
         if is_filter(unit):
-            return self.start + self._computing(replace(unit, stage="score"), work, 1)
+            reading = replace(unit, stage="score")
+            return self._start("score") + sharing * self._computing(reading, work, 1)
         rate = self.rate(unit.stage, work).per_second
         if unit.stage in _FIXED:
             return 1 / rate if rate is not None else _FIXED[unit.stage](figures().core).value
         if rate is not None:
-            return self.start + _amount(unit.stage, work.flops, work.tokens) / rate
-        devices = self.devices(unit)
+            return start + _amount(unit.stage, work.flops, work.tokens) / rate
+        devices = min(places, self.machine.devices)
         disk = (work.read_bytes + work.written_bytes) / self.machine.disk_bytes_per_second
         network = work.exchanged_bytes / self.machine.network_bytes_per_second
-        # Reading, exchanging and computing go on side by side, so that the slowest one counts.
-        return self.start + max(disk, network, self._computing(unit, work, devices))
+        computing = sharing * self._computing(unit, work, devices)
+        slower = figures().gpu.sharing.value if sharing > 1 else 1.0
+        launching = slower * self._launching(unit, work)
+        # These go on side by side, so that the slowest one counts.
+        return slower * start + max(disk, network, computing, launching)
 
     def memory(self, unit: Unit, work: Work) -> float:
         """Bytes of each device."""
@@ -226,7 +259,25 @@ class Estimator:
                 f"each model is trained on one device, {models} models in all; "
                 f"engine.processes={self.machine.devices} trains each on all"
             )
+        if (jobs := self._worthwhile_jobs(todo, works)) > self.places:
+            notes.append(
+                f"a model of this size leaves most of a GPU idle: engine.jobs={jobs} trains {jobs} "
+                f"side by side (start `nvidia-cuda-mps-control -d` first; docs/scaling-out.md)"
+            )
         return notes
+
+    def _worthwhile_jobs(self, todo: Mapping[str, Unit], works: Mapping[str, Work]) -> int:
+        """How many models could be trained side by side on all GPUs before these are busy, as far
+        as there are models and cores."""
+        models = {name: unit for name, unit in todo.items() if unit.stage == "pretrain"}
+        idle = [
+            self._launching(unit, works[name]) / self._computing(unit, works[name], 1)
+            for name, unit in models.items()
+            if not is_copy(unit)
+        ]
+        if not idle:
+            return 0
+        return min(int(median(idle)) * self.machine.devices, len(idle), self.machine.cores)
 
     def _assumed(self, stage: str) -> str:
         cpu_work = figures().core
@@ -273,6 +324,24 @@ class Estimator:
             bandwidth = self.machine.memory_bytes_per_second * share
             busy = max(busy, self._sampling_bytes(work) / (bandwidth * devices))
         return busy
+
+    def _launching(self, unit: Unit, work: Work) -> float:
+        """Seconds in which a GPU is told what to do in training, however small the model."""
+        if self.machine.kind != "gpu" or unit.stage not in TRAINED:
+            return 0.0
+        model, _ = self.workload.trained(unit)
+        steps = work.tokens / (self._micro_batch(unit) * self.cfg.engine.processes)
+        return steps * model.layers * figures().gpu.layer_step_seconds.value
+
+    def _start(self, stage: str) -> float:
+        """Seconds before the work begins."""
+        gpu = figures().gpu
+        by_cores = stage == "corpus" or (stage == "embed" and self.cfg.embed.model == "self")
+        if self.machine.kind != "gpu" or by_cores or stage in _FIXED:
+            return figures().core.start_seconds.value
+        if stage == "synthesize":
+            return gpu.sampler_start_seconds.value
+        return gpu.start_seconds.value
 
     def _sampling_bytes(self, work: Work) -> float:
         """What decoding reads from memory: all weights for every step, and for every row the cache
@@ -373,7 +442,7 @@ def _rates(manifest: Manifest, done: float, start: float) -> list[float]:
     seconds = float(manifest.cost["seconds"])
     if manifest.stage in _FIXED:
         return [1 / seconds]
-    return [done / (seconds - start)] if seconds >= _LEAST_SECONDS else []
+    return [done / (seconds - start)] if seconds >= max(_LEAST_SECONDS, 2 * start) else []
 
 
 def _bytes(dtype: str) -> int:

@@ -25,7 +25,6 @@ from synthboot.runner.unit import (
     DEALT,
     ITEMS,
     has_items,
-    has_workers,
     make,
     make_part,
     stamp,
@@ -193,8 +192,10 @@ def _make_all(
     try:
         jobs = running.jobs(cfg.engine.jobs, cfg.engine.device)
         side_by_side = max(1, jobs // cfg.engine.processes)
+        devices = len(pool.gpus()) if pool.uses_gpus(cfg.engine.device) else jobs
+        workers = workers_of(cfg, waiting, jobs, max(1, devices))
         # Ray's own scheduler lets workers wait for cores
-        wide = _wide(cfg, plan, jobs) if cfg.engine.executor == "local" else {}
+        wide = workers if cfg.engine.executor == "local" else {}
         while waiting or len(running):
             able = ready(waiting.values(), {*waiting, *running.keys()})
             undecided = [name for name in able if standing[name].may_stand]
@@ -216,9 +217,9 @@ def _make_all(
                     plan,
                     name,
                     expected,
-                    jobs,
+                    workers.get(name, 1),
                     *(() if part is None else (part,)),
-                    places=_places(cfg, plan[name]),
+                    places=_places(cfg, plan[name], workers.get(name)),
                     memory=memory[name],
                 )
             for name, kind, value in running.wait():
@@ -238,11 +239,6 @@ def _make_all(
                     preflight.check_against_corpus(cfg, _corpus(cfg, plan))
     finally:
         running.close()
-
-
-def _wide(cfg: config.Config, plan: Mapping[str, Unit], jobs: int) -> dict[str, int]:
-    """By name, the number of workers of each unit that has workers of its own."""
-    return {name: workers_of(cfg, unit, jobs) for name, unit in plan.items() if has_workers(unit)}
 
 
 def _settle(
@@ -286,9 +282,10 @@ def _workplace(cfg: config.Config) -> AbstractContextManager[None]:
     return cluster.joined(cfg)
 
 
-def _places(cfg: config.Config, unit: Unit) -> int:
-    """How many cores or GPUs a unit's process takes; 0 where its workers take them."""
-    if has_workers(unit):
+def _places(cfg: config.Config, unit: Unit, workers: int | None) -> int:
+    """How many cores or GPUs a unit's process takes: 0 where it has several workers, which take
+    them, and on a cluster where it has any."""
+    if workers is not None and (workers > 1 or cfg.engine.executor != "local"):
         return 0
     return cfg.engine.processes if unit.stage in torchrun.STAGES else 1
 

@@ -63,6 +63,15 @@ class Core(config.Section):
     report_seconds: Figure
 
 
+class Gpu(config.Section):
+    """What a GPU takes however small the model is."""
+
+    start_seconds: Figure
+    sampler_start_seconds: Figure
+    layer_step_seconds: Figure
+    sharing: Figure
+
+
 class Assumed(config.Section):
     """What is taken of text and models that are not here."""
 
@@ -113,6 +122,7 @@ class Figures(config.Section):
     machines: dict[str, Machine]
     shares: dict[Literal["gpu", "tpu", "cpu"], dict[Work, Figure]]
     core: Core
+    gpu: Gpu
     assumed: Assumed
 
 
@@ -154,6 +164,8 @@ def this(cfg: config.Config) -> Machine:
     root = Path(cfg.root)
     devices = pool.jobs(cfg.engine.jobs, cfg.engine.device)
     if cfg.engine.device != "cpu" and pool.gpus() and (gpu := _gpu(root)) is not None:
+        # more jobs than GPUs share them
+        devices = min(devices, len(pool.gpus()))
         return gpu.model_copy(update={"devices": devices, "cores": os.cpu_count() or 1})
 
     name = f"{_processor()}, {environment()['machine']}"

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from synthboot import config, pool
+from synthboot import config
 from synthboot.artifacts import parts, store
 from synthboot.artifacts.external import EXTERNAL
 from synthboot.data import disk, lock
@@ -45,19 +45,25 @@ def has_workers(unit: Unit) -> bool:
     return unit.stage in PARALLEL and not is_filter(unit)
 
 
-def workers_of(cfg: config.Config, unit: Unit, jobs: int) -> int:
-    """How many of `jobs` processes work on the unit: one, unless it has workers of its own.
+def workers_of(
+    cfg: config.Config,
+    units: Mapping[str, Unit],
+    jobs: int,
+    devices: int,
+) -> dict[str, int]:
+    """By name, the number of workers of each unit that has workers of its own.
 
-    Sampling has one worker for each GPU, which a batch fills unless the model is small. Where there
-    are more jobs than GPUs, several texts are sampled side by side.
+    It is the number of `jobs`, and one such unit runs at a time. Sampling differs: where there is a
+    text for each of the `devices` (GPUs, or cores where there are none), each text has one worker,
+    since texts side by side start and end less often than one after another. Where there are more
+    jobs than GPUs, they share these, since the batch of a small model does not fill one.
     """
-    if not has_workers(unit):
-        return 1
-    engine = cfg.engine
-    samples_here = unit.stage == "synthesize" and cfg.synthesize.sampler == "embedded"
-    if samples_here and engine.executor == "local" and pool.uses_gpus(engine.device):
-        return min(jobs, max(1, len(pool.gpus())))
-    return jobs
+    workers = {name: jobs for name, unit in units.items() if has_workers(unit)}
+    if cfg.engine.executor == "local" and cfg.synthesize.sampler == "embedded":
+        texts = [name for name in workers if units[name].stage == "synthesize"]
+        each = 1 if len(texts) >= devices else devices
+        workers |= dict.fromkeys(texts, min(jobs, each))
+    return workers
 
 
 def has_items(unit: Unit) -> bool:
@@ -78,10 +84,11 @@ def make(
     plan: Mapping[str, Unit],
     name: str,
     fingerprints: Mapping[str, str],
-    jobs: int,
+    workers: int,
     listener: Listener,
 ) -> dict[str, Any]:
-    """Make the artifact of one unit of the plan; `fingerprints` are those of all units.
+    """Make the artifact of one unit of the plan, with so many `workers` of its step; `fingerprints`
+    are those of all units.
 
     Returns its cost, and an `account` in words where the step gives one. `listener` is told of
     progress and notes.
@@ -109,7 +116,6 @@ def make(
             if cfg.engine.processes > 1 and unit.stage in torchrun.STAGES:
                 counts, cost = torchrun.run_step_together(cfg, plan, unit, progress, note)
             else:
-                workers = workers_of(cfg, unit, jobs)
                 counts, cost = run_step(cfg, plan, unit, workers, progress, note)
         cost |= _spent(started, memory, parts.spent(folder))
 
@@ -132,7 +138,7 @@ def make_part(
     plan: Mapping[str, Unit],
     name: str,
     fingerprints: Mapping[str, str],
-    jobs: int,
+    workers: int,
     part: parts.Part,
     listener: Listener,
 ) -> dict[str, Any]:
@@ -149,7 +155,7 @@ def make_part(
         record = locks.enter_context(_joined(folder, wanted, part, note))
         started = time.monotonic()
         with Memory() as memory:
-            items = run_part(cfg, plan, unit, record, jobs, progress)
+            items = run_part(cfg, plan, unit, record, workers, progress)
         record.cost = _spent(started, memory)
         record.save()
     return {**record.cost, "account": f"part {part}, {items:,} items"}

@@ -114,7 +114,9 @@ def show(
     if what == "quality":
         _show_quality(run_folder, as_json)
         return
-    examples = shown.examples(run_folder, what, count, near, grep, like, of)
+    examples = shown.examples(
+        run=run_folder, what=what, count=count, near=near, grep=grep, like=like, of=of
+    )
     if as_json:
         say_json([asdict(example) for example in examples])
         return

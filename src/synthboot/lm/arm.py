@@ -236,16 +236,16 @@ def train_arm(
     settings = _settings(cfg, arm, seed, plan.steps)
     runtime = runtime_of(cfg, folder)
     curve = train(
-        model,
-        plan,
-        settings,
-        validate,
-        folder,
-        tokenizer,
-        progress,
-        runtime,
-        copying,
-        teachers,
+        model=model,
+        batches=plan,
+        settings=settings,
+        validate=validate,
+        folder=folder,
+        tokenizer=tokenizer,
+        progress=progress,
+        runtime=runtime,
+        copying=copying,
+        teachers=teachers,
     )
 
     train_flops = cfg.optim.lora.passes * forward_flops * read.train_tokens

@@ -123,7 +123,14 @@ def curves(table: Table, varied: Sequence[str]) -> list[FittedCurve]:
                 if len(points) < 2:
                     continue
                 x = [row[axis] for row in points]
-                curve = FittedCurve(axis, column, label, len(points), min(x), max(x))
+                curve = FittedCurve(
+                    axis=axis,
+                    column=column,
+                    line=label,
+                    points=len(points),
+                    low=min(x),
+                    high=max(x),
+                )
                 try:
                     law = scaling.fit(x, [row[column] for row in points])
                 except ValueError as reason:

@@ -257,15 +257,15 @@ class RayPool:
         has_workers = places == 0
         messages = telling.remote(
             _Order(
-                self._site,
-                below,
-                turns.guard(self._key),
-                self._turn,
-                own,
-                has_workers,
-                expected,
-                function,
-                arguments,
+                site=self._site,
+                key=below,
+                guard=turns.guard(self._key),
+                turn=self._turn,
+                own=own,
+                has_workers=has_workers,
+                memory=expected,
+                function=function,
+                arguments=arguments,
             )
         )
         asks = ", ".join(f"{name} {value:g}" for name, value in asked.items() if value)

@@ -110,7 +110,15 @@ def corpus(
     # counted after what was dropped: a document whose copies are gone is not flagged
     group_sizes = np.bincount(group[kept], minlength=int(group.max(initial=0)) + 1)
     flagged = np.append(group_sizes[group] > 1, np.zeros(len(spool.planted), bool))
-    set_tokens = _write_sets(out, spool, by_set, flagged, cfg.shard_docs, progress, workers)
+    set_tokens = _write_sets(
+        out=out,
+        spool=spool,
+        by_set=by_set,
+        flagged=flagged,
+        shard_docs=cfg.shard_docs,
+        progress=progress,
+        workers=workers,
+    )
     unknown = _unknown(out, list(by_set))
     _check_unknown(unknown, sum(set_tokens.values()), tokenizer_name or cfg.tokenizer)
 
@@ -465,14 +473,16 @@ def _write_sets(
         before = written / total
         written += len(chosen)
         set_tokens[name] = _write_set(
-            out.shards(name),
-            spool,
-            chosen,
-            flagged,
-            out.tokenizer_folder,
-            shard_docs,
-            within(progress, _READ + (1 - _READ) * before, _READ + (1 - _READ) * written / total),
-            workers,
+            shards=out.shards(name),
+            spool=spool,
+            chosen=chosen,
+            flagged=flagged,
+            tokenizer_folder=out.tokenizer_folder,
+            shard_docs=shard_docs,
+            progress=within(
+                progress, _READ + (1 - _READ) * before, _READ + (1 - _READ) * written / total
+            ),
+            workers=workers,
         )
     return set_tokens
 

@@ -127,14 +127,14 @@ def tune(
     if runtime.group.main:
         merging.undo(folder)
     curve = train(
-        model,
-        plan,
-        settings,
-        lambda m: stopping.loss(m),
-        folder,
-        tokenizer,
-        progress,
-        runtime,
+        model=model,
+        batches=plan,
+        settings=settings,
+        validate=lambda m: stopping.loss(m),
+        folder=folder,
+        tokenizer=tokenizer,
+        progress=progress,
+        runtime=runtime,
         section="tune",
     )
     shares: list[tuple[float, float]] = []

@@ -27,21 +27,25 @@ LEVEL = 0.05
 RESTATED = "2026-11-25-claims-restated"
 RELATION = runpy.run_path(str(EXPERIMENTS / "relation.py"))
 FIRST_SCREEN = (
-    ("2026-11-27-world-own-texts", "known world, 27 epochs, ten seeds"),
-    ("2026-11-26-pointer-four", "articles, 12 epochs, five seeds"),
-    ("2026-11-27-worn-articles", "articles, 24 epochs, dropout, five seeds"),
-    ("2026-11-26-pointer-abstracts", "abstracts, 12 epochs, four seeds"),
-    ("2026-11-26-external-writer", "abstracts, 12 epochs, written by a model of 135M, five seeds (repetition) and ten"),
-    ("2026-11-27-external-articles", "articles, 24 epochs, a tenth by a model of 135M, four seeds"),
-    ("2026-11-27-tuned-writer", "articles, 24 epochs, a quarter by a model of 135M, ten seeds of one text"),
-    ("2026-11-27-tuned-again", "the same by writers tuned again, four and five texts"),
-    ("2026-11-26-continue", "a model of 135M continued on 152 abstracts, two epochs, three seeds"),
+    ("2026-11-27-world-own-texts", "known world, 27 epochs, ten seeds", "half, own, a text for every seed"),
+    ("2026-11-26-pointer-four", "articles, 12 epochs, five seeds", "a quarter, own, by a pointer"),
+    ("2026-11-27-worn-articles", "articles, 24 epochs, dropout, five seeds", "a quarter, own, by a pointer"),
+    ("2026-11-26-pointer-abstracts", "abstracts, 12 epochs, four seeds", "a quarter, own, by a pointer"),
+    ("2026-11-26-external-writer", "abstracts, 12 epochs, ten seeds (repetition five)", "a tenth, external"),
+    ("2026-11-27-external-articles", "articles, 24 epochs, dropout, four seeds", "a tenth, external"),
+    ("2026-11-27-tuned-writer", "articles, 24 epochs, dropout, ten seeds", "a quarter, external"),
+    (
+        "2026-11-27-tuned-again",
+        "the same, four and five other seeds",
+        "a quarter, external, tuned again, a text for every seed",
+    ),
+    ("2026-11-26-continue", "152 abstracts, 2 epochs, three seeds; continues a model of 135M", "a quarter, by that model"),
 )
-"""What the README says was found: experiment, and what it was found on."""
+"""What the README says was found: experiment, what arms were trained on, how much of sbp's text is synthetic, by whom."""
 RIVALS = {
-    "a tuned repetition": ("sbp against repetition",),
-    "text from no d1": ("sbp: against self",),
-    "text from a random d1": ("sbp: against random", "sbp: against random_pairs"),
+    "`repetition`, tuned": ("sbp against repetition",),
+    "`self`": ("sbp: against self",),
+    "`random_pairs`": ("sbp: against random", "sbp: against random_pairs"),
 }
 """What sbp is compared with there, and what the experiments' tables call that."""
 ADJUSTED = {("2026-11-27-tuned-writer", "sbp: against random")}
@@ -301,11 +305,14 @@ def restated() -> str:
 
 def readme() -> str:
     """The README with its table of what was found."""
-    rows = [f"| sbp on | {' | '.join(f'against {rival}' for rival in RIVALS)} |", "|---|---|---|---|"]
-    for name, text in FIRST_SCREEN:
+    rows = [
+        f"| trained on | synthetic text of `sbp` | {' | '.join(f'minus {rival}' for rival in RIVALS)} |",
+        "|---|---|---|---|---|",
+    ]
+    for name, text, written in FIRST_SCREEN:
         found = {claim.name: claim for claim in claims(EXPERIMENTS / name)}
         cells = [_difference(name, next((found[claim] for claim in of if claim in found), None)) for of in RIVALS.values()]
-        rows.append(f"| [{text}](experiments/{name}/README.md) | {' | '.join(cells)} |")
+        rows.append(f"| [{text}](experiments/{name}/README.md) | {written} | {' | '.join(cells)} |")
     return _filled((ROOT / "README.md").read_text("utf-8"), "found", "\n".join(rows))
 
 

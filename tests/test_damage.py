@@ -319,9 +319,14 @@ def test_the_time_that_was_spent_on_what_is_not_finished_is_kept_by_the_work_its
     with parts.held(folder, parts.Part(1, 2)) as record:  # parts say themselves what they took
         record.cost = {"seconds": 9_000.0, "peak_memory_bytes": 1}
         record.save()
-    assert states(other, recipes.units(other))["corpus"].seconds == 9_000.0
+    assert states(other, recipes.units(other))["corpus"].seconds == 16_200.0
     world.make("corpus")
     assert not (folder / store.PROGRESS).exists()
+    # what was paid for before, and not what was waited between
+    made = store.read_manifest(folder)
+    assert made is not None
+    assert made.cost["earlier_seconds"] == 7_200.0
+    assert 16_200 < made.cost["seconds"] < 16_260
 
 
 def test_a_disk_that_is_full_while_time_is_written_down_ends_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

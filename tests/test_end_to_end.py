@@ -1,7 +1,6 @@
 """Whole runs of the small world: what is made, what is stale and why, what is refused."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -491,7 +490,7 @@ def test_hours_of_training_that_is_not_finished_are_not_given_up_either(finished
     record = disk.read_record(folder / store.MANIFEST)
     (folder / store.MANIFEST).unlink()
     disk.write_record(folder / store.PROGRESS, {key: record[key] for key in ("fingerprint", "contents")})
-    os.utime(folder / store.PROGRESS, (time.time() - 36_000,) * 2)
+    store.spend(folder, 36_000.0)
     assert states(mine)["pretrain/sbp/seed-1"] == State("partial")  # and goes on
 
     other = {**mine, "arms": {**mine["arms"], "sbp": {"synthetic": "related", "share": 0.25}}}

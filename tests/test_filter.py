@@ -14,6 +14,7 @@ from synthboot.artifacts.model import Model
 from synthboot.artifacts.store import read_manifest
 from synthboot.artifacts.synthetic import Synthetic
 from synthboot.errors import BudgetError, ConfigError
+from synthboot.lm import model as models
 from synthboot.runner import unit
 from synthboot.runner.graph import fingerprints
 from tests.conftest import Deaf, by_a_worker, contents, in_a_fork, run_folder
@@ -63,7 +64,10 @@ def test_an_arm_reads_what_its_filter_leaves(tiny: dict[str, Any], tmp_path: Pat
     assert manifest.counts["thrown_away"] == {"novelty": [len(away), sum(away)]}
     assert manifest.counts["tokens"] == left.synthetic.tokens.num_tokens
     assert manifest.counts["dropped"]["novelty"] == len(away)
-    assert manifest.cost["flops"] > 0
+    # base reads every sample, and every sample becomes a vector by an embedder that is fitted already
+    read = sum(len(row.tokens) + 1 for row in samples)
+    base = models.flops_per_token(models.load(folder / "04-base" / "best"), tiny["model"]["seq_len"])
+    assert manifest.cost["flops"] == pytest.approx((base + 2 * tiny["embed"]["dim"]) * read)
     shown = show.examples(run_folder(settings), "synthetic", len(samples), of="clean")
     assert ["".join(part for part, _ in example.texts["sampled d2"]) for example in shown] == expected
     standing = {row.unit: row.account for row in show.status(run_folder(settings))}

@@ -100,7 +100,13 @@ def test_what_is_given_and_what_may_be_are_said_in_words(tmp_path: Path) -> None
         ("engine: {server: {url: 'localhost'}}", "server.url: needs the form http://host:port/v1"),
         ('engine: {launch: "srun \'x"}', "engine.launch: no command line: No closing quotation"),
         ("pair: {min_similarity: 0.5, max_similarity: 0.4}", "pair: min_similarity 0.5 is not below max_similarity 0.4"),
-        ("pretrain: {seeds: [1, -2]}", "seeds: got [1, -2]; it takes a list of a whole number from 0 to 4,294,967,295"),
+        ("pretrain: {seeds: [1, -2]}", "seeds: got [1, -2]; it takes a list of one at least, each a whole number from 0"),
+        ("pretrain: {seeds: 3}", "each a whole number from 0 to 4,294,967,295; a list of one stands in brackets too"),
+        ("analyze: {judges: rules}", "`local:FOLDER` or `server:NAME`; a list of one stands in brackets too"),
+        ("width: 96", "line 7: width: unknown key; did you mean model.width?"),
+        ("model: {lr: 1}", "line 7: model.lr: unknown key; did you mean optim.lr or tune.lr?"),
+        ("optim: {batch_tokens: 100}", "optim.batch_tokens 100 is less than one row of model.seq_len 512; raise it"),
+        ("optim: {batch_tokens: 10_000_000}", "optim.batch_tokens 10,000,000; raise it, or lower optim.batch_tokens"),
         ("seed: 18446744073709551616", "seed: got 18446744073709551616; it takes a whole number from 0 to 4,294,967,295"),
         ("tune: {sweep: {lr: [1e-3, 0.001]}}", "tune: `sweep` has lr=0.001 twice"),
         ("tune: {sweep: {lr: [-1]}}", "tune: `sweep`: lr=-1: it takes a number above 0 and at most 100"),
@@ -131,7 +137,12 @@ def test_what_is_given_and_what_may_be_are_said_in_words(tmp_path: Path) -> None
         ("? [a, b]\n: 3\n", " line 1: a key has to be plain text"),
         ("a: " + "7" * 5_000, " line 1: a number of 5,000 characters"),
         ("a: 1\n---\nb: 1\n", " line 2: a second document begins"),
-        ("a:\n\tb: 1\n", " line 2: not YAML: found character '\\t' that cannot start any token"),
+        ("a:\n\tb: 1\n", " line 2: not YAML: found character '\\t' that cannot start any token; indent by spaces, not by tabs"),
+        (
+            "a:\n  b: 1\n c: 2\n",
+            " line 3: not YAML: expected <block end>, but found '<block mapping start>'; is it indented as",
+        ),
+        ("a: 1\n  b: 2\n", " line 2: not YAML: mapping values are not allowed here; is it indented as what stands beside it?"),
         ("a: [1\n", "not YAML"),
         ("a: 1\nb: \0\n", " line 2: holds the character U+0000, which no YAML file may; is it a text file?"),
         ("a: \x1b[2J\n", " line 1: holds the character U+001B"),
@@ -146,7 +157,7 @@ def test_what_is_given_and_what_may_be_are_said_in_words(tmp_path: Path) -> None
         ('"a\\nb\\u2028c": 1\n', "a b c: unknown key"),
         ("".join(f"k{i}: 1\n" for i in range(300)), "; and 299 more"),
     ],
-    ids=range(34),
+    ids=range(36),
 )
 def test_yaml_that_is_none_is_one_line(text: str | bytes, message: str, tmp_path: Path) -> None:
     assert message in refused(text, tmp_path)
@@ -289,6 +300,7 @@ def test_set_has_the_same_errors(item: str) -> None:
     ("key", "value", "message"),
     [
         ("optim.lrr", 3, "--set optim.lrr: unknown key; did you mean lr?"),
+        ("modle.width", 3, "--set modle: unknown key; did you mean model?"),
         ("optim.lr", "abc", "--set optim.lr: got 'abc'"),
         ("pair", {"bogus": 1}, "--set pair.bogus: unknown key"),
         ("seed", -1, "--set seed: got -1"),

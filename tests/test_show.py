@@ -92,6 +92,7 @@ def test_like_shows_the_nearest_first(finished: dict[str, Any]) -> None:
     by_hand = sorted(texts, key=lambda text: -float((embedder([text]) @ vector)[0]))
     found = show.examples(run, "synthetic", 5, like="a sailor of the harbor")
     assert [joined(example, "sampled d2") for example in found] == by_hand[:5]
+    assert all(re.search(r"mean log-probability -\d+\.\d\d nats a token, similarity", example.title) for example in found)
 
     pairs = Pairs.load(run / "03-pair/related").only(TRAIN)
     best = max((similar[doc], doc) for doc in {*pairs.d1.tolist(), *pairs.d2.tolist()})

@@ -42,7 +42,7 @@ def init(*arguments: str) -> Any:
 
 def test_a_configuration_for_lines_whose_text_has_another_name(tmp_path: Path) -> None:
     rows = [
-        {"doi": f"10/{i}", "kind": ("a", "b")[i % 2], "posted": f"2020-0{1 + i % 9}-03", "body": text}
+        {"doi": f"10/{i}", "posted": f"2020-0{1 + i % 9}-03", "kind": ("a", "b")[i % 2], "body": text}
         for i, text in enumerate(texts(140))
     ]
     source = lines(tmp_path / "mine.jsonl", [*rows, {"doi": "10/x", "body": rows[0]["body"]}, {"doi": "10/y"}])
@@ -58,7 +58,7 @@ def test_a_configuration_for_lines_whose_text_has_another_name(tmp_path: Path) -
     for found in (
         "documents: 140 of 142 records (0.7% exact duplicates; 1 bad: 1 x no",
         'text: field "body"; ids: field "doi"',
-        "other fields: kind, posted",
+        "other fields: posted, kind",
         "scripts: Latin 100%",
         'dates: field "posted", 2020-01-03 to 2020-09-03',
         'labels: field "kind"',
@@ -69,6 +69,12 @@ def test_a_configuration_for_lines_whose_text_has_another_name(tmp_path: Path) -
     again = init(source, "--out", str(out))
     assert again.exit_code == 2
     assert "is there already" in again.stderr
+
+
+def test_scripts_have_the_names_that_readers_know(tmp_path: Path) -> None:
+    han, kana = "\u6f22\u5b57", "\u304b\u306a"
+    found = survey(lines(tmp_path / "a.jsonl", [{"text": f"{han}{kana} {number}"} for number in range(120)]))
+    assert found.scripts == {"Han": 0.5, "Hiragana": 0.5}
 
 
 def test_every_format_is_looked_at_by_the_reader(tmp_path: Path) -> None:

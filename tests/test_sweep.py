@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from synthboot import loading, recipes, show
+from synthboot.artifacts import model
 from synthboot.artifacts.model import Model, Sweep
 from synthboot.errors import Diverged, TrainingError
 from synthboot.runner import cost, executor
+from synthboot.runner.state import states
 from tests.conftest import run_folder, tiny_config
 
 WILD = 100.0  # a learning rate that no model stands for long
@@ -67,6 +69,47 @@ def test_a_trial_that_diverges_loses_the_sweep_and_the_others_go_on(tmp_path: Pa
     measured = [row.artifact for row in cost.check(cfg, recipes.units(cfg))]
     assert "base/lr=0.003" in measured
     assert f"base/lr={WILD:g}" not in measured  # it stopped early
+
+
+def test_a_trial_whose_loss_leapt_is_paid_for_and_tried_again_once_that_is_let_pass(tmp_path: Path) -> None:
+    def leaping(max_spike: float) -> dict[str, Any]:
+        # at no rate to speak of a loss is noise, above its mean every other step
+        settings = many_steps(tmp_path, arms={"repetition": {"sweep": {"lr": [1e-9, 3e-3]}}})
+        return {**settings, "optim": {**settings["optim"], "max_spike": max_spike}}
+
+    folder = run_folder(leaping(1)) / "04-base"
+    made_by(leaping(1e-6), "base")
+    lost = Model.open(folder / "lr=1e-09").manifest
+    leap = model.leap(lost)
+    assert leap is not None
+    assert leap > 1e-6
+    step = int(re.findall(r"after a mean of .* at step (\d+) of 62", lost.counts["diverged"])[0])
+    assert lost.cost["tokens"] == step * 96
+    whole = Model.open(folder / "lr=0.003").manifest.cost
+    assert lost.cost["flops"] == pytest.approx(whole["flops"] * step / 62, rel=0.3)  # evaluations are not by the step
+
+    assert made_by(leaping(0.99 * leap), "base") == []  # it would be stopped again
+    again = leaping(1.01 * leap)
+    why = states(loading.load(again), recipes.units(loading.load(again)))["base/lr=1e-09"]
+    assert why.status == "stale"
+    assert "its loss leapt, and optim.max_spike is" in why.reasons[0]
+    made = made_by(again, "base")
+    assert made[0] == "base/lr=1e-09"
+    assert "base/lr=0.003" not in made
+    further = Model.open(folder / "lr=1e-09").manifest
+    assert model.leap(further) is None or further.cost["tokens"] > lost.cost["tokens"]
+    made_by(leaping(1e3), "base")
+    sweep = sweep_of(folder / "chosen")
+    assert sweep.losses.keys() == {"lr=1e-09", "lr=0.003"}
+    assert not sweep.diverged
+    assert made_by(leaping(1e-6), "base") == []  # what is finished has not leapt
+
+
+def test_where_no_rate_is_swept_another_setting_is_to_be_lowered(tmp_path: Path) -> None:
+    settings = many_steps(tmp_path, arms={"repetition": {"sweep": {"weight_decay": [0.1, 0.2]}}})
+    settings["optim"] = {**settings["optim"], "lr": WILD}
+    with pytest.raises(TrainingError, match=r"all 2 trials of arms\.repetition\.sweep diverged .*; lower optim\.lr$"):
+        made_by(settings, "base")
 
 
 def test_where_every_trial_diverges_the_run_says_so_at_once_and_whoever_is_no_trial_by_itself(tmp_path: Path) -> None:

@@ -1252,11 +1252,13 @@ class Config(Section):
         batch = self.optim.batch_tokens
         if batch < self.model.seq_len:
             raise ValueError(
-                f"optim.batch_tokens {batch} is less than one row ({self.model.seq_len})"
+                f"optim.batch_tokens {batch:,} is less than one row of model.seq_len "
+                f"{self.model.seq_len:,}; raise it, or lower model.seq_len"
             )
         if self.budget.train_tokens < batch:
             raise ValueError(
-                "budget.train_tokens is less than one optimizer step (optim.batch_tokens)"
+                f"budget.train_tokens {self.budget.train_tokens:,} is less than one step of "
+                f"optim.batch_tokens {batch:,}; raise it, or lower optim.batch_tokens"
             )
         return self
 

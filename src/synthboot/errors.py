@@ -66,12 +66,27 @@ class TrainingError(SynthbootError):
 
 
 class Diverged(TrainingError):
-    """Training has gone wrong by its own settings; `reason` says how, in a line: neither where it
-    lies nor what was read."""
+    """Training has gone wrong by its own settings.
 
-    def __init__(self, message: str, reason: str = "") -> None:
+    `reason` says how, in a line: neither where it lies nor what was read. `leap` is how many nats
+    the loss lay above its mean, where that alone stopped it. `steps` and `evaluations` were made
+    until then; whoever knows what these take adds its `cost`, as a finished model has it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        reason: str = "",
+        leap: float | None = None,
+        steps: int = 0,
+        evaluations: int = 0,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
+        self.leap = leap
+        self.steps = steps
+        self.evaluations = evaluations
+        self.cost: dict[str, float] = {}
 
 
 class SamplingError(SynthbootError):

@@ -134,7 +134,8 @@ def _explain(
 
     if error["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(_cut(str(key_path[-1])), keys, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        meant = nearest or _elsewhere(str(key_path[-1]))
+        hint = f"; did you mean {' or '.join(meant)}?" if meant else ""
         return f"{_cut(where)}: unknown key{hint}"
     if error["type"] == "missing":
         return f"{where}: required, and not given"
@@ -161,11 +162,28 @@ def _explain(
     message = f"{where}: got {_quoted(given)}; it takes {wanted}"
     if isinstance(given, int | float) and wanted.startswith(("text", "a name")):
         message += "; in quotes it is text"
+    if wanted.startswith("a list") and isinstance(given, str | int | float):
+        message += "; a list of one stands in brackets too"
     return message
+
+
+def _elsewhere(key: str) -> list[str]:
+    """The settings of this name in any section, as `--set` names them."""
+    found = []
+    for name, field in Config.model_fields.items():
+        section = schema.section(field.annotation)
+        # of arms the names are the user's
+        is_one = section == field.annotation
+        if section is not None and is_one and key in section.model_fields:
+            found.append(f"{name}.{key}")
+    return found
 
 
 def _origin(key_path: KeyPath, lines: dict[KeyPath, int], overridden: list[KeyPath]) -> str:
     """The line of a place, or of the nearest above it that the file has, unless `--set` gave it."""
+    # a section that `--set` made by naming a setting in it
+    if any(given[: len(key_path)] == key_path for given in overridden) and key_path not in lines:
+        return "--set "
     for length in range(len(key_path), 0, -1):
         if key_path[:length] in overridden:
             return "--set "

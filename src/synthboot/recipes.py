@@ -74,7 +74,8 @@ class Unit:
 
     `settings` is the part of the configuration that its step is given (`settings.view`), `recipe`
     the arm that it trains. `outside` names and hashes what it reads from outside the run. `options`
-    are what else its step is told, such as arm and seed.
+    are what else its step is told, such as arm and seed. It `is_trial` where it is one of the
+    combinations of a sweep.
     """
 
     stage: str
@@ -84,6 +85,7 @@ class Unit:
     recipe: config.Arm | None = None
     outside: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    is_trial: bool = False
 
     @property
     def name(self) -> str:
@@ -114,11 +116,6 @@ class Unit:
 def is_filter(unit: Unit) -> bool:
     """Whether a unit chooses among the samples of another."""
     return SAMPLED in unit.parents
-
-
-def is_trial(unit: Unit) -> bool:
-    """Whether a unit is one of the combinations of a sweep."""
-    return bool(unit.options.get("trial"))
 
 
 def folder_of(root: Path, stage: str, variant: str = "") -> Path:
@@ -269,6 +266,7 @@ class _Recipes:
         cfg: config.Config | None = None,
         recipe: config.Arm | None = None,
         outside: dict[str, Any] | None = None,
+        is_trial: bool = False,
         **options: Any,
     ) -> str:
         """Add a unit unless it is there already; returns its name.
@@ -283,6 +281,7 @@ class _Recipes:
             recipe=recipe,
             outside=outside or {},
             options=options,
+            is_trial=is_trial,
         )
         # arms that need the same thing share it
         self.units.setdefault(unit.name, unit)
@@ -304,7 +303,7 @@ class _Recipes:
         for name, unit in self.units.items():
             # a trial is shown by the unit that its sweep chose, text by that of the first seed
             makes_text = unit.stage in ("embed", "pair", "synthesize", "tune")
-            if makes_text and not is_trial(unit) and "text_of_seed" not in unit.options:
+            if makes_text and not unit.is_trial and "text_of_seed" not in unit.options:
                 upstream[name] = name
             if unit.stage == "synthesize":
                 synthetic[name] = name
@@ -436,7 +435,7 @@ class _Recipes:
                 recipe=setting,
                 arm=name,
                 seed=self.first,
-                trial=True,
+                is_trial=True,
             )
             trials[f"trial/{trial}"] = trial_unit
 
@@ -613,7 +612,7 @@ class _Recipes:
                 parents,
                 reads=reads,
                 cfg=self.cfg.model_copy(update={"tune": setting}),
-                trial=True,
+                is_trial=True,
             )
             trials[f"trial/{trial}"] = unit
         return self.add(

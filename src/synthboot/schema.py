@@ -124,8 +124,8 @@ def _words(kind: object, limits: list[object]) -> str:
         least = _limit(limits, "min_length")
         if least is not None and least == _limit(limits, "max_length"):
             return f"a list of {least}, each {_words(inner[0], [])}"
-        at_least_one = "" if least is None else ", one at least"
-        return f"a list of {_words(inner[0], [])}{at_least_one}"
+        at_least_one = "" if least is None else " of one at least"
+        return f"a list{at_least_one}, each {_words(inner[0], [])}"
     if origin is dict:
         return f"values by name ({_words(inner[0], [])}), each {_words(inner[1], [])}"
     return _plain_words(kind, limits)

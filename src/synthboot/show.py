@@ -504,7 +504,7 @@ def _synthetic(
             texts = {"sampled": sampled}
 
         near = "" if similarity is None else f", similarity {similarity:.3f}"
-        mean = f"mean log-probability {row.mean_logprob:.2f}"
+        mean = f"mean log-probability {row.mean_logprob:.2f} nats a token"
         yield Example(f"{source}, sample {row.sample}, {mean}{near}{writer}", texts)
 
 

@@ -82,11 +82,20 @@ def parse(text: str, where: str) -> tuple[Value, dict[KeyPath, int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        problem = error.problem or error.context
-        raise ConfigError(f"{where} line {line}: not YAML: {problem}") from None
+        problem = error.problem or error.context or ""
+        raise ConfigError(f"{where} line {line}: not YAML: {problem}{_hint(problem)}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         # Such as an escape for a character that is none.
         raise ConfigError(f"{where}: not YAML: {error}") from None
+
+
+def _hint(problem: str) -> str:
+    """What to do about what PyYAML says of lines that are indented otherwise than it expects."""
+    if "'\\t'" in problem:
+        return "; indent by spaces, not by tabs"
+    if "<block" in problem or "mapping values" in problem:
+        return "; is it indented as what stands beside it?"
+    return ""
 
 
 class _Parser:

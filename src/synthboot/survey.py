@@ -293,9 +293,11 @@ def _is_id(rows: Rows, name: str) -> bool:
 
 
 def _is_label(rows: Rows, name: str) -> bool:
-    """Whether most records have a short text that others have too."""
+    """Whether most records have a short text that others have too, and that is no date."""
     values = [v for v in _values(rows, name) if isinstance(v, str) and 0 < len(v) <= 40]
     kinds = len(set(values))
+    if _dates(rows, name) is not None:
+        return False
     return len(values) >= _MOST * len(rows) and 2 <= kinds <= len(values) / 4
 
 
@@ -316,8 +318,9 @@ def _scripts(texts: Iterable[str]) -> dict[str, float]:
             break
     scripts: Counter[str] = Counter()
     for letter, count in letters.items():
-        # a letter's name begins with its script's
-        scripts[unicodedata.name(letter, "UNKNOWN").partition(" ")[0].capitalize()] += count
+        # a letter's name begins with its script's, but for Chinese characters
+        script = unicodedata.name(letter, "UNKNOWN").partition(" ")[0]
+        scripts["Han" if script == "CJK" else script.capitalize()] += count
     total = max(1, scripts.total())
     shares = {name: count / total for name, count in scripts.most_common(3)}
     return {name: share for name, share in shares.items() if share >= _LEAST_SCRIPT}

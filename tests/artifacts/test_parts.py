@@ -62,6 +62,7 @@ def test_a_part_at_work_one_that_died_and_one_that_is_through(tmp_path: Path) ->
     with parts.held(tmp_path, Part(1, 3)) as record:
         record.found(shards, 8)
         record.cost = {"seconds": 2.0, "peak_memory_bytes": 7}
+        record.is_finished = True
         record.save()
     with parts.held(tmp_path, Part(2, 3)) as record:
         record.found(shards, 8)
@@ -70,6 +71,16 @@ def test_a_part_at_work_one_that_died_and_one_that_is_through(tmp_path: Path) ->
     assert [(part.part, part.state) for part in states] == [("1/3", "finished"), ("2/3", "died"), ("3/3", "at work")]
     assert [part.missing for part in states] == [{"pool": [6]}, {"pool": [4, 7]}, {"pool": [2, 5]}]
     assert parts.spent(tmp_path) == [{"seconds": 2.0, "peak_memory_bytes": 7}]
+
+
+def test_a_part_that_is_begun_again_has_taken_what_it_took(tmp_path: Path) -> None:
+    with parts.held(tmp_path, Part(1, 2)) as record:
+        record.cost = {"seconds": 5.0, "peak_memory_bytes": 9}
+        record.save()
+    assert [part.state for part in parts.standing(tmp_path)] == ["died", "not begun"]
+    with parts.held(tmp_path, Part(1, 2)) as record:
+        assert record.cost == {"seconds": 5.0, "peak_memory_bytes": 9}
+    assert parts.spent(tmp_path) == [{"seconds": 5.0, "peak_memory_bytes": 9}]
 
 
 def test_the_same_part_twice_and_another_division_of_the_work(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from synthboot.artifacts import store
-from synthboot.data import disk
+from synthboot.data import disk, lock
 from synthboot.data.disk import end_to_end, load_array, save_array, save_blocks
-from synthboot.errors import CorruptArtifact, StorageError
+from synthboot.errors import CorruptArtifact, LockedRun, StorageError
 
 read_text = Path.read_text
 
@@ -130,6 +130,32 @@ def test_a_name_is_on_the_disk_once_its_file_is_written(tmp_path: Path, monkeypa
     disk.write_bytes(tmp_path / "a.json", b"{}")
     assert flushed[1:] == [str(tmp_path)]  # after the file, which has its name by then
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_that_cannot_flush_is_worked_on_and_a_disk_that_fails_is_not(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of FUSE and network file systems some say so of folders, and a few of files."""
+
+    def refused(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    def work() -> None:
+        disk.write_bytes(tmp_path / "file", b"whole")
+        with disk.committed_folder(tmp_path / "part") as folder:
+            (folder / "file").write_bytes(b"whole")
+        with lock.held(tmp_path), pytest.raises(LockedRun), lock.held(tmp_path):
+            pytest.fail("twice")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="error"):
+            work()
+        return
+    work()
+    assert (tmp_path / "file").read_bytes() == b"whole"
+    assert disk.damage(tmp_path / "part") is None
 
 
 def test_two_that_write_one_file_at_once_leave_one_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 import random
 import subprocess
 import sys
@@ -163,8 +165,13 @@ WHOLE = {
     "in lines that end in carriage returns alone": lines(ROWS).replace(b"\n", b"\r"),
     "compressed by gzip": gzip.compress(lines(ROWS)),
     "compressed by zstd": pa.compress(lines(ROWS), "zstd", asbytes=True),
-    "Parquet": b"PAR1" + bytes(100) + b"PAR1",
+    "compressed by bzip2": bz2.compress(lines(ROWS)),
+    "compressed by xz": lzma.compress(lines(ROWS)),
+    "a ZIP archive": b"PK\x03\x04\x14" + bytes(100),
+    "PDF": b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n",
+    "Parquet": b"PAR1\x15" + bytes(100) + b"PAR1",
 }
+NO_TEXT = [what for what in WHOLE if what.startswith(("compressed", "a ZIP", "PDF", "Parquet"))]
 
 
 @pytest.mark.parametrize("what", WHOLE)
@@ -172,6 +179,22 @@ def test_a_file_without_a_record_a_line_says_what_it_is(tmp_path: Path, what: st
     (tmp_path / "a.jsonl").write_bytes(WHOLE[what])
     with pytest.raises(DataError, match=rf"a\.jsonl: is {what.strip()}"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("what", NO_TEXT)
+def test_a_text_file_that_is_no_text_says_what_it_is_however_long(tmp_path: Path, what: str) -> None:
+    (tmp_path / "a.txt").write_bytes(WHOLE[what] + bytes(range(256)))
+    for longest in (10, 10_000):
+        [found] = read(tmp_path, max_document_bytes=longest)
+        assert isinstance(found, Reject)
+        assert found.reason.startswith(what)
+        assert documents.advice([found.reason], config.Corpus(source="x"))
+
+
+def test_text_may_begin_as_what_is_no_text_does(tmp_path: Path) -> None:
+    for number, text in enumerate(("PAR1 is a gene.", "PAR1\nis one too", "BZh9 and BZh1", "%PDF-1 is a mark", "PK was here")):
+        (tmp_path / f"{number}.txt").write_text(text)
+    assert len([d for d in read(tmp_path) if isinstance(d, Document)]) == 5
 
 
 @pytest.mark.parametrize(("what", "remedy"), [("compressed by gzip", "add .gz to it"), ("a JSON array", "jq -c")])

@@ -116,6 +116,12 @@ def test_nothing_to_read_says_what_there_is_instead(tmp_path: Path) -> None:
             files.find([alone])
     with pytest.raises(DataError, match=r"nothing in it that can be read; it holds 2 x \.csv, 1 x hidden; known are \.jsonl"):
         files.find(str(tmp_path))
+    with pytest.raises(DataError, match=r"1 x hidden; known are \.jsonl.*csv\.DictReader.* FILE\.csv"):
+        files.find(str(tmp_path))
+    tree(tmp_path, "packed.csv.gz", "packed.tar.xz", "deep/packed.tar.gz")
+    for packed in ("packed.csv.gz", "packed.tar.xz", "deep"):
+        with pytest.raises(DataError, match=r"known are \.jsonl.*; unpack it first$"):
+            files.find(str(tmp_path / packed))
     with pytest.raises(DataError, match=r"~/texts/\*\.txt \(the shell alone knows `~`; write the path in full\): no such file"):
         files.find("~/texts/*.txt")
     for source in ("", "a\0b", "x" * 5_000, str(tmp_path / "a.csv" / "b")):

@@ -5,7 +5,7 @@ import os
 import resource
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from synthboot.artifacts.synthetic import Synthetic
 from synthboot.cli import main
 from synthboot.errors import ConfigError, CorruptArtifact, MissingArtifact, StorageError
 from synthboot.export import cards
-from synthboot.export.export import WHAT, Exported, export
+from synthboot.export.export import Exported, What, export
 from synthboot.rng import rng
 from tests.conftest import run_folder, tiny_config, world_documents, write_jsonl
 
@@ -311,7 +311,7 @@ def test_the_command_says_what_it_wrote(finished: dict[str, Any], tmp_path: Path
     assert told["best"] in told["parts"]
     assert told["folder"] == "more"
     [what] = [option for option in main.commands["export"].params if option.name == "what"]
-    assert tuple(what.type.choices) == WHAT
+    assert tuple(what.type.choices) == get_args(What)
     again = call("out")
     assert again.exit_code == 2
     assert again.stderr.strip().endswith("name another folder, or --force to replace it")

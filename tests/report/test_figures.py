@@ -94,6 +94,15 @@ def test_no_dot_lies_over_the_name_of_a_vertical() -> None:
     assert min(float(y) for y in re.findall(r'class="thin" [^>]*y2="([\d.]+)"', picture)) > below
 
 
+@pytest.mark.parametrize(("near", "anchor"), [([0.0], "end"), ([0.5], "start"), ([0.0, 1.0], "start")])
+def test_no_dot_lies_over_the_name_of_a_horizontal_while_either_end_is_free(near: list[float], anchor: str) -> None:
+    """As where d1 is not read at all, and the method is about as good as its control."""
+    places = [(0.0, -1.0), (1.0, -1.0), *((x, 0.05) for x in near)]
+    dots = [Dot("a", "1", (x, x, x), (y, y, y), True) for x, y in places]
+    picture = Dots("x", "X", "How.", "worth", "nats", "method", dots, horizontals={"as good as it": 0.0}).svg()
+    assert re.findall(r'text-anchor="(\w+)">as good as it<', picture) == [anchor]
+
+
 def test_a_curve_with_two_values_at_a_place_has_both_in_the_table() -> None:
     """As two runs of a study have that differ in what it is not drawn over."""
     figure = Curves("x", "X", "How.", "tokens", "loss", [Line("a", "ink", [(1, 3.0), (1, 4, 3, 5), (2, 2.5)])])

@@ -3,11 +3,13 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -378,6 +380,34 @@ def test_the_memory_of_a_processor_is_that_of_whole_processes(tmp_path: Path) ->
     assert max(asked[name] for name, unit in units.items() if unit.stage == "tune") > 1.3e9
 
 
+def test_a_processors_cores_have_one_memory(tmp_path: Path) -> None:
+    """What fits alone and not as often as there are cores is told; what does not fit has no hours."""
+    laptop = machines.figures().machines["laptop"].model_dump()
+    settings = small_config(tmp_path / "none", tmp_path)
+    settings |= {"arms": {"sbp": {"synthetic": "related", "share": 0.1}, "repetition": {}}}
+    cfg = loading.load(settings, set={"pretrain.seeds": list(range(8))})
+    units = cost.units_anywhere(cfg)
+    needed = max(cost.host_memory(cfg, units).values())
+
+    def planned(memory: float) -> cost.Plan:
+        own = tmp_path / "own.yaml"
+        own.write_text(json.dumps({**laptop, "devices": 8, "memory_bytes": memory / 8}))
+        return cost.plan(cfg, units, states(cfg, units), str(own))
+
+    roomy = planned(20 * needed)
+    assert not roomy.misfits
+    assert not any("engine.jobs" in note for note in roomy.notes)
+    crowded = planned(4 * needed)  # a core's share is half of what one artifact takes
+    assert not crowded.misfits
+    [note] = [note for note in crowded.notes if "engine.jobs" in note]
+    each = cost.host_memory(cfg, units)["pretrain/sbp/seed-0"]
+    assert f"engine.jobs={int(0.9 * 4 * needed / each)} would fit, and take longer" in note
+    small = planned(0.5 * needed)
+    assert small.hours is None
+    assert all("of the memory of 8 x core of a laptop can be planned for" in misfit for misfit in small.misfits)
+    assert any(misfit.startswith("tune needs") for misfit in small.misfits)
+
+
 @pytest.mark.parametrize(
     ("groups", "limits", "allowed"),
     [
@@ -442,6 +472,12 @@ def test_rates_are_those_of_finished_artifacts_of_this_run_else_of_others(tmp_pa
     assert hours == pytest.approx((10 + start) / 3600)
     assert said == "as 1 finished artifact of this run"
     assert assumed != hours
+    # one that was killed and gone on with says less than another, and more than none
+    resumed = {"flops": flops, "earlier_seconds": 800.0}
+    finished(tmp_path, "small/04-base/lr=2", "base", 900 + start, **resumed)
+    assert base_hours()[0] == hours
+    shutil.rmtree(tmp_path / "small/04-base/lr=1")
+    assert base_hours()[0] == pytest.approx((900 + start) / 3600)
     # on another machine it says nothing
     assert "H100s" in row(cost.plan(cfg, units, states(cfg, units), "h100"), "base").rate
 
@@ -585,6 +621,13 @@ def test_jobs_that_share_a_busy_gpu_save_nothing(paper: Any) -> None:
 
 def test_a_gpu_here_is_one_however_many_jobs_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machines.pool, "gpus", lambda: ["0"])
-    monkeypatch.setattr(machines, "_gpu", lambda root: machines.figures().machines["h100"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     settings = tiny_config(tmp_path) | {"engine": {"device": "cuda", "jobs": 14}}
-    assert machines.this(loading.load(settings)).devices == 1
+    here = machines.this(loading.load(settings))
+    assert (here.title, here.devices) == ("H100 SXM", 1)
+
+
+def test_what_is_kept_is_said_in_the_unit_of_the_table() -> None:
+    totals = {"train_tokens": 1e6, "sampled_tokens": 0.0, "flops": 1e12, "hours": 2.0, "bytes": 5.2e6}
+    assert cost.sentence(totals).endswith(" (to a factor of two) and 5.2 MB to keep")

@@ -152,18 +152,18 @@ def test_where_and_how_a_run_is_made_leaves_the_same_bytes(tiny: dict[str, Any],
     ("devices", "settings", "workers"),
     [
         (1, {}, 1),
-        (3, {}, 1),
-        (4, {}, 4),
+        (2, {}, 1),
+        (3, {}, 3),
         (8, {}, 6),
         (1, {"synthesize": {"sampler": "vllm"}}, 6),
         (1, {"engine": {"executor": "ray"}}, 6),
     ],
-    ids=["a GPU", "a text for each", "more GPUs than texts", "and than jobs", "an engine that fills its GPU", "a cluster"],
+    ids=["a GPU", "two texts for each", "fewer", "more GPUs than jobs", "an engine that fills its GPU", "a cluster"],
 )
-def test_texts_are_sampled_side_by_side_where_there_is_one_for_each_device(
+def test_texts_are_sampled_side_by_side_where_there_are_two_for_each_device(
     tmp_path: Path, devices: int, settings: dict[str, Any], workers: int
 ) -> None:
-    arms = {name: {"synthetic": name, "share": 0.2} for name in ("related", "unconditional", "random_pairs")}
+    arms = {name: {"synthetic": name, "share": 0.2} for name in ("related", "unconditional", "random_pairs", "scratch")}
     plan = recipes.units(cfg := loading.load(tiny_config(tmp_path) | {"arms": {"repetition": {}, **arms}} | settings))
     found = workers_of(cfg, plan, 6, devices)
     texts = {f"synthesize/{name}": workers for name in arms}

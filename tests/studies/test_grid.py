@@ -95,6 +95,16 @@ def test_what_cannot_be_is_named_before_anything_runs(
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_seeds_of_several_points_cannot_have_texts_of_their_own_that_they_would_share(settings: dict[str, Any]) -> None:
+    own = {"pretrain.text_per_seed": True}
+    vary = varied("pretrain.seeds=[3],[4]")
+    with pytest.raises(ConfigError, match=r"text_per_seed: seeds 3 and 4 are the first of .*\(--seeds 3,4\), or vary `seed`"):
+        grid.points(settings, vary, set=own)
+    assert len(grid.points(settings, vary)) == 2
+    assert len(grid.points(settings, {"seed": [3, 4], **vary}, set=own, together=True)) == 2
+    assert len(grid.points(settings, varied("tune.lr=1e-3,2e-3"), set=own, seeds=[3, 4])) == 2
+
+
 def test_a_setting_that_no_stage_reads_on_the_way_is_refused(settings: dict[str, Any]) -> None:
     vary = varied("evaluate.confidence=0.9,0.95")
     Grid(settings, vary)

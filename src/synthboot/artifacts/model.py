@@ -28,6 +28,7 @@ _TOKEN_COUNTS = "token_counts.json"
 _TUNING = "tune.json"
 _SWEEP = "sweep.json"
 _DIVERGED = "diverged"
+_LEAP = "leap"
 
 T = TypeVar("T")
 
@@ -298,14 +299,22 @@ class Model:
                 shutil.copy2(trial.folder / name, self.folder / name)
 
 
-def diverged_counts(reason: str) -> dict[str, Any]:
-    """What the manifest says of a trial that diverged, which has no model."""
-    return {"account": f"diverged: {reason}", _DIVERGED: reason}
+def diverged_counts(reason: str, leap: float | None) -> dict[str, Any]:
+    """What the manifest says of a trial that diverged, which has no model: how, and by how many
+    nats its loss leapt where that alone stopped it."""
+    counts: dict[str, Any] = {"account": f"diverged: {reason}", _DIVERGED: reason}
+    return counts if leap is None else {**counts, _LEAP: leap}
 
 
 def has_diverged(manifest: Manifest) -> bool:
     """Whether an artifact is a trial without a model."""
     return _DIVERGED in manifest.counts
+
+
+def leap(manifest: Manifest) -> float | None:
+    """By how many nats the loss of a trial leapt that was stopped by that alone; else None."""
+    found = manifest.counts.get(_LEAP)
+    return None if found is None else float(found)
 
 
 def _read(path: Path, kind: type[T]) -> T:

@@ -86,13 +86,14 @@ def _of_array(environment: Mapping[str, str]) -> str:
 
 @dataclass
 class Record:
-    """What a part leaves: how many items there are by folder, as far as it has met them, and once
-    it is through, what it took."""
+    """What a part leaves: how many items there are by folder, as far as it has met them, what it
+    has taken so far, over all its starts, and whether it is through."""
 
     folder: Path
     part: Part
     items: dict[str, int] = field(default_factory=dict)
     cost: dict[str, int | float] = field(default_factory=dict)
+    is_finished: bool = False
 
     def found(self, shards: Shards, count: int) -> None:
         """Note that there are `count` items in this folder, whoever makes them."""
@@ -102,7 +103,8 @@ class Record:
     def save(self) -> None:
         """Write it."""
         path = _place(self.folder, self.part).with_suffix(".json")
-        write_record(path, {"items": self.items, "cost": self.cost})
+        values = {"items": self.items, "cost": self.cost, "finished": self.is_finished}
+        write_record(path, values)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def held(folder: Path, part: Part) -> Iterator[Record]:
             held_lock.enter_context(lock.held(place.parent, f"{place.name}.lock", _PATIENCE))
         except LockedRun:
             raise LockedRun(f"{folder}: part {part} is at work already; wait for it") from None
-        record = Record(folder, part)
+        # one that was killed, or begun twice, has taken what it took
+        record = Record(folder, part, cost=_read(folder, part)["cost"])
         record.save()
         yield record
 
@@ -166,7 +169,7 @@ def standing(folder: Path) -> list[Standing]:
 
 
 def spent(folder: Path) -> list[dict[str, float]]:
-    """What each finished part of an artifact took."""
+    """What each part of an artifact has taken, as far as that was recorded."""
     costs = [_read(folder, Part(*known))["cost"] for known in _known(folder)]
     return [cost for cost in costs if cost]
 
@@ -176,15 +179,16 @@ def _state(folder: Path, part: Part, record: Mapping[str, Any] | None) -> str:
         return "at work"
     if record is None:
         return "not begun"
-    return "finished" if record["cost"] else "died"
+    return "finished" if record["finished"] else "died"
 
 
 def _read(folder: Path, part: Part) -> dict[str, Any]:
-    """A record, empty where its writer was killed over it."""
+    """A record, empty where there is none, or none that is whole."""
+    nothing: dict[str, Any] = {"items": {}, "cost": {}, "finished": False}
     try:
-        return read_record(_place(folder, part).with_suffix(".json"))
+        return nothing | read_record(_place(folder, part).with_suffix(".json"))
     except CorruptArtifact:
-        return {"items": {}, "cost": {}}
+        return nothing
 
 
 def _place(folder: Path, part: Part) -> Path:

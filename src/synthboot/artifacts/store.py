@@ -308,24 +308,18 @@ def begun_as(folder: Path) -> str:
 
 
 def spend(folder: Path, seconds: float) -> None:
-    """Record how many seconds an artifact in the making has taken so far, for `invested`."""
+    """Record how many seconds of work an artifact in the making has taken so far, for
+    `invested`."""
     record = read_record(folder / PROGRESS)
     write_record(folder / PROGRESS, {**record, "seconds": seconds})
 
 
 def invested(folder: Path) -> float:
-    """Seconds that an artifact in the making has taken so far.
-
-    Where none were recorded, by parts that were made apart or an older synthboot, they are the time
-    between its first file and its last part, by the files' dates, which a copy need not keep.
-    """
+    """Seconds of work that an artifact in the making has taken, over all its starts, as far as they
+    were recorded; those of its parts are in their own records."""
     record = read_json(folder / PROGRESS)
     recorded = record.get("seconds") if isinstance(record, dict) else None
-    if isinstance(recorded, int | float):
-        return float(recorded)
-    began = (folder / PROGRESS).stat().st_mtime
-    last = max((seal.stat().st_mtime for seal in folder.rglob(SEAL)), default=began)
-    return max(0.0, last - began)
+    return float(recorded) if isinstance(recorded, int | float) else 0.0
 
 
 def _is_of(

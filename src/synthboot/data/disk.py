@@ -85,6 +85,8 @@ ADVICE = {
 """What is wrong with a disk, and what to do, by the number of the error."""
 _OF_A_FILE = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 """Those that say that a file of an artifact is not there, or is something else."""
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+"""What a file system answers that cannot be asked to flush; a disk that failed says EIO."""
 _IN_WORDS = re.compile(r"\[?\b(?:os error|errno) (\d+)", re.IGNORECASE)
 """An errno as Rust and Arrow write it."""
 _SHORT = re.compile(r"\d+ requested and \d+ written")
@@ -146,7 +148,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             # before the rename: else a crash may leave the name without the data
-            os.fsync(file.fileno())
+            flush(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):  # the first error is the one to report
@@ -427,6 +429,20 @@ def record_hash(value: object) -> str:
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush(descriptor: int) -> None:
+    """Have the disk keep what was written to an open file, or the names in an open folder.
+
+    Some file systems (of FUSE, or over a network) say that they cannot be asked for that, most of
+    them of folders. This is no word of loss, so work goes on: a crash of the machine may then leave
+    files missing or short, which their hashes tell. Raises OSError for any other answer.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise

@@ -33,10 +33,22 @@ if TYPE_CHECKING:
 WORLD = "world"
 _BOM = "\ufeff"
 _LONGEST_LINE = 4_000_000  # bytes, where no setting says it
-_NO_RECORD_A_LINE = (
+_NO_TEXT = (
     (rb"\x1f\x8b", "compressed by gzip, which its name does not say", "add .gz to it"),
     (rb"\x28\xb5\x2f\xfd", "compressed by zstd, which its name does not say", "add .zst to it"),
-    (rb"PAR1", "Parquet, which its name does not say", "call it .parquet"),
+    (rb"BZh[1-9]1AY&SY", "compressed by bzip2", "unpack it by bunzip2"),
+    (rb"\xfd7zXZ\0", "compressed by xz", "unpack it by unxz"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it by 7z x"),
+    (rb"PK\x03\x04", "a ZIP archive, as .docx and .epub are", "take the text out of it"),
+    (rb"%PDF-\d\.\d\s", "PDF", "take the text out of it, for example by pdftotext"),
+    (rb"PAR1[\0-\x08\x0e-\x1f]", "Parquet, which its name does not say", "call it .parquet"),
+)
+"""How a file begins that is no text, what it is, and what to do about it.
+
+A text may begin with letters such as PAR1, so that more than these is asked for.
+"""
+_NO_RECORD_A_LINE = (
+    *_NO_TEXT,
     # the wider first, since its mark begins as that of the other
     (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", "make it UTF-8: iconv -f UTF-32 -t UTF-8"),
     (rb"[\[{]\0\0\0", "UTF-32", "make it UTF-8: iconv -f UTF-32LE -t UTF-8"),
@@ -55,11 +67,11 @@ _NO_RECORD_A_LINE = (
         "jq -c . makes lines of it",
     ),
 )
-"""What the head of a file may look like whose lines are no records, what such a file is, and what
-to do about it."""
+"""The same of a file whose lines are no records."""
 _INVALID = "invalid UTF-8"
 _NOT_NARROW = "UTF-16 or UTF-32, not UTF-8"
 _ADVICE = {
+    **{what: f"what is {what}: {remedy}" for _, what, remedy in _NO_TEXT},
     _INVALID: "Western text of older programs becomes UTF-8 by `iconv -f WINDOWS-1252 -t UTF-8`, "
     "other text by the name of its encoding (GB18030, SHIFT_JIS, WINDOWS-1251)",
     _NOT_NARROW: "`iconv -f UTF-16 -t UTF-8` makes it UTF-8 (or -f UTF-32)",
@@ -366,6 +378,9 @@ def _text(
     cfg: config.Corpus,
 ) -> Record:
     content = stream.read(cfg.max_document_bytes + 1)  # one byte more tells that it is too long
+    for pattern, what, _ in _NO_TEXT:
+        if re.match(pattern, content):
+            return Record(name, 1, None, what)
     if len(content) > cfg.max_document_bytes:
         return Record(name, 1, None, _too_long(cfg))
     if _is_wide(content):

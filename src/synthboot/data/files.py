@@ -55,10 +55,12 @@ _LINES = (
     "{} > lines.jsonl makes lines of JSON of it"
 )
 _TEXT = "; take the text out of it first, a .txt for each document"
+_UNPACK = "; unpack it first"
 _ADVICE = {
     ".csv": _LINES.format("FILE.csv"),
     ".tsv": _LINES.format("FILE.tsv"),
     **dict.fromkeys((".docx", ".doc", ".odt", ".pdf", ".epub", ".html", ".htm"), _TEXT),
+    **dict.fromkeys((".gz", ".zst", ".bz2", ".xz", ".zip", ".7z", ".tar", ".tgz"), _UNPACK),
 }
 """What to do with kinds of files that are not read."""
 
@@ -116,11 +118,13 @@ def find(
         if is_empty and (item == "world" or item.startswith("hub:")):
             raise DataError(f"{setting}: {item}: stands alone, not in a list with others")
         if is_empty:
-            passed_over = counted(ignored - before)
-            holds = f"; it holds {passed_over}" if passed_over else ""
+            passed_over = ignored - before
+            holds = f"; it holds {counted(passed_over)}" if passed_over else ""
+            most = max(passed_over, key=lambda what: passed_over[what], default="")
+            advice = _ADVICE.get(f".{most.rpartition('.')[2]}", "")
             raise DataError(
                 f"{setting}: {item}{seen_from(item)}: no such file, or nothing in it that can be "
-                f"read{holds}; known are {KNOWN}"
+                f"read{holds}; known are {KNOWN}{advice}"
             )
 
     names = _names([(path, own_parts) for path, own_parts, _ in by_target.values()])

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from synthboot.data.disk import flush
 from synthboot.errors import ConfigError, LockedRun
 
 NAME = ".lock"
@@ -153,7 +154,7 @@ def _sign(descriptor: int, turn: str = "") -> None:
     else:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, words.encode(), 0)
-    os.fsync(descriptor)  # over NFS other nodes would not see it for as long as the lock is held
+    flush(descriptor)  # over NFS other nodes would not see it for as long as the lock is held
 
 
 def _turn(descriptor: int) -> str:

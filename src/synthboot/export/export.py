@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from synthboot import config
 from synthboot.data import documents
@@ -20,7 +20,6 @@ from synthboot.export import cards, mixture, models, texts
 from synthboot.export.finished import Finished
 
 What = Literal["synthetic", "real", "models", "tokens"]
-WHAT: tuple[What, ...] = get_args(What)
 """What can be taken away."""
 RECORD = "synthboot-export.json"
 """What an export is known by: what it holds, of which run."""

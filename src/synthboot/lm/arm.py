@@ -20,7 +20,7 @@ from synthboot.artifacts.store import Progress, silent
 from synthboot.artifacts.synthetic import ThrownAway
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
-from synthboot.errors import BudgetError
+from synthboot.errors import BudgetError, Diverged
 from synthboot.lm import adapters, ensemble, parallel, score, track
 from synthboot.lm import model as models
 from synthboot.lm.batches import Plan
@@ -203,7 +203,8 @@ def train_arm(
     """A model with fresh weights (or `init_from`) trained on an arm's text, with its token
     counts.
 
-    Raises BudgetError where synthetic text would have to be read twice.
+    Raises BudgetError where synthetic text would have to be read twice, and Diverged, with what it
+    has cost by then, as `train` does.
     """
     seq_len = cfg.model.seq_len
     device = models.device(cfg.engine.device)
@@ -235,22 +236,32 @@ def train_arm(
             teachers.append(models.load(member, device))
     settings = _settings(cfg, arm, seed, plan.steps)
     runtime = runtime_of(cfg, folder)
-    curve = train(
-        model=model,
-        batches=plan,
-        settings=settings,
-        validate=validate,
-        folder=folder,
-        tokenizer=tokenizer,
-        progress=progress,
-        runtime=runtime,
-        copying=copying,
-        teachers=teachers,
-    )
 
-    train_flops = cfg.optim.lora.passes * forward_flops * read.train_tokens
-    # every member reads every token once, forwards
-    teacher_flops = len(teachers) * forward_flops * read.train_tokens
+    # every member of a teacher reads every token once, forwards
+    passes = cfg.optim.lora.passes + len(teachers)
+
+    def flops(tokens: int, evaluations: int) -> float:
+        # every evaluation reads the whole validation set once, forwards
+        return forward_flops * (passes * tokens + validation.num_tokens * evaluations)
+
+    try:
+        curve = train(
+            model=model,
+            batches=plan,
+            settings=settings,
+            validate=validate,
+            folder=folder,
+            tokenizer=tokenizer,
+            progress=progress,
+            runtime=runtime,
+            copying=copying,
+            teachers=teachers,
+        )
+    except Diverged as error:
+        tokens = error.steps * plan.batch_tokens
+        error.cost = {"tokens": tokens, "flops": flops(tokens, error.evaluations)}
+        raise
+
     token_counts = TokenCounts(
         **asdict(read),
         seed=seed,
@@ -260,13 +271,12 @@ def train_arm(
         settings=asdict(settings),
         recipe=arm,
         best_step=curve.best_step,
-        train_flops=train_flops,
-        spent_flops=sampling_flops(text, read) + teacher_flops,
+        train_flops=cfg.optim.lora.passes * forward_flops * read.train_tokens,
+        spent_flops=sampling_flops(text, read) + len(teachers) * forward_flops * read.train_tokens,
         thrown_away=dict(text.thrown_away),
     )
-    # every evaluation reads the whole validation set once, forwards
-    evaluation_flops = forward_flops * validation.num_tokens * len(curve.validation)
-    return Trained(curve, token_counts, train_flops + teacher_flops + evaluation_flops)
+    spent = flops(read.train_tokens, len(curve.validation))
+    return Trained(curve, token_counts, spent)
 
 
 def _settings(

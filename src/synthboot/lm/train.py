@@ -362,25 +362,38 @@ class _Trainer:
             return
         step = self.curve.step
         problem = f"loss {loss:.3f}"
-        remedy = ""
+        leap = None
         if leapt and math.isfinite(loss):
             problem += f" after a mean of {usual:.3f}"
-            if self.section == "optim":  # tuning has no such setting
-                remedy = " or raise optim.max_spike"
+            # tuning has no such setting, and what is not finite no other remedy
+            if self.section == "optim" and math.isfinite(norm):
+                leap = loss - usual
         raise self._diverged(
             f"{problem}, gradient norm {norm:.3g} at step {step + 1} of {self.batches.steps}",
+            step + 1,
             f", on {self.batches.describe(step)}",
-            remedy,
+            leap,
         )
 
-    def _diverged(self, problem: str, read: str = "", remedy: str = "") -> Diverged:
-        """The error for a problem: `read` says what the step read, perhaps thousands of documents,
-        `remedy` what else than a lower rate may help."""
+    def _diverged(
+        self,
+        problem: str,
+        steps: int,
+        read: str = "",
+        leap: float | None = None,
+    ) -> Diverged:
+        """The error for a problem after so many steps: `read` says what the last step read, perhaps
+        thousands of documents, `leap` by how much its loss lay above the usual one, where a larger
+        optim.max_spike would have let that pass."""
+        remedy = "" if leap is None else " or raise optim.max_spike"
         return Diverged(
             f"{self.folder}: {problem}{read}; "
             f"lower {self.section}.lr ({self.settings.lr:g}){remedy}; "
             f"the last good checkpoint is {_latest(self.folder) or 'none'}",
             reason=problem,
+            leap=leap,
+            steps=steps,
+            evaluations=len(self.curve.validation),
         )
 
     def evaluate(self) -> None:
@@ -396,7 +409,8 @@ class _Trainer:
             if curve.step and not math.isfinite(loss):
                 # the step's own loss was that of the weights before it
                 raise self._diverged(
-                    f"validation loss {loss} after step {curve.step} of {self.batches.steps}"
+                    f"validation loss {loss} after step {curve.step} of {self.batches.steps}",
+                    curve.step,
                 )
             curve.validation.append([tokens, loss])
             if self.copying is not None:

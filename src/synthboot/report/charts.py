@@ -630,8 +630,8 @@ def _lengths(analyzed: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
         id="lengths",
         title="How long",
         read=(
-            "Synthetic text should be as long as real text; a pile at the right was cut by the "
-            "window."
+            "Synthetic text should be as long as real text; a pile at the right had no room for "
+            "more."
         ),
         x="tokens in a document",
         y="share of documents",

@@ -23,7 +23,8 @@ _TOP = 26
 _BOTTOM = 44
 _NAME = 125  # how wide a column of names is, and one of values
 _VALUE = 180
-_NAME_HEIGHT = 16  # of a vertical's name, and a little room below it
+_NAME_HEIGHT = 16  # of a reference's name, and a little room below it
+_RADIUS = 5  # of a dot
 _LETTER = 8  # a little more than a letter of the page's font takes
 
 _MOST_TICKS = 6
@@ -356,7 +357,7 @@ class Values(Figure):
             template = '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="10"/>'
             picture.draw(template, left, y - 5, right - left)
         else:
-            picture.dot(at, y, 5, "value")
+            picture.dot(at, y, _RADIUS, "value")
         for seed in mark.seeds:
             picture.dot(x(seed), y + 7, 3, "seed")
         picture.text(_RIGHT, text_y, mark.name, "start")
@@ -383,6 +384,10 @@ class Plane(Figure):
     @abstractmethod
     def _numbers(self) -> tuple[list[float], list[float]]:
         """Every x and every y that has to be within the picture."""
+
+    @abstractmethod
+    def _points(self) -> list[tuple[float, float]]:
+        """Where a dot lies, by x and y."""
 
     @abstractmethod
     def _draw_contents(self, picture: _Picture, x: Scale, y: Scale) -> None:
@@ -437,7 +442,14 @@ class Plane(Figure):
         for name, value in self.horizontals.items():
             at = y(value)
             picture.horizontal(at, _LEFT, _WIDTH - _RIGHT, "reference")
-            picture.text(_LEFT + 4, at - 4, name, "start")
+            # the name stands where no dot hides it: at the left, unless that side alone has some
+            width = 4 + len(name) * _LETTER
+            is_hidden_left = self._hides(x.start, x.start + width, at, x, y)
+            is_hidden_right = self._hides(x.end - width, x.end, at, x, y)
+            if is_hidden_left and not is_hidden_right:
+                picture.text(x.end - 4, at - 4, name, "end")
+            else:
+                picture.text(x.start + 4, at - 4, name, "start")
         for name, value in self.verticals.items():
             at = x(value)
             picture.vertical(at, _TOP, _HEIGHT - _BOTTOM, "reference")
@@ -446,6 +458,14 @@ class Plane(Figure):
                 picture.text(at - 4, _TOP + 10, name, "end")
             else:
                 picture.text(at + 4, _TOP + 10, name, "start")
+
+    def _hides(self, left: float, right: float, bottom: float, x: Scale, y: Scale) -> bool:
+        """Whether a dot lies over words between these pixels, above `bottom`."""
+        for across, down in ((x(at), y(value)) for at, value in self._points()):
+            is_beside = left - _RADIUS < across < right + _RADIUS
+            if is_beside and bottom - _NAME_HEIGHT - _RADIUS < down < bottom + _RADIUS:
+                return True
+        return False
 
     def _draw_names(self, picture: _Picture, x: Scale, y: float) -> None:
         """The names of places, cut to an equal share of the room; one that would lie on the name
@@ -494,6 +514,9 @@ class Curves(Plane):
         points = list(chain.from_iterable(line.points for line in [*self.lines, *self.laws]))
         return [point[0] for point in points], [y for point in points for y in point[1:]]
 
+    def _points(self) -> list[tuple[float, float]]:
+        return [(point[0], point[1]) for line in self.lines for point in line.points]
+
     def _draw_contents(self, picture: _Picture, x: Scale, y: Scale) -> None:
         for law in self.laws:
             dotted = _Picture()
@@ -526,6 +549,9 @@ class Dots(Plane):
     def _numbers(self) -> tuple[list[float], list[float]]:
         return [x for dot in self.dots for x in dot.x], [y for dot in self.dots for y in dot.y]
 
+    def _points(self) -> list[tuple[float, float]]:
+        return [(dot.x[0], dot.y[0]) for dot in self.dots]
+
     def _draw_contents(self, picture: _Picture, x: Scale, y: Scale) -> None:
         behind = _Picture()
         dots = _Picture()
@@ -539,7 +565,7 @@ class Dots(Plane):
             of_dot = _Picture()
             of_x, of_y = (_with_ends(value, ends) for value, *ends in (dot.x, dot.y))
             of_dot.title(f"{dot.name}: {of_x}; {of_y}")
-            of_dot.dot(across, down, 5, "value" if dot.is_filled else "open")
+            of_dot.dot(across, down, _RADIUS, "value" if dot.is_filled else "open")
             dots.group("", of_dot)
         # nothing lies over a dot
         picture.group(self.color, behind)
@@ -603,6 +629,6 @@ def _curve(line: Line, x: Scale, y: Scale) -> _Picture:
         of_point = _Picture()
         shown = _with_ends(value, ends)
         of_point.title(f"{line.name} at {_plain(at)}: {shown}")
-        of_point.dot(across, down, 5, kind)
+        of_point.dot(across, down, _RADIUS, kind)
         picture.group("", of_point)
     return picture

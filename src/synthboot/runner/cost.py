@@ -27,7 +27,7 @@ from synthboot.runner import machines
 from synthboot.runner.estimator import TRAINED, Estimator, finished
 from synthboot.runner.machines import THIS, Machine
 from synthboot.runner.state import State
-from synthboot.runner.work import Sizes, Work, Workload, duration, is_copy, sizes
+from synthboot.runner.work import Sizes, Work, Workload, duration, is_copy, size, sizes
 
 _MORE_SEEDS = (5, 10)
 
@@ -211,7 +211,7 @@ def sentence(cost: dict[str, float], machine: str = "this machine") -> str:
     return (
         f"to do: {cost['train_tokens']:,.0f} tokens to train on and "
         f"{cost['sampled_tokens']:,.0f} to sample, {cost['flops']:.2g} FLOPs; "
-        f"{time}{cost['bytes'] / 2**20:,.0f} MiB"
+        f"{time}{size(cost['bytes'])} to keep"
     )
 
 

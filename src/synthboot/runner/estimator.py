@@ -20,7 +20,7 @@ from synthboot.errors import CorruptArtifact
 from synthboot.recipes import Unit, is_filter
 from synthboot.runner import machines, torchrun
 from synthboot.runner.machines import Machine, figures
-from synthboot.runner.unit import workers_of
+from synthboot.runner.unit import has_workers, workers_of
 from synthboot.runner.work import Work, Workload, duration, is_copy, size
 
 _FREE = 0.9
@@ -113,12 +113,14 @@ class Estimator:
         share of the machine is assumed.
 
         Artifacts of a tenth of the work or ten times as much are passed over: what is most of the
-        time of a small one is none of a large one's.
+        time of a small one is none of a large one's. So are those that were killed and gone on
+        with, where there are others: some of their work was done twice, or on another machine.
         """
         mine = self.cfg.folder
         wanted = _amount(stage, work.flops, work.tokens)
         for where, is_near in (("this run", True), (f"runs in {self.cfg.root}", False)):
-            rates = []
+            rates: list[float] = []
+            of_resumed: list[float] = []
             for folder, manifest in self.manifests.items():
                 if manifest.stage != stage or (is_near and mine not in folder.parents):
                     continue
@@ -133,7 +135,9 @@ class Estimator:
                     # what questions take is not planned, and is much alike in all arms
                     done = wanted
                 if wanted / 10 < done < wanted * 10:
-                    rates += _rates(manifest, done, self._start(stage))
+                    found = of_resumed if "earlier_seconds" in cost else rates
+                    found += _rates(manifest, done, self._start(stage))
+            rates = rates or of_resumed
             if rates:
                 many = f"{len(rates)} finished artifact{'s' * (len(rates) > 1)}"
                 return Rate(median(rates), f"as {many} of {where}")
@@ -210,8 +214,6 @@ class Estimator:
 
     def misfit(self, unit: Unit, work: Work) -> str | None:
         """Why an artifact cannot be made on this machine, and what would do; None where it can."""
-        room = _FREE * self.machine.memory_bytes
-        needed = self.memory(unit, work)
         processes = self.cfg.engine.processes
         if unit.stage in torchrun.STAGES and processes > self.machine.devices:
             return (
@@ -219,6 +221,10 @@ class Estimator:
                 f"{self.machine.devices} device{'s' * (self.machine.devices > 1)}: "
                 f"take more devices, or fewer processes"
             )
+        if self.machine.kind == "cpu":
+            return self._misfit_of_host(unit, work)
+        room = _FREE * self.machine.memory_bytes
+        needed = self.memory(unit, work)
         if needed <= room:
             return None
         if unit.stage in TRAINED:
@@ -233,6 +239,52 @@ class Estimator:
             f"{self.machine.title} can be planned for: {instead}"
         )
 
+    def _misfit_of_host(self, unit: Unit, work: Work) -> str | None:
+        """The same where a processor does the work, whose cores have one memory together."""
+        room = _FREE * self._host_bytes
+        needed = self.host_memory(unit, work)
+        if needed <= room:
+            return None
+        instead = "take a machine with more memory"
+        if unit.stage in TRAINED and not is_copy(unit):
+            # beside training: what is imported, and what comes of scoring
+            each = needed / self.cfg.engine.processes - self.memory(unit, work)
+            instead = self._instead(unit, room / self.cfg.engine.processes - each)
+        elif unit.stage == "synthesize" and not is_filter(unit) and self._sampled_rows(work) > 1:
+            instead = (
+                f"lower engine.sample_batch ({self._sampled_rows(work):.0f} rows), or {instead}"
+            )
+        return (
+            f"{unit.stage} needs {size(needed)}, and {size(room)} of the memory of "
+            f"{self.machine.name} can be planned for: {instead}"
+        )
+
+    @property
+    def _host_bytes(self) -> float:
+        """The memory of a processor, of all its cores together."""
+        return self.machine.devices * self.machine.memory_bytes
+
+    def _crowded(self, todo: Mapping[str, Unit], works: Mapping[str, Work]) -> list[str]:
+        """A note where what works side by side by `engine.jobs` has not the memory for it."""
+        stages = Counter(unit.stage for unit in todo.values())
+        processes = self.cfg.engine.processes
+        room = _FREE * self._host_bytes
+        crowded = []
+        for name, unit in todo.items():
+            needed = self.host_memory(unit, works[name])
+            at_once = self.machine.devices // processes
+            if not has_workers(unit):
+                at_once = min(at_once, stages[unit.stage])
+            if needed <= room < at_once * needed:
+                crowded.append((int(room / needed) * processes, at_once * needed, unit.stage))
+        if not crowded:
+            return []
+        jobs, needed, stage = min(crowded)
+        return [
+            f"{stage}: what is made side by side needs {size(needed)}, and {size(room)} of memory "
+            f"can be planned for; engine.jobs={jobs} would fit, and take longer"
+        ]
+
     def notes(
         self,
         todo: Mapping[str, Unit],
@@ -240,7 +292,7 @@ class Estimator:
         seconds: Mapping[str, float],
     ) -> list[str]:
         """What the table cannot say."""
-        notes = []
+        notes = self._crowded(todo, works) if self.machine.kind == "cpu" else []
         pairing = [works[name].host_memory for name, unit in todo.items() if unit.stage == "pair"]
         host = max(pairing, default=0.0)
         if host > 2**36:
@@ -402,7 +454,9 @@ class Estimator:
                     rows *= 2
                 again = ", engine.checkpoint_activations=true" if recomputed else ""
                 return f"engine.micro_batch_tokens={rows * seq_len}{again} would fit"
-        for processes in (2**power for power in range(1, 14)):
+        # a processor's cores have one memory: shards side by side save nothing
+        several = range(1, 14) if self.machine.kind != "cpu" else ()
+        for processes in (2**power for power in several):
             if self._training_memory(unit, seq_len, processes, recomputed=True) <= room:
                 return (
                     f"engine.processes={processes}, engine.shard=true, "

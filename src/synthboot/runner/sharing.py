@@ -10,9 +10,9 @@ from synthboot import config
 from synthboot.artifacts import store
 from synthboot.artifacts.model import has_diverged
 from synthboot.errors import CorruptArtifact
-from synthboot.recipes import VERSIONS, Unit, is_trial
+from synthboot.recipes import Unit
 from synthboot.runner.graph import fingerprints
-from synthboot.runner.state import State, contents, state
+from synthboot.runner.state import State, contents, stands, state
 from synthboot.runner.unit import held
 
 OWN = ("evaluate", "report")
@@ -59,7 +59,7 @@ def take_over(
             continue
 
         folder = unit.folder(cfg.folder)
-        wanted = (marks[name], VERSIONS[unit.stage], unit.reads, contents(cfg, plan, unit))
+        wanted = (marks[name], contents(cfg, plan, unit))
         problem = None
         for source in others.get(marks[name], ()):
             if source.resolve() == folder.resolve():
@@ -67,10 +67,10 @@ def take_over(
             try:
                 manifest = store.read_manifest(source)
                 # made from parents that hold something else than here, it is not the same
-                if manifest is None or not store.stands(manifest, *wanted):
+                if manifest is None or not stands(unit, manifest, *wanted):
                     continue
                 # a diverged trial is a result of a sweep; outside of one it is an error to meet
-                if has_diverged(manifest) and not is_trial(unit):
+                if has_diverged(manifest) and not unit.is_trial:
                     continue
                 with held(folder):
                     store.adopt(source, folder)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from synthboot import config
-from synthboot.artifacts import parts, store
+from synthboot.artifacts import model, parts, store
 from synthboot.data import disk
 from synthboot.errors import CorruptArtifact, FinishedWork
 from synthboot.recipes import VERSIONS, Unit
@@ -98,6 +98,20 @@ def contents(
     return held
 
 
+def stands(
+    unit: Unit,
+    manifest: store.Manifest,
+    fingerprint: str,
+    contents: Mapping[str, str],
+) -> bool:
+    """Whether a finished artifact is what the unit would make now of parents that hold `contents`.
+
+    A trial that was stopped by a leap of its loss is, as long as it would be stopped again.
+    """
+    is_made_so = store.stands(manifest, fingerprint, VERSIONS[unit.stage], unit.reads, contents)
+    return is_made_so and not _would_pass(unit, manifest)
+
+
 def ask(
     plan: Mapping[str, Unit],
     standing: Mapping[str, State],
@@ -164,9 +178,14 @@ def _state(
     mark = expected[unit.name]
     version = VERSIONS[unit.stage]
     seconds = float(manifest.cost.get("seconds", 0.0))
-    if not unfinished and store.stands(manifest, mark, version, unit.reads, held):
+    if not unfinished and stands(unit, manifest, mark, held):
         stamped = manifest.fingerprint == mark and manifest.contents == held
         return State("done", seconds=seconds, stamped=stamped)
+    if _would_pass(unit, manifest):
+        # it has no model, so nothing of it is given up; what was chosen without it may be
+        spike = unit.settings.optim.max_spike
+        reason = f"its loss leapt, and optim.max_spike is {spike:g} now"
+        return State("stale", (reason,), changed=True)
 
     parents = {role: expected[parent] for role, parent in unit.parents.items()}
     reasons = store.drift(manifest, version, unit.reads, parents)
@@ -191,11 +210,17 @@ def _state(
     )
 
 
+def _would_pass(unit: Unit, manifest: store.Manifest) -> bool:
+    """Whether the loss of a trial leapt by no more than is let pass now."""
+    leap = model.leap(manifest)
+    return leap is not None and leap <= unit.settings.optim.max_spike
+
+
 def _begun(folder: Path, mark: str) -> State:
     """How an unfinished artifact stands, where the one with this fingerprint is wanted."""
     if not (folder / store.PROGRESS).exists():
         return State("missing")
     if store.begun_as(folder) in (mark, ""):
         return State("partial")
-    in_parts = sum(cost["seconds"] for cost in parts.spent(folder))
-    return State("partial", ("begun as another",), max(store.invested(folder), in_parts))
+    in_parts = sum(cost.get("seconds", 0.0) for cost in parts.spent(folder))
+    return State("partial", ("begun as another",), store.invested(folder) + in_parts)

@@ -10,7 +10,7 @@ from synthboot import config
 from synthboot.artifacts import model, parts
 from synthboot.artifacts.store import Progress, silent
 from synthboot.errors import Diverged
-from synthboot.recipes import Unit, is_trial
+from synthboot.recipes import Unit
 
 if TYPE_CHECKING:
     from synthboot.steps.context import Context, Outcome
@@ -28,7 +28,7 @@ def run_step(
 
     The step may start as many as `workers` processes of its own. A trial of a sweep that diverges
     is finished by that: it has no model, and its counts say why, so that the others go on and it
-    is not tried again.
+    is not tried again unless its settings would let it pass (`state.stands`).
     """
     # it brings torch along, which whoever only plans should not wait for
     from synthboot.steps import STEPS
@@ -37,9 +37,9 @@ def run_step(
     try:
         return STEPS[unit.stage](context)
     except Diverged as error:
-        if not is_trial(unit):
+        if not unit.is_trial:
             raise
-        return model.diverged_counts(error.reason), {}
+        return model.diverged_counts(error.reason, error.leap), error.cost
 
 
 def run_part(

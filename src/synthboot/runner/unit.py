@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +19,7 @@ from synthboot.errors import MissingArtifact
 from synthboot.recipes import VERSIONS, Unit, is_filter
 from synthboot.runner import torchrun
 from synthboot.runner.memory import Memory
-from synthboot.runner.state import contents
+from synthboot.runner.state import contents, stands
 from synthboot.runner.step import run_part, run_step
 
 PARALLEL = ("corpus", "embed", "pair", "synthesize")
@@ -53,15 +54,16 @@ def workers_of(
 ) -> dict[str, int]:
     """By name, the number of workers of each unit that has workers of its own.
 
-    It is the number of `jobs`, and one such unit runs at a time. Sampling differs: where there is a
-    text for each of the `devices` (GPUs, or cores where there are none), each text has one worker,
-    since texts side by side start and end less often than one after another. Where there are more
-    jobs than GPUs, they share these, since the batch of a small model does not fill one.
+    It is the number of `jobs`, and one such unit runs at a time. Sampling differs: where there are
+    two texts or more for each of the `devices` (GPUs, or cores where there are none), each text has
+    one worker: many texts side by side start less often than one after another, and few would leave
+    devices idle in the end. Where there are more jobs than GPUs, they share these, since the batch
+    of a small model does not fill one.
     """
     workers = {name: jobs for name, unit in units.items() if has_workers(unit)}
     if cfg.engine.executor == "local" and cfg.synthesize.sampler == "embedded":
         texts = [name for name in workers if units[name].stage == "synthesize"]
-        each = 1 if len(texts) >= devices else devices
+        each = 1 if len(texts) >= 2 * devices else devices
         workers |= dict.fromkeys(texts, min(jobs, each))
     return workers
 
@@ -100,8 +102,7 @@ def make(
     with disk.storage_errors(folder), held(folder):
         of_parents = _verified(cfg, plan, unit)
         made = store.read_manifest(folder)
-        wanted = (fingerprints[name], VERSIONS[unit.stage], unit.reads, of_parents)
-        if made is not None and store.stands(made, *wanted):
+        if made is not None and stands(unit, made, fingerprints[name], of_parents):
             # made by another process while this one waited, such as the same part begun twice, or
             # by one that was lost before it had cleared up
             store.finish(folder)
@@ -110,14 +111,18 @@ def make(
         for lost in store.begin(folder, fingerprints[name], of_parents):
             note(lost)
 
-        progress = _recorded(progress, folder)
+        before = {"seconds": store.invested(folder)}
+        spend = partial(store.spend, folder)
+        progress = _recorded(progress, spend, before["seconds"])
         started = time.monotonic()
         with Memory() as memory:
             if cfg.engine.processes > 1 and unit.stage in torchrun.STAGES:
                 counts, cost = torchrun.run_step_together(cfg, plan, unit, progress, note)
             else:
                 counts, cost = run_step(cfg, plan, unit, workers, progress, note)
-        cost |= _spent(started, memory, parts.spent(folder))
+        cost |= _spent(started, memory, [before, *parts.spent(folder)])
+        if before["seconds"]:
+            cost["earlier_seconds"] = before["seconds"]
 
         record = store.Manifest(
             stage=unit.stage,
@@ -153,10 +158,18 @@ def make_part(
         # parents are verified before: joining may empty the folder
         wanted = (fingerprints[name], _verified(cfg, plan, unit))
         record = locks.enter_context(_joined(folder, wanted, part, note))
+        before = record.cost
+
+        def spend(seconds: float) -> None:
+            record.cost = {"peak_memory_bytes": 0, **before, "seconds": seconds}
+            record.save()
+
+        progress = _recorded(progress, spend, before.get("seconds", 0.0))
         started = time.monotonic()
         with Memory() as memory:
             items = run_part(cfg, plan, unit, record, workers, progress)
-        record.cost = _spent(started, memory)
+        record.cost = _spent(started, memory, [before])
+        record.is_finished = True
         record.save()
     return {**record.cost, "account": f"part {part}, {items:,} items"}
 
@@ -245,10 +258,14 @@ def _tellers(
     return progress, note
 
 
-def _recorded(progress: store.Progress, folder: Path) -> store.Progress:
-    """`progress` that also records how long the artifact has been in the making, since hours of
-    that are given up only with `--replace`."""
-    before = store.invested(folder)
+def _recorded(
+    progress: store.Progress,
+    spend: Callable[[float], None],
+    before: float,
+) -> store.Progress:
+    """`progress` that also has `spend` record how many seconds the artifact has been in the making,
+    with the seconds `before` this start: they are part of its cost, and hours of them are given up
+    only with `--replace`."""
     started = time.monotonic()
     last = started
 
@@ -259,7 +276,7 @@ def _recorded(progress: store.Progress, folder: Path) -> store.Progress:
             last = now
             # where the disk is full for a moment, the work must not end over a record
             with suppress(OSError):
-                store.spend(folder, before + now - started)
+                spend(before + now - started)
         progress(done, words)
 
     return told
@@ -288,13 +305,13 @@ def _verified(
 def _spent(
     started: float,
     memory: Memory,
-    of_parts: Iterable[Mapping[str, float]] = (),
+    earlier: Iterable[Mapping[str, float]],
 ) -> dict[str, int | float]:
-    """What was spent since `started`, and in parts before: the sum of the seconds, and the most
-    memory that any of them took."""
+    """What was spent since `started`, and `earlier`, as far as that is known: the sum of the
+    seconds, and the most memory at any time."""
     seconds = time.monotonic() - started
     peak = memory.peak()
-    for cost in of_parts:
-        seconds += cost["seconds"]
-        peak = max(peak, int(cost["peak_memory_bytes"]))
+    for cost in earlier:
+        seconds += cost.get("seconds", 0.0)
+        peak = max(peak, int(cost.get("peak_memory_bytes", 0)))
     return {"seconds": seconds, "peak_memory_bytes": peak}

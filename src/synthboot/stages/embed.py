@@ -191,17 +191,23 @@ def _vocabulary(
 
 
 def flops(cfg: config.Embed, docs: int, tokens: int) -> float:
-    """FLOPs of the vectors of `docs` documents of `tokens` in all, fitting included; a document's
+    """FLOPs of the vectors of `docs` documents of `tokens` in all, fitting included."""
+    fitting = fitting_flops(cfg, docs, tokens) if cfg.model == "self" else 0.0
+    return fitting + embedding_flops(cfg, tokens)
+
+
+def embedding_flops(cfg: config.Embed, tokens: int) -> float:
+    """FLOPs of the vectors of texts of `tokens` in all, by an embedder that is there; a text's
     words are at most its tokens, so for `self` this is an upper bound.
 
     Nothing for vectors that come from a file.
     """
     if cfg.model == "file":
         return 0.0
-    if cfg.model != "self":
-        parameters = sum(p.numel() for p in _load(cfg, "cpu").parameters())
-        return 2.0 * tokens * parameters
-    return fitting_flops(cfg, docs, tokens) + 2.0 * cfg.dim * tokens
+    if cfg.model == "self":
+        return 2.0 * cfg.dim * tokens
+    parameters = sum(p.numel() for p in _load(cfg, "cpu").parameters())
+    return 2.0 * tokens * parameters
 
 
 def fitting_flops(cfg: config.Embed, docs: int, tokens: int) -> float:

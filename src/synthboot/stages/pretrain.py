@@ -28,6 +28,7 @@ from synthboot.artifacts.store import WORK, Progress, plain, silent, typed
 from synthboot.data.disk import read_json, remove, write_json
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
+from synthboot.errors import Diverged
 from synthboot.lm import ensemble, parallel, score
 from synthboot.lm import model as models
 from synthboot.lm.arm import Sources, Trained, train_arm
@@ -135,7 +136,13 @@ def _members(
         if finished[number]:
             members.append(_recorded(of_member))
             continue
-        trained = train(seed, of_member, _part(progress, number, len(seeds)))
+        try:
+            trained = train(seed, of_member, _part(progress, number, len(seeds)))
+        except Diverged as error:
+            # those before it were paid for too
+            error.cost["tokens"] += sum(member.token_counts.train_tokens for member in members)
+            error.cost["flops"] += sum(member.flops for member in members)
+            raise
         if parallel.rank() == 0:
             _record(of_member, trained)
         members.append(trained)

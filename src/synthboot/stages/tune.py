@@ -38,7 +38,7 @@ from synthboot.artifacts.store import WORK, Progress, during, silent
 from synthboot.data.disk import read_record, write_record
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
-from synthboot.errors import BudgetError, DataError
+from synthboot.errors import BudgetError, DataError, Diverged
 from synthboot.lm import adapters, merging, parallel, pointer, score
 from synthboot.lm import model as models
 from synthboot.lm.arm import runtime_of
@@ -56,7 +56,7 @@ class Tuned:
     needs to synthesize."""
 
     record: Tuning
-    tokens: int
+    tokens: float
     flops: float
     measuring_flops: float
 
@@ -126,17 +126,25 @@ def tune(
         adapters.add(model, cfg.tune.lora, cfg.seed, "tune", form.separator)
     if runtime.group.main:
         merging.undo(folder)
-    curve = train(
-        model=model,
-        batches=plan,
-        settings=settings,
-        validate=lambda m: stopping.loss(m),
-        folder=folder,
-        tokenizer=tokenizer,
-        progress=progress,
-        runtime=runtime,
-        section="tune",
-    )
+    forward = models.flops_per_token(model, cfg.tune_seq_len)
+
+    try:
+        curve = train(
+            model=model,
+            batches=plan,
+            settings=settings,
+            validate=lambda m: stopping.loss(m),
+            folder=folder,
+            tokenizer=tokenizer,
+            progress=progress,
+            runtime=runtime,
+            section="tune",
+        )
+    except Diverged as error:
+        error.cost = _cost(cfg, plan, stopping, forward, error.steps, error.evaluations)
+        error.cost["measuring_flops"] = forward * 2 * stopping.num_tokens  # untuned
+        raise
+
     shares: list[tuple[float, float]] = []
     if start is not None and cfg.tune.base_share:
         tell = during(progress, 1.0, "averaging with base")
@@ -163,10 +171,7 @@ def tune(
             conditioning[name] = held.conditioning(best, origin, start is not None, chosen, tell)
             measured += held.conditioning_tokens
 
-    tokens = curve.step * plan.batch_tokens
-    forward = models.flops_per_token(model, cfg.tune_seq_len)
-    # an evaluation costs one forward pass
-    evaluated = stopping.num_tokens * (len(curve.validation) + len(shares))
+    cost = _cost(cfg, plan, stopping, forward, curve.step, len(curve.validation) + len(shares))
     return Tuned(
         record=Tuning(
             account="",  # by whoever saves it, as `upstream_flops` is
@@ -181,10 +186,27 @@ def tune(
             pointer=stopping.weights(best, chosen),
             is_prompted=conditional and chosen < 1,
         ),
-        tokens=tokens,
-        flops=cfg.tune.lora.passes * forward * tokens + forward * evaluated,
+        **cost,
         measuring_flops=forward * measured,
     )
+
+
+def _cost(
+    cfg: config.Config,
+    plan: PairPlan,
+    stopping: _Held,
+    forward: float,
+    steps: int,
+    evaluations: int,
+) -> dict[str, float]:
+    """The tokens that tuning has read in so many steps, and the FLOPs of these and of the
+    evaluations, each of which is one forward pass."""
+    tokens = steps * plan.batch_tokens
+    evaluated = stopping.num_tokens * evaluations
+    return {
+        "tokens": tokens,
+        "flops": cfg.tune.lora.passes * forward * tokens + forward * evaluated,
+    }
 
 
 def _untuned(

@@ -31,8 +31,8 @@ class Context:
 
     - `progress` and `note` tell the user how far it is, and what to know.
     - `outside` names and hashes the files from outside the run that its artifact is known by.
-    - `arm`, `seed`, `recipe` and `variant` say what it makes. `trial`: it is one of a sweep.
-      `ready`: a trial of its sweep is this model already.
+    - `arm`, `seed`, `recipe` and `variant` say what it makes. `ready`: a trial of its sweep is this
+      model already.
     - `budget_tokens`, `filter` and `text_of_seed` are for synthetic text: how much, chosen by what,
       and for which seed, where each seed has its own.
     - With a `part`, only that part of its items is to be made; `found` takes where items lie, and
@@ -50,7 +50,6 @@ class Context:
     seed: int = 0
     recipe: config.Arm | None = None
     ready: bool = False
-    trial: bool = False
     variant: str = ""
     budget_tokens: int = 0
     text_of_seed: int | None = None

@@ -32,8 +32,8 @@ def filtered(c: Context, chosen: config.Filter) -> Outcome:
     """What a filter leaves of an S_pretrain.
 
     What takes a model is measured chunk by chunk and kept until the end, so that a kill costs a
-    chunk; counting is done anew. The FLOPs are those of base, of the embedding and, at most, of the
-    likelihood judge.
+    chunk; counting is done anew. The FLOPs are those that base, the embedding and, at most, the
+    likelihood judge spend on the samples; known cases, of which there are few, are not counted.
     """
     from synthboot.stages import filter as stage
 
@@ -246,14 +246,26 @@ def _flops(
     flops = 0.0
     if base is not None:
         flops += models.flops_per_token(base, c.cfg.model.seq_len) * tokens
-    if chosen.similarity is not None or "embedding" in chosen.judged.values():
-        flops += embed.flops(c.cfg.embed, len(source), tokens)
+    flops += embed.embedding_flops(c.cfg.embed, _embedded_tokens(c, source, chosen))
     if "likelihood" in chosen.judged.values():
         synthesizer = models.load(c.model("tune/related").best)
         # two passes, each with d1 and with another document, in one row of the synthesizer
         read = 4 * len(source) * c.cfg.tune_seq_len
         flops += models.flops_per_token(synthesizer, c.cfg.tune_seq_len) * read
     return flops
+
+
+def _embedded_tokens(c: Context, source: Synthetic, chosen: config.Filter) -> int:
+    """Tokens of the texts that become vectors, each as often as it does."""
+    tokens = 0
+    if chosen.similarity is not None:
+        tokens += source.tokens.num_tokens
+    if "nonfactual" in chosen.judged:  # to find the documents that it is held against
+        tokens += source.tokens.num_tokens
+    if "embedding" in chosen.judged.values():
+        d1 = np.asarray(source.d1(), np.int64)
+        tokens += source.tokens.num_tokens + int(c.corpus.pretrain.lengths[d1].sum())
+    return tokens
 
 
 def _quantiles(values: np.ndarray) -> list[float]:

@@ -33,7 +33,7 @@ def best_trial(
         else:
             losses[trial] = loss(model)
     if not losses:
-        raise _none_left(c, diverged)
+        raise _none_left(c, swept, diverged)
 
     best = min(losses, key=lambda trial: losses[trial])
     if parallel.rank() == 0:
@@ -41,13 +41,19 @@ def best_trial(
     return best
 
 
-def _none_left(c: Context, diverged: Mapping[str, str]) -> TrainingError:
+def _none_left(
+    c: Context,
+    swept: Iterable[str],
+    diverged: Mapping[str, str],
+) -> TrainingError:
     """What to raise where no trial has a model."""
     section = f"arms.{c.arm}" if c.arm else "tune"
+    rate = "optim.lr" if c.arm else "tune.lr"
+    advice = f"put lower rates into {section}.sweep.lr" if "lr" in swept else f"lower {rate}"
     trial, reason = next(iter(diverged.items()))
     return TrainingError(
         f"{c.folder}: all {len(diverged)} trials of {section}.sweep diverged "
-        f"({trial}: {reason}); put lower rates into {section}.sweep.lr"
+        f"({trial}: {reason}); {advice}"
     )
 
 

@@ -80,7 +80,7 @@ def points(
     configuration names, as `NAME-study`. `seeds` are those of every point.
 
     Raises ConfigError for a setting that does not exist or changes nothing, for a value that it
-    does not take, and for a grid of one.
+    does not take, for a grid of one, and for seeds that would share what each is to have.
     """
     shared = dict(set or {})
     if seeds is not None:
@@ -107,6 +107,7 @@ def points(
         own = cfg.model_copy(update={"root": str(root), "name": name})
         found.append(Point(name, settings, own))
 
+    _check_texts(found)
     names = Counter(point.name for point in found)
     [(name, count)] = names.most_common(1)
     if count > 1:
@@ -149,6 +150,24 @@ class Planner:
                     f"reads what they differ in; vary something else, or go on to a later stage "
                     f"(--until)"
                 )
+
+
+def _check_texts(points: Sequence[Point]) -> None:
+    """Raise ConfigError where seeds of several points are to have texts of their own and would
+    share one: the first seed of every run reads the text that all would read without."""
+    first: dict[int, int] = {}
+    for point in points:
+        cfg = point.config
+        if not cfg.pretrain.text_per_seed:
+            continue
+        seed = cfg.pretrain.seeds[0]
+        other = first.setdefault(cfg.seed, seed)
+        if other != seed:
+            raise ConfigError(
+                f"study: pretrain.text_per_seed: seeds {other} and {seed} are the first of "
+                f"different points, which all read one text; put all seeds into every point "
+                f"(--seeds {other},{seed}), or vary `seed` with them (--together)"
+            )
 
 
 def _is_number(value: object) -> bool:

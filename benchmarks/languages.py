@@ -42,7 +42,7 @@ import numpy as np
 import regex
 
 from synthboot import config
-from synthboot.data import items, ngrams, tasks, words
+from synthboot.data import items, near_duplicates, tasks, words
 from synthboot.stages import embed
 
 NAMES = {
@@ -116,11 +116,11 @@ def copies(texts: list[str], rng: random.Random) -> dict[str, float]:
     """Recall of planted near-copies, and precision."""
     planted = list(range(0, len(texts), 3))
     corpus = texts + [changed(texts[i], rng) for i in planted]
-    group = ngrams.near_duplicate_groups(ngrams.signatures(corpus), corpus, 0.8)
+    group = near_duplicates.groups(near_duplicates.signatures(corpus), corpus, 0.8)
     found = [group[i] == group[len(texts) + n] for n, i in enumerate(planted)]
     runs = [{t[i : i + 8] for i in range(len(t) - 7)} for t in corpus]
     joined = [(i, j) for j in range(len(corpus)) for i in np.flatnonzero(group[:j] == group[j]).tolist()]
-    alike = [ngrams.jaccard(runs[i], runs[j]) >= 0.5 for i, j in joined]
+    alike = [near_duplicates.jaccard(runs[i], runs[j]) >= 0.5 for i, j in joined]
     return {"copies, recall": float(np.mean(found)), "copies, precision": float(np.mean(alike)) if alike else 1.0}
 
 
@@ -185,7 +185,7 @@ def before() -> Iterator[None]:
     with (
         mock.patch.object(words, "words", plain),
         mock.patch.object(words, "with_symbols", return_value=False),
-        mock.patch.object(ngrams, "shingles", plain_shingles),
+        mock.patch.object(near_duplicates, "shingles", plain_shingles),
         mock.patch.object(embed, "terms", plain_terms),
         mock.patch.object(words, "weight", return_value=1.0),
         mock.patch.object(tasks, "LEAST_LETTERS", 1 << 30),

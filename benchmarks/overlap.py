@@ -29,7 +29,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYO
 import numpy as np
 
 from synthboot import config
-from synthboot.data import documents, ngrams
+from synthboot.data import documents, near_duplicates, ngrams
 from synthboot.data.tokens import Tokens
 
 THRESHOLD = 0.8
@@ -118,12 +118,12 @@ def duplicates(texts: list[str], copies: int, rounds: int) -> dict[str, Any]:
             words[place] = rng.choice(vocabulary)
         planted.append((doc, len(corpus)))
         corpus.append(" ".join(words))
-    shingled = [set(ngrams.shingles(t)) for t in corpus]
-    alike = lambda a, b: ngrams.jaccard(shingled[a], shingled[b]) >= THRESHOLD  # noqa: E731
+    shingled = [set(near_duplicates.shingles(t)) for t in corpus]
+    alike = lambda a, b: near_duplicates.jaccard(shingled[a], shingled[b]) >= THRESHOLD  # noqa: E731
     truth = {pair for pair in planted if alike(*pair)}
 
     def ours() -> set[tuple[int, int]]:
-        groups = ngrams.near_duplicate_groups(ngrams.signatures(corpus), corpus, THRESHOLD)
+        groups = near_duplicates.groups(near_duplicates.signatures(corpus), corpus, THRESHOLD)
         order = np.argsort(groups, kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
         return {(int(a), int(b)) for part in parts if len(part) > 1 for a, b in combinations(sorted(part), 2)}
@@ -132,7 +132,7 @@ def duplicates(texts: list[str], copies: int, rounds: int) -> dict[str, Any]:
         index, found = MinHashLSH(threshold=THRESHOLD, num_perm=128), set()
         for number, text in enumerate(corpus):
             sketch = MinHash(num_perm=128)
-            sketch.update_batch([s.encode() for s in ngrams.shingles(text)])
+            sketch.update_batch([s.encode() for s in near_duplicates.shingles(text)])
             found |= {(other, number) for other in index.query(sketch)}
             index.insert(number, sketch)
         return found
@@ -141,7 +141,7 @@ def duplicates(texts: list[str], copies: int, rounds: int) -> dict[str, Any]:
         index, found = RMinHashLSH(threshold=THRESHOLD, num_perm=128, num_bands=16), set()
         for number, text in enumerate(corpus):
             sketch = RMinHash(num_perm=128, seed=42)
-            sketch.update(ngrams.shingles(text))
+            sketch.update(near_duplicates.shingles(text))
             found |= {(other, number) for other in index.query(sketch)}
             index.insert(number, sketch)
         return found

@@ -24,7 +24,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,17 @@ from synthboot import pool
 MEMORY = {name: value for name, value in pool.ENVIRONMENT.items() if name.startswith("MALLOC")}
 """What our workers have: freed memory is kept."""
 
-K, WANTED = 16, 0.95
+K = 16
+"""Neighbours of each vector."""
+WANTED = 0.95
+"""The recall to reach."""
 LADDER = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Search efforts that are tried, such as lists probed."""
+
+Truth = tuple[np.ndarray, np.ndarray]
+"""Sampled queries, and their true neighbours."""
+
+Method = Callable[[np.ndarray, Truth], dict[str, Any]]
 
 
 def clustered(docs: int, dim: int = 256, seed: int = 0) -> np.ndarray:
@@ -58,7 +69,7 @@ def clustered(docs: int, dim: int = 256, seed: int = 0) -> np.ndarray:
     return rows
 
 
-def effort(search: Callable[[np.ndarray, int], np.ndarray], x: np.ndarray, truth: tuple[np.ndarray, np.ndarray]) -> int:
+def effort(search: Callable[[np.ndarray, int], np.ndarray], x: np.ndarray, truth: Truth) -> int:
     """The least step of the ladder at which the recall is reached; the last where none is."""
     for step in LADDER:
         if recall(search(x[truth[0]], step), truth, None) >= WANTED:
@@ -66,7 +77,7 @@ def effort(search: Callable[[np.ndarray, int], np.ndarray], x: np.ndarray, truth
     return LADDER[-1]
 
 
-def recall(found: np.ndarray, truth: tuple[np.ndarray, np.ndarray], rows: np.ndarray | None) -> float:
+def recall(found: np.ndarray, truth: Truth, rows: np.ndarray | None) -> float:
     """Share of the true neighbours found, oneself not counted, for the queries of `truth`."""
     found = found if rows is None else found[rows]
     shares = []
@@ -75,10 +86,10 @@ def recall(found: np.ndarray, truth: tuple[np.ndarray, np.ndarray], rows: np.nda
     return float(np.mean(shares))
 
 
-# -- peers: each gets the vectors, builds, and answers all of them; settings as their documentation advises
+# -- methods: each gets the vectors, builds, and answers all of them; settings as the peers' documentation advises
 
 
-def synthboot(x: np.ndarray, truth: Any) -> dict[str, Any]:
+def synthboot(x: np.ndarray, truth: Truth) -> dict[str, Any]:
     import torch
 
     from synthboot import config
@@ -93,102 +104,116 @@ def synthboot(x: np.ndarray, truth: Any) -> dict[str, Any]:
     return {"index": found.index, "build": 0.0, "search": time.perf_counter() - begun, "settings": settings}
 
 
-def _faiss(kind: str, roots: int = 4) -> Callable[[np.ndarray, Any], dict[str, Any]]:
-    def run(x: np.ndarray, truth: Any) -> dict[str, Any]:
-        import faiss
+@dataclass(frozen=True)
+class Index:
+    """A peer's index of all vectors.
 
-        faiss.omp_set_num_threads(1)
+    `search` gives the K + 1 nearest of each query, oneself included, at a step of the ladder of search efforts;
+    `settings` says in words what it was built with and what such a step sets.
+    """
+
+    search: Callable[[np.ndarray, int], np.ndarray]
+    settings: Callable[[int], str]
+
+
+def peer(library: str, build: Callable[[np.ndarray], Index]) -> Method:
+    """Build an index, take the least effort that reaches the recall, and answer all; the import is not counted."""
+
+    def run(x: np.ndarray, truth: Truth) -> dict[str, Any]:
+        import_module(library)
         begun = time.perf_counter()
-        x = x.astype(np.float32)
-        lists = int(roots * len(x) ** 0.5)
-        name = {"flat": f"IVF{lists},Flat", "sq8": f"IVF{lists},SQ8", "hnsw": "HNSW32"}[kind]
-        index: Any = faiss.index_factory(x.shape[1], name, faiss.METRIC_INNER_PRODUCT)
-        if kind == "hnsw":
-            index.hnsw.efConstruction = 64
-        else:
-            index.cp.niter, index.cp.max_points_per_centroid = 5, 40  # 39 is the least it takes without a warning
-            index.train(x)
-        index.add(x)
-        build = time.perf_counter() - begun
+        index = build(x)
+        built = time.perf_counter() - begun
 
-        def search(queries: np.ndarray, step: int) -> np.ndarray:
-            if kind == "hnsw":
-                index.hnsw.efSearch = step
-            else:
-                index.nprobe = step
-            return index.search(queries.astype(np.float32), K + 1)[1]
-
-        step = effort(search, x, truth)
+        step = effort(index.search, x, truth)
         begun = time.perf_counter()
-        found = search(x, step)
-        named = {"hnsw": "M 32, efConstruction 64, efSearch"}.get(kind, f"{lists} lists, nprobe")
-        return {"index": found, "build": build, "search": time.perf_counter() - begun, "settings": f"{named} {step}"}
+        found = index.search(x, step)
+        searched = time.perf_counter() - begun
+        return {"index": found, "build": built, "search": searched, "settings": index.settings(step)}
 
     return run
 
 
-def hnswlib(x: np.ndarray, truth: Any) -> dict[str, Any]:
+def faiss_ivf(x: np.ndarray, storage: str, roots: int) -> Index:
+    """Inverted lists, `roots` times the square root of the vectors' number of them."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    x = x.astype(np.float32)
+    lists = int(roots * len(x) ** 0.5)
+    index: Any = faiss.index_factory(x.shape[1], f"IVF{lists},{storage}", faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter = 5
+    index.cp.max_points_per_centroid = 40  # 39 is the least it takes without a warning
+    index.train(x)
+    index.add(x)
+
+    def search(queries: np.ndarray, step: int) -> np.ndarray:
+        index.nprobe = step
+        return index.search(queries.astype(np.float32), K + 1)[1]
+
+    return Index(search, lambda step: f"{lists} lists, nprobe {step}")
+
+
+def faiss_hnsw(x: np.ndarray) -> Index:
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    x = x.astype(np.float32)
+    index: Any = faiss.index_factory(x.shape[1], "HNSW32", faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = 64
+    index.add(x)
+
+    def search(queries: np.ndarray, step: int) -> np.ndarray:
+        index.hnsw.efSearch = step
+        return index.search(queries.astype(np.float32), K + 1)[1]
+
+    return Index(search, lambda step: f"M 32, efConstruction 64, efSearch {step}")
+
+
+def hnswlib(x: np.ndarray) -> Index:
     import hnswlib as library
 
-    begun = time.perf_counter()
     index = library.Index("ip", x.shape[1])
     index.init_index(len(x), M=16, ef_construction=100)
     index.set_num_threads(1)
     index.add_items(x.astype(np.float32))
-    build = time.perf_counter() - begun
 
     def search(queries: np.ndarray, step: int) -> np.ndarray:
         index.set_ef(max(step, K + 1))
         return index.knn_query(queries.astype(np.float32), K + 1)[0].astype(np.int64)
 
-    step = effort(search, x, truth)
-    begun = time.perf_counter()
-    found = search(x, step)
-    settings = f"M 16, ef_construction 100, ef {max(step, K + 1)}"
-    return {"index": found, "build": build, "search": time.perf_counter() - begun, "settings": settings}
+    return Index(search, lambda step: f"M 16, ef_construction 100, ef {max(step, K + 1)}")
 
 
-def usearch(x: np.ndarray, truth: Any) -> dict[str, Any]:
-    from usearch.index import Index
+def usearch(x: np.ndarray) -> Index:
+    from usearch.index import Index as Library
 
-    begun = time.perf_counter()
-    index = Index(ndim=x.shape[1], metric="ip", dtype="bf16", connectivity=16, expansion_add=100)
+    index = Library(ndim=x.shape[1], metric="ip", dtype="bf16", connectivity=16, expansion_add=100)
     index.add(np.arange(len(x)), x.astype(np.float32), threads=1)
-    build = time.perf_counter() - begun
 
     def search(queries: np.ndarray, step: int) -> np.ndarray:
         index.expansion_search = step
         return np.asarray(index.search(queries.astype(np.float32), K + 1, threads=1).keys).astype(np.int64)
 
-    step = effort(search, x, truth)
-    begun = time.perf_counter()
-    found = search(x, step)
-    settings = f"bf16, connectivity 16, expansion_add 100, expansion_search {step}"
-    return {"index": found, "build": build, "search": time.perf_counter() - begun, "settings": settings}
+    return Index(search, lambda step: f"bf16, connectivity 16, expansion_add 100, expansion_search {step}")
 
 
-def scann(x: np.ndarray, truth: Any) -> dict[str, Any]:
+def scann(x: np.ndarray) -> Index:
     import scann as library
 
-    begun = time.perf_counter()
     x = x.astype(np.float32)
     leaves = int(2 * len(x) ** 0.5)
     builder = library.scann_ops_pybind.builder(x, K + 1, "dot_product").set_n_training_threads(1)
     built = builder.tree(leaves, 32, training_sample_size=min(len(x), 64 * leaves))
     index = built.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(8 * K).build()
-    build = time.perf_counter() - begun
 
     def search(queries: np.ndarray, step: int) -> np.ndarray:
         return index.search_batched(queries.astype(np.float32), leaves_to_search=step)[0].astype(np.int64)
 
-    step = effort(search, x, truth)
-    begun = time.perf_counter()
-    found = search(x, step)
-    settings = f"{leaves} leaves, AH 2 dimensions a block, {step} searched, {8 * K} reordered"
-    return {"index": found, "build": build, "search": time.perf_counter() - begun, "settings": settings}
+    return Index(search, lambda step: f"{leaves} leaves, AH 2 dimensions a block, {step} searched, {8 * K} reordered")
 
 
-def pynndescent(x: np.ndarray, truth: Any) -> dict[str, Any]:
+def pynndescent(x: np.ndarray, truth: Truth) -> dict[str, Any]:
     from pynndescent import NNDescent
 
     NNDescent(x[:2_000].astype(np.float32), metric="dot", n_neighbors=K + 1, n_jobs=1)  # compile, not counted
@@ -198,15 +223,15 @@ def pynndescent(x: np.ndarray, truth: Any) -> dict[str, Any]:
     return {"index": found, "build": 0.0, "search": time.perf_counter() - begun, "settings": "graph of 30 neighbours"}
 
 
-METHODS: dict[str, Callable[[np.ndarray, Any], dict[str, Any]]] = {
+METHODS: dict[str, Method] = {
     "synthboot": synthboot,
-    "faiss IVF-Flat": _faiss("flat", 2),
-    "faiss IVF-SQ8": _faiss("sq8", 2),
-    "faiss IVF-SQ8, more lists": _faiss("sq8", 4),
-    "faiss HNSW": _faiss("hnsw"),
-    "hnswlib": hnswlib,
-    "usearch": usearch,
-    "scann": scann,
+    "faiss IVF-Flat": peer("faiss", partial(faiss_ivf, storage="Flat", roots=2)),
+    "faiss IVF-SQ8": peer("faiss", partial(faiss_ivf, storage="SQ8", roots=2)),
+    "faiss IVF-SQ8, more lists": peer("faiss", partial(faiss_ivf, storage="SQ8", roots=4)),
+    "faiss HNSW": peer("faiss", faiss_hnsw),
+    "hnswlib": peer("hnswlib", hnswlib),
+    "usearch": peer("usearch.index", usearch),
+    "scann": peer("scann", scann),
     "pynndescent": pynndescent,
 }
 

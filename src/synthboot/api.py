@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from synthboot.export.export import Exported, What
+    from synthboot.lm.batches import PairForm
 
 __all__ = [
     "Report",
@@ -62,7 +63,7 @@ class Run:
     (`{"pair.num_neighbors": 8}`); relative paths in it are those of the current folder.
     `progress(unit, kind, value)` is called as a run goes on (`runner.executor.Event` says with
     what; `progress=print` shows all of it), and nothing is printed otherwise. Hours of finished
-    work are made anew, where settings are others now, only with `replace`.
+    work that other settings made are made anew only with `replace`.
     """
 
     def __init__(
@@ -78,8 +79,8 @@ class Run:
         self._plan: dict[str, recipes.Unit] = {}  # of what was run last
 
     def run(self, stage: str = "report", only: Sequence[str] = ()) -> None:
-        """Make every artifact up to `stage`; of the stage itself those whose variant fits one of
-        the shell patterns `only`, such as `sbp/seed-*`."""
+        """Make every artifact up to `stage`; with shell patterns `only`, such as `sbp/seed-*`, no
+        others of that stage than those whose variants match."""
         self._plan = executor.run(
             self.config,
             stage,
@@ -121,11 +122,13 @@ class Run:
 
     def synthetic(self, of: str = "related") -> SyntheticTexts:
         """The synthetic text that an arm reads, or of a kind: `related`, `random_pairs`, `scratch`,
-        `unconditional`. With `pretrain.text_per_seed` an arm's is that of the first seed; those of
-        others are called `related,seed-1`.
+        `unconditional`.
 
-        Raises ConfigError for an arm that reads none, MissingArtifact for what is neither an arm
-        nor a kind that one reads.
+        With `pretrain.text_per_seed` each seed of an arm has its own: an arm's name stands for that
+        of the first seed, and `related,seed-1` for that of seed 1.
+
+        Raises ConfigError for an arm that reads no synthetic text, MissingArtifact for a name that
+        is neither an arm nor a kind that one reads.
         """
         units = recipes.units(self.config)
         kinds = [name.partition("/")[2] for name in units if name.startswith("synthesize/")]
@@ -135,19 +138,21 @@ class Run:
         self.run("synthesize")
         kind = of
         if of in self.config.arms:
-            name, *_ = Finished(self.config).written(of)  # that of the first seed
-            kind = name.partition("/")[2]
+            of_first_seed = Finished(self.config).written(of)[0]
+            kind = of_first_seed.partition("/")[2]
         synthetic = Synthetic.open(self._folder(f"synthesize/{kind}"))
         return SyntheticTexts(kind, synthetic, self.corpus())
 
     def models(self) -> dict[str, dict[int, Model]]:
         """The trained models, by arm and seed."""
-        self.run("score")  # of all models: base is one, and no unit of `pretrain`
+        # not "pretrain": base is among the models, and is no unit of that stage
+        self.run("score")
         plan = recipes.units(self.config)
-        by_arm = {}
+        by_arm: dict[str, dict[int, Model]] = {}
         for arm in self.config.arms:
-            seeds = self.config.pretrain.seeds
-            by_arm[arm] = {seed: self._model(plan, arm, seed) for seed in seeds}
+            by_arm[arm] = {}
+            for seed in self.config.pretrain.seeds:
+                by_arm[arm][seed] = self._model(plan, arm, seed)
         return by_arm
 
     def analyze(self) -> Analysis:
@@ -156,8 +161,10 @@ class Run:
         return Analysis.open(self._folder("analyze"))
 
     def extract(self) -> Extraction:
-        """What every model gives back of what it read, compared: needs `extract.docs` or
-        `corpus.canaries.count`. Raises MissingArtifact where neither is set."""
+        """What every model gives back of what it read, compared.
+
+        Raises MissingArtifact unless `extract.docs` or `corpus.canaries.count` is set.
+        """
         self.run("extract")
         return Extraction.open(self._folder(f"extract/{COMPARED}"))
 
@@ -172,7 +179,7 @@ class Run:
         force: bool = False,
     ) -> Exported:
         """Write what is finished to a folder to take away (`export.export`)."""
-        # it brings torch along, which this process does without: models are trained by its workers
+        # imported here: it imports torch, which this process does without, as workers train
         from synthboot.export.export import export
 
         place = None if out is None else Path(out)
@@ -227,7 +234,7 @@ class Texts:
         return (self[doc] for doc in range(len(self)))
 
     def text(self, tokens: Tokens, doc: int) -> str:
-        """A document of one of its sets."""
+        """Document `doc` of `tokens`, one of the corpus' sets."""
         # The last token is the end of the document.
         return self.tokenizer.decode(tokens[doc][:-1])
 
@@ -343,8 +350,10 @@ class SyntheticTexts:
 
 
 class Synthesizer:
-    """A tuned synthesizer that samples and scores text; `tuning` is the record of how it was tuned,
-    with the weights of its pointer, if it has one."""
+    """A tuned synthesizer that samples and scores text.
+
+    `tuning` is the record of how it was tuned, with the weights of its pointer, if it has one.
+    """
 
     def __init__(
         self,
@@ -370,23 +379,28 @@ class Synthesizer:
 
     def sample(self, given: str, n: int = 1, seed: int = 0) -> list[str]:
         """`n` documents d2 ~ p(d2|d1 = given)."""
-        from synthboot.lm.batches import d1_room
+        from synthboot.lm.batches import pair_prompt
         from synthboot.lm.sampling.engines import sampler
         from synthboot.lm.sampling.protocol import Request, Sampling
 
-        seq_len = self.config.tune_seq_len
         settings = self.config.synthesize
-        [document] = self.tokenizer.documents([given])
-        source = tuple(document[:seq_len]) if self.weights is not None else ()
-        prompt: tuple[int, ...] = (self.tokenizer.end,)
-        if self.is_prompted:
-            d1 = document[:-1][: d1_room(seq_len, self.config.tune.d1_share)]
-            prompt += (*d1, self.tokenizer.separator)
-        room = min(seq_len - len(prompt), settings.max_tokens or seq_len)
+        seq_len = self.config.tune_seq_len
+        end = self.tokenizer.end
+        [d1] = self.tokenizer.documents([given])
+        prompt = pair_prompt(np.array(d1), self._form)
+        room = seq_len - len(prompt)
 
-        # Every sample has a seed of its own, far from those of other values of `seed`.
-        alone = (self.tokenizer.end, self.tokenizer.separator) if self.is_prompted else ()
-        requests = [Request(prompt, seed * 1_000_003 + i, room, alone, source) for i in range(n)]
+        requests = []
+        for number in range(n):
+            request = Request(
+                prompt=prompt,
+                seed=seed * 1_000_003 + number,  # far from those of other values of `seed`
+                max_tokens=min(room, settings.max_tokens or room),
+                alone=(end, self.tokenizer.separator) if self.is_prompted else (),
+                source=tuple(d1[:seq_len]) if self.weights is not None else (),
+            )
+            requests.append(request)
+
         how = Sampling(
             temperature=settings.temperature,
             top_p=settings.top_p,
@@ -395,23 +409,33 @@ class Synthesizer:
             contrast=settings.contrast,
             weights=self.weights,
         )
-        results = sampler(self.model, self.tokenizer.end, how).sample(requests)
+        results = sampler(self.model, end, how).sample(requests)
         return [self.tokenizer.decode(result.tokens) for result in results]
 
     def logprob(self, text: str, given: str) -> float:
         """log p(text | given) in nats, over as much of the text as the context length holds."""
         from synthboot.lm import pointer, score
-        from synthboot.lm.batches import PairForm
 
-        seq_len = self.config.tune_seq_len
-        separator = self.tokenizer.separator if self.is_prompted else None
-        form = PairForm(seq_len, self.config.tune.d1_share, self.tokenizer.end, separator)
         d1, d2 = map(np.array, self.tokenizer.documents([given, text]))
-        [losses] = score.pair_tokens(self.model, [d1], [d2], form)
+        [losses] = score.pair_tokens(self.model, [d1], [d2], self._form)
         if self.weights is None:
             return -float(losses.sum())
-        reading = pointer.read(d1[:seq_len], d2[: len(losses)])
-        return -float(pointer.losses([reading], [np.exp(-losses)], self.weights)[0])
+        source = pointer.source([d1], self.config.tune_seq_len)
+        reading = pointer.read(source, d2[: len(losses)])
+        [loss] = pointer.losses([reading], [np.exp(-losses)], self.weights)
+        return -float(loss)
+
+    @property
+    def _form(self) -> PairForm:
+        """How a pair stands in a row of this model."""
+        from synthboot.lm.batches import PairForm
+
+        return PairForm(
+            seq_len=self.config.tune_seq_len,
+            d1_share=self.config.tune.d1_share,
+            end=self.tokenizer.end,
+            separator=self.tokenizer.separator if self.is_prompted else None,
+        )
 
 
 def study(
@@ -426,12 +450,13 @@ def study(
     progress: executor.Event | None = None,
     replace: bool = False,
 ) -> Study:
-    """A configuration run over every combination of some settings' values (`together`: over the
-    first values of all, then the second ones, and so on), each up to the stage `until`.
+    """Run a configuration over every combination of the values of some settings, each point up to
+    the stage `until`. With `together` the first values of all settings are one point, the second
+    ones the next, and so on.
 
-    What is finished is not made again; hours of it, where settings are others now, only with
-    `replace`. The study's folder, `out` or NAME-study beside the run,
-    holds the runs, `study.json`, `study.csv` and `study.html`.
+    What is finished is not made again; hours of work that other settings made are made anew only
+    with `replace`. The study's folder, `out` or NAME-study beside the run, holds the runs,
+    `study.json`, `study.csv` and `study.html`.
     """
     points = Grid(
         source,

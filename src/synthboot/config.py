@@ -35,10 +35,10 @@ TUNED = ("weight_decay", "lr", "final_weight_decay", "dropout", "ema_decay", "ta
 """What an arm's `sweep` may choose instead of the setting of `optim` of that name."""
 
 _MOST_NAME_BYTES = 255
-"""Of a folder, in every file system."""
+"""Longest name of a folder, in every file system."""
 _MOST_ARTIFACT_BYTES = _MOST_NAME_BYTES - 35
-"""Of an artifact's folder: locks, of which a worker of a cluster has one named after its stage too,
-and what is half made beside it have longer names."""
+"""Longest name of an artifact's folder: locks and what is half made are named after it, with up to
+35 bytes more."""
 
 _URL_FORM = "needs the form http://host:port/v1 or https://..."
 
@@ -55,12 +55,12 @@ class Section(BaseModel):
     def holding(self, values: Mapping[str, Any]) -> Any:
         """A section of this kind that has only these settings; reading another raises
         UndeclaredSetting."""
-        partial = self.model_copy()  # quicker than a new one, whose defaults would be made first
+        partial = self.model_copy()  # a new section would make its defaults first, which is slow
         partial.__dict__.clear()
         partial.__dict__.update(values)
         return partial
 
-    # A type checker would take `__getattr__` for leave to read any name.
+    # Hidden from type checkers, for which `__getattr__` would make every name a valid one.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -111,8 +111,8 @@ class Model(Section):
 
 
 class Budget(Section):
-    """Token budgets. All arms train on exactly as many tokens, so they are matched in compute, but
-    for those with `ensemble` and `distill`, which are marked."""
+    """Token budgets. All arms train on exactly as many tokens, so that they are matched in compute;
+    those with `ensemble` or `distill` are not, and are marked."""
 
     unique_tokens: Count | Literal["all"]
     """Size of D_pretrain: the unique real tokens that every arm but the oracle may use. `all`:
@@ -143,8 +143,9 @@ class Lora(Section):
 
     @property
     def passes(self) -> int:
-        """What a training step costs, in forward passes: the backward pass takes as much once for
-        activations and once for weights, the latter next to nothing with adapters."""
+        """What a training step costs, in forward passes. The backward pass takes one for the
+        gradients of activations and one for those of weights, which with adapters is next to
+        nothing."""
         return 2 if self.rank else 3
 
 
@@ -203,7 +204,7 @@ class Optim(Section):
     clip: float = Field(default=1.0, gt=0, le=1e9)
     """Gradient clipping: largest global norm."""
     evals: Size = 20
-    """Number of validation losses computed over a run; each comes with a checkpoint to resume
+    """Number of validation losses computed during a run; each comes with a checkpoint to resume
     from."""
     lora: Lora = Lora()
     """Adapters for base and the arms, with `model.init_from`."""
@@ -226,7 +227,7 @@ class Endpoint(Section):
     """Retries per request when the server is busy, failing or unreachable, after 1, 2, 4, ..., 60,
     60, ... seconds and up to a quarter more: ten wait five minutes, as a restart may take."""
     timeout: float = Field(default=600, gt=0, le=86_400)
-    """Seconds a request may take, from connecting to the last byte of the answer."""
+    """Most seconds for a request, from connecting to the last byte of the answer."""
 
     @field_validator("url", mode="before")
     @classmethod
@@ -239,7 +240,7 @@ class Endpoint(Section):
         except ValueError:  # half of an IPv6 address, or a port that is no number
             raise ValueError(_URL_FORM) from None
 
-        # What is no text at all is left to the type of the field, which says so.
+        # A value that is no text is left to the field's type, which says so.
         if parts is not None and not (parts.scheme in ("http", "https") and parts.hostname):
             raise ValueError(_URL_FORM)
         if port == 0 or any(c.isspace() or not c.isprintable() for c in text):
@@ -260,8 +261,8 @@ class JudgeEndpoint(Endpoint):
     prices: dict[
         Text, Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=2, max_length=2)]
     ] = {}
-    """Dollars for a million tokens of prompts and of answers, by the name of a model, as in
-    `{gpt: [0.15, 0.60]}`: what judging cost, at the prices of then, is said with the tokens."""
+    """Dollars for a million tokens of prompts and of answers, by the name of a model, such as
+    `{gpt: [0.15, 0.60]}`. With them, what judging has cost is shown beside its tokens."""
 
 
 class Server(Endpoint):
@@ -360,9 +361,9 @@ class World(Section):
 
 
 class Canaries(Section):
-    """Documents of random words, planted in D_pretrain so that it is known how often a model has
-    read them: how much likelier than others that it never read they became is how much it
-    remembers. Source: arXiv:1802.08232."""
+    """Documents of random words, planted in D_pretrain a known number of times. How much likelier a
+    model finds them than others like them, which it never read, is how much it remembers. Source:
+    arXiv:1802.08232."""
 
     count: int = Field(default=0, ge=0, le=10_000)
     """Number of canaries for each number of `copies`. 0: nothing is planted."""
@@ -372,8 +373,8 @@ class Canaries(Section):
     words: int = Field(default=8, ge=1, le=1_000)
     """Words of a canary, drawn at random from those of D_pretrain."""
     candidates: int = Field(default=1_023, ge=1, le=1_000_000)
-    """Number of canaries drawn likewise and never planted, among which the planted are ranked:
-    exposure is at most log2(candidates + 1)."""
+    """Number of canaries that are drawn in the same way and never planted. The planted ones are
+    ranked among them: exposure is at most log2(candidates + 1)."""
     seed: Seed = 0
     """Random seed of the words and of where they are planted."""
 
@@ -575,10 +576,10 @@ class Tune(Section):
     leaves free the other may use. Deviation: the paper has halves; d1 only has to say what d2 is
     about, and a truncated d2 has no end to learn from."""
     contexts: int = Field(default=1, ge=1, le=8)
-    """Most documents that d2 is conditioned on. In tuning other d1 of the same d2 stand before d1,
-    in synthesis the d1 of d1 itself; d1 comes last, next to d2, each cut to an equal part of d1's
-    room. `similarity` and what is said of copies are about d1 alone. Deviation: the paper has
-    one."""
+    """Most documents that d2 is conditioned on. Before d1 stand, in tuning, other d1 of the same
+    d2; in synthesis, documents that are d1 to d1 itself. Each is cut to an equal part of d1's room,
+    and d1 comes last, next to d2. `similarity` and copying are measured against d1 alone.
+    Deviation: the paper has one."""
     plain_share: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the tuning rows that are documents of D_pretrain as base reads them, not pairs,
     against forgetting; none whose pairs are held out. `max_epochs` counts the pairs, `max_tokens`
@@ -586,7 +587,7 @@ class Tune(Section):
     max_tokens: Count | None = None
     """Most tokens to train on, padding included, if that is less than `max_epochs`."""
     evals: Size = 10
-    """Number of held-out losses computed over the tuning; each comes with a checkpoint to resume
+    """Number of held-out losses computed during tuning; each comes with a checkpoint to resume
     from."""
     patience: Count = 5
     """Early stopping: stop after this many held-out losses without improvement; the best checkpoint
@@ -687,9 +688,9 @@ _MEGADOC = "`layout: megadoc` needs synthetic text that has a d1"
 
 
 class Filter(Section):
-    """Which samples of its synthetic text an arm may read. A window is [least, most], both inside;
-    a sample outside of one, or that a judge calls faulty, is thrown away, and counted under the
-    first reason that holds, in the order below."""
+    """Which samples of its synthetic text an arm may read. A sample that lies outside of a window
+    [least, most], or that a judge calls faulty, is thrown away, and counted under the first reason
+    that holds, in the order below. The ends of a window lie inside."""
 
     times: float = Field(default=2.0, ge=1, le=1_000)
     """Tokens that are sampled for each that the arm reads, for the filter to choose from."""
@@ -705,12 +706,12 @@ class Filter(Section):
         Literal["repetition", "nonfactual", "irrelevance", "copying"],
         Literal["rules", "embedding", "likelihood"],
     ] = {}
-    """Who judges which question (`embedding` and `likelihood`: irrelevance alone), as
-    `analyze.judges` does: on planted cases a judge finds where a fault begins, and one that cannot
-    tell is an error."""
+    """Who judges which question, as in `analyze.judges`; `embedding` and `likelihood` judge
+    irrelevance alone. Planted cases tell from which score on a text is faulty; a judge that cannot
+    tell them apart is an error."""
     near_duplicates: list[Literal["corpus", "samples"]] = []
-    """Near-duplicates that are thrown away: of documents of D_pretrain, and of other samples, of
-    which the first of those that are left stays."""
+    """Near-duplicates that are thrown away: those of documents of D_pretrain (`corpus`), and those
+    of other samples (`samples`), of which the first that is left stays."""
 
     @field_validator("loss", "similarity", "novelty")
     @classmethod
@@ -744,12 +745,12 @@ class Filter(Section):
 
     @property
     def needs_d1(self) -> bool:
-        """Whether it is about d1 too, which not all samples have."""
+        """Whether it compares samples with their d1, which not all have."""
         return self.similarity is not None or bool({"irrelevance", "copying"} & set(self.judged))
 
     @property
     def name(self) -> str:
-        """What it throws away, in as many signs as it takes to tell it from any other filter."""
+        """What it throws away, in as many characters as it takes to tell it from other filters."""
         parts = []
         for name, window in self.windows.items():
             low, high = (repr(end).removesuffix(".0") for end in window)
@@ -789,7 +790,7 @@ class Arm(Section):
     and `rounds: 1` instead of base, and so on; that arm must be configured too. Pairs and real text
     are always those of D_pretrain."""
     match: Literal["tokens", "flops"] = "tokens"
-    """What is held equal to repetition: training tokens (the paper); or FLOPs, where embedding,
+    """What is equal to that of repetition: training tokens (the paper); or FLOPs, where embedding,
     pairing, tuning and synthesis count against `train_tokens`, so that the arm trains on fewer."""
     unique_tokens: Count | Literal["all"] | None = None
     """Unique real tokens of this arm instead of `budget.unique_tokens`; makes it an oracle."""
@@ -921,7 +922,7 @@ class Arm(Section):
         if self.synthetic == "related":
             return "method"
 
-        # How repetition is trained is tuning; what it reads makes it a control.
+        # Repetition may be tuned in how it is trained; in what it reads, it would be a control.
         tuning: dict[str, Any] = {"sweep": {}, "epochs": None, **dict.fromkeys(TUNED)}
         sweeps_text = "share" in self.sweep or "noise" in self.sweep
         if self.model_copy(update=tuning) == Arm() and not sweeps_text:
@@ -992,8 +993,8 @@ class Extract(Section):
     continuation_tokens: Count = 50
     """Tokens that follow, to be given back: greedily, the likeliest token each time."""
     samples: Count = 100
-    """Number of samples at temperature 1, of which one may be exact: by the probability that the
-    model gives to all that follows, how likely that is. None is drawn. Source:
+    """How likely one of this many samples at temperature 1 is exact is reported too, computed from
+    the probability that the model gives to the continuation; none is drawn. Source:
     arXiv:2410.19482."""
 
 
@@ -1016,15 +1017,15 @@ class Analyze(Section):
     language model in a Hugging Face folder), `server:NAME` (a model at `engine.judge`). Each one's
     own error is measured on planted cases, and its rates are corrected for it (docs/quality.md)."""
     judge_items: Count = 200
-    """Most texts of a kind, and most pairs, that each judge is asked about, a question."""
+    """Most texts of a kind, or pairs, that each judge is asked each question about."""
     judge_cases: Count = 200
-    """Most cases with a planted fault, and as many without, by which the error of a judge is
-    measured, a question; one half of them chooses its threshold."""
+    """Most cases with a planted fault, and most without, by which a judge's error is measured for
+    each question; one half of them chooses its threshold."""
     judge_tokens: Count | None = None
-    """Most tokens, of prompts and answers, that language models may spend on judging, an equal part
-    for each of them and each question; a few requests more may be under way. What has been judged
-    by then counts, and what has not is said. Default: no limit. A server that does not tell its
-    tokens is not stopped."""
+    """Most tokens of prompts and answers that language models may spend on judging, an equal part
+    for each model and question; a few requests that are under way may exceed it. What has been
+    judged by then counts, and the report says what has not. Default: no limit. A server that does
+    not tell its tokens is not stopped."""
     topics: int = Field(default=20, ge=0, le=10_000)
     """Number of topics, clusters of D_pretrain's vectors, by which real and synthetic text are
     compared. 0: none."""
@@ -1095,7 +1096,7 @@ class Config(Section):
                 f"arms.{name}.distill: {teacher} is no arm with `ensemble`; add one, "
                 f"for example `{teacher}: {{ensemble: 3}}`"
             )
-        # what it has read more, its student would have from it
+        # whatever else it had read would reach its student, and be another difference
         if not recipe.reads_pool_as_it_is:
             raise ValueError(
                 f"arms.{name}.distill: {teacher} does not read D_pretrain as it is; name an "

@@ -1,16 +1,17 @@
 """Where work runs: processes side by side, one thread each, on this machine unless `using` names
 another place (`runner.cluster`).
 
-One thread a process keeps results the same whatever `engine.jobs` is, and several processes use the
-cores better than several threads do at these sizes. Workers come from a fork server that has
-imported torch once, and a worker's own workers by forking it, or anew where it has used a GPU. A
-worker that dies is an error here, never a hang, and a worker does not outlive its parent, however
-that went: the kernel kills it, even one that is stopped or deep in a library. Ctrl-C and the
-terminal's end are for the parent alone, which kills its workers as it goes; one that is stopped for
-a while is waited for.
+`start` and `wait` run whole units side by side; `imap` streams items through workers and yields
+their results in order. The rest of the code knows no more of where work runs.
 
-`start`/`wait` run whole units side by side; `imap` streams items through workers and yields results
-in item order. Both are all that the rest knows of where work runs.
+- One thread a process: results are the same whatever `engine.jobs` is, and at these sizes several
+  processes use the cores better than several threads do.
+- Workers come from a fork server that has imported torch once. A worker's own workers are forks of
+  it, or new processes where it has used a GPU.
+- A worker that dies is an error here, never a hang.
+- No worker outlives its parent, however that ended: the kernel kills it, even where it is stopped
+  or deep in a library. A parent that is stopped for a while is waited for.
+- Ctrl-C and the end of the terminal reach the parent alone, which kills its workers as it goes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -54,10 +56,8 @@ ENVIRONMENT = {
     # worker that had asked could have no workers on the GPU. With this it asks the driver.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
-"""What workers find in their environment unless the user has set it.
-
-Libraries and libc read it as they start.
-"""
+"""The environment of workers, where the user has set nothing else: libraries and libc read it as
+they start."""
 
 PRELOAD = [
     "synthboot.forked",
@@ -86,12 +86,14 @@ PATIENCE = 5.0
 """Seconds that a process may take to end once it has said its last word; then it is killed."""
 
 LIVES = 3
-"""How often work is begun again whose worker was lost with its machine, before that is an error."""
+"""How often work is begun again after its worker was lost with its machine; once more is an
+error."""
 
 _NO_GPU = {"", "-1", "NoDevFiles"}
-"""Names in CUDA_VISIBLE_DEVICES that are none, the last as Slurm writes it: CUDA sees no GPU from
-there on."""
+"""What stands in CUDA_VISIBLE_DEVICES for no GPU, the last as Slurm writes it. CUDA sees none of
+the GPUs that are named behind it."""
 _PARENT_ONLY = {signal.SIGINT, signal.SIGHUP}
+"""Signals that workers do not hear."""
 _PR_SET_PDEATHSIG = 1
 _LONGEST_ADDRESS = 107  # bytes of a socket's path
 _REASONS = {
@@ -143,16 +145,16 @@ def gpus() -> list[str]:
 Item = TypeVar("Item")
 Output = TypeVar("Output")
 Happened = tuple[str, str, Any]
-"""What a worker tells: its key, the kind ("ready", "progress", "note", "done", "failed", and on
-machines that may be lost "lost"), a value."""
+"""An event of a worker: its key, a kind, a value. Kinds are "ready", "progress", "note", "done",
+"failed", and "lost" where a machine may be."""
 
 
 @runtime_checkable
 class Sender(Protocol):
-    """The end of a connection that what a worker is to do goes into."""
+    """The end of a connection through which a worker is given work."""
 
     def send(self, message: Any, /) -> None:
-        """Hand it over."""
+        """Hand a message over."""
 
 
 @runtime_checkable
@@ -162,7 +164,7 @@ class Workers(Protocol):
     def __len__(self) -> int: ...
 
     def keys(self) -> set[str]:
-        """What still runs."""
+        """The keys of those that still run."""
 
     def jobs(self, wanted: int, device: str) -> int:
         """How many may run side by side: `wanted`, or as many as there is room for."""
@@ -175,22 +177,32 @@ class Workers(Protocol):
         places: int = 1,
         memory: float = 0.0,
     ) -> Sender:
-        """Run `function(*arguments, connection)` in a new process; returns what feeds the other end
-        of that connection.
+        """Run `function(*arguments, connection)` in a new process; returns the other end of that
+        connection.
 
-        It takes as many `places` (GPUs, or cores where there are none); with 0 it mostly waits for
-        workers of its own, which take theirs. `memory` is what it is expected to take, in bytes.
+        It takes so many `places`: GPUs, or cores where there are none. One that takes 0 mostly
+        waits for workers of its own, which take theirs. `memory` is what it is expected to take,
+        in bytes.
         """
 
     def wait(self) -> list[Happened]:
-        """What has happened since, at least one event.
+        """The events since the last call; waits for one where there are none.
 
-        One that is "lost" has a reason as its value; it is no fault of the work, which may be
-        begun again.
+        The value of "lost" is the reason. The work is not at fault, and may be begun again.
         """
 
     def close(self) -> None:
         """Kill what still runs. Afterwards none of it does."""
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A worker, as the pool that started it knows it; `gpu` is the only one that it sees, None
+    where it sees all there are."""
+
+    key: str
+    process: BaseProcess
+    gpu: str | None
 
 
 class Pool:
@@ -207,14 +219,14 @@ class Pool:
         self._context: Any = multiprocessing.get_context(method)
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload(PRELOAD)
-        self._running: dict[Connection, tuple[str, BaseProcess, str | None]] = {}
+        self._running: dict[Connection, _Running] = {}
 
     def __len__(self) -> int:
         return len(self._running)
 
     def keys(self) -> set[str]:
-        """What still runs."""
-        return {key for key, *_ in self._running.values()}
+        """The keys of those that still run."""
+        return {worker.key for worker in self._running.values()}
 
     def jobs(self, wanted: int, device: str) -> int:
         """How many may run side by side here (`jobs`)."""
@@ -228,22 +240,18 @@ class Pool:
         places: int = 1,
         memory: float = 0.0,
     ) -> Connection:
-        """Run `function(*arguments, connection)` in a new process; returns this end's connection.
+        """Run `function(*arguments, connection)` in a new process; returns the other end of that
+        connection.
 
-        One that takes one of the `places` sees one GPU, and its neighbours others; any other sees
-        all. `memory` is left to the kernel.
+        A process that takes one of the `places` sees one GPU, and its neighbours see others; any
+        other process sees all. `memory` is left to the kernel.
         """
         if multiprocessing.current_process().daemon:
             raise ConfigError(
                 "a worker of multiprocessing.Pool may start no processes, which every run does; "
                 "concurrent.futures.ProcessPoolExecutor has workers that may"
             )
-        visible = gpus() if places == 1 else []
-        gpu = None
-        if len(visible) > 1:  # the one that the fewest others use
-            in_use = [used for _, _, used in self._running.values()]
-            gpu = min(visible, key=in_use.count)
-
+        gpu = self._least_used_gpu() if places == 1 else None
         own_end: Connection
         worker_end: Connection
         own_end, worker_end = self._context.Pipe()
@@ -271,40 +279,44 @@ class Pool:
             raise
         finally:
             worker_end.close()
-        self._running[own_end] = (key, process, gpu)
+        self._running[own_end] = _Running(key, process, gpu)
         return own_end
 
+    def _least_used_gpu(self) -> str | None:
+        """The GPU that the fewest workers use; None where there are not several."""
+        visible = gpus()
+        if len(visible) < 2:
+            return None
+        in_use = [worker.gpu for worker in self._running.values()]
+        return min(visible, key=in_use.count)
+
     def wait(self) -> list[Happened]:
-        """What has happened since, at least one event."""
-        sentinels = [process.sentinel for _, process, _ in self._running.values()]
+        """The events since the last call; waits for one where there are none."""
+        sentinels = [worker.process.sentinel for worker in self._running.values()]
         ready = wait([*self._running, *sentinels])
         events = []
-        for connection, (key, process, _) in list(self._running.items()):
-            if connection not in ready and process.sentinel not in ready:
+        for connection, worker in list(self._running.items()):
+            if connection not in ready and worker.process.sentinel not in ready:
                 continue
-            kind, value = _receive(key, process, connection)
+            kind, value = _receive(worker, connection)
             if kind in ("done", "failed"):
                 del self._running[connection]
-                _release(process, connection)
-            events.append((key, kind, value))
+                _release(worker.process, connection)
+            events.append((worker.key, kind, value))
         return events
 
     def close(self) -> None:
         """Kill what still runs."""
-        # All at once, then one after the other: each may take its time to end.
-        for _, process, _ in self._running.values():
-            process.kill()
-        for connection, (_, process, _) in self._running.items():
-            _release(process, connection)
+        # All are killed before any is waited for: each may take its time to end.
+        for worker in self._running.values():
+            worker.process.kill()
+        for connection, worker in self._running.items():
+            _release(worker.process, connection)
         self._running.clear()
 
 
-def _receive(
-    key: str,
-    process: BaseProcess,
-    connection: Connection,
-) -> tuple[str, object]:
-    """The next message of a process, or that it died without one."""
+def _receive(worker: _Running, connection: Connection) -> tuple[str, object]:
+    """The next message of a worker, its kind and value, or that it died without one."""
     with suppress(EOFError, OSError):
         if connection.poll():  # also what a process that is gone by now had still sent
             try:
@@ -314,19 +326,19 @@ def _receive(
                 raise
             # An object that was taken apart there cannot be put together here.
             except Exception as error:
-                problem = f"{key}: what it sent cannot be read ({_words(error)})"
+                problem = f"{worker.key}: what it sent cannot be read ({_words(error)})"
                 return "failed", WorkerFailed(problem)
-    _end(process)
-    code = process.exitcode
+    _end(worker.process)
+    code = worker.process.exitcode
     reason = f"exit code {code}"
     if code is not None:
         reason += _REASONS.get(code, "")
-    problem = f"{key}: its process died, {reason}; run again to go on from there"
+    problem = f"{worker.key}: its process died, {reason}; run again to go on from there"
     return "failed", WorkerDied(problem)
 
 
 def _end(process: BaseProcess) -> None:
-    """Wait for a process that has nothing more to do, and no longer than it deserves."""
+    """Wait for a process that has nothing more to do; kill it where that takes too long."""
     process.join(PATIENCE)
     if process.exitcode is None:
         process.kill()
@@ -334,10 +346,8 @@ def _end(process: BaseProcess) -> None:
 
 
 def _release(process: BaseProcess, connection: Connection) -> None:
-    """Let go of all that ties a process to this one.
-
-    So it ends even where its fork server is gone.
-    """
+    """Let go of all that ties a process to this one, so that it ends even where its fork server is
+    gone."""
     connection.close()
     _end(process)
     with suppress(ValueError):  # it still waits for its disk
@@ -352,13 +362,13 @@ _OPEN: ContextVar[Callable[[], Workers]] = ContextVar("open", default=Pool)
 
 
 def opened() -> Workers:
-    """Workers where this work is to run; close them afterwards."""
+    """Workers of the place where this work is to run; whoever calls this closes them."""
     return _OPEN.get()()
 
 
 @contextmanager
 def using(open: Callable[[], Workers]) -> Iterator[None]:
-    """Let `opened` give such workers while this is entered."""
+    """While this lasts, `opened` gives workers that `open` makes."""
     token = _OPEN.set(open)
     try:
         yield
@@ -374,8 +384,8 @@ def imap(
 ) -> Iterator[Output]:
     """`setup(*arguments)(item)` for every item, in order, by `workers` processes.
 
-    Each process calls setup once. Each worker holds one item at a time; closing the generator stops
-    the workers. The item of a worker that is lost goes to another one.
+    Each process calls `setup` once, and holds one item at a time. The item of a worker that is lost
+    goes to another one. Closing the generator stops the workers.
     """
     if workers == 1:
         handle = setup(*arguments)
@@ -384,7 +394,7 @@ def imap(
         return
     source = iter(items)
     first = list(itertools.islice(source, 1))
-    if not first:  # nobody has to be started for nothing
+    if not first:  # without items no worker is started
         return
     dealt = _Dealt(opened(), setup, arguments, itertools.chain(first, source), workers)
     try:
@@ -447,7 +457,7 @@ class _Dealt(Generic[Item, Output]):
                 self._idle.append(key)
             elif kind == "lost":
                 self._replace(key, value)
-            elif kind != "note":  # which is of one that waits for room, and comes in time
+            elif kind != "note":  # of a worker that waits for room, which comes in time
                 raise value if kind == "failed" else WorkerDied(f"{key}: ended early")
 
     def due(self) -> Iterator[Output]:
@@ -472,9 +482,9 @@ class _Dealt(Generic[Item, Output]):
         return numbered
 
     def _replace(self, key: str, reason: str) -> None:
-        """Start a worker in the place of one that was lost, whose item goes to whoever is idle.
+        """Start a worker in the place of one that was lost; its item goes to whoever is idle.
 
-        Raises WorkerDied where workers are lost over one item again and again, or as they start.
+        Raises WorkerDied where workers are lost over the same item, or as they start, too often.
         """
         numbered = self._held.pop(key, None)
         over = key if numbered is None else f"item {numbered[0]}"
@@ -553,13 +563,11 @@ def last_word(
 
 
 def end_with_parent() -> None:
-    """Let the kernel kill this process as soon as the one that forked it is dead.
-
-    It does so whatever this process is doing then.
-    """
+    """Let the kernel kill this process, whatever it is doing, once the one that forked it is
+    dead."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    # The fork server, whose child a worker is, ends when nobody holds this pipe: that has to be its
-    # client alone.
+    # A worker is a child of the fork server, and has inherited its end of a pipe. The fork server
+    # ends once nobody holds that: its client alone must.
     server: Any = forkserver._forkserver
     if multiprocessing.parent_process() is not None and server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)
@@ -567,11 +575,16 @@ def end_with_parent() -> None:
 
 
 def _fork_server() -> None:
-    """Start the fork server unless it runs, deaf to what is for its parent alone.
+    """Start the fork server unless it runs, deaf to the signals that are for its parent alone.
 
+<<<<<<< HEAD
     It is so from its first moment on: a Ctrl-C while it imports torch would be a traceback on the
     terminal. One whose socket was cleared away, as files in /tmp may be in the weeks of a run, gets
     another beside it: it ends with this process, and its workers go on until then.
+=======
+    They are blocked before it starts: a Ctrl-C while it imports torch would be a traceback on the
+    terminal.
+>>>>>>> 543e094a2fe2874a5a7471c93f093b15505e5ed1
     """
     resource_tracker.ensure_running()  # which unblocks Ctrl-C as it starts
     server: Any = forkserver._forkserver
@@ -585,6 +598,7 @@ def _fork_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+<<<<<<< HEAD
 def _end_fork_server() -> None:
     """End the fork server with this process.
 
@@ -609,6 +623,13 @@ def _make_temporary_folder() -> None:
     own: Any = multiprocessing.current_process()
     made = own._config.get("tempdir")
     if made is not None and os.path.isdir(made):
+=======
+def _shorten_addresses() -> None:
+    """Let multiprocessing put its sockets into /tmp where their paths below TMPDIR are longer than
+    the kernel takes. It makes its folder once, and removes it as this process ends."""
+    folder = os.fsencode(tempfile.gettempdir())
+    if len(folder) + len("/pymp-12345678/listener-12345678") <= _LONGEST_ADDRESS:
+>>>>>>> 543e094a2fe2874a5a7471c93f093b15505e5ed1
         return
     above = tempfile.gettempdir()
     if len(os.fsencode(above)) + len("/pymp-12345678/listener-12345678") > _LONGEST_ADDRESS:
@@ -621,15 +642,15 @@ def _make_temporary_folder() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[list[int]]:
-    """Let SIGTERM and SIGHUP stop as Ctrl-C does, unless they are ignored (`nohup`).
+    """Let SIGTERM and SIGHUP stop the work as Ctrl-C does, unless they are ignored (`nohup`).
 
-    They raise a KeyboardInterrupt with the signal's number, which is in the list that this gives
-    too: a library may raise one of its own instead. Once is enough: what comes while things are put
-    in order does not interrupt that.
+    Each raises a KeyboardInterrupt with its number. The list that is yielded holds the number too,
+    since a library may raise a KeyboardInterrupt of its own instead. After the first signal the
+    others are ignored, so that they do not interrupt the cleaning up.
     """
     came: list[int] = []
     before = {}
-    # Handlers can be set by the main thread alone; who calls from elsewhere sees to it.
+    # Only the main thread can set handlers; in another, signals are the caller's affair.
     if threading.current_thread() is threading.main_thread():
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             handler = signal.getsignal(each)
@@ -655,8 +676,8 @@ def stoppable() -> Iterator[list[int]]:
 def _without_main() -> Iterator[None]:
     """Hide the user's script while a process starts.
 
-    Workers run our functions only, and importing the script again would run it again wherever it
-    lacks a `__main__` guard.
+    Workers run our functions only. A new process would import the script again, and so run it again
+    where it lacks a `__main__` guard.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

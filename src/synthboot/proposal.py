@@ -62,7 +62,17 @@ def propose(survey: Survey, name: str, hours: float) -> Proposal:
 
     def written(size: Sequence[int], passes: int, tokens: int, rigor: int = 0) -> Proposal:
         is_cut = tokens < unique or not survey.is_whole
-        text = _yaml(survey, name, size, passes, tokens, is_cut, validation, test, rigor)
+        text = _yaml(
+            survey=survey,
+            name=name,
+            size=size,
+            passes=passes,
+            tokens=tokens,
+            is_cut=is_cut,
+            validation=validation,
+            test=test,
+            rigor=rigor,
+        )
         parsed, _ = strict_yaml.parse(text, name)
         assert isinstance(parsed, dict)  # of sections, as written below
         cfg = loading.load(parsed)

@@ -1,7 +1,7 @@
-"""The recipes under `arms:` as artifacts: which there have to be, what each reads, and from which
-others it is made.
+"""From the recipes under `arms:` to artifacts: which ones there have to be, which settings each
+reads, and from which others it is made.
 
-Two arms that need the same thing share it: their pairs, their synthesizer, their samples.
+Two arms that need the same thing share it: pairs, a synthesizer, samples.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ STAGES = (
     "report",
     "extract",
 )
-"""In order, which folders are numbered by: what came later stands last, so that no number moved."""
+"""In the order that folders are numbered by; a stage that synthboot got later stands last, so that
+no number moved."""
 VERSIONS = dict.fromkeys(STAGES, 4) | {
     "corpus": 6,
     "embed": 5,
@@ -68,13 +69,13 @@ VERSIONS = dict.fromkeys(STAGES, 4) | {
 
 @dataclass(frozen=True)
 class Unit:
-    """One artifact to be: its stage and variant, the units it reads by role, and what decides its
-    content.
+    """One artifact to be made: its stage and variant, the units that it reads, by role, and what
+    decides its content.
 
-    `settings` is all of the configuration that its step is given (`settings.view`); `recipe` the
-    arm that it trains; `outside` names and hashes what it reads from outside the run. `options`
-    tell its step where in the recipe it stands. It `is_trial` where it is one of the combinations
-    of a sweep.
+    `settings` is the part of the configuration that its step is given (`settings.view`), `recipe`
+    the arm that it trains. `outside` names and hashes what it reads from outside the run. `options`
+    are what else its step is told, such as arm and seed. It `is_trial` where it is one of the
+    combinations of a sweep.
     """
 
     stage: str
@@ -93,8 +94,8 @@ class Unit:
 
     @property
     def reads(self) -> dict[str, Any]:
-        """What its artifact is known by: settings and recipe where they are not their default, and
-        what is outside."""
+        """What its artifact is known by: settings and recipe where they differ from their defaults,
+        and what it reads from outside."""
         result = changed(self.settings) | self.outside
         if self.recipe is not None:
             result["arm"] = changed(self.recipe)
@@ -103,7 +104,7 @@ class Unit:
                 result[f"unit.{name}"] = self.options[name]
         if "filter" in self.options:
             chosen = changed(self.options["filter"])
-            chosen.pop("times", None)  # how much there is to choose from, not what is chosen
+            chosen.pop("times", None)  # it says how much there is to choose from, not which samples
             result["filter"] = chosen
         return result
 
@@ -127,17 +128,17 @@ def units(
     cfg: config.Config,
     hashes: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Unit]:
-    """Every artifact of a configuration by name, parents before children, in pipeline order, a
-    later round of bootstrapping after an earlier one.
+    """Every artifact of a configuration by name: parents before children, in the order of the
+    pipeline, a later round of bootstrapping after an earlier one.
 
-    What was left to `auto` and is decided counts as what it is. Files outside the run are hashed
-    where they are new or have changed since (`data.hashes`), but for those whose `hashes` an
-    earlier plan has (`outside`).
+    A setting that was left to `auto` counts as what has been decided. Files outside the run are
+    hashed where they are new or have changed since (`data.hashes`), unless `hashes`, from an
+    earlier plan (`outside`), has them.
     """
     recipes = _Recipes(precision.recorded(cfg), hashes)
     all_units = recipes.all()
     recipes.known.save()
-    # (round, stage): a round ends where a unit reads one of a later stage than its own
+    # (round, stage): a unit that reads one of a later stage than its own is of the next round
     order: dict[str, tuple[int, int]] = {}
     for name, unit in all_units.items():
         stage = STAGES.index(unit.stage)
@@ -158,8 +159,8 @@ def outside(plan: Mapping[str, Unit]) -> dict[str, Any]:
 
 
 def models(plan: Mapping[str, Unit]) -> dict[str, str]:
-    """The unit that holds each model of a whole plan, by `ARM/seed-N`: one of `pretrain`, or base,
-    which is the first seed of every arm like repetition."""
+    """The unit that holds each model of a whole plan, by `ARM/seed-N`: a unit of `pretrain`, or
+    base, which is the first seed of repetition and of every arm with the same recipe."""
     by_name = {}
     for role, unit in plan["evaluate"].parents.items():
         kind, _, rest = role.partition("/")
@@ -183,7 +184,7 @@ _TOKENIZER = re.compile(
     r"(tokenizer|vocab|merges|special_tokens|added_tokens|spiece|sentencepiece|chat_template)"
     r"|.*\.(model|tiktoken)$"
 )
-"""Files of a tokenizer, by their names."""
+"""What the names of a tokenizer's files begin with, or end in."""
 
 
 class _Recipes:
@@ -195,28 +196,30 @@ class _Recipes:
         self.known = Hashes(cfg.folder)
         self.units: dict[str, Unit] = {}
         self.first = cfg.pretrain.seeds[0]
-        given = self.given("model.init_from", cfg.model.init_from)
-        corpus = cfg.corpus
-        if corpus.tokenizer != "train" and cfg.model.init_from is None:
-            given |= self.tokenizer(corpus.tokenizer)
-        if corpus.split_field is not None and corpus.near_duplicates == "flag":
-            given["near_held_out"] = "left out"  # earlier corpora have it
-        given["files"] = self.hashed("files", lambda: self.identity(corpus.source, "source"))
-        if (replay := corpus.replay) is not None:
-            given["replay_files"] = self.hashed(
+        corpus = self.add("corpus", "", {}, outside=self.outside_of_corpus())
+        self.corpus = {"corpus": corpus}
+
+    def outside_of_corpus(self) -> dict[str, Any]:
+        """What the corpus reads from outside the run: text, a model, a tokenizer."""
+        cfg = self.cfg.corpus
+        start = self.cfg.model.init_from
+        outside = self.given("model.init_from", start)
+        if cfg.tokenizer != "train" and start is None:
+            outside |= self.tokenizer(cfg.tokenizer)
+        if cfg.split_field is not None and cfg.near_duplicates == "flag":
+            # tells such a corpus from earlier ones, which kept near-duplicates of held-out text
+            outside["near_held_out"] = "left out"
+
+        outside["files"] = self.hashed("files", lambda: self.identity(cfg.source, "source"))
+        replay = cfg.replay
+        if replay is not None:
+            outside["replay_files"] = self.hashed(
                 "replay_files", lambda: self.identity(replay, "replay")
             )
-        self.corpus = {
-            "corpus": self.add(
-                "corpus",
-                "",
-                {},
-                outside=given,
-            )
-        }
+        return outside
 
     def identity(self, source: str | list[str], setting: str) -> list[str]:
-        """What the text of a setting of `corpus` is known by."""
+        """What the text that a setting of `corpus` names is known by."""
         return documents.identity(source, f"corpus.{setting}", self.known.of)
 
     def contents(self, paths: Iterable[Path]) -> list[str]:
@@ -227,12 +230,12 @@ class _Recipes:
         return lines
 
     def hashed(self, name: str, read: Callable[[], list[str]]) -> list[str]:
-        """What `read` hashes, or what is known of it."""
+        """The hashes of this name: those of the earlier plan, or else what `read` finds."""
         hashes: list[str] | None = self.hashes.get(name)
         return read() if hashes is None else hashes
 
     def given(self, name: str, source: str | None) -> dict[str, Any]:
-        """A model or file from outside the run: where it lies on this machine, what is in it."""
+        """The hashes of a model or file from outside the run, where it lies on this machine."""
         if not source:
             return {}
         path = Path(source)
@@ -244,7 +247,8 @@ class _Recipes:
         return {key: self.hashed(key, lambda: self.contents(existing))}
 
     def tokenizer(self, source: str) -> dict[str, Any]:
-        """A tokenizer in a folder, which may be that of a model: by its own files alone."""
+        """The hashes of a tokenizer; in a folder, which may be a model's, of its own files
+        alone."""
         path = Path(source)
         if not path.is_dir():
             return self.given("corpus.tokenizer", source)
@@ -265,20 +269,19 @@ class _Recipes:
         is_trial: bool = False,
         **options: Any,
     ) -> str:
-        """The name of this unit, which is new or known.
+        """Add a unit unless it is there already; returns its name.
 
-        It reads what its stage declares, and `reads` beside it.
+        It reads the settings that its stage declares, and `reads` beside them.
         """
-        seen = view(cfg or self.cfg, (*READS[stage], *reads))
         unit = Unit(
-            stage,
-            variant,
-            parents,
-            seen,
-            recipe,
-            outside or {},
-            options,
-            is_trial,
+            stage=stage,
+            variant=variant,
+            parents=parents,
+            settings=view(cfg or self.cfg, (*READS[stage], *reads)),
+            recipe=recipe,
+            outside=outside or {},
+            options=options,
+            is_trial=is_trial,
         )
         # arms that need the same thing share it
         self.units.setdefault(unit.name, unit)
@@ -298,15 +301,14 @@ class _Recipes:
         upstream = {}
         synthetic = {}
         for name, unit in self.units.items():
-            # a trial is seen through the unit that its sweep chose, a writer through the text of
-            # the first seed
+            # a trial is shown by the unit that its sweep chose, text by that of the first seed
             makes_text = unit.stage in ("embed", "pair", "synthesize", "tune")
             if makes_text and not unit.is_trial and "text_of_seed" not in unit.options:
                 upstream[name] = name
             if unit.stage == "synthesize":
                 synthetic[name] = name
 
-        # synthetic text is read to look for questions in it, vectors to find neighbours
+        # `evaluate` looks for questions in synthetic text, and for neighbours by vectors
         parents = {**self.corpus, **models, **scores, **synthetic}
         if "pair/related" in self.units and cfg.embed.model != "file":
             parents |= {"embed": "embed", "pair/related": "pair/related"}
@@ -325,7 +327,7 @@ class _Recipes:
             roles["analyze"] = self.analyze({**self.corpus, "base": base, **upstream})
         if self.cfg.extract.docs or self.cfg.corpus.canaries.count:
             roles["extract"] = self.extract(models)
-        # whatever else was made was paid for too: trials, questions put to each model
+        # whatever else was made was paid for too, such as trials: the report shows what it cost
         for name in self.units:
             if name not in roles.values():
                 roles[f"{COST}{name}"] = name
@@ -349,7 +351,8 @@ class _Recipes:
         )
 
     def extract(self, models: Mapping[str, str]) -> str:
-        """The unit that compares what can be got out of these models, each asked by its own."""
+        """The unit that compares what can be got out of these models; a unit of its own asks
+        each."""
         asked = {}
         for role, model in models.items():
             options = self.units[model].options
@@ -361,14 +364,14 @@ class _Recipes:
         return self.add("extract", COMPARED, {**self.corpus, **asked})
 
     def score(self, model: str) -> str:
-        """The unit that holds the scores of a model, under the name that the model has as an arm.
+        """The unit that holds the scores of a model.
 
-        Raises ConfigError for questions about a world where the corpus is none.
+        Raises ConfigError where questions about a world are asked and the corpus is none.
         """
         unit = self.units[model]
         arm = unit.options["arm"]
         seed = unit.options["seed"]
-        # without questions, losses do not depend on how these are asked
+        # how questions are asked is nothing to a score where none is
         reads = ASKING if self.cfg.evaluate.tasks else ()
         return self.add(
             "score",
@@ -388,14 +391,15 @@ class _Recipes:
                 "evaluate.tasks: `world` asks about a generated world; it needs corpus.source=world"
             )
         paths = tasks.files(cfg.evaluate)
-        return (
-            {"questions": self.hashed("questions", lambda: self.contents(paths))} if paths else {}
-        )
+        if not paths:
+            return {}
+        return {"questions": self.hashed("questions", lambda: self.contents(paths))}
 
     def model(self, name: str, seed: int) -> str:
         """The unit that holds the model of an arm and seed.
 
-        With a sweep, that is one of the trials or a model like it.
+        With a sweep it takes over the trial that was chosen, or for a later seed trains a model by
+        the same recipe.
         """
         arm = self.cfg.arms[name]
         is_repetition = arm == self.cfg.arms["repetition"]
@@ -403,7 +407,7 @@ class _Recipes:
         stage = "pretrain"
         variant = f"{name}/seed-{seed}"
         if is_base:
-            # any arm like repetition shares the model that synthesizers start from
+            # an arm with the recipe of repetition shares its model, from which synthesizers start
             name = "repetition"
             stage = "base"
             variant = "chosen" if arm.sweep else ""
@@ -435,7 +439,7 @@ class _Recipes:
             )
             trials[f"trial/{trial}"] = trial_unit
 
-        ready = seed == self.first  # one of the trials is this model
+        ready = seed == self.first  # one of the trials is this model already
         parents = {**(self.corpus if ready else sources), **trials}
         return self.add(
             stage,
@@ -455,7 +459,7 @@ class _Recipes:
         if arm.layout == "packed_pairs":
             result["pair"] = self.related()
         if arm.distill is not None:
-            # seed by seed: teachers that share nothing keep the seeds of this arm apart
+            # seed by seed: with a teacher of its own, each seed of this arm is independent
             result["teacher"] = self.model(arm.distill, seed)
         return result
 
@@ -476,12 +480,12 @@ class _Recipes:
         before = cfg.before(arm)
         synthesizer = self.synthesizer(kind, cfg.writer_of(arm), before)
 
-        # enough for the arm that takes the most of it, and for the row that it ends in
-        most = 0.0
+        # enough for the arm that takes the most of it
+        largest = 0.0
         for other in cfg.arms.values():
             if other.synthetic == kind and cfg.before(other) == before:
                 times = other.filter.times if other.filter.chooses else 1.0
-                most = max(most, times * _largest_share(other))
+                largest = max(largest, times * _largest_share(other))
         parents = {**self.corpus, "synthesizer": synthesizer}
         if cfg.tune.init_from is not None:
             parents[EXTERNAL] = self.external()
@@ -492,20 +496,20 @@ class _Recipes:
             "synthesize",
             cfg.sampled_of(arm, seed),
             parents,
-            budget_tokens=self.tokens(most),
+            budget_tokens=self.tokens(largest),
             **self.draw(arm, seed),
         )
         # what a filter leaves lies beside what it chooses from
         return self.filtered(arm, seed, sampled) if arm.filter.chooses else sampled
 
     def draw(self, arm: config.Arm, seed: int) -> dict[str, Any]:
-        """The option of a text that is for this seed alone; none of the one that its writer is
-        known by."""
+        """The option that says which seed a text is for; empty for the text that all seeds, or the
+        first one, read."""
         has_own = self.cfg.sampled_of(arm, seed) != self.cfg.writer_of(arm)
         return {"text_of_seed": seed} if has_own else {}
 
     def tokens(self, share: float) -> int:
-        """Synthetic tokens of an arm with such a share, and of the row that it ends in."""
+        """Synthetic tokens that an arm with this share reads, the rest of its last row included."""
         return math.ceil(share * self.cfg.budget.train_tokens) + self.cfg.model.seq_len
 
     def filtered(self, arm: config.Arm, seed: int, sampled: str) -> str:
@@ -515,11 +519,11 @@ class _Recipes:
         """
         cfg = self.cfg
         chosen = arm.filter
-        most = 0.0
+        largest = 0.0
         for other in cfg.arms.values():
             is_same = other.synthetic == arm.synthetic and cfg.before(other) == cfg.before(arm)
             if is_same and other.filter.name == chosen.name:
-                most = max(most, _largest_share(other))
+                largest = max(largest, _largest_share(other))
 
         judges = chosen.judged.values()
         parents = {**self.corpus, SAMPLED: sampled}
@@ -538,7 +542,7 @@ class _Recipes:
             cfg.text_of(arm, seed),
             parents,
             reads=reads,
-            budget_tokens=self.tokens(most),
+            budget_tokens=self.tokens(largest),
             filter=chosen,
             **self.draw(arm, seed),
         )
@@ -564,7 +568,8 @@ class _Recipes:
                 },
             )
             return self.tune(variant, pairs, start)
-        # tuned on the same d2 without d1, so that it knows as much of D_pretrain as the others
+        # an external model that writes without d1 is tuned too, on the same d2 without their d1: so
+        # it knows as much of D_pretrain as the others
         if kind == "related" or external:
             return self.tune(variant, self.related(), start)
         return start  # unconditional: the language model itself
@@ -594,7 +599,7 @@ class _Recipes:
         if start:
             is_external = self.cfg.tune.init_from is not None
             parents[EXTERNAL if is_external else "base"] = start
-        # fresh weights are built by the model's settings; others have theirs from where they start
+        # fresh weights are built by the settings of `model`; others have their sizes already
         reads = () if start else ("model",)
         if not self.cfg.tune.sweep:
             return self.add("tune", variant, parents, reads=reads)

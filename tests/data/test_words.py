@@ -13,7 +13,7 @@ import pytest
 import regex
 
 from synthboot import config
-from synthboot.data import ngrams, tasks, words
+from synthboot.data import near_duplicates, tasks, words
 from synthboot.stages import embed
 from tests.limits import limit
 
@@ -60,7 +60,7 @@ def made(language: str, count: int, size: int = 120) -> list[str]:
 def test_near_copies_are_found_and_different_texts_kept_in(language: str) -> None:
     texts = made(language, 8)
     copies = [unicodedata.normalize("NFD", t[: len(t) // 2] + t[len(t) // 2 + 1 :]) for t in texts]  # a letter is gone
-    group = ngrams.near_duplicate_groups(ngrams.signatures(texts + copies), texts + copies, 0.8)
+    group = near_duplicates.groups(near_duplicates.signatures(texts + copies), texts + copies, 0.8)
     assert (group[:8] == group[8:]).all()
     assert len(set(group.tolist())) == 8
 
@@ -155,7 +155,7 @@ def test_texts_of_few_letters_are_different_texts_and_their_near_copies_are_not(
     rng = random.Random(5)
     texts = [different(kind, rng, size) for _ in range(8)]
     texts += [t[: size // 2] + t[size // 2 + 2 :] for t in texts] if size > 60 else []
-    group = ngrams.near_duplicate_groups(ngrams.signatures(texts), texts, 0.8)
+    group = near_duplicates.groups(near_duplicates.signatures(texts), texts, 0.8)
     assert len(set(group.tolist())) == 8
     assert size == 60 or (group[:8] == group[8:]).all()
 
@@ -164,29 +164,29 @@ def test_lines_of_a_sequence_are_one_sequence() -> None:
     rng = random.Random(2)
     one = different("DNA", rng, 3_000)
     folded = "\n".join(one[i : i + 60] for i in range(0, 3_000, 60))
-    assert ngrams.jaccard(ngrams.shingles(one), ngrams.shingles(folded)) > 0.9
+    assert near_duplicates.jaccard(near_duplicates.shingles(one), near_duplicates.shingles(folded)) > 0.9
 
 
 def test_code_that_differs_in_operators_is_kept_and_prose_with_other_commas_is_not() -> None:
     pairs = [("+", "-"), ("*", "/"), ("<<", ">>"), ("==", "!="), ("&&", "||"), ("->", ".")]
     programs = [f"y = f(a {op} b)\nz = (c {op} d) % e\nreturn y {op} z\n" for pair in pairs for op in pair]
-    group = ngrams.near_duplicate_groups(ngrams.signatures(programs), programs, 0.8)
+    group = near_duplicates.groups(near_duplicates.signatures(programs), programs, 0.8)
     assert len(set(group.tolist())) == len(programs)
     prose = [SENTENCES["English"], SENTENCES["English"].replace(",", " –").replace(".", "!")]
-    assert ngrams.alike(*prose) == 1
+    assert near_duplicates.similarity(*prose) == 1
 
 
 def test_texts_with_nothing_to_compare_are_like_no_other() -> None:
     empty = ["\u200b", "\u00ad\u200d", " "]
-    assert [ngrams.shingles(t) for t in empty] == [[], [], []]
-    assert len(set(ngrams.near_duplicate_groups(ngrams.signatures(empty), empty, 0.8).tolist())) == 3
-    assert ngrams.jaccard(ngrams.shingles("a" * 3_000), ngrams.shingles("a" * 4_000)) < 0.8
+    assert [near_duplicates.shingles(t) for t in empty] == [[], [], []]
+    assert len(set(near_duplicates.groups(near_duplicates.signatures(empty), empty, 0.8).tolist())) == 3
+    assert near_duplicates.jaccard(near_duplicates.shingles("a" * 3_000), near_duplicates.shingles("a" * 4_000)) < 0.8
 
 
 def test_texts_of_fewer_words_than_a_run_are_alike_when_they_are_equal() -> None:
     for text, other in pairwise(["two words", "two words more", "短い", "短い文", "x", "y"]):
-        assert ngrams.jaccard(ngrams.shingles(text), ngrams.shingles(text.upper())) == 1
-        assert ngrams.jaccard(ngrams.shingles(text), ngrams.shingles(other)) == 0
+        assert near_duplicates.jaccard(near_duplicates.shingles(text), near_duplicates.shingles(text.upper())) == 1
+        assert near_duplicates.jaccard(near_duplicates.shingles(text), near_duplicates.shingles(other)) == 0
 
 
 @pytest.mark.parametrize("text", ["a", "é", "語", "+-", "a\u0301", "ab語", " 語", "\u200b"])

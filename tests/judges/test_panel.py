@@ -28,12 +28,12 @@ class Fake:
     def passes(self, question: Question) -> int:
         return self.number
 
-    def score(self, question: Question, items: Sequence[Item], number: int, on_score: OnScore) -> None:
+    def score(self, question: Question, items: Sequence[Item], pass_number: int, on_score: OnScore) -> None:
         for index, item in reversed(list(enumerate(items))):  # a server answers in any order
             if len(self.asked) == self.dies_after:
                 raise KeyboardInterrupt
-            self.asked.append((number, item.text))
-            random = np.random.default_rng([number, int(item.text.split()[1])])
+            self.asked.append((pass_number, item.text))
+            random = np.random.default_rng([pass_number, int(item.text.split()[1])])
             chance = self.q1 if item.text.startswith("bad") else 1 - self.q0
             called = random.random() < chance
             score = float("nan") if random.random() < self.mute else 10.0 * called + random.random()
@@ -82,7 +82,7 @@ def test_no_case_is_judged_by_a_threshold_that_was_fitted_to_it(tmp_path: Path) 
 
         class Noise(Fake):
             def score(
-                self, question: Question, items: Sequence[Item], number: int, on_score: OnScore, version: int = version
+                self, question: Question, items: Sequence[Item], pass_number: int, on_score: OnScore, version: int = version
             ) -> None:
                 for index, item in enumerate(items):
                     on_score(index, float(np.random.default_rng([version, int(item.text.split()[1])]).random()))

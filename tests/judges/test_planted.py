@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from synthboot.data import ngrams
+from synthboot.data import near_duplicates
 from synthboot.judges.planted import NEAR, cases
 from synthboot.judges.protocol import LONGEST, Item
 from synthboot.judges.rules import Rules
@@ -73,7 +73,7 @@ def test_a_near_copy_has_the_similarity_that_it_says() -> None:
     copies = planted("copying")
     assert {fault for *_, fault in copies} == {f"jaccard {wanted}" for wanted in NEAR}
     for clean, faulty, fault in copies:
-        similarity = ngrams.alike(clean.d1, faulty.text)
+        similarity = near_duplicates.similarity(clean.d1, faulty.text)
         wanted = float(fault.split()[1])
         # one word is in five runs: the last word that was replaced took it below
         assert wanted - 0.16 < similarity <= wanted

@@ -12,7 +12,7 @@ import pytest
 from synthboot import config
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.store import Progress, Shards, silent
-from synthboot.data import ngrams
+from synthboot.data import near_duplicates
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, DataError
@@ -84,11 +84,11 @@ def planted(seed: int = 1) -> list[dict[str, str]]:
 @pytest.mark.parametrize("setting", ["remove", "flag"])
 def test_no_held_out_document_has_a_near_copy_in_training(tmp_path: Path, setting: str) -> None:
     result = make(tmp_path, planted(), near_duplicates=setting, validation_docs=60, test_docs=60)
-    held = [set(ngrams.shingles(t)) for name in ("validation", "test") for t in texts(tmp_path, name)]
-    pool = [set(ngrams.shingles(t)) for t in texts(tmp_path, "pool")]
+    held = [set(near_duplicates.shingles(t)) for name in ("validation", "test") for t in texts(tmp_path, name)]
+    pool = [set(near_duplicates.shingles(t)) for t in texts(tmp_path, "pool")]
     assert held
     assert pool
-    assert max(ngrams.jaccard(a, b) for a in held for b in pool) < 0.8
+    assert max(near_duplicates.jaccard(a, b) for a in held for b in pool) < 0.8
     if setting == "remove":
         assert result.dropped["near_duplicate"] == 160
         assert sum(result.documents.values()) == 200
@@ -101,8 +101,8 @@ def test_no_held_out_document_has_a_near_copy_in_training(tmp_path: Path, settin
 def test_how_alike_near_copies_are_is_set(tmp_path: Path, threshold: float, dropped: int) -> None:
     words = [f"w{n}" for n in range(100)]
     alike = [*words[:50], "other", *words[51:]]
-    shingles = [set(ngrams.shingles(" ".join(text))) for text in (words, alike)]
-    assert 0.8 < ngrams.jaccard(*shingles) < 0.95
+    shingles = [set(near_duplicates.shingles(" ".join(text))) for text in (words, alike)]
+    assert 0.8 < near_duplicates.jaccard(*shingles) < 0.95
     rows = [*world_documents(), {"id": "one", "text": " ".join(words)}, {"id": "other", "text": " ".join(alike)}]
     make(tmp_path, rows, near_duplicates="remove", near_duplicate_jaccard=threshold)
     found = {doc for name in ("validation", "test", "pool") for doc in texts(tmp_path, name)}
@@ -162,9 +162,9 @@ def test_large_groups_are_held_out_no_more_often_than_others() -> None:
 def test_without_grouping_near_copies_do_cross(tmp_path: Path) -> None:
     """The test above can fail: with near-duplicates ignored, copies land on both sides."""
     make(tmp_path, planted(), near_duplicates="off", validation_docs=60, test_docs=60)
-    held = [set(ngrams.shingles(t)) for name in ("validation", "test") for t in texts(tmp_path, name)]
-    pool = [set(ngrams.shingles(t)) for t in texts(tmp_path, "pool")]
-    assert max(ngrams.jaccard(a, b) for a in held for b in pool) >= 0.8
+    held = [set(near_duplicates.shingles(t)) for name in ("validation", "test") for t in texts(tmp_path, name)]
+    pool = [set(near_duplicates.shingles(t)) for t in texts(tmp_path, "pool")]
+    assert max(near_duplicates.jaccard(a, b) for a in held for b in pool) >= 0.8
 
 
 def test_a_document_keeps_its_set_when_others_come_or_the_order_changes(tmp_path: Path) -> None:

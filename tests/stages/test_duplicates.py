@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synthboot.data import ngrams
+from synthboot.data import near_duplicates
 from synthboot.stages import duplicates
 from synthboot.stages.duplicates import JACCARD
 
@@ -29,7 +29,7 @@ SAMPLE[21] = CORPUS[6]
 
 def share(docs: list[str]) -> float:
     """Every pair compared."""
-    hit = [any(ngrams.alike(a, b) >= JACCARD for j, b in enumerate(docs) if i != j) for i, a in enumerate(docs)]
+    hit = [any(near_duplicates.similarity(a, b) >= JACCARD for j, b in enumerate(docs) if i != j) for i, a in enumerate(docs)]
     return sum(hit) / len(hit)
 
 
@@ -81,4 +81,4 @@ def test_signatures_lie_on_disk_block_by_block(tmp_path: Path) -> None:
     rows = duplicates.signatures(texts, tmp_path / "rows")
     assert isinstance(rows, np.memmap)
     assert np.array_equal(rows[:50], rows[4_950:])
-    assert np.array_equal(rows[:50], ngrams.signatures(texts[:50]))
+    assert np.array_equal(rows[:50], near_duplicates.signatures(texts[:50]))

@@ -26,7 +26,7 @@ from synthboot import config, pool
 from synthboot.artifacts.corpus import QUARANTINE
 from synthboot.artifacts.parts import Part
 from synthboot.artifacts.store import WORK, Progress, Shards
-from synthboot.data import documents, files, ngrams
+from synthboot.data import documents, files, near_duplicates
 from synthboot.data.canaries import Canary
 from synthboot.data.disk import end_to_end, load_array, remove, save_array, unreadable, write_bytes
 from synthboot.errors import DataError
@@ -345,7 +345,7 @@ def _spool(
     # (doc, 4), also where there is none
     save_array(out / "hashes.npy", np.array(hashed, np.uint64).reshape(-1, 4))
     if cfg.near_duplicates != "off":
-        save_array(out / "signatures.npy", ngrams.signatures(values_of["text"]))
+        save_array(out / "signatures.npy", near_duplicates.signatures(values_of["text"]))
     lines = [json.dumps(asdict(reject)) + "\n" for reject in bad]
     (out / QUARANTINE).write_text("".join(lines), "utf-8")
 

@@ -1,5 +1,6 @@
 """What a stage leaves on disk, and whether it may be used again.
 
+<<<<<<< HEAD
 An artifact is a folder `runs/NAME/NN-stage[/variant]`. Its `manifest.json` is written last, by
 rename: its existence means done. The fingerprint in it hashes the stage, its version, the settings
 it read and its parents' fingerprints; where and how the stage ran is not part of it. Beside these
@@ -11,6 +12,23 @@ needs, and how long that has taken, and goes once the manifest stands; `progress
 where it is left, there is something to clear away. The unit inside is the shard, a folder renamed
 into place that carries its hashes; a manifest takes these over, so damage is never hashed as good.
 Files whose names begin with a dot are nobody's.
+=======
+An artifact is a folder `runs/NAME/NN-stage[/variant]`. In it lie
+
+- `manifest.json`, written last, by rename: where it exists, the artifact is done. Its fingerprint
+  hashes the stage, its version, the settings that it read, and its parents' fingerprints; where and
+  how the stage ran is no part of it. It also says what each parent held (`content`): an artifact
+  stands as long as its parents, however often they are made anew, come out the same.
+- `progress.json`, while a stage works: the fingerprint and the contents of parents that the parts
+  in the folder were made for, and the seconds that they have taken. Parts of another fingerprint,
+  or of other contents, are wiped before work starts.
+- `work/`, what only the making needs. It goes once the manifest stands, and `progress.json` after
+  it: where that is left, there is something to clear away.
+- shards, folders renamed into place that carry the hashes of their files. A manifest takes these
+  over and does not hash anew, so that damage is never recorded as good.
+
+Files whose names begin with a dot belong to nobody.
+>>>>>>> 543e094a2fe2874a5a7471c93f093b15505e5ed1
 """
 
 from __future__ import annotations
@@ -59,14 +77,14 @@ WORK = "work"
 _COUNT = "shards.json"
 _SPENT = "spent.json"
 _OF_A_MODEL = ("config.json", "optimizer.safetensors")
-"""What a part that is a model has, or one of adapters alone that is a checkpoint."""
+"""Files that tell a model from other parts: the first any model has, the second a checkpoint of
+adapters alone."""
 
 T = TypeVar("T")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
 declared = with_config(ConfigDict(extra="forbid"))
-"""Marks a dataclass whose JSON may hold no field but those that are declared, in what it holds
-too."""
+"""Marks a dataclass whose JSON may hold declared fields only; so may the dataclasses in it."""
 
 
 def silent(done: float, words: str) -> None:
@@ -74,13 +92,14 @@ def silent(done: float, words: str) -> None:
 
 
 def during(progress: Progress, done: float, words: str) -> Progress:
-    """Progress of a part of a unit, `words`, before which `done` of the whole is done."""
+    """Progress for a part of a unit, named by `words`, that begins when the share `done` of the
+    whole is done."""
     progress(done, words)
     return lambda _, part: progress(done, f"{words}: {part}")
 
 
 def within(progress: Progress, start: float, end: float) -> Progress:
-    """Progress of a part of a unit that takes the whole from the share `start` to `end`."""
+    """Progress for a part of a unit that brings the whole from the share `start` to `end`."""
     return lambda done, words: progress(start + (end - start) * done, words)
 
 
@@ -88,8 +107,8 @@ def within(progress: Progress, start: float, end: float) -> Progress:
 class Manifest:
     """The record of one finished artifact.
 
-    Everything but `cost` and `environment` is the same on every run. `contents` is what each parent
-    held, by role (`content`); manifests from before synthboot recorded it have none.
+    Everything but `cost` and `environment` is the same on every run. `contents` says by role what
+    each parent held (`content`); older manifests do not have it.
     """
 
     stage: str
@@ -128,7 +147,7 @@ def stands(
 ) -> bool:
     """Whether a finished artifact is what would be made now, of parents that hold `contents`.
 
-    Without parents, or a record of what they held, it is where its fingerprint is the one wanted.
+    Where it has no parents, or no record of what they held, its fingerprint decides.
     """
     if not manifest.contents:
         return manifest.fingerprint == fingerprint
@@ -142,15 +161,15 @@ def has_settings(manifest: Manifest, reads: Mapping[str, object]) -> bool:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a finished artifact, or None.
+    """The manifest of a finished artifact; None where there is none.
 
-    Raises CorruptArtifact, saying why, where it cannot be one.
+    Raises CorruptArtifact, saying why, where it is damaged.
     """
     path = folder / MANIFEST
     if not path.exists():
         return None
     content = read_json(path)
-    # A manifest without a hash is from before synthboot had it. Versions were others then, so it is
+    # A manifest without a hash is from an older synthboot, whose stages had other versions: it is
     # stale, not damaged.
     if isinstance(content, dict) and "hash" in content:
         content = read_record(path)
@@ -177,7 +196,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 def read_listed(folder: Path, name: str) -> Any:
     """The JSON in a file of a finished artifact.
 
-    Raises CorruptArtifact where it is not the one that was recorded.
+    Raises CorruptArtifact where the file is not as it was recorded.
     """
     manifest = read_manifest(folder)
     if manifest is None or name not in manifest.files:
@@ -189,9 +208,9 @@ def read_listed(folder: Path, name: str) -> Any:
 
 
 def typed(value: object, kind: type[T], path: Path) -> T:
-    """What was read from a file of JSON as the dataclass that it is.
+    """A value of JSON, read from `path`, as the dataclass `kind`.
 
-    Raises CorruptArtifact where a field is missing, is of another type, or is not one of its own.
+    Raises CorruptArtifact where a field is missing, has another type, or is not declared.
     """
     try:
         result: T = _adapter(kind).validate_python(value)
@@ -209,7 +228,7 @@ def plain(value: object) -> Any:
 
 
 def _adapter(kind: type) -> Any:
-    """What knows a dataclass from its JSON; to make one takes longer than to read a file by it."""
+    """The pydantic adapter of a dataclass; making one takes longer than reading a file by it."""
     if kind not in _ADAPTERS:
         _ADAPTERS[kind] = TypeAdapter(kind)
     return _ADAPTERS[kind]
@@ -246,17 +265,17 @@ def begin(
     fingerprint: str,
     contents: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-    """What was damaged, in a few words each, once `folder` is ready for work.
+    """Make `folder` ready for work; returns what was damaged in it, in a few words each.
 
-    Only whole parts of the artifact of this `fingerprint`, made of parents that held `contents`,
-    are kept; damaged ones will be made again.
+    Parts of the artifact of this `fingerprint`, made of parents that held `contents`, are kept.
+    All others are removed, and damaged ones too, to be made again.
     """
     progress = folder / PROGRESS
     is_mine = False
     content = {}
     if progress.exists():
         content = read_json(progress)
-        # Without a hash it is of a synthboot whose parts had no hashes either: none is kept.
+        # Without a hash it is from an older synthboot, whose parts had none either: none is kept.
         has_no_hash = isinstance(content, dict) and "hash" not in content
         if not has_no_hash:
             is_mine = _is_of(progress, fingerprint, contents)
@@ -268,13 +287,17 @@ def begin(
 
     damaged = []
     for part in sorted(seal.parent for seal in folder.rglob(SEAL)):
-        # a model is more than a part to make again: whoever goes on from it decides
+        # a model may be days of work: training, which goes on from it, decides what to do
         if any((part / name).exists() for name in _OF_A_MODEL):
             continue
         problem = damage(part)
         if problem:
             remove(part)
             damaged.append(f"{part}: {problem}; made again")
+<<<<<<< HEAD
+=======
+    # otherwise the record stays: it knows how many seconds the artifact has taken
+>>>>>>> 543e094a2fe2874a5a7471c93f093b15505e5ed1
     if not is_mine or "contents" not in content:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(progress, {"fingerprint": fingerprint, "contents": dict(contents)})
@@ -286,7 +309,7 @@ def begun(
     fingerprint: str,
     contents: Mapping[str, str] = MappingProxyType({}),
 ) -> bool:
-    """Whether `begin` has made the folder ready for the artifact of this fingerprint, of parents
+    """Whether `begin` has made `folder` ready for the artifact of this fingerprint, made of parents
     that hold `contents`."""
     progress = folder / PROGRESS
     return (
@@ -297,7 +320,7 @@ def begun(
 
 
 def begun_as(folder: Path) -> str:
-    """The fingerprint of an artifact in the making; none where nothing is in it yet."""
+    """The fingerprint of an artifact in the making; empty where nothing of it is there yet."""
     record = read_json(folder / PROGRESS)
     return str(record.get("fingerprint", "")) if isinstance(record, dict) else ""
 
@@ -325,7 +348,7 @@ def _is_of(
     contents: Mapping[str, str],
 ) -> bool:
     record = read_record(progress)
-    # one from before synthboot recorded it says nothing of contents
+    # an older one says nothing of contents
     return record.get("fingerprint") == fingerprint and record.get("contents", contents) == contents
 
 
@@ -348,9 +371,10 @@ def finish(folder: Path) -> None:
 
 
 def verify(folder: Path, manifest: Manifest, contents: bool = True) -> None:
-    """Raise CorruptArtifact, naming the file, unless the files are those of the manifest.
+    """Raise CorruptArtifact, naming the file, unless the files are those of the manifest, no fewer
+    and no more.
 
-    No fewer, and no more. Without `contents`, files are compared by name and size alone.
+    Without `contents`, files are compared by name and size alone.
     """
     problem = mismatch(folder, manifest.files, contents)
     if problem:
@@ -365,18 +389,18 @@ def verify(folder: Path, manifest: Manifest, contents: bool = True) -> None:
 def adopt(source: Path, folder: Path) -> None:
     """Make `folder` the finished artifact that lies in `source`.
 
-    Its files are hard links where the disk has them, else copies: whatever writes into an artifact
-    puts another file in the place of one, so neither folder changes with the other, and either can
-    be moved or removed. The manifest comes last, so that a kill midway leaves nothing that looks
-    finished.
+    Its files become hard links, or copies where the disk has no links. Nothing writes into a file
+    of an artifact, it is replaced by another: so neither folder changes with the other, and either
+    can be moved or removed. The manifest comes last, so that a kill midway leaves nothing that
+    looks finished.
 
-    Raises CorruptArtifact where the files are not those of the manifest, and leaves the folder as
-    it was unless a copy has failed; StorageError where both folders are one.
+    Raises CorruptArtifact where the files are not those of the manifest, and then leaves the folder
+    as it was, unless a copy has failed; StorageError where both folders are the same.
     """
     manifest = read_manifest(source)
     if manifest is None:
         raise CorruptArtifact(f"{source}: is not finished; run again to make it")
-    # to empty the one would empty the other
+    # emptying the one would empty the other
     if source.resolve() == folder.resolve():
         raise StorageError(
             f"{folder}: is {source} itself, or is a link to it; choose another folder"
@@ -405,10 +429,8 @@ def drift(
     reads: Mapping[str, object],
     parents: Mapping[str, str],
 ) -> list[str]:
-    """Why a manifest's artifact is not the one wanted now, as short phrases.
-
-    Such as `min_similarity 0.75 -> 0.8`.
-    """
+    """Why a manifest's artifact is not the one wanted now, in phrases such as
+    `min_similarity 0.75 -> 0.8`."""
     reasons = []
     if manifest.version != version:
         reasons.append(f"stage version {manifest.version} -> {version}")
@@ -430,7 +452,7 @@ def drift(
 class Shards:
     """Numbered parts of an artifact, each a folder that appears whole, with its counts inside.
 
-    `close` says how many there are; readers read these and no others.
+    `close` records how many there are; readers read these and no others.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -454,9 +476,9 @@ class Shards:
         index: int,
         writer: Callable[[Path], dict[str, Any]],
     ) -> dict[str, Any]:
-        """The counts of the shard.
+        """Commit the shard, unless it is there already; returns its counts.
 
-        `writer` fills its folder and returns them, unless the shard is there already.
+        `writer` fills the shard's folder and returns the counts.
         """
         if not self.done(index):
             with committed_folder(self.path(index)) as temporary:
@@ -468,10 +490,10 @@ class Shards:
         count: int,
         writers: Callable[[list[int]], Iterable[Callable[[Path], dict[str, Any]]]],
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Commit each of `count` shards that is not there yet, one after the other, then `close`.
+        """Commit those of `count` shards that are missing, one after the other, then `close`.
 
-        `writers` gives for the numbers of the missing ones, in order, what fills the folder of
-        each. After each that is committed, its number and counts are yielded, to report progress.
+        `writers` is given the numbers of the missing shards, in order, and gives a writer for each.
+        After each shard its number and counts are yielded, to report progress.
         """
         yield from self.make(range(count), writers)
         self.close(count)
@@ -487,7 +509,7 @@ class Shards:
             yield index, self.write(index, writer)
 
     def close(self, count: int) -> None:
-        """Record that there are `count` shards, and delete whatever else lies there."""
+        """Record that there are `count` shards, and delete everything else in the folder."""
         names = {_COUNT}
         for index in range(count):
             names.add(self.path(index).name)
@@ -509,10 +531,8 @@ class Shards:
 
 
 def _names(folder: Path) -> list[str]:
-    """The files of an artifact.
-
-    All but its records, what lies in `work`, hidden ones, and artifacts inside it (of a sweep).
-    """
+    """The files of an artifact: all but its records, hidden files, those in `work/`, and those of
+    artifacts inside it, such as the trials of a sweep."""
     names = []
     for parent, folders, files in os.walk(folder):
         current = Path(parent)
@@ -540,9 +560,9 @@ def _is_artifact(folder: Path) -> bool:
 
 
 def _records(folder: Path) -> dict[str, FileRecord]:
-    """The record of every file, for parts the one they were sealed with.
+    """The record of every file; of files in parts, the record that the part was sealed with.
 
-    Raises CorruptArtifact where a part has lost or won a file since.
+    Raises CorruptArtifact where a part has lost or gained a file since.
     """
     names = _names(folder)
     sealed: dict[str, FileRecord] = {}
@@ -577,10 +597,10 @@ def _sweep(folder: Path) -> None:
 
 
 def _unmake(folder: Path) -> None:
-    """Empty the folder of an artifact, which is one in the making from the first moment on.
+    """Empty the folder of an artifact, so that at every moment it is one in the making.
 
-    With neither record a folder inside another artifact would be files that are not that one's;
-    with a manifest, what is half wiped would look finished.
+    With its manifest, a half emptied folder would look finished. With neither record, it would be
+    strange files to an artifact that it lies inside of.
     """
     _own(folder)
     if (folder / MANIFEST).exists():
@@ -592,19 +612,16 @@ def _unmake(folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Empty the folder, but for artifacts inside it and what is nobody's.
-
-    The folder itself, which may be a mount, stays.
-    """
+    """Remove everything of the artifact's own. The folder itself stays: it may be a mount."""
     # `progress.json` last: while it is there, what is left is known to be stale.
     for path in sorted(_own(folder), key=lambda path: path.name == PROGRESS):
         remove(path)
 
 
 def _own(folder: Path) -> list[Path]:
-    """What lies in an artifact's folder and is its own.
+    """What lies in an artifact's folder and is its own: no artifacts inside it, no hidden files.
 
-    Raises StorageError where the folder is a link to one that holds something: it may be another
+    Raises StorageError where the folder is a link to one that holds something, which may be another
     run's.
     """
     own = []
@@ -621,7 +638,8 @@ def _own(folder: Path) -> list[Path]:
 
 
 def _linked(source: Path, target: Path) -> bool:
-    """Whether `target` is a hard link to `source`; where the disk has none, it is a copy."""
+    """Make `target` a hard link to `source`, or a copy where the disk has no links; returns whether
+    it is a link."""
     try:
         os.link(source, target)
     except FileNotFoundError:

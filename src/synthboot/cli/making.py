@@ -452,7 +452,9 @@ def _execute(
     from synthboot.runner import executor
 
     with RunProgress() as progress:
-        units = executor.run(cfg, target, progress.tell, others, only, replace)
+        units = executor.run(
+            cfg=cfg, target=target, tell=progress.tell, others=others, only=only, replace=replace
+        )
 
     if target in ("report", "evaluate"):
         evaluation = Evaluation.open(units["evaluate"].folder(cfg.folder))

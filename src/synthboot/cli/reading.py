@@ -27,6 +27,7 @@ _NOTHING = {
     "quarantine": "nothing is quarantined",
     "judged": "no judge was asked, or none called a text faulty; see analyze.judges",
 }
+"""What can be shown, and what is said where there is nothing of it."""
 
 
 def _run_folder(run: Path) -> Path:
@@ -72,19 +73,7 @@ def status(run: Path, as_json: bool) -> None:
 @click.argument("run", metavar="RUN | CONFIG", type=click.Path(path_type=Path))
 @click.argument(
     "what",
-    type=click.Choice(
-        [
-            "documents",
-            "pairs",
-            "synthetic",
-            "copies",
-            "extracted",
-            "canaries",
-            "quarantine",
-            "judged",
-            "quality",
-        ]
-    ),
+    type=click.Choice([*_NOTHING, "quality"]),
 )
 @click.option(
     "-n",
@@ -125,7 +114,9 @@ def show(
     if what == "quality":
         _show_quality(run_folder, as_json)
         return
-    examples = shown.examples(run_folder, what, count, near, grep, like, of)
+    examples = shown.examples(
+        run=run_folder, what=what, count=count, near=near, grep=grep, like=like, of=of
+    )
     if as_json:
         say_json([asdict(example) for example in examples])
         return

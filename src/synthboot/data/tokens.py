@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
@@ -19,13 +20,18 @@ from synthboot.data.disk import load_array, save_array
 from synthboot.errors import BudgetError, CorruptArtifact
 
 
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest dtype that holds every token of a vocabulary, little-endian."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
 def write(
     folder: Path,
     documents: Iterable[Sequence[int]],
     vocab_size: int,
 ) -> int:
     """Write the documents as one shard and return the number of tokens."""
-    dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+    dtype = token_dtype(vocab_size)
     bounds = [0]
     with open(folder / "tokens.bin", "wb") as file:
         for document in documents:

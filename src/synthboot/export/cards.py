@@ -24,9 +24,8 @@ from synthboot.export.finished import Finished, Made
 from synthboot.export.mixture import FILE, SOURCES
 from synthboot.export.models import Chosen
 from synthboot.export.texts import REAL_COLUMNS, SYNTHETIC_COLUMNS
+from synthboot.report import quality
 from synthboot.report.leaks import sentence
-from synthboot.report.page import quality
-from synthboot.report.quality import table as judged_table
 from synthboot.statistics import Interval
 
 FILE_NAME = "README.md"
@@ -315,11 +314,11 @@ def _given_back(run: Finished, arm: str) -> list[str]:
 
 def _quality(run: Finished) -> list[str]:
     """The measures of `analyze`: synthetic text beside real text."""
-    table = quality(run.analysis)
-    if table is None:
+    if run.analysis is None:
         return ["## Quality", "**Not measured**: `synthboot analyze` has not been run."]
-    rows = [[name, *cells] for name, cells in table["rows"].items()]
-    header = ["", *(code(kind) for kind in table["headers"])]
+    measured = quality.measures(run.analysis)
+    _, *kinds = measured.headers
+    header = ["", *map(code, kinds)]
     counts = "Counts that anyone can repeat; *unseen real* is the bar."
     pretrain = run.cfg.pretrain
     if pretrain.text_per_seed and len(pretrain.seeds) > 1:
@@ -327,18 +326,17 @@ def _quality(run: Finished) -> list[str]:
             f" Of the texts that seeds have of their own, that of seed {pretrain.seeds[0]} was "
             f"measured; the others are further draws of the same synthesizers."
         )
-    judged = (run.analysis or {}).get("judged")
-    if not judged:
-        return ["## Quality", f"{counts} Truth was not judged.", *_table(header, rows)]
+    if not run.analysis.get("judged"):
+        return ["## Quality", f"{counts} Truth was not judged.", *_table(header, measured.rows)]
 
-    asked = judged_table(run.analysis or {})
+    judged = quality.table(run.analysis)
     return [
         "## Quality",
         counts,
-        *_table(header, rows),
+        *_table(header, measured.rows),
         "What judges say, corrected for their own errors: q0 and q1 are the shares of known clean "
         "and faulty cases that they told right; a judge without skill is refused.",
-        *_table(asked.headers, [[plain(cell) for cell in row] for row in asked.rows]),
+        *_table(judged.headers, [[plain(cell) for cell in row] for row in judged.rows]),
     ]
 
 

@@ -1,9 +1,9 @@
 """An arm's text as the rows of tokens that it trains on, in order, for other trainers.
 
-`tokens.ds` is flat: rows of seq_len + 1 tokens one after the other, little-endian uint16 (uint32
-above 65,536 entries), the token before a row's first target and its targets. So datatrove and
-nanotron read files of tokens, a window of seq_len + 1 after the other. `sources.npy` says of each
-row which text it is from.
+`tokens.ds` is flat, little-endian uint16 (uint32 above 65,536 entries): row after row of
+seq_len + 1 tokens, of which all but the last are a row's inputs and all but the first its targets.
+datatrove and nanotron read files of tokens like that, a window of seq_len + 1 after the other.
+`sources.npy` says which text each row is from, by its place in `SOURCES`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from synthboot import config
 from synthboot.artifacts.model import Model
 from synthboot.data.disk import save_array
+from synthboot.data.tokens import token_dtype
 from synthboot.errors import ConfigError
 from synthboot.export.finished import Finished
 from synthboot.lm import model as models
@@ -28,14 +29,15 @@ from synthboot.steps.pretrain import sources
 
 FILE = "tokens.ds"
 SOURCES = ("real", "synthetic", "replayed")
-"""What the numbers of `sources.npy` stand for."""
+"""What the numbers in `sources.npy` stand for."""
 
 
 def mixture(run: Finished, arm: str | None, seed: int | None, folder: Path) -> dict[str, Any]:
-    """Write the rows of one arm and seed (the first unless it is given), and return what they are.
+    """Write the rows of one arm and seed, by default the first seed; returns what they are.
 
-    Only what the arm reads has to be finished, and where a sweep chooses its recipe, the arm
-    itself. Raises ConfigError without an arm and for an ensemble, MissingArtifact for what is not
+    What the arm reads has to be finished, the arm itself only where a sweep chooses its recipe.
+
+    Raises ConfigError where no arm is named and for an ensemble, MissingArtifact for what is not
     finished.
     """
     if arm is None:
@@ -52,16 +54,10 @@ def mixture(run: Finished, arm: str | None, seed: int | None, folder: Path) -> d
         )
 
     plan = _plan(run, unit, recipe, number)
-    vocab_size = run.corpus.tokenizer.vocab_size
-    dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-    kinds = []
-    with open(folder / FILE, "wb") as file:
-        for step in range(plan.steps):
-            file.write(plan.read(step).astype(dtype).tobytes())
-            rows = range(step * plan.rows, (step + 1) * plan.rows)
-            kinds += [SOURCES.index(plan.source(row)[0]) for row in rows]
-    save_array(folder / "sources.npy", np.array(kinds, np.uint8))
-    run.corpus.tokenizer.save(folder)
+    tokenizer = run.corpus.tokenizer
+    dtype = token_dtype(tokenizer.vocab_size)
+    _write(plan, dtype, folder)
+    tokenizer.save(folder)
     return {
         "arm": name,
         "seed": number,
@@ -70,7 +66,7 @@ def mixture(run: Finished, arm: str | None, seed: int | None, folder: Path) -> d
         "row_tokens": plan.seq_len + 1,
         "rows_a_step": plan.rows,
         "end": plan.end,
-        "vocab_size": vocab_size,
+        "vocab_size": tokenizer.vocab_size,
         "documents_see_each_other": not plan.packed,
         "noise": plan.noise,
         "taught_by": recipe.distill,
@@ -78,8 +74,20 @@ def mixture(run: Finished, arm: str | None, seed: int | None, folder: Path) -> d
     }
 
 
+def _write(plan: Plan, dtype: np.dtype[Any], folder: Path) -> None:
+    """Write the rows of every step, and where each is from."""
+    kinds = []
+    with open(folder / FILE, "wb") as file:
+        for step in range(plan.steps):
+            file.write(plan.read(step).astype(dtype).tobytes())
+            for row in range(step * plan.rows, (step + 1) * plan.rows):
+                source, _ = plan.source(row)
+                kinds.append(SOURCES.index(source))
+    save_array(folder / "sources.npy", np.array(kinds, np.uint8))
+
+
 def _recipe(run: Finished, unit: Unit) -> config.Arm:
-    """The recipe of an arm's model; of a sweep, the one that was chosen."""
+    """The recipe of an arm's model: of a sweep the one that it chose."""
     assert unit.recipe is not None  # every model has one
     if not unit.recipe.sweep:
         return unit.recipe
@@ -88,10 +96,12 @@ def _recipe(run: Finished, unit: Unit) -> config.Arm:
 
 def _plan(run: Finished, unit: Unit, recipe: config.Arm, seed: int) -> Plan:
     """The batches of an arm, as its training has them."""
-    # a later seed of a sweep has no trial, and read the text itself
-    reader = next((one for one in run.readers(unit) if one.recipe == recipe), unit)
+    # The first seed of a sweep is one of its trials, and that trial read the text; a later seed
+    # read it itself.
+    trials = [reader for reader in run.readers(unit) if reader.recipe == recipe]
+    reader = trials[0] if trials else unit
     for parent in reader.parents.values():
-        run.made(parent)
+        run.made(parent)  # raises unless it is finished
 
     text = sources(context_of(run.cfg, run.plan, reader), recipe)
     tokenizer = run.corpus.tokenizer

@@ -46,7 +46,17 @@ def choose(run: Finished, arm: str, seed: int | None) -> Chosen:
         made = run.made(run.model(arm, number))
         curve = Model.open(made.folder).curve
         loss = curve.best_loss if checkpoint == "best" else curve.last_loss
-        found.append(Chosen(arm, recipe.kind, number, tuple(seeds), checkpoint, loss, made))
+        found.append(
+            Chosen(
+                arm=arm,
+                kind=recipe.kind,
+                seed=number,
+                seeds=tuple(seeds),
+                checkpoint=checkpoint,
+                loss=loss,
+                made=made,
+            )
+        )
     return min(found, key=lambda chosen: chosen.loss)
 
 

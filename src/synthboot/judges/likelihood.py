@@ -55,13 +55,13 @@ class Likelihood:
         return 2 if question == "irrelevance" else 0
 
     def score(
-        self, question: Question, items: Sequence[Item], number: int, on_score: OnScore
+        self, question: Question, items: Sequence[Item], pass_number: int, on_score: OnScore
     ) -> None:
         """For every pair, how many nats a token d2 costs more given d1 than given another."""
         for start in range(0, len(items), _BATCH):
             batch = items[start : start + _BATCH]
             given = self._loss([item.d1 for item in batch], batch)
-            other = self._loss([item.others[number] for item in batch], batch)
+            other = self._loss([item.others[pass_number] for item in batch], batch)
             for index, gap in enumerate((given - other).tolist(), start):
                 on_score(index, gap)
 

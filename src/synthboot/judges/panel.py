@@ -91,10 +91,8 @@ def judge(
     `most_tokens` are spent, what is left is not asked about: cases come first.
     """
     items, places = _in_turn([case.item for case in cases], kinds)
-    scores, asked, spent = _scores(  # (pass, item)
-        judge, question, items, record, most_tokens, progress
-    )
-    mean = scores.mean(0)
+    said = _scores(judge, question, items, record, most_tokens, progress)
+    mean = said.by_pass.mean(0)  # (item)
     answered = np.isfinite(mean)
 
     is_faulty = np.array([bool(case.fault) for case in cases], bool)
@@ -113,7 +111,7 @@ def judge(
     by_kind = {}
     given = {}
     for kind, of_kind in places.items():
-        chosen = [place for place in of_kind if place < asked]
+        chosen = [place for place in of_kind if place < said.asked]
         given[kind] = mean[chosen].tolist()
         called = mean[chosen][answered[chosen]] > limit
         by_kind[kind] = Rate(
@@ -123,8 +121,8 @@ def judge(
             corrected=error.corrected(int(called.sum()), len(called)),
         )
     agreement = None
-    if len(scores) > 1:
-        called = scores[:, answered] > limit
+    if len(said.by_pass) > 1:
+        called = said.by_pass[:, answered] > limit
         agreement = rates.kappa(called[0], called[1])
     return Verdict(
         judge=judge.name,
@@ -138,10 +136,10 @@ def judge(
         by_fault=_by_fault([cases[i] for i in tested], mean[tested] > limit),
         kappa=agreement,
         refused=error.refusal,
-        requests=len(scores) * asked,
+        requests=len(said.by_pass) * said.asked,
         rates=by_kind,
-        spent=spent,
-        unasked=len(items) - asked,
+        spent=said.spent,
+        unasked=len(items) - said.asked,
         scores=given,
     )
 
@@ -149,8 +147,8 @@ def judge(
 def scored(judge: Judge, question: Question, items: Sequence[Item]) -> Float[np.ndarray, " item"]:
     """The score of every item, the mean of all passes; nothing is recorded."""
     scores = np.full((judge.passes(question), len(items)), np.nan)
-    for number, of_pass in enumerate(scores):
-        judge.score(question, items, number, partial(_set, of_pass))
+    for pass_number, of_pass in enumerate(scores):
+        judge.score(question, items, pass_number, partial(_set, of_pass))
     mean: np.ndarray = scores.mean(0)
     return mean
 
@@ -187,6 +185,16 @@ def _in_turn(
     return items, places
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """What a judge said to a question: `by_pass` has the score of every item by every pass, for the
+    first `asked` items; the others came after the budget of tokens had ended."""
+
+    by_pass: Float[np.ndarray, "pass item"]
+    asked: int
+    spent: Spent
+
+
 def _scores(
     judge: Judge,
     question: Question,
@@ -194,58 +202,57 @@ def _scores(
     record: Record,
     most_tokens: float,
     progress: Callable[[str], None],
-) -> tuple[Float[np.ndarray, "number item"], int, Spent]:
-    """The score of every item by every pass, what the record lacks is asked for and added; how many
-    items were asked about before `most_tokens` were spent, and what was spent."""
-    passes = range(judge.passes(question))
-    scores = np.full((len(passes), len(items)), np.nan)
-    names = [[name_of(judge, question, number, item) for item in items] for number in passes]
+) -> _Scored:
+    """The scores of the items, taken from the record or else asked for and added to it, until
+    `most_tokens` are spent."""
+    passes = judge.passes(question)
+    by_pass = np.full((passes, len(items)), np.nan)
     spent = NOTHING
     counted: set[str] = set()
     chunk = _CHUNK if most_tokens == math.inf else _CHUNK_OF_BUDGET
     for start in range(0, len(items), chunk):
         # what an earlier try has spent counts too, so that a killed run ends at the same item
         if spent.tokens >= most_tokens:
-            return scores, start, spent
-        places = range(len(items))[start : start + chunk]
-        for number in passes:
+            return _Scored(by_pass, asked=start, spent=spent)
+
+        part = items[start : start + chunk]
+        for pass_number in range(passes):
+            turn = f", pass {pass_number + 1} of {passes}" if passes > 1 else ""
+            subject = f"{judge.name}, {question}"
+            of = f"of {len(items):,} items{turn}"
+            names = [name_of(judge, question, pass_number, item) for item in part]
             _ask(
                 judge,
                 question,
-                {names[number][i]: items[i] for i in places},
-                number,
+                dict(zip(names, part, strict=True)),
+                pass_number,
                 record,
-                _counting(progress, judge, question, start, len(items), number),
+                partial(_tell, progress, subject, of, start),
             )
-            for place in places:
-                name = names[number][place]
-                scores[number, place] = record.scores[name]
-                if name not in counted:
-                    spent += record.spent[name]
-                    counted.add(name)
-    return scores, len(items), spent
+            by_pass[pass_number, start : start + len(part)] = [record.scores[n] for n in names]
+            # the same text may come twice, and was paid for once
+            for name in set(names) - counted:
+                spent += record.spent[name]
+            counted.update(names)
+    return _Scored(by_pass, asked=len(items), spent=spent)
 
 
-def _counting(
+def _tell(
     progress: Callable[[str], None],
-    judge: Judge,
-    question: Question,
-    start: int,
-    of: int,
-    number: int,
-) -> Callable[[int], None]:
-    """Progress by how many items of a pass have a score since the `start`th."""
-    turn = f", pass {number + 1} of {judge.passes(question)}" if judge.passes(question) > 1 else ""
-    return lambda asked: progress(
-        f"{judge.name}, {question}: {start + asked:,} of {of:,} items{turn}"
-    )
+    subject: str,
+    of: str,
+    before: int,
+    scored: int,
+) -> None:
+    """Tell how many items of a pass have a score: those `before` this chunk, and those of it."""
+    progress(f"{subject}: {before + scored:,} {of}")
 
 
 def _ask(
     judge: Judge,
     question: Question,
     items: Mapping[str, Item],
-    number: int,
+    pass_number: int,
     record: Record,
     progress: Callable[[int], None],
 ) -> None:
@@ -264,7 +271,7 @@ def _ask(
             progress(held)
 
     if missing:
-        judge.score(question, [items[name] for name in missing], number, on_score)
+        judge.score(question, [items[name] for name in missing], pass_number, on_score)
 
 
 def _halves(known: np.ndarray, is_faulty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from synthboot.data import ngrams
+from synthboot.data import near_duplicates
 from synthboot.judges.protocol import LONGEST, Item, Question
 
 NEAR = (0.9, 0.7, 0.5, 0.3)
@@ -127,7 +127,7 @@ class _Planter:
         for place in shuffled:
             pieces[place] = self._drawn(foreign).rstrip() + " "
             copy = "".join(pieces)
-            if ngrams.alike(item.d1, copy) <= wanted:
+            if near_duplicates.similarity(item.d1, copy) <= wanted:
                 return Case(replace(item, text=copy[:LONGEST]), f"jaccard {wanted}")
         return None
 

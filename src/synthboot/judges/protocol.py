@@ -1,7 +1,7 @@
 """What every judge takes and gives: items in, a score for each out, the higher the worse.
 
-A score is on the judge's own scale. Where a fault begins on it, and how often the judge is wrong,
-is found out on cases that are known (`panel.py`).
+A score is on the judge's own scale. Known cases tell where a fault begins on it, and how often the
+judge is wrong (`panel.py`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ QUESTIONS: Mapping[Question, str] = {
 """What is judged, as the paper's table names it. Source: arXiv:2509.15248, quality table."""
 
 LONGEST = 1_600
-"""Characters of a text that are judged: planted faults and what a judge reads end alike."""
+"""Characters of a text that are judged; planted faults lie within them, so that a judge can find
+them."""
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Tokens that answers took, of prompts and of what was answered; `untold` are answers whose
-    server did not say."""
+    """Tokens of prompts and of answers (completions); `untold` counts the answers whose server did
+    not say how many they took."""
 
     prompt: int = 0
     completion: int = 0
@@ -41,7 +42,7 @@ class Spent:
 
     @property
     def tokens(self) -> int:
-        """All that is known of."""
+        """All tokens that are known of."""
         return self.prompt + self.completion
 
 
@@ -50,7 +51,7 @@ NOTHING = Spent()
 
 @runtime_checkable
 class OnScore(Protocol):
-    """Called with the index of an item and its score, as soon as it is there, and what it took."""
+    """Called with the index of an item, its score, and what that took, as soon as it is there."""
 
     def __call__(self, index: int, score: float, spent: Spent = NOTHING, /) -> None:
         """Take one score; scores come in any order."""
@@ -77,21 +78,21 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """As the settings name it."""
+        """Its name in `analyze.judges`."""
         ...
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """All that its scores depend on beside the items: a model, the hashes of prompts."""
+        """What its scores depend on besides the items: a model, the hashes of its prompts."""
         ...
 
     def passes(self, question: Question) -> int:
-        """How many different ways it has to judge this: 0 where it does not judge it at all."""
+        """In how many different ways it judges this question; 0 where it does not judge it."""
         ...
 
     def score(
-        self, question: Question, items: Sequence[Item], number: int, on_score: OnScore
+        self, question: Question, items: Sequence[Item], pass_number: int, on_score: OnScore
     ) -> None:
-        """Hand the score of every item by pass `number` to `on_score`, not-a-number where there is
-        no answer."""
+        """Hand the score of every item to `on_score`, judged in the way of pass `pass_number`, from
+        0 on; not-a-number where there is no answer."""
         ...

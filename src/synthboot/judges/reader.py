@@ -36,9 +36,9 @@ _ANSWER_BYTES = 2**17
 _WORD = regex.compile(r"\p{L}+")
 
 
-def prompt(question: Question, number: int) -> str:
-    """The text of a prompt, with places for `{text}`, `{d1}` and `{references}`."""
-    file = resources.files("synthboot.judges") / "prompts" / f"{question}-{number + 1}.txt"
+def prompt(question: Question, pass_number: int) -> str:
+    """The prompt of a pass, with places for `{text}`, `{d1}` and `{references}`."""
+    file = resources.files("synthboot.judges") / "prompts" / f"{question}-{pass_number + 1}.txt"
     return file.read_text("utf-8")
 
 
@@ -46,9 +46,9 @@ def prompt_hashes() -> dict[str, str]:
     """By the name of each prompt, 16 hex digits of its hash."""
     hashes = {}
     for question in QUESTIONS:
-        for number in range(PASSES):
-            text = prompt(question, number).encode()
-            name = f"{question}-{number + 1}"
+        for pass_number in range(PASSES):
+            text = prompt(question, pass_number).encode()
+            name = f"{question}-{pass_number + 1}"
             hashes[name] = hashlib.blake2b(text, digest_size=8).hexdigest()
     return hashes
 
@@ -76,10 +76,10 @@ class Reader:
         return PASSES
 
     def score(
-        self, question: Question, items: Sequence[Item], number: int, on_score: OnScore
+        self, question: Question, items: Sequence[Item], pass_number: int, on_score: OnScore
     ) -> None:
         """How much likelier `yes` is than `no`, in nats, for every item."""
-        template = prompt(question, number)
+        template = prompt(question, pass_number)
         prompts = []
         for item in items:
             references = "\n\n".join(item.references)

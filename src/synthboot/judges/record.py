@@ -22,7 +22,8 @@ from synthboot.judges.protocol import NOTHING, Item, Judge, Question, Spent
 class Record:
     """The scores in a file, and a place for more of them.
 
-    What a line that a kill has cut short, or a disk has damaged, was about is asked for again.
+    A line that a kill has cut short, or a disk has damaged, is dropped: its score is asked for
+    again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,8 +62,9 @@ class Record:
         self._file.close()
 
 
-def name_of(judge: Judge, question: Question, number: int, item: Item) -> str:
-    """What a score is known by: who judges by what, which pass, and every text that it reads."""
+def name_of(judge: Judge, question: Question, pass_number: int, item: Item) -> str:
+    """What a score is known by: the judge and what it depends on, the question, the pass, and every
+    text of the item."""
     identity: Mapping[str, str] = {"judge": judge.name, **judge.identity}
-    known = json.dumps([identity, question, number, asdict(item)], sort_keys=True)
+    known = json.dumps([identity, question, pass_number, asdict(item)], sort_keys=True)
     return hashlib.blake2b(known.encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from synthboot.data import ngrams, words
+from synthboot.data import near_duplicates, ngrams, words
 from synthboot.judges.contradictions import contradictions
 from synthboot.judges.protocol import Item, OnScore, Question
 
@@ -49,7 +49,7 @@ class Rules:
         return 1
 
     def score(
-        self, question: Question, items: Sequence[Item], number: int, on_score: OnScore
+        self, question: Question, items: Sequence[Item], pass_number: int, on_score: OnScore
     ) -> None:
         """The score of every item by the rule of that question."""
         rule = {
@@ -81,8 +81,8 @@ class Rules:
 
     def _copying(self, item: Item) -> float:
         """In [0, 1]."""
-        d1 = set(ngrams.shingles(item.d1))
-        d2 = set(ngrams.shingles(item.text))
+        d1 = set(near_duplicates.shingles(item.d1))
+        d2 = set(near_duplicates.shingles(item.text))
         return len(d1 & d2) / max(1, len(d2))
 
     def _weight(self, chosen: set[str]) -> float:
@@ -110,7 +110,7 @@ class Nearness:
         return int(question == "irrelevance")
 
     def score(
-        self, question: Question, items: Sequence[Item], number: int, on_score: OnScore
+        self, question: Question, items: Sequence[Item], pass_number: int, on_score: OnScore
     ) -> None:
         """Minus the cosine similarity of every pair."""
         if not items:

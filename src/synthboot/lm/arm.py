@@ -246,16 +246,16 @@ def train_arm(
 
     try:
         curve = train(
-            model,
-            plan,
-            settings,
-            validate,
-            folder,
-            tokenizer,
-            progress,
-            runtime,
-            copying,
-            teachers,
+            model=model,
+            batches=plan,
+            settings=settings,
+            validate=validate,
+            folder=folder,
+            tokenizer=tokenizer,
+            progress=progress,
+            runtime=runtime,
+            copying=copying,
+            teachers=teachers,
         )
     except Diverged as error:
         tokens = error.steps * plan.batch_tokens

@@ -66,7 +66,7 @@ class Batch:
     positions: Int64[np.ndarray, "row token"] | None = None
 
     def apart(self, multiple: int) -> Batch:
-        """The same targets, every segment in a row of its own, longest first.
+        """The same targets with a row for every segment, longest first.
 
         For models that cannot keep the segments of one row apart. Rows are padded on the right,
         where no causal model looks, and their number is padded to a multiple of `multiple`.
@@ -124,7 +124,7 @@ class Batches(Protocol):
 
 
 class RowsBySource(NamedTuple):
-    """How many rows of a plan are from where, a row of megadocs being synthetic."""
+    """How many rows of a plan are from which text; a row of megadocs is synthetic."""
 
     real: int
     synthetic: int
@@ -153,12 +153,15 @@ class Plan:
         floor(row * 3 / 8)               0  0  0  1  1  1  2  2
         synthetic, as the next is more   .  .  s  .  .  s  .  s
 
-    A `replay_share` of all rows is taken from `replay` in the same way, over as many epochs as it
-    takes, and `share` is one of the others. With `owners`, the d1 of each synthetic document, the
-    synthetic stream is one of megadocs, whose real text counts as real: it gets as many rows as
-    hold `share` of synthetic text. With `pairs` (d1, d2, most similar first) real documents follow
-    each other as `packed_pairs` says. `noise` is the share of input tokens that are replaced by
-    random ones of the first `vocab_size`, but for `end`.
+    - `replay_share` of all rows is taken from `replay` in the same way, over as many epochs as it
+      takes; `share` is the synthetic share of the other rows.
+    - With `owners`, the d1 of each synthetic document, the synthetic stream is made of megadocs.
+      Real text in them counts as real: the stream gets so many rows that their synthetic text is
+      `share`.
+    - With `pairs` (d1, d2, most similar first) real documents follow each other as in
+      `packed_pairs`.
+    - `noise` is the share of input tokens that are replaced by random ones of the first
+      `vocab_size`; ends are neither replaced nor drawn.
     """
 
     def __init__(
@@ -485,6 +488,15 @@ def pair_row(
     return tokens[:-1], targets
 
 
+def pair_prompt(d1: Integer[np.ndarray, " a"], form: PairForm) -> tuple[int, ...]:
+    """What a d2 is sampled after: what stands before it in `pair_row`, where d1 has no more than
+    its own room. d1 comes closed by `end`, and loses it."""
+    if form.separator is None:
+        return (form.end,)
+    head = d1[:-1][: form.d1_room]
+    return (form.end, *head.tolist(), form.separator)
+
+
 class PairPlan:
     """Pairs packed into rows of `seq_len`, several to a row, none seeing another.
 
@@ -492,11 +504,11 @@ class PairPlan:
     `PACKED_TOGETHER` shuffled pairs. The last rows of an epoch that do not fill a batch are filled
     from the next.
 
-    Where the form has no d1 every d2 is seen alone, as often as there are pairs of it.
-    With `contexts` of more than one, as many other d1 of the same d2 stand before d1, and only such
-    as these pairs have. A `plain_share` of all rows, spread evenly, is the documents `plain` end to
-    end, each seen alone after an end and learned in whole: with as many pairs to a row as without,
-    and more targets.
+    - Where the form has no d1, every d2 is seen alone, as often as it has pairs.
+    - With `contexts` above one, up to that many d1 stand before d2: other d1 that these pairs have
+      of it, then d1 itself.
+    - `plain_share` of all rows, spread evenly, holds the documents `plain` end to end, each seen
+      alone after an end and learned as a whole. The other rows hold pairs as they would without.
     """
 
     packed = True

@@ -1,11 +1,13 @@
 """The one training loop: base, tune and every arm use it.
 
-Killed at any step, it resumes from its last checkpoint and ends with the same bytes on a CPU:
-batches are a pure function of the step, and a checkpoint holds the weights, the optimizer and the
-curve so far. Every checkpoint is a Hugging Face folder in `work/`, which goes once the artifact is
-done; of a model with adapters it has these alone, which go on top of the weights that are handed in
-again. Left in the end: `last/`, `best/` (least validation loss) and `curve.json`. Under torchrun
-every process calls `train`, and the first one writes.
+Killed at any step, it resumes from its last checkpoint and, on a CPU, ends with the same bytes:
+batches are a pure function of the step, and a checkpoint holds the weights, the optimizer's state
+and the curve so far.
+
+A checkpoint is a Hugging Face folder in `work/`, which goes once the artifact is done. That of a
+model with adapters holds the adapters alone: the weights below them are the caller's, who hands
+them in again. What stays is `last/`, `best/` (least validation loss) and `curve.json`. Under
+torchrun every process calls `train`, and the first one writes.
 
 Source: arXiv:2509.15248, AdamW, warm-up then cosine. Deviation: the peak rate is a plain one, not a
 muP-scaled 1e-2.
@@ -19,7 +21,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -46,9 +48,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 COMPILE_FROM = 1e16
-"""FLOPs of a run for which compiling pays: half a minute of an H100, where it takes seven to twenty
-seconds. Of FLOPs, not of seconds, so that the arms of a comparison and a resumed run decide
-alike."""
+"""FLOPs of a run from which on compiling pays: half a minute of an H100, where it takes seven to
+twenty seconds. It goes by FLOPs, not by seconds, so that all arms and resumed runs decide alike."""
 
 _USUAL_STEPS = 50
 """Steps whose mean loss a loss is compared with, to find a spike."""
@@ -58,9 +59,9 @@ _USUAL_STEPS = 50
 class Settings:
     """How to train.
 
-    `eval_steps` are the steps after which validation loss is taken and a checkpoint written; a loss
-    at step 0 is for the curve alone and never the best. `dropout_seed` decides what dropout drops.
-    `distill_weight` is that of a teacher's probabilities in the targets.
+    After each of `eval_steps` the validation loss is taken and a checkpoint written; a loss at step
+    0 is for the curve alone, and is never the best. `dropout_seed` decides what dropout drops.
+    `distill_weight` is the weight of the teachers' probabilities in the targets.
     """
 
     lr: float
@@ -114,28 +115,27 @@ def train(
     teachers: Sequence[PreTrainedModel] = (),
     section: str = "optim",
 ) -> Curve:
-    """The curve of training `model` in place, from where `folder` left off.
+    """Train `model` in place, from where `folder` left off; returns the curve.
 
-    `section` of the configuration is where its rate is set, for errors.
-
-    `copying` is taken beside every validation loss; it is for the curve alone. The mean of the
-    probabilities of `teachers` is a target beside the text; the losses of the curve are those of
-    the text.
+    `validate` measures the validation loss. `copying` is measured beside it, for the curve alone.
+    The mean of the probabilities of `teachers` is a target beside the text; the losses in the curve
+    are those of the text alone. `section` is the section of the configuration that sets the
+    learning rate, for error messages.
 
     Raises Diverged where the loss is not finite or leaps, naming the step, what it read, and the
     checkpoint to go back to.
     """
     trainer = _Trainer(
-        model,
-        batches,
-        settings,
-        validate,
-        folder,
-        tokenizer,
-        runtime,
-        copying,
-        teachers,
-        section,
+        model=model,
+        batches=batches,
+        settings=settings,
+        validate=validate,
+        folder=folder,
+        tokenizer=tokenizer,
+        runtime=runtime,
+        copying=copying,
+        teachers=teachers,
+        section=section,
     )
     curve = trainer.curve
     if not curve.step and not curve.validation and 0 in settings.eval_steps:
@@ -145,7 +145,7 @@ def train(
 
     started = time.monotonic()
     first = curve.step
-    # from the checkpoint: what leapt would be the usual thing to a run that began without
+    # from the checkpoint: without them, a loss that has leapt would pass for the usual one
     recent = deque(curve.recent, maxlen=_USUAL_STEPS)
     while curve.step < batches.steps and not _exhausted(curve, settings):
         loss, norm = trainer.step()
@@ -155,28 +155,22 @@ def train(
         curve.step += 1
 
         tokens = curve.step * batches.batch_tokens
-        lr = learning_rate(curve.step - 1, batches.steps, settings)
         seconds = max(1e-9, time.monotonic() - started)
         rate = (curve.step - first) * batches.batch_tokens / seconds
-        utilization = rate * trainer.cost
-        progress(
-            curve.step / batches.steps,
-            f"loss {loss:.3f}, gradient {norm:.2f}, {rate:,.0f} tokens/s, "
-            f"{utilization:.0%} of the peak",
-        )
         figures = {
             "loss": loss,
             "gradient_norm": norm,
-            "lr": lr,
+            "lr": learning_rate(curve.step - 1, batches.steps, settings),
             "tokens_per_second": rate,
-            "fraction_of_peak": utilization,
+            "fraction_of_peak": rate * trainer.least_seconds_per_token,
         }
+        progress(curve.step / batches.steps, _in_words(figures))
         runtime.watch(tokens, figures | batches.sources(curve.step))
 
         # after the last step in any case, so that the curve ends with a validation loss
         if curve.step in settings.eval_steps or curve.step == batches.steps:
             mean = sum(curve.unreported) / len(curve.unreported)
-            curve.train.append([tokens, mean, norm, lr])
+            curve.train.append([tokens, mean, norm, figures["lr"]])
             curve.unreported = []
             curve.recent = list(recent)
             trainer.evaluate()
@@ -187,12 +181,21 @@ def train(
     return trainer.finish()
 
 
+def _in_words(figures: Mapping[str, float]) -> str:
+    """The figures of a step, for the progress bar."""
+    return (
+        f"loss {figures['loss']:.3f}, gradient {figures['gradient_norm']:.2f}, "
+        f"{figures['tokens_per_second']:,.0f} tokens/s, "
+        f"{figures['fraction_of_peak']:.0%} of the peak"
+    )
+
+
 def _announce(trainer: _Trainer, progress: Progress) -> None:
     """Say beforehand what makes the first steps, or all of them, slower than one would expect."""
     done = trainer.curve.step / trainer.batches.steps
     if trainer.compiled:
         progress(done, "compiling the blocks, a minute or two (engine.compile)")
-    if trainer.apart:
+    if trainer.has_row_per_text:
         kind = trainer.model.config.model_type
         progress(done, f"{kind} cannot keep texts of one row apart: each has a row of its own")
 
@@ -235,8 +238,11 @@ class _Trainer:
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
 
-        self.apart = batches.packed and not layouts.packs(model, batches.seq_len)
-        self.settings = _for_rows_apart(settings, batches, self.group) if self.apart else settings
+        # where attention cannot keep the texts of one row apart, each gets a row of its own
+        self.has_row_per_text = batches.packed and not layouts.packs(model, batches.seq_len)
+        self.settings = settings
+        if self.has_row_per_text:
+            self.settings = _for_row_per_text(settings, batches, self.group)
 
         # the model that is saved: with sharded weights the writing process has a whole copy
         self.written = model
@@ -245,9 +251,9 @@ class _Trainer:
 
         self.precision = _precision(settings.precision, self.device)
         peak = models.product_rate(self.device, self.precision) * self.group.size
-        # seconds a token at the peak; a training step costs three forward passes
-        self.cost = 3 * models.flops_per_token(model, batches.seq_len) / peak
-        self.compiled = not self.apart and self._compiles(runtime)
+        # at the peak rate; a training step costs three forward passes
+        self.least_seconds_per_token = 3 * models.flops_per_token(model, batches.seq_len) / peak
+        self.compiled = not self.has_row_per_text and self._compiles(runtime)
         self.module = parallel.wrap(self._loss(teachers), self.group)
 
         if settings.dropout:
@@ -258,8 +264,8 @@ class _Trainer:
         averages = settings.ema_decay or settings.tail_average
         self.average = regularizers.WeightAverage(model) if averages else None
         self.curve = Curve()
-        self.ahead: Batch | None = None
-        self.saved = time.monotonic()
+        self.next_batch: Batch | None = None
+        self.saved_at = time.monotonic()
         if latest is not None:
             self._resume(latest)
         self.group.wait()
@@ -316,16 +322,16 @@ class _Trainer:
         """The mean loss over a step's targets and the gradient norm before clipping."""
         number = self.curve.step
         steps = self.batches.steps
-        batch = self.ahead or self.batches.batch(number)
-        if self.apart:
+        batch = self.next_batch or self.batches.batch(number)
+        if self.has_row_per_text:
             batch = batch.apart(self.group.size)
         # without dropout of ours too: a model to continue from may bring its own
         regularizers.seed_dropout(self.settings.dropout_seed, number, self.group.rank)
-        pass_ = (self.module, batch, self.settings, self.group, self.device)
+        arguments = (self.module, batch, self.settings, self.group, self.device)
         try:
-            loss, norm = forward_backward(*pass_)
+            loss, norm = forward_backward(*arguments)
         except torch.OutOfMemoryError:
-            raise TrainingError(_too_large(*pass_)) from None
+            raise TrainingError(_too_large(*arguments)) from None
 
         lr = learning_rate(number, steps, self.settings)
         weight_decay = _weight_decay(number, steps, self.settings)
@@ -343,12 +349,12 @@ class _Trainer:
             self.average.update(share)
 
         # made while a GPU works on this one: the loss below is the first thing that waits for it
-        self.ahead = self.batches.batch(number + 1) if number + 1 < steps else None
+        self.next_batch = self.batches.batch(number + 1) if number + 1 < steps else None
         return self.group.sum(float(loss)), float(parallel.gathered(norm))
 
     def check(self, loss: float, norm: float, recent: deque[float]) -> None:
-        """Raise Diverged where the step that was just taken has gone wrong, by its loss, its
-        gradient norm and the losses of the steps before it."""
+        """Raise Diverged where the step that was just taken has gone wrong: by its loss, its
+        gradient norm, and the losses of the steps before it."""
         usual = sum(recent) / len(recent) if recent else math.inf
         # only against a full window: the loss falls steeply in the first steps
         leapt = len(recent) == recent.maxlen and loss > usual + self.settings.max_spike
@@ -362,22 +368,23 @@ class _Trainer:
             # tuning has no such setting, and what is not finite no other remedy
             if self.section == "optim" and math.isfinite(norm):
                 leap = loss - usual
-        raise self._gone_wrong(
+        raise self._diverged(
             f"{problem}, gradient norm {norm:.3g} at step {step + 1} of {self.batches.steps}",
             step + 1,
             f", on {self.batches.describe(step)}",
             leap,
         )
 
-    def _gone_wrong(
+    def _diverged(
         self,
         problem: str,
         steps: int,
         read: str = "",
         leap: float | None = None,
     ) -> Diverged:
-        """What to raise for a problem after so many steps: `read` is what the last one did,
-        thousands of documents perhaps, and `leap` what another limit would have let pass."""
+        """The error for a problem after so many steps: `read` says what the last step read, perhaps
+        thousands of documents, `leap` by how much its loss lay above the usual one, where a larger
+        optim.max_spike would have let that pass."""
         remedy = "" if leap is None else " or raise optim.max_spike"
         return Diverged(
             f"{self.folder}: {problem}{read}; "
@@ -401,7 +408,7 @@ class _Trainer:
             loss = self._scored(self.validate)
             if curve.step and not math.isfinite(loss):
                 # the step's own loss was that of the weights before it
-                raise self._gone_wrong(
+                raise self._diverged(
                     f"validation loss {loss} after step {curve.step} of {self.batches.steps}",
                     curve.step,
                 )
@@ -426,16 +433,14 @@ class _Trainer:
         self.checkpoint()
 
     def is_due(self) -> bool:
-        """Whether so much time has passed, by the clock of any process, that all of them are to
-        write a checkpoint."""
-        is_late = time.monotonic() - self.saved >= self.checkpoint_seconds
+        """Whether a checkpoint is due by the clock of any process, and so of all of them."""
+        is_late = time.monotonic() - self.saved_at >= self.checkpoint_seconds
         return self.group.sum(float(is_late)) > 0
 
     def checkpoint(self) -> None:
-        """Write a checkpoint in the place of the older one.
+        """Write a checkpoint in the place of the older one; all processes take part.
 
-        All processes take part. Where weights are no numbers the older one stays: the next loss
-        stops the run.
+        Where a weight is not finite the older one stays: the next loss stops the run.
         """
         self._gather()
         state = _optimizer_state(self.model, self.optimizers)
@@ -443,17 +448,18 @@ class _Trainer:
         if self.group.main and _is_finite(self.written):
             self._write_checkpoint(state, average)
         self.group.wait()
-        self.saved = time.monotonic()
+        self.saved_at = time.monotonic()
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
-        """While this lasts the model is the one that is measured and kept."""
+        """While this lasts, the model has the weights that are measured and kept: their average, if
+        one is taken."""
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def _scored(self, measure: Callable[[PreTrainedModel], float]) -> float:
-        """What a measure says of the model, in the precision that it trains in."""
+        """A measure of the model, in the precision that it trains in."""
         eager: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if self.compiled:
-            # rows have other lengths here, and would all be compiled anew
+            # rows of other lengths than in training would each be compiled for
             eager = torch.compiler.set_stance("force_eager")
         with eager, autocast(self.device, self.precision):
             model = self.model
@@ -463,8 +469,8 @@ class _Trainer:
                     "PreTrainedModel", parallel.ScoringView(self.module, self.model.config)
                 )
             found = measure(model)
-        # the first process': on unlike processors others may round to another best, or stop at
-        # another step, and would wait for each other for ever
+        # That of the first process: where processors round differently, processes could take
+        # different steps for the best, or for the last, and would wait for each other for ever.
         return self.group.sum(found if self.group.main else 0.0)
 
     def _write_checkpoint(
@@ -491,7 +497,7 @@ class _Trainer:
                 remove(old)
 
     def finish(self) -> Curve:
-        """Leave `last`, `best` and `curve.json`; a kill between any two spoils nothing."""
+        """Write `last`, `best` and `curve.json`; a kill between any two of them spoils nothing."""
         self.curve.recent = []
         artifact = Model.open(self.folder)
         with self._averaged():
@@ -505,18 +511,18 @@ class _Trainer:
                 _require_intact(kept)
                 remove(best)
                 os.rename(kept, best)
-            elif self.curve.best_step >= 0:  # a run that was killed here has moved it already
+            elif self.curve.best_step >= 0:  # moved already, by a run that was killed after that
                 _require_intact(best)
             artifact.save_curve(self.curve)
         self.group.wait()
         return self.curve
 
     def _whole(self) -> Any:
-        """The model as an ordinary one."""
+        """The model as an ordinary one, adapters merged."""
         return adapters.merged(self.model) if self.adapted else self.written
 
     def _gather(self) -> None:
-        """Bring the model that is written up to date, where this process trains but a shard."""
+        """Bring the model that is written up to date, where this process trains only a shard."""
         if not self.group.shard:
             return
         weights = {}
@@ -526,10 +532,10 @@ class _Trainer:
             self.written.load_state_dict(weights)
 
 
-def _for_rows_apart(settings: Settings, batches: Batches, group: Group) -> Settings:
-    """The settings where every segment has a row of its own.
+def _for_row_per_text(settings: Settings, batches: Batches, group: Group) -> Settings:
+    """The settings where every text has a row of its own.
 
-    Such a row is padded to the longest, so all at once would take more memory than the packed rows
+    Rows are padded to the longest: all of them at once would take more memory than the packed rows
     that the batch was sized for.
     """
     if settings.micro_batch_tokens is not None:
@@ -620,10 +626,8 @@ def _too_large(
     group: Group,
     device: torch.device,
 ) -> str:
-    """What to say of a forward pass that does not fit: the most tokens at once that do.
-
-    They are found by halving.
-    """
+    """The error message for a forward pass that does not fit the memory: how many tokens at once
+    do, found by halving."""
     width = batch.inputs.shape[1]
     share = batch.inputs.size // group.size
     tokens = min(settings.micro_batch_tokens or batch.inputs.size, share)
@@ -659,11 +663,11 @@ def forward_backward(
     group: Group,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """A step's loss and gradient norm; the gradients are left clipped.
+    """The loss and gradient norm of a step; the gradients are left clipped.
 
-    The loss is this process' share of the mean over the batch's targets, the norm that before
-    clipping. Nothing here waits for a GPU, but for the library's look at the positions of packed
-    rows.
+    The loss is this process' share of the mean over the batch's targets; the norm is the one before
+    clipping. Nothing here waits for a GPU, except that transformers looks at the positions of
+    packed rows.
     """
     module.train()
     mine = parallel.share(len(batch.inputs), group)
@@ -718,10 +722,8 @@ def _latest(folder: Path) -> Path | None:
 
 
 def _require_intact(checkpoint: Path) -> None:
-    """Raise TrainingError where a folder is not what was written.
-
-    What is trained from it would be wrong without a word.
-    """
+    """Raise TrainingError where a folder is not what was written: training from it would go wrong
+    silently."""
     problem = damage(checkpoint)
     if problem:
         raise TrainingError(

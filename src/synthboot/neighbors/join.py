@@ -1,20 +1,21 @@
 """The k nearest rows by inner product: exactly, or by clusters at a known recall.
 
-`exact` multiplies blocks and keeps a running top k. `Clusters` is for large sets: rows are sorted
-by their nearest k-means centroid, and a query probes every cluster whose centroid is at most
-`probe_radius` less similar to it than the nearest one: many where it lies between clusters, one
-where it does not. Queries are taken a query block at a time and regrouped by cluster, so that each
-cluster is one matmul with all queries of the block that probe it; clusters near each other stand
-next to each other, so that a query block meets few. Only what beats a query's k-th best so far is
-scored again in float32.
+`exact` multiplies blocks of rows and keeps a running top k.
+
+`Clusters` is for large sets. Rows are sorted by their nearest k-means centroid. A query probes
+every cluster whose centroid is at most `probe_radius` less similar to it than the nearest one: many
+where it lies between clusters, one where it does not. Queries are taken in blocks and regrouped by
+cluster, so that each cluster is one matmul with all queries of the block that probe it.
+Neighbouring clusters stand next to each other, so that a block of queries meets few of them. Only
+what beats a query's k-th best so far is scored again in float32.
 
     rows by cluster   [ c0       | c1    | c2           | c3  ]   `bounds` cuts them
     probes by query   q0: c0 c1    q1: c0    q2: c2 c0 c3         own cluster first
     probes by cluster c0: q0 q1 q2    c1: q0    c2: q2    c3: q2  one matmul a cluster
 
-Why not an index: this is a self-join. All queries are known beforehand, so the matmuls have many
-rows, which is what a CPU or a GPU is fast at; an index answers them one by one.
-`benchmarks/pair.py` has the figures.
+Why not an index such as HNSW: this is a self-join. All queries are known beforehand, so that
+matmuls have many rows, which is what a CPU or a GPU is fast at; an index answers queries one by
+one. `benchmarks/pair.py` has the figures.
 """
 
 from __future__ import annotations
@@ -40,42 +41,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Neighbors = tuple[Int64[np.ndarray, "query k"], Float32[np.ndarray, "query k"]]
-"""The numbers of the rows that each query is nearest to, best first, and their similarities."""
+"""The numbers of each query's nearest rows, best first, and their similarities."""
 
 Probes = tuple[Int32[np.ndarray, " probe"], Int64[np.ndarray, " doc"]]
-"""The clusters that every row probes, row after row, and how many each row does."""
+"""The clusters that the rows probe, row after row, and the number of clusters of each row."""
 
 QUERY_BLOCK = 65_536
-"""Rows that are sorted into clusters at a time, and the least that a query block has."""
+"""Rows that are sorted into clusters at a time, and the fewest that a block of queries has."""
 
 _NEVER = float("-inf")
-"""The similarity to what is no neighbour."""
+"""The similarity where there is no neighbour."""
 _ROWS = 512
 _COLUMNS = 8_192
-"""Rows and columns of one matmul on a CPU: memory is one times the other."""
+"""Rows and columns of one matmul on a CPU: its memory is their product."""
 _EPSILON = 2.0**-16
-"""How far an inner product of unit rows can be off in float32."""
+"""How far the inner product of two unit rows can be off in float32."""
 _EPSILON_BFLOAT16 = 2.0**-8 + 2.0**-9 + 2.0**-12
-"""How far one of rows rounded to bfloat16, and itself rounded to it, can be off."""
+"""How far it can be off where the rows and the product are rounded to bfloat16."""
 _EPSILON_FLOAT16 = 2.0**-8
-"""The same for float16, whose rounding is 2^-11: room for eight. Rounded are either row, the
-product, what it is compared with, and the partial sums where a GPU splits a matmul."""
+"""The same for float16: room for eight roundings of 2^-11. Rounded are both rows, the product, what
+it is compared with, and the partial sums where a GPU splits a matmul."""
 _LEAST_MARGIN = 2.0**-24
-"""The step of float16 next to zero. It also keeps rows of zeros above their own lower bound."""
+"""The smallest step of float16, next to zero. It also keeps rows of zeros above their own bound."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """How scores are computed where the compiled loops do not: a tile of them at a time."""
+    """How scores are computed without the compiled loops: a tile at a time."""
 
     columns: int
-    """Members in a block of `exact`."""
+    """Rows of the base in a block of `exact`."""
     scores: int
-    """How many a tile has at most, which bounds memory."""
+    """Most scores in a tile, which bounds memory."""
     float16: bool
-    """Whether matmuls round to it, for rows of about unit length. No result depends on it."""
+    """Whether matmuls are in float16, for rows of about unit length. No result depends on it."""
     group: int
-    """How many scores are looked at by their best alone, until that one beats a threshold."""
+    """How many scores form a group. A group's scores are looked at one by one only where the best
+    of them beats the threshold."""
 
 
 ON_CPU = Tiles(_COLUMNS, _ROWS * _COLUMNS, float16=False, group=32)
@@ -97,9 +99,11 @@ def exact(
 ) -> Neighbors:
     """The `k` most similar rows of `base` for every query, best first, and their similarities.
 
-    `own` is each query's row in `base`, never returned for it. Where there are fewer than k others
-    the rest is -1 at -inf. Equal similarities come by number. Memory is the queries, 8,192 rows and
-    512 x 8,192 scores, on a GPU 65,536 rows and some gigabytes.
+    `own` is each query's own row in `base`, which is never returned for it. Where there are fewer
+    than k others, the rest is -1 at -inf. Equal similarities come in the order of their numbers.
+
+    Memory is the queries, 8,192 rows of `base` and 512 x 8,192 scores; on a GPU 65,536 rows and
+    some gigabytes.
     """
     import torch
 
@@ -117,9 +121,9 @@ def exact(
 class Clusters:
     """Rows sorted by their nearest centroid.
 
-    `order[i]` is the number of the row at position i, `bounds[c]:bounds[c + 1]` the positions of
-    cluster c, `vectors` the rows by position. Position i probes the clusters
-    `near[edges[i]:edges[i + 1]]`, its own first.
+    `vectors` holds the rows by position: `order[i]` is the number of the row at position i, and
+    `bounds[c]:bounds[c + 1]` are the positions of cluster c. The row at position i probes the
+    clusters `near[edges[i]:edges[i + 1]]`, its own first.
     """
 
     centroids: Float32[np.ndarray, "cluster dim"]
@@ -139,10 +143,10 @@ class Clusters:
         workers: int = 1,
         progress: Progress = silent,
     ) -> Clusters:
-        """`vectors` sorted into clusters, each to probe what lies within `probe_radius`.
+        """`vectors` sorted into clusters, and the clusters that each probes within `probe_radius`.
 
-        They are written to `folder`, an array per file, and mapped from there: memory is the probes
-        and, for each worker, a query block of `vectors`, which may lie on disk too.
+        They are written to `folder`, an array a file, and mapped from there. Memory is the probes
+        and, for each worker, a block of `vectors`, which may lie on disk too.
         """
         starts = range(0, len(vectors), QUERY_BLOCK)
         blocks = (np.asarray(vectors[start : start + QUERY_BLOCK]) for start in starts)
@@ -164,7 +168,7 @@ class Clusters:
         sizes = np.bincount(home, minlength=len(centroids))
 
         def sorted_probes(start: int) -> Int32[np.ndarray, " probe"]:
-            """Probes move with their rows."""
+            """The probes of a block of sorted rows."""
             rows = order[start : start + QUERY_BLOCK]
             return probes[ranges(first[rows], count[rows])]  # (doc,) -> (probe,)
 
@@ -192,7 +196,7 @@ class Clusters:
         k: int,
         device: str = "cpu",
     ) -> Neighbors:
-        """The `k` most similar others of the rows at positions `start:stop`, with similarities."""
+        """The `k` most similar other rows for each row at positions `start:stop`."""
         queries = self.vectors[start:stop]
         edges = self.edges[start : stop + 1]
         near = self.near[edges[0] : edges[-1]]
@@ -207,7 +211,7 @@ class Clusters:
         probe_radius: float,
         device: str = "cpu",
     ) -> Neighbors:
-        """The same for rows that are not in the clusters."""
+        """The `k` most similar rows for queries that are not in the clusters."""
         near, counts = within_radius(queries, self.centroids, probe_radius, device)
         best = _TopK(queries, k, None, device)
         return self._search(best, near, counts)
@@ -218,14 +222,15 @@ class Clusters:
         near: Int32[np.ndarray, " probe"],
         counts: Int64[np.ndarray, " query"],
     ) -> Neighbors:
-        """Neighbours of the queries of `best`, of which each probes `counts` clusters of `near`."""
+        """Neighbours of the queries of `best`; query after query, each probes the next `counts`
+        clusters of `near`."""
         import torch
 
         query = np.repeat(np.arange(len(counts)), counts)  # (query,) -> (probe,)
         is_home = np.zeros(len(near), bool)
         is_home[_bounds(counts)[:-1]] = True
 
-        # Own clusters first: they hold most neighbours, so that thresholds are high from then on.
+        # Own clusters first: they hold most neighbours, so that thresholds are high for the others.
         for fresh in (True, False):
             chosen = is_home == fresh
             for cluster, rows in _by_cluster(near[chosen], query[chosen]):
@@ -250,10 +255,8 @@ def fit_centroids(
     device: str = "cpu",
     iterations: int = 4,
 ) -> Float32[np.ndarray, "cluster dim"]:
-    """Unit centroids by spherical k-means on a sample of 32 rows a cluster.
-
-    They are ordered so that near ones stand together.
-    """
+    """Unit centroids by spherical k-means on a sample of 32 rows a cluster, ordered so that near
+    ones stand together."""
     import torch
 
     random = rng(seed, "join.clusters")
@@ -285,9 +288,9 @@ def within_radius(
     probe_radius: float,
     device: str = "cpu",
 ) -> Probes:
-    """The clusters that every row probes, row after row, and how many each row does.
+    """The clusters that the rows probe, row after row, and the number of clusters of each row.
 
-    The nearest comes first, the others by number.
+    A row's nearest cluster comes first, then the others by number.
     """
     import torch
 
@@ -327,7 +330,7 @@ def _prober(
     probe_radius: float,
     device: str,
 ) -> Callable[[Float16[np.ndarray, "doc dim"]], Probes]:
-    """In a worker: from rows to the clusters that they probe. The centroids lie in a file."""
+    """In a worker: what finds the clusters that rows probe. `centroids` is the path of a file."""
     loaded = load_array(Path(centroids))
     return partial(within_radius, centroids=loaded, probe_radius=probe_radius, device=device)
 
@@ -337,8 +340,8 @@ def _homes(
     centroids: np.ndarray,
     device: str,
 ) -> Int64[np.ndarray, " doc"]:
-    """The nearest cluster of every row: a negative radius probes no other."""
-    nearest, _ = within_radius(vectors, centroids, -1.0, device)
+    """The nearest cluster of every row."""
+    nearest, _ = within_radius(vectors, centroids, -1.0, device)  # a negative radius: no other
     return nearest.astype(np.int64)
 
 
@@ -351,8 +354,8 @@ def radius_needed(
 ) -> Float32[np.ndarray, "query k"]:
     """The least probe radius that finds each true neighbour of each query; 0 where there is none.
 
-    A neighbour is found if its own nearest cluster is probed, so the recall of any probe radius is
-    known without a join.
+    A neighbour is found where its own nearest cluster is probed: so the recall of any probe radius
+    is known without a join.
     """
     members = np.unique(neighbors[neighbors >= 0])
     home = np.zeros(len(vectors), np.int64)
@@ -369,11 +372,11 @@ def radius_needed(
 
 
 class _TopK:
-    """The running k best of the queries of a query block.
+    """The running k best of a block of queries.
 
-    With the compiled loops every block of scores is gone through at once. Without them, and on a
-    GPU, what may beat a query's k-th best is scored again in float32 and waits until it is much;
-    then one merge updates all queries.
+    The compiled loops go through every block of scores at once. Without them, and on a GPU,
+    candidates that may beat a query's k-th best are scored again in float32, and wait until there
+    are many: then one merge updates all queries.
 
         scores of a query   [ .1  .7  .3 | .2  .8  .6 | .1  .2  .4 ]   rounded, a tile at a time
         bests of groups           .7           .8           .4         the third is left out
@@ -410,10 +413,10 @@ class _TopK:
 
         self.index = torch.full((count, k), -1, device=device)
         self.score = torch.full((count, k), _NEVER, device=device)
-        # Never above the k-th best of all. What does not beat it need not be looked at.
+        # At most a query's k-th best so far: what does not beat it need not be looked at.
         self.threshold = torch.full((count,), _NEVER, device=device)
 
-        # Candidates that wait for the next merge: (query, index, score), and how many.
+        # Candidates that wait for the next merge, (query, index, score) each, and their number.
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._num_waiting = 0
 
@@ -440,7 +443,7 @@ class _TopK:
         k = self.index.shape[1]
         members = _float_rows(vectors, self.device)
         longest = members.norm(dim=1).max()
-        # Groups pay where k of them are there to set a threshold: hardly in a cluster.
+        # Groups pay where there are k of them to set a threshold, which a cluster hardly has.
         group = self._tiles.group if len(members) >= k * self._tiles.group else 1
         padding = (0, 0, 0, -len(members) % group)  # rows at the end
         factor = torch.nn.functional.pad(members.to(self._factor.dtype), padding)
@@ -453,7 +456,7 @@ class _TopK:
             best = grouped.amax(2) if group > 1 else scores
             margin = self._error[part] * longest + _LEAST_MARGIN  # (part,)
             if fresh and k <= len(members):
-                # k members are at least as good, but for the margin: one in each of k groups.
+                # At least k members are as good, one in each of k groups, but for the margin.
                 kth = best.topk(k, 1).values[:, -1]
                 self.threshold[part] = kth - margin
 
@@ -468,19 +471,22 @@ class _TopK:
         members: Tensor,
         first: int,
     ) -> None:
-        """Let candidates (candidate) wait with their similarities in float32."""
+        """Score candidates in float32, and let them wait for a merge.
+
+        `query` and `column`, (candidate) each, say which query and which of the `members`.
+        """
         import torch
 
-        # The rows of so many have a quarter of the numbers of a tile: a CPU's cache holds them.
+        # The rows of so many candidates are a quarter of a tile, which a CPU's cache holds.
         size = max(1, self._tiles.scores // (4 * members.shape[1]))
         for q, c in zip(query.split(size), column.split(size), strict=True):
             products = self._x.index_select(0, q)  # (candidate, dim)
             products *= members.index_select(0, c)
-            # In float64 the order of summation, which is up to the device, does not show.
+            # In float64, so that the order of summation, which is up to the device, does not show.
             score = products.sum(1, dtype=torch.float64).float()
             self._waiting.append((q, c + first, score))
             self._num_waiting += len(q)
-            # Rare merges are cheap ones; 16 candidates a query bound the memory of what waits.
+            # The rarer merges are, the less they cost; 16 candidates a query bound the memory.
             if self._num_waiting > 16 * len(self.threshold):
                 self.merge()
 
@@ -495,7 +501,7 @@ class _TopK:
         self._waiting = []
         self._num_waiting = 0
 
-        # Only what beats the thresholds as they are now.
+        # Thresholds may have risen since.
         beats = score > self.threshold[query]
         if not beats.any():
             return
@@ -546,8 +552,8 @@ class _TopK:
         strip[row, column] = candidates.score[in_strip]
         top, which = strip.topk(k, 1)  # (row, k)
 
-        # Where `which` is below k, the number is an old one; else a candidate's. The clamps keep
-        # the gathers that are thrown away within bounds.
+        # Where `which` is below k the old number stays, elsewhere it is a candidate's. Both are
+        # gathered for all: the clamps keep those that are thrown away within bounds.
         old = self.index[queries].gather(1, which.clamp(max=k - 1))
         first = candidates.first[queries] + start  # (row,): its first candidate of the strip
         candidate = first[:, None] + which - k
@@ -571,7 +577,8 @@ class _TopK:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """What may come among the k best, those of a query next to each other, as they came."""
+    """What may come among the k best; those of a query stand next to each other, in the order in
+    which they came."""
 
     query: Tensor  # (candidate,)
     index: Tensor  # (candidate,)
@@ -606,10 +613,10 @@ class _Candidates:
 
 
 class _Operand:
-    """Rows ready for matmuls: in bfloat16 where that is faster, with the margin that this takes.
+    """Rows ready for matmuls, in bfloat16 where that is faster.
 
-    Rows are filled up to a multiple of 64, since a bfloat16 matmul of a shape not seen before costs
-    a millisecond to set up.
+    Their number is filled up to a multiple of 64, since a bfloat16 matmul of a shape that has not
+    been seen before takes a millisecond to set up.
     """
 
     def __init__(self, vectors: np.ndarray) -> None:
@@ -636,7 +643,8 @@ class _Operand:
         chosen: Tensor | None = None,
         buffer: Tensor | None = None,
     ) -> topk.Scored:
-        """These rows, or the `chosen` ones put together in `buffer`, times those of `members`."""
+        """The scores of these rows, or of the `chosen` ones, with the rows of `members`, and how
+        far these can be off; the chosen rows are collected in `buffer`."""
         import torch
 
         factor = self.factor
@@ -657,10 +665,8 @@ def _up_to_64(count: int) -> int:
 
 @cache
 def bfloat16_is_faster() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32.
-
-    Some do so two and a half times as fast, others half as fast.
-    """
+    """Whether this CPU multiplies bfloat16 faster than float32: some take two and a half times
+    less, others twice as long."""
     import torch
 
     def seconds(x: Tensor, y: Tensor) -> float:
@@ -685,10 +691,10 @@ def _float_rows(array: np.ndarray, device: str) -> Tensor:
 
 
 def _above(grouped: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the scores (row, group, member) above `least` (row), looked for in the
-    groups whose `best` (row, group) is.
+    """Rows and columns of the scores (row, group, member) above `least` (row).
 
-    Both searches wait for a GPU, the second where few groups are left.
+    Only groups whose `best` (row, group) is above are searched. Both searches wait for a GPU; few
+    groups are left for the second.
     """
     row, group = (best > least[:, None]).nonzero(as_tuple=True)  # (found,)
     size = grouped.shape[2]
@@ -700,17 +706,19 @@ def _above(grouped: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor
 
 
 def _hide_own(scores: Tensor, own: Tensor) -> None:
-    """Make every query's own column, where it is among these, less similar than anything."""
+    """Set every query's score with itself to -inf; `own` (row) is its column, which may lie outside
+    of these."""
     last = scores.shape[1] - 1
     is_inside = (own >= 0) & (own <= last)
-    # A query whose own is elsewhere writes back what it reads: to pick rows would wait for a GPU.
+    # A query whose own column is elsewhere writes back what it reads: picking rows would wait for
+    # a GPU.
     column = own.clamp(0, last)[:, None]  # (row, 1)
     hidden = scores.gather(1, column).masked_fill(is_inside[:, None], _NEVER)
     scores.scatter_(1, column, hidden)
 
 
 def _bounds(sizes: np.ndarray) -> Int64[np.ndarray, " size_and_one"]:
-    """Where each of parts of these sizes begins, and where the last one ends."""
+    """Where parts of these sizes begin, end to end, and where the last one ends."""
     ends = np.cumsum(sizes)
     return np.concatenate(([0], ends)).astype(np.int64)
 
@@ -726,7 +734,7 @@ def _by_cluster(
     clusters: np.ndarray,
     rows: np.ndarray,
 ) -> list[tuple[int, Int64[np.ndarray, " row"]]]:
-    """Cluster -> the rows that probe it, for all clusters that any row probes, in order."""
+    """Every cluster that a row probes, in order, and the rows that probe it."""
     if not len(clusters):
         return []
     order = np.argsort(_sortable(clusters), kind="stable")
@@ -752,10 +760,8 @@ def _by_row(row: Tensor) -> Tensor:
 def _near_together(
     points: Float32[np.ndarray, "point dim"],
 ) -> Int64[np.ndarray, " point"]:
-    """An order in which near points stand near each other.
-
-    It is halved again and again between two points that are far apart.
-    """
+    """An order in which near points stand near each other: the points are halved again and again,
+    between two that are far apart."""
     order = np.arange(len(points))
     pieces = [(0, len(points))]
     while pieces:

@@ -210,7 +210,14 @@ def nearest(
     with nullcontext(folder) if folder is not None else TemporaryDirectory() as work:
         count = blocks(len(vectors))
         query_blocks = search_blocks(
-            vectors, cfg, seed, device, Path(work), workers, progress, range(count)
+            vectors=vectors,
+            cfg=cfg,
+            seed=seed,
+            device=device,
+            folder=Path(work),
+            workers=workers,
+            progress=progress,
+            wanted=range(count),
         )
         query_blocks.close(count)
 
@@ -274,13 +281,13 @@ def search_blocks(
                     save_array(out / "vectors.npy", vectors)
                 else:
                     Clusters.build(
-                        vectors,
-                        search.centroids,
-                        search.probe_radius,
-                        out,
-                        device,
-                        workers,
-                        within(progress, 0.05, 0.1),
+                        vectors=vectors,
+                        centroids=search.centroids,
+                        probe_radius=search.probe_radius,
+                        folder=out,
+                        device=device,
+                        workers=workers,
+                        progress=within(progress, 0.05, 0.1),
                     )
 
     query_blocks = Shards(folder / BLOCKS)

@@ -162,12 +162,14 @@ def chain(results: Results, paint: Mapping[str, str]) -> Figure | None:
     clauses.append(f"{subject} saves {saved:+.4f} on test documents beside repetition")
     sentence = "; ".join(clauses)
     return Values(
-        "chain",
-        "From d1 to the gain",
-        f"{sentence[0].upper()}{sentence[1:]}. Right of zero is better; a link near zero is where "
-        "the chain breaks. Whiskers: two standard errors, the interval for the last.",
-        "nats per token saved",
-        {"": [*links, gain]},
+        id="chain",
+        title="From d1 to the gain",
+        read=(
+            f"{sentence[0].upper()}{sentence[1:]}. Right of zero is better; a link near zero is "
+            "where the chain breaks. Whiskers: two standard errors, the interval for the last."
+        ),
+        axis="nats per token saved",
+        groups={"": [*links, gain]},
         bars=True,
     )
 
@@ -186,12 +188,12 @@ def scores(
     for name, arm in arms.items():
         marks.append(_mark(name, paint[name], arm.loss, arm.loss_by_seed))
     return Values(
-        "scores",
-        "Test loss",
-        "Further left is better. Lines are intervals, small dots single seeds.",
-        "test loss, nats per token",
-        {"": marks},
-        ".4f",
+        id="scores",
+        title="Test loss",
+        read="Further left is better. Lines are intervals, small dots single seeds.",
+        axis="test loss, nats per token",
+        groups={"": marks},
+        pattern=".4f",
         seeds=seeds,
     )
 
@@ -210,12 +212,14 @@ def differences(
     if not marks:
         return None
     return Values(
-        "differences",
-        "Against repetition",
-        "Left of zero is better than repetition. Small dots are single seeds, lines intervals: "
-        "where the dots lie apart, only more seeds help.",
-        "difference to repetition, nats per token",
-        {"": marks},
+        id="differences",
+        title="Against repetition",
+        read=(
+            "Left of zero is better than repetition. Small dots are single seeds, lines intervals: "
+            "where the dots lie apart, only more seeds help."
+        ),
+        axis="difference to repetition, nats per token",
+        groups={"": marks},
         seeds=seeds,
     )
 
@@ -229,12 +233,15 @@ def _curves(results: Results, paint: Mapping[str, str]) -> Figure:
     cross = crossing(results.curves, subject) if subject else None
     floor = count_model(results)
     return Curves(
-        "curves",
-        "While training",
-        "A line for every seed, lower is better. Repetition bends up where its passes stop paying.",
-        "tokens trained on",
-        "validation loss, nats per token",
-        _by_seed({name: curve.validation for name, curve in results.curves.items()}, paint),
+        id="curves",
+        title="While training",
+        read=(
+            "A line for every seed, lower is better. Repetition bends up where its passes stop "
+            "paying."
+        ),
+        x="tokens trained on",
+        y="validation loss, nats per token",
+        lines=_by_seed({name: curve.validation for name, curve in results.curves.items()}, paint),
         verticals={} if cross is None else {f"{subject} overtakes": cross},
         horizontals={} if floor is None else {"n-grams with a cache": floor},
     )
@@ -259,13 +266,15 @@ def _copying(curves: Mapping[str, Curve], paint: Mapping[str, str]) -> Figure | 
     if not lines:
         return None
     return Curves(
-        "copying",
-        "Copy score",
-        "How much less random tokens cost when they come a second time: zero is a model that reads "
-        "nothing of its context.",
-        "tokens trained on",
-        "copy score, nats per token",
-        lines,
+        id="copying",
+        title="Copy score",
+        read=(
+            "How much less random tokens cost when they come a second time: zero is a model that "
+            "reads nothing of its context."
+        ),
+        x="tokens trained on",
+        y="copy score, nats per token",
+        lines=lines,
     )
 
 
@@ -341,12 +350,12 @@ def shares(
     if not lines:
         return None
     return Curves(
-        "shares",
-        "How much synthetic text",
-        "The lowest point is the best share that was tried; 0 is repetition.",
-        "share of synthetic text",
-        "test loss, nats per token",
-        lines,
+        id="shares",
+        title="How much synthetic text",
+        read="The lowest point is the best share that was tried; 0 is repetition.",
+        x="share of synthetic text",
+        y="test loss, nats per token",
+        lines=lines,
     )
 
 
@@ -362,13 +371,15 @@ def efficiency(evaluated: Evaluation, paint: Mapping[str, str]) -> Figure | None
     if len(lines) < 2:
         return None
     return Curves(
-        "efficiency",
-        "Beside real text alone",
-        "An arm stands where as much real text alone, on as many tokens trained on, would have "
-        "reached its loss.",
-        "unique real tokens",
-        "test loss, nats per token",
-        lines,
+        id="efficiency",
+        title="Beside real text alone",
+        read=(
+            "An arm stands where as much real text alone, on as many tokens trained on, would have "
+            "reached its loss."
+        ),
+        x="unique real tokens",
+        y="test loss, nats per token",
+        lines=lines,
         x_log=True,
     )
 
@@ -388,13 +399,15 @@ def flops(
         point = (counts.total_flops, *arms[name].loss)
         lines.append(Line(name, paint[name], [point], "points"))
     return Curves(
-        "flops",
-        "What it cost",
-        "At the same height further left is cheaper. All is counted but base, from which the "
-        "synthesizer starts; an arm with match: flops stands under repetition.",
-        "FLOPs: training, pairing, tuning, synthesis, teachers",
-        "test loss, nats per token",
-        lines,
+        id="flops",
+        title="What it cost",
+        read=(
+            "At the same height further left is cheaper. All is counted but base, from which the "
+            "synthesizer starts; an arm with match: flops stands under repetition."
+        ),
+        x="FLOPs: training, pairing, tuning, synthesis, teachers",
+        y="test loss, nats per token",
+        lines=lines,
     )
 
 
@@ -404,13 +417,15 @@ def _rounds(results: Results) -> Figure | None:
     if len(rows) < 2:
         return None
     return Curves(
-        "rounds",
-        "Round after round",
-        "A round starts its synthesizer from the model of the round before. Falling entropy and "
-        "fewer distinct 4-grams (the table) at a rising loss would be collapse.",
-        "round",
-        "nats per token",
-        [
+        id="rounds",
+        title="Round after round",
+        read=(
+            "A round starts its synthesizer from the model of the round before. Falling entropy "
+            "and fewer distinct 4-grams (the table) at a rising loss would be collapse."
+        ),
+        x="round",
+        y="nats per token",
+        lines=[
             Line("test loss", "method", [(row.round, *row.loss) for row in rows]),
             Line("entropy of samples", _INK, [(row.round, row.entropy) for row in rows]),
         ],
@@ -473,13 +488,15 @@ def questions(
     if not groups:
         return None
     return Values(
-        "questions",
-        "Answered right",
-        "Further right is better. Lines are intervals over items and seeds; the dotted line is "
-        "what chance gives.",
-        "answered right",
-        groups,
-        ".1%",
+        id="questions",
+        title="Answered right",
+        read=(
+            "Further right is better. Lines are intervals over items and seeds; the dotted line is "
+            "what chance gives."
+        ),
+        axis="answered right",
+        groups=groups,
+        pattern=".1%",
         references=chance,
     )
 
@@ -501,12 +518,12 @@ def parts(
                     marks.append(Mark(arm, paint[arm], by_part[part].value - cost.value))
             groups[part if group == "all" else f"{part}, {group}"] = marks
     return Values(
-        "parts",
-        "Parts of a document",
-        "Left of zero an arm pays less than repetition.",
-        "nats a document, beside repetition",
-        groups,
-        "+.3f",
+        id="parts",
+        title="Parts of a document",
+        read="Left of zero an arm pays less than repetition.",
+        axis="nats a document, beside repetition",
+        groups=groups,
+        pattern="+.3f",
     )
 
 
@@ -524,13 +541,15 @@ def _excess(by_text: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | No
         lines.append(Line(f"{name}, above one who knows the world", color, knows, "dotted"))
     # What is left of the excess falls by orders of magnitude.
     return Curves(
-        "excess",
-        "Above the exact posterior",
-        "How many nats more than the exact posterior the synthesizer needs for a d2, while it is "
-        "tuned: below the solid line's zero lies what D_pretrain does not tell.",
-        "tokens tuned on",
-        "excess nats per d2",
-        lines,
+        id="excess",
+        title="Above the exact posterior",
+        read=(
+            "How many nats more than the exact posterior the synthesizer needs for a d2, while it "
+            "is tuned: below the solid line's zero lies what D_pretrain does not tell."
+        ),
+        x="tokens tuned on",
+        y="excess nats per d2",
+        lines=lines,
         y_log=True,
     )
 
@@ -558,12 +577,15 @@ def _similarities(
         area = _area("d1 and sampled d2", "method", centers, sampled["histogram"])
         lines.append(replace(area, style="dotted"))
     return Curves(
-        "similarities",
-        "How similar",
-        "Kept pairs should lie right of random pairs; what was sampled should lie where they do.",
-        "similarity of d1 and d2",
-        "share of pairs",
-        lines,
+        id="similarities",
+        title="How similar",
+        read=(
+            "Kept pairs should lie right of random pairs; what was sampled should lie where they "
+            "do."
+        ),
+        x="similarity of d1 and d2",
+        y="share of pairs",
+        lines=lines,
         verticals={} if alpha is None else {"alpha": alpha},
     )
 
@@ -585,12 +607,14 @@ def _tuning(tuned: Mapping[str, Tuning], paint: Mapping[str, str]) -> Figure | N
     if not groups:
         return None
     return Values(
-        "tuning",
-        "What the synthesizer reads",
-        "Further left is better: the gap between its own d1 and a random one is what it reads.",
-        "loss on unseen d2, nats per token",
-        groups,
-        ".4f",
+        id="tuning",
+        title="What the synthesizer reads",
+        read=(
+            "Further left is better: the gap between its own d1 and a random one is what it reads."
+        ),
+        axis="loss on unseen d2, nats per token",
+        groups=groups,
+        pattern=".4f",
     )
 
 
@@ -603,12 +627,24 @@ def _lengths(analyzed: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
     for name, counts in histograms.items():
         lines.append(_area(name, paint.get(name, _INK), centers, counts[: last + 2]))
     return Curves(
+<<<<<<< HEAD
         "lengths",
         "How long",
         "Synthetic text should be as long as real text; a pile at the right had no more room.",
         "tokens in a document",
         "share of documents",
         lines,
+=======
+        id="lengths",
+        title="How long",
+        read=(
+            "Synthetic text should be as long as real text; a pile at the right had no room for "
+            "more."
+        ),
+        x="tokens in a document",
+        y="share of documents",
+        lines=lines,
+>>>>>>> 543e094a2fe2874a5a7471c93f093b15505e5ed1
     )
 
 
@@ -622,13 +658,15 @@ def duplicates(analyzed: Mapping[str, Any], paint: Mapping[str, str]) -> Figure 
     if not lines:
         return None
     return Curves(
-        "duplicates",
-        "Duplicates by the number of documents",
-        "Share of the first so many documents with a near-duplicate among them. It grows with "
-        "their number: compare kinds of text at the same one, unseen real text is the bar.",
-        "documents",
-        "share with a near-duplicate",
-        lines,
+        id="duplicates",
+        title="Duplicates by the number of documents",
+        read=(
+            "Share of the first so many documents with a near-duplicate among them. It grows with "
+            "their number: compare kinds of text at the same one, unseen real text is the bar."
+        ),
+        x="documents",
+        y="share with a near-duplicate",
+        lines=lines,
         x_log=True,
     )
 

@@ -42,13 +42,15 @@ def extraction(extracted: Extraction, paint: Mapping[str, str]) -> Figure | None
     if not groups:
         return None
     return Values(
-        "extraction",
-        "Given back by its beginning",
-        "Further left is less. Lines are intervals over documents and seeds; the dotted line is "
-        "what repetition guesses of documents that it has not read.",
-        "share of documents, or of their tokens",
-        groups,
-        ".1%",
+        id="extraction",
+        title="Given back by its beginning",
+        read=(
+            "Further left is less. Lines are intervals over documents and seeds; the dotted line "
+            "is what repetition guesses of documents that it has not read."
+        ),
+        axis="share of documents, or of their tokens",
+        groups=groups,
+        pattern=".1%",
         references=guessed,
     )
 
@@ -66,13 +68,15 @@ def exposures(extracted: Extraction, paint: Mapping[str, str]) -> Figure | None:
     if not lines:
         return None
     return Curves(
-        "exposure",
-        "Exposure of canaries",
-        "Bits by which a planted text is easier to guess than one that was not; lower is less "
-        f"remembered. At most log2({extracted.candidates + 1:,}) can be seen.",
-        "copies of a canary in D_pretrain",
-        "exposure, bits",
-        lines,
+        id="exposure",
+        title="Exposure of canaries",
+        read=(
+            "Bits by which a planted text is easier to guess than one that was not; lower is less "
+            f"remembered. At most log2({extracted.candidates + 1:,}) can be seen."
+        ),
+        x="copies of a canary in D_pretrain",
+        y="exposure, bits",
+        lines=lines,
         x_log=True,
         horizontals={"chance": CHANCE_BITS},
     )
@@ -85,13 +89,15 @@ def spans(leaks: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
         points = [(float(n), share) for n, share in shares.items()]
         lines.append(Line(kind, paint.get(kind, "ink"), points))
     return Curves(
-        "spans",
-        "Verbatim spans",
-        "Share of documents with a span of at least so many tokens that D_pretrain holds in one "
-        "piece. Unseen real text is the bar: lines above it are copied.",
-        "tokens of the span",
-        "share of documents",
-        lines,
+        id="spans",
+        title="Verbatim spans",
+        read=(
+            "Share of documents with a span of at least so many tokens that D_pretrain holds in "
+            "one piece. Unseen real text is the bar: lines above it are copied."
+        ),
+        x="tokens of the span",
+        y="share of documents",
+        lines=lines,
         x_log=True,
     )
 
@@ -106,13 +112,15 @@ def topics(compared: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
             marks.append(Mark(kind, paint.get(kind, "ink"), share[number]))
         groups[compared["names"][number]] = marks
     return Values(
-        "topics",
-        "Topics that gained and lost most",
-        "Share of the documents about a topic. How far unseen real text lies from D_pretrain is "
-        "what so few documents differ by.",
-        "share of documents",
-        groups,
-        ".1%",
+        id="topics",
+        title="Topics that gained and lost most",
+        read=(
+            "Share of the documents about a topic. How far unseen real text lies from D_pretrain "
+            "is what so few documents differ by."
+        ),
+        axis="share of documents",
+        groups=groups,
+        pattern=".1%",
     )
 
 

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -19,8 +19,7 @@ from typing import Any
 from synthboot.artifacts.store import flat
 from synthboot.data.items import titles
 from synthboot.lm.batches import tokens_until_copying
-from synthboot.report import filters, leaks
-from synthboot.report import quality as quality_tables
+from synthboot.report import filters, leaks, quality
 from synthboot.report.charts import (
     COLORS,
     PALETTE,
@@ -58,7 +57,7 @@ def report(results: Results) -> str:
         token_counts=evaluated.counts_by_arm,
         source=keyless(cfg.corpus.source),
         settings=[(name, keyless(value)) for name, value in sorted(flat(settings).items())],
-        quality=quality(analyzed),
+        quality=quality.measures(analyzed) if analyzed else None,
         recipes=settings["arms"],
         titles=dict(zip(asked, titles(asked), strict=True)),
         has_told=any(group.endswith("told") for group in groups),
@@ -70,8 +69,8 @@ def report(results: Results) -> str:
         copying_after=tokens_until_copying(cfg.optim.batch_tokens),
         pair=results.related,
         stages=by_stage(results.costs),
-        judged=analyzed and quality_tables.table(analyzed),
-        duplicates=analyzed and quality_tables.curves(analyzed),
+        judged=analyzed and quality.table(analyzed),
+        duplicates=analyzed and quality.curves(analyzed),
         filtered=filters.table(filters.effects(evaluated)),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         examples=Markup(as_json(results.examples)),
@@ -154,55 +153,6 @@ def _sum(amounts: Iterable[float | None]) -> float | None:
     """The sum of those that are known; None where none is."""
     known = [amount for amount in amounts if amount is not None]
     return sum(known) if known else None
-
-
-def quality(analyzed: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The quality table: a column per kind of text, a row per measure."""
-    if not analyzed:
-        return None
-    kinds = analyzed["kinds"]
-    # the real pairs stand where a reader looks for real text
-    relevance = {"unseen real": analyzed["relevance"].get("real pairs")} | analyzed["relevance"]
-
-    def row(format_value: str, *path: str) -> list[str]:
-        return [_cell(measures, format_value, path) for measures in kinds.values()]
-
-    n = analyzed["copy_tokens"]
-    return {
-        "headers": list(kinds),
-        "rows": {
-            "documents": row(",", "docs"),
-            "tokens, mean": row(".0f", "tokens_mean"),
-            "4-grams that repeat an earlier one of the document": row(".1%", "repeated_4grams"),
-            "documents that loop (over 10 % repeated 8-grams)": row(".1%", "looping"),
-            "documents with a near-duplicate in the sample": row(".1%", "duplicates"),
-            f"tokens in a run of {n} that D_pretrain holds": row(
-                ".1%", "copied_from_corpus", "tokens"
-            ),
-            f"documents with such a run of {n}": row(".1%", "copied_from_corpus", "docs"),
-            "longest such run, tokens": row(".0f", "copied_from_corpus", "longest_max"),
-            f"documents with a run of {n} from their d1": row(".1%", "copied_from_d1", "docs"),
-            "longest run from d1, tokens": row(".0f", "copied_from_d1", "longest_max"),
-            "2-grams that D_pretrain does not hold": row(".1%", "novel_ngrams", "2"),
-            "4-grams that D_pretrain does not hold": row(".1%", "novel_ngrams", "4"),
-            "similarity of d1 and d2 (first column: real pairs)": [
-                _cell(relevance, ".3f", (name, "mean")) for name in kinds
-            ],
-            "4-grams that no other place of the sample has": row(".1%", "distinct_ngrams", "4"),
-            "nats per token, by the model that wrote it": row(".3f", "entropy"),
-        },
-    }
-
-
-def _cell(
-    measures: Any,
-    format_value: str,
-    path: Sequence[str],
-) -> str:
-    """The value at `path`; a dash where it was not measured."""
-    for key in path:
-        measures = measures.get(key) if isinstance(measures, Mapping) else None
-    return "-" if measures is None else format(measures, format_value)
 
 
 def as_json(value: object) -> str:

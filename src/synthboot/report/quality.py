@@ -1,8 +1,9 @@
-"""The paper's quality table with this run's figures: what was counted, and what judges say, with
-their error.
+"""How good text is, in tables: the paper's quality table with this run's figures, Duplicate@N, and
+everything else that was measured.
 
-A row for each of the paper's five questions and everybody who answers it, a column for each kind of
-text. A judge's rate is the corrected one; what it called faulty itself stands in analyze.json.
+The paper's table has a row for each of its five questions and everybody who answers it, by counting
+or as a judge, and a column for each kind of text. A judge's rate is the corrected one; the share
+that it called faulty stands in analyze.json.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Table:
 
 
 def table(analyzed: Mapping[str, Any]) -> Table:
-    """The table of what `analyze` left."""
+    """The paper's quality table with what `analyze` left."""
     kinds = [kind for kind in analyzed["kinds"] if kind != "D_pretrain"]
     headers = ["share of texts", "by", "q0", "q1", "kappa", *kinds, *PAPER_HEADERS]
     notes = []
@@ -107,6 +108,44 @@ def curves(analyzed: Mapping[str, Any]) -> Table:
         rows.append([kind, *cells, _UNMEASURED if held is None else _percent(held)])
     headers = ["near-duplicates among the first", *(f"{n:,}" for n in counts), "in D_pretrain"]
     return Table(headers, rows, [])
+
+
+def measures(analyzed: Mapping[str, Any]) -> Table:
+    """All that was measured: a column per kind of text, a row per measure."""
+    kinds = analyzed["kinds"]
+    # the real pairs stand where a reader looks for real text
+    relevance = {"unseen real": analyzed["relevance"].get("real pairs")} | analyzed["relevance"]
+
+    def row(name: str, format_value: str, *path: str) -> list[str]:
+        return [name, *(_cell(of_kind, format_value, path) for of_kind in kinds.values())]
+
+    n = analyzed["copy_tokens"]
+    similarity = [_cell(relevance, ".3f", (name, "mean")) for name in kinds]
+    rows = [
+        row("documents", ",", "docs"),
+        row("tokens, mean", ".0f", "tokens_mean"),
+        row("4-grams that repeat an earlier one of the document", ".1%", "repeated_4grams"),
+        row("documents that loop (over 10 % repeated 8-grams)", ".1%", "looping"),
+        row("documents with a near-duplicate in the sample", ".1%", "duplicates"),
+        row(f"tokens in a run of {n} that D_pretrain holds", ".1%", "copied_from_corpus", "tokens"),
+        row(f"documents with such a run of {n}", ".1%", "copied_from_corpus", "docs"),
+        row("longest such run, tokens", ".0f", "copied_from_corpus", "longest_max"),
+        row(f"documents with a run of {n} from their d1", ".1%", "copied_from_d1", "docs"),
+        row("longest run from d1, tokens", ".0f", "copied_from_d1", "longest_max"),
+        row("2-grams that D_pretrain does not hold", ".1%", "novel_ngrams", "2"),
+        row("4-grams that D_pretrain does not hold", ".1%", "novel_ngrams", "4"),
+        ["similarity of d1 and d2 (first column: real pairs)", *similarity],
+        row("4-grams that no other place of the sample has", ".1%", "distinct_ngrams", "4"),
+        row("nats per token, by the model that wrote it", ".3f", "entropy"),
+    ]
+    return Table(["", *kinds], rows, [])
+
+
+def _cell(value: Any, format_value: str, path: Sequence[str]) -> str:
+    """What stands at `path` in nested mappings; a dash where it was not measured."""
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return _UNMEASURED if value is None else format(value, format_value)
 
 
 @dataclass(frozen=True)

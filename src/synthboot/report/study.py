@@ -123,7 +123,14 @@ def curves(table: Table, varied: Sequence[str]) -> list[FittedCurve]:
                 if len(points) < 2:
                     continue
                 x = [row[axis] for row in points]
-                curve = FittedCurve(axis, column, label, len(points), min(x), max(x))
+                curve = FittedCurve(
+                    axis=axis,
+                    column=column,
+                    line=label,
+                    points=len(points),
+                    low=min(x),
+                    high=max(x),
+                )
                 try:
                     law = scaling.fit(x, [row[column] for row in points])
                 except ValueError as reason:
@@ -281,12 +288,12 @@ def _over(
     is_numeric = _is_numeric(table, axis)
     names = {place: short(place) if is_numeric else name for name, place in places.items()}
     return Curves(
-        f"over-{id}",
-        metric.title,
-        metric.read + (" Dotted: the fitted curve." if curves else ""),
-        axis,
-        "nats a token",
-        drawn,
+        id=f"over-{id}",
+        title=metric.title,
+        read=metric.read + (" Dotted: the fitted curve." if curves else ""),
+        x=axis,
+        y="nats a token",
+        lines=drawn,
         laws=curves,
         x_log=is_numeric and min(places.values()) > 0,
         horizontals={metric.zero: 0.0} if metric.zero else {},
@@ -319,15 +326,17 @@ def _map(table: Table, other: str) -> Dots | None:
     if not dots:
         return None
     return Dots(
-        f"map-{other}",
-        f"The method minus {other}, by what d1 is worth",
-        "A dot a run, with its number in the table; open ones are differences that are not shown. "
-        "Further right more of d1 is read, below zero the method is better: if reading is what "
-        "helps, dots fall to the right.",
-        "d1's worth, nats a token",
-        f"the method minus {other}, nats a token",
-        "method",
-        dots,
+        id=f"map-{other}",
+        title=f"The method minus {other}, by what d1 is worth",
+        read=(
+            "A dot a run, with its number in the table; open ones are differences that are not "
+            "shown. Further right more of d1 is read, below zero the method is better: if reading "
+            "is what helps, dots fall to the right."
+        ),
+        x="d1's worth, nats a token",
+        y=f"the method minus {other}, nats a token",
+        color="method",
+        dots=dots,
         verticals={"d1 is not read": 0.0},
         horizontals={f"as good as {other}": 0.0},
     )

@@ -51,13 +51,13 @@ _OBJECT_STORE = 256 << 20
 SHORT_OF_ROOM = 60.0
 """Seconds without a word after which it is told that no node has room."""
 _WAITS = 0.01
-"""The share of a GPU of a worker that mostly waits for others, which take it."""
+"""Share of a GPU for a worker that mostly waits for workers of its own, which take the GPU."""
 _WORKS = 0.9
-"""The share of one that works, beside some that wait."""
+"""Share of a GPU for a worker that computes, so that some that wait fit beside it."""
 _WAITS_IN = 1 / 8
-"""The share of the largest node's memory that one who waits is given at the most,"""
+"""Most of the largest node's memory that a worker that waits asks for: more may never be free."""
 _WORKS_IN = 1 / 2
-"""and each of its workers: what asks for more would wait for ever."""
+"""Most of it that each of its workers asks for."""
 _TRAVELS = (*pool.ENVIRONMENT, "SYNTHBOOT_KERNELS", "HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY")
 """What workers have in their environment as it is here. Nothing else: it may be a secret."""
 
@@ -77,9 +77,9 @@ class _Site:
 class _Order:
     """What a worker is to do.
 
-    It shares the lock `guard` while it is its pool's `turn`, and has the lock `own` to itself. Its
-    key names the lock of its own workers, if it `has_workers`, each of which takes as much `memory`
-    as it.
+    The worker shares the lock `guard`, as long as it is its pool's `turn`, and has the lock `own`
+    to itself. Where it `has_workers` of its own, `key` names their lock, and each takes as much
+    `memory` as it does itself.
     """
 
     site: _Site
@@ -94,30 +94,30 @@ class _Order:
 
 
 class _Connection:
-    """One end of what a worker tells and is told, as its function sees it."""
+    """A worker's end of the connection, as its function sees it."""
 
     def __init__(self) -> None:
         self.told: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self.heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def send(self, message: tuple[str, Any]) -> None:
-        """Tell it."""
+        """Tell the pool a message."""
         self.told.put(message)
 
     def recv(self) -> Any:
-        """What it is told next."""
+        """The next message from the pool; waits for it."""
         return self.heard.get()
 
 
 class Worker:
-    """In a process of the cluster (`ray::Worker` to `ps`): one function, run beside what carries
-    its messages."""
+    """An actor in a process of the cluster (`ray::Worker` to `ps`), which runs one function in a
+    thread and carries its messages."""
 
     def __init__(self) -> None:
         self._connection = _Connection()
 
     def run(self, order: _Order) -> Iterator[tuple[str, Any]]:
-        """What the function tells, and its last word."""
+        """The messages of the function, up to its last word."""
         threading.Thread(target=self._work, args=(order,), daemon=True).start()
         kind = ""
         while kind not in ("done", "failed"):
@@ -197,8 +197,8 @@ class _Running:
 class RayPool:
     """Processes on the nodes of a cluster; those of one pool share a lock named by its `key`.
 
-    Where none has found room, `note` is told, or who waits. A process is expected to take `memory`
-    bytes unless it is said of it.
+    Where no node has room, `note` is told, or without it whoever waits for events. A process that
+    does not say how much memory it takes is expected to take `memory` bytes.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class RayPool:
         return len(self._running)
 
     def keys(self) -> set[str]:
-        """What still runs."""
+        """The keys of those that still run."""
         return {worker.key for worker in self._running.values()}
 
     def jobs(self, wanted: int, device: str) -> int:
@@ -257,15 +257,15 @@ class RayPool:
         has_workers = places == 0
         messages = telling.remote(
             _Order(
-                self._site,
-                below,
-                turns.guard(self._key),
-                self._turn,
-                own,
-                has_workers,
-                expected,
-                function,
-                arguments,
+                site=self._site,
+                key=below,
+                guard=turns.guard(self._key),
+                turn=self._turn,
+                own=own,
+                has_workers=has_workers,
+                memory=expected,
+                function=function,
+                arguments=arguments,
             )
         )
         asks = ", ".join(f"{name} {value:g}" for name, value in asked.items() if value)
@@ -273,7 +273,7 @@ class RayPool:
         return _Sender(actor)
 
     def wait(self) -> list[Happened]:
-        """What has happened since, at least one event."""
+        """The events since the last call; waits for one where there are none."""
         events: list[Happened] = []
         while not events:
             ready, _ = ray.wait(list(self._running), num_returns=1, timeout=SHORT_OF_ROOM)
@@ -332,7 +332,7 @@ class RayPool:
 
 
 class _Sender:
-    """What a worker of the cluster is fed by."""
+    """The end of a connection through which a worker of the cluster is given work."""
 
     def __init__(self, actor: ActorHandle) -> None:
         self._actor = actor
@@ -349,8 +349,9 @@ _remote = ray.remote(Worker)
 def joined(cfg: config.Config) -> Iterator[None]:
     """While this is entered, `pool.opened` gives workers on the cluster.
 
-    That is asked for, or started, once the first are wanted. The run folder is held already. Raises
-    ConfigError where there is no such cluster, or none with room for a model's processes.
+    It connects to the cluster, or starts one, once the first workers are wanted. The caller holds
+    the run folder. Raises ConfigError where no cluster answers, or none has room for the processes
+    of a model.
     """
     cluster = _Cluster(cfg)
     try:
@@ -391,7 +392,7 @@ class _Cluster:
             )
         packages = environment()
         del packages["machine"]
-        packages.pop("synthboot", None)  # it travels
+        packages.pop("synthboot", None)  # the nodes get its code from here
         run = self._cfg.folder.absolute()
         holder = (run / lock.NAME).read_text()
         return RayPool(_Site(os.getcwd(), str(run), holder, packages, has_gpus))
@@ -428,7 +429,7 @@ class _Cluster:
                 log_to_driver=False,
                 **({} if address else self._own()),
             )
-        except Exception as error:  # a bare one where a node does not start in time
+        except Exception as error:  # where a node does not start in time, Ray raises no other class
             where = "engine.executor: ray: no cluster starts here"
             advice = "mend that"
             if address is not None:
@@ -438,7 +439,8 @@ class _Cluster:
                 f"{where} ({_line(error)}); {advice}, or use engine.executor=local"
             ) from None
         finally:
-            with suppress(ValueError):  # not the main thread, whose handlers Ray leaves alone
+            # elsewhere than in the main thread handlers cannot be set, and Ray has set none
+            with suppress(ValueError):
                 signal.signal(signal.SIGTERM, before)
 
     def _own(self) -> dict[str, Any]:
@@ -461,5 +463,5 @@ def _line(error: BaseException) -> str:
 
 
 def _nodes() -> list[dict[str, Any]]:
-    """The nodes that live."""
+    """The nodes that are alive."""
     return [node for node in ray.nodes() if node["Alive"]]

@@ -33,14 +33,14 @@ from synthboot.runner.unit import (
 )
 
 MODELS = (*torchrun.STAGES, "synthesize")
-"""Stages that read what `auto` stands for."""
+"""Stages that run models, in the precision that `auto` stands for."""
 
 Event = Callable[[str, str, Any], None]
 """What `run` tells: (unit name, kind, value).
 
-First (target, "plan", the State of every unit by name); then of a unit "start" (None), "progress"
-(share done and words), "note" (a line for the user), and "done" (its cost) or "kept" (None), where
-what it reads was made anew and came out as it was.
+First (target, "plan", the State of every unit by name). Then of each unit "start" (None),
+"progress" (share done, words), "note" (a line for the user), and at last "done" (its cost), or
+"kept" (None) where what it reads was made anew and came out as it was.
 """
 
 
@@ -52,14 +52,14 @@ def run(
     only: Sequence[str] = (),
     replace: bool = False,
 ) -> dict[str, Unit]:
-    """Make every artifact up to `target` that is missing or stale, and return them all.
+    """Make every artifact up to `target` that is missing or stale; returns the units of all.
 
-    What the run folders `others` hold of them already is taken over (`sharing`). Of the target
-    itself, those that fit `only` (`graph.needed`). With `replace`, also hours of finished work are
-    made anew where settings are others now.
+    Artifacts that the run folders `others` have finished are taken over (`sharing`). Of the target
+    itself, only those that match `only` are made (`graph.needed`). Hours of finished work that
+    other settings made are made anew only with `replace`.
 
-    Raises FinishedWork without that, LockedRun while another process works on the folder, and
-    whatever error a stage meets; finished shards are kept and the next run goes on from them.
+    Raises FinishedWork where such work would be lost, LockedRun while another process works on the
+    folder, and whatever error a stage meets; the next run goes on from the finished shards.
     """
     everything = units(cfg)
     plan = needed(everything, target, only)
@@ -67,7 +67,7 @@ def run(
     with disk.storage_errors(cfg.folder), lock.held(cfg.folder), _workplace(cfg):
         turns.end_all(cfg.folder)
         if any(unit.stage in MODELS for unit in plan.values()):
-            # a decided precision is a setting like another, so the plan is made again with it
+            # once decided, the precision is a setting like any other: the plan is made again
             cfg = precision.decided(cfg, lambda words: tell("precision", "note", words))
             plan = needed(units(cfg, outside(everything)), target, only)
         standing = states(cfg, plan)
@@ -75,7 +75,7 @@ def run(
         shelf = finished(others)
         if take_over(cfg, plan, standing, shelf, lambda name, words: tell(name, "note", words)):
             standing = states(cfg, plan)
-            # what was taken over may hold something else than what was there
+            # what was taken over may hold something else than what lay in its place
             ask(plan, standing, cfg.folder, replace)
         tell(target, "plan", standing)
         for left in torchrun.leftovers(cfg.folder):
@@ -110,15 +110,15 @@ def run_part(
     tell: Event = lambda *_: None,
     replace: bool = False,
 ) -> list[str]:
-    """Make one part of stage `target`, while other processes make others in the same run folder.
+    """Make one part of stage `target`, while other processes make others in the same run folder;
+    returns the units that it worked on.
 
-    Of a stage of `ITEMS` those of its part, of one of `DEALT` whole artifacts; `run` then makes
-    what is missing and commits. Returns the units it had to do with. What the stage reads is not
-    made.
+    A part is every N-th item of each artifact in a stage of `ITEMS`, every N-th artifact in a stage
+    of `DEALT`. `run` then makes what is still missing, and commits. What the stage reads has to be
+    there.
 
-    Raises MissingArtifact where that is not there yet, ConfigError for a stage without parts,
-    FinishedWork as `run` does, and LockedRun while a `run` works on the folder, or another process
-    on this part.
+    Raises MissingArtifact where it is not, ConfigError for a stage without parts, FinishedWork as
+    `run` does, and LockedRun while a `run` works on the folder, or another process on this part.
     """
     if target not in (*ITEMS, *DEALT):
         raise ConfigError(
@@ -151,7 +151,7 @@ def _of_part(
 ) -> dict[str, Unit]:
     """The units of a stage that a part works on now.
 
-    One that reads another of its own stage waits for the `run` that finishes that.
+    A unit that reads another of the same stage is left to the `run` that finishes that one.
     """
     own = [unit for unit in plan.values() if unit.stage == target]
     if target in ITEMS:
@@ -183,7 +183,7 @@ def _make_all(
     replace: bool = False,
 ) -> None:
     """Make the waiting units, or a `part` of their items, as many side by side as there are
-    processes for; those that turn out to stand as they are, are kept."""
+    processes for; units that turn out to stand as they are, are kept."""
     expected = fingerprints(plan)
     standing = dict(standing)
     memory = _memory(cfg, plan)
@@ -198,12 +198,13 @@ def _make_all(
         wide = workers if cfg.engine.executor == "local" else {}
         while waiting or len(running):
             able = ready(waiting.values(), {*waiting, *running.keys()})
-            if undecided := [name for name in able if standing[name].may_stand]:
+            undecided = [name for name in able if standing[name].may_stand]
+            if undecided:
                 for name in _settle(cfg, plan, undecided, standing, expected):
                     del waiting[name]
                     tell(name, "kept", None)
                 ask(waiting, standing, cfg.folder, replace)
-                continue  # what reads them may be able now
+                continue  # units that read them may be ready now
 
             for name in startable(able, running.keys(), side_by_side, wide, jobs):
                 if name not in lost:
@@ -224,7 +225,8 @@ def _make_all(
             for name, kind, value in running.wait():
                 if kind == "failed":
                     if isinstance(value, DataError):
-                        hashes.forget(cfg.folder)  # a file may have changed behind its times
+                        # a file may have changed while its size and times stayed the same
+                        hashes.forget(cfg.folder)
                     raise value
                 if kind == "lost":
                     lost[name] += 1
@@ -246,8 +248,8 @@ def _settle(
     standing: dict[str, State],
     expected: Mapping[str, str],
 ) -> list[str]:
-    """Those units that stand as they are, of some that may; `standing` says it of each from now
-    on."""
+    """Decide of each of these units whether it stands as it is, now that its parents are finished;
+    returns those that do. `standing` is brought up to date."""
     kept = []
     for name in undecided:
         standing[name] = state(cfg, plan, name, expected)
@@ -264,7 +266,8 @@ def _keep(
     now: State,
     expected: Mapping[str, str],
 ) -> None:
-    """Have a finished artifact stand as it is, cleared up, under what it is known by now."""
+    """Keep a finished artifact: clear up what a kill has left, and stamp it with the fingerprint
+    that it is known by now."""
     tidy(plan[name].folder(cfg.folder))
     if not now.stamped:
         stamp(cfg, plan, name, expected)
@@ -280,15 +283,15 @@ def _workplace(cfg: config.Config) -> AbstractContextManager[None]:
 
 
 def _places(cfg: config.Config, unit: Unit, workers: int | None) -> int:
-    """How many cores or GPUs a unit takes itself; where several workers of its own take them, and
-    on a cluster where it has any, none."""
+    """How many cores or GPUs a unit's process takes: 0 where it has several workers, which take
+    them, and on a cluster where it has any."""
     if workers is not None and (workers > 1 or cfg.engine.executor != "local"):
         return 0
     return cfg.engine.processes if unit.stage in torchrun.STAGES else 1
 
 
 def _memory(cfg: config.Config, plan: Mapping[str, Unit]) -> Mapping[str, float]:
-    """Bytes that each unit is expected to take; this machine does not ask."""
+    """Bytes of memory that each unit is expected to take; only a cluster asks for them."""
     if cfg.engine.executor == "local":
         return dict.fromkeys(plan, 0.0)
     return cost.host_memory(cfg, plan)

@@ -1,5 +1,5 @@
-"""Artifacts that several runs have alike are made once: a run takes over what another has finished,
-where the fingerprint says that it would make the same."""
+"""Artifacts that several runs have in common are made once: a run takes over what another has
+finished, where the fingerprint says that it would make the same."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from synthboot.runner.state import State, contents, stands, state
 from synthboot.runner.unit import held
 
 OWN = ("evaluate", "report")
-"""Stages whose artifacts every run makes itself: `evaluate` counts how often a run was looked at,
-the report holds its name. Both are cheap."""
+"""Stages whose artifacts every run makes itself, since `evaluate` counts how often this run was
+looked at, and the report holds its name. Both are cheap."""
 
 
 def finished(runs: Iterable[Path]) -> dict[str, list[Path]]:
@@ -28,7 +28,7 @@ def finished(runs: Iterable[Path]) -> dict[str, list[Path]]:
             try:
                 manifest = store.read_manifest(path.parent)
             except CorruptArtifact:
-                continue  # its own run says so
+                continue  # the run that it belongs to reports that
             if manifest is not None and manifest.stage not in OWN:
                 found.setdefault(manifest.fingerprint, []).append(path.parent)
     return found
@@ -41,16 +41,17 @@ def take_over(
     others: Mapping[str, Sequence[Path]],
     note: Callable[[str, str], None],
 ) -> bool:
-    """Whether any artifact of the plan was taken over from `others` (folders by fingerprint).
+    """Take over artifacts of the plan from `others`, folders by fingerprint; returns whether there
+    were any.
 
-    One that is damaged everywhere is made anew instead. `note` is told the unit and where its
-    artifact is from.
+    An artifact that is damaged in all of them will be made anew. `note` is told of each unit and
+    where its artifact is from.
     """
     marks = fingerprints(plan)
     done = {name for name, state in standing.items() if state.status == "done"}
     taken = False
     for name, unit in plan.items():
-        # a child of what has yet to be made would be made anew with it
+        # until its parents are made, what they will hold is not known
         if name in done or not done.issuperset(unit.parents.values()):
             continue
         if _is_whole(cfg, plan, name, marks):
@@ -65,10 +66,10 @@ def take_over(
                 continue
             try:
                 manifest = store.read_manifest(source)
-                # what was made of a parent that came out otherwise here is another's
+                # made from parents that hold something else than here, it is not the same
                 if manifest is None or not stands(unit, manifest, *wanted):
                     continue
-                # an arm, or a synthesizer, of the settings of such a trial says so by itself
+                # a diverged trial is a result of a sweep; outside of one it is an error to meet
                 if has_diverged(manifest) and not unit.is_trial:
                     continue
                 with held(folder):

@@ -14,21 +14,23 @@ from synthboot.recipes import VERSIONS, Unit
 from synthboot.runner.graph import fingerprints
 
 ASKED_SECONDS = 600.0
-"""Work that took longer is given up only where that was asked for."""
+"""Work that took longer than this is given up only with `--replace`."""
 
 _SUMMARIES = ("evaluate", "analyze", "report")
-"""Stages that are made anew whenever an arm joins, which nobody is asked about."""
+"""Stages that every new arm makes stale: they are made anew without asking."""
 
 
 @dataclass(frozen=True)
 class State:
-    """How an artifact stands: `done`, `missing`, `partial`, or `stale` with the reasons.
+    """How an artifact stands: its `status` is done, missing, partial, or stale for `reasons`.
 
-    What there is took `seconds`, and is done with a manifest that is not `stamped` where that
-    does not say so by what the artifact is known by now. What is stale `may_stand` where its
-    settings are as they were: it is kept if what it reads comes out as it was. It is `changed`
-    where it will most likely hold something else, and what was `made_of` it then too: of the
-    artifacts that it reads, those that hold now what it read.
+    - `seconds`: what the work that is there took.
+    - `stamped`: whether the manifest of a done artifact has the fingerprint that it is known by
+      now; one that was kept, though its parents were made anew, has the older one.
+    - `may_stand`: a stale artifact whose settings are as they were. It is kept if what it reads
+      comes out as it was.
+    - `changed`: a stale artifact that will most likely hold something else. So will every artifact
+      that was `made_of` it: this names the parents that still hold what was read of them.
     """
 
     status: str
@@ -50,7 +52,7 @@ def states(
     StorageError where the disk does not let one look.
     """
     expected = fingerprints(plan)
-    contents: dict[str, str] = {}  # of what is stale too
+    contents: dict[str, str] = {}  # of stale artifacts too
     result: dict[str, State] = {}
     for name, unit in plan.items():
         manifest = _finished(cfg, unit)
@@ -116,11 +118,11 @@ def ask(
     folder: Path,
     replace: bool,
 ) -> None:
-    """Raise FinishedWork where a run that was not told to `replace` it would make anew what took
-    longer than `ASKED_SECONDS`: what is of other settings now, and what reads that.
+    """Raise FinishedWork where a run that was not told to `replace` it would make anew more than
+    `ASKED_SECONDS` of work: artifacts whose settings are others now, and those that read them.
 
-    What of the same settings may stand is asked about at its turn, if it does not: so does all that
-    was made before settings were others for a while.
+    An artifact that may stand is asked about only when it is its turn and it does not stand. So
+    nothing is asked where settings were changed and changed back.
     """
     first = ""
     changed: set[str] = set()
@@ -128,7 +130,7 @@ def ask(
     for name, unit in plan.items():
         now = standing[name]
         follows = not changed.isdisjoint(now.made_of)
-        # what is done or missing has no reasons, nor what will be gone on from
+        # without reasons it is done, missing, or will be gone on from
         if now.status == "done" or not now.reasons or (now.may_stand and not follows):
             continue
         if now.changed or follows:
@@ -147,7 +149,7 @@ def ask(
 
 
 def _finished(cfg: config.Config, unit: Unit) -> store.Manifest | None:
-    """The manifest of a unit's artifact, if that is finished."""
+    """The manifest of a unit's artifact; None where it is not finished."""
     folder = unit.folder(cfg.folder)
     with disk.storage_errors(folder):
         manifest = store.read_manifest(folder)
@@ -168,8 +170,8 @@ def _state(
     held: Mapping[str, str],
     unfinished: Mapping[str, str],
 ) -> State:
-    """How an artifact stands whose finished parents hold `held`, by role, where others are
-    `unfinished`, by name and status."""
+    """How an artifact stands: `held` is what its finished parents hold, by role, `unfinished` the
+    status of its other parents, by name."""
     if manifest is None:
         return _begun(unit.folder(cfg.folder), expected[unit.name])
 
@@ -215,9 +217,13 @@ def _would_pass(unit: Unit, manifest: store.Manifest) -> bool:
 
 
 def _begun(folder: Path, mark: str) -> State:
+<<<<<<< HEAD
     """How an artifact stands that is not finished, where that of this fingerprint is wanted."""
     in_parts = sum(cost.get("seconds", 0.0) for cost in parts.spent(folder))
     seconds = store.invested(folder) + in_parts
+=======
+    """How an unfinished artifact stands, where the one with this fingerprint is wanted."""
+>>>>>>> 543e094a2fe2874a5a7471c93f093b15505e5ed1
     if not (folder / store.PROGRESS).exists():
         # nobody but a disk or a user takes that away and leaves what was worked on
         lost = State("partial", (f"{store.PROGRESS} is lost",), seconds)

@@ -70,11 +70,11 @@ def context_of(
     from synthboot.steps.context import Context
 
     return Context(
-        unit.settings,
-        unit.folder(cfg.folder),
-        {role: plan[parent].folder(cfg.folder) for role, parent in unit.parents.items()},
-        workers,
-        progress,
+        cfg=unit.settings,
+        folder=unit.folder(cfg.folder),
+        parents={role: plan[parent].folder(cfg.folder) for role, parent in unit.parents.items()},
+        workers=workers,
+        progress=progress,
         note=note,
         outside=unit.outside,
         variant=unit.variant,

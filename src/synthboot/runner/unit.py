@@ -29,16 +29,16 @@ ITEMS = ("corpus", "embed", "pair", "synthesize")
 """Stages whose artifacts are made of items, so that parts of them are made side by side."""
 
 DEALT = ("pretrain", "score")
-"""Stages of many artifacts, of which each part makes some."""
+"""Stages of many artifacts, of which each part makes its share."""
 
 _WITHOUT_ITEMS = (f"corpus/{EXTERNAL}", "pair/random_pairs")
 
 RECORDED_SECONDS = 60.0
-"""How often the time that an artifact in the making has taken is written down."""
+"""Seconds between two records of how long an artifact has been in the making."""
 
 _PATIENCE = 120.0
-"""Seconds to wait for the worker of a killed run, which may take a moment to go, or on a node that
-a cluster has lost until that is known by its silence."""
+"""Seconds to wait for the worker of a killed run: it may take a moment to go, and on a node that a
+cluster has lost, it counts as gone only after a silence."""
 
 
 def has_workers(unit: Unit) -> bool:
@@ -52,13 +52,13 @@ def workers_of(
     jobs: int,
     devices: int,
 ) -> dict[str, int]:
-    """How many workers of their own those of the `units` have that have any, by name.
+    """By name, the number of workers of each unit that has workers of its own.
 
-    As many as there are `jobs`, and one unit at a time. Where there are two texts and more for each
-    of the `devices` (GPUs, or cores where there are none), each is sampled by one worker: many
-    texts side by side start less often than one after another by all, and few would leave devices
-    idle in the end. On a GPU more jobs than devices share it, since the batch of a small model does
-    not fill it.
+    It is the number of `jobs`, and one such unit runs at a time. Sampling differs: where there are
+    two texts or more for each of the `devices` (GPUs, or cores where there are none), each text has
+    one worker: many texts side by side start less often than one after another, and few would leave
+    devices idle in the end. Where there are more jobs than GPUs, they share these, since the batch
+    of a small model does not fill one.
     """
     workers = {name: jobs for name, unit in units.items() if has_workers(unit)}
     if cfg.engine.executor == "local" and cfg.synthesize.sampler == "embedded":
@@ -69,16 +69,16 @@ def workers_of(
 
 
 def has_items(unit: Unit) -> bool:
-    """Whether parts of the unit are made side by side; some are made in one go."""
+    """Whether parts of the unit can be made side by side."""
     return unit.stage in ITEMS and unit.name not in _WITHOUT_ITEMS and not is_filter(unit)
 
 
 @runtime_checkable
 class Listener(Protocol):
-    """Who is told how a unit gets on: the connection of a worker, for one."""
+    """Who is told how a unit gets on, such as the connection of a worker."""
 
     def send(self, message: tuple[str, Any], /) -> None:
-        """Take what is said: ("progress", (share done, words)) or ("note", a line)."""
+        """Take a message: ("progress", (share done, words)) or ("note", a line)."""
 
 
 def make(
@@ -89,10 +89,10 @@ def make(
     workers: int,
     listener: Listener,
 ) -> dict[str, Any]:
-    """Make the artifact of one unit of the plan, whose `fingerprints` these are, by so many
-    `workers` of its step.
+    """Make the artifact of one unit of the plan, with so many `workers` of its step; `fingerprints`
+    are those of all units.
 
-    Returns its cost, and an `account` in words where the step gives one; `listener` is told of
+    Returns its cost, and an `account` in words where the step gives one. `listener` is told of
     progress and notes.
     """
     unit = plan[name]
@@ -103,8 +103,8 @@ def make(
         of_parents = _verified(cfg, plan, unit)
         made = store.read_manifest(folder)
         if made is not None and stands(unit, made, fingerprints[name], of_parents):
-            # by another process, such as the same part begun twice, while this one waited, or by
-            # one that was lost before it had cleared up
+            # made by another process while this one waited, such as the same part begun twice, or
+            # by one that was lost before it had cleared up
             store.finish(folder)
             return {**made.cost, "account": made.counts.get("account", "")}
         torchrun.end_earlier(folder)
@@ -147,16 +147,15 @@ def make_part(
     part: parts.Part,
     listener: Listener,
 ) -> dict[str, Any]:
-    """Make the items of one part of a unit's artifact, beside other processes that make theirs.
-
-    Returns what it took; the artifact is committed by `make`, once, when all parts are through.
+    """Make the items of one part of a unit's artifact, beside other processes that make theirs;
+    returns what it took. `make` commits the artifact once all parts are done.
     """
     unit = plan[name]
     folder = unit.folder(cfg.folder)
     progress, note = _tellers(listener)
 
     with disk.storage_errors(folder), ExitStack() as locks:
-        # first, as to join it may empty the folder
+        # parents are verified before: joining may empty the folder
         wanted = (fingerprints[name], _verified(cfg, plan, unit))
         record = locks.enter_context(_joined(folder, wanted, part, note))
         before = record.cost
@@ -184,8 +183,8 @@ def _joined(
 ) -> Iterator[parts.Record]:
     """Hold an artifact as one of its parts, ready for its items.
 
-    The first part makes it ready for what is `wanted`, as `store.begin` does, for which nobody else
-    may be in it; the others wait at the door meanwhile.
+    The first part has the folder made ready for the artifact that is `wanted` (`store.begin`), and
+    to itself: the others wait meanwhile for the lock of the door.
     """
     with ExitStack() as locks:
         with lock.held(folder.parent, f".{folder.name}.door.lock", lock.FOREVER):
@@ -199,9 +198,9 @@ def _joined(
 
 
 def tidy(folder: Path) -> None:
-    """Finish what a killed run had no time to clear away of a finished artifact.
+    """Clear away what a killed run has left of the making of a finished artifact.
 
-    Raises CorruptArtifact unless its files are there.
+    Raises CorruptArtifact unless the artifact's files are there.
     """
     if (folder / store.PROGRESS).exists():
         with held(folder):
@@ -217,7 +216,7 @@ def stamp(
     name: str,
     fingerprints: Mapping[str, str],
 ) -> None:
-    """Record what a finished artifact, which stands as it is, is known by now."""
+    """Record in a finished artifact, which stands as it is, the fingerprints of now."""
     unit = plan[name]
     folder = unit.folder(cfg.folder)
     with disk.storage_errors(folder), held(folder):
@@ -231,7 +230,7 @@ def stamp(
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold an artifact; the lock lies beside it, as a folder may be wiped while it is held."""
+    """Hold an artifact; the lock lies beside its folder, which may be wiped meanwhile."""
     with lock.held(folder.parent, _lock_of(folder), patience=_PATIENCE):
         yield
 
@@ -243,7 +242,8 @@ def _lock_of(folder: Path) -> str:
 def _tellers(
     listener: Listener,
 ) -> tuple[store.Progress, Callable[[str], None]]:
-    """What sends progress, five times a second at most, and what sends notes, to the parent."""
+    """Two functions that tell the listener of progress, at most five times a second, and of
+    notes."""
     last = 0.0
 
     def progress(done: float, words: str) -> None:
@@ -263,9 +263,9 @@ def _recorded(
     spend: Callable[[float], None],
     before: float,
 ) -> store.Progress:
-    """The same progress of an artifact in the making, which also has `spend` keep how many seconds
-    that has taken, `before` this start too: they are part of what it costs, and a configuration
-    that would give hours of it up has to say so."""
+    """`progress` that also has `spend` record how many seconds the artifact has been in the making,
+    with the seconds `before` this start: they are part of its cost, and hours of them are given up
+    only with `--replace`."""
     started = time.monotonic()
     last = started
 
@@ -274,7 +274,7 @@ def _recorded(
         now = time.monotonic()
         if now - last > RECORDED_SECONDS:
             last = now
-            # a disk that is full for a moment must not end what keeps its work by the hour
+            # where the disk is full for a moment, the work must not end over a record
             with suppress(OSError):
                 spend(before + now - started)
         progress(done, words)
@@ -287,9 +287,9 @@ def _verified(
     plan: Mapping[str, Unit],
     unit: Unit,
 ) -> dict[str, str]:
-    """What the parents of a unit hold, by role, as their files are now.
+    """What the parents of a unit hold, by role, once all of their files are verified.
 
-    Raises MissingArtifact or CorruptArtifact where something that the unit reads is not whole.
+    Raises MissingArtifact or CorruptArtifact where one of them is not whole.
     """
     found = {}
     for parent in dict.fromkeys(unit.parents.values()):  # one parent may have several roles
@@ -307,8 +307,8 @@ def _spent(
     memory: Memory,
     earlier: Iterable[Mapping[str, float]],
 ) -> dict[str, int | float]:
-    """What was spent since `started`, and `earlier`, as far as that is known: seconds are added
-    up, the most memory is that of any of them."""
+    """What was spent since `started`, and `earlier`, as far as that is known: the sum of the
+    seconds, and the most memory at any time."""
     seconds = time.monotonic() - started
     peak = memory.peak()
     for cost in earlier:

@@ -1,9 +1,9 @@
 """What each artifact will take to make, counted from the configuration: tokens, FLOPs, bytes.
 
-Nothing here knows how fast a machine is, and nothing needs the text: sizes come from the finished
-corpus, else from the size of its files and its first records, else from the budget and an assumed
-length of a document (`Sizes.source` says which). FLOPs are counted as manifests count them
-(`lm.model.flops_per_token`), so that what is predicted can be held to what was done.
+Nothing here knows how fast a machine is, and nothing needs the text. Sizes come from the finished
+corpus; without one, from the size of its files and their first records; without these, from the
+budget and an assumed length of a document (`Sizes.source` says which). FLOPs are counted as
+manifests count them (`lm.model.flops_per_token`), so that a prediction can be compared with them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from synthboot.artifacts.external import EXTERNAL
 from synthboot.artifacts.extraction import COMPARED
 from synthboot.artifacts.store import read_manifest
 from synthboot.data import documents
+from synthboot.data.tokens import token_dtype
 from synthboot.errors import SynthbootError
 from synthboot.lm.batches import d1_room
 from synthboot.neighbors.search import clusters
@@ -25,11 +26,17 @@ from synthboot.recipes import Unit, folder_of, is_filter
 from synthboot.runner.machines import figures
 
 _SAMPLED_RECORDS = 200
-_PACKED = (".zst", ".gz", ".parquet")
-_LOGITS_OF = 1_024  # targets whose logits are in memory at once (`lm.loss`),
-_GPU_LOGITS = 2**28  # and logits of a GPU, if these are more
-_SCORED_AT_ONCE = 8_192  # tokens of a batch that is scored (`lm.score`),
-_SCORED_LOGITS = 2**26  # and their logits at the most
+"""First records of the source, by which the length of a document is estimated."""
+_COMPRESSED = (".zst", ".gz", ".parquet")
+
+_TRAINED_TARGETS = 1_024
+"""Targets whose logits training has in memory at once (`lm.loss`)."""
+_GPU_TRAINED_LOGITS = 2**28
+"""Logits that training has in a GPU's memory at once, where `_TRAINED_TARGETS` have fewer."""
+_SCORED_TOKENS = 8_192
+"""Tokens of a batch that is scored (`lm.score`)."""
+_SCORED_LOGITS = 2**26
+"""Most logits of a batch that is scored."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +83,10 @@ class ModelSize:
 class Work:
     """What one artifact takes.
 
-    `tokens` are read, trained on, sampled or scored; `flops` are of matrix products; the seconds of
-    one core are for what has none, and those that are `serial` no other core shortens. Sampling has
-    `requests` of `row_tokens` each, d1 and d2. `memory` is of a device, `host_memory` of all of the
-    machine.
+    `tokens` are read, trained on, sampled or scored. `flops` are those of matrix products;
+    `core_seconds` are for work without such products, on one core; of `serial_seconds` no second
+    core takes a share. Sampling has `requests` of `row_tokens` each, d1 and d2. `memory` is that of
+    a device, `host_memory` that of the machine, in bytes.
     """
 
     tokens: float = 0.0
@@ -101,43 +108,49 @@ NOTHING = Work()
 
 def sizes(cfg: config.Config, files: Sequence[str]) -> Sizes:
     """The sizes of a run's corpus; `files` are its source's as a plan has hashed them."""
-    assumed = figures().assumed
-    heldout = cfg.corpus.validation_docs + cfg.corpus.test_docs
-    vocab_size = cfg.corpus.vocab_size
+    corpus = cfg.corpus
+    heldout_docs = corpus.validation_docs + corpus.test_docs
+    vocab_size = corpus.vocab_size
     per_token = _bytes_per_token(vocab_size)
-    if (counts := _counted(cfg)) is not None:
-        docs, tokens, vocab_size = counts.documents, counts.tokens, counts.vocab_size
+    counts = _counted(cfg)
+    if counts is not None:
+        docs = counts.documents
+        tokens = counts.tokens
+        vocab_size = counts.vocab_size
         source = "the finished corpus"
     else:
-        length, source = _document_bytes(cfg.corpus, assumed.document_tokens.value * per_token)
-        if cfg.corpus.source == documents.WORLD:
-            tokens = (_world_documents(cfg.corpus.world) + heldout) * length / per_token
-            source = f"the world's documents, {source}"
-        elif (stored := _stored_bytes(files)) is not None:
+        document_bytes, length_source = _document_bytes(corpus, per_token)
+        document_tokens = document_bytes / per_token
+        stored = _stored_bytes(files)
+        if corpus.source == documents.WORLD:
+            tokens = (_world_documents(corpus.world) + heldout_docs) * document_tokens
+            source = f"the world's documents, {length_source}"
+        elif stored is not None:
             tokens = stored / per_token
-            source = f"the size of the files, {source}"
+            source = f"the size of the files, {length_source}"
         else:
-            tokens = _needed_tokens(cfg) + heldout * length / per_token
-            source = f"what the arms read, {source}"
-        docs = tokens * per_token / length
+            tokens = _needed_tokens(cfg) + heldout_docs * document_tokens
+            source = f"what the arms read, {length_source}"
+        docs = tokens / document_tokens
 
-    each = tokens / max(1.0, docs)
-    pool = max(each, tokens - heldout * each)
-    if cfg.corpus.source == documents.WORLD:
-        pool -= cfg.corpus.world.oracle_docs * each  # which only an oracle reads
+    document_tokens = tokens / max(1.0, docs)
+    pool = max(document_tokens, tokens - heldout_docs * document_tokens)
+    if corpus.source == documents.WORLD:
+        pool -= corpus.world.oracle_docs * document_tokens  # which only an oracle reads
     unique = cfg.budget.unique_tokens
-    pretrain = pool if unique == "all" else min(float(unique), pool)
-    pretrain_docs = pretrain / each
+    pretrain_tokens = pool if unique == "all" else min(float(unique), pool)
+    pretrain_docs = pretrain_tokens / document_tokens
     if counts is not None and counts.unique_tokens == unique:
-        pretrain_docs, pretrain = counts.pretrain_documents, counts.pretrain_tokens
+        pretrain_docs = counts.pretrain_documents
+        pretrain_tokens = counts.pretrain_tokens
     return Sizes(
         documents=docs,
         tokens=tokens,
         text_bytes=tokens * per_token,
         pretrain_documents=pretrain_docs,
-        pretrain_tokens=pretrain,
-        validation_tokens=cfg.corpus.validation_docs * each,
-        test_tokens=cfg.corpus.test_docs * each,
+        pretrain_tokens=pretrain_tokens,
+        validation_tokens=corpus.validation_docs * document_tokens,
+        test_tokens=corpus.test_docs * document_tokens,
         vocab_size=vocab_size,
         pairs_per_document=_pairs_per_document(cfg, pretrain_docs),
         source=source,
@@ -182,7 +195,7 @@ class Workload:
         if cfg.tune.init_from is not None:
             self.synthesizer = _given_size(cfg.tune.init_from, "tune.init_from")
             self.own_tokens = _own_tokens(cfg, corpus, self.synthesizer.vocab_size)
-        self.token_bytes = _token_bytes(self.model.vocab_size)
+        self.token_bytes = token_dtype(self.model.vocab_size).itemsize
 
     def of(self, unit: Unit) -> Work:
         """What one artifact takes."""
@@ -233,7 +246,7 @@ class Workload:
         text = sizes.text_bytes * encoded / sizes.tokens
         tokens = self.own_tokens * encoded
         weights = 4 * self.synthesizer.parameters
-        kept = weights + tokens * _token_bytes(self.synthesizer.vocab_size)
+        kept = weights + tokens * token_dtype(self.synthesizer.vocab_size).itemsize
         return Work(
             tokens=tokens,
             core_seconds=text / figures().core.corpus_bytes_per_second.value,
@@ -298,25 +311,27 @@ class Workload:
         )
 
     def training(self, recipe: config.Arm) -> Work:
-        """A model of an arm, or as many as its ensemble has: all of `train_tokens`, which teachers
-        read too, and the validation set at every evaluation."""
+        """The model of an arm, or all models of its ensemble: they train on `train_tokens` each,
+        which teachers read too, and read the validation set at every evaluation."""
         cfg = self.cfg
+        optim = cfg.optim
         tokens = float(cfg.budget.train_tokens) * recipe.ensemble
-        evaluated = cfg.optim.evals * self.corpus.validation_tokens * recipe.ensemble
+        evaluated = optim.evals * self.corpus.validation_tokens * recipe.ensemble
         teachers = 0 if recipe.distill is None else cfg.arms[recipe.distill].ensemble
+        taught = teachers * cfg.budget.train_tokens
         return self._trained(
             self.model,
             cfg.model.seq_len,
-            cfg.optim.lora.passes * tokens + teachers * cfg.budget.train_tokens + evaluated,
-            tokens,
-            cfg.optim.evals,
-            cfg.optim.batch_tokens,
-            cfg.optim.lora,
+            tokens=tokens,
+            forward_tokens=optim.lora.passes * tokens + taught + evaluated,
+            evals=optim.evals,
+            batch_tokens=optim.batch_tokens,
+            lora=optim.lora,
         )
 
     def tune(self, conditional: bool) -> Work:
-        """The synthesizer, at most: it may stop earlier. Without d1 it reads the same d2 as
-        often."""
+        """The synthesizer, if it does not stop early. Tuned without d1, it reads each d2 as often
+        as with d1."""
         cfg = self.cfg.tune
         window = self.cfg.tune_seq_len
         document = self.own_tokens * self.corpus.document_tokens
@@ -329,30 +344,32 @@ class Workload:
         tokens *= each / both
         if cfg.base_share == 1:
             tokens = 0.0  # base as it is
-        # Pairs whose d2 base has not read are read at every evaluation, for every share of base,
-        # and twice before tuning; after it these and others with their d1, with another one, and
-        # twice without.
+
+        # Pairs whose d2 base has not read (unseen) are scored at step 0 and every evaluation, for
+        # every share of base, and twice before tuning. After tuning both these and the held-out
+        # pairs whose d2 it has read (seen) are scored: with their d1, with another one, and twice
+        # without, which is as much as once with it.
         paired = min(1.0, self.corpus.pairs_per_document)
         unseen = paired * self.cfg.corpus.validation_docs
         seen = paired * self.cfg.pair.heldout_share * self.corpus.pretrain_documents
-        times = cfg.evals + 1 + len(cfg.base_shares(conditional)) + 2
-        readings = times * min(unseen, cfg.eval_pairs)
-        readings += 3 * (min(unseen, cfg.eval_pairs) + min(seen, cfg.eval_pairs))
-        evaluated = readings * each
+        unseen = min(unseen, cfg.eval_pairs)
+        seen = min(seen, cfg.eval_pairs)
+        times = 1 + cfg.evals + len(cfg.base_shares(conditional)) + 2
+        scored = times * unseen + 3 * (unseen + seen)
         return self._trained(
             self.synthesizer,
             window,
-            cfg.lora.passes * tokens + evaluated,
-            tokens,
-            cfg.evals,
-            cfg.batch_tokens,
-            cfg.lora,
+            tokens=tokens,
+            forward_tokens=cfg.lora.passes * tokens + scored * each,
+            evals=cfg.evals,
+            batch_tokens=cfg.batch_tokens,
+            lora=cfg.lora,
         )
 
     def synthesize(self, budget_tokens: int, conditional: bool) -> Work:
         """S_pretrain, if no sample is dropped: every d1 is read, every token of d2 decoded."""
         cfg = self.cfg
-        # an external model writes all, base what has no d1
+        # an external model writes all synthetic text; base writes what has no d1
         is_tuned = conditional or cfg.tune.init_from is not None
         model = self.synthesizer if is_tuned else self.model
         window = cfg.tune_seq_len if is_tuned else cfg.model.seq_len
@@ -378,8 +395,8 @@ class Workload:
         )
 
     def filter(self, chosen: config.Filter, budget_tokens: int) -> Work:
-        """What is left of samples, if that is just enough: all of them are read by base where their
-        loss decides."""
+        """What a filter leaves, if that is just enough. Where their loss decides, base reads all
+        samples."""
         sampled = chosen.times * budget_tokens
         flops = 0.0
         if chosen.loss is not None:
@@ -394,7 +411,7 @@ class Workload:
         )
 
     def score(self) -> Work:
-        """The loss of every token of the test set under both checkpoints; questions are not
+        """The loss of every token of the test set, by both checkpoints; questions are not
         counted."""
         tokens = 2 * self.corpus.test_tokens
         return Work(
@@ -407,7 +424,7 @@ class Workload:
         )
 
     def extract(self) -> Work:
-        """What is continued of D_pretrain and the test set, and scored."""
+        """The documents of D_pretrain and of the test set that are continued, and scored."""
         cfg = self.cfg.extract
         row_tokens = cfg.prefix_tokens + cfg.continuation_tokens
         tokens = 2 * 2 * cfg.docs * row_tokens
@@ -432,29 +449,32 @@ class Workload:
         recomputed: bool,
         on_gpu: bool,
     ) -> float:
-        """What a forward pass over so many tokens leaves for the backward pass, attention's weights
-        apart.
+        """What a forward pass over so many tokens keeps for the backward pass, without attention's
+        own weights.
 
-        Of each block its input, queries, keys, values, the outputs of attention, norms and
-        residuals (eight of the width) and four of the MLP's inner size; recomputed, its input and
-        one whole block. Source: arXiv:2205.05198, section 4, for a gated MLP.
+        Of each block: its input, queries, keys, values, and the outputs of attention, norms and
+        residuals (eight of the model's width), and four of the MLP's inner size. Where activations
+        are recomputed: the input of each block, and one whole block. Source: arXiv:2205.05198,
+        section 4, for a gated MLP.
         """
         block = dtype_bytes * (8 * model.width + 4 * model.inner) * tokens
-        at_once = max(_LOGITS_OF, _GPU_LOGITS / model.vocab_size) if on_gpu else _LOGITS_OF
-        logits = 2 * 4 * min(tokens, at_once) * model.vocab_size
+        targets: float = _TRAINED_TARGETS
+        if on_gpu:
+            targets = max(targets, _GPU_TRAINED_LOGITS / model.vocab_size)
+        logits = 2 * 4 * min(tokens, targets) * model.vocab_size
         if not recomputed:
             return model.layers * block + logits
         return model.layers * dtype_bytes * model.width * tokens + block + logits
 
     def scoring_bytes(self, model: ModelSize) -> float:
-        """What a processor's forward pass over a batch holds where nothing is learned from it:
-        its logits and one block, in float32 (`lm.score`)."""
-        tokens = min(_SCORED_AT_ONCE, _SCORED_LOGITS / model.vocab_size)
+        """What scoring a batch on a CPU holds (`lm.score`): its logits and one block, in float32,
+        since nothing is kept for a backward pass."""
+        tokens = min(_SCORED_TOKENS, _SCORED_LOGITS / model.vocab_size)
         return 4 * tokens * (model.vocab_size + 8 * model.width + 4 * model.inner)
 
     def state_bytes(self, model: ModelSize, lora: config.Lora) -> float:
-        """Weights, gradients and both moments of Adam in float32, and a copy to multiply by; with
-        adapters the weights and their copy, and all of it for what is added to them."""
+        """Weights, gradients and both moments of Adam in float32, and a copy of the weights to
+        multiply by. With adapters the weights and their copy, and all five for the adapters."""
         averages = 4 if self.cfg.optim.ema_decay or self.cfg.optim.tail_average else 0
         if not lora.rank:
             return (18 + averages) * model.parameters
@@ -467,14 +487,15 @@ class Workload:
         self,
         model: ModelSize,
         seq_len: int,
-        read: float,
+        *,
         tokens: float,
+        forward_tokens: float,
         evals: int,
         batch_tokens: int,
         lora: config.Lora,
     ) -> Work:
-        """What training a model on `tokens` takes, where that and its evaluations are as many FLOPs
-        as to read so many forwards."""
+        """What training a model on `tokens` takes: with its evaluations, as many FLOPs as forward
+        passes over `forward_tokens`."""
         engine = self.cfg.engine
         exchanged = 0.0
         if engine.processes > 1:
@@ -484,9 +505,10 @@ class Workload:
             exchanged = passes * 4 * model.parameters * tokens / batch_tokens
         return Work(
             tokens=tokens,
-            flops=model.forward(seq_len) * read,
+            flops=model.forward(seq_len) * forward_tokens,
             read_bytes=tokens * self.token_bytes,
-            # with the optimizer's two moments; of adapters, which are small, the best model alone
+            # with the optimizer's two moments; adapters are small, so that of them the best model
+            # alone counts
             written_bytes=evals * (4 if lora.rank else 12) * model.parameters,
             kept_bytes=8 * model.parameters,
             exchanged_bytes=exchanged,
@@ -501,7 +523,7 @@ class Workload:
 
 
 def duration(hours: float) -> str:
-    """Hours in words, minutes where there are few of them."""
+    """Hours in words; minutes where it is less than one."""
     if hours < 1:
         minutes = max(1, math.ceil(60 * hours))
         return f"{minutes} minute{'s' * (minutes > 1)}"
@@ -518,7 +540,7 @@ def size(count: float) -> str:
 
 
 def is_copy(unit: Unit) -> bool:
-    """Whether a model is one of its sweep's, trained already."""
+    """Whether a model is one of its sweep's trials, which has been trained already."""
     if unit.stage == "tune":
         return any(role.startswith("trial/") for role in unit.parents)
     return bool(unit.options.get("ready"))
@@ -526,8 +548,8 @@ def is_copy(unit: Unit) -> bool:
 
 @dataclass(frozen=True)
 class _Counted:
-    """What the finished corpus holds, replayed text apart: its D_pretrain was made for a budget of
-    `unique_tokens`."""
+    """What the finished corpus holds, without replayed text; `unique_tokens` is the budget that its
+    D_pretrain was made for."""
 
     documents: float
     tokens: float
@@ -538,7 +560,7 @@ class _Counted:
 
 
 def _counted(cfg: config.Config) -> _Counted | None:
-    """The counts of the finished corpus, where one of this version is."""
+    """The counts of the finished corpus; None where there is none, or not of this version."""
     manifest = read_manifest(folder_of(cfg.folder, "corpus"))
     if manifest is None:
         return None
@@ -559,13 +581,13 @@ def _counted(cfg: config.Config) -> _Counted | None:
 
 
 def _beside_replay(by_set: Mapping[str, float]) -> float:
-    """How much there is in all sets of the corpus but the one that is replayed."""
+    """The sum over all sets of the corpus but the replayed one."""
     return float(sum(count for name, count in by_set.items() if name != "replay"))
 
 
 def _own_tokens(cfg: config.Config, corpus: Sizes, vocab_size: int) -> float:
-    """Tokens of an external model to one of the arms: as D_pretrain has them, else by the sizes of
-    both vocabularies."""
+    """How many tokens of an external model make up one token of the arms: as counted on D_pretrain,
+    or else by the sizes of both vocabularies."""
     manifest = read_manifest(folder_of(cfg.folder, "corpus", EXTERNAL))
     counted = None if manifest is None else manifest.counts.get("tokens", {}).get("pretrain")
     if isinstance(counted, int):
@@ -574,30 +596,27 @@ def _own_tokens(cfg: config.Config, corpus: Sizes, vocab_size: int) -> float:
 
 
 def _world_documents(world: config.World) -> float:
-    several = world.many_share * world.many_docs + 1 - world.many_share
-    return world.entities * several + world.oracle_docs
+    """Documents of a generated world."""
+    per_entity = world.many_share * world.many_docs + (1 - world.many_share)
+    return world.entities * per_entity + world.oracle_docs
 
 
 def _needed_tokens(cfg: config.Config) -> float:
-    """The most real text that any arm reads, where that is a number."""
+    """The most real tokens that any arm reads; `train_tokens` where no arm says a number."""
     wanted = [cfg.budget.unique_tokens, *(arm.unique_tokens for arm in cfg.arms.values())]
     numbers = [count for count in wanted if isinstance(count, int)]
     return float(max(numbers, default=cfg.budget.train_tokens))
 
 
 def _pairs_per_document(cfg: config.Config, docs: float) -> float:
-    """Pairs to tune on: as found, or as `auto` keeps them, or one where alpha is a number."""
+    """Pairs to tune on, per document of D_pretrain: as found, or else as many as `auto` keeps, or
+    one where alpha is a number."""
     manifest = read_manifest(folder_of(cfg.folder, "pair", "related"))
     pairs = None if manifest is None else manifest.counts.get("train")
     if isinstance(pairs, int):
         return pairs / max(1.0, docs)
     wanted = cfg.pair.auto_pairs_per_doc if cfg.pair.min_similarity == "auto" else 1.0
     return min(wanted, cfg.pair.num_neighbors) * (1 - cfg.pair.heldout_share)
-
-
-def _token_bytes(vocab_size: int) -> int:
-    """Bytes of a token as shards hold it."""
-    return 2 if vocab_size <= 1 << 16 else 4
 
 
 def _bytes_per_token(vocab_size: int) -> float:
@@ -609,20 +628,20 @@ def _bytes_per_token(vocab_size: int) -> float:
 
 
 def _stored_bytes(files: Sequence[str]) -> float | None:
-    """The bytes of text in files, each a line of name, size and hash; None where none is named."""
+    """The bytes of text in files, from lines of name, size and hash; None where they tell none."""
     total = 0.0
     for line in files:
         name, _, rest = line.rpartition(" ")[0].rpartition(" ")
         if not rest.isdigit():
             return None
-        expansion = figures().assumed.expansion.value if name.endswith(_PACKED) else 1.0
+        expansion = figures().assumed.expansion.value if name.endswith(_COMPRESSED) else 1.0
         total += expansion * int(rest)
     return total or None
 
 
-def _document_bytes(cfg: config.Corpus, assumed: float) -> tuple[float, str]:
-    """The mean length of a document in bytes, by the first records of the source, and how that is
-    known; `assumed` where they cannot be read here."""
+def _document_bytes(cfg: config.Corpus, bytes_per_token: float) -> tuple[float, str]:
+    """The mean length of a document in bytes, and how it is known: from the first records of the
+    source, or assumed where these cannot be read here."""
     lengths = []
     is_local = isinstance(cfg.source, list) or not cfg.source.startswith("hub:")
     if is_local:
@@ -634,6 +653,7 @@ def _document_bytes(cfg: config.Corpus, assumed: float) -> tuple[float, str]:
         except SynthbootError:
             lengths = []  # not here, or damaged: `corpus` says what is wrong
     if not sum(lengths):
+        assumed = figures().assumed.document_tokens.value * bytes_per_token
         return assumed, "documents as long as the paper's"
     return sum(lengths) / len(lengths), "documents as long as its first"
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Integer
 from synthboot import config
 from synthboot.artifacts.pairs import Pairs
 from synthboot.artifacts.synthetic import Sample
-from synthboot.data import ngrams, personal, words
+from synthboot.data import near_duplicates, ngrams, personal, words
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 
@@ -100,7 +100,7 @@ def corpus_masks(
 
     A marked stretch longer than `n` may be stitched from several documents.
     """
-    in_corpus = ngrams.held(samples, corpus, n)
+    in_corpus = ngrams.shared_hashes(samples, corpus, n)
     return [ngrams.copied(s, in_corpus, n) for s in samples]
 
 
@@ -119,7 +119,7 @@ def verbatim_spans(
     left = list(samples)
     for n in SPANS:
         left = [sample for sample in left if len(sample) >= n]
-        in_corpus = ngrams.held(left, corpus, n)
+        in_corpus = ngrams.shared_hashes(left, corpus, n)
         left = [s for s in left if ngrams.contains(in_corpus, ngrams.hashes(s, n)).any()]
         if not left:
             break
@@ -164,7 +164,7 @@ def novel_share(
     n: int,
 ) -> float:
     """Share of the samples' runs of `n` tokens that the corpus does not hold."""
-    in_corpus = ngrams.held(samples, corpus, n)
+    in_corpus = ngrams.shared_hashes(samples, corpus, n)
     hashed = ngrams.all_hashes(samples, n)
     if not len(hashed):
         return 0.0
@@ -186,7 +186,7 @@ def duplicate_share(texts: Sequence[str]) -> float:
     if len(texts) < 2:
         return 0.0
     # a text alone in its group has no near-duplicate: (text) -> how many share its group
-    group = ngrams.near_duplicate_groups(ngrams.signatures(texts), texts, 0.8)
+    group = near_duplicates.groups(near_duplicates.signatures(texts), texts, 0.8)
     return float((np.bincount(group)[group] > 1).mean())
 
 

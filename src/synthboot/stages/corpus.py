@@ -38,7 +38,7 @@ from synthboot import config
 from synthboot.artifacts.corpus import DOCUMENTS, Corpus, Counts
 from synthboot.artifacts.spool import Ingested, Spool, Texts, ingest
 from synthboot.artifacts.store import WORK, Progress, Shards, silent, within
-from synthboot.data import canaries, ngrams, tokenizer, tokens
+from synthboot.data import canaries, near_duplicates, tokenizer, tokens
 from synthboot.data.files import counted
 from synthboot.errors import BudgetError, DataError
 from synthboot.pool import imap
@@ -110,7 +110,15 @@ def corpus(
     # counted after what was dropped: a document whose copies are gone is not flagged
     group_sizes = np.bincount(group[kept], minlength=int(group.max(initial=0)) + 1)
     flagged = np.append(group_sizes[group] > 1, np.zeros(len(spool.planted), bool))
-    set_tokens = _write_sets(out, spool, by_set, flagged, cfg.shard_docs, progress, workers)
+    set_tokens = _write_sets(
+        out=out,
+        spool=spool,
+        by_set=by_set,
+        flagged=flagged,
+        shard_docs=cfg.shard_docs,
+        progress=progress,
+        workers=workers,
+    )
     unknown = _unknown(out, list(by_set))
     _check_unknown(unknown, sum(set_tokens.values()), tokenizer_name or cfg.tokenizer)
 
@@ -244,7 +252,7 @@ def _deduplicate(
 
     progress(_READ / 2, "looking for near-duplicates")
     signatures = spool.signatures(work / "signatures.npy")
-    group = ngrams.near_duplicate_groups(signatures, spool, cfg.near_duplicate_jaccard)
+    group = near_duplicates.groups(signatures, spool, cfg.near_duplicate_jaccard)
     remaining = by_id[kept[by_id]]
     _, first = np.unique(group[remaining], return_index=True)
     stays = np.isin(np.arange(len(remaining)), first)
@@ -465,14 +473,16 @@ def _write_sets(
         before = written / total
         written += len(chosen)
         set_tokens[name] = _write_set(
-            out.shards(name),
-            spool,
-            chosen,
-            flagged,
-            out.tokenizer_folder,
-            shard_docs,
-            within(progress, _READ + (1 - _READ) * before, _READ + (1 - _READ) * written / total),
-            workers,
+            shards=out.shards(name),
+            spool=spool,
+            chosen=chosen,
+            flagged=flagged,
+            tokenizer_folder=out.tokenizer_folder,
+            shard_docs=shard_docs,
+            progress=within(
+                progress, _READ + (1 - _READ) * before, _READ + (1 - _READ) * written / total
+            ),
+            workers=workers,
         )
     return set_tokens
 

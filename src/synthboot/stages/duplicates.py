@@ -1,8 +1,8 @@
-"""Duplicate@N: how much of the first N documents has a near-duplicate among them, for every N up to
-what there is, and how much has one in the corpus.
+"""Duplicate@N: the share of the first N documents that have a near-duplicate among them, for every
+N up to all there are; and the share that have one in the corpus.
 
-The share grows with N, so a figure for a million says nothing of ten thousand. Signatures lie on
-disk and texts are read when two documents are compared, so memory is some 24 bytes a document.
+The share grows with N, so a figure for a million documents says nothing of ten thousand. Signatures
+lie on disk, and texts are read when two documents are compared: memory is some 24 bytes a document.
 
 Source: arXiv:2509.15248, Duplicate@1M. Deviation: how its duplicates were found was not published;
 ours are a Jaccard similarity of word 5-grams of 0.8 or more.
@@ -19,92 +19,76 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt32
 
-from synthboot.data import ngrams
+from synthboot.data import near_duplicates
 from synthboot.data.disk import load_array, save_blocks
 
 JACCARD = 0.8
 _BLOCK_DOCS = 4_096
 
+Signatures = UInt32[np.ndarray, "doc perm"]
+_Pairs = Int64[np.ndarray, "pair 2"]
+
 
 @dataclass(frozen=True)
 class Duplicates:
-    """`curve` holds [N, share of the first N documents with a near-duplicate among them]; `corpus`
-    is the share of all that have one in the corpus, None where that was not asked."""
+    """How much of a sample is duplicated.
+
+    `curve` holds [N, share of the first N documents with a near-duplicate among them]; `corpus` is
+    the share of all documents with one in the corpus, None where there was no corpus to look in.
+    """
 
     curve: list[tuple[int, float]]
     corpus: float | None
 
 
-def signatures(texts: Sequence[str], path: Path) -> UInt32[np.ndarray, "doc perm"]:
-    """The MinHash signatures of the texts, in a file at `path`."""
-    return _on_disk(_signed(texts), len(texts), path)
+def signatures(texts: Sequence[str], path: Path) -> Signatures:
+    """The MinHash signatures of the texts, mapped from a new file at `path`."""
+    return _mapped(_signature_blocks(texts), len(texts), path)
 
 
 def duplicates(
     sample: Sequence[str],
     corpus: Sequence[str],
-    of_corpus: UInt32[np.ndarray, "doc perm"],
+    of_corpus: Signatures,
     path: Path,
 ) -> Duplicates:
-    """The near-duplicates of a sample, in the order in which it was drawn.
+    """The near-duplicates of a sample, whose documents come in the order in which they were drawn.
 
-    `of_corpus` are the signatures of `corpus`; where that is empty, the sample alone is looked at.
-    Signatures lie at `path` meanwhile, which is no longer needed afterwards.
+    `of_corpus` are the signatures of `corpus`; an empty corpus is not looked in. The file at `path`
+    holds signatures meanwhile, and is not needed afterwards.
     """
     pairs = near(sample, corpus, of_corpus, path)
-    in_sample = pairs[pairs[:, 1] < len(sample)]  # the second of a pair is the greater number
-    share = _share_in_corpus(pairs, len(sample), len(corpus)) if len(corpus) else None
-    return Duplicates(curve(in_sample, len(sample)), share)
-
-
-def _share_in_corpus(
-    pairs: Int64[np.ndarray, "pair 2"],
-    sample_docs: int,
-    corpus_docs: int,
-) -> float:
-    """The share of the sample that a chain of these pairs joins to a document of the corpus."""
-    if not sample_docs:
-        return 0.0
-    groups = ngrams.groups_of(pairs, sample_docs + corpus_docs)
-    in_corpus = np.isin(groups[:sample_docs], groups[sample_docs:])
-    return float(in_corpus.mean())
+    # the greater number of a pair comes second: below this both are of the sample
+    in_sample = pairs[pairs[:, 1] < len(sample)]
+    return Duplicates(
+        curve=curve(in_sample, len(sample)),
+        corpus=_share_in_corpus(pairs, len(sample), len(corpus)) if len(corpus) else None,
+    )
 
 
 def near(
     sample: Sequence[str],
     corpus: Sequence[str],
-    of_corpus: UInt32[np.ndarray, "doc perm"],
+    of_corpus: Signatures,
     path: Path,
-) -> Int64[np.ndarray, "pair 2"]:
-    """The pairs of near-duplicates among both, the sample's documents numbered first; arguments as
-    of `duplicates`."""
-    blocks = chain(_signed(sample), [of_corpus])
-    rows = _on_disk(blocks, len(sample) + len(corpus), path)
-    return ngrams.near_duplicate_pairs(rows, _Joined(sample, corpus), JACCARD)
+) -> _Pairs:
+    """All pairs of near-duplicates among sample and corpus, the lesser number of each first.
+
+    The sample's documents are numbered first, those of the corpus after them. Arguments are those
+    of `duplicates`.
+    """
+    blocks = chain(_signature_blocks(sample), [of_corpus])
+    of_both = _mapped(blocks, len(sample) + len(corpus), path)
+    return near_duplicates.pairs(of_both, _Joined(sample, corpus), JACCARD)
 
 
-def _signed(texts: Sequence[str]) -> Iterator[UInt32[np.ndarray, "doc perm"]]:
-    """The signatures of the texts, a block of which are in memory."""
-    for start in range(0, len(texts), _BLOCK_DOCS):
-        stop = min(start + _BLOCK_DOCS, len(texts))
-        yield ngrams.signatures([texts[i] for i in range(start, stop)])
+def curve(pairs: _Pairs, docs: int) -> list[tuple[int, float]]:
+    """[N, share of the first N documents with a near-duplicate among them], for N up to `docs`.
 
-
-def _on_disk(
-    blocks: Iterable[UInt32[np.ndarray, "doc perm"]],
-    docs: int,
-    path: Path,
-) -> UInt32[np.ndarray, "doc perm"]:
-    """Signatures of so many documents in a new file, mapped."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_blocks(path, blocks, (docs, ngrams.PERMUTATIONS), np.uint32)
-    return load_array(path, mapped=True)
-
-
-def curve(pairs: Int64[np.ndarray, "pair 2"], docs: int) -> list[tuple[int, float]]:
-    """[N, share of the first N documents that are half of a pair of these], up to all `docs`."""
-    # Of each document the least N at which it has a near-duplicate among the first N: both of a
-    # pair are there as soon as the later one is. Beyond all N for a document in no pair.
+    `pairs` are all near-duplicates among the documents.
+    """
+    # For each document the least N with which one of its near-duplicates is among the first N too:
+    # both of a pair are there as soon as the later one is. In no pair: beyond every N.
     least_n = np.full(docs, docs + 1)
     both_there = pairs.max(1, initial=0) + 1
     np.minimum.at(least_n, pairs[:, 0], both_there)
@@ -126,6 +110,29 @@ def _sizes(docs: int) -> list[int]:
         sizes += [power, 2 * power, 5 * power]
         power *= 10
     return [*(n for n in sizes if n < docs), docs]
+
+
+def _share_in_corpus(pairs: _Pairs, sample_docs: int, corpus_docs: int) -> float:
+    """The share of the sample that a chain of these pairs joins to a document of the corpus."""
+    if not sample_docs:
+        return 0.0
+    groups = near_duplicates.groups_of(pairs, sample_docs + corpus_docs)
+    in_corpus = np.isin(groups[:sample_docs], groups[sample_docs:])
+    return float(in_corpus.mean())
+
+
+def _signature_blocks(texts: Sequence[str]) -> Iterator[Signatures]:
+    """The signatures of the texts in order, some thousand documents at a time."""
+    for start in range(0, len(texts), _BLOCK_DOCS):
+        stop = min(start + _BLOCK_DOCS, len(texts))
+        yield near_duplicates.signatures([texts[doc] for doc in range(start, stop)])
+
+
+def _mapped(blocks: Iterable[Signatures], docs: int, path: Path) -> Signatures:
+    """The blocks, `docs` signatures together, written to a new file and mapped from there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_blocks(path, blocks, (docs, near_duplicates.PERMUTATIONS), np.uint32)
+    return load_array(path, mapped=True)
 
 
 class _Joined(Sequence[str]):

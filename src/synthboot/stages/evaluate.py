@@ -207,7 +207,13 @@ def evaluate(
         groups=_grouped(losses, tokens, groups, cfg.confidence),
         power=_power(losses, tokens, subject, cfg.confidence),
         verdict=verdicts.verdict(
-            arms, kinds, seeds, cfg.confidence, looks, external, text_per_seed
+            arms=arms,
+            kinds=kinds,
+            seeds=seeds,
+            confidence=cfg.confidence,
+            looks=looks,
+            external=external,
+            text_per_seed=text_per_seed,
         ),
     )
 

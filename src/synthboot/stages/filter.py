@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int64, Integer
 from synthboot import config
 from synthboot.artifacts.store import read_table
 from synthboot.artifacts.synthetic import FILE, KEPT, ThrownAway
-from synthboot.data import ngrams, tokens
+from synthboot.data import near_duplicates, ngrams, tokens
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
 from synthboot.judges.protocol import Question
@@ -42,7 +42,7 @@ def novelty(
 ) -> Float[np.ndarray, " sample"]:
     """The share of each sample's runs of `n` tokens that the corpus does not hold; 1 where it is
     shorter than one run."""
-    known = ngrams.held(samples, corpus, n)
+    known = ngrams.shared_hashes(samples, corpus, n)
     shares = np.ones(len(samples))
     for number, sample in enumerate(samples):
         if len(sample) >= n:
@@ -85,7 +85,7 @@ def repeated(
     the corpus. Whoever a chain of pairs joins is one group: where a document is in it, all of its
     samples are thrown away, else all but the first.
     """
-    groups = ngrams.groups_of(pairs, samples + documents)
+    groups = near_duplicates.groups_of(pairs, samples + documents)
     of_samples = groups[:samples].tolist()
     of_corpus = set(groups[samples:].tolist())
 

@@ -111,14 +111,14 @@ def pair(
         )
     if validation is not None:
         split = _add_validation(
-            kept,
-            split,
-            cfg,
-            alpha,
-            neighbors,
-            tokens,
-            validation[1],
-            fields,
+            kept=kept,
+            split=split,
+            cfg=cfg,
+            alpha=alpha,
+            neighbors=neighbors,
+            tokens=tokens,
+            validation=validation[1],
+            fields=fields,
         )
 
     # hubs and agreement are about what is tuned on

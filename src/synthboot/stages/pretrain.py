@@ -67,7 +67,16 @@ def pretrain(
     """
 
     def train(seed: int, folder: Path, progress: Progress) -> Trained:
-        return train_arm(cfg, arm, seed, text, validation, tokenizer, folder, progress)
+        return train_arm(
+            cfg=cfg,
+            arm=arm,
+            seed=seed,
+            text=text,
+            validation=validation,
+            tokenizer=tokenizer,
+            folder=folder,
+            progress=progress,
+        )
 
     if arm.ensemble == 1:
         return train(seed, folder, progress)

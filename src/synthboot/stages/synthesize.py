@@ -41,7 +41,7 @@ from synthboot.data.disk import read_json, write_json
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError, CorruptArtifact, SamplingError
 from synthboot.lm import pointer
-from synthboot.lm.batches import PairForm, joined_contexts
+from synthboot.lm.batches import PairForm, joined_contexts, pair_prompt
 from synthboot.lm.pointer import Weights
 from synthboot.lm.sampling.engines import open_sampler
 from synthboot.lm.sampling.protocol import Request, Result, Sampler
@@ -212,7 +212,7 @@ def requests_of(
     for number in range(first, first + job.cfg.chunk):
         sample, index = divmod(number, job.docs)
         d1 = int(_order(job.seed, sample, job.docs)[index])
-        prompt = [tokenizer.end]
+        prompt: tuple[int, ...] = (tokenizer.end,)
         source: tuple[int, ...] = ()
         texts: list[np.ndarray] = []
         if job.conditional:
@@ -221,15 +221,13 @@ def requests_of(
         if job.conditional and job.pointer is not None:
             source = tuple(pointer.source(texts, job.seq_len).tolist())
         if is_prompted:
-            # as in tuning: end + d1, cut to its share of the row, + separator
-            given = joined_contexts(texts, form)[:-1]
-            prompt += [*given[: form.d1_room].tolist(), tokenizer.separator]
+            prompt = pair_prompt(joined_contexts(texts, form), form)
         room = job.seq_len - len(prompt)
         yield (
             d1,
             sample,
             Request(
-                prompt=tuple(prompt),
+                prompt=prompt,
                 seed=_seed(job.seed, d1, sample),
                 max_tokens=min(room, job.cfg.max_tokens or room),
                 alone=(tokenizer.end, tokenizer.separator) if contrasts else (),

@@ -130,14 +130,14 @@ def tune(
 
     try:
         curve = train(
-            model,
-            plan,
-            settings,
-            lambda m: stopping.loss(m),
-            folder,
-            tokenizer,
-            progress,
-            runtime,
+            model=model,
+            batches=plan,
+            settings=settings,
+            validate=lambda m: stopping.loss(m),
+            folder=folder,
+            tokenizer=tokenizer,
+            progress=progress,
+            runtime=runtime,
             section="tune",
         )
     except Diverged as error:

@@ -22,63 +22,42 @@ from synthboot.steps import judges, worlds
 from synthboot.steps.context import Context, Outcome, conditional
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from synthboot.stages.duplicates import Duplicates
 
 _BASE_DOCS = 200
 """Documents of a kind that base reads: enough for a mean, and a model takes its time."""
+_RANDOM_PAIRS = 20_000
+
+Samples = Mapping[str, Sequence[Sample]]
+"""By kind of synthetic text, the samples that are analyzed."""
 
 
 def analyze(c: Context) -> Outcome:
     """Measures of real and synthetic text side by side, and examples."""
-    from synthboot.stages import analyze as stage
-
-    cfg = c.cfg.analyze
-    corpus = c.corpus.pretrain
-    tokenizer = c.corpus.tokenizer
-
-    kinds = {}
-    for name, tokens in (("unseen real", c.corpus.validation), ("D_pretrain", corpus)):
-        real = _bare(tokens, cfg.docs)
-        kinds[name] = stage.analyze(
-            real,
-            [tokenizer.decode(t) for t in real],
-            corpus,
-            cfg,
-        )
-
+    judges_asked = bool(c.cfg.analyze.judges)
     samples = _samples(c)
-    for number, (kind, rows) in enumerate(samples.items(), 1):
-        c.progress(0.6 * number / (len(samples) + 1), kind)
-        kinds[kind] = _analyzed(c, kind, rows, corpus)
 
-    c.progress(0.6, "duplicates")
-    for kind, found in _duplicates(c).items():
-        kinds[kind]["duplicates_at"] = asdict(found)
-
+    kinds = _kinds(c, samples)
     of_world = worlds.measured(c, samples) if worlds.is_world(c) else None
-    judged, by_text = judges.judged(c, samples) if cfg.judges else ([], [])
+    judged, judged_texts = judges.judged(c, samples) if judges_asked else ([], [])
     vectors = _vectors(c, samples)
     result = {
         "kinds": kinds,
         "relevance": _relevance(c, samples, vectors),
-        "copy_tokens": cfg.copy_tokens,
+        "copy_tokens": c.cfg.analyze.copy_tokens,
         "world": of_world,
         "judged": judged,
         "leaks": _leaks(c, samples),
         "changed": _changed(c, samples, vectors),
     }
 
-    pairs = None
-    if "pair/related" in c.parents:
-        pairs = c.pairs("pair/related").only(TRAIN)
-    related = samples.get("related", [])
-    examples = []
-    if pairs and related:
-        examples = stage.examples(related, pairs, tokenizer, corpus, cfg)
-    spread = stage.spread(pairs, tokenizer, corpus, cfg) if pairs else []
-    Analysis(result, examples, spread).save(c.folder, by_text)
+    examples, spread = _examples(c, samples)
+    Analysis(result, examples, spread).save(c.folder, judged_texts)
+
     counts: dict[str, Any] = {"kinds": list(kinds), "examples": len(examples)}
-    if cfg.judges:
+    if judges_asked:
         counts["requests"] = sum(verdict["requests"] for verdict in judged)
         for name in ("prompt", "completion"):
             counts[f"judge_{name}_tokens"] = sum(verdict["spent"][name] for verdict in judged)
@@ -86,34 +65,70 @@ def analyze(c: Context) -> Outcome:
 
 
 def _samples(c: Context) -> dict[str, list[Sample]]:
-    """By kind of synthetic text, the documents that are analyzed."""
+    """The first samples of every kind of synthetic text, as many as are analyzed."""
     by_kind = {}
     for kind, synthetic in c.synthetic.items():
         by_kind[kind] = list(itertools.islice(synthetic, c.cfg.analyze.docs))
     return by_kind
 
 
-def _analyzed(
-    c: Context,
-    kind: str,
-    rows: Sequence[Sample],
-    corpus: Tokens,
-) -> dict[str, Any]:
-    """The measures of one kind of synthetic text, by the tokens that the arms read."""
+def _kinds(c: Context, samples: Samples) -> dict[str, dict[str, Any]]:
+    """The measures of every kind of text, real text first."""
     from synthboot.stages import analyze as stage
 
-    tokens = [row.tokens for row in rows]
-    texts = [row.text for row in rows]
-    given = [corpus[row.d1][:-1] for row in rows] if conditional(kind) else None
-    result = stage.analyze(tokens, texts, corpus, c.cfg.analyze, given)
+    cfg = c.cfg.analyze
+    corpus = c.corpus.pretrain
+    tokenizer = c.corpus.tokenizer
 
-    # per sampled token: where a document ended by itself, its end was sampled too
-    sampled = [row.sampled + (row.finish == "end") for row in rows]
+    kinds = {}
+    for kind, tokens in (("unseen real", c.corpus.validation), ("D_pretrain", corpus)):
+        documents = _first_docs(tokens, cfg.docs)
+        texts = [tokenizer.decode(document) for document in documents]
+        kinds[kind] = stage.analyze(documents, texts, corpus, cfg)
+
+    for number, (kind, rows) in enumerate(samples.items(), 1):
+        c.progress(0.6 * number / (len(samples) + 1), kind)
+        tokens_of = [row.tokens for row in rows]
+        texts = [row.text for row in rows]
+        given = [corpus[row.d1][:-1] for row in rows] if conditional(kind) else None
+        kinds[kind] = stage.analyze(tokens_of, texts, corpus, cfg, given)
+        kinds[kind]["entropy"] = _entropy(rows)
+
+    c.progress(0.6, "duplicates")
+    for kind, found in _duplicates(c).items():
+        kinds[kind]["duplicates_at"] = asdict(found)
+    return kinds
+
+
+def _entropy(rows: Sequence[Sample]) -> float:
+    """Nats per sampled token, by the model that wrote the samples."""
     total_logprob = 0.0
-    for row, count in zip(rows, sampled, strict=True):
-        total_logprob += row.mean_logprob * count
-    result["entropy"] = -total_logprob / max(1, sum(sampled))
-    return result
+    total_tokens = 0
+    for row in rows:
+        # where a document ended by itself, its end token was sampled too
+        tokens = row.sampled + (row.finish == "end")
+        total_logprob += row.mean_logprob * tokens
+        total_tokens += tokens
+    return -total_logprob / max(1, total_tokens)
+
+
+def _examples(c: Context, samples: Samples) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Samples of related pairs beside their d1 and real d2, and real pairs of all similarities."""
+    from synthboot.stages import analyze as stage
+
+    if "pair/related" not in c.parents:
+        return [], []
+    pairs = c.pairs("pair/related").only(TRAIN)
+    if not pairs:
+        return [], []
+
+    tokenizer = c.corpus.tokenizer
+    corpus = c.corpus.pretrain
+    examples = []
+    if samples.get("related"):
+        examples = stage.examples(samples["related"], pairs, tokenizer, corpus, c.cfg.analyze)
+    spread = stage.spread(pairs, tokenizer, corpus, c.cfg.analyze)
+    return examples, spread
 
 
 def _duplicates(c: Context) -> dict[str, Duplicates]:
@@ -133,28 +148,27 @@ def _duplicates(c: Context) -> dict[str, Duplicates]:
     of_corpus = stage.signatures(corpus, folder / "corpus")
     for kind, tokens in kinds.items():
         sample = Decoded(tokens.head(min(most, len(tokens))), tokenizer)
-        # of D_pretrain all is in D_pretrain
-        other = nothing if kind == "D_pretrain" else corpus
-        rows = of_corpus[: len(other)]
-        found[kind] = stage.duplicates(sample, other, rows, folder / "both")
+        if kind == "D_pretrain":
+            # every document of D_pretrain is in D_pretrain: it is compared with itself alone
+            found[kind] = stage.duplicates(sample, nothing, of_corpus[:0], folder / "both")
+        else:
+            found[kind] = stage.duplicates(sample, corpus, of_corpus, folder / "both")
     # mapped: a network disk (NFS) keeps a folder as long as a file in it is in use
-    del of_corpus, rows
+    del of_corpus
     remove(folder)
     return found
 
 
-def _bare(tokens: Tokens, count: int) -> list[np.ndarray]:
-    """The first `count` documents, which lie in random order already, without their end tokens."""
+def _first_docs(tokens: Tokens, count: int) -> list[np.ndarray]:
+    """The first `count` documents without their end tokens: a random sample, since the documents of
+    a set lie in random order."""
     chosen = range(len(tokens))[:count]
     return [np.asarray(tokens[doc][:-1], np.int64) for doc in chosen]
 
 
-def _vectors(
-    c: Context,
-    samples: Mapping[str, Sequence[Sample]],
-) -> dict[str, np.ndarray]:
-    """By kind of synthetic text the unit vectors of its samples, (doc, dim); none where nothing
-    here can embed them."""
+def _vectors(c: Context, samples: Samples) -> dict[str, np.ndarray]:
+    """The unit vectors of the samples of each kind, (doc, dim); no kind where nothing here can
+    embed text."""
     if c.embedder is None:
         return {}
     vectors = {}
@@ -166,7 +180,7 @@ def _vectors(
 
 def _relevance(
     c: Context,
-    samples: Mapping[str, Sequence[Sample]],
+    samples: Samples,
     vectors: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     """Similarity of d1 with real d2, with sampled d2, and of random pairs."""
@@ -178,7 +192,7 @@ def _relevance(
     real = c.embeddings.pretrain
     pairs = c.pairs("pair/related")
     alpha = pairs.alpha
-    by_chance = random_similarity(real, c.cfg.seed, 20_000)
+    by_chance = random_similarity(real, c.cfg.seed, _RANDOM_PAIRS)
     result = {
         "real pairs": relevance(pairs.only(TRAIN).similarity, alpha),
         "random pairs": relevance(by_chance, alpha),
@@ -191,17 +205,15 @@ def _relevance(
     return result
 
 
-def _leaks(
-    c: Context,
-    samples: Mapping[str, Sequence[Sample]],
-) -> dict[str, Any]:
-    """What of D_pretrain stands in the text that was written, unseen real text beside it: whole
-    spans, by the documents that are analyzed; what looks like personal data, by all there are."""
+def _leaks(c: Context, samples: Samples) -> dict[str, Any]:
+    """What of D_pretrain stands in synthetic text, and in unseen real text beside it: verbatim
+    spans, in the documents that are analyzed; what looks like personal data, in all there are."""
     from synthboot.data import personal
     from synthboot.stages.analyze import personal_data, verbatim_spans
 
     corpus = c.corpus.pretrain
-    spans = {"unseen real": verbatim_spans(_bare(c.corpus.validation, c.cfg.analyze.docs), corpus)}
+    unseen_docs = _first_docs(c.corpus.validation, c.cfg.analyze.docs)
+    spans = {"unseen real": verbatim_spans(unseen_docs, corpus)}
     for kind, rows in samples.items():
         spans[kind] = verbatim_spans([row.tokens for row in rows], corpus)
 
@@ -216,35 +228,29 @@ def _leaks(
 
 def _changed(
     c: Context,
-    samples: Mapping[str, Sequence[Sample]],
+    samples: Samples,
     vectors: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """How synthetic text differs from D_pretrain as a whole: in its words, in what it costs base,
-    in its topics. Unseen real text shows what the same text without any change differs by."""
+    """How synthetic text as a whole differs from D_pretrain: in its words, its loss under base, its
+    topics. Unseen real text is the bar: it differs by chance alone."""
     from synthboot.lm import model as models
-    from synthboot.lm import score
     from synthboot.stages.analyze import type_token_ratio
 
     tokenizer = c.corpus.tokenizer
     docs = c.cfg.analyze.docs
     by_kind = {
-        "D_pretrain": _bare(c.corpus.pretrain, docs),
-        "unseen real": _bare(c.corpus.validation, docs),
+        "D_pretrain": _first_docs(c.corpus.pretrain, docs),
+        "unseen real": _first_docs(c.corpus.validation, docs),
     }
     for kind, rows in samples.items():
         by_kind[kind] = [row.tokens for row in rows]
 
     base = models.load(c.model("base").best, c.device)
     ratios = {}
-    base_loss: dict[str, statistics.Interval | None] = {}
+    base_loss = {}
     for kind, documents in by_kind.items():
         ratios[kind] = type_token_ratio([tokenizer.decode(tokens) for tokens in documents])
-        closed = [[*tokens.tolist(), tokenizer.end] for tokens in documents[:_BASE_DOCS]]
-        scores = score.documents(base, Tokens.of(closed), c.cfg.model.seq_len, tokenizer.end)
-        base_loss[kind] = None
-        if len(closed) > 1:
-            by_document = scores.loss[None]  # base is one model: (seed, doc)
-            base_loss[kind] = statistics.estimate(by_document, scores.tokens).interval
+        base_loss[kind] = _base_loss(c, base, documents[:_BASE_DOCS])
     return {
         "type_token_ratio": ratios,
         "base_loss": base_loss,
@@ -252,17 +258,37 @@ def _changed(
     }
 
 
+def _base_loss(
+    c: Context,
+    base: PreTrainedModel,
+    documents: Sequence[np.ndarray],
+) -> statistics.Interval | None:
+    """The loss of documents without end tokens under base, in nats per token; None where they are
+    too few for an interval."""
+    from synthboot.lm import score
+
+    if len(documents) < 2:
+        return None
+    end = c.corpus.tokenizer.end
+    closed = Tokens.of([[*tokens.tolist(), end] for tokens in documents])
+    scores = score.documents(base, closed, c.cfg.model.seq_len, end)
+    by_document = scores.loss[None]  # base is one model: (seed, doc)
+    return statistics.estimate(by_document, scores.tokens).interval
+
+
 def _topics(c: Context, vectors: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
-    """Which topics were gained and lost; None where documents have no vectors, or none was asked
-    for."""
+    """Which topics were gained and lost; None where documents have no vectors, or no topics were
+    asked for."""
     from synthboot.stages import topics as stage
 
     if c.embeddings is None or not c.cfg.analyze.topics:
         return None
     real = c.embeddings.pretrain
     centres = stage.topics(real, c.cfg.analyze.topics, c.cfg.seed, c.device)
-    by_kind = {"D_pretrain": stage.assigned(real, centres)}
-    by_kind["unseen real"] = stage.assigned(c.embeddings.validation, centres)
+    by_kind = {
+        "D_pretrain": stage.assigned(real, centres),
+        "unseen real": stage.assigned(c.embeddings.validation, centres),
+    }
     for kind, of_kind in vectors.items():
         by_kind[kind] = stage.assigned(of_kind, centres)
     texts = (document.text for document in c.corpus.texts(PRETRAIN))

@@ -26,14 +26,17 @@ _SYNTHESIZE = "synthesize/"
 
 @dataclass(frozen=True)
 class Context:
-    """What a step works with: the settings that its stage declares, its folder, its parents'
-    folders by role, and where in the recipe it stands.
+    """What a step works with: the settings that its stage declares, its folder, and its parents'
+    folders by role, which it reads by the methods below.
 
-    Steps read parents as the artifacts that they are. `outside` names and hashes the files from
-    outside that its artifact is known by; `ready` says that a trial of its sweep is this model
-    already; `note` takes a line for the user. Where one `part` of its items is asked for, `found`
-    takes where they lie and how many there are of all parts. `filter` is what synthetic text is
-    chosen by; `text_of_seed` the seed that a text is for, where seeds but the first have their own.
+    - `progress` and `note` tell the user how far it is, and what to know.
+    - `outside` names and hashes the files from outside the run that its artifact is known by.
+    - `arm`, `seed`, `recipe` and `variant` say what it makes. `ready`: a trial of its sweep is this
+      model already.
+    - `budget_tokens`, `filter` and `text_of_seed` are for synthetic text: how much, chosen by what,
+      and for which seed, where each seed has its own.
+    - With a `part`, only that part of its items is to be made; `found` takes where items lie, and
+      how many there are in all parts together.
     """
 
     cfg: config.Config
@@ -64,15 +67,15 @@ class Context:
 
     @property
     def gpu_workers(self) -> int:
-        """Workers that each take as much of a GPU's memory as there is: one per GPU of this
-        machine, however many units run side by side. Ray places its own."""
+        """Number of workers, of which each fills the memory of a GPU: one per GPU of this machine,
+        however many units run side by side. Ray places workers by itself."""
         if self.cfg.engine.executor == "ray" or self.device == "cpu":
             return self.workers
         return min(self.workers, max(1, len(pool.gpus())))
 
     @property
     def threads(self) -> int:
-        """Threads for what this process does itself while no worker is needed. Ray has given it one
+        """Threads for what this process does itself while its workers rest; Ray gives it one
         core."""
         if self.cfg.engine.executor == "ray":
             return 1
@@ -85,7 +88,7 @@ class Context:
 
     @cached_property
     def external(self) -> External | None:
-        """The model from outside and the corpus in its tokens, where the synthesizer is one."""
+        """The external model and the corpus in its tokens, where the synthesizer is one."""
         folder = self.parents.get(EXTERNAL)
         return None if folder is None else External.open(folder)
 
@@ -97,8 +100,8 @@ class Context:
 
     @cached_property
     def embedder(self) -> Embedder | None:
-        """What makes unit vectors (text, dim) of other text as D_pretrain's were made; None where
-        this unit reads none, or the user brought them."""
+        """From texts to unit vectors (text, dim), by the embedding of D_pretrain; None where this
+        unit reads no vectors, or the user brought them."""
         from synthboot.stages import embed
 
         if self.embeddings is None or self.cfg.embed.model == "file":
@@ -138,7 +141,7 @@ class Context:
 Outcome = tuple[dict[str, Any], dict[str, float]]
 Step = Callable[[Context], Outcome]
 PartStep = Callable[[Context], int]
-"""Makes the items of one part, and returns how many these are; nothing is concluded from them."""
+"""Makes the items of one part, and returns how many these are."""
 
 
 def conditional(kind: str) -> bool:
@@ -147,8 +150,8 @@ def conditional(kind: str) -> bool:
 
 
 def upstream_flops(c: Context) -> float:
-    """What the units that this one reads have cost, and those above them, but for corpus and base:
-    what an arm of `match: flops` pays for beside its own training.
+    """The FLOPs of all units upstream of this one, without corpus and base: what an arm of
+    `match: flops` pays for besides its own training.
 
     In a later round a synthesizer starts from the model of an arm, which is paid for as a whole.
     """

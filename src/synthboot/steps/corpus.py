@@ -18,13 +18,13 @@ def corpus(c: Context) -> Outcome:
         return external(c)
 
     result = stage(
-        c.cfg.corpus,
-        c.cfg.budget.unique_tokens,
-        c.folder,
-        c.cfg.model.init_from,
-        c.progress,
-        _expected(c),
-        c.workers,
+        cfg=c.cfg.corpus,
+        unique_tokens=c.cfg.budget.unique_tokens,
+        folder=c.folder,
+        tokenizer_name=c.cfg.model.init_from,
+        progress=c.progress,
+        expected=_expected(c),
+        workers=c.workers,
     )
     return asdict(result), {"tokens": sum(result.tokens.values())}
 

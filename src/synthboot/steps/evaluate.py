@@ -305,15 +305,15 @@ def _compared(
         for arm, by_seed in by_arm.items():
             by_document[arm] = np.stack(by_seed).sum(2)  # (seed, doc, part) -> (seed, doc)
         result[checkpoint] = stage.evaluate(
-            by_document,
-            tokens,
-            size_bytes,
-            c.cfg.arms,
-            cfg,
-            groups,
-            looks,
-            external,
-            c.cfg.pretrain.text_per_seed,
+            losses=by_document,
+            tokens=tokens,
+            size_bytes=size_bytes,
+            recipes=c.cfg.arms,
+            cfg=cfg,
+            groups=groups,
+            looks=looks,
+            external=external,
+            text_per_seed=c.cfg.pretrain.text_per_seed,
         )
     return result
 

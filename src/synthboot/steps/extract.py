@@ -18,15 +18,15 @@ def extract(c: Context) -> Outcome:
     cfg = c.cfg.extract
     folder = c.model("model").checkpoints[c.cfg.evaluate.checkpoint]
     continued = stage(
-        models.load(folder, c.device),
-        c.corpus.pretrain,
-        c.corpus.test,
-        c.corpus.canaries,
-        c.corpus.tokenizer,
-        cfg,
-        c.cfg.model.seq_len,
-        c.cfg.engine.sample_batch,
-        c.progress,
+        model=models.load(folder, c.device),
+        corpus=c.corpus.pretrain,
+        test_set=c.corpus.test,
+        canaries=c.corpus.canaries,
+        tokenizer=c.corpus.tokenizer,
+        cfg=cfg,
+        seq_len=c.cfg.model.seq_len,
+        batch=c.cfg.engine.sample_batch,
+        progress=c.progress,
     )
     continued.save(c.folder)
     docs = len(continued.document)

@@ -59,13 +59,13 @@ def judged(
                 most_tokens = tokens_left / waiting
                 waiting -= 1
             verdict = panel.judge(
-                asking.judge,
-                asking.question,
-                asking.cases,
-                asking.kinds,
-                record,
-                partial(c.progress, 0.7 + 0.2 * number / len(to_ask)),
-                most_tokens,
+                judge=asking.judge,
+                question=asking.question,
+                cases=asking.cases,
+                kinds=asking.kinds,
+                record=record,
+                progress=partial(c.progress, 0.7 + 0.2 * number / len(to_ask)),
+                most_tokens=most_tokens,
             )
             tokens_left = max(0.0, tokens_left - verdict.spent.tokens)
             found.append({**panel.as_json(verdict), "dollars": _dollars(c, verdict)})
@@ -164,7 +164,9 @@ def filtering(c: Context, judged: Mapping[Question, str]) -> list[Filtering]:
         for question, name in sorted(judged.items()):
             judge = _judge(c, name, texts)
             cases, _ = _known(c, question, texts)
-            verdict = panel.judge(judge, question, cases, {}, record)
+            verdict = panel.judge(
+                judge=judge, question=question, cases=cases, kinds={}, record=record
+            )
             if verdict.refused:
                 raise ConfigError(
                     f"synthesize/{c.variant}: `filter.judged.{question}`: {name} cannot tell it "

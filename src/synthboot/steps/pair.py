@@ -90,14 +90,14 @@ def pair_part(c: Context) -> int:
     c.found(Shards(folder / search.BLOCKS), count)
     own = c.part.of(count)
     search.search_blocks(
-        vectors,
-        c.cfg.pair,
-        c.cfg.seed,
-        c.device,
-        folder,
-        c.gpu_workers,
-        c.progress,
-        own,
+        vectors=vectors,
+        cfg=c.cfg.pair,
+        seed=c.cfg.seed,
+        device=c.device,
+        folder=folder,
+        workers=c.gpu_workers,
+        progress=c.progress,
+        wanted=own,
     )
     return len(own)
 
@@ -111,25 +111,25 @@ def _related(c: Context) -> Pairs:
     assert c.embeddings is not None  # `pair/related` reads them
     validation = c.embeddings.validation
     neighbors = search.nearest(
-        vectors,
-        c.cfg.pair,
-        c.cfg.seed,
-        validation,
-        c.device,
-        c.folder / _NEIGHBORS,
-        c.gpu_workers,
-        c.progress,
+        vectors=vectors,
+        cfg=c.cfg.pair,
+        seed=c.cfg.seed,
+        validation=validation,
+        device=c.device,
+        folder=c.folder / _NEIGHBORS,
+        workers=c.gpu_workers,
+        progress=c.progress,
     )
     return stage(
-        vectors,
-        c.corpus.pretrain,
-        c.cfg.pair,
-        c.cfg.seed,
-        (validation, c.corpus.validation),
-        neighbors,
-        fields,
-        c.progress,
-        c.threads,
+        vectors=vectors,
+        tokens=c.corpus.pretrain,
+        cfg=c.cfg.pair,
+        seed=c.cfg.seed,
+        validation=(validation, c.corpus.validation),
+        neighbors=neighbors,
+        fields=fields,
+        progress=c.progress,
+        threads=c.threads,
     )
 
 

@@ -41,14 +41,14 @@ def pretrain(c: Context) -> Outcome:
         return _counts(ready.curve, ready.token_counts), {}
 
     trained = stage(
-        c.cfg,
-        recipe,
-        c.seed,
-        sources(c, recipe),
-        c.corpus.validation,
-        c.corpus.tokenizer,
-        c.folder,
-        c.progress,
+        cfg=c.cfg,
+        arm=recipe,
+        seed=c.seed,
+        text=sources(c, recipe),
+        validation=c.corpus.validation,
+        tokenizer=c.corpus.tokenizer,
+        folder=c.folder,
+        progress=c.progress,
     )
     token_counts = trained.token_counts
     if parallel.rank() == 0:

@@ -19,13 +19,13 @@ def score(c: Context) -> Outcome:
     checkpoints = c.model("model").checkpoints
     test_set = c.corpus.test
     scores = stage(
-        checkpoints,
-        test_set,
-        c.corpus.tokenizer,
-        c.cfg.model.seq_len,
-        c.cfg.engine.device,
-        _questions(c),
-        c.progress,
+        checkpoints=checkpoints,
+        test_set=test_set,
+        tokenizer=c.corpus.tokenizer,
+        seq_len=c.cfg.model.seq_len,
+        device=c.cfg.engine.device,
+        questions=_questions(c),
+        progress=c.progress,
     )
     scores.save(c.folder)
     counts = {"docs": len(test_set), "items": len(scores.answers)}

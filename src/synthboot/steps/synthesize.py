@@ -31,11 +31,11 @@ def synthesize(c: Context) -> Outcome:
             "prompt has no d1; the pointer alone reads it"
         )
     counts = stage(
-        job,
-        c.budget_tokens,
-        c.folder,
-        _workers(c),
-        c.progress,
+        job=job,
+        budget_tokens=c.budget_tokens,
+        folder=c.folder,
+        workers=_workers(c),
+        progress=c.progress,
     )
     counts["upstream_flops"] = upstream_flops(c)
     if job.external:
@@ -55,12 +55,12 @@ def synthesize_part(c: Context) -> int:
     from synthboot.stages.synthesize import synthesize_part as stage
 
     return stage(
-        _job(c),
-        c.budget_tokens,
-        c.folder,
-        c.part,
-        _workers(c),
-        c.progress,
+        job=_job(c),
+        budget_tokens=c.budget_tokens,
+        folder=c.folder,
+        part=c.part,
+        workers=_workers(c),
+        progress=c.progress,
     )
 
 

@@ -32,16 +32,16 @@ def tune(c: Context) -> Outcome:
     text: Corpus | External = c.external or c.corpus
     start = c.model("base").best if "base" in c.parents else None
     tuned = stage(
-        c.cfg,
-        c.external.model if c.external else start,
-        c.pairs(),
-        text.pretrain,
-        text.validation,
-        text.tokenizer,
-        c.folder,
-        c.progress,
-        c.note,
-        conditional(c.variant),
+        cfg=c.cfg,
+        start=c.external.model if c.external else start,
+        pairs=c.pairs(),
+        corpus=text.pretrain,
+        validation=text.validation,
+        tokenizer=text.tokenizer,
+        folder=c.folder,
+        progress=c.progress,
+        note=c.note,
+        conditional=conditional(c.variant),
     )
     upstream = upstream_flops(c)
     tuning = replace(tuned.record, account=tuned.sentence(), upstream_flops=upstream)

@@ -577,14 +577,9 @@ def end_with_parent() -> None:
 def _fork_server() -> None:
     """Start the fork server unless it runs, deaf to the signals that are for its parent alone.
 
-<<<<<<< HEAD
     It is so from its first moment on: a Ctrl-C while it imports torch would be a traceback on the
     terminal. One whose socket was cleared away, as files in /tmp may be in the weeks of a run, gets
     another beside it: it ends with this process, and its workers go on until then.
-=======
-    They are blocked before it starts: a Ctrl-C while it imports torch would be a traceback on the
-    terminal.
->>>>>>> 543e094a2fe2874a5a7471c93f093b15505e5ed1
     """
     resource_tracker.ensure_running()  # which unblocks Ctrl-C as it starts
     server: Any = forkserver._forkserver
@@ -598,7 +593,6 @@ def _fork_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-<<<<<<< HEAD
 def _end_fork_server() -> None:
     """End the fork server with this process.
 
@@ -623,13 +617,6 @@ def _make_temporary_folder() -> None:
     own: Any = multiprocessing.current_process()
     made = own._config.get("tempdir")
     if made is not None and os.path.isdir(made):
-=======
-def _shorten_addresses() -> None:
-    """Let multiprocessing put its sockets into /tmp where their paths below TMPDIR are longer than
-    the kernel takes. It makes its folder once, and removes it as this process ends."""
-    folder = os.fsencode(tempfile.gettempdir())
-    if len(folder) + len("/pymp-12345678/listener-12345678") <= _LONGEST_ADDRESS:
->>>>>>> 543e094a2fe2874a5a7471c93f093b15505e5ed1
         return
     above = tempfile.gettempdir()
     if len(os.fsencode(above)) + len("/pymp-12345678/listener-12345678") > _LONGEST_ADDRESS:

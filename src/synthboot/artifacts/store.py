@@ -1,6 +1,5 @@
 """What a stage leaves on disk, and whether it may be used again.
 
-<<<<<<< HEAD
 An artifact is a folder `runs/NAME/NN-stage[/variant]`. Its `manifest.json` is written last, by
 rename: its existence means done. The fingerprint in it hashes the stage, its version, the settings
 it read and its parents' fingerprints; where and how the stage ran is not part of it. Beside these
@@ -12,23 +11,6 @@ needs, and how long that has taken, and goes once the manifest stands; `progress
 where it is left, there is something to clear away. The unit inside is the shard, a folder renamed
 into place that carries its hashes; a manifest takes these over, so damage is never hashed as good.
 Files whose names begin with a dot are nobody's.
-=======
-An artifact is a folder `runs/NAME/NN-stage[/variant]`. In it lie
-
-- `manifest.json`, written last, by rename: where it exists, the artifact is done. Its fingerprint
-  hashes the stage, its version, the settings that it read, and its parents' fingerprints; where and
-  how the stage ran is no part of it. It also says what each parent held (`content`): an artifact
-  stands as long as its parents, however often they are made anew, come out the same.
-- `progress.json`, while a stage works: the fingerprint and the contents of parents that the parts
-  in the folder were made for, and the seconds that they have taken. Parts of another fingerprint,
-  or of other contents, are wiped before work starts.
-- `work/`, what only the making needs. It goes once the manifest stands, and `progress.json` after
-  it: where that is left, there is something to clear away.
-- shards, folders renamed into place that carry the hashes of their files. A manifest takes these
-  over and does not hash anew, so that damage is never recorded as good.
-
-Files whose names begin with a dot belong to nobody.
->>>>>>> 543e094a2fe2874a5a7471c93f093b15505e5ed1
 """
 
 from __future__ import annotations
@@ -294,10 +276,6 @@ def begin(
         if problem:
             remove(part)
             damaged.append(f"{part}: {problem}; made again")
-<<<<<<< HEAD
-=======
-    # otherwise the record stays: it knows how many seconds the artifact has taken
->>>>>>> 543e094a2fe2874a5a7471c93f093b15505e5ed1
     if not is_mine or "contents" not in content:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(progress, {"fingerprint": fingerprint, "contents": dict(contents)})

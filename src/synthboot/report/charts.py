@@ -627,14 +627,6 @@ def _lengths(analyzed: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
     for name, counts in histograms.items():
         lines.append(_area(name, paint.get(name, _INK), centers, counts[: last + 2]))
     return Curves(
-<<<<<<< HEAD
-        "lengths",
-        "How long",
-        "Synthetic text should be as long as real text; a pile at the right had no more room.",
-        "tokens in a document",
-        "share of documents",
-        lines,
-=======
         id="lengths",
         title="How long",
         read=(
@@ -644,7 +636,6 @@ def _lengths(analyzed: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
         x="tokens in a document",
         y="share of documents",
         lines=lines,
->>>>>>> 543e094a2fe2874a5a7471c93f093b15505e5ed1
     )
 
 

@@ -217,13 +217,9 @@ def _would_pass(unit: Unit, manifest: store.Manifest) -> bool:
 
 
 def _begun(folder: Path, mark: str) -> State:
-<<<<<<< HEAD
-    """How an artifact stands that is not finished, where that of this fingerprint is wanted."""
+    """How an unfinished artifact stands, where the one with this fingerprint is wanted."""
     in_parts = sum(cost.get("seconds", 0.0) for cost in parts.spent(folder))
     seconds = store.invested(folder) + in_parts
-=======
-    """How an unfinished artifact stands, where the one with this fingerprint is wanted."""
->>>>>>> 543e094a2fe2874a5a7471c93f093b15505e5ed1
     if not (folder / store.PROGRESS).exists():
         # nobody but a disk or a user takes that away and leaves what was worked on
         lost = State("partial", (f"{store.PROGRESS} is lost",), seconds)

@@ -114,8 +114,14 @@ def test_seeds_are_paired_and_their_noise_counts(tmp_path: Path) -> None:
     assert row.difference.p == pytest.approx(stats.ttest_1samp([0.0, 0.01, 0.05], 0).pvalue, rel=1e-4)
     assert row.seeds_needed is not None
     assert row.items_needed is None  # no number of items helps where seeds are what differs
-    with pytest.raises(DataError, match="3 seeds on one side and 2 on the other"):
+    with pytest.raises(DataError, match=r"3 seeds on one side and 2 on the other.* name as many"):
         comparison.compare(sides["a"], sides["b"][:2])
+
+
+def test_a_run_is_not_compared_with_what_is_none(tmp_path: Path) -> None:
+    (tmp_path / "run" / "01-corpus").mkdir(parents=True)
+    said = CliRunner().invoke(main, ["compare", str(tmp_path / "run"), str(tmp_path / "typo")]).output
+    assert f"compare: {tmp_path / 'typo'}: is no run folder, and others are" in said
 
 
 def test_the_number_of_items_for_a_wanted_difference(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_configuration_for_lines_whose_text_has_another_name(tmp_path: Path) -
     cfg = loading.load(out)
     assert cfg.corpus.source == source
     assert (cfg.corpus.text_field, cfg.corpus.id_field, cfg.pair.label_field) == ("body", "doi", "kind")
-    assert (cfg.corpus.validation_docs, cfg.corpus.test_docs) == (7, 14)
+    assert (cfg.corpus.validation_docs, cfg.corpus.test_docs) == (28, 14)
     assert cfg.budget.unique_tokens == "all"
     assert "oracle" not in cfg.arms  # there is no more text than all arms have
     for found in (

@@ -88,7 +88,8 @@ def compare(
     if len(ours) != len(theirs):
         raise DataError(
             f"compare: {len(ours)} seeds on one side and {len(theirs)} on the other; "
-            "they are paired in order"
+            "they are paired in order, so name as many of each (RUN/NN-score/ARM/seed-N), "
+            "joined by commas"
         )
     ours, theirs = _of_one_name(ours, theirs)
     tables: dict[str, _Table] = {}

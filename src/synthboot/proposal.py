@@ -22,6 +22,9 @@ from synthboot.survey import Survey
 
 LEAST_DOCS = 100
 """Of fewer documents the nearest is hardly related, and a test set is none."""
+_WANTED_VALIDATION = 60
+"""Documents of which about half have a related one: of fewer than twenty nothing is said of what d1
+could tell, and of none nothing says when to stop tuning."""
 _SIZES = ((16, 1024, 16), (12, 768, 12), (8, 512, 8), (6, 256, 8), (4, 128, 8), (3, 96, 6))
 """Layers, width and heads, the largest first; six heads and more learn to copy sooner."""
 _PASSES = (16, 8)
@@ -55,7 +58,7 @@ def propose(survey: Survey, name: str, hours: float) -> Proposal:
             f"{docs:,} different documents are too few to find related ones among, or to test on: "
             f"{LEAST_DOCS} are the least; cut long ones into parts, or add some"
         )
-    validation = min(300, docs // 20)
+    validation = min(300, max(docs // 20, min(_WANTED_VALIDATION, docs // 5)))
     test = min(1_000, docs // 10)
     held_out = (validation + test) / docs
     unique = int(survey.tokens * (1 - held_out))

@@ -68,6 +68,17 @@ def test_drift_says_what_changed() -> None:
     assert reasons == ["stage version 1 -> 2", "pair.min_similarity 0.75 -> 0.8", "corpus changed"]
 
 
+def test_of_long_lists_a_reason_names_what_differs() -> None:
+    files = [f"folder/{number}.txt 100 abcdef" for number in range(200)]
+    manifest = Manifest("corpus", 1, "m", {"files": files, "seeds": [0]}, {})
+    other = [*files[:150], "folder/150.txt 101 012345", *files[151:-1]]
+    [changed, seeds] = store.drift(manifest, 1, {"files": other, "seeds": [0, 1]}, {})
+    assert changed == "files ['folder/150.txt 100 abcdef', 'folder... -> ['folder/150.txt 101 012345']"
+    assert seeds == "seeds [0] -> [0, 1]"
+    [moved] = store.drift(manifest, 1, {"files": files[::-1], "seeds": [0]}, {})
+    assert moved.startswith("files ['folder/0.txt")
+
+
 def test_begin_keeps_parts_of_the_same_mark_and_wipes_others(tmp_path: Path) -> None:
     store.begin(tmp_path / "x", "one")
     (tmp_path / "x" / "part").write_text("kept")

@@ -58,6 +58,8 @@ PROGRESS = "progress.json"
 WORK = "work"
 _COUNT = "shards.json"
 _SPENT = "spent.json"
+_SHORT = 40
+"""Characters of a value in a reason."""
 _OF_A_MODEL = ("config.json", "optimizer.safetensors")
 """Files that tell a model from other parts: the first any model has, the second a checkpoint of
 adapters alone."""
@@ -419,7 +421,7 @@ def drift(
         old = before.get(key)
         new = after.get(key)
         if old != new:
-            reasons.append(f"{key} {_short(old)} -> {_short(new)}")
+            reasons.append(f"{key} {_change(old, new)}")
 
     for name in sorted(manifest.parents.keys() | parents.keys()):
         if manifest.parents.get(name) != parents.get(name):
@@ -671,8 +673,22 @@ def flat(value: object, prefix: str = "") -> dict[str, object]:
     return result
 
 
+def _change(old: object, new: object) -> str:
+    """Two values that differ, in brief: of long lists, such as of files, what only one has."""
+    is_long = max(len(str(old)), len(str(new))) > _SHORT
+    if is_long and isinstance(old, list) and isinstance(new, list):
+        before = set(map(str, old))
+        after = set(map(str, new))
+        gone = [value for value in old if str(value) not in after]
+        come = [value for value in new if str(value) not in before]
+        # of lists in another order nothing is left
+        if gone or come:
+            old, new = gone, come
+    return f"{_short(old)} -> {_short(new)}"
+
+
 def _short(value: object) -> str:
     text = "unset" if value is None else str(value)
-    if len(text) <= 40:
+    if len(text) <= _SHORT:
         return text
-    return text[:37] + "..."
+    return text[: _SHORT - 3] + "..."

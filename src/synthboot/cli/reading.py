@@ -222,11 +222,18 @@ def compare(
     A and B are models' scores (RUN/NN-score/ARM/seed-N), folders of lm-eval's --log_samples output,
     arms (RUN:ARM), or files with an item and a number a line. Several seeds of each are joined by
     commas: A1,A2,A3 B1,B2,B3."""
+    from synthboot.errors import DataError
     from synthboot.recipes import folder_of
 
     folders = [Path(name) for name in names]
-    if all(folder_of(folder, "corpus").is_dir() for folder in folders):
+    others = [name for name in names if not folder_of(Path(name), "corpus").is_dir()]
+    if not others:
         _compare_runs(folders, as_json)
+    elif len(others) < len(names):
+        raise DataError(
+            f"compare: {others[0]}: is no run folder, and others are; "
+            "runs are compared with runs, an arm of one is RUN:ARM"
+        )
     else:
         _compare_scores(names, metric, wanted, as_json)
 

@@ -11,6 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from synthboot import cli, show
+from synthboot.cli.output import say
+from synthboot.data.disk import storage_errors
+from synthboot.errors import StorageError
 from synthboot.terminal import one_line, safe, table_lines
 
 ACTING = [chr(c) for c in [*range(9), *range(11, 32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xD800]]
@@ -106,3 +109,38 @@ def test_a_reader_that_goes_ends_it_without_a_word() -> None:
         assert process.stderr is not None
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+TOLD = """
+from synthboot.cli.progress import RunProgress
+with RunProgress() as progress:
+    for number in range(2_000):
+        progress.tell("base", "note", f"line {number}")
+print("done")
+"""
+
+
+def test_where_results_cannot_be_written_it_is_no_run_folder_whose_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # it keeps what it could not write, and tries again as it is closed
+    with pytest.raises(OSError, match="No space"), open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(StorageError, match=r"^standard output: the disk is full; "), storage_errors(tmp_path):
+            say("a result")
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("log", ["full", "left"])
+def test_a_log_that_cannot_be_written_ends_no_work(log: str) -> None:
+    """As where its disk is full, or where what read it has ended."""
+    if log == "full":
+        target = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, target = os.pipe()
+        os.close(reader)
+    try:
+        process = subprocess.run([sys.executable, "-c", TOLD], stdout=subprocess.PIPE, stderr=target, text=True, timeout=120)
+    finally:
+        os.close(target)
+    assert process.stdout == "done\n"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from synthboot.terminal import safe, table_lines
 
@@ -35,6 +35,28 @@ def write(text: str, err: bool = False) -> None:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
-        # Python flushes at exit, and would fail again on the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        _close(stream)
         sys.exit(141)
+    except OSError as error:
+        error.filename = "standard error" if err else "standard output"  # the disk of no run folder
+        raise
+
+
+def log(text: str) -> None:
+    """A line to stderr of work that goes on, also where the line cannot be written: a log whose
+    disk is full, or that nobody reads any more, must not end what it tells of."""
+    try:
+        sys.stderr.write(safe(text) + "\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        _close(sys.stderr)
+    except OSError:
+        pass  # there may be room again
+
+
+def _close(stream: TextIO) -> None:
+    """Let what is written to a stream go nowhere: Python flushes at exit, and would fail again on
+    the closed pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from synthboot.cli import formats
+from synthboot.cli.output import log
 from synthboot.terminal import one_line
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ class RunProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+        with suppress(OSError):
+            self.bars.stop()
 
     def tell(self, name: str, kind: str, value: Any) -> None:
         """Take an event of a run: of which unit, of what kind, and what it says."""
@@ -127,5 +130,10 @@ class RunProgress:
         self._line(f"{name}: {done:.0%}, {words}; {formats.duration(left)} left")
 
     def _line(self, text: str) -> None:
-        """A line above the bars, as it is: paths and counts are no markup."""
-        self.console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
+        """A line above the bars, as it is (paths and counts are no markup), or in a log."""
+        line = one_line(text)
+        if not self.live:
+            log(line)
+            return
+        with suppress(OSError):  # the terminal may have gone
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -142,7 +142,8 @@ def test_what_is_given_and_what_may_be_are_said_in_words(tmp_path: Path) -> None
             "a:\n  b: 1\n c: 2\n",
             " line 3: not YAML: expected <block end>, but found '<block mapping start>'; is it indented as",
         ),
-        ("a: 1\n  b: 2\n", " line 2: not YAML: mapping values are not allowed here; is it indented as what stands beside it?"),
+        ("a: 1\n  b: 2\n", " line 2: not YAML: mapping values are not allowed here; is it indented as what stands"),
+        ("a: b: c\n", " here; is it indented as what stands beside it, and a text with `: ` in it in quotes?"),
         ("a: [1\n", "not YAML"),
         ("a: 1\nb: \0\n", " line 2: holds the character U+0000, which no YAML file may; is it a text file?"),
         ("a: \x1b[2J\n", " line 1: holds the character U+001B"),
@@ -157,7 +158,7 @@ def test_what_is_given_and_what_may_be_are_said_in_words(tmp_path: Path) -> None
         ('"a\\nb\\u2028c": 1\n', "a b c: unknown key"),
         ("".join(f"k{i}: 1\n" for i in range(300)), "; and 299 more"),
     ],
-    ids=range(36),
+    ids=range(37),
 )
 def test_yaml_that_is_none_is_one_line(text: str | bytes, message: str, tmp_path: Path) -> None:
     assert message in refused(text, tmp_path)

@@ -90,11 +90,13 @@ def parse(text: str, where: str) -> tuple[Value, dict[KeyPath, int]]:
 
 
 def _hint(problem: str) -> str:
-    """What to do about what PyYAML says of lines that are indented otherwise than it expects."""
+    """What to do about what PyYAML says of lines that are not what it expects there."""
     if "'\\t'" in problem:
         return "; indent by spaces, not by tabs"
-    if "<block" in problem or "mapping values" in problem:
+    if "<block" in problem:
         return "; is it indented as what stands beside it?"
+    if "mapping values" in problem:
+        return "; is it indented as what stands beside it, and a text with `: ` in it in quotes?"
     return ""
 
 

@@ -93,7 +93,7 @@ def test_the_peak_of_a_processor_is_not_less_where_other_work_runs(monkeypatch: 
     # the clock runs on while others have the core
     clock = iter(range(10**6))
     monkeypatch.setattr(models.time, "perf_counter", lambda: float(next(clock)))
-    assert models.product_rate(torch.device("cpu"), torch.float32) > 1e8
+    assert models.product_rate(torch.device("cpu"), torch.float32) > 1e9  # by the other clock 2.7e8
 
 
 def test_a_decision_makes_nothing_stale(finished: dict[str, Any], tmp_path: Path) -> None:

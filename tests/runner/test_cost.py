@@ -609,6 +609,9 @@ def test_a_small_model_takes_a_gpu_as_long_as_its_kernels_are_launched(paper: An
     assert any(re.search(hint, note) for note in alone.notes)
     assert not any("idle" in note for note in paper("h100", **SMALL, engine__jobs=16).notes)
     assert not any("idle" in note for note in paper("h100").notes)
+    # several processes train one model, and a cluster gives each model a GPU
+    assert not any("idle" in note for note in paper("8xh100", **SMALL, engine__processes=2).notes)
+    assert not any("idle" in note for note in paper("h100", **SMALL, engine__executor="ray").notes)
     assert row(eight, "pretrain").hours * 3600 == pytest.approx(each * -(-models // 8))
 
 

@@ -157,8 +157,9 @@ def test_where_and_how_a_run_is_made_leaves_the_same_bytes(tiny: dict[str, Any],
         (8, {}, 6),
         (1, {"synthesize": {"sampler": "vllm"}}, 6),
         (1, {"engine": {"executor": "ray"}}, 6),
+        (1, {"engine": {"processes": 3}}, 6),
     ],
-    ids=["a GPU", "two texts for each", "fewer", "more GPUs than jobs", "an engine that fills its GPU", "a cluster"],
+    ids=["a GPU", "two texts for each", "fewer", "more GPUs than jobs", "an engine that fills it", "a cluster", "processes"],
 )
 def test_texts_are_sampled_side_by_side_where_there_are_two_for_each_device(
     tmp_path: Path, devices: int, settings: dict[str, Any], workers: int

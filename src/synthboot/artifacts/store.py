@@ -1,16 +1,19 @@
 """What a stage leaves on disk, and whether it may be used again.
 
-An artifact is a folder `runs/NAME/NN-stage[/variant]`. Its `manifest.json` is written last, by
-rename: its existence means done. The fingerprint in it hashes the stage, its version, the settings
-it read and its parents' fingerprints; where and how the stage ran is not part of it. Beside these
-it holds what was in its parents (`content`): where they come out the same again, so would it, and
-it stands, whatever they were made anew for. While a stage works, `progress.json` holds the
-fingerprint its parts belong to and what they were made of; parts of another fingerprint, or of
-parents that hold something else, are wiped before work starts. `work/` holds what only the making
-needs, and how long that has taken, and goes once the manifest stands; `progress.json` goes last, so
-where it is left, there is something to clear away. The unit inside is the shard, a folder renamed
-into place that carries its hashes; a manifest takes these over, so damage is never hashed as good.
-Files whose names begin with a dot are nobody's.
+An artifact is a folder `runs/NAME/NN-stage[/variant]`. In it lie
+
+- `manifest.json`, written last, by rename: where it exists, the artifact is done. Its fingerprint
+  hashes the stage, its version, the settings that it read, and its parents' fingerprints; where and
+  how the stage ran is no part of it. It also says what each parent held (`content`): an artifact
+  stands as long as its parents, however often they are made anew, come out the same.
+- `progress.json`, while a stage works: the fingerprint and the contents of parents that the parts
+  in the folder were made for. Parts of others are wiped before work starts.
+- `work/`, what only the making needs, and how long that has taken. It goes once the manifest
+  stands, and `progress.json` after it: where that is left, there is something to clear away.
+- shards, folders renamed into place that carry the hashes of their files. A manifest takes these
+  over and does not hash anew, so that damage is never recorded as good.
+
+Files whose names begin with a dot belong to nobody.
 """
 
 from __future__ import annotations

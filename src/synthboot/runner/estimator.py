@@ -311,7 +311,8 @@ class Estimator:
                 f"each model is trained on one device, {models} models in all; "
                 f"engine.processes={self.machine.devices} trains each on all"
             )
-        if (jobs := self._worthwhile_jobs(todo, works)) > self.places:
+        is_alone = processes == 1 and self.cfg.engine.executor == "local"  # as in `places`
+        if is_alone and (jobs := self._worthwhile_jobs(todo, works)) > self.places:
             notes.append(
                 f"a model of this size leaves most of a GPU idle: engine.jobs={jobs} trains {jobs} "
                 f"side by side (start `nvidia-cuda-mps-control -d` first; docs/scaling-out.md)"

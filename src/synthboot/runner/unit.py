@@ -58,10 +58,13 @@ def workers_of(
     two texts or more for each of the `devices` (GPUs, or cores where there are none), each text has
     one worker: many texts side by side start less often than one after another, and few would leave
     devices idle in the end. Where there are more jobs than GPUs, they share these, since the batch
-    of a small model does not fill one.
+    of a small model does not fill one. With several `engine.processes` a model, fewer units than
+    `jobs` run side by side, and one worker each would leave devices idle.
     """
     workers = {name: jobs for name, unit in units.items() if has_workers(unit)}
-    if cfg.engine.executor == "local" and cfg.synthesize.sampler == "embedded":
+    engine = cfg.engine
+    is_alone = engine.executor == "local" and engine.processes == 1
+    if is_alone and cfg.synthesize.sampler == "embedded":
         texts = [name for name in workers if units[name].stage == "synthesize"]
         each = 1 if len(texts) >= 2 * devices else devices
         workers |= dict.fromkeys(texts, min(jobs, each))

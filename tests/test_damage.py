@@ -311,6 +311,12 @@ def test_the_time_that_was_spent_on_what_is_not_finished_is_kept_by_the_work_its
         spent.append(store.invested(folder))
     assert spent == sorted(set(spent))
 
+    (folder / store.WORK / "spent.json").unlink()  # as an older synthboot has it
+    progress = disk.read_record(folder / store.PROGRESS)
+    disk.write_record(folder / store.PROGRESS, {**progress, "seconds": 7_200.0})
+    assert store.invested(folder) == 7_200.0
+    disk.write_record(folder / store.PROGRESS, progress)
+
     store.spend(folder, 7_200.0)
     settings = tiny_config(tmp_path)
     other = config.Config.model_validate({**settings, "corpus": {**settings["corpus"], "shard_docs": 7}})

@@ -508,6 +508,19 @@ if __name__ == "__main__":
 """
 
 
+def test_processes_that_a_program_has_started_by_the_fork_server_are_waited_for(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import multiprocessing, os, sys\n"
+        "import synthboot.pool\n"
+        "if __name__ == '__main__':\n"
+        "    command = f'sleep 1; touch {sys.argv[1]}'\n"
+        "    multiprocessing.get_context('forkserver').Process(target=os.system, args=(command,)).start()\n"
+    )
+    subprocess.run([sys.executable, str(script), str(tmp_path / "made")], check=True, timeout=120)
+    assert (tmp_path / "made").exists()
+
+
 def test_a_fork_server_that_still_imports_ends_with_its_client(tmp_path: Path, short_folder: Path) -> None:
     begun = tmp_path / "begun"
     (tmp_path / "slow.py").write_text(f"import time\nopen({str(begun)!r}, 'w').close()\ntime.sleep(600)\n")

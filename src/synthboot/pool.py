@@ -604,8 +604,9 @@ def _end_fork_server() -> None:
             os.kill(server._forkserver_pid, signal.SIGKILL)
 
 
-# of this process alone: a fork that exits is no client of its parent's server
-util.Finalize(None, _end_fork_server, exitpriority=0)
+# Of this process alone: a fork that exits is no client of its parent's server. Below zero, so that
+# processes that a program has started by it are waited for first.
+util.Finalize(None, _end_fork_server, exitpriority=-1)
 
 
 def _make_temporary_folder() -> None:

@@ -318,11 +318,14 @@ def spend(folder: Path, seconds: float) -> None:
 def invested(folder: Path) -> float:
     """Seconds of work that an artifact in the making has taken, over all its starts, as far as they
     were recorded; those of its parts are in their own records."""
-    try:
-        recorded = read_record(folder / WORK / _SPENT).get("seconds")
-    except CorruptArtifact:
-        return 0.0  # none yet, or lost: no work hangs on it
-    return float(recorded) if isinstance(recorded, int | float) else 0.0
+    for place in (folder / WORK / _SPENT, folder / PROGRESS):  # the second by an older synthboot
+        try:
+            recorded = read_record(place).get("seconds")
+        except CorruptArtifact:
+            continue  # none yet, or lost: no work hangs on it
+        if isinstance(recorded, int | float):
+            return float(recorded)
+    return 0.0
 
 
 def _is_of(

@@ -191,7 +191,7 @@ def test_a_log_has_a_line_now_and_then_with_the_time_left(
     told += [(0.04, "loss 6"), (0.1, "loss 5"), (0.12, "loss 4.9"), (0.3, "loss 4"), (0.31, "loss 3"), (1.0, "averaging")]
     waits += [20.0, 9.0, 20.0, 1_000.0, 700.0, 61.0]
 
-    def run(cfg: Any, target: str, tell: Any, *options: Any) -> dict[str, Any]:
+    def run(cfg: Any, target: str, tell: Any, *options: Any, **named: Any) -> dict[str, Any]:
         tell("base", "plan", {})
         tell("base", "start", None)
         for (done, words), wait in zip(told, waits, strict=True):

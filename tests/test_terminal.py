@@ -43,7 +43,7 @@ LONG = "".join(chr(0x4E00 + i) for i in range(300))
 def shown(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [(LONG, 0), ("ก" * 150, 1), (EVIL, 2), ("x" * 200, 0)]
     example = show.Example(f"t {EVIL}\nnew", {"d1": [(TEXT, 0)], f"d2{EVIL}": parts})
-    monkeypatch.setattr(show, "examples", lambda *_: [example])
+    monkeypatch.setattr(show, "examples", lambda *_, **__: [example])
 
 
 @pytest.mark.parametrize("columns", ["100", "60", "24"])
@@ -85,7 +85,7 @@ PROGRAM = """
 import sys
 from synthboot import cli, show
 parts = {"d1": [("日本 é \\U0001f600 " + sys.argv[2] * 9, 0)]}
-show.examples = lambda *_: [show.Example("t", parts)]
+show.examples = lambda *_, **__: [show.Example("t", parts)]
 cli.main(["show", "x", "pairs", *sys.argv[1].split()])
 """
 

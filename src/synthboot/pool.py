@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -591,6 +592,17 @@ def _fork_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    _end_with_this_process()
+
+
+@cache
+def _end_with_this_process() -> None:
+    """Have the fork server end before children are waited for, which it may not even have made.
+
+    Of this process alone: a fork that exits is no client of its parent's server. Nor does a program
+    that imports this and starts no worker lose the processes that it has started by it.
+    """
+    util.Finalize(None, _end_fork_server, exitpriority=0)
 
 
 def _end_fork_server() -> None:
@@ -602,11 +614,6 @@ def _end_fork_server() -> None:
     if server._forkserver_pid is not None:
         with suppress(OSError):  # it is gone already
             os.kill(server._forkserver_pid, signal.SIGKILL)
-
-
-# Of this process alone: a fork that exits is no client of its parent's server. Below zero, so that
-# processes that a program has started by it are waited for first.
-util.Finalize(None, _end_fork_server, exitpriority=-1)
 
 
 def _make_temporary_folder() -> None:

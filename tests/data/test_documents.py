@@ -192,9 +192,10 @@ def test_a_text_file_that_is_no_text_says_what_it_is_however_long(tmp_path: Path
 
 
 def test_text_may_begin_as_what_is_no_text_does(tmp_path: Path) -> None:
-    for number, text in enumerate(("PAR1 is a gene.", "PAR1\nis one too", "BZh9 and BZh1", "%PDF-1 is a mark", "PK was here")):
+    given = ["PAR1 is a gene.", "PAR1\nis one too", "BZh9 and BZh1", "PK was here", "PK\x03\x04 too", "%PDF-1.4 is a mark, and text"]
+    for number, text in enumerate(given):
         (tmp_path / f"{number}.txt").write_text(text)
-    assert len([d for d in read(tmp_path) if isinstance(d, Document)]) == 5
+    assert [d.text for d in read(tmp_path) if isinstance(d, Document)] == given
 
 
 @pytest.mark.parametrize(("what", "remedy"), [("compressed by gzip", "add .gz to it"), ("a JSON array", "jq -c")])

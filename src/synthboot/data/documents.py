@@ -378,17 +378,19 @@ def _text(
     cfg: config.Corpus,
 ) -> Record:
     content = stream.read(cfg.max_document_bytes + 1)  # one byte more tells that it is too long
-    for pattern, what, _ in _NO_TEXT:
-        if re.match(pattern, content):
-            return Record(name, 1, None, what)
     if len(content) > cfg.max_document_bytes:
-        return Record(name, 1, None, _too_long(cfg))
+        return Record(name, 1, None, _no_text(content) or _too_long(cfg))
     if _is_wide(content):
-        return Record(name, 1, None, _NOT_NARROW)
+        return Record(name, 1, None, _no_text(content) or _NOT_NARROW)
     try:
         return Record(name, 1, content.decode("utf-8"))
     except UnicodeDecodeError:
-        return Record(name, 1, None, _INVALID)
+        return Record(name, 1, None, _no_text(content) or _INVALID)
+
+
+def _no_text(content: bytes) -> str | None:
+    """What a file that cannot be read as text is, by its beginning; None where that is unknown."""
+    return next((what for pattern, what, _ in _NO_TEXT if re.match(pattern, content)), None)
 
 
 def _is_wide(content: bytes) -> bool:

@@ -527,13 +527,17 @@ def test_a_fork_server_that_still_imports_ends_with_its_client(tmp_path: Path, s
     paths = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, "TMPDIR": str(short_folder), "PYTHONPATH": paths}
     process = subprocess.Popen(
-        [sys.executable, "-c", IMPORTING], env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", IMPORTING],
+        env=environment,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background of a shell it is ignored
     )
     session = os.getsid(process.pid)
-    soon(begun.exists, 60)
-    process.send_signal(signal.SIGINT)
-    process.wait()
     try:
+        soon(begun.exists, 60)
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
         soon(lambda: not [pid for pid, state, _ in processes() if state != "Z" and _session(pid) == session], 20)
     finally:
         with suppress(ProcessLookupError):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import unicodedata
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -123,12 +124,15 @@ print("done")
 def test_where_results_cannot_be_written_it_is_no_run_folder_whose_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # it keeps what it could not write, and tries again as it is closed
-    with pytest.raises(OSError, match="No space"), open("/dev/full", "w", encoding="utf-8") as full:
-        monkeypatch.setattr(sys, "stdout", full)
+    full = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115 - closing it fails, which must hide nothing
+    monkeypatch.setattr(sys, "stdout", full)
+    try:
         with pytest.raises(StorageError, match=r"^standard output: the disk is full; "), storage_errors(tmp_path):
             say("a result")
+    finally:
         monkeypatch.undo()
+        with suppress(OSError):  # it keeps what it could not write, and tries again
+            full.close()
 
 
 @pytest.mark.parametrize("log", ["full", "left"])

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from synthboot import loading, show
+from synthboot import loading, pool, show
+from synthboot.artifacts import parts
 from synthboot.artifacts.parts import Part, Standing
 from synthboot.data import lock
 from synthboot.errors import ConfigError, LockedRun, MissingArtifact
@@ -83,6 +85,13 @@ def test_a_part_makes_its_items_and_no_others(own: dict[str, Any]) -> None:
         Standing("2/3", "finished", {}),
         Standing("3/3", "not begun", {"work/ingest": [2]}),
     ]
+    with parts.held(folder_of(cfg.folder, "corpus"), Part(2, 3)) as record:
+        record.cost = {"seconds": 1_000.0, "peak_memory_bytes": 1}
+        record.save()
+    executor.run_part(cfg, "corpus", Part(2, 3))
+    [cost] = parts.spent(folder_of(cfg.folder, "corpus"))
+    assert cost["seconds"] > 1_000  # of all its starts
+    assert cost["peak_memory_bytes"] > 1
 
 
 def test_whole_artifacts_are_dealt_out(own: dict[str, Any]) -> None:
@@ -155,3 +164,24 @@ def test_parts_side_by_side_one_of_them_killed(tiny: dict[str, Any], own: dict[s
     assert [part.state for part in parts_of(own, "synthesize")] == ["finished", "died"]
     executor.run(loading.load(own), "synthesize")
     assert contents(own) == contents(tiny)
+
+
+class Asked(pool.Pool):
+    """Workers that start nothing, and keep how many places each was to take."""
+
+    def start(self, key: str, *_: object, places: int = 1, memory: float = 0.0) -> Connection:
+        raise Began(key, places)
+
+
+class Began(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("jobs", "places"), [(1, 1), (2, 0)])
+def test_a_text_that_one_worker_samples_takes_a_place_itself(own: dict[str, Any], jobs: int, places: int) -> None:
+    """So that where there are several GPUs its process is given one of them."""
+    unmake(own, "synthesize")
+    own["engine"] = {**own["engine"], "jobs": jobs}
+    with pool.using(Asked), pytest.raises(Began) as began:
+        executor.run(loading.load(own), "synthesize")
+    assert began.value.args == ("synthesize/related", places)

@@ -82,7 +82,7 @@ def test_every_format_is_looked_at_by_the_reader(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for number, text in enumerate(written):
         (tmp_path / "folder" / f"{number}.txt").write_text(text)
-    (tmp_path / "folder" / "notes.csv").write_text("a,b")
+    (tmp_path / "folder" / "notes.log").write_text("a,b")
     pq.write_table(pa.table({"id": [str(i) for i in range(120)], "text": written}), tmp_path / "t.parquet")
     rows = [{"id": i, "text": text} for i, text in enumerate(written)]
     sources = [str(tmp_path / "folder"), str(tmp_path / "t.parquet"), lines(tmp_path / "l.jsonl", rows)]
@@ -92,7 +92,7 @@ def test_every_format_is_looked_at_by_the_reader(tmp_path: Path) -> None:
         assert one.corpus.text_field == "text"
         assert one.is_whole
     assert len({one.tokens for one in found[1:]}) == 1  # a folder's files come in another order
-    assert "files ignored: 1 x .csv" in found[0].lines()[0]
+    assert "files ignored: 1 x .log" in found[0].lines()[0]
 
 
 def test_tokens_are_about_those_of_the_corpus(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from synthboot.recipes import folder_of
 
 ALL = "all tasks"
 UNNAMED = "scores"
+_LONGEST_CELL = 131_072  # characters
 _LINE = "a line is an item, a comma (in .tsv a tab) and its number, in .jsonl an object"
 LOSSES = {name: f"test loss ({name})" for name in CHECKPOINTS}
 Seed = Mapping[str, Mapping[str, tuple[float, float]]]
@@ -308,6 +309,7 @@ def _objects(path: Path) -> Iterator[Item]:
 def _cells(path: Path) -> Iterator[Item]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
     # strict: a quote that nothing closes would take all lines after it into one cell
+    csv.field_size_limit(_LONGEST_CELL)  # of the process; readers of text allow far more
     table = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     try:
         for number, cells in enumerate(table):

@@ -390,10 +390,10 @@ class Corpus(Section):
     """Where the text comes from, and how it is cleaned, split and tokenized."""
 
     source: Sources
-    """Files or folders, globs included: JSONL and text (plain, .gz, .zst), Parquet, a saved Hugging
-    Face dataset; or URLs, such as `s3://bucket/folder` (docs/formats.md). `hub:owner/name` or
-    `hub:owner/name:split` streams a dataset from the Hugging Face hub (needs the network). `world`
-    is the generated corpus of `corpus.world`."""
+    """Files or folders, globs included: JSONL, CSV and text (plain, .gz, .zst), Parquet, a saved
+    Hugging Face dataset; or URLs, such as `s3://bucket/folder` (docs/formats.md). `hub:owner/name`
+    or `hub:owner/name:split` streams a dataset from the Hugging Face hub (needs the network).
+    `world` is the generated corpus of `corpus.world`."""
     world: World = World()
     """The generated corpus, for `source: world`."""
     replay: Sources | None = None

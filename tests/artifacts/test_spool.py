@@ -203,16 +203,16 @@ def test_an_account_says_what_was_not_kept_as_it_came(tmp_path: Path) -> None:
     again = {"id": texts[0]["id"], "text": "Quite another text under an id that is known."}
     copy = {"id": "copy", "text": texts[1]["text"]}
     write_jsonl(data / "a.jsonl", [*texts, again, copy, {"text": " "}, {"id": "y"}])
-    (data / "b.csv").write_text("id,text")
+    (data / "b.log").write_text("id,text")
     (data / ".c.txt").write_text("hidden")
     cfg = settings(data, vocab_size=300, validation_docs=5, test_docs=5, max_quarantine=0.1, shard_docs=64)
     result = corpus(cfg, "all", tmp_path / "out", expected=identities(cfg))
     assert result.account == (
         '104 records: 101 kept, 2 quarantined (1 x empty text, 1 x no "text" field), 1 x exact duplicate dropped, '
-        "1 x repeated id of another text renamed, 2 files ignored (1 x .csv, 1 x hidden)"
+        "1 x repeated id of another text renamed, 2 files ignored (1 x .log, 1 x hidden)"
     )
     assert read_json(tmp_path / "out" / "corpus.json")["account"] == result.account
-    assert (result.renamed_ids, result.ignored_files) == (1, {".csv": 1, "hidden": 1})
+    assert (result.renamed_ids, result.ignored_files) == (1, {".log": 1, "hidden": 1})
     assert result.reasons == {"empty text": 1, 'no "text" field': 1}
 
 

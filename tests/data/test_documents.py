@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from synthboot import config
-from synthboot.data import documents
+from synthboot.data import documents, tables
 from synthboot.data.documents import Document, Reject
 from synthboot.errors import DataError
 
@@ -359,6 +359,6 @@ def test_a_record_weighs_all_that_is_in_it_and_large_rows_are_read_few_at_a_time
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "nested.parquet")
     [record] = documents.records(config.Corpus(source=str(tmp_path / "nested.parquet")))
     assert 10_010 + 100 * 8 < documents.size_of(record) < 20_000
-    assert documents.rows_at_once(10_000, 10_000 * 1_000) == 1_024
-    assert documents.rows_at_once(100, 100 << 20) == 8
-    assert documents.rows_at_once(3, 3 << 30) == documents.rows_at_once(0, 0) == 1
+    assert tables.rows_at_once(10_000, 10_000 * 1_000) == 1_024
+    assert tables.rows_at_once(100, 100 << 20) == 8
+    assert tables.rows_at_once(3, 3 << 30) == tables.rows_at_once(0, 0) == 1

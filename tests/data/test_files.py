@@ -58,16 +58,16 @@ def test_a_file_that_is_reached_twice_is_read_once(tmp_path: Path) -> None:
 
 
 def test_what_is_passed_over_in_a_folder_is_counted(tmp_path: Path) -> None:
-    kept = ("A.JSONL", "b.Json.GZ", "c.txt.gz", "d.text", "e.MD", "f.Parquet", "deep/er/g.ndjson.zst")
+    kept = ("A.JSONL", "b.Json.GZ", "c.txt.gz", "d.text", "e.MD", "f.Parquet", "deep/er/g.ndjson.zst", "deep/h.TSV.gz")
     hidden = (".git/x.json", "._d.text", ".ipynb_checkpoints/e.md", "__MACOSX/._a.jsonl", "deep/.h.txt")
-    tree(tmp_path, *kept, *hidden, "t.csv", "u.CSV", "v.tsv.gz", "w.tar.xz", "Makefile")
+    tree(tmp_path, *kept, *hidden, "t.py", "u.PY", "v.tex.gz", "w.tar.xz", "Makefile")
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "gone.txt").symlink_to("nowhere")
     (tmp_path / "self.txt").symlink_to("self.txt")
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     assert names(tmp_path) == sorted(kept)
     special = {"broken link, pipe or device": 4}
-    suffixes = {".csv": 2, ".tsv.gz": 1, ".tar.xz": 1, "without a suffix": 1}
+    suffixes = {".py": 2, ".tex.gz": 1, ".tar.xz": 1, "without a suffix": 1}
     assert passed_over(tmp_path) == {"hidden": 5, **suffixes, **special}
     assert files.counted(passed_over(tmp_path), 2) == "5 x hidden, 4 x broken link, pipe or device, 5 x others"
 
@@ -109,48 +109,37 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path: Path, what: str
         files.contents(path)
 
 
+def test_other_text_is_read_where_it_is_named_by_its_suffix_or_by_itself(tmp_path: Path) -> None:
+    tree(tmp_path, "a.py", "deep/c.py", "deep/d.py.gz", "e.pyc", "README", "f.txt", "g.tar.gz")
+    assert names(tmp_path) == names(tmp_path / "*") == ["f.txt"]
+    assert names(tmp_path / "**" / "*.py") == ["a.py", "deep/c.py"]
+    assert names(tmp_path / "*" / "*.py.gz") == ["deep/d.py.gz"]
+    assert names(tmp_path / "*.[tp]*") == names(tmp_path / "*.*") == ["f.txt"]  # no suffix is named
+    assert names(tmp_path / "README") == ["README"]
+    assert {found.kind for found in files.find([str(tmp_path / "README"), str(tmp_path / "*.py")])[0]} == {"text"}
+
+
+@pytest.mark.parametrize("suffix", ["pdf", "DOCX", "html", "xlsx", "zip", "tar.gz", "csv.bz2"])
+def test_what_holds_no_plain_text_is_not_read_whoever_names_it(tmp_path: Path, suffix: str) -> None:
+    tree(tmp_path, f"a.{suffix}")
+    remedy = r"known are \.jsonl.*; (take the text out of|save|unpack) it"
+    for named in (tmp_path / f"a.{suffix}", tmp_path / f"*.{suffix}", tmp_path):
+        with pytest.raises(DataError, match=remedy):
+            files.find(str(named))
+
+
 def test_nothing_to_read_says_what_there_is_instead(tmp_path: Path) -> None:
-    tree(tmp_path, "a.csv", "b.csv", ".c.txt")
+    tree(tmp_path, "a.py", "b.py", ".c.txt")
     for alone in ("world", "hub:owner/name"):
         with pytest.raises(DataError, match=f"corpus.source: {alone}: stands alone, not in a list with others"):
             files.find([alone])
-    with pytest.raises(DataError, match=r"nothing in it that can be read; it holds 2 x \.csv, 1 x hidden; known are \.jsonl"):
+    with pytest.raises(DataError, match=r"it holds 2 x \.py, 1 x hidden; known are \.jsonl.* named by its suffix"):
         files.find(str(tmp_path))
-    with pytest.raises(DataError, match=r"1 x hidden; known are \.jsonl.*csv\.DictReader.* FILE\.csv"):
-        files.find(str(tmp_path))
-    tree(tmp_path, "packed.csv.gz", "packed.tar.xz", "deep/packed.tar.gz")
-    for packed in ("packed.csv.gz", "packed.tar.xz", "deep"):
-        with pytest.raises(DataError, match=r"known are \.jsonl.*; unpack it first$"):
-            files.find(str(tmp_path / packed))
     with pytest.raises(DataError, match=r"~/texts/\*\.txt \(the shell alone knows `~`; write the path in full\): no such file"):
         files.find("~/texts/*.txt")
-    for source in ("", "a\0b", "x" * 5_000, str(tmp_path / "a.csv" / "b")):
+    for source in ("", "a\0b", "x" * 5_000, str(tmp_path / "a.py" / "b")):
         with pytest.raises(DataError, match=r"^corpus\.source: "):
             files.find(source)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b'id,text\r\n1,"jedna, dv\xc4\x9b\ndva"\r\n',
-        b'\xef\xbb\xbfid;text\r\n1;"jedna, dv\xc4\x9b\ndva"\r\n',
-        b'\xef\xbb\xbfsep=;\r\nid;text;a,b,c\r\n1;"jedna, dv\xc4\x9b\ndva";\r\n',
-        b'id\ttext\n1\t"jedna, dv\xc4\x9b\ndva"\n',
-        b'id\ttext\tplace, date, and more\n1\t"jedna, dv\xc4\x9b\ndva"\t\n',
-        b'id,text\n1,"jedna, dv\xc4\x9b\ndva"\n2,' + b"x" * 200_000 + b"\n",
-    ],
-    ids=["comma", "spreadsheet", "said", "tabs", "commas in a head of tabs", "long"],
-)
-@pytest.mark.parametrize("suffix", ["csv", "tsv"])
-def test_what_is_advised_for_tables_makes_documents_of_them(tmp_path: Path, suffix: str, content: bytes) -> None:
-    path = tmp_path / f"FILE.{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(DataError) as caught:
-        files.find(str(path))
-    command = str(caught.value).partition("; python -c")[2].partition(" makes lines of JSON")[0]
-    subprocess.run(["bash", "-c", f"{sys.executable} -c{command}"], cwd=tmp_path, check=True)
-    first = json.loads((tmp_path / "lines.jsonl").read_text().splitlines()[0])
-    assert first | {"id": "1", "text": "jedna, dvě\ndva"} == first
 
 
 def test_what_links_inside_a_folder_lead_to_tells_whether_it_has_changed(tmp_path: Path) -> None:

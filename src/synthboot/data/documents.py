@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import json
 import re
 from collections import Counter
@@ -20,15 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from synthboot import config
-from synthboot.data import files
+from synthboot.data import files, tables
 from synthboot.data.remote import RemoteFile, Url
 from synthboot.errors import DataError, brief
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 WORLD = "world"
 _BOM = "\ufeff"
@@ -64,19 +60,25 @@ _NO_RECORD_A_LINE = (
     (
         rb"(\xef\xbb\xbf)?\s*\{[ \t]*\r?\n",
         "JSON over several lines, not a record a line",
-        "jq -c . makes lines of it",
+        "jq -c . makes lines of it; where it is no text, a pattern such as 'folder/**/*.md' names "
+        "what is",
     ),
 )
 """The same of a file whose lines are no records."""
 _INVALID = "invalid UTF-8"
+_OTHER_FIELDS = "another number of fields than the first row names"
 _NOT_NARROW = "UTF-16 or UTF-32, not UTF-8"
 _ADVICE = {
     **{what: f"what is {what}: {remedy}" for _, what, remedy in _NO_TEXT},
     _INVALID: "Western text of older programs becomes UTF-8 by `iconv -f WINDOWS-1252 -t UTF-8`, "
     "other text by the name of its encoding (GB18030, SHIFT_JIS, WINDOWS-1251)",
+    _OTHER_FIELDS: "a row of a table has as many fields as its first row names; a text with the "
+    "delimiter in it stands in quotes",
     _NOT_NARROW: "`iconv -f UTF-16 -t UTF-8` makes it UTF-8 (or -f UTF-32)",
 }
 """What to do about records that are no documents, by the reason."""
+_WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+_CONTROLS = bytes(range(9))  # below tab, which text has
 _OLD_MAC = ("in lines that end in carriage returns alone", "tr '\\r' '\\n' mends them")
 
 
@@ -356,12 +358,16 @@ def _file(
 ) -> Iterator[Record]:
     """The records of a file; its name, size and hash, as they were read, are added to `read`."""
     if file.kind == "dataset":
-        yield from _saved_dataset(file, cfg, ignored)
+        for split, line, row in tables.saved_dataset(file.path, _needed(cfg), ignored.values):
+            yield Record(f"{file.name}/{split}" if split else file.name, line, row)
         read += files.contents(file.path, file.name)  # these are mapped into memory, not read
         return
     with files.opened(file.path) as raw:
         if file.kind == "parquet":
-            yield from _parquet(file, raw, cfg, ignored)
+            for line, row in enumerate(tables.parquet(raw, _needed(cfg), ignored.values), 1):
+                yield Record(file.name, line, row)
+        elif file.kind == "table":
+            yield from _table(file, raw, cfg, ignored)
         elif file.kind == "text":
             yield _text(file.name, files.decompressed(raw), cfg)
         else:
@@ -370,6 +376,11 @@ def _file(
             yield from _lines(file.name, file.path, stream, limit, _too_long(cfg))
         size, digest = raw.hashed()
         read.append(files.described(file.name, size, digest))
+
+
+def _needed(cfg: config.Corpus) -> tuple[str, str]:
+    """Fields without which there is no document."""
+    return cfg.text_field, cfg.id_field
 
 
 def _text(
@@ -411,15 +422,8 @@ def _lines(
     limit: int,
     too_long: str,
 ) -> Iterator[Record]:
-    head = stream.peek(1 << 16)[: 1 << 16]
-    for pattern, what, remedy in _NO_RECORD_A_LINE:
-        if re.match(pattern, head):
-            raise _no_lines(path, what, remedy)
-    if b"\n" not in head and b"\r" in head.strip():
-        raise _no_lines(path, *_OLD_MAC)
-
-    # Escapes and other fields may make a line longer than its text.
-    longest = 8 * limit + 4_096
+    _refuse(path, _head(stream), _NO_RECORD_A_LINE)
+    longest = _longest_line(limit)
     line = 0
     while content := stream.readline(longest):
         line += 1
@@ -429,6 +433,24 @@ def _lines(
             yield Record(name, line, None, too_long)
         elif content.strip(b"\xef\xbb\xbf \t\r\n\v\f"):  # more than a byte order mark and blanks
             yield Record(name, line, content)
+
+
+def _head(stream: io.BufferedReader) -> bytes:
+    return stream.peek(1 << 16)[: 1 << 16]
+
+
+def _longest_line(limit: int) -> int:
+    """Bytes of a line whose text may have `limit`: escapes and other fields may make it longer."""
+    return 8 * limit + 4_096
+
+
+def _refuse(path: Path | Url, head: bytes, kinds: Sequence[tuple[bytes, str, str]]) -> None:
+    """Raise DataError for a file that begins as one of the kinds, or whose lines do not end."""
+    for pattern, what, remedy in kinds:
+        if re.match(pattern, head):
+            raise _no_lines(path, what, remedy)
+    if b"\n" not in head and b"\r" in head.strip():
+        raise _no_lines(path, *_OLD_MAC)
 
 
 def _no_lines(path: Path | Url, what: str, remedy: str) -> DataError:
@@ -446,144 +468,27 @@ def _skip_line(stream: io.BufferedReader) -> None:
             return
 
 
-def _parquet(
+def _table(
     file: files.SourceFile,
     raw: files.HashedFile | RemoteFile,
     cfg: config.Corpus,
     ignored: Ignored,
 ) -> Iterator[Record]:
-    import pyarrow.parquet as pq
-
-    table = pq.ParquetFile(io.BufferedReader(raw, files.BLOCK), page_checksum_verification=True)
-    size = 0
-    for i in range(table.num_row_groups):
-        size += table.metadata.row_group(i).total_byte_size
-    files.require_plausible(file.path, size, raw.size)
-
-    some = rows_at_once(table.metadata.num_rows, size)
-
-    def column(name: str) -> Iterator[pa.Array]:
-        for batch in table.iter_batches(batch_size=some, columns=[name], use_threads=False):
-            yield batch.column(0)
-
-    names = table.schema_arrow.names
-    rows = _rows(names, table.metadata.num_rows, column, cfg, ignored)
-    for line, row in enumerate(rows, 1):
-        yield Record(file.name, line, row)
-
-
-def rows_at_once(rows: int, size: int) -> int:
-    """How many rows of a table of `size` bytes are read together: those of 8 MiB, or 1,024."""
-    return max(1, min(1_024, (8 << 20) * rows // max(1, size)))
-
-
-def _saved_dataset(
-    file: files.SourceFile,
-    cfg: config.Corpus,
-    ignored: Ignored,
-) -> Iterator[Record]:
-    datasets = _datasets()
-    try:
-        saved = datasets.load_from_disk(str(file.path))
-        is_split = isinstance(saved, datasets.DatasetDict)
-        splits = saved.items() if is_split else [("", saved)]
-        for split, table in splits:
-            arrow = table.with_format("arrow")
-
-            def column(name: str, table: Any = arrow) -> Iterator[pa.Array]:
-                some = rows_at_once(len(table), table.data.nbytes)
-                for batch in table.select_columns([name]).iter(some):
-                    yield batch.column(0)
-
-            name_of_split = f"{file.name}/{split}" if split else file.name
-            rows = _rows(table.column_names, len(table), column, cfg, ignored)
-            for line, row in enumerate(rows, 1):
-                yield Record(name_of_split, line, row)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = brief(error, None)
-        raise DataError(f"{file.path}: cannot be read as a saved dataset: {reason}") from None
-
-
-def _rows(
-    names: Sequence[str],
-    count: int,
-    column: Callable[[str], Iterator[pa.Array]],
-    cfg: config.Corpus,
-    ignored: Ignored,
-) -> Iterator[dict[str, Any]]:
-    """Rows from columns that are read apart.
-
-    So what is wrong with a column that is neither text nor id does not matter.
-    """
-    needed = (cfg.text_field, cfg.id_field)
-    columns = {}
-    for name in names:
-        columns[name] = _values(name, column(name), count, name in needed, ignored)
-    for values in zip(*columns.values(), strict=True):
-        row = dict(zip(columns, values, strict=True))
-        yield {name: value for name, value in row.items() if value is not _UNREADABLE}
-
-
-_WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
-_CONTROLS = bytes(range(9))  # below tab, which text has
-_UNREADABLE = object()
-
-
-def _values(
-    name: str,
-    arrays: Iterator[pa.Array],
-    count: int,
-    is_needed: bool,
-    ignored: Ignored,
-) -> Iterator[Any]:
-    """A column's values; those that cannot be read are counted.
-
-    Strings of a needed column come as bytes, which may be no UTF-8.
-    """
-    done = 0
-    try:
-        for array in arrays:
-            for value in _converted(array, is_needed):
-                done += 1
-                ignored.values[name] += value is _UNREADABLE
-                yield value
-    except (DataError, MemoryError):
-        raise
-    except Exception:  # a library's, of any kind
-        if is_needed:
-            raise
-    # The rest of the column, where reading broke off.
-    ignored.values[name] += count - done
-    yield from itertools.repeat(_UNREADABLE, count - done)
-
-
-def _converted(array: pa.Array, is_needed: bool) -> list[Any]:
-    import pyarrow as pa
-
-    if is_needed:
-        if pa.types.is_dictionary(array.type):
-            array = array.cast(array.type.value_type)
-        # As bytes, just as they lie there: one bad string would cost the whole batch.
-        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-            array = array.cast(pa.large_binary())
-    try:
-        return list(array.to_pylist())
-    # Years after 9999, bytes that are no text, nanoseconds, unknown time zones: value by value.
-    except Exception:
-        return [_converted_value(value) for value in array]
-
-
-def _converted_value(value: pa.Scalar) -> Any:
-    try:
-        return value.as_py()
-    except Exception:
-        return _UNREADABLE
+    """The records of a CSV or TSV file."""
+    stream = files.decompressed(raw)
+    head = _head(stream)
+    _refuse(file.path, head, _NO_TEXT)
+    if _is_wide(head):
+        raise _no_lines(file.path, _NOT_NARROW, "iconv -f UTF-16 -t UTF-8 makes it that")
+    rows = tables.delimited(stream, file.path, _longest_line(cfg.max_document_bytes), _needed(cfg), ignored.values)
+    for line, row in rows:
+        yield Record(file.name, line, row, _OTHER_FIELDS if row is None else "")
 
 
 def _hub(name: str) -> Iterator[Record]:
     name, _, split = name.partition(":")
     try:
-        rows = _datasets().load_dataset(
+        rows = tables.library().load_dataset(
             name,
             split=split or "train",
             streaming=True,
@@ -596,13 +501,3 @@ def _hub(name: str) -> Iterator[Record]:
         raise DataError(
             f"hub:{name}: cannot be streamed: {reason}; is there a network, and does it exist?"
         ) from None
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(
-            "this source needs the `datasets` package: pip install 'synthboot[datasets]'"
-        ) from None
-    return datasets

@@ -3,6 +3,8 @@
 - Of a folder everything below it is read that has a known suffix, whatever its case. Names that
   begin with a dot, `__MACOSX`, other suffixes, pipes and broken links are passed over and counted.
   Links are followed, and what they lead to is read once.
+- A file of another suffix is read as text where the source names it, by itself or by a pattern
+  that ends in its suffix, such as `src/**/*.py`; but none that is known to hold no plain text.
 - A file is called by its path below the source; files of one name in several sources get as many of
   their parent folders before it as tell them apart. Ids that a record lacks are made of these
   names.
@@ -34,35 +36,28 @@ from synthboot.data import remote
 from synthboot.data.remote import RemoteFile, Url, is_url
 from synthboot.errors import DataError, brief
 
-Kind = Literal["lines", "text", "parquet", "dataset"]
+Kind = Literal["lines", "table", "text", "parquet", "dataset"]
 
-LINES = (".jsonl", ".ndjson", ".json")
+LINES = (".jsonl", ".jsonlines", ".ndjson", ".json")
+TABLES = (".csv", ".tsv")
 TEXT = (".txt", ".text", ".md")
 COMPRESSED = (".gz", ".zst")
 KNOWN = (
-    ".jsonl, .ndjson, .json, .txt, .text, .md (all of them plain, .gz or .zst), .parquet, "
-    "a saved Hugging Face dataset, hub:owner/name, all of them but datasets at a URL too"
+    ".jsonl, .ndjson, .json, .csv, .tsv, .txt, .text, .md (all of them plain, .gz or .zst), "
+    ".parquet, a saved Hugging Face dataset, hub:owner/name, all of them but datasets at a URL "
+    "too; other text where it is named by its suffix (folder/**/*.tex)"
 )
 
-# Spreadsheets write a byte order mark, and a semicolon where the comma is a decimal point; some
-# say so in a first line, `sep=;`.
-_LINES = (
-    '; python -c "import csv, json, sys; csv.field_size_limit(2**31 - 1); '
-    "text = open(sys.argv[1], encoding='utf-8-sig', newline=''); head = text.readline(); "
-    "said = head[4:5] if head[:4] == 'sep=' else ''; said or text.seek(0); "
-    "mark = said or ('\\t' if '\\t' in head else max(',;|', key=head.count)); "
-    '[print(json.dumps(row)) for row in csv.DictReader(text, delimiter=mark)]" '
-    "{} > lines.jsonl makes lines of JSON of it"
-)
-_TEXT = "; take the text out of it first, a .txt for each document"
+_TAKE_OUT = "; take the text out of it first, a .txt for each document"
+_SAVE_AS = "; save it as CSV first"
 _UNPACK = "; unpack it first"
 _ADVICE = {
-    ".csv": _LINES.format("FILE.csv"),
-    ".tsv": _LINES.format("FILE.tsv"),
-    **dict.fromkeys((".docx", ".doc", ".odt", ".pdf", ".epub", ".html", ".htm"), _TEXT),
+    **dict.fromkeys((".docx", ".doc", ".odt", ".rtf", ".pdf", ".epub", ".pptx"), _TAKE_OUT),
+    **dict.fromkeys((".html", ".htm", ".xml"), _TAKE_OUT),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), _SAVE_AS),
     **dict.fromkeys((".gz", ".zst", ".bz2", ".xz", ".zip", ".7z", ".tar", ".tgz"), _UNPACK),
 }
-"""What to do with kinds of files that are not read."""
+"""What to do with kinds of files that are not read, wherever they are named."""
 
 BLOCK = 1 << 20
 """Bytes that are read and hashed at a time."""
@@ -105,7 +100,7 @@ def find(
         is_empty = True
         named = _elsewhere if is_url(item) else _named
         for path, own_parts in named(item, setting, ignored):
-            kind = kind_of(path)
+            kind = kind_of(path) or _as_text(path, item)
             if kind is None:
                 ignored[_suffix(path)] += 1
                 continue
@@ -161,9 +156,28 @@ def kind_of(path: Path | Url) -> Kind | None:
         name = name.removesuffix(Path(name).suffix)
     if name.endswith(LINES):
         return "lines"
+    if name.endswith(TABLES):
+        return "table"
     if name.endswith(TEXT):
         return "text"
     return None
+
+
+def _as_text(path: Path | Url, item: str) -> Kind | None:
+    """`text` for a file of an unknown kind that the item names by its suffix, or by itself."""
+    if isinstance(path, Path) and path.is_dir():
+        return None
+    name = path.name.lower()
+    is_packed = name.endswith(COMPRESSED)
+    inner = Path(name).stem if is_packed else name
+    suffix = Path(inner).suffix
+    if suffix in _ADVICE or (is_packed and not suffix):
+        return None
+
+    asked = Path(item).suffix.lower()
+    by_suffix = asked and not set(asked) & set("*?") and fnmatchcase(name, f"*{asked}")
+    by_itself = isinstance(path, Path) and path == Path(item)
+    return "text" if by_suffix or by_itself else None
 
 
 def counted(counts: Mapping[str, int], most: int = 4) -> str:
@@ -435,7 +449,7 @@ def _named(
         yield from _below(path, ignored)
     else:
         _require_regular(path, status.st_mode)
-        if kind_of(path) is None:
+        if kind_of(path) is None and _as_text(path, item) is None:
             advice = _ADVICE.get(path.suffix.lower(), "")
             raise DataError(f"{setting}: {path}: unknown kind of file; known are {KNOWN}{advice}")
         yield path, 1

@@ -111,7 +111,7 @@ def test_what_cannot_be_used_is_said_and_nothing_is_written(tmp_path: Path) -> N
     numbers = lines(tmp_path / "numbers.jsonl", [{"a": 1, "b": 2}])
     for source, reason in (
         (str(tmp_path / "empty"), "no such file, or nothing in it that can be read"),
-        (few, "12 different documents are too few"),
+        (few, "documents that differ: 12, too few"),
         (numbers, 'no record is a document: 1 x no "text" field; fields: a, b'),
     ):
         result = init(source, "--out", str(out))

@@ -55,7 +55,7 @@ def propose(survey: Survey, name: str, hours: float) -> Proposal:
     docs = len(survey.lengths)
     if docs < LEAST_DOCS:
         raise DataError(
-            f"{docs:,} different documents are too few to find related ones among, or to test on: "
+            f"documents that differ: {docs:,}, too few to find related ones among, or to test on; "
             f"{LEAST_DOCS} are the least; cut long ones into parts, or add some"
         )
     validation = min(300, max(docs // 20, min(_WANTED_VALIDATION, docs // 5)))

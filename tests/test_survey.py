@@ -71,6 +71,14 @@ def test_a_configuration_for_lines_whose_text_has_another_name(tmp_path: Path) -
     assert "is there already" in again.stderr
 
 
+def test_it_is_said_where_documents_are_longer_than_what_is_learned_of_them(tmp_path: Path) -> None:
+    short, long = ([" ".join(texts(many)[:many]) + f" {i}" for i in range(120)] for many in (1, 400))
+    for name, written in (("short", short), ("long", long)):
+        result = init(lines(tmp_path / f"{name}.jsonl", [{"text": text} for text in written]), "--out", str(tmp_path / name))
+        assert result.exit_code == 0, result.output
+        assert ("documents are long: the synthesizer has room for" in result.stdout) == (name == "long")
+
+
 def test_scripts_have_the_names_that_readers_know(tmp_path: Path) -> None:
     han, kana = "\u6f22\u5b57", "\u304b\u306a"
     found = survey(lines(tmp_path / "a.jsonl", [{"text": f"{han}{kana} {number}"} for number in range(120)]))

@@ -39,12 +39,14 @@ _RIGOR = 3
 
 @dataclass(frozen=True)
 class Proposal:
-    """A configuration as YAML text, and what it is expected to take."""
+    """A configuration as YAML text, and what it is expected to take. Of what a d2 holds, the
+    synthesizer has room for `kept_share`."""
 
     text: str
     hours: float
     unique_tokens: int
     train_tokens: int
+    kept_share: float
 
 
 def propose(survey: Survey, name: str, hours: float) -> Proposal:
@@ -79,7 +81,9 @@ def propose(survey: Survey, name: str, hours: float) -> Proposal:
         parsed, _ = strict_yaml.parse(text, name)
         assert isinstance(parsed, dict)  # of sections, as written below
         cfg = loading.load(parsed)
-        return Proposal(text, _hours(cfg), tokens, cfg.budget.train_tokens)
+        room = int(cfg.model.seq_len * (1 - cfg.tune.d1_share))
+        kept_share = float(np.minimum(survey.lengths, room).sum() / survey.tokens)
+        return Proposal(text, _hours(cfg), tokens, cfg.budget.train_tokens, kept_share)
 
     for passes in _PASSES:
         for size in _SIZES:

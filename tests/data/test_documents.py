@@ -192,7 +192,14 @@ def test_a_text_file_that_is_no_text_says_what_it_is_however_long(tmp_path: Path
 
 
 def test_text_may_begin_as_what_is_no_text_does(tmp_path: Path) -> None:
-    given = ["PAR1 is a gene.", "PAR1\nis one too", "BZh9 and BZh1", "PK was here", "PK\x03\x04 too", "%PDF-1.4 is a mark, and text"]
+    given = [
+        "PAR1 is a gene.",
+        "PAR1\nis one too",
+        "BZh9 and BZh1",
+        "PK was here",
+        "PK\x03\x04 too",
+        "%PDF-1.4 is a mark, and text",
+    ]
     for number, text in enumerate(given):
         (tmp_path / f"{number}.txt").write_text(text)
     assert [d.text for d in read(tmp_path) if isinstance(d, Document)] == given

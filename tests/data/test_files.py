@@ -1,7 +1,6 @@
 """What a source names, and that what is read is what was hashed."""
 
 import gzip
-import json
 import os
 import random
 import socket

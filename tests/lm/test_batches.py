@@ -232,6 +232,13 @@ def test_noise_replaces_inputs_and_leaves_targets_and_document_ends() -> None:
     assert (noisy.batch(0).inputs != noisy.batch(1).inputs).any()
 
 
+@pytest.mark.parametrize(("separator", "kept"), [(1, 11 + 8), (None, 16 + 11)], ids=["beside d1", "alone"])
+def test_how_much_of_d2_rows_have_room_for_is_known(separator: int | None, kept: int) -> None:
+    texts = Tokens.of([[*range(10, 10 + length), 0] for length in (20, 4, 10)])
+    laid = PairPlan(texts, [1, 2], [0, 2], PairForm(16, 0.5, 0, separator), batch_tokens=16, tokens=16, seed=0)
+    assert laid.kept_share == kept / (21 + 11)
+
+
 def test_late_passes_of_pairs_are_not_packed_over_and_over() -> None:
     rng = np.random.default_rng(0)
     d1, d2 = rng.integers(0, 20, (2, 60)).tolist()

@@ -81,6 +81,7 @@ class _Hours(click.FloatRange):
 def init(paths: tuple[str, ...], out: Path, hours: float) -> None:
     """Look at your files and write a configuration for them."""
     from synthboot.errors import ConfigError
+    from synthboot.lm.batches import LEAST_KEPT
     from synthboot.proposal import propose
     from synthboot.runner.work import duration
     from synthboot.survey import survey as look
@@ -110,6 +111,11 @@ def init(paths: tuple[str, ...], out: Path, hours: float) -> None:
         f"{out}: arms of {proposed.train_tokens:,} tokens, {proposed.unique_tokens:,} of them "
         f"unique; about {duration(proposed.hours)} here (to a factor of two)"
     )
+    if proposed.kept_share < LEAST_KEPT:
+        say(
+            f"documents are long: the synthesizer has room for {proposed.kept_share:.0%} of them, "
+            f"the beginning of each; cut them into chapters or sections (docs/own-text.md)"
+        )
     if proposed.hours > hours:
         say(f"that is more than --hours {hours:g}: less would be too little to learn from")
     named = shlex.quote(str(out))

@@ -480,7 +480,9 @@ def _table(
     _refuse(file.path, head, _NO_TEXT)
     if _is_wide(head):
         raise _no_lines(file.path, _NOT_NARROW, "iconv -f UTF-16 -t UTF-8 makes it that")
-    rows = tables.delimited(stream, file.path, _longest_line(cfg.max_document_bytes), _needed(cfg), ignored.values)
+    rows = tables.delimited(
+        stream, file.path, _longest_line(cfg.max_document_bytes), _needed(cfg), ignored.values
+    )
     for line, row in rows:
         yield Record(file.name, line, row, _OTHER_FIELDS if row is None else "")
 

@@ -13,7 +13,7 @@ import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
@@ -44,9 +44,15 @@ def tokens_until_copying(batch_tokens: int) -> float:
     return float(10**5.7 * batch_tokens**0.5)
 
 
+LEAST_KEPT = 0.8
+"""Of what d2 holds, the share that rows should have room for."""
+
 LEAST_CONTEXT = 8
 """Tokens of a document below which it is no use to condition on it."""
 
+
+Lengths: TypeAlias = int | Integer[np.ndarray, " pair"]
+"""Tokens of one document, or of many."""
 
 Row = tuple[np.ndarray, np.ndarray]
 """The inputs and the targets of a row, without padding."""
@@ -452,18 +458,19 @@ def joined_contexts(
 
 
 def cut_pair(
-    d1: int,
-    d2: int,
+    d1: Lengths,
+    d2: Lengths,
     form: PairForm,
-) -> tuple[int, int]:
-    """How many tokens of d1 and d2 (its end included) fit a row of end + d1 + separator + d2.
+) -> tuple[Any, Any]:
+    """How many tokens of d1 and d2 (its end included) fit a row of end + d1 + separator + d2; of
+    one pair or, as arrays, of many.
 
     The heads of both are kept. What one leaves of its part, the other may use.
     """
     # a row's targets are its inputs shifted by one, so d2's last token is no input
     room = form.seq_len - 1
-    first = min(d1, max(form.d1_room, room - d2))
-    return first, min(d2, room - first)
+    first = np.minimum(d1, np.maximum(form.d1_room, room - d2))
+    return first, np.minimum(d2, room - first)
 
 
 def pair_row(
@@ -549,18 +556,19 @@ class PairPlan:
             )
 
         # the tokens that each pair takes of a row, an end and a separator less d2's last included
-        d1_lengths = first.lengths[self.d1].tolist()
-        if self.contexts > 1:
-            d1_lengths = [len(self._given(pair)) for pair in range(len(self.d1))]
-        d2_lengths = first.lengths[self.d2].tolist()
-        lengths = []
-        for d1_length, d2_length in zip(d1_lengths, d2_lengths, strict=True):
-            if form.separator is None:
-                lengths.append(min(d2_length, self.seq_len))
-                continue
-            d1_kept, d2_kept = cut_pair(d1_length - 1, d2_length, form)
-            lengths.append(1 + d1_kept + d2_kept)
-        self.lengths = np.array(lengths, np.int64)
+        d2_lengths = first.lengths[self.d2]
+        if form.separator is None:
+            d2_kept = np.minimum(d2_lengths, self.seq_len)
+            self.lengths = d2_kept
+        else:
+            d1_lengths = first.lengths[self.d1]
+            if self.contexts > 1:
+                given = [len(self._given(pair)) for pair in range(len(self.d1))]
+                d1_lengths = np.array(given, np.int64)
+            d1_kept, d2_kept = cut_pair(d1_lengths - 1, d2_lengths, form)
+            self.lengths = 1 + d1_kept + d2_kept
+        # the share of what d2 holds that rows have room for
+        self.kept_share = float(d2_kept.sum() / max(1, d2_lengths.sum()))
 
         # the pairs of each row of an epoch; a batch may lie in two, and packing is not done again
         # for every batch

@@ -42,7 +42,7 @@ from synthboot.errors import BudgetError, DataError, Diverged
 from synthboot.lm import adapters, merging, parallel, pointer, score
 from synthboot.lm import model as models
 from synthboot.lm.arm import runtime_of
-from synthboot.lm.batches import PairForm, PairPlan, cut_pair, joined_contexts
+from synthboot.lm.batches import LEAST_KEPT, PairForm, PairPlan, cut_pair, joined_contexts
 from synthboot.lm.train import Settings, train
 from synthboot.rng import rng
 
@@ -120,8 +120,7 @@ def tune(
     runtime = runtime_of(cfg, folder)
     untuned = _untuned(stopping, model, folder, runtime.group.main, progress)
     # fresh weights read nothing, and nobody expects them to
-    if start is not None:
-        _warn_unread(*untuned, note)
+    _warn(plan, None if start is None else untuned, note)
     if cfg.tune.lora.rank:
         adapters.add(model, cfg.tune.lora, cfg.seed, "tune", form.separator)
     if runtime.group.main:
@@ -233,11 +232,24 @@ def _untuned(
     return worth, error
 
 
-def _warn_unread(worth: float, error: float, note: Callable[[str], None]) -> None:
-    if worth < 2 * error:
+def _warn(
+    plan: PairPlan,
+    untuned: tuple[float, float] | None,
+    note: Callable[[str], None],
+) -> None:
+    """Say before tuning what will be hard to learn: to read d1, of which `untuned` is the worth and
+    its standard error, and what rows have no room for."""
+    if untuned is not None and untuned[0] < 2 * untuned[1]:
         note(
-            f"the model that tuning starts from does not read d1: its worth is {worth:+.4f} +- "
-            f"{error:.4f} nats a token untuned; tuning has to teach that (docs/will-it-work.md)"
+            f"the model that tuning starts from does not read d1: its worth is {untuned[0]:+.4f} "
+            f"+- {untuned[1]:.4f} nats a token untuned; tuning has to teach that "
+            f"(docs/will-it-work.md)"
+        )
+    if plan.kept_share < LEAST_KEPT:
+        note(
+            f"rows of {plan.seq_len:,} tokens, d1 and d2 together, have room for "
+            f"{plan.kept_share:.0%} of d2: of long documents the synthesizer learns to write the "
+            f"beginning alone; raise the context length, or cut them into parts (docs/own-text.md)"
         )
 
 
@@ -410,10 +422,11 @@ class _Held:
         self.own = self._given(first, given)
         self.random = self._given(first, instead)
 
-        self.num_tokens = 0  # fed to the model for one loss
-        for a, b in zip(self.own.prompts, self.d2, strict=True):
-            d1_tokens, d2_tokens = cut_pair(len(a) - 1, len(b), form)
-            self.num_tokens += d2_tokens if form.separator is None else 1 + d1_tokens + d2_tokens
+        d1_lengths = np.array([len(prompt) - 1 for prompt in self.own.prompts], np.int64)
+        d2_lengths = np.array([len(d2) for d2 in self.d2], np.int64)
+        d1_tokens, d2_tokens = cut_pair(d1_lengths, d2_lengths, form)
+        fed = d2_tokens if form.separator is None else 1 + d1_tokens + d2_tokens
+        self.num_tokens = int(fed.sum())  # fed to the model for one loss
         # with its d1, with another one, and twice without
         self.conditioning_tokens = 2 * self.num_tokens + 2 * sum(map(len, self.d2))
 

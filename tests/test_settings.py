@@ -106,8 +106,8 @@ def test_a_setting_that_changes_makes_stale_what_declares_it_and_all_that_is_mad
 
 def _reads(unit: recipes.Unit, path: str) -> bool:
     """Whether a unit's settings or recipe hold a setting."""
-    if path.startswith("arms.*.") and unit.recipe is not None:
-        return unit.options["arm"] == ARM
+    if path.startswith("arms.*.") and unit.training is not None:
+        return unit.training.arm == ARM
     section: Any = unit.settings
     for name in path.replace("*", ARM).split("."):
         held = section if isinstance(section, dict) else section.__dict__

@@ -7,6 +7,7 @@ import pytest
 
 from synthboot import config, loading, recipes, settings
 from synthboot.artifacts import store
+from synthboot.config.texts import text_of
 from synthboot.errors import UndeclaredSetting
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.state import State, states
@@ -166,7 +167,8 @@ def test_a_filter_reads_what_its_judge_by_likelihood_does(tmp_path: Path) -> Non
         chosen = {"judged": {"irrelevance": judge}}
         arms = {**FEW, "clean": {"synthetic": "related", "share": 0.1, "filter": chosen}}
         cfg = loading.load(world_config(tmp_path, arms=arms))
-        unit = recipes.units(cfg)[f"synthesize/{cfg.text_of(cfg.arms['clean'], cfg.pretrain.seeds[0])}"]
+        text = text_of(cfg.arms["clean"], cfg.pretrain.seeds[0], cfg.arms, cfg.pretrain)
+        unit = recipes.units(cfg)[f"synthesize/{text.name}"]
         assert _reads(unit, "tune.pointer") == is_read
 
 

@@ -19,6 +19,7 @@ from synthboot import config
 from synthboot.artifacts.external import EXTERNAL
 from synthboot.artifacts.extraction import COMPARED
 from synthboot.artifacts.synthetic import SAMPLED
+from synthboot.config.texts import SyntheticText, before, text_of
 from synthboot.data import documents, files, tasks
 from synthboot.data.hashes import Hashes
 from synthboot.errors import ConfigError
@@ -458,14 +459,15 @@ class _Recipes:
     def synthesize(self, arm: config.Arm, seed: int) -> str:
         """The unit that holds the synthetic text that an arm reads with a seed."""
         cfg = self.cfg
+        text = text_of(arm, seed, cfg.arms, cfg.pretrain)
         kind = str(arm.synthetic)
-        before = cfg.before(arm)
-        synthesizer = self.synthesizer(kind, cfg.writer_of(arm), before)
+        earlier = before(arm, cfg.arms)
+        synthesizer = self.synthesizer(kind, text.writer, earlier)
 
         # enough for the arm that takes the most of it
         largest = 0.0
         for other in cfg.arms.values():
-            if other.synthetic == kind and cfg.before(other) == before:
+            if other.synthetic == kind and before(other, cfg.arms) == earlier:
                 times = other.filter.times if other.filter.chooses else 1.0
                 largest = max(largest, times * _largest_share(other))
         parents = {**self.corpus, "synthesizer": synthesizer}
@@ -476,32 +478,27 @@ class _Recipes:
             parents["pair"] = self.units[synthesizer].parents["pair"]
         sampled = self.add(
             "synthesize",
-            cfg.sampled_of(arm, seed),
+            text.sampled,
             parents,
-            synthesis=Synthesis(self.tokens(largest), self.draw(arm, seed)),
+            synthesis=Synthesis(self.tokens(largest), text.of_seed),
         )
         # what a filter leaves lies beside what it chooses from
-        return self.filtered(arm, seed, sampled) if arm.filter.chooses else sampled
-
-    def draw(self, arm: config.Arm, seed: int) -> int | None:
-        """The seed that a text is for; None for the text that all seeds, or the first one, read."""
-        has_own = self.cfg.sampled_of(arm, seed) != self.cfg.writer_of(arm)
-        return seed if has_own else None
+        return self.filtered(arm, text, sampled) if arm.filter.chooses else sampled
 
     def tokens(self, share: float) -> int:
         """Synthetic tokens that an arm with this share reads, the rest of its last row included."""
         return math.ceil(share * self.cfg.budget.train_tokens) + self.cfg.model.seq_len
 
-    def filtered(self, arm: config.Arm, seed: int, sampled: str) -> str:
+    def filtered(self, arm: config.Arm, text: SyntheticText, sampled: str) -> str:
         """The unit that holds what an arm's filter leaves of a unit's samples.
 
         Arms with the same filter share it, however much each has sampled for it.
         """
-        cfg = self.cfg
+        arms = self.cfg.arms
         chosen = arm.filter
         largest = 0.0
-        for other in cfg.arms.values():
-            is_same = other.synthetic == arm.synthetic and cfg.before(other) == cfg.before(arm)
+        for other in arms.values():
+            is_same = other.synthetic == arm.synthetic and before(other, arms) == before(arm, arms)
             if is_same and other.filter.name == chosen.name:
                 largest = max(largest, _largest_share(other))
 
@@ -519,23 +516,23 @@ class _Recipes:
             reads += READ_BY_LIKELIHOOD
         return self.add(
             "synthesize",
-            cfg.text_of(arm, seed),
+            text.name,
             parents,
             reads=reads,
-            synthesis=Synthesis(self.tokens(largest), self.draw(arm, seed), chosen),
+            synthesis=Synthesis(self.tokens(largest), text.of_seed, chosen),
         )
 
     def synthesizer(
         self,
         kind: str,
         variant: str,
-        before: str | None,
+        earlier: str | None,
     ) -> str:
         """The unit that holds the model which writes synthetic text of this kind."""
         if kind == "scratch":
             return self.tune(variant, self.related(), None)
         external = self.cfg.tune.init_from is not None
-        start = self.external() if external else self.model(before or "repetition", self.first)
+        start = self.external() if external else self.model(earlier or "repetition", self.first)
         if kind == "random_pairs":
             pairs = self.add(
                 "pair",

@@ -183,6 +183,17 @@ def test_a_judge_in_a_folder_is_known_by_its_files(tmp_path: Path) -> None:
     assert {name for name in before if before[name] != after[name]} == {"analyze", "report"}
 
 
+def test_models_and_texts_are_known_by_the_words_that_finished_folders_have() -> None:
+    """By another word, or one more, all that users have made would be stale."""
+    recipe = config.Arm(synthetic="related", share=0.5)
+    trained = settings.Training("any-name", recipe, seed=3, ready=True)
+    assert trained.reads == {"arm": {"synthetic": "related", "share": 0.5}, "unit.seed": 3}
+    assert settings.Synthesis(100).reads == {"unit.budget_tokens": 100}
+    chosen = config.Filter(loss=[1.0, 2.0], times=4.0)
+    left = settings.Synthesis(100, text_of_seed=0, filter=chosen)
+    assert left.reads == {"unit.budget_tokens": 100, "unit.text_of_seed": 0, "filter": {"loss": [1.0, 2.0]}}
+
+
 class NewerOptim(config.Optim):
     """Optimization with a knob more."""
 

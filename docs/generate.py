@@ -86,7 +86,7 @@ def cli() -> str:
 def settings() -> str:
     """Every setting with its default and its help text."""
     parts = [
-        "# Settings\n\nWritten by `make docs` from `config.py`. No default: required.\n"
+        "# Settings\n\nWritten by `make docs` from `config/`. No default: required.\n"
         "Relative paths are seen from the folder that a command runs in, wherever the file of settings lies.\n"
     ]
     top = []

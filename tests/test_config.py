@@ -1,7 +1,9 @@
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from synthboot import config, loading
 from synthboot.errors import ConfigError
@@ -130,3 +132,38 @@ def test_a_filter_by_facts_needs_a_d1_or_an_embedding() -> None:
                 loading.load(settings)
         else:
             loading.load(settings)
+
+
+RELATED = {"synthetic": "related", "share": 0.5}
+DIGITS = [0.1234567890123456, 0.9876543210987654]
+LONG = {**RELATED, "filter": {"loss": DIGITS, "similarity": DIGITS, "novelty": DIGITS}}
+VECTORS = {"model": "file", "path": "v.npy"}
+APART: dict[str, dict[str, Any]] = {
+    "`arms` needs `repetition: {}`": {"arms": {"repetition": {"noise": 0.1}}},
+    "and `rounds: 1` to go on from": {"arms": {"sbp-2": {**RELATED, "rounds": 2, "noise": 0.1}}},
+    "a `budget.replay_share` above 0 go together": {"budget": {"replay_share": 0.1}},
+    "`likelihood` asks the synthesizer": {"arms": {"sbp": {}}, "analyze": {"judges": ["likelihood"]}},
+    "arms.sbp.filter: has to embed": {"arms": {"sbp": {**RELATED, "filter": {"similarity": [0, 1]}}}, "embed": VECTORS},
+    "root: ~: the shell alone knows": {"root": "~"},
+    "the folder that is named after it": {"arms": {"s" * 99: LONG, "later": {**LONG, "rounds": 2}}},
+    "vectors from a file have none": {"corpus": {"canaries": {"count": 1}}, "embed": VECTORS},
+    "tune.pointer: the built-in engine alone": {"tune": {"pointer": True}, "synthesize": {"sampler": "server"}},
+    "the pointer alone reads d1": {"synthesize": {"contrast": 1.0}, "tune": {"base_share": 1.0, "pointer": True}},
+    "do not go with tune.init_from": {"arms": {"scratch": {**RELATED, "synthetic": "scratch"}}, "tune": {"init_from": "a"}},
+    "adapters are for a model to continue from": {"optim": {"lora": {"rank": 1}}},
+    "is less than one step": {"budget": {"train_tokens": 1}},
+}
+"""What no section can know by itself: a case of each rule, by what is said of it."""
+
+
+@pytest.mark.parametrize("message", APART)
+def test_sections_that_do_not_go_together_make_no_configuration_in_python_either(message: str) -> None:
+    settings = small_config(Path("x.jsonl"), Path("runs"))
+    config.Config(**settings)
+    for name, change in APART[message].items():
+        settings[name] = {**settings[name], **change} if isinstance(change, dict) else change
+    for make in (config.Config.model_validate, lambda given: config.Config(**given)):
+        with pytest.raises(ValidationError, match=re.escape(message)):
+            make(settings)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        loading.load(settings)

@@ -109,7 +109,7 @@ def test_what_was_sampled_is_what_the_arms_read_in_their_own_tokens(written: dic
             assert sample.text == own.decode(row["sampled"])
             assert sample.tokens.tolist() == arms.encode([sample.text])[0]
             assert sample.sampled == len(row["sampled"])
-        assert synthetic.tokens.num_tokens >= units[f"synthesize/{kind}"].options["budget_tokens"]  # of the arms' tokens
+        assert synthetic.tokens.num_tokens >= units[f"synthesize/{kind}"].synthesis.budget_tokens  # of the arms' tokens
 
 
 def test_its_worth_is_measured_in_its_own_tokens_and_by_the_byte(written: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from synthboot import loading, recipes, schema
 from synthboot.config import Config
+from synthboot.config.texts import text_of
 from synthboot.errors import ConfigError
 from tests.conftest import small_config
 from tests.limits import limit
@@ -246,7 +247,7 @@ def test_a_folder_that_a_filter_would_name_too_long_is_refused() -> None:
         return loading.load({**small_config(Path("x.jsonl"), Path("runs")), "arms": arms})
 
     kept = loaded("a")
-    room = 220 - len(kept.text_of(kept.arms["b"], 0))
+    room = 220 - len(text_of(kept.arms["b"], 0, kept.arms, kept.pretrain).name)
     longest = loaded("a" * (1 + room))
     assert max(len(unit.variant) for unit in recipes.units(longest, {"files": []}).values()) == 220
     with pytest.raises(ConfigError, match=r"arms\.b\.filter: the folder .* would have 221 bytes, and 220 are the most"):

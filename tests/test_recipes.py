@@ -186,7 +186,7 @@ def test_arms_that_need_the_same_thing_share_it(tmp_path: Path) -> None:
         a for a in ARMS if found.get(f"pretrain/{a}/seed-0", found["corpus"]).parents.get("synthesize") == "synthesize/related"
     }
     assert related == {"sbp", "sbp-25", "sbp-megadoc", "sbp-first", "sbp-flops"}
-    assert found["synthesize/related"].options["budget_tokens"] == 6_000 + 128  # the largest share
+    assert found["synthesize/related"].synthesis.budget_tokens == 6_000 + 128  # the largest share
     assert found["tune/related"].parents["base"] == "base/chosen"
     assert found["tune/related-after-sbp"].parents["base"] == "pretrain/sbp/seed-0"
     assert "base" not in found["tune/scratch"].parents
@@ -226,8 +226,8 @@ def test_arms_with_one_filter_share_what_it_leaves(tmp_path: Path) -> None:
     assert plan["pretrain/sbp/seed-0"].parents["synthesize"] == "synthesize/related"
     assert plan[name].parents == {"corpus": "corpus", "sampled": "synthesize/related", "base": "base"}
     # four times a tenth of 12,000, twice a fifth; of what is left, what the larger arm reads
-    assert plan["synthesize/related"].options["budget_tokens"] == 4_800 + 96
-    assert plan[name].options["budget_tokens"] == 2_400 + 96
+    assert plan["synthesize/related"].synthesis.budget_tokens == 4_800 + 96
+    assert plan[name].synthesis.budget_tokens == 2_400 + 96
     order = list(plan)
     assert all(order.index(p) < order.index(n) for n, u in plan.items() for p in u.parents.values())
 
@@ -475,7 +475,7 @@ def test_every_stage_that_computes_says_its_flops(ran: dict[str, Any]) -> None:
     for name, unit in recipes.units(loading.load(ran)).items():
         manifest = read_manifest(unit.folder(run_folder(ran)))
         assert manifest is not None
-        copied = any(role.startswith("trial/") for role in unit.parents) and unit.options["seed"] == 0
+        copied = any(role.startswith("trial/") for role in unit.parents) and unit.training and unit.training.seed == 0
         if unit.stage in ("embed", "base", "tune", "synthesize", "pretrain") and not copied:
             assert manifest.cost["flops"] > 0, name
 

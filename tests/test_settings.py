@@ -7,6 +7,7 @@ import pytest
 
 from synthboot import config, loading, recipes, settings
 from synthboot.artifacts import store
+from synthboot.config.texts import text_of
 from synthboot.errors import UndeclaredSetting
 from synthboot.runner.graph import fingerprints
 from synthboot.runner.state import State, states
@@ -106,8 +107,8 @@ def test_a_setting_that_changes_makes_stale_what_declares_it_and_all_that_is_mad
 
 def _reads(unit: recipes.Unit, path: str) -> bool:
     """Whether a unit's settings or recipe hold a setting."""
-    if path.startswith("arms.*.") and unit.recipe is not None:
-        return unit.options["arm"] == ARM
+    if path.startswith("arms.*.") and unit.training is not None:
+        return unit.training.arm == ARM
     section: Any = unit.settings
     for name in path.replace("*", ARM).split("."):
         held = section if isinstance(section, dict) else section.__dict__
@@ -166,7 +167,8 @@ def test_a_filter_reads_what_its_judge_by_likelihood_does(tmp_path: Path) -> Non
         chosen = {"judged": {"irrelevance": judge}}
         arms = {**FEW, "clean": {"synthetic": "related", "share": 0.1, "filter": chosen}}
         cfg = loading.load(world_config(tmp_path, arms=arms))
-        unit = recipes.units(cfg)[f"synthesize/{cfg.text_of(cfg.arms['clean'], cfg.pretrain.seeds[0])}"]
+        text = text_of(cfg.arms["clean"], cfg.pretrain.seeds[0], cfg.arms, cfg.pretrain)
+        unit = recipes.units(cfg)[f"synthesize/{text.name}"]
         assert _reads(unit, "tune.pointer") == is_read
 
 
@@ -179,6 +181,17 @@ def test_a_judge_in_a_folder_is_known_by_its_files(tmp_path: Path) -> None:
     (model / "config.json").write_text("[]")
     after = fingerprints(recipes.units(cfg))
     assert {name for name in before if before[name] != after[name]} == {"analyze", "report"}
+
+
+def test_models_and_texts_are_known_by_the_words_that_finished_folders_have() -> None:
+    """By another word, or one more, all that users have made would be stale."""
+    recipe = config.Arm(synthetic="related", share=0.5)
+    trained = settings.Training("any-name", recipe, seed=3, ready=True)
+    assert trained.reads == {"arm": {"synthetic": "related", "share": 0.5}, "unit.seed": 3}
+    assert settings.Synthesis(100).reads == {"unit.budget_tokens": 100}
+    chosen = config.Filter(loss=[1.0, 2.0], times=4.0)
+    left = settings.Synthesis(100, text_of_seed=0, filter=chosen)
+    assert left.reads == {"unit.budget_tokens": 100, "unit.text_of_seed": 0, "filter": {"loss": [1.0, 2.0]}}
 
 
 class NewerOptim(config.Optim):

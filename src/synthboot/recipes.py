@@ -19,6 +19,7 @@ from synthboot import config
 from synthboot.artifacts.external import EXTERNAL
 from synthboot.artifacts.extraction import COMPARED
 from synthboot.artifacts.synthetic import SAMPLED
+from synthboot.config.texts import SyntheticText, before, text_of
 from synthboot.data import documents, files, tasks
 from synthboot.data.hashes import Hashes
 from synthboot.errors import ConfigError
@@ -30,6 +31,8 @@ from synthboot.settings import (
     READ_BY_FILTER,
     READ_BY_LIKELIHOOD,
     READS,
+    Synthesis,
+    Training,
     changed,
     view,
 )
@@ -72,9 +75,9 @@ class Unit:
     """One artifact to be made: its stage and variant, the units that it reads, by role, and what
     decides its content.
 
-    `settings` is the part of the configuration that its step is given (`settings.view`), `recipe`
-    the arm that it trains. `outside` names and hashes what it reads from outside the run. `options`
-    are what else its step is told, such as arm and seed. It `is_trial` where it is one of the
+    `settings` is the part of the configuration that its step is given (`settings.view`). `outside`
+    names and hashes what it reads from outside the run. `training` says which model it trains,
+    `synthesis` which synthetic text it leaves, where it does. It `is_trial` where it is one of the
     combinations of a sweep.
     """
 
@@ -82,9 +85,9 @@ class Unit:
     variant: str
     parents: dict[str, str]
     settings: config.Config
-    recipe: config.Arm | None = None
     outside: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
+    training: Training | None = None
+    synthesis: Synthesis | None = None
     is_trial: bool = False
 
     @property
@@ -97,15 +100,9 @@ class Unit:
         """What its artifact is known by: settings and recipe where they differ from their defaults,
         and what it reads from outside."""
         result = changed(self.settings) | self.outside
-        if self.recipe is not None:
-            result["arm"] = changed(self.recipe)
-        for name in ("seed", "budget_tokens", "text_of_seed"):
-            if name in self.options:
-                result[f"unit.{name}"] = self.options[name]
-        if "filter" in self.options:
-            chosen = changed(self.options["filter"])
-            chosen.pop("times", None)  # it says how much there is to choose from, not which samples
-            result["filter"] = chosen
+        for told in (self.training, self.synthesis):
+            if told is not None:
+                result |= told.reads
         return result
 
     def folder(self, root: Path) -> Path:
@@ -264,10 +261,10 @@ class _Recipes:
         *,
         reads: tuple[str, ...] = (),
         cfg: config.Config | None = None,
-        recipe: config.Arm | None = None,
         outside: dict[str, Any] | None = None,
+        training: Training | None = None,
+        synthesis: Synthesis | None = None,
         is_trial: bool = False,
-        **options: Any,
     ) -> str:
         """Add a unit unless it is there already; returns its name.
 
@@ -278,9 +275,9 @@ class _Recipes:
             variant=variant,
             parents=parents,
             settings=view(cfg or self.cfg, (*READS[stage], *reads)),
-            recipe=recipe,
             outside=outside or {},
-            options=options,
+            training=training,
+            synthesis=synthesis,
             is_trial=is_trial,
         )
         # arms that need the same thing share it
@@ -303,7 +300,8 @@ class _Recipes:
         for name, unit in self.units.items():
             # a trial is shown by the unit that its sweep chose, text by that of the first seed
             makes_text = unit.stage in ("embed", "pair", "synthesize", "tune")
-            if makes_text and not unit.is_trial and "text_of_seed" not in unit.options:
+            is_first = unit.synthesis is None or unit.synthesis.text_of_seed is None
+            if makes_text and is_first and not unit.is_trial:
                 upstream[name] = name
             if unit.stage == "synthesize":
                 synthetic[name] = name
@@ -355,27 +353,29 @@ class _Recipes:
         each."""
         asked = {}
         for role, model in models.items():
-            options = self.units[model].options
             asked[role.replace("model/", "extract/", 1)] = self.add(
                 "extract",
-                f"{options['arm']}/seed-{options['seed']}",
+                self.called(model),
                 {**self.corpus, "model": model},
             )
         return self.add("extract", COMPARED, {**self.corpus, **asked})
+
+    def called(self, model: str) -> str:
+        """The variant of what is made of a model: its arm and seed."""
+        training = self.units[model].training
+        assert training is not None  # as every model has
+        return f"{training.arm}/seed-{training.seed}"
 
     def score(self, model: str) -> str:
         """The unit that holds the scores of a model.
 
         Raises ConfigError where questions about a world are asked and the corpus is none.
         """
-        unit = self.units[model]
-        arm = unit.options["arm"]
-        seed = unit.options["seed"]
         # how questions are asked is nothing to a score where none is
         reads = ASKING if self.cfg.evaluate.tasks else ()
         return self.add(
             "score",
-            f"{arm}/seed-{seed}",
+            self.called(model),
             {**self.corpus, "model": model},
             reads=reads,
             outside=self.questions,
@@ -417,14 +417,7 @@ class _Recipes:
 
         sources = self.sources(arm, seed)
         if not arm.sweep:
-            return self.add(
-                stage,
-                variant,
-                sources,
-                recipe=arm,
-                arm=name,
-                seed=seed,
-            )
+            return self.add(stage, variant, sources, training=Training(name, arm, seed))
 
         trials = {}
         for trial, setting in arm.trials().items():
@@ -432,24 +425,14 @@ class _Recipes:
                 "base" if is_repetition else "pretrain",
                 trial if is_repetition else f"{name}/{trial}",
                 self.sources(arm, self.first),
-                recipe=setting,
-                arm=name,
-                seed=self.first,
+                training=Training(name, setting, self.first),
                 is_trial=True,
             )
             trials[f"trial/{trial}"] = trial_unit
 
         ready = seed == self.first  # one of the trials is this model already
         parents = {**(self.corpus if ready else sources), **trials}
-        return self.add(
-            stage,
-            variant,
-            parents,
-            recipe=arm,
-            arm=name,
-            seed=seed,
-            ready=ready,
-        )
+        return self.add(stage, variant, parents, training=Training(name, arm, seed, ready))
 
     def sources(self, arm: config.Arm, seed: int) -> dict[str, str]:
         """What a model of an arm is trained on, by role."""
@@ -476,14 +459,15 @@ class _Recipes:
     def synthesize(self, arm: config.Arm, seed: int) -> str:
         """The unit that holds the synthetic text that an arm reads with a seed."""
         cfg = self.cfg
+        text = text_of(arm, seed, cfg.arms, cfg.pretrain)
         kind = str(arm.synthetic)
-        before = cfg.before(arm)
-        synthesizer = self.synthesizer(kind, cfg.writer_of(arm), before)
+        earlier = before(arm, cfg.arms)
+        synthesizer = self.synthesizer(kind, text.writer, earlier)
 
         # enough for the arm that takes the most of it
         largest = 0.0
         for other in cfg.arms.values():
-            if other.synthetic == kind and cfg.before(other) == before:
+            if other.synthetic == kind and before(other, cfg.arms) == earlier:
                 times = other.filter.times if other.filter.chooses else 1.0
                 largest = max(largest, times * _largest_share(other))
         parents = {**self.corpus, "synthesizer": synthesizer}
@@ -494,34 +478,27 @@ class _Recipes:
             parents["pair"] = self.units[synthesizer].parents["pair"]
         sampled = self.add(
             "synthesize",
-            cfg.sampled_of(arm, seed),
+            text.sampled,
             parents,
-            budget_tokens=self.tokens(largest),
-            **self.draw(arm, seed),
+            synthesis=Synthesis(self.tokens(largest), text.of_seed),
         )
         # what a filter leaves lies beside what it chooses from
-        return self.filtered(arm, seed, sampled) if arm.filter.chooses else sampled
-
-    def draw(self, arm: config.Arm, seed: int) -> dict[str, Any]:
-        """The option that says which seed a text is for; empty for the text that all seeds, or the
-        first one, read."""
-        has_own = self.cfg.sampled_of(arm, seed) != self.cfg.writer_of(arm)
-        return {"text_of_seed": seed} if has_own else {}
+        return self.filtered(arm, text, sampled) if arm.filter.chooses else sampled
 
     def tokens(self, share: float) -> int:
         """Synthetic tokens that an arm with this share reads, the rest of its last row included."""
         return math.ceil(share * self.cfg.budget.train_tokens) + self.cfg.model.seq_len
 
-    def filtered(self, arm: config.Arm, seed: int, sampled: str) -> str:
+    def filtered(self, arm: config.Arm, text: SyntheticText, sampled: str) -> str:
         """The unit that holds what an arm's filter leaves of a unit's samples.
 
         Arms with the same filter share it, however much each has sampled for it.
         """
-        cfg = self.cfg
+        arms = self.cfg.arms
         chosen = arm.filter
         largest = 0.0
-        for other in cfg.arms.values():
-            is_same = other.synthetic == arm.synthetic and cfg.before(other) == cfg.before(arm)
+        for other in arms.values():
+            is_same = other.synthetic == arm.synthetic and before(other, arms) == before(arm, arms)
             if is_same and other.filter.name == chosen.name:
                 largest = max(largest, _largest_share(other))
 
@@ -539,25 +516,23 @@ class _Recipes:
             reads += READ_BY_LIKELIHOOD
         return self.add(
             "synthesize",
-            cfg.text_of(arm, seed),
+            text.name,
             parents,
             reads=reads,
-            budget_tokens=self.tokens(largest),
-            filter=chosen,
-            **self.draw(arm, seed),
+            synthesis=Synthesis(self.tokens(largest), text.of_seed, chosen),
         )
 
     def synthesizer(
         self,
         kind: str,
         variant: str,
-        before: str | None,
+        earlier: str | None,
     ) -> str:
         """The unit that holds the model which writes synthetic text of this kind."""
         if kind == "scratch":
             return self.tune(variant, self.related(), None)
         external = self.cfg.tune.init_from is not None
-        start = self.external() if external else self.model(before or "repetition", self.first)
+        start = self.external() if external else self.model(earlier or "repetition", self.first)
         if kind == "random_pairs":
             pairs = self.add(
                 "pair",

@@ -4,15 +4,17 @@
 `view`, a configuration that has these and no others: reading another one raises UndeclaredSetting,
 so that nothing can be read that the fingerprint does not hold. `RUNTIME` says where and how work
 runs; every stage may read it, and it is in no fingerprint. `WATCHING`, which is declared as all
-else, is in none either.
+else, is in none either. `Training` and `Synthesis` are what no setting says: which of several
+models or texts it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from synthboot.config import Arm, Config, Section
+from synthboot.config import Arm, Config, Filter, Section
 
 RUNTIME = ("engine", "name", "root")
 """Settings that change where and how work runs, and nothing that is computed but for rounding."""
@@ -84,6 +86,49 @@ READS: Mapping[str, tuple[str, ...]] = {
 }
 """By stage, the dotted names of the settings that its artifacts depend on; a section stands for all
 that is in it."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Which model is trained."""
+
+    arm: str
+    """Name of its arm: `repetition` for base, whichever arms share it."""
+    recipe: Arm
+    """What it is trained on; that of a trial has the values of its combination."""
+    seed: int
+    """One of `pretrain.seeds`."""
+    ready: bool = False
+    """Whether one of the trials of its sweep is this model already."""
+
+    @property
+    def reads(self) -> dict[str, Any]:
+        """What of this its artifact is known by: not what the arm is called."""
+        return {"arm": changed(self.recipe), "unit.seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Which synthetic text is sampled, or chosen among the samples of another unit."""
+
+    budget_tokens: int
+    """Tokens that there have to be at least."""
+    text_of_seed: int | None = None
+    """The seed whose own text this is; None: that of all seeds, or of the first."""
+    filter: Filter | None = None
+    """What chooses; None: these are the samples."""
+
+    @property
+    def reads(self) -> dict[str, Any]:
+        """What of this its artifact is known by."""
+        known: dict[str, Any] = {"unit.budget_tokens": self.budget_tokens}
+        if self.text_of_seed is not None:
+            known["unit.text_of_seed"] = self.text_of_seed
+        if self.filter is not None:
+            chosen = changed(self.filter)
+            chosen.pop("times", None)  # it says how much there is to choose from, not which samples
+            known["filter"] = chosen
+        return known
 
 
 def view(cfg: Config, paths: Collection[str]) -> Config:

@@ -168,7 +168,7 @@ def test_an_external_model_is_planned_in_tokens_of_its_own_and_writes_what_has_n
     workload = work.Workload(cfg, work.sizes(cfg, []))
     planned = {name: workload.of(units[f"synthesize/{name}"]) for name in ("related", "unconditional")}
     # a token of a larger vocabulary is more text: 4.4 bytes beside 3.2 (`work._bytes_per_token`)
-    budget = units["synthesize/related"].options["budget_tokens"]
+    budget = units["synthesize/related"].synthesis.budget_tokens
     assert planned["related"].tokens == planned["unconditional"].tokens == pytest.approx(budget * 3.215 / 4.43, rel=1e-3)
     assert planned["unconditional"].flops > planned["unconditional"].tokens * workload.synthesizer.flops_of_weights
 

@@ -109,7 +109,7 @@ class Finished:
     def readers(self, unit: recipes.Unit) -> list[recipes.Unit]:
         """The units that read the text of a model: itself, or the trials of its sweep where one of
         them is this model already."""
-        if not unit.options.get("ready"):
+        if unit.training is None or not unit.training.ready:
             return [unit]
         return [self.plan[name] for role, name in unit.parents.items() if role.startswith("trial/")]
 

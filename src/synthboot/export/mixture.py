@@ -88,9 +88,9 @@ def _write(plan: Plan, dtype: np.dtype[Any], folder: Path) -> None:
 
 def _recipe(run: Finished, unit: Unit) -> config.Arm:
     """The recipe of an arm's model: of a sweep the one that it chose."""
-    assert unit.recipe is not None  # every model has one
-    if not unit.recipe.sweep:
-        return unit.recipe
+    assert unit.training is not None  # as every model has
+    if not unit.training.recipe.sweep:
+        return unit.training.recipe
     return Model.open(run.made(unit.name).folder).token_counts.recipe
 
 
@@ -98,7 +98,8 @@ def _plan(run: Finished, unit: Unit, recipe: config.Arm, seed: int) -> Plan:
     """The batches of an arm, as its training has them."""
     # The first seed of a sweep is one of its trials, and that trial read the text; a later seed
     # read it itself.
-    trials = [reader for reader in run.readers(unit) if reader.recipe == recipe]
+    readers = run.readers(unit)
+    trials = [trial for trial in readers if trial.training and trial.training.recipe == recipe]
     reader = trials[0] if trials else unit
     for parent in reader.parents.values():
         run.made(parent)  # raises unless it is finished

@@ -19,6 +19,7 @@ from synthboot.artifacts.evaluation import (
 from synthboot.artifacts.model import Curve, TokenCounts, Tuning
 from synthboot.artifacts.pairs import Left
 from synthboot.config import Arm
+from synthboot.config.texts import text_of
 from synthboot.data.items import titles
 from synthboot.report import leaks
 from synthboot.report.figures import Curves, Figure, Line, Mark, Values
@@ -446,6 +447,7 @@ class Round(NamedTuple):
 def rounds(results: Results) -> list[Round]:
     """A row for every round of the longest chain of bootstrapping."""
     recipes = results.config.arms
+    pretrain = results.config.pretrain
     analyzed = results.analyze
     last = max(recipes, key=lambda name: recipes[name].rounds)
     if recipes[last].rounds < 2 or not analyzed:
@@ -458,13 +460,9 @@ def rounds(results: Results) -> list[Round]:
 
     rows = []
     for number, name in sorted(chain.items()):
-        # Text of a later round is named by the arm whose model its synthesizer started from.
-        kind = str(recipes[last].synthetic)
-        if number - 1 in chain:
-            kind += f"-after-{chain[number - 1]}"
-        if recipes[last].filter.chooses:
-            kind += f",{recipes[last].filter.name}"
-        written = analyzed["kinds"][kind]
+        # what is analyzed is the text of the first seed
+        read = text_of(recipes[name], pretrain.seeds[0], recipes, pretrain)
+        written = analyzed["kinds"][read.name]
         loss = results.evaluate.arms[name].loss
         rows.append(Round(number, name, loss, written["entropy"], written["distinct_ngrams"]["4"]))
     return rows

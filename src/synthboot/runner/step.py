@@ -78,6 +78,6 @@ def context_of(
         note=note,
         outside=unit.outside,
         variant=unit.variant,
-        recipe=unit.recipe,
-        **unit.options,
+        training=unit.training,
+        synthesis=unit.synthesis,
     )

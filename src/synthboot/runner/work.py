@@ -22,7 +22,7 @@ from synthboot.data.tokens import token_dtype
 from synthboot.errors import SynthbootError
 from synthboot.lm.batches import d1_room
 from synthboot.neighbors.search import clusters
-from synthboot.recipes import Unit, folder_of, is_filter
+from synthboot.recipes import Unit, folder_of
 from synthboot.runner.machines import figures
 
 _SAMPLED_RECORDS = 200
@@ -201,13 +201,14 @@ class Workload:
         """What one artifact takes."""
         if is_copy(unit):
             return Work(kept_bytes=self._weights(2), written_bytes=self._weights(2))
-        if unit.stage in ("base", "pretrain"):
-            return self.training(unit.recipe or config.Arm())
-        if is_filter(unit):
-            return self.filter(unit.options["filter"], unit.options["budget_tokens"])
+        if unit.training is not None:
+            return self.training(unit.training.recipe)
         is_conditional = not unit.variant.startswith("unconditional")
-        if unit.stage == "synthesize":
-            return self.synthesize(unit.options["budget_tokens"], is_conditional)
+        text = unit.synthesis
+        if text is not None and text.filter is not None:
+            return self.filter(text.filter, text.budget_tokens)
+        if text is not None:
+            return self.synthesize(text.budget_tokens, is_conditional)
         if unit.stage == "tune":
             return self.tune(is_conditional)
         if (unit.stage, unit.variant) == ("corpus", EXTERNAL):
@@ -543,7 +544,7 @@ def is_copy(unit: Unit) -> bool:
     """Whether a model is one of its sweep's trials, which has been trained already."""
     if unit.stage == "tune":
         return any(role.startswith("trial/") for role in unit.parents)
-    return bool(unit.options.get("ready"))
+    return unit.training is not None and unit.training.ready
 
 
 @dataclass(frozen=True)

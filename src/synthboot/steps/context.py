@@ -17,6 +17,7 @@ from synthboot.artifacts.pairs import Pairs
 from synthboot.artifacts.parts import WHOLE, Part
 from synthboot.artifacts.store import Progress, Shards, read_manifest
 from synthboot.artifacts.synthetic import Synthetic
+from synthboot.settings import Synthesis, Training
 
 if TYPE_CHECKING:
     from synthboot.stages.embed import Embedder
@@ -31,10 +32,8 @@ class Context:
 
     - `progress` and `note` tell the user how far it is, and what to know.
     - `outside` names and hashes the files from outside the run that its artifact is known by.
-    - `arm`, `seed`, `recipe` and `variant` say what it makes. `ready`: a trial of its sweep is this
-      model already.
-    - `budget_tokens`, `filter` and `text_of_seed` are for synthetic text: how much, chosen by what,
-      and for which seed, where each seed has its own.
+    - `variant` says which artifact of its stage it makes, `training` which model, `synthesis` which
+      synthetic text.
     - With a `part`, only that part of its items is to be made; `found` takes where items lie, and
       how many there are in all parts together.
     """
@@ -46,14 +45,9 @@ class Context:
     progress: Progress
     note: Callable[[str], None] = lambda _: None
     outside: Mapping[str, Any] = field(default_factory=dict)
-    arm: str = ""
-    seed: int = 0
-    recipe: config.Arm | None = None
-    ready: bool = False
     variant: str = ""
-    budget_tokens: int = 0
-    text_of_seed: int | None = None
-    filter: config.Filter | None = None
+    training: Training | None = None
+    synthesis: Synthesis | None = None
     part: Part = WHOLE
     found: Callable[[Shards, int], None] = lambda *_: None
 

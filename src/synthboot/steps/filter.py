@@ -28,8 +28,8 @@ Measure = Callable[[Sequence[Sample], int], Float[np.ndarray, " sample"]]
 """From the samples of a chunk, and its number, to what each of them is measured at."""
 
 
-def filtered(c: Context, chosen: config.Filter) -> Outcome:
-    """What a filter leaves of an S_pretrain.
+def filtered(c: Context, chosen: config.Filter, budget_tokens: int) -> Outcome:
+    """What a filter leaves of an S_pretrain, `budget_tokens` at least.
 
     What takes a model is measured chunk by chunk and kept until the end, so that a kill costs a
     chunk; counting is done anew. The FLOPs are those that base, the embedding and, at most, the
@@ -56,7 +56,7 @@ def filtered(c: Context, chosen: config.Filter) -> Outcome:
             found[number] = reason
 
     thrown = stage.thrown_away(found, source.tokens.lengths)
-    stage.check_budget(source.tokens.num_tokens, c.budget_tokens, thrown, c.variant)
+    stage.check_budget(source.tokens.num_tokens, budget_tokens, thrown, c.variant)
     kept, tokens = _write(c, source, found, measures)
 
     counts = {

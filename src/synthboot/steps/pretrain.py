@@ -10,6 +10,7 @@ from synthboot.artifacts.model import Curve, Model, TokenCounts
 from synthboot.artifacts.pairs import TRAIN
 from synthboot.artifacts.store import read_manifest
 from synthboot.artifacts.synthetic import Synthetic, ThrownAway
+from synthboot.settings import Training
 from synthboot.steps.context import Context, Outcome
 from synthboot.steps.sweep import best_loss, best_trial
 
@@ -33,7 +34,8 @@ def pretrain(c: Context) -> Outcome:
     from synthboot.lm import parallel
     from synthboot.stages.pretrain import pretrain as stage
 
-    recipe, ready = _recipe(c)
+    training = _training(c)
+    recipe, ready = _recipe(c, training)
     model = Model.open(c.folder)
     if ready is not None:
         if parallel.rank() == 0:
@@ -43,7 +45,7 @@ def pretrain(c: Context) -> Outcome:
     trained = stage(
         cfg=c.cfg,
         arm=recipe,
-        seed=c.seed,
+        seed=training.seed,
         text=sources(c, recipe),
         validation=c.corpus.validation,
         tokenizer=c.corpus.tokenizer,
@@ -77,15 +79,21 @@ def _account(curve: Curve) -> str:
     return f"{least}; the last tenth saved {curve.late_gain:+.4f}"
 
 
-def _recipe(c: Context) -> tuple[config.Arm, Model | None]:
+def _training(c: Context) -> Training:
+    """Which model this is."""
+    assert c.training is not None  # a unit of these stages has one
+    return c.training
+
+
+def _recipe(c: Context, training: Training) -> tuple[config.Arm, Model | None]:
     """The recipe of this model (of a sweep, the trial of the least validation loss) and, where a
     trial is this model already, that trial."""
-    assert c.recipe is not None  # a unit of these stages has one
-    if not c.recipe.sweep:
-        return c.recipe, None
-    trials = c.recipe.trials()
-    best = best_trial(c, trials, c.recipe.sweep, best_loss)
-    return trials[best], c.model(f"trial/{best}") if c.ready else None
+    recipe = training.recipe
+    if not recipe.sweep:
+        return recipe, None
+    trials = recipe.trials()
+    best = best_trial(c, trials, recipe.sweep, best_loss)
+    return trials[best], c.model(f"trial/{best}") if training.ready else None
 
 
 def sources(c: Context, arm: config.Arm) -> Sources:
@@ -94,7 +102,7 @@ def sources(c: Context, arm: config.Arm) -> Sources:
     from synthboot.stages.pretrain import real_docs
 
     pool = c.corpus.pool
-    real = pool.head(real_docs(arm, c.arm, pool, c.corpus.pretrain_docs))
+    real = pool.head(real_docs(arm, _training(c).arm, pool, c.corpus.pretrain_docs))
     replay = c.corpus.replay if c.cfg.budget.replay_share else None
 
     if arm.layout == "packed_pairs":

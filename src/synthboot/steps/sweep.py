@@ -47,8 +47,8 @@ def _none_left(
     diverged: Mapping[str, str],
 ) -> TrainingError:
     """What to raise where no trial has a model."""
-    section = f"arms.{c.arm}" if c.arm else "tune"
-    rate = "optim.lr" if c.arm else "tune.lr"
+    section = "tune" if c.training is None else f"arms.{c.training.arm}"
+    rate = "tune.lr" if c.training is None else "optim.lr"
     advice = f"put lower rates into {section}.sweep.lr" if "lr" in swept else f"lower {rate}"
     trial, reason = next(iter(diverged.items()))
     return TrainingError(

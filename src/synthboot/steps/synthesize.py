@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from synthboot import config
 from synthboot.rng import rng
+from synthboot.settings import Synthesis
 from synthboot.steps.context import Context, Outcome, conditional, upstream_flops
 from synthboot.steps.filter import filtered
 
@@ -19,8 +20,9 @@ _ROOM = 2**22
 def synthesize(c: Context) -> Outcome:
     """S_pretrain in chunks, or what a filter leaves of one. The FLOPs count every prompt and
     sampled token once."""
-    if c.filter is not None:
-        return filtered(c, c.filter)
+    told = _told(c)
+    if told.filter is not None:
+        return filtered(c, told.filter, told.budget_tokens)
     from synthboot.lm import model as models
     from synthboot.stages.synthesize import synthesize as stage
 
@@ -32,7 +34,7 @@ def synthesize(c: Context) -> Outcome:
         )
     counts = stage(
         job=job,
-        budget_tokens=c.budget_tokens,
+        budget_tokens=told.budget_tokens,
         folder=c.folder,
         workers=_workers(c),
         progress=c.progress,
@@ -56,12 +58,18 @@ def synthesize_part(c: Context) -> int:
 
     return stage(
         job=_job(c),
-        budget_tokens=c.budget_tokens,
+        budget_tokens=_told(c).budget_tokens,
         folder=c.folder,
         part=c.part,
         workers=_workers(c),
         progress=c.progress,
     )
+
+
+def _told(c: Context) -> Synthesis:
+    """Which text this is."""
+    assert c.synthesis is not None  # a unit of this stage has one
+    return c.synthesis
 
 
 def _workers(c: Context) -> int:
@@ -101,9 +109,10 @@ def _job(c: Context) -> Job:
 
 def _text_seed(c: Context) -> int:
     """What a text is drawn by: the run's seed, or one of its own for each seed of the arms."""
-    if c.text_of_seed is None:
+    own = _told(c).text_of_seed
+    if own is None:
         return c.cfg.seed
-    return int(rng(c.cfg.seed, "synthesize.text", c.text_of_seed).integers(2**63))
+    return int(rng(c.cfg.seed, "synthesize.text", own).integers(2**63))
 
 
 def of_each(engine: config.Engine, workers: int) -> config.Engine:

@@ -72,7 +72,7 @@ def test_models_vectors_and_measures(run: api.Run, finished: dict[str, Any]) -> 
     vectors = run.vectors()
     assert vectors.shape[0] == len(run.corpus())
     assert np.linalg.norm(vectors.astype(np.float32), axis=1) == pytest.approx(1, abs=1e-2)
-    assert "related" in run.analyze().result["kinds"]
+    assert "related" in run.analyze().kinds
     with pytest.raises(MissingArtifact, match=r"set extract\.docs or corpus\.canaries\.count"):
         run.extract()
     scores = run.evaluate().to_pandas().set_index("arm")

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from synthboot import api, show
-from synthboot.artifacts.analysis import judged_texts
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.embeddings import Embeddings
+from synthboot.artifacts.judged import judged_texts
 from synthboot.artifacts.pairs import TRAIN, Pairs
 from synthboot.artifacts.synthetic import Synthetic
 from synthboot.cli import main

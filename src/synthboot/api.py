@@ -156,7 +156,7 @@ class Run:
         return by_arm
 
     def analyze(self) -> Analysis:
-        """The measures of synthetic text beside real text."""
+        """The measures of synthetic text beside real text, and what judges say of both."""
         self.run("analyze")
         return Analysis.open(self._folder("analyze"))
 

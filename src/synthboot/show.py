@@ -11,18 +11,19 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import regex
 from jaxtyping import Bool, Float32
 
 from synthboot.artifacts import parts, store
-from synthboot.artifacts.analysis import Analysis, JudgedText, judged_texts
+from synthboot.artifacts.analysis import Analysis, Segments
 from synthboot.artifacts.corpus import DOCUMENTS, Corpus
 from synthboot.artifacts.embeddings import Embeddings
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.extraction import COMPARED, FIGURES, Continued, Extraction
+from synthboot.artifacts.judged import JudgedText, judged_texts
 from synthboot.artifacts.pairs import TRAIN, Pairs
 from synthboot.artifacts.synthetic import Sample, Synthetic
 from synthboot.config import Config, Embed
@@ -45,9 +46,6 @@ _BLOCK_DOCS = 65_536
 """Vectors of documents that are compared at once."""
 _BATCH_DOCS = 1_024
 """Samples that are embedded at once."""
-
-Segments = Sequence[tuple[str, int]]
-"""A text in parts, each with its mark (`Example`)."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Example:
 
 
 def _unmarked(text: str) -> Segments:
-    return [(text, 0)]
+    return ((text, 0),)
 
 
 def status(run: Path) -> list[Status]:
@@ -203,18 +201,13 @@ def _judged(run: Path, is_wanted: Callable[[str], bool]) -> Iterator[Example]:
             yield Example(title, {name: _unmarked(text) for name, text in texts.items()})
 
 
-def analyzed(run: Path) -> dict[str, Any]:
+def analyzed(run: Path) -> Analysis:
     """The measures of a run's text, and what judges say of it.
 
-    Raises MissingArtifact where it has not been analyzed, or by an older synthboot.
+    Raises MissingArtifact where it has not been analyzed, CorruptArtifact where it was by another
+    synthboot.
     """
-    result = Analysis.open(_need(run, "analyze")).result
-    judged = result.get("judged")
-    if judged is None or any("spent" not in verdict for verdict in judged):
-        raise MissingArtifact(
-            f"{run}: was analyzed by an older synthboot; run `synthboot analyze CONFIG` again"
-        )
-    return result
+    return Analysis.open(_need(run, "analyze"))
 
 
 def evaluated(run: Path) -> Evaluation | None:
@@ -416,8 +409,8 @@ def _pairs(
         d2 = int(pairs.d2[number])
         if is_wanted_document(d1) or is_wanted_document(d2):
             pair = analyze.shown(pairs, number, corpus.tokenizer, tokens, _COPY_TOKENS)
-            title = f"similarity {pair['similarity']:.3f}"
-            yield Example(title, {"d1": _unmarked(pair["d1"]), "d2": pair["d2"]})
+            title = f"similarity {pair.similarity:.3f}"
+            yield Example(title, {"d1": _unmarked(pair.d1), "d2": pair.d2})
 
 
 def _kind(run: Path, of: str | None) -> str:

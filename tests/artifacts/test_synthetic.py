@@ -92,11 +92,11 @@ def test_what_was_sampled_is_what_is_looked_for_in_d1(tmp_path: Path, tokenizer:
     pairs = Pairs(np.array([0, 1]), np.array([1, 0]), np.ones(2, np.float32), np.zeros(2, np.int64))
     cfg = config.Analyze(copy_tokens=10, examples=2)
     found = analyze.examples(list(Synthetic.open(tmp_path)), pairs, tokenizer, corpus, cfg)
-    marks = [[mark for _, mark in example["sampled"][0]["segments"]] for example in found]
+    marks = [[mark for _, mark in example.sampled[0].segments] for example in found]
     assert marks == [[2], [1]]  # of the other document, spelled alike; of its own d1
-    assert all("".join(p for p, _ in e["sampled"][0]["segments"]) == text for e in found)
+    assert all("".join(p for p, _ in e.sampled[0].segments) == text for e in found)
     # what the real d2 shares with d1 is marked too
-    assert [example["d2"] for example in found] == [[(text, 0)]] * 2
+    assert [example.d2 for example in found] == [((text, 0),)] * 2
     corpus = Tokens.of([[*unusual, tokenizer.end]] * 2)
     [first, _] = analyze.examples(list(Synthetic.open(tmp_path)), pairs, tokenizer, corpus, cfg)
-    assert first["d2"] == [(text, 1)]
+    assert first.d2 == ((text, 1),)

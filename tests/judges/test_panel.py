@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from synthboot.artifacts.judged import NOTHING, Question, Spent, Verdict
 from synthboot.judges import panel
 from synthboot.judges.planted import Case
-from synthboot.judges.protocol import NOTHING, Item, OnScore, Question, Spent
+from synthboot.judges.protocol import Item, OnScore
 from synthboot.judges.record import Record
 
 
@@ -49,9 +50,9 @@ def known(count: int) -> list[Case]:
     return [Case(Item(f"{'bad' if i % 2 else 'good'} {i}"), "planted" if i % 2 else "") for i in range(2 * count)]
 
 
-def verdict(judge: Fake, tmp_path: Path, cases: int = 1_500, **kinds: list[Item]) -> panel.Verdict:
+def verdict(judge: Fake, tmp_path: Path, cases: int = 1_500, **kinds: list[Item]) -> Verdict:
     with Record(tmp_path / "judged.jsonl") as record:
-        return panel.judge(judge, "repetition", known(cases), kinds, record)
+        return panel.judge(judge, "repetition", known(cases), kinds, record).verdict
 
 
 @pytest.mark.parametrize(("q0", "q1", "truth"), [(0.9, 0.7, 0.3), (0.7, 0.9, 0.05), (0.75, 0.75, 0.8), (1.0, 1.0, 0.1)])
@@ -138,7 +139,7 @@ def test_a_killed_judge_is_asked_nothing_twice(tmp_path: Path) -> None:
                 file.write(b'["half a li')  # a kill amid a write
         asked += judge.asked
     assert len(asked) == len(set(asked)) == 2 * 250
-    assert panel.as_json(resumed) == panel.as_json(whole)
+    assert resumed == whole
     # another model, or another prompt, is another judge
     judge = Fake(0.9, 0.9, number=2, version="2")
     verdict(judge, path, cases=100)
@@ -153,25 +154,27 @@ def test_what_a_disk_has_damaged_of_a_record_is_asked_for_again(tmp_path: Path) 
     damaged = [bytes(len(lines[3])), lines[7][:20], lines[7][:20] + lines[8], b"5", b"[1]", b'["a", "b"]', b'["a", [], 1]']
     path.write_bytes(b"\n".join([*lines[:3], *damaged, *lines[9:]]) + b"\n")
     judge = Fake(0.9, 0.9)
-    assert panel.as_json(verdict(judge, tmp_path, cases=30)) == panel.as_json(whole)
+    assert verdict(judge, tmp_path, cases=30) == whole
     assert len(judge.asked) == 6
 
 
 def test_a_budget_of_tokens_ends_with_what_is_judged_so_far_killed_or_not(tmp_path: Path) -> None:
     kinds = {"real": texts(60, 0.2, 5_000), "sample": texts(60, 0.5, 10_000), "few": texts(3, 0.5, 20_000)}
 
-    def judged(folder: Path, most_tokens: float, dies_after: int = 10**9) -> panel.Verdict:
+    def judged(folder: Path, most_tokens: float, dies_after: int = 10**9) -> panel.Judged:
         judge = Fake(0.9, 0.9, number=2)
         judge.spends = Spent(prompt=9, completion=1)
         judge.dies_after = dies_after
         with Record(folder / "judged.jsonl") as record:
             return panel.judge(judge, "repetition", known(100), kinds, record, most_tokens=most_tokens)
 
-    whole = judged(tmp_path / "whole", float("inf"))
+    without_budget = judged(tmp_path / "whole", float("inf"))
+    whole = without_budget.verdict
     assert whole.unasked == 0
     assert whole.spent == Spent(prompt=2 * 323 * 9, completion=2 * 323)
     # twenty tokens a text in two passes: the 200 cases, and of the texts some
-    part = judged(tmp_path / "part", 20 * 240)
+    with_budget = judged(tmp_path / "part", 20 * 240)
+    part = with_budget.verdict
     asked = 323 - part.unasked
     assert 240 <= asked < 240 + 16
     assert part.requests == 2 * asked
@@ -183,11 +186,11 @@ def test_a_budget_of_tokens_ends_with_what_is_judged_so_far_killed_or_not(tmp_pa
     assert all(rate.unanswered == 0 for rate in part.rates.values())
     # what was asked was answered as it is without a budget
     assert part.threshold == whole.threshold
-    for kind, scores in part.scores.items():
-        assert list(scores) == list(whole.scores[kind])[: counts[kind]]
+    for kind, scores in with_budget.scores.items():
+        assert list(scores) == list(without_budget.scores[kind])[: counts[kind]]
     with pytest.raises(KeyboardInterrupt):
         judged(tmp_path / "killed", 20 * 240, dies_after=433)
-    assert panel.as_json(judged(tmp_path / "killed", 20 * 240)) == panel.as_json(part)
+    assert judged(tmp_path / "killed", 20 * 240) == with_budget
 
 
 def test_the_same_text_is_asked_once(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import torch
 from transformers import AddedToken, AutoTokenizer
 
 from synthboot import config
+from synthboot.artifacts.judged import NOTHING, Spent
 from synthboot.data import tokenizer as tokenizers
 from synthboot.errors import ConfigError, SamplingError
 from synthboot.judges import reader
-from synthboot.judges.protocol import NOTHING, QUESTIONS, Item, Spent
+from synthboot.judges.protocol import QUESTIONS, Item
 from synthboot.lm import model as models
 from tests.lm.conftest import small_model
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from synthboot import api
-from synthboot.artifacts.analysis import judged_texts
+from synthboot.artifacts.judged import NOTHING, judged_texts
 from synthboot.errors import SamplingError
 from synthboot.report import quality
 from tests.conftest import run_folder
@@ -40,12 +40,12 @@ def test_a_run_goes_on_where_its_judge_fell_silent(tiny: dict[str, Any], tmp_pat
     # the one that failed is asked a second time, and no other
     assert len(asked) == len(set(asked)) + 1
     # this server does not say what it took
-    assert analysis.result["judged"][0]["spent"]["untold"] > 0
-    assert analysis.result["judged"][0]["dollars"] is None
-    judged = {verdict["question"]: verdict for verdict in analysis.result["judged"]}
-    assert judged["repetition"]["rates"]["related"]["items"] == 3
-    assert judged["repetition"]["identity"]["repetition-1"]
-    assert sum(verdict["requests"] for verdict in judged.values()) >= len(set(asked))
+    assert analysis.judged[0].spent.untold > 0
+    assert analysis.judged[0].dollars is None
+    judged = {verdict.question: verdict for verdict in analysis.judged}
+    assert judged["repetition"].rates["related"].items == 3
+    assert judged["repetition"].identity["repetition-1"]
+    assert sum(verdict.requests for verdict in judged.values()) >= len(set(asked))
 
 
 def test_tokens_money_and_texts_that_a_server_called_faulty(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -61,20 +61,20 @@ def test_tokens_money_and_texts_that_a_server_called_faulty(tiny: dict[str, Any]
         "analyze": {**tiny["analyze"], "judges": ["server:judge-1", "rules"], "judge_tokens": 402 * 40},
     }
     run = api.Run(settings)
-    judged = run.analyze().result["judged"]
+    judged = run.analyze().judged
     server.shutdown()
     server.server_close()
 
-    of_server = [verdict for verdict in judged if verdict["judge"] == "server:judge-1"]
-    requests = sum(verdict["requests"] for verdict in of_server)
-    spent = sum(verdict["spent"]["prompt"] + verdict["spent"]["completion"] for verdict in of_server)
+    of_server = [verdict for verdict in judged if verdict.judge == "server:judge-1"]
+    requests = sum(verdict.requests for verdict in of_server)
+    spent = sum(verdict.spent.tokens for verdict in of_server)
     assert spent == 402 * len({body["messages"][0]["content"] for _, body, _ in server.seen}) <= 402 * requests
-    assert sum(verdict["unasked"] for verdict in of_server) > 0
+    assert sum(verdict.unasked for verdict in of_server) > 0
     for verdict in of_server:
-        dollars = (verdict["spent"]["prompt"] * 0.5 + verdict["spent"]["completion"] * 2) / 1e6
-        assert verdict["dollars"] == pytest.approx(dollars)
-    assert all(not any(v["spent"].values()) and v["unasked"] == 0 for v in judged if v["judge"] == "rules")
-    notes = quality.table(run.analyze().result).notes
+        dollars = (verdict.spent.prompt * 0.5 + verdict.spent.completion * 2) / 1e6
+        assert verdict.dollars == pytest.approx(dollars)
+    assert all(v.spent == NOTHING and v.unasked == 0 for v in judged if v.judge == "rules")
+    notes = quality.table(run.analyze()).notes
     assert any(note.startswith("server:judge-1 took ") and "of answers, $" in note for note in notes)
     assert any("stopped at analyze.judge_tokens" in note for note in notes)
 

@@ -1,5 +1,6 @@
 """Figures of what can be got out again, and of what changed."""
 
+from synthboot.artifacts.analysis import Topics
 from synthboot.artifacts.extraction import FIGURES, ArmExtraction, Extraction, GivenBack
 from synthboot.report import leaks
 from synthboot.report.figures import Curves, Values
@@ -58,8 +59,14 @@ def test_exposure_is_a_line_an_arm_over_copies_with_chance_beside() -> None:
 
 
 def test_the_topics_that_changed_most_are_shown() -> None:
-    shares = {"D_pretrain": [0.1] * 10, "unseen real": [0.1] * 10, "related": [0.1] * 7 + [0.0, 0.25, 0.05]}
-    compared = {"names": [f"{i}: a, <b>" for i in range(10)], "shares": shares}
+    compared = Topics(
+        names=tuple(f"{i}: a, <b>" for i in range(10)),
+        shares={"D_pretrain": (0.1,) * 10, "unseen real": (0.1,) * 10, "related": (0.1,) * 7 + (0.0, 0.25, 0.05)},
+        docs={},
+        distance={},
+        gained={},
+        lost={},
+    )
     assert leaks.most_changed(compared) == [8, 7, 9, 0, 1, 2, 3, 4]
     figure = leaks.topics(compared, {"related": "method"})
     assert isinstance(figure, Values)

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from synthboot import loading, recipes, steps
+from synthboot.artifacts.analysis import Examples, FactShares, SampledText, WorldMeasures
 from synthboot.artifacts.model import Sweep
 from synthboot.artifacts.pairs import Band, Ceiling, Searched
 from synthboot.report.charts import count_model
@@ -24,7 +25,6 @@ from synthboot.report.results import COST, Results
 from tests.conftest import run_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FACTS = ("same_entity", "kept", "known", "contradicted", "invented", "new_wording", "new_order", "strange")
 PROBE = """
 window.problems = [];
 addEventListener("error", (e) => problems.push(String(e.message || e.type)), true);
@@ -186,14 +186,13 @@ def contrast(first: str, second: str) -> float:
 def test_corpus_text_is_inert(finished: dict[str, Any], tmp_path: Path) -> None:
     results = gathered(finished)
     attack = "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=1'><b>&amp;"
-    pair = {"d1": attack, "d2": [[attack, 1]]}
-    sampled = [{"segments": [[attack, 1]], "mean_logprob": -1.0, "finish": "end"}]
-    results = replace(
-        with_pairs(results, why=attack),
-        name=attack,
-        examples=[{**example, **pair, "sampled": sampled} for example in results.examples],
-        pair_examples=[{**example, **pair} for example in results.pair_examples],
+    marked = ((attack, 1),)
+    sampled = (SampledText(marked, mean_logprob=-1.0, finish="end"),)
+    examples = Examples(
+        sampled=tuple(replace(e, d1=attack, d2=marked, sampled=sampled) for e in results.examples.sampled),
+        spread=tuple(replace(e, d1=attack, d2=marked) for e in results.examples.spread),
     )
+    results = replace(with_pairs(results, why=attack), name=attack, examples=examples)
     found = probe(report(results), tmp_path)
     assert not found["pwned"]
     assert found["images"] == 0
@@ -234,19 +233,19 @@ def test_the_figures_on_the_page_are_those_of_evaluate(finished: dict[str, Any])
 
 def test_how_like_its_d1_a_sample_is_stands_beside_what_was_learned(finished: dict[str, Any]) -> None:
     results = gathered(finished)
-    alike = results.analyze["relevance"]
+    assert results.analyze is not None
+    alike = results.analyze.relevance
     page = report(results)
     said = page[page.index("And what was sampled?") :][:400]
     for kind in ("related", "real pairs", "random pairs"):
-        assert f"{alike[kind]['mean']:.3f}" in said
+        assert f"{alike[kind].mean:.3f}" in said
 
 
 def test_a_run_without_synthetic_text_has_a_page_too(finished: dict[str, Any]) -> None:
     results = replace(
         gathered(finished),
         analyze=None,
-        examples=[],
-        pair_examples=[],
+        examples=Examples(),
         pairs={},
         tune={},
         synthesize={},
@@ -329,8 +328,10 @@ def test_a_search_by_clusters_says_how_many_and_what_it_finds(finished: dict[str
 
 def test_without_a_synthesizer_there_is_no_figure_of_one(finished: dict[str, Any]) -> None:
     results = gathered(finished)
-    world = {"excess": {}, "facts": {"unconditional,loss=1..2": {"many": {"docs": 0.0, "named": None, **dict.fromkeys(FACTS)}}}}
-    page = report(replace(results, analyze={**(results.analyze or {}), "world": world}))
+    nothing = FactShares(0.0, *[None] * (len(fields(FactShares)) - 1))
+    world = WorldMeasures(excess={}, facts={"unconditional,loss=1..2": {"many": nothing}})
+    assert results.analyze is not None
+    page = report(replace(results, analyze=replace(results.analyze, world=world)))
     assert 'id="fact-table"' in page
     assert 'id="excess"' not in page
     assert "unconditional,<wbr>loss=<wbr>1..2, many" in page
@@ -338,9 +339,10 @@ def test_without_a_synthesizer_there_is_no_figure_of_one(finished: dict[str, Any
 
 def test_the_page_holds_nothing_that_acts_on_a_terminal(finished: dict[str, Any]) -> None:
     results = gathered(finished)
+    examples = results.examples.sampled
     odd = "red \x1b[31m and \x9b and \u202e turned"
     page = report(
-        replace(results, name=odd, examples=[{**e, "d1": odd, "d2": [[odd, 1]]} for e in results.examples]),
+        replace(results, name=odd, examples=Examples(tuple(replace(e, d1=odd, d2=((odd, 1),)) for e in examples))),
     )
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", page)
     assert page.count("\\u001b") >= 2  # in the title, and among the examples

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from synthboot import config
+from synthboot.artifacts.analysis import PersonalData
 from synthboot.data import personal
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokens import Tokens
@@ -73,16 +74,19 @@ def test_measures_of_a_sample() -> None:
     once = [f"text {i} of its own kind number {i}" for i in range(7)]
     d1 = [np.array(DOCUMENTS[0])] * 9
     result = analyze.analyze([*SAMPLES, loop], twice + once, CORPUS, CFG, given=d1)
-    assert result["docs"] == 9
-    assert result["duplicates"] == pytest.approx(2 / 9)
-    assert result["looping"] == pytest.approx(1 / 9)
-    assert result["copied_from_corpus"]["longest_max"] >= 10
-    assert result["copied_from_d1"]["docs"] == pytest.approx(1 / 9)
-    assert result["tokens_mean"] == pytest.approx((8 * 30 + 60) / 9)
+    assert result.docs == 9
+    assert result.duplicates == pytest.approx(2 / 9)
+    assert result.looping == pytest.approx(1 / 9)
+    assert result.copied_from_corpus.longest_max >= 10
+    assert result.copied_from_d1 is not None
+    assert result.copied_from_d1.docs == pytest.approx(1 / 9)
+    assert result.tokens_mean == pytest.approx((8 * 30 + 60) / 9)
 
 
 def test_an_empty_sample_is_measured_as_nothing() -> None:
-    assert analyze.analyze([], [], CORPUS, CFG)["docs"] == 0
+    nothing = analyze.analyze([], [], CORPUS, CFG)
+    assert nothing.docs == 0
+    assert nothing.copied_from_d1 is None
 
 
 def test_segments_follow_the_mark() -> None:
@@ -92,10 +96,10 @@ def test_segments_follow_the_mark() -> None:
     mark = np.zeros(len(tokens), np.int64)
     mark[parts.index("\ufffd") + 1 :] = 2  # from amid a character, which stays whole
     mark[-1] = 1
-    assert analyze.segments(tokenizer, np.array(tokens), mark) == [("abc日", 0), (" fg", 2), ("h", 1)]
+    assert analyze.segments(tokenizer, np.array(tokens), mark) == (("abc日", 0), (" fg", 2), ("h", 1))
     mark[-2] = 5
     mark[parts.index("\ufffd") + 2] = 7  # a part of no character of its own
-    assert analyze.segments(tokenizer, np.array(tokens), mark) == [("abc日", 0), (" f", 2), ("g", 5), ("h", 1)]
+    assert analyze.segments(tokenizer, np.array(tokens), mark) == (("abc日", 0), (" f", 2), ("g", 5), ("h", 1))
 
 
 def test_verbatim_spans_are_those_of_one_document_in_one_piece() -> None:
@@ -115,7 +119,7 @@ def test_verbatim_spans_are_those_of_one_document_in_one_piece() -> None:
     ]
     found = analyze.verbatim_spans([np.array(sample) for sample in samples], corpus)
     longest = [52, 20, 39, 0, 7]
-    assert found == {str(n): sum(length >= n for length in longest) / 5 for n in analyze.SPANS}
+    assert found == {n: sum(length >= n for length in longest) / 5 for n in analyze.SPANS}
     assert set(analyze.verbatim_spans([], corpus).values()) == {0.0}
 
 
@@ -129,6 +133,6 @@ def test_personal_data_of_which_the_corpus_holds_some() -> None:
     corpus = personal.times(["write to a@example.com", "or to b@example.com"])
     times = personal.times(["a@example.com, a@example.com and z@example.com", "192.168.1.9"])
     found = analyze.personal_data(times, corpus)
-    assert found["e-mail"] == {"found": 3, "different": 2, "verbatim": 1}
-    assert found["IP address"] == {"found": 1, "different": 1, "verbatim": 0}
-    assert found["phone"] == {"found": 0, "different": 0, "verbatim": 0}
+    assert found["e-mail"] == PersonalData(found=3, different=2, verbatim=1)
+    assert found["IP address"] == PersonalData(found=1, different=1, verbatim=0)
+    assert found["phone"] == PersonalData(found=0, different=0, verbatim=0)

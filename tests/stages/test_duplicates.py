@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from synthboot.artifacts.analysis import Duplicates
 from synthboot.data import near_duplicates
 from synthboot.stages import duplicates
 from synthboot.stages.duplicates import JACCARD
@@ -34,12 +35,12 @@ def share(docs: list[str]) -> float:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> duplicates.Duplicates:
+def found(tmp_path_factory: pytest.TempPathFactory) -> Duplicates:
     folder = tmp_path_factory.mktemp("signatures")
     return duplicates.duplicates(SAMPLE, CORPUS, duplicates.signatures(CORPUS, folder / "corpus"), folder / "sample")
 
 
-def test_the_curve_against_all_pairs_of_every_beginning(found: duplicates.Duplicates) -> None:
+def test_the_curve_against_all_pairs_of_every_beginning(found: Duplicates) -> None:
     assert [n for n, _ in found.curve] == [100, 200, 300]
     # whole texts are compared for the copies alone; no other two have a run in common
     for n, measured in found.curve:
@@ -47,7 +48,7 @@ def test_the_curve_against_all_pairs_of_every_beginning(found: duplicates.Duplic
         assert measured == pytest.approx(share(head) * len(head) / n)
 
 
-def test_what_the_corpus_holds(found: duplicates.Duplicates) -> None:
+def test_what_the_corpus_holds(found: Duplicates) -> None:
     assert found.corpus == pytest.approx(2 / 300)
 
 
@@ -56,7 +57,7 @@ def test_a_document_written_many_times_is_found_in_the_corpus_every_time(tmp_pat
     of_corpus = duplicates.signatures(CORPUS, tmp_path / "corpus")
     found = duplicates.duplicates(sample, CORPUS, of_corpus, tmp_path / "sample")
     assert found.corpus == 1
-    assert found.curve == [(40, 1.0)]
+    assert found.curve == ((40, 1.0),)
 
 
 def test_curve_of_any_pairs_against_counting() -> None:
@@ -72,8 +73,8 @@ def test_curve_of_any_pairs_against_counting() -> None:
 
 def test_nothing_has_no_duplicates(tmp_path: Path) -> None:
     nothing = duplicates.signatures([], tmp_path / "corpus")
-    assert duplicates.duplicates([], [], nothing, tmp_path / "sample") == duplicates.Duplicates([], None)
-    assert duplicates.duplicates(["a b"], [], nothing, tmp_path / "sample").curve == [(1, 0.0)]
+    assert duplicates.duplicates([], [], nothing, tmp_path / "sample") == Duplicates((), None)
+    assert duplicates.duplicates(["a b"], [], nothing, tmp_path / "sample").curve == ((1, 0.0),)
 
 
 def test_signatures_lie_on_disk_block_by_block(tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ def test_gained_and_lost_are_by_shares_and_the_distance_is_half_of_what_they_dif
         "none": np.empty(0, np.int64),
     }
     found = topics.compared(by_kind, ["a", "b", "c"])
-    assert found["shares"]["related"] == [0.5, 0.0, 0.5]
-    assert found["distance"] == {"unseen real": 0.0, "related": pytest.approx(0.4)}
-    assert found["gained"] == {"unseen real": [], "related": [2]}
-    assert found["lost"] == {"unseen real": [], "related": [1]}
-    assert found["docs"] == {"D_pretrain": 100, "unseen real": 10, "related": 20}
+    assert found.shares["related"] == (0.5, 0.0, 0.5)
+    assert found.distance == {"unseen real": 0.0, "related": pytest.approx(0.4)}
+    assert found.gained == {"unseen real": (), "related": (2,)}
+    assert found.lost == {"unseen real": (), "related": (1,)}
+    assert found.docs == {"D_pretrain": 100, "unseen real": 10, "related": 20}

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import Field, model_serializer
+from pydantic import Field
 
 from synthboot import config
 from synthboot.artifacts.scores import CHECKPOINTS
@@ -33,12 +33,12 @@ _LEAP = "leap"
 T = TypeVar("T")
 
 
-def _what_there_is(
-    self: object,  # the name by which pydantic knows a method
-    as_it_is: Callable[[object], dict[str, object]],
-) -> dict[str, object]:
-    """What a record does not have is not written."""
-    return {key: value for key, value in as_it_is(self).items() if value not in (None, [], {})}
+def _is_nothing(value: object) -> bool:
+    return value in (None, (), {})
+
+
+IfAny = Annotated[T, Field(exclude_if=_is_nothing)]
+"""A field that JSON leaves out where there is nothing in it: None, or an empty collection."""
 
 
 @declared
@@ -111,11 +111,11 @@ class TokenCounts(TokensRead):
     vocab_size: int
     settings: dict[str, object]
     recipe: config.Arm
-    best_step: int | None = None
+    best_step: IfAny[int | None] = None
     train_flops: float
     spent_flops: float
-    members: tuple[TokenCounts, ...] = ()
-    thrown_away: dict[str, ThrownAway] = field(default_factory=dict)
+    members: IfAny[tuple[TokenCounts, ...]] = ()
+    thrown_away: IfAny[dict[str, ThrownAway]] = field(default_factory=dict)
 
     @property
     def total_flops(self) -> float:
@@ -125,8 +125,6 @@ class TokenCounts(TokensRead):
     def as_json(self) -> dict[str, Any]:
         """The counts as `token_counts.json` has them."""
         return dict(plain(self))
-
-    _written = model_serializer(mode="wrap")(_what_there_is)
 
 
 @declared
@@ -140,18 +138,16 @@ class Conditioning:
     `net_worth` where it is tuned from fresh weights, `tokens_per_byte` where tokens are the arms'.
     """
 
-    given_d1: float | None = None
-    given_random_d1: float | None = None
+    given_d1: IfAny[float | None] = None
+    given_random_d1: IfAny[float | None] = None
     given_nothing: float
     base: float
     pairs: int
-    d1_worth: float | None = None
-    d1_worth_error: float | None = None
-    net_worth: float | None = None
-    net_worth_error: float | None = None
-    tokens_per_byte: float | None = None
-
-    _written = model_serializer(mode="wrap")(_what_there_is)
+    d1_worth: IfAny[float | None] = None
+    d1_worth_error: IfAny[float | None] = None
+    net_worth: IfAny[float | None] = None
+    net_worth_error: IfAny[float | None] = None
+    tokens_per_byte: IfAny[float | None] = None
 
 
 @declared
@@ -193,9 +189,7 @@ class Sweep:
     losses: dict[str, float]
     settings: dict[str, dict[str, object]]
     chosen: str
-    diverged: dict[str, str] = field(default_factory=dict)
-
-    _written = model_serializer(mode="wrap")(_what_there_is)
+    diverged: IfAny[dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,14 @@ def _show_quality(run: Path, as_json: bool) -> None:
     filtered = {} if evaluated is None else filters.effects(evaluated)
     if as_json:
         of_filters = {arm: asdict(effect) for arm, effect in filtered.items()}
-        measured = {name: analyzed[name] for name in ("kinds", "judged")}
-        say_json({**measured, "filters": of_filters})
+        measured = analyzed.as_json()
+        say_json(
+            {
+                "kinds": measured["kinds"],
+                "judged": measured["judged"],
+                "filters": of_filters,
+            }
+        )
         return
     tables = [quality.table(analyzed), quality.curves(analyzed)]
     if filtered:

@@ -326,7 +326,7 @@ def _quality(run: Finished) -> list[str]:
             f" Of the texts that seeds have of their own, that of seed {pretrain.seeds[0]} was "
             f"measured; the others are further draws of the same synthesizers."
         )
-    if not run.analysis.get("judged"):
+    if not run.analysis.judged:
         return ["## Quality", f"{counts} Truth was not judged.", *_table(header, measured.rows)]
 
     judged = quality.table(run.analysis)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from synthboot import config, recipes
 from synthboot.artifacts import store
@@ -73,9 +72,9 @@ class Finished:
         return Evaluation.open(self.made("evaluate").folder) if self.has("evaluate") else None
 
     @cached_property
-    def analysis(self) -> dict[str, Any] | None:
+    def analysis(self) -> Analysis | None:
         """The measures of real and synthetic text, once there are any."""
-        return Analysis.open(self.made("analyze").folder).result if self.has("analyze") else None
+        return Analysis.open(self.made("analyze").folder) if self.has("analyze") else None
 
     @cached_property
     def extraction(self) -> Extraction | None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from synthboot.artifacts.judged import Question
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.tokenizer import Tokenizer
-from synthboot.judges.protocol import Item, OnScore, Question
+from synthboot.judges.protocol import Item, OnScore
 from synthboot.lm import model as models
 from synthboot.lm import pointer, score
 from synthboot.lm.batches import PairForm

@@ -17,16 +17,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from synthboot.artifacts.judged import NOTHING, Question, Rate, Spent, Verdict
 from synthboot.judges import rates
 from synthboot.judges.planted import Case
-from synthboot.judges.protocol import NOTHING, Item, Judge, Question, Spent
+from synthboot.judges.protocol import Item, Judge
 from synthboot.judges.record import Record, name_of
-from synthboot.statistics import Interval
 
 _CHUNK = 256  # items whose scores a judge is asked for at once
 _CHUNK_OF_BUDGET = 16  # so few where tokens are counted: that many too many are asked
@@ -34,45 +33,11 @@ _SECONDS_A_WORD = 1.0  # between two words about progress
 
 
 @dataclass(frozen=True)
-class Rate:
-    """Of one kind of text: how many were judged, and how many could not be (`unanswered`).
+class Judged:
+    """A verdict, and by kind the score of every text that was asked about; not-a-number is no
+    answer."""
 
-    `judged` is the share that was called faulty, `corrected` what that makes the true one; None
-    where that is refused.
-    """
-
-    items: int
-    unanswered: int
-    judged: float | None
-    corrected: Interval | None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a judge says to a question, and how well it says it.
-
-    `specificity` and `sensitivity` are of `clean` and `faulty` known cases, `by_fault` the share
-    found and the number of cases of each kind of fault. `refused` says why no rate is given.
-    `requests` are the scores that it took, and `spent` their tokens; `unasked` texts and cases came
-    after the budget of tokens had ended. `scores` has, by kind, what every text that was asked
-    about was given.
-    """
-
-    judge: str
-    question: Question
-    identity: Mapping[str, str]
-    threshold: float
-    specificity: Interval
-    clean: int
-    sensitivity: Interval
-    faulty: int
-    by_fault: Mapping[str, tuple[float, int]]
-    kappa: float | None
-    refused: str
-    requests: int
-    rates: Mapping[str, Rate]
-    spent: Spent
-    unasked: int
+    verdict: Verdict
     scores: Mapping[str, Sequence[float]]
 
 
@@ -84,7 +49,7 @@ def judge(
     record: Record,
     progress: Callable[[str], None] = lambda _: None,
     most_tokens: float = math.inf,
-) -> Verdict:
+) -> Judged:
     """The verdict of one judge on one question, which it must be able to judge.
 
     `cases` come in random order; `record` holds the scores that are there already. Once
@@ -124,7 +89,7 @@ def judge(
     if len(said.by_pass) > 1:
         called = said.by_pass[:, answered] > limit
         agreement = rates.kappa(called[0], called[1])
-    return Verdict(
+    verdict = Verdict(
         judge=judge.name,
         question=question,
         identity=dict(judge.identity),
@@ -140,8 +105,8 @@ def judge(
         rates=by_kind,
         spent=said.spent,
         unasked=len(items) - said.asked,
-        scores=given,
     )
+    return Judged(verdict, given)
 
 
 def scored(judge: Judge, question: Question, items: Sequence[Item]) -> Float[np.ndarray, " item"]:
@@ -155,19 +120,6 @@ def scored(judge: Judge, question: Question, items: Sequence[Item]) -> Float[np.
 
 def _set(row: np.ndarray, index: int, score: float, spent: Spent = NOTHING, /) -> None:
     row[index] = score
-
-
-def as_json(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as plain values, without the scores; a threshold that nothing exceeds is None."""
-    limit = verdict.threshold
-    found = dict(vars(verdict))
-    del found["scores"]
-    return found | {
-        "rates": {kind: dict(vars(rate)) for kind, rate in verdict.rates.items()},
-        "by_fault": dict(verdict.by_fault),
-        "spent": dict(vars(verdict.spent)),
-        "threshold": limit if np.isfinite(limit) else None,
-    }
 
 
 def _in_turn(

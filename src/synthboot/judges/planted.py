@@ -20,8 +20,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from synthboot.artifacts.judged import Question
 from synthboot.data import near_duplicates
-from synthboot.judges.protocol import LONGEST, Item, Question
+from synthboot.judges.protocol import LONGEST, Item
 
 NEAR = (0.9, 0.7, 0.5, 0.3)
 """Jaccard similarities of planted copies, taken in turn."""

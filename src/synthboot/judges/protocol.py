@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-Question = Literal["repetition", "nonfactual", "irrelevance", "copying"]
+from synthboot.artifacts.judged import NOTHING, Question, Spent
+
 QUESTIONS: Mapping[Question, str] = {
     "repetition": "repetition within a document",
     "nonfactual": "non-factual",
@@ -22,31 +23,6 @@ QUESTIONS: Mapping[Question, str] = {
 LONGEST = 1_600
 """Characters of a text that are judged; planted faults lie within them, so that a judge can find
 them."""
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Tokens of prompts and of answers (completions); `untold` counts the answers whose server did
-    not say how many they took."""
-
-    prompt: int = 0
-    completion: int = 0
-    untold: int = 0
-
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(
-            self.prompt + other.prompt,
-            self.completion + other.completion,
-            self.untold + other.untold,
-        )
-
-    @property
-    def tokens(self) -> int:
-        """All tokens that are known of."""
-        return self.prompt + self.completion
-
-
-NOTHING = Spent()
 
 
 @runtime_checkable

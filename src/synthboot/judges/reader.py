@@ -22,8 +22,9 @@ import numpy as np
 import regex
 
 from synthboot import config
+from synthboot.artifacts.judged import Question, Spent
 from synthboot.errors import ConfigError, unloadable
-from synthboot.judges.protocol import QUESTIONS, Item, OnScore, Question, Spent
+from synthboot.judges.protocol import QUESTIONS, Item, OnScore
 from synthboot.lm import layouts
 from synthboot.lm import model as models
 from synthboot.lm.endpoint import Asked, Endpoint, Refused, key, log_probability, one_choice, shown

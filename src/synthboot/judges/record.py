@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from synthboot.judges.protocol import NOTHING, Item, Judge, Question, Spent
+from synthboot.artifacts.judged import NOTHING, Question, Spent
+from synthboot.judges.protocol import Item, Judge
 
 
 class Record:

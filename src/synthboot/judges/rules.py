@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from synthboot.artifacts.judged import Question
 from synthboot.data import near_duplicates, ngrams, words
 from synthboot.judges.contradictions import contradictions
-from synthboot.judges.protocol import Item, OnScore, Question
+from synthboot.judges.protocol import Item, OnScore
 
 Embedder = Callable[[Sequence[str]], Float[np.ndarray, "text dim"]]
 """From texts to vectors of length 1."""

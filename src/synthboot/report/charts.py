@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from synthboot.artifacts.analysis import Analysis, Excess
 from synthboot.artifacts.evaluation import (
     REPETITION,
     ArmComparison,
@@ -79,12 +80,11 @@ def charts(results: Results) -> list[Figure]:
     if analyzed:
         drawn.append(_lengths(analyzed, of_text))
         drawn.append(duplicates(analyzed, of_text))
-        if analyzed.get("world"):
-            drawn.append(_excess(analyzed["world"]["excess"], of_text))
-        if analyzed.get("leaks"):
-            drawn.append(leaks.spans(analyzed["leaks"], of_text))
-        if (analyzed.get("changed") or {}).get("topics"):
-            drawn.append(leaks.topics(analyzed["changed"]["topics"], of_text))
+        if analyzed.world:
+            drawn.append(_excess(analyzed.world.excess, of_text))
+        drawn.append(leaks.spans(analyzed.leaks, of_text))
+        if analyzed.changed.topics:
+            drawn.append(leaks.topics(analyzed.changed.topics, of_text))
     if results.extract:
         drawn.append(leaks.extraction(results.extract, paint))
         drawn.append(leaks.exposures(results.extract, paint))
@@ -462,9 +462,17 @@ def rounds(results: Results) -> list[Round]:
     for number, name in sorted(chain.items()):
         # what is analyzed is the text of the first seed
         read = text_of(recipes[name], pretrain.seeds[0], recipes, pretrain)
-        written = analyzed["kinds"][read.name]
-        loss = results.evaluate.arms[name].loss
-        rows.append(Round(number, name, loss, written["entropy"], written["distinct_ngrams"]["4"]))
+        written = analyzed.kinds[read.name]
+        assert written.entropy is not None  # it is synthetic text
+        rows.append(
+            Round(
+                round=number,
+                arm=name,
+                loss=results.evaluate.arms[name].loss,
+                entropy=written.entropy,
+                distinct=written.distinct_ngrams[4],
+            )
+        )
     return rows
 
 
@@ -525,13 +533,13 @@ def parts(
     )
 
 
-def _excess(by_text: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+def _excess(by_text: Mapping[str, Excess], paint: Mapping[str, str]) -> Figure | None:
     """None where no synthesizer was tuned: base writes as it is."""
     if not by_text:
         return None
     lines = []
-    for name, curve in by_text.items():
-        tokens, above_world, above_corpus = zip(*curve["points"], strict=True)
+    for name, excess in by_text.items():
+        tokens, above_world, above_corpus = zip(*excess.points, strict=True)
         color = paint.get(name, _INK)
         read = list(zip(tokens, above_corpus, strict=True))
         knows = list(zip(tokens, above_world, strict=True))
@@ -555,7 +563,7 @@ def _excess(by_text: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | No
 def _similarities(
     pairs: Left,
     alpha: float | None,
-    analyzed: Mapping[str, Any] | None,
+    analyzed: Analysis | None,
 ) -> Figure:
     edges = pairs.bins
     centers = [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)]
@@ -566,13 +574,13 @@ def _similarities(
         _area("kept pairs", "method", centers, histograms["pairs"]),
     ]
 
-    sampled = (analyzed or {}).get("relevance", {}).get("related")
-    if sampled and sampled.get("histogram"):
+    sampled = analyzed.relevance.get("related") if analyzed else None
+    if sampled and sampled.histogram:
         # Its bins divide similarities from -0.2 to 1.
-        bins = len(sampled["histogram"])
+        bins = len(sampled.histogram)
         width = 1.2 / bins
         centers = [-0.2 + (i + 0.5) * width for i in range(bins)]
-        area = _area("d1 and sampled d2", "method", centers, sampled["histogram"])
+        area = _area("d1 and sampled d2", "method", centers, sampled.histogram)
         lines.append(replace(area, style="dotted"))
     return Curves(
         id="similarities",
@@ -616,9 +624,9 @@ def _tuning(tuned: Mapping[str, Tuning], paint: Mapping[str, str]) -> Figure | N
     )
 
 
-def _lengths(analyzed: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
+def _lengths(analyzed: Analysis, paint: Mapping[str, str]) -> Figure:
     # Bins of 32 tokens, cut off behind the last that any kind of text has a document in.
-    histograms = {name: measured["lengths"] for name, measured in analyzed["kinds"].items()}
+    histograms = {kind: measured.lengths for kind, measured in analyzed.kinds.items()}
     last = max(int(np.flatnonzero([1, *counts[1:]])[-1]) for counts in histograms.values())
     centers = [16 + 32 * i for i in range(64)][: last + 2]
     lines = []
@@ -637,11 +645,11 @@ def _lengths(analyzed: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
     )
 
 
-def duplicates(analyzed: Mapping[str, Any], paint: Mapping[str, str]) -> Figure | None:
+def duplicates(analyzed: Analysis, paint: Mapping[str, str]) -> Figure | None:
     """Duplicate@N, by kind of text; None where none has two points of its curve."""
     lines = []
-    for kind, measured in analyzed["kinds"].items():
-        points = [(float(n), share) for n, share in measured["duplicates_at"]["curve"]]
+    for kind, measured in analyzed.kinds.items():
+        points = [(float(n), share) for n, share in measured.duplicates_at.curve]
         if len(points) > 1:
             lines.append(Line(kind, paint.get(kind, _INK), points, "marked"))
     if not lines:

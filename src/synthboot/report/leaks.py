@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from synthboot.artifacts.analysis import Leaks, Topics
 from synthboot.artifacts.evaluation import REPETITION
 from synthboot.artifacts.extraction import Extraction
 from synthboot.report.figures import Curves, Figure, Line, Mark, Values
@@ -82,10 +82,10 @@ def exposures(extracted: Extraction, paint: Mapping[str, str]) -> Figure | None:
     )
 
 
-def spans(leaks: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
+def spans(leaks: Leaks, paint: Mapping[str, str]) -> Figure:
     """How long the spans are that stand in D_pretrain as they are."""
     lines = []
-    for kind, shares in leaks["spans"].items():
+    for kind, shares in leaks.spans.items():
         points = [(float(n), share) for n, share in shares.items()]
         lines.append(Line(kind, paint.get(kind, "ink"), points))
     return Curves(
@@ -102,15 +102,14 @@ def spans(leaks: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
     )
 
 
-def topics(compared: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
+def topics(compared: Topics, paint: Mapping[str, str]) -> Figure:
     """The topics whose shares in synthetic text differ most from their shares in D_pretrain."""
-    shares = compared["shares"]
     groups = {}
     for number in most_changed(compared):
         marks = []
-        for kind, share in shares.items():
+        for kind, share in compared.shares.items():
             marks.append(Mark(kind, paint.get(kind, "ink"), share[number]))
-        groups[compared["names"][number]] = marks
+        groups[compared.names[number]] = marks
     return Values(
         id="topics",
         title="Topics that gained and lost most",
@@ -124,10 +123,10 @@ def topics(compared: Mapping[str, Any], paint: Mapping[str, str]) -> Figure:
     )
 
 
-def most_changed(compared: Mapping[str, Any]) -> list[int]:
+def most_changed(compared: Topics) -> list[int]:
     """The numbers of the topics whose shares differ most from those in D_pretrain in some kind of
     text, most first."""
-    shares = compared["shares"]
+    shares = compared.shares
     real = shares["D_pretrain"]
     changes = {}
     for number in range(len(real)):

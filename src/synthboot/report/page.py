@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
-from synthboot.artifacts.store import flat
+from synthboot.artifacts.store import flat, plain
 from synthboot.data.items import titles
 from synthboot.lm.batches import tokens_until_copying
 from synthboot.report import filters, leaks, quality
@@ -73,8 +73,8 @@ def report(results: Results) -> str:
         duplicates=analyzed and quality.curves(analyzed),
         filtered=filters.table(filters.effects(evaluated)),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        examples=Markup(as_json(results.examples)),
-        spread=Markup(as_json(results.pair_examples)),
+        examples=Markup(as_json([plain(example) for example in results.examples.sampled])),
+        spread=Markup(as_json([plain(example) for example in results.examples.spread])),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from synthboot import config
+from synthboot.artifacts.analysis import Analysis, Examples
 from synthboot.artifacts.corpus import Counts
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.extraction import Extraction
@@ -36,8 +37,8 @@ class Results:
     """A run's results by what made them; what it does not have is empty.
 
     `pairs`, `tune` and `synthesize` are by unit, `curves` by model, `sweeps` by synthesizer.
-    `examples` and `pair_examples` are those of `analyze`, `extract` what its stage found where it
-    was asked for. `version` is the one that compared the arms.
+    `examples` are those of `analyze`, `extract` is what its stage found where it was asked for.
+    `version` is the one that compared the arms.
     """
 
     name: str
@@ -49,9 +50,8 @@ class Results:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     sweeps: Mapping[str, Sweep] = field(default_factory=dict)
     synthesize: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    analyze: Mapping[str, Any] | None = None
-    examples: Sequence[Mapping[str, Any]] = ()
-    pair_examples: Sequence[Mapping[str, Any]] = ()
+    analyze: Analysis | None = None
+    examples: Examples = field(default_factory=Examples)
     extract: Extraction | None = None
     costs: Sequence[Cost] = ()
     version: str = ""

@@ -14,12 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from synthboot import config
+from synthboot.artifacts.analysis import (
+    Copying,
+    Measures,
+    PairExample,
+    PersonalData,
+    Relevance,
+    SampledExample,
+    SampledText,
+    Segments,
+)
 from synthboot.artifacts.pairs import Pairs
 from synthboot.artifacts.synthetic import Sample
 from synthboot.data import near_duplicates, ngrams, personal, words
@@ -42,40 +51,37 @@ def analyze(
     corpus: Tokens,
     cfg: config.Analyze,
     given: Sequence[Integer[np.ndarray, " _"]] | None = None,
-) -> dict[str, Any]:
+) -> Measures:
     """The measures of one kind of text.
 
     `samples` are tokens without end tokens, `texts` the same documents as text; `given` holds the
-    d1 of each, and adds copying from it.
-
-    Shares are of documents unless they say tokens or ngrams; `copied_*` looks for runs of
-    `cfg.copy_tokens`.
+    d1 of each, and adds copying from it. Runs of `cfg.copy_tokens` count as copied.
     """
+    # the mean of nothing is not a number
     lengths = np.array([len(s) for s in samples] or [0])
     repeated = np.array([ngrams.repeated_share(s, 4) for s in samples] or [0.0])
     repeated_long = np.array([ngrams.repeated_share(s, _LONG) for s in samples] or [0.0])
+    short, median, long = np.quantile(lengths, [0.1, 0.5, 0.9]).tolist()
     # by their bytes, since arrays cannot be put in a set
     distinct_docs = len({s.tobytes() for s in samples})
 
-    result: dict[str, Any] = {
-        "docs": len(samples),
-        "tokens_mean": float(lengths.mean()),
-        "tokens_quantiles": np.quantile(lengths, [0.1, 0.5, 0.9]).tolist(),
-        "lengths": np.histogram(lengths, _LENGTH_BINS)[0].tolist(),
-        "repeated_4grams": float(repeated.mean()),
-        "looping": float((repeated_long > _LOOPING).mean()),
-        "duplicates": duplicate_share(texts),
-        "exact_duplicates": 1 - distinct_docs / max(1, len(samples)),
-    }
-
-    masks = corpus_masks(samples, corpus, cfg.copy_tokens)
-    result["copied_from_corpus"] = _copying(masks)
-    result["distinct_ngrams"] = {str(n): distinct_share(samples, n) for n in NOVEL_SIZES}
-    result["novel_ngrams"] = {str(n): novel_share(samples, corpus, n) for n in NOVEL_SIZES}
-
+    from_d1 = None
     if given is not None:
-        result["copied_from_d1"] = _copying(d1_masks(samples, given, cfg.copy_tokens))
-    return result
+        from_d1 = _copying(d1_masks(samples, given, cfg.copy_tokens))
+    return Measures(
+        docs=len(samples),
+        tokens_mean=float(lengths.mean()),
+        tokens_quantiles=(short, median, long),
+        lengths=tuple(np.histogram(lengths, _LENGTH_BINS)[0].tolist()),
+        repeated_4grams=float(repeated.mean()),
+        looping=float((repeated_long > _LOOPING).mean()),
+        duplicates=duplicate_share(texts),
+        exact_duplicates=1 - distinct_docs / max(1, len(samples)),
+        copied_from_corpus=_copying(corpus_masks(samples, corpus, cfg.copy_tokens)),
+        distinct_ngrams={n: distinct_share(samples, n) for n in NOVEL_SIZES},
+        novel_ngrams={n: novel_share(samples, corpus, n) for n in NOVEL_SIZES},
+        copied_from_d1=from_d1,
+    )
 
 
 def d1_masks(
@@ -107,7 +113,7 @@ def corpus_masks(
 def verbatim_spans(
     samples: Sequence[Integer[np.ndarray, " _"]],
     corpus: Tokens,
-) -> dict[str, float]:
+) -> dict[int, float]:
     """By number of tokens, the share of the samples with a span of so many that stands in the
     corpus as it is, in one piece.
 
@@ -115,7 +121,7 @@ def verbatim_spans(
     once for each length of `SPANS` that some sample still has; an end token stands in no sample, so
     that no span reaches from a document into the next.
     """
-    shares = dict.fromkeys(map(str, SPANS), 0.0)
+    shares = dict.fromkeys(SPANS, 0.0)
     left = list(samples)
     for n in SPANS:
         left = [sample for sample in left if len(sample) >= n]
@@ -123,7 +129,7 @@ def verbatim_spans(
         left = [s for s in left if ngrams.contains(in_corpus, ngrams.hashes(s, n)).any()]
         if not left:
             break
-        shares[str(n)] = len(left) / len(samples)
+        shares[n] = len(left) / len(samples)
     return shares
 
 
@@ -143,18 +149,17 @@ def type_token_ratio(texts: Sequence[str], segment: int = 1_000) -> float | None
 def personal_data(
     times: Mapping[personal.Found, int],
     corpus: Collection[personal.Found],
-) -> dict[str, dict[str, int]]:
-    """By kind of what looks like personal data: how many times it was found, how many different
-    ones, and how many of these the corpus holds as they are."""
+) -> dict[str, PersonalData]:
+    """What was found so many times, by kind of what it looks like, and what of it the corpus
+    holds."""
     result = {}
     for kind in personal.KINDS:
-        counts = [times[item] for item in times if item.kind == kind]
-        verbatim = [item for item in times if item.kind == kind and item in corpus]
-        result[kind] = {
-            "found": sum(counts),
-            "different": len(counts),
-            "verbatim": len(verbatim),
-        }
+        of_kind = [item for item in times if item.kind == kind]
+        result[kind] = PersonalData(
+            found=sum(times[item] for item in of_kind),
+            different=len(of_kind),
+            verbatim=sum(item in corpus for item in of_kind),
+        )
     return result
 
 
@@ -193,16 +198,16 @@ def duplicate_share(texts: Sequence[str]) -> float:
 def relevance(
     similarity: Float[np.ndarray, " pair"],
     alpha: float | None,
-) -> dict[str, Any]:
-    """Mean similarity of d1 and d2, and the share of pairs above alpha."""
+) -> Relevance:
+    """How similar d1 and d2 of pairs are, and the share of pairs above alpha."""
     if not len(similarity):
-        return {"mean": None, "above_alpha": None}
+        return Relevance(mean=None, above_alpha=None)
     above = None if alpha is None else float((similarity > alpha).mean())
-    return {
-        "mean": float(similarity.mean()),
-        "above_alpha": above,
-        "histogram": np.histogram(similarity, _SIMILARITY_BINS)[0].tolist(),
-    }
+    return Relevance(
+        mean=float(similarity.mean()),
+        above_alpha=above,
+        histogram=tuple(np.histogram(similarity, _SIMILARITY_BINS)[0].tolist()),
+    )
 
 
 def examples(
@@ -211,12 +216,9 @@ def examples(
     tokenizer: Tokenizer,
     corpus: Tokens,
     cfg: config.Analyze,
-) -> list[dict[str, Any]]:
+) -> list[SampledExample]:
     """d1, its most similar real d2 and up to two sampled d2 (`rows` of S_pretrain), as many d1 as
-    `cfg.examples`.
-
-    What is copied is marked, in the real d2 too: 1 from d1, 2 from elsewhere in the corpus.
-    """
+    `cfg.examples`."""
     # pairs come most similar first, so the first of a d1 is its best
     best: dict[int, int] = {}
     for number, d1 in enumerate(pairs.d1.tolist()):
@@ -228,22 +230,30 @@ def examples(
     from_d1 = d1_masks(tokens, given, cfg.copy_tokens)
     from_corpus = corpus_masks(tokens, corpus, cfg.copy_tokens)
 
-    by_d1: dict[int, dict[str, Any]] = {}
+    sampled: dict[int, list[SampledText]] = {}
     for number, row in enumerate(chosen):
-        if row.d1 not in by_d1:
-            pair = shown(pairs, best[row.d1], tokenizer, corpus, cfg.copy_tokens)
-            by_d1[row.d1] = {**pair, "sampled": []}
         # d1 is part of the corpus, so its mark goes over the corpus' mark
         origin = np.where(from_corpus[number], 2, 0)
         origin[from_d1[number]] = 1
-        by_d1[row.d1]["sampled"].append(
-            {
-                "segments": segments(tokenizer, row.tokens, origin),
-                "mean_logprob": row.mean_logprob,
-                "finish": row.finish,
-            }
+        text = SampledText(
+            segments=segments(tokenizer, row.tokens, origin),
+            mean_logprob=row.mean_logprob,
+            finish=row.finish,
         )
-    return list(by_d1.values())
+        sampled.setdefault(row.d1, []).append(text)
+
+    found = []
+    for d1, texts in sampled.items():
+        pair = shown(pairs, best[d1], tokenizer, corpus, cfg.copy_tokens)
+        found.append(
+            SampledExample(
+                similarity=pair.similarity,
+                d1=pair.d1,
+                d2=pair.d2,
+                sampled=tuple(texts),
+            )
+        )
+    return found
 
 
 def _chosen(
@@ -269,45 +279,43 @@ def spread(
     tokenizer: Tokenizer,
     corpus: Tokens,
     cfg: config.Analyze,
-) -> list[dict[str, Any]]:
+) -> list[PairExample]:
     """Up to 60 pairs, least similar first, spread evenly over the range of similarity."""
     wanted = np.linspace(pairs.similarity.min(), pairs.similarity.max(), _SPREAD)
     order = np.argsort(pairs.similarity, kind="stable")
     nearest = np.searchsorted(pairs.similarity[order], wanted)
     # the largest wanted similarity may lie past the last pair by rounding
     nearest = np.unique(np.minimum(nearest, len(order) - 1))
-    return [
-        shown(
-            pairs,
-            int(i),
-            tokenizer,
-            corpus,
-            cfg.copy_tokens,
-        )
-        for i in order[nearest]
-    ]
+
+    found = []
+    for number in order[nearest].tolist():
+        found.append(shown(pairs, number, tokenizer, corpus, cfg.copy_tokens))
+    return found
 
 
 def shown(
-    pairs: Pairs, number: int, tokenizer: Tokenizer, corpus: Tokens, n: int
-) -> dict[str, Any]:
-    """One pair to look at: its similarity, d1, and d2 in segments, marked 1 where it shares a run
-    of `n` tokens with d1."""
+    pairs: Pairs,
+    number: int,
+    tokenizer: Tokenizer,
+    corpus: Tokens,
+    n: int,
+) -> PairExample:
+    """One pair to look at; of d2 the runs of `n` tokens are marked that d1 holds too."""
     d1 = corpus[int(pairs.d1[number])][:-1]
     d2 = corpus[int(pairs.d2[number])][:-1]
     [copied] = d1_masks([d2], [d1], n)  # (token of d2)
-    return {
-        "similarity": float(pairs.similarity[number]),
-        "d1": tokenizer.decode(d1),
-        "d2": segments(tokenizer, d2, copied.astype(int)),
-    }
+    return PairExample(
+        similarity=float(pairs.similarity[number]),
+        d1=tokenizer.decode(d1),
+        d2=segments(tokenizer, d2, copied.astype(int)),
+    )
 
 
 def segments(
     tokenizer: Tokenizer,
     tokens: Integer[np.ndarray, " token"],
     origin: Integer[np.ndarray, " token"],
-) -> list[tuple[str, int]]:
+) -> Segments:
     """The text of the tokens, cut where `origin` changes, with the mark of each part; empty
     parts are left out."""
     # the first token of every part but the first
@@ -323,20 +331,19 @@ def segments(
         part = text[prefixes[start] : prefixes[end]]
         if part:
             parts.append((part, int(origin[start])))
-    return parts
+    return tuple(parts)
 
 
-def _copying(masks: Sequence[Bool[np.ndarray, " _"]]) -> dict[str, float]:
-    """How much is copied: the shares of documents and of tokens, and the longest copied run in
-    tokens."""
+def _copying(masks: Sequence[Bool[np.ndarray, " _"]]) -> Copying:
+    """How much is copied of documents whose copied tokens are these."""
     if not masks:
-        return {"docs": 0.0, "tokens": 0.0, "longest_median": 0.0, "longest_max": 0.0}
+        return Copying(docs=0.0, tokens=0.0, longest_median=0.0, longest_max=0.0)
     longest = np.array([ngrams.longest_run(m) for m in masks])  # (doc)
     copied = sum(int(m.sum()) for m in masks)
     tokens = sum(len(m) for m in masks)
-    return {
-        "docs": float((longest > 0).mean()),
-        "tokens": float(copied / max(1, tokens)),
-        "longest_median": float(np.median(longest)),
-        "longest_max": float(longest.max()),
-    }
+    return Copying(
+        docs=float((longest > 0).mean()),
+        tokens=float(copied / max(1, tokens)),
+        longest_median=float(np.median(longest)),
+        longest_max=float(longest.max()),
+    )

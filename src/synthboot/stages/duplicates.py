@@ -11,7 +11,6 @@ ours are a Jaccard similarity of word 5-grams of 0.8 or more.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt32
 
+from synthboot.artifacts.analysis import Duplicates
 from synthboot.data import near_duplicates
 from synthboot.data.disk import load_array, save_blocks
 
@@ -27,18 +27,6 @@ _BLOCK_DOCS = 4_096
 
 Signatures = UInt32[np.ndarray, "doc perm"]
 _Pairs = Int64[np.ndarray, "pair 2"]
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """How much of a sample is duplicated.
-
-    `curve` holds [N, share of the first N documents with a near-duplicate among them]; `corpus` is
-    the share of all documents with one in the corpus, None where there was no corpus to look in.
-    """
-
-    curve: list[tuple[int, float]]
-    corpus: float | None
 
 
 def signatures(texts: Sequence[str], path: Path) -> Signatures:
@@ -82,8 +70,8 @@ def near(
     return near_duplicates.pairs(of_both, _Joined(sample, corpus), JACCARD)
 
 
-def curve(pairs: _Pairs, docs: int) -> list[tuple[int, float]]:
-    """[N, share of the first N documents with a near-duplicate among them], for N up to `docs`.
+def curve(pairs: _Pairs, docs: int) -> tuple[tuple[int, float], ...]:
+    """(N, share of the first N documents with a near-duplicate among them), for N up to `docs`.
 
     `pairs` are all near-duplicates among the documents.
     """
@@ -97,7 +85,7 @@ def curve(pairs: _Pairs, docs: int) -> list[tuple[int, float]]:
 
     sizes = _sizes(docs)
     counts = np.searchsorted(least_n, sizes, side="right").tolist()
-    return [(n, count / n) for n, count in zip(sizes, counts, strict=True)]
+    return tuple((n, count / n) for n, count in zip(sizes, counts, strict=True))
 
 
 def _sizes(docs: int) -> list[int]:

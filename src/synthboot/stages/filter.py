@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int64, Integer
 
 from synthboot import config
+from synthboot.artifacts.judged import Question
 from synthboot.artifacts.store import read_table
 from synthboot.artifacts.synthetic import FILE, KEPT, ThrownAway
 from synthboot.data import near_duplicates, ngrams, tokens
 from synthboot.data.tokens import Tokens
 from synthboot.errors import BudgetError
-from synthboot.judges.protocol import Question
 
 T = TypeVar("T")
 

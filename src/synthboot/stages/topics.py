@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64, Shaped
+from jaxtyping import Float, Float32, Float64, Int64
 
+from synthboot.artifacts.analysis import Topics
 from synthboot.data.words import words
 from synthboot.neighbors import join
 
@@ -75,27 +75,28 @@ def named(
 def compared(
     by_kind: dict[str, Int64[np.ndarray, " doc"]],
     names: Sequence[str],
-) -> dict[str, Any]:
-    """`shares`: by kind of text, which share of its documents is about each topic. `distance`: by
-    kind, half the sum of the differences to D_pretrain, 0 where all shares are alike and 1
-    where no topic is in both. `gained` and `lost`: the topics with more than twice its share, and
-    with less than half of it."""
-    shares: dict[str, Shaped[np.ndarray, " topic"]] = {}
+) -> Topics:
+    """What kinds of text are about, beside D_pretrain, which must be among them; a kind without
+    documents is left out."""
+    shares: dict[str, Float64[np.ndarray, " topic"]] = {}
     for kind, topic in by_kind.items():
         if len(topic):
             shares[kind] = np.bincount(topic, minlength=len(names)) / len(topic)
+
     real = shares["D_pretrain"]
-    result: dict[str, Any] = {
-        "names": list(names),
-        "shares": {kind: share.tolist() for kind, share in shares.items()},
-        "docs": {kind: len(by_kind[kind]) for kind in shares},
-        "distance": {},
-        "gained": {},
-        "lost": {},
-    }
-    for kind, share in shares.items():
-        if kind != "D_pretrain":
-            result["distance"][kind] = float(np.abs(share - real).sum() / 2)
-            result["gained"][kind] = np.flatnonzero(share > 2 * real).tolist()
-            result["lost"][kind] = np.flatnonzero(share < real / 2).tolist()
-    return result
+    others = {kind: share for kind, share in shares.items() if kind != "D_pretrain"}
+    distance = {}
+    gained = {}
+    lost = {}
+    for kind, share in others.items():
+        distance[kind] = float(np.abs(share - real).sum() / 2)
+        gained[kind] = tuple(np.flatnonzero(share > 2 * real).tolist())
+        lost[kind] = tuple(np.flatnonzero(share < real / 2).tolist())
+    return Topics(
+        names=tuple(names),
+        shares={kind: tuple(share.tolist()) for kind, share in shares.items()},
+        docs={kind: len(by_kind[kind]) for kind in shares},
+        distance=distance,
+        gained=gained,
+        lost=lost,
+    )

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from synthboot import statistics
-from synthboot.artifacts.analysis import Analysis
+from synthboot.artifacts.analysis import (
+    Analysis,
+    Changes,
+    Duplicates,
+    Examples,
+    KindMeasures,
+    Leaks,
+    Measures,
+    PersonalData,
+    Relevance,
+    Topics,
+)
 from synthboot.artifacts.corpus import PRETRAIN
+from synthboot.artifacts.judged import NOTHING, Verdict, save_judged_texts
 from synthboot.artifacts.pairs import TRAIN
 from synthboot.artifacts.store import WORK
 from synthboot.artifacts.synthetic import Sample
@@ -23,8 +34,6 @@ from synthboot.steps.context import Context, Outcome, conditional
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from synthboot.stages.duplicates import Duplicates
 
 _BASE_DOCS = 200
 """Documents of a kind that base reads: enough for a mean, and a model takes its time."""
@@ -40,28 +49,38 @@ def analyze(c: Context) -> Outcome:
     samples = _samples(c)
 
     kinds = _kinds(c, samples)
-    of_world = worlds.measured(c, samples) if worlds.is_world(c) else None
+    world = worlds.measured(c, samples) if worlds.is_world(c) else None
     judged, judged_texts = judges.judged(c, samples) if judges_asked else ([], [])
     vectors = _vectors(c, samples)
-    result = {
-        "kinds": kinds,
-        "relevance": _relevance(c, samples, vectors),
-        "copy_tokens": c.cfg.analyze.copy_tokens,
-        "world": of_world,
-        "judged": judged,
-        "leaks": _leaks(c, samples),
-        "changed": _changed(c, samples, vectors),
-    }
+    analysis = Analysis(
+        kinds=kinds,
+        relevance=_relevance(c, samples, vectors),
+        copy_tokens=c.cfg.analyze.copy_tokens,
+        world=world,
+        judged=tuple(judged),
+        leaks=_leaks(c, samples),
+        changed=_changed(c, samples, vectors),
+    )
+    examples = _examples(c, samples)
 
-    examples, spread = _examples(c, samples)
-    Analysis(result, examples, spread).save(c.folder, judged_texts)
+    analysis.save(c.folder)
+    examples.save(c.folder)
+    save_judged_texts(c.folder, judged_texts)
 
-    counts: dict[str, Any] = {"kinds": list(kinds), "examples": len(examples)}
+    counts: dict[str, Any] = {"kinds": list(kinds), "examples": len(examples.sampled)}
     if judges_asked:
-        counts["requests"] = sum(verdict["requests"] for verdict in judged)
-        for name in ("prompt", "completion"):
-            counts[f"judge_{name}_tokens"] = sum(verdict["spent"][name] for verdict in judged)
+        counts |= _asked(judged)
     return counts, {}
+
+
+def _asked(judged: Sequence[Verdict]) -> dict[str, int]:
+    """What judges took, for the manifest."""
+    spent = sum((verdict.spent for verdict in judged), NOTHING)
+    return {
+        "requests": sum(verdict.requests for verdict in judged),
+        "judge_prompt_tokens": spent.prompt,
+        "judge_completion_tokens": spent.completion,
+    }
 
 
 def _samples(c: Context) -> dict[str, list[Sample]]:
@@ -72,32 +91,50 @@ def _samples(c: Context) -> dict[str, list[Sample]]:
     return by_kind
 
 
-def _kinds(c: Context, samples: Samples) -> dict[str, dict[str, Any]]:
+def _kinds(c: Context, samples: Samples) -> dict[str, KindMeasures]:
     """The measures of every kind of text, real text first."""
-    from synthboot.stages import analyze as stage
-
-    cfg = c.cfg.analyze
-    corpus = c.corpus.pretrain
-    tokenizer = c.corpus.tokenizer
-
-    kinds = {}
-    for kind, tokens in (("unseen real", c.corpus.validation), ("D_pretrain", corpus)):
-        documents = _first_docs(tokens, cfg.docs)
-        texts = [tokenizer.decode(document) for document in documents]
-        kinds[kind] = stage.analyze(documents, texts, corpus, cfg)
-
+    measured: dict[str, Measures] = {
+        "unseen real": _of_real(c, c.corpus.validation),
+        "D_pretrain": _of_real(c, c.corpus.pretrain),
+    }
     for number, (kind, rows) in enumerate(samples.items(), 1):
         c.progress(0.6 * number / (len(samples) + 1), kind)
-        tokens_of = [row.tokens for row in rows]
-        texts = [row.text for row in rows]
-        given = [corpus[row.d1][:-1] for row in rows] if conditional(kind) else None
-        kinds[kind] = stage.analyze(tokens_of, texts, corpus, cfg, given)
-        kinds[kind]["entropy"] = _entropy(rows)
+        measured[kind] = _of_samples(c, kind, rows)
 
     c.progress(0.6, "duplicates")
-    for kind, found in _duplicates(c).items():
-        kinds[kind]["duplicates_at"] = asdict(found)
+    duplicates = _duplicates(c)
+
+    kinds = {}
+    for kind, measures in measured.items():
+        kinds[kind] = KindMeasures(
+            **vars(measures),
+            entropy=_entropy(samples[kind]) if kind in samples else None,
+            duplicates_at=duplicates[kind],
+        )
     return kinds
+
+
+def _of_real(c: Context, tokens: Tokens) -> Measures:
+    """The measures of the first documents of a set, as many as are analyzed."""
+    from synthboot.stages import analyze as stage
+
+    documents = _first_docs(tokens, c.cfg.analyze.docs)
+    texts = [c.corpus.tokenizer.decode(document) for document in documents]
+    return stage.analyze(documents, texts, c.corpus.pretrain, c.cfg.analyze)
+
+
+def _of_samples(c: Context, kind: str, rows: Sequence[Sample]) -> Measures:
+    """The measures of samples of one kind, beside their d1 where they have one."""
+    from synthboot.stages import analyze as stage
+
+    corpus = c.corpus.pretrain
+    return stage.analyze(
+        samples=[row.tokens for row in rows],
+        texts=[row.text for row in rows],
+        corpus=corpus,
+        cfg=c.cfg.analyze,
+        given=[corpus[row.d1][:-1] for row in rows] if conditional(kind) else None,
+    )
 
 
 def _entropy(rows: Sequence[Sample]) -> float:
@@ -112,25 +149,6 @@ def _entropy(rows: Sequence[Sample]) -> float:
     return -total_logprob / max(1, total_tokens)
 
 
-def _examples(c: Context, samples: Samples) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Samples of related pairs beside their d1 and real d2, and real pairs of all similarities."""
-    from synthboot.stages import analyze as stage
-
-    if "pair/related" not in c.parents:
-        return [], []
-    pairs = c.pairs("pair/related").only(TRAIN)
-    if not pairs:
-        return [], []
-
-    tokenizer = c.corpus.tokenizer
-    corpus = c.corpus.pretrain
-    examples = []
-    if samples.get("related"):
-        examples = stage.examples(samples["related"], pairs, tokenizer, corpus, c.cfg.analyze)
-    spread = stage.spread(pairs, tokenizer, corpus, c.cfg.analyze)
-    return examples, spread
-
-
 def _duplicates(c: Context) -> dict[str, Duplicates]:
     """By kind of text, how much of it has a near-duplicate in it, and in D_pretrain."""
     from synthboot.stages import duplicates as stage
@@ -138,7 +156,10 @@ def _duplicates(c: Context) -> dict[str, Duplicates]:
     tokenizer = c.corpus.tokenizer
     corpus = Decoded(c.corpus.pretrain, tokenizer)
     nothing = Decoded(corpus.tokens.head(0), tokenizer)
-    kinds = {"unseen real": c.corpus.validation, "D_pretrain": corpus.tokens}
+    kinds = {
+        "unseen real": c.corpus.validation,
+        "D_pretrain": corpus.tokens,
+    }
     for kind, synthetic in c.synthetic.items():
         kinds[kind] = synthetic.tokens
 
@@ -166,6 +187,26 @@ def _first_docs(tokens: Tokens, count: int) -> list[np.ndarray]:
     return [np.asarray(tokens[doc][:-1], np.int64) for doc in chosen]
 
 
+def _examples(c: Context, samples: Samples) -> Examples:
+    """Samples of related pairs beside their d1 and real d2, and real pairs of all similarities."""
+    from synthboot.stages import analyze as stage
+
+    if "pair/related" not in c.parents:
+        return Examples()
+    pairs = c.pairs("pair/related").only(TRAIN)
+    if not pairs:
+        return Examples()
+
+    cfg = c.cfg.analyze
+    corpus = c.corpus.pretrain
+    tokenizer = c.corpus.tokenizer
+    related = samples.get("related", [])
+    return Examples(
+        sampled=tuple(stage.examples(related, pairs, tokenizer, corpus, cfg)),
+        spread=tuple(stage.spread(pairs, tokenizer, corpus, cfg)),
+    )
+
+
 def _vectors(c: Context, samples: Samples) -> dict[str, np.ndarray]:
     """The unit vectors of the samples of each kind, (doc, dim); no kind where nothing here can
     embed text."""
@@ -182,7 +223,7 @@ def _relevance(
     c: Context,
     samples: Samples,
     vectors: Mapping[str, np.ndarray],
-) -> dict[str, Any]:
+) -> dict[str, Relevance]:
     """Similarity of d1 with real d2, with sampled d2, and of random pairs."""
     from synthboot.stages.analyze import relevance
     from synthboot.stages.pair import random_similarity
@@ -193,7 +234,7 @@ def _relevance(
     pairs = c.pairs("pair/related")
     alpha = pairs.alpha
     by_chance = random_similarity(real, c.cfg.seed, _RANDOM_PAIRS)
-    result = {
+    found = {
         "real pairs": relevance(pairs.only(TRAIN).similarity, alpha),
         "random pairs": relevance(by_chance, alpha),
     }
@@ -201,42 +242,51 @@ def _relevance(
         if conditional(kind):
             given = real[[row.d1 for row in samples[kind]]].astype(np.float32)
             similarity = np.einsum("ij,ij->i", given, sampled)  # (doc)
-            result[kind] = relevance(similarity, alpha)
-    return result
+            found[kind] = relevance(similarity, alpha)
+    return found
 
 
-def _leaks(c: Context, samples: Samples) -> dict[str, Any]:
+def _leaks(c: Context, samples: Samples) -> Leaks:
     """What of D_pretrain stands in synthetic text, and in unseen real text beside it: verbatim
     spans, in the documents that are analyzed; what looks like personal data, in all there are."""
-    from synthboot.data import personal
-    from synthboot.stages.analyze import personal_data, verbatim_spans
+    from synthboot.stages.analyze import verbatim_spans
 
     corpus = c.corpus.pretrain
-    unseen_docs = _first_docs(c.corpus.validation, c.cfg.analyze.docs)
-    spans = {"unseen real": verbatim_spans(unseen_docs, corpus)}
+    unseen = _first_docs(c.corpus.validation, c.cfg.analyze.docs)
+    spans = {"unseen real": verbatim_spans(unseen, corpus)}
     for kind, rows in samples.items():
         spans[kind] = verbatim_spans([row.tokens for row in rows], corpus)
 
     c.progress(0.9, "looking for personal data")
+    return Leaks(spans=spans, personal=_personal(c))
+
+
+def _personal(c: Context) -> dict[str, dict[str, PersonalData]]:
+    """What looks like personal data, by kind of text and of data."""
+    from synthboot.data import personal
+    from synthboot.stages.analyze import personal_data
+
     read = personal.times(document.text for document in c.corpus.texts(PRETRAIN))
     unseen = personal.times(document.text for document in c.corpus.texts("validation"))
-    found = {"D_pretrain": personal_data(read, read), "unseen real": personal_data(unseen, read)}
+    found = {
+        "D_pretrain": personal_data(read, read),
+        "unseen real": personal_data(unseen, read),
+    }
     for kind, synthetic in c.synthetic.items():
         found[kind] = personal_data(personal.times(synthetic.texts()), read)
-    return {"spans": spans, "personal": found}
+    return found
 
 
 def _changed(
     c: Context,
     samples: Samples,
     vectors: Mapping[str, np.ndarray],
-) -> dict[str, Any]:
+) -> Changes:
     """How synthetic text as a whole differs from D_pretrain: in its words, its loss under base, its
     topics. Unseen real text is the bar: it differs by chance alone."""
     from synthboot.lm import model as models
     from synthboot.stages.analyze import type_token_ratio
 
-    tokenizer = c.corpus.tokenizer
     docs = c.cfg.analyze.docs
     by_kind = {
         "D_pretrain": _first_docs(c.corpus.pretrain, docs),
@@ -245,17 +295,18 @@ def _changed(
     for kind, rows in samples.items():
         by_kind[kind] = [row.tokens for row in rows]
 
+    tokenizer = c.corpus.tokenizer
     base = models.load(c.model("base").best, c.device)
     ratios = {}
     base_loss = {}
     for kind, documents in by_kind.items():
         ratios[kind] = type_token_ratio([tokenizer.decode(tokens) for tokens in documents])
         base_loss[kind] = _base_loss(c, base, documents[:_BASE_DOCS])
-    return {
-        "type_token_ratio": ratios,
-        "base_loss": base_loss,
-        "topics": _topics(c, vectors),
-    }
+    return Changes(
+        type_token_ratio=ratios,
+        base_loss=base_loss,
+        topics=_topics(c, vectors),
+    )
 
 
 def _base_loss(
@@ -276,7 +327,7 @@ def _base_loss(
     return statistics.estimate(by_document, scores.tokens).interval
 
 
-def _topics(c: Context, vectors: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+def _topics(c: Context, vectors: Mapping[str, np.ndarray]) -> Topics | None:
     """Which topics were gained and lost; None where documents have no vectors, or no topics were
     asked for."""
     from synthboot.stages import topics as stage
@@ -291,6 +342,7 @@ def _topics(c: Context, vectors: Mapping[str, np.ndarray]) -> dict[str, Any] | N
     }
     for kind, of_kind in vectors.items():
         by_kind[kind] = stage.assigned(of_kind, centres)
+
     texts = (document.text for document in c.corpus.texts(PRETRAIN))
     names = stage.named(texts, by_kind["D_pretrain"], len(centres))
     return stage.compared(by_kind, names)

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from synthboot.artifacts.analysis import JudgedText
+from synthboot.artifacts.judged import JudgedText, Question, Verdict
 from synthboot.artifacts.pairs import HELDOUT, VALIDATION
 from synthboot.artifacts.store import WORK, read_manifest
 from synthboot.artifacts.synthetic import Sample
 from synthboot.data.tokenizer import Decoded
 from synthboot.errors import ConfigError
 from synthboot.judges import panel, planted
-from synthboot.judges.protocol import LONGEST, QUESTIONS, Item, Judge, Question
+from synthboot.judges.protocol import LONGEST, QUESTIONS, Item, Judge
 from synthboot.judges.record import Record
 from synthboot.rng import rng
 from synthboot.steps.context import Context, conditional
@@ -37,9 +36,8 @@ _PAIRS = ("irrelevance", "copying")
 
 def judged(
     c: Context, samples: Mapping[str, Sequence[Sample]]
-) -> tuple[list[dict[str, Any]], list[JudgedText]]:
-    """What every judge says to every question that it can judge here, as plain values, and to every
-    text.
+) -> tuple[list[Verdict], list[JudgedText]]:
+    """What every judge says to every question that it can judge here, and to every text.
 
     Raises ConfigError where a model cannot be loaded, and SamplingError where a server fails; what
     was judged is kept.
@@ -58,7 +56,7 @@ def judged(
             if _counts_tokens(asking.judge):
                 most_tokens = tokens_left / waiting
                 waiting -= 1
-            verdict = panel.judge(
+            judged = panel.judge(
                 judge=asking.judge,
                 question=asking.question,
                 cases=asking.cases,
@@ -67,9 +65,10 @@ def judged(
                 progress=partial(c.progress, 0.7 + 0.2 * number / len(to_ask)),
                 most_tokens=most_tokens,
             )
+            verdict = judged.verdict
             tokens_left = max(0.0, tokens_left - verdict.spent.tokens)
-            found.append({**panel.as_json(verdict), "dollars": _dollars(c, verdict)})
-            by_text += _by_text(verdict, asking.kinds)
+            found.append(replace(verdict, dollars=_dollars(c, verdict)))
+            by_text += _by_text(judged, asking.kinds)
     return found, by_text
 
 
@@ -107,7 +106,7 @@ def _counts_tokens(judge: Judge) -> bool:
     return judge.name.startswith(("local:", "server:"))
 
 
-def _dollars(c: Context, verdict: panel.Verdict) -> float | None:
+def _dollars(c: Context, verdict: Verdict) -> float | None:
     """What a server's answers cost, where its price is known and it told all of its tokens."""
     kind, _, model = verdict.judge.partition(":")
     prices = c.cfg.engine.judge.prices
@@ -118,9 +117,10 @@ def _dollars(c: Context, verdict: panel.Verdict) -> float | None:
     return (spent.prompt * of_prompt + spent.completion * of_completion) / 1e6
 
 
-def _by_text(verdict: panel.Verdict, kinds: Mapping[str, Sequence[Item]]) -> Iterator[JudgedText]:
+def _by_text(judged: panel.Judged, kinds: Mapping[str, Sequence[Item]]) -> Iterator[JudgedText]:
     """What a judge gave every text that it was asked about."""
-    for kind, scores in verdict.scores.items():
+    verdict = judged.verdict
+    for kind, scores in judged.scores.items():
         # a budget that ended leaves the last items without a score
         for item, score in zip(kinds[kind], scores, strict=False):
             yield JudgedText(
@@ -143,7 +143,7 @@ class Filtering:
 
     judge: Judge
     question: Question
-    verdict: panel.Verdict
+    verdict: Verdict
     texts: _Texts
 
     def scores(self, rows: Sequence[Sample], chunk: int) -> Float[np.ndarray, " sample"]:
@@ -164,9 +164,10 @@ def filtering(c: Context, judged: Mapping[Question, str]) -> list[Filtering]:
         for question, name in sorted(judged.items()):
             judge = _judge(c, name, texts)
             cases, _ = _known(c, question, texts)
-            verdict = panel.judge(
+            known = panel.judge(
                 judge=judge, question=question, cases=cases, kinds={}, record=record
             )
+            verdict = known.verdict
             if verdict.refused:
                 raise ConfigError(
                     f"synthesize/{c.variant}: `filter.judged.{question}`: {name} cannot tell it "

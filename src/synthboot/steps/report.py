@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from synthboot import config
-from synthboot.artifacts.analysis import Analysis
+from synthboot.artifacts.analysis import Analysis, Examples
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.evaluation import Evaluation
 from synthboot.artifacts.extraction import Extraction
@@ -62,7 +62,11 @@ def gather(
         elif manifest.stage == "synthesize":
             synthesize[role] = manifest.counts
 
-    analysis = Analysis.open(parents["analyze"]) if "analyze" in parents else None
+    analysis = None
+    examples = Examples()
+    if "analyze" in parents:
+        analysis = Analysis.open(parents["analyze"])
+        examples = Examples.open(parents["analyze"])
     extraction = Extraction.open(parents["extract"]) if "extract" in parents else None
     return Results(
         name=cfg.name,
@@ -74,9 +78,8 @@ def gather(
         curves=curves,
         sweeps=sweeps,
         synthesize=synthesize,
-        analyze=analysis.result if analysis else None,
-        examples=analysis.examples if analysis else (),
-        pair_examples=analysis.spread if analysis else (),
+        analyze=analysis,
+        examples=examples,
         extract=extraction,
         costs=list(costs.values()),
         version=version,

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from synthboot.artifacts.analysis import Excess, FactShares, WorldMeasures
 from synthboot.artifacts.corpus import PRETRAIN
 from synthboot.artifacts.evaluation import LossBounds
 from synthboot.artifacts.model import Tuning
@@ -82,9 +82,8 @@ def questions(c: Context) -> list[tasks.Item]:
 def measured(
     c: Context,
     samples: Mapping[str, Sequence[Sample]],
-) -> dict[str, Any]:
-    """`excess`: how far each synthesizer is from the least loss there is. `facts`: by kind of
-    synthetic text and group of its entity, what it says."""
+) -> WorldMeasures:
+    """How far each synthesizer is from the least loss there is, and what its text says."""
     world, stated = _world(c)
     corpus = [world.read(text) for text in _texts(c, PRETRAIN)]
     validation = [world.read(text) for text in _texts(c, "validation")]
@@ -108,12 +107,9 @@ def measured(
         for attribute, wording, _ in reading.facts:
             seen.add((reading.entity, attribute, wording))
 
-    facts: dict[str, Any] = {}
+    facts: dict[str, dict[str, FactShares]] = {}
     for kind, rows in samples.items():
-        by_group: dict[str, list[_Written]] = {
-            "many": [],
-            "one": [],
-        }
+        by_group: dict[str, list[_Written]] = {"many": [], "one": []}
         for row in rows:
             d1 = corpus[row.d1] if conditional(kind) else None
             d2 = world.read(row.text)
@@ -124,7 +120,7 @@ def measured(
         facts[kind] = {}
         for group, written in by_group.items():
             facts[kind][group] = _facts(world, written, seen, orders)
-    return {"excess": excess, "facts": facts}
+    return WorldMeasures(excess, facts)
 
 
 def _excess(
@@ -133,9 +129,8 @@ def _excess(
     tuned: Tuning,
     corpus: Sequence[Reading],
     validation: Sequence[Reading],
-) -> dict[str, Any]:
-    """On the pairs that stop tuning: [tokens tuned on, nats per document above one who knows the
-    world, and above one who has read D_pretrain], and how often a pair is about one entity."""
+) -> Excess:
+    """How far a synthesizer is from the least loss there is, while it is tuned."""
     pairs = tuned.stopped_by
     same_entity = []
     read_corpus = []
@@ -153,8 +148,8 @@ def _excess(
     points = []
     for step_tokens, loss in tuned.curve.validation:
         nll = loss * tokens_per_doc
-        points.append([step_tokens, nll - knows_world, nll - knows_corpus])
-    return {"points": points, "same_entity": float(np.mean(same_entity))}
+        points.append((int(step_tokens), nll - knows_world, nll - knows_corpus))
+    return Excess(tuple(points), same_entity=float(np.mean(same_entity)))
 
 
 @dataclass(frozen=True)
@@ -171,9 +166,12 @@ class _Written:
 
 
 def _facts(
-    world: World, written: Sequence[_Written], seen: Facts, orders: Orders
-) -> dict[str, float | None]:
-    """Shares of the documents, and of the facts of those documents that are about some entity."""
+    world: World,
+    written: Sequence[_Written],
+    seen: Facts,
+    orders: Orders,
+) -> FactShares:
+    """Whether these documents tell the truth."""
     count: Counter[str] = Counter()
     for document in written:
         d2 = document.d2
@@ -193,13 +191,18 @@ def _facts(
     def share(name: str, of: str) -> float | None:
         return count[name] / count[of] if count[of] else None
 
-    shares: dict[str, float | None] = {"docs": float(count["docs"])}
-    for name in ("named", "same_entity", "strange"):
-        shares[name] = share(name, "docs")
-    shares["new_order"] = share("new_order", "named")
-    for name in ("kept", "known", "contradicted", "invented", "new_wording"):
-        shares[name] = share(name, "facts")
-    return shares
+    return FactShares(
+        docs=float(count["docs"]),
+        named=share("named", "docs"),
+        same_entity=share("same_entity", "docs"),
+        strange=share("strange", "docs"),
+        new_order=share("new_order", "named"),
+        kept=share("kept", "facts"),
+        known=share("known", "facts"),
+        contradicted=share("contradicted", "facts"),
+        invented=share("invented", "facts"),
+        new_wording=share("new_wording", "facts"),
+    )
 
 
 def _kind(

@@ -135,9 +135,9 @@ def held(folder: Path, part: Part) -> Iterator[Record]:
             )
     for other in others:
         # under a name that no part has it still says what was spent
-        record = _place(folder, other).with_suffix(".json")
+        kept = _place(folder, other).with_suffix(".json")
         with suppress(FileNotFoundError):  # another part of this division was quicker
-            os.replace(record, record.with_name(f"{_EARLIER}{secrets.token_hex(8)}.json"))
+            os.replace(kept, kept.with_name(f"{_EARLIER}{secrets.token_hex(8)}.json"))
     place = _place(folder, part)
     with ExitStack() as held_lock:
         try:

@@ -1,6 +1,8 @@
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from synthboot import api
 from synthboot.cli import main
 from synthboot.data import disk
 from synthboot.judges.protocol import QUESTIONS
-from tests.conftest import run_folder, small_config
+from tests.conftest import run_folder, small_config, soon
 
 
 def call(*arguments: str) -> Any:
@@ -301,6 +303,33 @@ def test_help_is_quick_and_needs_no_torch() -> None:
     assert min(times) < 0.3
     code = "import sys, synthboot.cli; sys.exit(any(m in sys.modules for m in ('torch', 'pydantic', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_ctrl_c_while_modules_are_imported_says_nothing(is_heard: bool, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    # in the place of a module that the command line imports
+    (tmp_path / "click.py").write_text(f"import time\nopen({str(begun)!r}, 'w').close()\ntime.sleep(600)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "synthboot", "--help"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        # in the background of a shell it is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL if is_heard else signal.SIG_IGN),
+    )
+    try:
+        soon(begun.exists)
+        process.send_signal(signal.SIGINT)
+        if is_heard:
+            assert process.communicate(timeout=60) == (None, "")
+            assert process.returncode == 130
+        else:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_progress_goes_to_stderr(world_file: Path, tmp_path: Path) -> None:

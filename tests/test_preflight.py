@@ -10,11 +10,12 @@ from click.testing import CliRunner
 
 from synthboot import api, cli, loading, preflight
 from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.store import read_manifest
 from synthboot.errors import BudgetError, ConfigError, DataError, SynthbootError
 from synthboot.lm import model as models
 from synthboot.recipes import units
 from synthboot.runner.state import states
-from tests.conftest import run_folder, small_config, write_jsonl
+from tests.conftest import run_folder, small_config, tiny_config, world_documents, write_jsonl
 
 
 def refused(settings: dict[str, Any]) -> str:
@@ -242,6 +243,33 @@ def test_an_oracle_with_the_text_of_all_arms_is_repetition(world_file: Path, tmp
     cfg = loading.load(settings | {"arms": noisy})
     preflight.check_anywhere(cfg)
     preflight.check_against_corpus(cfg, Corpus.open(cfg.folder / "01-corpus"))
+
+
+def test_pairs_that_nothing_can_be_tuned_on_are_met_before_base_is(tmp_path: Path) -> None:
+    settings = tiny_config(tmp_path)
+    rows = world_documents(entities=24, each=5)
+    # what is marked as validation has nothing in common with the rest
+    for number in range(12):
+        rows.append({"id": f"odd-{number}", "text": " ".join(f"{number}{i} {i}%" for i in range(40)), "split": "validation"})
+    for number, row in enumerate(rows):
+        row.setdefault("split", "test" if number < 8 else "pretrain")
+    corpus = {**settings["corpus"], "source": str(write_jsonl(tmp_path / "marked.jsonl", rows)), "split_field": "split"}
+    settings |= {"corpus": corpus, "engine": {"jobs": 1}, "pair": settings["pair"] | {"min_similarity": 0.88}}
+
+    def begun(stage: str) -> list[str]:
+        names: list[str] = []
+        run = api.Run(settings, progress=lambda name, kind, _: names.append(name) if kind == "start" else None)
+        with pytest.raises(DataError, match=r"^pair: no validation document has a neighbour above min_similarity"):
+            run.run(stage)
+        return names
+
+    assert begun("tune") == ["corpus", "embed", "pair/related"]
+    assert begun("report") == []  # the pairs are there now, and no better
+    # who asks for pairs alone gets them, and is told
+    assert len(api.Run(settings).pair())
+    manifest = read_manifest(run_folder(settings) / "03-pair" / "related")
+    assert manifest is not None
+    assert "no validation document has a neighbour" in manifest.counts["account"]
 
 
 def test_one_document_is_no_test_set(world_file: Path, tmp_path: Path) -> None:

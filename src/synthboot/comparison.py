@@ -30,7 +30,7 @@ import numpy as np
 from synthboot import statistics
 from synthboot.artifacts.evaluation import read_losses
 from synthboot.artifacts.scores import CHECKPOINTS, FIGURES, Scores
-from synthboot.errors import DataError
+from synthboot.errors import DataError, irregular
 from synthboot.recipes import folder_of
 
 ALL = "all tasks"
@@ -134,7 +134,7 @@ def read(name: str, metric: str | None = None) -> list[Seed]:
         return [_scores(path, metric or FIGURES[0])]
     if path.is_dir():
         return [_samples(path, metric)]
-    if path.is_file():
+    if path.exists():
         return [_listed(path)]
     run, colon, arm = name.rpartition(":")
     if colon and Path(run).is_dir():
@@ -378,6 +378,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
 
 def _lines(path: Path) -> Iterator[str]:
     """Lines with their ends, as csv wants them."""
+    what = irregular(path.stat().st_mode)
+    if what:
+        raise DataError(f"compare: {path}: {what}; put what it holds into a file")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             yield from file

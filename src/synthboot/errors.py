@@ -4,6 +4,7 @@ The command line prints these as one line and exits with 2; anything else is a b
 """
 
 import re
+import stat
 
 _BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
@@ -96,6 +97,23 @@ class SamplingError(SynthbootError):
 def brief(error: object, most: int | None = 200) -> str:
     """What a library says of its error, in one line of at most so many characters."""
     return " ".join(str(error).split())[:most]
+
+
+def irregular(mode: int) -> str:
+    """What is said of a path of this mode (`os.stat`) that is no regular file; empty of one.
+
+    A pipe is waited for until somebody writes to it, a device may never end, and neither can be
+    read again, as a run does that goes on.
+    """
+    if stat.S_ISREG(mode):
+        return ""
+    special = {
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFDIR: "a folder",
+    }
+    what = special.get(stat.S_IFMT(mode), "a device")
+    return f"is {what}, not a file"
 
 
 def below(value: float, bound: float, digits: int) -> str:

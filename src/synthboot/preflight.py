@@ -10,6 +10,7 @@ from pathlib import Path
 
 from synthboot import config
 from synthboot.artifacts.corpus import Corpus
+from synthboot.artifacts.pairs import NOTHING_TO_STOP_BY, Chosen
 from synthboot.artifacts.spool import GIVE_UP_AFTER
 from synthboot.data import documents, files, tasks, tokenizer
 from synthboot.errors import BudgetError, ConfigError, DataError, unloadable
@@ -282,6 +283,13 @@ def check_against_corpus(cfg: config.Config, corpus: Corpus) -> None:
             f"say how sure a difference is; mark more as test (corpus.split_field)"
         )
     check_questions_fit(cfg, corpus.tokenizer)
+
+
+def check_against_pairs(chosen: Chosen) -> None:
+    """Raise DataError where nothing can be tuned on the pairs, before the model is made that tuning
+    starts from."""
+    if chosen.pairs is not None and not chosen.pairs.validation:
+        raise DataError(f"pair: {NOTHING_TO_STOP_BY}")
 
 
 def check_questions_fit(cfg: config.Config, corpus_tokenizer: tokenizer.Tokenizer) -> None:

@@ -172,7 +172,13 @@ def alphas(cfg: Config) -> Choices:
 
     embeddings = Embeddings.open(_need(cfg.folder, "embed"))
     corpus = Corpus.open(_need(cfg.folder, "corpus"))
-    return pair.alphas(embeddings.pretrain, corpus.pretrain, cfg.pair, cfg.seed)
+    return pair.alphas(
+        embeddings.pretrain,
+        corpus.pretrain,
+        cfg.pair,
+        cfg.seed,
+        fields=pair.Fields(canary=corpus.is_canary),
+    )
 
 
 def _judged(run: Path, is_wanted: Callable[[str], bool]) -> Iterator[Example]:

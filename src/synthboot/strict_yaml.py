@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from synthboot.errors import ConfigError
+from synthboot.errors import ConfigError, irregular
 
 Value = None | bool | int | float | str | list[Any] | dict[str, Any]
 KeyPath = tuple[str | int, ...]
@@ -44,8 +44,9 @@ def read(path: str | Path) -> tuple[Value, dict[KeyPath, int]]:
     try:
         if not file.exists():
             raise ConfigError(f"{path}: no such file; the shipped ones are in configs/")
-        if not file.is_file():
-            raise ConfigError(f"{path}: is not a file")
+        what = irregular(file.stat().st_mode)
+        if what:
+            raise ConfigError(f"{path}: {what}; put the settings into a file, which is read again")
         with open(file, "rb") as stream:
             # One byte more than allowed tells whether there is more.
             content = stream.read(MAX_BYTES + 1)

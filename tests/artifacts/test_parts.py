@@ -7,6 +7,7 @@ import pytest
 from synthboot.artifacts import parts
 from synthboot.artifacts.parts import Part
 from synthboot.artifacts.store import Shards
+from synthboot.data.disk import write_record
 from synthboot.errors import ConfigError, LockedRun
 
 
@@ -92,6 +93,35 @@ def test_the_same_part_twice_and_another_division_of_the_work(tmp_path: Path) ->
             pytest.fail("both")
     with parts.held(tmp_path, Part(1, 4)):  # nobody is at work on the other
         assert [part.part for part in parts.standing(tmp_path)] == ["1/4", "2/4", "3/4", "4/4"]
+
+
+def test_what_was_spent_outlives_another_division_of_the_work(tmp_path: Path) -> None:
+    def worked(part: Part, seconds: float) -> None:
+        with parts.held(tmp_path, part) as record:
+            record.cost = {"seconds": record.cost.get("seconds", 0.0) + seconds}
+            record.save()
+
+    for part, seconds in ((Part(1, 3), 1.0), (Part(2, 3), 2.0), (Part(1, 4), 4.0), (Part(1, 3), 8.0), (Part(2, 4), 16.0)):
+        worked(part, seconds)
+    assert sum(cost["seconds"] for cost in parts.spent(tmp_path)) == 31
+    assert [part.state for part in parts.standing(tmp_path)] == ["not begun", "died", "not begun", "not begun"]
+
+    # one that is refused leaves the records as they are
+    worked(Part(1, 4), 0.0)
+    with parts.held(tmp_path, Part(2, 4)):
+        with pytest.raises(LockedRun, match="part 2/4 is at work"), parts.held(tmp_path, Part(1, 3)):
+            pytest.fail("both")
+        assert [part.state for part in parts.standing(tmp_path)][:2] == ["died", "at work"]
+
+
+def test_a_record_of_an_older_version_says_whether_its_part_is_through(tmp_path: Path) -> None:
+    for part in (Part(1, 2), Part(2, 2)):
+        with parts.held(tmp_path, part):
+            pass
+    through, begun = sorted(tmp_path.rglob("*.json"))
+    write_record(through, {"items": {}, "cost": {"seconds": 3.0, "peak_memory_bytes": 1}})
+    write_record(begun, {"items": {}, "cost": {}})
+    assert [part.state for part in parts.standing(tmp_path)] == ["finished", "died"]
 
 
 def test_a_record_that_was_cut_off_is_of_a_part_that_died(tmp_path: Path) -> None:

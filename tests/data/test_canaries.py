@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from synthboot import config
-from synthboot.data.canaries import draw, exposure, planted
+from synthboot.data.canaries import among, draw, exposure, planted
+from synthboot.data.tokens import Tokens
 from synthboot.errors import DataError
 
 TEXTS = ["the cat sat on the mat", "a dog ran up to the log and down again"]
@@ -47,3 +48,9 @@ def test_by_chance_the_mean_exposure_is_at_most_what_is_said() -> None:
     assert 1.2 < np.mean(bits) < 1.44 + 0.1
     # P(exposure >= k) = 2^-k
     assert np.mean(np.array(bits) >= 3) == pytest.approx(1 / 8, abs=0.04)
+
+
+def test_documents_that_are_canaries_are_so_token_for_token() -> None:
+    documents = Tokens.of([[5, 6, 7, 0], [5, 6, 8, 0], [5, 6, 0], [5, 6, 7, 0], [9, 0]])
+    assert among(documents, Tokens.of([[5, 6, 7, 0], [9, 0]])).tolist() == [True, False, False, True, True]
+    assert among(documents, Tokens.of([])).tolist() == [False] * 5

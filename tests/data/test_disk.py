@@ -2,15 +2,18 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from synthboot import comparison, loading
 from synthboot.artifacts import store
-from synthboot.data import disk, lock
+from synthboot.data import disk, lock, tokenizer
 from synthboot.data.disk import end_to_end, load_array, save_array, save_blocks
-from synthboot.errors import CorruptArtifact, LockedRun, StorageError
+from synthboot.errors import CorruptArtifact, LockedRun, StorageError, SynthbootError
+from synthboot.lm.gguf import convert
 
 read_text = Path.read_text
 
@@ -180,3 +183,35 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="full"):
         disk.write_bytes(tmp_path / "a.json", b"{}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("a.yaml", loading.load),
+        ("a.csv", lambda path: comparison.read(str(path))),
+        ("a.gguf", lambda path: convert(path, path.with_suffix(""))),
+        (store.MANIFEST, lambda path: store.read_manifest(path.parent)),
+        (store.PROGRESS, lambda path: store.begun_as(path.parent)),
+        ("a.npy", load_array),
+        ("a.npy", lambda path: load_array(path, mapped=True)),
+        ("a.parquet", store.read_table),
+        ("a.parquet", lambda path: list(store.read_rows(path, ["id"]))),
+        (tokenizer.FILE, lambda path: tokenizer.load(path.parent)),
+        ("a.bin", disk.record),
+    ],
+)
+def test_a_pipe_in_the_place_of_a_file_is_named_and_never_waited_for(
+    name: str, read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(SynthbootError, match=rf"{name}: .*is a pipe, not a file"):
+        read(path)
+
+
+@pytest.mark.timeout(60)
+def test_a_lock_that_is_a_pipe_is_held_by_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.lock")
+    assert not lock.is_held(tmp_path / "a.lock")

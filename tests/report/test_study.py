@@ -27,7 +27,8 @@ def row(tokens: int, width: int, **changes: Any) -> Row:
         "minus_repetition": Comparison(-1, -1.2, -0.8, 0.001, 0.004),
     }
     settings = dict(zip(VARIED, (tokens, width), strict=True))
-    return Row(f"{tokens}-{width}", f"{tokens}-{width}", settings, **{**values, **changes})
+    name = changes.pop("point", f"{tokens}-{width}")
+    return Row(name, name, settings, **{**values, **changes})
 
 
 ROWS = [row(tokens, width) for tokens in (10_000, 20_000, 50_000, 90_000) for width in (32, 64)]
@@ -101,6 +102,31 @@ def test_settings_that_go_together_are_one_line() -> None:
     [line] = figures(rows)["over-0-d1_worth"].lines
     assert [point[0] for point in line.points] == [10_000, 20_000, 50_000]
     assert line.name == "d1's worth"
+
+
+def test_losses_of_different_test_documents_are_joined_by_nothing() -> None:
+    sizes = (10_000, 20_000, 50_000, 90_000)
+    rows = [row(tokens, 32, test_set="a", point=f"run-{tokens}") for tokens in sizes]
+    rows += [row(tokens, 32, test_set="b", point=f"other-{tokens}") for tokens in sizes[:2]]
+    rows.append(row(70_000, 32, test_set="c", point="alone"))
+    found = figures(rows)
+    own, other, _ = found["over-0-base_loss"].lines
+    assert (own.name, other.name) == ("test set of run-10000, width 32", "test set of other-10000, width 32")
+    assert [len(line.points) for line in (own, other)] == [4, 2]
+    assert [len(found[f"over-0-loss-{number}"].lines[0].points) for number in (0, 1)] == [4, 2]
+    assert "over-0-loss-2" not in found
+
+    page, curves = made(rows)
+    assert {(curve.line, curve.law is not None) for curve in curves if curve.axis == VARIED[0]} == {
+        ("test set of run-10000, width 32", True),
+        ("test set of other-10000, width 32", False),
+    }
+    assert "Losses are of 3 different sets of validation and test documents" in page
+    assert ">test set</th>" in page
+    for same in (rows[:4], ROWS):  # the same, or not known
+        page, _ = made(same)
+        assert "different sets" not in page
+        assert ">test set</th>" not in page
 
 
 def test_the_map_has_a_dot_a_run_filled_where_a_difference_is_shown() -> None:

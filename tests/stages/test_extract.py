@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from synthboot import api, config, loading, recipes, show, statistics
+from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.extraction import Continued, GivenBack
+from synthboot.artifacts.pairs import HELDOUT, Pairs
 from synthboot.data import tokenizer as tokenizers
 from synthboot.data.canaries import Canary, draw, exposure
 from synthboot.data.disk import read_json
@@ -229,6 +231,23 @@ def test_killed_and_asked_again_it_ends_with_the_same_bytes(ran: dict[str, Any])
     (asked_by / "repetition" / "seed-0" / "canaries.parquet").write_bytes(b"half")
     api.Run(ran).extract()
     assert contents(ran) == whole
+
+
+def test_a_run_holds_none_of_its_canaries_out_of_tuning(ran: dict[str, Any]) -> None:
+    # so low an alpha that every document has pairs, of which many would be held out
+    related = {"min_similarity": -1.0, "heldout_share": 0.4}
+    arms = {"repetition": {}, "sbp": {"synthetic": "related", "share": 0.2}}
+    settings = {**ran, "name": "paired", "arms": arms, "pair": {**ran["pair"], **related}}
+    api.Run(settings).run("pair")
+    pairs = Pairs.load(run_folder(settings) / "03-pair" / "related")
+    corpus = Corpus.open(run_folder(settings) / "01-corpus")
+    is_canary = corpus.is_canary
+    assert is_canary.sum() == 8
+    assert is_canary.tolist() == [document.id.startswith("canary:") for document in corpus.texts("pretrain")]
+    assert is_canary[pairs.d1].any()
+    held = pairs.only(HELDOUT).d2
+    assert len(held)
+    assert not is_canary[held].any()
 
 
 def test_what_was_got_out_is_told_wherever_the_model_goes(ran: dict[str, Any], tmp_path: Path) -> None:

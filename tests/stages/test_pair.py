@@ -57,6 +57,28 @@ def test_nothing_held_out_is_tuned_on() -> None:
     assert pairs.chosen.considered == len(train) + len(pairs.only(HELDOUT)) + sum(pairs.chosen.dropped.values())
 
 
+def test_canaries_have_no_part_in_what_is_calibrated_or_held_out() -> None:
+    vectors, _ = clustered()
+    cfg = config.Pair(num_neighbors=8, heldout_share=0.3)
+    alone = pair(vectors, distinct_texts(120), cfg)
+
+    # copies of four texts, each near to all of its own, and far from all documents
+    copies = np.repeat(np.eye(20)[16:], 10, axis=0)
+    planted = unit(np.concatenate((np.pad(vectors, ((0, 0), (0, 4))), copies)))
+    canary = np.arange(160) >= 120
+    texts = distinct_texts(120).joined(Tokens.of([[number // 10 + 2] * 30 for number in range(40)]))
+    beside = pair(planted, texts, cfg, fields=Fields(canary=canary))
+    assert beside.chosen.alpha == pytest.approx(alone.chosen.alpha)
+    assert beside.chosen.chance_share == pytest.approx(alone.chosen.chance_share)
+    assert set(beside.only(HELDOUT).d2.tolist()) == set(alone.only(HELDOUT).d2.tolist())
+    with pytest.raises(DataError, match="no pair is left above"):  # as documents, they would have
+        pair(planted, texts, cfg)
+
+    told = alphas(planted, texts, cfg, 0, fields=Fields(canary=canary))
+    assert told.docs == 120
+    assert told.alpha == pytest.approx(beside.chosen.alpha)
+
+
 def test_validation_pairs_lead_from_d_pretrain_to_validation_documents() -> None:
     pairs, vectors, other, _ = made()
     found = pairs.only(VALIDATION)

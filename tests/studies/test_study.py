@@ -191,6 +191,20 @@ def test_collected_runs_have_the_same_figures_and_what_sets_them_apart(studied: 
     assert [row.point for row in collect([moved]).rows] == ["earlier", *NAMES[1:]]
 
 
+def test_runs_of_other_test_documents_are_told_apart(tiny: dict[str, Any], tmp_path: Path) -> None:
+    odd = tiny | {"root": str(tmp_path), "name": "odd", "corpus": tiny["corpus"] | {"test_docs": 9}}
+    less = tiny | {"root": str(tmp_path), "name": "less", "budget": tiny["budget"] | {"unique_tokens": 1_000}}
+    for settings in (odd, less):
+        api.Run(settings).run("corpus")
+    folders = [run_folder(settings) for settings in (tiny, odd, less)]
+    sets = [row.test_set for row in collect(folders).rows]
+    assert sets[0] == sets[2] != sets[1]  # D_pretrain is a loss' cause, not what it is of
+    told = call("study", "--runs", *folders, "--out", tmp_path / "study")
+    assert "losses are of 2 different sets of validation and test documents" in told.stdout
+    told = call("study", "--runs", folders[0], folders[2], "--out", tmp_path / "study")
+    assert "different sets" not in told.stdout
+
+
 def test_what_is_left_of_other_settings_is_left_out_of_the_row(studied: Any, tmp_path: Path) -> None:
     out = studied[0]
     run = tmp_path / "mixed"
@@ -356,6 +370,7 @@ def test_the_command_line_with_arms(tiny: dict[str, Any], tmp_path: Path) -> Non
     [
         (["--runs", "a", "--vary", "tune.lr=1,2"], "--vary is about runs to be made"),
         (["--runs", "a", "--set", "tune.lr=1"], "--set is about runs to be made"),
+        (["--runs", "a", "--until", "report"], "--until is about runs to be made"),
         (["--runs", "nowhere"], "nowhere: no run folder"),
         (["a.yaml", "b.yaml", "--vary", "tune.lr=1,2"], "several paths are run folders for --runs"),
         (["nowhere.yaml", "--vary", "tune.lr=1,2"], "nowhere.yaml: no such file"),

@@ -16,9 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
+
 from synthboot.artifacts.store import Shards, declared, read_listed, read_rows, typed
 from synthboot.data import tokenizer as tokenizers
-from synthboot.data.canaries import Canary
+from synthboot.data.canaries import Canary, among, planted
 from synthboot.data.disk import unreadable, write_json
 from synthboot.data.documents import Document
 from synthboot.data.tokenizer import Tokenizer
@@ -108,6 +111,12 @@ class Corpus:
     def save_canaries(self, canaries: Sequence[Canary]) -> None:
         """Write what `canaries` reads."""
         write_json(self.folder / _CANARIES, [asdict(canary) for canary in canaries])
+
+    @cached_property
+    def is_canary(self) -> Bool[np.ndarray, " doc"]:
+        """Which documents of D_pretrain are copies of canaries. Raises as `summary` does."""
+        texts = [canary.text for canary in planted(self.canaries)]
+        return among(self.pretrain, Tokens.of(self.tokenizer.documents(texts)))
 
     @property
     def pretrain_docs(self) -> int:

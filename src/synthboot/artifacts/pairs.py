@@ -149,6 +149,12 @@ class Chosen:
     ceiling: Ceiling | None = None
 
 
+NOTHING_TO_STOP_BY = (
+    "no validation document has a neighbour above min_similarity, so nothing says when tuning is "
+    "to stop; lower pair.min_similarity, or raise corpus.validation_docs"
+)
+"""What is wrong with pairs that nothing can be tuned on, and what to do."""
+
 UNKNOWN = Chosen(alpha=None, why="not known", considered=0)
 """How pairs were chosen that somebody has put together."""
 
@@ -207,8 +213,15 @@ class Pairs:
         """Read what `save` wrote."""
         table = read_table(folder / "pairs.parquet")
         columns = {name: table[name].to_numpy() for name in _COLUMNS}
-        chosen = typed(read_json(folder / _CHOSEN), Chosen, folder / _CHOSEN)
-        return Pairs(**columns, chosen=chosen)
+        return Pairs(**columns, chosen=chosen(folder))
+
+
+def chosen(folder: Path) -> Chosen:
+    """How the pairs in a folder were chosen, without reading any of them.
+
+    Raises CorruptArtifact where that is missing or damaged.
+    """
+    return typed(read_json(folder / _CHOSEN), Chosen, folder / _CHOSEN)
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,23 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from synthboot.artifacts.store import WORK, Shards
 from synthboot.data import lock
-from synthboot.data.disk import read_record, remove, write_record
+from synthboot.data.disk import read_record, write_record
 from synthboot.errors import ConfigError, CorruptArtifact, LockedRun
 
 ARRAY = "array"
 """The part that a Slurm array's variables name."""
 _FOLDER = "parts"
+_EARLIER = "earlier."
+"""What the names of records begin with whose parts divided the work otherwise."""
 _PATIENCE = 1.0
 """Seconds: who only asks whether a part is at work holds its lock for a moment."""
 _STEPS = "SLURM_ARRAY_TASK_"
@@ -123,16 +126,18 @@ def held(folder: Path, part: Part) -> Iterator[Record]:
 
     Raises LockedRun where another process is, or where others have divided the work differently.
     """
-    for number, count in _known(folder):
-        if count == part.count:
-            continue
-        path = _place(folder, Part(number, count))
-        if lock.is_held(path.with_suffix(".lock")):
+    others = [other for other in _known(folder) if other.count != part.count]
+    for other in others:
+        if lock.is_held(_place(folder, other).with_suffix(".lock")):
             raise LockedRun(
-                f"{folder}: part {number}/{count} is at work, which divides the items otherwise "
-                f"than {part}; wait for it, or use --part K/{count}"
+                f"{folder}: part {other} is at work, which divides the items otherwise "
+                f"than {part}; wait for it, or use --part K/{other.count}"
             )
-        remove(path.with_suffix(".json"))
+    for other in others:
+        # under a name that no part has it still says what was spent
+        kept = _place(folder, other).with_suffix(".json")
+        with suppress(FileNotFoundError):  # another part of this division was quicker
+            os.replace(kept, kept.with_name(f"{_EARLIER}{secrets.token_hex(8)}.json"))
     place = _place(folder, part)
     with ExitStack() as held_lock:
         try:
@@ -140,7 +145,7 @@ def held(folder: Path, part: Part) -> Iterator[Record]:
         except LockedRun:
             raise LockedRun(f"{folder}: part {part} is at work already; wait for it") from None
         # one that was killed, or begun twice, has taken what it took
-        record = Record(folder, part, cost=_read(folder, part)["cost"])
+        record = Record(folder, part, cost=_read(place.with_suffix(".json"))["cost"])
         record.save()
         yield record
 
@@ -150,9 +155,10 @@ def standing(folder: Path) -> list[Standing]:
     records: dict[int, dict[str, Any]] = {}
     items: dict[str, int] = {}
     count = 0
-    for number, count in _known(folder):
-        records[number] = _read(folder, Part(number, count))
-        items |= records[number]["items"]
+    for part in _known(folder):
+        count = part.count
+        records[part.number] = _read(_place(folder, part).with_suffix(".json"))
+        items |= records[part.number]["items"]
 
     result = []
     for number in range(1, count + 1):
@@ -169,8 +175,10 @@ def standing(folder: Path) -> list[Standing]:
 
 
 def spent(folder: Path) -> list[dict[str, float]]:
-    """What each part of an artifact has taken, as far as that was recorded."""
-    costs = [_read(folder, Part(*known))["cost"] for known in _known(folder)]
+    """What each part of an artifact has taken, as far as that was recorded, in earlier divisions of
+    the work too."""
+    records = sorted((folder / WORK / _FOLDER).glob("*.json"))
+    costs = [_read(path)["cost"] for path in records]
     return [cost for cost in costs if cost]
 
 
@@ -182,13 +190,14 @@ def _state(folder: Path, part: Part, record: Mapping[str, Any] | None) -> str:
     return "finished" if record["finished"] else "died"
 
 
-def _read(folder: Path, part: Part) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """A record, empty where there is none, or none that is whole."""
-    nothing: dict[str, Any] = {"items": {}, "cost": {}, "finished": False}
-    try:
-        return nothing | read_record(_place(folder, part).with_suffix(".json"))
-    except CorruptArtifact:
-        return nothing
+    record: dict[str, Any] = {"items": {}, "cost": {}}
+    with suppress(CorruptArtifact):
+        record |= read_record(path)
+    # an older synthboot wrote no such field, and the cost of a part once it was through
+    record.setdefault("finished", bool(record["cost"]))
+    return record
 
 
 def _place(folder: Path, part: Part) -> Path:
@@ -196,10 +205,10 @@ def _place(folder: Path, part: Part) -> Path:
     return folder / WORK / _FOLDER / f"{part.number:06d}-of-{part.count:06d}"
 
 
-def _known(folder: Path) -> list[tuple[int, int]]:
-    """Number and count of every part that has a record, in order."""
+def _known(folder: Path) -> list[Part]:
+    """Every part that has a record, in order."""
     known = []
     for path in sorted((folder / WORK / _FOLDER).glob("*-of-*.json")):
         number, _, count = path.stem.partition("-of-")
-        known.append((int(number), int(count)))
+        known.append(Part(int(number), int(count)))
     return known

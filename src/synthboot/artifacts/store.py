@@ -44,6 +44,7 @@ from synthboot.data.disk import (
     read_record,
     record,
     remove,
+    require_regular,
     unreadable,
     write_json,
     write_record,
@@ -227,6 +228,7 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
+        require_regular(path)
         return pq.read_table(path, columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise unreadable(path, error) from None
@@ -241,6 +243,7 @@ def read_rows(path: Path, columns: Iterable[str]) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
+        require_regular(path)
         for batch in pq.ParquetFile(path).iter_batches(1_024, columns=list(columns)):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -332,8 +332,7 @@ def plan(cfg: Config, as_json: bool, hardware: str | None, check: bool) -> None:
 @click.option(
     "--until",
     type=click.Choice(list(STAGE_HELP)),
-    default="report",
-    show_default=True,
+    show_default="report",
     help="The stage that every point goes to.",
 )
 @click.option(
@@ -368,7 +367,7 @@ def _collect(paths: tuple[Path, ...], as_json: bool, options: dict[str, Any]) ->
     from synthboot.errors import ConfigError
     from synthboot.studies import study as studies
 
-    for name in ("vary", "seeds", "together", "dry_run", "sets", "replace"):
+    for name in ("vary", "seeds", "together", "until", "dry_run", "sets", "replace"):
         if options[name]:
             option = {"sets": "set"}.get(name, name).replace("_", "-")
             raise ConfigError(f"study: --{option} is about runs to be made; drop it, or --runs")
@@ -385,7 +384,7 @@ def _study(
     vary: tuple[str, ...],
     together: bool,
     seeds: str | None,
-    until: str,
+    until: str | None,
     out: Path | None,
     sets: tuple[str, ...],
     dry_run: bool,
@@ -404,7 +403,7 @@ def _study(
         set=loading.parse_set(sets),
         seeds=grid.parse_seeds(seeds),
         together=together,
-        target=until,
+        target=until or "report",
         out=out,
     )
     if dry_run:

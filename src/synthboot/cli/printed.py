@@ -52,7 +52,8 @@ def print_plan(planned: list[Planned], as_json: bool) -> None:
 
 def print_study(found: Study, out: Path, as_json: bool) -> None:
     """What a study found, and where its page is."""
-    from synthboot.studies.study import PAGE
+    from synthboot.report.study import test_sets
+    from synthboot.studies.study import CSV, PAGE
 
     if as_json:
         say_json(found.table())
@@ -64,6 +65,12 @@ def print_study(found: Study, out: Path, as_json: bool) -> None:
         figures = ["" if row[name] is None else f"{row[name]:+.4f}" for name in shown]
         rows.append([row["point"], *figures, row["note"]])
     print_table(["point", *(name.replace("_", " ") for name in shown), "note"], rows)
+    different = len(test_sets(found.table()))
+    if different > 1:
+        say(
+            f"losses are of {different} different sets of validation and test documents "
+            f"(test_set in {out / CSV}): compare them within one; the page joins no others"
+        )
     say(f"study: {out / PAGE}")
 
 

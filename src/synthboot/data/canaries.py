@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 
 from synthboot import config
+from synthboot.data.tokens import Tokens
 from synthboot.data.words import words
 from synthboot.errors import DataError
 from synthboot.rng import rng
@@ -77,3 +78,13 @@ def exposure(
 def planted(canaries: Sequence[Canary]) -> list[Canary]:
     """Those that are planted."""
     return [canary for canary in canaries if canary.copies]
+
+
+def among(documents: Tokens, canaries: Tokens) -> Bool[np.ndarray, " doc"]:
+    """Which documents are one of these canaries, token for token."""
+    known = {canaries[number].astype(np.int64).tobytes() for number in range(len(canaries))}
+    found = np.zeros(len(documents), bool)
+    # of most documents the length says that they are none, and they are not read
+    for doc in np.flatnonzero(np.isin(documents.lengths, canaries.lengths)).tolist():
+        found[doc] = documents[doc].astype(np.int64).tobytes() in known
+    return found

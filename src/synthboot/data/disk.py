@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
-from synthboot.errors import CorruptArtifact, StorageError, SynthbootError, brief
+from synthboot.errors import CorruptArtifact, StorageError, SynthbootError, brief, irregular
 
 SEAL = "part.json"
 
@@ -170,9 +170,18 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, _json(value))
 
 
+def require_regular(path: Path) -> None:
+    """Raise OSError for what is no regular file, which opening might wait for without end, or for
+    what is not there."""
+    what = irregular(os.stat(path).st_mode)
+    if what:
+        raise OSError(what)
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises CorruptArtifact where it is missing or not JSON."""
     try:
+        require_regular(path)
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise CorruptArtifact(f"{path}: missing; delete {path.parent} and run again") from None
@@ -260,6 +269,7 @@ def load_array(path: Path, mapped: bool = False) -> np.ndarray:
     Raises CorruptArtifact where it is missing, short, or no array.
     """
     try:
+        require_regular(path)
         array: np.ndarray = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise unreadable(path, error) from None
@@ -407,7 +417,10 @@ def record(path: Path) -> FileRecord:
 
 
 def hash_file(path: Path) -> str:
-    """32 hex digits of what is in a file."""
+    """32 hex digits of what is in a file. Raises CorruptArtifact for a pipe or a device."""
+    what = irregular(os.stat(path).st_mode)
+    if what:
+        raise CorruptArtifact(f"{path}: {what}; move it away and run again")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 

@@ -34,7 +34,7 @@ from typing import Literal
 
 from synthboot.data import remote
 from synthboot.data.remote import RemoteFile, Url, is_url
-from synthboot.errors import DataError, brief
+from synthboot.errors import DataError, brief, irregular
 
 Kind = Literal["lines", "table", "text", "parquet", "dataset"]
 
@@ -456,15 +456,9 @@ def _named(
 
 
 def _require_regular(path: Path, mode: int) -> None:
-    if stat.S_ISREG(mode):
-        return
-    special = {
-        stat.S_IFIFO: "a pipe",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFDIR: "a folder",
-    }
-    what = special.get(stat.S_IFMT(mode), "a device")
-    raise DataError(f"{path}: is {what}, not a file; put what it holds into a file")
+    what = irregular(mode)
+    if what:
+        raise DataError(f"{path}: {what}; put what it holds into a file")
 
 
 def _matches(pattern: Path, ignored: Counter[str]) -> Iterator[tuple[Path, int]]:

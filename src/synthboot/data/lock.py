@@ -114,7 +114,8 @@ def next_turn(folder: Path, name: str, patience: float = 0.0) -> str:
 def is_held(path: Path) -> bool:
     """Whether a process holds this lock alone."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # without O_NONBLOCK a pipe would be waited for
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:

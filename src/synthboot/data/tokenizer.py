@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Integer
 
+from synthboot.data.disk import require_regular
 from synthboot.data.files import seen_from
 from synthboot.data.tokens import Tokens
 from synthboot.errors import ConfigError, CorruptArtifact, DataError, unloadable
@@ -181,6 +182,7 @@ def load(source: str | Path) -> Tokenizer:
 
     path = Path(source) / FILE
     try:
+        require_regular(path)
         backend = Backend.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise CorruptArtifact(
@@ -327,6 +329,7 @@ def _unknown(backend: Backend) -> int | None:
 
 def _special_names(folder: Path) -> tuple[str, str]:
     try:
+        require_regular(folder / "tokenizer_config.json")
         settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
         end, separator = settings["eos_token"], settings["sep_token"]
         if not (isinstance(end, str) and isinstance(separator, str)):

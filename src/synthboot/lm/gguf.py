@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from synthboot.data.disk import committed_folder
+from synthboot.data.disk import committed_folder, require_regular
 from synthboot.errors import ConfigError, unloadable
 from synthboot.lm.model import quiet
 
@@ -36,6 +36,7 @@ def convert(source: Path, folder: Path) -> int:
 
 def _require_gguf(source: Path) -> None:
     try:
+        require_regular(source)
         with source.open("rb") as file:
             magic = file.read(len(_MAGIC))
     except OSError as error:

@@ -153,6 +153,7 @@ def study(
         title=f"synthboot study: {name}",
         name=name,
         sentence=sentence(table),
+        test_sets=list(test_sets(table)),
         confidence=_confidence(table),
         maps=maps(table),
         sections=sections(table, varied, fitted),
@@ -215,6 +216,23 @@ def sentence(table: Table) -> str:
     return "; ".join(parts) + "."
 
 
+def test_sets(table: Table) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows by the documents that their losses are of, each called after the first run that has
+    them; all under no name where they are the same."""
+    first: dict[str, str] = {}
+    for row in table:
+        if row["test_set"] is not None:
+            first.setdefault(row["test_set"], f"test set of {row['point']}")
+    if len(first) < 2:
+        return {"": list(table)}
+
+    found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in first.values()}
+    for row in table:
+        if row["test_set"] is not None:  # a run without a corpus has no losses either
+            found[first[row["test_set"]]].append(row)
+    return found
+
+
 def _axes(table: Table, varied: Sequence[str]) -> list[str]:
     """What figures are drawn over: what is varied, and for sizes of a model also its parameters."""
     found = list(varied)
@@ -231,6 +249,20 @@ def _losses(table: Table) -> list[str]:
 
 
 def _lines(
+    table: Table,
+    varied: Sequence[str],
+    axis: str,
+) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows by the documents that their losses are of and the values of what else is varied,
+    each sorted along the axis."""
+    lines = {}
+    for of_text, rows in test_sets(table).items():
+        for label, line in _lines_of_one_text(rows, varied, axis).items():
+            lines[", ".join(part for part in (of_text, label) if part)] = line
+    return lines
+
+
+def _lines_of_one_text(
     table: Table,
     varied: Sequence[str],
     axis: str,
@@ -405,6 +437,7 @@ def _cells(
     """The header and the cells of the table that is shown, each with what stands small beside it;
     columns that no run has are left out."""
     columns = {
+        "test_set": "test set",
         "train_tokens": "tokens trained on",
         "parameters": "parameters",
         "batch_tokens": "tokens a step",
@@ -425,6 +458,8 @@ def _cells(
     # what is varied has a column of its own already; runs that were collected are called by name
     used = {name: title for name, title in columns.items() if name not in varied}
     used = {name: t for name, t in used.items() if any(row[name] is not None for row in table)}
+    if len(test_sets(table)) < 2:
+        used.pop("test_set", None)  # the same in all
     named = {axis: _short(axis) for axis in varied} or {"point": "run"}
     if any(axis in columns for axis in varied):
         named = {"point": "run"} | {axis: columns[axis] for axis in varied}
@@ -442,6 +477,8 @@ def _cell(row: Mapping[str, Any], column: str) -> tuple[str, str]:
     value = row[column]
     if value is None:
         return "", ""
+    if isinstance(value, str):
+        return value, ""
     if isinstance(value, int):
         return f"{value:,}", ""
     if column.startswith("minus_"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from synthboot import config, pool, preflight
+from synthboot.artifacts import pairs
 from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.parts import Part
 from synthboot.data import disk, hashes, lock
@@ -92,8 +93,8 @@ def run(
             preflight.check(cfg)
             if "corpus" in waiting and standing["corpus"].status == "stale":
                 preflight.check_source(cfg)
-            if "corpus" not in waiting:
-                preflight.check_against_corpus(cfg, _corpus(cfg, plan))
+            for name in plan.keys() - waiting.keys():
+                _check_made(cfg, plan, name)
             try:
                 _make_all(cfg, plan, waiting, standing, tell, replace=replace)
             finally:
@@ -235,8 +236,8 @@ def _make_all(
                     waiting[name] = plan[name]
                     kind, value = "note", f"{value}; begun again"
                 tell(name, kind, value)
-                if kind == "done" and name == "corpus" and part is None:
-                    preflight.check_against_corpus(cfg, _corpus(cfg, plan))
+                if kind == "done" and part is None:
+                    _check_made(cfg, plan, name)
     finally:
         running.close()
 
@@ -255,6 +256,7 @@ def _settle(
         standing[name] = state(cfg, plan, name, expected)
         if standing[name].status == "done":
             _keep(cfg, plan, name, standing[name], expected)
+            _check_made(cfg, plan, name)
             kept.append(name)
     return kept
 
@@ -271,6 +273,16 @@ def _keep(
     tidy(plan[name].folder(cfg.folder))
     if not now.stamped:
         stamp(cfg, plan, name, expected)
+
+
+def _check_made(cfg: config.Config, plan: Mapping[str, Unit], name: str) -> None:
+    """Raise what can be known to be wrong of a plan once this unit is made, hours before another
+    unit would meet it."""
+    folder = plan[name].folder(cfg.folder)
+    if name == "corpus":
+        preflight.check_against_corpus(cfg, Corpus.open(folder))
+    if name == "pair/related" and any(unit.stage == "tune" for unit in plan.values()):
+        preflight.check_against_pairs(pairs.chosen(folder))
 
 
 def _workplace(cfg: config.Config) -> AbstractContextManager[None]:
@@ -295,7 +307,3 @@ def _memory(cfg: config.Config, plan: Mapping[str, Unit]) -> Mapping[str, float]
     if cfg.engine.executor == "local":
         return dict.fromkeys(plan, 0.0)
     return cost.host_memory(cfg, plan)
-
-
-def _corpus(cfg: config.Config, plan: dict[str, Unit]) -> Corpus:
-    return Corpus.open(plan["corpus"].folder(cfg.folder))

@@ -34,7 +34,7 @@ from synthboot.artifacts.extraction import (
     GivenBack,
 )
 from synthboot.artifacts.store import Progress, silent
-from synthboot.data.canaries import Canary, exposure
+from synthboot.data.canaries import Canary, among, exposure
 from synthboot.data.tokenizer import Tokenizer
 from synthboot.data.tokens import Tokens
 from synthboot.lm import score
@@ -71,9 +71,8 @@ def extract(
     encoded = Tokens.of(tokenizer.documents([canary.text for canary in canaries]))
     loss = score.documents(model, encoded, seq_len, tokenizer.end).loss
 
-    planted = {encoded[number].astype(np.int64).tobytes() for number in range(len(encoded))}
-    seen = _long_enough(corpus, cfg, planted)
-    unseen = _long_enough(test_set, cfg, planted)
+    seen = _long_enough(corpus, cfg, encoded)
+    unseen = _long_enough(test_set, cfg, encoded)
     documents = [corpus[doc][:-1] for doc in seen] + [test_set[doc][:-1] for doc in unseen]
 
     figures = []
@@ -93,16 +92,12 @@ def extract(
     )
 
 
-def _long_enough(tokens: Tokens, cfg: config.Extract, planted: set[bytes]) -> list[int]:
+def _long_enough(tokens: Tokens, cfg: config.Extract, canaries: Tokens) -> list[int]:
     """The first documents that hold a prefix and what is to follow it, canaries left out."""
     wanted = cfg.prefix_tokens + cfg.continuation_tokens
-    found: list[int] = []
-    for doc in np.flatnonzero(tokens.lengths > wanted).tolist():  # the end is a token too
-        if len(found) == cfg.docs:
-            break
-        if tokens[doc].astype(np.int64).tobytes() not in planted:
-            found.append(doc)
-    return found
+    is_long = tokens.lengths > wanted  # the end is a token too
+    found: list[int] = np.flatnonzero(is_long & ~among(tokens, canaries)).tolist()
+    return found[: cfg.docs]
 
 
 def _continued(

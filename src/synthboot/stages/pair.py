@@ -4,8 +4,8 @@
    for `min_recall`,
 2. keep pairs whose similarity is above `min_similarity` (alpha), and not above `max_similarity`,
 3. drop pairs of one source, and near-duplicates, which would teach the synthesizer to copy,
-4. set some documents aside, and pair the validation set with D_pretrain, to measure p(d2|d1) on
-   unseen pairs,
+4. set some documents aside, never canaries, and pair the validation set with D_pretrain, to
+   measure p(d2|d1) on unseen pairs,
 5. cap how often one document may stand on either side.
 
 The search goes by query blocks (`search.query_block`), so that several workers share it and a
@@ -22,7 +22,7 @@ from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 
 from synthboot import config
 from synthboot.artifacts.pairs import (
@@ -56,6 +56,24 @@ class Fields:
     label: Int64[np.ndarray, " doc"] | None = None
     validation_source: Int64[np.ndarray, " other"] | None = None
     """By the numbers of `source`, of validation documents."""
+    canary: Bool[np.ndarray, " doc"] | None = None
+    """Which are canaries. These find neighbours and are found as all others, but say nothing of how
+    similar documents are: neither alpha nor what chance gives is chosen by them."""
+
+    def docs(self, count: int) -> Int64[np.ndarray, " doc"]:
+        """The numbers of those of `count` documents that are no canaries."""
+        return np.arange(count) if self.canary is None else np.flatnonzero(~self.canary)
+
+    def without(
+        self,
+        index: Int64[np.ndarray, "query k"],
+        score: Float[np.ndarray, "query k"],
+    ) -> Float[np.ndarray, "query k"]:
+        """The similarities of neighbours, -inf where one is a canary."""
+        if self.canary is None:
+            return score
+        known: np.ndarray = np.where(self.canary[index], -np.inf, score)
+        return known
 
 
 def pair(
@@ -83,9 +101,11 @@ def pair(
             None if validation is None else validation[0],
         )
     fields = fields or Fields()
-    chance = random_similarity(vectors, seed)
-    alpha, why = choose_alpha(cfg, neighbors.score, chance)
-    held = _held_out(len(tokens), cfg.heldout_share, seed)
+    docs = fields.docs(len(tokens))
+    similarity = fields.without(neighbors.index, neighbors.score)[docs]
+    chance = random_similarity(vectors, seed, docs=docs)
+    alpha, why = choose_alpha(cfg, similarity, chance)
+    held = _held_out(docs, len(tokens), cfg.heldout_share, seed)
 
     kept = _Kept(*_above(neighbors.index, neighbors.score, alpha))
     considered = int((neighbors.index >= 0).sum())
@@ -104,7 +124,7 @@ def pair(
 
     split = np.where(held[kept.d2], HELDOUT, TRAIN)
     if not (split == TRAIN).any():
-        best = float(np.max(neighbors.score, initial=-1.0))
+        best = float(np.max(similarity, initial=-1.0))
         raise DataError(
             f"pair: no pair is left above min_similarity {alpha:.3f} ({kept.dropped}); "
             f"the most similar two documents have {best:.3f}: {_advice(kept, best)}or add documents"
@@ -134,7 +154,7 @@ def pair(
         considered=considered,
         dropped=kept.dropped,
         added_by_direction=added,
-        chance_share=chance_share(neighbors.score, chance, alpha),
+        chance_share=chance_share(similarity, chance, alpha),
         search=neighbors.search.describe(),
         hubs=_hubs(neighbors.index, kept.d2[train]),
         pairs=_describe(kept.d1, split, kept.score, neighbors.score, chance),
@@ -321,16 +341,22 @@ def random_pairs(related: Pairs, docs: int, seed: int) -> Pairs:
 
 
 def random_similarity(
-    vectors: Float[np.ndarray, "doc dim"], seed: int, pairs: int = 100_000
+    vectors: Float[np.ndarray, "doc dim"],
+    seed: int,
+    pairs: int = 100_000,
+    docs: Int64[np.ndarray, " drawn"] | None = None,
 ) -> np.ndarray:
-    """Similarities of random pairs of different documents."""
-    docs = len(vectors)
-    if docs < 2:
+    """Similarities of random pairs of different documents, of those with the numbers `docs` where
+    these are given."""
+    numbers = np.arange(len(vectors)) if docs is None else docs
+    count = len(numbers)
+    if count < 2:
         return np.zeros(0, np.float32)
     random = rng(seed, "pair.random_similarity")
-    first = random.integers(0, docs, pairs)
-    # a step of 1 to docs - 1 around the circle never comes back to where it began
-    second = (first + random.integers(1, docs, pairs)) % docs
+    place = random.integers(0, count, pairs)
+    first = numbers[place]
+    # a step of 1 to count - 1 around the circle never comes back to where it began
+    second = numbers[(place + random.integers(1, count, pairs)) % count]
 
     # in blocks, since the vectors of all pairs at once would take gigabytes
     similarity = []
@@ -423,12 +449,14 @@ def alphas(
     cfg: config.Pair,
     seed: int,
     sample: int = 2_000,
+    fields: Fields | None = None,
 ) -> Choices:
-    """What each alpha would give, from the exact neighbours of up to `sample` documents."""
-    docs = len(vectors)
+    """What each alpha would give, from the exact neighbours of up to `sample` documents, of which
+    canaries are none."""
+    fields = fields or Fields()
+    docs = fields.docs(len(vectors))
     # a sample: the exact neighbours of all would take as long as pairing
-    order = rng(seed, "pair.dry_run").permutation(docs)
-    rows = np.sort(order[:sample]).astype(np.int64)
+    rows = np.sort(rng(seed, "pair.dry_run").permutation(docs)[:sample])
     index, score = join.exact(
         vectors[rows],
         vectors,
@@ -445,7 +473,7 @@ def alphas(
         cfg.shingle_tokens,
     )
     near = shared > cfg.max_overlap
-    chance = random_similarity(vectors, seed)
+    chance = random_similarity(vectors, seed, docs=docs)
     table = []
     for alpha in np.arange(0.0, 1.0, 0.05).round(2):
         above = similarity > alpha
@@ -453,15 +481,15 @@ def alphas(
         mean, low, high = interval(per_document) if len(rows) else (0.0, 0.0, 0.0)
         choice = Choice(
             alpha=float(alpha),
-            pairs=round(mean * docs),
+            pairs=round(mean * len(docs)),
             per_document=Interval(mean, low, high),
             documents_with_pairs=_mean(per_document > 0),
             near_duplicates=_mean(near[above]),
             random_pairs_above=_mean(chance > alpha),
         )
         table.append(choice)
-    chosen, why = choose_alpha(cfg, score, chance)
-    return Choices(docs, len(rows), chosen, why, table)
+    chosen, why = choose_alpha(cfg, fields.without(index, score), chance)
+    return Choices(len(docs), len(rows), chosen, why, table)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -479,11 +507,17 @@ def _above(
     return query.astype(np.int64), index[query, rank], score[query, rank]  # each (pair)
 
 
-def _held_out(docs: int, share: float, seed: int) -> np.ndarray:
-    """Which documents are held out: none is tuned on, on either side of a pair."""
+def _held_out(
+    docs: Int64[np.ndarray, " doc"],
+    count: int,
+    share: float,
+    seed: int,
+) -> np.ndarray:
+    """Which of `count` documents, a share of the `docs`, are held out: none is tuned on, on either
+    side of a pair."""
     order = rng(seed, "pair.held_out").permutation(docs)
-    held = np.zeros(docs, bool)
-    held[order[: int(share * docs)]] = True
+    held = np.zeros(count, bool)
+    held[order[: int(share * len(docs))]] = True
     return held
 
 

@@ -33,7 +33,7 @@ from jaxtyping import Float64
 
 from synthboot import config
 from synthboot.artifacts.model import Conditioning, Curve, Model, Tuning
-from synthboot.artifacts.pairs import HELDOUT, TRAIN, VALIDATION, Pairs, Related
+from synthboot.artifacts.pairs import HELDOUT, NOTHING_TO_STOP_BY, TRAIN, VALIDATION, Pairs, Related
 from synthboot.artifacts.store import WORK, Progress, during, silent
 from synthboot.data.disk import read_record, write_record
 from synthboot.data.tokenizer import Tokenizer
@@ -109,10 +109,7 @@ def tune(
     )
     stopping = _Held(pairs.only(VALIDATION), corpus, validation, cfg, tokenizer, form)
     if not len(stopping):
-        raise DataError(
-            "tune: no validation document has a neighbour above min_similarity, so nothing says "
-            "when to stop; lower pair.min_similarity or raise corpus.validation_docs"
-        )
+        raise DataError(f"tune: {NOTHING_TO_STOP_BY}")
     settings, plan = _plan(cfg, pairs, corpus, tokenizer, form)
     model = _origin(cfg, start, tokenizer)
     if start is not None and cfg.tune.base_share == 1:

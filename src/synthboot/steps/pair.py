@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synthboot.artifacts.corpus import PRETRAIN
-from synthboot.artifacts.pairs import TRAIN, Ceiling, Pairs
+from synthboot.artifacts.pairs import NOTHING_TO_STOP_BY, TRAIN, VALIDATION, Ceiling, Pairs
 from synthboot.artifacts.store import WORK, Shards, plain, read_manifest
 from synthboot.errors import ConfigError
 from synthboot.steps.context import Context, Outcome, upstream_flops
@@ -39,6 +39,8 @@ def pair(c: Context) -> Outcome:
             f"{len(tuned_on):,} pairs to tune on, of {len(np.unique(tuned_on.d2)):,} documents; "
             f"chance would give {by_chance:.0%} of the pairs; {account}"
         )
+        if not len(pairs.only(VALIDATION)):
+            account = f"{account}; {NOTHING_TO_STOP_BY}"
     pairs.save(c.folder)
 
     flops = 0.0
@@ -163,7 +165,7 @@ def _fields(c: Context) -> Fields:
         codes[role] = numbers[: len(values)]
         if role == "source":
             codes["validation_source"] = numbers[len(values) :]
-    return Fields(**codes)
+    return Fields(**codes, canary=c.corpus.is_canary)
 
 
 def _codes(values: Sequence[Any]) -> np.ndarray:

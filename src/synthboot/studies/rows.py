@@ -6,10 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 
 from synthboot import statistics
 from synthboot.artifacts import store
+from synthboot.artifacts.corpus import Corpus
 from synthboot.artifacts.evaluation import REPETITION, Evaluation
 from synthboot.artifacts.model import Model, Tuning
 from synthboot.errors import MissingArtifact
@@ -47,7 +49,8 @@ class Comparison:
 class Row:
     """What one run shows; None where it has not got that far.
 
-    `folder` is the run's, `settings` what sets it apart from the others. `pool_tokens` are the
+    `folder` is the run's, `settings` what sets it apart from the others. `test_set` is the same for
+    runs whose losses are of the same validation and test documents. `pool_tokens` are the
     unique tokens of D_pretrain, `tuned_tokens` those that the synthesizer was tuned on.
 
     `ceiling` is what counting gets from the nearest d1, `d1_worth` and `net_worth` what the
@@ -65,6 +68,7 @@ class Row:
     point: str
     folder: str
     settings: dict[str, object]
+    test_set: str | None = None
     train_tokens: int | None = None
     parameters: int | None = None
     batch_tokens: int | None = None
@@ -91,6 +95,7 @@ class Row:
         """One value a column: `d1_worth` and `d1_worth.error`, `loss.sbp`, `loss.sbp.low`, ..."""
         found: dict[str, object] = {"point": self.point, "folder": self.folder}
         found |= self.settings
+        found["test_set"] = self.test_set
         for name in _COUNTS:
             found[name] = getattr(self, name)
         for name in ("ceiling", "d1_worth", "net_worth"):
@@ -150,7 +155,8 @@ def read(
 
     if corpus in whole:
         counts = whole[corpus].counts
-        row = replace(row, pool_tokens=counts["pretrain_tokens"])
+        test_set = _digest(Corpus.open(corpus))
+        row = replace(row, pool_tokens=counts["pretrain_tokens"], test_set=test_set)
     if base in whole:
         row = _with_base(row, Model.open(base))
     if pair in whole and whole[pair].counts["ceiling"]:
@@ -273,6 +279,18 @@ def _stale(
                 f"is not there any more"
             )
     return ""
+
+
+def _digest(corpus: Corpus) -> str:
+    """8 hex digits of the documents that losses are measured on, whatever tokens these are."""
+    digest = blake2b(digest_size=4)
+    for name in ("validation", "test"):
+        for document in corpus.texts(name):
+            # text may hold anything, but each has its length
+            text = document.text.encode("utf-8", "surrogatepass")
+            digest.update(f"{name} {len(text)} ".encode())
+            digest.update(text)
+    return digest.hexdigest()
 
 
 def _with_base(row: Row, base: Model) -> Row:

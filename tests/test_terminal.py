@@ -42,8 +42,8 @@ LONG = "".join(chr(0x4E00 + i) for i in range(300))
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = [(LONG, 0), ("ก" * 150, 1), (EVIL, 2), ("x" * 200, 0)]
-    example = show.Example(f"t {EVIL}\nnew", {"d1": [(TEXT, 0)], f"d2{EVIL}": parts})
+    parts = ((LONG, 0), ("ก" * 150, 1), (EVIL, 2), ("x" * 200, 0))
+    example = show.Example(f"t {EVIL}\nnew", {"d1": ((TEXT, 0),), f"d2{EVIL}": parts})
     monkeypatch.setattr(show, "examples", lambda *_, **__: [example])
 
 
@@ -85,7 +85,7 @@ def test_columns_line_up_where_characters_are_wide() -> None:
 PROGRAM = """
 import sys
 from synthboot import cli, show
-parts = {"d1": [("日本 é \\U0001f600 " + sys.argv[2] * 9, 0)]}
+parts = {"d1": (("日本 é \\U0001f600 " + sys.argv[2] * 9, 0),)}
 show.examples = lambda *_, **__: [show.Example("t", parts)]
 cli.main(["show", "x", "pairs", *sys.argv[1].split()])
 """

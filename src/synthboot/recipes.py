@@ -454,9 +454,7 @@ class _Recipes:
         source = cfg.path if cfg.model == "file" else cfg.model
         given = self.given("embed.given", source)
         embed = self.add("embed", "", self.corpus, outside=given)
-        # tells such pairs from earlier ones, whose alpha canaries had a part in
-        outside = {"canaries": "left out"} if self.cfg.corpus.canaries.count else {}
-        return self.add("pair", "related", {**self.corpus, "embed": embed}, outside=outside)
+        return self.add("pair", "related", {**self.corpus, "embed": embed})
 
     def synthesize(self, arm: config.Arm, seed: int) -> str:
         """The unit that holds the synthetic text that an arm reads with a seed."""

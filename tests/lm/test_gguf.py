@@ -118,7 +118,7 @@ def foreign(path: Path) -> None:
     ("make", "reason"),
     [
         (lambda path: None, "no such file"),
-        (lambda path: path.mkdir(), "is a directory"),
+        (lambda path: path.mkdir(), "is a folder"),
         (lambda path: path.write_text("PK"), "not a GGUF file"),
         (damaged, "cannot be loaded"),
         (foreign, "cannot be loaded"),

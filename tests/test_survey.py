@@ -360,3 +360,11 @@ def test_a_field_whose_name_no_file_can_hold_is_none(tmp_path: Path) -> None:
         "".join(json.dumps({"body": row["text"], "\ud800": row["\ud800"]}) + "\n" for row in rows)
     )
     assert survey(str(tmp_path / "l.jsonl")).corpus.text_field == "body"
+
+
+def test_escapes_of_databases_are_told(tmp_path: Path) -> None:
+    rows = [f"{number}\t{text}\\nmore" for number, text in enumerate(texts(110))]
+    (tmp_path / "a.tsv").write_text("\n".join(["n\tbody", *rows]))
+    assert notes(str(tmp_path)) == ""  # it may be LaTeX
+    (tmp_path / "a.tsv").write_text("\n".join(["n\tbody", *rows, "\\N\twords"]))
+    assert r"note: values are \N, as databases write it for nothing" in notes(str(tmp_path))

@@ -154,6 +154,7 @@ def survey(source: str | list[str], most_bytes: int = MOST_BYTES) -> Survey:
         notes=(
             *_textless(read, corpus.text_field),
             *_headless(head, corpus.text_field),
+            *_escaped(head),
             *_same_opening(read.sample),
             *_passed_over(read),
         ),
@@ -261,6 +262,15 @@ def _headless(rows: Rows, text_field: str) -> Iterator[str]:
         yield (
             "the first row of a table names its fields, and here it is a text, which is lost: put "
             "names before it (docs/own-text.md)"
+        )
+
+
+def _escaped(rows: Rows) -> Iterator[str]:
+    """What databases write for nothing, beside which line breaks are escapes too."""
+    if any(value == r"\N" for row in rows for value in row.values()):
+        yield (
+            r"values are \N, as databases write it for nothing: it is read as text, and so is \n "
+            "for a line break; docs/own-text.md has the command that mends both"
         )
 
 

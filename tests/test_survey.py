@@ -302,3 +302,69 @@ def test_records_that_are_bad_are_let_be_and_told_of(tmp_path: Path, monkeypatch
     write_jsonl(tmp_path / "fine.jsonl", rows)
     assert "are bad" not in CliRunner().invoke(main, ["init", "fine.jsonl", "--out", "fine.yaml"]).output
     assert "max_quarantine" not in (tmp_path / "fine.yaml").read_text()
+
+
+def notes(source: str) -> str:
+    return "\n".join(line for line in survey(source).lines() if line.startswith("note: "))
+
+
+def test_files_without_the_text_are_named_with_what_they_have(tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", [{"text": text} for text in texts(110)])
+    assert notes(str(tmp_path)) == ""
+    (tmp_path / "labels.csv").write_text("file,label\na,b\nc,d\n")
+    assert 'no record of labels.csv has the field "text"; those of labels.csv are file, label: call' in notes(str(tmp_path))
+    (tmp_path / "labels.csv").write_text("file,label\na,b\nc,d\n" * 2)
+    lines(tmp_path / "a.jsonl", [{"text": text} for text in texts(110)] + [{"other": "a"}])
+    assert "no record of labels.csv has" in notes(str(tmp_path))
+    for number in range(4):
+        (tmp_path / f"m{number}.csv").write_text("body\nwords\n")
+    assert "no record of labels.csv, m0.csv, m1.csv and of 2 more has" in notes(str(tmp_path))
+
+
+def test_a_table_without_a_head_is_told(tmp_path: Path) -> None:
+    rows = "".join(f'{number % 2},"{text}"\n' for number, text in enumerate(texts(120)))
+    (tmp_path / "bare.csv").write_text(rows)
+    result = init(str(tmp_path / "bare.csv"), "--out", str(tmp_path / "o.yaml"))
+    assert "note: the first row of a table names its fields, and here it is a text, which is lost" in result.output
+    question = "What did you like most about this course, in your own words"
+    (tmp_path / "form.csv").write_text(f'n,"{question}"\n{rows}')
+    assert notes(str(tmp_path / "form.csv")) == ""
+
+
+def test_an_opening_that_most_documents_share_is_told(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    for number, text in enumerate(texts(120)):
+        (tmp_path / "notes" / f"{number}.md").write_text(f"---\ntitle: {number}\n---\n{text}\n")
+    assert "100% of the documents begin with the line '---'" in notes(str(tmp_path / "notes"))
+    for number, text in enumerate(texts(120)):
+        (tmp_path / "notes" / f"{number}.md").write_text(f"# {number}\n---\n{text}\n")
+    assert notes(str(tmp_path / "notes")) == ""
+
+
+def test_files_that_were_passed_over_are_said_how_to_read(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("words")
+    (tmp_path / "a.py").write_text("pass")
+    assert notes(str(tmp_path)) == ""
+    (tmp_path / "b.py").write_text("pass")
+    assert "more files were passed over than read; where .py is plain text, name it: 'folder/**/*.py'" in notes(str(tmp_path))
+    for name in ("a.pdf", "b.pdf", "c.pdf"):
+        (tmp_path / name).write_bytes(b"%PDF-1.4")
+    assert "passed over than read; take the text out of it first" in notes(str(tmp_path))
+
+
+def test_a_field_whose_name_no_file_can_hold_is_none(tmp_path: Path) -> None:
+    rows = [{"text": text, "\ud800": text * 2} for text in texts(110)]
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert survey(str(tmp_path / "l.jsonl")).fields == ("text",)
+    (tmp_path / "l.jsonl").write_text(
+        "".join(json.dumps({"body": row["text"], "\ud800": row["\ud800"]}) + "\n" for row in rows)
+    )
+    assert survey(str(tmp_path / "l.jsonl")).corpus.text_field == "body"
+
+
+def test_escapes_of_databases_are_told(tmp_path: Path) -> None:
+    rows = [f"{number}\t{text}\\nmore" for number, text in enumerate(texts(110))]
+    (tmp_path / "a.tsv").write_text("\n".join(["n\tbody", *rows]))
+    assert notes(str(tmp_path)) == ""  # it may be LaTeX
+    (tmp_path / "a.tsv").write_text("\n".join(["n\tbody", *rows, "\\N\twords"]))
+    assert r"note: values are \N, as databases write it for nothing" in notes(str(tmp_path))

@@ -8,18 +8,18 @@ import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 from jaxtyping import Int64
 
 from synthboot.config import Corpus
-from synthboot.data import documents, tokenizer
-from synthboot.data.documents import Ignored, Reject
-from synthboot.data.files import counted
-from synthboot.errors import DataError
+from synthboot.data import documents, tables, tokenizer
+from synthboot.data.documents import Ignored, Record, Reject
+from synthboot.data.files import counted, how_to_read
+from synthboot.errors import DataError, brief
 
 MOST_BYTES = 64 << 20
 """Text that is looked at; of what is longer, the head."""
@@ -36,6 +36,8 @@ _ID_FIELDS = ("id", "docid", "documentid", "uid", "uuid", "guid", "key", "doi", 
 _DEEPEST = 6
 """Levels of a record in which text is looked for."""
 _MOST = 0.9  # of the records have a field that counts as one of theirs
+_NAME_CHARACTERS = 40
+"""What is longer may be a text, where a name of a field is looked for."""
 
 Rows = Sequence[Mapping[str, object]]
 
@@ -48,7 +50,7 @@ class Survey:
     read, each text once, in tokens of a vocabulary of `vocab_size`, as estimated from
     `bytes_per_token`. `label_field` and `dates` (field, first, last) are None where there are none;
     `is_whole` says that nothing was left unread; `advice` what to do about bad records, and about
-    text that lies deeper than a field.
+    text that lies deeper than a field; `notes` what is read, but hardly as it was meant.
     """
 
     corpus: Corpus
@@ -65,6 +67,7 @@ class Survey:
     bytes_per_token: float
     scripts: dict[str, float]
     advice: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -86,10 +89,11 @@ class Survey:
         least = "" if self.is_whole else "more than "
         ids = self.corpus.id_field
         others = [field for field in self.fields if field not in (self.corpus.text_field, ids)]
+        others = [brief(field) for field in others]
         lines = [
             f"documents: {least}{len(self.lengths):,}"
             f" of {self.records:,} records ({self._losses()})",
-            f'text: field "{self.corpus.text_field}"; '
+            f'text: field "{brief(self.corpus.text_field)}"; '
             + (f'ids: field "{ids}"' if ids in self.fields else "ids: made of file and line"),
             f"other fields: {', '.join(others) or 'none'}",
             f"tokens: {least}{self.tokens:,} at a vocabulary of {self.vocab_size:,} "
@@ -102,8 +106,7 @@ class Survey:
             lines.append('dates: field "{}", {} to {}'.format(*self.dates))
         if self.label_field is not None:
             lines.append(f'labels: field "{self.label_field}"')
-        if self.advice:
-            lines.append(f"note: {self.advice}")
+        lines += [f"note: {note}" for note in (self.advice, *self.notes) if note]
         return lines
 
     def _losses(self) -> str:
@@ -122,60 +125,87 @@ def survey(source: str | list[str], most_bytes: int = MOST_BYTES) -> Survey:
     """
     head, corpus = _head(source)
     fields = tuple(dict.fromkeys(name for row in head for name in row))
-    ignored = Ignored()
-    rejects: Counter[str] = Counter()
-    seen: set[bytes] = set()
-    sizes: list[int] = []
-    sample: list[str] = []
-    records = 0
-    total = 0
-    sampled = 0
-    is_whole = True
-    for record in documents.records(corpus, ignored=ignored):
-        if total >= most_bytes:
-            is_whole = False
-            break
-        records += 1
-        document = documents.parse(record, corpus)
-        if isinstance(document, Reject):
-            rejects[document.reason] += 1
-            continue
-        raw = document.text.encode()
-        total += len(raw)
-        digest = hashlib.blake2b(raw, digest_size=16).digest()
-        if digest in seen:
-            continue
-        seen.add(digest)
-        sizes.append(len(raw))
-        if sampled < _TOKENIZED_BYTES:
-            sample.append(document.text)
-            sampled += len(raw)
-    advice = _advice(head, corpus, rejects)
-    if not sizes:
-        said = [counted(rejects) or "there are none"]
+    read = _read(corpus, most_bytes)
+    advice = _advice(head, corpus, read.rejects)
+    if not read.sizes:
+        said = [counted(read.rejects) or "there are none"]
         said += [f"fields: {', '.join(fields)}"] if fields else []
         said += [advice] if advice else []
         raise DataError(f"{_named(source)}: no record is a document: {'; '.join(said)}")
 
-    vocab_size = next((v for size, v in _VOCABULARIES if total < size), _LARGEST_VOCABULARY)
-    rate = sampled / _tokens(sample, vocab_size)
+    vocab_size = next((v for size, v in _VOCABULARIES if read.size < size), _LARGEST_VOCABULARY)
+    rate = read.sampled / _tokens(read.sample, vocab_size)
     others = [name for name in fields if name not in (corpus.text_field, corpus.id_field)]
     return Survey(
         corpus=corpus,
         fields=fields,
         label_field=next((name for name in others if _is_label(head, name)), None),
         dates=next((dates for name in others if (dates := _dates(head, name))), None),
-        records=records,
-        rejects=rejects,
-        duplicates=records - rejects.total() - len(sizes),
-        ignored=ignored,
-        is_whole=is_whole,
-        lengths=np.maximum(1, np.array(sizes) / rate).astype(np.int64),
+        records=read.records,
+        rejects=read.rejects,
+        duplicates=read.records - read.rejects.total() - len(read.sizes),
+        ignored=read.ignored,
+        is_whole=read.is_whole,
+        lengths=np.maximum(1, np.array(read.sizes) / rate).astype(np.int64),
         vocab_size=vocab_size,
         bytes_per_token=rate,
-        scripts=_scripts(sample),
+        scripts=_scripts(read.sample),
         advice=advice,
+        notes=(
+            *_textless(read, corpus.text_field),
+            *_headless(head, corpus.text_field),
+            *_escaped(head),
+            *_same_opening(read.sample),
+            *_passed_over(read),
+        ),
     )
+
+
+@dataclass
+class _Read:
+    """What was read: bytes of every text, each text once, and of `size` bytes of text altogether
+    the first `sampled` as they are. `having` are the files that have a document, `lacking` those
+    with a record that has no text, with the fields of the first."""
+
+    records: int = 0
+    size: int = 0
+    sampled: int = 0
+    is_whole: bool = True
+    sizes: list[int] = field(default_factory=list)
+    sample: list[str] = field(default_factory=list)
+    rejects: Counter[str] = field(default_factory=Counter)
+    ignored: Ignored = field(default_factory=Ignored)
+    having: set[str] = field(default_factory=set)
+    lacking: dict[str, str] = field(default_factory=dict)
+
+
+def _read(corpus: Corpus, most_bytes: int) -> _Read:
+    read = _Read()
+    seen: set[bytes] = set()
+    for record in documents.records(corpus, ignored=read.ignored):
+        if read.size >= most_bytes:
+            read.is_whole = False
+            break
+        read.records += 1
+        document = documents.parse(record, corpus)
+        if isinstance(document, Reject):
+            read.rejects[document.reason] += 1
+            if names := _without_text(record, corpus):
+                read.lacking.setdefault(record.file, names)
+            continue
+
+        read.having.add(record.file)
+        raw = document.text.encode()
+        read.size += len(raw)
+        digest = hashlib.blake2b(raw, digest_size=16).digest()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        read.sizes.append(len(raw))
+        if read.sampled < _TOKENIZED_BYTES:
+            read.sample.append(document.text)
+            read.sampled += len(raw)
+    return read
 
 
 def _tokens(texts: Sequence[str], vocab_size: int) -> int:
@@ -191,15 +221,75 @@ def _head(source: str | list[str]) -> tuple[Rows, Corpus]:
     for record in islice(documents.records(plain), _HEAD_RECORDS):
         row = documents.fields(record, plain)
         if not isinstance(row, str):
-            head.append({name: _decoded(value) for name, value in row.items()})
+            # No file can hold a setting that is no UTF-8.
+            named = {name: value for name, value in row.items() if tables.encodable(name)}
+            head.append({name: _decoded(value) for name, value in named.items()})
 
     names = dict.fromkeys(name for row in head for name in row)
     text_field = _text_field(head, list(names))
-    named = [name for name in names if name != text_field and _plainly(name) in _ID_FIELDS]
+    ids = [name for name in names if name != text_field and _plainly(name) in _ID_FIELDS]
     # what is called as the setting is by itself comes before other spellings of it
-    named.sort(key=lambda name: (_ID_FIELDS.index(_plainly(name)), name != plain.id_field))
-    id_field = next((name for name in named if _is_id(head, name)), plain.id_field)
+    ids.sort(key=lambda name: (_ID_FIELDS.index(_plainly(name)), name != plain.id_field))
+    id_field = next((name for name in ids if _is_id(head, name)), plain.id_field)
     return head, Corpus(source=source, text_field=text_field, id_field=id_field)
+
+
+def _without_text(record: Record, corpus: Corpus) -> str:
+    """The fields of a record whose text is missing; empty of another."""
+    row = documents.fields(record, corpus)
+    if isinstance(row, str) or row.get(corpus.text_field) is not None:
+        return ""
+    return ", ".join(map(brief, row))
+
+
+def _textless(read: _Read, text_field: str) -> Iterator[str]:
+    """Files none of whose records has the text."""
+    files = [file for file in read.lacking if file not in read.having]
+    if files:
+        more = f" and of {len(files) - 3:,} more" if len(files) > 3 else ""
+        yield (
+            f'no record of {", ".join(files[:3])}{more} has the field "{brief(text_field)}"; those '
+            f"of {files[0]} are {read.lacking[files[0]]}: call what has the text so in each, or "
+            f"name the other files alone"
+        )
+
+
+def _headless(rows: Rows, text_field: str) -> Iterator[str]:
+    """A field that is called by a text: the first row of a table is one where it has no head."""
+    lengths = [len(str(value)) for value in _values(rows, text_field)]
+    is_text = len(text_field) > _NAME_CHARACTERS and len(text_field) > np.quantile(lengths, 0.1)
+    if is_text:
+        yield (
+            "the first row of a table names its fields, and here it is a text, which is lost: put "
+            "names before it (docs/own-text.md)"
+        )
+
+
+def _escaped(rows: Rows) -> Iterator[str]:
+    """What databases write for nothing, beside which line breaks are escapes too."""
+    if any(value == r"\N" for row in rows for value in row.values()):
+        yield (
+            r"values are \N, as databases write it for nothing: it is read as text, and so is \n "
+            "for a line break; docs/own-text.md has the command that mends both"
+        )
+
+
+def _same_opening(texts: Sequence[str]) -> Iterator[str]:
+    """A line that most texts begin with."""
+    lines = Counter(text.lstrip().partition("\n")[0].rstrip() for text in texts)
+    line, count = lines.most_common(1)[0]
+    if count > 1 and len(texts) <= 2 * count and len(texts[0]) > len(line):
+        yield (
+            f"{count / len(texts):.0%} of the documents begin with the line {brief(line, 40)!r}: "
+            f"all heads are learned as text; take off what is none (docs/own-text.md)"
+        )
+
+
+def _passed_over(read: _Read) -> Iterator[str]:
+    """Files that were not read, where they are more than what was."""
+    passed_over = read.ignored.files
+    if max(passed_over.values(), default=0) > read.records:
+        yield f"more files were passed over than read{how_to_read(passed_over)}"
 
 
 def _named(source: str | list[str]) -> str:
@@ -251,7 +341,8 @@ def _deeper(rows: Rows, text_field: str) -> str:
     program = shlex.quote(f". + {{text: ({_lifted(path)})}}")  # a key may have a quote in it
     return (
         f"most text lies in {path}, and corpus.text_field names a field of the record itself; "
-        f"of JSON lines jq -c {program} brings it up"
+        f"of JSON lines jq -c {program} brings it up; "
+        f"docs/own-text.md makes them of Parquet"
     )
 
 

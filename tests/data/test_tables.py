@@ -2,10 +2,18 @@
 
 import csv
 import gzip
+import json
+import os
 import random
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,17 +103,21 @@ def test_a_long_text_is_one_and_too_long_a_one_is_quarantined(tmp_path: Path) ->
     ("content", "said"),
     [
         (b'id,text\n1,"one\n2,"two"\n', r"row that begins on line 2 is no row of a table: .*quote not closed"),
-        (b'id,text\n1,a\n2,"say \\"no\\""\n', r"row that begins on line 3 is no row"),
+        (b'id,text\n1,a\n2,"say \\"no\\""\n', r"row that begins on line 3 is no row.*docs/own-text\.md"),
         (b'id,text\n1,"never closed\n', r"row that begins on line 2 .*unexpected end"),
         (b"id,text\n1," + b"x" * 100_000 + b"\n", r"line 2 is longer than 12,096 bytes"),
         (b'id,text\n1,"' + b"x\n" * 50_000 + b'"\n', r"row that begins on line 2 .*field larger"),
+        (
+            "id,texte français\n1,a\n".encode("cp1252"),
+            r"names the fields is no UTF-8; .*`iconv -f WINDOWS-1252",
+        ),
         (b"id,text,text\n1,a,b\n", r"several columns are called 'text'"),
         ("id,text\n1,a\n".encode("utf-16"), r"is UTF-16 or UTF-32, not UTF-8; iconv"),
         ("id,text\n1,a\n".encode("utf-16-le"), r"is UTF-16 or UTF-32, not UTF-8; iconv"),
         (b"id,text\r1,a\r", r"carriage returns alone"),
         (b"PK\x03\x04rest", r"is a ZIP archive"),
     ],
-    ids=["not closed", "not doubled", "open", "line", "field", "twice", "UTF-16", "no mark", "old mac", "zip"],
+    ids=["not closed", "not doubled", "open", "line", "field", "Western", "twice", "UTF-16", "no mark", "old mac", "zip"],
 )
 def test_a_file_that_is_no_table_is_an_error_by_name(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "a.csv"
@@ -137,3 +149,78 @@ def test_bytes_that_are_no_table_end_in_documents_or_an_error_that_names_the_fil
         except DataError as error:
             said = str(error)
         assert str(path) in said
+
+
+TEXTS = ['"first" of all', "two\nlines, and a \\nabla", "a \\ and a\ttab", 'he said "no"', "plain"]
+
+
+def advised(about: str) -> str:
+    """The command that docs/own-text.md has below a comment."""
+    page = (Path(__file__).parents[2] / "docs" / "own-text.md").read_text("utf-8")
+    [command] = re.findall(rf"^# {re.escape(about)}.*\n(.+)$", page, re.MULTILINE)
+    return str(command)
+
+
+def enclosed(text: str) -> str:
+    for sign in '\\"\n':
+        text = text.replace(sign, f"\\{sign}")
+    return f'"{text}"'
+
+
+def bare(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+
+
+@pytest.mark.skipif(shutil.which("perl") is None, reason="runs the commands that are advised")
+@pytest.mark.parametrize(
+    ("about", "suffix", "rows", "expected"),
+    [
+        (
+            "CSV with a backslash before quotes",
+            "csv",
+            ['"id","text"', *(f"{number},{enclosed(text)}" for number, text in enumerate(TEXTS))],
+            TEXTS,
+        ),
+        (
+            "tabs between values, quotes that mean themselves, and \\n",
+            "tsv",
+            ["id\ttext\tnote", *(f"{number}\t{bare(text)}\t" for number, text in enumerate(TEXTS)), "9\t\\N\t\\N"],
+            TEXTS,
+        ),
+        (
+            "tabs between values, quotes that mean themselves, and no",
+            "tsv",
+            ["id\ttext", '0\t"first" of all', "1\ta \\nabla"],
+            ['"first" of all', "a \\nabla"],
+        ),
+        ("a CSV whose first row names no fields", "csv", ["0,one", "1,two"], ["one", "two"]),
+    ],
+    ids=["enclosed", "escaped", "bare", "no head"],
+)
+def test_what_is_advised_for_tables_of_databases_gives_their_text(
+    tmp_path: Path, about: str, suffix: str, rows: list[str], expected: list[str]
+) -> None:
+    (tmp_path / f"in.{suffix}").write_text("\n".join(rows) + "\n", "utf-8")
+    subprocess.run(["bash", "-c", advised(about)], cwd=tmp_path, check=True)
+    found = read(tmp_path / f"out.{suffix}")
+    assert [one.text for one in found if isinstance(one, Document)] == expected
+    assert [one.reason for one in found if isinstance(one, Reject)] == ["empty text"] * any("9\t" in row for row in rows)
+
+
+@pytest.mark.skipif(shutil.which("perl") is None, reason="runs the command that is advised")
+def test_what_is_advised_for_heads_takes_them_off_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    bodies = {"a.md": "one\n\n---\n\ntwo\n", "b.md": "no head\n---\nthree\n"}
+    (tmp_path / "notes" / "a.md").write_text("---\ntitle: a\n---\n\n" + bodies["a.md"])
+    (tmp_path / "notes" / "b.md").write_text(bodies["b.md"])
+    subprocess.run(["bash", "-c", advised("text files with a YAML head")], cwd=tmp_path, check=True)
+    assert [one.text for one in read(tmp_path / "notes") if isinstance(one, Document)] == list(bodies.values())
+
+
+def test_what_is_advised_for_parquet_gives_lines_of_its_rows(tmp_path: Path) -> None:
+    rows = [{"id": 1, "article": {"body": "dvě\nřádky"}}, {"id": 2, "article": None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = advised("Parquet with its text below a field")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, env={**os.environ, "PATH": path})
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == rows

@@ -70,8 +70,7 @@ _OTHER_FIELDS = "another number of fields than the first row names"
 _NOT_NARROW = "UTF-16 or UTF-32, not UTF-8"
 _ADVICE = {
     **{what: f"what is {what}: {remedy}" for _, what, remedy in _NO_TEXT},
-    _INVALID: "Western text of older programs becomes UTF-8 by `iconv -f WINDOWS-1252 -t UTF-8`, "
-    "other text by the name of its encoding (GB18030, SHIFT_JIS, WINDOWS-1251)",
+    _INVALID: tables.TO_UTF8,
     _OTHER_FIELDS: "a row of a table has as many fields as its first row names; a text with the "
     "delimiter in it stands in quotes",
     _NOT_NARROW: "`iconv -f UTF-16 -t UTF-8` makes it UTF-8 (or -f UTF-32)",
@@ -209,7 +208,7 @@ def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
         return reject(problem)
     if identifier is None:
         return reject(f'"{cfg.id_field}" is neither a string nor a number')
-    if not _encodable(identifier):
+    if not tables.encodable(identifier):
         return reject(f'"{cfg.id_field}" holds lone surrogates')
 
     metadata = dict(row)
@@ -254,7 +253,7 @@ def _text_problem(text: str, cfg: config.Corpus) -> str | None:
     """What keeps a text from being a document, or None."""
     if not text.replace("\0", "").strip():
         return "empty text"
-    if not _encodable(text):
+    if not tables.encodable(text):
         return "text holds lone surrogates"
     if len(text.encode()) > cfg.max_document_bytes:
         return _too_long(cfg)
@@ -335,15 +334,6 @@ def _string(value: object) -> str | None:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     return value if isinstance(value, str) else None
-
-
-def _encodable(text: str) -> bool:
-    """Whether a text can be written: JSON escapes can spell half a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _too_long(cfg: config.Corpus) -> str:

@@ -115,8 +115,7 @@ def find(
         if is_empty:
             passed_over = ignored - before
             holds = f"; it holds {counted(passed_over)}" if passed_over else ""
-            most = max(passed_over, key=lambda what: passed_over[what], default="")
-            advice = _ADVICE.get(f".{most.rpartition('.')[2]}", "")
+            advice = how_to_read(passed_over)
             raise DataError(
                 f"{setting}: {item}{seen_from(item)}: no such file, or nothing in it that can be "
                 f"read{holds}; known are {KNOWN}{advice}"
@@ -127,6 +126,16 @@ def find(
     for (path, _, kind), name in zip(by_target.values(), names, strict=True):
         result.append(SourceFile(path, name, kind))
     return result, ignored
+
+
+def how_to_read(passed_over: Mapping[str, int]) -> str:
+    """What to do about most of the files that were passed over, to stand after what is said of
+    them; empty where nothing can be done."""
+    most = max(passed_over, key=lambda what: passed_over[what], default="")
+    suffix = f".{most.rpartition('.')[2]}"
+    if suffix in _ADVICE:
+        return _ADVICE[suffix]
+    return f"; where {most} is plain text, name it: 'folder/**/*{most}'" if "." in most else ""
 
 
 def seen_from(path: str | Path) -> str:

@@ -25,6 +25,12 @@ _BOM = b"\xef\xbb\xbf"
 _DELIMITERS = ",;|"
 _UNREADABLE = object()
 
+TO_UTF8 = (
+    "Western text of older programs becomes UTF-8 by `iconv -f WINDOWS-1252 -t UTF-8`, other text "
+    "by the name of its encoding (GB18030, SHIFT_JIS, WINDOWS-1251)"
+)
+"""What to do about text that is no UTF-8."""
+
 
 def delimited(
     stream: io.BufferedReader,
@@ -38,8 +44,9 @@ def delimited(
 
     The delimiter is a tab, comma, semicolon or bar, whichever the first row has, a tab before all,
     or the one that a line `sep=;` before it says, as spreadsheets write it. A value that is no
-    UTF-8 comes as bytes where it is needed. Lines and fields of more than `longest` bytes, and
-    quotes that do not match, after which nobody knows where a row begins, raise DataError.
+    UTF-8 comes as bytes where it is needed. Lines and fields of more than `longest` bytes, names of
+    fields that are no UTF-8, and quotes that do not match, after which nobody knows where a row
+    begins, raise DataError.
 
     Source: RFC 4180.
     """
@@ -68,8 +75,9 @@ def delimited(
     except csv.Error as error:
         raise DataError(
             f"{path}: the row that begins on line {line:,} is no row of a table: {error}; is a "
-            f"quote not closed, or one inside of a field not doubled? (a field may be 8 times as "
-            f"long as corpus.max_document_bytes)"
+            f"quote not closed, or one inside of a field not doubled? What has a backslash before "
+            f"it instead, or means itself, as databases write it, is mended by the commands in "
+            f"docs/own-text.md (a field may be 8 times as long as corpus.max_document_bytes)"
         ) from None
 
 
@@ -110,6 +118,8 @@ def _names(values: Sequence[str], path: Path | Url, needed: Collection[str]) -> 
     names: list[str] = []
     for place, value in enumerate(values, 1):
         name = value.strip() or f"column {place}"
+        if not encodable(name):
+            raise DataError(f"{path}: the row that names the fields is no UTF-8; {TO_UTF8}")
         if name in names and name in needed:
             raise DataError(f"{path}: several columns are called {name!r}; name one of them so")
         names.append(f"{name} (column {place})" if name in names else name)
@@ -124,16 +134,23 @@ def _row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name, value in zip(names, values, strict=True):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            if name in needed:
-                row[name] = value.encode("utf-8", "surrogateescape")
-            else:
-                unread[name] += 1
-            continue
-        row[name] = value
+        if encodable(value):
+            row[name] = value
+        elif name in needed:
+            row[name] = value.encode("utf-8", "surrogateescape")
+        else:
+            unread[name] += 1
     return row
+
+
+def encodable(text: str) -> bool:
+    """Whether a text can be written as UTF-8: halves of surrogate pairs cannot, which JSON escapes
+    spell, and which stand here for bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parquet(

@@ -26,9 +26,8 @@ def main() -> None:
         for theirs in ("sbp", "self", "random"):
             found = here[ours].against(there[theirs], tokens)
             seeds = len(set(here[ours].seeds) & set(there[theirs].seeds))
-            print(
-                f"| {ours} | {theirs} | {found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f}) | {found.p:.2g} | {seeds} |"
-            )
+            difference = f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+            print(f"| {ours} | {theirs} | {difference} | {found.p:.2g} | {seeds} |")
 
 
 if __name__ == "__main__":

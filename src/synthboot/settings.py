@@ -52,7 +52,7 @@ READ_BY_FILTER = ("embed", "analyze.judge_cases")
 READS: Mapping[str, tuple[str, ...]] = {
     "corpus": ("corpus", "budget.unique_tokens", "model.init_from"),
     "embed": ("embed", "seed"),
-    # canaries lie in the corpus, and are left out of what is calibrated: earlier pairs had them in it
+    # canaries are left out of what is calibrated, where earlier pairs had them in it
     "pair": ("pair", "corpus.canaries.count", "seed"),
     "base": _TRAINING,
     "tune": ("tune", "model.seq_len", "optim.precision", "seed"),

@@ -134,10 +134,11 @@ def test_fewer_hours_mean_less_text_and_an_oracle_that_has_the_rest(tmp_path: Pa
     monkeypatch.setattr("synthboot.runner.machines.core_flops", lambda _: 1e9)
     found = survey(lines(tmp_path / "l.jsonl", [{"text": text} for text in texts(1_000)]))
     plenty = propose(found, "mine", 1_000)
-    little = propose(found, "mine", plenty.hours / 6)
-    assert little.hours <= plenty.hours / 6
+    little = propose(found, "mine", plenty.hours / 10)
+    assert little.hours <= plenty.hours / 10
     assert little.unique_tokens < plenty.unique_tokens
-    for made, arms in ((plenty, ["repetition", "sbp", "self", "random"]), (little, ["repetition", "sbp", "self", "oracle"])):
+    least = ["repetition", "sbp", "self"]
+    for made, arms in ((plenty, [*least, "random", "ensemble", "distill"]), (little, [*least, "oracle"])):
         path = tmp_path / f"{made.unique_tokens}.yaml"
         path.write_text(made.text)
         assert list(loading.load(path).arms) == arms
@@ -148,13 +149,14 @@ def test_hours_that_are_left_go_into_what_makes_a_result(tmp_path: Path, monkeyp
     monkeypatch.setattr("synthboot.runner.machines.core_flops", lambda _: 1e9)
     found = survey(lines(tmp_path / "l.jsonl", [{"text": text} for text in texts(1_000)]))
     made = set()
-    for hours in np.geomspace(3, 60, 30):
+    for hours in np.geomspace(3, 200, 36):
         proposed = propose(found, "mine", hours)
         (tmp_path / "mine.yaml").write_text(proposed.text)
         cfg = loading.load(tmp_path / "mine.yaml")
-        made.add((bool(cfg.arms["repetition"].sweep), len(cfg.pretrain.seeds), "random" in cfg.arms))
+        made.add((bool(cfg.arms["repetition"].sweep), len(cfg.pretrain.seeds), "random" in cfg.arms, "distill" in cfg.arms))
         assert proposed.hours <= hours
-    assert made == {(False, 3, False), (True, 3, False), (True, 5, False), (True, 5, True)}
+    steps = [(False, 3, False), (True, 3, False), (True, 5, False), (True, 5, True)]
+    assert made == {*((*step, False) for step in steps), (*steps[-1], True)}
 
 
 def test_more_hours_than_were_asked_for_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,9 @@ TOKENS_A_PARAMETER = 10
 _ROOMS = (128, 256, 384, 512, 1_024)
 _LEAST_TOKENS = 20_000
 _MOST_TUNING = 10_000_000
-_RIGOR = 3
-"""Steps of what is added while there is time: repetition is tuned, five seeds, random pairs."""
+_RIGOR = 4
+"""Steps of what is added while there is time: repetition is tuned, five seeds, random pairs, an
+ensemble and what it teaches."""
 
 
 @dataclass(frozen=True)
@@ -189,14 +190,22 @@ def _arms(is_cut: bool, rigor: int) -> list[str]:
     random = "random: {synthetic: random_pairs, share: 0.5}"
     if rigor >= 3:
         arms[random] = "is it this relation, or tuning on any two documents?"
+    ensemble = "ensemble: {ensemble: 3}"
+    distill = "distill: {distill: ensemble}"
+    if rigor >= 4:
+        arms[ensemble] = "what do three models of the real text know together?"
+        arms[distill] = "and one model that they teach?"
     if is_cut:
         arms["oracle: {unique_tokens: all}"] = "all the text there is"
 
     lines = [f"  # {about}\n  {arm}" for arm, about in arms.items()]
     if rigor < 1:
         lines.append(f"  # with more time a rival that is tuned: repetition: {{{tuned}}}")
-    if rigor < _RIGOR:
+    if rigor < 3:
         lines.append(f"  # and another control: {random}")
+    if rigor < 4:
+        lines.append("  # and where compute buys most without a relation (docs/will-it-work.md):")
+        lines += [f"  # {ensemble}", f"  # {distill}"]
     return lines
 
 

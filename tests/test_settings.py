@@ -183,6 +183,13 @@ def test_a_judge_in_a_folder_is_known_by_its_files(tmp_path: Path) -> None:
     assert {name for name in before if before[name] != after[name]} == {"analyze", "report"}
 
 
+def test_pairs_with_canaries_are_known_from_those_that_canaries_had_a_part_in(tmp_path: Path) -> None:
+    plain = loading.load(world_config(tmp_path))
+    for count, known in ((0, {}), (3, {"corpus.canaries.count": 3})):
+        reads = recipes.units(replaced(plain, "corpus.canaries.count", count))["pair/related"].reads
+        assert {name: value for name, value in reads.items() if "canaries" in name} == known
+
+
 def test_models_and_texts_are_known_by_the_words_that_finished_folders_have() -> None:
     """By another word, or one more, all that users have made would be stale."""
     recipe = config.Arm(synthetic="related", share=0.5)

@@ -79,6 +79,15 @@ def test_canaries_have_no_part_in_what_is_calibrated_or_held_out() -> None:
     assert told.alpha == pytest.approx(beside.chosen.alpha)
 
 
+def test_a_document_that_a_canary_resembles_has_no_neighbour_there_that_counts() -> None:
+    fields = Fields(canary=np.array([False, True, False]))
+    score = np.array([[0.9, 0.5], [0.4, 0.3]], np.float32)
+    left = fields.without(np.array([[1, 2], [0, -1]]), score)
+    assert left.tolist() == np.array([[-np.inf, 0.5], [0.4, 0.3]], np.float32).tolist()
+    assert fields.docs(3).tolist() == [0, 2]
+    assert Fields().without(np.array([[1, 2], [0, -1]]), score) is score
+
+
 def test_validation_pairs_lead_from_d_pretrain_to_validation_documents() -> None:
     pairs, vectors, other, _ = made()
     found = pairs.only(VALIDATION)

@@ -191,15 +191,21 @@ def _head(source: str | list[str]) -> tuple[Rows, Corpus]:
     for record in islice(documents.records(plain), _HEAD_RECORDS):
         row = documents.fields(record, plain)
         if not isinstance(row, str):
-            head.append({name: _decoded(value) for name, value in row.items()})
+            named = filter(_can_be_named, row)
+            head.append({name: _decoded(row[name]) for name in named})
 
     names = dict.fromkeys(name for row in head for name in row)
     text_field = _text_field(head, list(names))
-    named = [name for name in names if name != text_field and _plainly(name) in _ID_FIELDS]
+    ids = [name for name in names if name != text_field and _plainly(name) in _ID_FIELDS]
     # what is called as the setting is by itself comes before other spellings of it
-    named.sort(key=lambda name: (_ID_FIELDS.index(_plainly(name)), name != plain.id_field))
-    id_field = next((name for name in named if _is_id(head, name)), plain.id_field)
+    ids.sort(key=lambda name: (_ID_FIELDS.index(_plainly(name)), name != plain.id_field))
+    id_field = next((name for name in ids if _is_id(head, name)), plain.id_field)
     return head, Corpus(source=source, text_field=text_field, id_field=id_field)
+
+
+def _can_be_named(field: str) -> bool:
+    """Whether a configuration can name a field: JSON may spell half a surrogate pair."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in field)
 
 
 def _named(source: str | list[str]) -> str:

@@ -72,7 +72,7 @@ def test_a_configuration_for_lines_whose_text_has_another_name(tmp_path: Path) -
 
 
 def test_it_is_said_where_documents_are_longer_than_what_is_learned_of_them(tmp_path: Path) -> None:
-    short, long = ([" ".join(texts(many)[:many]) + f" {i}" for i in range(120)] for many in (1, 400))
+    short, long = ([" ".join(texts(many)) + f" {i}" for i in range(120)] for many in (1, 50))
     for name, written in (("short", short), ("long", long)):
         result = init(lines(tmp_path / f"{name}.jsonl", [{"text": text} for text in written]), "--out", str(tmp_path / name))
         assert result.exit_code == 0, result.output

@@ -325,7 +325,7 @@ def test_a_setting_given_twice_on_the_command_line_is_an_error() -> None:
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     for path, message in [
-        (tmp_path, "is a folder, not a file; put the settings into a file"),
+        (tmp_path, "is a folder, not a file; name a YAML file"),
         (tmp_path / "none.yaml", "no such file"),
         (tmp_path / ("x" * 300), "."),
         ("/dev/zero", "is a device, not a file"),

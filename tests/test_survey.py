@@ -72,7 +72,7 @@ def test_a_configuration_for_lines_whose_text_has_another_name(tmp_path: Path) -
 
 
 def test_it_is_said_where_documents_are_longer_than_what_is_learned_of_them(tmp_path: Path) -> None:
-    short, long = ([" ".join(texts(many)[:many]) + f" {i}" for i in range(120)] for many in (1, 400))
+    short, long = ([" ".join(texts(many)) + f" {i}" for i in range(120)] for many in (1, 50))
     for name, written in (("short", short), ("long", long)):
         result = init(lines(tmp_path / f"{name}.jsonl", [{"text": text} for text in written]), "--out", str(tmp_path / name))
         assert result.exit_code == 0, result.output
@@ -229,6 +229,23 @@ def test_fields_are_called_as_they_are_whatever_is_in_their_names(tmp_path: Path
     assert result.exit_code == 0, result.output
     cfg = loading.load(tmp_path / "o.yaml")
     assert (cfg.corpus.text_field, cfg.corpus.id_field, cfg.pair.label_field) == (text, number, label)
+
+
+def test_fields_that_no_configuration_can_name_are_none(tmp_path: Path) -> None:
+    odd, kind = "\udcf6", "\udcf7"
+    rows = [{"id": i, odd: written * 2, kind: ("a", "b")[i % 2], "body": written} for i, written in enumerate(texts(120))]
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = init(str(tmp_path / "l.jsonl"), "--out", str(tmp_path / "o.yaml"))
+    assert result.exit_code == 0, result.output
+    cfg = loading.load(tmp_path / "o.yaml")
+    assert (cfg.corpus.text_field, cfg.pair.label_field) == ("body", None)
+
+
+def test_files_without_text_among_others_are_told_how_to_be_left_out(tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", [{"text": written} for written in texts(120)])
+    (tmp_path / "about.csv").write_text("name,year\nx,1\n")
+    assert "leaves out files that have no text" in survey(str(tmp_path)).advice
+    assert not survey(str(tmp_path / "*.jsonl")).advice
 
 
 def survey_refused(source: str) -> str:

@@ -46,7 +46,7 @@ def read(path: str | Path) -> tuple[Value, dict[KeyPath, int]]:
             raise ConfigError(f"{path}: no such file; the shipped ones are in configs/")
         what = irregular(file.stat().st_mode)
         if what:
-            raise ConfigError(f"{path}: {what}; put the settings into a file, which is read again")
+            raise ConfigError(f"{path}: {what}; name a YAML file, which can be read again")
         with open(file, "rb") as stream:
             # One byte more than allowed tells whether there is more.
             content = stream.read(MAX_BYTES + 1)

@@ -115,6 +115,7 @@ def test_other_text_is_read_where_it_is_named_by_its_suffix_or_by_itself(tmp_pat
     assert names(tmp_path / "*" / "*.py.gz") == ["deep/d.py.gz"]
     assert names(tmp_path / "*.[tp]*") == names(tmp_path / "*.*") == ["f.txt"]  # no suffix is named
     assert names(tmp_path / "README") == ["README"]
+    assert names(tree(tmp_path / "folder.py", "h.py", "i.txt")) == ["i.txt"]  # a folder is no pattern
     assert {found.kind for found in files.find([str(tmp_path / "README"), str(tmp_path / "*.py")])[0]} == {"text"}
 
 

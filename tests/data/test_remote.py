@@ -165,6 +165,16 @@ def test_an_object_server(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         server.stop()
 
 
+def test_other_text_is_read_where_its_address_names_it(memory: str) -> None:
+    system = fsspec.filesystem("memory")
+    for name in ("notes.py/README", "notes.py/a.py", "notes.py/b.txt"):
+        system.pipe(f"/{name}", b"words\n")
+    sources = {
+        source: [file.name for file in files.find(f"memory://notes.py{source}")[0]] for source in ("", "/README", "/*.py")
+    }
+    assert sources == {"": ["b.txt"], "/README": ["README"], "/*.py": ["a.py"]}
+
+
 def test_marks_of_a_web_address_are_letters_of_any_other_name(disk: Path, memory: str) -> None:
     odd = disk / "odd #1"
     odd.mkdir()

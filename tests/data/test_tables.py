@@ -39,9 +39,21 @@ def read(path: Path, ignored: Ignored | None = None, **settings: Any) -> list[Do
         b'id\ttext\n1\t"jedna, dv\xc4\x9b\ndva"\n',
         b'id\ttext\tplace, date, and more\n1\t"jedna, dv\xc4\x9b\ndva"\t\n',
         b'\n id , text \n\n1,"jedna, dv\xc4\x9b\ndva"\n\n',
+        b'\r\n  \r\nid;text\r\n1;"jedna, dv\xc4\x9b\ndva"\r\n  \r\n',
+        b'id;text;"a, b, c"\n1;"jedna, dv\xc4\x9b\ndva";\n;;\n',
         b'id|text|\n1|"jedna, dv\xc4\x9b\ndva"|x',
     ],
-    ids=["comma", "spreadsheet", "said", "tabs", "commas in a head of tabs", "blanks", "bars"],
+    ids=[
+        "comma",
+        "spreadsheet",
+        "said",
+        "tabs",
+        "commas in a head of tabs",
+        "blanks",
+        "blanks and semicolons",
+        "commas in quotes",
+        "bars",
+    ],
 )
 def test_a_row_is_a_document(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -69,6 +81,12 @@ def test_lines_are_those_of_the_file_and_ids_are_made_of_them(tmp_path: Path) ->
     path = tmp_path / "a.csv"
     path.write_text('sep=,\nname,text\nx,"one\ntwo"\n\ny,three\n')
     assert [document.id for document in read(path) if isinstance(document, Document)] == ["a.csv:3", "a.csv:6"]
+
+
+def test_lines_are_counted_from_the_head_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("\n\nname;text\nx;one\n;\ny;two\n")
+    assert [document.id for document in read(path) if isinstance(document, Document)] == ["a.csv:4", "a.csv:6"]
 
 
 def test_a_bad_row_costs_itself_and_says_where_and_why(tmp_path: Path) -> None:
@@ -102,7 +120,7 @@ def test_a_long_text_is_one_and_too_long_a_one_is_quarantined(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'id,text\n1,"one\n2,"two"\n', r"row that begins on line 2 is no row of a table: .*quote not closed"),
+        (b'id,text\n1,"one\n2,"two"\n', r"row that begins on line 2 is no row of a table .*quote not closed"),
         (b'id,text\n1,a\n2,"say \\"no\\""\n', r"row that begins on line 3 is no row.*docs/own-text\.md"),
         (b'id,text\n1,"never closed\n', r"row that begins on line 2 .*unexpected end"),
         (b"id,text\n1," + b"x" * 100_000 + b"\n", r"line 2 is longer than 12,096 bytes"),
@@ -115,9 +133,25 @@ def test_a_long_text_is_one_and_too_long_a_one_is_quarantined(tmp_path: Path) ->
         ("id,text\n1,a\n".encode("utf-16"), r"is UTF-16 or UTF-32, not UTF-8; iconv"),
         ("id,text\n1,a\n".encode("utf-16-le"), r"is UTF-16 or UTF-32, not UTF-8; iconv"),
         (b"id,text\r1,a\r", r"carriage returns alone"),
+        (b'id,text\r1,"a\nb"\r', r"carriage return stands in it .*tr '\\r' '\\n'"),
+        (b'"id\n(number)";text\n1;a\n', r"whose delimiter is ','"),
         (b"PK\x03\x04rest", r"is a ZIP archive"),
     ],
-    ids=["not closed", "not doubled", "open", "line", "field", "Western", "twice", "UTF-16", "no mark", "old mac", "zip"],
+    ids=[
+        "not closed",
+        "not doubled",
+        "open",
+        "line",
+        "field",
+        "Western",
+        "twice",
+        "UTF-16",
+        "no mark",
+        "old mac",
+        "old mac, lines in it",
+        "delimiter",
+        "zip",
+    ],
 )
 def test_a_file_that_is_no_table_is_an_error_by_name(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "a.csv"

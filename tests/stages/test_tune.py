@@ -51,17 +51,24 @@ def test_a_tuning_that_goes_on_does_not_measure_again_what_d1_is_worth_untuned(
     assert result.conditioning == finished.conditioning
 
 
-@pytest.mark.parametrize("is_short", [True, False])
-def test_it_is_said_where_rows_have_no_room_for_most_of_d2(tiny: dict[str, Any], tmp_path: Path, is_short: bool) -> None:
+@pytest.mark.parametrize(
+    ("seq_len", "conditional", "said"),
+    [
+        (None, True, []),
+        (16, True, ["rows of 16 tokens, d1 and d2 together, have room for"]),
+        (16, False, ["rows of 16 tokens have room for"]),
+    ],
+)
+def test_it_is_said_where_rows_have_no_room_for_most_of_d2(
+    tiny: dict[str, Any], tmp_path: Path, seq_len: int | None, conditional: bool, said: list[str]
+) -> None:
     base, pairs, tokens = read(tiny)
     cfg = loading.load(tiny)
-    if is_short:
-        cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"seq_len": 16})})
+    if seq_len is not None:
+        cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"seq_len": seq_len})})
     told: list[str] = []
-    tune.tune(cfg, base, pairs, *tokens, tmp_path, note=told.append)
-    said = [words for words in told if "have room for" in words]
-    assert len(said) == is_short
-    assert not is_short or "rows of 16 tokens" in said[0]
+    tune.tune(cfg, base, pairs, *tokens, tmp_path, conditional=conditional, note=told.append)
+    assert [words.partition(" for ")[0] + " for" for words in told if "have room for" in words] == said
 
 
 def test_no_more_of_a_step_is_in_memory_than_was_asked_for(

@@ -220,7 +220,10 @@ def parse(record: Record, cfg: config.Corpus) -> Document | Reject:
 def advice(reasons: Iterable[str], cfg: config.Corpus) -> str:
     """What to do about records that `parse` has refused for these reasons, as far as that is known;
     empty where it is not."""
-    named = "corpus.text_field names the field that has the text (where it is null there is none)"
+    named = (
+        "corpus.text_field names the field that has the text (where it is null there is none); a "
+        "pattern as source, such as 'folder/**/*.txt', leaves out files that have no text"
+    )
     known = {**_ADVICE, _no_field(cfg): named}
     return "; ".join(known[reason] for reason in reasons if reason in known)
 

@@ -43,9 +43,9 @@ TABLES = (".csv", ".tsv")
 TEXT = (".txt", ".text", ".md")
 COMPRESSED = (".gz", ".zst")
 KNOWN = (
-    ".jsonl, .ndjson, .json, .csv, .tsv, .txt, .text, .md (all of them plain, .gz or .zst), "
-    ".parquet, a saved Hugging Face dataset, hub:owner/name, all of them but datasets at a URL "
-    "too; other text where it is named by its suffix (folder/**/*.tex)"
+    ".jsonl, .jsonlines, .ndjson, .json, .csv, .tsv, .txt, .text, .md (all of them plain, .gz or "
+    ".zst), .parquet, a saved Hugging Face dataset, hub:owner/name, all of them but datasets at a "
+    "URL too; other text where it is named by its suffix (folder/**/*.tex)"
 )
 
 _TAKE_OUT = "; take the text out of it first, a .txt for each document"
@@ -71,6 +71,7 @@ FREE_EXPANSION = 4 << 20
 
 _DATASET = ("dataset_info.json", "dataset_dict.json")
 """What a folder holds that is a saved dataset."""
+_WILDCARDS = "*?["
 _SPECIAL = "broken link, pipe or device"
 
 
@@ -173,7 +174,7 @@ def kind_of(path: Path | Url) -> Kind | None:
 
 
 def _as_text(path: Path | Url, item: str) -> Kind | None:
-    """`text` for a file of an unknown kind that the item names by its suffix, or by itself."""
+    """`text` for a file of an unknown kind that the item names by itself, or by its suffix."""
     if isinstance(path, Path) and path.is_dir():
         return None
     name = path.name.lower()
@@ -183,10 +184,19 @@ def _as_text(path: Path | Url, item: str) -> Kind | None:
     if suffix in _ADVICE or (is_packed and not suffix):
         return None
 
+    if isinstance(path, Url):
+        is_item = path.parts == Url(item, 0, "").parts
+    else:
+        is_item = path == Path(item)
+    return "text" if is_item or _names_suffix(item, name) else None
+
+
+def _names_suffix(item: str, name: str) -> bool:
+    """Whether the item is a pattern, and no folder, that ends in the suffix of this name."""
     asked = Path(item).suffix.lower()
-    by_suffix = asked and not set(asked) & set("*?") and fnmatchcase(name, f"*{asked}")
-    by_itself = isinstance(path, Path) and path == Path(item)
-    return "text" if by_suffix or by_itself else None
+    is_pattern = any(wildcard in item for wildcard in _WILDCARDS)
+    is_suffix = bool(asked) and not set(asked) & set("*?")
+    return is_pattern and is_suffix and fnmatchcase(name, f"*{asked}")
 
 
 def counted(counts: Mapping[str, int], most: int = 4) -> str:
@@ -475,7 +485,7 @@ def _matches(pattern: Path, ignored: Counter[str]) -> Iterator[tuple[Path, int]]
     parts = pattern.parts
     fixed = len(parts)  # parts before the first with a wildcard: the source, which names leave out
     for i, part in enumerate(parts):
-        if any(wildcard in part for wildcard in "*?["):
+        if any(wildcard in part for wildcard in _WILDCARDS):
             fixed = i
             break
     # From `**` on, folders are walked here and not by glob.

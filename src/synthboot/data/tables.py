@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -42,43 +43,63 @@ def delimited(
     """The rows of a CSV or TSV file, each with the line that it begins on; None for a row with
     another number of fields than the first, which names them.
 
-    The delimiter is a tab, comma, semicolon or bar, whichever the first row has, a tab before all,
-    or the one that a line `sep=;` before it says, as spreadsheets write it. A value that is no
-    UTF-8 comes as bytes where it is needed. Lines and fields of more than `longest` bytes, names of
-    fields that are no UTF-8, and quotes that do not match, after which nobody knows where a row
-    begins, raise DataError.
+    The delimiter is a tab, comma, semicolon or bar, whichever the first row has outside of quotes,
+    a tab before all, or the one that a line `sep=;` before it says, as spreadsheets write it.
+    Blank lines are no rows, nor are rows of blank fields, as spreadsheets leave them below a table.
+    A value that is no UTF-8 comes as bytes where it is needed. Lines and fields of more than
+    `longest` bytes, names of fields that are no UTF-8, and quotes that do not match, after which
+    nobody knows where a row begins, raise DataError.
 
     Source: RFC 4180.
     """
     lines = _Lines(stream, path, longest)
-    first = next(lines, "")
-    said = first.startswith("sep=") and len(first.strip("\r\n")) == len("sep=;")
-    if said:
-        mark = first[len("sep=")]
+    first = next((line for line in lines if line.strip()), "")
+    is_said = first.startswith("sep=") and len(first.strip("\r\n")) == len("sep=;")
+    if is_said:
+        delimiter = first[len("sep=")]
     else:
-        mark = "\t" if "\t" in first else max(_DELIMITERS, key=first.count)
+        delimiter = _delimiter(first)
         lines.again = first
+    before = lines.number if is_said else lines.number - 1  # lines that the reader does not get
 
     csv.field_size_limit(longest)
-    reader = csv.reader(lines, delimiter=mark, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     names: list[str] = []
-    line = 1 + said
+    line = before + 1
     try:
         for values in reader:
-            if not names:
+            is_filled = any(map(str.strip, values))
+            if is_filled and names:
+                fits = len(values) == len(names)
+                yield line, _row(names, values, needed, unread) if fits else None
+            elif is_filled:
                 names = _names(values, path, needed)
-            elif len(values) == len(names):
-                yield line, _row(names, values, needed, unread)
-            elif values:  # none on a blank line
-                yield line, None
-            line = 1 + said + reader.line_num
+            line = before + reader.line_num + 1
     except csv.Error as error:
         raise DataError(
-            f"{path}: the row that begins on line {line:,} is no row of a table: {error}; is a "
-            f"quote not closed, or one inside of a field not doubled? What has a backslash before "
-            f"it instead, or means itself, as databases write it, is mended by the commands in "
-            f"docs/own-text.md (a field may be 8 times as long as corpus.max_document_bytes)"
+            f"{path}: the row that begins on line {line:,} is no row of a table whose delimiter is "
+            f"{delimiter!r}: {_reason(error)}"
         ) from None
+
+
+def _delimiter(first: str) -> str:
+    """The delimiter that a first row has; one in quotes belongs to a name."""
+    bare = re.sub(r'"[^"]*"?', "", first)
+    return "\t" if "\t" in bare else max(_DELIMITERS, key=bare.count)
+
+
+def _reason(error: csv.Error) -> str:
+    if "new-line" in str(error):
+        return (
+            "a carriage return stands in it that is in no quotes and ends no line; where rows end "
+            "in carriage returns alone, tr '\\r' '\\n' mends them"
+        )
+    return (
+        f"{error}; is a quote not closed, or one inside of a field not doubled? What has a "
+        f"backslash before it instead, or means itself, as databases write it, is mended by the "
+        f"commands in docs/own-text.md (a field may be 8 times as long as "
+        f"corpus.max_document_bytes)"
+    )
 
 
 class _Lines:
@@ -86,10 +107,12 @@ class _Lines:
 
     def __init__(self, stream: io.BufferedReader, path: Path | Url, longest: int) -> None:
         self.again = ""
+        """A line to come once more."""
+        self.number = 0
+        """Of the last line that was read, from 1."""
         self._stream = stream
         self._path = path
         self._longest = longest
-        self._number = 0
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -101,13 +124,13 @@ class _Lines:
         content = self._stream.readline(self._longest)
         if not content:
             raise StopIteration
-        self._number += 1
+        self.number += 1
         if len(content) == self._longest and not content.endswith(b"\n"):
             raise DataError(
-                f"{self._path}: line {self._number:,} is longer than {self._longest:,} bytes, "
+                f"{self._path}: line {self.number:,} is longer than {self._longest:,} bytes, "
                 f"8 times corpus.max_document_bytes"
             )
-        if self._number == 1:
+        if self.number == 1:
             content = content.removeprefix(_BOM)
         return content.decode("utf-8", "surrogateescape")
 

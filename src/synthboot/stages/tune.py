@@ -96,8 +96,8 @@ def tune(
     """The synthesizer, its best checkpoint in `folder/best`.
 
     `start` is base's best checkpoint, if any, or an external model; `tokenizer` is its own, and
-    `corpus` and `validation` are in its tokens. `note` is told before tuning where it does not read
-    d1. Without `conditional` d1 is left out of every pair.
+    `corpus` and `validation` are in its tokens. `note` is told before tuning what will be hard
+    to learn. Without `conditional` d1 is left out of every pair.
 
     Raises DataError where there are no pairs to stop by.
     """
@@ -243,9 +243,10 @@ def _warn(
             f"(docs/will-it-work.md)"
         )
     if plan.kept_share < LEAST_KEPT:
+        both = "" if plan.form.separator is None else ", d1 and d2 together,"
         note(
-            f"rows of {plan.seq_len:,} tokens, d1 and d2 together, have room for "
-            f"{plan.kept_share:.0%} of d2: of long documents the synthesizer learns to write the "
+            f"rows of {plan.seq_len:,} tokens{both} have room for {plan.kept_share:.0%} of what d2 "
+            f"holds: of long documents the synthesizer learns to write the "
             f"beginning alone; raise the context length, or cut them into parts (docs/own-text.md)"
         )
 

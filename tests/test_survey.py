@@ -371,16 +371,6 @@ def test_files_that_were_passed_over_are_said_how_to_read(tmp_path: Path) -> Non
     assert "passed over than read; take the text out of it first" in notes(str(tmp_path))
 
 
-def test_a_field_whose_name_no_file_can_hold_is_none(tmp_path: Path) -> None:
-    rows = [{"text": text, "\ud800": text * 2} for text in texts(110)]
-    (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert survey(str(tmp_path / "l.jsonl")).fields == ("text",)
-    (tmp_path / "l.jsonl").write_text(
-        "".join(json.dumps({"body": row["text"], "\ud800": row["\ud800"]}) + "\n" for row in rows)
-    )
-    assert survey(str(tmp_path / "l.jsonl")).corpus.text_field == "body"
-
-
 def test_escapes_of_databases_are_told(tmp_path: Path) -> None:
     rows = [f"{number}\t{text}\\nmore" for number, text in enumerate(texts(110))]
     (tmp_path / "a.tsv").write_text("\n".join(["n\tbody", *rows]))

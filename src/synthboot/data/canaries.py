@@ -44,7 +44,9 @@ def draw(
         vocabulary.update(words(text))
     known = sorted(vocabulary)  # a set has no order
 
-    copies = np.repeat([*cfg.copies, 0], [*[cfg.count] * len(cfg.copies), cfg.candidates])
+    numbers = [*cfg.copies, 0]
+    times = [cfg.count] * len(cfg.copies) + [cfg.candidates]
+    copies = np.repeat(numbers, times)
     # with a hundred times as many as are drawn, hardly any is drawn twice
     if len(known) ** cfg.words < 100 * len(copies):
         raise DataError(
@@ -55,7 +57,8 @@ def draw(
     random = rng(cfg.seed, "corpus.canaries")
     drawn: dict[str, None] = {}
     while len(drawn) < len(copies):
-        drawn[" ".join(known[i] for i in random.integers(len(known), size=cfg.words))] = None
+        chosen = random.integers(len(known), size=cfg.words)
+        drawn[" ".join(known[i] for i in chosen)] = None
     return [Canary(text, count) for text, count in zip(drawn, copies.tolist(), strict=True)]
 
 
